@@ -1,0 +1,12 @@
+//! `kfp-creds` puts a GCE-compatible metadata server on a Docker network, attaches every container of a
+//! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
+//! host. No key file, mount or socket enters a container.
+
+pub mod observe;
+pub mod policy;
+pub mod process;
+pub mod registry;
+pub mod secret;
+pub mod source;
+pub mod token;
+pub mod workload;

@@ -1,0 +1,172 @@
+//! What a person reads: one line per decision, on stderr, and the diagnostic log behind `-v`.
+//!
+//! No line holds a secret: [`Line`] has no field that could carry one, and the log is built without the
+//! bridge to the `log` crate, through which dependencies print tokens at debug level.
+
+use std::fmt;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// One line for the terminal, or one JSON object with `--json` (`event` names the kind).
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Line<'a> {
+    /// Who the containers will be, through which engine and network.
+    Ready { source: &'a str, account: &'a str, project: &'a str, engine: &'a str, network: &'a str },
+    /// A container has an identity, at an address, before its first instruction.
+    Attached { task: &'a str, container: &'a str, identity: &'a str, address: &'a str },
+    /// A container has none, and why.
+    NotAttached { task: &'a str, why: &'a str },
+    /// A request that was refused, and why.
+    Refused { what: &'a str, why: &'a str },
+    /// A container ended: nothing is minted for it any more. `outstanding` is when its last token expires.
+    CutOff { task: &'a str, container: &'a str, exit_code: Option<i64>, outstanding: Option<String> },
+    /// Something a person should know or do.
+    Notice { text: &'a str },
+    /// A slow first step, so that waiting has a reason.
+    Progress { text: &'a str },
+    /// The end of the session.
+    Ended { attached: u64, cut_off: u64, outstanding: u64, until: Option<String> },
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Ready { source, account, project, engine, network } => {
+                write!(
+                    f,
+                    "ready         {account}  project {project}  ({source}; {engine}; network {network})"
+                )
+            }
+            Line::Attached { task, container, identity, address } => {
+                write!(f, "attached      {task}  as {identity}  at {address}  ({container})")
+            }
+            Line::NotAttached { task, why } => write!(f, "not attached  {task}: {why}"),
+            Line::Refused { what, why } => write!(f, "refused       {what}: {why}"),
+            Line::CutOff { task, container, exit_code, outstanding } => {
+                write!(f, "cut off       {task}  ({container}")?;
+                if let Some(code) = exit_code {
+                    write!(f, ", exit code {code}")?;
+                }
+                f.write_str(")")?;
+                match outstanding {
+                    Some(until) => write!(f, "; its last token expires {until}"),
+                    None => Ok(()),
+                }
+            }
+            Line::Notice { text } => write!(f, "notice        {text}"),
+            Line::Progress { text } => write!(f, "...           {text}"),
+            Line::Ended { attached, cut_off, outstanding, until } => {
+                write!(f, "ended         {attached} attached, {cut_off} cut off, ")?;
+                match until {
+                    Some(until) => write!(f, "{outstanding} tokens outstanding, the last until {until}"),
+                    None => f.write_str("no token outstanding"),
+                }
+            }
+        }
+    }
+}
+
+/// How much is said, and in which form.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Form {
+    #[default]
+    Text,
+    Json,
+    /// Only refusals and notices.
+    Quiet,
+}
+
+/// The one writer of [`Line`]s; clones share it.
+#[derive(Clone)]
+pub struct Voice {
+    form: Form,
+    out: Arc<Mutex<dyn Write + Send>>,
+}
+
+impl fmt::Debug for Voice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Voice({:?})", self.form)
+    }
+}
+
+impl Voice {
+    pub fn new(form: Form, out: impl Write + Send + 'static) -> Self {
+        Self { form, out: Arc::new(Mutex::new(out)) }
+    }
+
+    /// Writes one line. A terminal that is gone must not end the session, so errors are dropped.
+    pub fn say(&self, line: Line<'_>) {
+        let text = match self.form {
+            Form::Json => serde_json::to_string(&line).unwrap_or_default(),
+            Form::Quiet if !matches!(line, Line::Refused { .. } | Line::Notice { .. }) => return,
+            Form::Text | Form::Quiet => format!("kfp-creds: {}", one_line(&line.to_string())),
+        };
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+
+    pub fn notice(&self, text: impl AsRef<str>) {
+        self.say(Line::Notice { text: text.as_ref() });
+    }
+}
+
+/// Names and images come from whoever made the container: no control character reaches the terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// `12:34:56Z in 412 s`, for an expiry.
+pub fn expiry(at: SystemTime, left: Duration) -> String {
+    let at = OffsetDateTime::from(at).replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok());
+    format!("{} (in {} s)", at.unwrap_or_default(), left.as_secs())
+}
+
+/// Installs the diagnostic log: warnings by default, more with `-v`, `RUST_LOG` syntax in `filter`.
+/// The last directives are ours and cannot be overridden: those crates print secrets.
+pub fn install_log(filter: &str, out: fn() -> std::io::Stderr) {
+    let filter = format!("{filter},yup_oauth2=off,bollard=info,h2=info,hyper=info,rustls=info");
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(out).with_ansi(false).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Heard {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_on_one_line() {
+        let heard = Heard::default();
+        let voice = Voice::new(Form::Text, heard.clone());
+        voice.say(Line::NotAttached { task: "evil\n\x1b[2Jname", why: "no" });
+        let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "kfp-creds: not attached  evil??[2Jname: no\n");
+    }
+
+    #[test]
+    fn quiet_still_says_what_needs_a_person() {
+        let heard = Heard::default();
+        let voice = Voice::new(Form::Quiet, heard.clone());
+        voice.say(Line::Progress { text: "loading" });
+        voice.notice("log in again");
+        let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "kfp-creds: notice        log in again\n");
+    }
+}

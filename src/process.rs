@@ -1,0 +1,80 @@
+//! What belongs to the process as a whole: its tasks, their stop signal and the limits it sets itself.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Spawns tasks so that none is forgotten at the end and none fails unseen.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The signal on which every long-lived task ends in good order.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Runs `work` to its end; a panic is reported, and takes nothing else down.
+    pub fn spawn<F>(&self, name: &'static str, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tracker.spawn(async move {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the one place that spawns, and it looks at the outcome"
+            )]
+            let task = tokio::spawn(work);
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(task = name, "a task panicked; please report this");
+            }
+        });
+    }
+
+    /// Signals the end and waits for the tasks, at most for `grace`.
+    pub async fn finish(&self, grace: Duration) {
+        self.stop.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_err() {
+            tracing::debug!(left = self.tracker.len(), "tasks still running at the end of their grace");
+        }
+    }
+}
+
+/// No core dumps: a dump of this process would hold tokens.
+pub fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+        tracing::warn!(%error, "could not switch core dumps off");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_stays_in_its_task_and_the_end_waits() {
+        let tasks = Tasks::new();
+        tasks.spawn("bad", async { panic!("on purpose") });
+        let (done, mut seen) = tokio::sync::oneshot::channel();
+        let stop = tasks.stop().clone();
+        tasks.spawn("good", async move {
+            stop.cancelled().await;
+            let _ = done.send(());
+        });
+        tasks.finish(Duration::from_secs(1)).await;
+        assert!(seen.try_recv().is_ok());
+    }
+}

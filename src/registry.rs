@@ -1,0 +1,251 @@
+//! The meeting point of granting and serving: which address has which lease.
+//!
+//! [`Writer`] is the only way to grant and there is one of it; [`Reader`] can only look. The two sides
+//! never import each other: a question from the reader's side travels through [`Questions`].
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::workload::{ContainerId, Grant};
+
+/// Makes the two handles and the queue of questions that the writer's side answers.
+pub fn new() -> (Writer, Reader, Questions) {
+    let table = Arc::new(Table::default());
+    let (ask, questions) = mpsc::channel(256);
+    (Writer { table: table.clone(), epoch: 0 }, Reader { table, ask }, Questions(questions))
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    leases: RwLock<HashMap<Ipv4Addr, Lease>>,
+    changed: watch::Sender<()>,
+}
+
+impl Table {
+    fn edit<T>(&self, change: impl FnOnce(&mut HashMap<Ipv4Addr, Lease>) -> T) -> T {
+        let outcome = change(&mut self.leases.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_replace(());
+        outcome
+    }
+
+    fn find(&self, address: Ipv4Addr) -> Option<Lease> {
+        self.leases.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+}
+
+/// A live grant at an address, for one epoch (one start) of one container.
+#[derive(Clone, Debug)]
+pub struct Lease(Arc<LeaseState>);
+
+#[derive(Debug)]
+struct LeaseState {
+    address: Ipv4Addr,
+    grant: Grant,
+    epoch: u64,
+    /// False between create and the proof that the container runs at this address: until then any
+    /// container that was put there by hand could be the one that asks.
+    confirmed: AtomicBool,
+    cut: CancellationToken,
+}
+
+impl Lease {
+    pub fn address(&self) -> Ipv4Addr {
+        self.0.address
+    }
+
+    pub fn grant(&self) -> &Grant {
+        &self.0.grant
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    /// To be asked again after every wait, directly before bytes go out: addresses are recycled.
+    pub fn still_valid(&self) -> bool {
+        !self.0.cut.is_cancelled()
+    }
+
+    pub fn confirmed(&self) -> bool {
+        self.0.confirmed.load(Ordering::Acquire)
+    }
+
+    /// Resolves when the lease is cut off. A dropped registry is not a cut-off.
+    pub async fn cut(&self) {
+        self.0.cut.cancelled().await;
+    }
+}
+
+/// Grants and cuts off. Not `Clone`: it goes to `lifecycle` and nowhere else.
+#[derive(Debug)]
+pub struct Writer {
+    table: Arc<Table>,
+    epoch: u64,
+}
+
+impl Writer {
+    /// A new lease, in a new epoch; whatever stood at the address is cut off first.
+    pub fn admit(&mut self, address: Ipv4Addr, grant: Grant) -> Lease {
+        self.epoch += 1;
+        let lease = Lease(Arc::new(LeaseState {
+            address,
+            grant,
+            epoch: self.epoch,
+            confirmed: AtomicBool::new(false),
+            cut: CancellationToken::new(),
+        }));
+        let old = self.table.edit(|leases| leases.insert(address, lease.clone()));
+        if let Some(old) = old {
+            old.0.cut.cancel();
+        }
+        lease
+    }
+
+    /// The container was seen running at its address: from now on it is answered.
+    pub fn confirm(&mut self, lease: &Lease) {
+        lease.0.confirmed.store(true, Ordering::Release);
+        self.table.changed.send_replace(());
+    }
+
+    /// Ends the lease of `container` at `address`. `None` when somebody else holds the address by now:
+    /// a late `die` must not take the lease of its successor.
+    pub fn cut_off(&mut self, address: Ipv4Addr, container: &ContainerId) -> Option<Lease> {
+        let lease = self.table.edit(|leases| {
+            let owner = leases.get(&address)?;
+            (owner.0.grant.container == *container).then(|| leases.remove(&address)).flatten()
+        })?;
+        lease.0.cut.cancel();
+        Some(lease)
+    }
+
+    /// Ends every lease, at the end of the session.
+    pub fn cut_off_all(&mut self) -> Vec<Lease> {
+        let leases: Vec<Lease> = self.table.edit(|leases| leases.drain().map(|(_, lease)| lease).collect());
+        leases.iter().for_each(|lease| lease.0.cut.cancel());
+        leases
+    }
+}
+
+/// Looks leases up. Cannot grant.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    table: Arc<Table>,
+    ask: mpsc::Sender<Ipv4Addr>,
+}
+
+impl Reader {
+    /// The lease at `address`, if its container is known to run there.
+    pub fn resolve(&self, address: Ipv4Addr) -> Option<Lease> {
+        self.table.find(address).filter(Lease::confirmed)
+    }
+
+    /// Like [`Self::resolve`], but asks the other side to look and waits for it until `deadline`: a
+    /// container's first request can be faster than the event that announces it. There is no negative cache.
+    pub async fn ask(&self, address: Ipv4Addr, deadline: Instant) -> Option<Lease> {
+        let mut changes = self.table.changed.subscribe();
+        let mut asked = false;
+        loop {
+            if let Some(lease) = self.resolve(address) {
+                return Some(lease);
+            }
+            // A full queue means that many look-ups are under way already; the next change wakes us.
+            if !asked && self.table.find(address).is_some() {
+                asked = self.ask.try_send(address).is_ok();
+            }
+            if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                return self.resolve(address);
+            }
+        }
+    }
+
+    /// Every live lease, for messages and `status`.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.table.leases.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// Addresses of unconfirmed leases from which somebody asks.
+#[derive(Debug)]
+pub struct Questions(mpsc::Receiver<Ipv4Addr>);
+
+impl Questions {
+    pub async fn next(&mut self) -> Option<Ipv4Addr> {
+        self.0.recv().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::token::Scopes;
+    use crate::workload::{Identity, Task};
+
+    const AT: Ipv4Addr = Ipv4Addr::new(169, 254, 168, 2);
+
+    fn grant(digit: char) -> Grant {
+        let identity = Identity {
+            name: "default".into(),
+            service_account: None,
+            scopes: Scopes::default(),
+            audiences: vec![],
+            lifetime: Duration::from_secs(3600),
+            isolate: false,
+            strict: false,
+        };
+        Grant {
+            container: ContainerId::parse(&digit.to_string().repeat(64)).unwrap(),
+            identity: Arc::new(identity),
+            task: Arc::new(Task::default()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_answered_before_the_container_is_seen_running() {
+        let (mut writer, reader, mut questions) = new();
+        let lease = writer.admit(AT, grant('a'));
+        assert!(reader.resolve(AT).is_none());
+        let asking = reader.ask(AT, Instant::now() + Duration::from_secs(2));
+        let answering = async {
+            assert_eq!(questions.next().await, Some(AT));
+            writer.confirm(&lease);
+        };
+        let (found, ()) = tokio::join!(asking, answering);
+        assert_eq!(found.unwrap().epoch(), lease.epoch());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_address_waits_for_its_budget_and_is_found_when_it_comes() {
+        let (mut writer, reader, _questions) = new();
+        let started = Instant::now();
+        assert!(reader.ask(AT, started + Duration::from_secs(2)).await.is_none());
+        assert_eq!(started.elapsed(), Duration::from_secs(2));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let lease = writer.admit(AT, grant('a'));
+            writer.confirm(&lease);
+        };
+        let (found, ()) = tokio::join!(reader.ask(AT, Instant::now() + Duration::from_secs(2)), late);
+        assert!(found.is_some());
+    }
+
+    #[test]
+    fn a_late_end_does_not_take_the_lease_of_the_successor() {
+        let (mut writer, reader, _questions) = new();
+        let first = writer.admit(AT, grant('a'));
+        let second = writer.admit(AT, grant('b'));
+        writer.confirm(&second);
+        assert!(!first.still_valid());
+        assert!(writer.cut_off(AT, &grant('a').container).is_none());
+        assert!(reader.resolve(AT).unwrap().still_valid());
+        assert!(writer.cut_off(AT, &grant('b').container).is_some());
+        assert!(!second.still_valid() && reader.resolve(AT).is_none());
+    }
+}

@@ -1,0 +1,45 @@
+//! A secret is a type, and it has one door: [`Secret::expose`]. `grep -rn 'expose()' src` is the audit.
+
+use std::fmt;
+
+use zeroize::Zeroize;
+
+/// A value that is overwritten when dropped and that no formatter can print.
+///
+/// There is no `Clone`, `Display`, `Serialize`, `Deref` or `PartialEq` on purpose: share it in an `Arc`.
+pub struct Secret<T: Zeroize>(T);
+
+impl<T: Zeroize> Secret<T> {
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The one door. Whoever calls it answers for where the value goes.
+    pub fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Zeroize> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl<T: Zeroize> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing() {
+        let secret = Secret::new(String::from("canary-value"));
+        assert_eq!(format!("{secret:?} {secret:#?}"), "Secret(..) Secret(..)");
+        assert_eq!(secret.expose(), "canary-value");
+    }
+}

@@ -1,0 +1,113 @@
+//! Where tokens come from. [`Source`] is the one trait of this crate.
+//!
+//! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
+//! `config::SourceChoice`; (3) a line in `app::source`; (4) golden cases under `tests/golden/`.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::token::{AccessToken, IdentityToken, Scopes};
+use crate::workload::ContainerId;
+
+/// A boxed future: the trait has to be usable as `dyn Source`.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What an access token is wanted for. `scopes` is the effective set (design decision 15), in normal form.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct AccessRequest {
+    /// The service account to impersonate; `None` means the source's own account.
+    pub service_account: Option<String>,
+    pub scopes: Scopes,
+    /// How long the token should live, in seconds; a source that cannot choose ignores it.
+    pub lifetime: u64,
+    /// Set where tokens must not be shared: by `isolate = true`, or by [`Source::per_container`].
+    pub holder: Option<ContainerId>,
+}
+
+/// What an identity token is wanted for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct IdentityRequest {
+    pub service_account: Option<String>,
+    pub audience: String,
+    pub holder: Option<ContainerId>,
+}
+
+/// Who the source is, as far as it is known without asking anybody.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Principal {
+    /// `service account key`, `user login`, `offline`: for messages.
+    pub kind: &'static str,
+    pub email: Option<String>,
+    pub project: Option<String>,
+    pub quota_project: Option<String>,
+    pub universe: Option<String>,
+}
+
+/// What a look at the source's files brought.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reloaded {
+    /// Nothing changed.
+    Same,
+    /// The file changed and holds the same account: cached tokens stay good.
+    Renewed,
+    /// Another account: everything cached from the old one has to be dropped.
+    OtherAccount,
+    /// The file is broken now; the old credential stays in use. The text says what is wrong.
+    Broken(String),
+}
+
+/// A place that mints tokens on the host.
+pub trait Source: Debug + Send + Sync {
+    fn principal(&self) -> Principal;
+
+    /// True when tokens name the container, so that two containers can never share one.
+    fn per_container(&self) -> bool {
+        false
+    }
+
+    fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>>;
+
+    fn identity_token<'a>(
+        &'a self,
+        ask: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>>;
+
+    /// Picks up a changed credential file. Called about once a second; cheap when nothing changed.
+    fn reload(&self) -> Reloaded {
+        Reloaded::Same
+    }
+
+    /// Drops pooled connections, after the machine slept.
+    fn reconnect(&self) {}
+}
+
+/// Why there is no token. The text is one lower-case fragment that says what to do next; it goes to the
+/// container and to the terminal, so it never holds a secret nor an upstream body.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    /// This source does not exist here; only this lets a search go on.
+    #[error("{0}")]
+    Absent(Arc<str>),
+    /// A decision that will not change by trying again: denied, login expired, not possible for this kind.
+    #[error("{0}")]
+    Refused(Arc<str>),
+    /// May work in a moment.
+    #[error("{0}")]
+    Transient(Arc<str>),
+}
+
+impl SourceError {
+    pub fn absent(why: impl AsRef<str>) -> Self {
+        Self::Absent(why.as_ref().into())
+    }
+
+    pub fn refused(why: impl AsRef<str>) -> Self {
+        Self::Refused(why.as_ref().into())
+    }
+
+    pub fn transient(why: impl AsRef<str>) -> Self {
+        Self::Transient(why.as_ref().into())
+    }
+}

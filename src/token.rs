@@ -1,0 +1,140 @@
+//! What is minted and for how long it lives: scopes, deadlines, access and identity tokens.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::secret::Secret;
+
+/// The scope that stands for everything an identity has (design decision 15).
+pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
+
+/// A moment on both clocks. A laptop that slept has its wall clock ahead of the monotonic one, so
+/// every comparison is made on both and the more pessimistic answer counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub wall: SystemTime,
+    pub mono: Instant,
+}
+
+impl Now {
+    pub fn read() -> Self {
+        Self { wall: SystemTime::now(), mono: Instant::now() }
+    }
+}
+
+/// The end of a token's life, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    wall: SystemTime,
+    mono: Instant,
+}
+
+impl Deadline {
+    pub fn after(now: Now, life: Duration) -> Self {
+        Self { wall: now.wall + life, mono: now.mono + life }
+    }
+
+    /// A deadline that an upstream gave as a wall-clock time (`expireTime` of generateAccessToken).
+    pub fn at(now: Now, wall: SystemTime) -> Self {
+        Self::after(now, wall.duration_since(now.wall).unwrap_or_default())
+    }
+
+    /// What is left, never negative and never inflated: the smaller of what the two clocks say.
+    pub fn remaining(&self, now: Now) -> Duration {
+        let wall = self.wall.duration_since(now.wall).unwrap_or_default();
+        wall.min(self.mono.saturating_duration_since(now.mono))
+    }
+
+    pub fn wall(&self) -> SystemTime {
+        self.wall
+    }
+}
+
+/// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted.
+/// The normal form is what caches are keyed by and what goes upstream.
+#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Scopes(Arc<[String]>);
+
+impl Scopes {
+    /// Accepts the comma list of the metadata protocol and the space list of OAuth.
+    pub fn parse(list: &str) -> Self {
+        list.split([',', ' ', '\n', '\t']).collect()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    pub fn contains(&self, scope: &str) -> bool {
+        self.0.iter().any(|own| own == scope)
+    }
+
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.iter().filter(|scope| other.contains(scope)).collect()
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Scopes {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(scopes: I) -> Self {
+        let set: BTreeSet<&str> = scopes.into_iter().map(str::trim).filter(|s| !s.is_empty()).collect();
+        Self(set.into_iter().map(String::from).collect())
+    }
+}
+
+/// Space separated, as RFC 6749 section 3.3 writes a scope parameter.
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" "))
+    }
+}
+
+/// An OAuth access token (type Bearer) whose expiry is known; a token with an unknown expiry is never made.
+#[derive(Debug)]
+pub struct AccessToken {
+    pub value: Secret<String>,
+    pub expires: Deadline,
+    /// What the source asked for upstream, in normal form; empty where the upstream decides.
+    pub scopes: Scopes,
+}
+
+/// An OpenID Connect ID token (a signed JWT) for one audience.
+#[derive(Debug)]
+pub struct IdentityToken {
+    pub value: Secret<String>,
+    pub expires: Deadline,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_normalised() {
+        let scopes = Scopes::parse(" b , a,,b  c");
+        assert_eq!(scopes.to_string(), "a b c");
+        assert_eq!(scopes, Scopes::from_iter(["c", "a", "b", "a"]));
+        assert_eq!(scopes.intersection(&Scopes::parse("c,d,a")).to_string(), "a c");
+        assert!(Scopes::parse(" ,").is_empty());
+    }
+
+    #[test]
+    fn the_clock_that_ran_further_counts() {
+        let now = Now::read();
+        let end = Deadline::after(now, Duration::from_secs(100));
+        let slept = Now { wall: now.wall + Duration::from_secs(70), mono: now.mono };
+        let set_back =
+            Now { wall: now.wall - Duration::from_secs(500), mono: now.mono + Duration::from_secs(40) };
+        assert_eq!(end.remaining(slept), Duration::from_secs(30));
+        assert_eq!(end.remaining(set_back), Duration::from_secs(60));
+        let late = Now { wall: now.wall + Duration::from_secs(700), mono: now.mono };
+        assert_eq!(end.remaining(late), Duration::ZERO);
+    }
+}

@@ -1,0 +1,117 @@
+//! Who is asking and what they may have: container, task, identity, grant.
+//!
+//! A caller is identified by the address that the *relay's socket* saw, never by a header, a name, or
+//! a label that an image could carry (`docs/THREATS.md`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::token::Scopes;
+
+/// The 64 hex digits that the engine gave a container.
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ContainerId(Arc<str>);
+
+impl ContainerId {
+    /// `None` unless `text` is exactly 64 lower-case hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == 64 && text.bytes().all(hex)).then(|| Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first twelve digits, as the docker command line shows them.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+impl fmt::Debug for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+/// What a create request says about its container; rules match on it and messages name it.
+/// Everything here was written by whoever created the container: hints for policy, not proof.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Task {
+    /// True when the request looks like one of `kfp.local`'s (`docs/ARCHITECTURE.md`, "Which containers").
+    pub kfp: bool,
+    pub pipeline: Option<String>,
+    /// The run's time stamp, `2026-11-23-06-04-22-567757`.
+    pub run: Option<String>,
+    /// The last directory of the output path: the task's name inside its pipeline.
+    pub component: Option<String>,
+    /// `--function_to_execute` of a lightweight component.
+    pub function: Option<String>,
+    /// The directories between pipeline and component, `for-loop-1-iteration-1`.
+    pub iteration: Option<String>,
+    /// `Image` of the request, as it was written.
+    pub image: String,
+    /// `?name=` of the request.
+    pub name: Option<String>,
+    /// Labels of the request (never those of the image).
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `pipeline/component`, else the name, else the image.
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.pipeline, &self.component) {
+            (Some(pipeline), Some(component)) => write!(f, "{pipeline}/{component}"),
+            _ => f.write_str(self.name.as_deref().unwrap_or(&self.image)),
+        }
+    }
+}
+
+/// A named entry of the config: what a container that is given this identity may have.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    pub name: String,
+    /// The service account to impersonate; `None` means the source's own account.
+    pub service_account: Option<String>,
+    /// All that this identity has; `cloud-platform` alone by default.
+    pub scopes: Scopes,
+    /// Audiences that ID tokens may be asked for; empty means any.
+    pub audiences: Vec<String>,
+    /// How long minted access tokens live, 3600 s by default.
+    pub lifetime: Duration,
+    /// Tokens are not shared between containers of this identity.
+    pub isolate: bool,
+    /// A scope outside `scopes` is a 403 instead of being left out.
+    pub strict: bool,
+}
+
+/// What one container may have.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub container: ContainerId,
+    pub identity: Arc<Identity>,
+    pub task: Arc<Task>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_full_ids_are_ids() {
+        let full = "0123456789abcdef".repeat(4);
+        assert_eq!(ContainerId::parse(&full).unwrap().short(), "0123456789ab");
+        for bad in ["", "0123", &full[1..], &full.to_uppercase(), &format!("{full}0")] {
+            assert!(ContainerId::parse(bad).is_none(), "{bad}");
+        }
+    }
+}
