@@ -2,10 +2,12 @@
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
 //! host. No key file, mount or socket enters a container.
 
+pub mod docker;
 pub mod observe;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod relay;
 pub mod secret;
 pub mod source;
 pub mod token;

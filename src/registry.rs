@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::token::Deadline;
 use crate::workload::{ContainerId, Grant};
 
 /// Makes the two handles and the queue of questions that the writer's side answers.
@@ -52,6 +53,8 @@ struct LeaseState {
     /// container that was put there by hand could be the one that asks.
     confirmed: AtomicBool,
     cut: CancellationToken,
+    /// The latest expiry among the tokens that were handed out: what a cut-off cannot take back.
+    last_expiry: Mutex<Option<Deadline>>,
 }
 
 impl Lease {
@@ -74,6 +77,18 @@ impl Lease {
 
     pub fn confirmed(&self) -> bool {
         self.0.confirmed.load(Ordering::Acquire)
+    }
+
+    /// To be called with every token that goes out.
+    pub fn handed_out(&self, expires: Deadline) {
+        let mut last = self.0.last_expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.wall() < expires.wall()) {
+            *last = Some(expires);
+        }
+    }
+
+    pub fn last_expiry(&self) -> Option<Deadline> {
+        *self.0.last_expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when the lease is cut off. A dropped registry is not a cut-off.
@@ -99,6 +114,7 @@ impl Writer {
             epoch: self.epoch,
             confirmed: AtomicBool::new(false),
             cut: CancellationToken::new(),
+            last_expiry: Mutex::new(None),
         }));
         let old = self.table.edit(|leases| leases.insert(address, lease.clone()));
         if let Some(old) = old {

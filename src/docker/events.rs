@@ -1,0 +1,57 @@
+//! What happens to containers, as the engine tells it, with the gaps named.
+
+use std::collections::HashMap;
+
+use bollard::models::EventMessage;
+use bollard::query_parameters::EventsOptionsBuilder;
+use futures_util::{Stream, StreamExt};
+
+use super::{Engine, Error};
+use crate::workload::ContainerId;
+
+/// One thing that happened to one container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ContainerEvent {
+    Started(ContainerId),
+    /// It ended; the exit code is what the engine says.
+    Died(ContainerId, Option<i64>),
+    /// It does not exist any more.
+    Destroyed(ContainerId),
+    /// It was taken off a network (a network id), by whomever.
+    Disconnected(ContainerId, String),
+}
+
+impl Engine {
+    /// Subscribes. What happened before the subscription stands is not in it: list after subscribing.
+    /// The stream ends when the engine does.
+    pub fn container_events(&self) -> impl Stream<Item = Result<ContainerEvent, Error>> + use<> {
+        let filters = HashMap::from([
+            ("type", vec!["container", "network"]),
+            ("event", vec!["start", "die", "destroy", "disconnect"]),
+        ]);
+        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        let events = self.docker.events(Some(options));
+        events.filter_map(|event| async {
+            match event {
+                Ok(event) => read(event).map(Ok),
+                Err(error) => Some(Err(Error::of("read the engine's events", error))),
+            }
+        })
+    }
+}
+
+fn read(event: EventMessage) -> Option<ContainerEvent> {
+    let actor = event.actor?;
+    let id = actor.id?;
+    let mut facts = actor.attributes.unwrap_or_default();
+    Some(match event.action?.as_str() {
+        "start" => ContainerEvent::Started(ContainerId::parse(&id)?),
+        "die" => {
+            let code = facts.remove("exitCode").and_then(|code| code.parse().ok());
+            ContainerEvent::Died(ContainerId::parse(&id)?, code)
+        }
+        "destroy" => ContainerEvent::Destroyed(ContainerId::parse(&id)?),
+        "disconnect" => ContainerEvent::Disconnected(ContainerId::parse(&facts.remove("container")?)?, id),
+        _ => return None,
+    })
+}

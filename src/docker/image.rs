@@ -1,0 +1,221 @@
+//! The relay image, made on this machine from this very program: no registry, no builder.
+//!
+//! It holds our executable and, where that is dynamic, the loader and the libraries that this process
+//! has mapped, at the same paths. It is named by its content, so that one build has one image.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bollard::query_parameters::{ImportImageOptions, ListImagesOptionsBuilder, RemoveImageOptions};
+use futures_util::TryStreamExt;
+use serde_json::json;
+
+use super::{Engine, Error, filters};
+
+/// Marks what is ours in the engine; its value tells which part.
+pub const ROLE_LABEL: &str = "kfp-creds.role";
+const NAME: &str = "kfp-creds-relay";
+const PROGRAM: &str = "kfp-creds";
+
+/// A docker-archive of the relay, and the names by which it is found again.
+#[derive(Debug)]
+pub struct Relay {
+    layer: Vec<u8>,
+    diff_id: String,
+    libraries: String,
+}
+
+impl Relay {
+    /// Reads the running program. Takes some ten milliseconds; call it off the serving thread.
+    pub fn of_this_program() -> io::Result<Self> {
+        let program = fs::read("/proc/self/exe")?;
+        let mut files = vec![(PathBuf::from("/").join(PROGRAM), program)];
+        let mut folders = BTreeSet::new();
+        for library in mapped_libraries(&fs::read_to_string("/proc/self/maps")?) {
+            let bytes = fs::read(&library)?;
+            folders.extend(library.parent().map(|folder| folder.display().to_string()));
+            files.push((library, bytes));
+        }
+        if let Some(loader) = elf_interpreter(&files[0].1) {
+            let bytes = fs::read(&loader)?;
+            files.push((loader, bytes));
+        }
+        let layer = layer(&files)?;
+        let libraries = Vec::from_iter(folders).join(":");
+        Ok(Self { diff_id: digest(&layer), layer, libraries })
+    }
+
+    /// `kfp-creds-relay:<sixteen hex digits of the layer's SHA-256>`.
+    pub fn reference(&self) -> String {
+        format!("{NAME}:{}", &self.diff_id["sha256:".len()..][..16])
+    }
+
+    fn archive(&self) -> io::Result<Vec<u8>> {
+        let config = json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "os": "linux",
+            "created": "1970-01-01T00:00:00Z",
+            "config": {
+                "Entrypoint": [format!("/{PROGRAM}"), "relay"],
+                "User": "65534:65534",
+                "Env": [format!("LD_LIBRARY_PATH={}", self.libraries)],
+                "Labels": { ROLE_LABEL: "relay" },
+            },
+            "rootfs": { "type": "layers", "diff_ids": [self.diff_id] },
+            "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": PROGRAM }],
+        });
+        let config = config.to_string().into_bytes();
+        let config_name = format!("{}.json", &digest(&config)["sha256:".len()..]);
+        let manifest =
+            json!([{ "Config": config_name, "RepoTags": [self.reference()], "Layers": ["layer.tar"] }]);
+        let mut archive = tar::Builder::new(Vec::with_capacity(self.layer.len() + 8192));
+        for (name, bytes) in [
+            (config_name.as_str(), config.as_slice()),
+            ("layer.tar", &self.layer),
+            ("manifest.json", manifest.to_string().as_bytes()),
+        ] {
+            append(&mut archive, Path::new(name), bytes, 0o644)?;
+        }
+        archive.into_inner()
+    }
+}
+
+impl Engine {
+    /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
+    /// may tag): what counts is that the only layer is ours, by digest.
+    pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, Error> {
+        match self.docker.inspect_image(&relay.reference()).await.map_err(|e| Error::of("inspect image", e)) {
+            Ok(image) => {
+                let layers = image.root_fs.and_then(|root| root.layers).unwrap_or_default();
+                Ok(image.id.filter(|_| layers == [relay.diff_id.clone()]))
+            }
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Loads the image and removes older ones of ours (those in use stay).
+    pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, Error> {
+        const WHAT: &str = "load the relay image";
+        let archive = relay.archive().map_err(|e| Error::Broken(WHAT, e.to_string()))?;
+        let options = ImportImageOptions { quiet: true, ..Default::default() };
+        let answers = self.docker.import_image(options, bollard::body_full(archive.into()), None);
+        answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| Error::of(WHAT, e))?;
+        let id = self.find_relay_image(relay).await?;
+        let id = id.ok_or_else(|| Error::Broken(WHAT, "the engine does not show what it loaded".into()))?;
+        self.remove_older_relay_images(&id).await;
+        Ok(id)
+    }
+
+    async fn remove_older_relay_images(&self, current: &str) {
+        let filters = filters(&format!("{ROLE_LABEL}=relay"));
+        let options = ListImagesOptionsBuilder::new().all(false).filters(&filters).build();
+        for image in self.docker.list_images(Some(options)).await.unwrap_or_default() {
+            let ours = image.repo_tags.iter().any(|tag| tag.starts_with(NAME));
+            if image.id != current && ours {
+                // In use by another session of another build: it stays, that session's end removes nothing of it.
+                let removed = self.docker.remove_image(&image.id, None::<RemoveImageOptions>, None).await;
+                tracing::debug!(image = image.id, ok = removed.is_ok(), "removed an older relay image");
+            }
+        }
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
+    hash.as_ref().iter().fold("sha256:".to_string(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Files in a fixed order with fixed times and owners: the same program gives the same layer.
+fn layer(files: &[(PathBuf, Vec<u8>)]) -> io::Result<Vec<u8>> {
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut written = BTreeSet::new();
+    for (path, bytes) in files {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        if written.insert(inside) {
+            append(&mut layer, inside, bytes, 0o755)?;
+        }
+    }
+    layer.into_inner()
+}
+
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_size(bytes.len() as u64);
+    tar.append_data(&mut header, path, bytes)
+}
+
+/// Shared objects of a `/proc/self/maps`: what is mapped with the right to execute, but not the program.
+fn mapped_libraries(maps: &str) -> Vec<PathBuf> {
+    let mut found = BTreeSet::new();
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let rights = fields.nth(1).unwrap_or_default();
+        let Some(path) = fields.nth(3).filter(|path| path.starts_with('/')) else { continue };
+        let name = path.rsplit('/').next().unwrap_or_default();
+        if rights.contains('x') && name.contains(".so") {
+            found.insert(PathBuf::from(path));
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// `PT_INTERP` of a 64-bit little-endian ELF file: the path under which the kernel looks for the loader.
+fn elf_interpreter(elf: &[u8]) -> Option<PathBuf> {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, size: usize| {
+        let bytes = elf.get(at..at + size)?;
+        Some(bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    if !elf.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    (0..count).find_map(|index| {
+        let entry = usize::try_from(table + index * size).ok()?;
+        let (offset, length) = (number(entry + 8, 8)?, number(entry + 32, 8)?);
+        if number(entry, 4)? != PT_INTERP {
+            return None;
+        }
+        let from = usize::try_from(offset).ok()?;
+        let text = elf.get(from..from + usize::try_from(length).ok()?)?;
+        Some(PathBuf::from(std::str::from_utf8(text).ok()?.trim_end_matches('\0')))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_what_is_executable_and_shared() {
+        let maps = "55d0-55d1 r-xp 00000000 fd:01 12 /home/user/kfp-creds\n\
+                    7f00-7f01 r--p 00000000 fd:01 13 /usr/lib/libc.so.6\n\
+                    7f01-7f02 r-xp 00001000 fd:01 13 /usr/lib/libc.so.6\n\
+                    7ffe-7fff r-xp 00000000 00:00 0 [vdso]\n";
+        assert_eq!(mapped_libraries(maps), [PathBuf::from("/usr/lib/libc.so.6")]);
+    }
+
+    #[test]
+    fn the_same_program_gives_the_same_image() {
+        let (one, two) = (Relay::of_this_program().unwrap(), Relay::of_this_program().unwrap());
+        assert_eq!(one.archive().unwrap(), two.archive().unwrap());
+        assert!(one.reference().starts_with("kfp-creds-relay:"));
+    }
+
+    #[test]
+    fn broken_programs_have_no_interpreter() {
+        let program = fs::read("/proc/self/exe").unwrap();
+        for end in [0, 6, 40, 64, 200] {
+            assert_eq!(elf_interpreter(&program[..end]), None, "{end}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The engine, as far as we use it: the only room that names `bollard`. It reports and obeys; what a
+//! container may have is decided elsewhere.
+
+pub mod events;
+pub mod image;
+pub mod network;
+pub mod relay;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use bollard::Docker;
+use bollard::errors::Error as BollardError;
+use bollard::query_parameters::{
+    InspectContainerOptions, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
+};
+
+use crate::workload::ContainerId;
+
+/// The oldest engine API that is served (Docker Engine 20.10).
+const OLDEST_API: (u64, u64) = (1, 41);
+
+/// How long the engine may take for one call. Starting a container on a busy laptop takes seconds.
+const CALL_SECONDS: u64 = 60;
+
+/// Why the engine did not do what was asked. Lower-case fragments; the engine's own text is included
+/// because it names networks and addresses, never secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no engine answers at {0}: is it running, and may you use it? ({1})")]
+    Unreachable(PathBuf, String),
+    #[error("the engine at {0} {1}")]
+    Unsuitable(PathBuf, String),
+    #[error("{what}: {why}")]
+    Refused { what: &'static str, status: u16, why: String },
+    #[error("{0}: {1}")]
+    Broken(&'static str, String),
+}
+
+impl Error {
+    fn of(what: &'static str, error: BollardError) -> Self {
+        match error {
+            BollardError::DockerResponseServerError { status_code, message } => {
+                Self::Refused { what, status: status_code, why: message }
+            }
+            other => Self::Broken(what, other.to_string()),
+        }
+    }
+
+    /// "No such container" and its kin: what was to be undone is undone already.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
+    /// The address range is taken (403 on Docker, 500 on Podman: the text decides).
+    pub fn is_overlap(&self) -> bool {
+        matches!(self, Self::Refused { why, .. } if why.contains("overlap"))
+    }
+}
+
+/// One engine behind one unix socket.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    docker: Docker,
+    socket: PathBuf,
+    /// `docker 20.10.24`, for messages.
+    version: String,
+}
+
+/// What a look at a container showed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Seen {
+    pub running: bool,
+    /// Its address on the network that was asked about.
+    pub address: Option<Ipv4Addr>,
+}
+
+impl Engine {
+    /// Connects, and refuses in one line what this release does not serve: other systems, other
+    /// architectures (the relay is our own executable) and engines older than 20.10.
+    pub async fn connect(socket: &Path) -> Result<Self, Error> {
+        let unreachable = |error: BollardError| Error::Unreachable(socket.into(), error.to_string());
+        let path = socket.to_string_lossy();
+        let docker = Docker::connect_with_unix(&path, CALL_SECONDS, bollard::API_DEFAULT_VERSION)
+            .map_err(unreachable)?
+            .negotiate_version()
+            .await
+            .map_err(unreachable)?;
+        let version = docker.version().await.map_err(unreachable)?;
+        let unsuitable = |why: String| Err(Error::Unsuitable(socket.into(), why));
+        let components = version.components.unwrap_or_default();
+        if components.iter().any(|part| part.name.contains("Podman")) {
+            return unsuitable("is Podman, which is not served yet: use Docker Engine 20.10 or newer".into());
+        }
+        let (os, arch) = (version.os.unwrap_or_default(), version.arch.unwrap_or_default());
+        let own = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        if os != "linux" || arch != own {
+            return unsuitable(format!(
+                "runs {os}/{arch} containers, and this program is linux/{own}: run it there"
+            ));
+        }
+        let api = version.api_version.unwrap_or_default();
+        let number = |part: Option<&str>| part.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        let mut parts = api.split('.');
+        if (number(parts.next()), number(parts.next())) < OLDEST_API {
+            return unsuitable(format!(
+                "speaks API {api}: Docker Engine 20.10 (API 1.41) is the oldest that works"
+            ));
+        }
+        let version = format!("docker {}", version.version.unwrap_or_default());
+        Ok(Self { docker, socket: socket.into(), version })
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Whether the engine answers at all.
+    pub async fn ping(&self) -> bool {
+        self.docker.ping().await.is_ok()
+    }
+
+    /// Whether a container runs, and where it is on `network` (a network id).
+    pub async fn look(&self, container: &str, network: &str) -> Result<Seen, Error> {
+        let options = None::<InspectContainerOptions>;
+        let found =
+            self.docker.inspect_container(container, options).await.map_err(|e| Error::of("inspect", e))?;
+        let running = found.state.and_then(|state| state.running).unwrap_or(false);
+        let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let address = networks
+            .into_values()
+            .find(|endpoint| endpoint.network_id.as_deref() == Some(network))
+            .and_then(|endpoint| endpoint.ip_address)
+            .and_then(|address| address.parse().ok());
+        Ok(Seen { running, address })
+    }
+
+    /// Asks a container to stop, and kills it after `grace` seconds.
+    pub async fn stop(&self, container: &ContainerId, grace: i32) -> Result<(), Error> {
+        let options = StopContainerOptionsBuilder::new().t(grace).build();
+        let stopped = self.docker.stop_container(container.as_str(), Some(options)).await;
+        undone(stopped.map_err(|e| Error::of("stop", e)))
+    }
+
+    /// Kills at once.
+    pub async fn kill(&self, container: &str) -> Result<(), Error> {
+        let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+        let killed = self.docker.kill_container(container, Some(options)).await;
+        undone(killed.map_err(|e| Error::of("kill", e)))
+    }
+
+    /// Removes a container, running or not.
+    pub async fn remove(&self, container: &str) -> Result<(), Error> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        let removed = self.docker.remove_container(container, Some(options)).await;
+        match undone(removed.map_err(|e| Error::of("remove", e))) {
+            // An auto-removed container is being removed by the engine already.
+            Err(Error::Refused { status: 409, .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// "Already gone" and "already stopped" are what was wanted.
+fn undone(outcome: Result<(), Error>) -> Result<(), Error> {
+    match outcome {
+        Err(error) if error.is_gone() => Ok(()),
+        Err(Error::Broken(_, why)) if why.contains("304") => Ok(()),
+        Err(Error::Refused { status: 304, .. }) => Ok(()),
+        other => other,
+    }
+}
+
+fn filters(label: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".to_string(), vec![label.to_string()])])
+}

@@ -1,0 +1,242 @@
+//! Our network: which addresses it has, who made it, how a container gets onto it.
+//!
+//! `internal` and without an address of the host's (`inhibit_ipv4`): otherwise the bridge would take over
+//! the host's own route to 169.254.169.254, which on a cloud machine is the host's real metadata server.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use bollard::models::{
+    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest,
+    NetworkDisconnectRequest,
+};
+use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilder};
+
+use super::{Engine, Error, filters};
+
+/// On every network of ours; the value is the session that made it.
+pub const SESSION_LABEL: &str = "kfp-creds.session";
+/// `run` or `serve`: what a sweep does with containers that a dead session left running.
+pub const MODE_LABEL: &str = "kfp-creds.mode";
+
+/// The network that holds the magic address has this name; others carry their session in it.
+pub const SHARED_NAME: &str = "kfp-creds";
+
+/// The address that every Google client knows.
+pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Link-local addresses that clouds give a meaning of their own; never leased to a container.
+const TAKEN: [Ipv4Addr; 5] = [
+    MAGIC,
+    Ipv4Addr::new(169, 254, 169, 253),
+    Ipv4Addr::new(169, 254, 169, 123),
+    Ipv4Addr::new(169, 254, 170, 2),
+    Ipv4Addr::new(169, 254, 170, 23),
+];
+
+/// An IPv4 range and how it is divided: the last quarter is the engine's own allocator's (a container
+/// connected by hand lands there), the rest is ours to lease, less the relay and [`TAKEN`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Pool {
+    pub network: Ipv4Addr,
+    /// 16 to 28.
+    pub prefix: u8,
+}
+
+impl Pool {
+    fn base(self) -> u32 {
+        u32::from(self.network) & self.mask()
+    }
+
+    fn mask(self) -> u32 {
+        u32::MAX << (32 - self.prefix)
+    }
+
+    fn quarter(self) -> u32 {
+        1 << (30 - self.prefix)
+    }
+
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask() == self.base()
+    }
+
+    /// The magic address where the range holds it, else the last address that could be leased.
+    pub fn relay(self) -> Ipv4Addr {
+        if self.contains(MAGIC) { MAGIC } else { Ipv4Addr::from(self.base() + 3 * self.quarter() - 1) }
+    }
+
+    /// The addresses that containers may be given, in order.
+    pub fn leasable(self) -> impl Iterator<Item = Ipv4Addr> {
+        let relay = self.relay();
+        (self.base() + 1..self.base() + 3 * self.quarter())
+            .map(Ipv4Addr::from)
+            .filter(move |address| *address != relay && !TAKEN.contains(address))
+    }
+
+    fn subnet(self) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.base()), self.prefix)
+    }
+
+    fn engine_slice(self) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
+    }
+
+    /// Reserved by the engine even where the bridge gets no address: at the end of its own slice.
+    fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.base() + 4 * self.quarter() - 2)
+    }
+}
+
+/// A network of ours, as the engine shows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Network {
+    pub id: String,
+    pub name: String,
+    pub session: String,
+    /// `run` or `serve`.
+    pub mode: String,
+    pub subnet: String,
+}
+
+impl Engine {
+    /// All networks that carry our label. The label is trustworthy: networks cannot be committed or pulled.
+    pub async fn our_networks(&self) -> Result<Vec<Network>, Error> {
+        let filters = filters(SESSION_LABEL);
+        let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+        let found =
+            self.docker.list_networks(Some(options)).await.map_err(|e| Error::of("list networks", e))?;
+        let networks = found.into_iter().map(|network| {
+            let mut labels = network.labels.unwrap_or_default();
+            Network {
+                id: network.id.unwrap_or_default(),
+                name: network.name.unwrap_or_default(),
+                session: labels.remove(SESSION_LABEL).unwrap_or_default(),
+                mode: labels.remove(MODE_LABEL).unwrap_or_default(),
+                subnet: subnet_of(network.ipam),
+            }
+        });
+        Ok(networks.collect())
+    }
+
+    /// Which network holds addresses of `pool`, for the message when it cannot be had.
+    pub async fn owner_of(&self, pool: Pool) -> Option<String> {
+        let all = self.docker.list_networks(None).await.ok()?;
+        let overlaps = |subnet: &str| {
+            let (address, prefix) = subnet.split_once('/')?;
+            let other = Pool { network: address.parse().ok()?, prefix: prefix.parse().ok()? };
+            (other.prefix <= 32 && other.prefix > 0)
+                .then(|| other.contains(Ipv4Addr::from(pool.base())) || pool.contains(other.network))
+        };
+        all.into_iter()
+            .find(|network| overlaps(&subnet_of(network.ipam.clone())).unwrap_or(false))
+            .and_then(|network| network.name)
+    }
+
+    /// Makes a network. `Error::is_overlap` tells that its range is taken.
+    pub async fn make_network(
+        &self,
+        name: &str,
+        pool: Pool,
+        session: &str,
+        mode: &str,
+    ) -> Result<Network, Error> {
+        let range = IpamConfig {
+            subnet: Some(pool.subnet()),
+            ip_range: Some(pool.engine_slice()),
+            gateway: Some(pool.gateway().to_string()),
+            ..Default::default()
+        };
+        let labels = HashMap::from([
+            (SESSION_LABEL.to_string(), session.to_string()),
+            (MODE_LABEL.to_string(), mode.to_string()),
+        ]);
+        let request = NetworkCreateRequest {
+            name: name.into(),
+            driver: Some("bridge".into()),
+            internal: Some(true),
+            enable_ipv6: Some(false),
+            ipam: Some(Ipam { config: Some(vec![range]), ..Default::default() }),
+            options: Some(HashMap::from([(
+                "com.docker.network.bridge.inhibit_ipv4".to_string(),
+                "true".to_string(),
+            )])),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        let made = self.docker.create_network(request).await.map_err(|e| Error::of("make the network", e))?;
+        Ok(Network {
+            id: made.id,
+            name: name.into(),
+            session: session.into(),
+            mode: mode.into(),
+            subnet: pool.subnet(),
+        })
+    }
+
+    /// Connects a container that does not run yet, at an address that we chose. Measured on 20.10: the
+    /// address is held from the first instruction on and survives a restart.
+    pub async fn connect_container(&self, network: &str, container: &str, at: Ipv4Addr) -> Result<(), Error> {
+        let endpoint = EndpointSettings { ipam_config: Some(fixed(at)), ..Default::default() };
+        let request = NetworkConnectRequest { container: container.into(), endpoint_config: Some(endpoint) };
+        let connected = self.docker.connect_network(network, request).await;
+        connected.map_err(|e| Error::of("connect the container to our network", e))
+    }
+
+    /// For containers that do not run any more. A running one is never disconnected to cut it off: its
+    /// packets would leave by its default route.
+    pub async fn disconnect_container(&self, network: &str, container: &str) -> Result<(), Error> {
+        let request = NetworkDisconnectRequest { container: container.into(), force: Some(true) };
+        let outcome = self.docker.disconnect_network(network, request).await;
+        super::undone(outcome.map_err(|e| Error::of("disconnect the container", e)))
+    }
+
+    /// Ids of the running containers on a network.
+    pub async fn members(&self, network: &str) -> Result<Vec<String>, Error> {
+        let options = None::<InspectNetworkOptions>;
+        let found = self.docker.inspect_network(network, options).await;
+        let found = found.map_err(|e| Error::of("inspect our network", e))?;
+        Ok(found.containers.unwrap_or_default().into_keys().collect())
+    }
+
+    pub async fn remove_network(&self, network: &str) -> Result<(), Error> {
+        super::undone(
+            self.docker.remove_network(network).await.map_err(|e| Error::of("remove our network", e)),
+        )
+    }
+}
+
+pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
+    EndpointIpamConfig { ipv4_address: Some(at.to_string()), ..Default::default() }
+}
+
+fn subnet_of(ipam: Option<Ipam>) -> String {
+    let first = ipam.and_then(|ipam| ipam.config).and_then(|ranges| ranges.into_iter().next());
+    first.and_then(|range| range.subnet).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shared_pool_is_divided_as_documented() {
+        let pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
+        assert_eq!(pool.relay(), MAGIC);
+        assert_eq!(pool.subnet(), "169.254.168.0/22");
+        assert_eq!(pool.engine_slice(), "169.254.171.0/24");
+        assert_eq!(pool.gateway(), Ipv4Addr::new(169, 254, 171, 254));
+        let all: Vec<_> = pool.leasable().collect();
+        assert_eq!(all.len(), 3 * 256 - 1 - TAKEN.len());
+        assert_eq!(all[0], Ipv4Addr::new(169, 254, 168, 1));
+        assert!(all.iter().all(|address| !TAKEN.contains(address) && address.octets()[2] != 171));
+    }
+
+    #[test]
+    fn a_small_pool_still_has_room_for_everybody() {
+        let pool = Pool { network: Ipv4Addr::new(10, 9, 8, 16), prefix: 28 };
+        assert_eq!(pool.relay(), Ipv4Addr::new(10, 9, 8, 27));
+        assert_eq!(pool.engine_slice(), "10.9.8.28/30");
+        assert_eq!(pool.gateway(), Ipv4Addr::new(10, 9, 8, 30));
+        assert_eq!(pool.leasable().count(), 10);
+    }
+}

@@ -1,0 +1,154 @@
+//! The relay's container: how it is made, and the tunnel that its own stdin and stdout are.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use bollard::container::LogOutput;
+use bollard::models::{
+    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkingConfig,
+    ResourcesUlimits,
+};
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, ListContainersOptionsBuilder,
+    StartContainerOptions,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::StreamReader;
+
+use super::image::ROLE_LABEL;
+use super::network::{Network, SESSION_LABEL, fixed};
+use super::{Engine, Error, filters};
+
+/// The names under which clients look for the server. The trailing-dot look-ups of some clients do not
+/// match a hosts file, so these are network aliases besides being hosts entries.
+pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.goog"];
+
+/// A started relay and its tunnel: HTTP/2 is spoken over it, the relay being the client.
+pub struct Tunnel {
+    pub container: String,
+    pub io: tokio::io::Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>,
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tunnel({})", self.container)
+    }
+}
+
+impl Engine {
+    /// Starts a relay at `at`. Its stdin is attached once: it lives exactly as long as the tunnel.
+    pub async fn start_relay(
+        &self,
+        image: &str,
+        network: &Network,
+        at: Ipv4Addr,
+        name: &str,
+    ) -> Result<Tunnel, Error> {
+        const WHAT: &str = "start the relay";
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        let body = description(image, network, at);
+        let made = self.docker.create_container(Some(options), body).await;
+        let container = made.map_err(|e| Error::of(WHAT, e))?.id;
+        match self.attach_and_start(&container).await {
+            Ok(tunnel) => Ok(tunnel),
+            Err(error) => {
+                let _ = self.remove(&container).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_and_start(&self, container: &str) -> Result<Tunnel, Error> {
+        const WHAT: &str = "start the relay";
+        let options =
+            AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
+        let attached = self.docker.attach_container(container, Some(options)).await;
+        let attached = attached.map_err(|e| Error::of(WHAT, e))?;
+        let started = self.docker.start_container(container, None::<StartContainerOptions>).await;
+        started.map_err(|e| Error::of(WHAT, e))?;
+        let output = attached.output.filter_map(|piece| async {
+            match piece {
+                Ok(LogOutput::StdOut { message }) => Some(Ok(message)),
+                Ok(LogOutput::StdErr { message }) => {
+                    tracing::warn!(relay = %String::from_utf8_lossy(&message).trim_end());
+                    None
+                }
+                Ok(_) => None,
+                Err(error) => Some(Err(std::io::Error::other(error))),
+            }
+        });
+        let reader: Box<dyn AsyncRead + Send + Unpin> =
+            Box::new(StreamReader::<_, Bytes>::new(Box::pin(output)));
+        let writer: Box<dyn AsyncWrite + Send + Unpin> = Box::new(attached.input);
+        Ok(Tunnel { container: container.into(), io: tokio::io::join(reader, writer) })
+    }
+
+    /// Ids and sessions of the relays that run. A label can be copied by `docker commit`, so a relay
+    /// counts for a network only if it is a member of it.
+    pub async fn running_relays(&self) -> Result<Vec<(String, String)>, Error> {
+        let filters = filters(&format!("{ROLE_LABEL}=relay"));
+        let options = ListContainersOptionsBuilder::new().all(false).filters(&filters).build();
+        let found = self.docker.list_containers(Some(options)).await;
+        let found = found.map_err(|e| Error::of("list relays", e))?;
+        let relays = found.into_iter().filter_map(|relay| {
+            let session = relay.labels.unwrap_or_default().remove(SESSION_LABEL)?;
+            Some((relay.id?, session))
+        });
+        Ok(relays.collect())
+    }
+}
+
+/// A container that can do nothing but move bytes: nobody's uid, read-only, no capability, no mount, no
+/// port, no log (what it writes is the tunnel), and little of everything.
+fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateBody {
+    let endpoint = EndpointSettings {
+        ipam_config: Some(fixed(at)),
+        aliases: Some(NAMES.map(String::from).to_vec()),
+        mac_address: Some(mac(at)),
+        ..Default::default()
+    };
+    let host = HostConfig {
+        auto_remove: Some(true),
+        network_mode: Some(network.name.clone()),
+        readonly_rootfs: Some(true),
+        cap_drop: Some(vec!["ALL".into()]),
+        security_opt: Some(vec!["no-new-privileges:true".into()]),
+        // The relay is nobody and still has to bind port 80.
+        sysctls: Some(HashMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())])),
+        log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
+        memory: Some(64 << 20),
+        pids_limit: Some(16),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("nofile".into()),
+            soft: Some(16_384),
+            hard: Some(16_384),
+        }]),
+        ..Default::default()
+    };
+    ContainerCreateBody {
+        image: Some(image.into()),
+        cmd: Some(vec![at.to_string()]),
+        open_stdin: Some(true),
+        stdin_once: Some(true),
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        labels: Some(HashMap::from([
+            (ROLE_LABEL.to_string(), "relay".to_string()),
+            (SESSION_LABEL.to_string(), network.session.clone()),
+        ])),
+        host_config: Some(host),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint)])),
+        }),
+        ..Default::default()
+    }
+}
+
+/// Fixed by the address, so that a replaced relay answers to what its neighbours have in their ARP caches.
+fn mac(at: Ipv4Addr) -> String {
+    let [a, b, c, d] = at.octets();
+    format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}

@@ -1,0 +1,52 @@
+//! Addresses are handed out once and come back only after all the others: a dead container's address
+//! is the last to be used again.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::Ipv4Addr;
+
+#[derive(Debug)]
+pub(super) struct Addresses {
+    free: VecDeque<Ipv4Addr>,
+    held: HashSet<Ipv4Addr>,
+}
+
+impl Addresses {
+    pub(super) fn new(all: impl Iterator<Item = Ipv4Addr>) -> Self {
+        Self { free: all.collect(), held: HashSet::new() }
+    }
+
+    /// The address that was free for longest; `None` when every one is held.
+    pub(super) fn take(&mut self) -> Option<Ipv4Addr> {
+        let address = self.free.pop_front()?;
+        self.held.insert(address);
+        Some(address)
+    }
+
+    /// Gives back what [`Self::take`] gave; anything else is ignored.
+    pub(super) fn give_back(&mut self, address: Ipv4Addr) {
+        if self.held.remove(&address) {
+            self.free.push_back(address);
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_comes_back_after_all_others() {
+        let all = (1..=4).map(|last| Ipv4Addr::new(10, 0, 0, last));
+        let mut addresses = Addresses::new(all.clone());
+        let first = addresses.take().unwrap();
+        addresses.give_back(first);
+        addresses.give_back(first);
+        let order: Vec<_> = std::iter::from_fn(|| addresses.take()).collect();
+        assert_eq!(order, all.clone().skip(1).chain([first]).collect::<Vec<_>>());
+        assert_eq!((addresses.take(), addresses.held()), (None, 4));
+    }
+}

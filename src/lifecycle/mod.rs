@@ -1,0 +1,391 @@
+//! What happens to a container, from create to its end: connect, admit, confirm, cut off, give back.
+//!
+//! Owns the registry's [`Writer`]: nothing else can grant. State is guarded by one short lock that is
+//! never held across a wait; what the engine says is compared with what is known after every wait.
+
+mod addresses;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::docker::events::ContainerEvent;
+use crate::docker::network::{Network, Pool};
+use crate::docker::proxy::Ask;
+use crate::docker::{Engine, Error};
+use crate::mint::Mint;
+use crate::observe::{Line, Voice, expiry};
+use crate::process::Tasks;
+use crate::registry::{Lease, Questions, Writer};
+use crate::token::{Deadline, Now};
+use crate::workload::{ContainerId, Grant, Identity, Task};
+
+use addresses::Addresses;
+
+/// A container that was created and never started gives its address back after this.
+const UNSTARTED: Duration = Duration::from_secs(15 * 60);
+
+/// Everything about the containers of one session.
+#[derive(Debug)]
+pub struct Lifecycle {
+    engine: Engine,
+    network: Network,
+    mint: Arc<Mint>,
+    voice: Voice,
+    tasks: Tasks,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    writer: Writer,
+    addresses: Addresses,
+    tenants: HashMap<ContainerId, Tenant>,
+    attached: u64,
+    cut_off: u64,
+    /// Expiries of tokens whose holders ended.
+    outstanding: Vec<Deadline>,
+}
+
+/// A container that has an address of ours, running or not.
+#[derive(Debug)]
+struct Tenant {
+    grant: Grant,
+    address: Ipv4Addr,
+    /// `None` between an end and the next start.
+    lease: Option<Lease>,
+    created: Instant,
+    started: bool,
+}
+
+/// What a session did, for its last line.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub attached: u64,
+    pub cut_off: u64,
+    pub outstanding: Vec<Deadline>,
+}
+
+impl Lifecycle {
+    pub fn new(
+        engine: Engine,
+        network: Network,
+        pool: Pool,
+        writer: Writer,
+        mint: Arc<Mint>,
+        voice: Voice,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        let state = State {
+            writer,
+            addresses: Addresses::new(pool.leasable()),
+            tenants: HashMap::new(),
+            attached: 0,
+            cut_off: 0,
+            outstanding: vec![],
+        };
+        Arc::new(Self { engine, network, mint, voice, tasks, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers the proxy's requests and the server's questions until both are gone or the session stops.
+    pub async fn attend(self: Arc<Self>, mut asks: mpsc::Receiver<Ask>, mut questions: Questions) {
+        let mut tidy = tokio::time::interval(Duration::from_secs(60));
+        loop {
+            tokio::select! {
+                () = self.tasks.stop().cancelled() => return,
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.clone().answer(ask),
+                    None => return,
+                },
+                Some(address) = questions.next() => {
+                    let this = self.clone();
+                    self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
+                }
+                _ = tidy.tick() => self.give_back_unstarted().await,
+            }
+        }
+    }
+
+    fn answer(self: Arc<Self>, ask: Ask) {
+        match ask {
+            Ask::Attach { container, identity, task, answer } => {
+                let this = self.clone();
+                self.tasks.spawn("attach", async move {
+                    let outcome = this.attach(Grant { container: container.clone(), identity, task }).await;
+                    let attached = outcome.is_ok();
+                    if answer.send(outcome).is_err() && attached {
+                        // Nobody waits for it any more: the create was given up on the way.
+                        this.forget(&container);
+                    }
+                });
+            }
+            Ask::Starting { container, answer } => {
+                self.readmit(&container);
+                let _ = answer.send(());
+            }
+            Ask::IsLeased { container, answer } => {
+                let _ = answer.send(self.state().tenants.contains_key(&container));
+            }
+        }
+    }
+
+    /// Connects a created container at an address of ours and admits it. Only after this may its create
+    /// be answered: whoever starts it then finds the lease in place before the first instruction.
+    async fn attach(&self, grant: Grant) -> Result<Ipv4Addr, String> {
+        let container = grant.container.clone();
+        let address = self.take_address()?;
+        if let Err(error) = self.engine.connect_container(&self.network.id, container.as_str(), address).await {
+            self.state().addresses.give_back(address);
+            return Err(format!("kfp-creds could not attach the container: {error}"));
+        }
+        let (identity, task) = (grant.identity.clone(), grant.task.clone());
+        self.admit(grant, address);
+        self.say_attached(&container, &identity, &task, address);
+        self.warm(&container, &identity);
+        Ok(address)
+    }
+
+    fn take_address(&self) -> Result<Ipv4Addr, String> {
+        let mut state = self.state();
+        state.addresses.take().ok_or_else(|| {
+            let held = state.addresses.held();
+            format!(
+                "kfp-creds has no address left: {held} containers hold one; remove stopped containers, \
+                 or give the network a larger pool in kfp-creds.toml"
+            )
+        })
+    }
+
+    fn admit(&self, grant: Grant, address: Ipv4Addr) {
+        let mut state = self.state();
+        let lease = state.writer.admit(address, grant.clone());
+        state.attached += 1;
+        let tenant =
+            Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
+        state.tenants.insert(tenant.grant.container.clone(), tenant);
+    }
+
+    fn say_attached(&self, container: &ContainerId, identity: &Identity, task: &Task, address: Ipv4Addr) {
+        self.voice.say(Line::Attached {
+            task: &task.to_string(),
+            container: container.short(),
+            identity: &identity.name,
+            address: &address.to_string(),
+        });
+    }
+
+    /// Mints ahead when the identity has nothing fresh, so that the first request finds a token.
+    fn warm(&self, container: &ContainerId, identity: &Arc<Identity>) {
+        let ask = self.mint.request(identity, container, None);
+        if self.mint.cached(&ask).is_none() {
+            let mint = self.mint.clone();
+            self.tasks.spawn("warm", async move {
+                let _ = mint.access(&ask, Duration::ZERO).await;
+            });
+        }
+    }
+
+    /// A stopped container is about to run again: a new epoch, at the same address.
+    fn readmit(&self, container: &ContainerId) {
+        let mut state = self.state();
+        let State { writer, tenants, .. } = &mut *state;
+        if let Some(tenant) = tenants.get_mut(container)
+            && tenant.lease.is_none()
+        {
+            tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
+        }
+    }
+
+    async fn confirm_at(&self, address: Ipv4Addr) {
+        let container = {
+            let state = self.state();
+            state.tenants.values().find(|t| t.address == address).map(|t| t.grant.container.clone())
+        };
+        if let Some(container) = container {
+            self.confirm(&container).await;
+        }
+    }
+
+    /// Looks whether the container really runs at its address, and only then lets it be answered: before
+    /// it runs, a container that was put at the same address by hand could be the one that asks.
+    async fn confirm(&self, container: &ContainerId) {
+        let epoch = |state: &State| {
+            state.tenants.get(container).and_then(|t| t.lease.as_ref()).map(|lease| lease.epoch())
+        };
+        let before = epoch(&self.state());
+        if before.is_none() {
+            return;
+        }
+        let Ok(seen) = self.engine.look(container.as_str(), &self.network.id).await else { return };
+        let mut state = self.state();
+        if epoch(&state) != before {
+            return; // it ended, or ended and started again, while we looked
+        }
+        let State { writer, tenants, .. } = &mut *state;
+        if let Some(tenant) = tenants.get_mut(container)
+            && let Some(lease) = &tenant.lease
+            && seen.running
+            && seen.address == Some(tenant.address)
+        {
+            tenant.started = true;
+            writer.confirm(lease);
+        }
+    }
+
+    /// Follows the engine's events until the session stops; after a break it looks for what was missed.
+    pub async fn follow_events(self: Arc<Self>) {
+        loop {
+            let mut events = Box::pin(self.engine.container_events());
+            self.resync().await;
+            loop {
+                let event = tokio::select! {
+                    () = self.tasks.stop().cancelled() => return,
+                    event = events.next() => event,
+                };
+                match event {
+                    Some(Ok(event)) => self.clone().on(event),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "lost the engine's events; reconnecting");
+                        break;
+                    }
+                    None => break,
+                }
+            }
+            tokio::select! {
+                () = self.tasks.stop().cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    fn on(self: Arc<Self>, event: ContainerEvent) {
+        match event {
+            ContainerEvent::Started(container) => {
+                self.readmit(&container);
+                let this = self.clone();
+                self.tasks.spawn("confirm", async move { this.confirm(&container).await });
+            }
+            ContainerEvent::Died(container, code) => self.on_die(&container, code),
+            ContainerEvent::Destroyed(container) => self.forget(&container),
+            ContainerEvent::Disconnected(container, network) if network == self.network.id => {
+                self.on_die(&container, None);
+            }
+            ContainerEvent::Disconnected(..) => {}
+        }
+    }
+
+    /// From here on nothing is minted for it and nothing in flight reaches it. Its address stays its own
+    /// until it is destroyed, for it may be started again.
+    fn on_die(&self, container: &ContainerId, exit_code: Option<i64>) {
+        let (task, lease) = {
+            let mut state = self.state();
+            let State { writer, tenants, .. } = &mut *state;
+            let Some(tenant) = tenants.get_mut(container) else { return };
+            let Some(lease) = tenant.lease.take() else { return };
+            writer.cut_off(tenant.address, container);
+            let task = tenant.grant.task.clone();
+            state.cut_off += 1;
+            state.outstanding.extend(lease.last_expiry());
+            (task, lease)
+        };
+        self.mint.forget_holder(container);
+        let now = Now::read();
+        let left = lease.last_expiry().map(|end| expiry(end.wall(), end.remaining(now)));
+        self.voice.say(Line::CutOff {
+            task: &task.to_string(),
+            container: container.short(),
+            exit_code,
+            outstanding: left,
+        });
+    }
+
+    /// The container is gone: its address goes to the end of the queue.
+    fn forget(&self, container: &ContainerId) {
+        self.on_die(container, None);
+        let mut state = self.state();
+        if let Some(tenant) = state.tenants.remove(container) {
+            state.addresses.give_back(tenant.address);
+        }
+    }
+
+    async fn give_back_unstarted(&self) {
+        let idle: Vec<ContainerId> = {
+            let state = self.state();
+            let old = |t: &&Tenant| !t.started && t.created.elapsed() > UNSTARTED;
+            state.tenants.values().filter(old).map(|t| t.grant.container.clone()).collect()
+        };
+        for container in idle {
+            let seen = self.engine.look(container.as_str(), &self.network.id).await;
+            if matches!(&seen, Ok(seen) if seen.running) {
+                continue;
+            }
+            if let Err(error) = self.engine.disconnect_container(&self.network.id, container.as_str()).await {
+                tracing::warn!(%error, %container, "a container that never started keeps its address");
+                continue;
+            }
+            self.voice.notice(format!("{container} never started and gave its address back"));
+            self.forget(&container);
+        }
+    }
+
+    /// Compares what is known with what the engine has, after a gap in the events.
+    async fn resync(&self) {
+        let known: Vec<ContainerId> = self.state().tenants.keys().cloned().collect();
+        for container in known {
+            match self.engine.look(container.as_str(), &self.network.id).await {
+                Ok(seen) if seen.running => {
+                    self.readmit(&container);
+                    self.confirm(&container).await;
+                }
+                Ok(_) if self.started(&container) => self.on_die(&container, None),
+                Ok(_) => {}
+                Err(error) if error.is_gone() => self.forget(&container),
+                Err(error) => tracing::debug!(%error, %container, "could not look at a container"),
+            }
+        }
+    }
+
+    fn started(&self, container: &ContainerId) -> bool {
+        self.state().tenants.get(container).is_some_and(|tenant| tenant.started)
+    }
+
+    /// Containers that have an address, with what they are, for the end of a session.
+    pub fn tenants(&self) -> Vec<(ContainerId, Arc<Task>, bool)> {
+        let state = self.state();
+        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone(), t.lease.is_some() && t.started);
+        state.tenants.values().map(row).collect()
+    }
+
+    /// Cuts everything off. What is outstanding goes into the summary.
+    pub fn cut_off_all(&self) -> Summary {
+        let mut state = self.state();
+        let leases = state.writer.cut_off_all();
+        state.cut_off += leases.len() as u64;
+        state.outstanding.extend(leases.iter().filter_map(Lease::last_expiry));
+        for tenant in state.tenants.values_mut() {
+            tenant.lease = None;
+        }
+        let now = Now::read();
+        state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
+        Summary {
+            attached: state.attached,
+            cut_off: state.cut_off,
+            outstanding: state.outstanding.clone(),
+        }
+    }
+
+    /// Takes a stopped container off our network, which is about to go: connected to a network that does
+    /// not exist it could not be started again.
+    pub async fn detach(&self, container: &ContainerId) -> Result<(), Error> {
+        self.engine.disconnect_container(&self.network.id, container.as_str()).await
+    }
+}

@@ -1,0 +1,247 @@
+//! The relay: the part that runs inside the container network. It moves requests and answers, says who
+//! called, holds no secret and decides nothing.
+//!
+//! Its stdin and stdout are the tunnel, over which HTTP/2 is spoken with the relay as the client. The caller's address is taken
+//! from the relay's own socket. Everything that one container could do to the others is stopped here:
+//! head size, slow clients, and the number of connections and open requests per source address.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, unix::pipe};
+
+use crate::process::Tasks;
+
+/// Who called. Set by the relay from its socket; whatever a caller sent under this name is dropped.
+pub const CALLER: HeaderName = HeaderName::from_static("kfp-creds-caller");
+/// The `Host` that the caller sent: HTTP/2 has its own idea of an authority.
+pub const HOST: HeaderName = HeaderName::from_static("kfp-creds-host");
+/// In a reply: close the caller's connection after it.
+pub const CLOSE: HeaderName = HeaderName::from_static("kfp-creds-close");
+
+/// Both ends ask each other for a sign of life this often; a tunnel that gives none in time is dead.
+pub const PING_EVERY: Duration = Duration::from_secs(5);
+pub const PING_WITHIN: Duration = Duration::from_secs(10);
+
+/// A head may not be larger. Real clients send well under 2 KiB.
+const HEAD_LIMIT: usize = 16 * 1024;
+/// From the first byte of a connection, or the end of the last reply, to a complete head. Pooled
+/// connections stay open this long as well: clients expect 60 s.
+const HEAD_WITHIN: Duration = Duration::from_secs(75);
+/// Per source address. A container with more than this in use is broken or hostile.
+const CONNECTIONS: usize = 128;
+/// Longest silence of the host before a caller is given up; waits of `wait_for_change` are excepted.
+const REPLY_WITHIN: Duration = Duration::from_secs(30);
+
+type Client = SendRequest<Empty<Bytes>>;
+
+/// Runs until stdin ends. `at` is the address to serve on, port 80; the first request over the tunnel is
+/// the relay's own, through its own listener, which proves the whole way.
+pub async fn run(at: Ipv4Addr) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).await?;
+    let tasks = Tasks::new();
+    let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let stdout = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
+    let tunnel = TokioIo::new(tokio::io::join(stdin, stdout));
+    let (client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_WITHIN)
+        .keep_alive_while_idle(true)
+        .handshake(tunnel)
+        .await
+        .map_err(io::Error::other)?;
+    let serving = serve(listener, client, tasks.clone());
+    tasks.spawn("probe", async move {
+        if let Err(error) = probe(at).await {
+            tracing::warn!(%error, "the probe through our own listener failed");
+        }
+    });
+    tokio::select! {
+        () = serving => Ok(()),
+        // The end of stdin is the end of the session, in whatever way it comes.
+        ended = connection => ended.map_err(io::Error::other),
+    }
+}
+
+async fn serve(listener: TcpListener, client: Client, tasks: Tasks) {
+    let callers = Callers::default();
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                // Out of file descriptors: those of finished connections come back.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let Some(place) = callers.admit(from.ip()) else {
+            continue; // dropping the stream resets it: the caller has far more than its share open
+        };
+        // One hop: an answer cannot leave the network it was asked on. Small answers go out at once.
+        let _ = (stream.set_ttl(1), stream.set_nodelay(true));
+        let client = client.clone();
+        tasks.spawn("connection", async move {
+            let _place = place;
+            serve_connection(stream, from, client).await;
+        });
+    }
+}
+
+async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {
+    let service = service_fn(|request| forward(request, from.ip(), client.clone()));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a caller's connection ended");
+    }
+}
+
+/// One request to the host and its buffered answer back. An error closes the caller's connection without
+/// a byte: that is what a cut-off looks like to a request in flight.
+async fn forward(
+    request: Request<Incoming>,
+    from: IpAddr,
+    mut client: Client,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let waits = request.uri().query().is_some_and(|query| query.contains("wait_for_change"));
+    let Some(request) = translate(request, from) else {
+        return Ok(unavailable("the request target is not one this server has"));
+    };
+    let exchange = async {
+        client.ready().await?;
+        let (head, body) = client.send_request(request).await?.into_parts();
+        Ok::<_, hyper::Error>((head, body.collect().await?.to_bytes()))
+    };
+    let answer = if waits { Ok(exchange.await) } else { tokio::time::timeout(REPLY_WITHIN, exchange).await };
+    let Ok(answer) = answer else { return Ok(unavailable("the host did not answer in time")) };
+    let (mut head, body) = answer?;
+    head.version = hyper::Version::HTTP_11;
+    if head.headers.remove(CLOSE).is_some() {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(Response::from_parts(head, Full::new(body)))
+}
+
+/// The request as it goes through the tunnel: same method, target and headers, less what belongs to the
+/// connection, plus who called. Bodies are not forwarded: nothing in this protocol has one.
+fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<Bytes>>> {
+    let (head, _) = request.into_parts();
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let uri = Uri::builder().scheme("http").authority("host").path_and_query(target).build().ok()?;
+    let mut headers = head.headers;
+    let host = headers.remove(header::HOST);
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::CONTENT_LENGTH,
+        header::UPGRADE,
+        header::TE,
+        header::EXPECT,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        CALLER,
+        HOST,
+    ] {
+        headers.remove(name);
+    }
+    headers.insert(CALLER, HeaderValue::from_str(&from.to_string()).ok()?);
+    if let Some(host) = host {
+        headers.insert(HOST, host);
+    }
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = head.method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// 503 is the one status that every client that retries at all does retry.
+fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
+    *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
+    headers.insert(header::SERVER, HeaderValue::from_static("Metadata Server for VM"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// Asks the host for `/` the way a container does. The host sees the relay's own address as the caller
+/// and knows by it that the network, the listener and the tunnel work.
+async fn probe(at: Ipv4Addr) -> io::Result<()> {
+    let mut stream = TcpStream::connect((at, 80)).await?;
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    stream.read_to_end(&mut Vec::new()).await.map(drop)
+}
+
+/// How many connections each source address has open.
+#[derive(Clone, Debug, Default)]
+struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Callers {
+    fn admit(&self, from: IpAddr) -> Option<Place> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(from).or_default();
+        (*count < CONNECTIONS).then(|| {
+            *count += 1;
+            Place { callers: self.clone(), from }
+        })
+    }
+}
+
+/// One connection's place among its caller's; given back when dropped.
+#[derive(Debug)]
+struct Place {
+    callers: Callers,
+    from: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.from);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_cannot_take_the_places_of_another() {
+        let callers = Callers::default();
+        let (greedy, modest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut places: Vec<_> = (0..CONNECTIONS).map(|_| callers.admit(greedy).unwrap()).collect();
+        assert!(callers.admit(greedy).is_none());
+        assert!(callers.admit(modest).is_some());
+        places.pop();
+        assert!(callers.admit(greedy).is_some());
+        drop(places);
+        assert!(callers.0.lock().unwrap().is_empty());
+    }
+}
