@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use bollard::Docker;
 use bollard::errors::Error as BollardError;
 use bollard::query_parameters::{
-    InspectContainerOptions, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    InspectContainerOptions, RemoveContainerOptionsBuilder,
     StopContainerOptionsBuilder,
 };
 
-use crate::workload::ContainerId;
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -146,17 +145,10 @@ impl Engine {
     }
 
     /// Asks a container to stop, and kills it after `grace` seconds.
-    pub async fn stop(&self, container: &ContainerId, grace: i32) -> Result<(), Error> {
+    pub async fn stop(&self, container: &str, grace: i32) -> Result<(), Error> {
         let options = StopContainerOptionsBuilder::new().t(grace).build();
-        let stopped = self.docker.stop_container(container.as_str(), Some(options)).await;
+        let stopped = self.docker.stop_container(container, Some(options)).await;
         undone(stopped.map_err(|e| Error::of("stop", e)))
-    }
-
-    /// Kills at once.
-    pub async fn kill(&self, container: &str) -> Result<(), Error> {
-        let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
-        let killed = self.docker.kill_container(container, Some(options)).await;
-        undone(killed.map_err(|e| Error::of("kill", e)))
     }
 
     /// Removes a container, running or not.

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use bollard::models::{
-    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest,
+    ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest,
     NetworkDisconnectRequest,
 };
-use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilder};
+use bollard::query_parameters::{InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
 
 use super::{Engine, Error, filters};
+use crate::config::Pool;
 
 /// On every network of ours; the value is the session that made it.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
@@ -34,15 +35,8 @@ const TAKEN: [Ipv4Addr; 5] = [
     Ipv4Addr::new(169, 254, 170, 23),
 ];
 
-/// An IPv4 range and how it is divided: the last quarter is the engine's own allocator's (a container
-/// connected by hand lands there), the rest is ours to lease, less the relay and [`TAKEN`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Pool {
-    pub network: Ipv4Addr,
-    /// 16 to 28.
-    pub prefix: u8,
-}
-
+/// How the range is divided: the last quarter is the engine's own allocator's (a container connected by
+/// hand lands there), the rest is ours to lease, less the relay and [`TAKEN`].
 impl Pool {
     fn base(self) -> u32 {
         u32::from(self.network) & self.mask()
@@ -71,6 +65,11 @@ impl Pool {
         (self.base() + 1..self.base() + 3 * self.quarter())
             .map(Ipv4Addr::from)
             .filter(move |address| *address != relay && !TAKEN.contains(address))
+    }
+
+    /// Whether `subnet` (`a.b.c.d/n`) is this range.
+    pub fn is(self, subnet: &str) -> bool {
+        self.subnet() == subnet
     }
 
     fn subnet(self) -> String {
@@ -190,12 +189,23 @@ impl Engine {
         super::undone(outcome.map_err(|e| Error::of("disconnect the container", e)))
     }
 
-    /// Ids of the running containers on a network.
-    pub async fn members(&self, network: &str) -> Result<Vec<String>, Error> {
+    /// Containers that belong to a network, running or not, with whether they run.
+    pub async fn containers_on(&self, network: &str) -> Result<Vec<(String, bool)>, Error> {
+        let filters = HashMap::from([("network", vec![network])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let found = self.docker.list_containers(Some(options)).await;
+        let found = found.map_err(|e| Error::of("list the containers on our network", e))?;
+        let runs = |state| matches!(state, Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED));
+        Ok(found.into_iter().filter_map(|c| Some((c.id?, runs(c.state)))).collect())
+    }
+
+    /// Addresses that running containers hold on a network.
+    pub async fn addresses_on(&self, network: &str) -> Result<Vec<Ipv4Addr>, Error> {
         let options = None::<InspectNetworkOptions>;
         let found = self.docker.inspect_network(network, options).await;
-        let found = found.map_err(|e| Error::of("inspect our network", e))?;
-        Ok(found.containers.unwrap_or_default().into_keys().collect())
+        let members = found.map_err(|e| Error::of("inspect our network", e))?.containers.unwrap_or_default();
+        let address = |text: String| text.split('/').next().and_then(|address| address.parse().ok());
+        Ok(members.into_values().filter_map(|member| address(member.ipv4_address?)).collect())
     }
 
     pub async fn remove_network(&self, network: &str) -> Result<(), Error> {

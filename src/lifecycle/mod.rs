@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::docker::events::ContainerEvent;
-use crate::docker::network::{Network, Pool};
+use crate::docker::network::Network;
 use crate::docker::proxy::Ask;
 use crate::docker::{Engine, Error};
 use crate::mint::Mint;
@@ -63,6 +63,13 @@ struct Tenant {
     started: bool,
 }
 
+/// What granting needs: the registry's one writer, and the mint that is warmed and made to forget.
+#[derive(Debug)]
+pub struct Granting {
+    pub writer: Writer,
+    pub mint: Arc<Mint>,
+}
+
 /// What a session did, for its last line.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -72,18 +79,19 @@ pub struct Summary {
 }
 
 impl Lifecycle {
+    /// `addresses` are those that may be leased on `network`, in the order of their first use.
     pub fn new(
         engine: Engine,
         network: Network,
-        pool: Pool,
-        writer: Writer,
-        mint: Arc<Mint>,
+        addresses: impl Iterator<Item = Ipv4Addr>,
+        granting: Granting,
         voice: Voice,
         tasks: Tasks,
     ) -> Arc<Self> {
+        let Granting { writer, mint } = granting;
         let state = State {
             writer,
-            addresses: Addresses::new(pool.leasable()),
+            addresses: Addresses::new(addresses),
             tenants: HashMap::new(),
             attached: 0,
             cut_off: 0,
@@ -185,7 +193,7 @@ impl Lifecycle {
 
     /// Mints ahead when the identity has nothing fresh, so that the first request finds a token.
     fn warm(&self, container: &ContainerId, identity: &Arc<Identity>) {
-        let ask = self.mint.request(identity, container, None);
+        let ask = self.mint.request(identity, Some(container), None);
         if self.mint.cached(&ask).is_none() {
             let mint = self.mint.clone();
             self.tasks.spawn("warm", async move {

@@ -1,0 +1,180 @@
+//! The host's side of a session: the source, the mint and what they say of themselves. It needs no engine.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::Failure;
+use crate::config::{Config, SourceChoice, Surroundings};
+use crate::metadata::View;
+use crate::mint::{Mint, MintFailure};
+use crate::observe::Voice;
+use crate::process::Tasks;
+use crate::server::jwks;
+use crate::server::views::Views;
+use crate::source::google::{Endpoints, Google, Where};
+use crate::source::offline::Offline;
+use crate::source::upstream::{Limits, Upstream};
+use crate::source::{Reloaded, Source, SourceError};
+use crate::token::Now;
+use crate::workload::Identity;
+
+/// How often the credential file and the clocks are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The wall clock running ahead of the monotonic one by more than this in one look: the machine slept.
+const SLEPT: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) source: Arc<dyn Source>,
+    pub(super) mint: Arc<Mint>,
+    /// Where the offline source's public keys are served.
+    keys: Option<String>,
+}
+
+impl Host {
+    pub(super) fn open(config: &Config, around: &Surroundings, tasks: &Tasks, voice: &Voice) -> Result<Self, Failure> {
+        let mut keys = None;
+        let source: Arc<dyn Source> = match &config.source {
+            SourceChoice::Offline => {
+                let project = config.project.as_deref().unwrap_or(OFFLINE_PROJECT);
+                let email = config.email.clone();
+                let email = email.unwrap_or_else(|| format!("offline@{project}.iam.gserviceaccount.com"));
+                let made = Arc::new(Offline::new(project, email).map_err(no_credential)?);
+                keys = Some(serve_keys(&made, tasks)?);
+                made
+            }
+            SourceChoice::Adc { file } => Arc::new(application_default(config, file.clone(), around)?),
+        };
+        let mint = Mint::new(source.clone(), tasks.clone());
+        tasks.spawn("source", watch(mint.clone(), tasks.clone(), voice.clone()));
+        Ok(Self { source, mint, keys })
+    }
+
+    /// Mints for the default identity, so that a broken login is said at once. What may work later is
+    /// said and does not stop the session.
+    pub(super) async fn first_mint(&self, config: &Config, voice: &Voice) -> Result<(), Failure> {
+        let Some(identity) = first_identity(config) else { return Ok(()) };
+        if self.source.per_container() {
+            return Ok(());
+        }
+        let request = self.mint.request(&identity, None, None);
+        match self.mint.access(&request, Duration::from_secs(25)).await {
+            Ok(_) => Ok(()),
+            Err(MintFailure::Refused(why)) => Err(Failure::Credential(why.to_string())),
+            Err(MintFailure::Transient(why)) => {
+                voice.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
+                Ok(())
+            }
+            Err(MintFailure::Slow) => {
+                voice.notice("no token yet: the upstream is slow; containers get 503 until one is minted");
+                Ok(())
+            }
+        }
+    }
+
+    /// Variables for programs that want to check what the offline source signs.
+    pub(super) fn extra_environment(&self) -> Vec<(String, String)> {
+        self.keys.iter().map(|url| ("KFP_CREDS_JWKS_URL".into(), url.clone())).collect()
+    }
+
+    /// `at` is where the server is asked, besides the well-known names.
+    pub(super) fn views(&self, config: &Config, at: Option<String>) -> Views {
+        let base = View {
+            numeric_project_id: config.numeric_project.unwrap_or_default(),
+            zone: config.zone.clone(),
+            attributes: config.instance_attributes.clone(),
+            project_attributes: config.project_attributes.clone(),
+            hosts: at.into_iter().collect(),
+            ..View::default()
+        };
+        Views { base, project: config.project.clone(), email: config.email.clone() }
+    }
+
+    pub(super) fn project(&self, config: &Config) -> String {
+        self.views(config, None).project(&self.source.principal())
+    }
+
+    pub(super) fn quota_project(&self, config: &Config) -> Option<String> {
+        config.quota_project.clone().or_else(|| self.source.principal().quota_project)
+    }
+
+    /// Whom the default identity is, for the first line.
+    pub(super) fn account(&self, config: &Config) -> String {
+        let identity = first_identity(config).and_then(|identity| identity.service_account.clone());
+        let own = || config.email.clone().or_else(|| self.source.principal().email);
+        identity.or_else(own).unwrap_or_else(|| "an account whose e-mail is not known".into())
+    }
+}
+
+/// The project of the offline source where none is given; an id that Google would not give out.
+const OFFLINE_PROJECT: &str = "offline-project";
+
+fn no_credential(error: SourceError) -> Failure {
+    Failure::Credential(error.to_string())
+}
+
+fn application_default(config: &Config, file: Option<PathBuf>, around: &Surroundings) -> Result<Google, Failure> {
+    let variable = |name| around.variable(name).map(PathBuf::from);
+    let place = Where {
+        google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
+        cloudsdk_config: variable("CLOUDSDK_CONFIG"),
+        home: around.home(),
+    };
+    let wanted = &config.endpoints;
+    let endpoints = Endpoints {
+        token: wanted.token.clone(),
+        iam_credentials: wanted.iam_credentials.clone(),
+        sts: wanted.sts.clone(),
+        universe: wanted.universe.clone(),
+    };
+    let upstream = Upstream::new(Limits::default(), vec![]).map_err(no_credential)?;
+    Google::find(&place, endpoints, upstream).map_err(no_credential)
+}
+
+fn first_identity(config: &Config) -> Option<Arc<Identity>> {
+    config.policy.default.clone().or_else(|| config.identities.values().next().cloned())
+}
+
+/// Picks up a new login, and wakes what a sleep of the machine left behind.
+async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
+    let mut last = Now::read();
+    loop {
+        tokio::select! {
+            () = tasks.stop().cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let now = Now::read();
+        let wall = now.wall.duration_since(last.wall).unwrap_or_default();
+        if wall > now.mono.duration_since(last.mono) + SLEPT {
+            tracing::info!("the clock jumped ahead: dropping pooled connections");
+            mint.woke();
+        }
+        last = now;
+        match mint.reload() {
+            Reloaded::Same => {}
+            Reloaded::Renewed => voice.notice("the credential file changed: the new login is in use"),
+            Reloaded::OtherAccount => {
+                voice.notice("the credential file holds another account now: earlier tokens were dropped");
+            }
+            Reloaded::Broken(why) => {
+                voice.notice(format!("the credential file is not usable ({why}); the old login stays in use"));
+            }
+        }
+    }
+}
+
+/// On a port of the system's choice: public keys are no secret, and any program may check a token.
+fn serve_keys(offline: &Offline, tasks: &Tasks) -> Result<String, Failure> {
+    let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    });
+    let listener = bound.map_err(|e| Failure::broken("serve the offline keys", e))?;
+    let at = listener.local_addr().map_err(|e| Failure::broken("serve the offline keys", e))?;
+    tasks.spawn("keys", jwks::serve(listener, offline.jwks(), tasks.clone()));
+    Ok(format!("http://{at}{}", jwks::PATH))
+}

@@ -1,0 +1,255 @@
+//! A session's rooms, built in order and ended in order: what `run` and `serve` have in common.
+
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use super::Failure;
+use super::host::Host;
+use crate::config::{Config, Surroundings, engine};
+use crate::docker::Engine;
+use crate::docker::proxy::{self, Reserved, Settings, Wiring};
+use crate::docker::relay::Tunnel;
+use crate::kfp;
+use crate::lifecycle::{Granting, Lifecycle};
+use crate::observe::{Line, Voice, expiry};
+use crate::process::Tasks;
+use crate::registry;
+use crate::server::Server;
+use crate::session::{Session, Wanted};
+use crate::token::Now;
+
+/// How long containers get between SIGTERM and SIGKILL at the end of a `run`.
+const STOP_GRACE_SECONDS: i32 = 2;
+
+/// A running session.
+#[derive(Debug)]
+pub(super) struct House {
+    pub(super) host: Host,
+    /// The socket to give to Docker clients.
+    pub(super) socket: PathBuf,
+    pub(super) failed: mpsc::Receiver<Failure>,
+    voice: Voice,
+    tasks: Tasks,
+    session: Arc<Session>,
+    lifecycle: Arc<Lifecycle>,
+    proxy: Arc<Settings>,
+}
+
+impl House {
+    /// Everything up to the moment where a container can be created: engine, source, network, relay,
+    /// proxy, a probe the whole way, and one mint, so that a broken login is said once and at once.
+    pub(super) async fn open(
+        config: &Config,
+        around: &Surroundings,
+        mode: &'static str,
+        voice: Voice,
+    ) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let tasks = Tasks::new();
+        let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
+        // A session inside a session: both use the engine, side by side.
+        let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
+        let engine = Engine::connect(&upstream).await?;
+        let host = Host::open(config, around, &tasks, &voice)?;
+        let id = session_id()?;
+        let folder = private_folder(&runtime_folder(around))?;
+        let lock = folder.join("lock");
+        let wanted = Wanted { session: &id, mode, pool: config.pool, lock: &lock };
+        let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
+        let session = Arc::new(session);
+        let (writer, reader, questions) = registry::new();
+        let server = Server::new(reader, host.mint.clone(), host.views(config, Some(session.relay.to_string())), session.relay);
+        let lifecycle = Lifecycle::new(
+            session.engine.clone(),
+            session.network.clone(),
+            session.leasable(),
+            Granting { writer, mint: host.mint.clone() },
+            voice.clone(),
+            tasks.clone(),
+        );
+        let (ask, asks) = mpsc::channel(64);
+        let reserved = reserve(&session, &tunnel);
+        let wiring = Wiring {
+            relay: session.relay,
+            project: Some(host.project(config)),
+            quota_project: host.quota_project(config),
+        };
+        let proxy = Arc::new(Settings {
+            upstream,
+            session: id.clone(),
+            policy: Arc::new(config.policy.clone()),
+            recognise: kfp::task,
+            voice: voice.clone(),
+            wiring,
+            reserved: reserved.clone(),
+            ask,
+            tasks: tasks.clone(),
+            ..Settings::default()
+        });
+        let (failing, failed) = mpsc::channel(1);
+        let house = Self {
+            host,
+            socket: folder.join(format!("{id}.sock")),
+            failed,
+            voice: voice.clone(),
+            tasks: tasks.clone(),
+            session: session.clone(),
+            lifecycle: lifecycle.clone(),
+            proxy,
+        };
+        tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
+        tasks.spawn("events", lifecycle.follow_events());
+        house.keep_relay(server.clone(), tunnel, reserved, failing);
+        if let Err(error) = house.go_live(&server, config).await {
+            house.close(true).await;
+            return Err(error);
+        }
+        tracing::debug!(ms = started.elapsed().as_millis(), "ready");
+        Ok(house)
+    }
+
+    fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, reserved: Reserved, failing: mpsc::Sender<Failure>) {
+        let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
+        self.tasks.spawn("relay", async move {
+            let renewed = move |id: &str| reserved.add_container(id);
+            if let Err(error) = session.keep_relay(server, tunnel, tasks, voice, renewed).await {
+                let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
+            }
+        });
+    }
+
+    async fn go_live(&self, server: &Server, config: &Config) -> Result<(), Failure> {
+        let listener = listen(&self.socket).map_err(|e| Failure::broken("open the socket", e))?;
+        self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
+        let probed = self.session.wait_ready(server);
+        let minted = self.host.first_mint(config, &self.voice);
+        let (probed, minted) = tokio::join!(probed, minted);
+        probed?;
+        minted?;
+        let principal = self.host.source.principal();
+        self.voice.say(Line::Ready {
+            source: principal.kind,
+            account: &self.host.account(config),
+            project: &self.host.project(config),
+            engine: self.session.engine.version(),
+            network: &format!("{} {}", self.session.network.name, self.session.relay),
+        });
+        Ok(())
+    }
+
+    /// No container may be created from now on; what runs goes on.
+    pub(super) fn refuse_creates(&self) {
+        self.proxy.close();
+    }
+
+    /// Stops the containers that run now, while the command may still be ending.
+    pub(super) fn begin_stop(&self) {
+        let (lifecycle, engine, voice) = (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone());
+        self.tasks.spawn("stop", async move { stop_containers(&lifecycle, &engine, &voice).await });
+    }
+
+    /// Whether somebody still has a connection to our socket.
+    pub(super) fn has_clients(&self) -> bool {
+        self.proxy.connections() > 0
+    }
+
+    /// The end: no creates, no leases, then the containers (unless `keep`), the relay, the network, the
+    /// socket. Every step is tried, whatever became of the one before.
+    pub(super) async fn close(self, keep: bool) {
+        self.refuse_creates();
+        let running = self.lifecycle.tenants().into_iter().filter(|(_, _, runs)| *runs);
+        for (container, task, _) in running.filter(|_| keep) {
+            self.voice.notice(format!("{task} ({container}) keeps running, without identity"));
+        }
+        if !keep {
+            stop_containers(&self.lifecycle, &self.session.engine, &self.voice).await;
+        }
+        let summary = self.lifecycle.cut_off_all();
+        for (container, _, runs) in self.lifecycle.tenants() {
+            if !(keep && runs)
+                && let Err(error) = self.lifecycle.detach(&container).await
+            {
+                tracing::debug!(%error, %container, "could not detach");
+            }
+        }
+        // Ending the tunnel ends the relay.
+        self.tasks.finish(Duration::from_secs(3)).await;
+        if let Err(error) = self.session.close().await {
+            self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
+        }
+        let _ = std::fs::remove_file(&self.socket);
+        let now = Now::read();
+        let last = summary.outstanding.iter().max_by_key(|end| end.wall());
+        self.voice.say(Line::Ended {
+            attached: summary.attached,
+            cut_off: summary.cut_off,
+            outstanding: summary.outstanding.len() as u64,
+            until: last.map(|end| expiry(end.wall(), end.remaining(now))),
+        });
+    }
+}
+
+/// All at the same time.
+async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, voice: &Voice) {
+    let running: Vec<_> = lifecycle.tenants().into_iter().filter(|(_, _, runs)| *runs).collect();
+    let stops = running.iter().map(|(container, task, _)| async move {
+        match engine.stop(container.as_str(), STOP_GRACE_SECONDS).await {
+            Ok(()) => voice.notice(format!("stopped {task} ({container})")),
+            Err(error) => voice.notice(format!("could not stop {task} ({container}): {error}")),
+        }
+    });
+    futures_util::future::join_all(stops).await;
+}
+
+fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
+    let reserved = Reserved::default();
+    reserved.add_container(&tunnel.container);
+    reserved.add_container(&session.relay_name);
+    reserved.add_network(&session.network.id, &session.network.name);
+    reserved.add_image(&session.image);
+    reserved
+}
+
+fn session_id() -> Result<String, Failure> {
+    let mut bytes = [0_u8; 4];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::Broken("no randomness to be had".into()))?;
+    Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
+}
+
+/// Short: a unix socket's path may have 107 bytes.
+fn runtime_folder(around: &Surroundings) -> PathBuf {
+    match around.variable("XDG_RUNTIME_DIR") {
+        Some(folder) if folder.len() < 60 => Path::new(folder).join("kfp-creds"),
+        _ => PathBuf::from(format!("/tmp/kfp-creds-{}", rustix::process::getuid().as_raw())),
+    }
+}
+
+/// A folder that only we can enter: its socket is as good as root on this machine.
+fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
+    let broken = |why: String| Failure::Broken(format!("the folder {}: {why}", folder.display()));
+    match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
+        Ok(()) => {}
+        Err(error) => return Err(broken(error.to_string())),
+    }
+    let found = std::fs::symlink_metadata(folder).map_err(|e| broken(e.to_string()))?;
+    let own = rustix::process::getuid().as_raw();
+    if !found.is_dir() || std::os::unix::fs::MetadataExt::uid(&found) != own {
+        return Err(broken("belongs to somebody else: remove it, or set XDG_RUNTIME_DIR".into()));
+    }
+    std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(|e| broken(e.to_string()))?;
+    Ok(folder.into())
+}
+
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

@@ -1,0 +1,91 @@
+//! `kfp-creds run -- COMMAND`: a session around one command.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::child::{self, GRACE, Signals};
+use super::house::House;
+use super::Failure;
+use crate::config::{Config, Surroundings};
+use crate::observe::Voice;
+
+/// Runs `command` with its Docker calls going through us; the answer is its exit code.
+pub async fn run(config: &Config, around: &Surroundings, command: &[OsString], voice: Voice) -> Result<u8, Failure> {
+    let mut signals = Signals::listen().map_err(|e| Failure::broken("listen for signals", e))?;
+    let mut house = tokio::select! {
+        opened = House::open(config, around, "run", voice.clone()) => opened?,
+        asked = signals.next() => return Err(Failure::Broken(format!("{asked:?} before the session was ready"))),
+    };
+    let outcome = match child::start(command, &house.socket, &house.host.extra_environment()) {
+        Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
+        Err(error) => Err(not_started(command, &error)),
+    };
+    if outcome.is_ok() && house.has_clients() {
+        voice.notice(
+            "the command ended, but something it started still uses Docker through kfp-creds: \
+             for editors and notebooks use `kfp-creds serve`",
+        );
+    }
+    house.close(config.keep).await;
+    outcome
+}
+
+async fn attend(
+    house: &mut House,
+    mut child: tokio::process::Child,
+    signals: &mut Signals,
+    keep: bool,
+    voice: &Voice,
+) -> Result<u8, Failure> {
+    let mut kill_at = None;
+    let mut relay_gone = None;
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let status = ended.map_err(|e| Failure::broken("wait for the command", e))?;
+                return relay_gone.map_or_else(|| Ok(child::exit_code(status)), Err);
+            }
+            asked = signals.next() => {
+                child::pass_on(&child, asked);
+                house.refuse_creates();
+                if kill_at.is_some() {
+                    let _ = child.start_kill();
+                } else {
+                    voice.notice("ending: no new containers, running ones are stopped; once more to end at once");
+                    kill_at = Some(tokio::time::Instant::now() + GRACE);
+                    if !keep {
+                        house.begin_stop();
+                    }
+                }
+            }
+            () = until(kill_at) => {
+                voice.notice(format!("the command did not end within {} s and is killed", GRACE.as_secs()));
+                let _ = child.start_kill();
+                kill_at = Some(tokio::time::Instant::now() + Duration::from_secs(3600));
+            }
+            Some(failure) = house.failed.recv() => {
+                voice.notice(format!("{failure}: no container can get a token any more, ending"));
+                house.refuse_creates();
+                relay_gone = Some(failure);
+                child::pass_on(&child, child::Asked::Terminate);
+                kill_at = Some(tokio::time::Instant::now() + GRACE);
+            }
+        }
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn not_started(command: &[OsString], error: &std::io::Error) -> Failure {
+    let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::NotFound => Failure::NotFound(format!("{name}: command not found")),
+        _ => Failure::NotExecutable(format!("{name}: cannot be executed: {error}")),
+    }
+}

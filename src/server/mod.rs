@@ -1,0 +1,418 @@
+//! From a request to its answer: who calls, what may they have, one step of the protocol, a token where
+//! it is wanted, and a last look at the lease before any byte goes out.
+//!
+//! Two entrances lead here: the tunnel from the relay (callers are containers) and, with
+//! `serve --listen`, a loopback listener (the caller is whoever holds the path capability).
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, RequestHead, Step, View, Wait};
+use crate::mint::{Mint, MintFailure};
+use crate::process::Tasks;
+use crate::registry::{Lease, Reader};
+use crate::relay;
+use crate::secret::Secret;
+use crate::source::IdentityRequest;
+use crate::token::{CLOUD_PLATFORM, Now, Scopes};
+use crate::workload::{ContainerId, Identity};
+
+pub mod jwks;
+pub mod views;
+
+use views::Views;
+
+/// All holding of one request together: for the lease, for the mint. Node gives up at 3 s and does not retry.
+const HOLD: Duration = Duration::from_secs(2);
+/// A caller that is told to wait for a change it will not see keeps its place no longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+pub struct Server {
+    reader: Reader,
+    mint: Arc<Mint>,
+    views: Views,
+    relay: Ipv4Addr,
+    probed: watch::Sender<bool>,
+    /// Views by epoch, each with what the source said of itself when it was made.
+    made: Mutex<HashMap<u64, Arc<View>>>,
+}
+
+/// The caller's lease ended: no byte may go out, the connection is closed instead.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller's lease ended")]
+pub struct CutOff;
+
+/// Who is asking.
+#[derive(Clone, Debug)]
+enum Caller {
+    Container(Lease),
+    /// The holder of the path capability on this machine: the default identity.
+    Local(Arc<Identity>),
+    /// The relay itself: its probe proves the way, and it has nothing to ask for.
+    Relay,
+}
+
+impl Caller {
+    fn still_valid(&self) -> bool {
+        match self {
+            Self::Container(lease) => lease.still_valid(),
+            Self::Local(_) | Self::Relay => true,
+        }
+    }
+
+    /// Resolves when the lease ends; never for callers without one.
+    async fn cut(&self) {
+        match self {
+            Self::Container(lease) => lease.cut().await,
+            Self::Local(_) | Self::Relay => std::future::pending().await,
+        }
+    }
+}
+
+impl Server {
+    pub fn new(reader: Reader, mint: Arc<Mint>, views: Views, relay: Ipv4Addr) -> Arc<Self> {
+        let (probed, _) = watch::channel(false);
+        Arc::new(Self { reader, mint, views, relay, probed, made: Mutex::default() })
+    }
+
+    /// Resolves once the relay's own request came through network, listener and tunnel.
+    pub async fn probed(&self) {
+        let _ = self.probed.subscribe().wait_for(|probed| *probed).await;
+    }
+
+    /// Serves HTTP/2 on the relay's tunnel until it breaks or the relay is gone.
+    pub async fn serve_tunnel(self: Arc<Self>, tunnel: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = service_fn(move |request| self.clone().from_tunnel(request));
+        let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(relay::PING_EVERY)
+            .keep_alive_timeout(relay::PING_WITHIN)
+            .max_concurrent_streams(4096)
+            .serve_connection(TokioIo::new(tunnel), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "the tunnel broke");
+        }
+    }
+
+    async fn from_tunnel(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, CutOff> {
+        let deadline = Instant::now() + HOLD;
+        let (head, _) = request.into_parts();
+        let mut headers = head.headers;
+        // Only the relay can write on the tunnel, and it sets this itself: the one thing that is trusted.
+        let from = headers.remove(relay::CALLER).and_then(|from| from.to_str().ok()?.parse::<Ipv4Addr>().ok());
+        let host = headers.remove(relay::HOST);
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let mut reply = match from {
+            Some(from) => self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?,
+            None => respond(metadata::failure_reply(Failure::UnknownCaller, "the relay did not say who called")),
+        };
+        if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
+            // HTTP/2 has no such header; the relay puts it back.
+            reply.headers_mut().insert(relay::CLOSE, HeaderValue::from_static("1"));
+        }
+        Ok(reply)
+    }
+
+    async fn answer_container(
+        &self,
+        from: Ipv4Addr,
+        method: &Method,
+        target: &str,
+        host: Option<&HeaderValue>,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response<Full<Bytes>>, CutOff> {
+        let caller = if from == self.relay {
+            self.probed.send_replace(true);
+            Caller::Relay
+        } else {
+            match self.reader.ask(from, deadline).await {
+                Some(lease) => Caller::Container(lease),
+                None => {
+                    tracing::debug!(%from, "nobody with a lease calls from there");
+                    let why = "this container has no identity here (yet): kfp-creds did not attach it";
+                    return Ok(respond(metadata::failure_reply(Failure::UnknownCaller, why)));
+                }
+            }
+        };
+        let host = host.and_then(|host| host.to_str().ok());
+        let head = RequestHead { method, target, host, headers };
+        self.answer(caller, &head, deadline).await
+    }
+
+    async fn answer(
+        &self,
+        caller: Caller,
+        head: &RequestHead<'_>,
+        deadline: Instant,
+    ) -> Result<Response<Full<Bytes>>, CutOff> {
+        let view = self.view(&caller);
+        let reply = match metadata::step(head, &view) {
+            Step::Reply(reply) => reply,
+            Step::Access(ask) => self.access(&caller, &ask, deadline).await,
+            Step::Identity(ask) => self.identity(&caller, &ask, deadline).await,
+            Step::Wait(wait) => hold(&caller, wait).await,
+        };
+        // The last look: while we waited the container may have ended and its address be another's.
+        if caller.still_valid() { Ok(respond(reply)) } else { Err(CutOff) }
+    }
+
+    async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
+        let Some((identity, container)) = granted(caller) else {
+            return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
+        };
+        let scopes = match effective(identity, ask.scopes.as_ref()) {
+            Ok(scopes) => scopes,
+            Err(why) => return metadata::failure_reply(Failure::AccessRefused, &why),
+        };
+        let mut request = self.mint.request(identity, container, Some(scopes));
+        request.service_account.clone_from(&ask.account.service_account);
+        let token = match self.mint.cached(&request) {
+            Some(token) => Ok(token),
+            None => self.mint.access(&request, left(deadline)).await,
+        };
+        match token {
+            Ok(token) => {
+                if let Caller::Container(lease) = caller {
+                    lease.handed_out(token.expires);
+                }
+                metadata::access_reply(ask, &token, Now::read())
+            }
+            Err(MintFailure::Refused(why)) => metadata::failure_reply(Failure::AccessRefused, &why),
+            Err(MintFailure::Transient(why)) => metadata::failure_reply(Failure::Transient, &why),
+            Err(MintFailure::Slow) => metadata::failure_reply(Failure::Transient, SLOW),
+        }
+    }
+
+    async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
+        let Some((identity, container)) = granted(caller) else {
+            return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
+        };
+        if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
+            let why = format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
+            return metadata::failure_reply(Failure::IdentityRefused, &why);
+        }
+        let request = IdentityRequest {
+            service_account: ask.account.service_account.clone(),
+            audience: ask.audience.clone(),
+            holder: self.mint.holder(identity, container),
+        };
+        match self.mint.identity(&request, left(deadline)).await {
+            Ok(token) => {
+                if let Caller::Container(lease) = caller {
+                    lease.handed_out(token.expires);
+                }
+                metadata::identity_reply(&token)
+            }
+            Err(MintFailure::Refused(why)) => metadata::failure_reply(Failure::IdentityRefused, &why),
+            Err(MintFailure::Transient(why)) => metadata::failure_reply(Failure::IdentityTransient, &why),
+            Err(MintFailure::Slow) => metadata::failure_reply(Failure::IdentityTransient, SLOW),
+        }
+    }
+
+    /// What this caller sees. Made once per lease, and again when the source learned who it is.
+    fn view(&self, caller: &Caller) -> Arc<View> {
+        let lease = match caller {
+            Caller::Container(lease) => lease,
+            Caller::Local(identity) => return Arc::new(self.views.local(identity, &self.mint.principal())),
+            Caller::Relay => return Arc::new(self.views.nobody()),
+        };
+        let principal = self.mint.principal();
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = made.get(&lease.epoch())
+            && self.views.is_current(view, lease.grant(), &principal)
+        {
+            return view.clone();
+        }
+        if made.len() > 1024 {
+            let live: Vec<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
+            made.retain(|epoch, _| live.contains(epoch));
+        }
+        let view = Arc::new(self.views.of(lease.grant(), lease.address(), &principal));
+        made.insert(lease.epoch(), view.clone());
+        view
+    }
+
+    /// Serves the protocol on loopback for programs without Docker. With a capability, every path has to
+    /// begin with it: a port on loopback can be reached by every user of the machine.
+    pub async fn serve_listener(
+        self: Arc<Self>,
+        listener: TcpListener,
+        identity: Arc<Identity>,
+        capability: Option<Secret<String>>,
+        tasks: Tasks,
+    ) {
+        let capability = Arc::new(capability);
+        loop {
+            let accepted = tokio::select! {
+                () = tasks.stop().cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (this, identity, capability) = (self.clone(), identity.clone(), capability.clone());
+            let stop = tasks.stop().clone();
+            tasks.spawn("local connection", async move {
+                let service = service_fn(move |request| {
+                    this.clone().from_loopback(request, identity.clone(), capability.clone())
+                });
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(75))
+                    .max_buf_size(16 * 1024)
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    served = serving => if let Err(error) = served {
+                        tracing::debug!(%error, "a local connection ended");
+                    }
+                }
+            });
+        }
+    }
+
+    async fn from_loopback(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        identity: Arc<Identity>,
+        capability: Arc<Option<Secret<String>>>,
+    ) -> Result<Response<Full<Bytes>>, CutOff> {
+        let deadline = Instant::now() + HOLD;
+        let (head, _) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let target = match capability.as_ref() {
+            None => target,
+            Some(capability) => match under(capability, target) {
+                Some(rest) => rest,
+                None => return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path"))),
+            },
+        };
+        let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
+        let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
+        self.answer(Caller::Local(identity), &asked, deadline).await
+    }
+}
+
+const SLOW: &str = "the token is still being minted: ask again";
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn granted(caller: &Caller) -> Option<(&Arc<Identity>, Option<&ContainerId>)> {
+    match caller {
+        Caller::Container(lease) => Some((&lease.grant().identity, Some(&lease.grant().container))),
+        Caller::Local(identity) => Some((identity, None)),
+        Caller::Relay => None,
+    }
+}
+
+/// Design decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
+/// outside the identity is left out, and nothing left means all the identity has.
+fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
+    let own = &identity.scopes;
+    let Some(asked) = asked.filter(|asked| !asked.is_empty() && !asked.contains(CLOUD_PLATFORM)) else {
+        return Ok(own.clone());
+    };
+    if identity.strict
+        && let Some(outside) = asked.iter().find(|scope| !own.contains(scope))
+    {
+        return Err(format!("identity {} is strict and does not have the scope {outside}", identity.name));
+    }
+    let common = asked.intersection(own);
+    if common.is_empty() {
+        tracing::debug!(identity = identity.name, %asked, "none of the scopes asked for; giving the identity's own");
+        return Ok(own.clone());
+    }
+    Ok(common)
+}
+
+/// The values behind `wait_for_change` do not change within a lease, so the wait ends with its time.
+async fn hold(caller: &Caller, wait: Wait) -> Reply {
+    let limit = wait.limit.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+    tokio::select! {
+        () = caller.cut() => {}
+        () = tokio::time::sleep(limit) => {}
+    }
+    wait.then
+}
+
+/// The rest of `target` behind the capability, compared in constant time.
+fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<&'a str> {
+    let rest = target.strip_prefix('/')?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (given, rest) = rest.split_at(end);
+    let expected = ring::digest::digest(&ring::digest::SHA256, capability.expose().as_bytes());
+    let given = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
+    // Equal digests compared byte by byte tell nothing about the capability's own bytes.
+    (expected.as_ref() == given.as_ref()).then_some(if rest.is_empty() { "/" } else { rest })
+}
+
+fn respond(reply: Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = reply.status;
+    for (name, value) in metadata::headers(&reply) {
+        response.headers_mut().insert(name, value);
+    }
+    *response.body_mut() = Full::new(reply.into_bytes());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(scopes: &str, strict: bool) -> Identity {
+        Identity {
+            name: "loader".into(),
+            service_account: None,
+            scopes: Scopes::parse(scopes),
+            audiences: vec![],
+            lifetime: Duration::from_secs(3600),
+            isolate: false,
+            strict,
+        }
+    }
+
+    #[test]
+    fn scopes_are_narrowed_never_widened() {
+        let own = identity("a b", false);
+        let asked = |list: &str| effective(&own, Some(&Scopes::parse(list))).unwrap().to_string();
+        assert_eq!(effective(&own, None).unwrap().to_string(), "a b");
+        assert_eq!(asked("b c"), "b");
+        assert_eq!(asked("c"), "a b");
+        assert_eq!(asked(&format!("b,{CLOUD_PLATFORM}")), "a b");
+        let strict = identity("a b", true);
+        assert!(effective(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
+        assert_eq!(effective(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
+    }
+
+    #[test]
+    fn the_capability_is_the_whole_first_segment() {
+        let capability = Secret::new("s3cr3t".to_string());
+        assert_eq!(under(&capability, "/s3cr3t/computeMetadata/v1/?a=b"), Some("/computeMetadata/v1/?a=b"));
+        assert_eq!(under(&capability, "/s3cr3t"), Some("/"));
+        for bad in ["/", "/s3cr3", "/s3cr3tx/a", "/computeMetadata/v1/", "s3cr3t/", "//s3cr3t/a"] {
+            assert_eq!(under(&capability, bad), None, "{bad}");
+        }
+    }
+}

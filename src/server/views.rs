@@ -1,0 +1,76 @@
+//! What one caller sees, put together from the config, the source and the lease.
+
+use std::net::Ipv4Addr;
+
+use crate::metadata::{Account, View};
+use crate::source::Principal;
+use crate::workload::{Grant, Identity};
+
+/// Stands for an account whose e-mail nobody knows yet. It is not a service account's on purpose: clients
+/// look a service account's e-mail up at Google.
+const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
+/// Stands for a project that nothing names.
+const UNKNOWN_PROJECT: &str = "unknown-project";
+
+/// What is the same for every caller of a session.
+#[derive(Clone, Debug)]
+pub struct Views {
+    /// Values that the config sets, and stand-ins for the rest; no accounts.
+    pub base: View,
+    /// Config only: they win over what the source says.
+    pub project: Option<String>,
+    pub email: Option<String>,
+}
+
+impl Views {
+    /// What the container of `grant` sees from its address.
+    pub fn of(&self, grant: &Grant, address: Ipv4Addr, principal: &Principal) -> View {
+        let id = grant.container.as_str();
+        // Fifteen hex digits fit every signed 64-bit integer a client may parse the id into.
+        let number = u64::from_str_radix(&id[..15], 16).unwrap_or_default();
+        let name = grant.task.name.clone().unwrap_or_else(|| grant.container.short().to_string());
+        View {
+            instance_id: number,
+            instance_name: name,
+            ip: address.to_string(),
+            ..self.local(&grant.identity, principal)
+        }
+    }
+
+    /// What a program on this machine sees.
+    pub fn local(&self, identity: &Identity, principal: &Principal) -> View {
+        let account = Account {
+            email: self.account(identity, principal),
+            scopes: identity.scopes.clone(),
+            service_account: identity.service_account.clone(),
+        };
+        View {
+            project_id: self.project(principal),
+            universe: principal.universe.clone().unwrap_or_else(|| self.base.universe.clone()),
+            accounts: vec![account],
+            ..self.base.clone()
+        }
+    }
+
+    /// What the relay's own probe sees: no account.
+    pub fn nobody(&self) -> View {
+        self.base.clone()
+    }
+
+    /// Whether a view that was made earlier still says what would be said now.
+    pub fn is_current(&self, view: &View, grant: &Grant, principal: &Principal) -> bool {
+        let account = view.accounts.first().map(|account| account.email.as_str());
+        account == Some(self.account(&grant.identity, principal).as_str())
+            && view.project_id == self.project(principal)
+    }
+
+    fn account(&self, identity: &Identity, principal: &Principal) -> String {
+        let own = || self.email.clone().or_else(|| principal.email.clone());
+        identity.service_account.clone().or_else(own).unwrap_or_else(|| UNKNOWN_ACCOUNT.into())
+    }
+
+    /// The project that containers are told: config, then source, then the service account's own.
+    pub fn project(&self, principal: &Principal) -> String {
+        self.project.clone().or_else(|| principal.project.clone()).unwrap_or_else(|| UNKNOWN_PROJECT.into())
+    }
+}

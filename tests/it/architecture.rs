@@ -1,0 +1,194 @@
+//! The direction of imports, one owner for each foreign crate, and the budgets of rooms, held by a test.
+//! A tripwire, not a proof: it reads `crate::` paths as text.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lowest first. A room imports from storeys below its own, and from itself.
+const STOREYS: [&[&str]; 7] = [
+    &["process", "secret", "token", "workload"],
+    &["kfp", "observe", "policy"],
+    &["config", "registry", "source"],
+    &["docker", "metadata", "mint", "relay"],
+    &["lifecycle", "server"],
+    &["session", "app"],
+    &["cli", "lib", "main"],
+];
+
+/// Same-storey neighbours that may look at each other, each with its reason.
+const NEIGHBOURS: [(&str, &str, &str); 4] = [
+    ("secret", "token", "a token's value is a secret"),
+    ("token", "workload", "an identity names scopes"),
+    ("app", "session", "the wiring opens sessions"),
+    ("server", "relay", "both ends of the tunnel share header names"),
+];
+
+/// Never, whatever the storeys say: (from, to).
+const NEVER: [(&str, &str); 9] = [
+    ("docker", "registry"),
+    ("docker", "source"),
+    ("metadata", "registry"),
+    ("metadata", "source"),
+    ("mint", "registry"),
+    ("relay", "registry"),
+    ("relay", "secret"),
+    ("relay", "source"),
+    ("relay", "token"),
+];
+
+/// Foreign crates with one owner: (crate, the only path prefixes that may name it).
+const OWNERS: [(&str, &[&str]); 5] = [
+    ("yup_oauth2", &["source/yup.rs"]),
+    ("bollard", &["docker/mod.rs", "docker/image.rs", "docker/network.rs", "docker/relay.rs", "docker/events.rs"]),
+    ("clap", &["cli.rs", "main.rs"]),
+    ("toml", &["config/"]),
+    ("hyper_rustls", &["source/"]),
+];
+
+/// Lines before the tests of a room; a longer one needs its reason here.
+const LONGEST: usize = 400;
+const LONGER: [(&str, usize); 0] = [];
+
+fn sources() -> BTreeMap<String, String> {
+    fn walk(folder: &Path, root: &Path, found: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, root, found);
+            } else if path.extension().is_some_and(|e| e == "rs") && path.file_name().unwrap() != "tests.rs" {
+                let name = path.strip_prefix(root).unwrap().display().to_string();
+                found.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeMap::new();
+    walk(&root, &root, &mut found);
+    found
+}
+
+/// Without unit tests and comments.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+}
+
+fn room(file: &str) -> String {
+    file.split('/').next().unwrap().trim_end_matches(".rs").to_string()
+}
+
+/// The names directly after every `crate::`, one brace deep.
+fn imports(code: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut found = Vec::new();
+    for part in code.split("crate::").skip(1) {
+        let Some(group) = part.trim_start().strip_prefix('{') else {
+            found.push(word(part));
+            continue;
+        };
+        let mut depth = 0_i32;
+        let mut start = true;
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && !c.is_whitespace() => {
+                    found.push(word(&group[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found.retain(|name| name.chars().next().is_some_and(char::is_lowercase));
+    found
+}
+
+fn storey(room: &str) -> usize {
+    let found = STOREYS.iter().position(|rooms| rooms.contains(&room));
+    found.unwrap_or_else(|| panic!("{room} has no storey: place it on purpose"))
+}
+
+#[test]
+fn imports_go_down() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let from = room(&file);
+        let code = code(&text);
+        if code.contains("super::super::super") {
+            wrong.push(format!("{file}: climbs too far with super::"));
+        }
+        for to in imports(&code) {
+            if to == from || from == "lib" || from == "main" {
+                continue;
+            }
+            let neighbours = NEIGHBOURS.iter().any(|(a, b, _)| {
+                (*a, *b) == (from.as_str(), to.as_str()) || (*b, *a) == (from.as_str(), to.as_str())
+            });
+            if (storey(&to) >= storey(&from) && !neighbours) || NEVER.contains(&(from.as_str(), to.as_str())) {
+                wrong.push(format!("{file} imports {to}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the storeys of docs/ARCHITECTURE.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn foreign_crates_have_one_owner() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let code = code(&text);
+        for (name, owners) in OWNERS {
+            let named = code.contains(&format!("{name}::")) || code.contains(&format!("use {name}"));
+            if named && !owners.iter().any(|owner| file.starts_with(owner)) {
+                wrong.push(format!("{file} names {name}, which belongs to {}", owners.join(", ")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn rooms_keep_their_size_and_are_on_the_map() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
+        let limit = LONGER.iter().find(|(name, _)| *name == file).map_or(LONGEST, |(_, limit)| *limit);
+        if lines > limit {
+            wrong.push(format!("{file}: {lines} lines before its tests, the budget is {limit}"));
+        }
+        if file != "lib.rs" && !map.contains(&format!("`{}`", file.trim_end_matches("/mod.rs"))) {
+            wrong.push(format!("{file} is not on the map in src/lib.rs"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A field that holds a secret has the type of a secret.
+#[test]
+fn secrets_are_not_strings() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        for line in code(&text).split(&[',', '{', ';'][..]) {
+            let Some((name, kind)) = line.rsplit_once(':') else { continue };
+            let name = name.trim().rsplit(' ').next().unwrap_or_default();
+            let secret = ["access_token", "refresh_token", "client_secret", "private_key", "password", "assertion"];
+            if secret.contains(&name) && matches!(kind.trim(), "String" | "Option<String>" | "Vec<u8>") {
+                wrong.push(format!("{file}: {name}: {}", kind.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these hold secrets and can be printed:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_reader_of_imports_reads_them() {
+    let code = code("use crate::{a, b::{c, d}, e}; // crate::no\nuse crate::f::g; let x = crate::h::i();");
+    assert_eq!(imports(&code), ["a", "b", "e", "f", "h"]);
+}

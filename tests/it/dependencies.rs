@@ -1,0 +1,85 @@
+//! What the lock file may hold: one TLS provider, one HTTP stack, no bridge through which dependencies
+//! print secrets, no crate twice without a reason.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+/// Twice on purpose, each with its reason.
+const TWICE: [(&str, &str); 0] = [];
+
+const BANNED: [(&str, &str); 7] = [
+    ("tracing-log", "carries what yup-oauth2 and bollard log, which holds secrets, into our log"),
+    ("aws-lc-rs", "a second TLS provider beside ring"),
+    ("aws-lc-sys", "a second TLS provider beside ring"),
+    ("openssl-sys", "a second TLS stack"),
+    ("native-tls", "a second TLS stack"),
+    ("reqwest", "a second HTTP client"),
+    ("rsa", "RUSTSEC-2023-0071, unfixed"),
+];
+
+const LICENCES: [&str; 10] = [
+    "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CDLA-Permissive-2.0", "ISC", "MIT",
+    "Unicode-3.0", "Zlib",
+];
+
+/// Crates that this target really builds, with versions, licences and features, as cargo resolves them.
+fn tree() -> Vec<(String, String, String, String)> {
+    let out = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--edges", "normal,build", "--prefix", "none", "--format", "{p}|{l}|{f}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).unwrap();
+    let mut rows: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.trim_end_matches(" (*)").split('|');
+            let (name, version) = fields.next()?.split_once(' ')?;
+            let version = version.split(' ').next()?.to_string();
+            Some((name.to_string(), version, fields.next()?.to_string(), fields.next()?.to_string()))
+        })
+        .collect();
+    rows.sort();
+    rows.dedup();
+    rows
+}
+
+#[test]
+fn no_banned_crate_and_none_twice() {
+    let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (name, version, _, features) in tree() {
+        if let Some((_, why)) = BANNED.iter().find(|(banned, _)| *banned == name) {
+            wrong.push(format!("{name}: {why}"));
+        }
+        if name == "tracing-subscriber" && features.contains("tracing-log") {
+            wrong.push("tracing-subscriber has its tracing-log feature on".into());
+        }
+        let seen = versions.entry(name).or_default();
+        if !seen.contains(&version) {
+            seen.push(version);
+        }
+    }
+    for (name, seen) in versions {
+        if seen.len() > 1 && !TWICE.iter().any(|(twice, _)| *twice == name) {
+            wrong.push(format!("{name} is there in versions {}", seen.join(", ")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn licences_are_ones_we_can_ship() {
+    let allowed = |licence: &str| LICENCES.contains(&licence.trim().trim_matches(['(', ')']));
+    let fits = |expression: &str| {
+        expression.split(" AND ").all(|part| part.replace('/', " OR ").split(" OR ").any(allowed))
+    };
+    let wrong: Vec<String> = tree()
+        .into_iter()
+        .filter(|(_, _, licence, _)| !fits(licence))
+        .map(|(name, version, licence, _)| format!("{name} {version}: {licence}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

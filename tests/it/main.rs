@@ -1,0 +1,4 @@
+//! One test binary: what is tested through the outside of the program, and what holds for the whole tree.
+
+mod architecture;
+mod dependencies;
