@@ -1,0 +1,184 @@
+//! What a request line says: which host, which path, which parameters. Percent signs are decoded exactly
+//! once, after the path was split, so that an encoded slash can never make a segment.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// No wait is longer: a caller that names more is answered after a day and asks again.
+const LONGEST_WAIT: u64 = 24 * 60 * 60;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Target<'a> {
+    /// As received, still encoded. Starts with `/` and is visible ASCII, so it can go into `Location`.
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+    /// The authority of an absolute form; RFC 9112 section 3.2.2 lets it win over the Host header.
+    pub(super) authority: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    /// Origin form or `http://` absolute form; everything else (`*`, an authority, an opaque URL) is `None`.
+    pub(super) fn parse(raw: &'a str) -> Option<Self> {
+        let (authority, rest) = if raw.starts_with('/') {
+            (None, raw)
+        } else {
+            let scheme = raw.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"))?;
+            let rest = &raw[scheme.len()..];
+            let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), rest)
+        };
+        let (path, query) = match rest.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (rest, None),
+        };
+        let path = if path.is_empty() { "/" } else { path };
+        path.bytes().all(|b| b.is_ascii_graphic()).then_some(Self { path, query, authority })
+    }
+
+    /// The names on the way to the node; an item is `None` where no node can have that name.
+    pub(super) fn segments(&self) -> impl Iterator<Item = Option<Cow<'a, str>>> {
+        let inner = self.path.strip_prefix('/').unwrap_or(self.path);
+        let inner = inner.strip_suffix('/').unwrap_or(inner);
+        let names = (!inner.is_empty() || self.path == "//").then(|| inner.split('/'));
+        names.into_iter().flatten().map(segment)
+    }
+
+    pub(super) fn ends_in_slash(&self) -> bool {
+        self.path.ends_with('/')
+    }
+}
+
+fn segment(raw: &str) -> Option<Cow<'_, str>> {
+    let name = unescape(raw, Escapes::Path)?;
+    let hostile = matches!(&*name, "" | "." | "..") || name.contains('/') || name.contains(char::is_control);
+    (!hostile).then_some(name)
+}
+
+/// The parameters that the protocol knows, decoded. The first of a name counts; unknown names and values
+/// that are no UTF-8 are ignored.
+#[derive(Debug, Default)]
+pub(super) struct Query<'a> {
+    recursive: Option<Cow<'a, str>>,
+    wait_for_change: Option<Cow<'a, str>>,
+    timeout_sec: Option<Cow<'a, str>>,
+    scope: Option<Cow<'a, str>>,
+    scopes: Option<Cow<'a, str>>,
+    enforce_scopes: Option<Cow<'a, str>>,
+    format: Option<Cow<'a, str>>,
+    licenses: Option<Cow<'a, str>>,
+    pub(super) alt: Option<Cow<'a, str>>,
+    pub(super) last_etag: Option<Cow<'a, str>>,
+    pub(super) audience: Option<Cow<'a, str>>,
+}
+
+impl<'a> Query<'a> {
+    pub(super) fn parse(raw: Option<&'a str>) -> Self {
+        let mut query = Self::default();
+        for pair in raw.unwrap_or_default().split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (Some(name), Some(value)) = (unescape(name, Escapes::Form), unescape(value, Escapes::Form))
+            else {
+                continue;
+            };
+            let slot = match &*name {
+                "alt" => &mut query.alt,
+                "audience" => &mut query.audience,
+                "enforce_scopes" => &mut query.enforce_scopes,
+                "format" => &mut query.format,
+                "last_etag" => &mut query.last_etag,
+                "licenses" => &mut query.licenses,
+                "recursive" => &mut query.recursive,
+                "scope" => &mut query.scope,
+                "scopes" => &mut query.scopes,
+                "timeout_sec" => &mut query.timeout_sec,
+                "wait_for_change" => &mut query.wait_for_change,
+                _ => continue,
+            };
+            slot.get_or_insert(value);
+        }
+        query
+    }
+
+    pub(super) fn recursive(&self) -> bool {
+        one_of(&self.recursive, &TRUE)
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        one_of(&self.wait_for_change, &TRUE)
+    }
+
+    /// `Err` for what is not a whole number of seconds: hanging for ever would be the worse answer.
+    pub(super) fn timeout(&self) -> Result<Option<Duration>, NotSeconds> {
+        match self.timeout_sec.as_deref() {
+            None | Some("") => Ok(None),
+            Some(text) if text.bytes().all(|b| b.is_ascii_digit()) => {
+                let seconds = text.parse().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+                Ok(Some(Duration::from_secs(seconds)))
+            }
+            Some(_) => Err(NotSeconds),
+        }
+    }
+
+    pub(super) fn scopes(&self) -> Option<&str> {
+        self.scopes.as_deref().or(self.scope.as_deref())
+    }
+
+    /// True when the caller asks for a token *without* enforcement, which the protocol refuses.
+    pub(super) fn unenforced(&self) -> bool {
+        one_of(&self.enforce_scopes, &["false", "0", "no", "n"])
+    }
+
+    pub(super) fn full(&self) -> bool {
+        one_of(&self.format, &["full"])
+    }
+
+    pub(super) fn licenses(&self) -> bool {
+        one_of(&self.licenses, &TRUE)
+    }
+}
+
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct NotSeconds;
+
+/// gcloud and cloud-init send `True`; the 2016 emulator took `on`, LUCI takes `yes`.
+const TRUE: [&str; 4] = ["true", "1", "yes", "on"];
+
+fn one_of(value: &Option<Cow<'_, str>>, words: &[&str]) -> bool {
+    value.as_ref().is_some_and(|value| words.iter().any(|word| value.eq_ignore_ascii_case(word)))
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Escapes {
+    /// A broken escape is an error, `+` is itself.
+    Path,
+    /// A broken escape stands for itself, `+` is a blank.
+    Form,
+}
+
+/// `None` for a broken escape in a path, and for what is no UTF-8.
+fn unescape(raw: &str, escapes: Escapes) -> Option<Cow<'_, str>> {
+    let special = |b| b == b'%' || (b == b'+' && escapes == Escapes::Form);
+    if !raw.bytes().any(special) {
+        return Some(Cow::Borrowed(raw));
+    }
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut rest = raw.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        match (first, hex_pair(tail)) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                rest = &tail[2..];
+            }
+            (b'%', None) if escapes == Escapes::Path => return None,
+            (b'+', _) if escapes == Escapes::Form => decoded.push(b' '),
+            _ => decoded.push(first),
+        }
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+fn hex_pair(bytes: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+}
