@@ -3,6 +3,18 @@
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`; (3) a line in `app::source`; (4) golden cases under `tests/golden/`.
 
+pub mod google;
+pub mod offline;
+pub mod upstream;
+
+mod credential;
+pub(crate) mod flight;
+mod gcloud;
+mod impersonate;
+mod jwt;
+mod user;
+mod yup;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;

@@ -1,0 +1,289 @@
+//! Google's credentials on the host: where they are looked for, which kinds are understood.
+//!
+//! Application Default Credentials, in this order (the first that exists counts):
+//!
+//! 1. the file that `GOOGLE_APPLICATION_CREDENTIALS` names. When the variable is set the file must be
+//!    there and good: a broken configured credential is an error, never a reason to be somebody else;
+//! 2. `application_default_credentials.json` in `$CLOUDSDK_CONFIG`, else in `~/.config/gcloud`.
+//!
+//! There is no third place: a metadata server would on a laptop be ourselves.
+//!
+//! | `type` in the file | |
+//! |---|---|
+//! | `service_account` | JWT-bearer exchange (`yup`); its `token_uri` counts unless [`Endpoints`] name one |
+//! | `authorized_user` | refresh-token grant (`user`) |
+//! | `external_account`, `external_account_authorized_user`, `impersonated_service_account`, `gdch_service_account` | refused: not supported yet |
+//! | anything else | refused: unknown |
+//!
+//! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, gcloud's
+//! configuration. Project: the file (`project_id`), gcloud's configuration. So [`Source::principal`] knows
+//! more after the first mint.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use ring::digest::Digest;
+
+use crate::source::credential::{Credential, Kind, read};
+use crate::source::gcloud::{self, Defaults};
+use crate::source::impersonate::{Iam, remaining};
+use crate::source::jwt;
+use crate::source::upstream::{Answer, Upstream};
+use crate::source::user::LOGIN;
+use crate::source::{
+    AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError,
+};
+use crate::token::{AccessToken, Deadline, IdentityToken};
+
+const UNIVERSE: &str = "googleapis.com";
+
+/// The longest life that Google gives an access token (12 h, by organisation policy). Whatever an answer
+/// claims beyond it is not believed; it also keeps clock arithmetic in range.
+const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
+
+/// Lifetime of an ID token at Google.
+const ID_TOKEN_LIFE: Duration = Duration::from_secs(3600);
+
+/// Where credentials are looked for: values that `main` took from the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Where {
+    pub google_application_credentials: Option<PathBuf>,
+    pub cloudsdk_config: Option<PathBuf>,
+    pub home: Option<PathBuf>,
+}
+
+/// Google's endpoints, configurable because private and regional ones are real (design decision 18).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoints {
+    /// `https://oauth2.googleapis.com/token` by default.
+    pub token: Option<String>,
+    /// `https://iamcredentials.googleapis.com` by default, without a path.
+    pub iam_credentials: Option<String>,
+    /// `https://sts.googleapis.com/v1/token` by default; used by kinds that are not supported yet.
+    pub sts: Option<String>,
+    /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
+    pub universe: String,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self { token: None, iam_credentials: None, sts: None, universe: UNIVERSE.into() }
+    }
+}
+
+impl Endpoints {
+    pub(super) fn universe<'a>(&'a self, file: Option<&'a str>) -> &'a str {
+        let own = Some(self.universe.as_str()).filter(|own| !own.is_empty() && *own != UNIVERSE);
+        own.or(file).unwrap_or(UNIVERSE)
+    }
+
+    pub(super) fn token(&self, file: Option<&str>, universe: &str) -> String {
+        let given = self.token.as_deref().or(file);
+        given.map_or_else(|| format!("https://oauth2.{universe}/token"), str::to_owned)
+    }
+
+    fn iam_credentials(&self, universe: &str) -> String {
+        let given = self.iam_credentials.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iamcredentials.{universe}"))
+    }
+}
+
+/// Tokens from the credentials that a person has on the host.
+#[derive(Debug)]
+pub struct Google {
+    upstream: Arc<Upstream>,
+    endpoints: Endpoints,
+    path: PathBuf,
+    gcloud: Defaults,
+    live: RwLock<Live>,
+}
+
+/// The credential in use, and the file it came from.
+#[derive(Debug)]
+struct Live {
+    credential: Arc<Credential>,
+    stamp: Option<Stamp>,
+    digest: Digest,
+    /// A state of the file that could not be read once: it may have been half written.
+    doubted: Option<Option<Stamp>>,
+}
+
+/// What tells two states of a file apart without reading it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        Some(Self { modified: meta.modified().ok()?, length: meta.len(), inode: meta.ino() })
+    }
+}
+
+impl Google {
+    /// Looks for a credential, in the order of the module's text. `Absent` when there is none at all.
+    pub fn find(place: &Where, endpoints: Endpoints, upstream: Arc<Upstream>) -> Result<Self, SourceError> {
+        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
+        let named = place.google_application_credentials.clone().filter(|path| !path.as_os_str().is_empty());
+        let usual = directory.as_ref().map(|path| path.join("application_default_credentials.json"));
+        let path = match (named, usual) {
+            (Some(named), _) if !named.exists() => {
+                return Err(SourceError::refused(format!(
+                    "GOOGLE_APPLICATION_CREDENTIALS names {}, which is not there; correct or unset it",
+                    named.display()
+                )));
+            }
+            (Some(named), _) => named,
+            (None, Some(usual)) if usual.exists() => usual,
+            (None, usual) => return Err(absent(usual.as_deref())),
+        };
+        // The stamp comes first: a write in between makes the next look find a difference.
+        let stamp = Stamp::of(&path);
+        let (credential, digest) = read(&path, &endpoints).map_err(SourceError::refused)?;
+        let gcloud = directory.as_deref().map(Defaults::read).unwrap_or_default();
+        let live = Live { credential: Arc::new(credential), stamp, digest, doubted: None };
+        Ok(Self { upstream, endpoints, path, gcloud, live: RwLock::new(live) })
+    }
+
+    /// The file in use.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn credential(&self) -> Arc<Credential> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).credential.clone()
+    }
+
+    fn iam_endpoint(&self, credential: &Credential) -> String {
+        self.endpoints.iam_credentials(self.endpoints.universe(credential.universe.as_deref()))
+    }
+
+    async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+        let base = &self.credential();
+        match base.other(ask.service_account.as_deref()) {
+            None => base.access(&self.upstream, &ask.scopes).await,
+            Some(account) => {
+                let endpoint = &self.iam_endpoint(base);
+                Iam { upstream: &self.upstream, endpoint, base, account }.access(ask).await
+            }
+        }
+    }
+
+    async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
+        let base = &self.credential();
+        match (base.other(ask.service_account.as_deref()), &base.kind) {
+            (Some(account), _) => {
+                let endpoint = &self.iam_endpoint(base);
+                Iam { upstream: &self.upstream, endpoint, base, account }.identity(ask).await
+            }
+            (None, Kind::Key(key)) => key.identity(&self.upstream, &ask.audience).await,
+            (None, Kind::Login(_)) => Err(SourceError::refused(
+                "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
+            )),
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+        let limit = self.upstream.limits().mint;
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            Err(SourceError::transient(format!("Google gave no token within {} s", limit.as_secs_f32())))
+        })
+    }
+}
+
+impl Source for Google {
+    fn principal(&self) -> Principal {
+        let credential = self.credential();
+        Principal {
+            kind: match credential.kind {
+                Kind::Key(_) => "service account key",
+                Kind::Login(_) => "user login",
+            },
+            email: credential.email().or_else(|| self.gcloud.account.clone()),
+            project: credential.project.clone().or_else(|| self.gcloud.project.clone()),
+            quota_project: credential.quota_project.clone(),
+            universe: Some(self.endpoints.universe(credential.universe.as_deref()).to_owned()),
+        }
+    }
+
+    fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(self.in_time(self.access(ask)))
+    }
+
+    fn identity_token<'a>(
+        &'a self,
+        ask: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
+        Box::pin(self.in_time(self.identity(ask)))
+    }
+
+    /// One `stat` when nothing changed. [`Reloaded::OtherAccount`] also stands for "perhaps another": the
+    /// file of a user login need not say whose it is.
+    fn reload(&self) -> Reloaded {
+        let stamp = Stamp::of(&self.path);
+        if self.live.read().unwrap_or_else(PoisonError::into_inner).stamp == stamp {
+            return Reloaded::Same;
+        }
+        let found = read(&self.path, &self.endpoints);
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        let (credential, digest) = match found {
+            Ok(found) => found,
+            // Writers are not atomic: only what is still bad at the next look is said.
+            Err(_) if live.doubted != Some(stamp) => {
+                live.doubted = Some(stamp);
+                return Reloaded::Same;
+            }
+            Err(why) => {
+                live.stamp = stamp;
+                return Reloaded::Broken(why);
+            }
+        };
+        live.stamp = stamp;
+        live.doubted = None;
+        if live.digest.as_ref() == digest.as_ref() {
+            // Only touched. The old credential may hold a rotated refresh token, so it stays.
+            return Reloaded::Same;
+        }
+        let same = live.credential.is_same_account(&credential);
+        live.credential = Arc::new(credential);
+        live.digest = digest;
+        if same { Reloaded::Renewed } else { Reloaded::OtherAccount }
+    }
+
+    fn reconnect(&self) {
+        self.upstream.reconnect();
+    }
+}
+
+fn absent(usual: Option<&Path>) -> SourceError {
+    let looked = usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", path.display()));
+    SourceError::absent(format!(
+        "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
+         run `{LOGIN}`, or start with --offline"
+    ))
+}
+
+/// A lifetime as an answer claimed it: not zero, not beyond what Google gives.
+pub(super) fn life(claimed: Duration) -> Result<Duration, SourceError> {
+    if claimed.is_zero() {
+        return Err(SourceError::transient(
+            "the token that came has already expired; check this machine's clock",
+        ));
+    }
+    Ok(claimed.min(LONGEST_LIFE))
+}
+
+/// The end of an ID token, from its `exp`. Its signature is not checked: it came over TLS from its issuer.
+pub(super) fn id_token_expiry(token: &str, answer: &Answer) -> Result<Deadline, SourceError> {
+    let end = jwt::unverified_claims(token).and_then(|claims| jwt::expiry(&claims)).ok_or_else(|| {
+        SourceError::transient("what came as an ID token has no readable expiry; try again")
+    })?;
+    let left = remaining(end, answer.sent.wall, answer.date, ID_TOKEN_LIFE);
+    Ok(Deadline::after(answer.sent, life(left)?))
+}

@@ -1,0 +1,170 @@
+//! Tokens of another service account, by the IAM Credentials API, on top of either base credential.
+//!
+//! `generateAccessToken` and `generateIdToken` of
+//! <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts>.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::secret::Secret;
+use crate::source::credential::Credential;
+use crate::source::google::{id_token_expiry, life};
+use crate::source::upstream::{Answer, Call, Fault, Upstream};
+use crate::source::{AccessRequest, IdentityRequest, SourceError};
+use crate::token::{AccessToken, Deadline, IdentityToken};
+
+/// Clocks that differ by no more than this are reconciled; beyond it, the machine's clock has to be set.
+const SKEW: Duration = Duration::from_secs(600);
+
+/// A difference that is worth a line.
+const NOTABLE_SKEW: Duration = Duration::from_secs(30);
+
+/// What a call to the IAM Credentials API needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Iam<'a> {
+    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) endpoint: &'a str,
+    pub(super) base: &'a Arc<Credential>,
+    pub(super) account: &'a str,
+}
+
+/// Not `Debug`: the field is a secret.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct GeneratedAccess {
+    access_token: String,
+    expire_time: String,
+}
+
+/// Not `Debug`: the field is a secret.
+#[derive(Deserialize)]
+struct GeneratedId {
+    token: String,
+}
+
+impl Iam<'_> {
+    pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+        let scopes: Vec<&str> = ask.scopes.iter().collect();
+        let body = json!({ "scope": scopes, "lifetime": format!("{}s", ask.lifetime) });
+        let answer = self.call("generateAccessToken", &body).await?;
+        let generated: GeneratedAccess = answer.json()?;
+        let value = Secret::new(generated.access_token);
+        let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339)
+            .map_err(|_| SourceError::transient("the IAM Credentials API gave no readable expiry; try again"))?;
+        let left = remaining(end.into(), answer.sent.wall, answer.date, Duration::from_secs(ask.lifetime));
+        Ok(AccessToken { value, expires: Deadline::after(answer.sent, life(left)?), scopes: ask.scopes.clone() })
+    }
+
+    pub(super) async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
+        let body = json!({ "audience": ask.audience, "includeEmail": true });
+        let answer = self.call("generateIdToken", &body).await?;
+        let value = Secret::new(answer.json::<GeneratedId>()?.token);
+        let expires = id_token_expiry(value.expose(), &answer)?;
+        Ok(IdentityToken { value, expires })
+    }
+
+    /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,
+    /// or cut short by a policy), so it is made anew, once.
+    async fn call(&self, method: &str, body: &Value) -> Result<Answer, SourceError> {
+        if !is_account(self.account) {
+            return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
+        }
+        let url = format!("{}/v1/projects/-/serviceAccounts/{}:{method}", self.endpoint, self.account);
+        let mut again = true;
+        loop {
+            let token = self.base.base(self.upstream).await?;
+            let call = Call {
+                url: &url,
+                content_type: "application/json",
+                bearer: Some(&token.value),
+                quota_project: self.base.quota_project.as_deref(),
+                body: Secret::new(body.to_string()),
+            };
+            match self.upstream.post(&call).await {
+                Err(Fault::Denied(denial)) if denial.status == 401 && again => {
+                    self.base.forget_base(&token);
+                    again = false;
+                }
+                outcome => return outcome.map_err(|fault| self.refused(fault)),
+            }
+        }
+    }
+
+    fn refused(&self, fault: Fault) -> SourceError {
+        let Fault::Denied(denial) = &fault else { return fault.into() };
+        let account = self.account;
+        match (denial.status, denial.reason.as_deref()) {
+            (403, Some("SERVICE_DISABLED")) => SourceError::refused(format!(
+                "{denial}: the IAM Credentials API is off in the project that pays for the call; run `gcloud services enable iamcredentials.googleapis.com`"
+            )),
+            (403, _) => SourceError::refused(format!(
+                "{denial}: {} may not impersonate {account}; grant it roles/iam.serviceAccountTokenCreator there",
+                self.base.email().as_deref().unwrap_or("the host's account"),
+            )),
+            (404, _) => SourceError::refused(format!("{denial}: there is no service account {account}")),
+            _ => fault.into(),
+        }
+    }
+}
+
+/// An e-mail address or a numeric id; it becomes part of a path.
+fn is_account(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'@' | b'.' | b'-' | b'_');
+    !name.is_empty() && name.bytes().all(fits) && name.bytes().any(|b| b.is_ascii_alphanumeric())
+}
+
+/// How long a token lives that ends at `end` by the server's clock, when ours says `here` and the server's
+/// said `there`. The two are reconciled up to [`SKEW`]; the answer never exceeds `asked`, so that neither a
+/// forged expiry nor a clock that is behind can inflate it.
+pub(super) fn remaining(end: SystemTime, here: SystemTime, there: Option<SystemTime>, asked: Duration) -> Duration {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let apart = |there: SystemTime| there.duration_since(here).unwrap_or_else(|behind| behind.duration());
+    let off = there.map(apart).unwrap_or_default();
+    if off >= NOTABLE_SKEW && !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(seconds = off.as_secs(), "this machine's clock and Google's differ; set the clock");
+    }
+    let clock = there.filter(|_| off <= SKEW).unwrap_or(here);
+    end.duration_since(clock).unwrap_or_default().min(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    #[test]
+    fn clocks_are_reconciled_and_nothing_is_inflated() {
+        let left = |end, here, there: Option<u64>, asked| {
+            remaining(at(end), at(here), there.map(at), Duration::from_secs(asked)).as_secs()
+        };
+        assert_eq!(left(4600, 1000, Some(1000), 3600), 3600, "clocks agree");
+        assert_eq!(left(4600, 1590, Some(1000), 3600), 3600, "ours is ahead: the server's counts");
+        assert_eq!(left(4600, 410, Some(1000), 3600), 3600, "ours is behind: the server's counts");
+        assert_eq!(left(1300, 1305, Some(1000), 300), 300, "past by our clock, not by the server's");
+        assert_eq!(left(4600, 410, None, 3600), 3600, "behind, no date: never more than was asked");
+        assert_eq!(left(4600, 1590, None, 3600), 3010, "ahead, no date: what our clock leaves");
+        assert_eq!(left(4600, 9000, Some(1000), 3600), 0, "hours apart: no token");
+        assert_eq!(left(900, 1000, Some(1000), 3600), 0, "expired when it came");
+        assert_eq!(left(90_000_000, 1000, Some(1000), 3600), 3600, "forged into the future");
+        assert!(remaining(SystemTime::UNIX_EPOCH, at(0), None, HOUR).is_zero());
+    }
+
+    #[test]
+    fn an_account_is_nothing_that_changes_a_path() {
+        assert!(is_account("runner@my-project.iam.gserviceaccount.com") && is_account("1234567890"));
+        for bad in ["", "..", ".", "a/b", "a:b", "a?b", "a%2fb", "a b", "ä@b"] {
+            assert!(!is_account(bad), "{bad}");
+        }
+    }
+}

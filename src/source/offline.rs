@@ -1,0 +1,144 @@
+//! Tokens without Google: an ES256 key pair made at start signs JWTs that name their container.
+//!
+//! For demos, tests and emulators (design decision 20). Nobody but who reads [`Offline::jwks`] accepts them.
+
+use std::fmt;
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use serde_json::{Map, Value, json};
+
+use crate::secret::Secret;
+use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, jwt};
+use crate::token::{AccessToken, Deadline, IdentityToken, Now};
+use crate::workload::ContainerId;
+
+/// The `iss` of every offline token: a name that resolves nowhere, so that nobody fetches keys from it.
+pub const ISSUER: &str = "https://kfp-creds.offline";
+
+/// As Google's ID tokens.
+const ID_TOKEN_LIFE: u64 = 3600;
+
+/// The longest that Google gives an access token; an emulator should see no more either.
+const LONGEST_LIFE: u64 = 43_200;
+
+pub struct Offline {
+    project: String,
+    email: String,
+    key: EcdsaKeyPair,
+    key_id: String,
+    random: SystemRandom,
+}
+
+impl fmt::Debug for Offline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Offline({:?}, {:?})", self.project, self.email)
+    }
+}
+
+impl Offline {
+    /// Makes the key pair, in memory. Fails only where the system has no randomness.
+    pub fn new(project: impl Into<String>, email: impl Into<String>) -> Result<Self, SourceError> {
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+            .map(|document| Secret::new(document.as_ref().to_vec()))
+            .ok()
+            .and_then(|document| {
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.expose(), &random).ok()
+            })
+            .ok_or_else(|| SourceError::refused("cannot make the offline key: this system has no randomness"))?;
+        let key_id = thumbprint(&key);
+        Ok(Self { project: project.into(), email: email.into(), key, key_id, random })
+    }
+
+    /// The public key as a JSON Web Key Set (RFC 7517), for whoever verifies the tokens.
+    pub fn jwks(&self) -> String {
+        let (x, y) = coordinates(&self.key);
+        json!({"keys": [{
+            "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": self.key_id, "x": x, "y": y,
+        }]})
+        .to_string()
+    }
+
+    /// A JWT with the claims that both kinds share, and `more`.
+    fn token(
+        &self,
+        account: Option<&str>,
+        holder: Option<&ContainerId>,
+        life: u64,
+        more: Map<String, Value>,
+    ) -> Result<(Secret<String>, Deadline), SourceError> {
+        let weak = |_| SourceError::transient("signing failed: no randomness; try again");
+        let mut id = [0; 16];
+        self.random.fill(&mut id).map_err(weak)?;
+        let now = Now::read();
+        let issued = jwt::seconds(now.wall);
+        let email = account.unwrap_or(&self.email);
+        let mut claims = json!({
+            "iss": ISSUER, "sub": email, "email": email, "email_verified": true,
+            "iat": issued, "exp": issued + life, "jti": jwt::encode(id),
+        });
+        if let Some(claims) = claims.as_object_mut() {
+            claims.extend(more);
+            claims.extend(holder.map(|holder| ("container".to_owned(), json!(holder.as_str()))));
+        }
+        let header = json!({"alg": "ES256", "typ": "JWT", "kid": self.key_id});
+        let input = jwt::signing_input(&header, &claims);
+        let signature = self.key.sign(&self.random, input.as_bytes()).map_err(weak)?;
+        let value = Secret::new(format!("{input}.{}", jwt::encode(signature)));
+        Ok((value, Deadline::after(now, Duration::from_secs(life))))
+    }
+}
+
+impl Source for Offline {
+    fn principal(&self) -> Principal {
+        Principal {
+            kind: "offline",
+            email: Some(self.email.clone()),
+            project: Some(self.project.clone()),
+            quota_project: None,
+            universe: None,
+        }
+    }
+
+    fn per_container(&self) -> bool {
+        true
+    }
+
+    fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(async move {
+            let more = Map::from_iter([("scope".to_owned(), json!(ask.scopes.to_string()))]);
+            let life = ask.lifetime.clamp(1, LONGEST_LIFE);
+            let (value, expires) =
+                self.token(ask.service_account.as_deref(), ask.holder.as_ref(), life, more)?;
+            Ok(AccessToken { value, expires, scopes: ask.scopes.clone() })
+        })
+    }
+
+    fn identity_token<'a>(
+        &'a self,
+        ask: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
+        Box::pin(async move {
+            let more = Map::from_iter([("aud".to_owned(), json!(ask.audience))]);
+            let (value, expires) =
+                self.token(ask.service_account.as_deref(), ask.holder.as_ref(), ID_TOKEN_LIFE, more)?;
+            Ok(IdentityToken { value, expires })
+        })
+    }
+}
+
+/// The two halves of the uncompressed point `04 || x || y` (SEC 1 section 2.3.3).
+fn coordinates(key: &EcdsaKeyPair) -> (String, String) {
+    let (x, y) = key.public_key().as_ref()[1..].split_at(32);
+    (jwt::encode(x), jwt::encode(y))
+}
+
+/// RFC 7638: the hash of the required members in lexical order.
+fn thumbprint(key: &EcdsaKeyPair) -> String {
+    let (x, y) = coordinates(key);
+    let members = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
+    jwt::encode(digest(&SHA256, members.as_bytes()))
+}

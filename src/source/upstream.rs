@@ -1,0 +1,375 @@
+//! The one HTTP client towards Google: bounded in time, in tries and in bytes.
+//!
+//! No text made here holds a body: an answer is reduced to its status and the error code that it
+//! carries, in the forms of RFC 6749 section 5.2 and of google.rpc.Status.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue};
+use hyper::{Request, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::token::Now;
+
+/// A token answer is a few KiB; what is larger than this is not one.
+const LARGEST_ANSWER: usize = 1 << 20;
+
+/// Idle connections are closed by Google after some minutes; ours go earlier, so that none is found dead.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long and how often is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// One call, from connect to the last byte.
+    pub call: Duration,
+    /// Everything that one mint needs, retries and base token included.
+    pub mint: Duration,
+    /// Calls per exchange; more than one only where trying again can help.
+    pub tries: u32,
+    /// The pause before the second call; it grows fourfold and is jittered.
+    pub pause: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            call: Duration::from_secs(10),
+            mint: Duration::from_secs(25),
+            tries: 3,
+            pause: Duration::from_millis(250),
+        }
+    }
+}
+
+pub(super) type Client = legacy::Client<HttpsConnector<HttpConnector>, String>;
+
+/// A pooled client for `https`, and for `http` because endpoints are configurable (design decision 18).
+#[derive(Debug)]
+pub struct Upstream {
+    connector: HttpsConnector<HttpConnector>,
+    client: RwLock<Client>,
+    limits: Limits,
+}
+
+impl Upstream {
+    /// Trusts the system's roots and `extra` ones (private endpoints, tests).
+    pub fn new(limits: Limits, extra: Vec<CertificateDer<'static>>) -> Result<Arc<Self>, SourceError> {
+        let mut roots = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        if native.certs.is_empty() {
+            tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
+        }
+        roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
+        // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| SourceError::refused(format!("cannot set TLS up: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(limits.call / 2));
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        let client = RwLock::new(client(&connector, 4));
+        Ok(Arc::new(Self { connector, client, limits }))
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// A client that keeps no connection, for exchanges that hold on to their client.
+    pub(super) fn unpooled(&self) -> Client {
+        client(&self.connector, 0)
+    }
+
+    /// Forgets pooled connections: after a sleep they look open and swallow the first request.
+    pub(super) fn reconnect(&self) {
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client(&self.connector, 4);
+    }
+
+    /// Sends `call`, again where that can help.
+    pub(super) async fn post(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+        self.persist(|| async {
+            match tokio::time::timeout(self.limits.call, self.once(call)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Fault::silent(call.url, self.limits.call)),
+            }
+        })
+        .await
+    }
+
+    /// Repeats `attempt` while its fault is transient and tries are left.
+    pub(super) async fn persist<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let mut pause = self.limits.pause;
+        for _ in 1..self.limits.tries {
+            match attempt().await {
+                Err(fault) if fault.is_transient() => {
+                    tracing::debug!(%fault, "trying again");
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause *= 4;
+                }
+                settled => return settled,
+            }
+        }
+        attempt().await
+    }
+
+    async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+        let request = call.request()?;
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // Lifetimes count from before the request went out, so that they are never too long.
+        let sent = Now::read();
+        let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, LARGEST_ANSWER)
+            .collect()
+            .await
+            .map_err(|_| Fault::unreachable(call.url, "the answer broke off or was too large"))?;
+        let body = Secret::new(body.to_bytes().to_vec());
+        if !head.status.is_success() {
+            return Err(Fault::Denied(Denial::read(call.url, head.status.as_u16(), body.expose())));
+        }
+        let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
+        Ok(Answer { host: host(call.url), body, date, sent })
+    }
+}
+
+fn client(connector: &HttpsConnector<HttpConnector>, idle: usize) -> Client {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(idle)
+        .build(connector.clone())
+}
+
+/// A POST, as far as it varies.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) url: &'a str,
+    pub(super) content_type: &'static str,
+    pub(super) bearer: Option<&'a Secret<String>>,
+    /// The project that pays for the call, `x-goog-user-project`.
+    pub(super) quota_project: Option<&'a str>,
+    pub(super) body: Secret<String>,
+}
+
+impl Call<'_> {
+    /// A form as RFC 6749 wants it.
+    pub(super) fn form<'a>(url: &'a str, fields: &[(&str, &str)]) -> Call<'a> {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        Call {
+            url,
+            content_type: "application/x-www-form-urlencoded",
+            bearer: None,
+            quota_project: None,
+            body: Secret::new(body),
+        }
+    }
+
+    fn request(&self) -> Result<Request<String>, Fault> {
+        let unfit = |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
+        let mut request = Request::post(self.url).header(CONTENT_TYPE, self.content_type);
+        if let Some(project) = self.quota_project {
+            request = request.header("x-goog-user-project", project);
+        }
+        if let Some(bearer) = self.bearer {
+            let header = Secret::new(format!("Bearer {}", bearer.expose()));
+            let mut value = HeaderValue::from_str(header.expose())
+                .map_err(|_| Fault::unreachable(self.url, "the base token does not fit into a header"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.body(self.body.expose().clone()).map_err(unfit)
+    }
+}
+
+/// A 2xx answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    host: String,
+    body: Secret<Vec<u8>>,
+    /// What the server's clock said.
+    pub(super) date: Option<SystemTime>,
+    /// When the request went out.
+    pub(super) sent: Now,
+}
+
+impl Answer {
+    pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
+        // serde's messages quote what they stumble over, which may be a token.
+        serde_json::from_slice(self.body.expose())
+            .map_err(|_| SourceError::transient(format!("{} gave an answer that is not understood", self.host)))
+    }
+}
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("cannot reach {host}: {why}")]
+    Unreachable { host: String, why: String },
+    #[error(transparent)]
+    Denied(Denial),
+}
+
+impl Fault {
+    pub(super) fn unreachable(url: &str, why: impl Into<String>) -> Self {
+        Self::Unreachable { host: host(url), why: why.into() }
+    }
+
+    pub(super) fn silent(url: &str, after: Duration) -> Self {
+        Self::unreachable(url, format!("no answer within {} s", after.as_secs_f32()))
+    }
+
+    /// The innermost cause is what a person can act on (`connection refused`, `UnknownIssuer`); these
+    /// errors come from the transport and know nothing of what was sent.
+    pub(super) fn lost(url: &str, error: &legacy::Error) -> Self {
+        let mut why = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            why = inner.to_string();
+            cause = inner.source();
+        }
+        Self::unreachable(url, why)
+    }
+
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Denied(denial) => denial.is_transient(),
+        }
+    }
+}
+
+/// The fault as it stands, for callers that know no better remedy.
+impl From<Fault> for SourceError {
+    fn from(fault: Fault) -> Self {
+        if fault.is_transient() { Self::transient(fault.to_string()) } else { Self::refused(fault.to_string()) }
+    }
+}
+
+/// An answer that is not 2xx: its status, and the codes in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{host} answered {status}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default())]
+pub(super) struct Denial {
+    pub(super) host: String,
+    pub(super) status: u16,
+    /// `error` of OAuth (`invalid_grant`), `error.status` of google.rpc (`PERMISSION_DENIED`).
+    pub(super) code: Option<String>,
+    /// `error_subtype` of OAuth (`invalid_rapt`), `error.details[].reason` of google.rpc (`SERVICE_DISABLED`).
+    pub(super) reason: Option<String>,
+}
+
+impl Denial {
+    fn read(url: &str, status: u16, body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = &body["error"];
+        let details = error["details"].as_array();
+        let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
+        Self {
+            host: host(url),
+            status,
+            code: code(error).or_else(|| code(&error["status"])),
+            reason: code(&body["error_subtype"]).or(reason),
+        }
+    }
+
+    /// For exchanges that report a code without the answer it stood in.
+    pub(super) fn known(url: &str, status: u16, text: &str) -> Self {
+        Self { host: host(url), status, code: code(&Value::from(text)), reason: None }
+    }
+
+    /// Request time-out, too many requests, and everything that is the server's own trouble.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self.status, 408 | 429 | 500..=599)
+    }
+
+    pub(super) fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+}
+
+/// Only what looks like a code passes: a server may put anything into its errors, what we sent included.
+pub(super) fn code(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    (!text.is_empty() && text.len() <= 40 && text.bytes().all(fits)).then(|| text.to_owned())
+}
+
+fn host(url: &str) -> String {
+    url.parse().ok().and_then(|uri: Uri| uri.host().map(str::to_owned)).unwrap_or_else(|| "the endpoint".into())
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7); other forms are obsolete.
+fn http_date(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc2822).ok().map(SystemTime::from)
+}
+
+/// Between half and one and a half of `pause`, so that many clients do not come back together.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    let mut byte = [128];
+    // Without randomness the plain pause is good enough.
+    let _ = SystemRandom::new().fill(&mut byte);
+    pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_leave_an_error_body() {
+        let read = |status, body: &str| Denial::read("https://a.example/t", status, body.as_bytes()).to_string();
+        assert_eq!(read(400, r#"{"error":"invalid_grant","error_description":"s3cret"}"#), "a.example answered 400 invalid_grant");
+        assert_eq!(read(403, r#"{"error":{"status":"PERMISSION_DENIED","message":"s3cret"}}"#), "a.example answered 403 PERMISSION_DENIED");
+        for body in ["<html>s3cret</html>", r#"{"error":"s3 cret"}"#, r#"{"error":["s3cret"]}"#, "", "[]", "null"] {
+            assert_eq!(read(503, body), "a.example answered 503", "{body}");
+        }
+    }
+
+    #[test]
+    fn transience_is_a_property_of_the_status() {
+        for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, false)]
+            .into_iter()
+            .chain([(408, true), (429, true), (500, true), (503, true), (599, true)])
+        {
+            assert_eq!(Denial::read("x", status, b"").is_transient(), transient, "{status}");
+        }
+    }
+
+    #[test]
+    fn dates_of_answers_are_read() {
+        let at = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 784_111_777);
+        assert_eq!(http_date("yesterday"), None);
+    }
+
+    #[test]
+    fn jitter_stays_in_its_bounds() {
+        let pause = Duration::from_millis(1000);
+        for _ in 0..200 {
+            let some = jittered(pause);
+            assert!((500..=1500).contains(&some.as_millis()), "{some:?}");
+        }
+    }
+}

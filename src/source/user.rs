@@ -1,0 +1,118 @@
+//! A person's login (`authorized_user`): the refresh-token grant of RFC 6749 section 6.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::google::life;
+use crate::source::jwt;
+use crate::source::upstream::{Call, Denial, Fault, Upstream};
+use crate::token::{AccessToken, Deadline, Scopes};
+
+/// What a person runs when the login does not work any more.
+pub(super) const LOGIN: &str = "gcloud auth application-default login";
+
+pub(super) struct Login {
+    client_id: String,
+    client_secret: Secret<String>,
+    /// As the file had it, or as the last refresh rotated it.
+    refresh_token: Mutex<Arc<Secret<String>>>,
+    /// From the file, or from the ID token that came with a refresh.
+    email: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login({:?})", self.email())
+    }
+}
+
+/// Answer of the token endpoint. Not `Debug`: the fields are secrets.
+#[derive(Deserialize)]
+struct Refreshed {
+    access_token: String,
+    expires_in: u64,
+    id_token: Option<String>,
+    refresh_token: Option<String>,
+}
+
+impl Login {
+    pub(super) fn new(
+        client_id: String,
+        client_secret: String,
+        refresh_token: String,
+        email: Option<String>,
+    ) -> Self {
+        Self {
+            client_id,
+            client_secret: Secret::new(client_secret),
+            refresh_token: Mutex::new(Arc::new(Secret::new(refresh_token))),
+            email: Mutex::new(email),
+        }
+    }
+
+    pub(super) fn email(&self) -> Option<String> {
+        self.email.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One refresh. No scope parameter is sent: narrower scopes than the granted ones are answered with
+    /// `invalid_scope` for some grants, and the token then has what the person consented to.
+    pub(super) async fn access(&self, upstream: &Upstream, token_uri: &str) -> Result<AccessToken, SourceError> {
+        let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let call = Call::form(
+            token_uri,
+            &[
+                ("grant_type", "refresh_token"),
+                ("client_id", &self.client_id),
+                ("client_secret", self.client_secret.expose()),
+                ("refresh_token", refresh_token.expose()),
+            ],
+        );
+        let answer = upstream.post(&call).await.map_err(refused)?;
+        let refreshed: Refreshed = answer.json()?;
+        self.learn(refreshed.id_token, refreshed.refresh_token);
+        let value = Secret::new(refreshed.access_token);
+        let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
+        Ok(AccessToken { value, expires, scopes: Scopes::default() })
+    }
+
+    /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,
+    /// and nothing but the e-mail to show is taken from it.
+    fn learn(&self, id_token: Option<String>, rotated: Option<String>) {
+        if let Some(rotated) = rotated.filter(|token| !token.is_empty()) {
+            // In memory only: the file belongs to gcloud.
+            *self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner) =
+                Arc::new(Secret::new(rotated));
+        }
+        let Some(id_token) = id_token.map(Secret::new) else { return };
+        let claims = jwt::unverified_claims(id_token.expose()).unwrap_or_default();
+        if let Some(email) = claims["email"].as_str().filter(|email| !email.is_empty()) {
+            *self.email.lock().unwrap_or_else(PoisonError::into_inner) = Some(email.to_owned());
+        }
+    }
+}
+
+fn refused(fault: Fault) -> SourceError {
+    match &fault {
+        Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial),
+        Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
+            SourceError::refused(format!("{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"))
+        }
+        _ => fault.into(),
+    }
+}
+
+fn expired(denial: &Denial) -> SourceError {
+    match denial.reason.as_deref() {
+        Some(reason @ ("invalid_rapt" | "rapt_required")) => SourceError::refused(format!(
+            "the organisation asks for a new login now and then, and it is due ({reason}); run `{LOGIN}` on the host"
+        )),
+        _ => SourceError::refused(format!(
+            "the login on the host has expired or was withdrawn (invalid_grant); run `{LOGIN}` on the host"
+        )),
+    }
+}
