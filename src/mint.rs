@@ -15,9 +15,9 @@ use std::time::Duration;
 use crate::mint::shelf::{Found, Keep, Shelf};
 use crate::process::Tasks;
 use crate::source::flight::{Flight, Outcome};
-use crate::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
-use crate::token::{AccessToken, Deadline, IdentityToken, Now};
-use crate::workload::ContainerId;
+use crate::source::{AccessRequest, IdentityRequest, Principal, Reloaded, Source, SourceError};
+use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+use crate::workload::{ContainerId, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh at up to 360 s before the end and
 /// would otherwise ask again on every call (facts on client thresholds: protocol specification 9.1).
@@ -77,6 +77,31 @@ impl Mint {
     pub fn new(source: Arc<dyn Source>, tasks: Tasks) -> Arc<Self> {
         let (access, identity) = (Arc::new(Shelf::new(ENTRIES)), Arc::new(Shelf::new(ENTRIES)));
         Arc::new(Self { source, tasks, access, identity })
+    }
+
+    /// Who the source says it is.
+    pub fn principal(&self) -> Principal {
+        self.source.principal()
+    }
+
+    /// What `identity` asks for on behalf of `container`; all its scopes unless a narrower set is given.
+    pub fn request(
+        &self,
+        identity: &Identity,
+        container: Option<&ContainerId>,
+        scopes: Option<Scopes>,
+    ) -> AccessRequest {
+        AccessRequest {
+            service_account: identity.service_account.clone(),
+            scopes: scopes.unwrap_or_else(|| identity.scopes.clone()),
+            lifetime: identity.lifetime.as_secs(),
+            holder: self.holder(identity, container),
+        }
+    }
+
+    /// Whom a token belongs to: nobody, where containers of an identity may share it.
+    pub fn holder(&self, identity: &Identity, container: Option<&ContainerId>) -> Option<ContainerId> {
+        container.filter(|_| identity.isolate || self.source.per_container()).cloned()
     }
 
     /// The fresh token of the cache, if there is one; the hot path, without an await. Starts the renewal

@@ -49,6 +49,7 @@ pub struct Session {
     pub relay: Ipv4Addr,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,
+    pub image_name: String,
     pub relay_name: String,
     /// Addresses of the pool that others hold already, on a network that was taken over.
     taken: Vec<Ipv4Addr>,
@@ -62,13 +63,13 @@ impl Session {
 
     /// Sweeps, makes the network, loads the relay image where it is missing and starts the relay.
     pub async fn open(engine: Engine, wanted: &Wanted<'_>, voice: &Voice) -> Result<(Self, Tunnel), Error> {
-        let image = relay_image(&engine, voice).await?;
+        let (image, image_name) = relay_image(&engine, voice).await?;
         let _lock = lock(wanted.lock).await?;
         sweep(&engine, voice).await?;
         let (network, pool) = network(&engine, wanted, voice).await?;
         let taken = engine.addresses_on(&network.id).await?;
         let relay_name = format!("kfp-creds-relay-{}", wanted.session);
-        let session = Self { relay: pool.relay(), engine, network, pool, taken, image, relay_name };
+        let session = Self { relay: pool.relay(), engine, network, pool, taken, image, image_name, relay_name };
         match session.start_relay().await {
             Ok(tunnel) => Ok((session, tunnel)),
             Err(error) => {
@@ -154,15 +155,16 @@ impl Session {
     }
 }
 
-async fn relay_image(engine: &Engine, voice: &Voice) -> Result<String, Error> {
+/// The image's id and name.
+async fn relay_image(engine: &Engine, voice: &Voice) -> Result<(String, String), Error> {
     let made = tokio::task::spawn_blocking(Relay::of_this_program).await;
     let broken = |why: String| Error::Broken("make the relay image", why);
     let relay = made.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
     if let Some(id) = engine.find_relay_image(&relay).await? {
-        return Ok(id);
+        return Ok((id, relay.reference()));
     }
     voice.say(Line::Progress { text: "loading the relay image into the engine (once per build)" });
-    engine.load_relay_image(&relay).await
+    Ok((engine.load_relay_image(&relay).await?, relay.reference()))
 }
 
 /// An advisory lock on a file of ours: held until dropped, gone when the process is.

@@ -2,9 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -83,15 +81,10 @@ pub(super) fn pass_on(child: &Child, asked: Asked) {
     }
 }
 
-/// The exit code that a shell would report.
-pub(super) fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    u8::try_from(code & 0xff).unwrap_or(255)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Ended;
 
     #[tokio::test]
     async fn codes_are_a_shells_and_the_environment_is_ours() {
@@ -99,11 +92,11 @@ mod tests {
         let run = async |script: &str| {
             let command = ["sh", "-c", script].map(OsString::from);
             let mut child = start(&command, socket, &[("EXTRA".into(), "1".into())]).unwrap();
-            exit_code(child.wait().await.unwrap())
+            Ended::from(child.wait().await.unwrap())
         };
-        assert_eq!(run("exit 7").await, 7);
-        assert_eq!(run("kill -TERM $$").await, 143);
+        assert_eq!(run("exit 7").await, Ended::Child(7));
+        assert_eq!(run("kill -TERM $$").await, Ended::Child(143));
         let wired = "test \"$DOCKER_HOST$EXTRA\" = unix:///tmp/x.sock1 && test -z \"$DOCKER_TLS_VERIFY\"";
-        assert_eq!(run(wired).await, 0);
+        assert_eq!(run(wired).await, Ended::Child(0));
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::Failure;
+use super::broken;
+use crate::failure::Failure;
 use crate::config::{Config, SourceChoice, Surroundings};
 use crate::metadata::View;
 use crate::mint::{Mint, MintFailure};
@@ -64,7 +65,7 @@ impl Host {
         let request = self.mint.request(&identity, None, None);
         match self.mint.access(&request, Duration::from_secs(25)).await {
             Ok(_) => Ok(()),
-            Err(MintFailure::Refused(why)) => Err(Failure::Credential(why.to_string())),
+            Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why.to_string())),
             Err(MintFailure::Transient(why)) => {
                 voice.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
                 Ok(())
@@ -89,6 +90,7 @@ impl Host {
             attributes: config.instance_attributes.clone(),
             project_attributes: config.project_attributes.clone(),
             hosts: at.into_iter().collect(),
+            accounts: vec![],
             ..View::default()
         };
         Views { base, project: config.project.clone(), email: config.email.clone() }
@@ -114,7 +116,7 @@ impl Host {
 const OFFLINE_PROJECT: &str = "offline-project";
 
 fn no_credential(error: SourceError) -> Failure {
-    Failure::Credential(error.to_string())
+    Failure::NoCredential(error.to_string())
 }
 
 fn application_default(config: &Config, file: Option<PathBuf>, around: &Surroundings) -> Result<Google, Failure> {
@@ -129,7 +131,7 @@ fn application_default(config: &Config, file: Option<PathBuf>, around: &Surround
         token: wanted.token.clone(),
         iam_credentials: wanted.iam_credentials.clone(),
         sts: wanted.sts.clone(),
-        universe: wanted.universe.clone(),
+        universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
     };
     let upstream = Upstream::new(Limits::default(), vec![]).map_err(no_credential)?;
     Google::find(&place, endpoints, upstream).map_err(no_credential)
@@ -173,8 +175,8 @@ fn serve_keys(offline: &Offline, tasks: &Tasks) -> Result<String, Failure> {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     });
-    let listener = bound.map_err(|e| Failure::broken("serve the offline keys", e))?;
-    let at = listener.local_addr().map_err(|e| Failure::broken("serve the offline keys", e))?;
+    let listener = bound.map_err(|e| broken("serve the offline keys", e))?;
+    let at = listener.local_addr().map_err(|e| broken("serve the offline keys", e))?;
     tasks.spawn("keys", jwks::serve(listener, offline.jwks(), tasks.clone()));
     Ok(format!("http://{at}{}", jwks::PATH))
 }

@@ -11,12 +11,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
-use super::Failure;
+use super::broken;
 use super::host::Host;
+use crate::failure::Failure;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
-use crate::docker::proxy::{self, Reserved, Settings, Wiring};
-use crate::docker::relay::Tunnel;
+use crate::docker::proxy::{self, Closing, Exits, Kind, Reserved, Settings, Wiring};
+use crate::docker::relay::{NAMES, Tunnel};
 use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
@@ -79,6 +80,7 @@ impl House {
         let reserved = reserve(&session, &tunnel);
         let wiring = Wiring {
             relay: session.relay,
+            names: NAMES.map(String::from).to_vec(),
             project: Some(host.project(config)),
             quota_project: host.quota_project(config),
         };
@@ -92,7 +94,8 @@ impl House {
             reserved: reserved.clone(),
             ask,
             tasks: tasks.clone(),
-            ..Settings::default()
+            exits: Exits::default(),
+            closing: Closing::default(),
         });
         let (failing, failed) = mpsc::channel(1);
         let house = Self {
@@ -119,7 +122,8 @@ impl House {
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, reserved: Reserved, failing: mpsc::Sender<Failure>) {
         let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
         self.tasks.spawn("relay", async move {
-            let renewed = move |id: &str| reserved.add_container(id);
+            let name = session.relay_name.clone();
+            let renewed = move |id: &str| reserved.put(Kind::Container, id, &name);
             if let Err(error) = session.keep_relay(server, tunnel, tasks, voice, renewed).await {
                 let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
             }
@@ -127,7 +131,7 @@ impl House {
     }
 
     async fn go_live(&self, server: &Server, config: &Config) -> Result<(), Failure> {
-        let listener = listen(&self.socket).map_err(|e| Failure::broken("open the socket", e))?;
+        let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed = self.session.wait_ready(server);
         let minted = self.host.first_mint(config, &self.voice);
@@ -147,7 +151,7 @@ impl House {
 
     /// No container may be created from now on; what runs goes on.
     pub(super) fn refuse_creates(&self) {
-        self.proxy.close();
+        self.proxy.closing.set();
     }
 
     /// Stops the containers that run now, while the command may still be ending.
@@ -211,16 +215,15 @@ async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, voice: &Voice) 
 
 fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
-    reserved.add_container(&tunnel.container);
-    reserved.add_container(&session.relay_name);
-    reserved.add_network(&session.network.id, &session.network.name);
-    reserved.add_image(&session.image);
+    reserved.put(Kind::Container, &tunnel.container, &session.relay_name);
+    reserved.put(Kind::Network, &session.network.id, &session.network.name);
+    reserved.put(Kind::Image, &session.image, &session.image_name);
     reserved
 }
 
 fn session_id() -> Result<String, Failure> {
     let mut bytes = [0_u8; 4];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::Broken("no randomness to be had".into()))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
     Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }
 
@@ -234,7 +237,7 @@ fn runtime_folder(around: &Surroundings) -> PathBuf {
 
 /// A folder that only we can enter: its socket is as good as root on this machine.
 fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
-    let broken = |why: String| Failure::Broken(format!("the folder {}: {why}", folder.display()));
+    let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", folder.display()));
     match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
         Ok(()) => {}
         Err(error) => return Err(broken(error.to_string())),

@@ -4,18 +4,19 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use super::broken;
 use super::child::{self, GRACE, Signals};
 use super::house::House;
-use super::Failure;
+use crate::failure::{Ended, Failure};
 use crate::config::{Config, Surroundings};
 use crate::observe::Voice;
 
 /// Runs `command` with its Docker calls going through us; the answer is its exit code.
-pub async fn run(config: &Config, around: &Surroundings, command: &[OsString], voice: Voice) -> Result<u8, Failure> {
-    let mut signals = Signals::listen().map_err(|e| Failure::broken("listen for signals", e))?;
+pub async fn run(config: &Config, around: &Surroundings, command: &[OsString], voice: Voice) -> Result<Ended, Failure> {
+    let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let mut house = tokio::select! {
         opened = House::open(config, around, "run", voice.clone()) => opened?,
-        asked = signals.next() => return Err(Failure::Broken(format!("{asked:?} before the session was ready"))),
+        asked = signals.next() => return Err(Failure::NotPermitted(format!("{asked:?} before the session was ready"))),
     };
     let outcome = match child::start(command, &house.socket, &house.host.extra_environment()) {
         Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
@@ -37,14 +38,14 @@ async fn attend(
     signals: &mut Signals,
     keep: bool,
     voice: &Voice,
-) -> Result<u8, Failure> {
+) -> Result<Ended, Failure> {
     let mut kill_at = None;
     let mut relay_gone = None;
     loop {
         tokio::select! {
             ended = child.wait() => {
-                let status = ended.map_err(|e| Failure::broken("wait for the command", e))?;
-                return relay_gone.map_or_else(|| Ok(child::exit_code(status)), Err);
+                let status = ended.map_err(|e| broken("wait for the command", e))?;
+                return relay_gone.map_or_else(|| Ok(status.into()), Err);
             }
             asked = signals.next() => {
                 child::pass_on(&child, asked);
@@ -86,6 +87,6 @@ fn not_started(command: &[OsString], error: &std::io::Error) -> Failure {
     let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     match error.kind() {
         ErrorKind::NotFound => Failure::NotFound(format!("{name}: command not found")),
-        _ => Failure::NotExecutable(format!("{name}: cannot be executed: {error}")),
+        _ => Failure::CannotExecute(format!("{name}: cannot be executed: {error}")),
     }
 }

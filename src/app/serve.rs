@@ -8,10 +8,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 
-use super::Failure;
+use super::broken;
 use super::child::Signals;
 use super::host::Host;
 use super::house::House;
+use crate::failure::{Ended, Failure};
 use crate::config::{Config, Surroundings};
 use crate::observe::Voice;
 use crate::process::Tasks;
@@ -20,8 +21,8 @@ use crate::secret::Secret;
 use crate::server::Server;
 
 /// Prints the line that puts a shell into the session, and stays. `print` writes to stdout.
-pub async fn serve(config: &Config, around: &Surroundings, voice: Voice, print: impl Fn(&str)) -> Result<u8, Failure> {
-    let mut signals = Signals::listen().map_err(|e| Failure::broken("listen for signals", e))?;
+pub async fn serve(config: &Config, around: &Surroundings, voice: Voice, print: impl Fn(&str)) -> Result<Ended, Failure> {
+    let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let mut house = House::open(config, around, "serve", voice.clone()).await?;
     print(&format!("export DOCKER_HOST=unix://{}", house.socket.display()));
     for (name, value) in house.host.extra_environment() {
@@ -29,7 +30,7 @@ pub async fn serve(config: &Config, around: &Surroundings, voice: Voice, print: 
     }
     voice.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
     let outcome = tokio::select! {
-        _ = signals.next() => Ok(0),
+        _ = signals.next() => Ok(Ended::Done),
         Some(failure) = house.failed.recv() => Err(failure),
     };
     house.close(true).await;
@@ -45,19 +46,19 @@ pub async fn listen(
     open: bool,
     voice: Voice,
     print: impl Fn(&str),
-) -> Result<u8, Failure> {
+) -> Result<Ended, Failure> {
     if !at.ip().is_loopback() {
         return Err(Failure::Config(format!("{at} is not a loopback address: tokens would be served to the network")));
     }
-    let mut signals = Signals::listen().map_err(|e| Failure::broken("listen for signals", e))?;
+    let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let identity = config.policy.default.clone().ok_or_else(|| {
         Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
     })?;
     let tasks = Tasks::new();
     let host = Host::open(config, around, &tasks, &voice)?;
     host.first_mint(config, &voice).await?;
-    let listener = TcpListener::bind(at).await.map_err(|e| Failure::broken(&format!("listen on {at}"), e))?;
-    let at = listener.local_addr().map_err(|e| Failure::broken("listen", e))?;
+    let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
+    let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };
     let (_writer, reader, _questions) = registry::new();
     let server = Server::new(reader, host.mint.clone(), host.views(config, Some(at.to_string())), std::net::Ipv4Addr::UNSPECIFIED);
@@ -76,11 +77,11 @@ pub async fn listen(
     tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
     signals.next().await;
     tasks.finish(std::time::Duration::from_secs(1)).await;
-    Ok(0)
+    Ok(Ended::Done)
 }
 
 fn capability() -> Result<Secret<String>, Failure> {
     let mut bytes = [0_u8; 24];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::Broken("no randomness to be had".into()))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
     Ok(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
 }

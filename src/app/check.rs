@@ -1,0 +1,91 @@
+//! `kfp-creds check`: everything that could stand in the way, each with what mends it. Looks only; what it
+//! makes it removes again.
+
+use std::time::Duration;
+
+use super::host::Host;
+use crate::config::{Config, Surroundings, engine};
+use crate::docker::Engine;
+use crate::docker::network::Network;
+use crate::docker::proxy;
+use crate::failure::{Ended, Failure};
+use crate::mint::MintFailure;
+use crate::observe::Voice;
+use crate::process::Tasks;
+
+/// Prints one line per look, `ok` or `!!`, and fails with the first thing that has to be mended.
+pub async fn check(
+    config: &Config,
+    around: &Surroundings,
+    voice: Voice,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
+    let tasks = Tasks::new();
+    let mut first = None;
+    let mut say = |what: &str, found: Result<String, Failure>| match found {
+        Ok(text) => print(&format!("ok  {what:<11} {text}")),
+        Err(failure) => {
+            print(&format!("!!  {what:<11} {failure}"));
+            first.get_or_insert(failure);
+        }
+    };
+    let file = config.file.as_ref().map_or("none: defaults".into(), |file| file.display().to_string());
+    say("config", Ok(file));
+    match look_at_engine(config, around).await {
+        Ok(engine) => {
+            say("engine", Ok(format!("{} at {}", engine.version(), engine.socket().display())));
+            say("network", look_at_network(&engine, config).await);
+        }
+        Err(failure) => say("engine", Err(failure)),
+    }
+    match Host::open(config, around, &tasks, &voice) {
+        Ok(host) => {
+            say("credential", Ok(format!("{}, {}", host.source.principal().kind, host.account(config))));
+            say("token", look_at_token(&host, config).await);
+            say("project", Ok(host.project(config)));
+        }
+        Err(failure) => say("credential", Err(failure)),
+    }
+    tasks.finish(Duration::from_secs(1)).await;
+    first.map_or(Ok(Ended::Done), Err)
+}
+
+async fn look_at_engine(config: &Config, around: &Surroundings) -> Result<Engine, Failure> {
+    let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
+    let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
+    Ok(Engine::connect(&upstream).await?)
+}
+
+/// Making a network is the only sure way to learn whether its range and the right to it can be had.
+async fn look_at_network(engine: &Engine, config: &Config) -> Result<String, Failure> {
+    let ours = engine.our_networks().await?;
+    if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
+        return Ok(format!("{subnet} is held by {name}: another session runs, or left it; both are handled"));
+    }
+    match engine.make_network("kfp-creds-check", config.pool, "check", "run").await {
+        Ok(network) => {
+            engine.remove_network(&network.id).await?;
+            Ok(format!("{} can be had", config.pool))
+        }
+        Err(error) if error.is_overlap() => {
+            let owner = engine.owner_of(config.pool).await.unwrap_or_else(|| "something else".into());
+            Ok(format!("{owner} holds {}: sessions get another address, which PHP clients do not find", config.pool))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn look_at_token(host: &Host, config: &Config) -> Result<String, Failure> {
+    let mut minted = 0_u32;
+    for identity in config.identities.values() {
+        let request = host.mint.request(identity, None, None);
+        match host.mint.access(&request, Duration::from_secs(25)).await {
+            Ok(_) => minted += 1,
+            Err(MintFailure::Refused(why)) => {
+                return Err(Failure::NoCredential(format!("identity {}: {why}", identity.name)));
+            }
+            Err(error) => return Err(Failure::NoCredential(format!("identity {}: {error}", identity.name))),
+        }
+    }
+    Ok(format!("minted for {minted} of {} identities", config.identities.len()))
+}
