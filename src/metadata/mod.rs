@@ -360,3 +360,6 @@ fn sentence(status: StatusCode, body: &'static str) -> Reply {
 fn ok(content_type: &'static str, etag: Option<String>, body: Body) -> Reply {
     Reply { status: StatusCode::OK, content_type, etag, location: None, body, close: false }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+#[cfg(test)]
+#[path = "../support/golden.rs"]
+mod golden;
+#[cfg(test)]
+mod golden_metadata;
