@@ -53,7 +53,7 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct AccessAsk {
     pub account: Account,
-    /// What was asked for, in normal form; `None` when nothing was. Which of them are given is not decided here.
+    /// What was asked for, in normal form; `None` when nothing was. What is given is decided elsewhere.
     pub scopes: Option<Scopes>,
     pub form: Form,
 }
@@ -78,7 +78,8 @@ pub struct Wait {
     pub then: Reply,
 }
 
-/// Why there is no token, or no answer at all.
+/// Why there is no token, or no answer at all. On `identity` only those that come out as 404 may be used
+///.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
     /// Permanent: 403, which no client retries and most show with its body.
@@ -93,7 +94,7 @@ pub enum Failure {
     IdentityTransient,
     /// Nobody is known at the caller's address (yet): 503.
     UnknownCaller,
-    /// 429.
+    /// Rate limited: 429.
     TooMany,
 }
 
@@ -111,7 +112,8 @@ pub fn guard(head: &RequestHead<'_>, view: &View) -> Option<Reply> {
     refusal(&Asked::read(head, view))
 }
 
-/// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`; `expires_in` is what is left at `now`, floored.
+/// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`; `expires_in` is what is left at `now`,
+/// floored.
 pub fn access_reply(ask: &AccessAsk, token: &AccessToken, now: Now) -> Reply {
     let left = token.expires.remaining(now).as_secs();
     let body = render::token(token.value.expose(), left, ask.form);
@@ -159,9 +161,9 @@ impl<'a> Asked<'a> {
         self.target.map_or_else(|| raw.split('?').next().unwrap_or(raw), |target| target.path)
     }
 
-    fn refuse(&self, sentence: &str) -> Option<Reply> {
+    fn refuse(&self, sentence: &str) -> Reply {
         let body = page(StatusCode::FORBIDDEN, self.path(), sentence);
-        Some(Reply { status: StatusCode::FORBIDDEN, close: true, ..ok(HTML, None, Body::plain(body)) })
+        Reply { status: StatusCode::FORBIDDEN, close: true, ..ok(HTML, None, Body::plain(body)) }
     }
 }
 
@@ -189,12 +191,12 @@ fn method(asked: &Asked<'_>) -> Option<Reply> {
 fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
     let headers = asked.head.headers;
     if headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded") {
-        return asked.refuse("The request was forwarded.");
+        return Some(asked.refuse("The request was forwarded."));
     }
     let browser = headers.contains_key(ORIGIN)
         || headers.contains_key(REFERER)
         || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
-    browser.then(|| asked.refuse("The request comes from a browser."))?
+    browser.then(|| asked.refuse("The request comes from a browser."))
 }
 
 /// Against DNS rebinding: a foreign name that was made to point here is refused. A request that names no
@@ -204,7 +206,7 @@ fn host(asked: &Asked<'_>) -> Option<Reply> {
     let headers = asked.head.headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or_default());
     let known =
         asked.head.host.into_iter().chain(authority).chain(headers).all(|host| allowed(host, asked.view));
-    (!known).then(|| asked.refuse("The Host header names another server."))?
+    (!known).then(|| asked.refuse("The Host header names another server."))
 }
 
 /// Without case, port and trailing dot: rebinding is about names.
@@ -235,7 +237,7 @@ fn flavor(asked: &Asked<'_>) -> Option<Reply> {
     }
     let older =
         !asked.head.headers.contains_key("metadata-flavor") && said("x-google-metadata-request", "True");
-    (!older).then(|| asked.refuse("Missing Metadata-Flavor:Google header."))?
+    (!older).then(|| asked.refuse("Missing Metadata-Flavor:Google header."))
 }
 
 fn answer(asked: &Asked<'_>) -> Step {
@@ -360,3 +362,6 @@ fn sentence(status: StatusCode, body: &'static str) -> Reply {
 fn ok(content_type: &'static str, etag: Option<String>, body: Body) -> Reply {
     Reply { status: StatusCode::OK, content_type, etag, location: None, body, close: false }
 }
+
+#[cfg(test)]
+mod tests;

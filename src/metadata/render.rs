@@ -73,7 +73,8 @@ pub(super) fn subtree(spot: &Spot<'_>, form: Form) -> Vec<u8> {
 }
 
 /// Sixteen hex digits that depend on the value alone, not on the form in which it is asked for: a caller
-/// that waits for a change must not be woken by its own choice of form. FNV-1a; nothing hangs on its strength.
+/// that waits for a change must not be woken by its own choice of form. FNV-1a: nothing hangs on its
+/// strength.
 pub(super) fn etag(rendered: &[u8]) -> String {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     format!("{:016x}", rendered.iter().fold(0xcbf2_9ce4_8422_2325, step))

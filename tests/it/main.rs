@@ -2,3 +2,7 @@
 
 mod architecture;
 mod dependencies;
+mod golden_metadata;
+
+#[path = "../support/mod.rs"]
+mod support;

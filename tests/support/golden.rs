@@ -1,0 +1,211 @@
+//! The golden cases of the metadata protocol, for every runner: the pure step, loopback, the relay.
+//!
+//! A case is `tests/golden/metadata/NAME.http`:
+//!
+//! ```text
+//! # why this case exists, and where the expectation comes from
+//! # asks: access EMAIL scopes=a,b form=json      the step has to ask for exactly this token
+//! # waits: 60s                                   the step has to wait this long, then reply as below
+//! # given: Transient the text                    what `failure_reply` is called with, in place of a token
+//! # step only: why no listener can be sent this
+//! GET /path HTTP/1.1                             lines end in CRLF on the wire, in LF here
+//! Name: value
+//!
+//! HTTP/1.1 200 OK
+//! Name: value                                    all of them, in order, but for Date
+//!
+//! exactly Content-Length bytes and one newline that is not part of the body
+//! ```
+//!
+//! For HEAD the body is what GET would bring; on the wire it is left out. A runner over a wire has its own
+//! `expires_in` where a case asks for an access token.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HOST, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method};
+use kfp_creds::metadata::{Account, Failure, View};
+use kfp_creds::secret::Secret;
+use kfp_creds::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+
+pub(crate) const ACCESS_TOKEN: &str = "ya29.golden-access-token";
+pub(crate) const IDENTITY_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJnb2xkZW4ifQ.Z29sZGVuLXNpZ25hdHVyZQ";
+
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) why: String,
+    /// As it goes over the wire, with the blank line at its end.
+    pub(crate) request: Vec<u8>,
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) asks: Option<String>,
+    pub(crate) waits: Option<String>,
+    pub(crate) given: Option<(Failure, String)>,
+    /// Why only `step()` can run this case.
+    pub(crate) step_only: Option<String>,
+}
+
+/// The owned parts of a request head, as a listener has them.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    pub(crate) target: String,
+    pub(crate) host: Option<String>,
+    pub(crate) headers: HeaderMap,
+}
+
+/// All cases, by name. Panics on a file that is not in the format: a case that is skipped would look green.
+pub(crate) fn cases() -> Vec<Case> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/metadata");
+    let mut paths: Vec<_> =
+        fs::read_dir(&directory).expect("tests/golden/metadata").map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+        .iter()
+        .map(|path| {
+            let name =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".http"));
+            let name = name.unwrap_or_else(|| panic!("{} does not end in .http", path.display()));
+            parse(name, &fs::read_to_string(path).unwrap())
+                .unwrap_or_else(|wrong| panic!("{name}.http: {wrong}"))
+        })
+        .collect()
+}
+
+fn parse(name: &str, text: &str) -> Result<Case, String> {
+    let comments: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let told = |key: &str| comments.iter().find_map(|line| line.strip_prefix(key)).map(String::from);
+    let why: Vec<&str> = comments
+        .iter()
+        .copied()
+        .filter(|line| {
+            !["asks: ", "waits: ", "given: ", "step only: "].iter().any(|key| line.starts_with(key))
+        })
+        .collect();
+    let rest = &text[comments.iter().map(|line| line.len() + 3).sum::<usize>()..];
+    let (request, rest) = rest.split_once("\n\n").ok_or("no blank line after the request")?;
+    let (head, rest) = rest.split_once("\n\n").ok_or("no blank line after the response head")?;
+    let mut head = head.lines();
+    let status = head.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).ok_or("no status line")?;
+    let headers: Vec<(String, String)> = head
+        .map(|line| line.split_once(':').map(|(name, value)| (name.to_string(), value.trim().to_string())))
+        .collect::<Option<_>>()
+        .ok_or("a response header without a colon")?;
+    let length = headers.iter().find(|(name, _)| name == "Content-Length").ok_or("no Content-Length")?;
+    let length: usize = length.1.parse().map_err(|_| "Content-Length is no number")?;
+    let body = rest.strip_suffix('\n').filter(|body| body.len() == length);
+    if why.is_empty() {
+        return Err("it does not say why it exists".into());
+    }
+    Ok(Case {
+        name: name.into(),
+        why: why.join(" "),
+        request: format!("{}\r\n\r\n", request.replace('\n', "\r\n")).into_bytes(),
+        status: status.get(..3).and_then(|code| code.parse().ok()).ok_or("no status code")?,
+        body: body.ok_or("the body is not Content-Length bytes and a newline")?.into(),
+        headers,
+        asks: told("asks: "),
+        waits: told("waits: "),
+        given: told("given: ").map(|given| failure(&given)).transpose()?,
+        step_only: told("step only: "),
+    })
+}
+
+fn failure(given: &str) -> Result<(Failure, String), String> {
+    let (kind, why) = given.split_once(' ').ok_or("given: without a text")?;
+    let kind = match kind {
+        "AccessRefused" => Failure::AccessRefused,
+        "IdentityRefused" => Failure::IdentityRefused,
+        "IdentityTransient" => Failure::IdentityTransient,
+        "NotAllowedAudience" => Failure::NotAllowedAudience,
+        "TooMany" => Failure::TooMany,
+        "Transient" => Failure::Transient,
+        "UnknownCaller" => Failure::UnknownCaller,
+        _ => return Err(format!("no failure is called {kind}")),
+    };
+    Ok((kind, why.into()))
+}
+
+impl Case {
+    pub(crate) fn head(&self) -> Head {
+        let text = String::from_utf8(self.request.clone()).unwrap();
+        let mut lines = text.lines();
+        let mut words = lines.next().unwrap().split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let headers: HeaderMap = lines
+            .take_while(|line| !line.is_empty())
+            .map(|line| {
+                let (name, value) = line.split_once(':').unwrap();
+                let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                (name, HeaderValue::from_str(value.trim()).unwrap())
+            })
+            .collect::<Vec<_>>()
+            .into_iter()
+            .fold(HeaderMap::new(), |mut headers, (name, value)| {
+                headers.append(name, value);
+                headers
+            });
+        let host = headers.get(HOST).map(|host| host.to_str().unwrap().to_string());
+        Head { method: method.parse().unwrap(), target: target.into(), host, headers }
+    }
+}
+
+/// What the cases are answered from.
+pub(crate) fn view() -> View {
+    let strings = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let map = |pairs: &[(&str, &str)]| -> BTreeMap<_, _> {
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    };
+    View {
+        project_id: "golden-project".into(),
+        numeric_project_id: 987_654_321_098,
+        zone: "europe-west4-b".into(),
+        instance_id: 7_015_181_712_655_481_713,
+        instance_name: "golden-vm".into(),
+        description: "Tom & \"Jerry\" <b>é</b>".into(),
+        tags: strings(&["http-server", "kfp"]),
+        licenses: strings(&["5543610867827062957"]),
+        attributes: map(&[("a-key", "007"), ("user-data", "line one\nline \"two\"\n")]),
+        project_attributes: map(&[("fleet", "test")]),
+        accounts: vec![
+            Account {
+                email: "golden@golden-project.iam.gserviceaccount.com".into(),
+                scopes: Scopes::parse(
+                    "https://www.googleapis.com/auth/cloud-platform,https://www.googleapis.com/auth/bigquery",
+                ),
+                service_account: None,
+            },
+            Account {
+                email: "123-compute@developer.gserviceaccount.com".into(),
+                scopes: Scopes::parse("https://www.googleapis.com/auth/devstorage.read_only"),
+                service_account: Some("123-compute@developer.gserviceaccount.com".into()),
+            },
+        ],
+        hosts: Arc::from(["127.0.0.1".to_string(), "localhost:8174".to_string()]),
+        ip: "169.254.168.7".into(),
+        gateway: "169.254.168.1".into(),
+        ..View::default()
+    }
+}
+
+/// 3 521.9 seconds before its end, which has to be shown as 3521.
+pub(crate) fn access_token(now: Now) -> AccessToken {
+    AccessToken {
+        value: Secret::new(ACCESS_TOKEN.into()),
+        expires: Deadline::after(now, Duration::from_millis(3_521_900)),
+        scopes: Scopes::default(),
+    }
+}
+
+pub(crate) fn identity_token(now: Now) -> IdentityToken {
+    IdentityToken {
+        value: Secret::new(IDENTITY_TOKEN.into()),
+        expires: Deadline::after(now, Duration::from_secs(3600)),
+    }
+}

@@ -1,0 +1,3 @@
+//! What tests share. Fakes stand at the wire only, and check what they are sent.
+
+pub(crate) mod golden;
