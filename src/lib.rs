@@ -2,6 +2,7 @@
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
 //! host. No key file, mount or socket enters a container.
 
+pub mod docker;
 pub mod observe;
 pub mod policy;
 pub mod process;
