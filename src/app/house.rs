@@ -16,7 +16,7 @@ use super::host::Host;
 use crate::failure::Failure;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
-use crate::docker::proxy::{self, Closing, Exits, Kind, Reserved, Settings, Wiring};
+use crate::docker::proxy::{self, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
@@ -96,6 +96,7 @@ impl House {
             tasks: tasks.clone(),
             exits: Exits::default(),
             closing: Closing::default(),
+            clients: Clients::default(),
         });
         let (failing, failed) = mpsc::channel(1);
         let house = Self {
@@ -162,7 +163,7 @@ impl House {
 
     /// Whether somebody still has a connection to our socket.
     pub(super) fn has_clients(&self) -> bool {
-        self.proxy.connections() > 0
+        self.proxy.clients.count() > 0
     }
 
     /// The end: no creates, no leases, then the containers (unless `keep`), the relay, the network, the

@@ -4,6 +4,7 @@
 pub mod events;
 pub mod image;
 pub mod network;
+pub mod proxy;
 pub mod relay;
 
 use std::collections::HashMap;

@@ -1,0 +1,182 @@
+//! `POST /containers/create`: judge, create, register the exit, attach, and only then answer.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::judge::{self, Neighbour, Question, Verdict};
+use super::path::Target;
+use super::reserved::Kind;
+use super::room::Room;
+use super::wire::{Refusal, Reply, collect};
+use super::{Ask, json};
+use crate::observe::Line;
+use crate::workload::{ContainerId, Task};
+
+impl Room {
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        self.closing()?;
+        let bytes = collect(body).await?;
+        let mut body = json::parse(&bytes).map_err(Refusal::malformed)?;
+        drop(bytes);
+        json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
+        let name = target.query("name").map(str::to_string);
+        let task = Arc::new((self.settings.recognise)(&body, name.as_deref()));
+        let verdict = self.verdict(&mut body, &task, name.as_deref()).await?;
+        let request = rewritten(parts, &body);
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        // On a task of its own: a client that hangs up must not leave a container that exists and is
+        // neither attached nor removed.
+        let (done, outcome) = oneshot::channel();
+        let room = self.clone();
+        self.settings.tasks.spawn("create", async move {
+            let reply = match room.engine.forward(request, uri, None).await {
+                Ok(reply) if reply.status() == StatusCode::CREATED => {
+                    room.created(reply, verdict, task, name).await
+                }
+                other => other,
+            };
+            let _ = done.send(reply);
+        });
+        outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
+    }
+
+    async fn verdict(&self, body: &mut Value, task: &Task, name: Option<&str>) -> Result<Verdict, Refusal> {
+        let decision = self.settings.policy.decide(task);
+        let image = body["Image"].as_str().unwrap_or_default().to_string();
+        if self.is_ours(Kind::Image, &image).await? {
+            return Err(Refusal::forbidden(format!("image {image} is reserved")));
+        }
+        let mut neighbours = HashMap::new();
+        for reference in judge::container_references(body) {
+            let neighbour = self.neighbour(&reference).await?;
+            neighbours.insert(reference, neighbour);
+        }
+        let mut our_networks = HashSet::new();
+        for reference in judge::network_references(body) {
+            if self.is_ours(Kind::Network, &reference).await? {
+                our_networks.insert(reference);
+            }
+        }
+        let image_env = self.image_env(&image).await?;
+        let question = Question {
+            decision: &decision,
+            name,
+            image_env: &image_env,
+            neighbours: &neighbours,
+            our_networks: &our_networks,
+            wiring: &self.settings.wiring,
+            session: &self.settings.session,
+        };
+        match judge::judge(body, &question) {
+            Verdict::Refuse(refusal) => Err(refusal),
+            verdict => Ok(verdict),
+        }
+    }
+
+    async fn neighbour(&self, reference: &str) -> Result<Neighbour, Refusal> {
+        if self.is_ours(Kind::Container, reference).await? {
+            return Ok(Neighbour::Ours);
+        }
+        let Some(id) = self.locate(reference).await? else { return Ok(Neighbour::Missing) };
+        Ok(if self.is_leased(&id).await { Neighbour::Leased } else { Neighbour::Other(id.as_str().into()) })
+    }
+
+    /// The engine has made the container: everything that must be true before the client hears of it.
+    async fn created(
+        self: &Arc<Self>,
+        reply: Reply,
+        verdict: Verdict,
+        task: Arc<Task>,
+        name: Option<String>,
+    ) -> Result<Reply, Refusal> {
+        let (head, body) = reply.into_parts();
+        let body = body.collect().await.map_err(|_| broken("the engine's answer ended early"))?.to_bytes();
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let id = answer["Id"].as_str().and_then(ContainerId::parse);
+        let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
+        match name {
+            Some(name) => self.watch_exit(&id, Some(&name)).await,
+            // The engine has chosen a name, by which a client may wait.
+            None => {
+                tokio::join!(self.watch_exit(&id, None), self.learn_name(&id));
+            }
+        }
+        match verdict {
+            Verdict::Attach { identity, notices } => {
+                let (answer, answered) = oneshot::channel();
+                let ask = Ask::Attach {
+                    container: id.clone(),
+                    identity: identity.clone(),
+                    task: task.clone(),
+                    answer,
+                };
+                let gone = || Err("the session has ended".to_string());
+                let outcome = match self.settings.ask.send(ask).await {
+                    Ok(()) => answered.await.unwrap_or_else(|_| gone()),
+                    Err(_) => gone(),
+                };
+                match outcome {
+                    Ok(address) => self.settings.voice.say(Line::Attached {
+                        task: &task.to_string(),
+                        container: id.short(),
+                        identity: &identity.name,
+                        address: &address.to_string(),
+                    }),
+                    Err(why) => return Err(self.undo(&id, &task, why).await),
+                }
+                for notice in notices {
+                    self.settings.voice.notice(format!("{task}: {notice}, so its clients may not ask us"));
+                }
+            }
+            Verdict::Pass(why) => {
+                self.settings.voice.say(Line::NotAttached { task: &task.to_string(), why: &why });
+            }
+            Verdict::Refuse(refusal) => return Err(refusal),
+        }
+        Ok(Response::from_parts(head, Either::Right(Full::new(body))))
+    }
+
+    async fn learn_name(&self, id: &ContainerId) {
+        if let Ok(Some(found)) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await
+            && let Some(name) = found["Name"].as_str()
+        {
+            self.settings.exits.rename(id, name);
+        }
+    }
+
+    /// No container without the identity that it was promised.
+    async fn undo(&self, id: &ContainerId, task: &Task, why: String) -> Refusal {
+        let path = format!("/containers/{}?force=1", id.as_str());
+        let removed = self.engine.ask(Method::DELETE, &path).await;
+        let left = match removed {
+            Ok(reply) if reply.status().is_success() || reply.status() == StatusCode::NOT_FOUND => "",
+            Ok(_) | Err(_) => "; the container could not be removed",
+        };
+        broken(format!("{task} ({id}) could not be attached: {why}{left}"))
+    }
+}
+
+/// The request as it was judged.
+pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<super::wire::Body> {
+    let bytes = Bytes::from(body.to_string());
+    parts.headers.insert(hyper::header::CONTENT_LENGTH, bytes.len().into());
+    parts.headers.remove(hyper::header::TRANSFER_ENCODING);
+    Request::from_parts(parts, Either::Right(Full::new(bytes)))
+}
+
+fn broken(why: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+}

@@ -1,0 +1,328 @@
+//! Every request but a create: what is ours is refused, what could reach into a leased container is judged,
+//! and the rest passes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, StatusCode};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::create::rewritten;
+use super::path::{Route, Target};
+use super::reserved::{Kind, captures};
+use super::room::Room;
+use super::wire::{Body, Refusal, Reply, collect, json_reply};
+use super::{Ask, json};
+use crate::workload::ContainerId;
+
+impl Room {
+    pub(super) async fn answer(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
+        sane(request.method(), request.headers())?;
+        let target = Target::parse(request.uri()).map_err(Refusal::malformed)?;
+        let route = target.route(request.method() == Method::DELETE);
+        let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+        let raw = upgrade(&mut request, &route)?;
+        let (parts, body) = request.into_parts();
+        match route {
+            Route::Probe => Ok(self.probe()),
+            Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
+            Route::ExecStart => self.exec_start(parts, target, body, raw).await,
+            Route::Tunnel => self.raw(parts, target, body, raw).await,
+            Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
+            Route::Container { name, action } => {
+                self.container(parts, target, body, raw, &name, &action).await
+            }
+            other => {
+                if !looks {
+                    self.things(&other, &target).await?;
+                }
+                self.pass(parts, &target, Either::Left(body)).await
+            }
+        }
+    }
+
+    /// Says which engine stands behind this socket, so that a proxy is never put before a proxy.
+    fn probe(&self) -> Reply {
+        let body = serde_json::json!({ "kfp-creds": { "upstream": self.settings.upstream } });
+        json_reply(StatusCode::OK, body.to_string())
+    }
+
+    async fn pass(&self, parts: Parts, target: &Target, body: Body) -> Result<Reply, Refusal> {
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(Request::from_parts(parts, body), uri, None).await
+    }
+
+    /// A request that may turn into raw bytes. It has no body of its own: what would follow the head would
+    /// be read as part of the stream by the engine.
+    async fn raw(&self, parts: Parts, target: Target, body: Incoming, raw: Raw) -> Result<Reply, Refusal> {
+        if !collect(body).await?.is_empty() {
+            return Err(Refusal::malformed("a request for a raw stream has no body"));
+        }
+        let raw = raw.ok_or_else(needs_upgrade)?;
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(Request::from_parts(parts, Either::Right(Full::default())), uri, Some(raw)).await
+    }
+
+    async fn container(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: Target,
+        body: Incoming,
+        raw: Raw,
+        name: &str,
+        action: &str,
+    ) -> Result<Reply, Refusal> {
+        let reading =
+            parts.method == Method::GET && matches!(action, "json" | "top" | "stats" | "logs" | "changes");
+        let harmless = reading || (parts.method == Method::POST && action == "wait");
+        if !harmless && self.is_ours(Kind::Container, name).await? {
+            return Err(Refusal::forbidden(format!("container {name} is reserved")));
+        }
+        match (&parts.method, action) {
+            (&Method::POST, "attach") | (&Method::GET, "attach/ws") => {
+                self.raw(parts, target, body, raw).await
+            }
+            (&Method::POST, "exec") => self.exec_create(parts, target, body, name).await,
+            (&Method::POST, "start" | "restart") => self.start(parts, target, body, name, action).await,
+            (&Method::POST, "rename") => self.rename(parts, target, body, name).await,
+            (&Method::POST, "wait") => {
+                let reply = self.pass(parts, &target, Either::Left(body)).await?;
+                Ok(self.wait(name, reply).await)
+            }
+            _ => self.pass(parts, &target, Either::Left(body)).await,
+        }
+    }
+
+    /// A privileged exec has every capability, whatever the container dropped.
+    async fn exec_create(
+        &self,
+        parts: Parts,
+        mut target: Target,
+        body: Incoming,
+        name: &str,
+    ) -> Result<Reply, Refusal> {
+        let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
+        json::canonical(&mut body, json::EXEC).map_err(Refusal::malformed)?;
+        let privileged = match &body["Privileged"] {
+            Value::Null | Value::Bool(false) => false,
+            Value::Bool(true) => true,
+            _ => return Err(Refusal::malformed("Privileged must be true or false")),
+        };
+        if privileged && let Some(id) = self.locate(name).await? {
+            if self.is_leased(&id).await {
+                return Err(Refusal::forbidden(format!(
+                    "a privileged exec in {id} could take a neighbour's identity; run it without --privileged"
+                )));
+            }
+            target = target.with_container(id.as_str(), "exec");
+        }
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(rewritten(parts, &body), uri, None).await
+    }
+
+    async fn exec_start(
+        &self,
+        mut parts: Parts,
+        target: Target,
+        body: Incoming,
+        raw: Raw,
+    ) -> Result<Reply, Refusal> {
+        let bytes = collect(body).await?;
+        if raw.is_none() {
+            let mut value = json::parse(&bytes).map_err(Refusal::malformed)?;
+            json::canonical(&mut value, json::EXEC_START).map_err(Refusal::malformed)?;
+            if value["Detach"] != true {
+                return Err(needs_upgrade());
+            }
+        }
+        parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+        parts.headers.remove(header::TRANSFER_ENCODING);
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(Request::from_parts(parts, Either::Right(Full::new(bytes))), uri, raw).await
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        mut parts: Parts,
+        target: Target,
+        body: Incoming,
+        name: &str,
+        action: &str,
+    ) -> Result<Reply, Refusal> {
+        // Below API 1.24 a start may bring a HostConfig; a leased container could be changed by it.
+        let bytes = collect(body).await?;
+        if !matches!(bytes.trim_ascii(), b"" | b"{}" | b"null") {
+            return Err(Refusal::malformed(
+                "a start has no body since API 1.24; put HostConfig into the create",
+            ));
+        }
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        parts.headers.remove(header::TRANSFER_ENCODING);
+        let Some(id) = self.locate(name).await? else {
+            return self.pass(parts, &target, empty()).await;
+        };
+        let target = target.with_container(id.as_str(), action);
+        if self.settings.exits.idle(&id) {
+            self.watch_exit(&id, None).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        if self.settings.ask.send(Ask::Starting { container: id.clone(), answer }).await.is_ok() {
+            let _ = answered.await;
+        }
+        // Before the engine answers: the container may have ended by then.
+        let before = self.settings.exits.started(&id, true);
+        let reply = self.pass(parts, &target, empty()).await;
+        let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
+        if failed {
+            self.settings.exits.started(&id, before);
+        } else if action == "restart" && self.settings.exits.idle(&id) {
+            // The registration before was for the run that the restart ended.
+            self.watch_exit(&id, None).await;
+        }
+        reply
+    }
+
+    async fn rename(
+        &self,
+        parts: Parts,
+        mut target: Target,
+        body: Incoming,
+        name: &str,
+    ) -> Result<Reply, Refusal> {
+        let wanted = target.query("name").unwrap_or_default().to_string();
+        let Some(id) = self.locate(name).await? else {
+            return self.pass(parts, &target, Either::Left(body)).await;
+        };
+        if let Some(why) = captures(&wanted, &self.settings.wiring.names)
+            && self.is_leased(&id).await
+        {
+            return Err(Refusal::forbidden(format!("{id} cannot be renamed to {wanted}: the name {why}")));
+        }
+        target = target.with_container(id.as_str(), "rename");
+        let reply = self.pass(parts, &target, Either::Left(body)).await?;
+        if reply.status().is_success() {
+            self.settings.exits.rename(&id, &wanted);
+        }
+        Ok(reply)
+    }
+
+    async fn network_create(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
+        let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
+        json::canonical(&mut body, json::NETWORK).map_err(Refusal::malformed)?;
+        let name = body["Name"].as_str().unwrap_or_default();
+        let mut labels = body["Labels"].as_object().into_iter().flatten();
+        if self.is_ours(Kind::Network, name).await?
+            || labels.any(|(label, _)| label.starts_with("kfp-creds."))
+        {
+            return Err(Refusal::forbidden(format!("network {name}: the name or a label of it is reserved")));
+        }
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(rewritten(parts, &body), uri, None).await
+    }
+
+    /// Networks, images, builds and commits that would change what is ours.
+    async fn things(&self, route: &Route, target: &Target) -> Result<(), Refusal> {
+        match route {
+            Route::Network { name, .. } if self.is_ours(Kind::Network, name).await? => {
+                return Err(Refusal::forbidden(format!("network {name} is reserved")));
+            }
+            Route::Image { name, action } if action.is_empty() && self.is_ours(Kind::Image, name).await? => {
+                return Err(Refusal::forbidden(format!("image {name} is reserved")));
+            }
+            Route::Commit => {
+                let source = target.query("container").unwrap_or_default();
+                if self.is_ours(Kind::Container, source).await? {
+                    return Err(Refusal::forbidden(format!("container {source} is reserved")));
+                }
+            }
+            Route::Build => self.build(target).await?,
+            _ => {}
+        }
+        let tagging = matches!(route, Route::Image { action, .. } if action == "tag")
+            || matches!(route, Route::ImageCreate | Route::Build | Route::Commit);
+        let mut tags = ["repo", "t", "fromImage"].into_iter().flat_map(|key| target.queries(key));
+        match tags.find(|tag| tagging && self.settings.reserved.owns_repository(tag)) {
+            Some(tag) => Err(Refusal::forbidden(format!("image name {tag} is reserved"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The classic builder runs its steps on a network that the query names.
+    async fn build(&self, target: &Target) -> Result<(), Refusal> {
+        let mode = target.query("networkmode").unwrap_or_default();
+        let Some(joined) = mode.strip_prefix("container:") else {
+            if self.is_ours(Kind::Network, mode).await? {
+                return Err(Refusal::forbidden(format!("network {mode} is reserved")));
+            }
+            return Ok(());
+        };
+        // The engine looks a name up at every step; only an id cannot change its meaning.
+        let id = ContainerId::parse(joined)
+            .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
+        if self.is_ours(Kind::Container, joined).await? || self.is_leased(&id).await {
+            return Err(Refusal::forbidden(format!(
+                "a build cannot join the network of {id}: it has an identity"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The client's connection and the protocol it asks for.
+type Raw = Option<(OnUpgrade, HeaderValue)>;
+
+/// An upgrade is known only where the engine's protocol has one, and only to the protocol that belongs
+/// there; elsewhere the header is dropped, which HTTP allows. `Upgrade: h2c` let through would be a second
+/// door to every endpoint.
+fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusal> {
+    let protocol = match route {
+        Route::ExecStart => "tcp",
+        Route::Container { action, .. } if action == "attach" => "tcp",
+        Route::Container { action, .. } if action == "attach/ws" => "websocket",
+        Route::Tunnel => "h2c",
+        _ => return Ok(None),
+    };
+    let asked: Vec<HeaderValue> = request.headers().get_all(header::UPGRADE).iter().cloned().collect();
+    match asked.as_slice() {
+        [] => Ok(None),
+        [one] if one.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) => {
+            Ok(Some((hyper::upgrade::on(request), one.clone())))
+        }
+        _ => Err(Refusal::malformed(format!("only an upgrade to {protocol} is possible here"))),
+    }
+}
+
+fn needs_upgrade() -> Refusal {
+    Refusal::new(
+        StatusCode::UPGRADE_REQUIRED,
+        "this client asks for a raw stream without `Upgrade: tcp`; use one that sends it (docker, docker-py)",
+    )
+}
+
+fn empty() -> Body {
+    Either::Right(Full::new(Bytes::new()))
+}
+
+/// What has two readings before any judgement starts.
+fn sane(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    if *method == Method::CONNECT {
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy"));
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Refusal::malformed("a length and a transfer encoding in one request"));
+    }
+    // The engine reads form fields from such a body, and they win over the query.
+    let form = |value: &HeaderValue| {
+        value.as_bytes().trim_ascii().to_ascii_lowercase().starts_with(b"application/x-www-form-urlencoded")
+    };
+    if headers.get_all(header::CONTENT_TYPE).iter().any(form) {
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "form bodies are not used by this API"));
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! JSON bodies that are judged: read so that this program and the engine cannot see different things.
+//!
+//! The engine (Go) takes keys of any case, lets the last of several win, and ignores what follows the
+//! document. Here: no duplicate key anywhere, nothing behind the document, and where the engine decodes
+//! into a struct, keys that fold together are refused and a lone variant gets its canonical spelling.
+//! Unknown keys, key order, strings and integers (up to 64 bits) stay as they are; other numbers are
+//! written in their shortest form (`1e2` becomes `100.0`, `-0` becomes `-0.0`), which no field of a
+//! judged body has.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Reads one strict document. The error names what is wrong, never a value.
+pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = Strict.deserialize(&mut reader).map_err(reason)?;
+    reader.end().map_err(reason)?;
+    Ok(value)
+}
+
+fn reason(error: serde_json::Error) -> String {
+    format!("the body is not strict JSON: {error}")
+}
+
+struct Strict;
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<Value, D::Error> {
+        input.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(Strict)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let value = entries.next_value_seed(Strict)?;
+            if map.insert(key, value).is_some() {
+                return Err(de::Error::custom("a key stands twice in one object"));
+            }
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+/// How the engine decodes a place of a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shape {
+    /// Not looked into.
+    Any,
+    /// A struct: its judged fields, in their canonical spelling.
+    Fields(&'static [(&'static str, Shape)]),
+    List(&'static Shape),
+    /// A free map: its keys are data.
+    Entries(&'static Shape),
+}
+
+/// Brings `value` into the canonical spelling of `shape`.
+pub(super) fn canonical(value: &mut Value, shape: Shape) -> Result<(), String> {
+    match (value, shape) {
+        (Value::Object(map), Shape::Fields(fields)) => rename(map, fields),
+        (Value::Object(map), Shape::Entries(inner)) => {
+            map.values_mut().try_for_each(|value| canonical(value, *inner))
+        }
+        (Value::Array(list), Shape::List(inner)) => {
+            list.iter_mut().try_for_each(|value| canonical(value, *inner))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rename(map: &mut Map<String, Value>, fields: &'static [(&'static str, Shape)]) -> Result<(), String> {
+    let mut seen = std::collections::HashSet::new();
+    let mut out = Map::with_capacity(map.len());
+    for (key, mut value) in std::mem::take(map) {
+        let folded = fold(&key);
+        if !seen.insert(folded.clone()) {
+            return Err("two keys of one object differ in case only".into());
+        }
+        match fields.iter().find(|(name, _)| fold(name) == folded) {
+            Some((name, shape)) => {
+                canonical(&mut value, *shape)?;
+                out.insert((*name).to_string(), value);
+            }
+            None => {
+                out.insert(key, value);
+            }
+        }
+    }
+    *map = out;
+    Ok(())
+}
+
+/// Go's folding of struct keys, for names of ASCII letters: two other characters fold onto them.
+fn fold(key: &str) -> String {
+    key.chars()
+        .map(|c| match c {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            other => other.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+const ANY: Shape = Shape::Any;
+
+const ENDPOINT: Shape = Shape::Fields(&[
+    ("IPAMConfig", ANY),
+    ("Links", ANY),
+    ("Aliases", ANY),
+    ("MacAddress", ANY),
+    ("NetworkID", ANY),
+    ("DriverOpts", ANY),
+]);
+
+const MOUNT: Shape = Shape::Fields(&[
+    ("Type", ANY),
+    ("Source", ANY),
+    ("Target", ANY),
+    ("ReadOnly", ANY),
+    ("BindOptions", ANY),
+    ("VolumeOptions", ANY),
+]);
+
+/// Fields of the engine's HostConfig that are judged or that decide what a container can reach.
+/// Without a `HostConfig` in the body, engines up to 24 read them from the top level as well.
+pub(super) const HOST_FIELDS: &[(&str, Shape)] = &[
+    ("AutoRemove", ANY),
+    ("Binds", ANY),
+    ("CapAdd", ANY),
+    ("CapDrop", ANY),
+    ("Capabilities", ANY),
+    ("Devices", ANY),
+    ("ExtraHosts", ANY),
+    ("IpcMode", ANY),
+    ("Links", ANY),
+    ("Mounts", Shape::List(&MOUNT)),
+    ("NetworkMode", ANY),
+    ("PidMode", ANY),
+    ("Privileged", ANY),
+    ("RestartPolicy", ANY),
+    ("SecurityOpt", ANY),
+    ("Sysctls", ANY),
+    ("UTSMode", ANY),
+    ("UsernsMode", ANY),
+    ("VolumesFrom", ANY),
+];
+
+/// The body of `containers/create`.
+pub(super) const CREATE: Shape = Shape::Fields(&[
+    ("Hostname", ANY),
+    ("Domainname", ANY),
+    ("User", ANY),
+    ("Env", ANY),
+    ("Cmd", ANY),
+    ("Entrypoint", ANY),
+    ("Image", ANY),
+    ("Volumes", ANY),
+    ("WorkingDir", ANY),
+    ("NetworkDisabled", ANY),
+    ("Labels", ANY),
+    ("HostConfig", Shape::Fields(HOST_FIELDS)),
+    ("NetworkingConfig", Shape::Fields(&[("EndpointsConfig", Shape::Entries(&ENDPOINT))])),
+    // HostConfig's own fields, where an old client puts them.
+    ("Binds", ANY),
+    ("CapAdd", ANY),
+    ("CapDrop", ANY),
+    ("Capabilities", ANY),
+    ("IpcMode", ANY),
+    ("Links", ANY),
+    ("NetworkMode", ANY),
+    ("PidMode", ANY),
+    ("Privileged", ANY),
+    ("Sysctls", ANY),
+]);
+
+/// The body of `containers/X/exec`.
+pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY)]);
+
+/// The body of `exec/X/start`.
+pub(super) const EXEC_START: Shape = Shape::Fields(&[("Detach", ANY)]);
+
+/// The body of `networks/create`.
+pub(super) const NETWORK: Shape = Shape::Fields(&[("Name", ANY), ("Labels", ANY), ("ConfigFrom", ANY)]);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_another_reader_could_read_otherwise_is_refused() {
+        for bad in [
+            r#"{"a":1,"a":1}"#,
+            r#"{"a":{"b":1,"b":2}}"#,
+            r#"[{"a":1,"\u0061":2}]"#,
+            r#"{} {}"#,
+            r#"{}x"#,
+            "\u{feff}{}",
+            r#"{"a":"\ud800"}"#,
+            r#"{"a":NaN}"#,
+            "",
+            "{",
+        ] {
+            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(parse(b"{\"a\":\"\xff\"}").is_err());
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(deep(100).as_bytes()).is_ok());
+        assert!(parse(deep(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_rest_stays_as_it_is() {
+        let text = r#"{"z":1,"Env":null,"a":[18446744073709551615,-9223372036854775808,1.5],"é":{"b":""}}"#;
+        assert_eq!(serde_json::to_string(&parse(text.as_bytes()).unwrap()).unwrap(), text);
+    }
+
+    #[test]
+    fn keys_that_fold_together_are_refused_where_the_engine_folds_them() {
+        let check = |text: &str| {
+            let mut value = parse(text.as_bytes()).unwrap();
+            canonical(&mut value, CREATE).map(|()| value)
+        };
+        for bad in [
+            r#"{"HostConfig":{},"hostconfig":{}}"#,
+            "{\"HostConfig\":{},\"Ho\u{17f}tConfig\":{}}",
+            r#"{"hostConfig":{"binds":[],"Binds":[]}}"#,
+            "{\"HostConfig\":{\"Networ\u{212a}Mode\":\"a\",\"networkmode\":\"b\"}}",
+            r#"{"NetworkingConfig":{"EndpointsConfig":{"n":{"Links":[],"links":[]}}}}"#,
+            r#"{"HostConfig":{"Mounts":[{"Type":"bind","type":"bind"}]}}"#,
+            r#"{"unknown":1,"Unknown":2}"#,
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        let mixed = "{\"ho\u{17f}tconfig\":{\"CAPADD\":[],\"Networ\u{212a}Mode\":\"x\"},\"Labels\":{\"A\":\"1\",\"a\":\"2\"},\
+                     \"networkingconfig\":{\"endpointsconfig\":{\"N\":{\"links\":null},\"n\":null}}}";
+        let labels = json!({"A": "1", "a": "2"});
+        assert_eq!(
+            check(mixed).unwrap(),
+            json!({"HostConfig": {"CapAdd": [], "NetworkMode": "x"}, "Labels": labels,
+                   "NetworkingConfig": {"EndpointsConfig": {"N": {"Links": null}, "n": null}}})
+        );
+    }
+}

@@ -1,0 +1,281 @@
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::judge::{
+    Neighbour, Question, SESSION_LABEL, Verdict, container_references, judge, network_references,
+};
+use super::{Wiring, json as strict};
+use crate::policy::Decision;
+use crate::token::Scopes;
+use crate::workload::Identity;
+
+const RELAY: &str = "169.254.169.254";
+
+fn attach() -> Decision {
+    Decision::Attach(Arc::new(Identity {
+        name: "default".into(),
+        service_account: None,
+        scopes: Scopes::default(),
+        audiences: vec![],
+        lifetime: Duration::from_secs(3600),
+        isolate: false,
+        strict: false,
+    }))
+}
+
+fn other() -> String {
+    "0b".repeat(32)
+}
+
+/// Judges `body` as it would come from a client; names: `leased`, `relay`, `friend`; networks: `kfp-creds`.
+fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &Decision) -> (Verdict, Value) {
+    let mut body = strict::parse(body.to_string().as_bytes()).unwrap();
+    strict::canonical(&mut body, strict::CREATE).unwrap();
+    let neighbours = HashMap::from([
+        ("leased".to_string(), Neighbour::Leased),
+        ("relay".into(), Neighbour::Ours),
+        ("friend".into(), Neighbour::Other(other())),
+        ("nobody".into(), Neighbour::Missing),
+    ]);
+    let wiring = Wiring {
+        relay: Ipv4Addr::new(169, 254, 169, 254),
+        names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
+        project: Some("proj".into()),
+        quota_project: None,
+    };
+    let image_env: Vec<String> = image_env.iter().map(ToString::to_string).collect();
+    let question = Question {
+        decision,
+        name,
+        image_env: &image_env,
+        neighbours: &neighbours,
+        our_networks: &HashSet::from(["kfp-creds".to_string()]),
+        wiring: &wiring,
+        session: "0123abcd",
+    };
+    let verdict = judge(&mut body, &question);
+    (verdict, body)
+}
+
+fn verdict(body: Value) -> (Verdict, Value) {
+    verdict_for(body, None, &[], &attach())
+}
+
+fn notices(verdict: &Verdict) -> &[String] {
+    match verdict {
+        Verdict::Attach { notices, .. } => notices,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn env(body: &Value, name: &str) -> Vec<String> {
+    let all = body["Env"].as_array().unwrap().iter().map(|entry| entry.as_str().unwrap());
+    all.filter_map(|entry| entry.split_once('='))
+        .filter(|(key, _)| *key == name)
+        .map(|(_, v)| v.into())
+        .collect()
+}
+
+#[test]
+fn recorded_bodies_keep_everything_and_gain_only_what_is_documented() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/create");
+    let mut seen = 0;
+    for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()) {
+        if file.extension().is_none_or(|ext| ext != "json") {
+            continue;
+        }
+        seen += 1;
+        let body: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let (verdict, mut changed) = verdict(body.clone());
+        assert!(matches!(verdict, Verdict::Attach { .. }), "{file:?}");
+        assert_eq!(env(&changed, "GCE_METADATA_IP"), [RELAY], "{file:?}");
+        assert_eq!(env(&changed, "no_proxy").len(), 1);
+        assert_eq!(changed["Labels"][SESSION_LABEL], "0123abcd");
+        assert_eq!(changed["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
+        assert_eq!(changed["HostConfig"]["ExtraHosts"].as_array().unwrap().len(), 3);
+        // Nothing else has changed: put the changed places back and compare.
+        let mut original = body;
+        for side in [&mut changed, &mut original] {
+            let top = side.as_object_mut().unwrap();
+            top.remove("Env");
+            top.remove("Labels");
+            let host = top["HostConfig"].as_object_mut().unwrap();
+            host.remove("CapDrop");
+            host.remove("ExtraHosts");
+        }
+        assert_eq!(changed.to_string().len(), original.to_string().len(), "{file:?}");
+        assert_eq!(changed, original, "{file:?}");
+    }
+    assert_eq!(seen, 6);
+}
+
+#[test]
+fn the_users_own_settings_win_and_are_said() {
+    let file =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/create/kfp-2.17-dockerrunner-run-args.json");
+    let body: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let (verdict, body) = verdict_for(body, Some("fixedname"), &["GCE_METADATA_ROOT=y"], &attach());
+    assert_eq!(env(&body, "GCE_METADATA_HOST"), ["x"]);
+    assert!(env(&body, "GCE_METADATA_ROOT").is_empty(), "the image's value stays");
+    assert_eq!(body["NetworkingConfig"], json!({"my-net": null}));
+    assert_eq!(body["Labels"], json!({"a": "b", "kfp-creds.session": "0123abcd"}));
+    let said = notices(&verdict).join("\n");
+    for part in ["GCE_METADATA_HOST points", "GCE_METADATA_ROOT points", "metadata.google.internal elsewhere"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(
+        body["HostConfig"]["ExtraHosts"],
+        json!([
+            "metadata.google.internal:10.9.8.7",
+            "metadata:169.254.169.254",
+            "metadata.goog:169.254.169.254"
+        ])
+    );
+}
+
+#[test]
+fn proxy_exceptions_are_merged_from_either_spelling_and_from_the_image() {
+    let ours = "metadata.google.internal,metadata,metadata.goog,169.254.169.254";
+    for (request, image, upper, lower) in [
+        (json!(null), &[][..], ours.to_string(), ours.to_string()),
+        (json!(["NO_PROXY=a"]), &[], format!("a,{ours}"), format!("a,{ours}")),
+        (json!(["no_proxy=b", "NO_PROXY=a, c"]), &["no_proxy=i"], format!("a,c,{ours}"), format!("b,{ours}")),
+        (json!([]), &["NO_PROXY=i"], format!("i,{ours}"), format!("i,{ours}")),
+        (json!(["NO_PROXY=a", "NO_PROXY=z"]), &[], format!("z,{ours}"), format!("z,{ours}")),
+    ] {
+        let (_, body) = verdict_for(json!({"Image": "x", "Env": request}), None, image, &attach());
+        assert_eq!(env(&body, "NO_PROXY"), [upper]);
+        assert_eq!(env(&body, "no_proxy"), [lower]);
+    }
+    let (_, body) = verdict(json!({"Env": ["GOOGLE_CLOUD_PROJECT", "A=1"]}));
+    assert!(env(&body, "GOOGLE_CLOUD_PROJECT").is_empty(), "unset by the request is a decision");
+    assert!(env(&body, "GOOGLE_CLOUD_QUOTA_PROJECT").is_empty());
+}
+
+#[test]
+fn what_hides_us_is_said() {
+    let host = |host: Value| json!({"HostConfig": host});
+    for (body, image, part) in [
+        (
+            json!({"Env": ["GOOGLE_APPLICATION_CREDENTIALS=/k.json"]}),
+            &[][..],
+            "GOOGLE_APPLICATION_CREDENTIALS",
+        ),
+        (json!({}), &["NO_GCE_CHECK=true"], "NO_GCE_CHECK"),
+        (json!({"Env": ["METADATA_SERVER_DETECTION=None"]}), &[], "METADATA_SERVER_DETECTION"),
+        (json!({"Env": ["GCE_METADATA_MTLS_MODE=strict"]}), &[], "GCE_METADATA_MTLS_MODE"),
+        (json!({"Env": ["CLOUDSDK_CONFIG=/c"]}), &[], "CLOUDSDK_CONFIG"),
+        (
+            host(json!({"Binds": ["/home/u/.config/gcloud:/root/.config/gcloud:ro"]})),
+            &[],
+            "/root/.config/gcloud",
+        ),
+        (host(json!({"Mounts": [{"type": "bind", "target": "/x/gcloud/"}]})), &[], "/x/gcloud"),
+    ] {
+        let (verdict, _) = verdict_for(body.clone(), None, image, &attach());
+        assert!(notices(&verdict).iter().any(|said| said.contains(part)), "{body}: {verdict:?}");
+    }
+    let (quiet, _) = verdict_for(json!({"Env": ["NO_GCE_CHECK="]}), None, &["NO_GCE_CHECK=true"], &attach());
+    assert!(notices(&quiet).is_empty());
+}
+
+#[test]
+fn who_could_take_a_neighbours_identity_gets_none_and_passes_untouched() {
+    let host = |host: Value| json!({"Image": "x", "HostConfig": host});
+    for (body, name, part) in [
+        (host(json!({"Privileged": true})), None, "privileged"),
+        (host(json!({"privileged": true})), None, "privileged"),
+        (host(json!({"CapAdd": ["NET_RAW"], "CapDrop": ["NET_RAW"]})), None, "NET_RAW"),
+        (host(json!({"capadd": "cap_net_admin"})), None, "NET_ADMIN"),
+        (json!({"Image": "x", "ho\u{17f}tconfig": {"capadd": ["all"]}}), None, "NET_ADMIN"),
+        (host(json!({"CapAdd": ["SYS_ADMIN"]})), None, "SYS_ADMIN"),
+        (host(json!({"NetworkMode": "host"})), None, "host's network"),
+        (host(json!({"NetworkMode": "none"})), None, "no network"),
+        (json!({"NetworkDisabled": true}), None, "no network"),
+        (host(json!({"PidMode": "host"})), None, "host's processes"),
+        (host(json!({"Sysctls": {"net.ipv4.ip_nonlocal_bind": "1"}})), None, "ip_nonlocal_bind"),
+        (json!({"Hostname": "storage.googleapis.com"}), None, "Hostname"),
+        (json!({"Domainname": "google.internal"}), None, "Domainname"),
+        (json!({}), Some("/metadata"), "metadata server"),
+        (json!({}), Some("a.b"), "dot"),
+    ] {
+        let (verdict, after) = verdict_for(body.clone(), name, &[], &attach());
+        let Verdict::Pass(why) = verdict else { panic!("{body}: {verdict:?}") };
+        assert!(why.contains(part), "{body}: {why}");
+        assert!(after["Env"].is_null() && after["HostConfig"]["ExtraHosts"].is_null(), "{after}");
+    }
+    let (already, body) = verdict(host(json!({"CapDrop": "ALL"})));
+    assert!(matches!(already, Verdict::Attach { .. }));
+    assert_eq!(body["HostConfig"]["CapDrop"], "ALL", "nothing to drop, nothing changed");
+}
+
+#[test]
+fn joining_a_leased_container_or_what_is_ours_is_refused() {
+    let host = |host: Value| json!({"Image": "x", "HostConfig": host});
+    let net = |endpoints: Value| json!({"NetworkingConfig": {"EndpointsConfig": endpoints}});
+    for (body, status) in [
+        (host(json!({"NetworkMode": "container:leased"})), 403),
+        (host(json!({"networkmode": "container:leased"})), 403),
+        (host(json!({"Networ\u{212a}Mode": "container:leased"})), 403),
+        (host(json!({"PidMode": "container:leased"})), 403),
+        (host(json!({"IpcMode": "container:leased"})), 403),
+        (host(json!({"NetworkMode": "container:relay"})), 403),
+        (host(json!({"NetworkMode": "container:nobody"})), 404),
+        (host(json!({"NetworkMode": "kfp-creds"})), 403),
+        (host(json!({"Links": ["/relay:r"]})), 403),
+        (net(json!({"kfp-creds": {}})), 403),
+        (net(json!({"bridge": {"NetworkID": "kfp-creds"}})), 403),
+        (net(json!({"bridge": {"links": ["relay:r"]}})), 403),
+        // The top level counts as HostConfig where there is none.
+        (json!({"Privileged": true}), 400),
+        (json!({"capadd": ["NET_RAW"], "HostConfig": null}), 400),
+        (json!({"networkmode": "container:leased"}), 400),
+        // A type that the engine does not read.
+        (json!({"HostConfig": []}), 400),
+        (host(json!({"Privileged": "true"})), 400),
+        (host(json!({"CapAdd": [["NET_RAW"]]})), 400),
+        (json!({"Env": "A=1"}), 400),
+        (json!([]), 400),
+    ] {
+        for decision in [attach(), Decision::Pass("by rule".into())] {
+            let (verdict, _) = verdict_for(body.clone(), None, &[], &decision);
+            let Verdict::Refuse(refusal) = verdict else { panic!("{body}: {verdict:?}") };
+            assert_eq!(refusal.status.as_u16(), status, "{body}");
+        }
+    }
+    let (passed, body) =
+        verdict(host(json!({"NetworkMode": "container:friend", "PidMode": "container:friend"})));
+    assert!(matches!(passed, Verdict::Pass(_)));
+    assert_eq!(
+        body["HostConfig"]["NetworkMode"],
+        format!("container:{}", other()),
+        "names can move, ids cannot"
+    );
+    assert_eq!(body["HostConfig"]["PidMode"], format!("container:{}", other()));
+}
+
+#[test]
+fn every_reference_is_looked_up() {
+    let body = json!({
+        "HostConfig": {"NetworkMode": "container:a", "PidMode": "container:b", "IpcMode": "host", "Links": ["c:x"]},
+        "NetworkingConfig": {"EndpointsConfig": {"n1": {"Links": ["/d"], "NetworkID": "n2"}, "n3": null}},
+    });
+    assert_eq!(container_references(&body), ["a", "b", "c", "d"]);
+    assert_eq!(network_references(&body), ["n1", "n2", "n3"]);
+    assert_eq!(network_references(&json!({"HostConfig": {"NetworkMode": "n"}})), ["n"]);
+}
+
+#[test]
+fn our_labels_are_ours() {
+    let labels = json!({"kfp-creds.session": "ffffffff", "kfp-creds.identity": "evil", "KFP-CREDS.x": "1"});
+    let (_, body) = verdict(json!({"Labels": labels}));
+    assert_eq!(body["Labels"], json!({"KFP-CREDS.x": "1", "kfp-creds.session": "0123abcd"}));
+    let (passed, body) = verdict_for(json!({"Labels": labels}), None, &[], &Decision::Pass("by rule".into()));
+    assert!(matches!(passed, Verdict::Pass(why) if why == "by rule"));
+    assert_eq!(body["Labels"], json!({"KFP-CREDS.x": "1"}));
+}

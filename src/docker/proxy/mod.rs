@@ -1,0 +1,212 @@
+//! The Docker API on a socket of ours: everything passes through to the engine, unbuffered and without
+//! time-outs, except what is judged.
+//!
+//! | request | what happens |
+//! |---|---|
+//! | `POST /containers/create` | read strictly, judged by `judge`, created, its exit registered, attached, answered |
+//! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
+//! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
+//! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
+//! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
+//!
+//! Whoever can open the socket can do what the engine can do: it is 0600 in a 0700 directory, and the rules
+//! here keep identities apart, not users from their own engine.
+
+mod confine;
+mod create;
+mod gate;
+mod json;
+mod judge;
+#[cfg(test)]
+mod judge_tests;
+mod path;
+mod reserved;
+mod room;
+mod wait;
+mod wire;
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use self::room::Room;
+use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use crate::observe::{Line, Voice};
+use crate::policy::Policy;
+use crate::process::Tasks;
+use crate::workload::{ContainerId, Identity, Task};
+
+pub use self::judge::SESSION_LABEL;
+pub use self::reserved::{Kind, Reserved};
+pub use self::wait::Exits;
+
+/// What the proxy is given.
+#[derive(Debug)]
+pub struct Settings {
+    /// The engine's socket.
+    pub upstream: PathBuf,
+    /// Eight hex digits; the value of [`SESSION_LABEL`] on every container that is attached.
+    pub session: String,
+    pub policy: Arc<Policy>,
+    /// Reads a create body (canonical JSON) and `?name=`.
+    pub recognise: fn(&Value, Option<&str>) -> Task,
+    pub voice: Voice,
+    pub wiring: Wiring,
+    pub reserved: Reserved,
+    pub exits: Exits,
+    pub closing: Closing,
+    pub clients: Clients,
+    /// To `lifecycle`.
+    pub ask: mpsc::Sender<Ask>,
+    pub tasks: Tasks,
+}
+
+/// What is put into a container, so that its client libraries find the relay.
+#[derive(Clone, Debug)]
+pub struct Wiring {
+    pub relay: Ipv4Addr,
+    /// Host names of the metadata server.
+    pub names: Vec<String>,
+    pub project: Option<String>,
+    pub quota_project: Option<String>,
+}
+
+/// Once set, creates are answered 503: the session is ending. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Closing(Arc<AtomicBool>);
+
+impl Closing {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// How many connections clients have open. Clones share the count.
+#[derive(Clone, Debug, Default)]
+pub struct Clients(Arc<AtomicUsize>);
+
+impl Clients {
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Entered {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Entered(self.clone())
+    }
+}
+
+/// One open connection; counted until dropped.
+#[derive(Debug)]
+struct Entered(Clients);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the proxy asks of `lifecycle`. A dropped `answer` is a no to `Attach`, a yes to `IsLeased`.
+#[derive(Debug)]
+pub enum Ask {
+    /// The engine has created it; connect it and admit it. Only then is the create answered. With an error
+    /// the container is removed, and the text goes to the client.
+    Attach {
+        container: ContainerId,
+        identity: Arc<Identity>,
+        task: Arc<Task>,
+        answer: oneshot::Sender<Result<Ipv4Addr, String>>,
+    },
+    /// A start or restart is about to reach the engine.
+    Starting { container: ContainerId, answer: oneshot::Sender<()> },
+    /// Does it hold an identity, running or not?
+    IsLeased { container: ContainerId, answer: oneshot::Sender<bool> },
+}
+
+/// How long connections may finish what they are answering when the session stops.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Serves until the tasks are told to stop.
+pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
+    let stop = settings.tasks.stop().clone();
+    let room = Arc::new(Room::new(settings));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                room.settings.tasks.spawn("proxy connection", connection(room.clone(), stream))
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: they come back when streams end.
+                tracing::warn!(%error, "the proxy could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(room: Arc<Room>, stream: UnixStream) {
+    let _entered = room.settings.clients.enter();
+    let stop = room.settings.tasks.stop().clone();
+    let service = service_fn(move |request| handle(room.clone(), request));
+    // Half-close stays off: with it, a client that leaves an idle stream is never noticed. An HTTP/2 preface
+    // is refused by this parser, which is what keeps every endpoint behind the judgement.
+    let connection = hyper::server::conn::http1::Builder::new()
+        .half_close(false)
+        .preserve_header_case(true)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(HEAD_BOUND)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(GRACE, connection.as_mut()).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a client's connection broke");
+    }
+}
+
+async fn handle(room: Arc<Room>, request: Request<Incoming>) -> Result<Reply, Infallible> {
+    let what = format!("{} {}", request.method(), request.uri().path());
+    let reply = room.answer(request).await;
+    Ok(reply.unwrap_or_else(|refusal| {
+        if refusal.status != StatusCode::NOT_FOUND {
+            room.settings.voice.say(Line::Refused { what: &what, why: &refusal.why });
+        }
+        refusal.reply()
+    }))
+}
+
+/// The engine behind `socket`, if `socket` is a proxy of ours.
+pub async fn upstream_of(socket: &Path) -> Option<PathBuf> {
+    let engine = Engine { socket: socket.into(), tasks: Tasks::new() };
+    let look = async {
+        let reply = engine.ask(Method::GET, "/kfp-creds/upstream").await.ok()?;
+        let found: Value = serde_json::from_slice(&wire::collect(reply.into_body()).await.ok()?).ok()?;
+        found["kfp-creds"]["upstream"].as_str().map(PathBuf::from)
+    };
+    tokio::time::timeout(Duration::from_secs(2), look).await.ok().flatten()
+}

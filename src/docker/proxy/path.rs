@@ -1,0 +1,293 @@
+//! What a request is aimed at, in one canonical spelling: that is what is judged and what is sent.
+//!
+//! The engine decodes escapes before it routes, takes `/containers%2Fcreate` for a create, and accepts
+//! `/v01.41/` (recorded on 20.10). So a target is decoded once, refused where a second reading is
+//! possible, and written anew for the engine.
+
+use hyper::Uri;
+
+/// Query keys that decide something here. The engine reads the first of several, other readers the last.
+const SINGLE: &[&str] =
+    &["name", "container", "networkmode", "condition", "repo", "tag", "fromImage", "fromSrc", "force"];
+
+/// A request target after decoding.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Target {
+    version: Option<String>,
+    segments: Vec<String>,
+    /// As it came: the engine gets the same bytes.
+    query: Option<String>,
+    pairs: Vec<(String, String)>,
+}
+
+/// What the proxy looks at; everything else is [`Route::Other`] and passes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Route {
+    Probe,
+    Create,
+    /// `action` is empty for the container itself.
+    Container {
+        name: String,
+        action: String,
+    },
+    ExecStart,
+    NetworkCreate,
+    Network {
+        name: String,
+        action: String,
+    },
+    Image {
+        name: String,
+        action: String,
+    },
+    ImageCreate,
+    Build,
+    Commit,
+    /// BuildKit's two tunnels.
+    Tunnel,
+    Other,
+}
+
+impl Target {
+    /// The error is a lower-case fragment for the client.
+    pub(super) fn parse(uri: &Uri) -> Result<Self, &'static str> {
+        let raw = uri.path();
+        let decoded = decode(raw)?;
+        let mut segments: Vec<String> =
+            decoded.strip_prefix('/').ok_or("the path is not absolute")?.split('/').map(Into::into).collect();
+        if decoded != "/" && segments.iter().any(|s| matches!(s.as_str(), "" | "." | "..")) {
+            return Err("the path has an empty or a dot segment");
+        }
+        let version = segments.first().filter(|first| looks_like_version(first)).cloned();
+        if let Some(version) = &version {
+            if !is_version(version) {
+                return Err("the API version in the path is not of the form v1.41");
+            }
+            segments.remove(0);
+        }
+        // Image names are the one thing that clients (docker-java) send with escaped slashes.
+        let literal = raw.split('/').nth(if version.is_some() { 2 } else { 1 });
+        let names_images = matches!(literal, Some("images" | "distribution" | "plugins"));
+        if raw.to_ascii_lowercase().contains("%2f") && !names_images {
+            return Err("the path has an escaped slash");
+        }
+        let (query, pairs) = match uri.query() {
+            None => (None, vec![]),
+            Some(query) => (Some(query.to_string()), pairs(query)?),
+        };
+        Ok(Self { version, segments, query, pairs })
+    }
+
+    /// The canonical spelling, with the client's version and query.
+    pub(super) fn uri(&self) -> Result<Uri, &'static str> {
+        let mut text = String::new();
+        for segment in self.version.iter().chain(&self.segments) {
+            text.push('/');
+            encode(segment, &mut text);
+        }
+        if let Some(query) = &self.query {
+            text.push('?');
+            text.push_str(query);
+        }
+        text.parse().map_err(|_| "the path or the query cannot be sent on")
+    }
+
+    /// The value of a query key, decoded.
+    pub(super) fn query(&self, key: &str) -> Option<&str> {
+        self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn queries<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.pairs.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The same request for the container that `id` names: what was looked up is what is acted on.
+    pub(super) fn with_container(&self, id: &str, action: &str) -> Self {
+        let mut segments = vec!["containers".into(), id.into()];
+        segments.extend(action.split('/').filter(|part| !part.is_empty()).map(Into::into));
+        Self { segments, ..self.clone() }
+    }
+
+    /// Where the engine's router would send this. Names may hold slashes there (`{name:.*}`), so the
+    /// action is taken from the end.
+    pub(super) fn route(&self, delete: bool) -> Route {
+        let parts: Vec<&str> = self.segments.iter().map(String::as_str).collect();
+        let named = |rest: &[&str]| match rest {
+            [name @ .., "attach", "ws"] if !delete && !name.is_empty() => {
+                Some((name.join("/"), "attach/ws".to_string()))
+            }
+            [name @ .., action] if !delete && !name.is_empty() => Some((name.join("/"), action.to_string())),
+            rest => delete.then(|| (rest.join("/"), String::new())),
+        };
+        match parts.as_slice() {
+            ["kfp-creds", "upstream"] => Route::Probe,
+            ["containers", "create"] if !delete => Route::Create,
+            ["networks", "create"] if !delete => Route::NetworkCreate,
+            ["images", "create"] if !delete => Route::ImageCreate,
+            ["exec", .., "start"] => Route::ExecStart,
+            ["build"] => Route::Build,
+            ["commit"] => Route::Commit,
+            ["session"] | ["grpc"] => Route::Tunnel,
+            ["containers", rest @ ..] => {
+                named(rest).map_or(Route::Other, |(name, action)| Route::Container { name, action })
+            }
+            ["networks", rest @ ..] => {
+                named(rest).map_or(Route::Other, |(name, action)| Route::Network { name, action })
+            }
+            ["images", rest @ ..] => {
+                named(rest).map_or(Route::Other, |(name, action)| Route::Image { name, action })
+            }
+            _ => Route::Other,
+        }
+    }
+}
+
+fn decode(raw: &str) -> Result<String, &'static str> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(if byte == b'%' {
+            escaped(&mut rest).ok_or("the path has a broken escape")?
+        } else {
+            byte
+        });
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "the path is not UTF-8")?;
+    if text.chars().any(|c| c.is_control() || c == ';' || c == '\\') {
+        return Err("the path has a character that no name has");
+    }
+    Ok(text)
+}
+
+fn escaped(rest: &mut std::str::Bytes<'_>) -> Option<u8> {
+    let mut digit = || char::from(rest.next()?).to_digit(16);
+    let (high, low) = (digit()?, digit()?);
+    u8::try_from(high * 16 + low).ok()
+}
+
+/// Writes `text` so that a path cannot end in it: everything but the plain characters is escaped.
+pub(super) fn encode(text: &str, out: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => out.push(char::from(byte)),
+            b'-' | b'.' | b'_' | b'~' | b':' | b'@' | b'!' | b'$' | b'&' | b'(' | b')' | b'*' | b'+'
+            | b',' | b'=' => out.push(char::from(byte)),
+            other => {
+                out.push('%');
+                out.push(char::from(HEX[usize::from(other >> 4)]));
+                out.push(char::from(HEX[usize::from(other & 15)]));
+            }
+        }
+    }
+}
+
+/// The engine's own pattern is `v[0-9.]+`.
+fn looks_like_version(segment: &str) -> bool {
+    segment.strip_prefix('v').is_some_and(|rest| {
+        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+    })
+}
+
+fn is_version(segment: &str) -> bool {
+    let number = |text: &str| (1..=3).contains(&text.len()) && (text == "0" || !text.starts_with('0'));
+    segment[1..]
+        .split_once('.')
+        .is_some_and(|(major, minor)| number(major) && number(minor) && !minor.contains('.'))
+}
+
+fn pairs(query: &str) -> Result<Vec<(String, String)>, &'static str> {
+    // Engines built with Go before 1.17 take `;` for a separator, later ones drop the pair.
+    if query.contains(';') {
+        return Err("the query has a semicolon");
+    }
+    let mut rest = query.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' && escaped(&mut rest).is_none() {
+            return Err("the query has a broken escape");
+        }
+    }
+    let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    if SINGLE.iter().any(|key| pairs.iter().filter(|(name, _)| name == key).count() > 1) {
+        return Err("the query names the same key twice");
+    }
+    Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> Result<Target, &'static str> {
+        Target::parse(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn one_spelling_is_judged_and_sent() {
+        for (asked, sent) in [
+            ("/v1.41/containers/create?name=a", "/v1.41/containers/create?name=a"),
+            ("/%63ontainers/create", "/containers/create"),
+            ("http://docker/v1.41/info", "/v1.41/info"),
+            ("/v1.41/images/localhost:5000/a/b:c/json", "/v1.41/images/localhost:5000/a/b:c/json"),
+            ("/v1.41/images/localhost%3A5000%2Fa/json", "/v1.41/images/localhost:5000/a/json"),
+            ("/containers/a%3Fb/json", "/containers/a%3Fb/json"),
+            ("/images/a%20b/json?x=%2F%2B", "/images/a%20b/json?x=%2F%2B"),
+        ] {
+            assert_eq!(target(asked).unwrap().uri().unwrap().to_string(), sent, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_has_two_readings_is_refused() {
+        for bad in [
+            "//containers/create",
+            "/./containers/create",
+            "/x/../containers/create",
+            "/%2e%2e/containers/create",
+            "/containers%2Fcreate",
+            "/containers%2fcreate",
+            "/images%2Fcreate",
+            "/containers/create/",
+            "/containers/create;x",
+            "/containers/create%3Bx",
+            "/containers/create%00",
+            "/containers/create%0a",
+            "/containers/%ff/json",
+            "/containers/%zz/json",
+            "/containers/%2",
+            "/v01.41/containers/create",
+            "/v1.041/containers/create",
+            "/v1/containers/create",
+            "/v1.41.0/containers/create",
+            "/v1..41/containers/create",
+            "/containers/create?name=a&name=b",
+            "/containers/create?name=a&na%6De=b",
+            "/containers/create?name=a;name=b",
+            "/commit?container=a&container=b",
+            "/commit?container=%",
+        ] {
+            assert!(target(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_may_hold_slashes_as_in_the_engines_router() {
+        let container =
+            |name: &str, action: &str| Route::Container { name: name.into(), action: action.into() };
+        for (path, delete, route) in [
+            ("/containers/create", false, Route::Create),
+            ("/v1.41/containers/%63reate", false, Route::Create),
+            ("/containers/create", true, container("create", "")),
+            ("/containers/json", false, Route::Other),
+            ("/containers/a/attach", false, container("a", "attach")),
+            ("/containers/a/attach/ws", false, container("a", "attach/ws")),
+            ("/containers/a/b/exec", false, container("a/b", "exec")),
+            ("/containers/a/b", true, container("a/b", "")),
+            ("/V1.41/containers/create", false, Route::Other),
+            ("/exec/a/start", false, Route::ExecStart),
+            ("/grpc", false, Route::Tunnel),
+        ] {
+            assert_eq!(target(path).unwrap().route(delete), route, "{path}");
+        }
+    }
+}

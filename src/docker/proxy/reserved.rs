@@ -1,0 +1,167 @@
+//! What is ours at the engine: the relay, its image, the network. Clients may look at it and no more.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::workload::ContainerId;
+
+/// A kind of thing that can be ours.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    Container,
+    Network,
+    Image,
+}
+
+/// The list of what is ours; clones share it, because the relay may be replaced during a session.
+#[derive(Clone, Debug, Default)]
+pub struct Reserved(Arc<RwLock<Vec<Entry>>>);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Entry {
+    kind: Kind,
+    /// As the engine gives it; an image's with or without `sha256:`.
+    id: String,
+    name: String,
+}
+
+/// Whether a reference means something of ours.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Hit {
+    No,
+    Sure,
+    /// It is the beginning of an id of ours, and may be somebody's name as well: the engine knows.
+    Prefix,
+}
+
+impl Reserved {
+    /// Reserves a thing by id and name; an entry with the same id is replaced. Names are reserved before
+    /// the thing exists when `id` is empty.
+    pub fn put(&self, kind: Kind, id: &str, name: &str) {
+        let entry = Entry { kind, id: bare(id).into(), name: name.trim_start_matches('/').into() };
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|old| {
+            old.kind != kind || (old.id != entry.id || (entry.id.is_empty() && old.name != entry.name))
+        });
+        all.push(entry);
+    }
+
+    /// Gives up what has this id.
+    pub fn release(&self, kind: Kind, id: &str) {
+        let id = bare(id);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|old| old.kind != kind || old.id != id);
+    }
+
+    pub(super) fn hit(&self, kind: Kind, reference: &str) -> Hit {
+        let reference = reference.trim_start_matches('/');
+        if reference.is_empty() {
+            return Hit::No;
+        }
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut hit = Hit::No;
+        for entry in all.iter().filter(|entry| entry.kind == kind) {
+            let sure = match kind {
+                Kind::Image => {
+                    bare(reference) == entry.id
+                        || familiar(reference) == familiar(&entry.name)
+                        || reference.split_once('@').is_some_and(|(_, digest)| bare(digest) == entry.id)
+                }
+                Kind::Container | Kind::Network => reference == entry.id || reference == entry.name,
+            };
+            if sure {
+                return Hit::Sure;
+            }
+            if entry.id.starts_with(bare(reference)) {
+                hit = Hit::Prefix;
+            }
+        }
+        hit
+    }
+
+    /// True when a tag on `repository` could take the place of an image of ours.
+    pub(super) fn owns_repository(&self, repository: &str) -> bool {
+        let wanted = repository_of(&familiar(repository)).to_string();
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().any(|entry| entry.kind == Kind::Image && repository_of(&familiar(&entry.name)) == wanted)
+    }
+}
+
+fn bare(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
+}
+
+/// `name:tag` as the engine shows it: without the default registry, with the default tag.
+fn familiar(reference: &str) -> String {
+    let mut name = reference;
+    for prefix in ["index.docker.io/", "docker.io/", "library/"] {
+        name = name.strip_prefix(prefix).unwrap_or(name);
+    }
+    let name = name.split('@').next().unwrap_or(name);
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if tagged { name.into() } else { format!("{name}:latest") }
+}
+
+fn repository_of(familiar: &str) -> &str {
+    familiar.rsplit_once(':').map_or(familiar, |(repository, _)| repository)
+}
+
+/// Why a container of this name would be looked up in place of another on a network that it shares.
+pub(super) fn captures(name: &str, names: &[String]) -> Option<&'static str> {
+    let name = name.trim_start_matches('/').trim_end_matches('.');
+    if names.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+        return Some("is a name of the metadata server");
+    }
+    if name.contains('.') {
+        return Some("has a dot, so its neighbours would find it under a host's name");
+    }
+    if ContainerId::parse(name).is_some() {
+        return Some("has the form of a container id");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_name_what_is_ours() {
+        let ours = Reserved::default();
+        let id = "ab12".repeat(16);
+        ours.put(Kind::Container, &id, "kfp-creds-relay");
+        ours.put(Kind::Network, &id, "kfp-creds");
+        ours.put(Kind::Image, &format!("sha256:{id}"), "kfp-creds-relay:0123");
+        for (kind, reference, hit) in [
+            (Kind::Container, id.as_str(), Hit::Sure),
+            (Kind::Container, "kfp-creds-relay", Hit::Sure),
+            (Kind::Container, "/kfp-creds-relay", Hit::Sure),
+            (Kind::Container, "ab12", Hit::Prefix),
+            (Kind::Container, "kfp-creds", Hit::No),
+            (Kind::Container, "", Hit::No),
+            (Kind::Network, "kfp-creds", Hit::Sure),
+            (Kind::Network, "a", Hit::Prefix),
+            (Kind::Image, "kfp-creds-relay:0123", Hit::Sure),
+            (Kind::Image, "docker.io/library/kfp-creds-relay:0123", Hit::Sure),
+            (Kind::Image, "sha256:ab12", Hit::Prefix),
+            (Kind::Image, "kfp-creds-relay", Hit::No),
+        ] {
+            assert_eq!(ours.hit(kind, reference), hit, "{kind:?} {reference}");
+        }
+        assert!(ours.owns_repository("library/kfp-creds-relay"));
+        assert!(ours.owns_repository("kfp-creds-relay:other"));
+        assert!(!ours.owns_repository("localhost:5000/kfp-creds-relay"));
+        ours.release(Kind::Container, &id);
+        assert_eq!(ours.hit(Kind::Container, "kfp-creds-relay"), Hit::No);
+        assert_eq!(ours.hit(Kind::Network, "kfp-creds"), Hit::Sure);
+    }
+
+    #[test]
+    fn names_that_others_would_be_found_under() {
+        let names = ["metadata.google.internal".to_string(), "metadata".into()];
+        for bad in ["metadata", "METADATA.", "/metadata", "storage.googleapis.com", &"a1".repeat(32)] {
+            assert!(captures(bad, &names).is_some(), "{bad}");
+        }
+        for good in ["", "plain", "my_task-2", "."] {
+            assert!(captures(good, &names).is_none(), "{good}");
+        }
+    }
+}

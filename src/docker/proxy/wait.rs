@@ -1,0 +1,198 @@
+//! Exit codes, kept from the moment a container exists.
+//!
+//! An auto-removed container can be gone before its client waits for it; kfp 2.16 and later then report
+//! success (kubeflow/pipelines #13332). So the proxy registers a wait of its own before a create is
+//! answered, asks the engine first when a client waits, and answers from here when the engine says 404.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::room::Room;
+use super::wire::{Refusal, Reply, json_reply};
+use crate::workload::ContainerId;
+
+/// Containers whose exit is remembered; the oldest that have ended are forgotten beyond it.
+const REMEMBERED: usize = 16_384;
+/// How long an answer may wait for the watcher after the engine has forgotten a container: the exit is
+/// written to the watcher's connection before the removal.
+const LAST_WORD: Duration = Duration::from_secs(10);
+
+/// The exit codes of this session's containers; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Exits(Arc<Mutex<Book>>);
+
+#[derive(Debug, Default)]
+struct Book {
+    entries: HashMap<ContainerId, Entry>,
+    order: VecDeque<ContainerId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: Option<String>,
+    /// A start passed through the proxy.
+    started: bool,
+    exit: watch::Receiver<Exit>,
+}
+
+#[derive(Clone, Debug)]
+enum Exit {
+    Watching,
+    /// The code, and the engine's own words.
+    Known(i64, Bytes),
+    /// The engine broke off.
+    Lost,
+}
+
+impl Exits {
+    /// The exit code of the container's last run, once it is known.
+    pub fn code(&self, container: &ContainerId) -> Option<i64> {
+        self.with(|book| match &*book.entries.get(container)?.exit.borrow() {
+            Exit::Known(code, _) => Some(*code),
+            Exit::Watching | Exit::Lost => None,
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn rename(&self, container: &ContainerId, name: &str) {
+        self.with(|book| {
+            if let Some(entry) = book.entries.get_mut(container) {
+                entry.name = Some(name.trim_start_matches('/').into());
+            }
+        });
+    }
+
+    /// Marks whether the container has run, and says what was marked before.
+    pub(super) fn started(&self, container: &ContainerId, started: bool) -> bool {
+        self.with(|book| {
+            let entry = book.entries.get_mut(container);
+            entry.is_some_and(|entry| std::mem::replace(&mut entry.started, started))
+        })
+    }
+
+    /// True when a new run of this container would go unwatched.
+    pub(super) fn idle(&self, container: &ContainerId) -> bool {
+        self.with(|book| {
+            book.entries.get(container).is_some_and(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
+        })
+    }
+
+    fn record(&self, container: &ContainerId, name: Option<&str>) -> watch::Sender<Exit> {
+        let (sender, exit) = watch::channel(Exit::Watching);
+        self.with(|book| {
+            let old = book.entries.remove(container);
+            if old.is_none() {
+                book.order.push_back(container.clone());
+            }
+            let name = name.map(|name| name.trim_start_matches('/').to_string());
+            let name = name.or_else(|| old.as_ref().and_then(|old| old.name.clone()));
+            let started = old.is_some_and(|old| old.started);
+            book.entries.insert(container.clone(), Entry { name, started, exit });
+            book.shrink();
+        });
+        sender
+    }
+
+    /// The container that a client means: by full id, by name (the newest of that name), or by the
+    /// beginning of the id if it is the only one.
+    pub(super) fn find(&self, reference: &str) -> Option<ContainerId> {
+        let reference = reference.trim_start_matches('/');
+        self.with(|book| {
+            let named = |id: &&ContainerId| {
+                book.entries.get(*id).is_some_and(|entry| entry.name.as_deref() == Some(reference))
+            };
+            if let Some(id) = ContainerId::parse(reference).filter(|id| book.entries.contains_key(id)) {
+                return Some(id);
+            }
+            if let Some(id) = book.order.iter().rev().find(named) {
+                return Some(id.clone());
+            }
+            let mut found =
+                book.order.iter().filter(|id| !reference.is_empty() && id.as_str().starts_with(reference));
+            found.next().filter(|_| found.next().is_none()).cloned()
+        })
+    }
+
+    /// The answer to a wait for a container that the engine no longer knows; `None` when its 404 is true.
+    async fn answer(&self, reference: &str) -> Option<Reply> {
+        let id = self.find(reference)?;
+        let mut exit = self.with(|book| book.entries.get(&id).map(|entry| entry.exit.clone()))?;
+        let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
+        let last = match tokio::time::timeout(LAST_WORD, settled).await {
+            Ok(Ok(exit)) => exit.clone(),
+            Ok(Err(_)) | Err(_) => Exit::Lost,
+        };
+        // Never started: there was no exit, and the engine's 404 is the truth.
+        if !self.with(|book| book.entries.get(&id).is_some_and(|entry| entry.started)) {
+            return None;
+        }
+        Some(match last {
+            Exit::Known(_, words) => json_reply(StatusCode::OK, words),
+            Exit::Watching | Exit::Lost => Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the exit code of {id} is not known: the engine broke off; treat the task as failed"),
+            )
+            .reply(),
+        })
+    }
+}
+
+impl Book {
+    fn shrink(&mut self) {
+        while self.order.len() > REMEMBERED {
+            let ended = |id: &ContainerId| {
+                self.entries.get(id).is_none_or(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
+            };
+            let Some(at) = self.order.iter().position(ended) else { return };
+            if let Some(id) = self.order.remove(at) {
+                self.entries.remove(&id);
+            }
+        }
+    }
+}
+
+impl Room {
+    /// Registers for the next exit of `container`. When this returns the engine has the registration, so no
+    /// exit can be missed; the code is read in the background.
+    pub(super) async fn watch_exit(self: &Arc<Self>, container: &ContainerId, name: Option<&str>) {
+        let exit = self.settings.exits.record(container, name);
+        let path = format!("/containers/{}/wait?condition=next-exit", container.as_str());
+        let reply = match self.engine.ask(Method::POST, &path).await {
+            Ok(reply) if reply.status() == StatusCode::OK => reply,
+            Ok(_) | Err(_) => {
+                exit.send_replace(Exit::Lost);
+                return;
+            }
+        };
+        self.settings.tasks.clone().spawn("exit watch", async move {
+            let outcome = match reply.into_body().collect().await {
+                Ok(body) => known(body.to_bytes()),
+                Err(_) => Exit::Lost,
+            };
+            exit.send_replace(outcome);
+        });
+    }
+
+    /// A client's wait: the engine's answer, unless it is "no such container" and we know better.
+    pub(super) async fn wait(&self, name: &str, reply: Reply) -> Reply {
+        if reply.status() != StatusCode::NOT_FOUND {
+            return reply;
+        }
+        self.settings.exits.answer(name).await.unwrap_or(reply)
+    }
+}
+
+fn known(body: Bytes) -> Exit {
+    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+    value["StatusCode"].as_i64().map_or(Exit::Lost, |code| Exit::Known(code, body))
+}

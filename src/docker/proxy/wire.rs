@@ -1,0 +1,241 @@
+//! Bytes between a client and the engine: one request, one connection to the engine, no time-out.
+//!
+//! A connection of its own per request costs tens of microseconds on a unix socket and buys that a client
+//! which goes away takes its stream at the engine with it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncWriteExt, Interest, copy};
+use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+
+use crate::process::Tasks;
+
+/// Largest body that is held in memory: kfp puts source and inputs of a component into its create request.
+pub(super) const BODY_BOUND: usize = 32 << 20;
+
+pub(super) type Body = Either<Incoming, Full<Bytes>>;
+pub(super) type Reply = Response<Body>;
+
+/// A request that is answered here, and why. The text is a lower-case fragment for the client.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) why: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { status, why: why.into() }
+    }
+
+    pub(super) fn malformed(why: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, why)
+    }
+
+    pub(super) fn forbidden(why: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, why)
+    }
+
+    pub(super) fn reply(&self) -> Reply {
+        let body = serde_json::json!({ "message": format!("kfp-creds: {}", self.why) });
+        json_reply(self.status, body.to_string())
+    }
+}
+
+pub(super) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Either::Right(Full::new(body.into())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+/// The whole body, up to [`BODY_BOUND`].
+pub(super) async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
+    let too_large =
+        || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {BODY_BOUND} bytes"));
+    // A declared length decides before anything is read.
+    if hyper::body::Body::size_hint(&body).lower() > BODY_BOUND as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(body, BODY_BOUND).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(_) => Err(Refusal::malformed("the body ended early")),
+    }
+}
+
+/// The engine's end.
+#[derive(Clone, Debug)]
+pub(super) struct Engine {
+    pub(super) socket: PathBuf,
+    pub(super) tasks: Tasks,
+}
+
+impl Engine {
+    /// One exchange. Dropping the future or the reply's body closes the connection.
+    pub(super) async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Refusal> {
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|error| self.silent(error.to_string()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+            .preserve_header_case(true)
+            .max_headers(MAX_HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.silent(error.to_string()))?;
+        self.tasks.spawn("engine connection", async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to the engine broke");
+            }
+        });
+        sender.send_request(request).await.map_err(|error| self.silent(error.to_string()))
+    }
+
+    fn silent(&self, error: String) -> Refusal {
+        let socket = self.socket.display();
+        Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {socket}: {error}"))
+    }
+
+    /// A request of our own.
+    pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Response<Incoming>, Refusal> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "docker")
+            .header(header::CONTENT_LENGTH, 0)
+            .body(Either::Right(Full::default()));
+        self.exchange(request.map_err(|_| Refusal::malformed("a name that no path can hold"))?).await
+    }
+
+    /// The JSON at `path`; `None` when the engine does not know it.
+    pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
+        let reply = self.ask(Method::GET, path).await?;
+        if !reply.status().is_success() {
+            return Ok(None);
+        }
+        let bytes = collect(reply.into_body()).await?;
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+
+    /// Sends the client's request on, in canonical form, and gives its reply back as it comes.
+    /// `upgrade` is the client's connection if the request may turn into raw bytes.
+    pub(super) async fn forward(
+        &self,
+        mut request: Request<Body>,
+        uri: Uri,
+        upgrade: Option<(OnUpgrade, HeaderValue)>,
+    ) -> Result<Reply, Refusal> {
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_11;
+        let head = request.method() == Method::HEAD;
+        strip(request.headers_mut(), false);
+        if !request.headers().contains_key(header::HOST) {
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("docker"));
+        }
+        if let Some((_, protocol)) = &upgrade {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            request.headers_mut().insert(header::UPGRADE, protocol.clone());
+        }
+        let mut reply = self.exchange(request).await?;
+        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let Some((client, _)) = upgrade else {
+                return Err(Refusal::new(
+                    StatusCode::BAD_GATEWAY,
+                    "the engine switched protocols without being asked",
+                ));
+            };
+            let engine = hyper::upgrade::on(&mut reply);
+            let stop = self.tasks.stop().clone();
+            self.tasks.spawn("raw stream", async move {
+                tokio::select! {
+                    () = splice(client, engine) => {}
+                    () = stop.cancelled() => {}
+                }
+            });
+            // Connection and Upgrade are part of the answer here, so nothing is stripped.
+            return Ok(reply.map(|_| Either::Right(Full::default())));
+        }
+        strip(reply.headers_mut(), head);
+        Ok(reply.map(Either::Left))
+    }
+}
+
+/// Most headers in one request; the size of a head is bounded by [`HEAD_BOUND`].
+pub(super) const MAX_HEADERS: usize = 256;
+/// `X-Registry-Auth` and `X-Registry-Config` can be many kilobytes; the engine's own bound is 1 MiB.
+pub(super) const HEAD_BOUND: usize = 1 << 20;
+
+/// Takes out what is about one hop. Lengths are hyper's to write, from the body it is given; only the reply
+/// to a HEAD has a length without a body.
+fn strip(headers: &mut HeaderMap, head: bool) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection", "http2-settings"] {
+        headers.remove(name);
+    }
+    for name in [header::CONNECTION, header::TE, header::TRAILER, header::UPGRADE, header::EXPECT] {
+        headers.remove(name);
+    }
+    if headers.remove(header::TRANSFER_ENCODING).is_some() && !head {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+}
+
+/// Copies both ways until both ends are done. The end of one direction (a client's end of stdin) is passed
+/// on as such while the other goes on; an end that is gone altogether ends both.
+async fn splice(client: OnUpgrade, engine: OnUpgrade) {
+    let (Ok(client), Ok(engine)) = tokio::join!(client, engine) else { return };
+    let (Ok(client), Ok(engine)) =
+        (client.downcast::<TokioIo<UnixStream>>(), engine.downcast::<TokioIo<UnixStream>>())
+    else {
+        return;
+    };
+    let (mut from_client, mut from_engine) = (client.io.into_inner(), engine.io.into_inner());
+    // Bytes that came in one read with the head belong to the stream.
+    let early = async {
+        from_engine.write_all(&client.read_buf).await?;
+        from_client.write_all(&engine.read_buf).await
+    };
+    if early.await.is_err() {
+        return;
+    }
+    let (client_in, client_out) = from_client.split();
+    let (engine_in, engine_out) = from_engine.split();
+    tokio::select! {
+        () = one_way(client_in, engine_out) => {}
+        () = one_way(engine_in, client_out) => {}
+    }
+}
+
+/// Copies to the end of `from`, passes the end on, and returns when the peer of `from` is closed in both
+/// directions. A failed write is no reason to return: the other side may hold output that is still to be
+/// read, and its own copy ends the pair.
+async fn one_way(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) {
+    let _ = copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
+    // A half-closed peer still reads. No event says "now the other half as well" without also firing
+    // whenever the socket is writable, so it is looked at now and then.
+    while let Ok(ready) = from.ready(Interest::READABLE | Interest::WRITABLE).await {
+        if ready.is_write_closed() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
