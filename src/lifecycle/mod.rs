@@ -155,9 +155,8 @@ impl Lifecycle {
             self.state().addresses.give_back(address);
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
-        let (identity, task) = (grant.identity.clone(), grant.task.clone());
+        let identity = grant.identity.clone();
         self.admit(grant, address);
-        self.say_attached(&container, &identity, &task, address);
         self.warm(&container, &identity);
         Ok(address)
     }
@@ -180,15 +179,6 @@ impl Lifecycle {
         let tenant =
             Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
         state.tenants.insert(tenant.grant.container.clone(), tenant);
-    }
-
-    fn say_attached(&self, container: &ContainerId, identity: &Identity, task: &Task, address: Ipv4Addr) {
-        self.voice.say(Line::Attached {
-            task: &task.to_string(),
-            container: container.short(),
-            identity: &identity.name,
-            address: &address.to_string(),
-        });
     }
 
     /// Mints ahead when the identity has nothing fresh, so that the first request finds a token.

@@ -373,7 +373,7 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
     for (name, value) in metadata::headers(&reply) {
         response.headers_mut().insert(name, value);
     }
-    *response.body_mut() = Full::new(reply.into_bytes());
+    *response.body_mut() = Full::new(reply.body.into_bytes());
     response
 }
 
