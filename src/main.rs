@@ -31,9 +31,11 @@ fn main() -> ExitCode {
 
 /// The one place that reads the process's environment.
 fn surroundings() -> Result<Surroundings, Failure> {
-    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let cwd = std::env::current_dir();
-    let cwd = cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
+    let cwd =
+        cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
     Ok(Surroundings { env: std::env::vars_os().filter_map(text).collect(), cwd })
 }
 

@@ -8,15 +8,19 @@
 //! A token that is still valid beats every error and every delay.
 
 mod shelf;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::mint::shelf::{Found, Keep, Shelf};
+use tokio::time::{Instant, timeout_at};
+
+use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
 use crate::process::Tasks;
-use crate::source::flight::{Flight, Outcome};
-use crate::source::{AccessRequest, IdentityRequest, Principal, Reloaded, Source, SourceError};
-use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+use crate::source::{AccessRequest, IdentityRequest, Pending, Reloaded, Source, SourceError};
+use crate::token::{AccessToken, Deadline, IdentityToken, Now};
+use crate::token::Scopes;
 use crate::workload::{ContainerId, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh at up to 360 s before the end and
@@ -36,7 +40,7 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 
 /// After a transient failure: the first pause, doubled up to the last one, jittered.
 const BACKOFF: Duration = Duration::from_millis(500);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
 const ENTRIES: usize = 4096;
@@ -75,12 +79,11 @@ pub struct Mint {
 
 impl Mint {
     pub fn new(source: Arc<dyn Source>, tasks: Tasks) -> Arc<Self> {
-        let (access, identity) = (Arc::new(Shelf::new(ENTRIES)), Arc::new(Shelf::new(ENTRIES)));
-        Arc::new(Self { source, tasks, access, identity })
+        Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES) })
     }
 
     /// Who the source says it is.
-    pub fn principal(&self) -> Principal {
+    pub fn principal(&self) -> crate::source::Principal {
         self.source.principal()
     }
 
@@ -104,46 +107,38 @@ impl Mint {
         container.filter(|_| identity.isolate || self.source.per_container()).cloned()
     }
 
-    /// The fresh token of the cache, if there is one; the hot path, without an await. Starts the renewal
-    /// where that is due.
+    /// The fresh token of the cache, if there is one: the hot path, without an await. Starts the renewal
+    /// where that is due, and nothing else.
     pub fn cached(&self, ask: &AccessRequest) -> Option<Arc<AccessToken>> {
-        match self.access.look(ask, Now::read(), || access_flight(&self.source, &self.access, ask)) {
-            Found::Fresh(token, renewal) => {
-                self.launch(renewal);
-                Some(token)
-            }
-            // `look` may have made a flight that this caller does not wait for.
-            Found::Wait { flight, new: true, .. } => {
-                self.launch(Some(flight));
-                None
-            }
-            _ => None,
-        }
+        let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask))?;
+        self.launch(renewal);
+        Some(token)
     }
 
-    /// A token for `ask`. The caller is held for `wait` at most.
+    /// A token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it.
     pub async fn access(&self, ask: &AccessRequest, wait: Duration) -> Result<Arc<AccessToken>, MintFailure> {
-        self.serve(&self.access, ask, wait, || access_flight(&self.source, &self.access, ask)).await
+        self.serve(&self.access, ask, wait, || self.access_work(ask)).await
     }
 
-    /// An ID token for `ask`. The caller is held for `wait` at most.
+    /// An ID token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it.
     pub async fn identity(
         &self,
         ask: &IdentityRequest,
         wait: Duration,
     ) -> Result<Arc<IdentityToken>, MintFailure> {
-        self.serve(&self.identity, ask, wait, || identity_flight(&self.source, &self.identity, ask)).await
+        self.serve(&self.identity, ask, wait, || self.identity_work(ask)).await
     }
 
-    /// Drops what was made for one container only. A flight under way ends unseen.
+    /// Drops what was made for one container only. Its flights end without leaving anything.
     pub fn forget_holder(&self, id: &ContainerId) {
-        self.access.retain(|ask| ask.holder.as_ref() != Some(id));
-        self.identity.retain(|ask| ask.holder.as_ref() != Some(id));
+        self.access.forget(|ask| ask.holder.as_ref() == Some(id));
+        self.identity.forget(|ask| ask.holder.as_ref() == Some(id));
     }
 
+    /// Drops everything; callers that wait get a token that is asked for anew.
     pub fn forget_all(&self) {
-        self.access.retain(|_| false);
-        self.identity.retain(|_| false);
+        self.access.void_all();
+        self.identity.void_all();
     }
 
     /// Lets the source look at its files, and drops from the cache what the outcome makes void. To be
@@ -170,51 +165,79 @@ impl Mint {
         self.identity.forget_failures();
     }
 
-    async fn serve<K: shelf::Key, T: Keep>(
+    fn access_work(&self, ask: &AccessRequest) -> Pending<'static, Result<AccessToken, SourceError>> {
+        let (source, ask) = (self.source.clone(), ask.clone());
+        Box::pin(async move { source.access_token(&ask).await })
+    }
+
+    fn identity_work(&self, ask: &IdentityRequest) -> Pending<'static, Result<IdentityToken, SourceError>> {
+        let (source, ask) = (self.source.clone(), ask.clone());
+        Box::pin(async move { source.identity_token(&ask).await })
+    }
+
+    async fn serve<K: Key, T: Keep>(
         &self,
-        shelf: &Arc<Shelf<K, T>>,
+        shelf: &Shelf<K, T>,
         ask: &K,
         wait: Duration,
-        start: impl Fn() -> Flight<T>,
+        work: impl Fn() -> Pending<'static, Result<T, SourceError>>,
     ) -> Result<Arc<T>, MintFailure> {
-        let until = tokio::time::Instant::now() + wait;
+        let until = Instant::now() + wait;
         loop {
-            let (flight, old) = match shelf.look(ask, Now::read(), &start) {
-                Found::Fresh(token, renewal) => {
+            let (ride, old) = match shelf.look(ask, Now::read(), &work) {
+                Found::Serve(token, renewal) => {
                     self.launch(renewal);
                     return Ok(token);
                 }
                 Found::Failed(error) => return Err(error.into()),
-                Found::Wait { flight, new, old } => {
-                    if new {
-                        self.launch(Some(flight.clone()));
-                    }
-                    (flight, old)
+                Found::Wait { ride, new, old } => {
+                    self.launch(new.then(|| ride.clone()));
+                    (ride, old)
                 }
             };
-            let old = |failure| match old {
-                Some(token) if !token.expires().remaining(Now::read()).is_zero() => Ok(token),
-                _ => Err(failure),
-            };
-            match tokio::time::timeout_at(until, flight.clone().outcome()).await {
-                // Dropped meanwhile (another account logged in): what landed is not to be served.
-                Ok(_) if shelf.was_dropped(ask, &flight) => {}
+            let failure = match timeout_at(until, ride.flight.clone().outcome()).await {
+                Ok(_) if ride.is_void() => continue,
                 Ok(Ok(token)) => return Ok(token),
-                Ok(Err(error)) => return old(error.into()),
-                Err(_) => return old(MintFailure::Slow),
-            }
+                Ok(Err(error)) => error.into(),
+                Err(_) => MintFailure::Slow,
+            };
+            let valid = |token: &Arc<T>| !ride.is_void() && !token.expires().remaining(Now::read()).is_zero();
+            return old.filter(valid).ok_or(failure);
         }
     }
 
     /// Drives a flight to its end, whoever waits or leaves.
-    fn launch<T: Keep>(&self, flight: Option<Flight<T>>) {
-        let Some(flight) = flight else { return };
+    fn launch<T: Keep>(&self, ride: Option<Ride<T>>) {
+        let Some(ride) = ride else { return };
         let stop = self.tasks.stop().clone();
         self.tasks.spawn("mint", async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                _ = flight.outcome() => {}
+                _ = ride.flight.outcome() => {}
             }
         });
+    }
+}
+
+impl Keep for AccessToken {
+    fn expires(&self) -> Deadline {
+        self.expires
+    }
+
+    /// Short lives scale: a quarter is the floor, three eighths the time to renew.
+    fn spans(life: Duration) -> Spans {
+        Spans { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
+    }
+}
+
+impl Keep for IdentityToken {
+    fn expires(&self) -> Deadline {
+        self.expires
+    }
+
+    /// Not renewed ahead: every audience would keep a flight busy every four minutes.
+    fn spans(life: Duration) -> Spans {
+        let served = ID_TOKEN_REUSE.min(life / 2);
+        Spans { served, calm: served }
     }
 }

@@ -50,7 +50,11 @@ impl Credential {
         account.filter(|account| !matches!(&self.kind, Kind::Key(key) if key.email() == *account))
     }
 
-    pub(super) async fn access(&self, upstream: &Upstream, scopes: &Scopes) -> Result<AccessToken, SourceError> {
+    pub(super) async fn access(
+        &self,
+        upstream: &Upstream,
+        scopes: &Scopes,
+    ) -> Result<AccessToken, SourceError> {
         match &self.kind {
             Kind::Key(key) => key.access(upstream, scopes).await,
             Kind::Login(login) => login.access(upstream, &self.token_uri).await,
@@ -112,9 +116,11 @@ pub(super) fn read(path: &Path, endpoints: &Endpoints) -> Result<(Credential, Di
     let bytes = Secret::new(bytes);
     let digest = digest(&SHA256, bytes.expose());
     // serde's own message would quote what it stumbled over.
-    let file: File = serde_json::from_slice(bytes.expose())
-        .map_err(|error| format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line()))?;
-    let credential = understand(file, endpoints).map_err(|why| format!("the credential file {name}: {why}"))?;
+    let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {
+        format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line())
+    })?;
+    let credential =
+        understand(file, endpoints).map_err(|why| format!("the credential file {name}: {why}"))?;
     Ok((credential, digest))
 }
 
@@ -145,7 +151,9 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
             (Kind::Login(login), token_uri)
         }
         Some(
-            known @ ("external_account" | "external_account_authorized_user" | "impersonated_service_account"
+            known @ ("external_account"
+            | "external_account_authorized_user"
+            | "impersonated_service_account"
             | "gdch_service_account"),
         ) => {
             return Err(format!(
@@ -168,7 +176,9 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
 fn token_uri(endpoints: &Endpoints, file: Option<&str>, universe: Option<&str>) -> Result<String, String> {
     let uri = endpoints.token(file, endpoints.universe(universe));
     match uri.parse::<hyper::Uri>() {
-        Ok(parsed) if parsed.host().is_some() && matches!(parsed.scheme_str(), Some("http" | "https")) => Ok(uri),
+        Ok(parsed) if parsed.host().is_some() && matches!(parsed.scheme_str(), Some("http" | "https")) => {
+            Ok(uri)
+        }
         _ => Err("the token endpoint is not an http or https address".into()),
     }
 }
@@ -181,4 +191,3 @@ fn confidential(uri: &str) -> Result<(), String> {
     }
     Err("its token_uri is not an https address".into())
 }
-

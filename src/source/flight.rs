@@ -89,9 +89,10 @@ impl Kept {
     /// Drops `token` after upstream did not accept it; a newer one stays.
     pub(crate) fn forget(&self, token: &Arc<AccessToken>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = last.as_ref().and_then(Flight::landed).is_some_and(
-            |outcome| matches!(outcome, Ok(kept) if Arc::ptr_eq(kept, token)),
-        );
+        let same = last
+            .as_ref()
+            .and_then(Flight::landed)
+            .is_some_and(|outcome| matches!(outcome, Ok(kept) if Arc::ptr_eq(kept, token)));
         if same {
             *last = None;
         }

@@ -33,9 +33,7 @@ use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;
 use crate::source::upstream::{Answer, Upstream};
 use crate::source::user::LOGIN;
-use crate::source::{
-    AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError,
-};
+use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken};
 
 const UNIVERSE: &str = "googleapis.com";
@@ -262,7 +260,8 @@ impl Source for Google {
 }
 
 fn absent(usual: Option<&Path>) -> SourceError {
-    let looked = usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", path.display()));
+    let looked =
+        usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", path.display()));
     SourceError::absent(format!(
         "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
          run `{LOGIN}`, or start with --offline"

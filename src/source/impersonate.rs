@@ -55,10 +55,15 @@ impl Iam<'_> {
         let answer = self.call("generateAccessToken", &body).await?;
         let generated: GeneratedAccess = answer.json()?;
         let value = Secret::new(generated.access_token);
-        let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339)
-            .map_err(|_| SourceError::transient("the IAM Credentials API gave no readable expiry; try again"))?;
+        let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339).map_err(|_| {
+            SourceError::transient("the IAM Credentials API gave no readable expiry; try again")
+        })?;
         let left = remaining(end.into(), answer.sent.wall, answer.date, Duration::from_secs(ask.lifetime));
-        Ok(AccessToken { value, expires: Deadline::after(answer.sent, life(left)?), scopes: ask.scopes.clone() })
+        Ok(AccessToken {
+            value,
+            expires: Deadline::after(answer.sent, life(left)?),
+            scopes: ask.scopes.clone(),
+        })
     }
 
     pub(super) async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
@@ -122,7 +127,12 @@ fn is_account(name: &str) -> bool {
 /// How long a token lives that ends at `end` by the server's clock, when ours says `here` and the server's
 /// said `there`. The two are reconciled up to [`SKEW`]; the answer never exceeds `asked`, so that neither a
 /// forged expiry nor a clock that is behind can inflate it.
-pub(super) fn remaining(end: SystemTime, here: SystemTime, there: Option<SystemTime>, asked: Duration) -> Duration {
+pub(super) fn remaining(
+    end: SystemTime,
+    here: SystemTime,
+    there: Option<SystemTime>,
+    asked: Duration,
+) -> Duration {
     static SAID: AtomicBool = AtomicBool::new(false);
     let apart = |there: SystemTime| there.duration_since(here).unwrap_or_else(|behind| behind.duration());
     let off = there.map(apart).unwrap_or_default();

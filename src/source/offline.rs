@@ -48,7 +48,9 @@ impl Offline {
             .and_then(|document| {
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.expose(), &random).ok()
             })
-            .ok_or_else(|| SourceError::refused("cannot make the offline key: this system has no randomness"))?;
+            .ok_or_else(|| {
+                SourceError::refused("cannot make the offline key: this system has no randomness")
+            })?;
         let key_id = thumbprint(&key);
         Ok(Self { project: project.into(), email: email.into(), key, key_id, random })
     }

@@ -85,8 +85,11 @@ impl Upstream {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(limits.call / 2));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
         let client = RwLock::new(client(&connector, 4));
         Ok(Arc::new(Self { connector, client, limits }))
     }
@@ -188,7 +191,8 @@ impl Call<'_> {
     }
 
     fn request(&self) -> Result<Request<String>, Fault> {
-        let unfit = |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
+        let unfit =
+            |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
         let mut request = Request::post(self.url).header(CONTENT_TYPE, self.content_type);
         if let Some(project) = self.quota_project {
             request = request.header("x-goog-user-project", project);
@@ -218,8 +222,9 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
         // serde's messages quote what they stumble over, which may be a token.
-        serde_json::from_slice(self.body.expose())
-            .map_err(|_| SourceError::transient(format!("{} gave an answer that is not understood", self.host)))
+        serde_json::from_slice(self.body.expose()).map_err(|_| {
+            SourceError::transient(format!("{} gave an answer that is not understood", self.host))
+        })
     }
 }
 
@@ -264,7 +269,11 @@ impl Fault {
 /// The fault as it stands, for callers that know no better remedy.
 impl From<Fault> for SourceError {
     fn from(fault: Fault) -> Self {
-        if fault.is_transient() { Self::transient(fault.to_string()) } else { Self::refused(fault.to_string()) }
+        if fault.is_transient() {
+            Self::transient(fault.to_string())
+        } else {
+            Self::refused(fault.to_string())
+        }
     }
 }
 
@@ -317,7 +326,10 @@ pub(super) fn code(value: &Value) -> Option<String> {
 }
 
 fn host(url: &str) -> String {
-    url.parse().ok().and_then(|uri: Uri| uri.host().map(str::to_owned)).unwrap_or_else(|| "the endpoint".into())
+    url.parse()
+        .ok()
+        .and_then(|uri: Uri| uri.host().map(str::to_owned))
+        .unwrap_or_else(|| "the endpoint".into())
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7); other forms are obsolete.
@@ -339,10 +351,19 @@ mod tests {
 
     #[test]
     fn only_codes_leave_an_error_body() {
-        let read = |status, body: &str| Denial::read("https://a.example/t", status, body.as_bytes()).to_string();
-        assert_eq!(read(400, r#"{"error":"invalid_grant","error_description":"s3cret"}"#), "a.example answered 400 invalid_grant");
-        assert_eq!(read(403, r#"{"error":{"status":"PERMISSION_DENIED","message":"s3cret"}}"#), "a.example answered 403 PERMISSION_DENIED");
-        for body in ["<html>s3cret</html>", r#"{"error":"s3 cret"}"#, r#"{"error":["s3cret"]}"#, "", "[]", "null"] {
+        let read =
+            |status, body: &str| Denial::read("https://a.example/t", status, body.as_bytes()).to_string();
+        assert_eq!(
+            read(400, r#"{"error":"invalid_grant","error_description":"s3cret"}"#),
+            "a.example answered 400 invalid_grant"
+        );
+        assert_eq!(
+            read(403, r#"{"error":{"status":"PERMISSION_DENIED","message":"s3cret"}}"#),
+            "a.example answered 403 PERMISSION_DENIED"
+        );
+        for body in
+            ["<html>s3cret</html>", r#"{"error":"s3 cret"}"#, r#"{"error":["s3cret"]}"#, "", "[]", "null"]
+        {
             assert_eq!(read(503, body), "a.example answered 503", "{body}");
         }
     }

@@ -61,7 +61,11 @@ impl Login {
 
     /// One refresh. No scope parameter is sent: narrower scopes than the granted ones are answered with
     /// `invalid_scope` for some grants, and the token then has what the person consented to.
-    pub(super) async fn access(&self, upstream: &Upstream, token_uri: &str) -> Result<AccessToken, SourceError> {
+    pub(super) async fn access(
+        &self,
+        upstream: &Upstream,
+        token_uri: &str,
+    ) -> Result<AccessToken, SourceError> {
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let call = Call::form(
             token_uri,
@@ -100,7 +104,9 @@ fn refused(fault: Fault) -> SourceError {
     match &fault {
         Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial),
         Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
-            SourceError::refused(format!("{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"))
+            SourceError::refused(format!(
+                "{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"
+            ))
         }
         _ => fault.into(),
     }

@@ -86,7 +86,11 @@ impl Key {
     }
 
     /// One exchange through yup, for exactly `scopes`.
-    pub(super) async fn access(&self, upstream: &Upstream, scopes: &Scopes) -> Result<AccessToken, SourceError> {
+    pub(super) async fn access(
+        &self,
+        upstream: &Upstream,
+        scopes: &Scopes,
+    ) -> Result<AccessToken, SourceError> {
         let exchanger = self.exchanger.get_or_try_init(|| self.exchanger(upstream)).await?;
         let list: Vec<&str> = scopes.iter().collect();
         let limit = upstream.limits().call;
@@ -102,7 +106,8 @@ impl Key {
             })
             .await
             .map_err(|fault| self.refused(fault))?;
-        let value = token.token().filter(|value| !value.is_empty()).map(|value| Secret::new(value.to_owned()));
+        let value =
+            token.token().filter(|value| !value.is_empty()).map(|value| Secret::new(value.to_owned()));
         let (Some(value), Some(left)) = (value, left) else {
             return Err(SourceError::transient("the token endpoint gave no token with an expiry; try again"));
         };
@@ -111,7 +116,11 @@ impl Key {
     }
 
     /// An ID token of the account itself. yup has no such exchange, so the assertion is ours.
-    pub(super) async fn identity(&self, upstream: &Upstream, audience: &str) -> Result<IdentityToken, SourceError> {
+    pub(super) async fn identity(
+        &self,
+        upstream: &Upstream,
+        audience: &str,
+    ) -> Result<IdentityToken, SourceError> {
         let issued = jwt::seconds(Now::read().wall);
         let mut header = json!({"alg": "RS256", "typ": "JWT"});
         if let Some(key_id) = &self.key_id {
@@ -127,8 +136,10 @@ impl Key {
         });
         let assertion = Secret::new(self.sign(&jwt::signing_input(&header, &claims))?);
         let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
-        let answer =
-            upstream.post(&Call::form(&self.token_uri, &fields)).await.map_err(|fault| self.refused(fault))?;
+        let answer = upstream
+            .post(&Call::form(&self.token_uri, &fields))
+            .await
+            .map_err(|fault| self.refused(fault))?;
         let value = Secret::new(answer.json::<Issued>()?.id_token);
         let expires = id_token_expiry(value.expose(), &answer)?;
         Ok(IdentityToken { value, expires })
@@ -165,7 +176,9 @@ impl Key {
     fn fault(&self, error: yup_oauth2::Error) -> Fault {
         use yup_oauth2::error::SendError;
         match error {
-            yup_oauth2::Error::HttpClientError(SendError::Hyper(error)) => Fault::lost(&self.token_uri, &error),
+            yup_oauth2::Error::HttpClientError(SendError::Hyper(error)) => {
+                Fault::lost(&self.token_uri, &error)
+            }
             yup_oauth2::Error::AuthError(error) => Fault::Denied(self.denial(&error.error)),
             // The others quote the answer.
             _ => Fault::unreachable(&self.token_uri, "its answer is not understood"),

@@ -40,7 +40,10 @@ const NEVER: [(&str, &str); 9] = [
 /// Foreign crates with one owner: (crate, the only path prefixes that may name it).
 const OWNERS: [(&str, &[&str]); 5] = [
     ("yup_oauth2", &["source/yup.rs"]),
-    ("bollard", &["docker/mod.rs", "docker/image.rs", "docker/network.rs", "docker/relay.rs", "docker/events.rs"]),
+    (
+        "bollard",
+        &["docker/mod.rs", "docker/image.rs", "docker/network.rs", "docker/relay.rs", "docker/events.rs"],
+    ),
     ("clap", &["cli.rs", "main.rs"]),
     ("toml", &["config/"]),
     ("hyper_rustls", &["source/"]),
@@ -130,7 +133,8 @@ fn imports_go_down() {
             let neighbours = NEIGHBOURS.iter().any(|(a, b, _)| {
                 (*a, *b) == (from.as_str(), to.as_str()) || (*b, *a) == (from.as_str(), to.as_str())
             });
-            if (storey(&to) >= storey(&from) && !neighbours) || NEVER.contains(&(from.as_str(), to.as_str())) {
+            if (storey(&to) >= storey(&from) && !neighbours) || NEVER.contains(&(from.as_str(), to.as_str()))
+            {
                 wrong.push(format!("{file} imports {to}"));
             }
         }
@@ -178,7 +182,8 @@ fn secrets_are_not_strings() {
         for line in code(&text).split(&[',', '{', ';'][..]) {
             let Some((name, kind)) = line.rsplit_once(':') else { continue };
             let name = name.trim().rsplit(' ').next().unwrap_or_default();
-            let secret = ["access_token", "refresh_token", "client_secret", "private_key", "password", "assertion"];
+            let secret =
+                ["access_token", "refresh_token", "client_secret", "private_key", "password", "assertion"];
             if secret.contains(&name) && matches!(kind.trim(), "String" | "Option<String>" | "Vec<u8>") {
                 wrong.push(format!("{file}: {name}: {}", kind.trim()));
             }

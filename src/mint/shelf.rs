@@ -1,0 +1,285 @@
+//! The cache of one kind of token, with the flights that fill it. No async, and no lock that outlives a call.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::source::flight::{Flight, Outcome};
+use crate::source::upstream::jittered;
+use crate::source::{Pending, SourceError};
+use crate::token::{Deadline, Now};
+
+use super::{BACKOFF, LONGEST_BACKOFF, REFUSAL_MEMORY};
+
+/// What tokens are looked up by: the whole request.
+pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
+
+impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
+
+/// A token that can be kept.
+pub(super) trait Keep: Debug + Send + Sync + 'static {
+    fn expires(&self) -> Deadline;
+
+    /// How long a token that has `life` left is served, and after how long it is renewed ahead.
+    fn spans(life: Duration) -> Spans;
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spans {
+    pub(super) served: Duration,
+    pub(super) calm: Duration,
+}
+
+/// What a look-up brought.
+#[derive(Debug)]
+pub(super) enum Found<T> {
+    /// A token to serve at once, and the renewal that was due, to be launched.
+    Serve(Arc<T>, Option<Ride<T>>),
+    /// It failed a moment ago, and nothing valid is left.
+    Failed(SourceError),
+    /// A flight to wait for; to be launched where it is `new`. `old` is still valid, for when it brings nothing.
+    Wait { ride: Ride<T>, new: bool, old: Option<Arc<T>> },
+}
+
+/// A flight as callers hold it.
+#[derive(Debug)]
+pub(super) struct Ride<T> {
+    pub(super) flight: Flight<T>,
+    void: Arc<AtomicBool>,
+}
+
+impl<T> Ride<T> {
+    /// The cache was dropped meanwhile (another account): neither what lands nor what was there before counts.
+    pub(super) fn is_void(&self) -> bool {
+        self.void.load(Ordering::Acquire)
+    }
+}
+
+impl<T> Clone for Ride<T> {
+    fn clone(&self) -> Self {
+        Self { flight: self.flight.clone(), void: self.void.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Stock<T> {
+    token: Arc<T>,
+    served: Deadline,
+    calm: Deadline,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    stock: Option<Stock<T>>,
+    ride: Option<Ride<T>>,
+    /// The last outcome was this, and it stands until then.
+    failure: Option<(SourceError, Instant)>,
+    failures: u32,
+    used: Instant,
+}
+
+impl<T: Keep> Entry<T> {
+    fn new(now: Now) -> Self {
+        Self { stock: None, ride: None, failure: None, failures: 0, used: now.mono }
+    }
+
+    /// The flight under way. One that landed without settling had panicked.
+    fn flying(&self) -> Option<&Ride<T>> {
+        self.ride.as_ref().filter(|ride| ride.flight.landed().is_none())
+    }
+
+    fn failure(&self, now: Now) -> Option<&SourceError> {
+        self.failure.as_ref().filter(|(_, until)| now.mono < *until).map(|(error, _)| error)
+    }
+
+    fn valid(&self, now: Now) -> Option<&Arc<T>> {
+        let stock = self.stock.as_ref()?;
+        (!stock.token.expires().remaining(now).is_zero()).then_some(&stock.token)
+    }
+
+    fn fresh(&self, now: Now) -> Option<&Stock<T>> {
+        self.stock.as_ref().filter(|stock| !stock.served.remaining(now).is_zero())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shelf<K, T> {
+    own: Weak<Self>,
+    entries: Mutex<HashMap<K, Entry<T>>>,
+    capacity: usize,
+}
+
+impl<K: Key, T: Keep> Shelf<K, T> {
+    pub(super) fn new(capacity: usize) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self { own: own.clone(), entries: Mutex::default(), capacity })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fresh token, with the renewal of it that is due. Never starts a first flight.
+    pub(super) fn fresh(
+        &self,
+        key: &K,
+        now: Now,
+        work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
+    ) -> Option<(Arc<T>, Option<Ride<T>>)> {
+        let mut entries = self.lock();
+        let entry = entries.get_mut(key)?;
+        entry.used = now.mono;
+        self.serve(entry, key, now, work)
+    }
+
+    /// Looks `key` up; where nothing fresh is there, joins or makes the flight, all under one lock: that is
+    /// what keeps it single.
+    pub(super) fn look(
+        &self,
+        key: &K,
+        now: Now,
+        work: impl Fn() -> Pending<'static, Result<T, SourceError>>,
+    ) -> Found<T> {
+        let mut entries = self.lock();
+        if !entries.contains_key(key) {
+            make_room(&mut entries, self.capacity, now);
+            entries.insert(key.clone(), Entry::new(now));
+        }
+        let Some(entry) = entries.get_mut(key) else {
+            return Found::Failed(SourceError::transient("the token cache is at odds with itself"));
+        };
+        entry.used = now.mono;
+        if let Some((token, renewal)) = self.serve(entry, key, now, &work) {
+            return Found::Serve(token, renewal);
+        }
+        let old = entry.valid(now).cloned();
+        if let Some(ride) = entry.flying() {
+            return Found::Wait { ride: ride.clone(), new: false, old };
+        }
+        match (entry.failure(now), old) {
+            (Some(_), Some(old)) => Found::Serve(old, None),
+            (Some(error), None) => Found::Failed(error.clone()),
+            (None, old) => Found::Wait { ride: self.depart(entry, key, work()), new: true, old },
+        }
+    }
+
+    fn serve(
+        &self,
+        entry: &mut Entry<T>,
+        key: &K,
+        now: Now,
+        work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
+    ) -> Option<(Arc<T>, Option<Ride<T>>)> {
+        let stock = entry.fresh(now)?;
+        let token = stock.token.clone();
+        let due =
+            stock.calm.remaining(now).is_zero() && entry.flying().is_none() && entry.failure(now).is_none();
+        Some((token, due.then(|| self.depart(entry, key, work()))))
+    }
+
+    /// A flight that settles its entry before it lands, so that whoever comes after it finds the token.
+    fn depart(
+        &self,
+        entry: &mut Entry<T>,
+        key: &K,
+        work: Pending<'static, Result<T, SourceError>>,
+    ) -> Ride<T> {
+        let void = Arc::new(AtomicBool::new(false));
+        let (shelf, key, ticket) = (self.own.clone(), key.clone(), void.clone());
+        let flight = Flight::new(async move {
+            let outcome = work.await.and_then(alive).map(Arc::new);
+            if let Some(shelf) = shelf.upgrade() {
+                shelf.settle(&key, &ticket, &outcome);
+            }
+            outcome
+        });
+        let ride = Ride { flight, void };
+        entry.ride = Some(ride.clone());
+        ride
+    }
+
+    /// Only the entry's own flight may settle it: what was forgotten meanwhile must not come back.
+    fn settle(&self, key: &K, ticket: &Arc<AtomicBool>, outcome: &Outcome<T>) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(key) else { return };
+        if !entry.ride.as_ref().is_some_and(|ride| Arc::ptr_eq(&ride.void, ticket)) {
+            return;
+        }
+        entry.ride = None;
+        let now = Now::read();
+        match outcome {
+            Ok(token) => {
+                let Spans { served, calm } = T::spans(token.expires().remaining(now));
+                let (served, calm) = (Deadline::after(now, served), Deadline::after(now, calm));
+                entry.stock = Some(Stock { token: token.clone(), served, calm });
+                entry.failure = None;
+                entry.failures = 0;
+            }
+            Err(error) => {
+                let pause = match error {
+                    SourceError::Transient(_) => {
+                        let doubled = BACKOFF.saturating_mul(1 << entry.failures.min(8));
+                        jittered(doubled.min(LONGEST_BACKOFF))
+                    }
+                    SourceError::Absent(_) | SourceError::Refused(_) => REFUSAL_MEMORY,
+                };
+                entry.failure = Some((error.clone(), now.mono + pause));
+                entry.failures = entry.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// Drops entries; their flights settle nothing any more, and their waiters still get what they bring.
+    pub(super) fn forget(&self, which: impl Fn(&K) -> bool) {
+        self.lock().retain(|key, _| !which(key));
+    }
+
+    /// Drops everything and voids what is under way: it belongs to an account that is gone.
+    pub(super) fn void_all(&self) {
+        for (_, entry) in self.lock().drain() {
+            if let Some(ride) = entry.ride {
+                ride.void.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    pub(super) fn forget_failures(&self) {
+        for entry in self.lock().values_mut() {
+            entry.failure = None;
+            entry.failures = 0;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+/// A token that is over when it comes is none.
+fn alive<T: Keep>(token: T) -> Result<T, SourceError> {
+    if token.expires().remaining(Now::read()).is_zero() {
+        return Err(SourceError::transient(
+            "the token that came has already expired; check this machine's clock",
+        ));
+    }
+    Ok(token)
+}
+
+/// Expired entries go first, then the one that was used longest ago.
+fn make_room<K: Key, T: Keep>(entries: &mut HashMap<K, Entry<T>>, capacity: usize, now: Now) {
+    if entries.len() < capacity {
+        return;
+    }
+    entries.retain(|_, entry| {
+        entry.valid(now).is_some() || entry.flying().is_some() || entry.failure(now).is_some()
+    });
+    if entries.len() >= capacity {
+        let oldest = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone());
+        oldest.map(|key| entries.remove(&key));
+    }
+}

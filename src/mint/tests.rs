@@ -1,0 +1,452 @@
+//! Paused time and a scripted source: what is asserted here is exact.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::secret::Secret;
+use crate::source::Principal;
+use crate::token::Scopes;
+
+const WAIT: Duration = Duration::from_secs(2);
+
+/// One answer of the source: after `delay`, a token that lives `life`, or the error.
+#[derive(Clone, Debug)]
+struct Answer {
+    delay: Duration,
+    outcome: Result<u64, SourceError>,
+}
+
+/// Plays its script, then repeats `usual`. Tokens are numbered, in the order in which calls began.
+#[derive(Debug)]
+struct Scripted {
+    script: Mutex<VecDeque<Answer>>,
+    usual: Answer,
+    calls: AtomicUsize,
+    reload: Mutex<VecDeque<Reloaded>>,
+    reconnects: AtomicUsize,
+}
+
+impl Scripted {
+    fn new(delay_ms: u64, life: u64) -> Arc<Self> {
+        Arc::new(Self {
+            script: Mutex::default(),
+            usual: Answer { delay: Duration::from_millis(delay_ms), outcome: Ok(life) },
+            calls: AtomicUsize::new(0),
+            reload: Mutex::default(),
+            reconnects: AtomicUsize::new(0),
+        })
+    }
+
+    fn next(&self, delay_ms: u64, outcome: Result<u64, SourceError>) {
+        let delay = Duration::from_millis(delay_ms);
+        self.script.lock().unwrap().push_back(Answer { delay, outcome });
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    async fn answer(&self) -> Result<(Secret<String>, Deadline), SourceError> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let scripted = self.script.lock().unwrap().pop_front();
+        let Answer { delay, outcome } = scripted.unwrap_or_else(|| self.usual.clone());
+        tokio::time::sleep(delay).await;
+        let life = Duration::from_secs(outcome?);
+        Ok((Secret::new(format!("token {number}")), Deadline::after(Now::read(), life)))
+    }
+}
+
+impl Source for Scripted {
+    fn principal(&self) -> Principal {
+        Principal::default()
+    }
+
+    fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(async move {
+            let (value, expires) = self.answer().await?;
+            Ok(AccessToken { value, expires, scopes: ask.scopes.clone() })
+        })
+    }
+
+    fn identity_token<'a>(
+        &'a self,
+        _: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
+        Box::pin(async move {
+            let (value, expires) = self.answer().await?;
+            Ok(IdentityToken { value, expires })
+        })
+    }
+
+    fn reload(&self) -> Reloaded {
+        self.reload.lock().unwrap().pop_front().unwrap_or(Reloaded::Same)
+    }
+
+    fn reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn mint(source: &Arc<Scripted>) -> Arc<Mint> {
+    Mint::new(source.clone(), Tasks::new())
+}
+
+fn ask(scopes: &str) -> AccessRequest {
+    AccessRequest { service_account: None, scopes: Scopes::parse(scopes), lifetime: 3600, holder: None }
+}
+
+fn id_ask(audience: &str) -> IdentityRequest {
+    IdentityRequest { service_account: None, audience: audience.into(), holder: None }
+}
+
+fn container(digit: &str) -> ContainerId {
+    ContainerId::parse(&digit.repeat(64)).unwrap()
+}
+
+async fn text(mint: &Mint, ask: &AccessRequest) -> Result<String, MintFailure> {
+    mint.access(ask, WAIT).await.map(|token| token.value.expose().clone())
+}
+
+async fn pass(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+fn transient() -> Result<u64, SourceError> {
+    Err(SourceError::transient("down"))
+}
+
+fn refused() -> Result<u64, SourceError> {
+    Err(SourceError::refused("log in again"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stampede_is_one_call_and_all_are_answered_when_it_lands() {
+    let source = Scripted::new(300, 3600);
+    let mint = mint(&source);
+    let began = Instant::now();
+    let callers = (0..1000).map(|_| {
+        let mint = mint.clone();
+        async move {
+            let token = text(&mint, &ask("a")).await.unwrap();
+            (token, began.elapsed())
+        }
+    });
+    for (token, took) in futures_util::future::join_all(callers).await {
+        assert_eq!(token, "token 1");
+        assert!(took < Duration::from_millis(350), "{took:?}");
+    }
+    assert_eq!(source.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
+    let source = Scripted::new(300, 3600);
+    source.next(300, transient());
+    let mint = mint(&source);
+    let began = Instant::now();
+    let request = ask("a");
+    let callers = (0..1000).map(|_| mint.access(&request, WAIT));
+    for outcome in futures_util::future::join_all(callers).await {
+        assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
+    }
+    assert!(began.elapsed() < Duration::from_millis(350));
+    assert_eq!(source.calls(), 1);
+    // During the pause nobody asks upstream; after it the next caller does.
+    assert!(text(&mint, &ask("a")).await.is_err());
+    assert_eq!(source.calls(), 1);
+    pass(1).await;
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_leave_cancel_nothing() {
+    let source = Scripted::new(300, 3600);
+    let mint = mint(&source);
+    let request = ask("a");
+    for _ in 0..10 {
+        let hurried = tokio::time::timeout(Duration::from_millis(10), mint.access(&request, WAIT)).await;
+        assert!(hurried.is_err());
+    }
+    let patient = mint.access(&request, Duration::from_millis(50)).await;
+    assert!(matches!(patient, Err(MintFailure::Slow)), "{patient:?}");
+    assert!(mint.cached(&ask("a")).is_none());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(mint.cached(&ask("a")).is_some(), "the flight landed with nobody waiting");
+    assert_eq!(source.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_key_is_not_delayed() {
+    let source = Scripted::new(10, 3600);
+    source.next(20_000, Ok(3600));
+    let mint = mint(&source);
+    let (slow_ask, quick_ask) = (ask("slow"), ask("quick"));
+    let began = Instant::now();
+    let (slow, quick) = tokio::join!(mint.access(&slow_ask, WAIT), async {
+        let token = mint.access(&quick_ask, WAIT).await;
+        (token, began.elapsed())
+    });
+    assert!(matches!(slow, Err(MintFailure::Slow)));
+    assert!(quick.0.is_ok() && quick.1 < Duration::from_millis(50), "{quick:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_part_of_a_request_is_part_of_the_key() {
+    let source = Scripted::new(1, 3600);
+    let mint = mint(&source);
+    let base = ask("a b");
+    let asks = [
+        base.clone(),
+        ask("a"),
+        AccessRequest { lifetime: 900, ..base.clone() },
+        AccessRequest { service_account: Some("x@y".into()), ..base.clone() },
+        AccessRequest { holder: Some(container("a")), ..base.clone() },
+        AccessRequest { holder: Some(container("b")), ..base.clone() },
+    ];
+    for (before, ask) in asks.iter().enumerate() {
+        assert_eq!(text(&mint, ask).await.unwrap(), format!("token {}", before + 1));
+    }
+    assert_eq!(text(&mint, &ask("b, a,b")).await.unwrap(), "token 1", "scopes have a normal form");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_renewed_ahead_by_use_and_nobody_waits() {
+    let source = Scripted::new(300, 3600);
+    let mint = mint(&source);
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 1");
+    pass(2690).await;
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 1");
+    assert_eq!(source.calls(), 1, "910 s left: no renewal yet");
+    pass(20).await;
+    let began = Instant::now();
+    let (one, two) = (mint.cached(&ask("a")).unwrap(), text(&mint, &ask("a")).await.unwrap());
+    assert_eq!((one.value.expose().as_str(), two.as_str()), ("token 1", "token 1"));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    pass(1).await;
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+    assert_eq!(source.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_uses_is_not_renewed() {
+    let source = Scripted::new(1, 3600);
+    let mint = mint(&source);
+    text(&mint, &ask("a")).await.unwrap();
+    pass(3010).await;
+    assert_eq!(source.calls(), 1);
+    assert!(mint.cached(&ask("a")).is_none(), "590 s left is under the floor");
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_lives_are_served_down_to_a_quarter() {
+    let source = Scripted::new(0, 400);
+    let mint = mint(&source);
+    let request = AccessRequest { lifetime: 400, ..ask("a") };
+    assert_eq!(text(&mint, &request).await.unwrap(), "token 1");
+    pass(240).await;
+    assert_eq!(text(&mint, &request).await.unwrap(), "token 1");
+    assert_eq!(source.calls(), 1);
+    pass(65).await;
+    assert_eq!(text(&mint, &request).await.unwrap(), "token 2", "95 of 400 s left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_valid_token_beats_errors_refusals_and_delays() {
+    for (delay, outcome) in [(10, transient()), (10, refused()), (60_000, Ok(3600))] {
+        let source = Scripted::new(0, 3600);
+        let mint = mint(&source);
+        text(&mint, &ask("a")).await.unwrap();
+        pass(3100).await;
+        source.next(delay, outcome.clone());
+        let token = mint.access(&ask("a"), WAIT).await.unwrap();
+        assert_eq!(token.value.expose(), "token 1", "{outcome:?}");
+        let left = token.expires.remaining(Now::read()).as_secs();
+        assert!((490..=500).contains(&left), "the true rest, not more: {left}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_ran_out_meanwhile_is_not_served_for_an_error() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    text(&mint, &ask("a")).await.unwrap();
+    pass(3599).await;
+    source.next(1500, transient());
+    assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_renewals_back_off() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    text(&mint, &ask("a")).await.unwrap();
+    pass(2800).await;
+    for _ in 0..1000 {
+        source.next(0, transient());
+    }
+    for _ in 0..1000 {
+        assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 1");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // 20 s of trying: pauses of 0.5, 1, 2, 4, 5, 5 .. s, each with a jitter of a half.
+    assert!((4..=14).contains(&source.calls()), "{}", source.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_remembered_for_seconds_and_dropped_by_a_new_login() {
+    let source = Scripted::new(10, 3600);
+    let mint = mint(&source);
+    source.next(10, refused());
+    for _ in 0..50 {
+        let outcome = text(&mint, &ask("a")).await;
+        assert!(
+            matches!(&outcome, Err(MintFailure::Refused(why)) if &**why == "log in again"),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(source.calls(), 1);
+    source.reload.lock().unwrap().push_back(Reloaded::Renewed);
+    assert_eq!(mint.reload(), Reloaded::Renewed);
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+
+    source.next(10, refused());
+    assert!(text(&mint, &ask("b")).await.is_err());
+    pass(5).await;
+    assert_eq!(text(&mint, &ask("b")).await.unwrap(), "token 4", "also without a reload, a little later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_account_drops_the_cache_and_what_is_under_way() {
+    let source = Scripted::new(100, 3600);
+    let mint = mint(&source);
+    assert_eq!(text(&mint, &ask("cached")).await.unwrap(), "token 1");
+    let waiter = {
+        let mint = mint.clone();
+        #[expect(clippy::disallowed_methods, reason = "the test looks at the outcome")]
+        tokio::spawn(async move { text(&mint, &ask("waiting")).await })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    source.reload.lock().unwrap().push_back(Reloaded::OtherAccount);
+    assert_eq!(mint.reload(), Reloaded::OtherAccount);
+    assert!(mint.cached(&ask("cached")).is_none());
+    assert_eq!(waiter.await.unwrap().unwrap(), "token 3", "token 2 was the old account's");
+    assert_eq!(text(&mint, &ask("waiting")).await.unwrap(), "token 3", "and it was not cached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_account_never_stands_in_for_a_slow_new_one() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    text(&mint, &ask("a")).await.unwrap();
+    pass(3100).await;
+    source.next(60_000, Ok(3600));
+    source.next(60_000, Ok(3600));
+    let request = ask("a");
+    let (outcome, ()) = tokio::join!(mint.access(&request, WAIT), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        mint.forget_all();
+    });
+    assert!(matches!(outcome, Err(MintFailure::Slow)), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_is_forgotten_with_its_flight() {
+    let source = Scripted::new(100, 3600);
+    let mint = mint(&source);
+    let own = AccessRequest { holder: Some(container("a")), ..ask("x") };
+    let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
+    let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
+    assert!(one.is_ok() && two.is_ok());
+    mint.forget_holder(&container("a"));
+    assert!(mint.cached(&own).is_none() && mint.cached(&other).is_some());
+
+    let (landed, ()) = tokio::join!(text(&mint, &own), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        mint.forget_holder(&container("a"));
+    });
+    assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
+    assert!(mint.cached(&own).is_none(), "but nothing of a dead container comes back");
+    assert_eq!(source.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn id_tokens_are_reused_for_four_minutes() {
+    let source = Scripted::new(1, 3600);
+    let mint = mint(&source);
+    let value = async |audience: &str| {
+        mint.identity(&id_ask(audience), WAIT).await.map(|token| token.value.expose().clone())
+    };
+    assert_eq!(value("a").await.unwrap(), "token 1");
+    assert_eq!(value("b").await.unwrap(), "token 2");
+    pass(238).await;
+    assert_eq!(value("a").await.unwrap(), "token 1");
+    pass(3).await;
+    assert_eq!(value("a").await.unwrap(), "token 3");
+    pass(250).await;
+    source.next(1, transient());
+    assert_eq!(value("a").await.unwrap(), "token 3", "still valid: better than an error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cache_is_bounded_and_the_oldest_make_room() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    for number in 0..ENTRIES + 100 {
+        mint.identity(&id_ask(&number.to_string()), WAIT).await.unwrap();
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    assert_eq!(mint.identity.len(), ENTRIES);
+    let calls = source.calls();
+    mint.identity(&id_ask(&(ENTRIES + 99).to_string()), WAIT).await.unwrap();
+    assert_eq!(source.calls(), calls, "the newest is still there");
+    mint.identity(&id_ask("0"), WAIT).await.unwrap();
+    assert_eq!(source.calls(), calls + 1, "the oldest is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_came_expired_is_an_error() {
+    let source = Scripted::new(0, 3600);
+    source.next(0, Ok(0));
+    let mint = mint(&source);
+    assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waking_up_forgets_failures_and_connections() {
+    let source = Scripted::new(0, 3600);
+    source.next(0, transient());
+    let mint = mint(&source);
+    assert!(text(&mint, &ask("a")).await.is_err());
+    mint.woke();
+    assert_eq!(source.reconnects.load(Ordering::Relaxed), 1);
+    assert!(text(&mint, &ask("a")).await.is_ok());
+}
+
+#[derive(Debug)]
+struct Panicking;
+
+impl Source for Panicking {
+    fn principal(&self) -> Principal {
+        Principal::default()
+    }
+    fn access_token<'a>(&'a self, _: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(async { panic!("on purpose") })
+    }
+    fn identity_token<'a>(
+        &'a self,
+        _: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
+        Box::pin(async { panic!("on purpose") })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_upstream_is_an_answer_and_the_key_lives_on() {
+    let mint = Mint::new(Arc::new(Panicking), Tasks::new());
+    for _ in 0..3 {
+        assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+    }
+}
