@@ -2,6 +2,10 @@
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
 //! host. No key file, mount or socket enters a container.
 
+pub mod cli;
+pub mod config;
+pub mod failure;
+pub mod kfp;
 pub mod observe;
 pub mod policy;
 pub mod process;

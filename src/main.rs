@@ -1,1 +1,89 @@
-fn main() {}
+//! Parse, resolve, dispatch, exit code. Nothing else.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use kfp_creds::cli::{Cli, Command, ConfigCommand};
+use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::failure::{Ended, Failure};
+
+fn main() -> ExitCode {
+    let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => surroundings().and_then(|around| dispatch(cli.command, &around)),
+        Err(said) if !said.use_stderr() => said.print().map(|()| Ended::Done).map_err(lost),
+        Err(said) => Err(Failure::Usage(said.to_string())),
+    };
+    if let Err(failure) = &outcome {
+        for line in failure.to_string().lines() {
+            // A terminal that is gone must not change the exit code.
+            let _ = writeln!(std::io::stderr(), "kfp-creds: {line}");
+        }
+    }
+    ExitCode::from(exit_code(run, &outcome))
+}
+
+/// The one place that reads the process's environment.
+fn surroundings() -> Result<Surroundings, Failure> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let cwd = std::env::current_dir();
+    let cwd =
+        cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
+    Ok(Surroundings { env: std::env::vars_os().filter_map(text).collect(), cwd })
+}
+
+fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
+    match command {
+        Command::Config { command } => configure(command, around),
+        Command::Run { shared, .. } | Command::Serve { shared, .. } | Command::Check { shared } => {
+            let _config = config::resolve(&shared.into(), around).map_err(bad_config)?;
+            Err(Failure::Bug("this command is not wired yet".into()))
+        }
+        Command::Relay { .. } => Err(Failure::Bug("this command is not wired yet".into())),
+    }
+}
+
+fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Failure> {
+    let text = match command {
+        ConfigCommand::Init { file } => {
+            let path = config::init(file.as_deref(), around).map_err(bad_config)?;
+            format!("wrote {}\n", path.display())
+        }
+        ConfigCommand::Check { shared } => {
+            config::resolve(&shared.into(), around).map_err(bad_config)?.summary()
+        }
+        ConfigCommand::Trust { file } => {
+            let flags = Overrides { config: file, ..Overrides::default() };
+            config::trust(&flags, around).map_err(bad_config)?.to_string()
+        }
+    };
+    std::io::stdout().write_all(text.as_bytes()).map(|()| Ended::Done).map_err(lost)
+}
+
+fn bad_config(problems: config::Problems) -> Failure {
+    Failure::Config(problems.to_string())
+}
+
+fn lost(error: std::io::Error) -> Failure {
+    Failure::NotPermitted(format!("stdout cannot be written: {error}"))
+}
+
+/// `run` keeps the codes below 125 for its child, as `docker run` does; the rest are those of sysexits.h.
+fn exit_code(run: bool, outcome: &Result<Ended, Failure>) -> u8 {
+    let own = |code| if run { 125 } else { code };
+    match outcome {
+        Ok(Ended::Done) => 0,
+        Ok(Ended::Child(code)) => *code,
+        Err(Failure::Usage(_)) => own(64),
+        Err(Failure::NoCredential(_)) => own(66),
+        Err(Failure::Engine(_)) => own(69),
+        Err(Failure::Bug(_)) => own(70),
+        Err(Failure::NotPermitted(_)) => own(77),
+        Err(Failure::Config(_)) => own(78),
+        Err(Failure::CannotExecute(_)) => 126,
+        Err(Failure::NotFound(_)) => 127,
+    }
+}
