@@ -3,8 +3,10 @@
 //! host. No key file, mount or socket enters a container.
 
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod docker;
+pub mod failure;
 pub mod kfp;
 pub mod lifecycle;
 pub mod metadata;

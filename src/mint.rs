@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
 use crate::process::Tasks;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Reloaded, Source, SourceError};
-use crate::token::{AccessToken, Deadline, IdentityToken, Now};
 use crate::token::Scopes;
+use crate::token::{AccessToken, Deadline, IdentityToken, Now};
 use crate::workload::{ContainerId, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh at up to 360 s before the end and

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::docker::image::Relay;
 use crate::config::Pool;
+use crate::docker::image::Relay;
 use crate::docker::network::{Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, Error};
@@ -69,7 +69,8 @@ impl Session {
         let (network, pool) = network(&engine, wanted, voice).await?;
         let taken = engine.addresses_on(&network.id).await?;
         let relay_name = format!("kfp-creds-relay-{}", wanted.session);
-        let session = Self { relay: pool.relay(), engine, network, pool, taken, image, image_name, relay_name };
+        let session =
+            Self { relay: pool.relay(), engine, network, pool, taken, image, image_name, relay_name };
         match session.start_relay().await {
             Ok(tunnel) => Ok((session, tunnel)),
             Err(error) => {
@@ -129,7 +130,10 @@ impl Session {
     pub async fn wait_ready(&self, server: &Server) -> Result<(), Error> {
         let ready = tokio::time::timeout(READY_WITHIN, server.probed()).await;
         ready.map_err(|_| {
-            Error::Broken("wait for the relay", format!("no probe came through in {} s", READY_WITHIN.as_secs()))
+            Error::Broken(
+                "wait for the relay",
+                format!("no probe came through in {} s", READY_WITHIN.as_secs()),
+            )
         })
     }
 

@@ -69,7 +69,10 @@ async fn look_at_network(engine: &Engine, config: &Config) -> Result<String, Fai
         }
         Err(error) if error.is_overlap() => {
             let owner = engine.owner_of(config.pool).await.unwrap_or_else(|| "something else".into());
-            Ok(format!("{owner} holds {}: sessions get another address, which PHP clients do not find", config.pool))
+            Ok(format!(
+                "{owner} holds {}: sessions get another address, which PHP clients do not find",
+                config.pool
+            ))
         }
         Err(error) => Err(error.into()),
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::broken;
-use crate::failure::Failure;
 use crate::config::{Config, SourceChoice, Surroundings};
+use crate::failure::Failure;
 use crate::metadata::View;
 use crate::mint::{Mint, MintFailure};
 use crate::observe::Voice;
@@ -37,7 +37,12 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn open(config: &Config, around: &Surroundings, tasks: &Tasks, voice: &Voice) -> Result<Self, Failure> {
+    pub(super) fn open(
+        config: &Config,
+        around: &Surroundings,
+        tasks: &Tasks,
+        voice: &Voice,
+    ) -> Result<Self, Failure> {
         let mut keys = None;
         let source: Arc<dyn Source> = match &config.source {
             SourceChoice::Offline => {
@@ -119,7 +124,11 @@ fn no_credential(error: SourceError) -> Failure {
     Failure::NoCredential(error.to_string())
 }
 
-fn application_default(config: &Config, file: Option<PathBuf>, around: &Surroundings) -> Result<Google, Failure> {
+fn application_default(
+    config: &Config,
+    file: Option<PathBuf>,
+    around: &Surroundings,
+) -> Result<Google, Failure> {
     let variable = |name| around.variable(name).map(PathBuf::from);
     let place = Where {
         google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
@@ -163,7 +172,8 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
                 voice.notice("the credential file holds another account now: earlier tokens were dropped");
             }
             Reloaded::Broken(why) => {
-                voice.notice(format!("the credential file is not usable ({why}); the old login stays in use"));
+                voice
+                    .notice(format!("the credential file is not usable ({why}); the old login stays in use"));
             }
         }
     }

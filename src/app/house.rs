@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 
 use super::broken;
 use super::host::Host;
-use crate::failure::Failure;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
 use crate::docker::proxy::{self, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
 use crate::docker::relay::{NAMES, Tunnel};
+use crate::failure::Failure;
 use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
@@ -67,7 +67,12 @@ impl House {
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         let (writer, reader, questions) = registry::new();
-        let server = Server::new(reader, host.mint.clone(), host.views(config, Some(session.relay.to_string())), session.relay);
+        let server = Server::new(
+            reader,
+            host.mint.clone(),
+            host.views(config, Some(session.relay.to_string())),
+            session.relay,
+        );
         let lifecycle = Lifecycle::new(
             session.engine.clone(),
             session.network.clone(),
@@ -120,7 +125,13 @@ impl House {
         Ok(house)
     }
 
-    fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, reserved: Reserved, failing: mpsc::Sender<Failure>) {
+    fn keep_relay(
+        &self,
+        server: Arc<Server>,
+        tunnel: Tunnel,
+        reserved: Reserved,
+        failing: mpsc::Sender<Failure>,
+    ) {
         let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
         self.tasks.spawn("relay", async move {
             let name = session.relay_name.clone();
@@ -157,7 +168,8 @@ impl House {
 
     /// Stops the containers that run now, while the command may still be ending.
     pub(super) fn begin_stop(&self) {
-        let (lifecycle, engine, voice) = (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone());
+        let (lifecycle, engine, voice) =
+            (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone());
         self.tasks.spawn("stop", async move { stop_containers(&lifecycle, &engine, &voice).await });
     }
 
@@ -224,7 +236,9 @@ fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
 
 fn session_id() -> Result<String, Failure> {
     let mut bytes = [0_u8; 4];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
     Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }
 

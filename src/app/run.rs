@@ -7,12 +7,17 @@ use std::time::Duration;
 use super::broken;
 use super::child::{self, GRACE, Signals};
 use super::house::House;
-use crate::failure::{Ended, Failure};
 use crate::config::{Config, Surroundings};
+use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
 
 /// Runs `command` with its Docker calls going through us; the answer is its exit code.
-pub async fn run(config: &Config, around: &Surroundings, command: &[OsString], voice: Voice) -> Result<Ended, Failure> {
+pub async fn run(
+    config: &Config,
+    around: &Surroundings,
+    command: &[OsString],
+    voice: Voice,
+) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let mut house = tokio::select! {
         opened = House::open(config, around, "run", voice.clone()) => opened?,

@@ -12,8 +12,8 @@ use super::broken;
 use super::child::Signals;
 use super::host::Host;
 use super::house::House;
-use crate::failure::{Ended, Failure};
 use crate::config::{Config, Surroundings};
+use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::registry;
@@ -21,7 +21,12 @@ use crate::secret::Secret;
 use crate::server::Server;
 
 /// Prints the line that puts a shell into the session, and stays. `print` writes to stdout.
-pub async fn serve(config: &Config, around: &Surroundings, voice: Voice, print: impl Fn(&str)) -> Result<Ended, Failure> {
+pub async fn serve(
+    config: &Config,
+    around: &Surroundings,
+    voice: Voice,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let mut house = House::open(config, around, "serve", voice.clone()).await?;
     print(&format!("export DOCKER_HOST=unix://{}", house.socket.display()));
@@ -48,7 +53,9 @@ pub async fn listen(
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     if !at.ip().is_loopback() {
-        return Err(Failure::Config(format!("{at} is not a loopback address: tokens would be served to the network")));
+        return Err(Failure::Config(format!(
+            "{at} is not a loopback address: tokens would be served to the network"
+        )));
     }
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let identity = config.policy.default.clone().ok_or_else(|| {
@@ -61,7 +68,12 @@ pub async fn listen(
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };
     let (_writer, reader, _questions) = registry::new();
-    let server = Server::new(reader, host.mint.clone(), host.views(config, Some(at.to_string())), std::net::Ipv4Addr::UNSPECIFIED);
+    let server = Server::new(
+        reader,
+        host.mint.clone(),
+        host.views(config, Some(at.to_string())),
+        std::net::Ipv4Addr::UNSPECIFIED,
+    );
     let place = match &capability {
         Some(capability) => format!("{at}/{}", capability.expose()),
         None => at.to_string(),
@@ -82,6 +94,8 @@ pub async fn listen(
 
 fn capability() -> Result<Secret<String>, Failure> {
     let mut bytes = [0_u8; 24];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
     Ok(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
 }

@@ -14,10 +14,8 @@ use std::path::{Path, PathBuf};
 use bollard::Docker;
 use bollard::errors::Error as BollardError;
 use bollard::query_parameters::{
-    InspectContainerOptions, RemoveContainerOptionsBuilder,
-    StopContainerOptionsBuilder,
+    InspectContainerOptions, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
-
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);

@@ -151,7 +151,8 @@ impl Lifecycle {
     async fn attach(&self, grant: Grant) -> Result<Ipv4Addr, String> {
         let container = grant.container.clone();
         let address = self.take_address()?;
-        if let Err(error) = self.engine.connect_container(&self.network.id, container.as_str(), address).await {
+        if let Err(error) = self.engine.connect_container(&self.network.id, container.as_str(), address).await
+        {
             self.state().addresses.give_back(address);
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
@@ -176,8 +177,7 @@ impl Lifecycle {
         let mut state = self.state();
         let lease = state.writer.admit(address, grant.clone());
         state.attached += 1;
-        let tenant =
-            Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
+        let tenant = Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
         state.tenants.insert(tenant.grant.container.clone(), tenant);
     }
 
@@ -359,7 +359,8 @@ impl Lifecycle {
     /// Containers that have an address, with what they are, for the end of a session.
     pub fn tenants(&self) -> Vec<(ContainerId, Arc<Task>, bool)> {
         let state = self.state();
-        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone(), t.lease.is_some() && t.started);
+        let row =
+            |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone(), t.lease.is_some() && t.started);
         state.tenants.values().map(row).collect()
     }
 
@@ -374,11 +375,7 @@ impl Lifecycle {
         }
         let now = Now::read();
         state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
-        Summary {
-            attached: state.attached,
-            cut_off: state.cut_off,
-            outstanding: state.outstanding.clone(),
-        }
+        Summary { attached: state.attached, cut_off: state.cut_off, outstanding: state.outstanding.clone() }
     }
 
     /// Takes a stopped container off our network, which is about to go: connected to a network that does

@@ -30,7 +30,8 @@ pub async fn serve(listener: TcpListener, keys: String, tasks: Tasks) {
                 let answer = answer(&request, &keys);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let serving =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 () = stop.cancelled() => {}
                 _ = serving => {}

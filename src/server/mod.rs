@@ -110,17 +110,25 @@ impl Server {
         }
     }
 
-    async fn from_tunnel(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, CutOff> {
+    async fn from_tunnel(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, CutOff> {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
         // Only the relay can write on the tunnel, and it sets this itself: the one thing that is trusted.
-        let from = headers.remove(relay::CALLER).and_then(|from| from.to_str().ok()?.parse::<Ipv4Addr>().ok());
+        let from =
+            headers.remove(relay::CALLER).and_then(|from| from.to_str().ok()?.parse::<Ipv4Addr>().ok());
         let host = headers.remove(relay::HOST);
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
-            Some(from) => self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?,
-            None => respond(metadata::failure_reply(Failure::UnknownCaller, "the relay did not say who called")),
+            Some(from) => {
+                self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?
+            }
+            None => {
+                respond(metadata::failure_reply(Failure::UnknownCaller, "the relay did not say who called"))
+            }
         };
         if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
             // HTTP/2 has no such header; the relay puts it back.
@@ -205,7 +213,8 @@ impl Server {
             return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
         };
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
-            let why = format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
+            let why =
+                format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
             return metadata::failure_reply(Failure::IdentityRefused, &why);
         }
         let request = IdentityRequest {
@@ -303,7 +312,9 @@ impl Server {
             None => target,
             Some(capability) => match under(capability, target) {
                 Some(rest) => rest,
-                None => return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path"))),
+                None => {
+                    return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path")));
+                }
             },
         };
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());

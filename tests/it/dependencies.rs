@@ -2,7 +2,6 @@
 //! print secrets, no crate twice without a reason.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Command;
 
 /// Twice on purpose, each with its reason.

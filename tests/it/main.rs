@@ -1,6 +1,7 @@
 //! One test binary: what is tested through the outside of the program, and what holds for the whole tree.
 
 mod architecture;
+mod config;
 mod dependencies;
 mod golden_metadata;
 

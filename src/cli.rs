@@ -1,0 +1,189 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Overrides;
+
+/// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
+#[derive(Debug, Parser)]
+#[command(name = "kfp-creds", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a command whose containers get credentials; its exit code is passed on
+    #[command(after_help = RUN_CODES)]
+    Run {
+        #[command(flatten)]
+        shared: Shared,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Does the same for what you start yourself, until stopped; prints the line to paste
+    #[command(after_help = CODES)]
+    Serve {
+        #[command(flatten)]
+        shared: Shared,
+        /// Serves programs without Docker at this loopback address; needs no engine
+        #[arg(long, value_name = "ADDR", value_parser = loopback)]
+        listen: Option<SocketAddr>,
+        /// Serves whoever can connect to ADDR, without the secret path
+        #[arg(long, requires = "listen")]
+        open: bool,
+    },
+    /// Says whether run would work: engine, rights, network, credential, one token minted
+    #[command(after_help = CODES)]
+    Check {
+        #[command(flatten)]
+        shared: Shared,
+    },
+    /// Writes, checks or trusts a config file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Carries requests from the metadata network to its stdout; started by kfp-creds in a container
+    #[command(hide = true)]
+    Relay {
+        /// The address that the relay has on the network
+        at: Ipv4Addr,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Writes a commented starter; never over an existing file
+    Init {
+        /// Where to write it [default: kfp-creds.toml]
+        file: Option<PathBuf>,
+    },
+    /// Prints all that is wrong with the config, or what it comes to
+    Check {
+        #[command(flatten)]
+        shared: Shared,
+    },
+    /// Lets a project's file, as it is now, name endpoints and credential files; read it first
+    Trust {
+        /// The file to trust [default: the one that counts here]
+        file: Option<PathBuf>,
+    },
+}
+
+/// What `run`, `serve` and `check` have in common; it wins over environment and file.
+#[derive(Args, Debug, Default)]
+pub struct Shared {
+    /// Signs tokens with a key made now, which no cloud accepts: for demos, tests, emulators
+    #[arg(long, conflicts_with_all = ["credentials_file", "impersonate"])]
+    offline: bool,
+    /// Uses this credential file instead of the one that Google's libraries would find
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// Makes containers this service account instead of you
+    #[arg(long, value_name = "SA")]
+    impersonate: Option<String>,
+    /// Tells containers this project id
+    #[arg(long, value_name = "ID")]
+    project: Option<String>,
+    /// Reads this config file and no other
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Gives the default identity to every container, not only to kfp tasks
+    #[arg(long)]
+    all: bool,
+    /// Leaves containers running at the end, without credentials
+    #[arg(long)]
+    keep: bool,
+    /// Prints only what needs a person
+    #[arg(long, conflicts_with = "json")]
+    quiet: bool,
+    /// Prints one JSON object per line
+    #[arg(long)]
+    json: bool,
+    /// Logs more; up to -vvv
+    #[arg(short, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl From<Shared> for Overrides {
+    fn from(shared: Shared) -> Self {
+        let Shared {
+            offline,
+            credentials_file,
+            impersonate,
+            project,
+            config,
+            all,
+            keep,
+            quiet,
+            json,
+            verbose,
+        } = shared;
+        Self { config, offline, credentials_file, impersonate, project, all, keep, quiet, json, verbose }
+    }
+}
+
+const RUN_CODES: &str = "\
+Exit codes: that of the command, 128 + n where signal n ended it; 125 kfp-creds failed before the
+command ran; 126 the command cannot be executed; 127 it was not found.";
+
+const CODES: &str = "\
+Exit codes: 64 usage, 66 no usable credential, 69 engine not reachable, 70 bug, 77 not permitted,
+78 bad config.";
+
+/// Whoever reaches the address gets tokens, so it is one that only this machine reaches.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "has to be IP:PORT, such as 127.0.0.1:8174")?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("has to be a loopback address: whoever reaches it gets tokens".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_keeps_its_own_flags() {
+        for line in ["run --all -- python x.py --all -v", "run --all python x.py --all -v"] {
+            let cli = Cli::try_parse_from(["kfp-creds"].into_iter().chain(line.split(' '))).unwrap();
+            let Command::Run { shared, command } = cli.command else { panic!("{line}") };
+            assert_eq!(command, ["python", "x.py", "--all", "-v"]);
+            assert!(shared.all && shared.verbose == 0);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "run",
+            "run --",
+            "run --no-such-flag -- true",
+            "serve --open",
+            "serve --listen 0.0.0.0:8174",
+            "serve --listen 8174",
+            "check --quiet --json",
+            "check --offline --impersonate a@b",
+            "config",
+        ] {
+            let parsed = Cli::try_parse_from(["kfp-creds"].into_iter().chain(line.split(' ')));
+            assert!(parsed.is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! What values mean: from [`RawConfig`] to [`Config`], with every problem said at once.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::{Host, Url};
+use wildmatch::WildMatch;
+
+use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawRule};
+use super::read::{Layers, one_line};
+use super::{Config, Endpoints, Pool, Problems, SourceChoice, Surroundings, engine};
+use crate::observe;
+use crate::policy::{Policy, Rule};
+use crate::token::{CLOUD_PLATFORM, Scopes};
+use crate::workload::Identity;
+
+const POOL: Pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
+const ZONE: &str = "us-central1-a";
+/// Google's limits for one custom metadata value and its name.
+const LONGEST_VALUE: usize = 256 << 10;
+const LONGEST_NAME: usize = 128;
+
+pub(super) fn resolve(
+    mut layers: Layers,
+    base: &Path,
+    around: &Surroundings,
+    form: observe::Form,
+    file: Option<PathBuf>,
+) -> Result<Config, Problems> {
+    if !layers.problems.is_empty() {
+        return Err(Problems(layers.problems));
+    }
+    let raw = match RawConfig::deserialize_from(std::mem::take(&mut layers.table)) {
+        Ok(raw) => raw,
+        Err(problem) => return Err(problem.into()),
+    };
+    let say = &mut layers;
+    let impersonate = judged(say, "impersonate", raw.impersonate, account);
+    let identities = identities(say, raw.identity, impersonate.as_deref());
+    let policy = Policy {
+        rules: rules(say, raw.rule, &identities),
+        default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
+        all: raw.all.unwrap_or_default(),
+    };
+    let config = Config {
+        source: source(say, raw.credentials, raw.credentials_file, base, around),
+        impersonate,
+        project: judged(say, "project", raw.project, project),
+        numeric_project: numeric(say, raw.numeric_project),
+        email: judged(say, "email", raw.email, account),
+        quota_project: judged(say, "quota_project", raw.quota_project, project),
+        zone: zone(say, raw.zone, raw.region),
+        instance_attributes: attributes(say, "attributes", raw.attributes),
+        project_attributes: attributes(say, "project_attributes", raw.project_attributes),
+        endpoints: endpoints(say, raw.endpoints),
+        policy,
+        identities,
+        keep: raw.keep.unwrap_or_default(),
+        pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
+        engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
+        form,
+        log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
+        file,
+    };
+    if layers.problems.is_empty() { Ok(config) } else { Err(Problems(layers.problems)) }
+}
+
+impl RawConfig {
+    fn deserialize_from(table: toml::Table) -> Result<Self, String> {
+        table.try_into().map_err(|error: toml::de::Error| one_line(error.message()))
+    }
+}
+
+/// Keeps a value that `check` accepts; says what is wrong with another.
+fn judged(
+    say: &mut Layers,
+    path: &str,
+    value: Option<String>,
+    check: impl Fn(&str) -> Result<(), String>,
+) -> Option<String> {
+    judged_as(say, path, value, |text| check(text).map(|()| text.to_owned()))
+}
+
+fn judged_as<T>(
+    say: &mut Layers,
+    path: &str,
+    value: Option<String>,
+    check: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    let value = value?;
+    match check(&value) {
+        Ok(good) => Some(good),
+        Err(what) => {
+            say.problem(path, format_args!("\"{}\" {what}", one_line(&value)));
+            None
+        }
+    }
+}
+
+fn source(
+    say: &mut Layers,
+    credentials: Option<String>,
+    file: Option<String>,
+    base: &Path,
+    around: &Surroundings,
+) -> SourceChoice {
+    match credentials.as_deref() {
+        None | Some("adc") => {}
+        Some("offline") if file.is_some() => {
+            say.problem("credentials_file", "offline takes no credential file")
+        }
+        Some("offline") => return SourceChoice::Offline,
+        Some(other) => {
+            let other = one_line(other);
+            say.problem("credentials", format_args!("\"{other}\" has to be \"adc\" or \"offline\""));
+        }
+    }
+    let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
+        (None, _) if file.is_empty() => {
+            say.problem("credentials_file", "is empty; leave it out to use what Google's libraries find");
+            None
+        }
+        (Some(rest), Some(home)) => Some(home.join(rest)),
+        _ => Some(base.join(file)),
+    });
+    SourceChoice::Adc { file }
+}
+
+fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {
+    let number = number?;
+    match u64::try_from(number) {
+        Ok(number) if number > 0 => Some(number),
+        _ => {
+            say.problem("numeric_project", format_args!("{number} has to be 1 or more"));
+            None
+        }
+    }
+}
+
+fn zone(say: &mut Layers, zone: Option<String>, region: Option<String>) -> String {
+    if zone.is_some() && region.is_some() {
+        say.problem("region", "zone is given too; say one of them");
+    }
+    let region = judged(say, "region", region, place).map(|region| format!("{region}-1"));
+    judged(say, "zone", zone, place).or(region).unwrap_or_else(|| ZONE.into())
+}
+
+fn attributes(say: &mut Layers, table: &str, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    for (name, value) in &all {
+        let path = format!("{table}.{name}");
+        if !is_name(name, LONGEST_NAME) {
+            say.problem(&path, "a name has letters, digits, - and _, at most 128");
+        }
+        if value.len() > LONGEST_VALUE {
+            say.problem(&path, "the value is larger than 256 KiB");
+        }
+    }
+    all
+}
+
+fn endpoints(say: &mut Layers, raw: RawEndpoints) -> Endpoints {
+    let base = |text: &str| {
+        let text = address(text)?;
+        let path = text.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
+        if path { Err("has to be a base URL, without a path".into()) } else { Ok(text) }
+    };
+    Endpoints {
+        token: judged_as(say, "endpoints.token", raw.token, address),
+        iam_credentials: judged_as(say, "endpoints.iam_credentials", raw.iam_credentials, base),
+        sts: judged_as(say, "endpoints.sts", raw.sts, address),
+        universe: judged(say, "endpoints.universe", raw.universe, universe),
+    }
+}
+
+fn identities(
+    say: &mut Layers,
+    mut raw: BTreeMap<String, RawIdentity>,
+    impersonate: Option<&str>,
+) -> BTreeMap<String, Arc<Identity>> {
+    raw.entry("default".into()).or_default();
+    let mut all = BTreeMap::new();
+    for (name, raw) in raw {
+        let path = |key: &str| format!("identity.{name}.{key}");
+        if name == "none" || !is_name(&name, 63) {
+            let what = "a name has letters, digits, - and _, at most 63, and is not none";
+            say.problem(&format!("identity.{name}"), what);
+        }
+        if name == "default" && raw.service_account.is_some() {
+            say.problem(&path("service_account"), "say impersonate instead, which flags can change");
+        }
+        let own = judged(say, &path("service_account"), raw.service_account, account);
+        let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
+        let identity = Identity {
+            service_account: own.or_else(|| impersonate.map(String::from)),
+            scopes: scopes(say, &path("scopes"), raw.scopes),
+            audiences: audiences(say, &path("audiences"), raw.audiences),
+            lifetime: lifetime.unwrap_or(Duration::from_secs(3600)),
+            isolate: raw.isolate,
+            strict: raw.strict,
+            name: name.clone(),
+        };
+        all.insert(name, Arc::new(identity));
+    }
+    all
+}
+
+fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
+    let Some(given) = given else { return Scopes::parse(CLOUD_PLATFORM) };
+    if given.is_empty() {
+        say.problem(path, "has to hold at least one scope; leave it out for cloud-platform");
+    }
+    for scope in &given {
+        // RFC 6749 section 3.3: a scope is printable ASCII without blank, quote and backslash; the comma
+        // separates scopes in the metadata protocol.
+        let token = scope.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\,".contains(&b));
+        let known = scope.starts_with("https://") || ["openid", "email", "profile"].contains(&scope.as_str());
+        if !token || !known {
+            let shown = one_line(scope);
+            say.problem(
+                path,
+                format_args!("\"{shown}\" has to be a whole scope, such as \"{CLOUD_PLATFORM}\""),
+            );
+        }
+    }
+    given.iter().map(String::as_str).collect()
+}
+
+fn audiences(say: &mut Layers, path: &str, given: Vec<String>) -> Vec<String> {
+    for audience in &given {
+        if audience.is_empty() || audience.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            say.problem(
+                path,
+                format_args!("\"{}\" has to be one audience, without blanks", one_line(audience)),
+            );
+        }
+    }
+    given
+}
+
+fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &BTreeMap<String, Arc<Identity>>) -> Vec<Rule> {
+    let mut all = Vec::new();
+    for (index, raw) in raw.into_iter().enumerate() {
+        let path = |key: &str| format!("rule[{}].{key}", index + 1);
+        let rule = format!("rule[{}]", index + 1);
+        let mut pattern = |key: &str, given: Option<String>| {
+            let given = given?;
+            if given.is_empty() {
+                say.problem(&path(key), "is empty; leave it out to match any");
+            }
+            Some(WildMatch::new(&given))
+        };
+        let [pipeline, component, image] =
+            [("pipeline", raw.pipeline), ("component", raw.component), ("image", raw.image)]
+                .map(|(key, given)| pattern(key, given));
+        if pipeline.is_none() && component.is_none() && image.is_none() {
+            say.problem(
+                &rule,
+                "needs a pipeline, component or image; for everything there is default and all",
+            );
+        }
+        let identity = match raw.identity {
+            Some(name) => named(say, &path("identity"), &name, identities),
+            None => {
+                say.problem(&rule, "needs an identity: the name of one, or \"none\"");
+                None
+            }
+        };
+        all.push(Rule { pipeline, component, image, identity });
+    }
+    all
+}
+
+/// The identity of this name; the word `none` is no identity.
+fn named(
+    say: &mut Layers,
+    path: &str,
+    name: &str,
+    identities: &BTreeMap<String, Arc<Identity>>,
+) -> Option<Arc<Identity>> {
+    let found = identities.get(name).cloned();
+    if found.is_none() && name != "none" {
+        let known = identities.keys().map(|name| one_line(name)).collect::<Vec<_>>().join(", ");
+        say.problem(
+            path,
+            format_args!("there is no identity \"{}\"; there are: none, {known}", one_line(name)),
+        );
+    }
+    found
+}
+
+fn is_name(text: &str, longest: usize) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=longest).contains(&text.len()) && text.bytes().all(good)
+}
+
+/// It becomes part of a URL path upstream and of JSON for containers.
+fn account(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_+@".contains(&b);
+    let two = text.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains('@'));
+    if two && text.len() <= 254 && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be an e-mail".into())
+    }
+}
+
+/// Project ids, also the old ones with a domain (`example.com:name`).
+fn project(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:".contains(&b);
+    let whole = text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63;
+    if whole && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be a project id: lower-case letters, digits and hyphens, a letter first".into())
+    }
+}
+
+fn place(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=63).contains(&text.len()) && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be lower-case letters, digits and hyphens".into())
+    }
+}
+
+fn universe(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    if text.contains('.') && text.len() <= 253 && text.bytes().all(good) && !text.contains("..") {
+        Ok(())
+    } else {
+        Err("has to be a domain, such as \"googleapis.com\"".into())
+    }
+}
+
+/// A place that keys and tokens are sent to: never in the clear, except within this machine.
+fn address(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let loopback = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        _ => return Err("has to be an https URL, or http on loopback".into()),
+    }
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
+        return Err("has to be a URL without user, query and fragment".into());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let form = || String::from("has to be a time such as \"30m\", \"3600s\" or \"12h\"");
+    let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(form)?;
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(form()),
+    };
+    let digits = number.bytes().all(|b| b.is_ascii_digit());
+    let number = number.parse::<u64>().ok().filter(|_| digits).ok_or_else(form)?;
+    match number.checked_mul(unit) {
+        Some(seconds @ 600..=43_200) => Ok(Duration::from_secs(seconds)),
+        _ => Err("has to be from 600 s to 12 h".into()),
+    }
+}
+
+fn pool(text: &str) -> Result<Pool, String> {
+    let form = || String::from("has to be a network such as \"169.254.168.0/22\"");
+    let (network, prefix) = text.split_once('/').ok_or_else(form)?;
+    let network: Ipv4Addr = network.parse().map_err(|_| form())?;
+    let prefix: u8 = prefix.parse().map_err(|_| form())?;
+    if !(16..=28).contains(&prefix) {
+        return Err("has to be from /16 to /28".into());
+    }
+    if !network.is_link_local() && !network.is_private() {
+        return Err("has to be link-local or private".into());
+    }
+    let first = network.to_bits() & (u32::MAX << (32 - prefix));
+    if first != network.to_bits() {
+        return Err(format!("has host bits set; the network is {}/{prefix}", Ipv4Addr::from_bits(first)));
+    }
+    Ok(Pool { network, prefix })
+}
+
+/// A first look; the log itself ignores what it cannot read.
+fn log(text: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |text: &str| LEVELS.contains(&text.to_ascii_lowercase().as_str());
+    let good = |part: &str| part.rsplit_once('=').map_or(level(part), |(_, last)| level(last));
+    if text.split(',').all(|part| good(part.trim())) {
+        Ok(())
+    } else {
+        Err("has to be a level (off, error, warn, info, debug, trace) or a list of target=level".into())
+    }
+}

@@ -1,0 +1,216 @@
+//! Which Docker engine: `engine` of the config, `DOCKER_HOST`, `DOCKER_CONTEXT`, the current context, the
+//! usual sockets, in this order, as the docker command line goes about it.
+//!
+//! What works so far is an engine of this machine, on a unix socket. Everything else is refused in one line.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Surroundings;
+use super::find::digest_of;
+use super::read::one_line;
+
+/// The engine's socket; it exists and is a socket, which is not to say that somebody listens.
+/// `chosen` is [`super::Config::engine`]. The error is one line for the terminal.
+pub fn endpoint(chosen: Option<&str>, around: &Surroundings) -> Result<PathBuf, String> {
+    if let Some(host) = chosen {
+        return socket_of("engine", host);
+    }
+    if let Some(host) = around.variable("DOCKER_HOST") {
+        return socket_of("DOCKER_HOST", host);
+    }
+    match context(around)? {
+        Some((name, from)) => socket_of(&format!("docker context {name} ({from})"), &host_of(&name, around)?),
+        None => usual(around),
+    }
+}
+
+/// The path of `unix:///path`. The error completes the sentence `"tcp://…" …`.
+pub(super) fn unix_path(host: &str) -> Result<PathBuf, String> {
+    let (scheme, rest) = match host.split_once("://") {
+        Some(parts) => parts,
+        None if host.starts_with('/') => return Err(format!("has to be written unix://{host}")),
+        None => return Err("has to be unix:///path: only an engine of this machine works so far".into()),
+    };
+    match scheme {
+        "unix" | "http+unix" if rest.starts_with('/') => Ok(rest.into()),
+        "unix" | "http+unix" => Err("has to name an absolute path, unix:///path".into()),
+        "tcp" | "http" | "https" | "ssh" => Err(format!(
+            "is an engine at the other end of {scheme}; only an engine of this machine, on a unix socket, works \
+             so far"
+        )),
+        "npipe" => Err("is Docker for Windows; only Linux works so far (inside WSL, too)".into()),
+        "fd" => Err("is for the engine itself; say unix:///path".into()),
+        _ => Err("has to be unix:///path".into()),
+    }
+}
+
+/// `from` says where `host` was read.
+fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
+    // An address may carry a user and a password: only its scheme is repeated.
+    let shown = match host.split_once("://") {
+        Some((scheme, _)) if !scheme.ends_with("unix") => format!("{scheme}://…"),
+        _ => host.to_owned(),
+    };
+    let path = unix_path(host).map_err(|what| format!("{from}: \"{}\" {what}", one_line(&shown)))?;
+    match look(&path) {
+        Look::Socket => Ok(path),
+        Look::Podman => Err(format!("{from}: {}: {PODMAN}", path.display())),
+        Look::Missing => Err(format!("{from}: {}: no such socket; is the engine running?", path.display())),
+        Look::Other(what) => Err(format!("{from}: {}: {what}", path.display())),
+    }
+}
+
+const PODMAN: &str =
+    "is Podman's socket, which does not work so far; start Docker or point DOCKER_HOST at it";
+
+enum Look {
+    Socket,
+    Podman,
+    Missing,
+    Other(String),
+}
+
+fn look(path: &Path) -> Look {
+    match fs::metadata(path) {
+        // podman-docker puts a link to its own socket where Docker's would be.
+        Ok(about) if about.file_type().is_socket() => match path.canonicalize() {
+            Ok(real) if real.file_name().is_some_and(|name| name.to_string_lossy().contains("podman")) => {
+                Look::Podman
+            }
+            _ => Look::Socket,
+        },
+        Ok(_) => Look::Other("is not a socket".into()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Look::Missing
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Look::Other("not permitted; are you in the group docker?".into())
+        }
+        Err(error) => Look::Other(format!("cannot be reached: {error}")),
+    }
+}
+
+fn configuration(around: &Surroundings) -> Option<PathBuf> {
+    let named = around.variable("DOCKER_CONFIG").map(|path| around.cwd.join(path));
+    named.or_else(|| Some(around.home()?.join(".docker")))
+}
+
+/// The context in use and where it is said; `default` is the engine of the usual sockets, not a context.
+fn context(around: &Surroundings) -> Result<Option<(String, String)>, String> {
+    if let Some(name) = around.variable("DOCKER_CONTEXT") {
+        return Ok((name != "default").then(|| (name.to_owned(), "DOCKER_CONTEXT".into())));
+    }
+    let Some(file) = configuration(around).map(|directory| directory.join("config.json")) else {
+        return Ok(None);
+    };
+    let Some(settings) = json(&file)? else { return Ok(None) };
+    let name = settings.get("currentContext").and_then(Value::as_str).unwrap_or_default();
+    Ok((!matches!(name, "" | "default")).then(|| (name.to_owned(), file.display().to_string())))
+}
+
+/// `Endpoints.docker.Host` of a context: docker names the directory by the SHA-256 of the context's name.
+fn host_of(name: &str, around: &Surroundings) -> Result<String, String> {
+    let missing =
+        || format!("docker context {}: there is no such context; see: docker context ls", one_line(name));
+    let directory = configuration(around).ok_or_else(missing)?.join("contexts/meta");
+    let meta = json(&directory.join(digest_of(name.as_bytes())).join("meta.json"))?.ok_or_else(missing)?;
+    let host = meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str).filter(|host| !host.is_empty());
+    host.map(String::from)
+        .ok_or_else(|| format!("docker context {}: names no docker endpoint", one_line(name)))
+}
+
+fn json(file: &Path) -> Result<Option<Value>, String> {
+    match fs::read(file) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(format!("{}: is not JSON (line {})", file.display(), error.line())),
+        },
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(format!("{}: cannot be read: {error}", file.display())),
+    }
+}
+
+/// The first of the usual sockets that is there.
+fn usual(around: &Surroundings) -> Result<PathBuf, String> {
+    let home = |path: &str| around.home().map(|home| home.join(path));
+    let runtime = |path: &str| around.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
+    let places = [
+        Some("/var/run/docker.sock".into()),
+        home(".docker/run/docker.sock"),
+        home(".colima/default/docker.sock"),
+        runtime("docker.sock"),
+    ];
+    first(
+        places.into_iter().flatten(),
+        [runtime("podman/podman.sock"), Some("/run/podman/podman.sock".into())],
+    )
+}
+
+fn first(
+    docker: impl Iterator<Item = PathBuf>,
+    podman: impl IntoIterator<Item = Option<PathBuf>>,
+) -> Result<PathBuf, String> {
+    let mut looked = Vec::new();
+    let mut refused = None;
+    for path in docker {
+        match look(&path) {
+            Look::Socket => return Ok(path),
+            Look::Missing => {}
+            Look::Podman => refused = refused.or_else(|| Some(format!("{}: {PODMAN}", path.display()))),
+            Look::Other(what) => refused = refused.or_else(|| Some(format!("{}: {what}", path.display()))),
+        }
+        looked.push(path.display().to_string());
+    }
+    let podman =
+        || podman.into_iter().flatten().find(|path| matches!(look(path), Look::Socket | Look::Podman));
+    match refused.or_else(|| podman().map(|path| format!("{}: {PODMAN}", path.display()))) {
+        Some(refused) => Err(refused),
+        None => Err(format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn the_usual_places_in_order_and_what_they_are() {
+        let at = tempdir();
+        let path = |name: &str| at.join(name);
+        let _podman = UnixListener::bind(path("podman.sock")).unwrap();
+        let podman = || [Some(path("podman.sock"))];
+        let none = first([path("a.sock"), path("b.sock")].into_iter(), [None]).unwrap_err();
+        let places = format!("{} and {}", path("a.sock").display(), path("b.sock").display());
+        assert_eq!(
+            none,
+            format!(
+                "no Docker engine found at {}; start it, or set DOCKER_HOST",
+                places.replace(" and ", ", ")
+            )
+        );
+        let only = first([path("a.sock")].into_iter(), podman()).unwrap_err();
+        assert_eq!(only, format!("{}: {PODMAN}", path("podman.sock").display()));
+        std::os::unix::fs::symlink(path("podman.sock"), path("link.sock")).unwrap();
+        let linked = first([path("link.sock")].into_iter(), [None]).unwrap_err();
+        assert_eq!(linked, format!("{}: {PODMAN}", path("link.sock").display()));
+        let _docker = UnixListener::bind(path("b.sock")).unwrap();
+        let found = first([path("a.sock"), path("link.sock"), path("b.sock")].into_iter(), podman());
+        assert_eq!(found, Ok(path("b.sock")));
+        fs::remove_dir_all(at).unwrap();
+    }
+
+    fn tempdir() -> PathBuf {
+        let at = std::env::temp_dir().join(format!("kfp-creds-engine-{}", std::process::id()));
+        fs::create_dir(&at).unwrap();
+        at
+    }
+}

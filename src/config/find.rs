@@ -1,0 +1,214 @@
+//! Where the config file is, and how far it is trusted.
+//!
+//! A file that was found in a project came with somebody's repository. It may choose among identities, but
+//! it may not say where credentials are read from or sent to until the user has read and trusted its
+//! content (design decision 23). Trust is a line of the user's own state file: the SHA-256 of the content
+//! and the path; another content or another place is not trusted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::Surroundings;
+use super::read::Guarded;
+
+/// The name of a project's file.
+pub const FILE: &str = "kfp-creds.toml";
+
+/// A config is read whole, before anything else: larger is a mistake.
+const LARGEST: u64 = 1 << 20;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    /// Named by the user, or in the user's own directory.
+    Own,
+    /// The nearest ancestor of the working directory.
+    Project,
+}
+
+/// A config file as it was at one moment: what is judged is what is parsed.
+#[derive(Debug)]
+pub(super) struct Located {
+    pub path: PathBuf,
+    pub text: String,
+    found: Found,
+    /// Who else can write it, if anybody can.
+    exposed: Option<&'static str>,
+}
+
+/// The file that counts: the named one, else the nearest ancestor's, else the user's.
+pub(super) fn locate(named: Option<&Path>, around: &Surroundings) -> Result<Option<Located>, String> {
+    if let Some(path) = named {
+        let path = around.cwd.join(path);
+        return match read(&path, Found::Own)? {
+            None => Err(format!("{}: no such file", path.display())),
+            some => Ok(some),
+        };
+    }
+    for directory in around.cwd.ancestors() {
+        if let Some(located) = read(&directory.join(FILE), Found::Project)? {
+            return Ok(Some(located));
+        }
+    }
+    match user_directory(around, "XDG_CONFIG_HOME", ".config") {
+        Some(directory) => read(&directory.join("config.toml"), Found::Own),
+        None => Ok(None),
+    }
+}
+
+fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
+    let failed = |error: io::Error| format!("{}: cannot be read: {error}", path.display());
+    // Opening a pipe that somebody left there must not wait for a writer.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let about = file.metadata().map_err(failed)?;
+    if !about.is_file() {
+        return Err(format!("{}: is not a file", path.display()));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(format!("{}: is larger than 1 MiB", path.display()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
+    let us = rustix::process::geteuid().as_raw();
+    let exposed = exposure(about.mode(), about.uid(), us);
+    Ok(Some(Located { path: path.to_owned(), text, found, exposed }))
+}
+
+/// Who else can write a file with this mode and owner.
+fn exposure(mode: u32, owner: u32, us: u32) -> Option<&'static str> {
+    match () {
+        () if mode & 0o002 != 0 => Some("everybody can write it"),
+        () if owner != us && owner != 0 => Some("it belongs to another user"),
+        () => None,
+    }
+}
+
+impl Located {
+    /// Why this file may not say `guarded`, or nothing if it may.
+    pub(super) fn objection(&self, guarded: &[Guarded], around: &Surroundings) -> Result<(), String> {
+        if guarded.is_empty() {
+            return Ok(());
+        }
+        let names = guarded.iter().map(|one| format!("`{}` (line {})", one.key, one.line));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let path = self.path.display();
+        if let Some(why) = self.exposed {
+            return Err(format!("{path}: {names} cannot be taken from it: {why}; chmod or chown it"));
+        }
+        if self.found == Found::Own || Trusted::open(around)?.holds(self) {
+            return Ok(());
+        }
+        Err(format!(
+            "{path}: {names} counts in a project's file only once you trust it; read it, then run: \
+             kfp-creds config trust"
+        ))
+    }
+
+    pub(super) fn exposed(&self) -> Option<&'static str> {
+        self.exposed
+    }
+
+    /// The line of the state file. The path is resolved, so that a link elsewhere is another place.
+    fn record(&self) -> Result<String, String> {
+        let path = self.path.canonicalize();
+        let path = path.map_err(|error| format!("{}: cannot be resolved: {error}", self.path.display()))?;
+        match path.to_str() {
+            Some(text) if !text.contains('\n') => Ok(format!("{} {text}", digest_of(self.text.as_bytes()))),
+            _ => Err(format!("{}: a path that is not plain text cannot be trusted", self.path.display())),
+        }
+    }
+}
+
+/// The user's list of trusted contents, `$XDG_STATE_HOME/kfp-creds/trusted`, one `SHA256 PATH` a line.
+#[derive(Debug)]
+pub(super) struct Trusted {
+    file: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Trusted {
+    pub(super) fn open(around: &Surroundings) -> Result<Self, String> {
+        let directory = user_directory(around, "XDG_STATE_HOME", ".local/state");
+        let directory = directory.ok_or("HOME is not set, so there is no list of trusted files")?;
+        let file = directory.join("trusted");
+        let lines = match read(&file, Found::Own)? {
+            None => Vec::new(),
+            Some(Located { exposed: Some(why), .. }) => {
+                return Err(format!("{}: {why}, so it proves nothing; remove it", file.display()));
+            }
+            Some(located) => located.text.lines().map(String::from).collect(),
+        };
+        Ok(Self { file, lines })
+    }
+
+    fn holds(&self, located: &Located) -> bool {
+        located.record().is_ok_and(|record| self.lines.contains(&record))
+    }
+
+    /// Adds this content, in the place of an older one at the same path.
+    pub(super) fn add(&mut self, located: &Located) -> Result<(), String> {
+        let record = located.record()?;
+        let path = |line: &str| line.split_once(' ').map(|(_, path)| path.to_owned());
+        self.lines.retain(|line| path(line) != path(&record));
+        self.lines.push(record);
+        self.write().map_err(|error| format!("{}: cannot be written: {error}", self.file.display()))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        if let Some(directory) = self.file.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // Written beside and renamed, so that a reader sees the old list or the new one.
+        let beside = self.file.with_extension(format!("new-{}", std::process::id()));
+        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let written =
+            file.write_all((self.lines.join("\n") + "\n").as_bytes()).and_then(|()| file.sync_all());
+        match written.and_then(|()| fs::rename(&beside, &self.file)) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let _ = fs::remove_file(&beside);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// SHA-256 in lower-case hex.
+pub(super) fn digest_of(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `$VARIABLE/kfp-creds`, or `~/FALLBACK/kfp-creds`. A relative value counts as unset (XDG base directories).
+fn user_directory(around: &Surroundings, variable: &str, fallback: &str) -> Option<PathBuf> {
+    let named = around.variable(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = named.or_else(|| Some(around.home()?.join(fallback)))?;
+    Some(base.join("kfp-creds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_else_can_write() {
+        for (mode, owner, us, exposed) in [
+            (0o100_644, 1000, 1000, false),
+            (0o100_664, 1000, 1000, false),
+            (0o100_644, 0, 1000, false),
+            (0o100_646, 1000, 1000, true),
+            (0o100_644, 1001, 1000, true),
+            (0o100_600, 1001, 0, true),
+        ] {
+            assert_eq!(exposure(mode, owner, us).is_some(), exposed, "{mode:o} {owner} {us}");
+        }
+    }
+}

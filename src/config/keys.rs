@@ -1,0 +1,260 @@
+//! Every key of the config, in one place: the shape that is read and the table that documents it.
+//!
+//! `docs/CONFIG.md` is [`reference`]; tests hold the table, the shape and the document together.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::Deserialize;
+
+/// The config as it is written, after flags and environment were laid over the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawConfig {
+    pub credentials: Option<String>,
+    pub credentials_file: Option<String>,
+    pub impersonate: Option<String>,
+    pub project: Option<String>,
+    pub numeric_project: Option<i64>,
+    pub email: Option<String>,
+    pub quota_project: Option<String>,
+    pub zone: Option<String>,
+    pub region: Option<String>,
+    pub default: Option<String>,
+    pub all: Option<bool>,
+    pub keep: Option<bool>,
+    pub engine: Option<String>,
+    pub log: Option<String>,
+    pub network: RawNetwork,
+    pub endpoints: RawEndpoints,
+    pub attributes: BTreeMap<String, String>,
+    pub project_attributes: BTreeMap<String, String>,
+    pub identity: BTreeMap<String, RawIdentity>,
+    pub rule: Vec<RawRule>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawNetwork {
+    pub pool: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawEndpoints {
+    pub token: Option<String>,
+    pub iam_credentials: Option<String>,
+    pub sts: Option<String>,
+    pub universe: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawIdentity {
+    pub service_account: Option<String>,
+    pub scopes: Option<Vec<String>>,
+    pub audiences: Vec<String>,
+    pub lifetime: Option<String>,
+    pub isolate: bool,
+    pub strict: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawRule {
+    pub pipeline: Option<String>,
+    pub component: Option<String>,
+    pub image: Option<String>,
+    pub identity: Option<String>,
+}
+
+/// What a value has to look like before its meaning is judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    Text,
+    Flag,
+    Number,
+    List,
+}
+
+impl Kind {
+    /// In the words of an error message.
+    pub(super) fn wanted(self) -> &'static str {
+        match self {
+            Kind::Text => "a string in quotes",
+            Kind::Flag => "true or false",
+            Kind::Number => "a whole number",
+            Kind::List => "a list of strings",
+        }
+    }
+}
+
+/// One key. In `path`, `*` stands for a name of the user's choice and `rule[]` for each `[[rule]]`.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub path: &'static str,
+    pub kind: Kind,
+    pub variable: Option<&'static str>,
+    pub flag: Option<&'static str>,
+    /// A file found in a project may only say it once its content is trusted (design decision 23).
+    pub guarded: bool,
+    pub default: &'static str,
+    pub says: &'static str,
+}
+
+const fn key(path: &'static str, kind: Kind, default: &'static str, says: &'static str) -> Key {
+    Key { path, kind, variable: None, flag: None, guarded: false, default, says }
+}
+
+impl Key {
+    const fn variable(self, name: &'static str) -> Self {
+        Self { variable: Some(name), ..self }
+    }
+
+    const fn flag(self, name: &'static str) -> Self {
+        Self { flag: Some(name), ..self }
+    }
+
+    const fn guarded(self) -> Self {
+        Self { guarded: true, ..self }
+    }
+}
+
+/// All keys, in the order of the document.
+#[rustfmt::skip]
+pub(super) const KEYS: &[Key] = &[
+    key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
+        .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
+    key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
+        .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
+    key("impersonate", Kind::Text, "nobody", "The service account that stands in for the own account, in every identity that names none.")
+        .variable("KFP_CREDS_IMPERSONATE").flag("--impersonate"),
+    key("project", Kind::Text, "what the credential says", "The project id that containers are told.")
+        .variable("KFP_CREDS_PROJECT").flag("--project"),
+    key("numeric_project", Kind::Number, "a stand-in", "The project's number, 1 or more.")
+        .variable("KFP_CREDS_NUMERIC_PROJECT"),
+    key("email", Kind::Text, "what the credential says", "The e-mail of the own account that containers are told.")
+        .variable("KFP_CREDS_EMAIL"),
+    key("quota_project", Kind::Text, "what the credential says", "The project that is charged for quota (`GOOGLE_CLOUD_QUOTA_PROJECT`).")
+        .variable("KFP_CREDS_QUOTA_PROJECT"),
+    key("zone", Kind::Text, "`\"us-central1-a\"`", "The zone that containers are told.")
+        .variable("KFP_CREDS_ZONE"),
+    key("region", Kind::Text, "that of the zone", "Short for the zone `REGION-1`, as serverless runtimes say it; not together with `zone`.")
+        .variable("KFP_CREDS_REGION"),
+    key("default", Kind::Text, "`\"default\"`", "The identity of containers that no rule names: the name of one, or `\"none\"`.")
+        .variable("KFP_CREDS_DEFAULT"),
+    key("all", Kind::Flag, "`false`", "The default identity is for every container, not for kfp tasks alone.")
+        .variable("KFP_CREDS_ALL").flag("--all"),
+    key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` are left running, without an identity.")
+        .variable("KFP_CREDS_KEEP").flag("--keep"),
+    key("engine", Kind::Text, "`DOCKER_HOST`, the docker context, the usual sockets", "The Docker engine, as `unix:///path`; wins over `DOCKER_HOST`.")
+        .variable("KFP_CREDS_ENGINE").guarded(),
+    key("log", Kind::Text, "`\"warn\"`", "What the diagnostic log shows: a level, or directives such as `\"info,kfp_creds=debug\"`.")
+        .variable("KFP_CREDS_LOG").flag("-v"),
+    key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
+        .variable("KFP_CREDS_POOL"),
+    key("endpoints.token", Kind::Text, "what the credential says", "The whole URL of the OAuth token endpoint. `https`, or `http` on loopback.")
+        .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
+    key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
+        .variable("KFP_CREDS_ENDPOINT_IAM_CREDENTIALS").guarded(),
+    key("endpoints.sts", Kind::Text, "`https://sts.UNIVERSE/v1/token`", "The whole URL of the security token service.")
+        .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
+    key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
+        .variable("KFP_CREDS_UNIVERSE").guarded(),
+    key("attributes.*", Kind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
+    key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
+    key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
+    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one."),
+    key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
+    key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
+    key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
+    key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
+    key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
+    key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
+    key("rule[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("rule[].identity", Kind::Text, "must be given", "What a container gets that matches all patterns of the rule: the name of an identity, or `\"none\"`. The first rule that matches decides."),
+];
+
+/// The text of `docs/CONFIG.md`.
+pub fn reference() -> String {
+    let mut text = String::from(HEAD);
+    for key in KEYS {
+        let mut from = Vec::from_iter(key.flag.map(|flag| format!("`{flag}`")));
+        from.extend(key.variable.map(|name| format!("`{name}`")));
+        let mark = if key.guarded { " †" } else { "" };
+        let path = key.path.replace("*", "NAME");
+        let _ = writeln!(
+            text,
+            "| `{path}`{mark} | {} | {} | {} | {} |",
+            key.kind.wanted(),
+            key.default,
+            if from.is_empty() { "-".into() } else { from.join(" ") },
+            key.says,
+        );
+    }
+    text.push_str(FOOT);
+    text
+}
+
+const HEAD: &str = "\
+# Configuration
+
+Made from `src/config/keys.rs` by `cargo test`; do not edit by hand.
+
+One file is used: `--config FILE` or `KFP_CREDS_CONFIG`, else the nearest `kfp-creds.toml` in the working
+directory or above it, else `$XDG_CONFIG_HOME/kfp-creds/config.toml` (`~/.config` where that is unset).
+Flags win over the environment, the environment wins over the file, the file wins over the defaults. The
+pairs `credentials`/`credentials_file` and `zone`/`region` are replaced as a pair. An empty variable counts
+as unset. `kfp-creds config init` writes a starter, `kfp-creds config check` says everything that is wrong.
+
+| key | value | default | flag, variable | what it does |
+|---|---|---|---|---|
+";
+
+const FOOT: &str = "
+† A file that was found in a project may say this only after `kfp-creds config trust`, which holds for the
+file's present content. Nobody may say it in a file that other users can write.
+
+An identity named `default` always exists; `[identity.default]` changes it. `none` is not a name. Names of
+identities: letters, digits, `-`, `_`, at most 63.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What serde says it would have accepted at `place`: the fields of the shape, from the shape itself.
+    fn fields(place: &str) -> Vec<String> {
+        let error = toml::from_str::<RawConfig>(&format!("{place}\n\"no such key\" = 1\n")).unwrap_err();
+        let (_, expected) = error.message().split_once("expected ").unwrap();
+        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_table_holds_exactly_the_keys_of_the_shape() {
+        let tables = ["network", "endpoints", "identity", "rule", "attributes", "project_attributes"];
+        let mut shape: Vec<String> = fields("");
+        shape.retain(|field| !tables.contains(&field.as_str()));
+        for (header, prefix) in [
+            ("[network]", "network."),
+            ("[endpoints]", "endpoints."),
+            ("[identity.a]", "identity.*."),
+            ("[[rule]]", "rule[]."),
+        ] {
+            shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
+        }
+        shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
+        let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
+        table.sort_unstable();
+        shape.sort_unstable();
+        assert_eq!(table, shape);
+    }
+
+    #[test]
+    fn whatever_names_a_place_or_a_file_is_guarded() {
+        for key in KEYS {
+            let named = ["endpoints.", "engine", "credentials_file"].iter().any(|p| key.path.starts_with(p));
+            assert_eq!(key.guarded, named, "{}", key.path);
+        }
+    }
+}

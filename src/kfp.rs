@@ -1,0 +1,185 @@
+//! Which task of `kfp.local` a create request is for.
+//!
+//! `kfp.local` says so nowhere; it follows from what its `DockerRunner` always does (read and run, kfp 2.7
+//! to 2.17): it binds the pipeline root at its own path, from 2.15 on a workspace at `/kfp-workspace`, and
+//! passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`. Names of rules and
+//! messages come from here. They are hints that pipeline code wrote, and no proof of anything.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::workload::Task;
+
+/// `kfp.local` binds one root. More are looked at, for the user's own mounts, but not thousands: the command
+/// is scanned for each.
+const MOST_ROOTS: usize = 16;
+
+/// Reads the body of a create request; `name` is its `?name=`. Untyped on purpose: clients leave keys out,
+/// write null for them, and the engine is who refuses wrong types. Never fails: what is not understood is
+/// absent. Of labels only the request's own count; an image cannot speak here.
+///
+/// A container component names its task only by the paths in its command. Where these point at several
+/// tasks (its inputs do, too) the component stays unknown rather than guessed.
+pub fn task(body: &Value, name: Option<&str>) -> Task {
+    let binds = strings(body.pointer("/HostConfig/Binds"));
+    let roots: Vec<&str> = binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).collect();
+    let workspace = binds.iter().any(|bind| without_mode(bind).ends_with(":/kfp-workspace"));
+    let command = strings(body.get("Cmd"));
+    let input = executor_input(&command);
+    let place = match &input {
+        Some(input) => input
+            .pointer("/outputs/outputFile")
+            .and_then(Value::as_str)
+            .and_then(|path| roots.iter().find_map(|root| Place::of(path, root))),
+        None => scanned(&command, &roots),
+    };
+    let rooted = !roots.is_empty() && (input.is_some() || place.is_some());
+    let function = input.and(argument(&command, "--function_to_execute").next()).filter(|name| is_name(name));
+    let place = place.unwrap_or_default();
+    Task {
+        kfp: workspace || rooted,
+        pipeline: place.pipeline,
+        run: place.run,
+        component: place.component,
+        function: function.map(String::from),
+        iteration: place.iteration,
+        image: body.get("Image").and_then(Value::as_str).unwrap_or_default().into(),
+        name: name.filter(|name| !name.is_empty()).map(String::from),
+        labels: labels(body.get("Labels")),
+    }
+}
+
+/// Where in a run a path points.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+struct Place {
+    pipeline: Option<String>,
+    run: Option<String>,
+    iteration: Option<String>,
+    component: Option<String>,
+}
+
+impl Place {
+    /// `ROOT/PIPELINE-TIMESTAMP/[ITERATION/…]COMPONENT/FILE`, with the separator of the root's system.
+    fn of(path: &str, root: &str) -> Option<Self> {
+        let separator = if is_windows(root) { '\\' } else { '/' };
+        let rest = path.strip_prefix(root.trim_end_matches(separator))?.strip_prefix(separator)?;
+        let parts: Vec<&str> = rest.split(separator).collect();
+        let [directory, middle @ .., component, _file] = parts.as_slice() else { return None };
+        let (pipeline, run) = run_of(directory)?;
+        if !parts.iter().all(|part| is_name(part)) {
+            return None;
+        }
+        Some(Self {
+            pipeline: Some(pipeline.into()),
+            run: Some(run.into()),
+            iteration: (!middle.is_empty()).then(|| middle.join("/")),
+            component: Some((*component).into()),
+        })
+    }
+}
+
+/// `my-etl-2026-11-23-06-04-22-567757` → `my-etl` and the time stamp.
+fn run_of(directory: &str) -> Option<(&str, &str)> {
+    const FORM: &[u8] = b"-0000-00-00-00-00-00-000000";
+    let at = directory.len().checked_sub(FORM.len()).filter(|at| *at > 0)?;
+    let like = |(byte, form): (&u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == form };
+    let stamp = &directory.as_bytes()[at..];
+    // All of the stamp is ASCII, so both cuts fall between characters.
+    stamp.iter().zip(FORM).all(like).then(|| (&directory[..at], &directory[at + 1..]))
+}
+
+/// A file name that can stand for something: not empty, not a step, no longer than file systems allow.
+fn is_name(part: &str) -> bool {
+    !matches!(part, "" | "." | "..") && part.len() <= 255 && !part.contains('\0')
+}
+
+/// The place that the paths in a command agree on; its component only if they agree on that, too.
+fn scanned(command: &[&str], roots: &[&str]) -> Option<Place> {
+    let mut places: BTreeSet<Place> = BTreeSet::new();
+    for root in roots {
+        places.extend(command.iter().flat_map(|word| paths(word, root)).filter_map(|p| Place::of(p, root)));
+    }
+    let first = places.first()?.clone();
+    if places.len() == 1 {
+        return Some(first);
+    }
+    let same = places.iter().all(|place| (&place.pipeline, &place.run) == (&first.pipeline, &first.run));
+    same.then_some(Place { iteration: None, component: None, ..first })
+}
+
+/// The paths in `word` that begin with `root`. Goes on behind each, so that the time is linear in `word`.
+fn paths<'a>(word: &'a str, root: &str) -> impl Iterator<Item = &'a str> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let at = from + word[from..].find(root)?;
+            let rest = &word[at + root.len()..];
+            from = at + root.len() + rest.find(ends_path).unwrap_or(rest.len());
+            let before = &word[..at];
+            if before.ends_with("://")
+                || !before.ends_with(|c: char| c.is_alphanumeric() || "/\\._-".contains(c))
+            {
+                return Some(&word[at..from]);
+            }
+        }
+    })
+}
+
+/// Paths stand in shell lines, too.
+fn ends_path(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || "\"'`;,|&<>()${}*?".contains(c)
+}
+
+/// The first `--executor_input` that is a JSON object.
+fn executor_input(command: &[&str]) -> Option<Value> {
+    let parsed = argument(command, "--executor_input").filter_map(|text| serde_json::from_str(text).ok());
+    parsed.into_iter().find(Value::is_object)
+}
+
+/// The values of `FLAG VALUE` and `FLAG=VALUE`, wherever they stand.
+fn argument<'a>(command: &[&'a str], flag: &str) -> impl Iterator<Item = &'a str> {
+    command.iter().enumerate().filter_map(move |(at, word)| match word.strip_prefix(flag)? {
+        "" => command.get(at + 1).copied(),
+        rest => rest.strip_prefix('='),
+    })
+}
+
+/// The path that a bind maps to itself. Windows paths have colons, so the text is not split at them: a path
+/// bound to itself is the same text twice.
+fn root(bind: &str) -> Option<&str> {
+    let both = without_mode(bind);
+    let (source, destination) = both.split_at_checked(both.len() / 2)?;
+    let rooted = source.starts_with('/') || is_windows(source);
+    (rooted && source.len() > 1 && destination.strip_prefix(':') == Some(source)).then_some(source)
+}
+
+/// A bind without its `:rw`, `:ro,z` and the like.
+fn without_mode(bind: &str) -> &str {
+    match bind.rsplit_once(':') {
+        Some((rest, mode)) if mode.bytes().all(|b| b.is_ascii_alphabetic() || b == b',') => rest,
+        _ => bind,
+    }
+}
+
+fn is_windows(path: &str) -> bool {
+    path.starts_with("\\\\")
+        || matches!(path.as_bytes(), [drive, b':', b'\\', ..] if drive.is_ascii_alphabetic())
+}
+
+/// The strings of a list; a lone string is a list of one, as the engine takes it.
+fn strings(value: Option<&Value>) -> Vec<&str> {
+    match value {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn labels(value: Option<&Value>) -> std::collections::BTreeMap<String, String> {
+    let all = value.and_then(Value::as_object).into_iter().flatten();
+    all.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,505 @@
+//! The config as a user meets it: files, variables and flags in, a resolved config or messages out.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use kfp_creds::config::{self, Config, Overrides, SourceChoice, Surroundings, engine};
+use kfp_creds::observe::Form;
+use kfp_creds::policy::Decision;
+use kfp_creds::workload::Task;
+
+/// A directory of its own with `home` and `project` in it, removed at the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let at = std::env::temp_dir().join(format!("kfp-creds-it-config-{}-{number}", std::process::id()));
+        fs::create_dir_all(at.join("home")).unwrap();
+        fs::create_dir_all(at.join("project/deep/er")).unwrap();
+        Self(at.canonicalize().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        path
+    }
+
+    /// Started in `project/deep/er`.
+    fn around(&self, env: &[(&str, &str)]) -> Surroundings {
+        let own = [("HOME".to_string(), self.path("home").display().to_string())];
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        Surroundings { env: env.chain(own).collect(), cwd: self.path("project/deep/er") }
+    }
+
+    fn resolve(&self, env: &[(&str, &str)], flags: Overrides) -> Result<Config, String> {
+        config::resolve(&flags, &self.around(env)).map_err(|problems| self.plain(&problems.to_string()))
+    }
+
+    /// Messages without this directory's name.
+    fn plain(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.0.display()), "")
+    }
+
+    /// The program itself, in `project/deep/er`, with nothing but this environment.
+    fn program(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_kfp-creds"))
+            .args(arguments)
+            .env_clear()
+            .envs(self.around(&[]).env)
+            .current_dir(self.path("project/deep/er"))
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn flags() -> Overrides {
+    Overrides::default()
+}
+
+fn reject(place: &Place, env: &[(&str, &str)], flags: Overrides) -> String {
+    place.resolve(env, flags).map(|config| config.summary()).unwrap_err()
+}
+
+#[test]
+fn defaults_without_any_file() {
+    let config = Place::new().resolve(&[], flags()).unwrap();
+    assert_eq!(config.source, SourceChoice::Adc { file: None });
+    assert_eq!((config.file, config.project, config.engine), (None, None, None));
+    assert_eq!((config.zone.as_str(), config.log.as_str()), ("us-central1-a", "warn"));
+    assert_eq!(config.pool.to_string(), "169.254.168.0/22");
+    assert_eq!(config.form, Form::Text);
+    assert_eq!(config.identities.keys().collect::<Vec<_>>(), ["default"]);
+    let identity = config.policy.default.unwrap();
+    assert_eq!((identity.name.as_str(), &identity.service_account), ("default", &None));
+    assert_eq!(identity.scopes.to_string(), "https://www.googleapis.com/auth/cloud-platform");
+    assert_eq!(identity.lifetime, Duration::from_secs(3600));
+    assert!(!config.keep && !config.policy.all && config.policy.rules.is_empty());
+}
+
+#[test]
+fn the_nearest_file_counts_and_it_alone() {
+    let place = Place::new();
+    let project = || place.resolve(&[], flags()).unwrap().project;
+    place.write("home/.config/kfp-creds/config.toml", "project = \"user\"\nzone = \"z\"");
+    assert_eq!(project().as_deref(), Some("user"));
+    let elsewhere = place.path("xdg").display().to_string();
+    place.write("xdg/kfp-creds/config.toml", "project = \"xdg\"");
+    let config = place.resolve(&[("XDG_CONFIG_HOME", &elsewhere)], flags()).unwrap();
+    assert_eq!(config.project.as_deref(), Some("xdg"));
+    place.write("project/kfp-creds.toml", "project = \"ancestor\"");
+    assert_eq!(project().as_deref(), Some("ancestor"));
+    let near = place.write("project/deep/er/kfp-creds.toml", "project = \"near\"");
+    let config = place.resolve(&[], flags()).unwrap();
+    assert_eq!((config.project.as_deref(), config.zone.as_str()), (Some("near"), "us-central1-a"));
+    assert_eq!(config.file, Some(near));
+    place.write("other.toml", "project = \"named\"");
+    let named = |path: &str| Overrides { config: Some(path.into()), ..flags() };
+    assert_eq!(place.resolve(&[], named("../../../other.toml")).unwrap().project.as_deref(), Some("named"));
+    let variable = [("KFP_CREDS_CONFIG", "../../../other.toml")];
+    assert_eq!(place.resolve(&variable, flags()).unwrap().project.as_deref(), Some("named"));
+    let missing = reject(&place, &variable, named("none.toml"));
+    assert_eq!(missing, "project/deep/er/none.toml: no such file");
+}
+
+#[test]
+fn flags_win_over_variables_over_the_file() {
+    let place = Place::new();
+    place.write(
+        "project/kfp-creds.toml",
+        "project = \"file\"\nquota_project = \"file\"\nemail = \"file@x\"\nregion = \"europe-west4\"\n\
+         all = true\nlog = \"error\"\n[network]\npool = \"10.1.0.0/24\"\n",
+    );
+    let env = [
+        ("KFP_CREDS_PROJECT", "variable"),
+        ("KFP_CREDS_QUOTA_PROJECT", "variable"),
+        ("KFP_CREDS_EMAIL", ""),
+        ("KFP_CREDS_NUMERIC_PROJECT", "42"),
+        ("KFP_CREDS_ALL", "0"),
+        ("KFP_CREDS_KEEP", "true"),
+        ("KFP_CREDS_POOL", "192.168.7.16/28"),
+        ("KFP_CREDS_ENDPOINT_TOKEN", "http://127.0.0.1:5/token"),
+    ];
+    let said = Overrides { project: Some("flag".into()), verbose: 2, json: true, ..flags() };
+    let config = place.resolve(&env, said).unwrap();
+    assert_eq!(config.project.as_deref(), Some("flag"));
+    assert_eq!(config.quota_project.as_deref(), Some("variable"));
+    assert_eq!(config.email.as_deref(), Some("file@x"), "an empty variable is unset");
+    assert_eq!((config.numeric_project, config.keep, config.policy.all), (Some(42), true, false));
+    assert_eq!((config.zone.as_str(), config.log.as_str()), ("europe-west4-1", "debug"));
+    assert_eq!(config.pool.to_string(), "192.168.7.16/28");
+    assert_eq!(config.endpoints.token.as_deref(), Some("http://127.0.0.1:5/token"));
+    assert_eq!(config.form, Form::Json);
+    let zone = place.resolve(&[("KFP_CREDS_ZONE", "a-b")], flags()).unwrap().zone;
+    assert_eq!(zone, "a-b", "a zone above replaces a region below");
+}
+
+#[test]
+fn credentials_are_replaced_as_a_pair() {
+    let place = Place::new();
+    let own = "home/.config/kfp-creds/config.toml";
+    let source = |env: &[(&str, &str)], flags| place.resolve(env, flags).unwrap().source;
+    let adc = |path: PathBuf| SourceChoice::Adc { file: Some(path) };
+    let offline = || Overrides { offline: true, ..flags() };
+    place.write(own, "credentials_file = \"key.json\"");
+    assert_eq!(source(&[], flags()), adc(place.path("home/.config/kfp-creds/key.json")));
+    assert_eq!(source(&[], offline()), SourceChoice::Offline);
+    assert_eq!(source(&[("KFP_CREDS_CREDENTIALS", "offline")], flags()), SourceChoice::Offline);
+    assert_eq!(source(&[("KFP_CREDS_CREDENTIALS", "adc")], flags()), SourceChoice::Adc { file: None });
+    let variable = [("KFP_CREDS_CREDENTIALS_FILE", "key.json")];
+    assert_eq!(source(&variable, flags()), adc(place.path("project/deep/er/key.json")));
+    place.write(own, "credentials = \"offline\"");
+    let flag = Overrides { credentials_file: Some("/k/key.json".into()), ..flags() };
+    assert_eq!(source(&[], flag), adc("/k/key.json".into()));
+    place.write(own, "credentials_file = \"~/key.json\"");
+    assert_eq!(source(&[], flags()), adc(place.path("home/key.json")));
+}
+
+#[test]
+fn rules_choose_identities() {
+    let place = Place::new();
+    place.write("project/kfp-creds.toml", include_str!("../golden/config/good.toml"));
+    let config = place.resolve(&[], flags()).unwrap();
+    let named = |pipeline: &str, component: &str, image: &str| {
+        let task = Task {
+            kfp: true,
+            pipeline: Some(pipeline.into()),
+            component: Some(component.into()),
+            image: image.into(),
+            ..Task::default()
+        };
+        match config.policy.decide(&task) {
+            Decision::Attach(identity) => identity.name.clone(),
+            Decision::Pass(why) => why,
+        }
+    };
+    assert_eq!(named("etl-1", "load-2", "i"), "loader");
+    assert_eq!(named("etl-1", "x", "r.example/untrusted/i"), "rule 2 says none");
+    assert_eq!(named("etl-1", "x", "i"), "default");
+    let account = |name: &str| config.identities[name].service_account.as_deref();
+    assert_eq!(account("loader"), Some("loader@my-project.iam.gserviceaccount.com"));
+    assert_eq!(
+        account("reader"),
+        Some("all@my-project.iam.gserviceaccount.com"),
+        "impersonate is for the rest"
+    );
+    assert_eq!(account("default"), account("reader"));
+    assert_eq!(config.identities["loader"].lifetime, Duration::from_secs(1800));
+    assert_eq!(config.instance_attributes["team"], "a \"b\"\n");
+    let none = place.resolve(&[("KFP_CREDS_DEFAULT", "none")], flags()).unwrap();
+    assert!(none.policy.default.is_none());
+}
+
+#[test]
+fn golden_messages() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
+    let mut cases = 0;
+    for entry in fs::read_dir(&golden).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let place = Place::new();
+        place.write("config.toml", &fs::read_to_string(&path).unwrap());
+        let output = place.program(&["config", "check", "--config", "../../../config.toml"]);
+        let code = output.status.code().unwrap();
+        let said = if code == 0 { &output.stdout } else { &output.stderr };
+        let said = place.plain(&String::from_utf8_lossy(said)).replace("project/deep/er/../../../", "");
+        let expected = fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        assert_eq!(format!("exit code {code}\n{said}"), expected, "{}", path.display());
+        cases += 1;
+    }
+    assert!(cases > 15, "only {cases} cases found");
+}
+
+#[test]
+fn wrong_variables_and_flags_are_named() {
+    let place = Place::new();
+    let env = [
+        ("KFP_CREDS_PROJCET", "x"),
+        ("KFP_CREDS_ALL", "yes"),
+        ("KFP_CREDS_NUMERIC_PROJECT", "x"),
+        ("KFP_CREDS_SOMETHING_ELSE", "is somebody else's"),
+    ];
+    let expected = "KFP_CREDS_NUMERIC_PROJECT: \"x\" is not a whole number\n\
+                    KFP_CREDS_ALL: \"yes\" is not true or false\n\
+                    KFP_CREDS_PROJCET: not a variable that is known; did you mean KFP_CREDS_PROJECT?";
+    assert_eq!(reject(&place, &env, flags()), expected);
+    let said = Overrides { impersonate: Some("me".into()), project: Some("My Project".into()), ..flags() };
+    let expected = "KFP_CREDS_POOL: \"10.0.0.0/8\" has to be from /16 to /28\n\
+                    --impersonate: \"me\" has to be an e-mail\n\
+                    --project: \"My Project\" has to be a project id: lower-case letters, digits and hyphens, a letter \
+                    first";
+    let problems = reject(&place, &[("KFP_CREDS_POOL", "10.0.0.0/8")], said);
+    let mut problems: Vec<&str> = problems.lines().collect();
+    problems.sort_by_key(|line| line.starts_with("--"));
+    assert_eq!(problems.join("\n"), expected);
+}
+
+const GUARDED: &str = "project = \"p\"\ncredentials_file = \"key.json\"\nengine = \"unix:///x.sock\"\n\
+                       [endpoints]\ntoken = \"https://evil.example/token\"\nuniverse = \"evil.example\"\n";
+
+#[test]
+fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
+    let place = Place::new();
+    let file = place.write("project/kfp-creds.toml", GUARDED);
+    let refused = "project/kfp-creds.toml: `credentials_file` (line 2), `endpoints.token` (line 5), \
+                   `endpoints.universe` (line 6), `engine` (line 3) counts in a project's file only once you trust \
+                   it; read it, then run: kfp-creds config trust";
+    assert_eq!(reject(&place, &[], flags()), refused);
+    // Neither a variable nor a flag that says something else makes the file better.
+    let over = Overrides { offline: true, ..flags() };
+    assert_eq!(reject(&place, &[], over), refused);
+
+    let around = place.around(&[]);
+    let trust = config::trust(&flags(), &around).unwrap();
+    assert_eq!(
+        place.plain(&trust.to_string()),
+        "trusted project/kfp-creds.toml, as it is now\n  line 2: credentials_file = \"key.json\"\n  line 5: \
+         endpoints.token = \"https://evil.example/token\"\n  line 6: endpoints.universe = \"evil.example\"\n  line 3: \
+         engine = \"unix:///x.sock\"\n"
+    );
+    let config = place.resolve(&[], flags()).unwrap();
+    assert_eq!(config.endpoints.universe.as_deref(), Some("evil.example"));
+    assert_eq!(config.source, SourceChoice::Adc { file: Some(place.path("project/key.json")) });
+
+    // Another content is not trusted, nor is the same content in another place.
+    place.write("project/kfp-creds.toml", &GUARDED.replace("key.json", "other.json"));
+    assert_eq!(reject(&place, &[], flags()), refused);
+    place.write("project/kfp-creds.toml", GUARDED);
+    assert!(place.resolve(&[], flags()).is_ok());
+    place.write("project/deep/kfp-creds.toml", GUARDED);
+    assert_eq!(reject(&place, &[], flags()), refused.replace("project/", "project/deep/"));
+    fs::remove_file(place.path("project/deep/kfp-creds.toml")).unwrap();
+
+    // Trusting it again replaces its line; the list is the user's alone.
+    place.write("project/kfp-creds.toml", &format!("{GUARDED}\n"));
+    config::trust(&flags(), &around).unwrap();
+    let list = place.path("home/.local/state/kfp-creds/trusted");
+    let text = fs::read_to_string(&list).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    assert!(text.trim_end().ends_with(&format!(" {}", file.display())), "{text}");
+    assert_eq!(fs::metadata(&list).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(list.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(place.resolve(&[], flags()).is_ok());
+
+    // A list that others can write proves nothing.
+    fs::set_permissions(&list, fs::Permissions::from_mode(0o602)).unwrap();
+    let refused =
+        "home/.local/state/kfp-creds/trusted: everybody can write it, so it proves nothing; remove it";
+    assert_eq!(reject(&place, &[], flags()), refused);
+}
+
+#[test]
+fn the_users_own_files_need_no_trust_unless_others_can_write_them() {
+    let place = Place::new();
+    let own = place.write("home/.config/kfp-creds/config.toml", GUARDED);
+    assert!(place.resolve(&[], flags()).is_ok());
+    let project = place.write("project/kfp-creds.toml", GUARDED);
+    let named = || Overrides { config: Some(project.clone()), ..flags() };
+    assert!(place.resolve(&[], named()).is_ok());
+    let names = "`credentials_file` (line 2), `endpoints.token` (line 5), `endpoints.universe` (line 6), `engine` \
+                 (line 3) cannot be taken from it: everybody can write it; chmod or chown it";
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(&project, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(reject(&place, &[], named()), format!("project/kfp-creds.toml: {names}"));
+    let refused = config::trust(&flags(), &place.around(&[])).unwrap_err().to_string();
+    assert_eq!(
+        place.plain(&refused),
+        "project/kfp-creds.toml: everybody can write it, so it cannot be trusted; chmod or chown it"
+    );
+    fs::remove_file(&project).unwrap();
+    assert_eq!(reject(&place, &[], flags()), format!("home/.config/kfp-creds/config.toml: {names}"));
+    fs::write(&own, "project = \"fine\"").unwrap();
+    assert!(place.resolve(&[], flags()).is_ok(), "the other keys may be said by anybody");
+}
+
+#[test]
+fn odd_files_are_refused_and_not_skipped() {
+    let place = Place::new();
+    let file = place.path("project/kfp-creds.toml");
+    fs::create_dir(&file).unwrap();
+    assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not a file");
+    fs::remove_dir(&file).unwrap();
+    fs::write(&file, [0xff, 0xfe]).unwrap();
+    assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not UTF-8");
+    fs::write(&file, "#".repeat((1 << 20) + 1)).unwrap();
+    assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is larger than 1 MiB");
+    fs::remove_file(&file).unwrap();
+    // Opening a pipe for reading waits for a writer, if one lets it.
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not a file");
+    fs::remove_file(&file).unwrap();
+    let deep = format!("a = {}", "[".repeat(100_000));
+    fs::write(&file, deep).unwrap();
+    assert!(reject(&place, &[], flags()).starts_with("project/kfp-creds.toml:1:"));
+}
+
+#[test]
+fn init_check_and_trust_from_the_command_line() {
+    let place = Place::new();
+    let said = |arguments: &[&str]| {
+        let output = place.program(arguments);
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code().unwrap(), place.plain(&text))
+    };
+    let nothing = "kfp-creds: there is no kfp-creds.toml here or above; nothing to trust\n";
+    assert_eq!(said(&["config", "trust"]), (78, nothing.into()));
+    let wrote = (0, "wrote project/deep/er/kfp-creds.toml\n".to_string());
+    assert_eq!(said(&["config", "init"]), wrote);
+    let exists = "kfp-creds: project/deep/er/kfp-creds.toml: is already there and stays as it is\n";
+    assert_eq!(said(&["config", "init"]), (78, exists.into()));
+    assert_eq!(said(&["config", "check"]).0, 0, "the starter is a good config");
+
+    // And it is a good one with every line of it in effect.
+    let file = place.path("project/deep/er/kfp-creds.toml");
+    let starter = fs::read_to_string(&file).unwrap();
+    let lines = starter.lines().map(|line| match line.strip_prefix("# ") {
+        Some(key) if key.starts_with('[') || key.contains(" = ") => key,
+        _ => line,
+    });
+    fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let (code, summary) = said(&["config", "check"]);
+    assert_eq!(code, 0, "{summary}");
+    assert!(summary.contains("\nrule 2        image */untrusted/*: none\n"), "{summary}");
+
+    fs::write(&file, GUARDED).unwrap();
+    assert_eq!(said(&["config", "check"]).0, 78);
+    assert_eq!(said(&["config", "trust"]).0, 0);
+    assert_eq!(said(&["config", "check"]).0, 0);
+}
+
+#[test]
+fn exit_codes() {
+    let place = Place::new();
+    place.write("project/kfp-creds.toml", "projct = \"p\"");
+    let code = |arguments: &[&str]| place.program(arguments).status.code().unwrap();
+    for (arguments, expected) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["run", "--help"], 0),
+        (&[], 64),
+        (&["no-such-command"], 64),
+        (&["serve", "--open"], 64),
+        (&["config", "check", "--no-such-flag"], 64),
+        (&["check"], 78),
+        (&["serve"], 78),
+        (&["config", "check"], 78),
+        (&["run", "--no-such-flag"], 125),
+        (&["run"], 125),
+        (&["run", "--", "true"], 125),
+    ] {
+        assert_eq!(code(arguments), expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CONFIG.md");
+    let text = config::reference();
+    if fs::read_to_string(&path).unwrap_or_default() != text {
+        fs::write(&path, text).unwrap();
+        panic!("docs/CONFIG.md was not what the keys say; it is rewritten now, look at the difference");
+    }
+}
+
+#[test]
+fn engines_of_this_machine_are_found_and_others_refused() {
+    let place = Place::new();
+    let socket = place.path("d.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let host = format!("unix://{}", socket.display());
+    let found = |env: &[(&str, &str)]| {
+        engine::endpoint(None, &place.around(env)).map_err(|problem| place.plain(&problem))
+    };
+    assert_eq!(found(&[("DOCKER_HOST", &host)]), Ok(socket.clone()));
+    assert_eq!(found(&[("DOCKER_HOST", &format!("http+{host}"))]), Ok(socket.clone()));
+    assert_eq!(
+        engine::endpoint(Some(&host), &place.around(&[("DOCKER_HOST", "tcp://x:1")])),
+        Ok(socket.clone())
+    );
+    place.write("file", "");
+    symlink(&socket, place.path("link.sock")).unwrap();
+    let unix = |name: &str| format!("unix://{}", place.path(name).display());
+    assert_eq!(found(&[("DOCKER_HOST", &unix("link.sock"))]), Ok(place.path("link.sock")));
+    let far = |scheme: &str| {
+        format!(
+            "DOCKER_HOST: \"{scheme}://…\" is an engine at the other end of {scheme}; only an engine of this machine, \
+             on a unix socket, works so far"
+        )
+    };
+    for (host, expected) in [
+        ("tcp://10.0.0.1:2376", far("tcp")),
+        ("ssh://user:hunter2@host", far("ssh")),
+        (
+            "npipe:////./pipe/docker_engine",
+            "DOCKER_HOST: \"npipe://…\" is Docker for Windows; only Linux works so far (inside WSL, too)".into(),
+        ),
+        ("/x.sock", "DOCKER_HOST: \"/x.sock\" has to be written unix:///x.sock".into()),
+        (
+            "127.0.0.1:2375",
+            "DOCKER_HOST: \"127.0.0.1:2375\" has to be unix:///path: only an engine of this machine works so far"
+                .into(),
+        ),
+        ("unix://x.sock", "DOCKER_HOST: \"unix://x.sock\" has to name an absolute path, unix:///path".into()),
+        (&unix("none.sock"), "DOCKER_HOST: none.sock: no such socket; is the engine running?".into()),
+        (&unix("file"), "DOCKER_HOST: file: is not a socket".into()),
+    ] {
+        assert_eq!(found(&[("DOCKER_HOST", host)]), Err(expected), "{host}");
+    }
+}
+
+#[test]
+fn docker_contexts_are_followed() {
+    let place = Place::new();
+    let socket = place.path("d.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let context = |directory: &str, name: &str, digest: &str, host: &str| {
+        let meta = format!(
+            r#"{{"Name":"{name}","Endpoints":{{"docker":{{"Host":"{host}","SkipTLSVerify":false}}}}}}"#
+        );
+        place.write(&format!("{directory}/contexts/meta/{digest}/meta.json"), &meta);
+    };
+    // What `printf NAME | sha256sum` says.
+    let local = "25bf8e1a2393f1108d37029b3df5593236c755742ec93465bbafa9b290bddcf6";
+    context("home/.docker", "local", local, &format!("unix://{}", socket.display()));
+    let found = |env: &[(&str, &str)]| {
+        engine::endpoint(None, &place.around(env)).map_err(|problem| place.plain(&problem))
+    };
+    assert_eq!(found(&[("DOCKER_CONTEXT", "local")]), Ok(socket.clone()));
+    place.write("home/.docker/config.json", r#"{"currentContext":"local","auths":{}}"#);
+    assert_eq!(found(&[]), Ok(socket.clone()));
+    assert_eq!(
+        found(&[("DOCKER_CONTEXT", "gone")]),
+        Err("docker context gone: there is no such context; see: docker context ls".into())
+    );
+    assert!(found(&[("DOCKER_HOST", "tcp://x:1")]).is_err(), "DOCKER_HOST wins over the context");
+    context("elsewhere", "local", local, "ssh://user@host");
+    let elsewhere = place.path("elsewhere").display().to_string();
+    let problem = found(&[("DOCKER_CONFIG", &elsewhere), ("DOCKER_CONTEXT", "local")]).unwrap_err();
+    assert!(
+        problem.starts_with("docker context local (DOCKER_CONTEXT): \"ssh://…\" is an engine"),
+        "{problem}"
+    );
+    place.write("home/.docker/config.json", "{");
+    assert_eq!(found(&[]), Err("home/.docker/config.json: is not JSON (line 1)".into()));
+}
