@@ -79,7 +79,7 @@ def main():
     options.add_argument("--project", default="", help="default: the one that the credentials name")
     options.add_argument("--endpoint", default=os.environ.get("BIGQUERY_EMULATOR_HOST", ""))
     given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="city-sales-") as outputs:
+    with tempfile.TemporaryDirectory(prefix="city-sales-", ignore_cleanup_errors=True) as outputs:
         local.init(local.DockerRunner(max_concurrent_pip_installs=2), pipeline_root=outputs)
         # kfp writes its log to stdout; the result alone belongs there.
         with contextlib.redirect_stdout(sys.stderr):

@@ -11,7 +11,7 @@ def main():
     rows = (place / "rows.txt").read_text(encoding="utf-8")
     requests = [json.loads(line) for line in (place / "requests.jsonl").read_text(encoding="utf-8").splitlines()]
     print("\nBigQuery's answer, as the pipeline printed it:\n")
-    print("".join(f"    {line}\n" for line in rows.splitlines()))
+    print("".join(f"    {line.strip()}\n" for line in rows.splitlines()))
     probes = [line for line in requests if line["verdict"] == "refused"]
     print(f"  {summary['passed']} requests passed, each with a token of one of {len(summary['containers'])} containers,")
     print(f"  as {', '.join(summary['accounts'])}; {len(probes)} without a valid token were refused.")
