@@ -1,6 +1,41 @@
 //! `kfp-creds` puts a GCE-compatible metadata server on a Docker network, attaches every container of a
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
 //! host. No key file, mount or socket enters a container.
+//!
+//! # The map
+//!
+//! A room imports only from the storeys below its own (`tests/it/architecture.rs` holds it).
+//!
+//! | storey | rooms |
+//! |---|---|
+//! | 6 | `main.rs` parse, dispatch, exit code; `cli.rs` the command line; `lib.rs` this map |
+//! | 5 | `app`: `app/run.rs`, `app/serve.rs`, `app/check.rs` one file a command; `app/house.rs` builds and ends a session; `app/host.rs` its engine-free half; `app/child.rs` the command under `run`; `session.rs` the session as the engine sees it: network, relay, sweep |
+//! | 4 | `server` request to answer; `server/views.rs` what a caller sees; `server/jwks.rs` the offline keys; `lifecycle` attach, confirm, cut off; `lifecycle/addresses.rs` the pool |
+//! | 3 | `metadata` the protocol as a pure step: `metadata/tree.rs` every path, `metadata/target.rs` what is asked, `metadata/render.rs` forms, `metadata/reply.rs` bytes, `metadata/view.rs` values; `mint.rs` (request) to token, one flight per key, `mint/shelf.rs` its cache; `docker` the engine: `docker/network.rs`, `docker/image.rs`, `docker/relay.rs`, `docker/events.rs`, and the API proxy (below); `relay.rs` the part inside the container network |
+//! | 2 | `config` flags over environment over file: `config/keys.rs` every key, `config/read.rs`, `config/find.rs` and trust, `config/check.rs` meaning, `config/engine.rs` which engine; `registry.rs` which address has which lease; `source` where tokens come from: `source/google.rs` credential files, `source/credential.rs` their kinds, `source/user.rs`, `source/yup.rs` service-account keys, `source/impersonate.rs`, `source/offline.rs`, `source/upstream.rs` the HTTP client, `source/flight.rs` one call for many callers, `source/gcloud.rs`, `source/jwt.rs` |
+//! | 1 | `kfp.rs` recognises tasks; `policy.rs` which container gets which identity; `observe.rs` every line a person reads |
+//! | 0 | `secret.rs` the one door; `token.rs` scopes, deadlines, tokens; `workload.rs` container, task, identity, grant; `process.rs` tasks and limits; `failure.rs` how a command ends |
+//!
+//! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
+//! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
+//! out; `docker/proxy/wait.rs` keeps exit codes; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what
+//! is leased and what is ours; `docker/proxy/room.rs` looks things up; `docker/proxy/wire.rs` moves bytes.
+//!
+//! # One container, one request
+//!
+//! `POST /containers/create` reaches [`docker::proxy`]: judged, created, its exit code registered, then
+//! [`lifecycle::Lifecycle`] connects it at an address of ours and admits a [`registry::Lease`]; only now is
+//! the create answered. The container asks the [`relay`] for a token; the request comes through the tunnel
+//! to [`server::Server`], which finds the lease by the caller's address, asks [`metadata::step`] what is
+//! wanted and [`mint::Mint`] for the token, and looks at the lease once more before the bytes go out. When
+//! the container dies the lease is cut off; nothing is minted for that address until another is admitted.
+//!
+//! # Words
+//!
+//! *source*: where host credentials come from. *identity*: a named entry of the config. *rule*: which
+//! container gets which identity. *grant*: what one container may have. *lease*: a live grant at an address.
+//! *mint*: make or reuse a token. *attach*, *detach*: a container and our network. *admit*, *cut off*: a
+//! lease. *relay*: the container that answers at the magic address. *session*: one `run` or `serve`.
 
 pub mod app;
 pub mod cli;

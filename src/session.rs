@@ -15,7 +15,7 @@ use crate::config::Pool;
 use crate::docker::image::Relay;
 use crate::docker::network::{Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
-use crate::docker::{Engine, Error};
+use crate::docker::{Engine, EngineError};
 use crate::observe::{Line, Voice};
 use crate::process::Tasks;
 use crate::server::Server;
@@ -62,7 +62,11 @@ impl Session {
     }
 
     /// Sweeps, makes the network, loads the relay image where it is missing and starts the relay.
-    pub async fn open(engine: Engine, wanted: &Wanted<'_>, voice: &Voice) -> Result<(Self, Tunnel), Error> {
+    pub async fn open(
+        engine: Engine,
+        wanted: &Wanted<'_>,
+        voice: &Voice,
+    ) -> Result<(Self, Tunnel), EngineError> {
         let (image, image_name) = relay_image(&engine, voice).await?;
         let _lock = lock(wanted.lock).await?;
         sweep(&engine, voice).await?;
@@ -80,7 +84,7 @@ impl Session {
         }
     }
 
-    async fn start_relay(&self) -> Result<Tunnel, Error> {
+    async fn start_relay(&self) -> Result<Tunnel, EngineError> {
         self.engine.start_relay(&self.image, &self.network, self.relay, &self.relay_name).await
     }
 
@@ -93,7 +97,7 @@ impl Session {
         tasks: Tasks,
         voice: Voice,
         renewed: impl Fn(&str) + Send + 'static,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         let mut tunnel = first;
         loop {
             let relay = tunnel.container.clone();
@@ -110,7 +114,7 @@ impl Session {
     }
 
     /// The old one has to be gone first: the new one takes its address and its name.
-    async fn replace_relay(&self, old: &str, tasks: &Tasks) -> Result<Tunnel, Error> {
+    async fn replace_relay(&self, old: &str, tasks: &Tasks) -> Result<Tunnel, EngineError> {
         let deadline = Instant::now() + BACK_WITHIN;
         loop {
             let _ = self.engine.remove(old).await;
@@ -127,10 +131,10 @@ impl Session {
     }
 
     /// Waits until a request went the whole way from the container network to this process.
-    pub async fn wait_ready(&self, server: &Server) -> Result<(), Error> {
+    pub async fn wait_ready(&self, server: &Server) -> Result<(), EngineError> {
         let ready = tokio::time::timeout(READY_WITHIN, server.probed()).await;
         ready.map_err(|_| {
-            Error::Broken(
+            EngineError::Broken(
                 "wait for the relay",
                 format!("no probe came through in {} s", READY_WITHIN.as_secs()),
             )
@@ -139,7 +143,7 @@ impl Session {
 
     /// Removes the network, once the relay has seen the end of its stdin. With running containers on it, it
     /// stays: taking it from under them would send their packets to the default route.
-    pub async fn close(&self) -> Result<(), Error> {
+    pub async fn close(&self) -> Result<(), EngineError> {
         let relay = self.relay_name.as_str();
         let deadline = Instant::now() + Duration::from_secs(5);
         while !matches!(self.engine.look(relay, &self.network.id).await, Err(error) if error.is_gone()) {
@@ -153,16 +157,16 @@ impl Session {
         let running = left.iter().filter(|(_, running)| *running).count();
         if running > 0 {
             let why = format!("{running} containers still run on it; the next session removes it");
-            return Err(Error::Broken("remove our network", why));
+            return Err(EngineError::Broken("remove our network", why));
         }
         self.engine.remove_network(&self.network.id).await
     }
 }
 
 /// The image's id and name.
-async fn relay_image(engine: &Engine, voice: &Voice) -> Result<(String, String), Error> {
+async fn relay_image(engine: &Engine, voice: &Voice) -> Result<(String, String), EngineError> {
     let made = tokio::task::spawn_blocking(Relay::of_this_program).await;
-    let broken = |why: String| Error::Broken("make the relay image", why);
+    let broken = |why: String| EngineError::Broken("make the relay image", why);
     let relay = made.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
     if let Some(id) = engine.find_relay_image(&relay).await? {
         return Ok((id, relay.reference()));
@@ -172,20 +176,20 @@ async fn relay_image(engine: &Engine, voice: &Voice) -> Result<(String, String),
 }
 
 /// An advisory lock on a file of ours: held until dropped, gone when the process is.
-async fn lock(path: &Path) -> Result<File, Error> {
+async fn lock(path: &Path) -> Result<File, EngineError> {
     let path = path.to_owned();
     let locked = tokio::task::spawn_blocking(move || {
         let file = File::create(path)?;
         file.lock()?;
         std::io::Result::Ok(file)
     });
-    let broken = |why: String| Error::Broken("take the start-up lock", why);
+    let broken = |why: String| EngineError::Broken("take the start-up lock", why);
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
 }
 
 /// Removes what dead sessions left. Goes by membership of a network that carries our label: labels of
 /// containers and images can be copied, labels of networks cannot.
-async fn sweep(engine: &Engine, voice: &Voice) -> Result<(), Error> {
+async fn sweep(engine: &Engine, voice: &Voice) -> Result<(), EngineError> {
     let relays = engine.running_relays().await?;
     for network in engine.our_networks().await? {
         let members = engine.containers_on(&network.id).await?;
@@ -214,7 +218,11 @@ async fn sweep(engine: &Engine, voice: &Voice) -> Result<(), Error> {
 }
 
 /// The shared network with the magic address where it can be had, else a small one of our own.
-async fn network(engine: &Engine, wanted: &Wanted<'_>, voice: &Voice) -> Result<(Network, Pool), Error> {
+async fn network(
+    engine: &Engine,
+    wanted: &Wanted<'_>,
+    voice: &Voice,
+) -> Result<(Network, Pool), EngineError> {
     let made = engine.make_network(SHARED_NAME, wanted.pool, wanted.session, wanted.mode).await;
     let error = match made {
         Ok(network) => return Ok((network, wanted.pool)),
@@ -246,7 +254,7 @@ async fn network(engine: &Engine, wanted: &Wanted<'_>, voice: &Voice) -> Result<
 }
 
 /// A shared network that a dead session left because containers still run on it.
-async fn take_over(engine: &Engine, pool: Pool) -> Result<Option<Network>, Error> {
+async fn take_over(engine: &Engine, pool: Pool) -> Result<Option<Network>, EngineError> {
     let relays = engine.running_relays().await?;
     let ours = engine.our_networks().await?.into_iter().find(|n| n.name == SHARED_NAME && pool.is(&n.subnet));
     let Some(network) = ours else { return Ok(None) };

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::host::Host;
-use crate::config::{Config, Surroundings, engine};
+use super::house::reach;
+use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::network::Network;
-use crate::docker::proxy;
 use crate::failure::{Ended, Failure};
 use crate::mint::MintFailure;
 use crate::observe::Voice;
@@ -31,7 +31,7 @@ pub async fn check(
     };
     let file = config.file.as_ref().map_or("none: defaults".into(), |file| file.display().to_string());
     say("config", Ok(file));
-    match look_at_engine(config, around).await {
+    match reach(config, around).await {
         Ok(engine) => {
             say("engine", Ok(format!("{} at {}", engine.version(), engine.socket().display())));
             say("network", look_at_network(&engine, config).await);
@@ -48,12 +48,6 @@ pub async fn check(
     }
     tasks.finish(Duration::from_secs(1)).await;
     first.map_or(Ok(Ended::Done), Err)
-}
-
-async fn look_at_engine(config: &Config, around: &Surroundings) -> Result<Engine, Failure> {
-    let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
-    let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
-    Ok(Engine::connect(&upstream).await?)
 }
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.

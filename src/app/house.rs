@@ -55,15 +55,13 @@ impl House {
     ) -> Result<Self, Failure> {
         let started = Instant::now();
         let tasks = Tasks::new();
-        let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
-        // A session inside a session: both use the engine, side by side.
-        let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
-        let engine = Engine::connect(&upstream).await?;
+        let engine = reach(config, around).await?;
         let host = Host::open(config, around, &tasks, &voice)?;
         let id = session_id()?;
         let folder = private_folder(&runtime_folder(around))?;
         let lock = folder.join("lock");
         let wanted = Wanted { session: &id, mode, pool: config.pool, lock: &lock };
+        let engine_socket = engine.socket().to_owned();
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         let (writer, reader, questions) = registry::new();
@@ -82,26 +80,19 @@ impl House {
             tasks.clone(),
         );
         let (ask, asks) = mpsc::channel(64);
-        let reserved = reserve(&session, &tunnel);
-        let wiring = Wiring {
-            relay: session.relay,
-            names: NAMES.map(String::from).to_vec(),
-            project: Some(host.project(config)),
-            quota_project: host.quota_project(config),
-        };
         let proxy = Arc::new(Settings {
-            upstream,
+            upstream: engine_socket,
             session: id.clone(),
             policy: Arc::new(config.policy.clone()),
             recognise: kfp::task,
             voice: voice.clone(),
-            wiring,
-            reserved: reserved.clone(),
-            ask,
-            tasks: tasks.clone(),
+            wiring: wiring(&session, &host, config),
+            reserved: reserve(&session, &tunnel),
             exits: Exits::default(),
             closing: Closing::default(),
             clients: Clients::default(),
+            ask,
+            tasks: tasks.clone(),
         });
         let (failing, failed) = mpsc::channel(1);
         let house = Self {
@@ -116,7 +107,7 @@ impl House {
         };
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.follow_events());
-        house.keep_relay(server.clone(), tunnel, reserved, failing);
+        house.keep_relay(server.clone(), tunnel, failing);
         if let Err(error) = house.go_live(&server, config).await {
             house.close(true).await;
             return Err(error);
@@ -125,14 +116,9 @@ impl House {
         Ok(house)
     }
 
-    fn keep_relay(
-        &self,
-        server: Arc<Server>,
-        tunnel: Tunnel,
-        reserved: Reserved,
-        failing: mpsc::Sender<Failure>,
-    ) {
+    fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
         let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
+        let reserved = self.proxy.reserved.clone();
         self.tasks.spawn("relay", async move {
             let name = session.relay_name.clone();
             let renewed = move |id: &str| reserved.put(Kind::Container, id, &name);
@@ -224,6 +210,23 @@ async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, voice: &Voice) 
         }
     });
     futures_util::future::join_all(stops).await;
+}
+
+/// The engine, past a proxy of ours if there is one: a session inside a session stands beside it.
+pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engine, Failure> {
+    let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
+    let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
+    Ok(Engine::connect(&upstream).await?)
+}
+
+/// What containers are given so that their clients find us.
+fn wiring(session: &Session, host: &Host, config: &Config) -> Wiring {
+    Wiring {
+        relay: session.relay,
+        names: NAMES.map(String::from).to_vec(),
+        project: Some(host.project(config)),
+        quota_project: host.quota_project(config),
+    }
 }
 
 fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {

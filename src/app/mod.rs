@@ -16,8 +16,8 @@ use std::fmt::Display;
 use crate::docker;
 use crate::failure::Failure;
 
-impl From<docker::Error> for Failure {
-    fn from(error: docker::Error) -> Self {
+impl From<docker::EngineError> for Failure {
+    fn from(error: docker::EngineError) -> Self {
         Self::Engine(error.to_string())
     }
 }

@@ -6,7 +6,7 @@ use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::{Stream, StreamExt};
 
-use super::{Engine, Error};
+use super::{Engine, EngineError};
 use crate::workload::ContainerId;
 
 /// One thing that happened to one container.
@@ -24,7 +24,7 @@ pub enum ContainerEvent {
 impl Engine {
     /// Subscribes. What happened before the subscription stands is not in it: list after subscribing.
     /// The stream ends when the engine does.
-    pub fn container_events(&self) -> impl Stream<Item = Result<ContainerEvent, Error>> + use<> {
+    pub fn container_events(&self) -> impl Stream<Item = Result<ContainerEvent, EngineError>> + use<> {
         let filters = HashMap::from([
             ("type", vec!["container", "network"]),
             ("event", vec!["start", "die", "destroy", "disconnect"]),
@@ -34,7 +34,7 @@ impl Engine {
         events.filter_map(|event| async {
             match event {
                 Ok(event) => read(event).map(Ok),
-                Err(error) => Some(Err(Error::of("read the engine's events", error))),
+                Err(error) => Some(Err(EngineError::of("read the engine's events", error))),
             }
         })
     }

@@ -12,7 +12,7 @@ use bollard::query_parameters::{ImportImageOptions, ListImagesOptionsBuilder, Re
 use futures_util::TryStreamExt;
 use serde_json::json;
 
-use super::{Engine, Error, filters};
+use super::{Engine, EngineError, filters};
 
 /// Marks what is ours in the engine; its value tells which part.
 pub const ROLE_LABEL: &str = "kfp-creds.role";
@@ -85,8 +85,13 @@ impl Relay {
 impl Engine {
     /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
     /// may tag): what counts is that the only layer is ours, by digest.
-    pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, Error> {
-        match self.docker.inspect_image(&relay.reference()).await.map_err(|e| Error::of("inspect image", e)) {
+    pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
+        match self
+            .docker
+            .inspect_image(&relay.reference())
+            .await
+            .map_err(|e| EngineError::of("inspect image", e))
+        {
             Ok(image) => {
                 let layers = image.root_fs.and_then(|root| root.layers).unwrap_or_default();
                 Ok(image.id.filter(|_| layers == [relay.diff_id.clone()]))
@@ -97,14 +102,15 @@ impl Engine {
     }
 
     /// Loads the image and removes older ones of ours (those in use stay).
-    pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, Error> {
+    pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, EngineError> {
         const WHAT: &str = "load the relay image";
-        let archive = relay.archive().map_err(|e| Error::Broken(WHAT, e.to_string()))?;
+        let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string()))?;
         let options = ImportImageOptions { quiet: true, ..Default::default() };
         let answers = self.docker.import_image(options, bollard::body_full(archive.into()), None);
-        answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| Error::of(WHAT, e))?;
+        answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| EngineError::of(WHAT, e))?;
         let id = self.find_relay_image(relay).await?;
-        let id = id.ok_or_else(|| Error::Broken(WHAT, "the engine does not show what it loaded".into()))?;
+        let id =
+            id.ok_or_else(|| EngineError::Broken(WHAT, "the engine does not show what it loaded".into()))?;
         self.remove_older_relay_images(&id).await;
         Ok(id)
     }

@@ -26,7 +26,7 @@ const CALL_SECONDS: u64 = 60;
 /// Why the engine did not do what was asked. Lower-case fragments; the engine's own text is included
 /// because it names networks and addresses, never secrets.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum EngineError {
     #[error("no engine answers at {0}: is it running, and may you use it? ({1})")]
     Unreachable(PathBuf, String),
     #[error("the engine at {0} {1}")]
@@ -37,7 +37,7 @@ pub enum Error {
     Broken(&'static str, String),
 }
 
-impl Error {
+impl EngineError {
     fn of(what: &'static str, error: BollardError) -> Self {
         match error {
             BollardError::DockerResponseServerError { status_code, message } => {
@@ -78,8 +78,8 @@ pub struct Seen {
 impl Engine {
     /// Connects, and refuses in one line what this release does not serve: other systems, other
     /// architectures (the relay is our own executable) and engines older than 20.10.
-    pub async fn connect(socket: &Path) -> Result<Self, Error> {
-        let unreachable = |error: BollardError| Error::Unreachable(socket.into(), error.to_string());
+    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
+        let unreachable = |error: BollardError| EngineError::Unreachable(socket.into(), error.to_string());
         let path = socket.to_string_lossy();
         let docker = Docker::connect_with_unix(&path, CALL_SECONDS, bollard::API_DEFAULT_VERSION)
             .map_err(unreachable)?
@@ -87,7 +87,7 @@ impl Engine {
             .await
             .map_err(unreachable)?;
         let version = docker.version().await.map_err(unreachable)?;
-        let unsuitable = |why: String| Err(Error::Unsuitable(socket.into(), why));
+        let unsuitable = |why: String| Err(EngineError::Unsuitable(socket.into(), why));
         let components = version.components.unwrap_or_default();
         if components.iter().any(|part| part.name.contains("Podman")) {
             return unsuitable("is Podman, which is not served yet: use Docker Engine 20.10 or newer".into());
@@ -129,10 +129,13 @@ impl Engine {
     }
 
     /// Whether a container runs, and where it is on `network` (a network id).
-    pub async fn look(&self, container: &str, network: &str) -> Result<Seen, Error> {
+    pub async fn look(&self, container: &str, network: &str) -> Result<Seen, EngineError> {
         let options = None::<InspectContainerOptions>;
-        let found =
-            self.docker.inspect_container(container, options).await.map_err(|e| Error::of("inspect", e))?;
+        let found = self
+            .docker
+            .inspect_container(container, options)
+            .await
+            .map_err(|e| EngineError::of("inspect", e))?;
         let running = found.state.and_then(|state| state.running).unwrap_or(false);
         let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let address = networks
@@ -144,30 +147,30 @@ impl Engine {
     }
 
     /// Asks a container to stop, and kills it after `grace` seconds.
-    pub async fn stop(&self, container: &str, grace: i32) -> Result<(), Error> {
+    pub async fn stop(&self, container: &str, grace: i32) -> Result<(), EngineError> {
         let options = StopContainerOptionsBuilder::new().t(grace).build();
         let stopped = self.docker.stop_container(container, Some(options)).await;
-        undone(stopped.map_err(|e| Error::of("stop", e)))
+        undone(stopped.map_err(|e| EngineError::of("stop", e)))
     }
 
     /// Removes a container, running or not.
-    pub async fn remove(&self, container: &str) -> Result<(), Error> {
+    pub async fn remove(&self, container: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).build();
         let removed = self.docker.remove_container(container, Some(options)).await;
-        match undone(removed.map_err(|e| Error::of("remove", e))) {
+        match undone(removed.map_err(|e| EngineError::of("remove", e))) {
             // An auto-removed container is being removed by the engine already.
-            Err(Error::Refused { status: 409, .. }) => Ok(()),
+            Err(EngineError::Refused { status: 409, .. }) => Ok(()),
             other => other,
         }
     }
 }
 
 /// "Already gone" and "already stopped" are what was wanted.
-fn undone(outcome: Result<(), Error>) -> Result<(), Error> {
+fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
         Err(error) if error.is_gone() => Ok(()),
-        Err(Error::Broken(_, why)) if why.contains("304") => Ok(()),
-        Err(Error::Refused { status: 304, .. }) => Ok(()),
+        Err(EngineError::Broken(_, why)) if why.contains("304") => Ok(()),
+        Err(EngineError::Refused { status: 304, .. }) => Ok(()),
         other => other,
     }
 }

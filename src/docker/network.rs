@@ -14,7 +14,7 @@ use bollard::query_parameters::{
     InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
 };
 
-use super::{Engine, Error, filters};
+use super::{Engine, EngineError, filters};
 use crate::config::Pool;
 
 /// On every network of ours; the value is the session that made it.
@@ -101,11 +101,14 @@ pub struct Network {
 
 impl Engine {
     /// All networks that carry our label. The label is trustworthy: networks cannot be committed or pulled.
-    pub async fn our_networks(&self) -> Result<Vec<Network>, Error> {
+    pub async fn our_networks(&self) -> Result<Vec<Network>, EngineError> {
         let filters = filters(SESSION_LABEL);
         let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
-        let found =
-            self.docker.list_networks(Some(options)).await.map_err(|e| Error::of("list networks", e))?;
+        let found = self
+            .docker
+            .list_networks(Some(options))
+            .await
+            .map_err(|e| EngineError::of("list networks", e))?;
         let networks = found.into_iter().map(|network| {
             let mut labels = network.labels.unwrap_or_default();
             Network {
@@ -133,14 +136,14 @@ impl Engine {
             .and_then(|network| network.name)
     }
 
-    /// Makes a network. `Error::is_overlap` tells that its range is taken.
+    /// Makes a network. `EngineError::is_overlap` tells that its range is taken.
     pub async fn make_network(
         &self,
         name: &str,
         pool: Pool,
         session: &str,
         mode: &str,
-    ) -> Result<Network, Error> {
+    ) -> Result<Network, EngineError> {
         let range = IpamConfig {
             subnet: Some(pool.subnet()),
             ip_range: Some(pool.engine_slice()),
@@ -164,7 +167,8 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        let made = self.docker.create_network(request).await.map_err(|e| Error::of("make the network", e))?;
+        let made =
+            self.docker.create_network(request).await.map_err(|e| EngineError::of("make the network", e))?;
         Ok(Network {
             id: made.id,
             name: name.into(),
@@ -176,27 +180,32 @@ impl Engine {
 
     /// Connects a container that does not run yet, at an address that we chose. Measured on 20.10: the
     /// address is held from the first instruction on and survives a restart.
-    pub async fn connect_container(&self, network: &str, container: &str, at: Ipv4Addr) -> Result<(), Error> {
+    pub async fn connect_container(
+        &self,
+        network: &str,
+        container: &str,
+        at: Ipv4Addr,
+    ) -> Result<(), EngineError> {
         let endpoint = EndpointSettings { ipam_config: Some(fixed(at)), ..Default::default() };
         let request = NetworkConnectRequest { container: container.into(), endpoint_config: Some(endpoint) };
         let connected = self.docker.connect_network(network, request).await;
-        connected.map_err(|e| Error::of("connect the container to our network", e))
+        connected.map_err(|e| EngineError::of("connect the container to our network", e))
     }
 
     /// For containers that do not run any more. A running one is never disconnected to cut it off: its
     /// packets would leave by its default route.
-    pub async fn disconnect_container(&self, network: &str, container: &str) -> Result<(), Error> {
+    pub async fn disconnect_container(&self, network: &str, container: &str) -> Result<(), EngineError> {
         let request = NetworkDisconnectRequest { container: container.into(), force: Some(true) };
         let outcome = self.docker.disconnect_network(network, request).await;
-        super::undone(outcome.map_err(|e| Error::of("disconnect the container", e)))
+        super::undone(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
     }
 
     /// Containers that belong to a network, running or not, with whether they run.
-    pub async fn containers_on(&self, network: &str) -> Result<Vec<(String, bool)>, Error> {
+    pub async fn containers_on(&self, network: &str) -> Result<Vec<(String, bool)>, EngineError> {
         let filters = HashMap::from([("network", vec![network])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let found = self.docker.list_containers(Some(options)).await;
-        let found = found.map_err(|e| Error::of("list the containers on our network", e))?;
+        let found = found.map_err(|e| EngineError::of("list the containers on our network", e))?;
         let runs = |state| {
             matches!(state, Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED))
         };
@@ -204,17 +213,18 @@ impl Engine {
     }
 
     /// Addresses that running containers hold on a network.
-    pub async fn addresses_on(&self, network: &str) -> Result<Vec<Ipv4Addr>, Error> {
+    pub async fn addresses_on(&self, network: &str) -> Result<Vec<Ipv4Addr>, EngineError> {
         let options = None::<InspectNetworkOptions>;
         let found = self.docker.inspect_network(network, options).await;
-        let members = found.map_err(|e| Error::of("inspect our network", e))?.containers.unwrap_or_default();
+        let members =
+            found.map_err(|e| EngineError::of("inspect our network", e))?.containers.unwrap_or_default();
         let address = |text: String| text.split('/').next().and_then(|address| address.parse().ok());
         Ok(members.into_values().filter_map(|member| address(member.ipv4_address?)).collect())
     }
 
-    pub async fn remove_network(&self, network: &str) -> Result<(), Error> {
+    pub async fn remove_network(&self, network: &str) -> Result<(), EngineError> {
         super::undone(
-            self.docker.remove_network(network).await.map_err(|e| Error::of("remove our network", e)),
+            self.docker.remove_network(network).await.map_err(|e| EngineError::of("remove our network", e)),
         )
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::io::StreamReader;
 
 use super::image::ROLE_LABEL;
 use super::network::{Network, SESSION_LABEL, fixed};
-use super::{Engine, Error, filters};
+use super::{Engine, EngineError, filters};
 
 /// The names under which clients look for the server. The trailing-dot look-ups of some clients do not
 /// match a hosts file, so these are network aliases besides being hosts entries.
@@ -45,12 +45,12 @@ impl Engine {
         network: &Network,
         at: Ipv4Addr,
         name: &str,
-    ) -> Result<Tunnel, Error> {
+    ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let body = description(image, network, at);
         let made = self.docker.create_container(Some(options), body).await;
-        let container = made.map_err(|e| Error::of(WHAT, e))?.id;
+        let container = made.map_err(|e| EngineError::of(WHAT, e))?.id;
         match self.attach_and_start(&container).await {
             Ok(tunnel) => Ok(tunnel),
             Err(error) => {
@@ -60,14 +60,14 @@ impl Engine {
         }
     }
 
-    async fn attach_and_start(&self, container: &str) -> Result<Tunnel, Error> {
+    async fn attach_and_start(&self, container: &str) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options =
             AttachContainerOptionsBuilder::new().stream(true).stdin(true).stdout(true).stderr(true).build();
         let attached = self.docker.attach_container(container, Some(options)).await;
-        let attached = attached.map_err(|e| Error::of(WHAT, e))?;
+        let attached = attached.map_err(|e| EngineError::of(WHAT, e))?;
         let started = self.docker.start_container(container, None::<StartContainerOptions>).await;
-        started.map_err(|e| Error::of(WHAT, e))?;
+        started.map_err(|e| EngineError::of(WHAT, e))?;
         let output = attached.output.filter_map(|piece| async {
             match piece {
                 Ok(LogOutput::StdOut { message }) => Some(Ok(message)),
@@ -87,11 +87,11 @@ impl Engine {
 
     /// Ids and sessions of the relays that run. A label can be copied by `docker commit`, so a relay
     /// counts for a network only if it is a member of it.
-    pub async fn running_relays(&self) -> Result<Vec<(String, String)>, Error> {
+    pub async fn running_relays(&self) -> Result<Vec<(String, String)>, EngineError> {
         let filters = filters(&format!("{ROLE_LABEL}=relay"));
         let options = ListContainersOptionsBuilder::new().all(false).filters(&filters).build();
         let found = self.docker.list_containers(Some(options)).await;
-        let found = found.map_err(|e| Error::of("list relays", e))?;
+        let found = found.map_err(|e| EngineError::of("list relays", e))?;
         let relays = found.into_iter().filter_map(|relay| {
             let session = relay.labels.unwrap_or_default().remove(SESSION_LABEL)?;
             Some((relay.id?, session))

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::docker::events::ContainerEvent;
 use crate::docker::network::Network;
 use crate::docker::proxy::Ask;
-use crate::docker::{Engine, Error};
+use crate::docker::{Engine, EngineError};
 use crate::mint::Mint;
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
@@ -380,7 +380,7 @@ impl Lifecycle {
 
     /// Takes a stopped container off our network, which is about to go: connected to a network that does
     /// not exist it could not be started again.
-    pub async fn detach(&self, container: &ContainerId) -> Result<(), Error> {
+    pub async fn detach(&self, container: &ContainerId) -> Result<(), EngineError> {
         self.engine.disconnect_container(&self.network.id, container.as_str()).await
     }
 }
