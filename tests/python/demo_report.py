@@ -7,6 +7,8 @@ import sys
 
 def main():
     place = pathlib.Path(sys.argv[1])
+    if not (place / "summary.json").exists():
+        sys.exit("demo failed: kfp-creds ended without running the pipeline")
     summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
     rows = (place / "rows.txt").read_text(encoding="utf-8")
     requests = [json.loads(line) for line in (place / "requests.jsonl").read_text(encoding="utf-8").splitlines()]

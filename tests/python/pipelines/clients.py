@@ -13,9 +13,14 @@ from common import component, log_to_stderr, report, start
 
 @component
 def auth() -> dict:
+    import os
+
     import google.auth
     import google.auth.transport.requests
 
+    # Google's libraries would ask the magic address by default: an unattached container asks nobody.
+    if "GCE_METADATA_HOST" not in os.environ:
+        raise RuntimeError("this container was not attached")
     credentials, project = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
     credentials.refresh(google.auth.transport.requests.Request())
     return {"kind": type(credentials).__module__, "project": project, "account": credentials.service_account_email,
@@ -24,8 +29,12 @@ def auth() -> dict:
 
 @component
 def bigquery(endpoint: str) -> dict:
+    import os
+
     from google.cloud import bigquery
 
+    if "GCE_METADATA_HOST" not in os.environ:
+        raise RuntimeError("this container was not attached")
     client = bigquery.Client(client_options={"api_endpoint": endpoint})
     (row,) = client.query("SELECT 6 * 7 AS answer").result()
     return {"answer": row.answer, "project": client.project}
@@ -37,6 +46,8 @@ def storage(endpoint: str) -> dict:
 
     from google.cloud import storage
 
+    if "GCE_METADATA_HOST" not in os.environ:
+        raise RuntimeError("this container was not attached")
     client = storage.Client(client_options={"api_endpoint": endpoint})
     bucket = client.create_bucket("clients-" + os.urandom(4).hex())
     # One piece, and pieces: the second is a resumable upload, which follows a Location header.
@@ -54,8 +65,11 @@ def storage(endpoint: str) -> dict:
 def curl(endpoint: str) -> dict:
     """The token as a shell script would use it; and what the gateway says without one."""
     import json
+    import os
     import subprocess
 
+    if "GCE_METADATA_HOST" not in os.environ:
+        raise RuntimeError("this container was not attached")
     script = """
         account=http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts/default
         token=$(curl -sSf --noproxy '*' -H 'Metadata-Flavor: Google' $account/token |
