@@ -48,7 +48,7 @@ impl Host {
             SourceChoice::Offline => {
                 let project = config.project.as_deref().unwrap_or(OFFLINE_PROJECT);
                 let email = config.email.clone();
-                let email = email.unwrap_or_else(|| format!("offline@{project}.iam.gserviceaccount.com"));
+                let email = email.unwrap_or_else(|| OFFLINE_EMAIL.into());
                 let made = Arc::new(Offline::new(project, email).map_err(no_credential)?);
                 keys = Some(serve_keys(&made, tasks)?);
                 made
@@ -117,7 +117,9 @@ impl Host {
     }
 }
 
-/// The project of the offline source where none is given; an id that Google would not give out.
+/// Not a service account's: client libraries look those up at Google, with the token in hand.
+const OFFLINE_EMAIL: &str = "offline@kfp-creds.invalid";
+/// The project of the offline source where none is given.
 const OFFLINE_PROJECT: &str = "offline-project";
 
 fn no_credential(error: SourceError) -> Failure {
