@@ -7,6 +7,8 @@ mod config;
 #[cfg(test)]
 mod dependencies;
 #[cfg(test)]
+mod engine;
+#[cfg(test)]
 mod golden_metadata;
 
 #[cfg(test)]

@@ -1,0 +1,37 @@
+//! The one path through everything.
+
+use std::time::Duration;
+
+use crate::support::session::{Session, claims, raw, task_image};
+
+const TOKEN: &str = "curl -s -H Metadata-Flavor:Google \
+    http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
+
+#[test]
+fn a_container_gets_a_token_of_its_own_with_its_first_instruction() {
+    let session = Session::offline("", &["--all"]);
+    let image = task_image();
+    let container = session.ok(&["create", &image, "sh", "-c", TOKEN]);
+    let answer = session.ok(&["start", "-a", &container]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let claims = claims(answer["access_token"].as_str().unwrap());
+    assert_eq!(claims["container"], container);
+    assert_eq!(answer["token_type"], "Bearer");
+    let said = session.wait_for("cut off", Duration::from_secs(5));
+    assert!(said.contains(&container[..12]) && said.contains("exit code 0"), "{said}");
+    session.ok(&["rm", &container]);
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("ended         1 attached, 1 cut off, 1 tokens outstanding"), "{said}");
+}
+
+#[test]
+fn nothing_is_left_after_a_session() {
+    let session = Session::offline("", &["--all"]);
+    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
+    session.ok(&["run", "--rm", &task_image(), "true"]);
+    session.end();
+    let label = format!("label=kfp-creds.session={name}");
+    assert_eq!(raw(&["ps", "-aq", "--filter", &label]), "");
+    assert_eq!(raw(&["network", "ls", "-q", "--filter", &label]), "");
+}

@@ -1,0 +1,4 @@
+//! Against the real engine: every test here starts sessions of the built program and uses them as a person
+//! or an attacker would.
+
+mod basics;

@@ -1,0 +1,205 @@
+//! A real session of the built program against the real engine, and the docker command line to use it with.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_kfp-creds");
+
+/// The engine's own socket; `scripts/test` says where it is.
+pub(crate) fn engine_socket() -> PathBuf {
+    let given = std::env::var("KFP_CREDS_TEST_ENGINE").ok();
+    PathBuf::from(given.as_deref().unwrap_or("/var/run/docker.sock").trim_start_matches("unix://"))
+}
+
+/// The image with Python, curl and kfp that `scripts/setup` makes.
+pub(crate) fn task_image() -> String {
+    std::env::var("KFP_CREDS_TASK_IMAGE").unwrap_or_else(|_| "kfp-creds-task:2.17.0".into())
+}
+
+/// The Python with docker-py and kfp that `scripts/setup` makes.
+pub(crate) fn python() -> String {
+    let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv/bin/python");
+    std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| fallback.display().to_string())
+}
+
+/// `docker` against a socket. A missing engine fails the test: only `scripts/test --no-docker` leaves it out.
+pub(crate) fn docker_at(socket: &Path, arguments: &[&str]) -> Output {
+    Command::new("docker")
+        .arg("-H")
+        .arg(format!("unix://{}", socket.display()))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// `docker` against the engine itself, past every session; the trimmed stdout of a success.
+pub(crate) fn raw(arguments: &[&str]) -> String {
+    let out = docker_at(&engine_socket(), arguments);
+    assert!(out.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().trim().to_string()
+}
+
+/// A running `kfp-creds serve`.
+#[derive(Debug)]
+pub(crate) struct Session {
+    child: Child,
+    /// The socket of the proxy.
+    pub(crate) socket: PathBuf,
+    /// Where the offline keys are, with `--offline`.
+    pub(crate) jwks: Option<String>,
+    said: Arc<Mutex<String>>,
+    _folder: Folder,
+}
+
+/// A folder of the test's own: home, working directory and runtime directory of the session.
+#[derive(Debug)]
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Self {
+        let nanos = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let path = std::env::temp_dir().join(format!("kc-{name}-{}-{nanos}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The program with nothing of the developer's in reach: no credentials, no config, no proxy settings.
+/// Sessions share the lock folder of the user, as they do in real life.
+pub(crate) fn program(folder: &Path) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .env("PATH", std::env::var("PATH").unwrap())
+        .env("HOME", folder)
+        .env("DOCKER_HOST", format!("unix://{}", engine_socket().display()))
+        .env("NO_GCE_CHECK", "true")
+        .current_dir(folder);
+    command
+}
+
+impl Session {
+    /// `serve --offline` and `arguments`, ready. `config` becomes the `kfp-creds.toml` in its folder.
+    pub(crate) fn offline(config: &str, arguments: &[&str]) -> Self {
+        Self::start(config, &[&["--offline"], arguments].concat(), &[])
+    }
+
+    pub(crate) fn start(config: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = Folder::new("session");
+        std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
+        let mut command = program(&folder.0);
+        command.arg("serve").args(arguments).envs(environment.iter().copied());
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = Arc::new(Mutex::new(String::new()));
+        let (heard, stderr) = (said.clone(), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (mut socket, mut jwks) = (None, None);
+        let wanted = if arguments.contains(&"--offline") { 2 } else { 1 };
+        for _ in 0..wanted {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let line = line.trim();
+            if let Some(path) = line.strip_prefix("export DOCKER_HOST=unix://") {
+                socket = Some(PathBuf::from(path));
+            } else if let Some(url) = line.strip_prefix("export KFP_CREDS_JWKS_URL=") {
+                jwks = Some(url.to_string());
+            }
+        }
+        let Some(socket) = socket else {
+            let _ = child.wait();
+            std::thread::sleep(Duration::from_millis(100));
+            panic!("the session did not start:\n{}", said.lock().unwrap());
+        };
+        Self { child, socket, jwks, said, _folder: folder }
+    }
+
+    /// `docker` through the session.
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Output {
+        docker_at(&self.socket, arguments)
+    }
+
+    /// The trimmed stdout of a success.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let out = self.docker(arguments);
+        let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "docker {arguments:?}: {stdout}{stderr}\n{}", self.said());
+        stdout.trim().to_string()
+    }
+
+    /// Everything that was printed on stderr so far.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// Waits until the session said `text`, and gives the line.
+    pub(crate) fn wait_for(&self, text: &str, within: Duration) -> String {
+        let end = Instant::now() + within;
+        loop {
+            if let Some(line) = self.said().lines().find(|line| line.contains(text)) {
+                return line.to_string();
+            }
+            assert!(Instant::now() < end, "never said {text:?}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it the hard way.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it in good order; its exit code and all it said.
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
+        self.interrupt();
+        let code = self.child.wait().unwrap().code();
+        std::thread::sleep(Duration::from_millis(50));
+        (code, self.said())
+    }
+
+    fn interrupt(&self) {
+        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.interrupt();
+            let end = Instant::now() + Duration::from_secs(15);
+            while Instant::now() < end && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The claims of a JWT, unverified: for reading what an offline token says.
+pub(crate) fn claims(token: &str) -> serde_json::Value {
+    use base64::Engine as _;
+    let middle = token.split('.').nth(1).unwrap_or_else(|| panic!("not a JWT: {token}"));
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(middle).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
