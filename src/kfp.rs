@@ -5,7 +5,7 @@
 //! passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`. Names of rules and
 //! messages come from here. They are hints that pipeline code wrote, and no proof of anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -35,7 +35,8 @@ pub fn task(body: &Value, name: Option<&str>) -> Task {
         None => scanned(&command, &roots),
     };
     let rooted = !roots.is_empty() && (input.is_some() || place.is_some());
-    let function = input.and(argument(&command, "--function_to_execute").next()).filter(|name| is_name(name));
+    let function =
+        input.and_then(|_| argument(&command, "--function_to_execute").next()).filter(|name| is_name(name));
     let place = place.unwrap_or_default();
     Task {
         kfp: workspace || rooted,
@@ -176,7 +177,7 @@ fn strings(value: Option<&Value>) -> Vec<&str> {
     }
 }
 
-fn labels(value: Option<&Value>) -> std::collections::BTreeMap<String, String> {
+fn labels(value: Option<&Value>) -> BTreeMap<String, String> {
     let all = value.and_then(Value::as_object).into_iter().flatten();
     all.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }

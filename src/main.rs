@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Err(said) => Err(Failure::Usage(said.to_string())),
     };
     if let Err(failure) = &outcome {
-        for line in failure.to_string().lines() {
+        for line in failure.to_string().lines().filter(|line| !line.is_empty()) {
             // A terminal that is gone must not change the exit code.
             let _ = writeln!(std::io::stderr(), "kfp-creds: {line}");
         }

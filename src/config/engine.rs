@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Surroundings;
 use super::find::digest_of;
-use super::read::one_line;
+use super::read::{one_line, shown};
 
 /// The engine's socket; it exists and is a socket, which is not to say that somebody listens.
 /// `chosen` is [`super::Config::engine`]. The error is one line for the terminal.
@@ -51,12 +51,7 @@ pub(super) fn unix_path(host: &str) -> Result<PathBuf, String> {
 
 /// `from` says where `host` was read.
 fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
-    // An address may carry a user and a password: only its scheme is repeated.
-    let shown = match host.split_once("://") {
-        Some((scheme, _)) if !scheme.ends_with("unix") => format!("{scheme}://…"),
-        _ => host.to_owned(),
-    };
-    let path = unix_path(host).map_err(|what| format!("{from}: \"{}\" {what}", one_line(&shown)))?;
+    let path = unix_path(host).map_err(|what| format!("{from}: \"{}\" {what}", shown(host)))?;
     match look(&path) {
         Look::Socket => Ok(path),
         Look::Podman => Err(format!("{from}: {}: {PODMAN}", path.display())),

@@ -2,11 +2,12 @@
 //!
 //! The environment and the file system are arguments ([`Surroundings`]); nothing here reads the process's
 //! own. Rooms: `keys` (every key), `read` (layers and positions), `find` (where the file is, trust),
-//! `check` (what values mean), [`engine`] (which Docker engine).
+//! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
 mod check;
 pub mod engine;
 mod find;
+mod forms;
 mod keys;
 mod read;
 
@@ -142,7 +143,9 @@ pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Probl
     let file = find::locate(named(flags, around), around)?;
     if let Some(located) = &file {
         let guarded = layers.file(&located.path, &located.text);
-        layers.problems.extend(located.objection(&guarded, around).err());
+        if let Err(objection) = located.objection(&guarded, around) {
+            layers.objection(objection);
+        }
     }
     // Paths mean what they mean where they were written: in a file, beside the file.
     let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
@@ -164,7 +167,7 @@ fn named<'a>(flags: &'a Overrides, around: &'a Surroundings) -> Option<&'a Path>
 
 /// `config init`: writes the commented starter as `file`, else in the working directory.
 pub fn init(file: Option<&Path>, around: &Surroundings) -> Result<PathBuf, Problems> {
-    let path = around.cwd.join(file.unwrap_or(Path::new(FILE)));
+    let path = around.cwd.join(file.unwrap_or_else(|| Path::new(FILE)));
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -203,9 +206,7 @@ pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems
     };
     let mut layers = Layers::default();
     let guarded = layers.file(&located.path, &located.text);
-    if !layers.problems.is_empty() {
-        return Err(Problems(layers.problems));
-    }
+    layers.verdict()?;
     if let Some(why) = located.exposed() {
         return Err(
             format!("{}: {why}, so it cannot be trusted; chmod or chown it", located.path.display()).into()
@@ -222,7 +223,10 @@ impl Config {
         let mut line = |name: &str, what: String| {
             let _ = writeln!(text, "{name:<12}  {}", read::one_line(&what));
         };
-        line("file", self.file.as_ref().map_or("none, defaults only".into(), |f| f.display().to_string()));
+        line(
+            "file",
+            self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| f.display().to_string()),
+        );
         line(
             "credentials",
             match &self.source {
@@ -232,6 +236,22 @@ impl Config {
             },
         );
         line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
+        for (name, value) in [
+            ("number", self.numeric_project.map(|number| number.to_string())),
+            ("quota", self.quota_project.clone()),
+            ("e-mail", self.email.clone()),
+            ("zone", Some(self.zone.clone())),
+            ("token", self.endpoints.token.clone()),
+            ("iam", self.endpoints.iam_credentials.clone()),
+            ("sts", self.endpoints.sts.clone()),
+            ("universe", self.endpoints.universe.clone()),
+            ("engine", self.engine.clone()),
+            ("pool", Some(self.pool.to_string())),
+        ] {
+            if let Some(value) = value {
+                line(name, value);
+            }
+        }
         for identity in self.identities.values() {
             line("identity", sentence(identity));
         }
@@ -247,10 +267,6 @@ impl Config {
         let who = if self.policy.all { "every other container" } else { "every other kfp task" };
         let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
         line("otherwise", format!("{who}: {identity}"));
-        line("pool", self.pool.to_string());
-        if let Some(engine) = &self.engine {
-            line("engine", engine.clone());
-        }
         text
     }
 }

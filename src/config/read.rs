@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::keys::{KEYS, Key, Kind};
-use super::{Overrides, Surroundings};
+use super::{Overrides, Problems, Surroundings};
 
 /// Keys that say one thing together: who says one of them replaces what lower layers said with either.
 const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "region"]];
@@ -17,9 +17,27 @@ const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "re
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub table: Table,
-    /// `network.pool` → `/p/kfp-creds.toml:3:8`, `KFP_CREDS_POOL` or `--project`.
-    origin: BTreeMap<String, String>,
-    pub problems: Vec<String>,
+    /// By path, such as `network.pool`.
+    origins: BTreeMap<String, Origin>,
+    problems: Vec<(Rank, String)>,
+}
+
+/// Who said a key.
+#[derive(Clone, Debug)]
+struct Origin {
+    /// `/p/kfp-creds.toml:3:8`, `KFP_CREDS_POOL` or `--project`.
+    name: String,
+    rank: Rank,
+}
+
+/// Problems are told in the order of what the user wrote: file from top to bottom, variables, flags.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+enum Rank {
+    #[default]
+    Whole,
+    File(usize),
+    Variable,
+    Flag,
 }
 
 /// A key of the file that only a trusted file may say, and its value.
@@ -34,15 +52,27 @@ pub struct Guarded {
 impl Layers {
     /// Says who said `path`, and what is wrong with it.
     pub(super) fn problem(&mut self, path: &str, what: impl std::fmt::Display) {
-        let whole = path.split(['.', '[']).next().unwrap_or(path);
-        let origin = self.origin.get(path).or_else(|| self.origin.get(whole));
-        self.problems.push(match origin {
-            Some(origin) if origin.starts_with("--") || origin.starts_with("KFP_") => {
-                format!("{origin}: {what}")
-            }
-            Some(origin) => format!("{origin}: `{path}`: {what}"),
-            None => format!("`{path}`: {what}"),
-        });
+        let (rank, text) = match self.origins.get(path) {
+            Some(Origin { name, rank: rank @ Rank::File(_) }) => (*rank, format!("{name}: `{path}`: {what}")),
+            Some(Origin { name, rank }) => (*rank, format!("{name}: {what}")),
+            None => (Rank::Whole, format!("`{path}`: {what}")),
+        };
+        self.problems.push((rank, text));
+    }
+
+    /// A problem of the file as a whole.
+    pub(super) fn objection(&mut self, text: String) {
+        self.problems.push((Rank::Whole, text));
+    }
+
+    /// Everything that is wrong so far, or nothing.
+    pub(super) fn verdict(&mut self) -> Result<(), Problems> {
+        let mut problems = std::mem::take(&mut self.problems);
+        problems.sort_by_key(|(rank, _)| *rank);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Problems(problems.into_iter().map(|(_, text)| text).collect())),
+        }
     }
 
     /// Reads a file. What it names that needs trust is returned, for the caller to judge.
@@ -55,27 +85,35 @@ impl Layers {
             Ok(document) => document,
             Err(error) => {
                 let offset = error.span().map_or(0, |span| span.start);
-                self.problems.push(format!("{}: {}", at(offset), one_line(error.message())));
+                let what = one_line(error.message());
+                self.problems.push((Rank::File(offset), format!("{}: {what}", at(offset))));
                 return Vec::new();
             }
         };
         let mut walk = Walk::default();
         walk.table(document.get_ref(), "", "");
-        self.problems
-            .extend(walk.problems.into_iter().map(|(offset, what)| format!("{}: {what}", at(offset))));
-        self.origin.extend(walk.places.iter().map(|(path, span)| (path.clone(), at(span.start))));
-        let guarded = walk.guarded.into_iter().map(|(key, span)| Guarded {
-            line: position(text, span.start).0,
-            value: text.get(span).map(one_line).unwrap_or_default(),
-            key,
-        });
-        let guarded = guarded.collect();
-        // The walk has seen every position; what is left for this parser is to build the values.
+        let origin = |offset: usize| Origin { name: at(offset), rank: Rank::File(offset) };
+        self.origins.extend(walk.places.into_iter().map(|(path, offset)| (path, origin(offset))));
         match toml::from_str(text) {
             Ok(table) => self.table = table,
-            Err(error) => self.problems.push(format!("{}: {}", name.display(), one_line(error.message()))),
+            Err(error) if walk.problems.is_empty() => self.objection(format!(
+                "{}: {}",
+                at(error.span().map_or(0, |span| span.start)),
+                one_line(error.message())
+            )),
+            // The walk has said the same in better words.
+            Err(_) => {}
         }
-        guarded
+        for (offset, what) in walk.problems {
+            self.problems.push((Rank::File(offset), format!("{}: {what}", at(offset))));
+        }
+        walk.guarded.sort_by_key(|(_, span)| span.start);
+        let guarded = walk.guarded.into_iter().map(|(key, span)| Guarded {
+            line: position(text, span.start).0,
+            value: text.get(span).map(shown).unwrap_or_default(),
+            key,
+        });
+        guarded.collect()
     }
 
     /// Lays the environment over what is there.
@@ -95,16 +133,20 @@ impl Layers {
             };
             match value {
                 Some(value) => layer.push((key.path, name, value)),
-                None => self.problems.push(format!("{name}: \"{text}\" is not {}", key.kind.wanted())),
+                None => {
+                    let what = format!("{name}: \"{}\" is not {}", shown(text), key.kind.wanted());
+                    self.problems.push((Rank::Variable, what));
+                }
             }
         }
-        self.lay(layer);
+        self.lay(Rank::Variable, layer);
         let known = || KEYS.iter().filter_map(|key| key.variable).chain(["KFP_CREDS_CONFIG"]);
         for name in around.env.keys().filter(|name| name.starts_with("KFP_CREDS_")) {
             if !known().any(|other| other == name)
                 && let Some(near) = nearest(name, known()).filter(|near| distance(name, near) <= 2)
             {
-                self.problems.push(format!("{name}: not a variable that is known; did you mean {near}?"));
+                let what = format!("{name}: not a variable that is known; did you mean {near}?");
+                self.problems.push((Rank::Variable, what));
             }
         }
     }
@@ -124,20 +166,23 @@ impl Layers {
             ("keep", "--keep", flags.keep.then(|| Value::from(true))),
             ("log", "-v", log.map(|level| Value::from(*level))),
         ];
-        self.lay(said.into_iter().filter_map(|(path, flag, value)| Some((path, flag, value?))).collect());
+        self.lay(
+            Rank::Flag,
+            said.into_iter().filter_map(|(path, flag, value)| Some((path, flag, value?))).collect(),
+        );
     }
 
-    fn lay(&mut self, layer: Vec<(&'static str, &'static str, Value)>) {
+    fn lay(&mut self, rank: Rank, layer: Vec<(&'static str, &'static str, Value)>) {
         for pair in PAIRS {
             if layer.iter().any(|(path, ..)| pair.contains(path)) {
                 for path in pair {
                     self.table.remove(path);
-                    self.origin.remove(path);
+                    self.origins.remove(path);
                 }
             }
         }
         for (path, from, value) in layer {
-            self.origin.insert(path.into(), from.into());
+            self.origins.insert(path.into(), Origin { name: from.into(), rank });
             match path.split_once('.') {
                 None => drop(self.table.insert(path.into(), value)),
                 Some((table, key)) => {
@@ -150,9 +195,9 @@ impl Layers {
         }
     }
 
-    /// Who said `path` last: the file, and not a flag or a variable?
+    /// Did the file say `path`, and nobody after it?
     pub(super) fn is_from_file(&self, path: &str) -> bool {
-        self.origin.get(path).is_some_and(|origin| !origin.starts_with("--") && !origin.starts_with("KFP_"))
+        self.origins.get(path).is_some_and(|origin| matches!(origin.rank, Rank::File(_)))
     }
 }
 
@@ -160,7 +205,7 @@ impl Layers {
 #[derive(Debug, Default)]
 struct Walk {
     problems: Vec<(usize, String)>,
-    places: Vec<(String, Range<usize>)>,
+    places: Vec<(String, usize)>,
     guarded: Vec<(String, Range<usize>)>,
 }
 
@@ -183,12 +228,16 @@ impl Walk {
     }
 
     fn value(&mut self, pattern: &str, path: &str, name: &str, offset: usize, value: &Spanned<DeValue<'_>>) {
-        self.places.push((path.into(), offset..offset));
+        self.places.push((path.into(), offset));
         let inside = format!("{pattern}.");
         let each = format!("{pattern}[].");
         let mut wrong = |wanted: &str| {
-            let found = article(value.get_ref().type_str());
-            self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, not {found}")));
+            let but = match (value.get_ref().type_str(), wanted) {
+                ("integer", "a whole number") => "and a smaller one".into(),
+                ("array", wanted) if wanted.starts_with("a list") => "and nothing else".into(),
+                (found, _) => format!("not {}", article(found)),
+            };
+            self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, {but}")));
         };
         if let Some(key) = KEYS.iter().find(|key| key.path == pattern) {
             if !fits(key, value.get_ref()) {
@@ -208,7 +257,7 @@ impl Walk {
                 Some(tables) => {
                     for (index, one) in tables.iter().enumerate() {
                         let path = format!("{path}[{}]", index + 1);
-                        self.places.push((path.clone(), one.span()));
+                        self.places.push((path.clone(), one.span().start));
                         if let Some(table) = one.get_ref().as_table() {
                             self.table(table, &each, &format!("{path}."));
                         }
@@ -253,10 +302,16 @@ fn unknown(parent: &str, name: &str) -> String {
         }
     }
     let allowed = name.chars().count().div_ceil(3).max(2);
-    let near = nearest(name, here.iter().copied()).filter(|near| distance(name, near) <= allowed);
-    let elsewhere = KEYS.iter().map(|key| key.path).find(|path| path.rsplit('.').next() == Some(name));
+    let near = |known: &str| distance(name, known) <= allowed;
+    let leaf = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
+    let elsewhere = || KEYS.iter().map(|key| key.path).min_by_key(|path| distance(name, leaf(path)));
+    let meant = nearest(name, here.iter().copied()).filter(|known| near(known));
+    let meant = meant.or_else(|| elsewhere().filter(|path| near(leaf(path))));
     let shown = one_line(name);
-    match near.or(elsewhere) {
+    match meant {
+        _ if !name.contains(['[', '*']) && KEYS.iter().any(|key| key.path == name) => {
+            format!("unknown key `{shown}`; write it without quotes")
+        }
         Some(meant) => format!("unknown key `{shown}`; did you mean `{}`?", meant.replace('*', "NAME")),
         None => format!("unknown key `{shown}`; known here: {}", here.join(", ")),
     }
@@ -301,6 +356,17 @@ pub(super) fn one_line(text: &str) -> String {
     line
 }
 
+/// A value for a message. What stands in a URL as user or query may be a secret.
+pub(super) fn shown(text: &str) -> String {
+    let mut text = one_line(text);
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?…"));
+        let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
+        text = format!("{scheme}://{user}{rest}{query}");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,6 +377,17 @@ mod tests {
             [("", "abc", 3), ("project", "projct", 1), ("Quota-Project", "quota_project", 0), ("ab", "ba", 2)]
         {
             assert_eq!(distance(a, b), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn messages_hide_what_a_url_may_carry() {
+        for (text, expected) in [
+            ("https://user:p@ss@h.example/x?key=1", "https://…@h.example/x?…"),
+            ("tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
+            ("a@b\n", "a@b "),
+        ] {
+            assert_eq!(shown(text), expected);
         }
     }
 

@@ -1,0 +1,126 @@
+//! The forms of single values. An error completes the sentence `"VALUE" …`.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use url::{Host, Url};
+
+use super::Pool;
+
+/// Of an identity or an attribute.
+pub(super) fn is_name(text: &str, longest: usize) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=longest).contains(&text.len()) && text.bytes().all(good)
+}
+
+/// It becomes part of a URL path upstream and of JSON for containers.
+pub(super) fn account(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_+@".contains(&b);
+    let two = text.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains('@'));
+    if two && text.len() <= 254 && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be an e-mail".into())
+    }
+}
+
+/// Project ids, also the old ones with a domain (`example.com:name`).
+pub(super) fn project(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:".contains(&b);
+    let whole = text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63;
+    if whole && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be a project id: lower-case letters, digits and hyphens, a letter first".into())
+    }
+}
+
+pub(super) fn place(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=63).contains(&text.len()) && text.bytes().all(good) {
+        Ok(())
+    } else {
+        Err("has to be lower-case letters, digits and hyphens".into())
+    }
+}
+
+pub(super) fn universe(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    if text.contains('.') && text.len() <= 253 && text.bytes().all(good) && !text.contains("..") {
+        Ok(())
+    } else {
+        Err("has to be a domain, such as \"googleapis.com\"".into())
+    }
+}
+
+/// A place that keys and tokens are sent to: never in the clear, except within this machine.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let loopback = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        _ => return Err("has to be an https URL, or http on loopback".into()),
+    }
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
+        return Err("has to be a URL without user, query and fragment".into());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    let form = || String::from("has to be a time such as \"30m\", \"3600s\" or \"12h\"");
+    let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(form)?;
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(form()),
+    };
+    let digits = number.bytes().all(|b| b.is_ascii_digit());
+    let number = number.parse::<u64>().ok().filter(|_| digits).ok_or_else(form)?;
+    match number.checked_mul(unit) {
+        Some(seconds @ 600..=43_200) => Ok(Duration::from_secs(seconds)),
+        _ => Err("has to be from 600 s to 12 h".into()),
+    }
+}
+
+pub(super) fn pool(text: &str) -> Result<Pool, String> {
+    let form = || String::from("has to be a network such as \"169.254.168.0/22\"");
+    let (network, prefix) = text.split_once('/').ok_or_else(form)?;
+    let network: Ipv4Addr = network.parse().map_err(|_| form())?;
+    let prefix: u8 = prefix.parse().map_err(|_| form())?;
+    if !(16..=28).contains(&prefix) {
+        return Err("has to be from /16 to /28".into());
+    }
+    if !network.is_link_local() && !network.is_private() {
+        return Err("has to be link-local or private".into());
+    }
+    let first = network.to_bits() & (u32::MAX << (32 - prefix));
+    if first != network.to_bits() {
+        return Err(format!("has host bits set; the network is {}/{prefix}", Ipv4Addr::from_bits(first)));
+    }
+    Ok(Pool { network, prefix })
+}
+
+/// A first look; the log itself ignores what it cannot read.
+pub(super) fn log(text: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |text: &str| LEVELS.contains(&text.to_ascii_lowercase().as_str());
+    let good = |part: &str| level(part.rsplit_once('=').map_or(part, |(_, last)| last));
+    if text.split(',').all(|part| good(part.trim())) {
+        Ok(())
+    } else {
+        Err("has to be a level (off, error, warn, info, debug, trace) or a list of target=level".into())
+    }
+}
