@@ -27,6 +27,8 @@ pub(crate) enum Act {
     Send(Vec<u8>),
     /// Waits until the peer closes its connection; what it still sends is dropped.
     Hold,
+    /// Waits, silent, until the peer is closed in both directions: a half-close is not enough.
+    Gone,
     /// Sends back what comes, to the end of the stream.
     Echo,
     /// Waits until this many requests have been seen in all.
@@ -96,6 +98,7 @@ impl FakeEngine {
                 Act::Hold => {
                     let _ = std::io::copy(&mut reader, &mut std::io::sink());
                 }
+                Act::Gone => gone(stream.try_clone().unwrap()),
                 Act::Echo => {
                     let _ = std::io::copy(&mut reader, &mut stream);
                 }
@@ -107,6 +110,18 @@ impl FakeEngine {
             }
         }
     }
+}
+
+fn gone(stream: UnixStream) {
+    use tokio::io::Interest;
+    stream.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        while !stream.ready(Interest::READABLE | Interest::WRITABLE).await.unwrap().is_write_closed() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
 }
 
 /// One request; `None` when the peer left before its end. Ambiguous framing is a failure of the proxy.

@@ -176,6 +176,10 @@ fn identity() -> Identity {
 
 /// Sends bytes and reads to the end of the connection, or for as long as nothing comes for 20 s.
 pub(crate) fn raw(socket: &Path, request: impl AsRef<[u8]>) -> String {
+    String::from_utf8_lossy(&raw_bytes(socket, request)).into_owned()
+}
+
+fn raw_bytes(socket: &Path, request: impl AsRef<[u8]>) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     // The other side may answer and close before it has read everything.
@@ -185,20 +189,36 @@ pub(crate) fn raw(socket: &Path, request: impl AsRef<[u8]>) -> String {
     while let Ok(read @ 1..) = stream.read(&mut piece) {
         reply.extend_from_slice(&piece[..read]);
     }
-    String::from_utf8_lossy(&reply).into_owned()
+    reply
 }
 
-/// One request with `Connection: close`: status and body (not decoded).
+/// One request with `Connection: close`: status and body.
 pub(crate) fn call(socket: &Path, line: &str, body: &str) -> (u16, String) {
     let length = body.len();
-    let reply = raw(
+    let reply = raw_bytes(
         socket,
         format!(
             "{line} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n\r\n{body}"
         ),
     );
-    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
+    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(reply.len());
+    let (head, body) = (String::from_utf8_lossy(&reply[..end]), reply.get(end + 4..).unwrap_or_default());
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("no status for {line}: {reply:?}")), body.into())
+    let chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
+    let body = if chunked { joined(body) } else { body.to_vec() };
+    let status = status.unwrap_or_else(|| panic!("no status for {line}: {head:?}"));
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+/// The data of chunks, as far as they came.
+fn joined(mut rest: &[u8]) -> Vec<u8> {
+    let mut data = vec![];
+    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        let Some(chunk) = rest.get(end + 2..end + 2 + size).filter(|_| size > 0) else { break };
+        data.extend_from_slice(chunk);
+        rest = rest.get(end + 4 + size..).unwrap_or_default();
+    }
+    data
 }
