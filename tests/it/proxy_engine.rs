@@ -35,6 +35,9 @@ fn engine() -> Option<PathBuf> {
 
 /// An image of one static binary, made on the spot.
 fn load_image(socket: &Path) {
+    if docker(socket, &["image", "inspect", IMAGE]).status.success() {
+        return;
+    }
     let scratch = Scratch::new();
     let root = scratch.0.join("root");
     for dir in ["bin", "tmp", "data"] {
