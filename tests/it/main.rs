@@ -1,16 +1,19 @@
 //! One test binary: what is tested through the outside of the program, and what holds for the whole tree.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests fail by panicking, print measurements, wait for other processes, and are told by the environment where the engine is"
+)]
 
-#[cfg(test)]
 mod architecture;
-#[cfg(test)]
 mod config;
-#[cfg(test)]
 mod dependencies;
-#[cfg(test)]
 mod engine;
-#[cfg(test)]
 mod golden_metadata;
+mod minting;
+mod proxy;
+mod proxy_engine;
 
-#[cfg(test)]
 #[path = "../support/mod.rs"]
 mod support;

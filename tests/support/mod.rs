@@ -1,4 +1,7 @@
 //! What tests share. Fakes stand at the wire only, and check what they are sent.
 
+pub(crate) mod fake_engine;
+pub(crate) mod fake_google;
 pub(crate) mod golden;
 pub(crate) mod session;
+pub(crate) mod stand;

@@ -74,7 +74,7 @@ impl Capabilities {
 fn names(value: &Value) -> Vec<String> {
     let one = |value: &Value| {
         let name = value.as_str()?.trim().to_uppercase();
-        Some(name.strip_prefix("CAP_").map_or(name.clone(), Into::into))
+        Some(name.strip_prefix("CAP_").unwrap_or(&name).to_string())
     };
     match value {
         Value::Array(items) => items.iter().filter_map(one).collect(),

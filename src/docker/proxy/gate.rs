@@ -314,9 +314,6 @@ fn sane(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
     if *method == Method::CONNECT {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy"));
     }
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(Refusal::malformed("a length and a transfer encoding in one request"));
-    }
     // The engine reads form fields from such a body, and they win over the query.
     let form = |value: &HeaderValue| {
         value.as_bytes().trim_ascii().to_ascii_lowercase().starts_with(b"application/x-www-form-urlencoded")

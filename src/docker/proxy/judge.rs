@@ -359,9 +359,8 @@ impl<'a> Environment<'a> {
     /// The last entry for `name`; one without `=` unsets the variable.
     fn entry(&self, name: &str) -> Option<&'a str> {
         let is = |entry: &&str| entry.split('=').next() == Some(name);
-        let request =
-            self.request.as_array().into_iter().flatten().filter_map(Value::as_str).filter(is).last();
-        request.or_else(|| self.image.iter().map(String::as_str).filter(is).last())
+        let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
+        request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
     }
 
     /// True when somebody decided about `name`, be it to unset it.

@@ -1,0 +1,168 @@
+//! An engine for faults that a real one will not produce on demand. It reads requests strictly, keeps what it
+//! was sent, and says byte by byte what it was told to.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// One request as it arrived. Header names are in lower case.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) line: String,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Seen {
+    pub(crate) fn is(&self, start: &str) -> bool {
+        self.line.starts_with(start)
+    }
+}
+
+pub(crate) enum Act {
+    Send(Vec<u8>),
+    /// Waits until the peer closes its connection; what it still sends is dropped.
+    Hold,
+    /// Waits, silent, until the peer is closed in both directions: a half-close is not enough.
+    Gone,
+    /// Sends back what comes, to the end of the stream.
+    Echo,
+    /// Waits until this many requests have been seen in all.
+    Until(usize),
+}
+
+type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) struct FakeEngine {
+    pub(crate) socket: PathBuf,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    open: Arc<AtomicUsize>,
+}
+
+/// A whole answer with a JSON body.
+pub(crate) fn json(status: &str, body: &str) -> Vec<Act> {
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+    vec![Act::Send((head + body).into_bytes())]
+}
+
+impl FakeEngine {
+    pub(crate) fn start(dir: &Path, script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        let socket = dir.join("engine.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let engine = Self { socket, seen: Arc::default(), open: Arc::default() };
+        let (script, served): (Arc<Script>, _) = (Arc::new(script), engine.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (script, engine) = (script.clone(), served.clone());
+                engine.open.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    engine.serve(stream.unwrap(), &*script);
+                    engine.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        engine
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Waits until `count` connections are open.
+    pub(crate) fn settles_at(&self, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.open.load(Ordering::SeqCst) != count {
+            assert!(Instant::now() < deadline, "{} connections open", self.open.load(Ordering::SeqCst));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn serve(&self, mut stream: UnixStream, script: &Script) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let Some(seen) = read(&mut reader) else { return };
+        self.seen.lock().unwrap().push(seen.clone());
+        for act in script(&seen) {
+            match act {
+                Act::Send(bytes) => {
+                    if stream.write_all(&bytes).is_err() {
+                        return;
+                    }
+                }
+                Act::Hold => {
+                    let _ = std::io::copy(&mut reader, &mut std::io::sink());
+                }
+                Act::Gone => gone(stream.try_clone().unwrap()),
+                Act::Echo => {
+                    let _ = std::io::copy(&mut reader, &mut stream);
+                }
+                Act::Until(count) => {
+                    while self.seen.lock().unwrap().len() < count {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn gone(stream: UnixStream) {
+    use tokio::io::Interest;
+    stream.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        while !stream.ready(Interest::READABLE | Interest::WRITABLE).await.unwrap().is_write_closed() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+/// One request; `None` when the peer left before its end. Ambiguous framing is a failure of the proxy.
+fn read(reader: &mut BufReader<UnixStream>) -> Option<Seen> {
+    let mut lines = vec![];
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if line == "\r\n" {
+            break;
+        }
+        lines.push(line.trim_end().to_string());
+    }
+    let mut headers = HashMap::new();
+    for line in &lines[1..] {
+        let (name, value) = line.split_once(':').expect("a header line");
+        let old = headers.insert(name.to_ascii_lowercase(), value.trim().to_string());
+        assert!(old.is_none() || name.eq_ignore_ascii_case("x-repeated"), "{name} was sent twice");
+    }
+    assert!(lines[0].ends_with(" HTTP/1.1"), "{}", lines[0]);
+    assert!(headers.contains_key("host"), "no Host");
+    let chunked = headers.contains_key("transfer-encoding");
+    assert!(!(chunked && headers.contains_key("content-length")), "two framings");
+    let mut body = vec![];
+    if chunked {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok().filter(|&read| read > 0)?;
+            let size = usize::from_str_radix(line.trim(), 16).expect("a chunk size");
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            if size == 0 {
+                break;
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    } else if let Some(length) = headers.get("content-length") {
+        body.resize(length.parse().unwrap(), 0);
+        reader.read_exact(&mut body).ok()?;
+    }
+    Some(Seen { line: lines[0].clone(), headers, body })
+}

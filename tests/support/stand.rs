@@ -1,0 +1,224 @@
+//! The proxy on a thread of its own, with a stand-in for `lifecycle`.
+
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kfp_creds::docker::proxy::{self, Ask, Closing, Exits, Reserved, Settings, Wiring};
+use kfp_creds::observe::{Form, Voice};
+use kfp_creds::policy::Policy;
+use kfp_creds::process::Tasks;
+use kfp_creds::token::Scopes;
+use kfp_creds::workload::{ContainerId, Identity, Task};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// A directory that goes with the test.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("kfpc-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Heard {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the stand-in for `lifecycle` says and has been asked.
+#[derive(Clone, Default)]
+pub(crate) struct Lifecycle {
+    /// `Some` makes every attach fail with this text.
+    pub(crate) fails: Arc<Mutex<Option<String>>>,
+    pub(crate) leased: Arc<Mutex<Vec<ContainerId>>>,
+    pub(crate) starting: Arc<Mutex<Vec<ContainerId>>>,
+}
+
+pub(crate) struct Stand {
+    pub(crate) socket: PathBuf,
+    pub(crate) exits: Exits,
+    pub(crate) reserved: Reserved,
+    pub(crate) closing: Closing,
+    pub(crate) lifecycle: Lifecycle,
+    heard: Heard,
+    tasks: Tasks,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _scratch: Option<Scratch>,
+}
+
+/// Labels and image are enough for tests; kfp's own recogniser has its own.
+fn recognise(body: &Value, name: Option<&str>) -> Task {
+    let image = body["Image"].as_str().unwrap_or_default().to_string();
+    Task { kfp: true, image, name: name.map(Into::into), ..Task::default() }
+}
+
+impl Stand {
+    pub(crate) fn new(upstream: &Path) -> Self {
+        let scratch = Scratch::new();
+        let mut stand = Self::at(&scratch.0, upstream);
+        stand._scratch = Some(scratch);
+        stand
+    }
+
+    pub(crate) fn at(dir: &Path, upstream: &Path) -> Self {
+        let socket = dir.join("proxy.sock");
+        let (ask, asked) = mpsc::channel(64);
+        let heard = Heard::default();
+        let (exits, reserved, closing) = (Exits::default(), Reserved::default(), Closing::default());
+        let (lifecycle, tasks) = (Lifecycle::default(), Tasks::new());
+        let settings = Settings {
+            upstream: upstream.into(),
+            session: "0123abcd".into(),
+            policy: Arc::new(Policy { rules: vec![], default: Some(Arc::new(identity())), all: true }),
+            recognise,
+            voice: Voice::new(Form::Text, heard.clone()),
+            wiring: Wiring {
+                relay: Ipv4Addr::new(169, 254, 169, 254),
+                names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
+                project: Some("proj".into()),
+                quota_project: None,
+            },
+            reserved: reserved.clone(),
+            exits: exits.clone(),
+            closing: closing.clone(),
+            ask,
+            tasks: tasks.clone(),
+        };
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let answers = lifecycle.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                let tasks = settings.tasks.clone();
+                tasks.spawn("lifecycle", answer(asked, answers));
+                proxy::serve(listener, Arc::new(settings)).await;
+                tasks.finish(Duration::from_secs(2)).await;
+            });
+        });
+        let thread = Some(thread);
+        Self { socket, exits, reserved, closing, lifecycle, heard, tasks, thread, _scratch: None }
+    }
+
+    /// Everything that was said to the person at the terminal.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8(self.heard.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.tasks.stop().cancel();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking());
+        }
+    }
+}
+
+async fn answer(mut asked: mpsc::Receiver<Ask>, lifecycle: Lifecycle) {
+    while let Some(ask) = asked.recv().await {
+        match ask {
+            Ask::Attach { container, answer, .. } => {
+                let fails = lifecycle.fails.lock().unwrap().clone();
+                let outcome = fails.map_or(Ok(Ipv4Addr::new(169, 254, 168, 2)), Err);
+                if outcome.is_ok() {
+                    lifecycle.leased.lock().unwrap().push(container);
+                }
+                let _ = answer.send(outcome);
+            }
+            Ask::Starting { container, answer } => {
+                lifecycle.starting.lock().unwrap().push(container);
+                let _ = answer.send(());
+            }
+            Ask::IsLeased { container, answer } => {
+                let _ = answer.send(lifecycle.leased.lock().unwrap().contains(&container));
+            }
+        }
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        name: "default".into(),
+        service_account: None,
+        scopes: Scopes::default(),
+        audiences: vec![],
+        lifetime: Duration::from_secs(3600),
+        isolate: false,
+        strict: false,
+    }
+}
+
+/// Sends bytes and reads to the end of the connection, or for as long as nothing comes for 20 s.
+pub(crate) fn raw(socket: &Path, request: impl AsRef<[u8]>) -> String {
+    String::from_utf8_lossy(&raw_bytes(socket, request)).into_owned()
+}
+
+fn raw_bytes(socket: &Path, request: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // The other side may answer and close before it has read everything.
+    let _ = stream.write_all(request.as_ref());
+    let mut reply = vec![];
+    let mut piece = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        reply.extend_from_slice(&piece[..read]);
+    }
+    reply
+}
+
+/// One request with `Connection: close`: status and body.
+pub(crate) fn call(socket: &Path, line: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    let reply = raw_bytes(
+        socket,
+        format!(
+            "{line} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        ),
+    );
+    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(reply.len());
+    let (head, body) = (String::from_utf8_lossy(&reply[..end]), reply.get(end + 4..).unwrap_or_default());
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
+    let body = if chunked { joined(body) } else { body.to_vec() };
+    let status = status.unwrap_or_else(|| panic!("no status for {line}: {head:?}"));
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+/// The data of chunks, as far as they came.
+fn joined(mut rest: &[u8]) -> Vec<u8> {
+    let mut data = vec![];
+    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        let Some(chunk) = rest.get(end + 2..end + 2 + size).filter(|_| size > 0) else { break };
+        data.extend_from_slice(chunk);
+        rest = rest.get(end + 4 + size..).unwrap_or_default();
+    }
+    data
+}
