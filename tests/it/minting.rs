@@ -757,12 +757,9 @@ fn exchange_at_trace_level() {
         fake.fail(Failure::oauth(400, "invalid_grant", None));
         let refused = google.access_token(&ask(None)).await;
         let secrets = scratch.write("secrets", &fake.canaries().join("\n"));
-        writeln!(
-            std::io::stdout(),
-            "{refused:?}\n{google:?}\nexchanges done: {done}\nsecrets file: {}",
-            secrets.display()
-        )
-        .unwrap();
+        let said =
+            format!("{refused:?}\n{google:?}\nexchanges done: {done}\nsecrets file: {}\n", secrets.display());
+        std::io::stdout().write_all(said.as_bytes()).unwrap();
         std::mem::forget(scratch);
     });
 }
