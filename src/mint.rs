@@ -18,9 +18,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
 use crate::process::Tasks;
-use crate::source::{AccessRequest, IdentityRequest, Pending, Reloaded, Source, SourceError};
-use crate::token::Scopes;
-use crate::token::{AccessToken, Deadline, IdentityToken, Now};
+use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
+
+use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
 use crate::workload::{ContainerId, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh at up to 360 s before the end and
@@ -83,7 +83,7 @@ impl Mint {
     }
 
     /// Who the source says it is.
-    pub fn principal(&self) -> crate::source::Principal {
+    pub fn principal(&self) -> Principal {
         self.source.principal()
     }
 

@@ -61,16 +61,11 @@ impl House {
         let folder = private_folder(&runtime_folder(around))?;
         let lock = folder.join("lock");
         let wanted = Wanted { session: &id, mode, pool: config.pool, lock: &lock };
-        let engine_socket = engine.socket().to_owned();
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         let (writer, reader, questions) = registry::new();
-        let server = Server::new(
-            reader,
-            host.mint.clone(),
-            host.views(config, Some(session.relay.to_string())),
-            session.relay,
-        );
+        let views = host.views(config, Some(session.relay.to_string()));
+        let server = Server::new(reader, host.mint.clone(), views, session.relay);
         let lifecycle = Lifecycle::new(
             session.engine.clone(),
             session.network.clone(),
@@ -81,7 +76,7 @@ impl House {
         );
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
-            upstream: engine_socket,
+            upstream: session.engine.socket().to_owned(),
             session: id.clone(),
             policy: Arc::new(config.policy.clone()),
             recognise: kfp::task,

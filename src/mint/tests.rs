@@ -337,6 +337,19 @@ async fn another_account_drops_the_cache_and_what_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_flight_of_an_old_account_settles_nothing() {
+    let source = Scripted::new(10, 3600);
+    source.next(1000, Ok(3600));
+    let mint = mint(&source);
+    let request = ask("a");
+    assert!(mint.access(&request, Duration::from_millis(20)).await.is_err());
+    mint.forget_all();
+    assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
+    pass(2).await;
+    assert_eq!(mint.cached(&request).unwrap().value.expose(), "token 2", "token 1 landed after it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_account_never_stands_in_for_a_slow_new_one() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);

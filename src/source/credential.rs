@@ -33,7 +33,7 @@ pub(super) struct Credential {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Key(Key),
+    Key(Box<Key>),
     Login(Login),
 }
 
@@ -138,7 +138,7 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
             let email = need(file.client_email, "client_email")?;
             let pem = need(file.private_key, "private_key")?;
             let key = Key::new(email, set(file.private_key_id), pem, token_uri.clone())?;
-            (Kind::Key(key), token_uri)
+            (Kind::Key(Box::new(key)), token_uri)
         }
         Some("authorized_user") => {
             let token_uri = token_uri(endpoints, None, universe.as_deref())?;

@@ -13,7 +13,6 @@ mod engine;
 mod golden_metadata;
 mod minting;
 mod proxy;
-mod proxy_engine;
 
 #[path = "../support/mod.rs"]
 mod support;

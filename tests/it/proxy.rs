@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::fake_engine::{Act, FakeEngine, Seen, json};
-use crate::stand::{Scratch, Stand, call, raw};
+use crate::support::fake_engine::{Act, FakeEngine, Seen, json};
+use crate::support::stand::{Scratch, Stand, call, raw};
 
 const ID: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kfp_creds::docker::proxy::{self, Ask, Closing, Exits, Reserved, Settings, Wiring};
+use kfp_creds::docker::proxy::{self, Ask, Clients, Closing, Exits, Reserved, Settings, Wiring};
 use kfp_creds::observe::{Form, Voice};
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
@@ -104,6 +104,7 @@ impl Stand {
             reserved: reserved.clone(),
             exits: exits.clone(),
             closing: closing.clone(),
+            clients: Clients::default(),
             ask,
             tasks: tasks.clone(),
         };

@@ -2,3 +2,4 @@
 //! or an attacker would.
 
 mod basics;
+mod proxy;

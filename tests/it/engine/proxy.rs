@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::stand::{Scratch, Stand, call};
+use crate::support::stand::{Scratch, Stand, call};
 
 const IMAGE: &str = "kfp-creds-test-proxy:busybox";
 
@@ -332,7 +332,7 @@ fn a_chunked_create_is_judged_and_a_failed_attach_leaves_nothing() {
             one.len(),
             two.len()
         );
-        crate::stand::raw(&stand.socket, request)
+        crate::support::stand::raw(&stand.socket, request)
     };
     let reply = chunked(&container.1);
     assert!(reply.starts_with("HTTP/1.1 201 Created\r\n"), "{reply}");

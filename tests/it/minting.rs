@@ -1,0 +1,833 @@
+//! Sources and mint against Google at the wire (`FakeGoogle`), which checks what it is sent.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use kfp_creds::mint::{Mint, MintFailure};
+use kfp_creds::process::Tasks;
+use kfp_creds::source::google::{Endpoints, Google, Where};
+use kfp_creds::source::offline::Offline;
+use kfp_creds::source::upstream::{Limits, Upstream};
+use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
+use kfp_creds::token::{AccessToken, CLOUD_PLATFORM, Deadline, IdentityToken, Now, Scopes};
+use kfp_creds::workload::ContainerId;
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+
+use crate::support::fake_google::{
+    CANARY, Call, Failure, FakeGoogle, another_rsa_key, as_pkcs1, openssl, rsa_key,
+};
+
+const KEY_ACCOUNT: &str = "key@sa-project.iam.gserviceaccount.com";
+const USER: &str = "dev@example.com";
+const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
+const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
+
+/// A directory of a test's own.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("minting-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Short, so that what hangs is seen soon.
+fn quick() -> Limits {
+    Limits {
+        call: Duration::from_secs(2),
+        mint: Duration::from_secs(5),
+        tries: 3,
+        pause: Duration::from_millis(5),
+    }
+}
+
+fn upstream() -> Arc<Upstream> {
+    Upstream::new(quick(), Vec::new()).unwrap()
+}
+
+fn find(place: &Where, endpoints: Endpoints) -> Result<Google, SourceError> {
+    Google::find(place, endpoints, upstream())
+}
+
+/// The source that a credential file makes.
+fn source(scratch: &Scratch, file: &str, fake: &FakeGoogle) -> Google {
+    let named = Some(scratch.write("credential.json", file));
+    find(&Where { google_application_credentials: named, ..Where::default() }, fake.endpoints()).unwrap()
+}
+
+fn ask(account: Option<&str>) -> AccessRequest {
+    AccessRequest {
+        service_account: account.map(String::from),
+        scopes: Scopes::parse(BIGQUERY),
+        lifetime: 1800,
+        holder: None,
+    }
+}
+
+fn id_ask(account: Option<&str>) -> IdentityRequest {
+    IdentityRequest {
+        service_account: account.map(String::from),
+        audience: "https://service.example".into(),
+        holder: None,
+    }
+}
+
+fn left(end: Deadline) -> u64 {
+    end.remaining(Now::read()).as_secs()
+}
+
+fn claims(token: &str) -> Value {
+    let part = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+}
+
+fn kinds(fake: &FakeGoogle) -> Vec<String> {
+    fake.calls().into_iter().map(|call| call.kind).collect()
+}
+
+/// The text of a refusal; panics where it is not one, or where it holds what upstream wrote.
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
+    match outcome {
+        Err(SourceError::Refused(why)) if !why.contains(CANARY) => why.to_string(),
+        other => panic!("not a clean refusal: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn transient<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
+    match outcome {
+        Err(SourceError::Transient(why)) if !why.contains(CANARY) => why.to_string(),
+        other => panic!("not a clean transient failure: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_service_account_key_mints_for_exactly_the_scopes() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let token: AccessToken = google.access_token(&ask(None)).await.unwrap();
+    let minted = fake.minted(token.value.expose()).unwrap();
+    assert_eq!((minted.email.as_str(), minted.scopes), (KEY_ACCOUNT, [BIGQUERY.to_owned()].into()));
+    assert!((3590..=3599).contains(&left(token.expires)), "{}", left(token.expires));
+    let principal = google.principal();
+    assert_eq!(principal.kind, "service account key");
+    assert_eq!(principal.email.as_deref(), Some(KEY_ACCOUNT));
+    assert_eq!(principal.project.as_deref(), Some("sa-project"));
+    // Nothing is cached below the mint.
+    google.access_token(&ask(None)).await.unwrap();
+    assert_eq!(kinds(&fake), ["jwt-bearer", "jwt-bearer"]);
+}
+
+#[tokio::test]
+async fn the_token_uri_of_a_key_file_counts_unless_one_is_configured() {
+    let (fake, other, scratch) = (FakeGoogle::start(), FakeGoogle::start(), Scratch::new());
+    let file = fake.service_account(KEY_ACCOUNT, rsa_key());
+    other.service_account(KEY_ACCOUNT, rsa_key());
+    let named =
+        Where { google_application_credentials: Some(scratch.write("key.json", &file)), ..Where::default() };
+    find(&named, Endpoints::default()).unwrap().access_token(&ask(None)).await.unwrap();
+    find(&named, other.endpoints()).unwrap().access_token(&ask(None)).await.unwrap();
+    assert_eq!((fake.calls().len(), other.calls().len()), (1, 1));
+
+    for bad in ["http://example.com/token", "ftp://example.com", "nonsense", "http://127.0.0.1.example.com/"]
+    {
+        let mut file: Value = serde_json::from_str(&file).unwrap();
+        file["token_uri"] = json!(bad);
+        let named = Where {
+            google_application_credentials: Some(scratch.write("key.json", &file.to_string())),
+            ..Where::default()
+        };
+        refusal(find(&named, Endpoints::default()));
+    }
+}
+
+#[tokio::test]
+async fn old_key_files_work_and_foreign_keys_do_not() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let mut file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    file["private_key"] = json!(as_pkcs1(rsa_key()));
+    let google = source(&scratch, &file.to_string(), &fake);
+    google.access_token(&ask(None)).await.unwrap();
+    google.identity_token(&id_ask(None)).await.unwrap();
+
+    file["private_key"] = json!(another_rsa_key());
+    let google = source(&scratch, &file.to_string(), &fake);
+    let why = refusal(google.access_token(&ask(None)).await);
+    assert!(why.contains(KEY_ACCOUNT) && why.contains("invalid_grant"), "{why}");
+    refusal(google.identity_token(&id_ask(None)).await);
+}
+
+#[tokio::test]
+async fn a_service_account_key_mints_id_tokens() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let token: IdentityToken = google.identity_token(&id_ask(None)).await.unwrap();
+    let claims = claims(token.value.expose());
+    assert_eq!((&claims["aud"], &claims["email"]), (&json!("https://service.example"), &json!(KEY_ACCOUNT)));
+    assert!((3590..=3600).contains(&left(token.expires)));
+}
+
+#[tokio::test]
+async fn a_user_login_refreshes_without_narrowing_and_learns_who_it_is() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    assert_eq!(google.principal().email, None);
+    let token = google.access_token(&ask(None)).await.unwrap();
+    assert!(fake.minted(token.value.expose()).unwrap().scopes.contains(CLOUD_PLATFORM));
+    assert!(token.scopes.is_empty(), "upstream decided");
+    assert_eq!(fake.calls()[0].scopes, None);
+    let principal = google.principal();
+    assert_eq!((principal.kind, principal.email.as_deref()), ("user login", Some(USER)));
+    assert_eq!(principal.quota_project.as_deref(), Some("user-quota-project"));
+    let why = refusal(google.identity_token(&id_ask(None)).await);
+    assert!(why.contains("--impersonate"), "{why}");
+}
+
+#[tokio::test]
+async fn a_rotated_refresh_token_is_used_from_then_on() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let file = fake.user(USER);
+    let google = source(&scratch, &file, &fake);
+    fake.rotate_refresh_tokens();
+    for _ in 0..3 {
+        google.access_token(&ask(None)).await.unwrap();
+    }
+    // A file that was only touched does not bring the old one back.
+    scratch.write("credential.json", &file);
+    assert_eq!(google.reload(), Reloaded::Same);
+    google.access_token(&ask(None)).await.unwrap();
+    let stale = source(&scratch, &file, &fake);
+    assert!(
+        refusal(stale.access_token(&ask(None)).await).contains("invalid_grant"),
+        "the fake does end the old one"
+    );
+}
+
+#[tokio::test]
+async fn what_a_person_has_to_do_is_said() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    for (failure, words) in [
+        (Failure::oauth(400, "invalid_grant", None), "expired"),
+        (Failure::oauth(400, "invalid_grant", Some("invalid_rapt")), "invalid_rapt"),
+        (Failure::oauth(400, "invalid_grant", Some("rapt_required")), "rapt_required"),
+        (Failure::oauth(401, "invalid_client", None), "invalid_client"),
+    ] {
+        fake.fail(failure);
+        let why = refusal(google.access_token(&ask(None)).await);
+        assert!(why.contains(words) && why.contains("gcloud auth application-default login"), "{why}");
+    }
+    fake.fail(Failure::oauth(400, "something_else", None));
+    assert_eq!(refusal(google.access_token(&ask(None)).await), "127.0.0.1 answered 400 something_else");
+    assert_eq!(fake.calls().len(), 5, "a refusal is not repeated");
+}
+
+#[tokio::test]
+async fn passing_troubles_are_tried_again_and_then_transient() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let files = [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())];
+    for file in files {
+        let google = source(&scratch, &file, &fake);
+        let troubles = [
+            Failure::html_503(),
+            Failure::oauth(429, "rate_limit_exceeded", None),
+            Failure::oauth(500, "internal_failure", None),
+            Failure::CutShort,
+        ];
+        for trouble in troubles {
+            let before = fake.calls().len();
+            fake.fail(trouble.clone());
+            fake.fail(trouble.clone());
+            google.access_token(&ask(None)).await.unwrap();
+            assert_eq!(fake.calls().len() - before, 3, "{trouble:?}");
+            (0..3).for_each(|_| fake.fail(trouble.clone()));
+            transient(google.access_token(&ask(None)).await);
+            assert_eq!(fake.calls().len() - before, 6, "{trouble:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_are_bounded_in_size_and_time() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    (0..3).for_each(|_| fake.fail(Failure::Huge((1 << 20) + 1)));
+    let why = transient(google.access_token(&ask(None)).await);
+    assert!(why.contains("too large"), "{why}");
+
+    for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
+        let google = source(&scratch, &file, &fake);
+        (0..3).for_each(|_| fake.fail(Failure::Hang));
+        let began = Instant::now();
+        transient(google.access_token(&ask(None)).await);
+        let took = began.elapsed();
+        // 2 s per call, and 5 s for all that one mint does.
+        assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(8), "{took:?}");
+        assert!(google.access_token(&ask(None)).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_not_there_is_transient_and_named() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let path = scratch.write("user.json", &fake.user(USER));
+    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let endpoints = Endpoints { token: Some(format!("http://{closed}/token")), ..Endpoints::default() };
+    let why = transient(find(&place, endpoints).unwrap().access_token(&ask(None)).await);
+    assert!(why.contains("127.0.0.1") && why.to_lowercase().contains("refused"), "{why}");
+}
+
+#[tokio::test]
+async fn lifetimes_are_never_inflated() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
+        let google = source(&scratch, &file, &fake);
+        fake.expires_in(300);
+        fake.latency(Duration::from_millis(1200));
+        let token = google.access_token(&ask(None)).await.unwrap();
+        assert!(left(token.expires) <= 298, "counted from before the request: {}", left(token.expires));
+        fake.latency(Duration::ZERO);
+        fake.expires_in(0);
+        transient(google.access_token(&ask(None)).await);
+        let absurd = json!({"access_token": "x", "expires_in": 3_000_000_000_u64, "token_type": "Bearer"});
+        fake.fail(plain_200(&absurd.to_string()));
+        let token = google.access_token(&ask(None)).await.unwrap();
+        assert!(left(token.expires) <= 43_200);
+        // Without an expiry there is no token, and what is no answer is not one either.
+        for body in [r#"{"access_token":"canary","token_type":"Bearer"}"#, "{}", "[]", ""] {
+            let before = fake.calls().len();
+            (0..3).for_each(|_| fake.fail(plain_200(body)));
+            transient(google.access_token(&ask(None)).await);
+            (0..3 - (fake.calls().len() - before)).for_each(|_| fake.unfail());
+        }
+    }
+}
+
+fn plain_200(body: &str) -> Failure {
+    Failure::Answer { status: 200, content_type: "application/json", body: body.into() }
+}
+
+#[tokio::test]
+async fn an_absurd_lifetime_takes_nothing_down() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    // yup computes with what it is told, and panics.
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let mint = Mint::new(Arc::new(google), Tasks::new());
+    fake.fail(plain_200(&json!({"access_token": "x", "expires_in": i64::MAX}).to_string()));
+    let outcome = mint.access(&ask(None), Duration::from_secs(2)).await;
+    assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
+    mint.access(&ask(None), Duration::from_secs(2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn both_bases_impersonate() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let cases = [
+        (fake.user(USER), USER, "refresh_token", Some("user-quota-project")),
+        (fake.service_account(KEY_ACCOUNT, rsa_key()), KEY_ACCOUNT, "jwt-bearer", None),
+    ];
+    for (file, caller, base, quota_project) in cases {
+        let before = fake.calls().len();
+        let google = source(&scratch, &file, &fake);
+        fake.allow(caller, RUNNER);
+        let (request, id_request) = (ask(Some(RUNNER)), id_ask(Some(RUNNER)));
+        let (token, id) = tokio::join!(google.access_token(&request), google.identity_token(&id_request));
+        let (token, id) = (token.unwrap(), id.unwrap());
+        let minted = fake.minted(token.value.expose()).unwrap();
+        assert_eq!((minted.email.as_str(), minted.scopes), (RUNNER, [BIGQUERY.to_owned()].into()));
+        assert!((1790..=1800).contains(&left(token.expires)), "{}", left(token.expires));
+        let claims = claims(id.value.expose());
+        assert_eq!((&claims["email"], &claims["aud"]), (&json!(RUNNER), &json!("https://service.example")));
+        google.access_token(&request).await.unwrap();
+
+        let calls: Vec<Call> = fake.calls().split_off(before);
+        assert_eq!(
+            calls.iter().filter(|call| call.kind == base).count(),
+            1,
+            "one base token for all: {calls:?}"
+        );
+        let generate = calls.iter().find(|call| call.kind == "generateAccessToken").unwrap();
+        assert_eq!(generate.lifetime.as_deref(), Some("1800s"));
+        assert_eq!(generate.scopes.as_deref(), Some(BIGQUERY));
+        assert_eq!(generate.quota_project.as_deref(), quota_project);
+    }
+}
+
+#[tokio::test]
+async fn a_key_does_not_impersonate_itself() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    google.access_token(&ask(Some(KEY_ACCOUNT))).await.unwrap();
+    google.identity_token(&id_ask(Some(KEY_ACCOUNT))).await.unwrap();
+    assert_eq!(kinds(&fake), ["jwt-bearer", "jwt-bearer"]);
+}
+
+#[tokio::test]
+async fn denied_impersonation_says_who_lacks_what() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    let why = refusal(google.access_token(&ask(Some(RUNNER))).await);
+    assert!(why.contains("404 NOT_FOUND") && why.contains(RUNNER), "{why}");
+    fake.allow("somebody@example.com", RUNNER);
+    for why in [
+        refusal(google.access_token(&ask(Some(RUNNER))).await),
+        refusal(google.identity_token(&id_ask(Some(RUNNER))).await),
+    ] {
+        assert!(why.contains("403 PERMISSION_DENIED") && why.contains(USER), "{why}");
+        assert!(why.contains("roles/iam.serviceAccountTokenCreator"), "{why}");
+    }
+    fake.fail(Failure::rpc(403, "PERMISSION_DENIED", Some("SERVICE_DISABLED")));
+    let why = refusal(google.access_token(&ask(Some(RUNNER))).await);
+    assert!(why.contains("gcloud services enable iamcredentials.googleapis.com"), "{why}");
+    refusal(google.access_token(&ask(Some("../../evil"))).await);
+
+    fake.allow(USER, RUNNER);
+    let too_long = AccessRequest { lifetime: 7200, ..ask(Some(RUNNER)) };
+    assert!(refusal(google.access_token(&too_long).await).contains("400 INVALID_ARGUMENT"));
+    (0..2).for_each(|_| fake.fail(Failure::rpc(503, "UNAVAILABLE", None)));
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    (0..3).for_each(|_| fake.fail(Failure::rpc(503, "UNAVAILABLE", None)));
+    transient(google.access_token(&ask(Some(RUNNER))).await);
+}
+
+#[tokio::test]
+async fn a_withdrawn_base_token_is_made_anew_once() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    fake.allow(USER, RUNNER);
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    fake.withdraw_all();
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    let seen = kinds(&fake);
+    let again = ["generateAccessToken", "refresh_token", "generateAccessToken"];
+    assert_eq!(seen[2..], again, "{seen:?}");
+    (0..2).for_each(|_| fake.fail(Failure::rpc(401, "UNAUTHENTICATED", None)));
+    // The second failure is played to the refresh: a 401 there is a refusal, not a loop.
+    refusal(google.access_token(&ask(Some(RUNNER))).await);
+}
+
+#[tokio::test]
+async fn clocks_may_differ_and_expiries_may_lie() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    fake.allow(USER, RUNNER);
+    let request = ask(Some(RUNNER));
+    let life = async || google.access_token(&request).await.map(|token| left(token.expires));
+    google.access_token(&request).await.unwrap();
+    for skew in [-590, -60, 60, 590] {
+        fake.clock_off_by(skew, true);
+        let left = life().await.unwrap();
+        assert!((1790..=1800).contains(&left), "server off by {skew} s: {left}");
+        let id = google.identity_token(&id_ask(Some(RUNNER))).await.unwrap();
+        let id = id.expires.remaining(Now::read()).as_secs();
+        assert!((3590..=3600).contains(&id), "server off by {skew} s: {id}");
+    }
+    fake.clock_off_by(590, false);
+    assert!(life().await.unwrap() <= 1800, "no date, our clock behind: what was asked for, at most");
+    fake.clock_off_by(-590, false);
+    assert!((1200..=1210).contains(&life().await.unwrap()), "no date, our clock ahead: less, never more");
+    fake.clock_off_by(0, true);
+    for (forged, longest) in
+        [("2999-01-01T00:00:00Z", Some(1800)), ("2001-01-01T00:00:00Z", None), ("soon", None)]
+    {
+        fake.forge_expire_time(forged);
+        match longest {
+            Some(longest) => assert!(life().await.unwrap() <= longest),
+            None => {
+                transient(life().await);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clock_hours_off_is_an_error_not_a_panic() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    fake.allow(USER, RUNNER);
+    fake.clock_off_by(-7200, true);
+    let why = transient(google.access_token(&ask(Some(RUNNER))).await);
+    assert!(why.contains("clock"), "{why}");
+}
+
+#[tokio::test]
+async fn a_file_replaced_while_serving_is_picked_up() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
+    let mint = Mint::new(google.clone(), Tasks::new());
+    let wait = Duration::from_secs(2);
+    let who = async || {
+        let token = mint.access(&ask(None), wait).await.unwrap();
+        fake.minted(token.value.expose()).unwrap().email
+    };
+    assert_eq!(who().await, USER);
+    assert_eq!(mint.reload(), Reloaded::Same);
+
+    // Half written: nothing is said at the first look, and the old credential stays.
+    scratch.write("credential.json", "{\"type\": \"authorized_user\", \"refresh_token\": \"canary");
+    assert_eq!(mint.reload(), Reloaded::Same);
+    let broken = mint.reload();
+    assert!(matches!(&broken, Reloaded::Broken(why) if !why.contains(CANARY)), "{broken:?}");
+    assert_eq!(mint.reload(), Reloaded::Same, "said once");
+    google.access_token(&ask(None)).await.unwrap();
+    assert_eq!(who().await, USER);
+
+    scratch.write("credential.json", &fake.user("other@example.com"));
+    assert_eq!(mint.reload(), Reloaded::OtherAccount);
+    assert_eq!(google.principal().email, None, "the old name is not the new one's");
+    assert_eq!(who().await, "other@example.com");
+
+    fs::remove_file(scratch.0.join("credential.json")).unwrap();
+    assert_eq!(mint.reload(), Reloaded::Same);
+    assert!(matches!(mint.reload(), Reloaded::Broken(_)));
+    google.access_token(&ask(None)).await.unwrap();
+
+    scratch.write("credential.json", &fake.service_account(KEY_ACCOUNT, rsa_key()));
+    assert_eq!(mint.reload(), Reloaded::OtherAccount);
+    assert_eq!(who().await, KEY_ACCOUNT);
+    scratch.write("credential.json", &fake.service_account(KEY_ACCOUNT, another_rsa_key()));
+    assert_eq!(mint.reload(), Reloaded::Renewed, "another key of the same account");
+    assert_eq!(mint.reload(), Reloaded::Same);
+    let calls = fake.calls().len();
+    assert_eq!(who().await, KEY_ACCOUNT);
+    assert_eq!(fake.calls().len(), calls, "its cached token stays good");
+    google.access_token(&ask(None)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_login_ends_a_remembered_refusal() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
+    let mint = Mint::new(google, Tasks::new());
+    fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
+    let wait = Duration::from_secs(2);
+    for _ in 0..10 {
+        assert!(matches!(mint.access(&ask(None), wait).await, Err(MintFailure::Refused(_))));
+    }
+    assert_eq!(fake.calls().len(), 1);
+    scratch.write("credential.json", &fake.user(USER));
+    mint.reload();
+    mint.access(&ask(None), wait).await.unwrap();
+}
+
+#[test]
+fn credentials_are_looked_for_in_order() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let (user, key) = (fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key()));
+    let home = scratch.0.join("home");
+    let nowhere = Where { home: Some(home.clone()), ..Where::default() };
+    let nothing = find(&nowhere, fake.endpoints()).unwrap_err();
+    let text = nothing.to_string();
+    assert!(matches!(nothing, SourceError::Absent(_)), "{nothing:?}");
+    for word in [
+        "home/.config/gcloud/application_default_credentials.json",
+        "gcloud auth application-default login",
+        "--offline",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(matches!(find(&Where::default(), fake.endpoints()), Err(SourceError::Absent(_))));
+
+    scratch.write("home/.config/gcloud/application_default_credentials.json", &user);
+    scratch.write("home/.config/gcloud/configurations/config_default", "[core]\naccount = no\n");
+    scratch.write("home/.config/gcloud/active_config", "work\n");
+    scratch.write(
+        "home/.config/gcloud/configurations/config_work",
+        "[core]\naccount = g@example.com\nproject = gcloud-project\n",
+    );
+    let google = find(&nowhere, fake.endpoints()).unwrap();
+    assert_eq!(google.principal().kind, "user login");
+    assert_eq!(google.principal().email.as_deref(), Some("g@example.com"), "the last resort");
+    assert_eq!(google.principal().project.as_deref(), Some("gcloud-project"));
+
+    scratch.write("sdk/application_default_credentials.json", &key);
+    let elsewhere = Where { cloudsdk_config: Some(scratch.0.join("sdk")), ..nowhere };
+    let google = find(&elsewhere, fake.endpoints()).unwrap();
+    assert_eq!(google.principal().email.as_deref(), Some(KEY_ACCOUNT));
+    assert_eq!(google.principal().project.as_deref(), Some("sa-project"), "the file comes before gcloud");
+
+    let named = |path: PathBuf| Where { google_application_credentials: Some(path), ..elsewhere.clone() };
+    let google = find(&named(scratch.write("named.json", &user)), fake.endpoints()).unwrap();
+    assert_eq!(google.principal().kind, "user login");
+    assert_eq!(google.path(), scratch.0.join("named.json"));
+    assert!(find(&named(PathBuf::new()), fake.endpoints()).is_ok(), "empty is unset");
+    let why = refusal(find(&named(scratch.0.join("gone.json")), fake.endpoints()));
+    assert!(why.contains("gone.json"), "never a fallback from a broken choice: {why}");
+    refusal(find(&named(scratch.0.clone()), fake.endpoints()));
+}
+
+#[test]
+fn files_that_are_not_understood_are_refused_clearly() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let mut key: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    let mut cases = vec![
+        (String::from("{\"type\": \"canary"), "is not valid"),
+        ("[]".into(), "is not valid"),
+        ("{}".into(), "not known"),
+        (json!({"type": "canary"}).to_string(), "not known"),
+        (json!({"type": "authorized_user", "client_id": "canary"}).to_string(), "no client_secret"),
+        (json!({"type": "service_account", "client_email": "canary"}).to_string(), "no private_key"),
+    ];
+    for kind in [
+        "external_account",
+        "external_account_authorized_user",
+        "impersonated_service_account",
+        "gdch_service_account",
+    ] {
+        cases.push((json!({"type": kind, "x": "canary"}).to_string(), "not supported yet"));
+    }
+    key["private_key"] = json!("canary");
+    cases.push((key.to_string(), "private_key"));
+    key["private_key"] = json!(rsa_key().replace("MII", "MIX"));
+    cases.push((key.to_string(), "private_key"));
+    for (file, words) in cases {
+        let path = scratch.write("file.json", &file);
+        let place = Where { google_application_credentials: Some(path), ..Where::default() };
+        let why = refusal(find(&place, fake.endpoints()));
+        assert!(why.contains(words) && why.contains("file.json"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_stampede_is_one_call_at_google() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
+    let mint = Mint::new(google, Tasks::new());
+    fake.latency(Duration::from_millis(300));
+    let wait = Duration::from_secs(5);
+    let began = Instant::now();
+    let request = ask(None);
+    let callers = (0..1000).map(|_| mint.access(&request, wait));
+    let first: Vec<_> = futures_util::future::join_all(callers).await;
+    let took = began.elapsed();
+    let values: std::collections::BTreeSet<_> =
+        first.into_iter().map(|token| token.unwrap().value.expose().clone()).collect();
+    assert_eq!((values.len(), fake.calls().len()), (1, 1));
+    // The exact 350 ms are asserted in paused time (src/mint/tests.rs); this machine may be busy.
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+
+    // An upstream in trouble is asked three times by one flight, not three thousand times.
+    (0..3).for_each(|_| fake.fail(Failure::html_503()));
+    let other = AccessRequest { lifetime: 60, ..ask(None) };
+    let callers = (0..1000).map(|_| mint.access(&other, wait));
+    for outcome in futures_util::future::join_all(callers).await {
+        assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
+    }
+    assert_eq!(fake.calls().len(), 4);
+
+    // Callers that leave, and a second key beside them.
+    fake.latency(Duration::from_millis(300));
+    let (left, second) =
+        (AccessRequest { lifetime: 61, ..ask(None) }, AccessRequest { lifetime: 62, ..ask(None) });
+    let hurried = (0..500).map(|_| tokio::time::timeout(Duration::from_millis(20), mint.access(&left, wait)));
+    let (gone, stayed) = tokio::join!(futures_util::future::join_all(hurried), mint.access(&second, wait));
+    assert!(gone.iter().all(Result::is_err) && stayed.is_ok());
+    mint.access(&left, wait).await.unwrap();
+    assert_eq!(fake.calls().len(), 6, "the flight that all had left was the one that landed");
+}
+
+#[tokio::test]
+async fn offline_tokens_verify_against_the_published_key() {
+    let offline = Offline::new("demo-project", "demo@demo-project.iam.gserviceaccount.com").unwrap();
+    let holder = ContainerId::parse(&"ab".repeat(32)).unwrap();
+    let access = AccessRequest { holder: Some(holder.clone()), ..ask(None) };
+    let identity = IdentityRequest { holder: Some(holder.clone()), ..id_ask(Some(RUNNER)) };
+    let access = offline.access_token(&access).await.unwrap();
+    let identity = offline.identity_token(&identity).await.unwrap();
+    assert!(offline.per_container());
+
+    let verify = |token: &str, jwks: &str| {
+        let keys: Value = serde_json::from_str(jwks).unwrap();
+        let key = &keys["keys"][0];
+        let part = |value: &Value| URL_SAFE_NO_PAD.decode(value.as_str().unwrap()).unwrap();
+        let point = [vec![4], part(&key["x"]), part(&key["y"])].concat();
+        let (input, signature) = token.rsplit_once('.').unwrap();
+        let header: Value =
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(input.split('.').next().unwrap()).unwrap())
+                .unwrap();
+        assert_eq!(
+            (&header["alg"], &key["kty"], &key["crv"]),
+            (&json!("ES256"), &json!("EC"), &json!("P-256"))
+        );
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        assert_eq!(signature.len(), 64);
+        header["kid"] == key["kid"]
+            && UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+                .verify(input.as_bytes(), &signature)
+                .is_ok()
+    };
+    let tokens = [access.value.expose(), identity.value.expose()];
+    let stranger = Offline::new("demo-project", "x").unwrap();
+    for token in tokens {
+        assert!(verify(token, &offline.jwks()));
+        assert!(!verify(token, &stranger.jwks()), "every start has its own key");
+    }
+    let forged = tokens[0].replacen('.', ".A", 1);
+    assert!(!verify(&forged, &offline.jwks()));
+
+    let (one, two) = (claims(tokens[0]), claims(tokens[1]));
+    assert_eq!(one["iss"], "https://kfp-creds.offline");
+    assert_eq!(one["scope"], BIGQUERY);
+    assert_eq!(one["email"], "demo@demo-project.iam.gserviceaccount.com");
+    assert_eq!((&two["email"], &two["aud"]), (&json!(RUNNER), &json!("https://service.example")));
+    for claims in [&one, &two] {
+        assert_eq!(claims["container"], holder.as_str());
+    }
+    assert_eq!(one["exp"].as_u64().unwrap() - one["iat"].as_u64().unwrap(), 1800);
+    assert_ne!(one["jti"], two["jti"]);
+    assert!((1798..=1800).contains(&left(access.expires)));
+}
+
+/// The test runs itself as a child, because a `log` bridge is installed for a whole process.
+#[test]
+fn yup_prints_no_secret_at_trace_level() {
+    const CHILD: &str = "KFP_CREDS_TEST_LEAK_CHILD";
+    #[expect(clippy::disallowed_methods, reason = "parent and child are told apart by it")]
+    let child = std::env::var_os(CHILD);
+    if child.is_some() {
+        return exchange_at_trace_level();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "minting::yup_prints_no_secret_at_trace_level", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("exchanges done: 4"), "the child did its work: {text}");
+    assert!(text.contains("this is what a leak looks like"), "trace level is on: {text}");
+    let found: Vec<&str> =
+        text.lines().filter(|line| line.contains(CANARY) || line.contains("eyJ")).collect();
+    assert!(found.is_empty(), "{found:#?}");
+    // The child's own keys, assertions and ID tokens, which it wrote to a file.
+    let listed = text.lines().find_map(|line| line.strip_prefix("secrets file: ")).unwrap();
+    let secrets = fs::read_to_string(listed).unwrap();
+    assert!(secrets.lines().count() > 20);
+    let leaked: Vec<&str> = secrets.lines().filter(|secret| text.contains(secret)).collect();
+    assert!(leaked.is_empty(), "{leaked:#?}");
+    fs::remove_dir_all(Path::new(listed).parent().unwrap()).unwrap();
+}
+
+fn exchange_at_trace_level() {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).init();
+    tracing::trace!("this is what a leak looks like");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+        let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+        fake.allow(KEY_ACCOUNT, RUNNER);
+        let mut done = 0;
+        for outcome in [google.access_token(&ask(None)).await, google.access_token(&ask(Some(RUNNER))).await]
+        {
+            done += usize::from(outcome.is_ok());
+        }
+        for outcome in
+            [google.identity_token(&id_ask(None)).await, google.identity_token(&id_ask(Some(RUNNER))).await]
+        {
+            done += usize::from(outcome.is_ok());
+        }
+        fake.fail(Failure::oauth(400, "invalid_grant", None));
+        let refused = google.access_token(&ask(None)).await;
+        let secrets = scratch.write("secrets", &fake.canaries().join("\n"));
+        let said =
+            format!("{refused:?}\n{google:?}\nexchanges done: {done}\nsecrets file: {}\n", secrets.display());
+        std::io::stdout().write_all(said.as_bytes()).unwrap();
+        std::mem::forget(scratch);
+    });
+}
+
+#[tokio::test]
+async fn https_endpoints_are_verified_and_extra_roots_count() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let (certificate, port, server) = tls_server(&scratch);
+    let path = scratch.write("user.json", &fake.user(USER));
+    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let endpoints =
+        Endpoints { token: Some(format!("https://localhost:{port}/token")), ..Endpoints::default() };
+    let why = transient(find(&place, endpoints.clone()).unwrap().access_token(&ask(None)).await);
+    assert!(why.contains("certificate"), "{why}");
+    let trusting =
+        Google::find(&place, endpoints, Upstream::new(quick(), vec![certificate]).unwrap()).unwrap();
+    assert_eq!(trusting.access_token(&ask(None)).await.unwrap().value.expose(), "x");
+    server.join().unwrap();
+}
+
+/// A token endpoint behind a certificate of its own; it ends after its first answer.
+fn tls_server(scratch: &Scratch) -> (CertificateDer<'static>, u16, std::thread::JoinHandle<()>) {
+    let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let key = scratch.write("tls.key", &openssl(&curve, ""));
+    let request =
+        ["req", "-x509", "-new", "-subj", "/CN=localhost", "-days", "1", "-key", key.to_str().unwrap()];
+    let names = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
+    let certificate = openssl(&[&request[..], &names[..]].concat(), "");
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], PrivateKeyDer::from_pem_file(&key).unwrap())
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let body = r#"{"access_token":"x","expires_in":60,"token_type":"Bearer"}"#;
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let server = std::thread::spawn(move || {
+        let config = Arc::new(config);
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = rustls::Stream::new(&mut session, &mut stream);
+            // Who does not trust the certificate leaves before it has said anything.
+            if tls.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {
+                tls.write_all(answer.as_bytes()).unwrap();
+                tls.conn.send_close_notify();
+                tls.flush().unwrap();
+                return;
+            }
+        }
+    });
+    (certificate, port, server)
+}
+
+#[tokio::test]
+async fn a_reconnect_drops_connections_and_nothing_else() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.user(USER), &fake);
+    for _ in 0..2 {
+        google.access_token(&ask(None)).await.unwrap();
+        google.reconnect();
+    }
+    assert_eq!(fake.calls().len(), 2);
+}
