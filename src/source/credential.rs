@@ -84,8 +84,8 @@ impl Credential {
     }
 }
 
-/// What is read of a credential file. Not `Debug`: it holds secrets.
-#[derive(Deserialize)]
+/// What is read of a credential file.
+#[derive(Debug, Deserialize)]
 struct File {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -94,11 +94,11 @@ struct File {
     universe_domain: Option<String>,
     client_email: Option<String>,
     private_key_id: Option<String>,
-    private_key: Option<String>,
+    private_key: Option<Secret<String>>,
     token_uri: Option<String>,
     client_id: Option<String>,
-    client_secret: Option<String>,
-    refresh_token: Option<String>,
+    client_secret: Option<Secret<String>>,
+    refresh_token: Option<Secret<String>>,
     account: Option<String>,
 }
 
@@ -127,6 +127,9 @@ pub(super) fn read(path: &Path, endpoints: &Endpoints) -> Result<(Credential, Di
 fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
     let set = |value: Option<String>| value.filter(|value| !value.is_empty());
     let need = |value: Option<String>, key: &str| set(value).ok_or_else(|| format!("it has no {key}"));
+    let secret = |value: Option<Secret<String>>, key: &str| {
+        value.filter(|value| !value.expose().is_empty()).ok_or_else(|| format!("it has no {key}"))
+    };
     let universe = set(file.universe_domain);
     let (kind, token_uri) = match file.kind.as_deref() {
         Some("service_account") => {
@@ -136,7 +139,7 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
             }
             let token_uri = token_uri(endpoints, own.as_deref(), universe.as_deref())?;
             let email = need(file.client_email, "client_email")?;
-            let pem = need(file.private_key, "private_key")?;
+            let pem = secret(file.private_key, "private_key")?;
             let key = Key::new(email, set(file.private_key_id), pem, token_uri.clone())?;
             (Kind::Key(Box::new(key)), token_uri)
         }
@@ -144,8 +147,8 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
             let token_uri = token_uri(endpoints, None, universe.as_deref())?;
             let login = Login::new(
                 need(file.client_id, "client_id")?,
-                need(file.client_secret, "client_secret")?,
-                need(file.refresh_token, "refresh_token")?,
+                secret(file.client_secret, "client_secret")?,
+                secret(file.refresh_token, "refresh_token")?,
                 set(file.account),
             );
             (Kind::Login(login), token_uri)

@@ -34,18 +34,16 @@ pub(super) struct Iam<'a> {
     pub(super) account: &'a str,
 }
 
-/// Not `Debug`: the field is a secret.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct GeneratedAccess {
-    access_token: String,
+    access_token: Secret<String>,
     expire_time: String,
 }
 
-/// Not `Debug`: the field is a secret.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct GeneratedId {
-    token: String,
+    token: Secret<String>,
 }
 
 impl Iam<'_> {
@@ -54,7 +52,7 @@ impl Iam<'_> {
         let body = json!({ "scope": scopes, "lifetime": format!("{}s", ask.lifetime) });
         let answer = self.call("generateAccessToken", &body).await?;
         let generated: GeneratedAccess = answer.json()?;
-        let value = Secret::new(generated.access_token);
+        let value = generated.access_token;
         let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339).map_err(|_| {
             SourceError::transient("the IAM Credentials API gave no readable expiry; try again")
         })?;
@@ -69,7 +67,7 @@ impl Iam<'_> {
     pub(super) async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
         let body = json!({ "audience": ask.audience, "includeEmail": true });
         let answer = self.call("generateIdToken", &body).await?;
-        let value = Secret::new(answer.json::<GeneratedId>()?.token);
+        let value = answer.json::<GeneratedId>()?.token;
         let expires = id_token_expiry(value.expose(), &answer)?;
         Ok(IdentityToken { value, expires })
     }

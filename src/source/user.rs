@@ -31,26 +31,26 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Answer of the token endpoint. Not `Debug`: the fields are secrets.
-#[derive(Deserialize)]
+/// Answer of the token endpoint.
+#[derive(Debug, Deserialize)]
 struct Refreshed {
-    access_token: String,
+    access_token: Secret<String>,
     expires_in: u64,
-    id_token: Option<String>,
-    refresh_token: Option<String>,
+    id_token: Option<Secret<String>>,
+    refresh_token: Option<Secret<String>>,
 }
 
 impl Login {
     pub(super) fn new(
         client_id: String,
-        client_secret: String,
-        refresh_token: String,
+        client_secret: Secret<String>,
+        refresh_token: Secret<String>,
         email: Option<String>,
     ) -> Self {
         Self {
             client_id,
-            client_secret: Secret::new(client_secret),
-            refresh_token: Mutex::new(Arc::new(Secret::new(refresh_token))),
+            client_secret,
+            refresh_token: Mutex::new(Arc::new(refresh_token)),
             email: Mutex::new(email),
         }
     }
@@ -79,20 +79,19 @@ impl Login {
         let answer = upstream.post(&call).await.map_err(refused)?;
         let refreshed: Refreshed = answer.json()?;
         self.learn(refreshed.id_token, refreshed.refresh_token);
-        let value = Secret::new(refreshed.access_token);
+        let value = refreshed.access_token;
         let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
         Ok(AccessToken { value, expires, scopes: Scopes::default() })
     }
 
     /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,
     /// and nothing but the e-mail to show is taken from it.
-    fn learn(&self, id_token: Option<String>, rotated: Option<String>) {
-        if let Some(rotated) = rotated.filter(|token| !token.is_empty()) {
+    fn learn(&self, id_token: Option<Secret<String>>, rotated: Option<Secret<String>>) {
+        if let Some(rotated) = rotated.filter(|token| !token.expose().is_empty()) {
             // In memory only: the file belongs to gcloud.
-            *self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner) =
-                Arc::new(Secret::new(rotated));
+            *self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(rotated);
         }
-        let Some(id_token) = id_token.map(Secret::new) else { return };
+        let Some(id_token) = id_token else { return };
         let claims = jwt::unverified_claims(id_token.expose()).unwrap_or_default();
         if let Some(email) = claims["email"].as_str().filter(|email| !email.is_empty()) {
             *self.email.lock().unwrap_or_else(PoisonError::into_inner) = Some(email.to_owned());

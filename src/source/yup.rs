@@ -66,10 +66,9 @@ impl Key {
     pub(super) fn new(
         email: String,
         key_id: Option<String>,
-        pem: String,
+        pem: Secret<String>,
         token_uri: String,
     ) -> Result<Self, &'static str> {
-        let pem = Secret::new(pem);
         let der = PrivateKeyDer::from_pem_slice(pem.expose().as_bytes())
             .map_err(|_| "its private_key is not a PEM private key")?;
         let signer = match &der {
