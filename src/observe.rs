@@ -63,9 +63,10 @@ impl fmt::Display for Line<'_> {
             Line::Progress { text } => write!(f, "...           {text}"),
             Line::Ended { attached, cut_off, outstanding, until } => {
                 write!(f, "ended         {attached} attached, {cut_off} cut off, ")?;
-                match until {
-                    Some(until) => write!(f, "{outstanding} tokens outstanding, the last until {until}"),
-                    None => f.write_str("no token outstanding"),
+                match (until, outstanding) {
+                    (None, _) => f.write_str("no token outstanding"),
+                    (Some(until), 1) => write!(f, "1 token outstanding until {until}"),
+                    (Some(until), many) => write!(f, "{many} tokens outstanding, the last until {until}"),
                 }
             }
         }

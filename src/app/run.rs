@@ -19,10 +19,7 @@ pub async fn run(
     voice: Voice,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    let mut house = tokio::select! {
-        opened = House::open(config, around, "run", voice.clone()) => opened?,
-        asked = signals.next() => return Err(Failure::NotPermitted(format!("{asked:?} before the session was ready"))),
-    };
+    let mut house = open(config, around, "run", &mut signals, &voice).await?;
     let outcome = match child::start(command, &house.socket, &house.host.extra_environment()) {
         Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
         Err(error) => Err(not_started(command, &error)),
@@ -35,6 +32,26 @@ pub async fn run(
     }
     house.close(config.keep).await;
     outcome
+}
+
+/// Opens a session. A signal meanwhile lets it finish, so that it can be closed in good order.
+pub(super) async fn open(
+    config: &Config,
+    around: &Surroundings,
+    mode: &'static str,
+    signals: &mut Signals,
+    voice: &Voice,
+) -> Result<House, Failure> {
+    let mut opening = std::pin::pin!(House::open(config, around, mode, voice.clone()));
+    tokio::select! {
+        opened = &mut opening => return opened,
+        _ = signals.next() => {}
+    }
+    voice.notice("ending as soon as what was begun can be undone");
+    if let Ok(house) = opening.await {
+        house.close(false).await;
+    }
+    Err(Failure::NotPermitted("stopped by a signal before the session was ready".into()))
 }
 
 async fn attend(

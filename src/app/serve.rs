@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::broken;
 use super::child::Signals;
 use super::host::Host;
-use super::house::House;
+use super::run::open;
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
@@ -28,7 +28,7 @@ pub async fn serve(
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    let mut house = House::open(config, around, "serve", voice.clone()).await?;
+    let mut house = open(config, around, "serve", &mut signals, &voice).await?;
     print(&format!("export DOCKER_HOST=unix://{}", house.socket.display()));
     for (name, value) in house.host.extra_environment() {
         print(&format!("export {name}={value}"));

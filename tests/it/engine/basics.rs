@@ -22,7 +22,7 @@ fn a_container_gets_a_token_of_its_own_with_its_first_instruction() {
     session.ok(&["rm", &container]);
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("ended         1 attached, 1 cut off, 1 tokens outstanding"), "{said}");
+    assert!(said.contains("ended         1 attached, 1 cut off, 1 token outstanding"), "{said}");
 }
 
 #[test]
