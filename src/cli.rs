@@ -98,6 +98,9 @@ pub struct Shared {
     /// Gives the default identity to every container, not only to kfp tasks
     #[arg(long)]
     all: bool,
+    /// Mounts a path of this machine, or a volume, into every container that gets an identity
+    #[arg(long = "mount", value_name = "SRC:DST[:rw]")]
+    mounts: Vec<String>,
     /// Leaves containers running at the end, without credentials
     #[arg(long)]
     keep: bool,
@@ -121,12 +124,25 @@ impl From<Shared> for Overrides {
             project,
             config,
             all,
+            mounts,
             keep,
             quiet,
             json,
             verbose,
         } = shared;
-        Self { config, offline, credentials_file, impersonate, project, all, keep, quiet, json, verbose }
+        Self {
+            config,
+            offline,
+            credentials_file,
+            impersonate,
+            project,
+            all,
+            mounts,
+            keep,
+            quiet,
+            json,
+            verbose,
+        }
     }
 }
 

@@ -79,6 +79,7 @@ impl House {
             upstream: session.engine.socket().to_owned(),
             session: id.clone(),
             policy: Arc::new(config.policy.clone()),
+            mounts: config.mounts.clone(),
             recognise: kfp::task,
             voice: voice.clone(),
             wiring: wiring(&session, &host, config),

@@ -10,8 +10,9 @@ use wildmatch::WildMatch;
 
 use super::forms::{account, address, is_name, lifetime, log, place, pool, project, universe};
 use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawRule};
+use super::mounts::mounts;
 use super::read::{Layers, one_line, shown};
-use super::{Config, Endpoints, Pool, Problems, SourceChoice, Surroundings, engine};
+use super::{Config, Endpoints, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
 use crate::observe;
 use crate::policy::{Policy, Rule};
 use crate::token::{CLOUD_PLATFORM, Scopes};
@@ -27,7 +28,7 @@ pub(super) fn resolve(
     mut layers: Layers,
     base: &Path,
     around: &Surroundings,
-    form: observe::Form,
+    flags: &Overrides,
     file: Option<PathBuf>,
 ) -> Result<Config, Problems> {
     layers.verdict()?;
@@ -40,7 +41,14 @@ pub(super) fn resolve(
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
         all: raw.all.unwrap_or_default(),
     };
+    let beside = file.as_deref().and_then(Path::parent).unwrap_or(&around.cwd).to_owned();
+    let form = match flags {
+        Overrides { json: true, .. } => observe::Form::Json,
+        Overrides { quiet: true, .. } => observe::Form::Quiet,
+        _ => observe::Form::Text,
+    };
     let config = Config {
+        mounts: mounts(say, raw.mount, &flags.mounts, &beside, around),
         source: source(say, raw.credentials, raw.credentials_file, base, around),
         impersonate,
         project: judged(say, "project", raw.project, project),

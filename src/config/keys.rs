@@ -31,6 +31,7 @@ pub(super) struct RawConfig {
     pub project_attributes: BTreeMap<String, String>,
     pub identity: BTreeMap<String, RawIdentity>,
     pub rule: Vec<RawRule>,
+    pub mount: Vec<RawMount>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,6 +67,18 @@ pub(super) struct RawRule {
     pub component: Option<String>,
     pub image: Option<String>,
     pub identity: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawMount {
+    pub pipeline: Option<String>,
+    pub component: Option<String>,
+    pub image: Option<String>,
+    pub source: Option<String>,
+    pub tmpfs: bool,
+    pub target: Option<String>,
+    pub writable: bool,
 }
 
 /// What a value has to look like before its meaning is judged.
@@ -173,6 +186,13 @@ pub(super) const KEYS: &[Key] = &[
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
     key("rule[].identity", Kind::Text, "must be given", "What a container gets that matches all patterns of the rule: the name of an identity, or `\"none\"`. The first rule that matches decides."),
+    key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
+    key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
+    key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine."),
+    key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
+    key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
+    key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),
 ];
 
 /// The text of `docs/CONFIG.md`.
@@ -232,7 +252,8 @@ mod tests {
 
     #[test]
     fn the_table_holds_exactly_the_keys_of_the_shape() {
-        let tables = ["network", "endpoints", "identity", "rule", "attributes", "project_attributes"];
+        let tables =
+            ["network", "endpoints", "identity", "rule", "mount", "attributes", "project_attributes"];
         let mut shape: Vec<String> = fields("");
         shape.retain(|field| !tables.contains(&field.as_str()));
         for (header, prefix) in [
@@ -240,6 +261,7 @@ mod tests {
             ("[endpoints]", "endpoints."),
             ("[identity.a]", "identity.*."),
             ("[[rule]]", "rule[]."),
+            ("[[mount]]", "mount[]."),
         ] {
             shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
         }

@@ -9,6 +9,7 @@ pub mod engine;
 mod find;
 mod forms;
 mod keys;
+mod mounts;
 mod read;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub use keys::reference;
 pub use read::Guarded;
 use read::Layers;
 
+use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
 use crate::workload::Identity;
@@ -56,6 +58,8 @@ pub struct Overrides {
     pub impersonate: Option<String>,
     pub project: Option<String>,
     pub all: bool,
+    /// `SOURCE:TARGET[:ro|:rw]`, each.
+    pub mounts: Vec<String>,
     pub keep: bool,
     pub quiet: bool,
     pub json: bool,
@@ -80,6 +84,8 @@ pub struct Config {
     pub policy: Policy,
     /// By name; `default` is always there.
     pub identities: BTreeMap<String, Arc<Identity>>,
+    /// What is mounted into containers besides what they ask for.
+    pub mounts: Vec<Mount>,
     pub keep: bool,
     pub pool: Pool,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
@@ -151,14 +157,9 @@ pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Probl
     let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
     layers.environment(around);
     layers.flags(flags);
-    let form = match flags {
-        Overrides { json: true, .. } => observe::Form::Json,
-        Overrides { quiet: true, .. } => observe::Form::Quiet,
-        _ => observe::Form::Text,
-    };
     let from_file = layers.is_from_file("credentials_file");
     let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
-    check::resolve(layers, &base, around, form, file.map(|located| located.path))
+    check::resolve(layers, &base, around, flags, file.map(|located| located.path))
 }
 
 fn named<'a>(flags: &'a Overrides, around: &'a Surroundings) -> Option<&'a Path> {

@@ -104,6 +104,7 @@ impl Stand {
             reserved: reserved.clone(),
             exits: exits.clone(),
             closing: closing.clone(),
+            mounts: vec![],
             clients: Clients::default(),
             ask,
             tasks: tasks.clone(),

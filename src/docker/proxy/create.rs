@@ -71,7 +71,9 @@ impl Room {
             }
         }
         let image_env = self.image_env(&image).await?;
+        let mounts: Vec<_> = self.settings.mounts.iter().filter(|mount| mount.is_for(task)).collect();
         let question = Question {
+            mounts: &mounts,
             decision: &decision,
             name,
             image_env: &image_env,

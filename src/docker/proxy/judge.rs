@@ -13,6 +13,7 @@ use super::confine::{Capabilities, risky_sysctl};
 use super::json::HOST_FIELDS;
 use super::wire::Refusal;
 use super::{Wiring, reserved};
+use crate::mounts::{self, Mount};
 use crate::policy::Decision;
 use crate::workload::Identity;
 
@@ -44,6 +45,8 @@ pub(super) struct Question<'a> {
     /// References that mean our network, see [`network_references`].
     pub(super) our_networks: &'a HashSet<String>,
     pub(super) wiring: &'a Wiring,
+    /// What is mounted besides what the request asks for, for this task.
+    pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
 }
 
@@ -106,6 +109,9 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     };
     if let Some(why) = disqualified(body, question) {
         return Verdict::Pass(why);
+    }
+    if let Err(why) = mounts::add(question.mounts.iter().copied(), body) {
+        return Verdict::Refuse(Refusal::malformed(why));
     }
     let notices = shadows(body, question);
     wire_up(body, question);

@@ -49,6 +49,7 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
     };
     let image_env: Vec<String> = image_env.iter().map(ToString::to_string).collect();
     let question = Question {
+        mounts: &[],
         decision,
         name,
         image_env: &image_env,

@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use crate::mounts::Mount;
 use crate::observe::{Line, Voice};
 use crate::policy::Policy;
 use crate::process::Tasks;
@@ -59,6 +60,8 @@ pub struct Settings {
     /// Eight hex digits; the value of [`SESSION_LABEL`] on every container that is attached.
     pub session: String,
     pub policy: Arc<Policy>,
+    /// Added to containers that get an identity.
+    pub mounts: Vec<Mount>,
     /// Reads a create body (canonical JSON) and `?name=`.
     pub recognise: fn(&Value, Option<&str>) -> Task,
     pub voice: Voice,

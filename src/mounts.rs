@@ -1,0 +1,186 @@
+//! What is mounted into containers besides what their creators ask for: from the config and `--mount`.
+//!
+//! kfp gives a pipeline's user no way to mount anything before 2.14 and no way per component after it
+//! (kubeflow/pipelines #10847); here the create request is the place, so every version has it.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use wildmatch::WildMatch;
+
+use crate::workload::Task;
+
+/// kfp's own mount; nothing may cover it.
+const WORKSPACE: &str = "/kfp-workspace";
+
+/// One `[[mount]]` or `--mount`. All given patterns must match.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    pub pipeline: Option<WildMatch>,
+    pub component: Option<WildMatch>,
+    pub image: Option<WildMatch>,
+    pub source: Source,
+    /// Absolute, in the container.
+    pub target: String,
+    /// Read-only unless said.
+    pub writable: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// A file or directory of this machine, absolute. It stays where it is: no copy, no link.
+    Path(PathBuf),
+    /// A named volume of the engine.
+    Volume(String),
+    /// Empty memory.
+    Tmpfs,
+}
+
+impl Mount {
+    pub fn is_for(&self, task: &Task) -> bool {
+        let given = |pattern: &Option<WildMatch>, value: Option<&str>| match pattern {
+            None => true,
+            Some(pattern) => value.is_some_and(|value| pattern.matches(value)),
+        };
+        given(&self.pipeline, task.pipeline.as_deref())
+            && given(&self.component, task.component.as_deref())
+            && given(&self.image, Some(&task.image))
+    }
+
+    /// As `HostConfig.Mounts` of the Docker API has it. A missing source is an error there, where
+    /// `Binds` would make an empty directory.
+    fn described(&self) -> Value {
+        let mut mount = json!({ "Target": self.target, "ReadOnly": !self.writable });
+        match &self.source {
+            Source::Path(path) => {
+                mount["Type"] = "bind".into();
+                mount["Source"] = path.to_string_lossy().into_owned().into();
+            }
+            Source::Volume(name) => {
+                mount["Type"] = "volume".into();
+                mount["Source"] = name.clone().into();
+            }
+            Source::Tmpfs => mount["Type"] = "tmpfs".into(),
+        }
+        mount
+    }
+}
+
+/// `/a/b/` and `/a/b` are one place.
+fn place(target: &str) -> &str {
+    match target.trim_end_matches('/') {
+        "" => "/",
+        place => place,
+    }
+}
+
+/// Why nothing can be mounted at `target`; completes the sentence `"TARGET" …`.
+pub fn objection(target: &str) -> Option<&'static str> {
+    let within = |outer: &str| place(target) == outer || target.starts_with(&format!("{outer}/"));
+    if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+        return Some("has to be an absolute path, without ..");
+    }
+    if place(target) == "/" || ["/proc", "/sys", "/dev"].into_iter().any(within) {
+        return Some("would cover what the container needs to run");
+    }
+    within(WORKSPACE).then_some("belongs to kfp's workspace")
+}
+
+/// Adds what is for this task. Two mounts at one place are an error, named for whoever creates it.
+pub fn add<'a>(mounts: impl Iterator<Item = &'a Mount>, body: &mut Value) -> Result<(), String> {
+    let mut taken = targets(body);
+    let mut added = Vec::new();
+    for mount in mounts {
+        let at = place(&mount.target).to_string();
+        if taken.contains(&at) {
+            return Err(format!(
+                "kfp-creds is to mount something at {at}, where the container has a mount already"
+            ));
+        }
+        taken.push(at);
+        added.push(mount.described());
+    }
+    if added.is_empty() {
+        return Ok(());
+    }
+    if !body["HostConfig"].is_object() {
+        body["HostConfig"] = Map::new().into();
+    }
+    match body["HostConfig"]["Mounts"].as_array_mut() {
+        Some(own) => own.extend(added),
+        None => body["HostConfig"]["Mounts"] = added.into(),
+    }
+    Ok(())
+}
+
+/// Where the request mounts something itself.
+fn targets(body: &Value) -> Vec<String> {
+    let host = &body["HostConfig"];
+    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    // `source:target[:options]`, or a bare target for an anonymous volume. Only engines of this system are
+    // served, so no source has a colon of its own.
+    let binds = binds.filter_map(|bind| bind.split(':').nth(usize::from(bind.contains(':'))));
+    let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
+    let memory = host["Tmpfs"].as_object().into_iter().flatten().map(|(at, _)| at.as_str());
+    binds.chain(mounts).chain(memory).map(|at| place(at).to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(component: &str, target: &str) -> Mount {
+        Mount {
+            pipeline: None,
+            component: Some(WildMatch::new(component)),
+            image: None,
+            source: Source::Path("/home/user/data".into()),
+            target: target.into(),
+            writable: false,
+        }
+    }
+
+    #[test]
+    fn a_mount_goes_where_its_patterns_say_and_is_read_only() {
+        let task = Task { component: Some("train-2".into()), ..Task::default() };
+        let all = [mount("train*", "/data"), mount("load", "/other")];
+        let mut body = json!({ "Image": "x" });
+        add(all.iter().filter(|mount| mount.is_for(&task)), &mut body).unwrap();
+        let wanted =
+            json!([{ "Target": "/data", "ReadOnly": true, "Type": "bind", "Source": "/home/user/data" }]);
+        assert_eq!(body["HostConfig"]["Mounts"], wanted);
+    }
+
+    #[test]
+    fn what_the_container_mounts_itself_is_not_covered() {
+        for host in [
+            json!({ "Binds": ["/tmp/x:/data:rw"] }),
+            json!({ "Binds": ["/data:/data"] }),
+            json!({ "Binds": ["name:/data/"] }),
+            json!({ "Binds": ["/data"] }),
+            json!({ "Mounts": [{ "Type": "volume", "Target": "/data/" }] }),
+            json!({ "Tmpfs": { "/data": "" } }),
+        ] {
+            let mut body = json!({ "HostConfig": host });
+            let before = body.clone();
+            assert!(add([mount("x", "/data")].iter(), &mut body).is_err(), "{before}");
+            assert_eq!(body, before);
+        }
+        let mut body = json!({ "HostConfig": { "Binds": ["/data:/elsewhere:ro"], "Mounts": null } });
+        add([mount("x", "/data")].iter(), &mut body).unwrap();
+        assert!(add([mount("x", "/a"), mount("x", "/a/")].iter(), &mut json!({})).is_err());
+    }
+
+    #[test]
+    fn some_places_are_not_for_mounts() {
+        for bad in
+            ["data", "", "/", "//", "/a/../b", "/proc/x", "/dev", "/kfp-workspace", "/kfp-workspace/in/"]
+        {
+            assert!(objection(bad).is_some(), "{bad}");
+        }
+        for good in ["/data", "/data/", "/devices", "/kfp-workspaces"] {
+            assert!(objection(good).is_none(), "{good}");
+        }
+    }
+}

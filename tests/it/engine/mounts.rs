@@ -1,0 +1,31 @@
+//! What the config and `--mount` put into containers.
+
+use crate::support::session::{Folder, Session, task_image};
+
+#[test]
+fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
+    let folder = Folder::new("mount");
+    std::fs::create_dir(folder.0.join("images")).unwrap();
+    std::fs::write(folder.0.join("images/one.txt"), "picture").unwrap();
+    std::fs::write(folder.0.join("single.txt"), "file").unwrap();
+    let single = format!("{}:/single.txt", folder.0.join("single.txt").display());
+    let config = format!(
+        "[[mount]]\nimage = \"kfp-creds-task*\"\nsource = \"{}\"\ntarget = \"/data\"\n\
+         [[mount]]\nimage = \"other\"\nsource = \"/\"\ntarget = \"/host\"\n\
+         [[mount]]\ntmpfs = true\ntarget = \"/scratch\"\n",
+        folder.0.join("images").display()
+    );
+    let session = Session::offline(&config, &["--all", "--mount", &single]);
+    let script = "cat /data/one.txt /single.txt; touch /data/two 2>/dev/null || echo ' read-only'; \
+                  touch /scratch/x && echo scratch; ls -d /host 2>/dev/null";
+    let out = session.docker(&["run", "--rm", &task_image(), "sh", "-c", script]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(text, "picturefile read-only\nscratch\n", "{}", session.said());
+    assert!(folder.0.join("images/one.txt").exists() && !folder.0.join("images/two").exists());
+    let clash = session.docker(&["run", "--rm", "-v", "/tmp:/data", &task_image(), "true"]);
+    let why = String::from_utf8_lossy(&clash.stderr).into_owned();
+    assert!(
+        !clash.status.success() && why.contains("/data, where the container has a mount already"),
+        "{why}"
+    );
+}
