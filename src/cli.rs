@@ -56,6 +56,12 @@ pub enum Command {
         /// The address that the relay has on the network
         at: Ipv4Addr,
     },
+    /// Fetches a token like a container's client would; started by `check` in a container
+    #[command(hide = true)]
+    Probe {
+        /// The address that the relay has on the network
+        at: Ipv4Addr,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -58,11 +59,22 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             wait_for(app::check(&config, around, voice, print))?
         }
         Command::Config { command } => configure(command, around),
+        Command::Probe { at } => probe(at),
         Command::Relay { at } => {
             observe::install_log("warn", std::io::stderr);
             let ended = wait_for(relay::run(at))?;
             ended.map(|()| Ended::Done).map_err(|error| Failure::NotPermitted(format!("the relay: {error}")))
         }
+    }
+}
+
+/// Exit code 0 for a token, 1 for another answer, 2 for none: all that a container without output can say.
+fn probe(at: Ipv4Addr) -> Result<Ended, Failure> {
+    let path = "/computeMetadata/v1/instance/service-accounts/default/token";
+    match wait_for(relay::ask(at, path))? {
+        Ok(200) => Ok(Ended::Done),
+        Ok(_) => Ok(Ended::Child(1)),
+        Err(_) => Ok(Ended::Child(2)),
     }
 }
 

@@ -187,11 +187,19 @@ fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
 /// Asks the host for `/` the way a container does. The host sees the relay's own address as the caller
 /// and knows by it that the network, the listener and the tunnel work.
 async fn probe(at: Ipv4Addr) -> io::Result<()> {
+    ask(at, "/").await.map(drop)
+}
+
+/// One request from inside a container; the status of the answer. Nothing behind it is read: it may be a token.
+pub async fn ask(at: Ipv4Addr, path: &str) -> io::Result<u16> {
     let mut stream = TcpStream::connect((at, 80)).await?;
     let request =
-        format!("GET / HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n");
+        format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
-    stream.read_to_end(&mut Vec::new()).await.map(drop)
+    let mut line = [0_u8; 12];
+    stream.read_exact(&mut line).await?;
+    let status = std::str::from_utf8(&line[9..]).ok().and_then(|digits| digits.parse().ok());
+    status.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// How many connections each source address has open.

@@ -1,17 +1,19 @@
 //! `kfp-creds check`: everything that could stand in the way, each with what mends it. Looks only; what it
 //! makes it removes again.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::host::Host;
-use super::house::reach;
+use super::house::{House, reach};
 use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::network::Network;
 use crate::failure::{Ended, Failure};
 use crate::mint::MintFailure;
-use crate::observe::Voice;
+use crate::observe::{Form, Voice};
 use crate::process::Tasks;
+use crate::workload::{ContainerId, Grant, Identity, Task};
 
 /// Prints one line per look, `ok` or `!!`, and fails with the first thing that has to be mended.
 pub async fn check(
@@ -43,11 +45,61 @@ pub async fn check(
             say("credential", Ok(format!("{}, {}", host.source.principal().kind, host.account(config))));
             say("token", look_at_token(&host, config).await);
             say("project", Ok(host.project(config)));
+            tasks.finish(Duration::from_secs(1)).await;
         }
         Err(failure) => say("credential", Err(failure)),
     }
-    tasks.finish(Duration::from_secs(1)).await;
-    first.map_or(Ok(Ended::Done), Err)
+    if let Some(failure) = first {
+        return Err(failure);
+    }
+    let quiet = Voice::new(Form::Quiet, std::io::sink());
+    match look_inside(config, around, quiet).await {
+        Ok(text) => {
+            print(&format!("ok  {:<11} {text}", "container"));
+            Ok(Ended::Done)
+        }
+        Err(failure) => {
+            print(&format!("!!  {:<11} {failure}", "container"));
+            Err(failure)
+        }
+    }
+}
+
+/// The whole way, once: a session, and in it a container of our own image that asks for a token.
+async fn look_inside(config: &Config, around: &Surroundings, voice: Voice) -> Result<String, Failure> {
+    let Some(identity) = config.policy.default.clone().or_else(|| config.identities.values().next().cloned())
+    else {
+        return Ok("no identity to try one with".into());
+    };
+    let house = House::open(config, around, "run", voice).await?;
+    let outcome = probe(&house, identity).await;
+    house.close(false).await;
+    outcome
+}
+
+async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure> {
+    let (engine, session) = (&house.session.engine, &house.session);
+    let made = engine.make_probe(&session.image, session.relay).await?;
+    let container =
+        ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
+    let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
+    let attached = house.lifecycle.attach(Grant { container, identity, task }).await;
+    let started = Instant::now();
+    let ended = match attached {
+        Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),
+        Err(why) => Err(Failure::Engine(why)),
+    };
+    let removed = engine.remove(&made).await;
+    let code = ended?;
+    removed?;
+    match code {
+        0 => Ok(format!("got a token at {} within {} ms", session.relay, started.elapsed().as_millis())),
+        1 => Err(Failure::NoCredential("reached us and got no token: see the lines above".into())),
+        _ => Err(Failure::Engine(format!(
+            "did not reach {}: does a firewall of this machine drop traffic inside Docker networks?",
+            session.relay
+        ))),
+    }
 }
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.

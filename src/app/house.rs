@@ -39,8 +39,8 @@ pub(super) struct House {
     pub(super) failed: mpsc::Receiver<Failure>,
     voice: Voice,
     tasks: Tasks,
-    session: Arc<Session>,
-    lifecycle: Arc<Lifecycle>,
+    pub(super) session: Arc<Session>,
+    pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
 }
 

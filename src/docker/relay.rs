@@ -9,8 +9,8 @@ use bollard::models::{
     ResourcesUlimits,
 };
 use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, ListContainersOptionsBuilder,
-    StartContainerOptions,
+    AttachContainerOptionsBuilder, CreateContainerOptions, CreateContainerOptionsBuilder,
+    ListContainersOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -83,6 +83,45 @@ impl Engine {
             Box::new(StreamReader::<_, Bytes>::new(Box::pin(output)));
         let writer: Box<dyn AsyncWrite + Send + Unpin> = Box::new(attached.input);
         Ok(Tunnel { container: container.into(), io: tokio::io::join(reader, writer) })
+    }
+
+    /// Makes a container that asks the relay for a token and ends; it runs nothing of anybody's but ours.
+    pub async fn make_probe(&self, image: &str, relay: Ipv4Addr) -> Result<String, EngineError> {
+        let body = ContainerCreateBody {
+            image: Some(image.into()),
+            entrypoint: Some(vec!["/kfp-creds".into(), "probe".into(), relay.to_string()]),
+            host_config: Some(HostConfig {
+                readonly_rootfs: Some(true),
+                cap_drop: Some(vec!["ALL".into()]),
+                log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let made = self.docker.create_container(None::<CreateContainerOptions>, body).await;
+        Ok(made.map_err(|e| EngineError::of("make a probe container", e))?.id)
+    }
+
+    /// Starts a container and waits for its exit code.
+    pub async fn run_to_end(&self, container: &str) -> Result<i64, EngineError> {
+        const WHAT: &str = "run the probe container";
+        let options = WaitContainerOptionsBuilder::new().condition("next-exit").build();
+        let mut ended = Box::pin(self.docker.wait_container(container, Some(options)));
+        // Polled once before the start: the engine registers a wait when it is asked, not when it is made.
+        let early = futures_util::poll!(ended.next());
+        let started = self.docker.start_container(container, None::<StartContainerOptions>).await;
+        started.map_err(|e| EngineError::of(WHAT, e))?;
+        let outcome = match early {
+            std::task::Poll::Ready(outcome) => outcome,
+            std::task::Poll::Pending => ended.next().await,
+        };
+        match outcome {
+            Some(Ok(answer)) => Ok(answer.status_code),
+            // bollard makes an error of every code but 0.
+            Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(EngineError::of(WHAT, error)),
+            None => Err(EngineError::Broken(WHAT, "the engine did not say how it ended".into())),
+        }
     }
 
     /// Ids and sessions of the relays that run. A label can be copied by `docker commit`, so a relay

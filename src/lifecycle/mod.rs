@@ -148,7 +148,7 @@ impl Lifecycle {
 
     /// Connects a created container at an address of ours and admits it. Only after this may its create
     /// be answered: whoever starts it then finds the lease in place before the first instruction.
-    async fn attach(&self, grant: Grant) -> Result<Ipv4Addr, String> {
+    pub async fn attach(&self, grant: Grant) -> Result<Ipv4Addr, String> {
         let container = grant.container.clone();
         let address = self.take_address()?;
         if let Err(error) = self.engine.connect_container(&self.network.id, container.as_str(), address).await

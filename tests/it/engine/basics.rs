@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::session::{Session, claims, raw, task_image};
+use crate::support::session::{Folder, Session, claims, program, raw, task_image};
 
 const TOKEN: &str = "curl -s -H Metadata-Flavor:Google \
     http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
@@ -34,4 +34,30 @@ fn nothing_is_left_after_a_session() {
     let label = format!("label=kfp-creds.session={name}");
     assert_eq!(raw(&["ps", "-aq", "--filter", &label]), "");
     assert_eq!(raw(&["network", "ls", "-q", "--filter", &label]), "");
+}
+
+#[test]
+fn check_goes_the_whole_way_and_leaves_nothing() {
+    let folder = Folder::new("check");
+    let out = program(&folder.0).args(["check", "--offline"]).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let looks: Vec<&str> = text.lines().map(|line| &line[..15]).map(str::trim).collect();
+    let all = ["config", "engine", "network", "credential", "token", "project", "container"];
+    assert_eq!(
+        looks,
+        all.map(|look| format!("ok  {look}")),
+        "{text}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    assert!(out.status.success() && text.contains("got a token at"), "{text}");
+}
+
+#[test]
+fn check_says_what_is_missing_and_how_to_mend_it() {
+    let folder = Folder::new("check");
+    let out = program(&folder.0).arg("check").output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(out.status.code(), Some(66), "{text}");
+    let line = text.lines().find(|line| line.starts_with("!!")).unwrap();
+    assert!(line.contains("gcloud auth application-default login"), "{text}");
 }
