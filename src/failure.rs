@@ -37,6 +37,7 @@ pub enum Failure {
     /// The engine, the kernel or a policy says no.
     #[error("{0}")]
     NotPermitted(String),
+    /// The config file, a variable or a flag says what cannot be; one line for each.
     #[error("{0}")]
     Config(String),
     /// The command of `run` exists and cannot be executed.

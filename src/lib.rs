@@ -30,6 +30,8 @@
 //! wanted and [`mint::Mint`] for the token, and looks at the lease once more before the bytes go out. When
 //! the container dies the lease is cut off; nothing is minted for that address until another is admitted.
 //!
+//! "Decision N" in a comment is a number of `docs/ARCHITECTURE.md`.
+//!
 //! # Words
 //!
 //! *source*: where host credentials come from. *identity*: a named entry of the config. *rule*: which

@@ -31,11 +31,13 @@ impl Rule {
 /// What is to happen with a container.
 #[derive(Clone, Debug)]
 pub enum Decision {
+    /// Attach it, as this identity. It may still be passed over for what it can do to its neighbours.
     Attach(Arc<Identity>),
     /// Leave it alone; the text says why, for the one line that is printed.
     Pass(String),
 }
 
+/// The operator's rules and what stands behind them.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub rules: Vec<Rule>,

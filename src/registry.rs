@@ -66,6 +66,7 @@ impl Lease {
         &self.0.grant
     }
 
+    /// Grows with every admission of the session; the same container has another one after a restart.
     pub fn epoch(&self) -> u64 {
         self.0.epoch
     }
@@ -75,6 +76,7 @@ impl Lease {
         !self.0.cut.is_cancelled()
     }
 
+    /// Whether the container was seen running at this address; until then nobody is answered.
     pub fn confirmed(&self) -> bool {
         self.0.confirmed.load(Ordering::Acquire)
     }
@@ -87,6 +89,7 @@ impl Lease {
         }
     }
 
+    /// When the last token that went out ends; `None` while none did.
     pub fn last_expiry(&self) -> Option<Deadline> {
         *self.0.last_expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,6 +194,7 @@ impl Reader {
 pub struct Questions(mpsc::Receiver<Ipv4Addr>);
 
 impl Questions {
+    /// `None` once every [`Reader`] is gone.
     pub async fn next(&mut self) -> Option<Ipv4Addr> {
         self.0.recv().await
     }

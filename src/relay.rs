@@ -34,6 +34,7 @@ pub const CLOSE: HeaderName = HeaderName::from_static("kfp-creds-close");
 
 /// Both ends ask each other for a sign of life this often; a tunnel that gives none in time is dead.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
+/// From a ping to the moment where its tunnel counts as dead.
 pub const PING_WITHIN: Duration = Duration::from_secs(10);
 
 /// A head may not be larger. Real clients send well under 2 KiB.

@@ -31,7 +31,7 @@ const SPARE: [u8; 2] = [198, 18];
 /// What is wanted of the engine.
 #[derive(Debug)]
 pub struct Wanted<'a> {
-    /// Eight hex digits.
+    /// Eight hex digits; they become part of names and labels.
     pub session: &'a str,
     /// `run` or `serve`.
     pub mode: &'a str,
@@ -46,6 +46,7 @@ pub struct Session {
     pub engine: Engine,
     pub network: Network,
     pub pool: Pool,
+    /// The relay's address: 169.254.169.254, or another one beside a session that has it.
     pub relay: Ipv4Addr,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::secret::Secret;
 
-/// The scope that stands for everything an identity has (design decision 15).
+/// The scope that stands for everything an identity has (decision 15).
 pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 /// A moment on both clocks. A laptop that slept has its wall clock ahead of the monotonic one, so
@@ -21,6 +21,7 @@ pub struct Now {
 }
 
 impl Now {
+    /// Both clocks, now. Under paused test time only the monotonic one stands still.
     pub fn read() -> Self {
         Self { wall: SystemTime::now(), mono: Instant::now() }
     }

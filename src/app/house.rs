@@ -29,6 +29,8 @@ use crate::token::Now;
 
 /// How long containers get between SIGTERM and SIGKILL at the end of a `run`.
 const STOP_GRACE_SECONDS: i32 = 2;
+/// How long connections may still be seen whose program has ended.
+const CLIENTS_LEAVE: Duration = Duration::from_millis(500);
 
 /// A running session.
 #[derive(Debug)]
@@ -155,9 +157,17 @@ impl House {
         self.tasks.spawn("stop", async move { stop_containers(&lifecycle, &engine, &voice).await });
     }
 
-    /// Whether somebody still has a connection to our socket.
-    pub(super) fn has_clients(&self) -> bool {
-        self.proxy.clients.count() > 0
+    /// Whether somebody still has a connection to our socket, and not only because the end of a program
+    /// is known here before the end of its connections.
+    pub(super) async fn has_clients(&self) -> bool {
+        let until = Instant::now() + CLIENTS_LEAVE;
+        while self.proxy.clients.count() > 0 {
+            if Instant::now() > until {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        false
     }
 
     /// The end: no creates, no leases, then the containers (unless `keep`), the relay, the network, the

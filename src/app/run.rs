@@ -24,7 +24,7 @@ pub async fn run(
         Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
         Err(error) => Err(not_started(command, &error)),
     };
-    if outcome.is_ok() && house.has_clients() {
+    if outcome.is_ok() && house.has_clients().await {
         voice.notice(
             "the command ended, but something it started still uses Docker through kfp-creds: \
              for editors and notebooks use `kfp-creds serve`",

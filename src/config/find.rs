@@ -2,8 +2,8 @@
 //!
 //! A file that was found in a project came with somebody's repository. It may choose among identities, but
 //! it may not say where credentials are read from or sent to until the user has read and trusted its
-//! content (design decision 23). Trust is a line of the user's own state file: the SHA-256 of the content
-//! and the path; another content or another place is not trusted.
+//! content (decision 23 of `docs/ARCHITECTURE.md`). Trust is a line of the user's own state file: the
+//! SHA-256 of the content and the path; another content or another place is not trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,6 +1,6 @@
 //! Every key of the config, in one place: the shape that is read and the table that documents it.
 //!
-//! `docs/CONFIG.md` is [`reference`]; tests hold the table, the shape and the document together.
+//! `docs/CONFIG.md` is [`reference()`]; tests hold the table, the shape and the document together.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -109,7 +109,7 @@ pub(super) struct Key {
     pub kind: Kind,
     pub variable: Option<&'static str>,
     pub flag: Option<&'static str>,
-    /// A file found in a project may only say it once its content is trusted (design decision 23).
+    /// A file found in a project may only say it once its content is trusted (decision 23).
     pub guarded: bool,
     pub default: &'static str,
     pub says: &'static str,

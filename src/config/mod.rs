@@ -33,6 +33,7 @@ use crate::workload::Identity;
 /// What the process was started in; made once, in `main.rs`.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
+    /// Variables whose name and value are UTF-8; others cannot mean anything to us.
     pub env: BTreeMap<String, String>,
     /// Absolute.
     pub cwd: PathBuf,
@@ -71,12 +72,14 @@ pub struct Overrides {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub source: SourceChoice,
-    /// Already in every identity that names no service account of its own.
+    /// An e-mail; already in every identity that names no service account of its own.
     pub impersonate: Option<String>,
     pub project: Option<String>,
     pub numeric_project: Option<u64>,
+    /// Of the source's own account.
     pub email: Option<String>,
     pub quota_project: Option<String>,
+    /// The short name, `us-central1-a`.
     pub zone: String,
     pub instance_attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
@@ -86,6 +89,7 @@ pub struct Config {
     pub identities: BTreeMap<String, Arc<Identity>>,
     /// What is mounted into containers besides what they ask for.
     pub mounts: Vec<Mount>,
+    /// What `run` does with containers that still run at its end: leave them, without identity.
     pub keep: bool,
     pub pool: Pool,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
@@ -122,7 +126,9 @@ pub struct Endpoints {
 /// The addresses of the metadata network, 169.254.168.0/22 by default; /16 to /28.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Pool {
+    /// The first address; bits beyond the prefix are zero.
     pub network: Ipv4Addr,
+    /// In bits.
     pub prefix: u8,
 }
 

@@ -12,6 +12,7 @@ use crate::workload::ContainerId;
 /// One thing that happened to one container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ContainerEvent {
+    /// It runs, from this moment or an earlier one.
     Started(ContainerId),
     /// It ended; the exit code is what the engine says.
     Died(ContainerId, Option<i64>),

@@ -27,12 +27,16 @@ const CALL_SECONDS: u64 = 60;
 /// because it names networks and addresses, never secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// Nobody answers at this socket; with the transport's own words.
     #[error("no engine answers at {0}: is it running, and may you use it? ({1})")]
     Unreachable(PathBuf, String),
+    /// It answers and is not one that we serve; the text completes the sentence.
     #[error("the engine at {0} {1}")]
     Unsuitable(PathBuf, String),
+    /// It answered with this HTTP status and these words.
     #[error("{what}: {why}")]
     Refused { what: &'static str, status: u16, why: String },
+    /// What was tried, and how it broke on the way: transport, decoding, our own side.
     #[error("{0}: {1}")]
     Broken(&'static str, String),
 }
@@ -115,10 +119,12 @@ impl Engine {
         Ok(Self { docker, socket: socket.into(), version })
     }
 
+    /// The unix socket behind which it answers, past a proxy of ours.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
+    /// `docker 20.10.24`, for messages.
     pub fn version(&self) -> &str {
         &self.version
     }

@@ -38,7 +38,7 @@ const TAKEN: [Ipv4Addr; 5] = [
 ];
 
 /// How the range is divided: the last quarter is the engine's own allocator's (a container connected by
-/// hand lands there), the rest is ours to lease, less the relay and [`TAKEN`].
+/// hand lands there), the rest is ours to lease, less the relay and those of `TAKEN`.
 impl Pool {
     fn base(self) -> u32 {
         u32::from(self.network) & self.mask()
@@ -91,11 +91,14 @@ impl Pool {
 /// A network of ours, as the engine shows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Network {
+    /// The engine's id, 64 hex digits: names can be given twice, ids cannot.
     pub id: String,
     pub name: String,
+    /// Who made it: eight hex digits.
     pub session: String,
     /// `run` or `serve`.
     pub mode: String,
+    /// `a.b.c.d/n`.
     pub subnet: String,
 }
 
@@ -222,6 +225,7 @@ impl Engine {
         Ok(members.into_values().filter_map(|member| address(member.ipv4_address?)).collect())
     }
 
+    /// Gone already is a success. The engine refuses while a running container is on it.
     pub async fn remove_network(&self, network: &str) -> Result<(), EngineError> {
         super::undone(
             self.docker.remove_network(network).await.map_err(|e| EngineError::of("remove our network", e)),

@@ -27,7 +27,9 @@ pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.
 
 /// A started relay and its tunnel: HTTP/2 is spoken over it, the relay being the client.
 pub struct Tunnel {
+    /// The relay's container id.
     pub container: String,
+    /// Reads what the relay writes to its stdout, writes to its stdin. The end of either is the relay's end.
     pub io: tokio::io::Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>,
 }
 

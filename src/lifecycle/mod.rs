@@ -73,8 +73,11 @@ pub struct Granting {
 /// What a session did, for its last line.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
+    /// Containers.
     pub attached: u64,
+    /// Leases: a container that was started twice counts twice.
     pub cut_off: u64,
+    /// Ends of tokens that still live; at most one for each lease.
     pub outstanding: Vec<Deadline>,
 }
 

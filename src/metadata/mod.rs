@@ -1,7 +1,7 @@
 //! The GCE metadata protocol as a pure step: a request head and what its caller may see go in, a reply or
 //! the need for a token comes out. No I/O, no clock, no cache; the listener and the mint are elsewhere.
 //!
-//! The paths stand in [`tree`], the bytes in [`render`], the headers in [`reply`]; `docs/METADATA.md` lists
+//! The paths stand in `tree`, the bytes in `render`, the headers in `reply`; `docs/METADATA.md` lists
 //! every key and `tests/golden/metadata/` says the bytes. Statuses and bodies follow Google's documentation
 //! and recorded replies; where neither speaks, the comment says why we chose what we chose.
 
@@ -78,8 +78,7 @@ pub struct Wait {
     pub then: Reply,
 }
 
-/// Why there is no token, or no answer at all. On `identity` only those that come out as 404 may be used
-///.
+/// Why there is no token, or no answer at all. On `identity` only those that come out as 404 may be used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
     /// Permanent: 403, which no client retries and most show with its body.
@@ -126,7 +125,7 @@ pub fn identity_reply(token: &IdentityToken) -> Reply {
 }
 
 /// `why` is one line for a person; it becomes the body, the only text that clients show from inside a
-/// container. Statuses follow design decision 15.
+/// container. Statuses follow decision 15 of `docs/ARCHITECTURE.md`.
 pub fn failure_reply(kind: Failure, why: &str) -> Reply {
     let status = match kind {
         Failure::AccessRefused => StatusCode::FORBIDDEN,

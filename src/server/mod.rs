@@ -41,6 +41,7 @@ const HOLD: Duration = Duration::from_secs(2);
 /// A caller that is told to wait for a change it will not see keeps its place no longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
+/// Answers for one session, whoever asks.
 #[derive(Debug)]
 pub struct Server {
     reader: Reader,
@@ -337,7 +338,7 @@ fn granted(caller: &Caller) -> Option<(&Arc<Identity>, Option<&ContainerId>)> {
     }
 }
 
-/// Design decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
+/// Decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
 /// outside the identity is left out, and nothing left means all the identity has.
 fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
     let own = &identity.scopes;

@@ -1,4 +1,4 @@
-//! gcloud's own configuration: the last place where account and project are looked up (design decision 19).
+//! gcloud's own configuration: the last place where account and project are looked up (decision 19).
 
 use std::fs;
 use std::path::{Path, PathBuf};

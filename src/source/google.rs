@@ -53,7 +53,7 @@ pub struct Where {
     pub home: Option<PathBuf>,
 }
 
-/// Google's endpoints, configurable because private and regional ones are real (design decision 18).
+/// Google's endpoints, configurable because private and regional ones are real (decision 18).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Endpoints {
     /// `https://oauth2.googleapis.com/token` by default.

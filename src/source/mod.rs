@@ -1,7 +1,8 @@
-//! Where tokens come from. [`Source`] is the one trait of this crate.
+//! Where tokens come from. [`Source`] is the one trait that rooms share.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
-//! `config::SourceChoice`; (3) a line in `app::source`; (4) golden cases under `tests/golden/`.
+//! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Host::open` (`app/host.rs`); (4) cases
+//! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
 pub mod google;
 pub mod offline;
@@ -26,7 +27,7 @@ use crate::workload::ContainerId;
 /// A boxed future: the trait has to be usable as `dyn Source`.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What an access token is wanted for. `scopes` is the effective set (design decision 15), in normal form.
+/// What an access token is wanted for. `scopes` is the effective set (decision 15), in normal form.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct AccessRequest {
     /// The service account to impersonate; `None` means the source's own account.
@@ -41,8 +42,11 @@ pub struct AccessRequest {
 /// What an identity token is wanted for.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct IdentityRequest {
+    /// As in [`AccessRequest`].
     pub service_account: Option<String>,
+    /// Never empty; the `aud` of the token.
     pub audience: String,
+    /// As in [`AccessRequest`].
     pub holder: Option<ContainerId>,
 }
 
@@ -51,6 +55,7 @@ pub struct IdentityRequest {
 pub struct Principal {
     /// `service account key`, `user login`, `offline`: for messages.
     pub kind: &'static str,
+    /// Of the source's own account. A user login may not know its own before the first mint.
     pub email: Option<String>,
     pub project: Option<String>,
     pub quota_project: Option<String>,
@@ -72,6 +77,7 @@ pub enum Reloaded {
 
 /// A place that mints tokens on the host.
 pub trait Source: Debug + Send + Sync {
+    /// Without waiting for anybody: it is asked on every request.
     fn principal(&self) -> Principal;
 
     /// True when tokens name the container, so that two containers can never share one.
@@ -79,8 +85,10 @@ pub trait Source: Debug + Send + Sync {
         false
     }
 
+    /// One exchange, uncached: `mint` keeps tokens and sees to it that a request is made once.
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>>;
 
+    /// An ID token for one audience (OpenID Connect Core 1.0 section 2), uncached as well.
     fn identity_token<'a>(
         &'a self,
         ask: &'a IdentityRequest,

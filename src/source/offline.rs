@@ -1,6 +1,6 @@
 //! Tokens without Google: an ES256 key pair made at start signs JWTs that name their container.
 //!
-//! For demos, tests and emulators (design decision 20). Nobody but who reads [`Offline::jwks`] accepts them.
+//! For demos, tests and emulators (decision 20). Nobody but who reads [`Offline::jwks`] accepts them.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,6 +24,7 @@ const ID_TOKEN_LIFE: u64 = 3600;
 /// The longest that Google gives an access token; an emulator should see no more either.
 const LONGEST_LIFE: u64 = 43_200;
 
+/// The key pair of one session and whom its tokens name.
 pub struct Offline {
     project: String,
     email: String,

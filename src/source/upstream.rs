@@ -57,7 +57,7 @@ impl Default for Limits {
 
 pub(super) type Client = legacy::Client<HttpsConnector<HttpConnector>, String>;
 
-/// A pooled client for `https`, and for `http` because endpoints are configurable (design decision 18).
+/// A pooled client for `https`, and for `http` because endpoints are configurable (decision 18).
 #[derive(Debug)]
 pub struct Upstream {
     connector: HttpsConnector<HttpConnector>,

@@ -7,8 +7,10 @@ use crate::workload::ContainerId;
 /// A kind of thing that can be ours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
+    /// The relay.
     Container,
     Network,
+    /// The relay's image.
     Image,
 }
 

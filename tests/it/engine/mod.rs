@@ -2,5 +2,6 @@
 //! or an attacker would.
 
 mod basics;
+mod leaving;
 mod mounts;
 mod proxy;
