@@ -2,5 +2,6 @@
 //! or an attacker would.
 
 mod basics;
+mod golden_relay;
 mod mounts;
 mod proxy;
