@@ -14,7 +14,7 @@
 //! | 3 | `metadata` the protocol as a pure step: `metadata/tree.rs` every path, `metadata/target.rs` what is asked, `metadata/render.rs` forms, `metadata/reply.rs` bytes, `metadata/view.rs` values; `mint.rs` (request) to token, one flight per key, `mint/shelf.rs` its cache; `docker` the engine: `docker/network.rs`, `docker/image.rs`, `docker/relay.rs`, `docker/events.rs`, and the API proxy (below); `relay.rs` the part inside the container network |
 //! | 2 | `config` flags over environment over file: `config/keys.rs` every key, `config/read.rs`, `config/find.rs` and trust, `config/check.rs` meaning, `config/forms.rs` what values look like, `config/mounts.rs`, `config/engine.rs` which engine; `registry.rs` which address has which lease; `source` where tokens come from: `source/google.rs` credential files, `source/credential.rs` their kinds, `source/user.rs`, `source/yup.rs` service-account keys, `source/impersonate.rs`, `source/offline.rs`, `source/upstream.rs` the HTTP client, `source/flight.rs` one call for many callers, `source/gcloud.rs`, `source/jwt.rs` |
 //! | 1 | `kfp.rs` recognises tasks; `mounts.rs` what is mounted besides what is asked for; `policy.rs` which container gets which identity; `observe.rs` every line a person reads |
-//! | 0 | `secret.rs` the one door; `token.rs` scopes, deadlines, tokens; `workload.rs` container, task, identity, grant; `process.rs` tasks and limits; `failure.rs` how a command ends |
+//! | 0 | `secret.rs` the one door; `token.rs` scopes, deadlines, tokens; `workload.rs` container, task, identity, grant; `process.rs` tasks and limits; `failure.rs` how a command ends; `unparsable.rs` our headers on hyper's own refusals |
 //!
 //! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
 //! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
@@ -59,4 +59,5 @@ pub mod server;
 pub mod session;
 pub mod source;
 pub mod token;
+pub mod unparsable;
 pub mod workload;

@@ -24,6 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, unix::pipe};
 
 use crate::process::Tasks;
+use crate::unparsable::Flavored;
 
 /// Who called. Set by the relay from its socket; whatever a caller sent under this name is dropped.
 pub const CALLER: HeaderName = HeaderName::from_static("kfp-creds-caller");
@@ -108,7 +109,7 @@ async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
         .max_buf_size(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Flavored::new(stream)), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a caller's connection ended");

@@ -89,9 +89,15 @@ impl Host {
 
     /// `at` is where the server is asked, besides the well-known names.
     pub(super) fn views(&self, config: &Config, at: Option<String>) -> Views {
+        let stand_in = View::default();
+        let told = config.instance.clone();
         let base = View {
-            numeric_project_id: config.numeric_project.unwrap_or_default(),
+            numeric_project_id: config.numeric_project.unwrap_or(stand_in.numeric_project_id),
             zone: config.zone.clone(),
+            hostname: told.hostname.unwrap_or_default(),
+            machine_type: told.machine_type.unwrap_or(stand_in.machine_type),
+            description: told.description.unwrap_or_default(),
+            tags: told.tags,
             attributes: config.instance_attributes.clone(),
             project_attributes: config.project_attributes.clone(),
             hosts: at.into_iter().collect(),

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use super::forms::{account, address, is_name, lifetime, log, place, pool, project, universe};
-use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawRule};
+use super::forms::{
+    account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
+};
+use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance, RawRule};
 use super::mounts::mounts;
 use super::read::{Layers, one_line, shown};
-use super::{Config, Endpoints, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
+use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
 use crate::observe;
 use crate::policy::{Policy, Rule};
 use crate::token::{CLOUD_PLATFORM, Scopes};
@@ -23,6 +25,7 @@ const ZONE: &str = "us-central1-a";
 /// Google's limits for one custom metadata value and its name.
 const LONGEST_VALUE: usize = 256 << 10;
 const LONGEST_NAME: usize = 128;
+const LONGEST_DESCRIPTION: usize = 2048;
 
 pub(super) fn resolve(
     mut layers: Layers,
@@ -56,6 +59,7 @@ pub(super) fn resolve(
         email: judged(say, "email", raw.email, account),
         quota_project: judged(say, "quota_project", raw.quota_project, project),
         zone: zone(say, raw.zone, raw.region),
+        instance: instance(say, raw.instance),
         instance_attributes: attributes(say, "attributes", raw.attributes),
         project_attributes: attributes(say, "project_attributes", raw.project_attributes),
         endpoints: endpoints(say, raw.endpoints),
@@ -149,6 +153,21 @@ fn zone(say: &mut Layers, zone: Option<String>, region: Option<String>) -> Strin
     }
     let region = judged(say, "region", region, place).map(|region| format!("{region}-1"));
     judged(say, "zone", zone, place).or(region).unwrap_or_else(|| ZONE.into())
+}
+
+fn instance(say: &mut Layers, raw: RawInstance) -> Instance {
+    if raw.description.as_ref().is_some_and(|text| text.len() > LONGEST_DESCRIPTION) {
+        say.problem("instance.description", "is longer than 2048 bytes");
+    }
+    for tag in &raw.tags {
+        judged(say, "instance.tags", Some(tag.clone()), label);
+    }
+    Instance {
+        hostname: judged(say, "instance.hostname", raw.hostname, hostname),
+        machine_type: judged(say, "instance.machine_type", raw.machine_type, label),
+        description: raw.description,
+        tags: raw.tags,
+    }
 }
 
 fn attributes(say: &mut Layers, table: &str, all: BTreeMap<String, String>) -> BTreeMap<String, String> {

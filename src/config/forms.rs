@@ -44,6 +44,25 @@ pub(super) fn place(text: &str) -> Result<(), String> {
     }
 }
 
+/// Machine types and tags have the form of a DNS label.
+pub(super) fn label(text: &str) -> Result<(), String> {
+    if is_label(text) { Ok(()) } else { Err("has to be letters, digits and hyphens, at most 63".into()) }
+}
+
+pub(super) fn hostname(text: &str) -> Result<(), String> {
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        Ok(())
+    } else {
+        Err("has to be a host name, such as \"vm.example.internal\"".into())
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    let hyphen = text.starts_with('-') || text.ends_with('-');
+    (1..=63).contains(&text.len()) && text.bytes().all(good) && !hyphen
+}
+
 pub(super) fn universe(text: &str) -> Result<(), String> {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
     if text.contains('.') && text.len() <= 253 && text.bytes().all(good) && !text.contains("..") {

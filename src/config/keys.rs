@@ -27,6 +27,7 @@ pub(super) struct RawConfig {
     pub log: Option<String>,
     pub network: RawNetwork,
     pub endpoints: RawEndpoints,
+    pub instance: RawInstance,
     pub attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
     pub identity: BTreeMap<String, RawIdentity>,
@@ -38,6 +39,15 @@ pub(super) struct RawConfig {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawNetwork {
     pub pool: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawInstance {
+    pub hostname: Option<String>,
+    pub machine_type: Option<String>,
+    pub description: Option<String>,
+    pub tags: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -174,6 +184,10 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
         .variable("KFP_CREDS_UNIVERSE").guarded(),
+    key("instance.hostname", Kind::Text, "made of task and project", "`instance/hostname`, the same for every container."),
+    key("instance.machine_type", Kind::Text, "`\"e2-standard-4\"`", "The short name of the machine type that containers are told."),
+    key("instance.description", Kind::Text, "empty", "`instance/description`, at most 2048 bytes."),
+    key("instance.tags", Kind::List, "`[]`", "`instance/tags`."),
     key("attributes.*", Kind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
     key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
@@ -252,12 +266,21 @@ mod tests {
 
     #[test]
     fn the_table_holds_exactly_the_keys_of_the_shape() {
-        let tables =
-            ["network", "endpoints", "identity", "rule", "mount", "attributes", "project_attributes"];
+        let tables = [
+            "network",
+            "instance",
+            "endpoints",
+            "identity",
+            "rule",
+            "mount",
+            "attributes",
+            "project_attributes",
+        ];
         let mut shape: Vec<String> = fields("");
         shape.retain(|field| !tables.contains(&field.as_str()));
         for (header, prefix) in [
             ("[network]", "network."),
+            ("[instance]", "instance."),
             ("[endpoints]", "endpoints."),
             ("[identity.a]", "identity.*."),
             ("[[rule]]", "rule[]."),

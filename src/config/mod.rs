@@ -81,6 +81,7 @@ pub struct Config {
     pub quota_project: Option<String>,
     /// The short name, `us-central1-a`.
     pub zone: String,
+    pub instance: Instance,
     pub instance_attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
     pub endpoints: Endpoints,
@@ -121,6 +122,16 @@ pub struct Endpoints {
     pub sts: Option<String>,
     /// A domain such as `googleapis.com`.
     pub universe: Option<String>,
+}
+
+/// What containers are told of the machine they run on, where it is not the stand-in.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Instance {
+    pub hostname: Option<String>,
+    /// The short name.
+    pub machine_type: Option<String>,
+    pub description: Option<String>,
+    pub tags: Vec<String>,
 }
 
 /// The addresses of the metadata network, 169.254.168.0/22 by default; /16 to /28.

@@ -29,6 +29,7 @@ use crate::relay;
 use crate::secret::Secret;
 use crate::source::IdentityRequest;
 use crate::token::{CLOUD_PLATFORM, Now, Scopes};
+use crate::unparsable::Flavored;
 use crate::workload::{ContainerId, Identity};
 
 pub mod jwks;
@@ -134,6 +135,10 @@ impl Server {
         if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
             // HTTP/2 has no such header; the relay puts it back.
             reply.headers_mut().insert(relay::CLOSE, HeaderValue::from_static("1"));
+        }
+        if head.method == Method::HEAD {
+            // HTTP/1 leaves it out itself; on HTTP/2 it would be sent, and be an error.
+            *reply.body_mut() = Full::default();
         }
         Ok(reply)
     }
@@ -289,7 +294,7 @@ impl Server {
                     .timer(TokioTimer::new())
                     .header_read_timeout(Duration::from_secs(75))
                     .max_buf_size(16 * 1024)
-                    .serve_connection(TokioIo::new(stream), service);
+                    .serve_connection(TokioIo::new(Flavored::new(stream)), service);
                 tokio::select! {
                     () = stop.cancelled() => {}
                     served = serving => if let Err(error) = served {

@@ -205,6 +205,12 @@ fn rules_choose_identities() {
     assert_eq!(account("default"), account("reader"));
     assert_eq!(config.identities["loader"].lifetime, Duration::from_secs(1800));
     assert_eq!(config.instance_attributes["team"], "a \"b\"\n");
+    assert_eq!(config.instance.hostname.as_deref(), Some("vm.example.internal"));
+    assert_eq!(config.instance.machine_type.as_deref(), Some("n2-highmem-8"));
+    assert_eq!(
+        (config.instance.description.as_deref(), &config.instance.tags[..]),
+        (Some("a vm"), &["kfp".into()][..])
+    );
     let none = place.resolve(&[("KFP_CREDS_DEFAULT", "none")], flags()).unwrap();
     assert!(none.policy.default.is_none());
 }

@@ -11,6 +11,7 @@ mod config;
 mod dependencies;
 mod engine;
 mod golden_metadata;
+mod golden_wire;
 mod minting;
 mod proxy;
 

@@ -5,3 +5,4 @@ pub(crate) mod fake_google;
 pub(crate) mod golden;
 pub(crate) mod session;
 pub(crate) mod stand;
+pub(crate) mod wire;

@@ -3,5 +3,6 @@
 
 mod basics;
 mod leaving;
+mod golden_relay;
 mod mounts;
 mod proxy;

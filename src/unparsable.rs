@@ -1,0 +1,161 @@
+//! What cannot be parsed as HTTP is answered by hyper itself, with a head that no service sees. Every reply
+//! of this program says `Metadata-Flavor: Google`, so that head gets our headers on its way out.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What every reply of ours carries, less what hyper adds itself.
+const OURS: &[u8] = b"metadata-flavor: Google\r\ncontent-type: text/html; charset=UTF-8\r\n\
+    server: Metadata Server for VM\r\nx-xss-protection: 0\r\nx-frame-options: SAMEORIGIN\r\n\r\n";
+/// The most that hyper's own head has; a longer tail is a reply of ours.
+const LONGEST: usize = 256;
+
+/// A server's connection on which hyper's own refusals carry our headers.
+#[derive(Debug)]
+pub struct Flavored<S> {
+    stream: S,
+    /// The end of such a refusal, taken over and not written yet.
+    left: Vec<u8>,
+}
+
+impl<S> Flavored<S> {
+    pub fn new(stream: S) -> Self {
+        Self { stream, left: Vec::new() }
+    }
+}
+
+/// Whether `written` ends with a refusal that hyper made: an error with an empty body and no header but
+/// those that hyper adds. Replies of ours have more.
+fn ends_in_bare_refusal(written: &[u8]) -> bool {
+    if !written.ends_with(b"\r\n\r\n") {
+        return false;
+    }
+    let tail = &written[written.len().saturating_sub(LONGEST)..];
+    let Some(start) = tail.windows(7).rposition(|window| window == b"HTTP/1.") else { return false };
+    let Ok(head) = str::from_utf8(&tail[start..]) else { return false };
+    let mut lines = head.trim_end().split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    let bare =
+        |line: &str| matches!(line, "connection: close" | "content-length: 0") || line.starts_with("date: ");
+    matches!(status, "400" | "414" | "431") && lines.all(bare)
+}
+
+impl<S: AsyncWrite + Unpin> Flavored<S> {
+    fn write_left(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.left.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.left))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.left.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Flavored<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.write_left(context))?;
+        if !ends_in_bare_refusal(bytes) {
+            return Pin::new(&mut self.stream).poll_write(context, bytes);
+        }
+        self.left = [&bytes[..bytes.len() - 2], OURS].concat();
+        // Taken over whole; the flush that follows writes what does not fit now.
+        match self.write_left(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(bytes.len())),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // A refusal has no body, so it comes alone.
+        if let [only] = parts {
+            return self.poll_write(context, only);
+        }
+        ready!(self.write_left(context))?;
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_left(context))?;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_left(context))?;
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Flavored<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
+        date: Mon, 23 Nov 2026 12:00:00 GMT\r\n\r\n";
+
+    /// What comes out for `parts`, through a pipe that takes only a few bytes at a time.
+    async fn written(parts: &[&str]) -> String {
+        let (near, mut far) = tokio::io::duplex(7);
+        let reader = async move {
+            let mut text = String::new();
+            far.read_to_string(&mut text).await.map(|_| text)
+        };
+        let writer = async {
+            let mut near = Flavored::new(near);
+            for part in parts {
+                near.write_all(part.as_bytes()).await?;
+            }
+            near.shutdown().await
+        };
+        let (text, done) = tokio::join!(reader, writer);
+        done.unwrap();
+        text.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_hypers_own_gets_our_headers() {
+        let ours = format!("{}{}", BARE.trim_end_matches("\r\n"), "\r\n") + str::from_utf8(OURS).unwrap();
+        assert_eq!(written(&[BARE]).await, ours);
+        let before = "HTTP/1.1 301 Moved Permanently\r\nmetadata-flavor: Google\r\n\r\n";
+        assert_eq!(written(&[before, BARE]).await, format!("{before}{ours}"));
+        assert!(ends_in_bare_refusal(format!("{before}{BARE}").as_bytes()));
+    }
+
+    #[tokio::test]
+    async fn everything_else_goes_out_as_it_is() {
+        let flavored = BARE.replace("content-length", "metadata-flavor: Google\r\ncontent-length");
+        let found = BARE.replace("400 Bad Request", "200 OK");
+        let body = format!("{BARE}tail");
+        for text in [flavored.as_str(), &found, &body, "", "\r\n\r\n", "HTTP/1.", "HTTP/1.1\r\n\r\n"] {
+            assert_eq!(written(&[text]).await, text);
+        }
+    }
+}

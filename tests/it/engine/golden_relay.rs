@@ -1,0 +1,78 @@
+//! The golden cases on the wire, from inside a container: caller, relay, tunnel, host.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::support::session::{Session, task_image};
+use crate::support::wire::{self, Answer, Stand};
+
+const ASK: &str = include_str!("../../python/raw_requests.py");
+
+/// Sends what `given` says from a container of the session; its id and what it says.
+fn from_a_container(session: &Session, given: &Value) -> (String, Value) {
+    let container = session.ok(&["create", "-i", &task_image(), "python3", "-c", ASK]);
+    let mut docker = Command::new("docker")
+        .arg("-H")
+        .arg(format!("unix://{}", session.socket.display()))
+        .args(["start", "-ai", &container])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    docker.stdin.take().unwrap().write_all(given.to_string().as_bytes()).unwrap();
+    let out = docker.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}\n{}", String::from_utf8_lossy(&out.stderr), session.said());
+    session.ok(&["rm", &container]);
+    (container, serde_json::from_slice(&out.stdout).unwrap())
+}
+
+fn bytes(answer: &Value) -> Vec<u8> {
+    STANDARD.decode(answer["bytes"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn every_case_is_answered_through_the_relay() {
+    let session = Session::offline(wire::CONFIG, &["--all"]);
+    let cases = wire::cases();
+    // Names and addresses are not in any request; ETag and Host are put in by the container.
+    let requests: Vec<String> = cases.iter().map(|case| STANDARD.encode(&case.request)).collect();
+    let given = json!({"requests": requests, "etag": wire::ETAG, "host": wire::HOST});
+    let (container, said) = from_a_container(&session, &given);
+    let answers = said["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), cases.len());
+    let stand = Stand {
+        host: format!("{}:80", said["host"].as_str().unwrap()),
+        name: container[..12].to_string(),
+        number: u64::from_str_radix(&container[..15], 16).unwrap(),
+        ip: answers[0]["ip"].as_str().unwrap().to_string(),
+        etag: said["etag"].as_str().unwrap().to_string(),
+    };
+    let failed: Vec<String> = cases
+        .iter()
+        .zip(answers)
+        .filter_map(|(case, answer)| {
+            let after = Duration::from_secs_f64(answer["after"].as_f64().unwrap());
+            stand.differences(case, &Answer { bytes: bytes(answer), after })
+        })
+        .collect();
+    assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+#[test]
+fn what_cannot_be_parsed_is_refused_with_our_headers() {
+    let session = Session::offline("", &["--all"]);
+    let cases = wire::unparsable();
+    let requests: Vec<String> = cases.iter().map(|(_, request, _)| STANDARD.encode(request)).collect();
+    let (_, said) = from_a_container(&session, &json!({"requests": requests, "to_the_end": true}));
+    let answers = said["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), cases.len());
+    for ((what, _, status), answer) in cases.iter().zip(answers) {
+        wire::assert_refused(what, &bytes(answer), *status);
+    }
+}
