@@ -2,4 +2,5 @@
 //! or an attacker would.
 
 mod basics;
+mod floods;
 mod proxy;
