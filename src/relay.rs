@@ -21,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, unix::pipe};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, unix::pipe};
 
 use crate::process::Tasks;
 use crate::unparsable::Flavored;
@@ -45,6 +45,9 @@ const HEAD_LIMIT: usize = 16 * 1024;
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// Per source address. A container with more than this in use is broken or hostile.
 const CONNECTIONS: usize = 128;
+/// Connections that wait to be accepted; the kernel's own bound is the same. When it overflows, callers wait a
+/// second for their kernel to try again, so a flood of one must not fill it easily.
+const BACKLOG: u32 = 4096;
 /// Longest silence of the host before a caller is given up; waits of `wait_for_change` are excepted.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -53,7 +56,7 @@ type Client = SendRequest<Empty<Bytes>>;
 /// Runs until stdin ends. `at` is the address to serve on, port 80; the first request over the tunnel is
 /// the relay's own, through its own listener, which proves the whole way.
 pub async fn run(at: Ipv4Addr) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).await?;
+    let listener = listen()?;
     let tasks = Tasks::new();
     let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
     let stdout = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
@@ -63,6 +66,10 @@ pub async fn run(at: Ipv4Addr) -> io::Result<()> {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WITHIN)
         .keep_alive_while_idle(true)
+        // Every caller that hangs up early resets a stream. Counted over the whole life of a connection, these
+        // would end it: the limits are against a hostile peer, and the peer here is our own host.
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(usize::MAX)
         .handshake(tunnel)
         .await
         .map_err(io::Error::other)?;
@@ -77,6 +84,13 @@ pub async fn run(at: Ipv4Addr) -> io::Result<()> {
         // The end of stdin is the end of the session, in whatever way it comes.
         ended = connection => ended.map_err(io::Error::other),
     }
+}
+
+fn listen() -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::UNSPECIFIED, 80).into())?;
+    socket.listen(BACKLOG)
 }
 
 async fn serve(listener: TcpListener, client: Client, tasks: Tasks) {

@@ -105,6 +105,10 @@ impl Server {
             .keep_alive_interval(relay::PING_EVERY)
             .keep_alive_timeout(relay::PING_WITHIN)
             .max_concurrent_streams(4096)
+            // A caller that hangs up resets a stream. HTTP/2's answer to many of these is to end the connection,
+            // by which one container would silence all; the relay bounds what each of them can do.
+            .max_pending_accept_reset_streams(usize::MAX)
+            .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(tunnel), service)
             .await;
         if let Err(error) = served {

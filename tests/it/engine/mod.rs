@@ -5,4 +5,5 @@ mod basics;
 mod leaving;
 mod golden_relay;
 mod mounts;
+mod floods;
 mod proxy;

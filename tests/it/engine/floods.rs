@@ -1,0 +1,92 @@
+//! One container against the relay that all share: whatever it sends, another is served in time and the
+//! tunnel stands.
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::session::{Session, raw, task_image};
+
+pub(super) const ATTACKER: &str = include_str!("../../python/attacker.py");
+
+/// Longest that another container may wait for an answer under attack, in milliseconds: the most impatient
+/// client (Node) gives up after 3 s. What it really took is printed; alone it is a few milliseconds.
+const IN_TIME: f64 = 3000.0;
+
+/// The JSON that a mode of the attacker prints.
+pub(super) fn facts(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{e}: {text}{errors}"))
+}
+
+/// Runs the attacker in a container of its own, to its end.
+pub(super) fn attack(session: &Session, arguments: &[&str]) -> Value {
+    let image = task_image();
+    let command = [&["run", "--rm", &image, "python3", "-c", ATTACKER], arguments].concat();
+    facts(&session.docker(&command))
+}
+
+/// Runs `attacks` one after the other in one container, and a victim in another all the while.
+fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
+    let relay = relay(session);
+    let image = task_image();
+    let name = format!("kc-victim-{}", std::process::id());
+    let seconds = (4 * attacks.len() + 3).to_string();
+    let victim = ["create", "--name", &name, &image, "python3", "-c", ATTACKER, "victim", &seconds];
+    let victim = session.ok(&victim);
+    let socket = session.socket.clone();
+    let started = victim.clone();
+    let watching = std::thread::spawn(move || {
+        crate::support::session::docker_at(&socket, &["start", "-a", &started])
+    });
+    std::thread::sleep(Duration::from_millis(700));
+    let done: Vec<Value> = attacks.iter().map(|arguments| attack(session, arguments)).collect();
+    let served = facts(&watching.join().unwrap());
+    session.ok(&["rm", "-f", &victim]);
+    eprintln!("attacks {done:?}\nthe other container {served}");
+    assert_eq!(served["failed"], serde_json::json!([]), "{}", session.said());
+    assert!(served["asked"].as_u64().unwrap() > 100, "{served}");
+    assert!(served["max"].as_f64().unwrap() < IN_TIME, "{served}");
+    assert_eq!(relay, self::relay(session), "the relay was replaced:\n{}", session.said());
+    assert!(!session.said().contains("the relay died"), "{}", session.said());
+    (done, served)
+}
+
+fn relay(session: &Session) -> String {
+    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
+    raw(&["ps", "-q", "--no-trunc", "--filter", &format!("name=kfp-creds-relay-{name}")])
+}
+
+#[test]
+fn ten_thousand_connections_of_one_container_delay_no_other() {
+    let session = Session::offline("", &["--all"]);
+    let (done, _) = under(&session, &[&["connections", "10000", "6"]]);
+    // Far more than its share was ended by the relay, again and again.
+    assert!(done[0]["opened"].as_u64().unwrap() > 9_000, "{}", done[0]);
+    assert!(done[0]["ended_by_relay"].as_u64().unwrap() > done[0]["opened"].as_u64().unwrap() / 2, "{}", done[0]);
+}
+
+#[test]
+fn hanging_up_before_the_answer_does_not_end_the_tunnel() {
+    let session = Session::offline("", &["--all"]);
+    // Every one is a reset stream, and HTTP/2 ends connections that see too many of them in a row (20 that
+    // nobody accepted yet) or in all (1024).
+    under(&session, &[&["resets", "6000", "1"], &["resets", "6000", "100"]]);
+}
+
+#[test]
+fn slow_endless_and_huge_requests_cost_their_sender_only() {
+    let session = Session::offline("", &["--all"]);
+    let attacks: &[&[&str]] = &[&["loris", "400", "3"], &["waits", "400", "2"], &["heads"], &["bodies"]];
+    let (done, _) = under(&session, attacks);
+    assert_eq!(done[0]["kept"], 128, "{}", done[0]);
+    assert_eq!(done[0]["refused"], 272, "{}", done[0]);
+    assert!(done[2]["200"].as_u64().unwrap() > 0 && done[2]["431"].as_u64().unwrap() > 0, "{}", done[2]);
+    assert!(done[3]["sent"].as_u64().unwrap() < 32 << 20, "{}", done[3]);
+    let started = Instant::now();
+    session.end();
+    assert!(started.elapsed() < Duration::from_secs(10), "an end that waits for its attackers");
+}
