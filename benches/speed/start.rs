@@ -1,0 +1,40 @@
+//! From the start of the program to a relay that serves, and the size of the program.
+
+use crate::engine::{self, docker};
+use crate::figures::{Table, Target, median, percentile};
+use crate::session::Session;
+use crate::{Outcome, Plan};
+
+/// Most milliseconds from exec to `ready`, with the relay's image in the engine.
+const READY: f64 = 800.0;
+
+pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let mut times = Vec::new();
+    let mut first = Vec::new();
+    for round in 0..=plan.rounds(10, 3) {
+        let session = Session::start(&plan.program)?;
+        if round > 0 {
+            times.push(session.ready);
+        }
+        if round < plan.rounds(3, 1) {
+            let image = docker(&engine::socket(), &["inspect", "-f", "{{.Config.Image}}", &session.relay()])?;
+            drop(session);
+            docker(&engine::socket(), &["rmi", "-f", &image])?;
+            first.push(Session::start(&plan.program)?.ready);
+        }
+    }
+    let middle = median(&times);
+    let (low, high) = (percentile(&mut times, 0.0), percentile(&mut times, 100.0));
+    let shown = format!("{middle:.0} ms ({low:.0}–{high:.0})");
+    table.row("start", "exec to `ready`, relay image present", (middle, shown), Target::AtMost(READY), " ms");
+    let shown = format!("{:.0} ms", median(&first));
+    table.row("start", "exec to `ready`, relay image made and loaded", (0.0, shown), Target::Stated, "");
+    Ok(())
+}
+
+pub(crate) fn size(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let megabytes = std::fs::metadata(&plan.program)?.len() as f64 / 1e6;
+    let shown = (megabytes, format!("{megabytes:.2} MB"));
+    table.row("size", "size of the program", shown, Target::AtMost(8.0), " MB");
+    Ok(())
+}
