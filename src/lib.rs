@@ -1,6 +1,6 @@
 //! `kfp-creds` puts a GCE-compatible metadata server on a Docker network, attaches every container of a
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
-//! host. No key file, mount or socket enters a container.
+//! host. No key file and no socket enters a container, and no mount but those that the operator asks for.
 //!
 //! # The map
 //!

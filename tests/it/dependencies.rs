@@ -100,3 +100,25 @@ fn licences_are_ones_we_can_ship() {
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// Every direct dependency has its line, with its reason, in docs/ARCHITECTURE.md, and no line is left over.
+#[test]
+fn every_dependency_earns_its_place() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let wanted = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+    let wanted: Vec<&str> = wanted
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once('=')?.0.trim()))
+        .collect();
+    let text = std::fs::read_to_string(root.join("docs/ARCHITECTURE.md")).unwrap();
+    let section = text.split("\n## Dependencies\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let named: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .filter(|(_, why)| why.trim_end_matches(" |").len() > 8)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(wanted.len() > 20, "{wanted:?}");
+    assert_eq!(named, wanted, "the table of docs/ARCHITECTURE.md against Cargo.toml");
+}

@@ -9,6 +9,7 @@
 mod architecture;
 mod config;
 mod dependencies;
+mod docs;
 mod engine;
 mod golden_metadata;
 mod golden_wire;

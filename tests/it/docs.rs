@@ -1,0 +1,136 @@
+//! What the documents say of the program holds: examples are accepted, quoted messages exist, files are there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::session::Folder;
+
+const HANDBOOKS: [&str; 4] = ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// `config check` of a file, away from every other config.
+fn check(text: &str) -> Output {
+    let folder = Folder::new("docs");
+    fs::write(folder.0.join("kfp-creds.toml"), text).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_kfp-creds"))
+        .args(["config", "check"])
+        .env_clear()
+        .env("HOME", &folder.0)
+        .current_dir(&folder.0)
+        .output()
+        .unwrap()
+}
+
+fn accepted(text: &str) -> String {
+    let out = check(text);
+    assert!(out.status.success(), "{}\n{text}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The blocks of `text` that are fenced as `kind`.
+fn fenced<'a>(text: &'a str, kind: &str) -> Vec<&'a str> {
+    let opened = text.split("\n```").skip(1).step_by(2);
+    opened.filter_map(|block| block.strip_prefix(kind)?.strip_prefix('\n')).collect()
+}
+
+#[test]
+fn the_example_config_is_accepted_in_a_project_without_trust() {
+    let summary = accepted(&read("examples/kfp-creds.toml"));
+    assert!(summary.contains("otherwise     every other kfp task: reader"), "{summary}");
+    let broken = read("examples/kfp-creds.toml").replacen("lifetime", "lifetme", 1);
+    assert_eq!(check(&broken).status.code(), Some(78));
+}
+
+#[test]
+fn the_readmes_config_comes_to_what_the_readme_says() {
+    let readme = read("README.md");
+    let blocks = fenced(&readme, "toml");
+    let [config] = blocks.as_slice() else { panic!("one config in the README, not {}", blocks.len()) };
+    let summary = accepted(config);
+    let shown = fenced(&readme, "text").into_iter().find(|block| block.starts_with("project  ")).unwrap();
+    assert!(
+        summary.trim_end().ends_with(shown.trim_end()),
+        "config check says:\n{summary}\nthe README:\n{shown}"
+    );
+}
+
+/// Every message in the table of the README is one that the program can say: what stands between the dots
+/// is in its source.
+#[test]
+fn the_messages_in_the_readme_are_the_programs() {
+    let mut source = String::new();
+    walk(&root().join("src"), &mut |path| source.push_str(&fs::read_to_string(path).unwrap()));
+    // A literal may go on in the next line behind a backslash, and name its values where the README has dots.
+    let source = source.replace("\\\"", "\"");
+    let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+    let source = lines.join("\n").replace("\\\n", "");
+    let readme = read("README.md");
+    let rows = readme.lines().skip_while(|line| *line != "| message | what to do |").skip(2);
+    let messages: Vec<&str> = rows
+        .take_while(|line| line.starts_with("| `"))
+        .map(|line| line.trim_start_matches("| `").split('`').next().unwrap())
+        .collect();
+    assert!(messages.len() > 10, "{messages:?}");
+    let said = |piece: &str| source.contains(piece.trim());
+    let wrong: Vec<_> =
+        messages.iter().flat_map(|message| message.split('…')).filter(|piece| !said(piece)).collect();
+    assert!(wrong.is_empty(), "nothing in src says: {wrong:#?}");
+}
+
+#[test]
+fn files_that_the_documents_name_are_there() {
+    let mut wrong = Vec::new();
+    for book in HANDBOOKS {
+        let text = read(book);
+        let words = text.split(|c: char| c.is_whitespace() || "`()[]|,;:\"".contains(c));
+        for word in words.map(|word| word.trim_end_matches('.')).collect::<BTreeSet<_>>() {
+            let ours = ["src/", "tests/", "scripts/", "examples/", "deploy/", ".ci/"];
+            if ours.iter().any(|folder| word.starts_with(folder)) && !root().join(word).exists() {
+                wrong.push(format!("{book}: {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// "Decision 15" in a comment is a number that a reader can look up.
+#[test]
+fn decisions_that_comments_name_are_written_down() {
+    let architecture = read("docs/ARCHITECTURE.md");
+    let mut wrong = Vec::new();
+    let mut named = 0;
+    walk(&root().join("src"), &mut |path| {
+        let text = fs::read_to_string(path).unwrap().to_lowercase();
+        for rest in text.split("decision ").skip(1) {
+            let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            if number.is_empty() {
+                continue;
+            }
+            named += 1;
+            if !architecture.contains(&format!("\n{number}. *")) {
+                wrong.push(format!("{}: decision {number}", path.display()));
+            }
+        }
+    });
+    assert!(wrong.is_empty() && named > 5, "{named} named; {}", wrong.join("\n"));
+}
+
+fn walk(folder: &Path, seen: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, seen);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            seen(&path);
+        }
+    }
+}
