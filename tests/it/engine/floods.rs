@@ -39,9 +39,8 @@ fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     let victim = session.ok(&victim);
     let socket = session.socket.clone();
     let started = victim.clone();
-    let watching = std::thread::spawn(move || {
-        crate::support::session::docker_at(&socket, &["start", "-a", &started])
-    });
+    let watching =
+        std::thread::spawn(move || crate::support::session::docker_at(&socket, &["start", "-a", &started]));
     std::thread::sleep(Duration::from_millis(700));
     let done: Vec<Value> = attacks.iter().map(|arguments| attack(session, arguments)).collect();
     let served = facts(&watching.join().unwrap());
@@ -66,7 +65,11 @@ fn ten_thousand_connections_of_one_container_delay_no_other() {
     let (done, _) = under(&session, &[&["connections", "10000", "6"]]);
     // Far more than its share was ended by the relay, again and again.
     assert!(done[0]["opened"].as_u64().unwrap() > 9_000, "{}", done[0]);
-    assert!(done[0]["ended_by_relay"].as_u64().unwrap() > done[0]["opened"].as_u64().unwrap() / 2, "{}", done[0]);
+    assert!(
+        done[0]["ended_by_relay"].as_u64().unwrap() > done[0]["opened"].as_u64().unwrap() / 2,
+        "{}",
+        done[0]
+    );
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! or an attacker would.
 
 mod basics;
-mod leaving;
-mod golden_relay;
-mod mounts;
 mod floods;
+mod golden_relay;
+mod leaving;
+mod mounts;
 mod proxy;
