@@ -3,5 +3,6 @@
 
 mod basics;
 mod golden_relay;
+mod kfp;
 mod mounts;
 mod proxy;
