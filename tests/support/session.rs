@@ -26,6 +26,98 @@ pub(crate) fn python() -> String {
     std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| fallback.display().to_string())
 }
 
+/// What a pipeline of the tests runs in: a Python with kfp, and the image of its tasks.
+#[derive(Clone, Debug)]
+pub(crate) struct Kfp {
+    pub(crate) python: String,
+    pub(crate) image: String,
+}
+
+impl Kfp {
+    /// The newest kfp that resolved when `scripts/setup` ran.
+    pub(crate) fn newest() -> Self {
+        Self { python: python(), image: task_image() }
+    }
+
+    /// The oldest kfp whose pipelines run locally.
+    pub(crate) fn oldest() -> Self {
+        let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv-kfp-2.7.0/bin/python");
+        let given = |name: &str, fallback: String| std::env::var(name).unwrap_or(fallback);
+        Self {
+            python: given("KFP_CREDS_TEST_PYTHON_KFP27", fallback.display().to_string()),
+            image: given("KFP_CREDS_TASK_IMAGE_KFP27", "kfp-creds-task:2.7.0".into()),
+        }
+    }
+
+    /// Runs `tests/python/pipelines/NAME.py` under `kfp-creds run --offline`, as a person would.
+    pub(crate) fn pipeline(&self, config: &str, flags: &[&str], name: &str, arguments: &[&str]) -> Ran {
+        let script = format!("{}/tests/python/pipelines/{name}.py", env!("CARGO_MANIFEST_DIR"));
+        run(
+            self,
+            config,
+            &[&["--offline"], flags].concat(),
+            &[&[self.python.as_str(), &script], arguments].concat(),
+        )
+    }
+}
+
+/// How a `kfp-creds run` ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// What the pipeline reported, after a good end.
+    pub(crate) fn report(&self) -> serde_json::Value {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self.last_line()
+    }
+
+    /// What the pipeline reported, however it ended.
+    pub(crate) fn last_line(&self) -> serde_json::Value {
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
+    }
+
+    /// Our own lines, without what the command said.
+    pub(crate) fn lines(&self) -> Vec<&str> {
+        self.stderr.lines().filter_map(|line| line.strip_prefix("kfp-creds: ")).collect()
+    }
+
+    /// Our lines of one kind.
+    pub(crate) fn said(&self, kind: &str) -> Vec<&str> {
+        self.lines().into_iter().filter(|line| line.starts_with(kind)).collect()
+    }
+}
+
+/// `kfp-creds run FLAGS -- COMMAND` with `config` as the file beside it.
+pub(crate) fn run(kfp: &Kfp, config: &str, flags: &[&str], command: &[&str]) -> Ran {
+    let folder = Folder::new("run");
+    std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
+    let out = program(&folder.0)
+        .arg("run")
+        .args(flags)
+        .arg("--")
+        .args(command)
+        .env("KFP_CREDS_TASK_IMAGE", &kfp.image)
+        .env("KFP_CREDS_TEST_ENGINE", format!("unix://{}", engine_socket().display()))
+        // The pipeline's own process runs on this machine and has to ask nobody for a token.
+        .envs(nobody())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+/// Google's libraries look for a metadata server when they start; with these there is none to find.
+pub(crate) fn nobody() -> [(&'static str, &'static str); 3] {
+    [("NO_GCE_CHECK", "true"), ("GCE_METADATA_HOST", "127.0.0.1:9"), ("GCE_METADATA_IP", "127.0.0.1:9")]
+}
+
 /// `docker` against a socket. A missing engine fails the test: only `scripts/test --no-docker` leaves it out.
 pub(crate) fn docker_at(socket: &Path, arguments: &[&str]) -> Output {
     Command::new("docker")

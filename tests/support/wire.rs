@@ -97,11 +97,11 @@ impl Stand {
         [
             (HOST, self.host.as_str()),
             (ETAG, &self.etag),
+            (r#""gateway":"169.254.168.1""#, r#""gateway":"""#),
             ("golden-vm", &self.name),
             ("7015181712655481713", &number),
             (&mac("169.254.168.7"), &mac(&self.ip)),
             ("169.254.168.7", &self.ip),
-            ("169.254.168.1", ""),
             ("5543610867827062957", "0"),
             (SECOND_IN_JSON, ""),
             (concat!("123-compute@developer.gserviceaccount.com", "/\n"), ""),

@@ -172,9 +172,9 @@ fn what_hides_us_is_said() {
         (json!({"Env": ["GCE_METADATA_MTLS_MODE=strict"]}), &[], "GCE_METADATA_MTLS_MODE"),
         (json!({"Env": ["CLOUDSDK_CONFIG=/c"]}), &[], "CLOUDSDK_CONFIG"),
         (
-            host(json!({"Binds": ["/home/u/.config/gcloud:/root/.config/gcloud:ro"]})),
+            host(json!({"Binds": ["/home/u/.config/gcloud:/app/.config/gcloud:ro"]})),
             &[],
-            "/root/.config/gcloud",
+            "/app/.config/gcloud",
         ),
         (host(json!({"Mounts": [{"type": "bind", "target": "/x/gcloud/"}]})), &[], "/x/gcloud"),
     ] {

@@ -5,5 +5,6 @@ mod basics;
 mod floods;
 mod golden_relay;
 mod leaving;
+mod kfp;
 mod mounts;
 mod proxy;

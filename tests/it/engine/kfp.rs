@@ -1,0 +1,179 @@
+//! Real pipelines under `kfp-creds run --offline`, with the newest kfp and the oldest whose pipelines run locally.
+
+use serde_json::Value;
+
+use crate::support::session::{Kfp, Ran};
+
+/// Two identities by rules on the components of `identities.py`.
+const RULES: &str = r#"
+    [identity.reads]
+    service_account = "reader@offline-project.iam.gserviceaccount.com"
+    scopes = ["https://www.googleapis.com/auth/devstorage.read_only"]
+    [identity.writes]
+    service_account = "writer@offline-project.iam.gserviceaccount.com"
+    [[rule]]
+    component = "reader"
+    identity = "reads"
+    [[rule]]
+    pipeline = "identities"
+    component = "writ*"
+    identity = "writes"
+"#;
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}"))
+}
+
+/// That what a container says of itself is about itself alone.
+fn assert_own(said: &Value) {
+    let container = text(said, "container");
+    assert!(container.len() == 64 && container.starts_with(text(said, "hostname")), "{said}");
+    assert_eq!(said["container"], said["identity_container"]);
+    assert_eq!(said["audience"], "https://example.com");
+    assert_eq!(said["email"], "offline@kfp-creds.invalid");
+    assert!(said["expires_in"].as_f64().is_some_and(|left| (3500.0..=3600.0).contains(&left)), "{said}");
+}
+
+/// Every container was attached and cut off, and its task was recognised.
+fn assert_attached(ran: &Ran, tasks: &[&str]) {
+    let attached = ran.said("attached");
+    let named: Vec<&str> = attached.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(named, tasks, "{}", ran.stderr);
+    let ended = ran.said("ended");
+    let count = tasks.len();
+    assert!(
+        matches!(ended[..], [line] if line.contains(&format!(" {count} attached, {count} cut off,"))),
+        "{ended:?}"
+    );
+}
+
+/// The version of kfp that ran.
+fn lightweight(kfp: &Kfp) -> String {
+    let ran = kfp.pipeline("", &[], "lightweight", &[]);
+    let report = ran.report();
+    assert_own(&report["first"]);
+    assert_eq!(report["first"]["note"], "first");
+    assert_eq!(report["second"]["before"], report["first"]["container"]);
+    assert_ne!(report["second"]["hostname"], report["first"]["hostname"]);
+    assert_attached(&ran, &["lightweight/whoami", "lightweight/second"]);
+    text(&report, "kfp").to_string()
+}
+
+#[test]
+fn lightweight_components() {
+    lightweight(&Kfp::newest());
+}
+
+#[test]
+fn lightweight_components_of_the_oldest_kfp() {
+    assert_eq!(lightweight(&Kfp::oldest()), "2.7.0");
+}
+
+#[test]
+fn iterations_that_run_at_the_same_time_have_tokens_of_their_own() {
+    let ran = Kfp::newest().pipeline("", &[], "loop", &[]);
+    let report = ran.report();
+    let iterations = report["iterations"].as_array().unwrap();
+    iterations.iter().for_each(assert_own);
+    let mut containers: Vec<&str> = iterations.iter().map(|said| text(said, "container")).collect();
+    containers.sort_unstable();
+    containers.dedup();
+    assert_eq!((containers.len(), iterations.len()), (4, 4));
+    let whoami = "loop/whoami";
+    assert_attached(&ran, &[whoami, whoami, whoami, whoami, "loop/gather"]);
+}
+
+/// One with an output says whose it is in its own command line; one without is known by the workspace that
+/// kfp mounts, from 2.15 on.
+#[test]
+fn container_components() {
+    let kfp = Kfp::newest();
+    let ran = kfp.pipeline("", &[], "containers", &[]);
+    assert_eq!(ran.report()["without_output"], "ran");
+    assert_attached(&ran, &["containers/with-output", &kfp.image]);
+}
+
+/// Nothing tells the oldest kfp's container without an output from any other: it takes `--all` or a rule.
+#[test]
+fn a_container_component_without_outputs_of_the_oldest_kfp() {
+    let kfp = Kfp::oldest();
+    let ran = kfp.pipeline("", &[], "containers", &[]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let why = format!("not attached  {}: not a kfp task; attach it with --all or a [[rule]]", kfp.image);
+    assert_eq!(ran.said("not attached"), [why.as_str()]);
+    assert!(ran.stderr.contains("this container was not attached"), "{}", ran.stderr);
+
+    let ran = kfp.pipeline("", &["--all"], "containers", &[]);
+    assert_eq!(ran.report()["without_output"], "ran");
+    let rule = format!("[[rule]]\nimage = \"{}\"\nidentity = \"default\"\n", kfp.image);
+    let ran = kfp.pipeline(&rule, &[], "containers", &[]);
+    assert_eq!(ran.report()["without_output"], "ran");
+    assert_attached(&ran, &["containers/with-output", &kfp.image]);
+}
+
+fn failures(kfp: &Kfp, times: usize) {
+    let ran = kfp.pipeline("", &["--all"], "fails", &["--times", &times.to_string()]);
+    let report = ran.last_line();
+    assert_eq!((&report["lost"], &report["times"]), (&0.into(), &times.into()), "{}", ran.stderr);
+    assert!(text(&report, "error").contains("FAILURE"), "{report}");
+    assert_eq!(ran.code, Some(1), "the exit code of the pipeline is passed on");
+    let codes = ran.said("cut off").iter().filter(|line| line.contains(", exit code 3)")).count();
+    assert_eq!(codes, times, "{}", ran.stderr);
+}
+
+/// Without us kfp takes some of these for successes: the container is gone before it waits.
+#[test]
+fn no_failure_at_once_is_lost() {
+    failures(&Kfp::newest(), 20);
+}
+
+#[test]
+fn no_failure_at_once_is_lost_with_the_oldest_kfp() {
+    failures(&Kfp::oldest(), 3);
+}
+
+#[test]
+fn environment_of_task_and_runner_is_kept() {
+    let report = Kfp::newest().pipeline("", &[], "own_env", &[]).report();
+    let said = &report["environment"];
+    assert_eq!(said["FROM_TASK"], "task");
+    assert_eq!(said["FROM_RUNNER"], "runner");
+    assert_eq!(said["GOOGLE_CLOUD_PROJECT"], "set-by-the-task");
+    let host = text(said, "GCE_METADATA_HOST");
+    assert!(said["GCE_METADATA_IP"] == host && said["GCE_METADATA_ROOT"] == host, "{said}");
+    for name in ["NO_PROXY", "no_proxy"] {
+        let hosts: Vec<&str> = text(said, name).split(',').collect();
+        assert_eq!(hosts[0], "registry.example.com", "{name}");
+        assert!(hosts.contains(&host) && hosts.contains(&"metadata.google.internal"), "{name}: {hosts:?}");
+    }
+}
+
+#[test]
+fn every_attempt_of_a_retry_is_a_container_of_its_own() {
+    let ran = Kfp::newest().pipeline("", &[], "retries", &[]);
+    let report = ran.report();
+    assert_ne!(text(&report, "first"), text(&report, "second"));
+    assert_attached(&ran, &["retries/second-time", "retries/second-time", "retries/whoami"]);
+    let ends: Vec<bool> = ran.said("cut off").iter().map(|line| line.contains("exit code 7")).collect();
+    assert_eq!(ends, [true, false, false], "{}", ran.stderr);
+}
+
+fn two_identities(kfp: &Kfp) {
+    let report = kfp.pipeline(RULES, &[], "identities", &[]).report();
+    let (reader, writer) = (&report["reader"], &report["writer"]);
+    assert_eq!(reader["email"], "reader@offline-project.iam.gserviceaccount.com");
+    assert_eq!(reader["scope"], "https://www.googleapis.com/auth/devstorage.read_only");
+    assert_eq!(writer["email"], "writer@offline-project.iam.gserviceaccount.com");
+    assert_eq!(writer["scope"], "https://www.googleapis.com/auth/cloud-platform");
+    assert_ne!(reader["container"], writer["container"]);
+}
+
+#[test]
+fn two_components_of_one_pipeline_are_two_identities() {
+    two_identities(&Kfp::newest());
+}
+
+#[test]
+fn two_identities_with_the_oldest_kfp() {
+    two_identities(&Kfp::oldest());
+}
