@@ -1,0 +1,119 @@
+"""The verbs of docker-compose 1.29, for `matrix.py`: one project on an internal network, from up to down."""
+
+import os
+import re
+import subprocess
+
+from matrix_cli import on_terminal
+
+LIMIT = 90
+PROJECT = """\
+version: "2.4"
+networks:
+  default:
+    internal: true
+services:
+  keeper:
+    image: {image}
+    command: ["sh", "-c", "echo up; touch /data/up; sleep 300"]
+    labels: {{a: b}}
+    environment: {{A: b}}
+  worker:
+    image: {image}
+    command: ["sh", "-c", "echo one; sleep 1; echo two; exit 3"]
+    depends_on: [keeper]
+    volumes: ["kept:/v"]
+volumes:
+  kept: {{}}
+"""
+
+
+class Compose:
+    def __init__(self, program, lane):
+        self.program, self.lane = program, lane
+        with open(os.path.join(lane.place, "docker-compose.yml"), "w", encoding="utf-8") as file:
+            file.write(PROJECT.format(image=lane.image))
+        # `exec` calls a docker command line if it may; its own stream is what this row is about.
+        self.place, self._environment = lane.place, lane.environment() | {"COMPOSE_PROJECT_NAME": lane.name, "COMPOSE_INTERACTIVE_NO_CLI": "1"}
+
+    def __call__(self, *arguments, stdin=b""):
+        done = subprocess.run(
+            [self.program, "--no-ansi", *arguments], input=stdin, capture_output=True, timeout=LIMIT, cwd=self.lane.place,
+            env=self._environment)
+        return {"exit": done.returncode, "out": self.lane.show(done.stdout), "err": self.lane.show(done.stderr)}
+
+    def environment(self):
+        return self._environment
+
+    def inspected(self, service):
+        """Straight at the engine: what compose has made."""
+        client = self.lane.stand.client
+        return client.api.inspect_container(f"{self.lane.name}_{service}_1")
+
+
+def verbs(program):
+    table = []
+
+    def verb(name):
+        def add(work):
+            table.append((name, lambda lane: work(lane, Compose(program, lane))))
+            return work
+        return add
+
+    @verb("config")
+    def _(lane, compose):
+        return compose("config")
+
+    @verb("up -d")
+    def _(lane, compose):
+        return compose("up", "-d")
+
+    @verb("up -d, again")
+    def _(lane, compose):
+        return compose("up", "-d", "keeper")
+
+    @verb("ps, top")
+    def _(lane, compose):
+        top = compose("top", "keeper")
+        top["out"] = re.sub(r"\s+", " ", re.sub(r"\d+", "<n>", top["out"]))
+        return [compose("ps", "-q", "keeper"), compose("ps", "keeper"), top]
+
+    @verb("inspect what it made")
+    def _(lane, compose):
+        seen = lane.without_ours(compose.inspected("keeper"))
+        seen["State"]["Pid"] = seen["NetworkSettings"]["SandboxKey"] = "<varies>"
+        seen["Config"]["Labels"]["com.docker.compose.config-hash"] = "<of the image's name>"
+        return seen
+
+    @verb("logs -f")
+    def _(lane, compose):
+        return compose("logs", "-f", "worker")
+
+    @verb("exec -T")
+    def _(lane, compose):
+        return compose("exec", "-T", "keeper", "sh", "-c", "echo out; echo err >&2; exit 9")
+
+    @verb("exec")
+    def _(lane, compose):
+        asks = "until [ \"$(stty size)\" != '0 0' ]; do sleep 0.05; done; tty; echo ready; read line; echo got $line; exit 5"
+        return on_terminal(compose.program, ["exec", "keeper", "sh", "-c", asks], compose, [(b"ready", b"hello\r")])
+
+    @verb("run --rm")
+    def _(lane, compose):
+        return compose("run", "--rm", "--no-deps", "-T", "worker", "sh", "-c", "echo ran; exit 4")
+
+    @verb("restart, pause, unpause, kill, stop, rm")
+    def _(lane, compose):
+        steps = [("restart", "-t", "1", "keeper"), ("pause", "keeper"), ("unpause", "keeper"),
+                 ("kill", "-s", "KILL", "keeper"), ("stop", "-t", "1", "keeper"), ("rm", "-f", "keeper")]
+        return [compose(*step) for step in steps]
+
+    @verb("up, to the end of a service")
+    def _(lane, compose):
+        return compose("up", "--no-deps", "--exit-code-from", "worker", "worker")
+
+    @verb("down -v")
+    def _(lane, compose):
+        return compose("down", "-v", "-t", "1")
+
+    return table
