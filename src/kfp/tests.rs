@@ -146,7 +146,7 @@ fn only_well_formed_places_have_names() {
         format!("/r/p-{RUN}/../c/f"),
         format!("/r/p-{RUN}//f"),
         format!("/r/p-{RUN}/{long}/f"),
-        format!("/data/p-{RUN}/c/f"),
+        format!("/rx/p-{RUN}/c/f"),
         format!("r/p-{RUN}/c/f"),
     ] {
         assert_eq!(Place::of(&path, "/r"), None, "{path}");

@@ -4,7 +4,7 @@
 mod basics;
 mod floods;
 mod golden_relay;
-mod leaving;
 mod kfp;
+mod leaving;
 mod mounts;
 mod proxy;
