@@ -68,8 +68,9 @@ impl Session {
         wanted: &Wanted<'_>,
         voice: &Voice,
     ) -> Result<(Self, Tunnel), EngineError> {
-        let (image, image_name) = relay_image(&engine, voice).await?;
+        // The image as well: a session of another build removes older ones that are not in use yet.
         let _lock = lock(wanted.lock).await?;
+        let (image, image_name) = relay_image(&engine, voice).await?;
         sweep(&engine, voice).await?;
         let (network, pool) = network(&engine, wanted, voice).await?;
         let taken = engine.addresses_on(&network.id).await?;
