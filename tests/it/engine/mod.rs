@@ -8,3 +8,4 @@ mod kfp;
 mod leaving;
 mod mounts;
 mod proxy;
+mod terminal;
