@@ -203,7 +203,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
-    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine."),
+    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine.").guarded(),
     key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
     key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
     key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),
@@ -298,7 +298,9 @@ mod tests {
     #[test]
     fn whatever_names_a_place_or_a_file_is_guarded() {
         for key in KEYS {
-            let named = ["endpoints.", "engine", "credentials_file"].iter().any(|p| key.path.starts_with(p));
+            let named = ["endpoints.", "engine", "credentials_file", "mount[].source"]
+                .iter()
+                .any(|p| key.path.starts_with(p));
             assert_eq!(key.guarded, named, "{}", key.path);
         }
     }

@@ -15,7 +15,7 @@ fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
          [[mount]]\ntmpfs = true\ntarget = \"/scratch\"\n",
         folder.0.join("images").display()
     );
-    let session = Session::offline(&config, &["--all", "--mount", &single]);
+    let session = Session::offline(&config, &["--config", "kfp-creds.toml", "--all", "--mount", &single]);
     let script = "cat /data/one.txt /single.txt; touch /data/two 2>/dev/null || echo ' read-only'; \
                   touch /scratch/x && echo scratch; ls -d /host 2>/dev/null";
     let out = session.docker(&["run", "--rm", &task_image(), "sh", "-c", script]);
