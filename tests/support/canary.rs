@@ -50,6 +50,7 @@ impl Canaries {
                     let line = text[..at].rfind('\n').map_or(0, |at| at + 1);
                     let before: String = text[line..at].chars().take(160).collect();
                     found.push(format!("{what}, {form}, after {before:?}"));
+                    break; // plain secrets look the same in several forms
                 }
             }
         }

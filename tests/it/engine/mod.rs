@@ -6,6 +6,7 @@ mod basics;
 mod floods;
 mod golden_relay;
 mod kfp;
+mod leaks;
 mod leaving;
 mod mounts;
 mod proxy;
