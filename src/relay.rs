@@ -163,7 +163,10 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     let uri = Uri::builder().scheme("http").authority("host").path_and_query(target).build().ok()?;
     let mut headers = head.headers;
+    // A target with a host in it says more than the Host header (RFC 9112, 3.2.2), and is guarded in its place.
+    let named = head.uri.authority().and_then(|named| HeaderValue::from_str(named.as_str()).ok());
     let host = headers.remove(header::HOST);
+    let host = named.or(host);
     for name in [
         header::CONNECTION,
         header::TRANSFER_ENCODING,

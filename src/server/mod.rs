@@ -328,6 +328,7 @@ impl Server {
             },
         };
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
+        let host = head.uri.authority().map(|named| named.as_str()).or(host);
         let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
         self.answer(Caller::Local(identity), &asked, deadline).await
     }

@@ -131,6 +131,9 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
         value.filter(|value| !value.expose().is_empty()).ok_or_else(|| format!("it has no {key}"))
     };
     let universe = set(file.universe_domain);
+    if !universe.as_deref().is_none_or(is_domain) {
+        return Err("its universe_domain is not a domain".into());
+    }
     let (kind, token_uri) = match file.kind.as_deref() {
         Some("service_account") => {
             let own = set(file.token_uri);
@@ -173,6 +176,12 @@ fn understand(file: File, endpoints: &Endpoints) -> Result<Credential, String> {
         universe,
         base: Kept::default(),
     })
+}
+
+/// Hosts are made of it, and containers are told it.
+fn is_domain(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    text.len() <= 253 && text.bytes().all(fits)
 }
 
 /// Checked here because yup panics on an address that does not parse.

@@ -318,11 +318,13 @@ impl Denial {
     }
 }
 
-/// Only what looks like a code passes: a server may put anything into its errors, what we sent included.
+/// Only what looks like a code passes (words of one case, joined by `_`): a server may put anything into its
+/// errors, what we sent included, and a client's secret is as short as a code.
 pub(super) fn code(value: &Value) -> Option<String> {
     let text = value.as_str()?;
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    (!text.is_empty() && text.len() <= 40 && text.bytes().all(fits)).then(|| text.to_owned())
+    let of = |case: fn(&u8) -> bool| text.bytes().all(|b| b == b'_' || case(&b));
+    let word = of(u8::is_ascii_lowercase) || of(u8::is_ascii_uppercase);
+    (!text.is_empty() && text.len() <= 40 && word).then(|| text.to_owned())
 }
 
 fn host(url: &str) -> String {
@@ -361,9 +363,14 @@ mod tests {
             read(403, r#"{"error":{"status":"PERMISSION_DENIED","message":"s3cret"}}"#),
             "a.example answered 403 PERMISSION_DENIED"
         );
-        for body in
-            ["<html>s3cret</html>", r#"{"error":"s3 cret"}"#, r#"{"error":["s3cret"]}"#, "", "[]", "null"]
-        {
+        for body in [
+            "<html>s3cret</html>",
+            r#"{"error":"s3 cret"}"#,
+            r#"{"error":["s3cret"]}"#,
+            r#"{"error":"GOCSPX-sEcret"}"#,
+            "",
+            "[]",
+        ] {
             assert_eq!(read(503, body), "a.example answered 503", "{body}");
         }
     }

@@ -13,6 +13,7 @@ mod docs;
 mod engine;
 mod golden_metadata;
 mod golden_wire;
+mod leaks;
 mod minting;
 mod proxy;
 

@@ -249,6 +249,23 @@ impl FakeGoogle {
         self.set(|state| state.canaries.clone())
     }
 
+    /// Everything that this server gave out or was given so far and that must not be seen anywhere else: also
+    /// the words of its error pages, which must not travel on.
+    pub(crate) fn secrets(&self) -> Vec<(&'static str, String)> {
+        let pages = ["canary-in-a-description", "canary-in-a-message", "canary-in-an-error-page"];
+        let mut all: Vec<_> = pages.map(|page| ("an upstream's words", page.to_string())).into();
+        self.set(|state| {
+            all.extend(state.canaries.iter().map(|one| ("a key line, assertion or ID token", one.clone())));
+            all.extend(state.minted.keys().map(|token| ("an access token", token.clone())));
+            for user in &state.users {
+                all.push(("a client secret", user.client_secret.clone()));
+                all.push(("a refresh token", user.refresh_token.clone()));
+            }
+        });
+        all.retain(|(_, secret)| secret.len() >= 10);
+        all
+    }
+
     fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap())
     }

@@ -41,6 +41,10 @@ impl Room {
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
         let room = self.clone();
+        let arriving = match &verdict {
+            Verdict::Attach { .. } => Some(self.arrive().await),
+            Verdict::Pass(_) | Verdict::Refuse(_) => None,
+        };
         self.settings.tasks.spawn("create", async move {
             let reply = match room.engine.forward(request, uri, None).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
@@ -48,6 +52,7 @@ impl Room {
                 }
                 other => other,
             };
+            drop(arriving);
             let _ = done.send(reply);
         });
         outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
@@ -59,11 +64,7 @@ impl Room {
         if self.is_ours(Kind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));
         }
-        let mut neighbours = HashMap::new();
-        for reference in judge::container_references(body) {
-            let neighbour = self.neighbour(&reference).await?;
-            neighbours.insert(reference, neighbour);
-        }
+        let neighbours = self.neighbours(&judge::container_references(body)).await?;
         let mut our_networks = HashSet::new();
         for reference in judge::network_references(body) {
             if self.is_ours(Kind::Network, &reference).await? {
@@ -88,12 +89,28 @@ impl Room {
         }
     }
 
+    async fn neighbours(&self, references: &[String]) -> Result<HashMap<String, Neighbour>, Refusal> {
+        let mut found = HashMap::new();
+        if references.is_empty() {
+            return Ok(found);
+        }
+        let _none = self.none_arriving().await;
+        for reference in references {
+            found.insert(reference.clone(), self.neighbour(reference).await?);
+        }
+        Ok(found)
+    }
+
     async fn neighbour(&self, reference: &str) -> Result<Neighbour, Refusal> {
         if self.is_ours(Kind::Container, reference).await? {
             return Ok(Neighbour::Ours);
         }
         let Some(id) = self.locate(reference).await? else { return Ok(Neighbour::Missing) };
-        Ok(if self.is_leased(&id).await { Neighbour::Leased } else { Neighbour::Other(id.as_str().into()) })
+        Ok(if self.has_identity(&id).await? {
+            Neighbour::Leased
+        } else {
+            Neighbour::Other(id.as_str().into())
+        })
     }
 
     /// The engine has made the container: everything that must be true before the client hears of it.

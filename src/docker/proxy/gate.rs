@@ -114,8 +114,13 @@ impl Room {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
-        if privileged && let Some(id) = self.locate(name).await? {
-            if self.is_leased(&id).await {
+        if privileged {
+            let _none = self.none_arriving().await;
+            let Some(id) = self.locate(name).await? else {
+                // Not passed on: it could exist, and be leased, by the time the engine looks.
+                return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such container: {name}")));
+            };
+            if self.has_identity(&id).await? {
                 return Err(Refusal::forbidden(format!(
                     "a privileged exec in {id} could take a neighbour's identity; run it without --privileged"
                 )));
@@ -265,7 +270,8 @@ impl Room {
         // The engine looks a name up at every step; only an id cannot change its meaning.
         let id = ContainerId::parse(joined)
             .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
-        if self.is_ours(Kind::Container, joined).await? || self.is_leased(&id).await {
+        let _none = self.none_arriving().await;
+        if self.is_ours(Kind::Container, joined).await? || self.has_identity(&id).await? {
             return Err(Refusal::forbidden(format!(
                 "a build cannot join the network of {id}: it has an identity"
             )));

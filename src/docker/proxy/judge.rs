@@ -20,6 +20,8 @@ use crate::workload::Identity;
 /// The label that says which session touched a container.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
 const OUR_LABELS: &str = "kfp-creds.";
+/// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
+const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 
 /// What the engine says a container reference of the body stands for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -301,6 +303,7 @@ fn wire_up(body: &mut Value, question: &Question<'_>) {
         body["Labels"] = Map::new().into();
     }
     body["Labels"][SESSION_LABEL] = question.session.into();
+    body["Labels"][ROLE.0] = ROLE.1.into();
     if !body["HostConfig"].is_object() {
         body["HostConfig"] = Map::new().into();
     }

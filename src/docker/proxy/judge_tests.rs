@@ -123,7 +123,7 @@ fn the_users_own_settings_win_and_are_said() {
     assert_eq!(env(&body, "GCE_METADATA_HOST"), ["x"]);
     assert!(env(&body, "GCE_METADATA_ROOT").is_empty(), "the image's value stays");
     assert_eq!(body["NetworkingConfig"], json!({"my-net": null}));
-    assert_eq!(body["Labels"], json!({"a": "b", "kfp-creds.session": "0123abcd"}));
+    assert_eq!(body["Labels"], json!({"a": "b", "kfp-creds.session": "0123abcd", "kfp-creds.role": "task"}));
     let said = notices(&verdict).join("\n");
     for part in ["GCE_METADATA_HOST points", "GCE_METADATA_ROOT points", "metadata.google.internal elsewhere"]
     {
@@ -275,7 +275,10 @@ fn every_reference_is_looked_up() {
 fn our_labels_are_ours() {
     let labels = json!({"kfp-creds.session": "ffffffff", "kfp-creds.identity": "evil", "KFP-CREDS.x": "1"});
     let (_, body) = verdict(json!({"Labels": labels}));
-    assert_eq!(body["Labels"], json!({"KFP-CREDS.x": "1", "kfp-creds.session": "0123abcd"}));
+    assert_eq!(
+        body["Labels"],
+        json!({"KFP-CREDS.x": "1", "kfp-creds.session": "0123abcd", "kfp-creds.role": "task"})
+    );
     let (passed, body) = verdict_for(json!({"Labels": labels}), None, &[], &Decision::Pass("by rule".into()));
     assert!(matches!(passed, Verdict::Pass(why) if why == "by rule"));
     assert_eq!(body["Labels"], json!({"KFP-CREDS.x": "1"}));

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, oneshot};
 use tokio::time::Instant;
 
+use super::judge::SESSION_LABEL;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
@@ -18,6 +19,11 @@ use crate::workload::ContainerId;
 /// A tag can move; for this long an image's environment is not asked for again.
 const IMAGE_FRESH: Duration = Duration::from_secs(5);
 
+/// What the names of our networks begin with.
+const NETWORKS: &str = "kfp-creds";
+/// The engine's own networks, which every create names and nobody can replace.
+const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
+
 type ImageEnv = Arc<[String]>;
 
 #[derive(Debug)]
@@ -25,12 +31,26 @@ pub(super) struct Room {
     pub(super) settings: Arc<Settings>,
     pub(super) engine: Engine,
     images: Mutex<HashMap<String, (Instant, ImageEnv)>>,
+    /// Read while a container that will be leased is on its way from the engine's create to its lease. Whoever
+    /// asks whether something is leased, to let it be reached into, waits for these first: afterwards nothing
+    /// that exists becomes leased any more.
+    arriving: Arc<RwLock<()>>,
 }
 
 impl Room {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
-        Self { settings, engine, images: Mutex::default() }
+        Self { settings, engine, images: Mutex::default(), arriving: Arc::default() }
+    }
+
+    /// Held from before the engine's create until the lease is in place.
+    pub(super) async fn arrive(&self) -> OwnedRwLockReadGuard<()> {
+        self.arriving.clone().read_owned().await
+    }
+
+    /// Held while it is decided what may be reached into.
+    pub(super) async fn none_arriving(&self) -> RwLockWriteGuard<'_, ()> {
+        self.arriving.write().await
     }
 
     /// The container that the engine means by `reference`. A full id is one by itself: names of that form
@@ -45,21 +65,46 @@ impl Room {
 
     pub(super) async fn is_ours(&self, kind: Kind, reference: &str) -> Result<bool, Refusal> {
         let hit = self.settings.reserved.hit(kind, reference);
+        if kind == Kind::Network && hit != Hit::Sure && !PREDEFINED.contains(&reference) {
+            return self.is_network_of_a_session(reference).await;
+        }
         if hit != Hit::Prefix {
             return Ok(hit == Hit::Sure);
         }
         let path = match kind {
             Kind::Container => place("containers", reference),
             Kind::Image => place("images", reference),
-            Kind::Network => {
-                let mut path = String::from("/networks/");
-                encode(reference, &mut path);
-                path
-            }
+            Kind::Network => return self.is_network_of_a_session(reference).await,
         };
         let found = self.engine.look(&path).await?;
         let id = found.as_ref().and_then(|found| found["Id"].as_str());
         Ok(id.is_some_and(|id| self.settings.reserved.hit(kind, id) == Hit::Sure))
+    }
+
+    /// By its label, which nobody but us can set through a proxy of ours: another session's network is as closed
+    /// as our own.
+    async fn is_network_of_a_session(&self, reference: &str) -> Result<bool, Refusal> {
+        let mut path = String::from("/networks/");
+        encode(reference, &mut path);
+        let found = self.engine.look(&path).await?;
+        Ok(found.is_some_and(|found| {
+            let ours = found["Id"].as_str().map(|id| self.settings.reserved.hit(Kind::Network, id));
+            ours == Some(Hit::Sure) || found["Labels"][SESSION_LABEL].is_string()
+        }))
+    }
+
+    /// Whether it holds an identity of this session or is a part of another one: the label alone can come from
+    /// an image, so the network has to be one of ours as well.
+    pub(super) async fn has_identity(&self, container: &ContainerId) -> Result<bool, Refusal> {
+        if self.is_leased(container).await {
+            return Ok(true);
+        }
+        let Some(found) = self.engine.look(&place("containers", container.as_str())).await? else {
+            return Ok(false);
+        };
+        let networks = found["NetworkSettings"]["Networks"].as_object();
+        let on_ours = networks.is_some_and(|all| all.keys().any(|name| name.starts_with(NETWORKS)));
+        Ok(on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string())
     }
 
     /// Asks `lifecycle`; when nobody answers, yes: the question comes from where a no would open a door.

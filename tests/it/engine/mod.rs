@@ -1,10 +1,12 @@
 //! Against the real engine: every test here starts sessions of the built program and uses them as a person
 //! or an attacker would.
 
+mod attacks;
 mod basics;
 mod floods;
 mod golden_relay;
 mod kfp;
+mod leaks;
 mod leaving;
 mod mounts;
 mod proxy;

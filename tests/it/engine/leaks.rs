@@ -1,0 +1,151 @@
+//! No secret in what the program writes and in what the engine keeps and shows, with real containers that get
+//! real answers. `crate::leaks` is the part without an engine.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::leaks::{LOUD, files, secrets_of};
+use crate::support::canary::Canaries;
+use crate::support::fake_google::{Failure, FakeGoogle, rsa_key};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, raw, task_image};
+use crate::support::stand;
+
+const KEY_ACCOUNT: &str = "loader@sa-project.iam.gserviceaccount.com";
+const PERSON: &str = "somebody@example.com";
+const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
+
+/// Asks for everything, prints status codes and the bodies of refusals, and keeps no token anywhere.
+const ASK: &str = r#"
+    at=http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default
+    for path in token "identity?audience=https://$(date +%s%N).example" '?recursive=true'; do
+        code=$(curl -s -m 5 -o /tmp/answer -w '%{http_code}' -H Metadata-Flavor:Google "$at/$path")
+        echo $code
+        [ $code = 200 ] || cat /tmp/answer
+    done
+    rm /tmp/answer"#;
+
+/// What only the user has, in requests that pass, fail and are refused.
+fn with_secrets_of_the_user(session: &Session) -> Canaries {
+    let mut canaries = Canaries::default();
+    let auth = "canary-registry-login-of-the-user";
+    let variable = "canary-variable-of-the-user";
+    let key = "canary-key-in-a-body-of-the-user";
+    for (what, secret) in [("X-Registry-Auth", auth), ("a variable", variable), ("a body", key)] {
+        canaries.add(what, secret);
+    }
+    let mut replies = String::new();
+    for line in [
+        "POST /v1.41/images/create?fromImage=127.0.0.1:1/none/none&tag=x",
+        "POST /v1.41/images/create?fromImage=kfp-creds-relay&tag=x",
+        "POST //images/create?fromImage=x",
+        "POST /v1.41/images/127.0.0.1:1/none/push?tag=x",
+    ] {
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nX-Registry-Auth: {auth}\r\nX-Registry-Config: {auth}\r\nContent-Length: 0\r\n\r\n"
+        );
+        replies += &stand::raw(&session.socket, request);
+    }
+    let image = task_image();
+    for body in [
+        json!({"Image": image, "Env": [format!("PASSWORD={variable}")], "Cmd": [key]}).to_string(),
+        json!({"Image": image, "Env": format!("PASSWORD={variable}")}).to_string(),
+        json!({"Image": image, "Env": [variable], "HostConfig": {"NetworkMode": "kfp-creds"}, "Cmd": key})
+            .to_string(),
+        format!(r#"{{"{key}":1,"{key}":2}}"#),
+        format!(r#"{{"Image":"{image}","Env":["PASSWORD={variable}""#),
+        format!("{{\"Image\":\"{image}\"}} {key}"),
+    ] {
+        let (_, answer) = stand::call(&session.socket, "POST /v1.41/containers/create", &body);
+        let made: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        if let Some(id) = made["Id"].as_str() {
+            raw(&["rm", "-f", id]);
+        }
+        replies += &answer;
+    }
+    canaries.assert_absent("answers of the proxy", &replies);
+    canaries
+}
+
+/// A session with that credential file, used by a container, with everything that was written meanwhile.
+fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
+    let folder = Folder::new("leaks");
+    let (config, credential) = files(&folder.0, google, file);
+    let session = Session::start(
+        "",
+        &[&["--all", "--config", &config], arguments].concat(),
+        &[
+            ("GOOGLE_APPLICATION_CREDENTIALS", &credential),
+            ("KFP_CREDS_LOG", LOUD),
+            ("RUST_BACKTRACE", "full"),
+        ],
+    );
+    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
+    let container = session.ok(&["create", &task_image(), "sh", "-c", ASK.trim()]);
+    let mut shown = session.ok(&["start", "-a", &container]);
+    assert_eq!(shown, "200\n200\n200");
+    (0..3).for_each(|_| google.fail(Failure::html_503()));
+    let refused = session.ok(&["start", "-a", &container]);
+    assert!(refused.contains("404\n"), "the failure was not met: {refused}");
+    shown += &refused;
+    (0..3).for_each(|_| google.unfail());
+    for line in [
+        vec!["inspect", &container],
+        vec!["logs", &container],
+        vec!["diff", &container],
+        vec!["inspect", &format!("kfp-creds-relay-{name}")],
+        vec!["logs", &format!("kfp-creds-relay-{name}")],
+        vec!["top", &format!("kfp-creds-relay-{name}")],
+        vec!["events", "--since", "60s", "--until", "0s", "--filter", &format!("container={container}")],
+    ] {
+        let out = docker_at(&engine_socket(), &line);
+        shown += &(String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr));
+    }
+    let image = raw(&["inspect", "-f", "{{.Image}}", &format!("kfp-creds-relay-{name}")]);
+    shown += &raw(&["image", "inspect", &image]);
+    shown += &raw(&["history", "--no-trunc", &image]);
+    let network = raw(&["network", "ls", "-q", "--filter", &format!("label=kfp-creds.session={name}")]);
+    shown += &raw(&["network", "inspect", &network]);
+    let copied = docker_at(&engine_socket(), &["cp", &format!("{container}:/etc/hosts"), "-"]);
+    shown += &String::from_utf8_lossy(&copied.stdout);
+    let users = with_secrets_of_the_user(&session);
+    session.ok(&["rm", "-f", &container]);
+    session.wait_for("cut off", Duration::from_secs(5));
+    let (_, said) = session.end();
+    assert!(said.contains("TRACE ") || said.contains("DEBUG "), "the log is not on:\n{said}");
+    let canaries = secrets_of(google, file);
+    assert!(canaries.len() > 8);
+    canaries.assert_absent("what the engine shows", &shown);
+    canaries.assert_absent("what the session said", &said);
+    users.assert_absent("what the session said", &said);
+}
+
+#[test]
+fn a_session_with_a_key_leaks_nothing() {
+    let google = FakeGoogle::start();
+    let file = google.service_account(KEY_ACCOUNT, rsa_key());
+    session_leaks_nothing(&google, &file, &[]);
+}
+
+#[test]
+fn a_session_that_impersonates_leaks_nothing() {
+    let google = FakeGoogle::start();
+    let file = google.user(PERSON);
+    google.allow(PERSON, RUNNER);
+    session_leaks_nothing(&google, &file, &["--impersonate", RUNNER]);
+}
+
+#[test]
+fn an_offline_session_leaks_nothing() {
+    let session = Session::start("", &["--all", "--offline"], &[("KFP_CREDS_LOG", LOUD)]);
+    // The token goes to us through the container's stdout, which is not the program's.
+    let print = "curl -s -H Metadata-Flavor:Google \
+        http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
+    let answer = session.ok(&["run", "--rm", &task_image(), "sh", "-c", print]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let mut canaries = Canaries::default();
+    canaries.add("an offline token", answer["access_token"].as_str().unwrap());
+    let (_, said) = session.end();
+    assert!(said.contains("attached"), "{said}");
+    canaries.assert_absent("what the session said", &said);
+}
