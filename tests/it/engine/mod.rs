@@ -8,4 +8,5 @@ mod kfp;
 mod leaving;
 mod mounts;
 mod proxy;
+mod sources;
 mod terminal;
