@@ -177,7 +177,10 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
             Reloaded::Same => {}
             Reloaded::Renewed => voice.notice("the credential file changed: the new login is in use"),
             Reloaded::OtherAccount => {
-                voice.notice("the credential file holds another account now: earlier tokens were dropped");
+                voice.notice(
+                    "the credential file changed: the new login is in use; it may be another account, so \
+                     earlier tokens were dropped",
+                );
             }
             Reloaded::Broken(why) => {
                 voice

@@ -40,6 +40,8 @@ pub(super) struct House {
     pub(super) socket: PathBuf,
     pub(super) failed: mpsc::Receiver<Failure>,
     voice: Voice,
+    /// Whether the session ever was ready: what never began has no end to speak of.
+    live: bool,
     tasks: Tasks,
     pub(super) session: Arc<Session>,
     pub(super) lifecycle: Arc<Lifecycle>,
@@ -67,7 +69,7 @@ impl House {
         let session = Arc::new(session);
         let (writer, reader, questions) = registry::new();
         let views = host.views(config, Some(session.relay.to_string()));
-        let server = Server::new(reader, host.mint.clone(), views, session.relay);
+        let server = Server::new(reader, host.mint.clone(), views, session.relay, voice.clone());
         let lifecycle = Lifecycle::new(
             session.engine.clone(),
             session.network.clone(),
@@ -93,11 +95,12 @@ impl House {
             tasks: tasks.clone(),
         });
         let (failing, failed) = mpsc::channel(1);
-        let house = Self {
+        let mut house = Self {
             host,
             socket: folder.join(format!("{id}.sock")),
             failed,
             voice: voice.clone(),
+            live: false,
             tasks: tasks.clone(),
             session: session.clone(),
             lifecycle: lifecycle.clone(),
@@ -126,7 +129,7 @@ impl House {
         });
     }
 
-    async fn go_live(&self, server: &Server, config: &Config) -> Result<(), Failure> {
+    async fn go_live(&mut self, server: &Server, config: &Config) -> Result<(), Failure> {
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed = self.session.wait_ready(server);
@@ -134,6 +137,7 @@ impl House {
         let (probed, minted) = tokio::join!(probed, minted);
         probed?;
         minted?;
+        self.live = true;
         let principal = self.host.source.principal();
         self.voice.say(Line::Ready {
             source: principal.kind,
@@ -195,6 +199,9 @@ impl House {
             self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
         }
         let _ = std::fs::remove_file(&self.socket);
+        if !self.live {
+            return;
+        }
         let now = Now::read();
         let last = summary.outstanding.iter().max_by_key(|end| end.wall());
         self.voice.say(Line::Ended {

@@ -73,6 +73,7 @@ pub async fn listen(
         host.mint.clone(),
         host.views(config, Some(at.to_string())),
         std::net::Ipv4Addr::UNSPECIFIED,
+        voice.clone(),
     );
     let place = match &capability {
         Some(capability) => format!("{at}/{}", capability.expose()),

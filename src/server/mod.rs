@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, RequestHead, Step, View, Wait};
 use crate::mint::{Mint, MintFailure};
+use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::registry::{Lease, Reader};
 use crate::relay;
@@ -30,11 +31,15 @@ use crate::secret::Secret;
 use crate::source::IdentityRequest;
 use crate::token::{CLOUD_PLATFORM, Now, Scopes};
 use crate::unparsable::Flavored;
-use crate::workload::{ContainerId, Identity};
+use crate::workload::Identity;
 
+mod caller;
 pub mod jwks;
+mod refusals;
 pub mod views;
 
+use caller::Caller;
+use refusals::Refusals;
 use views::Views;
 
 /// All holding of one request together: for the lease, for the mint. Node gives up at 3 s and does not retry.
@@ -50,6 +55,7 @@ pub struct Server {
     views: Views,
     relay: Ipv4Addr,
     probed: watch::Sender<bool>,
+    refusals: Refusals,
     /// Views by epoch, each with what the source said of itself when it was made.
     made: Mutex<HashMap<u64, Arc<View>>>,
 }
@@ -59,37 +65,12 @@ pub struct Server {
 #[error("the caller's lease ended")]
 pub struct CutOff;
 
-/// Who is asking.
-#[derive(Clone, Debug)]
-enum Caller {
-    Container(Lease),
-    /// The holder of the path capability on this machine: the default identity.
-    Local(Arc<Identity>),
-    /// The relay itself: its probe proves the way, and it has nothing to ask for.
-    Relay,
-}
-
-impl Caller {
-    fn still_valid(&self) -> bool {
-        match self {
-            Self::Container(lease) => lease.still_valid(),
-            Self::Local(_) | Self::Relay => true,
-        }
-    }
-
-    /// Resolves when the lease ends; never for callers without one.
-    async fn cut(&self) {
-        match self {
-            Self::Container(lease) => lease.cut().await,
-            Self::Local(_) | Self::Relay => std::future::pending().await,
-        }
-    }
-}
-
 impl Server {
-    pub fn new(reader: Reader, mint: Arc<Mint>, views: Views, relay: Ipv4Addr) -> Arc<Self> {
+    /// `voice` says why tokens are refused.
+    pub fn new(reader: Reader, mint: Arc<Mint>, views: Views, relay: Ipv4Addr, voice: Voice) -> Arc<Self> {
         let (probed, _) = watch::channel(false);
-        Arc::new(Self { reader, mint, views, relay, probed, made: Mutex::default() })
+        let refusals = Refusals::new(voice);
+        Arc::new(Self { reader, mint, views, relay, probed, refusals, made: Mutex::default() })
     }
 
     /// Resolves once the relay's own request came through network, listener and tunnel.
@@ -192,7 +173,7 @@ impl Server {
     }
 
     async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
-        let Some((identity, container)) = granted(caller) else {
+        let Some((identity, container)) = caller.granted() else {
             return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
         };
         let scopes = match effective(identity, ask.scopes.as_ref()) {
@@ -203,7 +184,15 @@ impl Server {
         request.service_account.clone_from(&ask.account.service_account);
         let token = match self.mint.cached(&request) {
             Some(token) => Ok(token),
-            None => self.mint.access(&request, left(deadline)).await,
+            None => {
+                let minted = self.mint.access(&request, left(deadline)).await;
+                match &minted {
+                    Ok(_) => self.refusals.over(),
+                    Err(MintFailure::Refused(why)) => self.refusals.tell(&caller.name(), why),
+                    Err(_) => {}
+                }
+                minted
+            }
         };
         match token {
             Ok(token) => {
@@ -219,7 +208,7 @@ impl Server {
     }
 
     async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
-        let Some((identity, container)) = granted(caller) else {
+        let Some((identity, container)) = caller.granted() else {
             return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
         };
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
@@ -338,14 +327,6 @@ const SLOW: &str = "the token is still being minted: ask again";
 
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
-}
-
-fn granted(caller: &Caller) -> Option<(&Arc<Identity>, Option<&ContainerId>)> {
-    match caller {
-        Caller::Container(lease) => Some((&lease.grant().identity, Some(&lease.grant().container))),
-        Caller::Local(identity) => Some((identity, None)),
-        Caller::Relay => None,
-    }
 }
 
 /// Decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is

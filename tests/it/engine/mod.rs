@@ -10,4 +10,5 @@ mod leaks;
 mod leaving;
 mod mounts;
 mod proxy;
+mod sources;
 mod terminal;

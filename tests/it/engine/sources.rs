@@ -1,0 +1,276 @@
+//! Host credentials of both kinds, the whole way: file, Google at the wire, session, container.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::fake_google::{CANARY, Failure, FakeGoogle, rsa_key};
+use crate::support::session::{Folder, Session, claims, program, task_image};
+
+const LOGIN: &str = "run `gcloud auth application-default login` on the host";
+const SERVICE: &str = "robot@sa-project.iam.gserviceaccount.com";
+const TARGET: &str = "pipeline@target-project.iam.gserviceaccount.com";
+
+/// A Google, and the credential file on this machine.
+struct Place {
+    google: FakeGoogle,
+    folder: Folder,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { google: FakeGoogle::start(), folder: Folder::new("credential") }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.0.join("application_default_credentials.json")
+    }
+
+    /// As gcloud writes it: a new file takes the old one's place.
+    fn write(&self, content: &str) {
+        let new = self.folder.0.join("new.json");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(&new, self.file()).unwrap();
+    }
+
+    fn config(&self) -> String {
+        let (token, iam) = (self.google.token_uri(), self.google.url());
+        format!("[endpoints]\ntoken = \"{token}\"\niam_credentials = \"{iam}\"\n")
+    }
+
+    fn session(&self, flags: &[&str]) -> Session {
+        let file = self.file();
+        let fixed = ["--all", "--config", "kfp-creds.toml", "--credentials-file", file.to_str().unwrap()];
+        Session::start(&self.config(), &[&fixed, flags].concat(), &[])
+    }
+
+    /// The e-mail that Google knows behind a token.
+    fn owner(&self, answer: &str) -> String {
+        let answer: Value = serde_json::from_str(answer).unwrap_or_else(|e| panic!("{e}: {answer}"));
+        let token = answer["access_token"].as_str().unwrap();
+        self.google.minted(token).unwrap_or_else(|| panic!("nobody minted {token}")).email
+    }
+
+    fn kinds(&self) -> Vec<String> {
+        self.google.calls().into_iter().map(|call| call.kind).collect()
+    }
+}
+
+/// A container that stays, to ask from.
+struct Guest<'a> {
+    session: &'a Session,
+    id: String,
+}
+
+impl<'a> Guest<'a> {
+    fn new(session: &'a Session) -> Self {
+        Self { session, id: session.ok(&["run", "-d", &task_image(), "sleep", "300"]) }
+    }
+
+    /// Status and body of `path` below the default account.
+    fn ask(&self, path: &str) -> (u16, String) {
+        let url =
+            format!("http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts/default/{path}");
+        self.say(&format!("curl -s -w '\\n%{{http_code}}' -H Metadata-Flavor:Google \"{url}\""))
+    }
+
+    fn say(&self, script: &str) -> (u16, String) {
+        let answer = self.session.ok(&["exec", &self.id, "sh", "-c", script]);
+        let (body, status) = answer.rsplit_once('\n').unwrap_or_else(|| panic!("{answer:?}"));
+        (status.parse().unwrap(), body.to_string())
+    }
+
+    fn good(&self, path: &str) -> String {
+        let (status, body) = self.ask(path);
+        assert_eq!(status, 200, "{path}: {body}\n{}", self.session.said());
+        body
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.session.docker(&["rm", "-f", &self.id]);
+    }
+}
+
+/// No secret of Google's or of the file's is on the terminal.
+fn assert_discreet(place: &Place, said: &str) {
+    assert!(!said.contains(CANARY), "{said}");
+    for secret in place.google.canaries() {
+        assert!(!said.contains(&secret), "{said}");
+    }
+}
+
+#[test]
+fn a_service_account_key_stays_on_the_host() {
+    let place = Place::new();
+    place.write(&place.google.service_account(SERVICE, rsa_key()));
+    let session = place.session(&[]);
+    let ready = session.wait_for("ready ", Duration::from_secs(10));
+    assert!(ready.contains(&format!("{SERVICE}  project sa-project  (service account key;")), "{ready}");
+    let guest = Guest::new(&session);
+    assert_eq!(place.owner(&guest.good("token")), SERVICE);
+    assert_eq!(guest.good("email"), SERVICE);
+    let said = claims(&guest.good("identity?audience=https://service.example"));
+    assert_eq!((&said["aud"], &said["email"]), (&"https://service.example".into(), &SERVICE.into()));
+    let inside = session.ok(&["exec", &guest.id, "sh", "-c", "env; cat /proc/mounts"]);
+    assert!(inside.contains("GOOGLE_CLOUD_PROJECT=sa-project"), "{inside}");
+    assert!(!inside.contains("application_default_credentials"), "{inside}");
+    assert!(place.kinds().iter().all(|kind| kind == "jwt-bearer"), "{:?}", place.kinds());
+    drop(guest);
+    assert_discreet(&place, &session.end().1);
+}
+
+#[test]
+fn a_persons_login_is_who_the_container_is() {
+    let place = Place::new();
+    place.write(&place.google.user("alice@example.com"));
+    let session = place.session(&["--project", "alices-project"]);
+    let ready = session.wait_for("ready ", Duration::from_secs(10));
+    assert!(ready.contains("alice@example.com  project alices-project  (user login;"), "{ready}");
+    let guest = Guest::new(&session);
+    assert_eq!(place.owner(&guest.good("token")), "alice@example.com");
+    assert_eq!(
+        place.owner(&guest.good("token?scopes=https://www.googleapis.com/auth/bigquery")),
+        "alice@example.com"
+    );
+    assert_eq!(guest.good("email"), "alice@example.com");
+    let (status, why) = guest.ask("identity?audience=https://service.example");
+    assert_eq!(status, 404, "gcloud dies of anything else: {why}");
+    assert!(why.contains("impersonate"), "it says what would help: {why}");
+    let inside = session.ok(&["exec", &guest.id, "env"]);
+    assert!(inside.contains("GOOGLE_CLOUD_PROJECT=alices-project"), "{inside}");
+    assert!(inside.contains("GOOGLE_CLOUD_QUOTA_PROJECT=user-quota-project"), "{inside}");
+    assert_eq!(place.kinds().first().map(String::as_str), Some("refresh_token"));
+    drop(guest);
+    assert_discreet(&place, &session.end().1);
+}
+
+fn impersonated(place: &Place, own: &str) {
+    place.google.allow(own, TARGET);
+    let session = place.session(&["--impersonate", TARGET]);
+    let guest = Guest::new(&session);
+    assert_eq!(place.owner(&guest.good("token")), TARGET);
+    assert_eq!(guest.good("email"), TARGET);
+    let said = claims(&guest.good("identity?audience=https://service.example&format=full"));
+    assert_eq!((&said["aud"], &said["email"]), (&"https://service.example".into(), &TARGET.into()));
+    let kinds = place.kinds();
+    assert!(
+        kinds.contains(&"generateAccessToken".into()) && kinds.contains(&"generateIdToken".into()),
+        "{kinds:?}"
+    );
+    drop(guest);
+    assert_discreet(place, &session.end().1);
+}
+
+#[test]
+fn impersonation_on_top_of_a_key() {
+    let place = Place::new();
+    place.write(&place.google.service_account(SERVICE, rsa_key()));
+    impersonated(&place, SERVICE);
+}
+
+#[test]
+fn impersonation_on_top_of_a_login() {
+    let place = Place::new();
+    place.write(&place.google.user("alice@example.com"));
+    impersonated(&place, "alice@example.com");
+}
+
+/// `kfp-creds` with the place's config and file, to its end.
+fn ended(place: &Place, command: &[&str]) -> Output {
+    std::fs::write(place.folder.0.join("kfp-creds.toml"), place.config()).unwrap();
+    let (first, rest) = command.split_first().unwrap();
+    program(&place.folder.0)
+        .args([first, "--config", "kfp-creds.toml", "--credentials-file"])
+        .arg(place.file())
+        .args(rest)
+        .output()
+        .unwrap()
+}
+
+fn lines(out: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    let sometimes = ["loading the relay image", "is not ours in this session", "swept session"];
+    text.lines().filter(|line| !sometimes.iter().any(|part| line.contains(part))).map(String::from).collect()
+}
+
+#[test]
+fn a_broken_login_is_said_once_and_at_once() {
+    let place = Place::new();
+    let file = place.google.user("alice@example.com");
+    // Withdrawn: Google knows the client, and another refresh token.
+    place.write(&file.replace("1//canary-refresh-token", "1//canary-withdrawn-token"));
+    let mark = place.folder.0.join("started");
+    for (command, code) in [
+        (&["run", "--", "touch", mark.to_str().unwrap()][..], 125),
+        (&["serve"], 66),
+        (&["serve", "--listen", "127.0.0.1:0"], 66),
+    ] {
+        let began = Instant::now();
+        let out = ended(&place, command);
+        let said = lines(&out);
+        assert_eq!(out.status.code(), Some(code), "{command:?}: {said:?}");
+        assert!(
+            matches!(&said[..], [line] if line.contains("(invalid_grant)") && line.contains(LOGIN)),
+            "{said:?}"
+        );
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert_discreet(&place, &said.concat());
+    }
+    assert!(!mark.exists(), "the command was started without a credential");
+    assert!(place.google.calls().iter().all(|call| call.status == 400), "{:?}", place.google.calls());
+}
+
+/// Asks until `wanted` holds for the answer.
+fn until(guest: &Guest<'_>, path: &str, wanted: impl Fn(&(u16, String)) -> bool) -> (u16, String) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = guest.ask(path);
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{path} stays {answer:?}\n{}", guest.session.said());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_login_that_ends_and_comes_back_while_a_container_runs() {
+    let place = Place::new();
+    place.google.expires_in(1);
+    let first = place.google.user("alice@example.com");
+    place.write(&first);
+    let session = place.session(&[]);
+    let guest = Guest::new(&session);
+    assert_eq!(guest.good("email"), "alice@example.com");
+
+    // The organisation asks for a new login: the container is told, and so is the terminal, once.
+    (0..200).for_each(|_| place.google.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt"))));
+    let (_, why) = until(&guest, "token", |(status, _)| *status == 403);
+    assert!(why.contains("(invalid_rapt)") && why.contains(LOGIN) && !why.contains('\n'), "{why}");
+    let said = session.wait_for("refused ", Duration::from_secs(5));
+    assert!(said.contains(&why) && said.contains(&guest.id[..12]), "{said}");
+    assert_eq!(guest.ask("token").0, 403);
+    assert_eq!(session.said().matches("invalid_rapt").count(), 1, "{}", session.said());
+
+    // A fresh login is picked up: a new refresh token of the same person, and a Google that takes it.
+    (0..200).for_each(|_| place.google.unfail());
+    place.google.expires_in(3599);
+    place.write(&place.google.user("alice@example.com"));
+    session.wait_for("the new login is in use", Duration::from_secs(5));
+    let (_, token) = until(&guest, "token", |(status, _)| *status == 200);
+    assert_eq!(place.owner(&token), "alice@example.com");
+
+    // Another person's: the running container is that person from now on.
+    place.write(&place.google.user("bob@example.com"));
+    let (_, token) = until(&guest, "token", |(_, token)| place.owner(token) == "bob@example.com");
+    assert!(token.contains("\"token_type\":\"Bearer\""), "{token}");
+    session.wait_for("it may be another account", Duration::from_secs(5));
+    assert_eq!(guest.good("email"), "bob@example.com");
+    assert!(guest.good("?recursive=true").contains(r#""email":"bob@example.com""#));
+    drop(guest);
+    assert_discreet(&place, &session.end().1);
+}
