@@ -132,6 +132,11 @@ impl Writer {
         self.table.changed.send_replace(());
     }
 
+    /// The events were lost for a while: until the container is seen running again, its lease is not answered.
+    pub fn doubt(&mut self, lease: &Lease) {
+        lease.0.confirmed.store(false, Ordering::Release);
+    }
+
     /// Ends the lease of `container` at `address`. `None` when somebody else holds the address by now:
     /// a late `die` must not take the lease of its successor.
     pub fn cut_off(&mut self, address: Ipv4Addr, container: &ContainerId) -> Option<Lease> {
@@ -253,6 +258,22 @@ mod tests {
             writer.confirm(&lease);
         };
         let (found, ()) = tokio::join!(reader.ask(AT, Instant::now() + Duration::from_secs(2)), late);
+        assert!(found.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubted_lease_is_asked_about_again() {
+        let (mut writer, reader, mut questions) = new();
+        let lease = writer.admit(AT, grant('a'));
+        writer.confirm(&lease);
+        writer.doubt(&lease);
+        assert!(reader.resolve(AT).is_none() && lease.still_valid());
+        let asking = reader.ask(AT, Instant::now() + Duration::from_secs(2));
+        let answering = async {
+            assert_eq!(questions.next().await, Some(AT));
+            writer.confirm(&lease);
+        };
+        let (found, ()) = tokio::join!(asking, answering);
         assert!(found.is_some());
     }
 

@@ -88,7 +88,7 @@ async fn attend(
                 kill_at = Some(tokio::time::Instant::now() + Duration::from_secs(3600));
             }
             Some(failure) = house.failed.recv() => {
-                voice.notice(format!("{failure}: no container can get a token any more, ending"));
+                voice.notice("no container can get a token any more: ending the command");
                 house.refuse_creates();
                 relay_gone = Some(failure);
                 child::pass_on(&child, child::Asked::Terminate);

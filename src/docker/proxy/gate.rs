@@ -160,6 +160,8 @@ impl Room {
         name: &str,
         action: &str,
     ) -> Result<Reply, Refusal> {
+        // A container that was made before the end began is not stopped if it starts after the others were.
+        self.closing()?;
         // Below API 1.24 a start may bring a HostConfig; a leased container could be changed by it.
         let bytes = collect(body).await?;
         if !matches!(bytes.trim_ascii(), b"" | b"{}" | b"null") {
