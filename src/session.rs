@@ -1,19 +1,23 @@
 //! One `run` or `serve` as the engine sees it: its network, its relay, and what is swept and left.
 //!
-//! A session is alive exactly while its relay runs. That is how a sweep tells a dead session from a live
-//! neighbour: a network of ours without a running relay on it belongs to nobody.
+//! A session is alive while its relay runs. That is how a sweep tells a dead session from a live neighbour: a
+//! network of ours without a running relay on it, and without somebody who is about to start one, is nobody's.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::future::join_all;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::Pool;
 use crate::docker::image::Relay;
-use crate::docker::network::{Network, SHARED_NAME};
+use crate::docker::network::{MAGIC, Member, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
 use crate::observe::{Line, Voice};
@@ -24,6 +28,9 @@ use crate::server::Server;
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// A relay that died is replaced within this, or the session says that it cannot go on.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a session that we cannot ask may be without a relay before it counts as dead.
+const GAP: Duration = Duration::from_secs(2);
 
 /// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
 const SPARE: [u8; 2] = [198, 18];
@@ -38,6 +45,8 @@ pub struct Wanted<'a> {
     pub pool: Pool,
     /// Held while networks are swept and made, so that two starts do not sweep each other.
     pub lock: &'a Path,
+    /// Where sessions of this user listen, each at `SESSION.sock`.
+    pub sockets: &'a Path,
 }
 
 /// A session's part of the engine.
@@ -71,10 +80,10 @@ impl Session {
         // The image as well: a session of another build removes older ones that are not in use yet.
         let _lock = lock(wanted.lock).await?;
         let (image, image_name) = relay_image(&engine, voice).await?;
-        sweep(&engine, voice).await?;
-        let (network, pool) = network(&engine, wanted, voice).await?;
+        let left = sweep(&engine, wanted.sockets, voice).await?;
+        let (network, pool) = network(&engine, wanted, left, voice).await?;
         let taken = engine.addresses_on(&network.id).await?;
-        let relay_name = format!("kfp-creds-relay-{}", wanted.session);
+        let relay_name = format!("kfp-creds-relay-{}", network.session);
         let session =
             Self { relay: pool.relay(), engine, network, pool, taken, image, image_name, relay_name };
         match session.start_relay().await {
@@ -103,12 +112,12 @@ impl Session {
         let mut tunnel = first;
         loop {
             let relay = tunnel.container.clone();
-            let died = Instant::now();
             tokio::select! {
                 () = tasks.stop().cancelled() => return Ok(()),
                 () = server.clone().serve_tunnel(tunnel.io) => {}
             }
-            tracing::warn!(relay, "the relay is gone; starting another");
+            let died = Instant::now();
+            tracing::debug!(relay, "the relay is gone; starting another");
             tunnel = self.replace_relay(&relay, &tasks).await?;
             renewed(&tunnel.container);
             voice.notice(format!("the relay died and was replaced after {} ms", died.elapsed().as_millis()));
@@ -119,10 +128,15 @@ impl Session {
     async fn replace_relay(&self, old: &str, tasks: &Tasks) -> Result<Tunnel, EngineError> {
         let deadline = Instant::now() + BACK_WITHIN;
         loop {
-            let _ = self.engine.remove(old).await;
-            let error = match self.start_relay().await {
-                Ok(tunnel) => return Ok(tunnel),
-                Err(error) => error,
+            let attempt = async {
+                let _ = self.engine.remove(old).await;
+                self.start_relay().await
+            };
+            // An engine on its way down may leave a call without an answer.
+            let error = match timeout_at(deadline, attempt).await {
+                Ok(Ok(tunnel)) => return Ok(tunnel),
+                Ok(Err(error)) => error,
+                Err(_) => EngineError::Broken("start the relay", "the engine does not answer".into()),
             };
             if Instant::now() > deadline || tasks.stop().is_cancelled() {
                 return Err(error);
@@ -144,25 +158,42 @@ impl Session {
     }
 
     /// Removes the network, once the relay has seen the end of its stdin. With running containers on it, it
-    /// stays: taking it from under them would send their packets to the default route.
+    /// stays: taking it from under them would send their packets to the default route. Stopped ones are taken
+    /// off it: connected to a network that is gone they could not be started again.
     pub async fn close(&self) -> Result<(), EngineError> {
         let relay = self.relay_name.as_str();
         let deadline = Instant::now() + Duration::from_secs(5);
-        while !matches!(self.engine.look(relay, &self.network.id).await, Err(error) if error.is_gone()) {
+        loop {
+            match self.engine.look(relay, &self.network.id).await {
+                Err(error) if error.is_gone() => break,
+                Err(error) if !self.engine.ping().await => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
             if Instant::now() > deadline {
                 self.engine.remove(relay).await?;
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let left = self.engine.containers_on(&self.network.id).await?;
-        let running = left.iter().filter(|(_, running)| *running).count();
+        let running = detach_stopped(&self.engine, &self.network).await?;
         if running > 0 {
             let why = format!("{running} containers still run on it; the next session removes it");
             return Err(EngineError::Broken("remove our network", why));
         }
         self.engine.remove_network(&self.network.id).await
     }
+}
+
+/// Takes what does not run off a network of ours, and says how many run.
+async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
+    let (running, stopped): (Vec<_>, Vec<_>) =
+        engine.containers_on(network).await?.into_iter().partition(|member| member.running);
+    for member in stopped {
+        if let Err(error) = engine.disconnect_container(&network.id, &member.id).await {
+            tracing::debug!(%error, container = member.id, "could not detach");
+        }
+    }
+    Ok(running.len())
 }
 
 /// The image's id and name.
@@ -189,57 +220,107 @@ async fn lock(path: &Path) -> Result<File, EngineError> {
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
 }
 
-/// Removes what dead sessions left. Goes by membership of a network that carries our label: labels of
-/// containers and images can be copied, labels of networks cannot.
-async fn sweep(engine: &Engine, voice: &Voice) -> Result<(), EngineError> {
-    let relays = engine.running_relays().await?;
+/// Removes what dead sessions left, and gives the networks that have to stay because containers run on
+/// them. Goes by membership of a network that carries our label: labels of containers and images can be
+/// copied, labels of networks cannot. What cannot be removed now is no reason not to start.
+async fn sweep(engine: &Engine, sockets: &Path, voice: &Voice) -> Result<Vec<Network>, EngineError> {
+    let mut left = vec![];
+    let mut alive = vec![];
     for network in engine.our_networks().await? {
-        let members = engine.containers_on(&network.id).await?;
-        if members.iter().any(|(id, running)| *running && relays.iter().any(|(relay, _)| relay == id)) {
-            continue; // a live neighbour
+        if is_alive(engine, &network, sockets).await? {
+            alive.push(network.session);
+            continue;
         }
-        let mut stopped = 0_u32;
-        for (id, running) in &members {
-            if *running && network.mode == "run" {
-                engine.stop(id, 1).await?;
-                stopped += 1;
-            }
-            if !*running || network.mode == "run" {
-                engine.disconnect_container(&network.id, id).await?;
-            }
-        }
-        match engine.remove_network(&network.id).await {
-            Ok(()) => voice.notice(format!(
+        match sweep_network(engine, &network).await {
+            Ok(stopped) => voice.notice(format!(
                 "swept session {}: its network, {stopped} of its containers stopped",
                 network.session
             )),
-            Err(error) => tracing::debug!(%error, network = network.name, "a network of ours stays for now"),
+            Err(error) => {
+                tracing::debug!(%error, network = network.name, "a network of ours stays for now");
+                left.push(network);
+            }
         }
     }
-    Ok(())
+    let held =
+        |session: &str| alive.iter().chain(left.iter().map(|network| &network.session)).any(|s| s == session);
+    for socket in dead_sockets(sockets).await {
+        if socket.file_stem().and_then(OsStr::to_str).is_some_and(|session| !held(session)) {
+            let _ = std::fs::remove_file(&socket);
+        }
+    }
+    Ok(left)
+}
+
+/// Stops what a dead `run` left and removes its network; how many were stopped.
+async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
+    let members = engine.containers_on(network).await?;
+    let ours = |member: &&Member| member.running && member.session.as_ref() == Some(&network.session);
+    let stops = members.iter().filter(ours).filter(|_| network.mode == "run");
+    let stops = stops.map(|member| engine.stop(&member.id, 1));
+    let stopped = join_all(stops).await.iter().filter(|stopped| stopped.is_ok()).count();
+    detach_stopped(engine, network).await?;
+    engine.remove_network(&network.id).await.map(|()| stopped)
+}
+
+/// A session is alive while its relay runs. For a moment it may have none: while it starts, and while a relay
+/// that died is being replaced. Its socket tells then; where that is another user's, a second look does.
+async fn is_alive(engine: &Engine, network: &Network, sockets: &Path) -> Result<bool, EngineError> {
+    let socket = sockets.join(format!("{}.sock", network.session));
+    let deadline = Instant::now() + GAP;
+    loop {
+        let relays = engine.running_relays().await?;
+        let members = engine.containers_on(network).await?;
+        if members.iter().any(|member| member.running && relays.iter().any(|(id, _)| *id == member.id)) {
+            return Ok(true);
+        }
+        match UnixStream::connect(&socket).await {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
+            Err(_) if Instant::now() > deadline => return Ok(false),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// Sockets on which nobody listens.
+async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
+    let mut dead = vec![];
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let socket = path.extension().is_some_and(|extension| extension == "sock");
+        if socket && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+        {
+            dead.push(path);
+        }
+    }
+    dead
 }
 
 /// The shared network with the magic address where it can be had, else a small one of our own.
 async fn network(
     engine: &Engine,
     wanted: &Wanted<'_>,
+    left: Vec<Network>,
     voice: &Voice,
 ) -> Result<(Network, Pool), EngineError> {
-    let made = engine.make_network(SHARED_NAME, wanted.pool, wanted.session, wanted.mode).await;
+    let own_name = format!("{SHARED_NAME}-{}", wanted.session);
+    let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
+    let made = engine.make_network(name, wanted.pool, wanted.session, wanted.mode).await;
     let error = match made {
         Ok(network) => return Ok((network, wanted.pool)),
         Err(error) if error.is_overlap() => error,
         Err(error) => return Err(error),
     };
-    if let Some(left) = take_over(engine, wanted.pool).await? {
-        return Ok((left, wanted.pool));
+    // One that a dead session left, because containers still run on it, is taken over.
+    if let Some(network) = left.into_iter().find(|network| wanted.pool.is(&network.subnet)) {
+        return Ok((network, wanted.pool));
     }
     let owner = engine.owner_of(wanted.pool).await;
     let owner = owner.map_or_else(|| error.to_string(), |name| format!("network {name} holds its range"));
-    let name = format!("{SHARED_NAME}-{}", wanted.session);
     for third in 0..=255 {
         let pool = Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: 24 };
-        match engine.make_network(&name, pool, wanted.session, wanted.mode).await {
+        match engine.make_network(&own_name, pool, wanted.session, wanted.mode).await {
             Ok(network) => {
                 voice.notice(format!(
                     "169.254.169.254 is not ours in this session ({owner}): containers find {} by environment \
@@ -253,14 +334,4 @@ async fn network(
         }
     }
     Err(error)
-}
-
-/// A shared network that a dead session left because containers still run on it.
-async fn take_over(engine: &Engine, pool: Pool) -> Result<Option<Network>, EngineError> {
-    let relays = engine.running_relays().await?;
-    let ours = engine.our_networks().await?.into_iter().find(|n| n.name == SHARED_NAME && pool.is(&n.subnet));
-    let Some(network) = ours else { return Ok(None) };
-    let members = engine.containers_on(&network.id).await?;
-    let alive = members.iter().any(|(id, _)| relays.iter().any(|(relay, _)| relay == id));
-    Ok((!alive).then_some(network))
 }

@@ -26,6 +26,7 @@ use crate::registry;
 use crate::server::Server;
 use crate::session::{Session, Wanted};
 use crate::token::Now;
+use crate::workload::{ContainerId, Task};
 
 /// How long containers get between SIGTERM and SIGKILL at the end of a `run`.
 const STOP_GRACE_SECONDS: i32 = 2;
@@ -61,12 +62,14 @@ impl House {
         let tasks = Tasks::new();
         let engine = reach(config, around).await?;
         let host = Host::open(config, around, &tasks, &voice)?;
-        let id = session_id()?;
+        let new = session_id()?;
         let folder = private_folder(&runtime_folder(around))?;
         let lock = folder.join("lock");
-        let wanted = Wanted { session: &id, mode, pool: config.pool, lock: &lock };
+        let wanted = Wanted { session: &new, mode, pool: config.pool, lock: &lock, sockets: &folder };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
+        // That of a network which was taken over, else the new one.
+        let id = session.network.session.clone();
         let (writer, reader, questions) = registry::new();
         let views = host.views(config, Some(session.relay.to_string()));
         let server = Server::new(reader, host.mint.clone(), views, session.relay, voice.clone());
@@ -178,27 +181,23 @@ impl House {
     /// socket. Every step is tried, whatever became of the one before.
     pub(super) async fn close(self, keep: bool) {
         self.refuse_creates();
-        let running = self.lifecycle.tenants().into_iter().filter(|(_, _, runs)| *runs);
-        for (container, task, _) in running.filter(|_| keep) {
-            self.voice.notice(format!("{task} ({container}) keeps running, without identity"));
-        }
-        if !keep {
+        if keep {
+            for (container, task) in running(&self.lifecycle, &self.voice).await {
+                self.voice.notice(format!("{task} ({container}) keeps running, without identity"));
+            }
+        } else {
             stop_containers(&self.lifecycle, &self.session.engine, &self.voice).await;
         }
         let summary = self.lifecycle.cut_off_all();
-        for (container, _, runs) in self.lifecycle.tenants() {
-            if !(keep && runs)
-                && let Err(error) = self.lifecycle.detach(&container).await
-            {
-                tracing::debug!(%error, %container, "could not detach");
-            }
-        }
         // Ending the tunnel ends the relay.
         self.tasks.finish(Duration::from_secs(3)).await;
-        if let Err(error) = self.session.close().await {
-            self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
+        // While the network stays, a socket on which nobody listens tells the next start that nobody is here.
+        match self.session.close().await {
+            Ok(()) => drop(std::fs::remove_file(&self.socket)),
+            Err(error) => {
+                self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
+            }
         }
-        let _ = std::fs::remove_file(&self.socket);
         if !self.live {
             return;
         }
@@ -215,14 +214,21 @@ impl House {
 
 /// All at the same time.
 async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, voice: &Voice) {
-    let running: Vec<_> = lifecycle.tenants().into_iter().filter(|(_, _, runs)| *runs).collect();
-    let stops = running.iter().map(|(container, task, _)| async move {
+    let running = running(lifecycle, voice).await;
+    let stops = running.iter().map(|(container, task)| async move {
         match engine.stop(container.as_str(), STOP_GRACE_SECONDS).await {
             Ok(()) => voice.notice(format!("stopped {task} ({container})")),
             Err(error) => voice.notice(format!("could not stop {task} ({container}): {error}")),
         }
     });
     futures_util::future::join_all(stops).await;
+}
+
+async fn running(lifecycle: &Lifecycle, voice: &Voice) -> Vec<(ContainerId, Arc<Task>)> {
+    lifecycle.running().await.unwrap_or_else(|error| {
+        voice.notice(format!("which containers still run is not known: {error}"));
+        vec![]
+    })
 }
 
 /// The engine, past a proxy of ours if there is one: a session inside a session stands beside it.
@@ -283,6 +289,8 @@ fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
+    // That of the dead session whose network was taken over.
+    let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
     Ok(listener)

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use bollard::models::{
-    ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest,
-    NetworkCreateRequest, NetworkDisconnectRequest,
+    ContainerSummary, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig,
+    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use bollard::query_parameters::{
     InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
@@ -100,6 +100,15 @@ pub struct Network {
     pub mode: String,
     /// `a.b.c.d/n`.
     pub subnet: String,
+}
+
+/// A container on a network of ours.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Member {
+    pub id: String,
+    pub running: bool,
+    /// What its label says; an image can bring that too, so it counts only together with the membership.
+    pub session: Option<String>,
 }
 
 impl Engine {
@@ -203,16 +212,31 @@ impl Engine {
         super::undone(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
     }
 
-    /// Containers that belong to a network, running or not, with whether they run.
-    pub async fn containers_on(&self, network: &str) -> Result<Vec<(String, bool)>, EngineError> {
-        let filters = HashMap::from([("network", vec![network])]);
+    /// Containers that belong to a network, running or not.
+    pub async fn containers_on(&self, network: &Network) -> Result<Vec<Member>, EngineError> {
+        let joined = self.list(HashMap::from([("network".into(), vec![network.id.clone()])])).await?;
+        // That list leaves out what was never started; of those, only ours carry the label.
+        let labelled = self.list(filters(SESSION_LABEL)).await?;
+        let on = |found: &ContainerSummary| {
+            let networks = found.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+            networks.is_some_and(|networks| {
+                networks.contains_key(&network.name)
+                    && found.state == Some(ContainerSummaryStateEnum::CREATED)
+            })
+        };
+        let ids: Vec<_> = joined.iter().map(|found| found.id.clone()).collect();
+        let created =
+            labelled.into_iter().filter(|found| on(found) && !ids.contains(&found.id)).collect::<Vec<_>>();
+        Ok(joined.into_iter().chain(created).filter_map(member).collect())
+    }
+
+    async fn list(
+        &self,
+        filters: HashMap<String, Vec<String>>,
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let found = self.docker.list_containers(Some(options)).await;
-        let found = found.map_err(|e| EngineError::of("list the containers on our network", e))?;
-        let runs = |state| {
-            matches!(state, Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED))
-        };
-        Ok(found.into_iter().filter_map(|c| Some((c.id?, runs(c.state)))).collect())
+        found.map_err(|e| EngineError::of("list the containers on our network", e))
     }
 
     /// Addresses that running containers hold on a network.
@@ -231,6 +255,13 @@ impl Engine {
             self.docker.remove_network(network).await.map_err(|e| EngineError::of("remove our network", e)),
         )
     }
+}
+
+fn member(found: ContainerSummary) -> Option<Member> {
+    use ContainerSummaryStateEnum::{PAUSED, RESTARTING, RUNNING};
+    let session = found.labels.unwrap_or_default().remove(SESSION_LABEL);
+    let running = matches!(found.state, Some(RUNNING | PAUSED | RESTARTING));
+    Some(Member { id: found.id?, running, session })
 }
 
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {

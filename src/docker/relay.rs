@@ -152,7 +152,8 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
     };
     let host = HostConfig {
         auto_remove: Some(true),
-        network_mode: Some(network.name.clone()),
+        // Not by name: the engine allows two of the same.
+        network_mode: Some(network.id.clone()),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".into()]),
         security_opt: Some(vec!["no-new-privileges:true".into()]),
@@ -173,6 +174,8 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
         cmd: Some(vec![at.to_string()]),
         open_stdin: Some(true),
         stdin_once: Some(true),
+        // Process 1 ignores SIGTERM, and an engine that shuts down would wait ten seconds for it.
+        stop_signal: Some("SIGKILL".into()),
         attach_stdin: Some(true),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
@@ -182,7 +185,7 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
         ])),
         host_config: Some(host),
         networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.name.clone(), endpoint)])),
+            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint)])),
         }),
         ..Default::default()
     }

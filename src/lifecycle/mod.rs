@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::docker::events::ContainerEvent;
-use crate::docker::network::Network;
+use crate::docker::network::{Member, Network};
 use crate::docker::proxy::Ask;
 use crate::docker::{Engine, EngineError};
 use crate::mint::Mint;
@@ -50,6 +50,8 @@ struct State {
     cut_off: u64,
     /// Expiries of tokens whose holders ended.
     outstanding: Vec<Deadline>,
+    /// Set at the end of the session, after which nothing is admitted.
+    closed: bool,
 }
 
 /// A container that has an address of ours, running or not.
@@ -99,6 +101,7 @@ impl Lifecycle {
             attached: 0,
             cut_off: 0,
             outstanding: vec![],
+            closed: false,
         };
         Arc::new(Self { engine, network, mint, voice, tasks, state: Mutex::new(state) })
     }
@@ -160,7 +163,9 @@ impl Lifecycle {
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
         let identity = grant.identity.clone();
-        self.admit(grant, address);
+        if !self.admit(grant, address) {
+            return Err("the session has ended".into());
+        }
         self.warm(&container, &identity);
         Ok(address)
     }
@@ -176,12 +181,17 @@ impl Lifecycle {
         })
     }
 
-    fn admit(&self, grant: Grant, address: Ipv4Addr) {
+    /// False once the session has ended: nobody would cut this lease off.
+    fn admit(&self, grant: Grant, address: Ipv4Addr) -> bool {
         let mut state = self.state();
+        if state.closed {
+            return false;
+        }
         let lease = state.writer.admit(address, grant.clone());
         state.attached += 1;
         let tenant = Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
         state.tenants.insert(tenant.grant.container.clone(), tenant);
+        true
     }
 
     /// Mints ahead when the identity has nothing fresh, so that the first request finds a token.
@@ -198,9 +208,10 @@ impl Lifecycle {
     /// A stopped container is about to run again: a new epoch, at the same address.
     fn readmit(&self, container: &ContainerId) {
         let mut state = self.state();
-        let State { writer, tenants, .. } = &mut *state;
+        let State { writer, tenants, closed, .. } = &mut *state;
         if let Some(tenant) = tenants.get_mut(container)
             && tenant.lease.is_none()
+            && !*closed
         {
             tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
         }
@@ -255,17 +266,25 @@ impl Lifecycle {
                 match event {
                     Some(Ok(event)) => self.clone().on(event),
                     Some(Err(error)) => {
-                        tracing::warn!(%error, "lost the engine's events; reconnecting");
+                        tracing::debug!(%error, "lost the engine's events; reconnecting");
                         break;
                     }
                     None => break,
                 }
             }
+            self.doubt_all();
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
         }
+    }
+
+    /// From the break on an end may go unseen, and the address be another's: every caller is looked at anew.
+    fn doubt_all(&self) {
+        let mut state = self.state();
+        let State { writer, tenants, .. } = &mut *state;
+        tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
     }
 
     fn on(self: Arc<Self>, event: ContainerEvent) {
@@ -277,7 +296,10 @@ impl Lifecycle {
             }
             ContainerEvent::Died(container, code) => self.on_die(&container, code),
             ContainerEvent::Destroyed(container) => self.forget(&container),
-            ContainerEvent::Disconnected(container, network) if network == self.network.id => {
+            // One that was not seen running has nothing to lose: this may be the echo of its last run.
+            ContainerEvent::Disconnected(container, network)
+                if network == self.network.id && self.confirmed(&container) =>
+            {
                 self.on_die(&container, None);
             }
             ContainerEvent::Disconnected(..) => {}
@@ -355,21 +377,30 @@ impl Lifecycle {
         }
     }
 
+    fn confirmed(&self, container: &ContainerId) -> bool {
+        let state = self.state();
+        state.tenants.get(container).and_then(|t| t.lease.as_ref()).is_some_and(Lease::confirmed)
+    }
+
     fn started(&self, container: &ContainerId) -> bool {
         self.state().tenants.get(container).is_some_and(|tenant| tenant.started)
     }
 
-    /// Containers that have an address, with what they are, for the end of a session.
-    pub fn tenants(&self) -> Vec<(ContainerId, Arc<Task>, bool)> {
+    /// Containers of this session that the engine says are running, with what they are. What the events
+    /// said is not enough for an end: a start may not have been seen yet.
+    pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
+        let members = self.engine.containers_on(&self.network).await?;
         let state = self.state();
-        let row =
-            |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone(), t.lease.is_some() && t.started);
-        state.tenants.values().map(row).collect()
+        let running = members.iter().filter(|member| member.running);
+        let tenant = |member: &Member| state.tenants.get(&ContainerId::parse(&member.id)?);
+        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone());
+        Ok(running.filter_map(tenant).map(row).collect())
     }
 
-    /// Cuts everything off. What is outstanding goes into the summary.
+    /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.
     pub fn cut_off_all(&self) -> Summary {
         let mut state = self.state();
+        state.closed = true;
         let leases = state.writer.cut_off_all();
         state.cut_off += leases.len() as u64;
         state.outstanding.extend(leases.iter().filter_map(Lease::last_expiry));
@@ -379,11 +410,5 @@ impl Lifecycle {
         let now = Now::read();
         state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
         Summary { attached: state.attached, cut_off: state.cut_off, outstanding: state.outstanding.clone() }
-    }
-
-    /// Takes a stopped container off our network, which is about to go: connected to a network that does
-    /// not exist it could not be started again.
-    pub async fn detach(&self, container: &ContainerId) -> Result<(), EngineError> {
-        self.engine.disconnect_container(&self.network.id, container.as_str()).await
     }
 }
