@@ -4,6 +4,8 @@ pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;
 pub(crate) mod golden;
+pub(crate) mod raw;
+pub(crate) mod second_engine;
 pub(crate) mod session;
 pub(crate) mod stand;
 pub(crate) mod wire;

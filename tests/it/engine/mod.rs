@@ -1,6 +1,7 @@
 //! Against the real engine: every test here starts sessions of the built program and uses them as a person
 //! or an attacker would.
 
+mod alone;
 mod attacks;
 mod basics;
 mod floods;
@@ -10,5 +11,9 @@ mod leaks;
 mod leaving;
 mod mounts;
 mod proxy;
+mod runs;
+mod sessions;
 mod sources;
+mod starts;
+mod stress;
 mod terminal;

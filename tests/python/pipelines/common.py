@@ -76,8 +76,9 @@ def log_to_stderr():
 
 def report(**result):
     # Not `print`: kfp replaces it while tasks run, and after parallel ones it stays replaced (2.17: lines are indented).
-    sys.stdout.write(json.dumps({"kfp": kfp.__version__, **result}) + "\n")
-    sys.stdout.flush()
+    # Nor `sys.stdout`: `log_to_stderr` replaces it in all threads.
+    sys.__stdout__.write(json.dumps({"kfp": kfp.__version__, **result}) + "\n")
+    sys.__stdout__.flush()
 
 
 # For container components: prints the claims of the token, that is the middle part alone, so that no log holds a token.

@@ -1,0 +1,4 @@
+//! Those that measure, or take something from under a session: they have the machine to themselves.
+
+mod death;
+mod restart;

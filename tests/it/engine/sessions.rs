@@ -1,0 +1,179 @@
+//! Sessions beside, after and in spite of each other.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::raw::{Container, ask, network, token, until};
+use crate::support::session::{Session, docker_at, engine_socket, raw, task_image};
+
+const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 90"];
+
+fn sleeper(session: &Session) -> Container {
+    let container = Container::of(session, &[&[task_image().as_str()], &SLEEPS[..]].concat());
+    session.ok(&["start", &container.0]);
+    assert_eq!(container.asks().1, 200);
+    container
+}
+
+fn id(session: &Session) -> String {
+    session.socket.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// Network, relay and socket of a session.
+fn left(id: &str, socket: &std::path::Path) -> String {
+    let label = format!("label=kfp-creds.session={id}");
+    let networks = raw(&["network", "ls", "-q", "--filter", &label]);
+    let relays = raw(&["ps", "-aq", "--filter", &format!("name=kfp-creds-relay-{id}")]);
+    format!(
+        "{networks}{relays}{}",
+        if socket.exists() { socket.display().to_string() } else { String::new() }
+    )
+}
+
+fn running(container: &Container) -> bool {
+    container.inspect("{{.State.Running}}") == "true"
+}
+
+#[test]
+fn a_killed_serve_is_swept_and_nothing_else() {
+    let (first, neighbour) = (Session::offline("", &["--all"]), Session::offline("", &["--all"]));
+    let (mine, theirs) = (sleeper(&first), sleeper(&neighbour));
+    let stopped = Container::of(&first, &[&task_image(), "true"]);
+    // Labels of an image are whoever's: this one is nobody's of ours.
+    let copy = format!("kct-copy:{}", id(&first));
+    raw(&["commit", &mine.0, &copy]);
+    let copied = Container::raw(&["--network", "none", &copy, "sleep", "90"]);
+    raw(&["start", &copied.0]);
+    let foreign = crate::support::raw::Internal::new();
+    let (killed, socket) = (id(&first), first.socket.clone());
+    let (name, relay) = network(&first);
+    first.kill();
+    until("the relay of a dead session ends", Duration::from_secs(5), || {
+        raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{killed}")]).is_empty()
+    });
+
+    let second = Session::offline("", &["--all"]);
+    assert!(running(&mine) && running(&theirs) && running(&copied));
+    assert_eq!(theirs.asks().1, 200);
+    assert_eq!(
+        raw(&["network", "ls", "-q", "--filter", &format!("name=^{}$", foreign.0)]).lines().count(),
+        1
+    );
+    // Without identity, whoever is in charge of its network now.
+    let asked = mine.asks().1;
+    assert!(asked == 503 || asked == 0, "{asked}");
+    if network(&second).0 == name {
+        assert_eq!(network(&second).1, relay);
+        assert_eq!(sleeper(&second).asks().1, 200);
+    }
+    // What did not run was taken off the network, and can be started.
+    raw(&["start", &stopped.0]);
+    drop((mine, stopped));
+    drop(second);
+    drop(Session::offline("", &[]));
+    assert_eq!(left(&killed, &socket), "");
+    assert_eq!(theirs.asks().1, 200, "{}", neighbour.said());
+    drop(copied);
+    raw(&["rmi", &copy]);
+}
+
+#[test]
+fn a_killed_run_is_swept_with_its_containers() {
+    let image = task_image();
+    let script = format!(
+        "docker run -d {image} sleep 90; docker run -d {image} sleep 90; docker create {image} true; sleep 60"
+    );
+    let mut run = crate::support::raw::Running::run(&["--all"], &["sh", "-c", &script]);
+    until("three containers", Duration::from_secs(20), || run.out().lines().count() == 3);
+    let made: Vec<Container> = run.out().lines().map(|id| Container(id.into())).collect();
+    let said = run.err();
+    let network =
+        said.lines().find(|l| l.contains("ready  ")).unwrap().split("network ").last().unwrap().to_string();
+    let network = network.split(' ').next().unwrap().to_string();
+    let label = raw(&["network", "inspect", "-f", "{{index .Labels \"kfp-creds.session\"}}", &network]);
+    let socket = std::path::PathBuf::from(format!("/tmp/kfp-creds-0/{label}.sock"));
+    assert!(made[..2].iter().all(running));
+    run.signal("-KILL");
+    run.wait(Duration::from_secs(2));
+    // The command outlives us, and is the test's to end.
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", run.pid())]).status();
+    until("the relay ends", Duration::from_secs(5), || {
+        raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{label}")]).is_empty()
+    });
+    drop(Session::offline("", &[]));
+    assert!(!made.iter().any(running), "a container of the dead run still runs");
+    assert_eq!(left(&label, &socket), "");
+    raw(&["start", &made[2].0]);
+}
+
+#[test]
+fn two_at_once_and_one_is_killed() {
+    let start = || std::thread::spawn(|| Session::offline("", &["--all"]));
+    let (first, second) = (start(), start());
+    let (first, second) = (first.join().unwrap(), second.join().unwrap());
+    assert_ne!(network(&first), network(&second));
+    let (one, other) = (sleeper(&first), sleeper(&second));
+    let third = start();
+    first.kill();
+    for _ in 0..30 {
+        let (body, status, seconds) = other.asks();
+        assert_eq!(status, 200, "{body}");
+        assert!(seconds < 1.0, "{seconds} s");
+    }
+    let third = third.join().unwrap();
+    assert_eq!(other.asks().1, 200);
+    let script = ask();
+    for session in [&second, &third] {
+        let container = Container::of(session, &[&task_image(), "sh", "-c", &script]);
+        assert_eq!(token(&session.ok(&["start", "-a", &container.0]))["container"], container.0);
+    }
+    assert!(!second.said().contains("replaced"), "{}", second.said());
+    drop(one);
+}
+
+/// A relay that died is being replaced: for that long the session has none, and is alive all the same.
+#[test]
+fn a_session_whose_relay_is_being_replaced_is_not_swept() {
+    let session = Session::offline("", &["--all"]);
+    let container = sleeper(&session);
+    let name = format!("kfp-creds-relay-{}", id(&session));
+    let neighbours = std::thread::spawn(|| {
+        for _ in 0..3 {
+            drop(Session::offline("", &[]));
+        }
+    });
+    for _ in 0..8 {
+        docker_at(&engine_socket(), &["kill", &name]);
+        std::thread::sleep(Duration::from_millis(350));
+    }
+    neighbours.join().unwrap();
+    until("tokens again", Duration::from_secs(10), || container.asks().1 == 200);
+}
+
+#[test]
+fn serve_leaves_containers_running_and_startable() {
+    let session = Session::offline("", &["--all"]);
+    let runs = sleeper(&session);
+    let stopped = sleeper(&session);
+    session.ok(&["stop", "-t", "0", &stopped.0]);
+    let created = Container::of(&session, &[&task_image(), "true"]);
+    let (network, _) = network(&session);
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+    let line = |c: &Container| {
+        said.lines()
+            .filter(|l| l.contains(c.short()) && l.contains("keeps running, without identity"))
+            .count()
+    };
+    assert_eq!((line(&runs), line(&stopped), line(&created)), (1, 0, 0), "{said}");
+    assert!(said.contains(&format!("the network {network} stays")), "{said}");
+    assert!(running(&runs));
+    assert_ne!(runs.asks().1, 200);
+    // They would be connected to a network that goes with the last container on it.
+    raw(&["stop", "-t", "0", &runs.0]);
+    let next = Session::offline("", &[]);
+    drop(next);
+    for container in [&stopped, &created, &runs] {
+        raw(&["start", &container.0]);
+    }
+}
