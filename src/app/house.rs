@@ -62,10 +62,10 @@ impl House {
         let tasks = Tasks::new();
         let engine = reach(config, around).await?;
         let host = Host::open(config, around, &tasks, &voice)?;
-        let new = session_id()?;
         let folder = private_folder(&runtime_folder(around))?;
         let lock = folder.join("lock");
-        let wanted = Wanted { session: &new, mode, pool: config.pool, lock: &lock, sockets: &folder };
+        let wanted =
+            Wanted { session: &session_id()?, mode, pool: config.pool, lock: &lock, sockets: &folder };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.

@@ -49,16 +49,6 @@ fn the_commands_exit_code_is_passed_on() {
     assert_eq!((out.status.code(), said.lines().count()), (Some(125), 1), "{said}");
 }
 
-#[test]
-fn a_command_that_leaves_others_behind_is_told_of_serve() {
-    let (code_of, said) = code(&["sh", "-c", "docker events >/dev/null 2>&1 & sleep 0.5; exit 4"]);
-    assert_eq!(code_of, 4);
-    assert!(said.contains("use `kfp-creds serve`"), "{said}");
-    // A connection that ends together with the command is not one that is left behind.
-    let (_, said) = code(&["sh", "-c", "docker events >/dev/null 2>&1 & sleep 0.5; kill -KILL $! $$"]);
-    assert!(!said.contains("use `kfp-creds serve`"), "{said}");
-}
-
 const STARTS_ONE: &str = "docker run -d $IMAGE sleep 90; sleep 60";
 
 fn with_image(script: &str) -> String {
