@@ -10,5 +10,6 @@ mod leaks;
 mod leaving;
 mod mounts;
 mod proxy;
+mod smuggling;
 mod sources;
 mod terminal;
