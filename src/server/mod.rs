@@ -319,7 +319,11 @@ impl Server {
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(|named| named.as_str()).or(host);
         let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
-        self.answer(Caller::Local(identity), &asked, deadline).await
+        let mut reply = self.answer(Caller::Local(identity), &asked, deadline).await?;
+        if let Some(capability) = capability.as_ref() {
+            stay_under(capability, reply.headers_mut());
+        }
+        Ok(reply)
     }
 }
 
@@ -368,6 +372,17 @@ fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<&'a str> {
     let given = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
     // Equal digests compared byte by byte tell nothing about the capability's own bytes.
     (expected.as_ref() == given.as_ref()).then_some(if rest.is_empty() { "/" } else { rest })
+}
+
+/// A redirect leads to where the same caller may go: it has shown the capability already.
+fn stay_under(capability: &Secret<String>, headers: &mut HeaderMap) {
+    let location = headers.get(hyper::header::LOCATION).and_then(|location| location.to_str().ok());
+    let Some((host, path)) = location.and_then(|at| at.strip_prefix("http://")?.split_once('/')) else {
+        return;
+    };
+    if let Ok(location) = HeaderValue::from_str(&format!("http://{host}/{}/{path}", capability.expose())) {
+        headers.insert(hyper::header::LOCATION, location);
+    }
 }
 
 fn respond(reply: Reply) -> Response<Full<Bytes>> {

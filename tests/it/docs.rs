@@ -134,3 +134,27 @@ fn walk(folder: &Path, seen: &mut dyn FnMut(&Path)) {
         }
     }
 }
+
+/// `docs/THREATS.md` names the test of every claim.
+#[test]
+fn every_test_that_the_threats_name_exists() {
+    fn collect(folder: &Path, into: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut tests = String::new();
+    collect(&root().join("tests/it"), &mut tests);
+    let threats = read("docs/THREATS.md");
+    // Inside backquotes, with at least three words: a test's name.
+    let named = threats.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() >= 3);
+    let named: BTreeSet<&str> = named.filter(|name| !name.contains(|c: char| c.is_uppercase())).collect();
+    let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(&format!("fn {name}()"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(named.len() > 20, "{named:?}");
+}

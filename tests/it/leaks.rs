@@ -333,6 +333,9 @@ fn offline_tokens_and_the_capability_leak_nowhere() {
     let (head, body) = server.get(&format!("{ACCOUNT}/identity?audience=https://service.example"));
     canaries.add("an offline ID token", body.trim());
     seen.push_str(&head);
+    // A client that follows to the directory stays under it.
+    let (head, _) = server.get("/computeMetadata/v1");
+    assert!(head.contains(&format!("/{capability}/computeMetadata/v1/\r\n")), "{head}");
     // Without it, nothing: beside it, before it, a part of it, another one of the same length.
     let at = server.at;
     let other: String = capability.chars().map(|c| if c == 'a' { 'b' } else { 'a' }).collect();

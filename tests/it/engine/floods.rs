@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::attacks::{Made, unused};
 use crate::support::session::{Session, raw, task_image};
 
 pub(super) const ATTACKER: &str = include_str!("../../python/attacker.py");
@@ -33,9 +34,9 @@ pub(super) fn attack(session: &Session, arguments: &[&str]) -> Value {
 fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     let relay = relay(session);
     let image = task_image();
-    let name = format!("kc-victim-{}", std::process::id());
+    let made = Made("container", unused("victim"));
     let seconds = (4 * attacks.len() + 3).to_string();
-    let victim = ["create", "--name", &name, &image, "python3", "-c", ATTACKER, "victim", &seconds];
+    let victim = ["create", "--name", &made.1, &image, "python3", "-c", ATTACKER, "victim", &seconds];
     let victim = session.ok(&victim);
     let socket = session.socket.clone();
     let started = victim.clone();
@@ -44,7 +45,6 @@ fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     std::thread::sleep(Duration::from_millis(700));
     let done: Vec<Value> = attacks.iter().map(|arguments| attack(session, arguments)).collect();
     let served = facts(&watching.join().unwrap());
-    session.ok(&["rm", "-f", &victim]);
     eprintln!("attacks {done:?}\nthe other container {served}");
     assert_eq!(served["failed"], serde_json::json!([]), "{}", session.said());
     assert!(served["asked"].as_u64().unwrap() > 100, "{served}");

@@ -13,6 +13,7 @@ mod mounts;
 mod proxy;
 mod runs;
 mod sessions;
+mod smuggling;
 mod sources;
 mod starts;
 mod stress;
