@@ -4,6 +4,7 @@ pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;
 pub(crate) mod golden;
+pub(crate) mod listening;
 pub(crate) mod session;
 pub(crate) mod stand;
 pub(crate) mod wire;

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod basics;
+mod clients;
 mod floods;
 mod golden_relay;
 mod kfp;
