@@ -1,64 +1,30 @@
 //! The golden cases on the wire, at `serve --listen`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Stdio};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::support::session::{Folder, program};
+use crate::support::listening::Listening;
 use crate::support::wire::{self, Answer, Stand};
 
-/// A `serve --listen --offline`; ends when dropped.
-struct Listening {
-    child: Child,
-    at: SocketAddr,
-    _folder: Folder,
-}
-
-impl Listening {
-    fn open(config: &str) -> Self {
-        let folder = Folder::new("listen");
-        std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
-        let mut child = program(&folder.0)
-            .args(["serve", "--listen", "127.0.0.1:0", "--open", "--offline"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let at = line.trim().strip_prefix("export GCE_METADATA_HOST=");
-        let at = at.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
-        Self { child, at, _folder: folder }
+/// Sends the bytes and reads one reply, with what follows it where the connection ends.
+fn ask(server: &Listening, request: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(&server.place).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let started = Instant::now();
+    stream.write_all(request).unwrap();
+    let mut bytes = Vec::new();
+    while !is_whole(&bytes, request.starts_with(b"HEAD ")) {
+        let mut part = [0; 4096];
+        let count = stream.read(&mut part).unwrap();
+        assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&part[..count]);
     }
-
-    /// Sends the bytes and reads one reply, with what follows it where the connection ends.
-    fn ask(&self, request: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.at).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let started = Instant::now();
-        stream.write_all(request).unwrap();
-        let mut bytes = Vec::new();
-        while !is_whole(&bytes, request.starts_with(b"HEAD ")) {
-            let mut part = [0; 4096];
-            let count = stream.read(&mut part).unwrap();
-            assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
-            bytes.extend_from_slice(&part[..count]);
-        }
-        let after = started.elapsed();
-        if String::from_utf8_lossy(&bytes).to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
-            stream.read_to_end(&mut bytes).unwrap();
-        }
-        Answer { bytes, after }
+    let after = started.elapsed();
+    if String::from_utf8_lossy(&bytes).to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
+        stream.read_to_end(&mut bytes).unwrap();
     }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    Answer { bytes, after }
 }
 
 /// A head, and as many bytes of body as it says.
@@ -74,15 +40,17 @@ fn is_whole(bytes: &[u8], is_head: bool) -> bool {
 fn every_case_is_answered_on_loopback() {
     let server = Listening::open(wire::CONFIG);
     let stand = Stand {
-        host: server.at.to_string(),
+        host: server.place.clone(),
         name: "kfp-task".into(),
         number: 1_000_000_000_000_000_001,
         ip: "127.0.0.1".into(),
-        etag: wire::etag(&server.ask(wire::WHOLE.as_bytes()).bytes),
+        etag: wire::etag(&ask(&server, wire::WHOLE.as_bytes()).bytes),
     };
     let cases = wire::cases();
-    let failed: Vec<String> =
-        cases.iter().filter_map(|case| stand.differences(case, &server.ask(&stand.request(case)))).collect();
+    let failed: Vec<String> = cases
+        .iter()
+        .filter_map(|case| stand.differences(case, &ask(&server, &stand.request(case))))
+        .collect();
     assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));
 }
 
@@ -90,7 +58,7 @@ fn every_case_is_answered_on_loopback() {
 fn what_cannot_be_parsed_is_refused_with_our_headers() {
     let server = Listening::open("");
     for (what, request, status) in wire::unparsable() {
-        let mut stream = TcpStream::connect(server.at).unwrap();
+        let mut stream = TcpStream::connect(&server.place).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(&request).unwrap();
         let mut got = Vec::new();
@@ -103,9 +71,9 @@ fn what_cannot_be_parsed_is_refused_with_our_headers() {
 #[test]
 fn what_nobody_says_has_the_documented_stand_in() {
     let server = Listening::open("");
-    let ask = |path: &str| {
+    let value = |path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n");
-        let answer = String::from_utf8(server.ask(request.as_bytes()).bytes).unwrap();
+        let answer = String::from_utf8(ask(&server, request.as_bytes()).bytes).unwrap();
         answer.split_once("\r\n\r\n").unwrap().1.to_string()
     };
     let table = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METADATA.md")).unwrap();
@@ -118,7 +86,7 @@ fn what_nobody_says_has_the_documented_stand_in() {
         if key.ends_with('/') || said.iter().any(|word| key.ends_with(word)) {
             continue;
         }
-        assert_eq!(ask(&format!("/computeMetadata/v1/{key}?alt=text")).trim(), text, "{key}");
+        assert_eq!(value(&format!("/computeMetadata/v1/{key}?alt=text")).trim(), text, "{key}");
         compared += 1;
     }
     assert!(compared > 30, "only {compared} keys were compared");

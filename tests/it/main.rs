@@ -14,6 +14,7 @@ mod docs;
 mod engine;
 mod golden_metadata;
 mod golden_wire;
+mod google_auth;
 mod leaks;
 mod minting;
 mod proxy;

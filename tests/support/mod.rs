@@ -6,6 +6,7 @@ pub(crate) mod fake_google;
 pub(crate) mod golden;
 pub(crate) mod raw;
 pub(crate) mod second_engine;
+pub(crate) mod listening;
 pub(crate) mod session;
 pub(crate) mod stand;
 pub(crate) mod wire;

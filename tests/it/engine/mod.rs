@@ -4,6 +4,7 @@
 mod alone;
 mod attacks;
 mod basics;
+mod clients;
 mod floods;
 mod golden_relay;
 mod kfp;
