@@ -3,6 +3,7 @@
 
 mod basics;
 mod leaving;
+mod matrix;
 mod golden_relay;
 mod mounts;
 mod floods;
