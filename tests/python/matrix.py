@@ -19,10 +19,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 
@@ -37,6 +39,15 @@ COMPOSE = "KFP_CREDS_DOCKER_COMPOSE"
 MAGIC = ("metadata.google.internal", "metadata", "metadata.goog")
 OURS = ("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT", "NO_PROXY", "no_proxy",
         "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT")
+
+
+def shown(value):
+    """Bytes as text, or what they are known by."""
+    if not isinstance(value, bytes):
+        return str(value)
+    if len(value) < 65536 and all(byte >= 9 for byte in value):
+        return value.decode(errors="replace")
+    return f"{len(value)} bytes {hashlib.sha256(value).hexdigest()}!"
 
 
 class Lane:
@@ -64,18 +75,19 @@ class Lane:
     def show(self, value):
         """`value` as text in which nothing is left that differs between two honest runs."""
         if isinstance(value, bytes):
-            printable = len(value) < 65536 and all(byte >= 9 for byte in value)
-            value = value.decode(errors="replace") if printable else f"{len(value)} bytes {hashlib.sha256(value).hexdigest()}!"
+            value = shown(value)
         if not isinstance(value, str):
-            value = json.dumps(value, indent=1, sort_keys=True, default=str)
+            value = json.dumps(value, indent=1, sort_keys=True, default=shown)
         return self.plain(value)
 
     def plain(self, text):
         text = text.replace(self.socket, "<socket>").replace(self.place, "<place>").replace(self.name, "<lane>")
+        text = text.replace(self.image, "<image>").replace(self.network, "<network>")
         text = re.sub(r"\b(sha256:)?[0-9a-f]{64}\b(?!!)", "<id>", text)
         text = re.sub(r"\b[0-9a-f]{12}\b", "<short id>", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?[+-]\d\d:?\d\d [A-Z]{3}|Z)?", "<time>", text)
-        text = re.sub(r"\b(?:\d{1,3}\.){3}\d{1,3}\b", "<address>", text)
+        text = re.sub(r"\b(?:\d{1,3}\.){3}\d{1,3}\b(/\d+)?", "<address>", text)
+        text = re.sub(r'("IPPrefixLen": )\d+', r"\1<bits>", text)
         text = re.sub(r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b", "<mac>", text)
         text = re.sub(r"\b(About |Less than )?(an?|\d+) (second|minute|hour)s?( ago)?\b *", "<ago> ", text)
         return text
@@ -89,6 +101,8 @@ class Lane:
             self.seen[name] = self.plain(f"{type(error).__name__}: {error}")
             self.errors[name] = traceback.format_exc()
         self.seconds[name] = round(time.monotonic() - began, 1)
+        if self.stand.loud:
+            print(f"{self.client:13} {self.column:9} {self.seconds[name]:5} s  {name}", file=sys.stderr)
 
     def without_ours(self, inspected):
         """The inspected container without what the session added; a difference that is left is a fault."""
@@ -100,23 +114,19 @@ class Lane:
             raise AssertionError("this column is for containers that are attached")
         config["Env"] = [entry for entry in config["Env"] if entry not in added]
         config["Labels"].pop("kfp-creds.session")
-        host["ExtraHosts"] = [e for e in host["ExtraHosts"] if e.split(":")[0] not in MAGIC] or self.absent("ExtraHosts")
-        host["CapDrop"] = [name for name in host["CapDrop"] if name != "NET_RAW"] or self.absent("CapDrop")
+        host["ExtraHosts"] = [entry for entry in host["ExtraHosts"] if entry.split(":")[0] not in MAGIC] or None
+        host["CapDrop"] = [name for name in host["CapDrop"] if name != "NET_RAW"] or None
         networks = inspected["NetworkSettings"]["Networks"]
         for name in [name for name in networks if name.startswith("kfp-creds")]:
             del networks[name]
         return inspected
 
-    def absent(self, key):
-        """How this client says nothing: the command line writes null, and compose writes an empty list."""
-        return self.stand.absent.get((self.client.split()[0], key))
-
 
 class Stand:
     """What all lanes share: the image, the network, the folder."""
 
-    def __init__(self, engine):
-        self.engine, self.lanes, self.absent = engine, [], {("compose", "ExtraHosts"): []}
+    def __init__(self, engine, loud):
+        self.engine, self.lanes, self.loud = engine, [], loud
         self.stamp = f"{os.getpid() % 1000:03}"
         self.place = tempfile.mkdtemp(prefix="kcm-")
         self.client = docker.DockerClient(base_url=f"unix://{engine}", timeout=120)
@@ -201,15 +211,20 @@ def main():
     options.add_argument("--column", type=column, action="append", required=True, metavar="NAME=SOCKET")
     options.add_argument("--only", help="verbs whose name holds this text")
     options.add_argument("--client", help="clients whose name holds this text")
-    options.add_argument("--parallel", type=int, default=4)
+    options.add_argument("--parallel", type=int, default=5)
+    options.add_argument("--loud", action="store_true", help="a line for each verb, on stderr")
     given = options.parse_args()
+    # What was made is removed however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     columns = dict(given.column)
     found = {name: entry for name, entry in clients().items() if (given.client or "") in name}
-    stand = Stand(columns["direct"])
+    stand = Stand(columns["direct"], given.loud)
+
+    stopped = threading.Event()
 
     def walk(lane, verbs):
         for name, work in verbs:
-            if (given.only or "") in name:
+            if (given.only or "") in name and not stopped.is_set():
                 lane.verb(name, work)
 
     try:
@@ -217,8 +232,11 @@ def main():
         lanes = [(Lane(stand, client, name, socket), verbs)
                  for client, (_, verbs) in found.items() for name, socket in columns.items()]
         with concurrent.futures.ThreadPoolExecutor(given.parallel) as pool:
-            for done in [pool.submit(walk, *lane) for lane in lanes]:
-                done.result()
+            try:
+                for done in [pool.submit(walk, *lane) for lane in lanes]:
+                    done.result()
+            finally:
+                stopped.set()
     finally:
         stand.tear_down()
     rows = [row(client, name, stand.lanes) for client, (_, verbs) in found.items() for name, _ in verbs

@@ -92,7 +92,7 @@ def screen(pid, master, talk):
     return {"exit": os.waitstatus_to_exitcode(status), "screen": text.decode(errors="replace"), "left to type": len(talk)}
 
 
-SIZE = "until [ \"$(stty size 2>&1)\" = '33 99' ]; do sleep 0.05; done; tty; echo ready; "
+SIZE = "until [ \"$(stty size 2>/dev/null)\" = '33 99' ]; do sleep 0.05; done; tty; echo ready; "
 
 
 def verbs(program):
@@ -141,7 +141,7 @@ def running(verb):
 
     @verb("run -i, 20 MB on stdin")
     def _(lane, docker):
-        loud = "sha256sum; echo after; echo err >&2"
+        loud = "sha1sum; echo after; echo err >&2"
         return docker(*base, lane.network, "-i", lane.image, "sh", "-c", loud, stdin=lane.stand.data)
 
     @verb("run -i, 20 MB in and out")
@@ -171,7 +171,7 @@ def talking(verb):
 
     @verb("exec -i, 20 MB on stdin")
     def _(lane, docker):
-        return docker("exec", "-i", lane.named("sleeper"), "sh", "-c", "sha256sum; echo after", stdin=lane.stand.data)
+        return docker("exec", "-i", lane.named("sleeper"), "sh", "-c", "sha1sum; echo after", stdin=lane.stand.data)
 
     @verb("exec -d")
     def _(lane, docker):
@@ -182,7 +182,14 @@ def talking(verb):
     @verb("attach")
     def _(lane, docker):
         name = docker.run_d("hearer", "sh", "-c", "read line; echo heard $line; echo err >&2; exit 4", options=("-i",))
-        return [docker("attach", name, stdin=b"hello\n"), docker("rm", name)]
+        # Its stdin stays open: the engine ends the output of an attach together with its input.
+        told = subprocess.Popen([docker.program, "attach", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, env=lane.environment())
+        told.stdin.write(b"hello\n")
+        told.stdin.flush()
+        seen = [told.stdout.read(), told.stderr.read(), told.wait(LIMIT)]
+        told.stdin.close()
+        return [seen, docker("rm", name)]
 
     @verb("attach, and detach by its keys")
     def _(lane, docker):
@@ -209,7 +216,9 @@ def looking(verb):
     @verb("ps")
     def _(lane, docker):
         mine = ("--filter", f"name={lane.named('sleeper')}")
-        return [docker("ps", *mine), docker("ps", "-aq", *mine), docker("ps", "--no-trunc", *mine)]
+        seen = [docker("ps", *mine), docker("ps", "-aq", *mine), docker("ps", "--no-trunc", *mine)]
+        # Columns are as wide as the ages in them.
+        return [one | {"out": re.sub(r" {2,}", "  ", one["out"])} for one in seen]
 
     @verb("inspect")
     def _(lane, docker):
@@ -221,7 +230,7 @@ def looking(verb):
     @verb("top")
     def _(lane, docker):
         seen = docker("top", lane.named("sleeper"), "-eo", "pid,args")
-        return seen | {"out": re.sub(r"(?m)^\d+", "<pid>", seen["out"])}
+        return seen | {"out": re.sub(r"(?m)^(\d+|PID) +", "<pid> ", seen["out"])}
 
     @verb("stats --no-stream")
     def _(lane, docker):
@@ -236,15 +245,17 @@ def looking(verb):
             [docker.program, "events", "--since", since, "--filter", f"container={name}", "--format",
              "{{.Action}} {{.Actor.Attributes.exitCode}}"],
             stdout=subprocess.PIPE, env=lane.environment())
-        docker.out("run", "--rm", "--name", name, "--network", lane.network, lane.image, "sh", "-c", "exit 8")
-        lines = []
-        for line in told.stdout:  # destroy comes last
-            lines.append(line.decode())
-            if line.startswith(b"destroy"):
-                break
-        told.terminate()
-        told.wait()
-        return lines
+        try:
+            code = docker("run", "--rm", "--name", name, "--network", lane.network, lane.image, "sh", "-c", "exit 8")
+            lines = []
+            for line in told.stdout:  # destroy comes last
+                lines.append(line.decode())
+                if line.startswith(b"destroy"):
+                    return [code, lines]
+            return lines
+        finally:
+            told.terminate()
+            told.wait()
 
     @verb("diff, port")
     def _(lane, docker):
@@ -264,7 +275,7 @@ def changing(verb):
             file.write(lane.stand.data)
         name = lane.named("sleeper")
         seen = docker("cp", "tree", f"{name}:/data/")
-        return [seen, docker("exec", name, "sha256sum", "/data/tree/deep/big")]
+        return [seen, docker("exec", name, "sha1sum", "/data/tree/deep/big")]
 
     @verb("cp from a container")
     def _(lane, docker):
@@ -306,7 +317,12 @@ def ending(verb):
         ]
         docker.out("exec", name, "touch", "/data/go")
         seen = [one.communicate(timeout=LIMIT)[0].decode().replace(identity, "<id>") for one in waits]
-        return [seen, docker("wait", name), docker("rm", name), docker("wait", name)]
+        return [seen, docker("wait", name), docker("rm", name)]
+
+    @verb("wait, after its removal")
+    def _(lane, docker):
+        name = docker.run_d("gone", "sh", "-c", "exit 3")
+        return [docker("wait", name), docker("rm", name), docker("wait", name)]
 
     @verb("kill -s")
     def _(lane, docker):
@@ -347,7 +363,7 @@ def images(verb):
         saved = docker.raw("save", tag)
         removed = docker("rmi", tag)
         return [saved.returncode, saved.stdout.replace(lane.name.encode(), b"<lane>"), removed,
-                docker("load", stdin=saved.stdout), docker("images", lane.name), docker("rmi", tag)]
+                docker("load", stdin=saved.stdout), docker("images", "--format", "{{.Repository}} {{.Tag}} {{.Size}}", lane.name), docker("rmi", tag)]
 
     @verb("commit, history, export | import")
     def _(lane, docker):
@@ -368,9 +384,9 @@ def build(lane, docker, kit, options):
     with open(os.path.join(place, "data"), "wb") as file:
         file.write(lane.stand.data[:3 << 20])
     with open(os.path.join(place, "Dockerfile"), "w", encoding="utf-8") as file:
-        file.write(f"FROM {lane.image}\nCOPY data /data/file\nRUN sha256sum /data/file | tee /sum && echo built\n")
+        file.write(f"FROM {lane.image}\nCOPY data /data/file\nRUN sha1sum /data/file | tee /sum && echo built\n")
     seen = docker("build", "--no-cache", "--network", "none", *options, "-t", tag, place, environment={"DOCKER_BUILDKIT": kit})
-    return [seen, docker("run", "--rm", "--network", "none", tag, "cat", "/sum"), docker("rmi", "-f", tag)["exit"]]
+    return [seen, docker("run", "--rm", "--pull", "never", "--network", "none", tag, "cat", "/sum"), docker("rmi", "-f", tag)["exit"]]
 
 
 def things(verb):

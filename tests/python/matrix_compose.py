@@ -75,13 +75,15 @@ def verbs(program):
     @verb("ps, top")
     def _(lane, compose):
         top = compose("top", "keeper")
-        top["out"] = re.sub(r"\s+", " ", re.sub(r"\d+", "<n>", top["out"]))
+        top["out"] = re.sub(r"\s+|-{9,}", " ", re.sub(r"\d+", "<n>", top["out"]))
         return [compose("ps", "-q", "keeper"), compose("ps", "keeper"), top]
 
     @verb("inspect what it made")
     def _(lane, compose):
         seen = lane.without_ours(compose.inspected("keeper"))
         seen["State"]["Pid"] = seen["NetworkSettings"]["SandboxKey"] = "<varies>"
+        for endpoint in seen["NetworkSettings"]["Networks"].values():
+            endpoint["Aliases"].sort()
         seen["Config"]["Labels"]["com.docker.compose.config-hash"] = "<of the image's name>"
         return seen
 
@@ -91,11 +93,12 @@ def verbs(program):
 
     @verb("exec -T")
     def _(lane, compose):
-        return compose("exec", "-T", "keeper", "sh", "-c", "echo out; echo err >&2; exit 9")
+        # Both streams come out as one; which comes first is chance unless they are apart.
+        return compose("exec", "-T", "keeper", "sh", "-c", "echo out; sleep 0.5; echo err >&2; exit 9")
 
     @verb("exec")
     def _(lane, compose):
-        asks = "until [ \"$(stty size)\" != '0 0' ]; do sleep 0.05; done; tty; echo ready; read line; echo got $line; exit 5"
+        asks = "until [ \"$(stty size 2>/dev/null)\" != '0 0' ]; do sleep 0.05; done; tty; echo ready; read line; echo got $line; exit 5"
         return on_terminal(compose.program, ["exec", "keeper", "sh", "-c", asks], compose, [(b"ready", b"hello\r")])
 
     @verb("run --rm")

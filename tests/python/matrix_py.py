@@ -10,6 +10,7 @@ import threading
 import time
 
 import docker
+import docker.utils.socket
 
 
 class Py:
@@ -75,17 +76,14 @@ def tar_of(name, content):
     return tar.getvalue()
 
 
-def drain(stream, count=None):
-    """Bytes from a hijacked socket to its end, or `count` of them."""
-    raw = getattr(stream, "_sock", stream)
+def drain(stream):
+    """What a hijacked socket brings to its end, by stream: how writes were cut into frames is chance."""
+    raw = stream._sock
     raw.settimeout(60)
-    got = b""
-    while count is None or len(got) < count:
-        piece = raw.recv(1 << 16)
-        if not piece:
-            break
-        got += piece
-    return got
+    got = {1: b"", 2: b""}
+    for number, piece in docker.utils.socket.frames_iter_no_tty(raw):
+        got[number] += piece
+    return [got[1], got[2]]
 
 
 def running(verb):
@@ -106,7 +104,7 @@ def running(verb):
 
     @verb("attach, 20 MB on stdin")
     def _(lane, py):
-        container = py.create("fed", "sh", "-c", "sha256sum; echo after", stdin_open=True)
+        container = py.create("fed", "sh", "-c", "sha1sum; echo after", stdin_open=True)
         stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         container.start()
         raw = stream._sock
@@ -136,7 +134,7 @@ def running(verb):
     @verb("exec, 20 MB on stdin")
     def _(lane, py):
         container = py.sleeper()
-        made = py.api.exec_create(container.id, ["sh", "-c", "sha256sum; echo after"], stdin=True)
+        made = py.api.exec_create(container.id, ["sh", "-c", "sha1sum; echo after"], stdin=True)
         stream = py.api.exec_start(made["Id"], socket=True)
         stream._sock.sendall(lane.stand.data)
         stream._sock.shutdown(socket.SHUT_WR)
@@ -250,7 +248,12 @@ def changing(verb):
         container.exec_run(["touch", "/data/go"])
         for thread in threads:
             thread.join()
-        return [sorted(map(str, seen.values())), container.wait(), container.remove(), failure(py.api.wait, container.name)]
+        return [sorted(map(str, seen.values())), container.wait(), container.remove()]
+
+    @verb("wait, after its removal")
+    def _(lane, py):
+        container = py.run_d("gone", "sh", "-c", "exit 3")
+        return [container.wait(), container.remove(), failure(py.api.wait, container.name)]
 
     @verb("kill by signal")
     def _(lane, py):
@@ -273,7 +276,7 @@ def things(verb):
     def _(lane, py):
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w") as archive:
-            lines = f"FROM {lane.image}\nCOPY data /data/file\nRUN sha256sum /data/file >/sum && echo built\n".encode()
+            lines = f"FROM {lane.image}\nCOPY data /data/file\nRUN sha1sum /data/file >/sum && echo built\n".encode()
             for name, content in (("Dockerfile", lines), ("data", lane.stand.data[:3 << 20])):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)

@@ -10,6 +10,7 @@ mod golden_relay;
 mod kfp;
 mod leaks;
 mod leaving;
+mod matrix;
 mod mounts;
 mod proxy;
 mod runs;
