@@ -58,14 +58,17 @@ impl House {
         mode: &'static str,
         voice: Voice,
     ) -> Result<Self, Failure> {
-        let started = Instant::now();
         let tasks = Tasks::new();
         let engine = reach(config, around).await?;
         let host = Host::open(config, around, &tasks, &voice)?;
         let folder = private_folder(&runtime_folder(around))?;
-        let lock = folder.join("lock");
-        let wanted =
-            Wanted { session: &session_id()?, mode, pool: config.pool, lock: &lock, sockets: &folder };
+        let wanted = Wanted {
+            session: &session_id()?,
+            mode,
+            pool: config.pool,
+            lock: &folder.join("lock"),
+            sockets: &folder,
+        };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.
@@ -116,7 +119,6 @@ impl House {
             house.close(true).await;
             return Err(error);
         }
-        tracing::debug!(ms = started.elapsed().as_millis(), "ready");
         Ok(house)
     }
 

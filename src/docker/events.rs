@@ -1,6 +1,7 @@
 //! What happens to containers, as the engine tells it, with the gaps named.
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptionsBuilder;
@@ -23,14 +24,19 @@ pub enum ContainerEvent {
 }
 
 impl Engine {
-    /// Subscribes. What happened before the subscription stands is not in it: list after subscribing.
-    /// The stream ends when the engine does.
-    pub fn container_events(&self) -> impl Stream<Item = Result<ContainerEvent, EngineError>> + use<> {
+    /// What happens from `since` on; the engine tells again what it had told before the subscription stood
+    /// (it keeps the last 256). The stream ends when the engine does.
+    pub fn container_events(
+        &self,
+        since: SystemTime,
+    ) -> impl Stream<Item = Result<ContainerEvent, EngineError>> + use<> {
+        let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
         let filters = HashMap::from([
             ("type", vec!["container", "network"]),
             ("event", vec!["start", "die", "destroy", "disconnect"]),
         ]);
-        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        let options = EventsOptionsBuilder::new().filters(&filters).since(&since).build();
         let events = self.docker.events(Some(options));
         events.filter_map(|event| async {
             match event {

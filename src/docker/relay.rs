@@ -92,6 +92,7 @@ impl Engine {
         let body = ContainerCreateBody {
             image: Some(image.into()),
             entrypoint: Some(vec!["/kfp-creds".into(), "probe".into(), relay.to_string()]),
+            user: Some("65534:65534".into()),
             host_config: Some(HostConfig {
                 readonly_rootfs: Some(true),
                 cap_drop: Some(vec!["ALL".into()]),
@@ -171,6 +172,9 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
     };
     ContainerCreateBody {
         image: Some(image.into()),
+        // Said here, not left to the image: its layer is compared, its config is not.
+        entrypoint: Some(vec!["/kfp-creds".into(), "relay".into()]),
+        user: Some("65534:65534".into()),
         cmd: Some(vec![at.to_string()]),
         open_stdin: Some(true),
         stdin_once: Some(true),

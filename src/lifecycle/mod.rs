@@ -4,17 +4,16 @@
 //! never held across a wait; what the engine says is compared with what is known after every wait.
 
 mod addresses;
+mod events;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::docker::events::ContainerEvent;
 use crate::docker::network::{Member, Network};
 use crate::docker::proxy::Ask;
 use crate::docker::{Engine, EngineError};
@@ -250,59 +249,6 @@ impl Lifecycle {
         {
             tenant.started = true;
             writer.confirm(lease);
-        }
-    }
-
-    /// Follows the engine's events until the session stops; after a break it looks for what was missed.
-    pub async fn follow_events(self: Arc<Self>) {
-        loop {
-            let mut events = Box::pin(self.engine.container_events());
-            self.resync().await;
-            loop {
-                let event = tokio::select! {
-                    () = self.tasks.stop().cancelled() => return,
-                    event = events.next() => event,
-                };
-                match event {
-                    Some(Ok(event)) => self.clone().on(event),
-                    Some(Err(error)) => {
-                        tracing::debug!(%error, "lost the engine's events; reconnecting");
-                        break;
-                    }
-                    None => break,
-                }
-            }
-            self.doubt_all();
-            tokio::select! {
-                () = self.tasks.stop().cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
-        }
-    }
-
-    /// From the break on an end may go unseen, and the address be another's: every caller is looked at anew.
-    fn doubt_all(&self) {
-        let mut state = self.state();
-        let State { writer, tenants, .. } = &mut *state;
-        tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
-    }
-
-    fn on(self: Arc<Self>, event: ContainerEvent) {
-        match event {
-            ContainerEvent::Started(container) => {
-                self.readmit(&container);
-                let this = self.clone();
-                self.tasks.spawn("confirm", async move { this.confirm(&container).await });
-            }
-            ContainerEvent::Died(container, code) => self.on_die(&container, code),
-            ContainerEvent::Destroyed(container) => self.forget(&container),
-            // One that was not seen running has nothing to lose: this may be the echo of its last run.
-            ContainerEvent::Disconnected(container, network)
-                if network == self.network.id && self.confirmed(&container) =>
-            {
-                self.on_die(&container, None);
-            }
-            ContainerEvent::Disconnected(..) => {}
         }
     }
 

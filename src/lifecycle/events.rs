@@ -1,0 +1,66 @@
+//! The engine's events as they come, and a look at everything after a gap.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+
+use super::{Lifecycle, State};
+use crate::docker::events::ContainerEvent;
+
+impl Lifecycle {
+    /// Follows the engine's events until the session stops; after a break it looks for what was missed.
+    pub async fn follow_events(self: Arc<Self>) {
+        loop {
+            // Before the look: what happens between it and the subscription is told by the subscription.
+            let since = SystemTime::now();
+            self.resync().await;
+            let mut events = Box::pin(self.engine.container_events(since));
+            loop {
+                let event = tokio::select! {
+                    () = self.tasks.stop().cancelled() => return,
+                    event = events.next() => event,
+                };
+                match event {
+                    Some(Ok(event)) => self.clone().on(event),
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "lost the engine's events; reconnecting");
+                        break;
+                    }
+                    None => break,
+                }
+            }
+            self.doubt_all();
+            tokio::select! {
+                () = self.tasks.stop().cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    /// From the break on an end may go unseen, and the address be another's: every caller is looked at anew.
+    fn doubt_all(&self) {
+        let mut state = self.state();
+        let State { writer, tenants, .. } = &mut *state;
+        tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
+    }
+
+    fn on(self: Arc<Self>, event: ContainerEvent) {
+        match event {
+            ContainerEvent::Started(container) => {
+                self.readmit(&container);
+                let this = self.clone();
+                self.tasks.spawn("confirm", async move { this.confirm(&container).await });
+            }
+            ContainerEvent::Died(container, code) => self.on_die(&container, code),
+            ContainerEvent::Destroyed(container) => self.forget(&container),
+            // One that was not seen running has nothing to lose: this may be the echo of its last run.
+            ContainerEvent::Disconnected(container, network)
+                if network == self.network.id && self.confirmed(&container) =>
+            {
+                self.on_die(&container, None);
+            }
+            ContainerEvent::Disconnected(..) => {}
+        }
+    }
+}
