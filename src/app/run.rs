@@ -19,7 +19,9 @@ pub async fn run(
     voice: Voice,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    let mut house = open(config, around, "run", &mut signals, &voice).await?;
+    // Should we be killed, the next start leaves running what this end would leave running.
+    let mode = if config.keep { "serve" } else { "run" };
+    let mut house = open(config, around, mode, &mut signals, &voice).await?;
     let outcome = match child::start(command, &house.socket, &house.host.extra_environment()) {
         Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
         Err(error) => Err(not_started(command, &error)),

@@ -96,7 +96,7 @@ pub struct Network {
     pub name: String,
     /// Who made it: eight hex digits.
     pub session: String,
-    /// `run` or `serve`.
+    /// `run`, or `serve` where running containers are left running.
     pub mode: String,
     /// `a.b.c.d/n`.
     pub subnet: String,

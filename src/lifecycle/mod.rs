@@ -4,6 +4,7 @@
 //! never held across a wait; what the engine says is compared with what is known after every wait.
 
 mod addresses;
+mod end;
 mod events;
 
 use std::collections::HashMap;
@@ -14,15 +15,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::docker::network::{Member, Network};
+use crate::docker::Engine;
+use crate::docker::network::Network;
 use crate::docker::proxy::Ask;
-use crate::docker::{Engine, EngineError};
 use crate::mint::Mint;
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
 use crate::registry::{Lease, Questions, Writer};
 use crate::token::{Deadline, Now};
-use crate::workload::{ContainerId, Grant, Identity, Task};
+use crate::workload::{ContainerId, Grant, Identity};
+
+pub use end::Summary;
 
 use addresses::Addresses;
 
@@ -69,17 +72,6 @@ struct Tenant {
 pub struct Granting {
     pub writer: Writer,
     pub mint: Arc<Mint>,
-}
-
-/// What a session did, for its last line.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// Containers.
-    pub attached: u64,
-    /// Leases: a container that was started twice counts twice.
-    pub cut_off: u64,
-    /// Ends of tokens that still live; at most one for each lease.
-    pub outstanding: Vec<Deadline>,
 }
 
 impl Lifecycle {
@@ -330,31 +322,5 @@ impl Lifecycle {
 
     fn started(&self, container: &ContainerId) -> bool {
         self.state().tenants.get(container).is_some_and(|tenant| tenant.started)
-    }
-
-    /// Containers of this session that the engine says are running, with what they are. What the events
-    /// said is not enough for an end: a start may not have been seen yet.
-    pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
-        let members = self.engine.containers_on(&self.network).await?;
-        let state = self.state();
-        let running = members.iter().filter(|member| member.running);
-        let tenant = |member: &Member| state.tenants.get(&ContainerId::parse(&member.id)?);
-        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone());
-        Ok(running.filter_map(tenant).map(row).collect())
-    }
-
-    /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.
-    pub fn cut_off_all(&self) -> Summary {
-        let mut state = self.state();
-        state.closed = true;
-        let leases = state.writer.cut_off_all();
-        state.cut_off += leases.len() as u64;
-        state.outstanding.extend(leases.iter().filter_map(Lease::last_expiry));
-        for tenant in state.tenants.values_mut() {
-            tenant.lease = None;
-        }
-        let now = Now::read();
-        state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
-        Summary { attached: state.attached, cut_off: state.cut_off, outstanding: state.outstanding.clone() }
     }
 }

@@ -160,7 +160,7 @@ def bounded(least, most):
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("-n", "--containers", type=bounded(1, 5000), default=200)
-    options.add_argument("-p", "--parallel", type=bounded(1, 16), default=6)
+    options.add_argument("-p", "--parallel", type=bounded(1, 64), default=6)
     options.add_argument("--image", default=os.environ.get("KFP_CREDS_TASK_IMAGE"))
     options.add_argument("--token", choices=sorted(SCRIPTS), default="environment")
     options.add_argument("--network", help="the containers' own network; default: the engine's bridge")

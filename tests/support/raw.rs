@@ -109,9 +109,10 @@ pub(crate) fn network(session: &Session) -> (String, String) {
 
 /// The address that the session leased to a container.
 pub(crate) fn address(session: &Session, container: &Container) -> String {
-    let said = session.said();
     let attached = |line: &&str| line.contains("attached  ") && line.contains(container.short());
-    let line = said.lines().rev().find(attached).unwrap_or_else(|| panic!("not attached:\n{said}"));
+    until("attached", Duration::from_secs(5), || session.said().lines().any(|line| attached(&line)));
+    let said = session.said();
+    let line = said.lines().rev().find(attached).unwrap();
     line.split(" at ").last().unwrap().split(' ').next().unwrap().to_string()
 }
 

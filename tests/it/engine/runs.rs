@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::raw::{Container, Running, until};
-use crate::support::session::{Folder, PROGRAM, program, python, raw, task_image};
+use crate::support::session::{Folder, PROGRAM, Session, program, python, raw, task_image};
 
 fn code(command: &[&str]) -> (i32, String) {
     let mut run = Running::run(&[], command);
@@ -107,6 +107,9 @@ fn kept_containers_run_on_without_identity() {
     let said = run.err();
     assert!(said.contains(container.short()) && said.contains("keeps running, without identity"), "{said}");
     assert_ne!(container.asks().1, 200);
+    // Nor does the next start take it for what a dead run left.
+    drop(Session::offline("", &[]));
+    assert_eq!(container.inspect("{{.State.Running}}"), "true");
 }
 
 /// Ctrl-C at a terminal: the whole process group is told, once, by the terminal.

@@ -237,7 +237,7 @@ fn a_killed_relay_is_replaced_and_no_caller_notices() {
     let before = endpoint();
     assert!(before.starts_with(&relay), "{before}");
     let loops: Vec<Container> =
-        (0..5).map(|_| Container::of(&session, &[&task_image(), "python3", "-c", LOOPS, "8"])).collect();
+        (0..5).map(|_| Container::of(&session, &[&task_image(), "python3", "-c", LOOPS, "7"])).collect();
     let ids: Vec<&str> = loops.iter().map(|container| container.0.as_str()).collect();
     session.ok(&[&["start"], &ids[..]].concat());
     for container in &loops {

@@ -1,0 +1,50 @@
+//! The end of a session: who still runs, and the cutting off of everybody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Lifecycle, Tenant};
+use crate::docker::EngineError;
+use crate::docker::network::Member;
+use crate::registry::Lease;
+use crate::token::{Deadline, Now};
+use crate::workload::{ContainerId, Task};
+
+/// What a session did, for its last line.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Containers.
+    pub attached: u64,
+    /// Leases: a container that was started twice counts twice.
+    pub cut_off: u64,
+    /// Ends of tokens that still live; at most one for each lease.
+    pub outstanding: Vec<Deadline>,
+}
+
+impl Lifecycle {
+    /// Containers of this session that the engine says are running, with what they are. What the events
+    /// said is not enough for an end: a start may not have been seen yet.
+    pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
+        let members = self.engine.containers_on(&self.network).await?;
+        let state = self.state();
+        let running = members.iter().filter(|member| member.running);
+        let tenant = |member: &Member| state.tenants.get(&ContainerId::parse(&member.id)?);
+        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone());
+        Ok(running.filter_map(tenant).map(row).collect())
+    }
+
+    /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.
+    pub fn cut_off_all(&self) -> Summary {
+        let mut state = self.state();
+        state.closed = true;
+        let leases = state.writer.cut_off_all();
+        state.cut_off += leases.len() as u64;
+        state.outstanding.extend(leases.iter().filter_map(Lease::last_expiry));
+        for tenant in state.tenants.values_mut() {
+            tenant.lease = None;
+        }
+        let now = Now::read();
+        state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
+        Summary { attached: state.attached, cut_off: state.cut_off, outstanding: state.outstanding.clone() }
+    }
+}
