@@ -85,7 +85,8 @@ def main():
         with contextlib.redirect_stdout(sys.stderr):
             run = city_sales(project=given.project, endpoint=given.endpoint)
         for row in run.output:
-            print(f"{row['city']:<8}{row['orders']:>6.0f} orders {row['amount']:>8.0f}")
+            # Not `print`: kfp replaces it while tasks run, and sometimes leaves its own there after parallel ones.
+            sys.stdout.write(f"{row['city']:<8}{row['orders']:>6.0f} orders {row['amount']:>8.0f}\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::fake_google::{CANARY, Failure, FakeGoogle, rsa_key};
-use crate::support::session::{Folder, Session, claims, program, task_image};
+use crate::support::session::{Folder, Session, claims, is_sometimes, program, task_image};
 
 const LOGIN: &str = "run `gcloud auth application-default login` on the host";
 const SERVICE: &str = "robot@sa-project.iam.gserviceaccount.com";
@@ -193,8 +193,7 @@ fn ended(place: &Place, command: &[&str]) -> Output {
 
 fn lines(out: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    let sometimes = ["loading the relay image", "is not ours in this session", "swept session"];
-    text.lines().filter(|line| !sometimes.iter().any(|part| line.contains(part))).map(String::from).collect()
+    text.lines().filter(|line| !is_sometimes(line)).map(String::from).collect()
 }
 
 #[test]

@@ -4,18 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::session::{Kfp, run};
+use crate::support::session::{Kfp, is_sometimes, run};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-/// Lines that depend on what else the engine has seen, and are not part of a good day's story: the first
-/// session of a build loads its image, and the second of two at a time has another network.
-const SOMETIMES: [&str; 2] =
-    ["...           loading the relay image", "notice        169.254.169.254 is not ours"];
-
-fn is_sometimes(line: &str) -> bool {
-    SOMETIMES.iter().any(|start| line.starts_with(start))
-}
 
 /// Ids, addresses and times as words; the rest as it is.
 fn normal(line: &str) -> String {
