@@ -13,6 +13,7 @@ use crate::{Outcome, Plan};
 /// Most that the way through the relay may add to the median, in microseconds.
 const WAY: f64 = 250.0;
 
+#[expect(clippy::too_many_lines, reason = "one measurement, told from start to end")]
 pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<()> {
     let session = Session::start(&plan.program)?;
     let relay = engine_pid(&session.relay())?;

@@ -15,7 +15,7 @@ use super::broken;
 use super::host::Host;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
-use crate::docker::proxy::{self, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
+use crate::docker::proxy::{self, Ask, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::failure::Failure;
 use crate::kfp;
@@ -86,19 +86,9 @@ impl House {
         );
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
-            upstream: session.engine.socket().to_owned(),
-            session: id.clone(),
-            policy: Arc::new(config.policy.clone()),
-            mounts: config.mounts.clone(),
-            recognise: kfp::task,
-            voice: voice.clone(),
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
-            exits: Exits::default(),
-            closing: Closing::default(),
-            clients: Clients::default(),
-            ask,
-            tasks: tasks.clone(),
+            ..settings(config, &session, ask, &voice, &tasks)
         });
         let (failing, failed) = mpsc::channel(1);
         let mut house = Self {
@@ -238,6 +228,31 @@ pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engi
     let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
     let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
     Ok(Engine::connect(&upstream).await?)
+}
+
+/// What the proxy is given, but for what is ours and what containers are told.
+fn settings(
+    config: &Config,
+    session: &Session,
+    ask: mpsc::Sender<Ask>,
+    voice: &Voice,
+    tasks: &Tasks,
+) -> Settings {
+    Settings {
+        upstream: session.engine.socket().to_owned(),
+        session: session.network.session.clone(),
+        policy: Arc::new(config.policy.clone()),
+        mounts: config.mounts.clone(),
+        recognise: kfp::task,
+        voice: voice.clone(),
+        wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },
+        reserved: Reserved::default(),
+        exits: Exits::default(),
+        closing: Closing::default(),
+        clients: Clients::default(),
+        ask,
+        tasks: tasks.clone(),
+    }
 }
 
 /// What containers are given so that their clients find us.

@@ -1,7 +1,6 @@
 //! One test binary: what is tested through the outside of the program, and what holds for the whole tree.
 #![expect(
     clippy::unwrap_used,
-    clippy::too_many_lines,
     clippy::print_stderr,
     clippy::disallowed_methods,
     reason = "tests fail by panicking, print measurements, wait for other processes, and are told by the environment where the engine is"

@@ -265,10 +265,6 @@ impl Session {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Kills it the hard way.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
