@@ -76,12 +76,13 @@ fn without_its_engine_a_run_ends_with_125_and_the_next_sweeps() {
     let mut engine = SecondEngine::start();
     let folder = Folder::new("run");
     let mut command = program(&folder.0);
-    let script =
-        format!("trap 'exit 0' TERM; docker run -d --stop-timeout 1 {IMAGE} sleep 100; sleep 100 & wait");
+    let script = format!(
+        "trap 'exit 0' TERM; docker run -d --stop-timeout 1 {IMAGE} sleep 100; docker create {IMAGE} true; sleep 100 & wait"
+    );
     command.args(["run", "--offline", "--all", "--", "sh", "-c", &script]).stdin(Stdio::null());
     command.env("DOCKER_HOST", engine.host());
     let mut run = Running::spawn(&mut command, Some(folder));
-    until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
+    until("two containers", Duration::from_secs(20), || run.out().lines().count() == 2);
     engine.down();
     let gone = Instant::now();
     let code = run.wait(Duration::from_secs(60));
@@ -100,6 +101,10 @@ fn without_its_engine_a_run_ends_with_125_and_the_next_sweeps() {
     let host = engine.host();
     let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &host)]);
     assert!(session.said().contains("swept session"), "{}", session.said());
+    // Also what never ran was taken off the network that is gone.
+    for container in run.out().lines() {
+        engine.ok(&["start", container]);
+    }
     let networks =
         docker_at(&engine.socket(), &["network", "ls", "-q", "--filter", "label=kfp-creds.session"]);
     assert_eq!(String::from_utf8_lossy(&networks.stdout).lines().count(), 1);
