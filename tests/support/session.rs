@@ -104,13 +104,27 @@ pub(crate) fn run(kfp: &Kfp, config: &str, flags: &[&str], command: &[&str]) -> 
         .args(command)
         .env("KFP_CREDS_TASK_IMAGE", &kfp.image)
         .env("KFP_CREDS_TEST_ENGINE", format!("unix://{}", engine_socket().display()))
+        // Whatever the command leaves on this disk goes with the folder, and tells its containers.
+        .env("TMPDIR", &folder.0)
         // The pipeline's own process runs on this machine and has to ask nobody for a token.
         .envs(nobody())
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    remove_left(kfp, &folder);
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ran { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+/// kfp before 2.16 leaves its containers where they ended.
+fn remove_left(kfp: &Kfp, folder: &Folder) {
+    let image = format!("ancestor={}", kfp.image);
+    for id in raw(&["ps", "-aq", "--filter", "status=exited", "--filter", &image]).lines() {
+        let binds = docker_at(&engine_socket(), &["inspect", "-f", "{{.HostConfig.Binds}}", id]);
+        if String::from_utf8_lossy(&binds.stdout).contains(&folder.0.display().to_string()) {
+            docker_at(&engine_socket(), &["rm", id]);
+        }
+    }
 }
 
 /// Whether a line of ours is about what else this engine has seen, and no part of a test's own story: the first
