@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::logs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
@@ -24,13 +25,14 @@ type ImageEnv = Arc<[String]>;
 pub(super) struct Room {
     pub(super) settings: Arc<Settings>,
     pub(super) engine: Engine,
+    pub(super) outputs: Outputs,
     images: Mutex<HashMap<String, (Instant, ImageEnv)>>,
 }
 
 impl Room {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
-        Self { settings, engine, images: Mutex::default() }
+        Self { settings, engine, outputs: Outputs::default(), images: Mutex::default() }
     }
 
     /// The container that the engine means by `reference`. A full id is one by itself: names of that form

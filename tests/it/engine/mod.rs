@@ -4,6 +4,8 @@
 mod basics;
 mod leaving;
 mod matrix;
+mod outputs;
+mod streams;
 mod golden_relay;
 mod mounts;
 mod floods;
