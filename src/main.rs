@@ -58,6 +58,16 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             let (config, voice) = resolve(shared, around)?;
             wait_for(app::check(&config, around, voice, print))?
         }
+        Command::Status { session, watch, json } => {
+            wait_for(app::status(around, session.as_deref(), watch, json, print))?
+        }
+        Command::CutOff { container, session, .. } => {
+            wait_for(app::cut_off(around, session.as_deref(), container.as_deref(), print))?
+        }
+        Command::Explain { shared, what } => {
+            let (config, _) = resolve(shared, around)?;
+            wait_for(app::explain(&config, around, &what, print))?
+        }
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at } => {

@@ -92,7 +92,12 @@ impl Stand {
         let settings = Settings {
             upstream: upstream.into(),
             session: "0123abcd".into(),
-            policy: Arc::new(Policy { rules: vec![], default: Some(Arc::new(identity())), all: true }),
+            policy: Arc::new(Policy {
+                rules: vec![],
+                default: Some(Arc::new(identity())),
+                choose: vec![],
+                all: true,
+            }),
             recognise,
             voice: Voice::new(Form::Text, heard.clone()),
             wiring: Wiring {
@@ -106,6 +111,7 @@ impl Stand {
             closing: closing.clone(),
             mounts: vec![],
             clients: Clients::default(),
+            recorder: kfp_creds::record::Recorder::default(),
             ask,
             tasks: tasks.clone(),
         };
@@ -173,6 +179,7 @@ fn identity() -> Identity {
         lifetime: Duration::from_secs(3600),
         isolate: false,
         strict: false,
+        rate: None,
     }
 }
 

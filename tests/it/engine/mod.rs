@@ -14,6 +14,7 @@ mod matrix;
 mod mounts;
 mod proxy;
 mod runs;
+mod seeing;
 mod sessions;
 mod smuggling;
 mod sources;
