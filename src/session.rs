@@ -32,6 +32,10 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long a session that we cannot ask may be without a relay before it counts as dead.
 const GAP: Duration = Duration::from_secs(2);
 
+/// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
+/// pending name look-up).
+const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
+
 /// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
 const SPARE: [u8; 2] = [198, 18];
 
@@ -180,7 +184,20 @@ impl Session {
             let why = format!("{running} containers still run on it; the next session removes it");
             return Err(EngineError::Broken("remove our network", why));
         }
-        self.engine.remove_network(&self.network.id).await
+        self.remove_network().await
+    }
+
+    /// A container that has ended, and the relay itself, may hold their endpoints for a moment longer: the
+    /// engine gives them up behind the `die` event.
+    async fn remove_network(&self) -> Result<(), EngineError> {
+        let deadline = Instant::now() + ENDPOINTS_WITHIN;
+        loop {
+            match self.engine.remove_network(&self.network.id).await {
+                Err(error) if error.is_in_use() && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 

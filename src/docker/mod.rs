@@ -56,6 +56,11 @@ impl EngineError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
+    /// A network that containers still have endpoints on (403).
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Refused { why, .. } if why.contains("active endpoints"))
+    }
+
     /// The address range is taken (403 on Docker, 500 on Podman: the text decides).
     pub fn is_overlap(&self) -> bool {
         matches!(self, Self::Refused { why, .. } if why.contains("overlap"))
@@ -183,4 +188,19 @@ fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
 
 fn filters(label: &str) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".to_string(), vec![label.to_string()])])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_s_own_words_are_understood() {
+        let refused =
+            |why: &str| EngineError::Refused { what: "remove our network", status: 403, why: why.into() };
+        let busy = "error while removing network: network kfp-creds id 380f has active endpoints";
+        assert!(refused(busy).is_in_use() && !refused(busy).is_overlap());
+        let taken = "Pool overlaps with other one on this address space";
+        assert!(refused(taken).is_overlap() && !refused(taken).is_in_use());
+    }
 }
