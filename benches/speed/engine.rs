@@ -59,6 +59,42 @@ fn joined(mut chunks: &[u8]) -> Outcome<Vec<u8>> {
     }
 }
 
+/// The two ends of a container's stdin and stdout, as the engine's attach stream has them.
+pub(crate) fn attach(container: &str) -> Outcome<UnixStream> {
+    let mut stream = UnixStream::connect(socket())?;
+    let request = format!(
+        "POST /v1.41/containers/{container}/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: docker\r\n\
+         Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    if !head.starts_with(b"HTTP/1.1 101") {
+        return Err(format!("no attach stream: {}", String::from_utf8_lossy(&head)).into());
+    }
+    Ok(stream)
+}
+
+/// Sends `message` to what echoes on an attach stream, and waits until it is back.
+pub(crate) fn there_and_back(stream: &mut UnixStream, message: &[u8]) -> Outcome<()> {
+    stream.write_all(message)?;
+    let mut back = 0;
+    while back < message.len() {
+        // Each piece has a header of eight bytes: which stream, and how long.
+        let mut header = [0; 8];
+        stream.read_exact(&mut header)?;
+        let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let mut piece = vec![0; usize::try_from(length)?];
+        stream.read_exact(&mut piece)?;
+        back += piece.len();
+    }
+    Ok(())
+}
+
 /// An image of this program alone, and two internal networks: one that containers are created on, and one
 /// like the program's own to connect them to by hand. All of it goes with this value.
 #[derive(Debug)]

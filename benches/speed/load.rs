@@ -151,3 +151,16 @@ pub(crate) fn latency(arguments: &[String]) -> Outcome<()> {
     }
     Ok(())
 }
+
+/// Sends back what comes in on stdin, without a thought: what the engine's attach stream costs by itself.
+pub(crate) fn echo() -> Outcome<()> {
+    let (mut stdin, mut stdout, mut piece) = (std::io::stdin(), std::io::stdout(), [0; 8192]);
+    loop {
+        let read = stdin.read(&mut piece)?;
+        if read == 0 {
+            return Ok(());
+        }
+        stdout.write_all(&piece[..read])?;
+        stdout.flush()?;
+    }
+}

@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         Some("bare") => bare::run(rest),
         Some("load") => load::run(rest),
         Some("latency") => load::latency(rest),
+        Some("echo") => load::echo(),
         Some("nothing") => Ok(()),
         Some("idle") => loop {
             std::thread::park();

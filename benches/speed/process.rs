@@ -75,7 +75,7 @@ impl Drop for Running {
 pub(crate) fn end(child: &mut Child) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     if let Some(pid) = pid.filter(|_| matches!(child.try_wait(), Ok(None))) {
-        let _ = kill_process(pid, Signal::INT);
+        let _ = kill_process(pid, Signal::TERM);
     }
     let _ = child.wait();
 }
