@@ -108,7 +108,7 @@ impl Host {
     }
 
     pub(super) fn project(&self, config: &Config) -> String {
-        self.views(config, None).project(&self.source.principal())
+        self.views(config, None).project(&self.source.principal()).into()
     }
 
     pub(super) fn quota_project(&self, config: &Config) -> Option<String> {

@@ -56,7 +56,7 @@ pub struct Server {
     relay: Ipv4Addr,
     probed: watch::Sender<bool>,
     refusals: Refusals,
-    /// Views by epoch, each with what the source said of itself when it was made.
+    /// Views by epoch (0 on loopback), each with what the source said of itself when it was made.
     made: Mutex<HashMap<u64, Arc<View>>>,
 }
 
@@ -236,15 +236,15 @@ impl Server {
 
     /// What this caller sees. Made once per lease, and again when the source learned who it is.
     fn view(&self, caller: &Caller) -> Arc<View> {
-        let lease = match caller {
-            Caller::Container(lease) => lease,
-            Caller::Local(identity) => return Arc::new(self.views.local(identity, &self.mint.principal())),
+        let (key, identity) = match caller {
+            Caller::Container(lease) => (lease.epoch(), &lease.grant().identity),
+            Caller::Local(identity) => (0, identity), // the first lease is in epoch 1
             Caller::Relay => return Arc::new(self.views.nobody()),
         };
         let principal = self.mint.principal();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = made.get(&lease.epoch())
-            && self.views.is_current(view, lease.grant(), &principal)
+        if let Some(view) = made.get(&key)
+            && self.views.is_current(view, identity, &principal)
         {
             return view.clone();
         }
@@ -252,9 +252,11 @@ impl Server {
             let live: Vec<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
             made.retain(|epoch, _| live.contains(epoch));
         }
-        let view = Arc::new(self.views.of(lease.grant(), lease.address(), &principal));
-        made.insert(lease.epoch(), view.clone());
-        view
+        let view = match caller {
+            Caller::Container(lease) => self.views.of(lease.grant(), lease.address(), &principal),
+            Caller::Local(_) | Caller::Relay => self.views.local(identity, &principal),
+        };
+        made.entry(key).insert_entry(Arc::new(view)).get().clone()
     }
 
     /// Serves the protocol on loopback for programs without Docker. With a capability, every path has to
@@ -388,6 +390,7 @@ fn stay_under(capability: &Secret<String>, headers: &mut HeaderMap) {
 fn respond(reply: Reply) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = reply.status;
+    *response.headers_mut() = HeaderMap::with_capacity(12); // all of ours and hyper's, without growing
     for (name, value) in metadata::headers(&reply) {
         response.headers_mut().insert(name, value);
     }

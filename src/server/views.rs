@@ -40,13 +40,13 @@ impl Views {
     /// What a program on this machine sees.
     pub fn local(&self, identity: &Identity, principal: &Principal) -> View {
         let account = Account {
-            email: self.account(identity, principal),
+            email: self.account(identity, principal).into(),
             scopes: identity.scopes.clone(),
             service_account: identity.service_account.clone(),
         };
         View {
-            project_id: self.project(principal),
-            universe: principal.universe.clone().unwrap_or_else(|| self.base.universe.clone()),
+            project_id: self.project(principal).into(),
+            universe: self.universe(principal).into(),
             accounts: vec![account],
             ..self.base.clone()
         }
@@ -57,20 +57,26 @@ impl Views {
         self.base.clone()
     }
 
-    /// Whether a view that was made earlier still says what would be said now.
-    pub fn is_current(&self, view: &View, grant: &Grant, principal: &Principal) -> bool {
+    /// Whether a view that was made earlier still says what would be said now. Asked with every request, so
+    /// it copies nothing.
+    pub fn is_current(&self, view: &View, identity: &Identity, principal: &Principal) -> bool {
         let account = view.accounts.first().map(|account| account.email.as_str());
-        account == Some(self.account(&grant.identity, principal).as_str())
+        account == Some(self.account(identity, principal))
             && view.project_id == self.project(principal)
+            && view.universe == self.universe(principal)
     }
 
-    fn account(&self, identity: &Identity, principal: &Principal) -> String {
-        let own = || self.email.clone().or_else(|| principal.email.clone());
-        identity.service_account.clone().or_else(own).unwrap_or_else(|| UNKNOWN_ACCOUNT.into())
+    fn account<'a>(&'a self, identity: &'a Identity, principal: &'a Principal) -> &'a str {
+        let own = || self.email.as_deref().or(principal.email.as_deref());
+        identity.service_account.as_deref().or_else(own).unwrap_or(UNKNOWN_ACCOUNT)
+    }
+
+    fn universe<'a>(&'a self, principal: &'a Principal) -> &'a str {
+        principal.universe.as_deref().unwrap_or(&self.base.universe)
     }
 
     /// The project that containers are told: config, then source, then the service account's own.
-    pub fn project(&self, principal: &Principal) -> String {
-        self.project.clone().or_else(|| principal.project.clone()).unwrap_or_else(|| UNKNOWN_PROJECT.into())
+    pub fn project<'a>(&'a self, principal: &'a Principal) -> &'a str {
+        self.project.as_deref().or(principal.project.as_deref()).unwrap_or(UNKNOWN_PROJECT)
     }
 }
