@@ -13,7 +13,7 @@ mod view;
 
 use std::time::Duration;
 
-use hyper::header::{HOST, ORIGIN, REFERER};
+use hyper::header::{FORWARDED, HOST, HeaderName, ORIGIN, REFERER};
 use hyper::{HeaderMap, Method, StatusCode};
 
 use crate::token::{AccessToken, IdentityToken, Now, Scopes};
@@ -24,6 +24,10 @@ pub use reply::{Body, Reply, headers};
 use target::{Query, Target};
 use tree::{Node, Spot};
 pub use view::{Account, View};
+
+const METADATA_FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
+const OLDER_FLAVOR: HeaderName = HeaderName::from_static("x-google-metadata-request");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 const HTML: &str = "text/html; charset=UTF-8";
 
@@ -189,7 +193,7 @@ fn method(asked: &Asked<'_>) -> Option<Reply> {
 /// `Via` and `X-Real-IP` are let through as on the real server.
 fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
     let headers = asked.head.headers;
-    if headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded") {
+    if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
         return Some(asked.refuse("The request was forwarded."));
     }
     let browser = headers.contains_key(ORIGIN)
@@ -211,8 +215,8 @@ fn host(asked: &Asked<'_>) -> Option<Reply> {
 /// Without case, port and trailing dot: rebinding is about names.
 fn allowed(host: &str, view: &View) -> bool {
     let Some(name) = hostname(host) else { return false };
-    let known = View::NAMES.into_iter().chain(view.hosts.iter().map(String::as_str));
-    known.filter_map(hostname).any(|own| own.eq_ignore_ascii_case(name))
+    let is = |own: &str| own.eq_ignore_ascii_case(name);
+    View::NAMES.into_iter().any(is) || view.hosts.iter().filter_map(|host| hostname(host)).any(is)
 }
 
 /// The name in `name`, `name.`, `name:80`, `[address]:80`; `None` for anything else.
@@ -226,16 +230,15 @@ fn hostname(host: &str) -> Option<&str> {
 /// The header that a page, a link or a simple redirect cannot set. `/` needs none, because Go's probe sends
 /// none. The older `X-Google-Metadata-Request: True` is still documented as accepted.
 fn flavor(asked: &Asked<'_>) -> Option<Reply> {
-    let said = |name: &str, word: &str| {
+    let said = |name: HeaderName, word: &str| {
         let mut values = asked.head.headers.get_all(name).iter();
         values.next().is_some_and(|value| value == word) && values.all(|value| value == word)
     };
     let exempt = asked.spot.is_some_and(|spot| spot.is_root());
-    if exempt || said("metadata-flavor", "Google") {
+    if exempt || said(METADATA_FLAVOR, "Google") {
         return None;
     }
-    let older =
-        !asked.head.headers.contains_key("metadata-flavor") && said("x-google-metadata-request", "True");
+    let older = !asked.head.headers.contains_key(METADATA_FLAVOR) && said(OLDER_FLAVOR, "True");
     (!older).then(|| asked.refuse("Missing Metadata-Flavor:Google header."))
 }
 

@@ -12,8 +12,6 @@ use hyper::header::{HeaderName, HeaderValue, X_XSS_PROTECTION};
 
 use crate::secret::Secret;
 
-static METADATA_FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
-
 /// What goes back to the caller. A listener adds `Date`, leaves the body out for HEAD, and nothing else.
 #[derive(Debug)]
 pub struct Reply {
@@ -98,7 +96,7 @@ pub fn headers(reply: &Reply) -> impl Iterator<Item = (HeaderName, HeaderValue)>
     };
     let refused = reply.status == StatusCode::METHOD_NOT_ALLOWED;
     [
-        fixed(METADATA_FLAVOR.clone(), "Google"),
+        fixed(super::METADATA_FLAVOR, "Google"),
         fixed(CONTENT_TYPE, reply.content_type),
         made(LOCATION, &reply.location),
         made(ETAG, &reply.etag),

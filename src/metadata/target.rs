@@ -50,7 +50,13 @@ impl<'a> Target<'a> {
 
 fn segment(raw: &str) -> Option<Cow<'_, str>> {
     let name = unescape(raw, Escapes::Path)?;
-    let hostile = matches!(&*name, "" | "." | "..") || name.contains('/') || name.contains(char::is_control);
+    let hostile = match &name {
+        // A piece of a path that is visible ASCII, cut at its slashes.
+        Cow::Borrowed(name) => matches!(*name, "" | "." | ".."),
+        Cow::Owned(name) => {
+            matches!(name.as_str(), "" | "." | "..") || name.contains('/') || name.contains(char::is_control)
+        }
+    };
     (!hostile).then_some(name)
 }
 
