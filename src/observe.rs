@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// One line for the terminal, or one JSON object with `--json` (`event` names the kind).
 #[derive(Debug, Serialize)]
@@ -128,12 +131,29 @@ pub fn expiry(at: SystemTime, left: Duration) -> String {
     format!("{} (in {} s)", at.unwrap_or_default(), left.as_secs())
 }
 
-/// Installs the diagnostic log: warnings by default, more with `-v`, `RUST_LOG` syntax in `filter`.
+/// Installs the diagnostic log: `LEVEL` and `TARGET=LEVEL`, separated by commas, in `filter`.
 /// The last directives are ours and cannot be overridden: those crates print secrets.
 pub fn install_log(filter: &str, out: fn() -> std::io::Stderr) {
     let filter = format!("{filter},yup_oauth2=off,bollard=info,h2=info,hyper=info,rustls=info");
-    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(out).with_ansi(false).try_init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(out).with_ansi(false);
+    let _ = tracing_subscriber::registry().with(lines).with(targets(&filter)).try_init();
+}
+
+/// What cannot be read is left out; of two directives for the same target the later one counts.
+fn targets(filter: &str) -> Targets {
+    filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()).fold(
+        Targets::new(),
+        |targets, directive| match directive.split_once('=') {
+            Some((target, level)) => match level.parse::<LevelFilter>() {
+                Ok(level) => targets.with_target(target, level),
+                Err(_) => targets,
+            },
+            None => match directive.parse::<LevelFilter>() {
+                Ok(level) => targets.with_default(level),
+                Err(_) => targets.with_target(directive, LevelFilter::TRACE),
+            },
+        },
+    )
 }
 
 #[cfg(test)]
@@ -169,5 +189,19 @@ mod tests {
         voice.notice("log in again");
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: notice        log in again\n");
+    }
+
+    #[test]
+    fn what_prints_secrets_stays_off_whatever_is_asked_for() {
+        use tracing::Level;
+        let ours = "yup_oauth2=off,h2=info";
+        let all = targets(&format!("trace,yup_oauth2=trace,h2=trace,nonsense=loud,,{ours}"));
+        assert!(all.would_enable("kfp_creds::mint", &Level::TRACE));
+        assert!(!all.would_enable("yup_oauth2::helper", &Level::ERROR));
+        assert!(!all.would_enable("h2::proto", &Level::DEBUG) && all.would_enable("h2", &Level::INFO));
+        let some = targets("warn,kfp_creds::server=debug,kfp_creds::mint");
+        assert!(!some.would_enable("kfp_creds::relay", &Level::INFO));
+        assert!(some.would_enable("kfp_creds::server", &Level::DEBUG));
+        assert!(some.would_enable("kfp_creds::mint::shelf", &Level::TRACE));
     }
 }
