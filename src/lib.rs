@@ -18,8 +18,8 @@
 //!
 //! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
 //! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
-//! out; `docker/proxy/wait.rs` keeps exit codes; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what
-//! is leased and what is ours; `docker/proxy/room.rs` looks things up; `docker/proxy/wire.rs` moves bytes.
+//! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` the output of auto-removed
+//! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours; `docker/proxy/room.rs` looks things up; `docker/proxy/wire.rs` moves bytes.
 //!
 //! # One container, one request
 //!

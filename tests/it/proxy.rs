@@ -488,3 +488,90 @@ fn an_engine_that_is_away_is_a_502() {
     assert_eq!(status, 502);
     assert!(body.contains("/nonexistent/docker.sock"), "{body}");
 }
+
+const INSPECTED: &str = r#","Name":"/happy_name","State":{"Status":"created","Running":false,"ExitCode":0},"HostConfig":{"AutoRemove":true,"LogConfig":{"Type":"json-file"}},"Config":{"Tty":false,"AttachStdout":false,"AttachStderr":false,"Env":["A=b"]}"#;
+
+fn frame(stream: u8, text: &str) -> Vec<u8> {
+    let mut frame = vec![stream, 0, 0, 0];
+    frame.extend((text.len() as u32).to_be_bytes());
+    frame.extend(text.as_bytes());
+    frame
+}
+
+/// An engine whose auto-removed container has ended when its logs are asked for: `logs` is what it answers.
+fn ended(logs: Vec<Act>) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
+    let words = created(b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n");
+    let (logs, looks) = (Mutex::new(Some(logs)), AtomicUsize::new(0));
+    move |seen| {
+        if seen.is(&format!("POST /containers/{ID}/attach?stream=1&stdout=1&stderr=1 ")) {
+            let mut all = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".to_vec();
+            // One frame in two pieces, and the last only when logs were asked for.
+            all.extend(frame(1, "one\n"));
+            all.extend(&frame(2, "err\n")[..5]);
+            let mut late = frame(2, "err\n")[5..].to_vec();
+            late.extend(frame(1, "two\n"));
+            return vec![Act::Send(all), Act::Until(9), Act::Send(late)];
+        }
+        if seen.line.contains("/logs?") {
+            return logs.lock().unwrap().take().unwrap();
+        }
+        // Create and start look at it; after that it is gone.
+        if seen.is(&format!("GET /containers/{ID}/json")) && looks.fetch_add(1, Ordering::SeqCst) < 2 {
+            return json("200 OK", &format!(r#"{{"Id":"{ID}"{INSPECTED}}}"#));
+        }
+        words(seen)
+    }
+}
+
+/// What a client sees of a container that ended before it asked: logs, and the look that docker-py takes.
+fn read_late(logs: Vec<Act>, query: &str) -> (u16, String, u16, String) {
+    let (_scratch, _engine, stand) = fixture(ended(logs));
+    assert_eq!(call(&stand.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#).0, 201);
+    let look = format!("GET /v1.41/containers/{ID}/json");
+    assert_eq!(call(&stand.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
+    assert_eq!(call(&stand.socket, &look, "").0, 404, "before its logs were asked for it is gone");
+    let (status, text) = call(&stand.socket, &format!("GET /v1.41/containers/{ID}/logs?{query}"), "");
+    let (looked, body) = call(&stand.socket, &look, "");
+    (status, text, looked, body)
+}
+
+const FOLLOW: &str = "stderr=1&stdout=1&timestamps=0&follow=1&tail=all";
+
+fn frames(texts: &[(u8, &str)]) -> String {
+    String::from_utf8(texts.iter().flat_map(|(stream, text)| frame(*stream, text)).collect()).unwrap()
+}
+
+#[test]
+fn logs_that_the_engine_forgot_are_told_from_what_was_heard() {
+    let whole = frames(&[(1, "one\n"), (2, "err\n"), (1, "two\n")]);
+    for gone in ["404 Not Found", "409 Conflict", "500 Internal Server Error"] {
+        let (status, text, looked, body) = read_late(json(gone, r#"{"message":"gone"}"#), FOLLOW);
+        assert_eq!((status, &text, looked), (200, &whole, 200), "{gone}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["Config"]["Env"], serde_json::json!(["A=b"]));
+        assert_eq!(body["State"]["Status"], "exited");
+        assert_eq!((&body["State"]["Running"], &body["State"]["ExitCode"]), (&false.into(), &3.into()));
+    }
+    let only = read_late(json("404 Not Found", "{}"), "stdout=1&follow=1").1;
+    assert_eq!(only, frames(&[(1, "one\n"), (1, "two\n")]));
+    // What would need times or counting lines is left to the engine.
+    for query in ["stdout=1&tail=1", "stdout=1&timestamps=1", "stdout=1&since=5"] {
+        assert_eq!(read_late(json("404 Not Found", "{}"), query).0, 404, "{query}");
+    }
+}
+
+#[test]
+fn logs_that_break_off_are_told_to_their_end() {
+    let cut = |texts: &[(u8, &str)]| {
+        let part = frames(texts);
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        vec![Act::Send(format!("{head}{:x}\r\n{part}\r\n0\r\n\r\n", part.len()).into_bytes())]
+    };
+    let (status, text, looked, _) = read_late(cut(&[(1, "one\n"), (2, "e")]), FOLLOW);
+    let all = [(1, "one\n"), (2, "e"), (2, "rr\n"), (1, "two\n")];
+    assert_eq!((status, text, looked), (200, frames(&all), 200));
+    // Nothing twice, and nothing made up where the engine says something else.
+    for texts in [&[(1, "one\ntwo\n"), (2, "err\n")][..], &[(1, "ONE\n")]] {
+        assert_eq!(read_late(cut(texts), FOLLOW).1, frames(texts));
+    }
+}

@@ -25,6 +25,7 @@ def one(given, number, code):
             given.image,
             ["sh", "-c", 'echo "out $0"; echo "err $0" >&2; exit "$1"', str(number), str(code)],
             auto_remove=True,
+            detach=True,
             network=given.network,
             labels={"kfp-creds-test": given.label},
         )

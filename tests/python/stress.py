@@ -79,6 +79,7 @@ class Run:
                 ["sh", "-c", self.script, output, str(code)],
                 volumes={self.root: {"bind": self.root, "mode": "rw"}},
                 auto_remove=True,
+                detach=True,
                 labels={LABEL: self.label},
                 **self.options,
             )

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -15,7 +15,8 @@ use super::judge::{self, Neighbour, Question, Verdict};
 use super::path::Target;
 use super::reserved::Kind;
 use super::room::Room;
-use super::wire::{Refusal, Reply, collect};
+use super::wait::Until;
+use super::wire::{Refusal, Reply, collect, full};
 use super::{Ask, json};
 use crate::observe::Line;
 use crate::workload::{ContainerId, Task};
@@ -37,6 +38,7 @@ impl Room {
         let verdict = self.verdict(&mut body, &task, name.as_deref()).await?;
         let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
+        let until = Until::of(&body);
         // On a task of its own: a client that hangs up must not leave a container that exists and is
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
@@ -48,7 +50,7 @@ impl Room {
         self.settings.tasks.spawn("create", async move {
             let reply = match room.engine.forward(request, uri, None).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    room.created(reply, verdict, task, name).await
+                    room.created(reply, verdict, task, name, until).await
                 }
                 other => other,
             };
@@ -120,6 +122,7 @@ impl Room {
         verdict: Verdict,
         task: Arc<Task>,
         name: Option<String>,
+        until: Until,
     ) -> Result<Reply, Refusal> {
         let (head, body) = reply.into_parts();
         let body = body.collect().await.map_err(|_| broken("the engine's answer ended early"))?.to_bytes();
@@ -127,10 +130,10 @@ impl Room {
         let id = answer["Id"].as_str().and_then(ContainerId::parse);
         let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
         match name {
-            Some(name) => self.watch_exit(&id, Some(&name)).await,
+            Some(name) => self.watch_exit(&id, Some(&name), until).await,
             // The engine has chosen a name, by which a client may wait.
             None => {
-                tokio::join!(self.watch_exit(&id, None), self.learn_name(&id));
+                tokio::join!(self.watch_exit(&id, None, until), self.learn_name(&id));
             }
         }
         match verdict {
@@ -165,7 +168,7 @@ impl Room {
             }
             Verdict::Refuse(refusal) => return Err(refusal),
         }
-        Ok(Response::from_parts(head, Either::Right(Full::new(body))))
+        Ok(Response::from_parts(head, full(body)))
     }
 
     async fn learn_name(&self, id: &ContainerId) {
@@ -193,7 +196,7 @@ pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<super::wire::
     let bytes = Bytes::from(body.to_string());
     parts.headers.insert(hyper::header::CONTENT_LENGTH, bytes.len().into());
     parts.headers.remove(hyper::header::TRANSFER_ENCODING);
-    Request::from_parts(parts, Either::Right(Full::new(bytes)))
+    Request::from_parts(parts, full(bytes))
 }
 
 fn broken(why: impl Into<String>) -> Refusal {

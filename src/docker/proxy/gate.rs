@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
@@ -17,7 +17,8 @@ use super::create::rewritten;
 use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
 use super::room::Room;
-use super::wire::{Body, Refusal, Reply, collect, json_reply};
+use super::wait::Until;
+use super::wire::{Body, Refusal, Reply, collect, full, json_reply};
 use super::{Ask, json};
 use crate::workload::ContainerId;
 
@@ -66,7 +67,7 @@ impl Room {
         }
         let raw = raw.ok_or_else(needs_upgrade)?;
         let uri = target.uri().map_err(Refusal::malformed)?;
-        self.engine.forward(Request::from_parts(parts, Either::Right(Full::default())), uri, Some(raw)).await
+        self.engine.forward(Request::from_parts(parts, full(Bytes::new())), uri, Some(raw)).await
     }
 
     async fn container(
@@ -94,6 +95,14 @@ impl Room {
             (&Method::POST, "wait") => {
                 let reply = self.pass(parts, &target, Either::Left(body)).await?;
                 Ok(self.wait(name, reply).await)
+            }
+            (&Method::GET, "logs") => {
+                let reply = self.pass(parts, &target, Either::Left(body)).await?;
+                Ok(self.logs(name, &target, reply).await)
+            }
+            (&Method::GET, "json") => {
+                let reply = self.pass(parts, &target, Either::Left(body)).await?;
+                Ok(self.looked(name, reply).await)
             }
             _ => self.pass(parts, &target, Either::Left(body)).await,
         }
@@ -149,7 +158,7 @@ impl Room {
         parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
         parts.headers.remove(header::TRANSFER_ENCODING);
         let uri = target.uri().map_err(Refusal::malformed)?;
-        self.engine.forward(Request::from_parts(parts, Either::Right(Full::new(bytes))), uri, raw).await
+        self.engine.forward(Request::from_parts(parts, full(bytes)), uri, raw).await
     }
 
     async fn start(
@@ -176,11 +185,14 @@ impl Room {
         };
         let target = target.with_container(id.as_str(), action);
         if self.settings.exits.idle(&id) {
-            self.watch_exit(&id, None).await;
+            self.watch_exit(&id, None, Until::Exit).await;
         }
         let (answer, answered) = oneshot::channel();
         if self.settings.ask.send(Ask::Starting { container: id.clone(), answer }).await.is_ok() {
             let _ = answered.await;
+        }
+        if action == "start" && self.is_leased(&id).await {
+            self.keep_output(&id).await;
         }
         // Before the engine answers: the container may have ended by then.
         let before = self.settings.exits.started(&id, true);
@@ -190,7 +202,7 @@ impl Room {
             self.settings.exits.started(&id, before);
         } else if action == "restart" && self.settings.exits.idle(&id) {
             // The registration before was for the run that the restart ended.
-            self.watch_exit(&id, None).await;
+            self.watch_exit(&id, None, Until::Exit).await;
         }
         reply
     }
@@ -314,7 +326,7 @@ fn needs_upgrade() -> Refusal {
 }
 
 fn empty() -> Body {
-    Either::Right(Full::new(Bytes::new()))
+    full(Bytes::new())
 }
 
 /// What has two readings before any judgement starts.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `POST /containers/create` | read strictly, judged by `judge`, created, its exit registered, attached, answered |
 //! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
+//! | `GET /containers/X/logs` | the engine first, then what it left out of an auto-removed container's (`logs`) |
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
 //! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
 //! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
@@ -19,6 +20,7 @@ mod json;
 mod judge;
 #[cfg(test)]
 mod judge_tests;
+mod logs;
 mod path;
 mod reserved;
 mod room;

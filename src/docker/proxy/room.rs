@@ -10,6 +10,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, oneshot};
 use tokio::time::Instant;
 
 use super::judge::SESSION_LABEL;
+use super::logs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
@@ -30,6 +31,7 @@ type ImageEnv = Arc<[String]>;
 pub(super) struct Room {
     pub(super) settings: Arc<Settings>,
     pub(super) engine: Engine,
+    pub(super) outputs: Outputs,
     images: Mutex<HashMap<String, (Instant, ImageEnv)>>,
     /// Read while a container that will be leased is on its way from the engine's create to its lease. Whoever
     /// asks whether something is leased, to let it be reached into, waits for these first: afterwards nothing
@@ -40,7 +42,7 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
-        Self { settings, engine, images: Mutex::default(), arriving: Arc::default() }
+        Self { settings, engine, outputs: Outputs::default(), images: Mutex::default(), arriving: Arc::default() }
     }
 
     /// Held from before the engine's create until the lease is in place.

@@ -42,6 +42,24 @@ struct Entry {
     exit: watch::Receiver<Exit>,
 }
 
+/// When the exit that counts is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Until {
+    Exit,
+    /// The engine starts it again by itself, and its answer about an exit before that can be a 0 that never
+    /// was (20.10); only the last run counts.
+    Removal,
+}
+
+impl Until {
+    /// By the restart policy of a create body, whatever the case of its keys.
+    pub(super) fn of(body: &Value) -> Self {
+        let policy = body["HostConfig"]["RestartPolicy"].as_object().into_iter().flatten();
+        let mut names = policy.filter_map(|(_, value)| value.as_str());
+        if names.any(|name| !matches!(name, "" | "no")) { Self::Removal } else { Self::Exit }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Exit {
     Watching,
@@ -123,15 +141,28 @@ impl Exits {
         })
     }
 
+    /// How a container that the engine no longer knows ended; `None` for one that was never ours to watch.
+    async fn last(&self, container: &ContainerId) -> Option<Exit> {
+        let mut exit = self.with(|book| book.entries.get(container).map(|entry| entry.exit.clone()))?;
+        let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
+        Some(match tokio::time::timeout(LAST_WORD, settled).await {
+            Ok(Ok(exit)) => exit.clone(),
+            Ok(Err(_)) | Err(_) => Exit::Lost,
+        })
+    }
+
+    /// Its exit code, once that can be said.
+    pub(super) async fn last_code(&self, container: &ContainerId) -> Option<i64> {
+        match self.last(container).await? {
+            Exit::Known(code, _) => Some(code),
+            Exit::Watching | Exit::Lost => None,
+        }
+    }
+
     /// The answer to a wait for a container that the engine no longer knows; `None` when its 404 is true.
     async fn answer(&self, reference: &str) -> Option<Reply> {
         let id = self.find(reference)?;
-        let mut exit = self.with(|book| book.entries.get(&id).map(|entry| entry.exit.clone()))?;
-        let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
-        let last = match tokio::time::timeout(LAST_WORD, settled).await {
-            Ok(Ok(exit)) => exit.clone(),
-            Ok(Err(_)) | Err(_) => Exit::Lost,
-        };
+        let last = self.last(&id).await?;
         // Never started: there was no exit, and the engine's 404 is the truth.
         if !self.with(|book| book.entries.get(&id).is_some_and(|entry| entry.started)) {
             return None;
@@ -164,9 +195,18 @@ impl Book {
 impl Room {
     /// Registers for the next exit of `container`. When this returns the engine has the registration, so no
     /// exit can be missed; the code is read in the background.
-    pub(super) async fn watch_exit(self: &Arc<Self>, container: &ContainerId, name: Option<&str>) {
+    pub(super) async fn watch_exit(
+        self: &Arc<Self>,
+        container: &ContainerId,
+        name: Option<&str>,
+        until: Until,
+    ) {
         let exit = self.settings.exits.record(container, name);
-        let path = format!("/containers/{}/wait?condition=next-exit", container.as_str());
+        let condition = match until {
+            Until::Exit => "next-exit",
+            Until::Removal => "removed",
+        };
+        let path = format!("/containers/{}/wait?condition={condition}", container.as_str());
         let reply = match self.engine.ask(Method::POST, &path).await {
             Ok(reply) if reply.status() == StatusCode::OK => reply,
             Ok(_) | Err(_) => {

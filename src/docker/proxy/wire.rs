@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +24,8 @@ use crate::process::Tasks;
 /// Largest body that is held in memory: kfp puts source and inputs of a component into its create request.
 pub(super) const BODY_BOUND: usize = 32 << 20;
 
-pub(super) type Body = Either<Incoming, Full<Bytes>>;
+/// From the other side, or made here: whole, or as it comes.
+pub(super) type Body = Either<Incoming, Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>>;
 pub(super) type Reply = Response<Body>;
 
 /// A request that is answered here, and why. The text is a lower-case fragment for the client.
@@ -53,10 +55,14 @@ impl Refusal {
 }
 
 pub(super) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Either::Right(Full::new(body.into())));
+    let mut reply = Response::new(full(body.into()));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
+}
+
+pub(super) fn full(bytes: Bytes) -> Body {
+    Either::Right(Either::Left(Full::new(bytes)))
 }
 
 /// The whole body, up to [`BODY_BOUND`].
@@ -112,7 +118,7 @@ impl Engine {
             .uri(path)
             .header(header::HOST, "docker")
             .header(header::CONTENT_LENGTH, 0)
-            .body(Either::Right(Full::default()));
+            .body(full(Bytes::new()));
         self.exchange(request.map_err(|_| Refusal::malformed("a name that no path can hold"))?).await
     }
 
@@ -162,7 +168,7 @@ impl Engine {
                 }
             });
             // Connection and Upgrade are part of the answer here, so nothing is stripped.
-            return Ok(reply.map(|_| Either::Right(Full::default())));
+            return Ok(reply.map(|_| full(Bytes::new())));
         }
         strip(reply.headers_mut(), head);
         Ok(reply.map(Either::Left))
