@@ -45,6 +45,15 @@ pub enum Command {
         #[command(flatten)]
         shared: Shared,
     },
+    /// Looks for keys in a directory, a tar file or an image with all its layers
+    #[command(after_help = SCAN_CODES)]
+    Scan {
+        #[command(flatten)]
+        shared: Shared,
+        /// A path if there is one of this name, else an image of the engine
+        #[arg(value_name = "IMAGE|DIR|TAR")]
+        target: String,
+    },
     /// Writes, checks or trusts a config file
     Config {
         #[command(subcommand)]
@@ -155,6 +164,10 @@ impl From<Shared> for Overrides {
 const RUN_CODES: &str = "\
 Exit codes: that of the command, 128 + n where signal n ended it; 125 kfp-creds failed before the
 command ran; 126 the command cannot be executed; 127 it was not found.";
+
+const SCAN_CODES: &str = "\
+Exit codes: 0 nothing found, 1 a key was found, 64 no such target, 69 engine not reachable,
+77 something could not be looked at, 78 bad config.";
 
 const CODES: &str = "\
 Exit codes: 64 usage, 66 no usable credential, 69 engine not reachable, 70 bug, 77 not permitted,

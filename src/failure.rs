@@ -7,6 +7,8 @@ use std::process::ExitStatus;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
     Done,
+    /// `scan` found a key.
+    Found,
     /// The child of `run` ended, with this code; 128 + the signal's number where a signal ended it.
     Child(u8),
 }

@@ -9,17 +9,19 @@
 //! | storey | rooms |
 //! |---|---|
 //! | 6 | `main.rs` parse, dispatch, exit code; `cli.rs` the command line; `lib.rs` this map |
-//! | 5 | `app`: `app/run.rs`, `app/serve.rs`, `app/check.rs` one file a command; `app/house.rs` builds and ends a session; `app/host.rs` its engine-free half; `app/child.rs` the command under `run`; `session.rs` the session as the engine sees it: network, relay, sweep |
+//! | 5 | `app`: `app/run.rs`, `app/serve.rs`, `app/check.rs`, `app/scan.rs` one file a command; `app/house.rs` builds and ends a session; `app/host.rs` its engine-free half; `app/child.rs` the command under `run`; `session.rs` the session as the engine sees it: network, relay, sweep |
 //! | 4 | `server` request to answer; `server/views.rs` what a caller sees; `server/jwks.rs` the offline keys; `server/caller.rs` who asks; `server/refusals.rs` why there is no token, on the terminal; `lifecycle` attach, confirm, cut off; `lifecycle/addresses.rs` the pool, `lifecycle/events.rs` what the engine tells, `lifecycle/end.rs` the end |
 //! | 3 | `metadata` the protocol as a pure step: `metadata/tree.rs` every path, `metadata/target.rs` what is asked, `metadata/render.rs` forms, `metadata/reply.rs` bytes, `metadata/view.rs` values; `mint.rs` (request) to token, one flight per key, `mint/shelf.rs` its cache; `docker` the engine: `docker/network.rs`, `docker/image.rs`, `docker/relay.rs`, `docker/events.rs`, and the API proxy (below); `relay.rs` the part inside the container network |
 //! | 2 | `config` flags over environment over file: `config/keys.rs` every key, `config/read.rs`, `config/find.rs` and trust, `config/check.rs` meaning, `config/forms.rs` what values look like, `config/mounts.rs`, `config/engine.rs` which engine; `registry.rs` which address has which lease; `source` where tokens come from: `source/google.rs` credential files, `source/credential.rs` their kinds, `source/user.rs`, `source/yup.rs` service-account keys, `source/impersonate.rs`, `source/offline.rs`, `source/upstream.rs` the HTTP client, `source/flight.rs` one call for many callers, `source/gcloud.rs`, `source/jwt.rs` |
-//! | 1 | `kfp.rs` recognises tasks; `mounts.rs` what is mounted besides what is asked for; `policy.rs` which container gets which identity; `observe.rs` every line a person reads |
+//! | 1 | `kfp.rs` recognises tasks; `mounts.rs` what is mounted besides what is asked for; `policy.rs` which container gets which identity; `guard` is there a key in it: `guard/content.rs` by content, `guard/text.rs`, `guard/environment.rs` variables, `guard/walk.rs` directories under a budget, `guard/archive.rs` streams, `guard/image.rs` layers; `observe.rs` every line a person reads |
 //! | 0 | `secret.rs` the one door; `token.rs` scopes, deadlines, tokens; `workload.rs` container, task, identity, grant; `process.rs` tasks and limits; `failure.rs` how a command ends; `unparsable.rs` our headers on hyper's own refusals |
 //!
 //! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
 //! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
 //! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` the output of auto-removed
-//! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours; `docker/proxy/room.rs` looks things up; `docker/proxy/wire.rs` moves bytes.
+//! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours;
+//! `docker/proxy/guard.rs` and `docker/proxy/upload.rs` keep keys out; `docker/proxy/room.rs` looks things up;
+//! `docker/proxy/wire.rs` moves bytes.
 //!
 //! # One container, one request
 //!
@@ -44,6 +46,7 @@ pub mod cli;
 pub mod config;
 pub mod docker;
 pub mod failure;
+pub mod guard;
 pub mod kfp;
 pub mod lifecycle;
 pub mod metadata;

@@ -58,6 +58,10 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             let (config, voice) = resolve(shared, around)?;
             wait_for(app::check(&config, around, voice, print))?
         }
+        Command::Scan { shared, target } => {
+            let (config, _) = resolve(shared, around)?;
+            wait_for(app::scan(&config, around, &target, print))?
+        }
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at } => {
@@ -89,7 +93,10 @@ fn resolve(shared: Shared, around: &Surroundings) -> Result<(Config, Voice), Fai
 fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::NotPermitted(format!("no event loop: {error}")))?;
-    Ok(runtime.block_on(work))
+    let done = runtime.block_on(work);
+    // A look at a dead file server may hang in its thread; the end does not wait for it.
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Failure> {
@@ -127,6 +134,7 @@ fn exit_code(run: bool, outcome: &Result<Ended, Failure>) -> u8 {
     let own = |code| if run { 125 } else { code };
     match outcome {
         Ok(Ended::Done) => 0,
+        Ok(Ended::Found) => 1,
         Ok(Ended::Child(code)) => *code,
         Err(Failure::Usage(_)) => own(64),
         Err(Failure::NoCredential(_)) => own(66),

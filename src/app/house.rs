@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 
 use super::broken;
 use super::host::Host;
-use crate::config::{Config, Surroundings, engine};
+use crate::config::{Config, SourceChoice, Surroundings, engine};
 use crate::docker::Engine;
 use crate::docker::proxy::{self, Ask, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::failure::Failure;
+use crate::guard::Guard;
 use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
@@ -76,16 +77,12 @@ impl House {
         let (writer, reader, questions) = registry::new();
         let views = host.views(config, Some(session.relay.to_string()));
         let server = Server::new(reader, host.mint.clone(), views, session.relay, voice.clone());
-        let lifecycle = Lifecycle::new(
-            session.engine.clone(),
-            session.network.clone(),
-            session.leasable(),
-            Granting { writer, mint: host.mint.clone() },
-            voice.clone(),
-            tasks.clone(),
-        );
+        let granting = Granting { writer, mint: host.mint.clone() };
+        let lifecycle = manage(&session, granting, &voice, &tasks);
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
+            socket: folder.join(format!("{id}.sock")),
+            guard: Arc::new(guard(config, around)),
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
             ..settings(config, &session, ask, &voice, &tasks)
@@ -93,7 +90,7 @@ impl House {
         let (failing, failed) = mpsc::channel(1);
         let mut house = Self {
             host,
-            socket: folder.join(format!("{id}.sock")),
+            socket: proxy.socket.clone(),
             failed,
             voice: voice.clone(),
             live: false,
@@ -240,6 +237,8 @@ fn settings(
 ) -> Settings {
     Settings {
         upstream: session.engine.socket().to_owned(),
+        socket: PathBuf::new(),
+        guard: Arc::default(),
         session: session.network.session.clone(),
         policy: Arc::new(config.policy.clone()),
         mounts: config.mounts.clone(),
@@ -271,6 +270,34 @@ fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
     reserved.put(Kind::Network, &session.network.id, &session.network.name);
     reserved.put(Kind::Image, &session.image, &session.image_name);
     reserved
+}
+
+fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -> Arc<Lifecycle> {
+    Lifecycle::new(
+        session.engine.clone(),
+        session.network.clone(),
+        session.leasable(),
+        granting,
+        voice.clone(),
+        tasks.clone(),
+    )
+}
+
+/// Where the session's own login lies is the likeliest place of all.
+fn guard(config: &Config, around: &Surroundings) -> Guard {
+    let named = match &config.source {
+        SourceChoice::Adc { file } => file.clone(),
+        SourceChoice::Offline => None,
+    };
+    let variable = |name| around.variable(name).map(PathBuf::from);
+    let cloudsdk =
+        variable("CLOUDSDK_CONFIG").map(|folder| folder.join("application_default_credentials.json"));
+    let files = [named, variable("GOOGLE_APPLICATION_CREDENTIALS"), cloudsdk].into_iter().flatten();
+    Guard {
+        rules: config.guard.clone(),
+        homes: around.home().into_iter().chain([PathBuf::from("/root")]).collect(),
+        files: files.filter_map(|file| file.canonicalize().ok()).collect(),
+    }
 }
 
 fn session_id() -> Result<String, Failure> {

@@ -5,10 +5,12 @@ mod child;
 mod host;
 mod house;
 mod run;
+mod scan;
 mod serve;
 
 pub use check::check;
 pub use run::run;
+pub use scan::scan;
 pub use serve::{listen, serve};
 
 use std::fmt::Display;

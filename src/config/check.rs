@@ -11,10 +11,11 @@ use wildmatch::WildMatch;
 use super::forms::{
     account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
-use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance, RawRule};
+use super::keys::{RawConfig, RawEndpoints, RawGuard, RawIdentity, RawInstance, RawRule};
 use super::mounts::mounts;
 use super::read::{Layers, one_line, shown};
 use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
+use crate::guard::{Mode, Rules};
 use crate::observe;
 use crate::policy::{Policy, Rule};
 use crate::token::{CLOUD_PLATFORM, Scopes};
@@ -66,6 +67,7 @@ pub(super) fn resolve(
         policy,
         identities,
         keep: raw.keep.unwrap_or_default(),
+        guard: guard(say, raw.guard, &beside, around),
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
         form,
@@ -134,6 +136,32 @@ fn source(
         _ => Some(base.join(file)),
     });
     SourceChoice::Adc { file }
+}
+
+fn guard(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Surroundings) -> Rules {
+    let mode = judged_as(say, "guard.mode", raw.mode, |text| match text {
+        "deny" => Ok(Mode::Deny),
+        "warn" => Ok(Mode::Warn),
+        "off" => Ok(Mode::Off),
+        _ => Err("has to be \"deny\", \"warn\" or \"off\"".into()),
+    });
+    let mut allow = vec![];
+    for text in &raw.allow {
+        match (text.strip_prefix("~/"), around.home()) {
+            _ if text.trim_matches(['/', '.', '~']).is_empty() => {
+                say.problem("guard.allow", format_args!("\"{}\" would except everything", shown(text)));
+            }
+            (Some(rest), Some(home)) => allow.push(home.join(rest)),
+            (Some(_), None) => say.problem("guard.allow", "starts at your home, and HOME is not set"),
+            (None, _) => {
+                // A relative path is one beside the file, and one inside an archive.
+                let path = Path::new(text.trim_start_matches("./"));
+                allow.extend(path.is_relative().then(|| path.to_owned()));
+                allow.push(beside.join(path));
+            }
+        }
+    }
+    Rules { mode: mode.unwrap_or_default(), allow }
 }
 
 fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {

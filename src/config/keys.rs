@@ -27,6 +27,7 @@ pub(super) struct RawConfig {
     pub log: Option<String>,
     pub network: RawNetwork,
     pub endpoints: RawEndpoints,
+    pub guard: RawGuard,
     pub instance: RawInstance,
     pub attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
@@ -39,6 +40,13 @@ pub(super) struct RawConfig {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawNetwork {
     pub pool: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawGuard {
+    pub mode: Option<String>,
+    pub allow: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -176,6 +184,9 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
         .variable("KFP_CREDS_POOL"),
+    key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. See [GUARD.md](GUARD.md).")
+        .variable("KFP_CREDS_GUARD").guarded(),
+    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image.").guarded(),
     key("endpoints.token", Kind::Text, "what the credential says", "The whole URL of the OAuth token endpoint. `https`, or `http` on loopback.")
         .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
     key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
@@ -268,6 +279,7 @@ mod tests {
     fn the_table_holds_exactly_the_keys_of_the_shape() {
         let tables = [
             "network",
+            "guard",
             "instance",
             "endpoints",
             "identity",
@@ -280,6 +292,7 @@ mod tests {
         shape.retain(|field| !tables.contains(&field.as_str()));
         for (header, prefix) in [
             ("[network]", "network."),
+            ("[guard]", "guard."),
             ("[instance]", "instance."),
             ("[endpoints]", "endpoints."),
             ("[identity.a]", "identity.*."),
@@ -298,7 +311,7 @@ mod tests {
     #[test]
     fn whatever_names_a_place_or_a_file_is_guarded() {
         for key in KEYS {
-            let named = ["endpoints.", "engine", "credentials_file", "mount[].source"]
+            let named = ["endpoints.", "engine", "credentials_file", "mount[].source", "guard."]
                 .iter()
                 .any(|p| key.path.starts_with(p));
             assert_eq!(key.guarded, named, "{}", key.path);

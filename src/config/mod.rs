@@ -25,6 +25,7 @@ pub use keys::reference;
 pub use read::Guarded;
 use read::Layers;
 
+use crate::guard::{Mode, Rules};
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
@@ -92,6 +93,8 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     /// What `run` does with containers that still run at its end: leave them, without identity.
     pub keep: bool,
+    /// What becomes of keys that a request would bring into a container.
+    pub guard: Rules,
     pub pool: Pool,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
@@ -265,6 +268,7 @@ impl Config {
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.clone()),
             ("pool", Some(self.pool.to_string())),
+            ("guard", (self.guard != Rules::default()).then(|| guarding(&self.guard))),
         ] {
             if let Some(value) = value {
                 line(name, value);
@@ -286,6 +290,21 @@ impl Config {
         let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
         line("otherwise", format!("{who}: {identity}"));
         text
+    }
+}
+
+fn guarding(rules: &Rules) -> String {
+    let mode = match rules.mode {
+        Mode::Deny => "deny",
+        Mode::Warn => "warn",
+        Mode::Off => "off",
+    };
+    match rules.allow.is_empty() {
+        true => mode.into(),
+        false => {
+            let allowed = rules.allow.iter().map(|path| path.display().to_string());
+            format!("{mode}, except {}", allowed.collect::<Vec<_>>().join(" "))
+        }
     }
 }
 

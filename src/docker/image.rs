@@ -9,7 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bollard::query_parameters::{ImportImageOptions, ListImagesOptionsBuilder, RemoveImageOptions};
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
 use serde_json::json;
 
 use super::{Engine, EngineError, filters};
@@ -83,6 +84,11 @@ impl Relay {
 }
 
 impl Engine {
+    /// The image with all its layers, as `docker save` writes it.
+    pub fn save(&self, image: &str) -> impl Stream<Item = Result<Bytes, EngineError>> {
+        self.docker.export_image(image).map_err(|e| EngineError::of("save the image", e))
+    }
+
     /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
     /// may tag): what counts is that the only layer is ours, by digest.
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {

@@ -105,6 +105,8 @@ impl Stand {
             exits: exits.clone(),
             closing: closing.clone(),
             mounts: vec![],
+            socket: socket.clone(),
+            guard: Arc::default(),
             clients: Clients::default(),
             ask,
             tasks: tasks.clone(),

@@ -85,10 +85,13 @@ impl Room {
             wiring: &self.settings.wiring,
             session: &self.settings.session,
         };
-        match judge::judge(body, &question) {
-            Verdict::Refuse(refusal) => Err(refusal),
-            verdict => Ok(verdict),
-        }
+        let verdict = match judge::judge(body, &question) {
+            Verdict::Refuse(refusal) => return Err(refusal),
+            verdict => verdict,
+        };
+        let ours = task.kfp || matches!(verdict, Verdict::Attach { .. });
+        self.guard_create(body, &image_env, ours, &task.to_string()).await?;
+        Ok(verdict)
     }
 
     async fn neighbours(&self, references: &[String]) -> Result<HashMap<String, Neighbour>, Refusal> {

@@ -2,6 +2,7 @@
 //! and the rest passes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::Either;
@@ -20,6 +21,7 @@ use super::room::Room;
 use super::wait::Until;
 use super::wire::{Body, Refusal, Reply, collect, full, json_reply};
 use super::{Ask, json};
+use crate::guard::Mode;
 use crate::workload::ContainerId;
 
 impl Room {
@@ -34,7 +36,15 @@ impl Room {
             Route::Probe => Ok(self.probe()),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
-            Route::Tunnel => self.raw(parts, target, body, raw).await,
+            Route::Tunnel => {
+                self.say_buildkit();
+                self.raw(parts, target, body, raw).await
+            }
+            Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
+            Route::Build if !looks => {
+                self.things(&Route::Build, &target).await?;
+                self.build_context(parts, &target, body).await
+            }
             Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
             Route::Container { name, action } => {
                 self.container(parts, target, body, raw, &name, &action).await
@@ -92,6 +102,7 @@ impl Room {
             (&Method::POST, "exec") => self.exec_create(parts, target, body, name).await,
             (&Method::POST, "start" | "restart") => self.start(parts, target, body, name, action).await,
             (&Method::POST, "rename") => self.rename(parts, target, body, name).await,
+            (&Method::PUT, "archive") => self.archive(parts, target, body, name).await,
             (&Method::POST, "wait") => {
                 let reply = self.pass(parts, &target, Either::Left(body)).await?;
                 Ok(self.wait(name, reply).await)
@@ -123,6 +134,11 @@ impl Room {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
+        if !body["Env"].is_null()
+            && let Some(id) = self.locate(name).await?
+        {
+            self.guard_exec(&body, self.is_leased(&id).await, name)?;
+        }
         if privileged {
             let _none = self.none_arriving().await;
             let Some(id) = self.locate(name).await? else {
@@ -243,6 +259,55 @@ impl Room {
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await
+    }
+
+    /// Files for a container: `docker cp`.
+    async fn archive(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: Target,
+        body: Incoming,
+        name: &str,
+    ) -> Result<Reply, Refusal> {
+        let Some(id) = self.locate(name).await? else {
+            return self.pass(parts, &target, Either::Left(body)).await;
+        };
+        let target = target.with_container(id.as_str(), "archive");
+        match self.strictness(self.is_leased(&id).await) {
+            Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
+            mode => self.upload(parts, &target, body, mode, format!("copy to {name}")).await,
+        }
+    }
+
+    /// The classic builder's context; BuildKit fetches its own through a tunnel.
+    async fn build_context(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        self.guard_build_arguments(target)?;
+        let remote = target.query("remote").is_some_and(|remote| !remote.is_empty());
+        if target.query("version") == Some("2") {
+            self.say_buildkit();
+        }
+        match self.strictness(true) {
+            Mode::Off => self.pass(parts, target, Either::Left(body)).await,
+            _ if remote || target.query("version") == Some("2") => {
+                self.pass(parts, target, Either::Left(body)).await
+            }
+            mode => self.upload(parts, target, body, mode, "build context".into()).await,
+        }
+    }
+
+    fn say_buildkit(&self) {
+        let on = self.settings.guard.rules.mode != Mode::Off;
+        if on && !self.said_buildkit.swap(true, Ordering::Relaxed) {
+            self.settings.voice.notice(
+                "not verified: BuildKit fetches its context itself, past this session; look into the image with \
+                 kfp-creds scan IMAGE",
+            );
+        }
     }
 
     /// Networks, images, builds and commits that would change what is ours.

@@ -161,7 +161,7 @@ const MOUNT: Shape = Shape::Fields(&[
     ("Target", ANY),
     ("ReadOnly", ANY),
     ("BindOptions", ANY),
-    ("VolumeOptions", ANY),
+    ("VolumeOptions", Shape::Fields(&[("DriverConfig", Shape::Fields(&[("Name", ANY), ("Options", ANY)]))])),
 ]);
 
 /// Fields of the engine's HostConfig that are judged or that decide what a container can reach.
@@ -217,7 +217,10 @@ pub(super) const CREATE: Shape = Shape::Fields(&[
 ]);
 
 /// The body of `containers/X/exec`.
-pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY)]);
+pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY), ("Env", ANY)]);
+
+/// The body of `volumes/create`.
+pub(super) const VOLUME: Shape = Shape::Fields(&[("Name", ANY), ("Driver", ANY), ("DriverOpts", ANY)]);
 
 /// The body of `exec/X/start`.
 pub(super) const EXEC_START: Shape = Shape::Fields(&[("Detach", ANY)]);

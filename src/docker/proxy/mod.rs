@@ -16,6 +16,7 @@
 mod confine;
 mod create;
 mod gate;
+mod guard;
 mod json;
 mod judge;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod logs;
 mod path;
 mod reserved;
 mod room;
+mod upload;
 mod wait;
 mod wire;
 
@@ -44,6 +46,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use crate::guard::Guard;
 use crate::mounts::Mount;
 use crate::observe::{Line, Voice};
 use crate::policy::Policy;
@@ -59,6 +62,9 @@ pub use self::wait::Exits;
 pub struct Settings {
     /// The engine's socket.
     pub upstream: PathBuf,
+    /// Our own socket, for programs that mount the engine's.
+    pub socket: PathBuf,
+    pub guard: Arc<Guard>,
     /// Eight hex digits; the value of [`SESSION_LABEL`] on every container that is attached.
     pub session: String,
     pub policy: Arc<Policy>,

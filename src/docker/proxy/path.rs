@@ -7,8 +7,19 @@
 use hyper::Uri;
 
 /// Query keys that decide something here. The engine reads the first of several, other readers the last.
-const SINGLE: &[&str] =
-    &["name", "container", "networkmode", "condition", "repo", "tag", "fromImage", "fromSrc", "force"];
+const SINGLE: &[&str] = &[
+    "name",
+    "container",
+    "networkmode",
+    "condition",
+    "repo",
+    "tag",
+    "fromImage",
+    "fromSrc",
+    "force",
+    "buildargs",
+    "remote",
+];
 
 /// A request target after decoding.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,6 +52,7 @@ pub(super) enum Route {
         action: String,
     },
     ImageCreate,
+    VolumeCreate,
     Build,
     Commit,
     /// BuildKit's two tunnels.
@@ -124,6 +136,7 @@ impl Target {
             ["containers", "create"] if !delete => Route::Create,
             ["networks", "create"] if !delete => Route::NetworkCreate,
             ["images", "create"] if !delete => Route::ImageCreate,
+            ["volumes", "create"] if !delete => Route::VolumeCreate,
             ["exec", .., "start"] => Route::ExecStart,
             ["build"] => Route::Build,
             ["commit"] => Route::Commit,

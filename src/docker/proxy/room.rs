@@ -1,6 +1,7 @@
 //! What every judgement needs: the engine, the settings, and answers to "which container is that".
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
 use super::{Ask, Settings};
+use crate::guard::walk::Memory;
 use crate::workload::ContainerId;
 
 /// A tag can move; for this long an image's environment is not asked for again.
@@ -37,12 +39,23 @@ pub(super) struct Room {
     /// asks whether something is leased, to let it be reached into, waits for these first: afterwards nothing
     /// that exists becomes leased any more.
     arriving: Arc<RwLock<()>>,
+    pub(super) memory: Memory,
+    /// Whether it was said that BuildKit's builds are not looked into.
+    pub(super) said_buildkit: AtomicBool,
 }
 
 impl Room {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
-        Self { settings, engine, outputs: Outputs::default(), images: Mutex::default(), arriving: Arc::default() }
+        Self {
+            settings,
+            engine,
+            outputs: Outputs::default(),
+            images: Mutex::default(),
+            arriving: Arc::default(),
+            memory: Memory::default(),
+            said_buildkit: AtomicBool::default(),
+        }
     }
 
     /// Held from before the engine's create until the lease is in place.

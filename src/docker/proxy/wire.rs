@@ -89,7 +89,11 @@ pub(super) struct Engine {
 
 impl Engine {
     /// One exchange. Dropping the future or the reply's body closes the connection.
-    pub(super) async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, Refusal> {
+    pub(super) async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, Refusal>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let stream =
             UnixStream::connect(&self.socket).await.map_err(|error| self.silent(error.to_string()))?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -134,12 +138,16 @@ impl Engine {
 
     /// Sends the client's request on, in canonical form, and gives its reply back as it comes.
     /// `upgrade` is the client's connection if the request may turn into raw bytes.
-    pub(super) async fn forward(
+    pub(super) async fn forward<B>(
         &self,
-        mut request: Request<Body>,
+        mut request: Request<B>,
         uri: Uri,
         upgrade: Option<(OnUpgrade, HeaderValue)>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Reply, Refusal>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
         let head = request.method() == Method::HEAD;

@@ -7,6 +7,7 @@ mod basics;
 mod clients;
 mod floods;
 mod golden_relay;
+mod guard;
 mod kfp;
 mod leaks;
 mod leaving;

@@ -1,0 +1,217 @@
+//! Archives on their way to the engine (`docker cp`, build contexts): judged as they pass. No byte of a
+//! file goes on before the file is judged, so that a refusal comes before the key has left.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::write::MultiGzDecoder;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Request;
+use hyper::body::{Frame, Incoming};
+use hyper::http::request::Parts;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+use super::path::Target;
+use super::room::Room;
+use super::wire::{Refusal, Reply};
+use crate::guard::Mode;
+use crate::guard::archive::Tar;
+
+/// How long the rest of a refused upload is read, so that the client comes to read the answer.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Compressed bytes at a time: they may become a thousand times as many.
+const SIP: usize = 8 << 10;
+
+type Piece = Result<Frame<Bytes>, io::Error>;
+
+impl Room {
+    /// `who` names the upload in messages.
+    pub(super) async fn upload(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+        mode: Mode,
+        who: String,
+    ) -> Result<Reply, Refusal> {
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        let (pieces, rest) = mpsc::channel::<Piece>(1);
+        let (tell, told) = oneshot::channel();
+        let room = self.clone();
+        self.settings.tasks.spawn("upload", async move { room.pump(body, pieces, mode, who, tell).await });
+        let stream = stream::unfold(rest, |mut rest| async move { Some((rest.recv().await?, rest)) });
+        let stream = StreamBody::new(Box::pin(stream));
+        let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
+        let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
+        // A stopped upload is an error at the engine; the reason is ours.
+        if failed && let Ok(Ok(Some(refusal))) = tokio::time::timeout(Duration::from_secs(1), told).await {
+            return Err(refusal);
+        }
+        reply
+    }
+
+    async fn pump(
+        &self,
+        mut body: Incoming,
+        pieces: mpsc::Sender<Piece>,
+        mode: Mode,
+        who: String,
+        tell: oneshot::Sender<Option<Refusal>>,
+    ) {
+        let mut filter = Filter::default();
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else {
+                let _ = pieces.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
+                return;
+            };
+            let Ok(mut data) = frame.into_data() else { continue };
+            while !data.is_empty() {
+                let sip = filter.sip(&mut data);
+                filter.push(sip);
+                if let Err(refusal) = self.decide(mode, &who, self.texts(&mut filter)) {
+                    let _ = pieces.send(Err(io::Error::other("a key"))).await;
+                    drop(pieces);
+                    if let Err(Some(refusal)) = tell.send(Some(refusal)) {
+                        // The engine has answered already, and nobody waits for the reason.
+                        self.settings.voice.notice(refusal.why);
+                    }
+                    let _ =
+                        tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
+                    return;
+                }
+                while let Some(piece) = filter.release(false) {
+                    if pieces.send(Ok(Frame::data(piece))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+        if let Some(why) = filter.unverified() {
+            self.settings.voice.notice(format!("{who}: not verified: {why}"));
+        }
+        while let Some(piece) = filter.release(true) {
+            if pieces.send(Ok(Frame::data(piece))).await.is_err() {
+                return;
+            }
+        }
+        let _ = tell.send(None);
+    }
+
+    fn texts(&self, filter: &mut Filter) -> Vec<String> {
+        let finds = filter.take_finds().into_iter();
+        let finds = finds.filter(|entry| !self.settings.guard.rules.allows_inside(&entry.name));
+        finds.map(|entry| format!("the archive holds {} at {}", entry.kind, entry.name)).collect()
+    }
+}
+
+/// Judges what goes in, and holds it back until it is judged.
+#[derive(Default)]
+struct Filter {
+    form: Form,
+    held: VecDeque<Bytes>,
+    /// Bytes that were released.
+    released: u64,
+}
+
+#[derive(Default)]
+enum Form {
+    /// The first bytes, which tell.
+    #[default]
+    Unknown,
+    Plain(Tar),
+    Gzip(Box<MultiGzDecoder<Sink>>),
+    /// Not a form that is opened.
+    Closed(&'static str),
+}
+
+struct Sink(Tar);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Filter {
+    fn sip(&self, data: &mut Bytes) -> Bytes {
+        match self.form {
+            Form::Plain(_) | Form::Closed(_) => std::mem::take(data),
+            Form::Unknown | Form::Gzip(_) => data.split_to(data.len().min(SIP)),
+        }
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if matches!(self.form, Form::Unknown) {
+            // A stream that begins with fewer bytes than tell is taken for plain tar and breaks there.
+            self.form = match &bytes[..] {
+                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(MultiGzDecoder::new(Sink(Tar::new())))),
+                [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x28, 0xb5, 0x2f, ..] => {
+                    Form::Closed("only plain and gzip archives are opened")
+                }
+                _ => Form::Plain(Tar::new()),
+            };
+        }
+        match &mut self.form {
+            Form::Plain(tar) => tar.push(&bytes),
+            Form::Gzip(decoder) => {
+                if decoder.write_all(&bytes).and_then(|()| decoder.flush()).is_err() {
+                    self.form = Form::Closed("the archive cannot be decompressed");
+                }
+            }
+            Form::Unknown | Form::Closed(_) => {}
+        }
+        self.held.push_back(bytes);
+    }
+
+    fn tar(&mut self) -> Option<&mut Tar> {
+        match &mut self.form {
+            Form::Plain(tar) => Some(tar),
+            Form::Gzip(decoder) => Some(&mut decoder.get_mut().0),
+            Form::Unknown | Form::Closed(_) => None,
+        }
+    }
+
+    fn take_finds(&mut self) -> Vec<crate::guard::archive::Entry> {
+        self.tar().map(Tar::take_finds).unwrap_or_default()
+    }
+
+    fn unverified(&mut self) -> Option<&'static str> {
+        if let Form::Closed(why) = self.form {
+            return Some(why);
+        }
+        self.tar().is_some_and(|tar| tar.broken()).then_some("it is not a tar archive, or a broken one")
+    }
+
+    /// The next bytes that may go on; all of them at the end.
+    fn release(&mut self, end: bool) -> Option<Bytes> {
+        let first = self.held.front_mut()?;
+        let free = match &self.form {
+            _ if end => first.len(),
+            Form::Plain(tar) => usize::try_from(tar.safe().saturating_sub(self.released))
+                .unwrap_or(usize::MAX)
+                .min(first.len()),
+            // Where the compressed bytes of a file begin is not known: all or nothing.
+            Form::Gzip(decoder) if decoder.get_ref().0.is_judged() => first.len(),
+            Form::Closed(_) => first.len(),
+            Form::Gzip(_) | Form::Unknown => 0,
+        };
+        if free == 0 {
+            return None;
+        }
+        let piece = first.split_to(free);
+        if first.is_empty() {
+            self.held.pop_front();
+        }
+        self.released += piece.len() as u64;
+        Some(piece)
+    }
+}

@@ -1,0 +1,69 @@
+//! Variables: secrets by name, and anything by content.
+
+use super::text::is_stand_in;
+use super::{Find, Kind, what};
+
+/// Names that carry a cloud secret. What has no stand-in here (an API key of another service) is not
+/// judged by name: nothing could take its place.
+pub(super) const SECRET: &[(&str, Kind)] = &[
+    ("AWS_SECRET_ACCESS_KEY", Kind::AwsKey),
+    ("AWS_SECRET_KEY", Kind::AwsKey),
+    ("AWS_SESSION_TOKEN", Kind::AwsKey),
+    ("AZURE_CLIENT_SECRET", Kind::AzureLogin),
+    ("AZURE_PASSWORD", Kind::AzureLogin),
+    ("ARM_CLIENT_SECRET", Kind::AzureLogin),
+    ("AZURE_STORAGE_KEY", Kind::AzureKey),
+    ("AZURE_STORAGE_ACCOUNT_KEY", Kind::AzureKey),
+    ("AZURE_STORAGE_CONNECTION_STRING", Kind::AzureKey),
+    ("ARM_ACCESS_KEY", Kind::AzureKey),
+    ("GOOGLE_OAUTH_ACCESS_TOKEN", Kind::SecretVariable),
+    ("CLOUDSDK_AUTH_ACCESS_TOKEN", Kind::SecretVariable),
+    ("GOOGLE_OAUTH_REFRESH_TOKEN", Kind::AuthorizedUser),
+    ("GOOGLE_PRIVATE_KEY", Kind::PrivateKey),
+];
+
+/// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
+const SHORTEST: usize = 16;
+
+/// Judges `NAME=value`.
+pub fn variable(entry: &str) -> Option<Find> {
+    let (name, value) = entry.split_once('=')?;
+    Some(Find { kind: named(name, value.as_bytes())?, place: name.into() })
+}
+
+/// Judges a value under its name.
+pub fn named(name: &str, value: &[u8]) -> Option<Kind> {
+    let bare = value.trim_ascii();
+    let by_name = SECRET.iter().find(|(secret, _)| *secret == name).map(|(_, kind)| *kind);
+    if let Some(kind) = by_name
+        && bare.len() >= SHORTEST
+        && !is_stand_in(bare)
+        && !bare.iter().any(u8::is_ascii_whitespace)
+    {
+        return Some(kind);
+    }
+    what(bare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_name_and_by_content() {
+        let secret = ["wJalrXUtnFEMI7K7MDENGbPxR", "fiCYz8h2kP0aQ1L"].concat();
+        for (entry, kind) in [
+            (format!("AWS_SECRET_ACCESS_KEY={secret}"), Some(Kind::AwsKey)),
+            ("AWS_SECRET_ACCESS_KEY=minio123".into(), None),
+            ("AWS_SECRET_ACCESS_KEY=testing".into(), None),
+            ("AWS_SECRET_ACCESS_KEY=${AWS_SECRET_ACCESS_KEY}".into(), None),
+            ("AWS_SECRET_ACCESS_KEY".into(), None),
+            (format!("AZURE_CLIENT_SECRET=abc8Q~{secret}"), Some(Kind::AzureLogin)),
+            ("GOOGLE_APPLICATION_CREDENTIALS=/keys/sa.json".into(), None),
+            ("OPENAI_API_KEY=sk-proj-0123456789abcdef".into(), None),
+            (format!("X=aws_secret_access_key = {secret}"), Some(Kind::AwsKey)),
+        ] {
+            assert_eq!(variable(&entry).map(|find| find.kind), kind, "{entry}");
+        }
+    }
+}

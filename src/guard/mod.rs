@@ -1,0 +1,147 @@
+//! Is there a key in it? Judged by content, with bounded work, and without ever holding on to what is found.
+//!
+//! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
+//! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
+//! Rooms: `content` what bytes are, `text` how they are read, `environment` variables, `walk` directories
+//! under a budget, `archive` tar streams as they pass, `image` the layers of an image.
+
+pub mod archive;
+pub mod content;
+pub mod environment;
+pub mod image;
+#[cfg(test)]
+mod tests;
+mod text;
+pub mod walk;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use content::what;
+
+/// What was found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    ServiceAccountKey,
+    AuthorizedUser,
+    ExternalAccount,
+    ExternalAccountUser,
+    ImpersonatedAccount,
+    GcloudDatabase,
+    PrivateKey,
+    AwsKey,
+    AzureLogin,
+    AzureKey,
+    Netrc,
+    Kubeconfig,
+    RegistryLogin,
+    SecretVariable,
+    /// Whoever can open it can do what the engine can do, past every rule of the session.
+    EngineSocket,
+}
+
+impl Kind {
+    /// All kinds, for tables.
+    pub const ALL: [Kind; 15] = [
+        Kind::ServiceAccountKey,
+        Kind::AuthorizedUser,
+        Kind::ExternalAccount,
+        Kind::ExternalAccountUser,
+        Kind::ImpersonatedAccount,
+        Kind::GcloudDatabase,
+        Kind::PrivateKey,
+        Kind::AwsKey,
+        Kind::AzureLogin,
+        Kind::AzureKey,
+        Kind::Netrc,
+        Kind::Kubeconfig,
+        Kind::RegistryLogin,
+        Kind::SecretVariable,
+        Kind::EngineSocket,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::ServiceAccountKey => "a Google service-account key",
+            Kind::AuthorizedUser => "a Google user login",
+            Kind::ExternalAccount => "a Google external-account credential",
+            Kind::ExternalAccountUser => "a Google external-account user login",
+            Kind::ImpersonatedAccount => "a Google impersonation credential",
+            Kind::GcloudDatabase => "a gcloud login database",
+            Kind::PrivateKey => "a private key",
+            Kind::AwsKey => "an AWS secret access key",
+            Kind::AzureLogin => "an Azure login",
+            Kind::AzureKey => "an Azure storage key",
+            Kind::Netrc => "a netrc password",
+            Kind::Kubeconfig => "a kubeconfig with a key or token",
+            Kind::RegistryLogin => "a container registry login",
+            Kind::SecretVariable => "a secret variable",
+            Kind::EngineSocket => "the engine's own socket",
+        })
+    }
+}
+
+/// One find: what, and where. There is no field that could carry the secret.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Find {
+    pub kind: Kind,
+    /// A path, or `NAME` of a variable.
+    pub place: String,
+}
+
+impl fmt::Display for Find {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.kind, self.place)
+    }
+}
+
+/// What becomes of a find.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Mode {
+    /// The request is refused.
+    #[default]
+    Deny,
+    /// One line; the request passes.
+    Warn,
+    /// Nothing is looked at.
+    Off,
+}
+
+/// The operator's part: how strict, and where keys may be.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Rules {
+    pub mode: Mode,
+    /// Files and directories whose content is not judged. Absolute paths stand for places of the host;
+    /// relative ones for places inside a build context.
+    pub allow: Vec<PathBuf>,
+}
+
+impl Rules {
+    /// Whether the operator has excepted this place; links of both are resolved where they can be.
+    pub fn allows(&self, place: &Path) -> bool {
+        let resolved = place.canonicalize();
+        self.allow.iter().any(|allowed| {
+            place.starts_with(allowed)
+                || resolved.as_ref().is_ok_and(|place| {
+                    place.starts_with(allowed.canonicalize().as_deref().unwrap_or(allowed))
+                })
+        })
+    }
+
+    /// The same for a place inside an archive, written as there.
+    pub fn allows_inside(&self, name: &str) -> bool {
+        let name = Path::new(name.trim_start_matches("./").trim_start_matches('/'));
+        self.allow.iter().any(|allowed| allowed.is_relative() && name.starts_with(allowed))
+    }
+}
+
+/// The host's side: rules, and where keys are known to be.
+#[derive(Clone, Debug, Default)]
+pub struct Guard {
+    pub rules: Rules,
+    /// Looked at first: the user's home, the credential file that the session itself uses.
+    pub homes: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
+}

@@ -1,0 +1,439 @@
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::archive::Tar;
+use super::walk::{Budget, Memory, Seen, look};
+use super::{Guard, Kind, Rules, image, what};
+
+/// Nothing here is a key; everything is put together when the test runs, so that the tree holds no text
+/// that looks like one.
+fn body(start: &str, length: usize) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let letters = (0..length).map(|n| char::from(alphabet[(n * n + 7 * n) % 64]));
+    start.chars().chain(letters).take(length).collect()
+}
+
+fn pem(label: &str, start: &str, eol: &str) -> String {
+    let lines: Vec<String> =
+        body(start, 256).as_bytes().chunks(64).map(|l| String::from_utf8_lossy(l).into()).collect();
+    let dashes = "-----";
+    format!("{dashes}BEGIN {label}{dashes}{eol}{}{eol}{dashes}END {label}{dashes}{eol}", lines.join(eol))
+}
+
+fn private() -> String {
+    ["PRIVATE", "KEY"].join(" ")
+}
+
+fn service_account() -> String {
+    format!(
+        "{{\n  \"type\": \"service_account\",\n  \"project_id\": \"p\",\n  \"private_key\": \"{}\",\n  \
+         \"client_email\": \"a@p.iam.gserviceaccount.com\"\n}}\n",
+        pem(&private(), "MIIEvQIBADANBg", "\\n")
+    )
+}
+
+fn refresh() -> String {
+    format!("1//0{}", body("e", 60))
+}
+
+fn user(kind: &str) -> String {
+    format!(
+        "{{\"client_id\": \"1234-abc.apps.googleusercontent.com\", \"client_secret\": \"d-{}\", \
+         \"refresh_token\": \"{}\", \"type\": \"{kind}\"}}",
+        body("F", 20),
+        refresh()
+    )
+}
+
+fn aws() -> String {
+    ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat()
+}
+
+fn aws_file() -> String {
+    format!("[default]\naws_access_key_id = AKIA{}\naws_secret_access_key = {}\n", "Q".repeat(16), aws())
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn samples() -> Vec<(&'static str, String, Kind)> {
+    let base64 = |text: &str| {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(text)
+    };
+    let long = body("x", 86);
+    vec![
+        ("service account", service_account(), Kind::ServiceAccountKey),
+        ("in a notebook", format!("{{\"cells\": [{:?}]}}", service_account()), Kind::ServiceAccountKey),
+        ("base64 of it", base64(&service_account()), Kind::ServiceAccountKey),
+        ("user", user("authorized_user"), Kind::AuthorizedUser),
+        ("base64 of a user", format!("X={}", base64(&user("authorized_user").replace("{\"client", "{\"type_\": 1, \"client"))), Kind::AuthorizedUser),
+        ("workforce user", user("external_account_authorized_user"), Kind::ExternalAccountUser),
+        (
+            "impersonation",
+            "{\"type\": \"impersonated_service_account\", \"service_account_impersonation_url\": \"https://x/y\", \
+             \"source_credentials\": {\"type\": \"x\"}}".into(),
+            Kind::ImpersonatedAccount,
+        ),
+        (
+            "federation",
+            "{\"type\": \"external_account\", \"audience\": \"//iam/x\", \"subject_token_type\": \
+             \"urn:ietf:params:oauth:token-type:jwt\", \"credential_source\": {\"file\": \"/t\"}}".into(),
+            Kind::ExternalAccount,
+        ),
+        ("boto", format!("[Credentials]\ngs_oauth2_refresh_token = {}\n", refresh()), Kind::AuthorizedUser),
+        ("pkcs8", pem(&private(), "MIIEvQIBADANBg", "\n"), Kind::PrivateKey),
+        ("pkcs1, crlf", pem(&format!("RSA {}", private()), "MIIEpAIBAAKCAQ", "\r\n"), Kind::PrivateKey),
+        ("openssh", pem(&format!("OPENSSH {}", private()), "b3BlbnNzaC1rZXktdjEA", "\n"), Kind::PrivateKey),
+        ("encrypted", pem(&format!("ENCRYPTED {}", private()), "MIIFHDBOBgkq", "\n"), Kind::PrivateKey),
+        (
+            "old encrypted",
+            pem(&format!("RSA {}", private()), "x", "\n").replacen(
+                "-----\n",
+                "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n",
+                1,
+            ),
+            Kind::PrivateKey,
+        ),
+        ("a certificate and a key", pem("CERTIFICATE", "MIID", "\n") + &pem(&private(), "MIIE", "\n"), Kind::PrivateKey),
+        ("kubernetes secret", format!("kind: Secret\ndata:\n  tls.key: {}\n", base64(&pem(&private(), "MIIE", "\n"))), Kind::PrivateKey),
+        ("aws credentials", aws_file(), Kind::AwsKey),
+        ("aws csv", format!("Access key ID,Secret access key\nAKIA{},{}\n", "Q".repeat(16), aws()), Kind::AwsKey),
+        ("aws cli cache", format!("{{\"Credentials\": {{\"SecretAccessKey\": \"{}\"}}}}", aws()), Kind::AwsKey),
+        ("dot env", format!("# local\nDEBUG=1\nexport AWS_SECRET_ACCESS_KEY=\"{}\"\n", aws()), Kind::AwsKey),
+        ("dockerfile", format!("FROM x\nENV AZURE_CLIENT_SECRET=abc8Q~{}\n", aws()), Kind::AzureLogin),
+        (
+            "msal",
+            format!("{{\"RefreshToken\": {{\"x\": {{\"home_account_id\": \"a.b\", \"secret\": \"0.A{}\"}}}}}}", body("x", 80)),
+            Kind::AzureLogin,
+        ),
+        ("adal", format!("[{{\"_authority\": \"https://l/c\", \"refreshToken\": \"A{}\"}}]", body("x", 80)), Kind::AzureLogin),
+        (
+            "azure principal",
+            format!("{{\"appId\": \"0aef-11-22\", \"displayName\": \"x\", \"password\": \"q~{}\", \"tenant\": \"t\"}}", aws()),
+            Kind::AzureLogin,
+        ),
+        ("azure storage", format!("DefaultEndpointsProtocol=https;AccountName=a;AccountKey={long}==;"), Kind::AzureKey),
+        ("netrc", "# mine\nmachine example.com\n  login me\n  password s3cr3t-p4ss\n".into(), Kind::Netrc),
+        (
+            "kubeconfig",
+            format!("apiVersion: v1\nclusters: []\ncurrent-context: x\nkind: Config\nusers:\n- user:\n    token: {}\n", body("e", 40)),
+            Kind::Kubeconfig,
+        ),
+        ("registry", "{\"auths\": {\"reg.example\": {\"auth\": \"bWU6c2VjcmV0cGFzcw==\"}}}".into(), Kind::RegistryLogin),
+        (
+            "credentials.db",
+            format!("SQLite format 3\0\u{1}\u{1}CREATE TABLE \"credentials\" (account_id TEXT PRIMARY KEY, value BLOB)\0{}", user("authorized_user")),
+            Kind::GcloudDatabase,
+        ),
+        (
+            "access_tokens.db",
+            format!("SQLite format 3\0CREATE TABLE \"access_tokens\" (account_id TEXT)\0me@x ya29.{}", body("a", 60)),
+            Kind::GcloudDatabase,
+        ),
+    ]
+}
+
+#[test]
+fn keys_of_every_kind_are_known_by_their_content() {
+    for (name, text, kind) in samples() {
+        assert_eq!(what(text.as_bytes()), Some(kind), "{name}");
+        let far = format!("{}\n{text}", "#".repeat(300));
+        let anywhere = !matches!(kind, Kind::GcloudDatabase) && name != "base64 of it";
+        assert!(!anywhere || what(far.as_bytes()).is_some(), "{name}, further down");
+    }
+}
+
+#[test]
+fn what_only_talks_about_keys_is_none() {
+    let dashes = "-----";
+    for (name, text) in [
+        (
+            "code",
+            format!("if text.startswith('{dashes}BEGIN {}{dashes}'):\n    return load(text)\n", private()),
+        ),
+        ("docs", format!("{dashes}BEGIN {}{dashes}\n...\n{dashes}END {}{dashes}\n", private(), private())),
+        ("a certificate", pem("CERTIFICATE", "MIIDdzCCAl+gAwIBAgIE", "\n")),
+        ("a public key", pem("PUBLIC KEY", "MIIBIjANBgkqhkiG9w0B", "\n")),
+        ("a template", "{\"type\": \"service_account\", \"private_key\": \"<your key>\"}".into()),
+        ("adc template", "{\"refresh_token\": \"${TOKEN}\", \"client_id\": \"${ID}\"}".into()),
+        ("code about it", "self.refresh_token = refresh_token\nself.client_secret = client_secret\n".into()),
+        (
+            "keywords",
+            "Credentials(refresh_token=refresh_token, client_id=client_id, client_secret=None)".into(),
+        ),
+        ("aws example", "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n".into()),
+        ("names", "AWS_SECRET_ACCESS_KEY = \"AWS_SECRET_ACCESS_KEY\"\nAWS_SESSION_TOKEN = 'AWS_SESSION_TOKEN'\n".into()),
+        (
+            "rfc 6749",
+            "{\"access_token\": \"2YotnFZFEjr1zCsicMWpAA\", \"refresh_token\": \"tGzv3JOkF0XG5Qx2TlKWIA\", \"client_id\": \"s6BhdRkqt3\"}".into(),
+        ),
+        (
+            "a test of kubeconfigs",
+            "import yaml\nTEST = {'current-context': 'x', 'clusters': [], 'users': [{'user': {'token': 'dGVzdC10b2tlbi1kYXRh'}}]}\n".into(),
+        ),
+        ("minio", "AWS_SECRET_ACCESS_KEY=minio123\nAWS_ACCESS_KEY_ID=minio\n".into()),
+        ("environment", "key = os.environ['AWS_SECRET_ACCESS_KEY']\n".into()),
+        ("a digest", format!("AKIA{}: {}\n", "Q".repeat(16), "0a1b2c3d".repeat(5))),
+        (
+            "azure profile",
+            "{\"installationId\": \"1\", \"subscriptions\": [{\"id\": \"2\", \"tenantId\": \"3\"}]}".into(),
+        ),
+        ("docker helpers", "{\"auths\": {\"gcr.io\": {}}, \"credHelpers\": {\"gcr.io\": \"gcloud\"}}".into()),
+        ("prose", "machine learning needs no password here, machine or not\n".into()),
+        (
+            "kubeconfig without",
+            "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    exec: {}\n".into(),
+        ),
+        (
+            "an empty database",
+            "SQLite format 3\0CREATE TABLE \"credentials\" (account_id TEXT PRIMARY KEY, value BLOB)".into(),
+        ),
+        (
+            "client secrets of an app",
+            "{\"installed\": {\"client_id\": \"1-a.apps.googleusercontent.com\", \"project_id\": \"p\"}}"
+                .into(),
+        ),
+        ("a metric", "{\"metrics\": [{\"name\": \"token_accuracy\", \"numberValue\": 0.93}]}".into()),
+        ("a csv", "id,token,secret\n1,alpha,beta\n2,gamma,delta\n".repeat(50)),
+    ] {
+        assert_eq!(what(text.as_bytes()), None, "{name}");
+    }
+}
+
+#[test]
+fn der_needs_the_right_length() {
+    let mut key = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    key.extend([7; 32]);
+    assert_eq!(what(&key), Some(Kind::PrivateKey));
+    key.push(0);
+    assert_eq!(what(&key), None);
+}
+
+#[test]
+fn openssls_own_keys_are_found() {
+    for arguments in [
+        &["genpkey", "-algorithm", "ED25519"][..],
+        &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-outform", "DER"],
+        &["genrsa", "2048"],
+    ] {
+        let made = std::process::Command::new("openssl").args(arguments).output().unwrap();
+        assert!(made.status.success(), "openssl {arguments:?}");
+        assert_eq!(what(&made.stdout), Some(Kind::PrivateKey), "{arguments:?}");
+    }
+}
+
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(name: &str) -> Self {
+        let nanos = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let path = std::env::temp_dir().join(format!("kc-guard-{name}-{}-{nanos}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path.canonicalize().unwrap())
+    }
+
+    fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn look(&self, place: &str, budget: Budget) -> Seen {
+        look(&[self.0.join(place)], &Guard::default(), budget, &Memory::default(), 8)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn places(seen: &Seen) -> Vec<(&Path, Kind)> {
+    seen.finds.iter().map(|find| (Path::new(&find.place), find.kind)).collect()
+}
+
+#[test]
+fn parents_links_and_deep_places_lead_to_keys() {
+    let tree = Tree::new("parents");
+    let login =
+        tree.write("home/.config/gcloud/application_default_credentials.json", &user("authorized_user"));
+    let deep = tree.write("home/a/b/c/d/notes", &service_account());
+    tree.write("home/a/plain.txt", "nothing to see here, move along please\n");
+    symlink(tree.0.join("home/.config"), tree.0.join("link")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        tree.0.join("home/pipe"),
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
+    for (place, found) in [
+        ("", vec![(login.as_path(), Kind::AuthorizedUser), (deep.as_path(), Kind::ServiceAccountKey)]),
+        ("home/.config", vec![(login.as_path(), Kind::AuthorizedUser)]),
+        ("home/.config/gcloud", vec![(login.as_path(), Kind::AuthorizedUser)]),
+        ("link", vec![(login.as_path(), Kind::AuthorizedUser)]),
+        ("home/a/b/c/d/notes", vec![(deep.as_path(), Kind::ServiceAccountKey)]),
+        ("home/a/plain.txt", vec![]),
+    ] {
+        let seen = tree.look(place, Budget::REQUEST);
+        assert_eq!(places(&seen), found, "{place}");
+        assert_eq!(seen.unverified, Vec::<String>::new(), "{place}");
+    }
+    let allow =
+        Guard { rules: Rules { allow: vec![tree.0.join("link")], ..Rules::default() }, ..Guard::default() };
+    let seen = look(&[tree.0.join("home")], &allow, Budget::REQUEST, &Memory::default(), 8);
+    assert_eq!(places(&seen), [(deep.as_path(), Kind::ServiceAccountKey)], "an excepted directory");
+}
+
+#[test]
+fn what_is_not_there_is_not_clean() {
+    let tree = Tree::new("absent");
+    assert_eq!(tree.look("nothing", Budget::REQUEST).unverified.len(), 1);
+}
+
+#[test]
+fn a_large_tree_ends_at_its_budget_and_says_so() {
+    let tree = Tree::new("large");
+    let login = tree.write(".aws/credentials", &aws_file());
+    for folder in 0..40 {
+        let folder = tree.0.join(format!("d{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        for file in 0..500 {
+            fs::write(folder.join(format!("part-{file}.parquet")), [b'x'; 64]).unwrap();
+        }
+    }
+    let budget = Budget { entries: 2_000, ..Budget::REQUEST };
+    let seen = tree.look("", budget);
+    assert_eq!(places(&seen), [(login.as_path(), Kind::AwsKey)], "the well-known place comes first");
+    assert!(seen.unverified[0].contains("were not looked at"), "{:?}", seen.unverified);
+    let began = Instant::now();
+    let budget = Budget { time: Duration::from_millis(20), ..Budget::REQUEST };
+    let seen = tree.look("", budget);
+    assert!(began.elapsed() < Duration::from_millis(120), "{:?}", began.elapsed());
+    assert!(!seen.unverified.is_empty());
+    // A second look remembers what was clean, until it changes.
+    let memory = Memory::default();
+    let whole = |tree: &Tree| look(&[tree.0.join("d0")], &Guard::default(), Budget::WHOLE, &memory, 8);
+    assert_eq!(whole(&tree).files, 500);
+    assert_eq!(whole(&tree).files, 0);
+    tree.write("d0/part-7.parquet", &aws_file());
+    assert_eq!((whole(&tree).files, whole(&tree).finds.len()), (1, 1));
+}
+
+#[test]
+fn the_outputs_of_a_pipeline_are_no_keys() {
+    let tree = Tree::new("outputs");
+    let run = "local_outputs/etl-2026-11-23-06-04-22-567757/load";
+    tree.write(
+        &format!("{run}/executor_output.json"),
+        "{\"parameterValues\": {\"Output\": 3, \"token\": \"none\"}, \"artifacts\": {}}",
+    );
+    tree.write(&format!("{run}/model/weights.bin"), &"\0\u{1}\u{2}abc".repeat(40_000));
+    tree.write(&format!("{run}/data.csv"), &"id,name,key\n1,a,b\n".repeat(3_000));
+    tree.write(&format!("{run}/index.html"), "<html><input type=password name=password></html>");
+    tree.write(&format!("{run}/requirements.txt"), "kfp==2.17.0\ngoogle-auth==2.40.0\ncryptography==45.0\n");
+    tree.write(
+        "pipeline.yaml",
+        "components:\n  comp-load:\n    executorLabel: exec-load\nschemaVersion: 2.1.0\n",
+    );
+    let seen = tree.look("", Budget::REQUEST);
+    assert_eq!((seen.finds, seen.unverified), (vec![], vec![]));
+}
+
+fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(vec![]);
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, *bytes).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
+    let key = service_account();
+    let long = format!("{}/key.json", "deep/".repeat(60));
+    let big = vec![b'x'; 3 << 20];
+    let tar = tar_of(&[("a.txt", b"hello"), ("big", &big), (&long, key.as_bytes()), ("z", b"end")]);
+    let at = memchr::memmem::find(&tar, b"service_account").unwrap();
+    for cut in [1, 7, 511, 512, 513, 65_536, tar.len()] {
+        if cut < 7 && cfg!(debug_assertions) {
+            continue;
+        }
+        let mut reader = Tar::new();
+        let mut before = 0;
+        for (index, piece) in tar.chunks(cut).enumerate() {
+            reader.push(piece);
+            assert!(reader.safe() <= (index as u64 + 1) * cut as u64);
+            let finds = reader.take_finds();
+            if let [find] = &finds[..] {
+                assert_eq!((find.name.as_str(), find.kind), (long.as_str(), Kind::ServiceAccountKey));
+                assert!(before < at as u64, "{before} bytes were free before the key at {at} was judged");
+                before = u64::MAX;
+            }
+            before = before.max(reader.safe());
+        }
+        assert_eq!(before, u64::MAX, "nothing found in pieces of {cut}");
+        assert!(reader.is_between() && !reader.broken());
+    }
+    let mut reader = Tar::new();
+    reader.push(&[b'x'; 4096]);
+    assert!(reader.broken());
+}
+
+#[test]
+fn images_are_read_with_every_layer() {
+    let key = service_account();
+    let lower = tar_of(&[
+        ("app/main.py", b"print(1)"),
+        ("app/key.json", key.as_bytes()),
+        ("etc/x.pem", pem(&private(), "MIIE", "\n").as_bytes()),
+    ]);
+    let upper = tar_of(&[("app/.wh.key.json", b""), ("app/other", b"x")]);
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&lower).unwrap();
+    let packed = gzip.finish().unwrap();
+    let config = serde_json::json!({
+        "config": {"Env": ["PATH=/bin", format!("AWS_SECRET_ACCESS_KEY={}", aws())], "Labels": {"note": key}},
+        "rootfs": {"type": "layers"},
+        "history": [{"created_by": "/bin/sh -c #(nop) COPY dir"}, {"created_by": format!("|1 AZURE_CLIENT_SECRET=abc8Q~{} /bin/sh", aws())}],
+    })
+    .to_string();
+    let manifest =
+        serde_json::json!([{"Config": "c.json", "Layers": ["one/layer.tar", "two/layer.tar"]}]).to_string();
+    for lower in [&lower, &packed] {
+        let saved = tar_of(&[
+            ("two/layer.tar", &upper),
+            ("one/layer.tar", lower),
+            ("c.json", config.as_bytes()),
+            ("manifest.json", manifest.as_bytes()),
+        ]);
+        let report = image::scan(&saved[..]).unwrap();
+        let mut found: Vec<String> = report
+            .finds
+            .iter()
+            .map(|f| format!("{} {:?} {} {}", f.place, f.kind, f.layer.as_deref().unwrap_or("-"), f.deleted))
+            .collect();
+        found.sort();
+        let expected = [
+            "app/key.json ServiceAccountKey one/layer.tar true",
+            "etc/x.pem PrivateKey one/layer.tar false",
+            "history step 2 AzureLogin - false",
+            "label note ServiceAccountKey - false",
+            "variable AWS_SECRET_ACCESS_KEY AwsKey - false",
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(report.unverified, Vec::<String>::new());
+    }
+    assert!(image::scan(&[b'x'; 2048][..]).is_err());
+    let cut = tar_of(&[("one/layer.tar", &lower[..lower.len() - 1536])]);
+    assert_eq!(image::scan(&cut[..]).unwrap().unverified.len(), 1, "a layer that breaks off is said");
+}

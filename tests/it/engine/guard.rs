@@ -1,0 +1,304 @@
+//! No key gets into a container: every surface through the built program and the real engine.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use crate::support::session::{Folder, Session, docker_at, program, raw, task_image};
+use crate::support::stand::call;
+
+/// In every secret of these tests, and in no output.
+const CANARY: &str = "cAnArY0f7hEgUaRd";
+
+/// Nothing that a service would take; made when the test runs.
+fn key() -> String {
+    let dashes = "-".repeat(5);
+    let label = ["PRIVATE", "KEY"].join(" ");
+    let body = format!("MIIEvQIBADANBgkqhkiG9w0BAQEF{CANARY}").repeat(6);
+    format!(
+        "{{\"type\": \"service_account\", \"project_id\": \"p\", \"client_email\": \"a@p.iam\", \"private_key\": \
+         \"{dashes}BEGIN {label}{dashes}\\n{body}\\n{dashes}END {label}{dashes}\\n\"}}"
+    )
+}
+
+fn aws() -> String {
+    format!("{CANARY}{}", "Zq3xUtnFEMI7K7MDENGb4Pxw")
+}
+
+fn write(path: PathBuf, text: &str) -> PathBuf {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// A home with a login deep in it, and a directory without any.
+fn places() -> (Folder, String, String) {
+    let folder = Folder::new("guarded");
+    let home = folder.0.join("home");
+    write(home.join(".config/gcloud/application_default_credentials.json"), &key());
+    let plain = folder.0.join("plain");
+    write(plain.join("data.csv"), &"id,token\n1,a\n".repeat(100));
+    let text = |path: &Path| path.display().to_string();
+    (folder, text(&home), text(&plain))
+}
+
+fn session(mode: &str) -> Session {
+    Session::start("", &["--offline", "--all"], &[("KFP_CREDS_GUARD", mode)])
+}
+
+fn all(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[track_caller]
+fn refused(session: &Session, arguments: &[&str], words: &[&str]) {
+    let out = session.docker(arguments);
+    let text = all(&out);
+    assert!(!out.status.success(), "docker {arguments:?} passed:\n{text}{}", session.said());
+    for word in words {
+        assert!(text.contains(word), "docker {arguments:?} does not say {word:?}:\n{text}");
+        session.wait_for(word, Duration::from_secs(5));
+    }
+    assert!(!text.contains(CANARY) && !session.said().contains(CANARY));
+}
+
+#[test]
+fn mounts_variables_and_volumes_with_keys_are_refused() {
+    let (folder, home, plain) = places();
+    let session = session("deny");
+    let image = task_image();
+    let run = |mount: &[&str], words: &[&str]| {
+        let arguments = [&["create", "--rm"], mount, &[&image, "true"]].concat();
+        refused(&session, &arguments, words);
+    };
+    let what = ["a Google service-account key", "application_default_credentials.json"];
+    let link = folder.0.join("link");
+    std::os::unix::fs::symlink(&home, &link).unwrap();
+    let gcloud = format!("{home}/.config/gcloud");
+    for source in [home.as_str(), &format!("{home}/.config"), &gcloud, link.to_str().unwrap()] {
+        run(&["-v", &format!("{source}:/x:ro")], &what);
+        run(&["--mount", &format!("type=bind,source={source},target=/x")], &what);
+    }
+    let options = format!("volume-opt=type=none,volume-opt=o=bind,volume-opt=device={gcloud}");
+    run(&["--mount", &format!("type=volume,dst=/x,volume-driver=local,{options}")], &what);
+    run(
+        &["-e", &format!("AWS_SECRET_ACCESS_KEY={}", aws())],
+        &["AWS_SECRET_ACCESS_KEY", "an AWS secret access key"],
+    );
+    run(&["-e", &format!("ANY_NAME={}", key())], &["ANY_NAME", "a Google service-account key"]);
+    run(&["-l", &format!("note={}", key())], &["note", "a Google service-account key"]);
+    // A volume that was made first, with the name of a key's directory.
+    let volume = format!("kfpct-guard-{}", std::process::id());
+    let made =
+        ["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &format!("device={gcloud}"), &volume];
+    session.ok(&made);
+    session.wait_for("a volume for later", Duration::from_secs(1));
+    run(&["-v", &format!("{volume}:/x")], &[what[0], &volume]);
+    // Another container has it mounted, made past the session.
+    let other = raw(&["create", "-v", &format!("{gcloud}:/x"), &image, "true"]);
+    run(&["--volumes-from", &other], &what);
+    raw(&["rm", "-f", &other]);
+    raw(&["volume", "rm", "-f", &volume]);
+    // Nothing else is in the way.
+    session.ok(&[
+        "run",
+        "--rm",
+        "-v",
+        &format!("{plain}:{plain}"),
+        "-e",
+        "AWS_SECRET_ACCESS_KEY=minio123",
+        &image,
+        "true",
+    ]);
+    assert!(!session.said().contains("not verified"), "{}", session.said());
+    // An exec may not bring it either.
+    let container = session.ok(&["run", "-d", "--rm", &image, "sleep", "60"]);
+    let secret = format!("AZURE_CLIENT_SECRET=8Q~{}", aws());
+    refused(&session, &["exec", "-e", &secret, &container, "true"], &["AZURE_CLIENT_SECRET"]);
+    session.ok(&["exec", "-e", "A=b", &container, "true"]);
+    session.ok(&["rm", "-f", &container]);
+}
+
+#[test]
+fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
+    let (_folder, home, _) = places();
+    let image = task_image();
+    let bind = format!("{home}:/x:ro");
+    let warned = session("warn");
+    warned.ok(&["run", "--rm", "-v", &bind, &image, "true"]);
+    let line = warned.wait_for("a Google service-account key", Duration::from_secs(1));
+    assert!(line.contains("notice") && line.contains("application_default_credentials.json"), "{line}");
+    assert!(!warned.said().contains(CANARY));
+    drop(warned);
+    let off = session("off");
+    off.ok(&["run", "--rm", "-v", &bind, &image, "true"]);
+    assert!(!off.said().contains("service-account key"), "{}", off.said());
+    drop(off);
+    let folder = Folder::new("allow");
+    let config = write(folder.0.join("own.toml"), &format!("[guard]\nallow = [\"{home}/.config\"]\n"));
+    let allowed = Session::start("", &["--offline", "--all", "--config", config.to_str().unwrap()], &[]);
+    allowed.ok(&["run", "--rm", "-v", &bind, &image, "true"]);
+    assert!(!allowed.said().contains("service-account key"), "{}", allowed.said());
+}
+
+#[test]
+fn a_container_that_is_not_ours_is_warned_about_and_left_alone() {
+    let (_folder, home, _) = places();
+    let session = Session::offline("", &[]);
+    session.ok(&["run", "--rm", "-v", &format!("{home}:/x"), &task_image(), "true"]);
+    session.wait_for("a Google service-account key", Duration::from_secs(1));
+}
+
+#[test]
+fn a_copied_key_never_reaches_the_container() {
+    let (folder, _, plain) = places();
+    let session = session("deny");
+    let container = session.ok(&["create", &task_image(), "sleep", "60"]);
+    let tree = folder.0.join("tree");
+    write(tree.join("a-first.txt"), "hello");
+    write(tree.join("b-big.bin"), &"x".repeat(4 << 20));
+    write(tree.join("c-key.json"), &key());
+    write(tree.join("d-last.bin"), &"y".repeat(8 << 20));
+    let to = format!("{container}:/tmp/");
+    refused(
+        &session,
+        &["cp", tree.to_str().unwrap(), &to],
+        &["a Google service-account key", "tree/c-key.json"],
+    );
+    let absent = docker_at(&session.socket, &["cp", &format!("{container}:/tmp/tree/c-key.json"), "-"]);
+    assert!(!absent.status.success(), "the key is in the container");
+    session.ok(&["cp", &plain, &to]);
+    let back = folder.0.join("back");
+    session.ok(&["cp", &format!("{container}:/tmp/plain/data.csv"), back.to_str().unwrap()]);
+    assert_eq!(std::fs::read(back).unwrap(), std::fs::read(Path::new(&plain).join("data.csv")).unwrap());
+    // Large and unsuspicious: every byte arrives.
+    let big = write(folder.0.join("big.bin"), &"0123456789abcdef".repeat(1 << 20));
+    session.ok(&["cp", big.to_str().unwrap(), &to]);
+    let back = folder.0.join("big.back");
+    session.ok(&["cp", &format!("{container}:/tmp/big.bin"), back.to_str().unwrap()]);
+    assert!(std::fs::read(back).unwrap() == std::fs::read(big).unwrap());
+    session.ok(&["rm", "-f", &container]);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+/// `POST /build`, as the classic builder's clients send it.
+fn build(socket: &Path, context: &[u8], query: &str) -> String {
+    use std::io::Read;
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let length = context.len();
+    let head = format!(
+        "POST /v1.41/build?{query} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Type: application/x-tar\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(context).unwrap();
+    let mut reply = String::new();
+    let _ = stream.read_to_string(&mut reply);
+    reply
+}
+
+#[test]
+fn a_build_context_with_a_key_is_refused_and_one_without_is_built() {
+    let session = session("deny");
+    let tag = format!("kfpct-guard-build-{}", std::process::id());
+    let dockerfile = "FROM scratch\nCOPY . /x/\n";
+    let context = |extra: &[(&str, &str)]| {
+        let mut tar = tar::Builder::new(vec![]);
+        for (name, text) in [&[("Dockerfile", dockerfile), ("main.py", "print(1)\n")], extra].concat() {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap()
+    };
+    let env = format!("DEBUG=1\nAWS_SECRET_ACCESS_KEY={}\n", aws());
+    let bad = context(&[("deploy/.env", &env)]);
+    for body in [bad.clone(), gzip(&bad)] {
+        let reply = build(&session.socket, &body, &format!("t={tag}"));
+        assert!(reply.starts_with("HTTP/1.1 403"), "{reply}\n{}", session.said());
+        assert!(reply.contains("an AWS secret access key") && reply.contains("deploy/.env"), "{reply}");
+        assert!(!reply.contains(CANARY) && !session.said().contains(CANARY));
+    }
+    assert_eq!(raw(&["images", "-q", &tag]), "");
+    let arguments = format!("t={tag}&buildargs=%7B%22AWS_SECRET_ACCESS_KEY%22%3A%22{}%22%7D", aws());
+    let reply = build(&session.socket, &context(&[]), &arguments);
+    assert!(reply.starts_with("HTTP/1.1 403") && reply.contains("AWS_SECRET_ACCESS_KEY"), "{reply}");
+    for body in [context(&[]), gzip(&context(&[]))] {
+        let reply = build(&session.socket, &body, &format!("t={tag}"));
+        assert!(reply.contains("Successfully built"), "{reply}\n{}", session.said());
+    }
+    raw(&["rmi", "-f", &tag]);
+}
+
+#[test]
+fn a_mounted_docker_sock_is_ours() {
+    let session = session("deny");
+    let image = task_image();
+    let engine = crate::support::session::engine_socket();
+    for (source, target) in [(engine.as_path(), "/var/run/docker.sock"), (engine.as_path(), "/e.sock")] {
+        let bind = format!("{}:{target}", source.display());
+        let container = session.ok(&["create", "-v", &bind, &image, "true"]);
+        let mounts = raw(&["inspect", "-f", "{{json .HostConfig.Binds}}", &container]);
+        assert!(mounts.contains(&format!("{}:{target}", session.socket.display())), "{mounts}");
+        raw(&["rm", "-f", &container]);
+    }
+    let curl = ["curl", "-s", "--unix-socket", "/var/run/docker.sock", "http://d/kfp-creds/upstream"];
+    let bind = format!("{}:/var/run/docker.sock", engine.display());
+    let answer = session.ok(&[&["run", "--rm", "-v", &bind, &image][..], &curl].concat());
+    assert!(answer.contains("upstream"), "{answer}");
+    let folder = engine.parent().unwrap().display().to_string();
+    refused(&session, &["create", "-v", &format!("{folder}:/r"), &image], &["the engine's own socket"]);
+    let (status, text) = call(
+        &session.socket,
+        "POST /v1.41/containers/create",
+        &format!(
+            r#"{{"Image":"{image}","HostConfig":{{"mounts":[{{"Type":"volume","target":"/x","volumeoptions":{{"driverconfig":{{"options":{{"type":"none","o":"bind","device":"{folder}"}}}}}}}}]}}}}"#
+        ),
+    );
+    assert!(status == 403 && text.contains("engine's own socket"), "{status} {text}");
+}
+
+fn scan(folder: &Path, target: &str) -> (Option<i32>, String) {
+    let out = program(folder).args(["scan", target]).output().unwrap();
+    let text = all(&out);
+    assert!(!text.contains(CANARY), "{text}");
+    (out.status.code(), text)
+}
+
+#[test]
+fn scan_finds_keys_in_images_archives_and_directories() {
+    let (folder, home, plain) = places();
+    assert_eq!(scan(&folder.0, &plain).0, Some(0));
+    let (code, text) = scan(&folder.0, &home);
+    assert!(code == Some(1) && text.contains("a Google service-account key"), "{text}");
+    assert_eq!(scan(&folder.0, "./nothing").0, Some(64));
+    assert_eq!(scan(&folder.0, "kfpct-no-such-image").0, Some(64));
+    let image = format!("kfpct-guard-scan-{}", std::process::id());
+    // A key in one layer, deleted in the next, and one in the environment.
+    let base = raw(&["create", &task_image(), "true"]);
+    let file = write(folder.0.join("key.json"), &key());
+    raw(&["cp", file.to_str().unwrap(), &format!("{base}:/opt/key.json")]);
+    raw(&["commit", &base, &image]);
+    raw(&["rm", &base]);
+    let remover = raw(&["create", &image, "rm", "/opt/key.json"]);
+    raw(&["start", "-a", &remover]);
+    let env = format!("ENV AWS_SECRET_ACCESS_KEY={}", aws());
+    raw(&["commit", "-c", &env, &remover, &image]);
+    raw(&["rm", &remover]);
+    let began = Instant::now();
+    let (code, text) = scan(&folder.0, &image);
+    eprintln!("scan of the image took {:?}", began.elapsed());
+    raw(&["rmi", "-f", &image]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("opt/key.json: a Google service-account key  in layer"), "{text}");
+    assert!(text.contains("deleted by a later layer"), "{text}");
+    assert!(text.contains("variable AWS_SECRET_ACCESS_KEY: an AWS secret access key"), "{text}");
+}
