@@ -54,6 +54,41 @@ pub enum Command {
         #[arg(value_name = "IMAGE|DIR|TAR")]
         target: String,
     },
+    /// Shows who holds which token until when, in the sessions that run
+    #[command(after_help = CODES)]
+    Status {
+        /// Only this session
+        #[arg(long, value_name = "ID")]
+        session: Option<String>,
+        /// Again every second, until stopped
+        #[arg(long)]
+        watch: bool,
+        /// Prints one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Gives a container no more tokens, although it runs; what it holds stays good until it expires
+    #[command(after_help = CODES)]
+    CutOff {
+        /// The beginning of its id, its name, or PIPELINE/COMPONENT
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        container: Option<String>,
+        /// Every container that has an identity now
+        #[arg(long)]
+        all: bool,
+        /// Only in this session
+        #[arg(long, value_name = "ID")]
+        session: Option<String>,
+    },
+    /// Says which rule decides about a container, why those before it did not, and what it gets
+    #[command(after_help = CODES)]
+    Explain {
+        #[command(flatten)]
+        shared: Shared,
+        /// A file with the body of a create request, or a container of a session that runs
+        #[arg(value_name = "CREATE.json|CONTAINER")]
+        what: String,
+    },
     /// Writes, checks or trusts a config file
     Config {
         #[command(subcommand)]

@@ -15,6 +15,9 @@ use crate::workload::Task;
 /// is scanned for each.
 const MOST_ROOTS: usize = 16;
 
+/// The variable by which a container says whom it would like to be.
+pub const WISH: &str = "KFP_CREDS_IDENTITY";
+
 /// Reads the body of a create request; `name` is its `?name=`. Untyped on purpose: clients leave keys out,
 /// write null for them, and the engine is who refuses wrong types. Never fails: what is not understood is
 /// absent. Of labels only the request's own count; an image cannot speak here.
@@ -48,6 +51,7 @@ pub fn task(body: &Value, name: Option<&str>) -> Task {
         image: body.get("Image").and_then(Value::as_str).unwrap_or_default().into(),
         name: name.filter(|name| !name.is_empty()).map(String::from),
         labels: labels(body.get("Labels")),
+        wish: wish(&strings(body.get("Env"))),
     }
 }
 
@@ -175,6 +179,15 @@ fn strings(value: Option<&Value>) -> Vec<&str> {
         Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
         _ => Vec::new(),
     }
+}
+
+/// The last entry of a name is the one that the container sees; one without `=` unsets it.
+fn wish(environment: &[&str]) -> Option<String> {
+    let value = environment
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(WISH).filter(|rest| rest.is_empty() || rest.starts_with('=')))?;
+    value.strip_prefix('=').filter(|name| !name.is_empty()).map(String::from)
 }
 
 fn labels(value: Option<&Value>) -> BTreeMap<String, String> {

@@ -62,6 +62,16 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             let (config, _) = resolve(shared, around)?;
             wait_for(app::scan(&config, around, &target, print))?
         }
+        Command::Status { session, watch, json } => {
+            wait_for(app::status(around, session.as_deref(), watch, json, print))?
+        }
+        Command::CutOff { container, session, .. } => {
+            wait_for(app::cut_off(around, session.as_deref(), container.as_deref(), print))?
+        }
+        Command::Explain { shared, what } => {
+            let (config, _) = resolve(shared, around)?;
+            wait_for(app::explain(&config, around, &what, print))?
+        }
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at } => {

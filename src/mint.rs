@@ -11,16 +11,18 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
 use crate::process::Tasks;
+use crate::record::Recorder;
+use crate::record::metrics::MintOutcome;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 
-use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh between 225 s (Python, Go, Java) and
@@ -75,11 +77,61 @@ pub struct Mint {
     tasks: Tasks,
     access: Arc<Shelf<AccessRequest, AccessToken>>,
     identity: Arc<Shelf<IdentityRequest, IdentityToken>>,
+    log: Arc<Log>,
+}
+
+/// How the source did of late.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    pub minted: Option<SystemTime>,
+    /// When it last brought no token, and why.
+    pub failed: Option<(SystemTime, String)>,
+}
+
+/// Where the outcomes of calls upstream go.
+#[derive(Debug, Default)]
+struct Log {
+    recorder: Recorder,
+    health: Mutex<Health>,
+}
+
+impl Log {
+    async fn of<T>(
+        &self,
+        kind: TokenKind,
+        call: Pending<'_, Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        let began = Instant::now();
+        let result = call.await;
+        let outcome = match &result {
+            Ok(_) => MintOutcome::Ok,
+            Err(SourceError::Transient(_)) => MintOutcome::Transient,
+            Err(_) => MintOutcome::Refused,
+        };
+        self.recorder.minted(kind, outcome, began.elapsed());
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match &result {
+            Ok(_) => health.minted = Some(SystemTime::now()),
+            Err(error) => health.failed = Some((SystemTime::now(), error.to_string())),
+        }
+        drop(health);
+        result
+    }
 }
 
 impl Mint {
     pub fn new(source: Arc<dyn Source>, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES) })
+        Self::recorded(source, tasks, Recorder::default())
+    }
+
+    /// Like [`Self::new`]; every call upstream is told to `recorder`.
+    pub fn recorded(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
+        let log = Arc::new(Log { recorder, ..Log::default() });
+        Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES), log })
+    }
+
+    pub fn health(&self) -> Health {
+        self.log.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who the source says it is.
@@ -166,13 +218,13 @@ impl Mint {
     }
 
     fn access_work(&self, ask: &AccessRequest) -> Pending<'static, Result<AccessToken, SourceError>> {
-        let (source, ask) = (self.source.clone(), ask.clone());
-        Box::pin(async move { source.access_token(&ask).await })
+        let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
+        Box::pin(async move { log.of(TokenKind::Access, source.access_token(&ask)).await })
     }
 
     fn identity_work(&self, ask: &IdentityRequest) -> Pending<'static, Result<IdentityToken, SourceError>> {
-        let (source, ask) = (self.source.clone(), ask.clone());
-        Box::pin(async move { source.identity_token(&ask).await })
+        let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
+        Box::pin(async move { log.of(TokenKind::Identity, source.identity_token(&ask)).await })
     }
 
     async fn serve<K: Key, T: Keep>(

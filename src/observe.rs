@@ -28,7 +28,14 @@ pub enum Line<'a> {
     /// A request that was refused, and why.
     Refused { what: &'a str, why: &'a str },
     /// A container ended: nothing is minted for it any more. `outstanding` is when its last token expires.
-    CutOff { task: &'a str, container: &'a str, exit_code: Option<i64>, outstanding: Option<String> },
+    CutOff {
+        task: &'a str,
+        container: &'a str,
+        /// A person did it: the container may well run.
+        by_hand: bool,
+        exit_code: Option<i64>,
+        outstanding: Option<String>,
+    },
     /// Something a person should know or do.
     Notice { text: &'a str },
     /// A slow first step, so that waiting has a reason.
@@ -51,8 +58,11 @@ impl fmt::Display for Line<'_> {
             }
             Line::NotAttached { task, why } => write!(f, "not attached  {task}: {why}"),
             Line::Refused { what, why } => write!(f, "refused       {what}: {why}"),
-            Line::CutOff { task, container, exit_code, outstanding } => {
+            Line::CutOff { task, container, by_hand, exit_code, outstanding } => {
                 write!(f, "cut off       {task}  ({container}")?;
+                if *by_hand {
+                    f.write_str(", by hand")?;
+                }
                 if let Some(code) = exit_code {
                     write!(f, ", exit code {code}")?;
                 }

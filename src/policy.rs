@@ -1,30 +1,75 @@
 //! Which container gets which identity. The rules are the operator's and are read at start.
 
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use wildmatch::WildMatch;
 
 use crate::workload::{Identity, Task};
 
-/// One `[[rule]]`: all given patterns must match; the first rule that matches decides.
+/// What a pattern of a rule looks at. All of it was written by whoever created the container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Part {
+    Pipeline,
+    Component,
+    Function,
+    Iteration,
+    /// As the request writes it, with tag or digest.
+    Image,
+    ComposeProject,
+    ComposeService,
+    /// A label of the request.
+    Label(String),
+}
+
+impl Part {
+    fn of<'a>(&self, task: &'a Task) -> Option<&'a str> {
+        let label = |name: &str| task.labels.get(name).map(String::as_str);
+        match self {
+            Self::Pipeline => task.pipeline.as_deref(),
+            Self::Component => task.component.as_deref(),
+            Self::Function => task.function.as_deref(),
+            Self::Iteration => task.iteration.as_deref(),
+            Self::Image => Some(&task.image),
+            Self::ComposeProject => label("com.docker.compose.project"),
+            Self::ComposeService => label("com.docker.compose.service"),
+            Self::Label(name) => label(name),
+        }
+    }
+}
+
+/// The key of the config.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pipeline => "pipeline",
+            Self::Component => "component",
+            Self::Function => "function",
+            Self::Iteration => "iteration",
+            Self::Image => "image",
+            Self::ComposeProject => "compose_project",
+            Self::ComposeService => "compose_service",
+            Self::Label(name) => return write!(f, "label {name}"),
+        })
+    }
+}
+
+/// One `[[rule]]`: all patterns must match; the first rule that matches decides.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    pub pipeline: Option<WildMatch>,
-    pub component: Option<WildMatch>,
-    pub image: Option<WildMatch>,
+    pub patterns: Vec<(Part, WildMatch)>,
+    /// What a container may choose instead, by `KFP_CREDS_IDENTITY` in its create request.
+    pub choose: Vec<Arc<Identity>>,
     /// `None` is the word `none` of the config: no identity, and the container passes untouched.
     pub identity: Option<Arc<Identity>>,
 }
 
 impl Rule {
-    fn matches(&self, task: &Task) -> bool {
-        let given = |pattern: &Option<WildMatch>, value: Option<&str>| match pattern {
-            None => true,
-            Some(pattern) => value.is_some_and(|value| pattern.matches(value)),
-        };
-        given(&self.pipeline, task.pipeline.as_deref())
-            && given(&self.component, task.component.as_deref())
-            && given(&self.image, Some(&task.image))
+    /// The first pattern that does not match; `None` when the rule matches.
+    fn miss(&self, task: &Task) -> Option<&(Part, WildMatch)> {
+        self.patterns
+            .iter()
+            .find(|(part, pattern)| !part.of(task).is_some_and(|value| pattern.matches(value)))
     }
 }
 
@@ -43,47 +88,106 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// For containers that no rule names.
     pub default: Option<Arc<Identity>>,
+    /// What those may choose instead.
+    pub choose: Vec<Arc<Identity>>,
     /// Containers that do not look like kfp tasks get the default as well (`--all`).
     pub all: bool,
+}
+
+/// A decision with what led to it.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Why each rule before the one that decided did not match.
+    pub misses: Vec<String>,
+    pub by: String,
+    pub decision: Decision,
 }
 
 impl Policy {
     /// A rule that names a container decides, whatever it looks like; the default is for kfp tasks,
     /// and for everything with `--all`.
     pub fn decide(&self, task: &Task) -> Decision {
-        if let Some((index, rule)) = self.rules.iter().enumerate().find(|(_, rule)| rule.matches(task)) {
-            return match &rule.identity {
-                Some(identity) => Decision::Attach(identity.clone()),
-                None => Decision::Pass(format!("rule {} says none", index + 1)),
-            };
-        }
-        match &self.default {
-            _ if !task.kfp && !self.all => {
-                Decision::Pass("not a kfp task; attach it with --all or a [[rule]]".into())
+        self.outcome(task, self.matching(task))
+    }
+
+    /// The same decision, with its reasons.
+    pub fn explain(&self, task: &Task) -> Explanation {
+        let matching = self.matching(task);
+        let before = &self.rules[..matching.unwrap_or(self.rules.len())];
+        let miss = |(index, rule): (usize, &Rule)| {
+            let (part, pattern) = rule.miss(task)?;
+            let found = part.of(task).map_or("it has none".into(), |value| format!("it is {value}"));
+            Some(format!("rule {} does not match: {part} has to be {pattern}, and {found}", index + 1))
+        };
+        let misses = before.iter().enumerate().filter_map(miss).collect();
+        let by = match matching {
+            Some(index) => format!("rule {} matches", index + 1),
+            None if !task.kfp && !self.all => "no rule matches, and it is not a kfp task".into(),
+            None => "no rule matches: the default".into(),
+        };
+        Explanation { misses, by, decision: self.outcome(task, matching) }
+    }
+
+    fn matching(&self, task: &Task) -> Option<usize> {
+        self.rules.iter().position(|rule| rule.miss(task).is_none())
+    }
+
+    fn outcome(&self, task: &Task, matching: Option<usize>) -> Decision {
+        let (identity, choose, none) = match matching {
+            Some(index) => {
+                let rule = &self.rules[index];
+                (&rule.identity, &rule.choose, format!("rule {} says none", index + 1))
             }
-            Some(identity) => Decision::Attach(identity.clone()),
-            None => Decision::Pass("the default identity is none".into()),
+            None if !task.kfp && !self.all => {
+                return Decision::Pass("not a kfp task; attach it with --all or a [[rule]]".into());
+            }
+            None => (&self.default, &self.choose, "the default identity is none".into()),
+        };
+        // Where nothing can be chosen the wish is nobody's business. Where something can, another wish is no
+        // reason to give what was not asked for.
+        if let Some(wish) = task.wish.as_ref().filter(|_| !choose.is_empty()) {
+            let own = identity.iter().chain(choose).find(|identity| identity.name == *wish);
+            return own.map_or_else(
+                || Decision::Pass(format!("it may not choose the identity {wish}")),
+                |identity| Decision::Attach(identity.clone()),
+            );
         }
+        identity.as_ref().map_or(Decision::Pass(none), |identity| Decision::Attach(identity.clone()))
+    }
+}
+
+/// What `kfp-creds explain` prints.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for miss in &self.misses {
+            writeln!(f, "{miss}")?;
+        }
+        writeln!(f, "{}", self.by)?;
+        let identity = match &self.decision {
+            Decision::Pass(why) => return writeln!(f, "no identity: {why}"),
+            Decision::Attach(identity) => identity,
+        };
+        let mut text = String::new();
+        let account = identity.service_account.as_deref().unwrap_or("the own account");
+        let _ = writeln!(text, "identity      {}", identity.name);
+        let _ = writeln!(text, "account       {account}");
+        let _ = writeln!(text, "scopes        {}", identity.scopes);
+        let audiences = identity.audiences.join(" ");
+        let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
+        let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());
+        if let Some(rate) = identity.rate {
+            let _ = writeln!(text, "rate          {rate} a minute");
+        }
+        f.write_str(&text)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::token::Scopes;
 
     fn identity(name: &str) -> Arc<Identity> {
-        Arc::new(Identity {
-            name: name.into(),
-            service_account: None,
-            scopes: Scopes::default(),
-            audiences: vec![],
-            lifetime: Duration::from_secs(3600),
-            isolate: false,
-            strict: false,
-        })
+        Arc::new(Identity { name: name.into(), ..Identity::default() })
     }
 
     fn task(pipeline: &str, component: &str) -> Task {
@@ -97,31 +201,128 @@ mod tests {
         }
     }
 
-    #[test]
-    fn first_match_wins_and_all_given_patterns_must_match() {
-        let rule = |pipeline: Option<&str>, component: Option<&str>, identity| Rule {
-            pipeline: pipeline.map(WildMatch::new),
-            component: component.map(WildMatch::new),
-            image: None,
-            identity,
-        };
-        let policy = Policy {
-            rules: vec![
-                rule(Some("etl-*"), Some("load*"), Some(identity("loader"))),
-                rule(Some("etl-*"), Some("secretive"), None),
-                rule(None, Some("load*"), Some(identity("other"))),
-            ],
-            default: Some(identity("default")),
-            all: false,
-        };
-        let named = |task: &Task| match policy.decide(task) {
+    fn rule(patterns: &[(Part, &str)], identity: Option<Arc<Identity>>) -> Rule {
+        let patterns = patterns.iter().map(|(part, glob)| (part.clone(), WildMatch::new(glob))).collect();
+        Rule { patterns, choose: vec![], identity }
+    }
+
+    fn policy(rules: Vec<Rule>) -> Policy {
+        Policy { rules, default: Some(identity("default")), choose: vec![], all: false }
+    }
+
+    fn named(policy: &Policy, task: &Task) -> String {
+        match policy.decide(task) {
             Decision::Attach(identity) => identity.name.clone(),
             Decision::Pass(why) => why,
+        }
+    }
+
+    #[test]
+    fn first_match_wins_and_all_given_patterns_must_match() {
+        let policy = policy(vec![
+            rule(&[(Part::Pipeline, "etl-*"), (Part::Component, "load*")], Some(identity("loader"))),
+            rule(&[(Part::Pipeline, "etl-*"), (Part::Component, "secretive")], None),
+            rule(&[(Part::Component, "load*")], Some(identity("other"))),
+        ]);
+        assert_eq!(named(&policy, &task("etl-1", "load-2")), "loader");
+        assert_eq!(named(&policy, &task("train", "load")), "other");
+        assert_eq!(named(&policy, &task("etl-1", "transform")), "default");
+        assert_eq!(named(&policy, &task("etl-1", "secretive")), "rule 2 says none");
+        assert!(named(&policy, &task("", "")).starts_with("not a kfp task"));
+    }
+
+    #[test]
+    fn every_part_is_looked_at() {
+        let digest = "repo/image@sha256:0123";
+        let labels =
+            [("com.docker.compose.project", "shop"), ("com.docker.compose.service", "web"), ("team", "a")];
+        let full = Task {
+            function: Some("extract".into()),
+            iteration: Some("for-loop-1-iteration-2".into()),
+            image: digest.into(),
+            labels: labels.map(|(name, value)| (name.into(), value.into())).into(),
+            ..task("etl", "load")
         };
-        assert_eq!(named(&task("etl-1", "load-2")), "loader");
-        assert_eq!(named(&task("train", "load")), "other");
-        assert_eq!(named(&task("etl-1", "transform")), "default");
-        assert_eq!(named(&task("etl-1", "secretive")), "rule 2 says none");
-        assert!(named(&task("", "")).starts_with("not a kfp task"));
+        for (part, good, bad) in [
+            (Part::Pipeline, "e?l", "el"),
+            (Part::Component, "load", "Load"),
+            (Part::Function, "ex*", "*ex"),
+            (Part::Iteration, "*-iteration-2", "*-iteration-1"),
+            (Part::Image, "*@sha256:0123", "*@sha256:0124"),
+            (Part::ComposeProject, "shop", "team"),
+            (Part::ComposeService, "web", "w"),
+            (Part::Label("team".into()), "a", "b"),
+            (Part::Label("team".into()), "*", "?b"),
+        ] {
+            let of = |glob: &str| policy(vec![rule(&[(part.clone(), glob)], Some(identity("it")))]);
+            assert_eq!(named(&of(good), &full), "it", "{part} {good}");
+            assert_eq!(named(&of(bad), &full), "default", "{part} {bad}");
+            if part != Part::Image {
+                assert_eq!(
+                    named(&of("*"), &Task { kfp: true, ..Task::default() }),
+                    "default",
+                    "{part} is absent"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_wish_counts_where_the_config_lets_it() {
+        let wishing = |wish: &str| Task { wish: Some(wish.into()), ..task("etl", "load") };
+        let mut policy = policy(vec![rule(&[(Part::Pipeline, "fixed")], Some(identity("fixed")))]);
+        assert_eq!(named(&policy, &wishing("admin")), "default", "nothing can be chosen");
+        policy.choose = vec![identity("reader")];
+        assert_eq!(named(&policy, &wishing("reader")), "reader");
+        assert_eq!(named(&policy, &wishing("default")), "default");
+        assert_eq!(named(&policy, &wishing("admin")), "it may not choose the identity admin");
+        assert_eq!(named(&policy, &task("etl", "load")), "default");
+        let fixed = Task { pipeline: Some("fixed".into()), ..wishing("reader") };
+        assert_eq!(named(&policy, &fixed), "fixed", "the rule does not let it choose");
+    }
+
+    #[test]
+    fn explaining_is_deciding_with_reasons() {
+        let policy = policy(vec![
+            rule(&[(Part::Pipeline, "etl"), (Part::Function, "f")], None),
+            rule(&[(Part::Component, "load")], Some(identity("loader"))),
+            rule(&[(Part::Component, "*")], None),
+        ]);
+        assert_eq!(
+            policy.explain(&task("etl", "load")).to_string(),
+            "rule 1 does not match: function has to be f, and it has none\nrule 2 matches\n\
+             identity      loader\naccount       the own account\n\
+             scopes        https://www.googleapis.com/auth/cloud-platform\naudiences     any\nlifetime      3600 s\n"
+        );
+        assert_eq!(
+            policy.explain(&task("x", "y")).to_string(),
+            "rule 1 does not match: pipeline has to be etl, and it is x\n\
+             rule 2 does not match: component has to be load, and it is y\nrule 3 matches\nno identity: rule 3 says none\n"
+        );
+        let other = policy.explain(&Task { image: "i".into(), ..Task::default() });
+        assert!(other.to_string().ends_with(
+            "no rule matches, and it is not a kfp task\nno identity: not a kfp task; attach it with --all or a [[rule]]\n"
+        ));
+    }
+
+    #[test]
+    fn a_thousand_rules_are_no_burden() {
+        let rules = (0..1000).map(|n| {
+            rule(
+                &[(Part::Pipeline, "etl-*"), (Part::Component, &format!("load-*-{n}x"))],
+                Some(identity("x")),
+            )
+        });
+        let policy = policy(rules.collect());
+        let task = task("etl-nightly", "load-customers-7");
+        let began = std::time::Instant::now();
+        for _ in 0..100 {
+            assert_eq!(named(&policy, &task), "default");
+        }
+        let each = began.elapsed() / 100;
+        // The promise is for a release build; without optimisation it is several times that.
+        let bound = if cfg!(debug_assertions) { 20_000 } else { 100 };
+        eprintln!("1000 rules: {each:?}");
+        assert!(each.as_micros() < bound, "{each:?}");
     }
 }

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::token::Deadline;
+use crate::token::{Deadline, Issued};
 use crate::workload::{ContainerId, Grant};
 
 /// Makes the two handles and the queue of questions that the writer's side answers.
@@ -53,8 +54,9 @@ struct LeaseState {
     /// container that was put there by hand could be the one that asks.
     confirmed: AtomicBool,
     cut: CancellationToken,
-    /// The latest expiry among the tokens that were handed out: what a cut-off cannot take back.
-    last_expiry: Mutex<Option<Deadline>>,
+    since: SystemTime,
+    /// What was handed out: what a cut-off cannot take back.
+    issued: Issued,
 }
 
 impl Lease {
@@ -81,17 +83,19 @@ impl Lease {
         self.0.confirmed.load(Ordering::Acquire)
     }
 
-    /// To be called with every token that goes out.
-    pub fn handed_out(&self, expires: Deadline) {
-        let mut last = self.0.last_expiry.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.wall() < expires.wall()) {
-            *last = Some(expires);
-        }
+    /// When it was admitted.
+    pub fn since(&self) -> SystemTime {
+        self.0.since
+    }
+
+    /// Every token that goes out has to be added.
+    pub fn issued(&self) -> &Issued {
+        &self.0.issued
     }
 
     /// When the last token that went out ends; `None` while none did.
     pub fn last_expiry(&self) -> Option<Deadline> {
-        *self.0.last_expiry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.issued.last_expiry()
     }
 
     /// Resolves when the lease is cut off. A dropped registry is not a cut-off.
@@ -117,7 +121,8 @@ impl Writer {
             epoch: self.epoch,
             confirmed: AtomicBool::new(false),
             cut: CancellationToken::new(),
-            last_expiry: Mutex::new(None),
+            since: SystemTime::now(),
+            issued: Issued::default(),
         }));
         let old = self.table.edit(|leases| leases.insert(address, lease.clone()));
         if let Some(old) = old {
@@ -224,6 +229,7 @@ mod tests {
             lifetime: Duration::from_secs(3600),
             isolate: false,
             strict: false,
+            rate: None,
         };
         Grant {
             container: ContainerId::parse(&digit.to_string().repeat(64)).unwrap(),

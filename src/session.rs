@@ -305,7 +305,7 @@ async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
     let mut dead = vec![];
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        let socket = path.extension().is_some_and(|extension| extension == "sock");
+        let socket = path.extension().is_some_and(|extension| extension == "sock" || extension == "ctl");
         if socket && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
         {
             dead.push(path);

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
 use crate::secret::Secret;
@@ -104,6 +105,7 @@ pub struct AccessToken {
     pub expires: Deadline,
     /// What the source asked for upstream, in normal form; empty where the upstream decides.
     pub scopes: Scopes,
+    pub id: MintId,
 }
 
 /// An OpenID Connect ID token (a signed JWT) for one audience.
@@ -111,6 +113,94 @@ pub struct AccessToken {
 pub struct IdentityToken {
     pub value: Secret<String>,
     pub expires: Deadline,
+    pub id: MintId,
+}
+
+/// Names one token in the audit log, the status and nowhere upstream. Random: it says nothing about the
+/// token. Two containers that were given the same token have the same one.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct MintId(u64);
+
+impl MintId {
+    /// All zeros where the machine has no randomness; then signing and TLS do not work either.
+    pub fn random() -> Self {
+        let mut bytes = [0; 8];
+        let _ = SystemRandom::new().fill(&mut bytes);
+        Self(u64::from_be_bytes(bytes))
+    }
+}
+
+/// Sixteen hex digits.
+impl fmt::Display for MintId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The two kinds of token that are handed out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TokenKind {
+    Access,
+    Identity,
+}
+
+impl TokenKind {
+    pub const ALL: [Self; 2] = [Self::Access, Self::Identity];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Identity => "identity",
+        }
+    }
+}
+
+/// A token that somebody was given, without the token.
+#[derive(Clone, Copy, Debug)]
+pub struct HandedOut {
+    pub id: MintId,
+    pub kind: TokenKind,
+    pub expires: Deadline,
+}
+
+/// What one caller was given, as far as it may still be good. A caller can ask for ID tokens without end
+/// (audiences); beyond this many the one that ends first is forgotten, so that the last expiry stays right.
+#[derive(Debug, Default)]
+pub struct Issued(Mutex<Vec<HandedOut>>);
+
+const REMEMBERED: usize = 256;
+
+impl Issued {
+    fn lock(&self) -> MutexGuard<'_, Vec<HandedOut>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when this caller did not have this token yet.
+    pub fn add(&self, token: HandedOut) -> bool {
+        let mut all = self.lock();
+        if all.iter().rev().any(|known| known.id == token.id) {
+            return false;
+        }
+        let now = Now::read();
+        all.retain(|known| !known.expires.remaining(now).is_zero());
+        if all.len() >= REMEMBERED {
+            let first = all.iter().enumerate().min_by_key(|(_, known)| known.expires.wall());
+            if let Some((first, _)) = first {
+                all.swap_remove(first);
+            }
+        }
+        all.push(token);
+        true
+    }
+
+    /// Those that have not expired.
+    pub fn alive(&self, now: Now) -> Vec<HandedOut> {
+        self.lock().iter().filter(|token| !token.expires.remaining(now).is_zero()).copied().collect()
+    }
+
+    pub fn last_expiry(&self) -> Option<Deadline> {
+        self.lock().iter().map(|token| token.expires).max_by_key(Deadline::wall)
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +214,23 @@ mod tests {
         assert_eq!(scopes, Scopes::from_iter(["c", "a", "b", "a"]));
         assert_eq!(scopes.intersection(&Scopes::parse("c,d,a")).to_string(), "a c");
         assert!(Scopes::parse(" ,").is_empty());
+    }
+
+    #[test]
+    fn a_token_is_new_to_a_caller_once_and_memory_is_bounded() {
+        let issued = Issued::default();
+        let token = |life| {
+            let expires = Deadline::after(Now::read(), Duration::from_secs(life));
+            HandedOut { id: MintId::random(), kind: TokenKind::Access, expires }
+        };
+        let longest = token(9000);
+        assert!(issued.add(longest) && !issued.add(longest));
+        for life in 1000..1000 + 2 * REMEMBERED as u64 {
+            assert!(issued.add(token(life)));
+        }
+        assert_eq!(issued.alive(Now::read()).len(), REMEMBERED);
+        assert_eq!(issued.last_expiry().unwrap().wall(), longest.expires.wall());
+        assert_eq!(longest.id.to_string().len(), 16);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::token::Scopes;
+use crate::token::{CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -64,6 +64,8 @@ pub struct Task {
     pub name: Option<String>,
     /// Labels of the request (never those of the image).
     pub labels: BTreeMap<String, String>,
+    /// `KFP_CREDS_IDENTITY` in the environment of the request: which identity it would like.
+    pub wish: Option<String>,
 }
 
 /// `pipeline/component`, else the name, else the image.
@@ -92,6 +94,23 @@ pub struct Identity {
     pub isolate: bool,
     /// A scope outside `scopes` is a 403 instead of being left out.
     pub strict: bool,
+    /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
+    pub rate: Option<u32>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            service_account: None,
+            scopes: Scopes::parse(CLOUD_PLATFORM),
+            audiences: vec![],
+            lifetime: Duration::from_secs(3600),
+            isolate: false,
+            strict: false,
+            rate: None,
+        }
+    }
 }
 
 /// What one container may have.

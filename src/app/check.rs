@@ -13,6 +13,7 @@ use crate::failure::{Ended, Failure};
 use crate::mint::MintFailure;
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
+use crate::record::Recorder;
 use crate::workload::{ContainerId, Grant, Identity, Task};
 
 /// Prints one line per look, `ok` or `!!`, and fails with the first thing that has to be mended.
@@ -40,7 +41,7 @@ pub async fn check(
         }
         Err(failure) => say("engine", Err(failure)),
     }
-    match Host::open(config, around, &tasks, &voice) {
+    match Host::open(config, around, &tasks, &voice, Recorder::default()) {
         Ok(host) => {
             say("credential", Ok(format!("{}, {}", host.source.principal().kind, host.account(config))));
             say("token", look_at_token(&host, config).await);

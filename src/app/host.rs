@@ -14,6 +14,7 @@ use crate::metadata::View;
 use crate::mint::{Mint, MintFailure};
 use crate::observe::Voice;
 use crate::process::Tasks;
+use crate::record::Recorder;
 use crate::server::jwks;
 use crate::server::views::Views;
 use crate::source::google::{Endpoints, Google, Where};
@@ -42,6 +43,7 @@ impl Host {
         around: &Surroundings,
         tasks: &Tasks,
         voice: &Voice,
+        recorder: Recorder,
     ) -> Result<Self, Failure> {
         let mut keys = None;
         let source: Arc<dyn Source> = match &config.source {
@@ -55,7 +57,7 @@ impl Host {
             }
             SourceChoice::Adc { file } => Arc::new(application_default(config, file.clone(), around)?),
         };
-        let mint = Mint::new(source.clone(), tasks.clone());
+        let mint = Mint::recorded(source.clone(), tasks.clone(), recorder);
         tasks.spawn("source", watch(mint.clone(), tasks.clone(), voice.clone()));
         Ok(Self { source, mint, keys })
     }

@@ -12,6 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::broken;
+use super::control::{About, Desk, Door};
 use super::host::Host;
 use crate::config::{Config, SourceChoice, Surroundings, engine};
 use crate::docker::Engine;
@@ -23,7 +24,10 @@ use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
+use crate::record::Recorder;
+use crate::record::audit::Audit;
 use crate::registry;
+use crate::secret::Secret;
 use crate::server::Server;
 use crate::session::{Session, Wanted};
 use crate::token::Now;
@@ -33,6 +37,8 @@ use crate::workload::{ContainerId, Task};
 const STOP_GRACE_SECONDS: i32 = 2;
 /// How long connections may still be seen whose program has ended.
 const CLIENTS_LEAVE: Duration = Duration::from_millis(500);
+/// A disk that hangs does not keep a session from ending.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// A running session.
 #[derive(Debug)]
@@ -48,6 +54,9 @@ pub(super) struct House {
     pub(super) session: Arc<Session>,
     pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
+    /// Of the control socket.
+    control: PathBuf,
+    desk: Arc<Desk>,
 }
 
 impl House {
@@ -61,7 +70,8 @@ impl House {
     ) -> Result<Self, Failure> {
         let tasks = Tasks::new();
         let engine = reach(config, around).await?;
-        let host = Host::open(config, around, &tasks, &voice)?;
+        let recorder = recorder(config, "", &voice)?;
+        let host = Host::open(config, around, &tasks, &voice, recorder.clone())?;
         let folder = private_folder(&runtime_folder(around))?;
         let wanted = Wanted {
             session: &session_id()?,
@@ -74,19 +84,29 @@ impl House {
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.
         let id = session.network.session.clone();
+        recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
         let views = host.views(config, Some(session.relay.to_string()));
-        let server = Server::new(reader, host.mint.clone(), views, session.relay, voice.clone());
-        let granting = Granting { writer, mint: host.mint.clone() };
-        let lifecycle = manage(&session, granting, &voice, &tasks);
+        let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
+        let server = Server::recorded(reader, mint, views, at, voice.clone(), to);
+        let lifecycle = Lifecycle::new(
+            session.engine.clone(),
+            session.network.clone(),
+            session.leasable(),
+            Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() },
+            voice.clone(),
+            tasks.clone(),
+        );
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
             guard: Arc::new(guard(config, around)),
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
+            recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
+        let desk = Desk::new(About::of(mode, &session, &host, config), &lifecycle, &host, &proxy);
         let (failing, failed) = mpsc::channel(1);
         let mut house = Self {
             host,
@@ -97,6 +117,8 @@ impl House {
             tasks: tasks.clone(),
             session: session.clone(),
             lifecycle: lifecycle.clone(),
+            control: folder.join(format!("{id}.ctl")),
+            desk,
             proxy,
         };
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
@@ -111,10 +133,13 @@ impl House {
 
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
         let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
-        let reserved = self.proxy.reserved.clone();
+        let (reserved, recorder) = (self.proxy.reserved.clone(), self.proxy.recorder.clone());
         self.tasks.spawn("relay", async move {
             let name = session.relay_name.clone();
-            let renewed = move |id: &str| reserved.put(Kind::Container, id, &name);
+            let renewed = move |id: &str| {
+                recorder.metrics().relay_replaced();
+                reserved.put(Kind::Container, id, &name);
+            };
             if let Err(error) = session.keep_relay(server, tunnel, tasks, voice, renewed).await {
                 let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
             }
@@ -122,6 +147,16 @@ impl House {
     }
 
     async fn go_live(&mut self, server: &Server, config: &Config) -> Result<(), Failure> {
+        if let Some(at) = config.metrics {
+            let listener = tokio::net::TcpListener::bind(at).await;
+            let listener = listener.map_err(|e| broken(&format!("serve metrics on {at}"), e))?;
+            self.tasks.spawn(
+                "metrics",
+                self.desk.clone().serve_loopback(listener, Door::Metrics, self.tasks.clone()),
+            );
+        }
+        let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
+        self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed = self.session.wait_ready(server);
@@ -151,6 +186,17 @@ impl House {
         let (lifecycle, engine, voice) =
             (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone());
         self.tasks.spawn("stop", async move { stop_containers(&lifecycle, &engine, &voice).await });
+    }
+
+    /// Opens the page on a port of the system's choice, behind `capability`; where it is.
+    pub(super) async fn show_page(&self, capability: Secret<String>) -> Result<String, Failure> {
+        let failed = |error: io::Error| broken("show the page", error);
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
+        let at = listener.local_addr().map_err(failed)?;
+        let place = format!("http://{at}/{}/", capability.expose());
+        let door = Door::Page(Arc::new(capability));
+        self.tasks.spawn("page", self.desk.clone().serve_loopback(listener, door, self.tasks.clone()));
+        Ok(place)
     }
 
     /// Whether somebody still has a connection to our socket, and not only because the end of a program
@@ -186,6 +232,10 @@ impl House {
             Err(error) => {
                 self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
             }
+        }
+        let _ = std::fs::remove_file(&self.control);
+        if let Some(audit) = self.proxy.recorder.audit() {
+            audit.flush(FLUSH_WITHIN).await;
         }
         if !self.live {
             return;
@@ -227,6 +277,15 @@ pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engi
     Ok(Engine::connect(&upstream).await?)
 }
 
+/// With the audit log, if the config asks for one.
+pub(super) fn recorder(config: &Config, session: &str, voice: &Voice) -> Result<Recorder, Failure> {
+    let Some(settings) = config.audit.clone() else { return Ok(Recorder::default()) };
+    let (file, voice) = (settings.file.display().to_string(), voice.clone());
+    let audit = Audit::open(settings, session, Arc::new(move |text| voice.notice(text)));
+    let audit = audit.map_err(|error| broken(&format!("the audit log {file}"), error))?;
+    Ok(Recorder::new(Some(audit)))
+}
+
 /// What the proxy is given, but for what is ours and what containers are told.
 fn settings(
     config: &Config,
@@ -249,6 +308,7 @@ fn settings(
         exits: Exits::default(),
         closing: Closing::default(),
         clients: Clients::default(),
+        recorder: Recorder::default(),
         ask,
         tasks: tasks.clone(),
     }
@@ -272,17 +332,6 @@ fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
     reserved
 }
 
-fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -> Arc<Lifecycle> {
-    Lifecycle::new(
-        session.engine.clone(),
-        session.network.clone(),
-        session.leasable(),
-        granting,
-        voice.clone(),
-        tasks.clone(),
-    )
-}
-
 /// Where the session's own login lies is the likeliest place of all.
 fn guard(config: &Config, around: &Surroundings) -> Guard {
     let named = match &config.source {
@@ -300,7 +349,7 @@ fn guard(config: &Config, around: &Surroundings) -> Guard {
     }
 }
 
-fn session_id() -> Result<String, Failure> {
+pub(super) fn session_id() -> Result<String, Failure> {
     let mut bytes = [0_u8; 4];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -309,7 +358,7 @@ fn session_id() -> Result<String, Failure> {
 }
 
 /// Short: a unix socket's path may have 107 bytes.
-fn runtime_folder(around: &Surroundings) -> PathBuf {
+pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
     match around.variable("XDG_RUNTIME_DIR") {
         Some(folder) if folder.len() < 60 => Path::new(folder).join("kfp-creds"),
         _ => PathBuf::from(format!("/tmp/kfp-creds-{}", rustix::process::getuid().as_raw())),

@@ -2,16 +2,25 @@
 
 mod check;
 mod child;
+mod control;
+mod cut_off;
+mod explain;
 mod host;
 mod house;
+mod page;
 mod run;
 mod scan;
 mod serve;
+mod sessions;
+mod status;
 
 pub use check::check;
+pub use cut_off::cut_off;
+pub use explain::explain;
 pub use run::run;
 pub use scan::scan;
 pub use serve::{listen, serve};
+pub use status::status;
 
 use std::fmt::Display;
 

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use super::broken;
 use super::child::Signals;
 use super::host::Host;
+use super::house::{recorder, session_id};
 use super::run::open;
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
@@ -32,6 +33,11 @@ pub async fn serve(
     print(&format!("export DOCKER_HOST=unix://{}", house.socket.display()));
     for (name, value) in house.host.extra_environment() {
         print(&format!("export {name}={value}"));
+    }
+    match house.show_page(capability()?).await {
+        // A comment, so that the shell may be given all of stdout.
+        Ok(place) => print(&format!("# who holds which token: {place}")),
+        Err(failure) => voice.notice(failure.to_string()),
     }
     voice.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
     let outcome = tokio::select! {
@@ -62,18 +68,20 @@ pub async fn listen(
         Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
     })?;
     let tasks = Tasks::new();
-    let host = Host::open(config, around, &tasks, &voice)?;
+    let recorder = recorder(config, &session_id()?, &voice)?;
+    let host = Host::open(config, around, &tasks, &voice, recorder.clone())?;
     host.first_mint(config, &voice).await?;
     let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };
     let (_writer, reader, _questions) = registry::new();
-    let server = Server::new(
+    let server = Server::recorded(
         reader,
         host.mint.clone(),
         host.views(config, Some(at.to_string())),
         std::net::Ipv4Addr::UNSPECIFIED,
         voice.clone(),
+        recorder.clone(),
     );
     let place = match &capability {
         Some(capability) => format!("{at}/{}", capability.expose()),
@@ -90,6 +98,9 @@ pub async fn listen(
     tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
     signals.next().await;
     tasks.finish(std::time::Duration::from_secs(1)).await;
+    if let Some(audit) = recorder.audit() {
+        audit.flush(std::time::Duration::from_secs(1)).await;
+    }
     Ok(Ended::Done)
 }
 

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use wildmatch::WildMatch;
-
 use super::forms::{
     account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
-use super::keys::{RawConfig, RawEndpoints, RawGuard, RawIdentity, RawInstance, RawRule};
+use super::keys::{RawConfig, RawEndpoints, RawGuard, RawIdentity, RawInstance};
 use super::mounts::mounts;
 use super::read::{Layers, one_line, shown};
+use super::rules::{choose, named, rules};
+use super::seeing::{audit, metrics};
 use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
 use crate::guard::{Mode, Rules};
 use crate::observe;
-use crate::policy::{Policy, Rule};
+use crate::policy::Policy;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
@@ -43,6 +43,7 @@ pub(super) fn resolve(
     let policy = Policy {
         rules: rules(say, raw.rule, &identities),
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
+        choose: choose(say, "choose", &raw.choose, &identities),
         all: raw.all.unwrap_or_default(),
     };
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&around.cwd).to_owned();
@@ -52,6 +53,8 @@ pub(super) fn resolve(
         _ => observe::Form::Text,
     };
     let config = Config {
+        audit: audit(say, raw.audit, &beside, around),
+        metrics: metrics(say, raw.metrics),
         mounts: mounts(say, raw.mount, &flags.mounts, &beside, around),
         source: source(say, raw.credentials, raw.credentials_file, base, around),
         impersonate,
@@ -250,11 +253,21 @@ fn identities(
             lifetime: lifetime.unwrap_or(Duration::from_secs(3600)),
             isolate: raw.isolate,
             strict: raw.strict,
+            rate: rate(say, &path("rate"), raw.rate),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));
     }
     all
+}
+
+fn rate(say: &mut Layers, path: &str, given: Option<i64>) -> Option<u32> {
+    let given = given?;
+    let rate = u32::try_from(given).ok().filter(|rate| *rate > 0);
+    if rate.is_none() {
+        say.problem(path, format_args!("{given} has to be 1 or more"));
+    }
+    rate
 }
 
 fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
@@ -288,55 +301,4 @@ fn audiences(say: &mut Layers, path: &str, given: Vec<String>) -> Vec<String> {
         }
     }
     given
-}
-
-fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &BTreeMap<String, Arc<Identity>>) -> Vec<Rule> {
-    let mut all = Vec::new();
-    for (index, raw) in raw.into_iter().enumerate() {
-        let path = |key: &str| format!("rule[{}].{key}", index + 1);
-        let rule = format!("rule[{}]", index + 1);
-        let mut pattern = |key: &str, given: Option<String>| {
-            let given = given?;
-            if given.is_empty() {
-                say.problem(&path(key), "is empty; leave it out to match any");
-            }
-            Some(WildMatch::new(&given))
-        };
-        let [pipeline, component, image] =
-            [("pipeline", raw.pipeline), ("component", raw.component), ("image", raw.image)]
-                .map(|(key, given)| pattern(key, given));
-        if pipeline.is_none() && component.is_none() && image.is_none() {
-            say.problem(
-                &rule,
-                "needs a pipeline, component or image; for everything there is default and all",
-            );
-        }
-        let identity = match raw.identity {
-            Some(name) => named(say, &path("identity"), &name, identities),
-            None => {
-                say.problem(&rule, "needs an identity: the name of one, or \"none\"");
-                None
-            }
-        };
-        all.push(Rule { pipeline, component, image, identity });
-    }
-    all
-}
-
-/// The identity of this name; the word `none` is no identity.
-fn named(
-    say: &mut Layers,
-    path: &str,
-    name: &str,
-    identities: &BTreeMap<String, Arc<Identity>>,
-) -> Option<Arc<Identity>> {
-    let found = identities.get(name).cloned();
-    if found.is_none() && name != "none" {
-        let known = identities.keys().map(|name| one_line(name)).collect::<Vec<_>>().join(", ");
-        say.problem(
-            path,
-            format_args!("there is no identity \"{}\"; there are: none, {known}", one_line(name)),
-        );
-    }
-    found
 }

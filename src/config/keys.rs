@@ -21,11 +21,14 @@ pub(super) struct RawConfig {
     pub zone: Option<String>,
     pub region: Option<String>,
     pub default: Option<String>,
+    pub choose: Vec<String>,
     pub all: Option<bool>,
     pub keep: Option<bool>,
     pub engine: Option<String>,
     pub log: Option<String>,
     pub network: RawNetwork,
+    pub audit: RawAudit,
+    pub metrics: RawMetrics,
     pub endpoints: RawEndpoints,
     pub guard: RawGuard,
     pub instance: RawInstance,
@@ -60,6 +63,20 @@ pub(super) struct RawInstance {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawAudit {
+    pub file: Option<String>,
+    pub max_bytes: Option<i64>,
+    pub keep: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawMetrics {
+    pub listen: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawEndpoints {
     pub token: Option<String>,
     pub iam_credentials: Option<String>,
@@ -76,6 +93,7 @@ pub(super) struct RawIdentity {
     pub lifetime: Option<String>,
     pub isolate: bool,
     pub strict: bool,
+    pub rate: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -83,8 +101,14 @@ pub(super) struct RawIdentity {
 pub(super) struct RawRule {
     pub pipeline: Option<String>,
     pub component: Option<String>,
+    pub function: Option<String>,
+    pub iteration: Option<String>,
     pub image: Option<String>,
+    pub compose_project: Option<String>,
+    pub compose_service: Option<String>,
+    pub labels: BTreeMap<String, String>,
     pub identity: Option<String>,
+    pub choose: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -174,6 +198,7 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_REGION"),
     key("default", Kind::Text, "`\"default\"`", "The identity of containers that no rule names: the name of one, or `\"none\"`.")
         .variable("KFP_CREDS_DEFAULT"),
+    key("choose", Kind::List, "`[]`: nothing", "Identities that containers which no rule names may choose instead of the default, by `KFP_CREDS_IDENTITY=NAME` in their environment. Another name there, and they get none."),
     key("all", Kind::Flag, "`false`", "The default identity is for every container, not for kfp tasks alone.")
         .variable("KFP_CREDS_ALL").flag("--all"),
     key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` are left running, without an identity.")
@@ -187,6 +212,12 @@ pub(super) const KEYS: &[Key] = &[
     key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
     key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image.").guarded(),
+    key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object a line, readable by you alone. A relative path starts at the config file. See `docs/AUDIT.md`.")
+        .variable("KFP_CREDS_AUDIT_FILE").guarded(),
+    key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log grows beyond this it is renamed to `FILE.1`, that to `FILE.2`, and so on. From 4096."),
+    key("audit.keep", Kind::Number, "`5`", "How many renamed logs are kept."),
+    key("metrics.listen", Kind::Text, "none", "A loopback address for Prometheus, such as `\"127.0.0.1:9464\"`. The control socket has the same text.")
+        .variable("KFP_CREDS_METRICS_LISTEN").guarded(),
     key("endpoints.token", Kind::Text, "what the credential says", "The whole URL of the OAuth token endpoint. `https`, or `http` on loopback.")
         .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
     key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
@@ -207,10 +238,17 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
+    key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
-    key("rule[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
+    key("rule[].iteration", Kind::Text, "any", "A pattern for the place in a loop, such as `\"for-loop-1-iteration-2\"`."),
+    key("rule[].image", Kind::Text, "any", "A pattern for the image, as the request writes it, with its tag or digest."),
+    key("rule[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
+    key("rule[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
+    key("rule[].labels.*", Kind::Text, "any", "A pattern for a label of the create request, never one of the image: `labels = { \"com.example.team\" = \"data-*\" }`."),
     key("rule[].identity", Kind::Text, "must be given", "What a container gets that matches all patterns of the rule: the name of an identity, or `\"none\"`. The first rule that matches decides."),
+    key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. Another name there, and it gets none."),
     key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
@@ -287,6 +325,8 @@ mod tests {
             "mount",
             "attributes",
             "project_attributes",
+            "audit",
+            "metrics",
         ];
         let mut shape: Vec<String> = fields("");
         shape.retain(|field| !tables.contains(&field.as_str()));
@@ -295,12 +335,16 @@ mod tests {
             ("[guard]", "guard."),
             ("[instance]", "instance."),
             ("[endpoints]", "endpoints."),
+            ("[audit]", "audit."),
+            ("[metrics]", "metrics."),
             ("[identity.a]", "identity.*."),
             ("[[rule]]", "rule[]."),
             ("[[mount]]", "mount[]."),
         ] {
             shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
         }
+        shape.retain(|field| field != "rule[].labels");
+        shape.push("rule[].labels.*".into());
         shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
         let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
         table.sort_unstable();
@@ -311,9 +355,17 @@ mod tests {
     #[test]
     fn whatever_names_a_place_or_a_file_is_guarded() {
         for key in KEYS {
-            let named = ["endpoints.", "engine", "credentials_file", "mount[].source", "guard."]
-                .iter()
-                .any(|p| key.path.starts_with(p));
+            let named = [
+                "endpoints.",
+                "engine",
+                "credentials_file",
+                "mount[].source",
+                "guard.",
+                "audit.file",
+                "metrics.",
+            ]
+            .iter()
+            .any(|p| key.path.starts_with(p));
             assert_eq!(key.guarded, named, "{}", key.path);
         }
     }

@@ -11,12 +11,14 @@ mod forms;
 mod keys;
 mod mounts;
 mod read;
+mod rules;
+mod seeing;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +31,7 @@ use crate::guard::{Mode, Rules};
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
+use crate::record::audit;
 use crate::workload::Identity;
 
 /// What the process was started in; made once, in `main.rs`.
@@ -89,6 +92,10 @@ pub struct Config {
     pub policy: Policy,
     /// By name; `default` is always there.
     pub identities: BTreeMap<String, Arc<Identity>>,
+    /// `None`: no audit log.
+    pub audit: Option<audit::Settings>,
+    /// Where metrics are served besides the control socket; loopback.
+    pub metrics: Option<SocketAddr>,
     /// What is mounted into containers besides what they ask for.
     pub mounts: Vec<Mount>,
     /// What `run` does with containers that still run at its end: leave them, without identity.
@@ -269,6 +276,8 @@ impl Config {
             ("engine", self.engine.clone()),
             ("pool", Some(self.pool.to_string())),
             ("guard", (self.guard != Rules::default()).then(|| guarding(&self.guard))),
+            ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
+            ("metrics", self.metrics.map(|at| at.to_string())),
         ] {
             if let Some(value) = value {
                 line(name, value);
@@ -278,17 +287,15 @@ impl Config {
             line("identity", sentence(identity));
         }
         for (index, rule) in self.policy.rules.iter().enumerate() {
-            let given =
-                [("pipeline", &rule.pipeline), ("component", &rule.component), ("image", &rule.image)];
-            let given =
-                given.iter().filter_map(|(name, p)| Some(format!("{name} {}", p.as_ref()?.pattern())));
+            let given = rule.patterns.iter().map(|(part, pattern)| format!("{part} {pattern}"));
             let given = given.collect::<Vec<_>>().join(", ");
             let identity = rule.identity.as_ref().map_or("none", |identity| &identity.name);
+            let identity = format!("{identity}{}", choices(&rule.choose));
             line(&format!("rule {}", index + 1), format!("{given}: {identity}"));
         }
         let who = if self.policy.all { "every other container" } else { "every other kfp task" };
         let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
-        line("otherwise", format!("{who}: {identity}"));
+        line("otherwise", format!("{who}: {identity}{}", choices(&self.policy.choose)));
         text
     }
 }
@@ -308,12 +315,20 @@ fn guarding(rules: &Rules) -> String {
     }
 }
 
+fn choices(choose: &[Arc<Identity>]) -> String {
+    let names: Vec<&str> = choose.iter().map(|identity| identity.name.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!(", or by choice {}", names.join(", ")) }
+}
+
 fn sentence(identity: &Identity) -> String {
     let account = identity.service_account.as_deref().unwrap_or("the own account");
     let mut text = format!("{}: {account}, {} s", identity.name, identity.lifetime.as_secs());
     let _ = write!(text, ", scopes {}", identity.scopes);
     if !identity.audiences.is_empty() {
         let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
+    }
+    if let Some(rate) = identity.rate {
+        let _ = write!(text, ", {rate} a minute");
     }
     for (word, said) in [("isolate", identity.isolate), ("strict", identity.strict)] {
         if said {

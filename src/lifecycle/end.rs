@@ -1,12 +1,11 @@
 //! The end of a session: who still runs, and the cutting off of everybody.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{Lifecycle, Tenant};
 use crate::docker::EngineError;
 use crate::docker::network::Member;
-use crate::registry::Lease;
+use crate::record::metrics::Cause;
 use crate::token::{Deadline, Now};
 use crate::workload::{ContainerId, Task};
 
@@ -17,7 +16,7 @@ pub struct Summary {
     pub attached: u64,
     /// Leases: a container that was started twice counts twice.
     pub cut_off: u64,
-    /// Ends of tokens that still live; at most one for each lease.
+    /// Ends of tokens that still live; one that two containers hold counts once.
     pub outstanding: Vec<Deadline>,
 }
 
@@ -39,12 +38,14 @@ impl Lifecycle {
         state.closed = true;
         let leases = state.writer.cut_off_all();
         state.cut_off += leases.len() as u64;
-        state.outstanding.extend(leases.iter().filter_map(Lease::last_expiry));
+        let now = Now::read();
+        for lease in &leases {
+            state.remember(lease);
+            self.recorder.cut_off(lease.grant(), Cause::Session, None, &lease.issued().alive(now));
+        }
         for tenant in state.tenants.values_mut() {
             tenant.lease = None;
         }
-        let now = Now::read();
-        state.outstanding.retain(|end| end.remaining(now) > Duration::ZERO);
-        Summary { attached: state.attached, cut_off: state.cut_off, outstanding: state.outstanding.clone() }
+        state.summary()
     }
 }

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 
 use super::{Lifecycle, State};
 use crate::docker::events::ContainerEvent;
+use crate::record::metrics::Cause;
 
 impl Lifecycle {
     /// Follows the engine's events until the session stops; after a break it looks for what was missed.
@@ -52,13 +53,13 @@ impl Lifecycle {
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });
             }
-            ContainerEvent::Died(container, code) => self.on_die(&container, code),
+            ContainerEvent::Died(container, code) => self.cut_off(&container, Cause::Ended, code),
             ContainerEvent::Destroyed(container) => self.forget(&container),
             // One that was not seen running has nothing to lose: this may be the echo of its last run.
             ContainerEvent::Disconnected(container, network)
                 if network == self.network.id && self.confirmed(&container) =>
             {
-                self.on_die(&container, None);
+                self.cut_off(&container, Cause::Ended, None);
             }
             ContainerEvent::Disconnected(..) => {}
         }

@@ -4,6 +4,7 @@
 //! never held across a wait; what the engine says is compared with what is known after every wait.
 
 mod addresses;
+pub mod by_hand;
 mod end;
 mod events;
 
@@ -21,8 +22,10 @@ use crate::docker::proxy::Ask;
 use crate::mint::Mint;
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
+use crate::record::Recorder;
+use crate::record::metrics::Cause;
 use crate::registry::{Lease, Questions, Writer};
-use crate::token::{Deadline, Now};
+use crate::token::{Deadline, MintId, Now};
 use crate::workload::{ContainerId, Grant, Identity};
 
 pub use end::Summary;
@@ -38,6 +41,7 @@ pub struct Lifecycle {
     engine: Engine,
     network: Network,
     mint: Arc<Mint>,
+    recorder: Recorder,
     voice: Voice,
     tasks: Tasks,
     state: Mutex<State>,
@@ -50,8 +54,8 @@ struct State {
     tenants: HashMap<ContainerId, Tenant>,
     attached: u64,
     cut_off: u64,
-    /// Expiries of tokens whose holders ended.
-    outstanding: Vec<Deadline>,
+    /// Expiries of tokens whose holders ended; two holders of one token count once.
+    outstanding: HashMap<MintId, Deadline>,
     /// Set at the end of the session, after which nothing is admitted.
     closed: bool,
 }
@@ -65,6 +69,8 @@ struct Tenant {
     lease: Option<Lease>,
     created: Instant,
     started: bool,
+    /// A person cut it off: no start and no event brings its lease back.
+    barred: bool,
 }
 
 /// What granting needs: the registry's one writer, and the mint that is warmed and made to forget.
@@ -72,6 +78,7 @@ struct Tenant {
 pub struct Granting {
     pub writer: Writer,
     pub mint: Arc<Mint>,
+    pub recorder: Recorder,
 }
 
 impl Lifecycle {
@@ -84,17 +91,17 @@ impl Lifecycle {
         voice: Voice,
         tasks: Tasks,
     ) -> Arc<Self> {
-        let Granting { writer, mint } = granting;
+        let Granting { writer, mint, recorder } = granting;
         let state = State {
             writer,
             addresses: Addresses::new(addresses),
             tenants: HashMap::new(),
             attached: 0,
             cut_off: 0,
-            outstanding: vec![],
+            outstanding: HashMap::new(),
             closed: false,
         };
-        Arc::new(Self { engine, network, mint, voice, tasks, state: Mutex::new(state) })
+        Arc::new(Self { engine, network, mint, recorder, voice, tasks, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -154,9 +161,11 @@ impl Lifecycle {
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
         let identity = grant.identity.clone();
+        let told = grant.clone();
         if !self.admit(grant, address) {
             return Err("the session has ended".into());
         }
+        self.recorder.attached(&told, &self.account(&identity), address);
         self.warm(&container, &identity);
         Ok(address)
     }
@@ -180,7 +189,14 @@ impl Lifecycle {
         }
         let lease = state.writer.admit(address, grant.clone());
         state.attached += 1;
-        let tenant = Tenant { address, lease: Some(lease), created: Instant::now(), started: false, grant };
+        let tenant = Tenant {
+            address,
+            lease: Some(lease),
+            created: Instant::now(),
+            started: false,
+            barred: false,
+            grant,
+        };
         state.tenants.insert(tenant.grant.container.clone(), tenant);
         true
     }
@@ -203,6 +219,7 @@ impl Lifecycle {
         if let Some(tenant) = tenants.get_mut(container)
             && tenant.lease.is_none()
             && !*closed
+            && !tenant.barred
         {
             tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
         }
@@ -246,24 +263,25 @@ impl Lifecycle {
 
     /// From here on nothing is minted for it and nothing in flight reaches it. Its address stays its own
     /// until it is destroyed, for it may be started again.
-    fn on_die(&self, container: &ContainerId, exit_code: Option<i64>) {
-        let (task, lease) = {
+    fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) {
+        let lease = {
             let mut state = self.state();
             let State { writer, tenants, .. } = &mut *state;
             let Some(tenant) = tenants.get_mut(container) else { return };
             let Some(lease) = tenant.lease.take() else { return };
             writer.cut_off(tenant.address, container);
-            let task = tenant.grant.task.clone();
             state.cut_off += 1;
-            state.outstanding.extend(lease.last_expiry());
-            (task, lease)
+            state.remember(&lease);
+            lease
         };
         self.mint.forget_holder(container);
         let now = Now::read();
+        self.recorder.cut_off(lease.grant(), cause, exit_code, &lease.issued().alive(now));
         let left = lease.last_expiry().map(|end| expiry(end.wall(), end.remaining(now)));
         self.voice.say(Line::CutOff {
-            task: &task.to_string(),
+            task: &lease.grant().task.to_string(),
             container: container.short(),
+            by_hand: cause == Cause::ByHand,
             exit_code,
             outstanding: left,
         });
@@ -271,7 +289,7 @@ impl Lifecycle {
 
     /// The container is gone: its address goes to the end of the queue.
     fn forget(&self, container: &ContainerId) {
-        self.on_die(container, None);
+        self.cut_off(container, Cause::Ended, None);
         let mut state = self.state();
         if let Some(tenant) = state.tenants.remove(container) {
             state.addresses.give_back(tenant.address);
@@ -307,7 +325,7 @@ impl Lifecycle {
                     self.readmit(&container);
                     self.confirm(&container).await;
                 }
-                Ok(_) if self.started(&container) => self.on_die(&container, None),
+                Ok(_) if self.started(&container) => self.cut_off(&container, Cause::Ended, None),
                 Ok(_) => {}
                 Err(error) if error.is_gone() => self.forget(&container),
                 Err(error) => tracing::debug!(%error, %container, "could not look at a container"),

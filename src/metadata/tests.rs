@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::target::NotSeconds;
 use super::*;
 use crate::secret::Secret;
-use crate::token::Deadline;
+use crate::token::{Deadline, MintId};
 
 #[test]
 fn a_target_is_split_before_it_is_decoded() {
@@ -87,6 +87,7 @@ fn values_may_hold_what_json_escapes() {
         value: Secret::new(hostile.into()),
         expires: Deadline::after(now, Duration::ZERO),
         scopes: Scopes::default(),
+        id: MintId::random(),
     };
     let body = access_reply(&ask, &token, now).body.into_bytes();
     let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -111,9 +112,12 @@ fn a_token_cannot_be_printed_with_its_reply() {
     let secret = || Secret::new(String::from("canary-token"));
     let expires = Deadline::after(now, Duration::from_secs(60));
     let ask = AccessAsk { account: View::default().accounts.remove(0), scopes: None, form: Form::Text };
-    let access =
-        access_reply(&ask, &AccessToken { value: secret(), expires, scopes: Scopes::default() }, now);
-    let identity = identity_reply(&IdentityToken { value: secret(), expires });
+    let access = access_reply(
+        &ask,
+        &AccessToken { value: secret(), expires, scopes: Scopes::default(), id: MintId::random() },
+        now,
+    );
+    let identity = identity_reply(&IdentityToken { value: secret(), expires, id: MintId::random() });
     for reply in [access, identity] {
         assert!(reply.body.is_secret() && reply.etag.is_none());
         assert!(!format!("{reply:?} {reply:#?}").contains("canary"));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::secret::Secret;
 use crate::source::Principal;
-use crate::token::Scopes;
+use crate::token::{MintId, Scopes};
 
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -66,7 +66,7 @@ impl Source for Scripted {
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
         Box::pin(async move {
             let (value, expires) = self.answer().await?;
-            Ok(AccessToken { value, expires, scopes: ask.scopes.clone() })
+            Ok(AccessToken { value, expires, scopes: ask.scopes.clone(), id: MintId::random() })
         })
     }
 
@@ -76,7 +76,7 @@ impl Source for Scripted {
     ) -> Pending<'a, Result<IdentityToken, SourceError>> {
         Box::pin(async move {
             let (value, expires) = self.answer().await?;
-            Ok(IdentityToken { value, expires })
+            Ok(IdentityToken { value, expires, id: MintId::random() })
         })
     }
 

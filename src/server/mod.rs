@@ -21,24 +21,28 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, RequestHead, Step, View, Wait};
-use crate::mint::{Mint, MintFailure};
+use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
+use crate::mint::Mint;
 use crate::observe::Voice;
 use crate::process::Tasks;
+use crate::record::metrics::{Answered, Route};
+use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Reader};
 use crate::relay;
 use crate::secret::Secret;
-use crate::source::IdentityRequest;
-use crate::token::{CLOUD_PLATFORM, Now, Scopes};
+use crate::token::Issued;
 use crate::unparsable::Flavored;
 use crate::workload::Identity;
 
 mod caller;
 pub mod jwks;
+mod rates;
 mod refusals;
+mod tokens;
 pub mod views;
 
 use caller::Caller;
+use rates::Rates;
 use refusals::Refusals;
 use views::Views;
 
@@ -58,6 +62,10 @@ pub struct Server {
     refusals: Refusals,
     /// Views by epoch (0 on loopback), each with what the source said of itself when it was made.
     made: Mutex<HashMap<u64, Arc<View>>>,
+    recorder: Recorder,
+    rates: Rates,
+    /// What programs on this machine were given.
+    local: Issued,
 }
 
 /// The caller's lease ended: no byte may go out, the connection is closed instead.
@@ -68,9 +76,22 @@ pub struct CutOff;
 impl Server {
     /// `voice` says why tokens are refused.
     pub fn new(reader: Reader, mint: Arc<Mint>, views: Views, relay: Ipv4Addr, voice: Voice) -> Arc<Self> {
+        Self::recorded(reader, mint, views, relay, voice, Recorder::default())
+    }
+
+    /// Like [`Self::new`]; what is handed out and refused is told to `recorder`.
+    pub fn recorded(
+        reader: Reader,
+        mint: Arc<Mint>,
+        views: Views,
+        relay: Ipv4Addr,
+        voice: Voice,
+        recorder: Recorder,
+    ) -> Arc<Self> {
         let (probed, _) = watch::channel(false);
+        let (made, rates, local) = (Mutex::default(), Rates::default(), Issued::default());
         let refusals = Refusals::new(voice);
-        Arc::new(Self { reader, mint, views, relay, probed, refusals, made: Mutex::default() })
+        Arc::new(Self { reader, mint, views, relay, probed, refusals, made, recorder, rates, local })
     }
 
     /// Resolves once the relay's own request came through network, listener and tunnel.
@@ -146,6 +167,8 @@ impl Server {
                 None => {
                     tracing::debug!(%from, "nobody with a lease calls from there");
                     let why = "this container has no identity here (yet): kfp-creds did not attach it";
+                    self.recorder.metrics().request(Route::Metadata, Answered::Unknown);
+                    self.recorder.refused(Who::Unknown(from), 503, "any", "nobody with a lease is there");
                     return Ok(respond(metadata::failure_reply(Failure::UnknownCaller, why)));
                 }
             }
@@ -162,76 +185,17 @@ impl Server {
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, CutOff> {
         let view = self.view(&caller);
-        let reply = match metadata::step(head, &view) {
-            Step::Reply(reply) => reply,
-            Step::Access(ask) => self.access(&caller, &ask, deadline).await,
-            Step::Identity(ask) => self.identity(&caller, &ask, deadline).await,
-            Step::Wait(wait) => hold(&caller, wait).await,
+        let (route, reply) = match metadata::step(head, &view) {
+            Step::Reply(reply) => (Route::Metadata, self.guarded(&caller, reply)),
+            Step::Access(ask) => (Route::Token, self.access(&caller, &ask, deadline).await),
+            Step::Identity(ask) => (Route::Identity, self.identity(&caller, &ask, deadline).await),
+            Step::Wait(wait) => (Route::Wait, hold(&caller, wait).await),
         };
         // The last look: while we waited the container may have ended and its address be another's.
-        if caller.still_valid() { Ok(respond(reply)) } else { Err(CutOff) }
-    }
-
-    async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
-        let Some((identity, container)) = caller.granted() else {
-            return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
-        };
-        let scopes = match effective(identity, ask.scopes.as_ref()) {
-            Ok(scopes) => scopes,
-            Err(why) => return metadata::failure_reply(Failure::AccessRefused, &why),
-        };
-        let mut request = self.mint.request(identity, container, Some(scopes));
-        request.service_account.clone_from(&ask.account.service_account);
-        let token = match self.mint.cached(&request) {
-            Some(token) => Ok(token),
-            None => {
-                let minted = self.mint.access(&request, left(deadline)).await;
-                match &minted {
-                    Ok(_) => self.refusals.over(),
-                    Err(MintFailure::Refused(why)) => self.refusals.tell(&caller.name(), why),
-                    Err(_) => {}
-                }
-                minted
-            }
-        };
-        match token {
-            Ok(token) => {
-                if let Caller::Container(lease) = caller {
-                    lease.handed_out(token.expires);
-                }
-                metadata::access_reply(ask, &token, Now::read())
-            }
-            Err(MintFailure::Refused(why)) => metadata::failure_reply(Failure::AccessRefused, &why),
-            Err(MintFailure::Transient(why)) => metadata::failure_reply(Failure::Transient, &why),
-            Err(MintFailure::Slow) => metadata::failure_reply(Failure::Transient, SLOW),
-        }
-    }
-
-    async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
-        let Some((identity, container)) = caller.granted() else {
-            return metadata::failure_reply(Failure::UnknownCaller, "the relay has no identity");
-        };
-        if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
-            let why =
-                format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
-            return metadata::failure_reply(Failure::IdentityRefused, &why);
-        }
-        let request = IdentityRequest {
-            service_account: ask.account.service_account.clone(),
-            audience: ask.audience.clone(),
-            holder: self.mint.holder(identity, container),
-        };
-        match self.mint.identity(&request, left(deadline)).await {
-            Ok(token) => {
-                if let Caller::Container(lease) = caller {
-                    lease.handed_out(token.expires);
-                }
-                metadata::identity_reply(&token)
-            }
-            Err(MintFailure::Refused(why)) => metadata::failure_reply(Failure::IdentityRefused, &why),
-            Err(MintFailure::Transient(why)) => metadata::failure_reply(Failure::IdentityTransient, &why),
-            Err(MintFailure::Slow) => metadata::failure_reply(Failure::IdentityTransient, SLOW),
-        }
+        let valid = caller.still_valid();
+        let answered = if valid { Answered::of(reply.status.as_u16()) } else { Answered::CutOff };
+        self.recorder.metrics().request(route, answered);
+        if valid { Ok(respond(reply)) } else { Err(CutOff) }
     }
 
     /// What this caller sees. Made once per lease, and again when the source learned who it is.
@@ -329,32 +293,6 @@ impl Server {
     }
 }
 
-const SLOW: &str = "the token is still being minted: ask again";
-
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
-}
-
-/// Decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
-/// outside the identity is left out, and nothing left means all the identity has.
-fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
-    let own = &identity.scopes;
-    let Some(asked) = asked.filter(|asked| !asked.is_empty() && !asked.contains(CLOUD_PLATFORM)) else {
-        return Ok(own.clone());
-    };
-    if identity.strict
-        && let Some(outside) = asked.iter().find(|scope| !own.contains(scope))
-    {
-        return Err(format!("identity {} is strict and does not have the scope {outside}", identity.name));
-    }
-    let common = asked.intersection(own);
-    if common.is_empty() {
-        tracing::debug!(identity = identity.name, %asked, "none of the scopes asked for; giving the identity's own");
-        return Ok(own.clone());
-    }
-    Ok(common)
-}
-
 /// The values behind `wait_for_change` do not change within a lease, so the wait ends with its time.
 async fn hold(caller: &Caller, wait: Wait) -> Reply {
     let limit = wait.limit.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
@@ -366,7 +304,7 @@ async fn hold(caller: &Caller, wait: Wait) -> Reply {
 }
 
 /// The rest of `target` behind the capability, compared in constant time.
-fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<&'a str> {
+pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<&'a str> {
     let rest = target.strip_prefix('/')?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (given, rest) = rest.split_at(end);
@@ -401,31 +339,6 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn identity(scopes: &str, strict: bool) -> Identity {
-        Identity {
-            name: "loader".into(),
-            service_account: None,
-            scopes: Scopes::parse(scopes),
-            audiences: vec![],
-            lifetime: Duration::from_secs(3600),
-            isolate: false,
-            strict,
-        }
-    }
-
-    #[test]
-    fn scopes_are_narrowed_never_widened() {
-        let own = identity("a b", false);
-        let asked = |list: &str| effective(&own, Some(&Scopes::parse(list))).unwrap().to_string();
-        assert_eq!(effective(&own, None).unwrap().to_string(), "a b");
-        assert_eq!(asked("b c"), "b");
-        assert_eq!(asked("c"), "a b");
-        assert_eq!(asked(&format!("b,{CLOUD_PLATFORM}")), "a b");
-        let strict = identity("a b", true);
-        assert!(effective(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
-        assert_eq!(effective(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
-    }
 
     #[test]
     fn the_capability_is_the_whole_first_segment() {

@@ -105,13 +105,14 @@ mod tests {
 
     use super::*;
     use crate::secret::Secret;
-    use crate::token::{Deadline, Scopes};
+    use crate::token::{Deadline, MintId, Scopes};
 
     fn token(life: u64) -> AccessToken {
         AccessToken {
             value: Secret::new("base".into()),
             expires: Deadline::after(Now::read(), Duration::from_secs(life)),
             scopes: Scopes::default(),
+            id: MintId::random(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::source::credential::Credential;
 use crate::source::google::{id_token_expiry, life};
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
 use crate::source::{AccessRequest, IdentityRequest, SourceError};
-use crate::token::{AccessToken, Deadline, IdentityToken};
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
 
 /// Clocks that differ by no more than this are reconciled; beyond it, the machine's clock has to be set.
 const SKEW: Duration = Duration::from_secs(600);
@@ -61,6 +61,7 @@ impl Iam<'_> {
             value,
             expires: Deadline::after(answer.sent, life(left)?),
             scopes: ask.scopes.clone(),
+            id: MintId::random(),
         })
     }
 
@@ -69,7 +70,7 @@ impl Iam<'_> {
         let answer = self.call("generateIdToken", &body).await?;
         let value = answer.json::<GeneratedId>()?.token;
         let expires = id_token_expiry(value.expose(), &answer)?;
-        Ok(IdentityToken { value, expires })
+        Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 
     /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,

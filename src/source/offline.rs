@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::secret::Secret;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, jwt};
-use crate::token::{AccessToken, Deadline, IdentityToken, Now};
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now};
 use crate::workload::ContainerId;
 
 /// The `iss` of every offline token: a name that resolves nowhere, so that nobody fetches keys from it.
@@ -116,7 +116,7 @@ impl Source for Offline {
             let life = ask.lifetime.clamp(1, LONGEST_LIFE);
             let (value, expires) =
                 self.token(ask.service_account.as_deref(), ask.holder.as_ref(), life, more)?;
-            Ok(AccessToken { value, expires, scopes: ask.scopes.clone() })
+            Ok(AccessToken { value, expires, scopes: ask.scopes.clone(), id: MintId::random() })
         })
     }
 
@@ -128,7 +128,7 @@ impl Source for Offline {
             let more = Map::from_iter([("aud".to_owned(), json!(ask.audience))]);
             let (value, expires) =
                 self.token(ask.service_account.as_deref(), ask.holder.as_ref(), ID_TOKEN_LIFE, more)?;
-            Ok(IdentityToken { value, expires })
+            Ok(IdentityToken { value, expires, id: MintId::random() })
         })
     }
 }

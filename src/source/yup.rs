@@ -29,7 +29,7 @@ use crate::source::SourceError;
 use crate::source::google::{id_token_expiry, life};
 use crate::source::jwt;
 use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
@@ -111,7 +111,7 @@ impl Key {
             return Err(SourceError::transient("the token endpoint gave no token with an expiry; try again"));
         };
         let expires = Deadline::after(sent, life(Duration::try_from(left).unwrap_or_default())?);
-        Ok(AccessToken { value, expires, scopes: scopes.clone() })
+        Ok(AccessToken { value, expires, scopes: scopes.clone(), id: MintId::random() })
     }
 
     /// An ID token of the account itself. yup has no such exchange, so the assertion is ours.
@@ -141,7 +141,7 @@ impl Key {
             .map_err(|fault| self.refused(fault))?;
         let value = Secret::new(answer.json::<Issued>()?.id_token);
         let expires = id_token_expiry(value.expose(), &answer)?;
-        Ok(IdentityToken { value, expires })
+        Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 
     fn sign(&self, input: &str) -> Result<String, SourceError> {

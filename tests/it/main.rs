@@ -11,6 +11,7 @@ mod config;
 mod dependencies;
 mod docs;
 mod engine;
+mod explain;
 mod golden_metadata;
 mod golden_wire;
 mod google_auth;

@@ -84,6 +84,8 @@ class Lane:
         text = text.replace(self.socket, "<socket>").replace(self.place, "<place>").replace(self.name, "<lane>")
         text = text.replace(self.image, "<image>").replace(self.network, "<network>")
         text = re.sub(r"\b(sha256:)?[0-9a-f]{64}\b(?!!)", "<id>", text)
+        # How many of an image's layers go with it depends on what other lanes have at that moment.
+        text = re.sub(r"(Deleted: <id>\n)+", "Deleted: <id>\n", text)
         text = re.sub(r"\b[0-9a-f]{12}\b", "<short id>", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?[+-]\d\d:?\d\d [A-Z]{3}|Z)?", "<time>", text)
         text = re.sub(r"\b(?:\d{1,3}\.){3}\d{1,3}\b(/\d+)?", "<address>", text)
@@ -113,7 +115,8 @@ class Lane:
         if not {"GCE_METADATA_HOST", "GCE_METADATA_IP"} <= {entry.split("=")[0] for entry in added}:
             raise AssertionError("this column is for containers that are attached")
         config["Env"] = [entry for entry in config["Env"] if entry not in added]
-        config["Labels"].pop("kfp-creds.session")
+        for label in ("kfp-creds.session", "kfp-creds.role"):
+            config["Labels"].pop(label)
         host["ExtraHosts"] = [entry for entry in host["ExtraHosts"] if entry.split(":")[0] not in MAGIC] or None
         host["CapDrop"] = [name for name in host["CapDrop"] if name != "NET_RAW"] or None
         networks = inspected["NetworkSettings"]["Networks"]

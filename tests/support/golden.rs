@@ -30,7 +30,7 @@ use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
 use kfp_creds::metadata::{Account, Failure, View};
 use kfp_creds::secret::Secret;
-use kfp_creds::token::{AccessToken, Deadline, IdentityToken, Now, Scopes};
+use kfp_creds::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 pub(crate) const ACCESS_TOKEN: &str = "ya29.golden-access-token";
 pub(crate) const IDENTITY_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJnb2xkZW4ifQ.Z29sZGVuLXNpZ25hdHVyZQ";
@@ -200,6 +200,7 @@ pub(crate) fn access_token(now: Now) -> AccessToken {
         value: Secret::new(ACCESS_TOKEN.into()),
         expires: Deadline::after(now, Duration::from_millis(3_521_900)),
         scopes: Scopes::default(),
+        id: MintId::random(),
     }
 }
 
@@ -207,5 +208,6 @@ pub(crate) fn identity_token(now: Now) -> IdentityToken {
     IdentityToken {
         value: Secret::new(IDENTITY_TOKEN.into()),
         expires: Deadline::after(now, Duration::from_secs(3600)),
+        id: MintId::random(),
     }
 }

@@ -171,6 +171,8 @@ pub(crate) struct Session {
     pub(crate) socket: PathBuf,
     /// Where the offline keys are, with `--offline`.
     pub(crate) jwks: Option<String>,
+    /// Where the page is, with its capability.
+    pub(crate) page: Option<String>,
     said: Arc<Mutex<String>>,
     _folder: Folder,
 }
@@ -241,12 +243,18 @@ impl Session {
                 jwks = Some(url.to_string());
             }
         }
+        let mut page = None;
+        if socket.is_some() {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            page = line.trim().strip_prefix("# who holds which token: ").map(String::from);
+        }
         let Some(socket) = socket else {
             let _ = child.wait();
             std::thread::sleep(Duration::from_millis(100));
             panic!("the session did not start:\n{}", said.lock().unwrap());
         };
-        Self { child, socket, jwks, said, _folder: folder }
+        Self { child, socket, jwks, page, said, _folder: folder }
     }
 
     /// `docker` through the session.
@@ -277,6 +285,10 @@ impl Session {
             assert!(Instant::now() < end, "never said {text:?}:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it the hard way.

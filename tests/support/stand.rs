@@ -92,7 +92,12 @@ impl Stand {
         let settings = Settings {
             upstream: upstream.into(),
             session: "0123abcd".into(),
-            policy: Arc::new(Policy { rules: vec![], default: Some(Arc::new(identity())), all: true }),
+            policy: Arc::new(Policy {
+                rules: vec![],
+                default: Some(Arc::new(identity())),
+                choose: vec![],
+                all: true,
+            }),
             recognise,
             voice: Voice::new(Form::Text, heard.clone()),
             wiring: Wiring {
@@ -108,6 +113,7 @@ impl Stand {
             socket: socket.clone(),
             guard: Arc::default(),
             clients: Clients::default(),
+            recorder: kfp_creds::record::Recorder::default(),
             ask,
             tasks: tasks.clone(),
         };
@@ -175,6 +181,7 @@ fn identity() -> Identity {
         lifetime: Duration::from_secs(3600),
         isolate: false,
         strict: false,
+        rate: None,
     }
 }
 

@@ -160,13 +160,17 @@ impl Room {
                         identity: &identity.name,
                         address: &address.to_string(),
                     }),
-                    Err(why) => return Err(self.undo(&id, &task, why).await),
+                    Err(why) => {
+                        self.settings.recorder.attach_failed(&id, &task, &why);
+                        return Err(self.undo(&id, &task, why).await);
+                    }
                 }
                 for notice in notices {
                     self.settings.voice.notice(format!("{task}: {notice}, so its clients may not ask us"));
                 }
             }
             Verdict::Pass(why) => {
+                self.settings.recorder.passed(&id, &task, &why);
                 self.settings.voice.say(Line::NotAttached { task: &task.to_string(), why: &why });
             }
             Verdict::Refuse(refusal) => return Err(refusal),

@@ -24,6 +24,7 @@ fn attach() -> Decision {
         lifetime: Duration::from_secs(3600),
         isolate: false,
         strict: false,
+        rate: None,
     }))
 }
 

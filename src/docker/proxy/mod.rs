@@ -51,6 +51,7 @@ use crate::mounts::Mount;
 use crate::observe::{Line, Voice};
 use crate::policy::Policy;
 use crate::process::Tasks;
+use crate::record::Recorder;
 use crate::workload::{ContainerId, Identity, Task};
 
 pub use self::judge::SESSION_LABEL;
@@ -78,6 +79,7 @@ pub struct Settings {
     pub exits: Exits,
     pub closing: Closing,
     pub clients: Clients,
+    pub recorder: Recorder,
     /// To `lifecycle`.
     pub ask: mpsc::Sender<Ask>,
     pub tasks: Tasks,
@@ -206,6 +208,7 @@ async fn handle(room: Arc<Room>, request: Request<Incoming>) -> Result<Reply, In
     Ok(reply.unwrap_or_else(|refusal| {
         if refusal.status != StatusCode::NOT_FOUND {
             room.settings.voice.say(Line::Refused { what: &what, why: &refusal.why });
+            room.settings.recorder.refused_call(&what, &refusal.why);
         }
         refusal.reply()
     }))

@@ -16,6 +16,7 @@ mod mounts;
 mod outputs;
 mod proxy;
 mod runs;
+mod seeing;
 mod sessions;
 mod smuggling;
 mod sources;

@@ -1,0 +1,315 @@
+//! The control socket of a session, `SESSION.ctl` beside its Docker socket: whoever owns the session asks
+//! how it does and cuts containers off. HTTP/1 and JSON; 0600 in a folder that nobody else can enter.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /status` | [`Status`] |
+//! | `GET /metrics` | the counters, for Prometheus |
+//! | `POST /cut-off?container=ID\|NAME\|PIPELINE/COMPONENT`, `POST /cut-off?all` | `{"cut_off": [..]}` |
+//! | `GET /explain?container=..` | text |
+//!
+//! `[metrics] listen` serves the second line, and nothing else, on loopback; the page of `serve` ([`page`])
+//! the first, behind a capability.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::host::Host;
+use super::page;
+use super::status::Status;
+use crate::config::Config;
+use crate::docker::proxy::Settings;
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::by_hand::Member;
+use crate::mint::Mint;
+use crate::policy::Policy;
+use crate::process::Tasks;
+use crate::record::Recorder;
+use crate::record::metrics::Gauges;
+use crate::secret::Secret;
+use crate::server::under;
+use crate::session::Session;
+use crate::token::Now;
+
+/// What the session is, for its whole life.
+#[derive(Clone, Debug)]
+pub(super) struct About {
+    pub(super) session: String,
+    pub(super) mode: &'static str,
+    pub(super) since: std::time::SystemTime,
+    pub(super) engine: String,
+    pub(super) network: String,
+    pub(super) relay: String,
+    pub(super) project: String,
+    pub(super) account: String,
+    pub(super) identities: Vec<Arc<crate::workload::Identity>>,
+}
+
+impl About {
+    pub(super) fn of(mode: &'static str, session: &Session, host: &Host, config: &Config) -> Self {
+        Self {
+            session: session.network.session.clone(),
+            mode,
+            since: std::time::SystemTime::now(),
+            engine: session.engine.version().into(),
+            network: session.network.name.clone(),
+            relay: session.relay.to_string(),
+            project: host.project(config),
+            account: host.account(config),
+            identities: config.identities.values().cloned().collect(),
+        }
+    }
+}
+
+/// Everything that is asked about.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) about: About,
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) mint: Arc<Mint>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) recorder: Recorder,
+}
+
+type Reply = Response<Full<Bytes>>;
+
+impl Desk {
+    pub(super) fn new(about: About, lifecycle: &Arc<Lifecycle>, host: &Host, proxy: &Settings) -> Arc<Self> {
+        let (policy, recorder) = (proxy.policy.clone(), proxy.recorder.clone());
+        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint: host.mint.clone(), policy, recorder })
+    }
+
+    /// Answers on the control socket until the session stops.
+    pub(super) async fn serve(self: Arc<Self>, listener: UnixListener, tasks: Tasks) {
+        loop {
+            let accepted = tokio::select! {
+                () = tasks.stop().cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => self.clone().attend(stream, Door::Control, &tasks),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Serves the counters or the page on loopback until the session stops.
+    pub(super) async fn serve_loopback(self: Arc<Self>, listener: TcpListener, door: Door, tasks: Tasks) {
+        loop {
+            let accepted = tokio::select! {
+                () = tasks.stop().cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => self.clone().attend(stream, door.clone(), &tasks),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    fn attend(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        door: Door,
+        tasks: &Tasks,
+    ) {
+        let stop = tasks.stop().clone();
+        tasks.spawn("control connection", async move {
+            let service = service_fn(move |request| {
+                let reply = self.answer(&request, &door);
+                async move { Ok::<_, Infallible>(reply) }
+            });
+            let serving = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .max_buf_size(16 << 10)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = serving => {}
+            }
+        });
+    }
+
+    fn answer<B>(&self, request: &Request<B>, door: &Door) -> Reply {
+        let query = |name: &str| {
+            let pairs = request.uri().query().unwrap_or_default();
+            url::form_urlencoded::parse(pairs.as_bytes())
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.into_owned())
+        };
+        if !matches!(door, Door::Control) && !is_local(request) {
+            return text(StatusCode::FORBIDDEN, "the Host header names another server\n");
+        }
+        let path = match door {
+            Door::Page(capability) => under(capability, request.uri().path()).unwrap_or("no such path"),
+            Door::Control | Door::Metrics => request.uri().path(),
+        };
+        match (request.method(), path, door) {
+            (&Method::GET, "/metrics", Door::Control | Door::Metrics) => self.metrics(),
+            (&Method::GET, "/", Door::Page(_)) => page::reply(),
+            (&Method::GET, "/status", Door::Page(_)) => json_reply(&Status::of(self)),
+            (&Method::GET, "/status", Door::Control) => json_reply(&Status::of(self)),
+            (&Method::GET, "/explain", Door::Control) => {
+                self.explain(&query("container").unwrap_or_default())
+            }
+            (&Method::POST, "/cut-off", Door::Control) if query("all").is_some() => {
+                self.cut_off(&self.lifecycle.members())
+            }
+            (&Method::POST, "/cut-off", Door::Control) => {
+                match select(&self.lifecycle.members(), &query("container").unwrap_or_default()) {
+                    Ok(found) => self.cut_off(&found),
+                    Err((status, why)) => text(status, &why),
+                }
+            }
+            _ => text(StatusCode::NOT_FOUND, "no such path\n"),
+        }
+    }
+
+    fn metrics(&self) -> Reply {
+        let now = Now::read();
+        let leases: Vec<_> = self.lifecycle.members().into_iter().filter_map(|member| member.lease).collect();
+        let outstanding = leases.iter().map(|lease| lease.issued().alive(now).len()).sum();
+        let gauges = Gauges { leases: leases.len(), outstanding, audit_lost: self.recorder.lost() };
+        let mut reply = text(StatusCode::OK, &self.recorder.metrics().render(gauges));
+        let form = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        reply.headers_mut().insert(CONTENT_TYPE, form);
+        reply
+    }
+
+    fn explain(&self, wanted: &str) -> Reply {
+        match select(&self.lifecycle.members(), wanted) {
+            Ok(found) => {
+                let all = found.iter().map(|member| self.policy.explain(&member.grant.task).to_string());
+                text(StatusCode::OK, &all.collect::<Vec<_>>().join("\n"))
+            }
+            Err((status, why)) => text(status, &why),
+        }
+    }
+
+    fn cut_off(&self, members: &[Member]) -> Reply {
+        let now = Now::read();
+        let mut done = Vec::new();
+        for member in members.iter().filter(|member| !member.barred) {
+            let alive = member.lease.as_ref().map(|lease| lease.issued().alive(now)).unwrap_or_default();
+            if self.lifecycle.bar(&member.grant.container) {
+                let last = alive.iter().map(|token| token.expires.wall()).max();
+                done.push(json!({
+                    "container": member.grant.container.as_str(),
+                    "task": member.grant.task.to_string(),
+                    "outstanding": alive.len(),
+                    "until": last.map(super::status::rfc3339),
+                }));
+            }
+        }
+        json_reply(&json!({ "cut_off": done }))
+    }
+}
+
+/// By which way a request came, and so what it may ask.
+#[derive(Clone, Debug)]
+pub(super) enum Door {
+    Control,
+    Metrics,
+    /// Whoever knows the path may look, and only look.
+    Page(Arc<Secret<String>>),
+}
+
+/// Against DNS rebinding: a web page can make a name of its own point to this machine.
+fn is_local<B>(request: &Request<B>) -> bool {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
+}
+
+/// The containers that `wanted` means: a name or `pipeline/component` exactly, else the beginning of an id.
+/// Several tasks may have one name (iterations, retries) and are all meant; an id has to be one.
+fn select(members: &[Member], wanted: &str) -> Result<Vec<Member>, (StatusCode, String)> {
+    let named: Vec<Member> = members
+        .iter()
+        .filter(|member| {
+            let task = &member.grant.task;
+            let name = task.name.as_deref().map(|name| name.trim_start_matches('/'));
+            !wanted.is_empty() && (name == Some(wanted) || task.to_string() == wanted)
+        })
+        .cloned()
+        .collect();
+    let hex = wanted.len() >= 4 && wanted.bytes().all(|b| b.is_ascii_hexdigit());
+    let by_id = members.iter().filter(|member| hex && member.grant.container.as_str().starts_with(wanted));
+    let by_id: Vec<Member> = by_id.cloned().collect();
+    match (named.is_empty(), by_id.as_slice()) {
+        (true, []) => {
+            Err((StatusCode::NOT_FOUND, format!("no container {wanted} has an identity in this session\n")))
+        }
+        (true, [_]) => Ok(by_id),
+        (false, []) => Ok(named),
+        _ => {
+            let why = format!("{wanted} means several containers: give more digits of the id\n");
+            Err((StatusCode::CONFLICT, why))
+        }
+    }
+}
+
+fn json_reply(value: &impl serde::Serialize) -> Reply {
+    let mut reply = text(StatusCode::OK, &serde_json::to_string(value).unwrap_or_default());
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+fn text(status: StatusCode, text: &str) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(text.to_owned())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::{ContainerId, Grant, Identity, Task};
+
+    fn member(id: &str, name: Option<&str>, component: &str) -> Member {
+        let task = Task {
+            name: name.map(String::from),
+            pipeline: Some("etl".into()),
+            component: Some(component.into()),
+            ..Task::default()
+        };
+        let container = ContainerId::parse(&format!("{id:0<64}")).unwrap();
+        let grant = Grant { container, identity: Arc::new(Identity::default()), task: Arc::new(task) };
+        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false }
+    }
+
+    #[test]
+    fn what_a_person_may_call_a_container() {
+        let members = [
+            member("abcd1", Some("/one"), "load"),
+            member("abcd2", None, "load"),
+            member("ffff", Some("abcd1"), "train"),
+        ];
+        let found = |wanted: &str| {
+            let found = select(&members, wanted).map_err(|(status, _)| status.as_u16())?;
+            Ok::<_, u16>(
+                found.iter().map(|m| m.grant.container.as_str()[..5].to_string()).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(found("one").unwrap(), ["abcd1"]);
+        assert_eq!(found("etl/load").unwrap(), ["abcd1", "abcd2"]);
+        assert_eq!(found("abcd2").unwrap(), ["abcd2"]);
+        assert_eq!(found("abcd1"), Err(409), "one container's name is another's id");
+        assert_eq!(found("abcd"), Err(409));
+        for nothing in ["", "abc", "two", "etl", "0000"] {
+            assert_eq!(found(nothing), Err(404), "{nothing}");
+        }
+    }
+}

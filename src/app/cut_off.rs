@@ -1,0 +1,66 @@
+//! `kfp-creds cut-off`: from now on a container gets no token, although it runs. What it holds already stays
+//! good until it expires: clouds do not take back what they gave, so nobody is asked to.
+
+use serde_json::Value;
+
+use super::sessions;
+use crate::config::Surroundings;
+use crate::failure::{Ended, Failure};
+
+/// `container` is an id or the beginning of one, a name, or `pipeline/component`; `None` is all.
+pub async fn cut_off(
+    around: &Surroundings,
+    session: Option<&str>,
+    container: Option<&str>,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
+    let peers = sessions::find(around, session).await?;
+    if peers.is_empty() {
+        return Err(Failure::Engine("no session runs".into()));
+    }
+    let target = match container {
+        Some(container) => format!("/cut-off?{}", query("container", container)),
+        None => "/cut-off?all".into(),
+    };
+    let (mut any, mut last) = (false, None);
+    for peer in &peers {
+        match peer.call("POST", &target).await {
+            Ok(text) => {
+                any = true;
+                tell(&text, &print);
+            }
+            // Another session may have it.
+            Err(Failure::NotFound(why)) => last = Some(why),
+            Err(failure) => return Err(failure),
+        }
+    }
+    match last {
+        Some(why) if !any => Err(Failure::Usage(why)),
+        _ => Ok(Ended::Done),
+    }
+}
+
+fn tell(text: &str, print: &impl Fn(&str)) {
+    let done: Value = serde_json::from_str(text).unwrap_or_default();
+    let done = done["cut_off"].as_array().cloned().unwrap_or_default();
+    if done.is_empty() {
+        print("nothing to cut off: it was cut off before, or no container has an identity");
+    }
+    for one in done {
+        let word = |key: &str| one[key].as_str().unwrap_or_default().replace(char::is_control, "?");
+        let (container, task) = (word("container"), word("task"));
+        let container = container.get(..12).unwrap_or(&container);
+        match one["until"].as_str() {
+            Some(until) => print(&format!(
+                "cut off {task} ({container}); it holds {} tokens, the last until {until}",
+                one["outstanding"]
+            )),
+            None => print(&format!("cut off {task} ({container}); it holds no token")),
+        }
+    }
+}
+
+/// `name=value`, escaped.
+pub(super) fn query(name: &str, value: &str) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
+}

@@ -1,0 +1,83 @@
+//! Finds the sessions of this user by their control sockets, and talks to them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use super::house::runtime_folder;
+use crate::config::Surroundings;
+use crate::failure::Failure;
+
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// A session that answers.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) session: String,
+    socket: PathBuf,
+}
+
+/// All sessions of this user, in the order of their names, or the one named.
+pub(super) async fn find(around: &Surroundings, wanted: Option<&str>) -> Result<Vec<Peer>, Failure> {
+    let folder = runtime_folder(around);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let socket = entry.path();
+        let Some(session) = name_of(&socket).filter(|name| wanted.is_none_or(|wanted| wanted == name)) else {
+            continue;
+        };
+        // The socket of a session that was killed is still there, and nobody answers.
+        if UnixStream::connect(&socket).await.is_ok() {
+            found.push(Peer { session, socket });
+        }
+    }
+    found.sort_by(|a, b| a.session.cmp(&b.session));
+    match wanted {
+        Some(wanted) if found.is_empty() => Err(Failure::Engine(format!("no session {wanted} runs"))),
+        _ => Ok(found),
+    }
+}
+
+fn name_of(socket: &Path) -> Option<String> {
+    let control = socket.extension().is_some_and(|extension| extension == "ctl");
+    control.then(|| Some(socket.file_stem()?.to_str()?.to_owned())).flatten()
+}
+
+impl Peer {
+    /// The body of a good answer; another answer is a failure with its text.
+    pub(super) async fn call(&self, method: &str, target: &str) -> Result<String, Failure> {
+        let call = tokio::time::timeout(WITHIN, self.exchange(method, target)).await;
+        let lost = |why: String| Failure::Engine(format!("session {}: {why}", self.session));
+        let (status, body) = call.map_err(|_| lost("does not answer".into()))?.map_err(lost)?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if status.is_success() { Ok(text) } else { Err(Failure::NotFound(text.trim_end().to_owned())) }
+    }
+
+    async fn exchange(&self, method: &str, target: &str) -> Result<(hyper::StatusCode, Bytes), String> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| error.to_string())?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        let request = Request::builder().method(method).uri(target).header(HOST, "localhost");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+        let asking = async {
+            let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let status = answer.status();
+            let body = answer.into_body().collect().await.map_err(|error| error.to_string())?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::pin!(asking);
+        let mut connection = std::pin::pin!(connection);
+        // The connection ends before the answer is read to its end only when it broke.
+        tokio::select! {
+            answer = &mut asking => answer,
+            _ = &mut connection => asking.await,
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! `kfp-creds status`: what the sessions of this user do, asked at their control sockets.
+
+use std::fmt::{self, Write as _};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::control::Desk;
+use super::sessions::{self, Peer};
+use crate::config::Surroundings;
+use crate::failure::{Ended, Failure};
+use crate::token::{HandedOut, Now};
+
+/// One session at one moment; what `GET /status` says. Times are RFC 3339, in UTC.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Status {
+    pub(super) session: String,
+    pub(super) mode: String,
+    pub(super) since: String,
+    pub(super) engine: String,
+    pub(super) network: String,
+    pub(super) relay: Relay,
+    pub(super) source: Health,
+    pub(super) identities: Vec<Who>,
+    pub(super) leases: Vec<Row>,
+    pub(super) totals: Totals,
+    pub(super) audit: Option<Audit>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Relay {
+    pub(super) address: String,
+    pub(super) replaced: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Health {
+    pub(super) kind: String,
+    pub(super) account: String,
+    pub(super) project: String,
+    pub(super) last_mint: Option<String>,
+    pub(super) last_failure: Option<String>,
+    /// Why the last failure was one, without secrets.
+    pub(super) why: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Who {
+    pub(super) name: String,
+    pub(super) account: Option<String>,
+    pub(super) scopes: String,
+    pub(super) lifetime: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Row {
+    pub(super) container: String,
+    pub(super) task: String,
+    pub(super) identity: String,
+    pub(super) address: String,
+    /// `live`, `stopped` or `cut off`.
+    pub(super) state: String,
+    pub(super) since: Option<String>,
+    pub(super) tokens: Vec<Token>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Token {
+    pub(super) mint: String,
+    pub(super) kind: String,
+    pub(super) expires: String,
+    /// Seconds.
+    pub(super) left: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Totals {
+    pub(super) attached: u64,
+    pub(super) cut_off: u64,
+    /// Tokens that containers without a lease may still use, and when the last of them expires.
+    pub(super) outstanding: usize,
+    pub(super) until: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct Audit {
+    pub(super) file: String,
+    pub(super) lost: u64,
+    pub(super) losing: bool,
+}
+
+impl Status {
+    pub(super) fn of(desk: &Desk) -> Self {
+        let (about, now) = (&desk.about, Now::read());
+        let (health, principal) = (desk.mint.health(), desk.mint.principal());
+        let summary = desk.lifecycle.summary();
+        let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
+        let who = |identity: &std::sync::Arc<crate::workload::Identity>| Who {
+            name: identity.name.clone(),
+            account: identity.service_account.clone(),
+            scopes: identity.scopes.to_string(),
+            lifetime: identity.lifetime.as_secs(),
+        };
+        let row = |member: crate::lifecycle::by_hand::Member| Row {
+            container: member.grant.container.as_str().into(),
+            task: member.grant.task.to_string(),
+            identity: member.grant.identity.name.clone(),
+            address: member.address.to_string(),
+            state: match (&member.lease, member.barred) {
+                (_, true) => "cut off",
+                (Some(_), false) => "live",
+                (None, false) => "stopped",
+            }
+            .into(),
+            since: member.lease.as_ref().map(|lease| rfc3339(lease.since())),
+            tokens: tokens(member.lease.map(|lease| lease.issued().alive(now)).unwrap_or_default(), now),
+        };
+        Self {
+            session: about.session.clone(),
+            mode: about.mode.into(),
+            since: rfc3339(about.since),
+            engine: about.engine.clone(),
+            network: about.network.clone(),
+            relay: Relay {
+                address: about.relay.clone(),
+                replaced: desk.recorder.metrics().relays_replaced(),
+            },
+            source: Health {
+                kind: principal.kind.into(),
+                account: about.account.clone(),
+                project: about.project.clone(),
+                last_mint: health.minted.map(rfc3339),
+                last_failure,
+                why,
+            },
+            identities: about.identities.iter().map(who).collect(),
+            leases: desk.lifecycle.members().into_iter().map(row).collect(),
+            totals: Totals {
+                attached: summary.attached,
+                cut_off: summary.cut_off,
+                outstanding: summary.outstanding.len(),
+                until: summary.outstanding.iter().map(crate::token::Deadline::wall).max().map(rfc3339),
+            },
+            audit: desk.recorder.audit().map(|audit| Audit {
+                file: audit.file().display().to_string(),
+                lost: audit.lost(),
+                losing: audit.losing(),
+            }),
+        }
+    }
+}
+
+fn tokens(alive: Vec<HandedOut>, now: Now) -> Vec<Token> {
+    let token = |token: HandedOut| Token {
+        mint: token.id.to_string(),
+        kind: token.kind.word().into(),
+        expires: rfc3339(token.expires.wall()),
+        left: token.expires.remaining(now).as_secs(),
+    };
+    alive.into_iter().map(token).collect()
+}
+
+/// To the second.
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at).replace_nanosecond(0).ok();
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+/// The table for a person. Names were chosen by whoever made the containers: no control character of theirs
+/// reaches the terminal.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        self.head(&mut text);
+        if self.leases.is_empty() {
+            let _ = writeln!(text, "no container has an identity now");
+        } else {
+            let _ = writeln!(
+                text,
+                "{:<12}  {:<30}  {:<14}  {:<15}  {:<7}  {:<20}  TOKENS",
+                "CONTAINER", "TASK", "IDENTITY", "ADDRESS", "STATE", "SINCE"
+            );
+        }
+        for row in &self.leases {
+            let last = row.tokens.iter().max_by_key(|token| token.left);
+            let tokens = last.map_or("none".into(), |last| {
+                format!("{}, the last until {} (in {} s)", row.tokens.len(), last.expires, last.left)
+            });
+            let _ = writeln!(
+                text,
+                "{:<12}  {:<30}  {:<14}  {:<15}  {:<7}  {:<20}  {tokens}",
+                row.container.get(..12).unwrap_or(&row.container),
+                row.task,
+                row.identity,
+                row.address,
+                row.state,
+                row.since.as_deref().unwrap_or("-"),
+            );
+        }
+        let Totals { attached, cut_off, outstanding, until } = &self.totals;
+        let _ = write!(text, "{attached} attached, {cut_off} cut off");
+        let _ = match until {
+            Some(until) => writeln!(text, "; those hold {outstanding} tokens, the last until {until}"),
+            None => writeln!(text, "; those hold no token"),
+        };
+        f.write_str(
+            &text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect::<String>(),
+        )
+    }
+}
+
+impl Status {
+    fn head(&self, text: &mut String) {
+        let Self { session, mode, since, engine, network, relay, source, .. } = self;
+        let _ = writeln!(text, "session   {session}  {mode} since {since}  ({engine}; network {network})");
+        let _ = writeln!(text, "relay     {}, replaced {} times", relay.address, relay.replaced);
+        let _ = writeln!(text, "source    {}: {}, project {}", source.kind, source.account, source.project);
+        let _ = match &source.last_mint {
+            Some(at) => writeln!(text, "minted    {at}"),
+            None => writeln!(text, "minted    nothing yet"),
+        };
+        if let (Some(at), Some(why)) = (&source.last_failure, &source.why) {
+            let _ = writeln!(text, "failed    {at}: {}", why.replace('\n', " "));
+        }
+        if let Some(audit) = &self.audit {
+            let losing = if audit.losing { ", losing more now" } else { "" };
+            let _ = writeln!(text, "audit     {}, {} entries lost{losing}", audit.file, audit.lost);
+        }
+        for Who { name, account, scopes, lifetime } in &self.identities {
+            let account = account.as_deref().unwrap_or("the own account");
+            let _ = writeln!(text, "identity  {name}: {account}, {lifetime} s, {scopes}");
+        }
+    }
+}
+
+/// Prints what the sessions of this user do: all of them, or the one named. That none runs is an answer
+/// like any other (exit code 0), unless one was named.
+pub async fn status(
+    around: &Surroundings,
+    session: Option<&str>,
+    watch: bool,
+    json: bool,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
+    loop {
+        let mut found = Vec::new();
+        for peer in sessions::find(around, session).await? {
+            // One that ends while it is asked is one that does not run.
+            if let Ok(text) = ask(&peer).await {
+                found.push(text);
+            }
+        }
+        if watch && !json {
+            print("\x1b[H\x1b[2J");
+        }
+        if json {
+            print(&format!("[{}]", found.join(",")));
+        } else if found.is_empty() {
+            print("no session runs");
+        }
+        for text in found.iter().filter(|_| !json) {
+            let status: Status = serde_json::from_str(text)
+                .map_err(|_| Failure::NotPermitted("a session of another version answered".into()))?;
+            print(status.to_string().trim_end());
+        }
+        if !watch {
+            return Ok(Ended::Done);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn ask(peer: &Peer) -> Result<String, Failure> {
+    peer.call("GET", "/status").await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(leases: usize) -> Status {
+        let row = |n: usize| Row {
+            container: format!("{n:064x}"),
+            task: "etl/load\x1b[2J".into(),
+            identity: "loader".into(),
+            address: "169.254.168.2".into(),
+            state: "live".into(),
+            since: Some("2026-11-23T12:00:00Z".into()),
+            tokens: vec![Token {
+                mint: "00112233aabbccdd".into(),
+                kind: "access".into(),
+                expires: "2026-11-23T13:00:00Z".into(),
+                left: 3000,
+            }],
+        };
+        Status {
+            session: "0123abcd".into(),
+            mode: "serve".into(),
+            since: "2026-11-23T12:00:00Z".into(),
+            engine: "docker 20.10.24".into(),
+            network: "kfp-creds".into(),
+            relay: Relay { address: "169.254.169.254".into(), replaced: 1 },
+            source: Health {
+                kind: "offline".into(),
+                account: "a@x".into(),
+                project: "p".into(),
+                ..Health::default()
+            },
+            leases: (0..leases).map(row).collect(),
+            totals: Totals { attached: 1, ..Totals::default() },
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn the_table_is_for_a_person() {
+        let expected = "session   0123abcd  serve since 2026-11-23T12:00:00Z  (docker 20.10.24; network kfp-creds)\n\
+            relay     169.254.169.254, replaced 1 times\nsource    offline: a@x, project p\nminted    nothing yet\n\
+            CONTAINER     TASK                            IDENTITY        ADDRESS          STATE    SINCE                 TOKENS\n\
+            000000000000  etl/load?[2J                    loader          169.254.168.2    live     2026-11-23T12:00:00Z  \
+            1, the last until 2026-11-23T13:00:00Z (in 3000 s)\n\
+            1 attached, 0 cut off; those hold no token\n";
+        assert_eq!(full(1).to_string(), expected);
+        assert!(full(0).to_string().contains("no container has an identity now"));
+    }
+
+    #[test]
+    fn a_thousand_leases_are_told_in_no_time() {
+        let status = full(1000);
+        let began = std::time::Instant::now();
+        let text = serde_json::to_string(&status).unwrap();
+        let took = began.elapsed();
+        eprintln!("1000 rows as JSON: {took:?}, {} bytes", text.len());
+        assert!(took < Duration::from_millis(if cfg!(debug_assertions) { 200 } else { 10 }), "{took:?}");
+        let back: Status = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.leases.len(), 1000);
+    }
+}

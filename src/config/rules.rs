@@ -1,0 +1,90 @@
+//! `[[rule]]`, `default` and `choose`: who gets what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wildmatch::WildMatch;
+
+use super::keys::RawRule;
+use super::read::{Layers, one_line};
+use crate::policy::{Part, Rule};
+use crate::workload::Identity;
+
+type Identities = BTreeMap<String, Arc<Identity>>;
+
+pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities) -> Vec<Rule> {
+    let mut all = Vec::new();
+    for (index, raw) in raw.into_iter().enumerate() {
+        let rule = format!("rule[{}]", index + 1);
+        let given = [
+            (Part::Pipeline, "pipeline", raw.pipeline),
+            (Part::Component, "component", raw.component),
+            (Part::Function, "function", raw.function),
+            (Part::Iteration, "iteration", raw.iteration),
+            (Part::Image, "image", raw.image),
+            (Part::ComposeProject, "compose_project", raw.compose_project),
+            (Part::ComposeService, "compose_service", raw.compose_service),
+        ];
+        let given = given.into_iter().filter_map(|(part, key, glob)| Some((part, key.to_owned(), glob?)));
+        let labels = raw.labels.into_iter();
+        let labels = labels.map(|(name, glob)| (Part::Label(name.clone()), format!("labels.{name}"), glob));
+        let mut patterns = Vec::new();
+        for (part, key, glob) in given.chain(labels) {
+            if glob.is_empty() {
+                say.problem(&format!("{rule}.{key}"), "is empty; leave it out to match any");
+            }
+            patterns.push((part, WildMatch::new(&glob)));
+        }
+        if patterns.is_empty() {
+            say.problem(
+                &rule,
+                "needs a pipeline, component, image or another pattern; for everything there is default and all",
+            );
+        }
+        let identity = match raw.identity {
+            Some(name) => named(say, &format!("{rule}.identity"), &name, identities),
+            None => {
+                say.problem(&rule, "needs an identity: the name of one, or \"none\"");
+                None
+            }
+        };
+        let choose = choose(say, &format!("{rule}.choose"), &raw.choose, identities);
+        all.push(Rule { patterns, choose, identity });
+    }
+    all
+}
+
+/// What containers may choose from. `none` is not a choice: who wants none leaves the variable out.
+pub(super) fn choose(
+    say: &mut Layers,
+    path: &str,
+    names: &[String],
+    identities: &Identities,
+) -> Vec<Arc<Identity>> {
+    let mut all = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "none" => say.problem(path, "none cannot be chosen"),
+            name => all.extend(named(say, path, name, identities)),
+        }
+    }
+    all
+}
+
+/// The identity of this name; the word `none` is no identity.
+pub(super) fn named(
+    say: &mut Layers,
+    path: &str,
+    name: &str,
+    identities: &Identities,
+) -> Option<Arc<Identity>> {
+    let found = identities.get(name).cloned();
+    if found.is_none() && name != "none" {
+        let known = identities.keys().map(|name| one_line(name)).collect::<Vec<_>>().join(", ");
+        say.problem(
+            path,
+            format_args!("there is no identity \"{}\"; there are: none, {known}", one_line(name)),
+        );
+    }
+    found
+}

@@ -1,0 +1,56 @@
+//! `[audit]` and `[metrics]`: who may look afterwards, and where.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::Surroundings;
+use super::keys::{RawAudit, RawMetrics};
+use super::read::{Layers, shown};
+use crate::record::audit::Settings;
+
+const LARGEST: u64 = 10 << 20;
+const KEEP: u32 = 5;
+
+/// `beside` is where relative paths of the file start.
+pub(super) fn audit(
+    say: &mut Layers,
+    raw: RawAudit,
+    beside: &Path,
+    around: &Surroundings,
+) -> Option<Settings> {
+    let mut number = |key: &str, value: Option<i64>, least: i64, most: i64| {
+        let value = value?;
+        if !(least..=most).contains(&value) {
+            say.problem(key, format_args!("{value} has to be from {least} to {most}"));
+            return None;
+        }
+        Some(value)
+    };
+    let max_bytes = number("audit.max_bytes", raw.max_bytes, 4096, 1 << 40);
+    let keep = number("audit.keep", raw.keep, 0, 1000);
+    let text = raw.file?;
+    let base = if say.is_from_file("audit.file") { beside } else { &around.cwd };
+    let file: PathBuf = match (text.strip_prefix("~/"), around.home()) {
+        (None, _) if text.is_empty() => {
+            say.problem("audit.file", "is empty; leave it out for no audit log");
+            return None;
+        }
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => base.join(text),
+    };
+    Some(Settings {
+        file,
+        max_bytes: max_bytes.and_then(|n| u64::try_from(n).ok()).unwrap_or(LARGEST),
+        keep: keep.and_then(|n| u32::try_from(n).ok()).unwrap_or(KEEP),
+    })
+}
+
+pub(super) fn metrics(say: &mut Layers, raw: RawMetrics) -> Option<SocketAddr> {
+    let text = raw.listen?;
+    let at = text.parse::<SocketAddr>().ok().filter(|at| at.ip().is_loopback());
+    if at.is_none() {
+        let what = format!("\"{}\" has to be a loopback address, such as \"127.0.0.1:9464\"", shown(&text));
+        say.problem("metrics.listen", what);
+    }
+    at
+}

@@ -1,0 +1,177 @@
+//! What happened, for those who look afterwards: one call per happening, which counts it
+//! ([`metrics`]) and, if asked for, writes it down ([`audit`]).
+//!
+//! A token never comes here, nor a hash of one: what is recorded has no field for it. Nothing here waits.
+
+pub mod audit;
+pub mod metrics;
+mod quiet;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use audit::{Audit, Entry};
+use metrics::{Attach, Cause, Metrics, MintOutcome};
+use quiet::Quiet;
+
+use crate::token::{Deadline, HandedOut, Scopes, TokenKind};
+use crate::workload::{ContainerId, Grant, Identity, Task};
+
+/// Where everything that happens is told; clones share it. The default one only counts.
+#[derive(Clone, Debug, Default)]
+pub struct Recorder(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    audit: Option<Audit>,
+    metrics: Metrics,
+    quiet: Quiet,
+}
+
+/// Who was given a token, or was not.
+#[derive(Clone, Copy, Debug)]
+pub enum Who<'a> {
+    Container(&'a Grant),
+    /// A program on this machine (`serve --listen`).
+    Local(&'a Arc<Identity>),
+    /// Somebody without a lease, at this address.
+    Unknown(Ipv4Addr),
+}
+
+/// What a token was asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum For<'a> {
+    Scopes(&'a Scopes),
+    Audience(&'a str),
+}
+
+impl Recorder {
+    pub fn new(audit: Option<Audit>) -> Self {
+        Self(Arc::new(Inner { audit, ..Inner::default() }))
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// A session learns its name from the engine, some time after it opened its log.
+    pub fn name_session(&self, session: &str) {
+        if let Some(audit) = &self.0.audit {
+            audit.name_session(session);
+        }
+    }
+
+    /// How many audit entries were lost to a full or slow disk.
+    pub fn lost(&self) -> u64 {
+        self.0.audit.as_ref().map_or(0, Audit::lost)
+    }
+
+    /// Where the audit log is, if there is one.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.0.audit.as_ref()
+    }
+
+    fn write(&self, entry: impl FnOnce() -> Entry) {
+        if let Some(audit) = &self.0.audit {
+            audit.write(entry());
+        }
+    }
+
+    pub fn attached(&self, grant: &Grant, account: &str, address: Ipv4Addr) {
+        self.0.metrics.attach(Attach::Attached);
+        self.write(|| Entry {
+            account: Some(account.into()),
+            scopes: Some(grant.identity.scopes.clone()),
+            address: Some(address),
+            ..Entry::of("attach", "ok", Some(grant))
+        });
+    }
+
+    /// A container that gets no identity.
+    pub fn passed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
+        self.0.metrics.attach(Attach::Passed);
+        self.write(|| Entry {
+            why: Some(why.into()),
+            ..Entry::task("not-attached", "none", container, task)
+        });
+    }
+
+    /// A container that was to get an identity and could not; it does not exist any more.
+    pub fn attach_failed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
+        self.0.metrics.attach(Attach::Failed);
+        self.write(|| Entry { why: Some(why.into()), ..Entry::task("attach", "failed", container, task) });
+    }
+
+    /// A request to the Docker API that was refused. `what` is method and path.
+    pub fn refused_call(&self, what: &str, why: &str) {
+        self.0.metrics.refused_call();
+        if let Some(repeats) = self.0.quiet.due(format!("{what} {why}")) {
+            self.write(|| Entry {
+                what: Some(what.into()),
+                why: Some(why.into()),
+                repeats,
+                ..Entry::of("refusal", "refused", None)
+            });
+        }
+    }
+
+    /// A call upstream (or a signature, offline) came to its end.
+    pub fn minted(&self, kind: TokenKind, outcome: MintOutcome, took: Duration) {
+        self.0.metrics.mint(kind, outcome, took);
+    }
+
+    /// `who` was given a token that it did not have yet. The same token again is counted, not written: else
+    /// a container that asks in a loop would rotate the log away.
+    pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
+        self.write(|| {
+            let (scopes, audience) = match asked {
+                For::Scopes(scopes) => (Some(scopes.clone()), None),
+                For::Audience(audience) => (None, Some(audience.to_owned())),
+            };
+            Entry {
+                kind: Some(token.kind),
+                account: Some(account.into()),
+                scopes,
+                audience,
+                mint: Some(token.id),
+                expires: Some(token.expires.wall()),
+                ..Entry::who("mint", "ok", who)
+            }
+        });
+    }
+
+    /// `who` asked and was not given what it asked for. Repetitions within a minute become one entry.
+    pub fn refused(&self, who: Who<'_>, status: u16, what: &str, why: &str) {
+        let key = match who {
+            Who::Container(grant) => format!("{} {status} {what}", grant.container.as_str()),
+            Who::Local(_) => format!("local {status} {what}"),
+            Who::Unknown(address) => format!("{address} {status} {what}"),
+        };
+        if let Some(repeats) = self.0.quiet.due(key) {
+            self.write(|| Entry {
+                status: Some(status),
+                what: Some(what.into()),
+                why: Some(why.into()),
+                repeats,
+                ..Entry::who("refusal", if status < 500 { "refused" } else { "unavailable" }, who)
+            });
+        }
+    }
+
+    /// A lease ended; `alive` is what its container may still hold.
+    pub fn cut_off(&self, grant: &Grant, cause: Cause, exit_code: Option<i64>, alive: &[HandedOut]) {
+        self.0.metrics.cut_off(cause);
+        self.write(|| {
+            let last: Option<SystemTime> =
+                alive.iter().map(|token| token.expires).max_by_key(Deadline::wall).map(|end| end.wall());
+            Entry {
+                why: Some(cause.word().into()),
+                exit_code,
+                expires: last,
+                outstanding: Some(alive.iter().map(|token| token.id).collect()),
+                ..Entry::of("cut-off", "ok", Some(grant))
+            }
+        });
+    }
+}

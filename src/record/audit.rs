@@ -1,0 +1,353 @@
+//! The audit log: one JSON object a line, written by a thread of its own behind a bounded queue, so that
+//! serving never waits for a disk.
+//!
+//! Files are 0600 and rotated by size. Several sessions may share one: every batch is written under an
+//! advisory lock, to whatever the path names then. What cannot be written is lost, counted and said: once
+//! when it begins, once when it is over, and then also in the log itself.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::oneshot;
+
+mod file;
+
+use file::Log;
+
+use super::Who;
+use crate::token::{MintId, Scopes, TokenKind};
+use crate::workload::{ContainerId, Grant, Identity, Task};
+
+/// Entries that may wait for the disk.
+const QUEUE: usize = 4096;
+/// Entries that are written at once.
+const BATCH: usize = 256;
+/// Names, images and reasons are written up to this many characters: others chose them.
+const LONGEST: usize = 512;
+
+/// `[audit]` of the config.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Settings {
+    /// Absolute.
+    pub file: PathBuf,
+    /// Before a file would become larger than this it is renamed to `FILE.1`.
+    pub max_bytes: u64,
+    /// How many renamed files are kept.
+    pub keep: u32,
+}
+
+/// One happening. Everything in it is shared or short: making one on the way of a request is cheap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Entry {
+    pub(super) event: &'static str,
+    pub(super) outcome: &'static str,
+    pub(super) container: Option<ContainerId>,
+    pub(super) task: Option<Arc<Task>>,
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) local: bool,
+    pub(super) kind: Option<TokenKind>,
+    pub(super) account: Option<String>,
+    pub(super) scopes: Option<Scopes>,
+    pub(super) audience: Option<String>,
+    pub(super) mint: Option<MintId>,
+    pub(super) expires: Option<SystemTime>,
+    pub(super) address: Option<Ipv4Addr>,
+    pub(super) exit_code: Option<i64>,
+    pub(super) outstanding: Option<Vec<MintId>>,
+    pub(super) status: Option<u16>,
+    pub(super) what: Option<String>,
+    pub(super) why: Option<String>,
+    pub(super) repeats: u64,
+}
+
+impl Entry {
+    pub(super) fn of(event: &'static str, outcome: &'static str, grant: Option<&Grant>) -> Self {
+        Self {
+            event,
+            outcome,
+            container: grant.map(|grant| grant.container.clone()),
+            task: grant.map(|grant| grant.task.clone()),
+            identity: grant.map(|grant| grant.identity.clone()),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn task(
+        event: &'static str,
+        outcome: &'static str,
+        container: &ContainerId,
+        task: &Arc<Task>,
+    ) -> Self {
+        let (container, task) = (Some(container.clone()), Some(task.clone()));
+        Self { container, task, ..Self::of(event, outcome, None) }
+    }
+
+    pub(super) fn who(event: &'static str, outcome: &'static str, who: Who<'_>) -> Self {
+        match who {
+            Who::Container(grant) => Self::of(event, outcome, Some(grant)),
+            Who::Local(identity) => {
+                Self { identity: Some(identity.clone()), local: true, ..Self::of(event, outcome, None) }
+            }
+            Who::Unknown(address) => Self { address: Some(address), ..Self::of(event, outcome, None) },
+        }
+    }
+
+    /// One line of the log.
+    fn line(&self, time: SystemTime, session: &str) -> Vec<u8> {
+        let task = self.task.as_deref();
+        let shown = Shown {
+            time: rfc3339(time),
+            session,
+            event: self.event,
+            outcome: self.outcome,
+            container: self.container.as_ref().map(ContainerId::as_str),
+            name: task.and_then(|task| task.name.as_deref()).map(short),
+            image: task.map(|task| short(&task.image)),
+            pipeline: task.and_then(|task| task.pipeline.as_deref()).map(short),
+            component: task.and_then(|task| task.component.as_deref()).map(short),
+            identity: self.identity.as_ref().map(|identity| identity.name.as_str()),
+            caller: self.local.then_some("local"),
+            kind: self.kind.map(TokenKind::word),
+            account: self.account.as_deref(),
+            scopes: self.scopes.as_ref().map(|scopes| scopes.iter().collect()),
+            audience: self.audience.as_deref().map(short),
+            mint: self.mint.map(|mint| mint.to_string()),
+            expires: self.expires.map(rfc3339),
+            outstanding: self.outstanding.as_ref().map(|all| all.iter().map(MintId::to_string).collect()),
+            address: self.address,
+            exit_code: self.exit_code,
+            status: self.status,
+            what: self.what.as_deref().map(short),
+            why: self.why.as_deref().map(short),
+            repeats: (self.repeats > 0).then_some(self.repeats),
+        };
+        line(&shown)
+    }
+}
+
+/// The fields of an entry, in the order of the file. `docs/AUDIT.md` says what they mean.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    time: String,
+    session: &'a str,
+    event: &'static str,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pipeline: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    component: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audience: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outstanding: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    what: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeats: Option<u64>,
+}
+
+fn line(shown: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(shown).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+fn short(text: &str) -> &str {
+    text.char_indices().nth(LONGEST).map_or(text, |(end, _)| &text[..end])
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at);
+    let at = at.replace_nanosecond(at.millisecond() as u32 * 1_000_000).unwrap_or(at);
+    at.format(&Rfc3339).unwrap_or_default()
+}
+
+enum Message {
+    Entry(SystemTime, Box<Entry>),
+    /// Everything that was sent before is on the disk, or lost, when this is answered.
+    Flush(oneshot::Sender<()>),
+}
+
+/// The log as the rest of the program has it.
+#[derive(Debug)]
+pub struct Audit {
+    file: PathBuf,
+    queue: SyncSender<Message>,
+    state: Arc<State>,
+}
+
+/// Says a line to the person at the terminal.
+pub type Complain = Arc<dyn Fn(String) + Send + Sync>;
+
+struct State {
+    session: Mutex<String>,
+    lost: AtomicU64,
+    /// It was said that entries are being lost, and not yet that this is over.
+    losing: AtomicBool,
+    complain: Complain,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("lost", &self.lost)
+            .field("losing", &self.losing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn lose(&self, entries: u64, why: &dyn std::fmt::Display) {
+        self.lost.fetch_add(entries, Ordering::Relaxed);
+        if !self.losing.swap(true, Ordering::AcqRel) {
+            (self.complain)(format!("the audit log loses entries: {why}; tokens are served all the same"));
+        }
+    }
+}
+
+impl Audit {
+    /// Opens the log and starts its thread. Fails where the file cannot be had: whoever asked for a log
+    /// does not want to learn later that there is none.
+    pub fn open(settings: Settings, session: &str, complain: Complain) -> io::Result<Self> {
+        let log = Log::open(settings.clone())?;
+        let (queue, messages) = sync_channel(QUEUE);
+        let lost = AtomicU64::new(0);
+        let session = Mutex::new(session.to_owned());
+        let state = Arc::new(State { session, lost, losing: AtomicBool::new(false), complain });
+        let writer = Writer { log, state: state.clone(), told: 0 };
+        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
+        Ok(Self { file: settings.file, queue, state })
+    }
+
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) fn name_session(&self, session: &str) {
+        *self.state.session.lock().unwrap_or_else(PoisonError::into_inner) = session.to_owned();
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.state.lost.load(Ordering::Relaxed)
+    }
+
+    /// True while entries are being lost.
+    pub fn losing(&self) -> bool {
+        self.state.losing.load(Ordering::Acquire)
+    }
+
+    pub(super) fn write(&self, entry: Entry) {
+        let message = Message::Entry(SystemTime::now(), Box::new(entry));
+        if self.queue.try_send(message).is_err() {
+            self.state.lose(1, &"the disk does not keep up");
+        }
+    }
+
+    /// Waits until what was recorded so far is written, at most for `within`.
+    pub async fn flush(&self, within: Duration) {
+        let (done, written) = oneshot::channel();
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = tokio::time::timeout(within, written).await;
+        }
+    }
+}
+
+/// The thread's side.
+struct Writer {
+    log: Log,
+    state: Arc<State>,
+    /// How many of the lost ones were told of.
+    told: u64,
+}
+
+impl Writer {
+    /// Until the last sender is gone.
+    fn run(mut self, messages: &Receiver<Message>) {
+        while let Ok(first) = messages.recv() {
+            let session = self.session();
+            let mut batch = Vec::new();
+            let mut entries = 0;
+            let mut flushed = Vec::new();
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message {
+                    Message::Entry(time, entry) => {
+                        batch.extend(entry.line(time, &session));
+                        entries += 1;
+                    }
+                    Message::Flush(done) => flushed.push(done),
+                }
+                next = (entries < BATCH).then(|| messages.try_recv().ok()).flatten();
+            }
+            if entries > 0 {
+                self.write(&batch, entries as u64);
+            }
+            for done in flushed {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn session(&self) -> String {
+        self.state.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&mut self, batch: &[u8], entries: u64) {
+        if let Err(error) = self.log.append(batch) {
+            self.state.lose(entries, &format!("{}: {error}", self.log.settings.file.display()));
+            return;
+        }
+        if self.state.losing.load(Ordering::Acquire) {
+            let lost = self.state.lost.load(Ordering::Relaxed);
+            let missing = lost - self.told;
+            let note = serde_json::json!({
+                "time": rfc3339(SystemTime::now()), "session": self.session(),
+                "event": "lost", "outcome": "lost", "entries": missing,
+            });
+            if self.log.append(&line(&note)).is_ok() {
+                self.told = lost;
+                self.state.losing.store(false, Ordering::Release);
+                (self.state.complain)(format!("the audit log is written again; {missing} entries were lost"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The audit log against real files.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
+
+use serde_json::Value;
+
+use super::*;
+use crate::record::{For, Recorder};
+use crate::token::{Deadline, HandedOut, Now};
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let at = std::env::temp_dir().join(format!("kfp-creds-audit-{}-{number}", std::process::id()));
+        fs::create_dir_all(&at).unwrap();
+        Self(at)
+    }
+
+    fn settings(&self, max_bytes: u64, keep: u32) -> Settings {
+        Settings { file: self.0.join("audit.jsonl"), max_bytes, keep }
+    }
+
+    fn lines(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.0.join(name)).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn heard() -> (Arc<Mutex<Vec<String>>>, Complain) {
+    let said: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ear = said.clone();
+    (said, Arc::new(move |text| ear.lock().unwrap().push(text)))
+}
+
+fn grant() -> Grant {
+    let identity = Identity { name: "loader".into(), ..Identity::default() };
+    let task = Task {
+        pipeline: Some("etl".into()),
+        component: Some("load\n".into()),
+        image: "i".repeat(2000),
+        ..Task::default()
+    };
+    let container = ContainerId::parse(&"a".repeat(64)).unwrap();
+    Grant { container, identity: Arc::new(identity), task: Arc::new(task) }
+}
+
+fn token() -> HandedOut {
+    let expires = Deadline::after(Now::read(), Duration::from_secs(3600));
+    HandedOut { id: MintId::random(), kind: TokenKind::Access, expires }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn an_entry_says_who_got_what_until_when() {
+    let place = Place::new();
+    let (said, complain) = heard();
+    let recorder =
+        Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "0123abcd", complain).unwrap()));
+    let (grant, token) = (grant(), token());
+    let scopes = Scopes::parse("b a");
+    recorder.handed_out(Who::Container(&grant), "l@x.example", For::Scopes(&scopes), &token);
+    recorder.refused(Who::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
+    recorder.refused(Who::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
+    recorder.cut_off(&grant, crate::record::metrics::Cause::Ended, Some(3), &[token]);
+    recorder.audit().unwrap().flush(LONG).await;
+    let lines = place.lines("audit.jsonl");
+    assert_eq!(lines.len(), 3, "a repeated refusal is one entry");
+    let mint = &lines[0];
+    for (key, value) in [
+        ("session", "0123abcd"),
+        ("event", "mint"),
+        ("outcome", "ok"),
+        ("pipeline", "etl"),
+        ("component", "load\n"),
+        ("identity", "loader"),
+        ("kind", "access"),
+        ("account", "l@x.example"),
+        ("mint", &token.id.to_string()),
+        ("expires", &rfc3339(token.expires.wall())),
+    ] {
+        assert_eq!(mint[key], value, "{key}");
+    }
+    assert_eq!(mint["scopes"], serde_json::json!(["a", "b"]));
+    assert_eq!(mint["image"].as_str().unwrap().len(), LONGEST);
+    assert!(OffsetDateTime::parse(mint["time"].as_str().unwrap(), &Rfc3339).is_ok());
+    assert_eq!((&lines[1]["event"], &lines[1]["address"]), (&"refusal".into(), &"10.0.0.9".into()));
+    assert_eq!((&lines[2]["exit_code"], &lines[2]["why"]), (&3.into(), &"ended".into()));
+    assert_eq!(lines[2]["outstanding"], serde_json::json!([token.id.to_string()]));
+    let mode = fs::metadata(place.0.join("audit.jsonl")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(said.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn it_is_rotated_by_size_and_keeps_so_many() {
+    let place = Place::new();
+    let (_, complain) = heard();
+    let settings = place.settings(2000, 2);
+    // Two sessions share it: neither loses what the other rotated away.
+    let one = Audit::open(settings.clone(), "one", complain.clone()).unwrap();
+    let two = Audit::open(settings, "two", complain).unwrap();
+    for n in 0..20 {
+        let audit = if n % 2 == 0 { &one } else { &two };
+        audit.write(Entry { why: Some(n.to_string().repeat(100)), ..Entry::of("refusal", "refused", None) });
+        audit.flush(LONG).await;
+    }
+    let newest = place.lines("audit.jsonl");
+    assert_eq!(newest.last().unwrap()["session"], "two");
+    let kept: Vec<Value> =
+        ["audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"].iter().flat_map(|name| place.lines(name)).collect();
+    let numbers: Vec<usize> =
+        kept.iter().map(|l| if l["why"].as_str().unwrap().len() > 100 { 2 } else { 1 }).collect();
+    assert!(numbers.is_sorted() && kept.len() >= 8, "{kept:?}");
+    assert!(!place.0.join("audit.jsonl.3").exists());
+    for name in ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"] {
+        let about = fs::metadata(place.0.join(name)).unwrap();
+        assert!(about.len() <= 2000 && about.mode() & 0o777 == 0o600, "{name}: {about:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_once_and_so_is_its_end() {
+    let place = Place::new();
+    let (said, complain) = heard();
+    symlink("/dev/full", place.0.join("audit.jsonl")).unwrap();
+    let audit = Audit::open(place.settings(1 << 20, 1), "s", complain).unwrap();
+    for _ in 0..3 {
+        audit.write(Entry::of("refusal", "refused", None));
+        audit.flush(LONG).await;
+    }
+    assert_eq!((audit.lost(), audit.losing()), (3, true));
+    assert_eq!(said.lock().unwrap().len(), 1, "{said:?}");
+    fs::remove_file(place.0.join("audit.jsonl")).unwrap();
+    audit.write(Entry::of("refusal", "refused", None));
+    audit.flush(LONG).await;
+    let lines = place.lines("audit.jsonl");
+    assert_eq!((lines.len(), &lines[1]["event"], &lines[1]["entries"]), (2, &"lost".into(), &3.into()));
+    let said = said.lock().unwrap();
+    assert_eq!(said.len(), 2);
+    assert!(said[0].contains("loses entries") && said[1].contains("3 entries were lost"), "{said:?}");
+    assert!(!audit.losing());
+}
+
+#[test]
+fn a_disk_that_hangs_holds_nobody_up() {
+    let place = Place::new();
+    let (said, complain) = heard();
+    let audit = Audit::open(place.settings(1 << 30, 1), "s", complain).unwrap();
+    // Whoever holds the lock keeps the thread of the log waiting.
+    let other = File::open(place.0.join("audit.jsonl")).unwrap();
+    other.lock().unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..3 * QUEUE {
+        audit.write(Entry::of("refusal", "refused", None));
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(audit.lost() >= 1000 && said.lock().unwrap().len() == 1);
+    other.unlock().unwrap();
+}
+
+#[test]
+fn odd_files_are_refused_at_start() {
+    let place = Place::new();
+    let (_, complain) = heard();
+    let at = |name: &str| Settings { file: place.0.join(name), max_bytes: 1, keep: 1 };
+    let folder = Audit::open(at(""), "s", complain.clone()).unwrap_err();
+    assert_eq!(folder.to_string(), "is not a file");
+    assert!(Audit::open(at("missing/audit"), "s", complain.clone()).is_err());
+    fs::write(place.0.join("wide"), "").unwrap();
+    fs::set_permissions(place.0.join("wide"), Permissions::from_mode(0o644)).unwrap();
+    Audit::open(at("wide"), "s", complain).unwrap();
+    assert_eq!(fs::metadata(place.0.join("wide")).unwrap().mode() & 0o777, 0o600);
+}

@@ -1,0 +1,48 @@
+//! How many tokens an identity may ask for in a minute, all its containers together.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::workload::Identity;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Requests of the running minute by identity. A minute begins with its first request.
+#[derive(Debug, Default)]
+pub(super) struct Rates(Mutex<HashMap<String, (Instant, u32)>>);
+
+impl Rates {
+    /// Counts one request; false when the identity has had all of its minute.
+    pub(super) fn admit(&self, identity: &Identity) -> bool {
+        let Some(rate) = identity.rate else { return true };
+        let now = Instant::now();
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (began, count) = counts.entry(identity.name.clone()).or_insert((now, 0));
+        if now.duration_since(*began) >= MINUTE {
+            (*began, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn identities_have_their_own_minutes() {
+        let rates = Rates::default();
+        let two = Identity { rate: Some(2), ..Identity::default() };
+        let other = Identity { name: "other".into(), rate: Some(1), ..Identity::default() };
+        let free = Identity { name: "free".into(), ..Identity::default() };
+        assert_eq!([(); 3].map(|()| rates.admit(&two)), [true, true, false]);
+        assert!(rates.admit(&other) && !rates.admit(&other));
+        assert!((0..1000).all(|_| rates.admit(&free)));
+        tokio::time::advance(MINUTE).await;
+        assert!(rates.admit(&two));
+    }
+}

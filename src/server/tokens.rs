@@ -1,0 +1,190 @@
+//! What a caller may have: the effective scopes, the audience, the rate; and what is recorded of it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Caller, Server};
+use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply};
+use crate::mint::MintFailure;
+use crate::record::{For, Who};
+use crate::source::IdentityRequest;
+use crate::token::{CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, TokenKind};
+use crate::workload::Identity;
+
+const SLOW: &str = "the token is still being minted: ask again";
+
+/// Why a caller gets no token.
+#[derive(Debug)]
+struct No(Failure, String);
+
+impl Server {
+    pub(super) async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
+        match self.try_access(caller, ask, deadline).await {
+            Ok(reply) => reply,
+            Err(no) => self.refuse(caller, TokenKind::Access, &no),
+        }
+    }
+
+    pub(super) async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
+        match self.try_identity(caller, ask, deadline).await {
+            Ok(reply) => reply,
+            Err(no) => self.refuse(caller, TokenKind::Identity, &no),
+        }
+    }
+
+    async fn try_access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Result<Reply, No> {
+        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+        if !self.rates.admit(identity) {
+            return Err(No(Failure::TooMany, too_many(identity)));
+        }
+        let scopes =
+            effective(identity, ask.scopes.as_ref()).map_err(|why| No(Failure::AccessRefused, why))?;
+        let mut request = self.mint.request(identity, container, Some(scopes));
+        request.service_account.clone_from(&ask.account.service_account);
+        let token = match self.mint.cached(&request) {
+            Some(token) => token,
+            None => match self.mint.access(&request, left(deadline)).await {
+                Ok(token) => {
+                    self.refusals.over();
+                    token
+                }
+                Err(MintFailure::Refused(why)) => {
+                    self.refusals.tell(&caller.name(), &why);
+                    return Err(No(Failure::AccessRefused, why.to_string()));
+                }
+                Err(MintFailure::Transient(why)) => return Err(No(Failure::Transient, why.to_string())),
+                Err(MintFailure::Slow) => return Err(No(Failure::Transient, SLOW.into())),
+            },
+        };
+        let token_of = HandedOut { id: token.id, kind: TokenKind::Access, expires: token.expires };
+        self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token_of);
+        Ok(metadata::access_reply(ask, &token, Now::read()))
+    }
+
+    async fn try_identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Result<Reply, No> {
+        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+        if !self.rates.admit(identity) {
+            // Not a 429: gcloud dies of anything but 404 here.
+            return Err(No(Failure::IdentityRefused, too_many(identity)));
+        }
+        if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
+            let why =
+                format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
+            return Err(No(Failure::NotAllowedAudience, why));
+        }
+        let request = IdentityRequest {
+            service_account: ask.account.service_account.clone(),
+            audience: ask.audience.clone(),
+            holder: self.mint.holder(identity, container),
+        };
+        let token = self.mint.identity(&request, left(deadline)).await.map_err(|failure| match failure {
+            MintFailure::Refused(why) => No(Failure::IdentityRefused, why.to_string()),
+            MintFailure::Transient(why) => No(Failure::IdentityTransient, why.to_string()),
+            MintFailure::Slow => No(Failure::IdentityTransient, SLOW.into()),
+        })?;
+        let token_of = HandedOut { id: token.id, kind: TokenKind::Identity, expires: token.expires };
+        self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token_of);
+        Ok(metadata::identity_reply(&token))
+    }
+
+    /// Remembered with the lease; written down when it is new to this caller.
+    fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
+        if let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
+            && issued.add(*token)
+        {
+            self.recorder.handed_out(who, account, asked, token);
+        }
+    }
+
+    fn issued<'a>(&'a self, caller: &'a Caller) -> Option<&'a Issued> {
+        match caller {
+            Caller::Container(lease) => Some(lease.issued()),
+            Caller::Local(_) => Some(&self.local),
+            Caller::Relay => None,
+        }
+    }
+
+    fn refuse(&self, caller: &Caller, kind: TokenKind, no: &No) -> Reply {
+        let No(failure, why) = no;
+        let reply = metadata::failure_reply(*failure, why);
+        if let Some(who) = who(caller) {
+            self.recorder.refused(who, reply.status.as_u16(), kind.word(), why);
+        }
+        reply
+    }
+
+    /// Notes what the protocol's guards refused; a key that is not there is no refusal.
+    pub(super) fn guarded(&self, caller: &Caller, reply: Reply) -> Reply {
+        let status = reply.status.as_u16();
+        if matches!(status, 400 | 403 | 405)
+            && let Some(who) = who(caller)
+        {
+            self.recorder.refused(who, status, "metadata", "the request is not one that may be answered");
+        }
+        reply
+    }
+}
+
+fn nobody() -> No {
+    No(Failure::UnknownCaller, "the relay has no identity".into())
+}
+
+fn too_many(identity: &Identity) -> String {
+    let rate = identity.rate.unwrap_or_default();
+    format!("identity {} has had its {rate} requests of this minute: ask again later", identity.name)
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn who(caller: &Caller) -> Option<Who<'_>> {
+    match caller {
+        Caller::Container(lease) => Some(Who::Container(lease.grant())),
+        Caller::Local(identity) => Some(Who::Local(identity)),
+        Caller::Relay => None,
+    }
+}
+
+/// Decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
+/// outside the identity is left out, and nothing left means all the identity has.
+fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
+    let own = &identity.scopes;
+    let Some(asked) = asked.filter(|asked| !asked.is_empty() && !asked.contains(CLOUD_PLATFORM)) else {
+        return Ok(own.clone());
+    };
+    if identity.strict
+        && let Some(outside) = asked.iter().find(|scope| !own.contains(scope))
+    {
+        return Err(format!("identity {} is strict and does not have the scope {outside}", identity.name));
+    }
+    let common = asked.intersection(own);
+    if common.is_empty() {
+        tracing::debug!(identity = identity.name, %asked, "none of the scopes asked for; giving the identity's own");
+        return Ok(own.clone());
+    }
+    Ok(common)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(scopes: &str, strict: bool) -> Identity {
+        Identity { name: "loader".into(), scopes: Scopes::parse(scopes), strict, ..Identity::default() }
+    }
+
+    #[test]
+    fn scopes_are_narrowed_never_widened() {
+        let own = identity("a b", false);
+        let asked = |list: &str| effective(&own, Some(&Scopes::parse(list))).unwrap().to_string();
+        assert_eq!(effective(&own, None).unwrap().to_string(), "a b");
+        assert_eq!(asked("b c"), "b");
+        assert_eq!(asked("c"), "a b");
+        assert_eq!(asked(&format!("b,{CLOUD_PLATFORM}")), "a b");
+        let strict = identity("a b", true);
+        assert!(effective(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
+        assert_eq!(effective(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
+    }
+}
