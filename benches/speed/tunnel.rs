@@ -14,7 +14,6 @@ use crate::{Outcome, Plan};
 /// Most that the way through the relay may add to the median, in microseconds.
 const WAY: f64 = 250.0;
 
-#[expect(clippy::too_many_lines, reason = "one measurement, told from start to end")]
 pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<()> {
     let session = Session::start(&plan.program)?;
     let direct = Direct::start(plan, stage)?;

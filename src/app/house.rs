@@ -89,14 +89,8 @@ impl House {
         let views = host.views(config, Some(session.relay.to_string()));
         let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
         let server = Server::recorded(reader, mint, views, at, voice.clone(), to);
-        let lifecycle = Lifecycle::new(
-            session.engine.clone(),
-            session.network.clone(),
-            session.leasable(),
-            Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() },
-            voice.clone(),
-            tasks.clone(),
-        );
+        let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
+        let lifecycle = manage(&session, granting, &voice, &tasks);
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
@@ -330,6 +324,17 @@ fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
     reserved.put(Kind::Network, &session.network.id, &session.network.name);
     reserved.put(Kind::Image, &session.image, &session.image_name);
     reserved
+}
+
+fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -> Arc<Lifecycle> {
+    Lifecycle::new(
+        session.engine.clone(),
+        session.network.clone(),
+        session.leasable(),
+        granting,
+        voice.clone(),
+        tasks.clone(),
+    )
 }
 
 /// Where the session's own login lies is the likeliest place of all.

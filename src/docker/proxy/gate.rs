@@ -2,7 +2,6 @@
 //! and the rest passes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::Either;
@@ -21,7 +20,6 @@ use super::room::Room;
 use super::wait::Until;
 use super::wire::{Body, Refusal, Reply, collect, full, json_reply};
 use super::{Ask, json};
-use crate::guard::Mode;
 use crate::workload::ContainerId;
 
 impl Room {
@@ -64,7 +62,7 @@ impl Room {
         json_reply(StatusCode::OK, body.to_string())
     }
 
-    async fn pass(&self, parts: Parts, target: &Target, body: Body) -> Result<Reply, Refusal> {
+    pub(super) async fn pass(&self, parts: Parts, target: &Target, body: Body) -> Result<Reply, Refusal> {
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(Request::from_parts(parts, body), uri, None).await
     }
@@ -259,55 +257,6 @@ impl Room {
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await
-    }
-
-    /// Files for a container: `docker cp`.
-    async fn archive(
-        self: &Arc<Self>,
-        parts: Parts,
-        target: Target,
-        body: Incoming,
-        name: &str,
-    ) -> Result<Reply, Refusal> {
-        let Some(id) = self.locate(name).await? else {
-            return self.pass(parts, &target, Either::Left(body)).await;
-        };
-        let target = target.with_container(id.as_str(), "archive");
-        match self.strictness(self.is_leased(&id).await) {
-            Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
-            mode => self.upload(parts, &target, body, mode, format!("copy to {name}")).await,
-        }
-    }
-
-    /// The classic builder's context; BuildKit fetches its own through a tunnel.
-    async fn build_context(
-        self: &Arc<Self>,
-        parts: Parts,
-        target: &Target,
-        body: Incoming,
-    ) -> Result<Reply, Refusal> {
-        self.guard_build_arguments(target)?;
-        let remote = target.query("remote").is_some_and(|remote| !remote.is_empty());
-        if target.query("version") == Some("2") {
-            self.say_buildkit();
-        }
-        match self.strictness(true) {
-            Mode::Off => self.pass(parts, target, Either::Left(body)).await,
-            _ if remote || target.query("version") == Some("2") => {
-                self.pass(parts, target, Either::Left(body)).await
-            }
-            mode => self.upload(parts, target, body, mode, "build context".into()).await,
-        }
-    }
-
-    fn say_buildkit(&self) {
-        let on = self.settings.guard.rules.mode != Mode::Off;
-        if on && !self.said_buildkit.swap(true, Ordering::Relaxed) {
-            self.settings.voice.notice(
-                "not verified: BuildKit fetches its context itself, past this session; look into the image with \
-                 kfp-creds scan IMAGE",
-            );
-        }
     }
 
     /// Networks, images, builds and commits that would change what is ours.

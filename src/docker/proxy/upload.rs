@@ -3,16 +3,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use futures_util::stream;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::Request;
 use hyper::body::{Frame, Incoming};
 use hyper::http::request::Parts;
-use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::path::Target;
@@ -29,8 +30,57 @@ const SIP: usize = 8 << 10;
 type Piece = Result<Frame<Bytes>, io::Error>;
 
 impl Room {
+    /// Files for a container: `docker cp`.
+    pub(super) async fn archive(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: Target,
+        body: Incoming,
+        name: &str,
+    ) -> Result<Reply, Refusal> {
+        let Some(id) = self.locate(name).await? else {
+            return self.pass(parts, &target, Either::Left(body)).await;
+        };
+        let target = target.with_container(id.as_str(), "archive");
+        match self.strictness(self.is_leased(&id).await) {
+            Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
+            mode => self.upload(parts, &target, body, mode, format!("copy to {name}")).await,
+        }
+    }
+
+    /// The classic builder's context; BuildKit fetches its own through a tunnel.
+    pub(super) async fn build_context(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        self.guard_build_arguments(target)?;
+        let remote = target.query("remote").is_some_and(|remote| !remote.is_empty());
+        if target.query("version") == Some("2") {
+            self.say_buildkit();
+        }
+        match self.strictness(true) {
+            Mode::Off => self.pass(parts, target, Either::Left(body)).await,
+            _ if remote || target.query("version") == Some("2") => {
+                self.pass(parts, target, Either::Left(body)).await
+            }
+            mode => self.upload(parts, target, body, mode, "build context".into()).await,
+        }
+    }
+
+    pub(super) fn say_buildkit(&self) {
+        let on = self.settings.guard.rules.mode != Mode::Off;
+        if on && !self.said_buildkit.swap(true, Ordering::Relaxed) {
+            self.settings.voice.notice(
+                "not verified: BuildKit fetches its context itself, past this session; look into the image with \
+                 kfp-creds scan IMAGE",
+            );
+        }
+    }
+
     /// `who` names the upload in messages.
-    pub(super) async fn upload(
+    async fn upload(
         self: &Arc<Self>,
         parts: Parts,
         target: &Target,
