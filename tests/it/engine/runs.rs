@@ -16,10 +16,11 @@ fn code(command: &[&str]) -> (i32, String) {
 fn nothing_left(said: &str) {
     let line = said.lines().find(|l| l.contains("ready  ")).unwrap_or_else(|| panic!("{said}"));
     let network = line.split("network ").last().unwrap().split(' ').next().unwrap();
-    if network != "kfp-creds" {
+    if network != "kfp-creds" && !said.contains("whom it does not list") {
         assert_eq!(raw(&["network", "ls", "-q", "--filter", &format!("name=^{network}$")]), "", "{said}");
     }
-    assert!(!said.contains("stays"), "{said}");
+    // An engine that miscounts keeps the network whoever asks; everything else has to be gone.
+    assert!(!said.contains("stays") || said.contains("whom it does not list"), "{said}");
 }
 
 #[test]
