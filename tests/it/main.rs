@@ -18,6 +18,7 @@ mod google_auth;
 mod leaks;
 mod minting;
 mod proxy;
+mod sources_files;
 
 #[path = "../support/mod.rs"]
 mod support;
