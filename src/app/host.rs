@@ -21,6 +21,7 @@ use crate::server::views::Views;
 use crate::source::google::{Endpoints, Google, Where};
 use crate::source::machine;
 use crate::source::offline::Offline;
+use crate::source::proxied::Proxies;
 use crate::source::upstream::{Limits, Upstream};
 use crate::source::{Reloaded, Source, SourceError};
 use crate::token::Now;
@@ -165,13 +166,22 @@ fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
         sts: wanted.sts.clone(),
         universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
     };
-    let upstream = Upstream::new(Limits::default(), vec![]).map_err(no_credential)?;
+    let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
         SourceChoice::Metadata => Google::machine(&place, endpoints, upstream),
         SourceChoice::Gcloud => Google::gcloud(&place, endpoints, upstream),
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
     }
     .map_err(no_credential)
+}
+
+/// As curl reads them: the lower-case name wins.
+fn proxies(around: &Surroundings) -> Proxies {
+    let first = |names: &[&str]| names.iter().find_map(|name| around.variable(name)).map(String::from);
+    Proxies {
+        https: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+        none_for: first(&["no_proxy", "NO_PROXY"]),
+    }
 }
 
 /// The first file of this name that can be run.

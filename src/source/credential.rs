@@ -304,14 +304,11 @@ fn login(file: File) -> Result<Login, String> {
 
 fn workforce(file: File, endpoints: &Endpoints) -> Result<Workforce, String> {
     let universe = set(file.universe_domain);
-    let own = set(file.token_url);
-    if let Some(own) = own.as_deref().filter(|_| endpoints.token.is_none()) {
-        confidential(own, "token_url")?;
-    }
-    let token_url =
-        endpoints.token.clone().or(own).unwrap_or_else(|| {
-            format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref()))
-        });
+    // Not the token endpoint of the config: that is another server's.
+    let token_url = match set(file.token_url) {
+        Some(own) => confidential(&own, "token_url").map(|()| own)?,
+        None => format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref())),
+    };
     let client_id = need(file.client_id, "client_id")?;
     let client_secret = secret(file.client_secret, "client_secret")?;
     let refresh_token = secret(file.refresh_token, "refresh_token")?;

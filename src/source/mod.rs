@@ -6,6 +6,7 @@
 
 pub mod google;
 pub mod offline;
+pub mod proxied;
 pub mod upstream;
 
 mod assertion;

@@ -26,6 +26,7 @@ use time::format_description::well_known::Rfc2822;
 use crate::process::OWN_SOURCE;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::proxied::{Proxies, Road};
 use crate::token::Now;
 
 /// A token answer is a few KiB; what is larger than this is not one.
@@ -58,19 +59,28 @@ impl Default for Limits {
     }
 }
 
-pub(super) type Client = legacy::Client<HttpsConnector<HttpConnector>, String>;
+pub(super) type Client = legacy::Client<HttpsConnector<Road>, String>;
 
 /// A pooled client for `https`, and for `http` because endpoints are configurable (decision 18).
 #[derive(Debug)]
 pub struct Upstream {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Road>,
     client: RwLock<Client>,
     limits: Limits,
 }
 
 impl Upstream {
-    /// Trusts the system's roots and `extra` ones (private endpoints, tests).
+    /// Connects directly. Trusts the system's roots and `extra` ones (private endpoints, tests).
     pub fn new(limits: Limits, extra: Vec<CertificateDer<'static>>) -> Result<Arc<Self>, SourceError> {
+        Self::through(&Proxies::default(), limits, extra)
+    }
+
+    /// Like [`Self::new`], with the proxies of the host.
+    pub fn through(
+        proxies: &Proxies,
+        limits: Limits,
+        extra: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<Self>, SourceError> {
         let mut roots = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         if native.certs.is_empty() {
@@ -92,7 +102,7 @@ impl Upstream {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Road::new(http, proxies)?);
         let client = RwLock::new(client(&connector, 4));
         Ok(Arc::new(Self { connector, client, limits }))
     }
@@ -162,7 +172,7 @@ impl Upstream {
     }
 }
 
-fn client(connector: &HttpsConnector<HttpConnector>, idle: usize) -> Client {
+fn client(connector: &HttpsConnector<Road>, idle: usize) -> Client {
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)

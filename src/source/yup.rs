@@ -30,7 +30,7 @@ use crate::source::jwt;
 use crate::source::upstream::{Denial, Fault, Upstream};
 use crate::token::{AccessToken, Deadline, MintId, Now, Scopes};
 
-type Connector = hyper_rustls::HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>;
+type Connector = hyper_rustls::HttpsConnector<crate::source::proxied::Road>;
 
 /// A service-account key, ready to sign.
 pub(super) struct Key {

@@ -19,6 +19,7 @@ mod leaks;
 mod minting;
 mod proxy;
 mod sources_files;
+mod sources_host;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -255,6 +255,19 @@ impl FakeGoogle {
         self.set(|state| state.calls.clone())
     }
 
+    /// Knows a token that something else handed out.
+    pub(crate) fn adopt(&self, token: &str, email: &str) {
+        self.set(|state| {
+            let expires = state.now() + Duration::from_secs(3600);
+            let minted = Minted { email: email.into(), scopes: [CLOUD_PLATFORM.to_string()].into(), expires };
+            state.minted.insert(token.into(), minted)
+        });
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn minted(&self, token: &str) -> Option<Minted> {
         self.set(|state| state.minted.get(token).cloned())
     }
