@@ -404,6 +404,10 @@ fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAd
         ],
         "",
     );
+    (root, pass_on(&certificate, &own, to))
+}
+
+fn pass_on(certificate: &str, key: &Path, to: SocketAddr) -> SocketAddr {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
@@ -412,7 +416,7 @@ fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAd
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![certificate], PrivateKeyDer::from_pem_file(&own).unwrap())
+            .with_single_cert(vec![certificate], PrivateKeyDer::from_pem_file(key).unwrap())
             .unwrap();
     let (config, listener) = (Arc::new(config), TcpListener::bind("127.0.0.1:0").unwrap());
     let at = listener.local_addr().unwrap();
@@ -435,7 +439,7 @@ fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAd
             });
         }
     });
-    (root, at)
+    at
 }
 
 /// A head and as many bytes as it says.

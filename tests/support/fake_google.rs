@@ -71,7 +71,7 @@ impl Failure {
 }
 
 /// One request as it came, reduced to what tests ask about.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Call {
     pub(crate) path: String,
     /// `refresh_token`, `jwt-bearer`, `generateAccessToken`, `generateIdToken`.
@@ -338,14 +338,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         (state.latency, state.failures.pop_front())
     };
     tokio::time::sleep(latency).await;
-    let mut call = Call {
-        path: path.clone(),
-        kind: String::new(),
-        scopes: None,
-        lifetime: None,
-        quota_project,
-        status: 0,
-    };
+    let mut call = Call { path: path.clone(), quota_project, ..Call::default() };
     let (status, content_type, text) = match failure {
         Some(Failure::Hang) => {
             state.lock().unwrap().calls.push(call);
@@ -593,19 +586,19 @@ fn generate(
             let token = state.id_token(target, audience.ok_or_else(invalid)?);
             Ok(json!({"token": token}))
         }
-        "signJwt" => {
-            let payload: Value = body["payload"]
-                .as_str()
-                .and_then(|text| serde_json::from_str(text).ok())
-                .ok_or_else(invalid)?;
-            // With the key that Google has for the account, whatever keys of it are elsewhere.
-            state.keys.insert(target.into(), public_key(rsa_key()));
-            let signed = sign(rsa_key(), &json!({"alg": "RS256", "kid": "google"}), &payload);
-            state.canaries.push(signed.clone());
-            Ok(json!({"keyId": "google", "signedJwt": signed}))
-        }
+        "signJwt" => sign_jwt(state, target, &body),
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }
+}
+
+/// With the key that Google has for the account, whatever keys of it are elsewhere.
+fn sign_jwt(state: &mut State, target: &str, body: &Value) -> Result<Value, Refusal> {
+    let payload = body["payload"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let payload = payload.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?;
+    state.keys.insert(target.into(), public_key(rsa_key()));
+    let signed = sign(rsa_key(), &json!({"alg": "RS256", "kid": "google"}), &payload);
+    state.canaries.push(signed.clone());
+    Ok(json!({"keyId": "google", "signedJwt": signed}))
 }
 
 /// Signs a JWT with an RSA key.
