@@ -8,6 +8,7 @@
 
 mod architecture;
 mod config;
+mod conformance;
 mod dependencies;
 mod docs;
 mod engine;
