@@ -134,7 +134,7 @@ impl Case {
 /// Bodies may hold tokens: what is wrong with one is said without quoting it.
 fn misshapen(kind: &str, rest: &str, body: &str) -> Option<String> {
     let json = || serde_json::from_str::<Value>(body).ok();
-    let wrong = match kind {
+    match kind {
         "line" => body.contains('\n').then(|| "the value is not one line without a newline".into()),
         "digits" => {
             let digits = !body.is_empty() && body.bytes().all(|b| b.is_ascii_digit());
@@ -176,8 +176,7 @@ fn misshapen(kind: &str, rest: &str, body: &str) -> Option<String> {
             (!good).then(|| "the body is not a bare JWT".into())
         }
         other => Some(format!("nobody knows the shape {other}; please report this")),
-    };
-    wrong
+    }
 }
 
 fn kind_of(value: &Value) -> &'static str {
