@@ -86,8 +86,11 @@ pub enum Command {
         #[command(flatten)]
         shared: Shared,
         /// A file with the body of a create request, or a container of a session that runs
-        #[arg(value_name = "CREATE.json|CONTAINER")]
-        what: String,
+        #[arg(value_name = "CREATE.json|CONTAINER", required_unless_present = "kfp")]
+        what: Option<String>,
+        /// A compiled pipeline: says it for each of its tasks
+        #[arg(long, value_name = "PIPELINE.yaml", conflicts_with = "what")]
+        kfp: Option<PathBuf>,
     },
     /// Writes, checks or trusts a config file
     Config {
@@ -120,6 +123,8 @@ pub enum ConfigCommand {
         #[command(flatten)]
         shared: Shared,
     },
+    /// Prints the JSON Schema of the config file, for editors
+    Schema,
     /// Lets a project's file, as it is now, name endpoints and credential files; read it first
     Trust {
         /// The file to trust [default: the one that counts here]

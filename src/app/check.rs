@@ -14,7 +14,7 @@ use crate::mint::MintFailure;
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
-use crate::workload::{ContainerId, Grant, Identity, Task};
+use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
 /// Prints one line per look, `ok` or `!!`, and fails with the first thing that has to be mended.
 pub async fn check(
@@ -84,7 +84,7 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
     let container =
         ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
-    let attached = house.lifecycle.attach(Grant { container, identity, task }).await;
+    let attached = house.lifecycle.attach(Grant { container, identity, by: By::Default, task }).await;
     let started = Instant::now();
     let ended = match attached {
         Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),

@@ -24,15 +24,16 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::explain::explained;
 use super::host::Host;
 use super::page;
 use super::status::Status;
 use crate::config::Config;
-use crate::docker::proxy::Settings;
+use crate::docker::proxy::{Rulebook, Rules, Settings};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
 use crate::mint::Mint;
-use crate::policy::Policy;
+use crate::policy::Decision;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::record::metrics::Gauges;
@@ -52,7 +53,6 @@ pub(super) struct About {
     pub(super) relay: String,
     pub(super) project: String,
     pub(super) account: String,
-    pub(super) identities: Vec<Arc<crate::workload::Identity>>,
 }
 
 impl About {
@@ -66,7 +66,6 @@ impl About {
             relay: session.relay.to_string(),
             project: host.project(config),
             account: host.account(config),
-            identities: config.identities.values().cloned().collect(),
         }
     }
 }
@@ -77,7 +76,7 @@ pub(super) struct Desk {
     pub(super) about: About,
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) mint: Arc<Mint>,
-    pub(super) policy: Arc<Policy>,
+    pub(super) rules: Rulebook,
     pub(super) recorder: Recorder,
 }
 
@@ -85,8 +84,8 @@ type Reply = Response<Full<Bytes>>;
 
 impl Desk {
     pub(super) fn new(about: About, lifecycle: &Arc<Lifecycle>, host: &Host, proxy: &Settings) -> Arc<Self> {
-        let (policy, recorder) = (proxy.policy.clone(), proxy.recorder.clone());
-        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint: host.mint.clone(), policy, recorder })
+        let (rules, recorder) = (proxy.rules.clone(), proxy.recorder.clone());
+        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint: host.mint.clone(), rules, recorder })
     }
 
     /// Answers on the control socket until the session stops.
@@ -189,7 +188,8 @@ impl Desk {
     fn explain(&self, wanted: &str) -> Reply {
         match select(&self.lifecycle.members(), wanted) {
             Ok(found) => {
-                let all = found.iter().map(|member| self.policy.explain(&member.grant.task).to_string());
+                let rules = self.rules.now();
+                let all = found.iter().map(|member| explained_live(&rules, member));
                 text(StatusCode::OK, &all.collect::<Vec<_>>().join("\n"))
             }
             Err((status, why)) => text(status, &why),
@@ -213,6 +213,18 @@ impl Desk {
         }
         json_reply(&json!({ "cut_off": done }))
     }
+}
+
+/// Where the rules changed since, a container still has what it was given.
+fn explained_live(rules: &Rules, member: &Member) -> String {
+    let mut text = explained(rules, &member.grant.task);
+    let (has, by) = (&member.grant.identity, member.grant.by);
+    match rules.policy.decide(&member.grant.task) {
+        Decision::Attach(identity, _) if identity == *has => {}
+        _ => text
+            .push_str(&format!("the rules changed: until it ends it has identity {} (by {by})\n", has.name)),
+    }
+    text
 }
 
 /// By which way a request came, and so what it may ask.
@@ -276,7 +288,7 @@ fn text(status: StatusCode, text: &str) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::{ContainerId, Grant, Identity, Task};
+    use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
     fn member(id: &str, name: Option<&str>, component: &str) -> Member {
         let task = Task {
@@ -286,7 +298,12 @@ mod tests {
             ..Task::default()
         };
         let container = ContainerId::parse(&format!("{id:0<64}")).unwrap();
-        let grant = Grant { container, identity: Arc::new(Identity::default()), task: Arc::new(task) };
+        let grant = Grant {
+            container,
+            identity: Arc::new(Identity::default()),
+            by: By::Default,
+            task: Arc::new(task),
+        };
         Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false }
     }
 

@@ -8,6 +8,7 @@ mod explain;
 mod host;
 mod house;
 mod page;
+mod reload;
 mod run;
 mod scan;
 mod serve;
@@ -16,7 +17,7 @@ mod status;
 
 pub use check::check;
 pub use cut_off::cut_off;
-pub use explain::explain;
+pub use explain::{explain, explain_pipeline};
 pub use run::run;
 pub use scan::scan;
 pub use serve::{listen, serve};

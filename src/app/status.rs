@@ -59,6 +59,8 @@ pub(super) struct Row {
     pub(super) container: String,
     pub(super) task: String,
     pub(super) identity: String,
+    /// `default`, or the rule that gave it.
+    pub(super) by: String,
     pub(super) address: String,
     /// `live`, `stopped` or `cut off`.
     pub(super) state: String,
@@ -107,6 +109,7 @@ impl Status {
             container: member.grant.container.as_str().into(),
             task: member.grant.task.to_string(),
             identity: member.grant.identity.name.clone(),
+            by: member.grant.by.to_string(),
             address: member.address.to_string(),
             state: match (&member.lease, member.barred) {
                 (_, true) => "cut off",
@@ -135,7 +138,7 @@ impl Status {
                 last_failure,
                 why,
             },
-            identities: about.identities.iter().map(who).collect(),
+            identities: desk.rules.now().identities.iter().map(who).collect(),
             leases: desk.lifecycle.members().into_iter().map(row).collect(),
             totals: Totals {
                 attached: summary.attached,
@@ -285,6 +288,7 @@ mod tests {
             container: format!("{n:064x}"),
             task: "etl/load\x1b[2J".into(),
             identity: "loader".into(),
+            by: "rule 1".into(),
             address: "169.254.168.2".into(),
             state: "live".into(),
             since: Some("2026-11-23T12:00:00Z".into()),

@@ -88,6 +88,7 @@ pub(super) struct RawEndpoints {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawIdentity {
     pub service_account: Option<String>,
+    pub other_accounts: Vec<String>,
     pub scopes: Option<Vec<String>>,
     pub audiences: Vec<String>,
     pub lifetime: Option<String>,
@@ -116,7 +117,12 @@ pub(super) struct RawRule {
 pub(super) struct RawMount {
     pub pipeline: Option<String>,
     pub component: Option<String>,
+    pub function: Option<String>,
+    pub iteration: Option<String>,
     pub image: Option<String>,
+    pub compose_project: Option<String>,
+    pub compose_service: Option<String>,
+    pub labels: BTreeMap<String, String>,
     pub source: Option<String>,
     pub tmpfs: bool,
     pub target: Option<String>,
@@ -233,6 +239,7 @@ pub(super) const KEYS: &[Key] = &[
     key("attributes.*", Kind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
     key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
+    key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after its first as a VM lists them: a container asks for them by e-mail."),
     key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one."),
     key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
@@ -251,7 +258,12 @@ pub(super) const KEYS: &[Key] = &[
     key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. Another name there, and it gets none."),
     key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
+    key("mount[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
+    key("mount[].iteration", Kind::Text, "any", "A pattern for the place in a loop."),
     key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("mount[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
+    key("mount[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
+    key("mount[].labels.*", Kind::Text, "any", "A pattern for a label of the create request."),
     key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine.").guarded(),
     key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
     key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
@@ -343,8 +355,8 @@ mod tests {
         ] {
             shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
         }
-        shape.retain(|field| field != "rule[].labels");
-        shape.push("rule[].labels.*".into());
+        shape.retain(|field| !field.ends_with("[].labels"));
+        shape.extend(["rule[].labels.*".into(), "mount[].labels.*".into()]);
         shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
         let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
         table.sort_unstable();

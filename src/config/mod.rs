@@ -8,10 +8,12 @@ mod check;
 pub mod engine;
 mod find;
 mod forms;
+mod guarding;
 mod keys;
 mod mounts;
 mod read;
 mod rules;
+mod schema;
 mod seeing;
 
 use std::collections::BTreeMap;
@@ -26,8 +28,9 @@ pub use find::FILE;
 pub use keys::reference;
 pub use read::Guarded;
 use read::Layers;
+pub use schema::schema;
 
-use crate::guard::{Mode, Rules};
+use crate::guard::{Guard, Mode, Rules};
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
@@ -101,7 +104,7 @@ pub struct Config {
     /// What `run` does with containers that still run at its end: leave them, without identity.
     pub keep: bool,
     /// What becomes of keys that a request would bring into a container.
-    pub guard: Rules,
+    pub guard: Guard,
     pub pool: Pool,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
@@ -110,6 +113,10 @@ pub struct Config {
     pub log: String,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+    /// Of the file, as it was read: modified (seconds, nanoseconds), size, inode.
+    pub stamp: Option<(i64, i64, u64, u64)>,
+    /// What the command line said, for reading the file again.
+    pub flags: Overrides,
 }
 
 /// Where host credentials come from.
@@ -172,8 +179,12 @@ impl From<String> for Problems {
 
 /// Reads, layers and checks. Fails with everything that is wrong, not with the first of it.
 pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
+    judge(find::locate(named(flags, around), around)?, flags, around)
+}
+
+/// The same for a file that was read already.
+fn judge(file: Option<find::Located>, flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
     let mut layers = Layers::default();
-    let file = find::locate(named(flags, around), around)?;
     if let Some(located) = &file {
         let guarded = layers.file(&located.path, &located.text);
         if let Err(objection) = located.objection(&guarded, around) {
@@ -186,7 +197,26 @@ pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Probl
     layers.flags(flags);
     let from_file = layers.is_from_file("credentials_file");
     let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
-    check::resolve(layers, &base, around, flags, file.map(|located| located.path))
+    check::resolve(layers, &base, around, flags, file)
+}
+
+/// Why a file that changed was not taken up.
+#[derive(Debug)]
+pub enum Unread {
+    /// It came with a project and waits for `kfp-creds config trust`.
+    Untrusted(String),
+    Broken(String),
+}
+
+/// Reads the file of `config` again, as it was found then. Content that is not trusted is not parsed.
+pub fn reread(config: &Config, around: &Surroundings) -> Result<Config, Unread> {
+    let broken = |why: String| Unread::Broken(why);
+    let located = find::locate(named(&config.flags, around), around).map_err(broken)?;
+    let Some(located) = located.filter(|located| Some(&located.path) == config.file.as_ref()) else {
+        return Err(broken("another config file counts here now".into()));
+    };
+    located.content_is_trusted(around).map_err(Unread::Untrusted)?;
+    judge(Some(located), &config.flags, around).map_err(|problems| Unread::Broken(problems.to_string()))
 }
 
 fn named<'a>(flags: &'a Overrides, around: &'a Surroundings) -> Option<&'a Path> {
@@ -245,6 +275,31 @@ pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems
 }
 
 impl Config {
+    /// The keys that say something else in `new` and count only when a session starts.
+    pub fn differs_beyond_rules(&self, new: &Self) -> Vec<&'static str> {
+        let told = |config: &Self| {
+            let Self { source, project, numeric_project, email, quota_project, zone, .. } = config;
+            [
+                ("credentials", format!("{source:?}")),
+                ("project", format!("{project:?} {numeric_project:?} {quota_project:?}")),
+                ("email", format!("{email:?}")),
+                ("zone", zone.clone()),
+                ("instance", format!("{:?}", config.instance)),
+                ("attributes", format!("{:?} {:?}", config.instance_attributes, config.project_attributes)),
+                ("endpoints", format!("{:?}", config.endpoints)),
+                ("audit", format!("{:?}", config.audit)),
+                ("metrics", format!("{:?}", config.metrics)),
+                ("keep", config.keep.to_string()),
+                ("guard", format!("{:?}", config.guard.rules)),
+                ("network", config.pool.to_string()),
+                ("engine", format!("{:?}", config.engine)),
+                ("log", config.log.clone()),
+            ]
+        };
+        let both = told(self).into_iter().zip(told(new));
+        both.filter(|((_, old), (_, new))| old != new).map(|((name, _), _)| name).collect()
+    }
+
     /// What `config check` prints: one line per fact.
     pub fn summary(&self) -> String {
         let mut text = String::new();
@@ -275,7 +330,7 @@ impl Config {
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.clone()),
             ("pool", Some(self.pool.to_string())),
-            ("guard", (self.guard != Rules::default()).then(|| guarding(&self.guard))),
+            ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
             ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
             ("metrics", self.metrics.map(|at| at.to_string())),
         ] {
@@ -287,7 +342,7 @@ impl Config {
             line("identity", sentence(identity));
         }
         for (index, rule) in self.policy.rules.iter().enumerate() {
-            let given = rule.patterns.iter().map(|(part, pattern)| format!("{part} {pattern}"));
+            let given = rule.patterns.iter().map(|pattern| format!("{} {}", pattern.part, pattern.glob));
             let given = given.collect::<Vec<_>>().join(", ");
             let identity = rule.identity.as_ref().map_or("none", |identity| &identity.name);
             let identity = format!("{identity}{}", choices(&rule.choose));
@@ -322,7 +377,11 @@ fn choices(choose: &[Arc<Identity>]) -> String {
 
 fn sentence(identity: &Identity) -> String {
     let account = identity.service_account.as_deref().unwrap_or("the own account");
-    let mut text = format!("{}: {account}, {} s", identity.name, identity.lifetime.as_secs());
+    let mut text = format!("{}: {account}", identity.name);
+    for other in &identity.others {
+        let _ = write!(text, " and {other}");
+    }
+    let _ = write!(text, ", {} s", identity.lifetime.as_secs());
     let _ = write!(text, ", scopes {}", identity.scopes);
     if !identity.audiences.is_empty() {
         let _ = write!(text, ", audiences {}", identity.audiences.join(" "));

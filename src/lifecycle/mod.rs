@@ -129,10 +129,11 @@ impl Lifecycle {
 
     fn answer(self: Arc<Self>, ask: Ask) {
         match ask {
-            Ask::Attach { container, identity, task, answer } => {
+            Ask::Attach { container, identity, by, task, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
-                    let outcome = this.attach(Grant { container: container.clone(), identity, task }).await;
+                    let outcome =
+                        this.attach(Grant { container: container.clone(), identity, by, task }).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
                         // Nobody waits for it any more: the create was given up on the way.

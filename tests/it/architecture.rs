@@ -38,7 +38,7 @@ const NEVER: [(&str, &str); 9] = [
 ];
 
 /// Foreign crates with one owner: (crate, the only path prefixes that may name it).
-const OWNERS: [(&str, &[&str]); 5] = [
+const OWNERS: [(&str, &[&str]); 6] = [
     ("yup_oauth2", &["source/yup.rs"]),
     (
         "bollard",
@@ -46,6 +46,7 @@ const OWNERS: [(&str, &[&str]); 5] = [
     ),
     ("clap", &["cli.rs", "main.rs"]),
     ("toml", &["config/"]),
+    ("saphyr_parser", &["kfp/yaml.rs"]),
     ("hyper_rustls", &["source/"]),
 ];
 

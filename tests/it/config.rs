@@ -188,7 +188,7 @@ fn rules_choose_identities() {
             ..Task::default()
         };
         match config.policy.decide(&task) {
-            Decision::Attach(identity) => identity.name.clone(),
+            Decision::Attach(identity, _) => identity.name.clone(),
             Decision::Pass(why) => why,
         }
     };
@@ -422,6 +422,46 @@ fn the_reference_is_up_to_date() {
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, text).unwrap();
         panic!("docs/CONFIG.md was not what the keys say; it is rewritten now, look at the difference");
+    }
+}
+
+#[test]
+fn the_schema_is_up_to_date_and_knows_what_the_program_knows() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kfp-creds.schema.json");
+    let text = config::schema();
+    if fs::read_to_string(&path).unwrap_or_default() != text {
+        fs::write(&path, &text).unwrap();
+        panic!(
+            "docs/kfp-creds.schema.json was not what the keys say; it is rewritten now, look at the difference"
+        );
+    }
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let at = |pointer: &str| schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer}"));
+    assert_eq!(at("/properties/identity/additionalProperties/properties/rate/type"), "integer");
+    assert_eq!(at("/properties/rule/items/properties/labels/additionalProperties/type"), "string");
+    assert_eq!(at("/properties/rule/items/required"), &serde_json::json!(["identity"]));
+    assert_eq!(at("/properties/mount/items/required"), &serde_json::json!(["target"]));
+    assert_eq!(at("/properties/guard/properties/mode/enum"), &serde_json::json!(["deny", "warn", "off"]));
+    // Whatever the documents show as config is one by the schema, and an unknown key is none.
+    let good = fs::read_to_string(path.with_file_name("../tests/golden/config/good.toml")).unwrap();
+    let good: toml::Value = toml::from_str(&good).unwrap();
+    assert_eq!(unknown(&good, &schema), None);
+    let bad: toml::Value = toml::from_str("[identity.a]\nscope = []\n").unwrap();
+    assert_eq!(unknown(&bad, &schema).as_deref(), Some("scope"));
+}
+
+/// A key of `value` that the schema does not have; enough of a validator for closed objects.
+fn unknown(value: &toml::Value, schema: &serde_json::Value) -> Option<String> {
+    match value {
+        toml::Value::Array(all) => all.iter().find_map(|one| unknown(one, &schema["items"])),
+        toml::Value::Table(table) => table.iter().find_map(|(name, inside)| {
+            let known = [&schema["properties"][name], &schema["additionalProperties"]];
+            match known.into_iter().find(|known| known.is_object()) {
+                Some(known) => unknown(inside, known),
+                None => Some(name.clone()),
+            }
+        }),
+        _ => None,
     }
 }
 

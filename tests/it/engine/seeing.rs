@@ -78,7 +78,12 @@ fn the_audit_log_says_who_got_what_and_no_token() {
     );
     let refused = of("refusal");
     assert_eq!((refused.len(), &refused[0]["status"]), (1, &404.into()), "{refused:?}");
-    assert!(refused[0]["why"].as_str().unwrap().contains("identity default may not ask for this audience"));
+    assert!(
+        refused[0]["why"]
+            .as_str()
+            .unwrap()
+            .contains("identity default (by default) may not ask for this audience")
+    );
     assert_eq!((of("attach").len(), of("not-attached").len()), (1, 1), "{all:#?}");
     let cut = of("cut-off");
     assert_eq!((cut.len(), &cut[0]["container"], &cut[0]["exit_code"]), (1, &id.into(), &0.into()));
