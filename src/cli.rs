@@ -76,6 +76,13 @@ pub enum Command {
         /// Every container that has an identity now
         #[arg(long)]
         all: bool,
+        /// Also disables this service account, which ends every token of it for everybody who has one;
+        /// its identity has to allow it (kill_switch = true)
+        #[arg(long, value_name = "SA")]
+        disable_account: Option<String>,
+        /// Does so; without it, only what else would break is said
+        #[arg(long, requires = "disable_account")]
+        yes: bool,
         /// Only in this session
         #[arg(long, value_name = "ID")]
         session: Option<String>,

@@ -65,8 +65,11 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         Command::Status { session, watch, json } => {
             wait_for(app::status(around, session.as_deref(), watch, json, print))?
         }
-        Command::CutOff { container, session, .. } => {
-            wait_for(app::cut_off(around, session.as_deref(), container.as_deref(), print))?
+        Command::CutOff { container, session, disable_account, yes, .. } => {
+            let account = disable_account.as_deref();
+            let ask =
+                app::CutOff { session: session.as_deref(), container: container.as_deref(), account, yes };
+            wait_for(app::cut_off(around, ask, print))?
         }
         Command::Explain { shared, what, kfp } => {
             let (config, _) = resolve(shared, around)?;

@@ -70,7 +70,11 @@ impl Policy {
         };
         let misses = before.iter().enumerate().filter_map(miss).collect();
         let by = match matching {
-            Some(index) => format!("rule {} matches", index + 1),
+            Some(index) => match self.rules.len() - index - 1 {
+                0 => format!("rule {} matches", index + 1),
+                1 => format!("rule {} matches; the one after it is not looked at", index + 1),
+                rest => format!("rule {} matches; the {rest} after it are not looked at", index + 1),
+            },
             None if !task.kfp && !self.all => "no rule matches, and it is not a kfp task".into(),
             None => "no rule matches: the default".into(),
         };
@@ -244,8 +248,8 @@ mod tests {
         ]);
         assert_eq!(
             policy.explain(&task("etl", "load")).to_string(),
-            "rule 1 does not match: function has to be f, and it has none\nrule 2 matches\n\
-             identity      loader\naccount       the own account\n\
+            "rule 1 does not match: function has to be f, and it has none\n\
+             rule 2 matches; the one after it is not looked at\nidentity      loader\naccount       the own account\n\
              scopes        https://www.googleapis.com/auth/cloud-platform\naudiences     any\nlifetime      3600 s\n"
         );
         assert_eq!(

@@ -164,6 +164,8 @@ pub struct Identity {
     pub strict: bool,
     /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
     pub rate: Option<u32>,
+    /// The operator may have its service accounts disabled: nobody else uses them.
+    pub kill_switch: bool,
 }
 
 impl Default for Identity {
@@ -178,6 +180,7 @@ impl Default for Identity {
             isolate: false,
             strict: false,
             rate: None,
+            kill_switch: false,
         }
     }
 }

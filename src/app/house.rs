@@ -369,7 +369,7 @@ pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
 }
 
 /// A folder that only we can enter: its socket is as good as root on this machine.
-fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
     let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", folder.display()));
     match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
         Ok(()) => {}

@@ -7,6 +7,8 @@ mod cut_off;
 mod explain;
 mod host;
 mod house;
+mod kill_switch;
+mod looks;
 mod page;
 mod reload;
 mod run;
@@ -16,7 +18,7 @@ mod sessions;
 mod status;
 
 pub use check::check;
-pub use cut_off::cut_off;
+pub use cut_off::{CutOff, cut_off};
 pub use explain::{explain, explain_pipeline};
 pub use run::run;
 pub use scan::scan;

@@ -50,6 +50,9 @@ pub(super) struct Health {
 pub(super) struct Who {
     pub(super) name: String,
     pub(super) account: Option<String>,
+    /// Further accounts.
+    #[serde(default)]
+    pub(super) others: Vec<String>,
     pub(super) scopes: String,
     pub(super) lifetime: u64,
 }
@@ -102,6 +105,7 @@ impl Status {
         let who = |identity: &std::sync::Arc<crate::workload::Identity>| Who {
             name: identity.name.clone(),
             account: identity.service_account.clone(),
+            others: identity.others.clone(),
             scopes: identity.scopes.to_string(),
             lifetime: identity.lifetime.as_secs(),
         };
@@ -231,8 +235,10 @@ impl Status {
             let losing = if audit.losing { ", losing more now" } else { "" };
             let _ = writeln!(text, "audit     {}, {} entries lost{losing}", audit.file, audit.lost);
         }
-        for Who { name, account, scopes, lifetime } in &self.identities {
+        for Who { name, account, others, scopes, lifetime } in &self.identities {
             let account = account.as_deref().unwrap_or("the own account");
+            let account = std::iter::once(account).chain(others.iter().map(String::as_str));
+            let account = account.collect::<Vec<_>>().join(" and ");
             let _ = writeln!(text, "identity  {name}: {account}, {lifetime} s, {scopes}");
         }
     }

@@ -205,6 +205,7 @@ fn endpoints(say: &mut Layers, raw: RawEndpoints) -> Endpoints {
     Endpoints {
         token: judged_as(say, "endpoints.token", raw.token, address),
         iam_credentials: judged_as(say, "endpoints.iam_credentials", raw.iam_credentials, base),
+        iam: judged_as(say, "endpoints.iam", raw.iam, base),
         sts: judged_as(say, "endpoints.sts", raw.sts, address),
         universe: judged(say, "endpoints.universe", raw.universe, universe),
     }
@@ -227,6 +228,11 @@ fn identities(
             say.problem(&path("service_account"), "say impersonate instead, which flags can change");
         }
         let own = judged(say, &path("service_account"), raw.service_account, account);
+        if raw.kill_switch && own.is_none() {
+            let what =
+                "needs a service_account of this identity's own: whoever else uses the account loses it";
+            say.problem(&path("kill_switch"), what);
+        }
         let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
         let identity = Identity {
             others: others(say, &path("other_accounts"), raw.other_accounts, own.as_deref()),
@@ -236,6 +242,7 @@ fn identities(
             lifetime: lifetime.unwrap_or(Duration::from_secs(3600)),
             isolate: raw.isolate,
             strict: raw.strict,
+            kill_switch: raw.kill_switch,
             rate: rate(say, &path("rate"), raw.rate),
             name: name.clone(),
         };

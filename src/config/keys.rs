@@ -1,9 +1,8 @@
 //! Every key of the config, in one place: the shape that is read and the table that documents it.
 //!
-//! `docs/CONFIG.md` is [`reference()`]; tests hold the table, the shape and the document together.
+//! `docs/CONFIG.md` is `config::reference()`; tests hold the table, the shape and the document together.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde::Deserialize;
 
@@ -80,6 +79,7 @@ pub(super) struct RawMetrics {
 pub(super) struct RawEndpoints {
     pub token: Option<String>,
     pub iam_credentials: Option<String>,
+    pub iam: Option<String>,
     pub sts: Option<String>,
     pub universe: Option<String>,
 }
@@ -95,6 +95,7 @@ pub(super) struct RawIdentity {
     pub isolate: bool,
     pub strict: bool,
     pub rate: Option<i64>,
+    pub kill_switch: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -228,6 +229,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
     key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
         .variable("KFP_CREDS_ENDPOINT_IAM_CREDENTIALS").guarded(),
+    key("endpoints.iam", Kind::Text, "`https://iam.UNIVERSE`", "The base URL of the IAM API, without a path; only `cut-off --disable-account` asks there.")
+        .variable("KFP_CREDS_ENDPOINT_IAM").guarded(),
     key("endpoints.sts", Kind::Text, "`https://sts.UNIVERSE/v1/token`", "The whole URL of the security token service.")
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
@@ -246,6 +249,7 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
+    key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -269,50 +273,6 @@ pub(super) const KEYS: &[Key] = &[
     key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
     key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),
 ];
-
-/// The text of `docs/CONFIG.md`.
-pub fn reference() -> String {
-    let mut text = String::from(HEAD);
-    for key in KEYS {
-        let mut from = Vec::from_iter(key.flag.map(|flag| format!("`{flag}`")));
-        from.extend(key.variable.map(|name| format!("`{name}`")));
-        let mark = if key.guarded { " †" } else { "" };
-        let path = key.path.replace("*", "NAME");
-        let _ = writeln!(
-            text,
-            "| `{path}`{mark} | {} | {} | {} | {} |",
-            key.kind.wanted(),
-            key.default,
-            if from.is_empty() { "-".into() } else { from.join(" ") },
-            key.says,
-        );
-    }
-    text.push_str(FOOT);
-    text
-}
-
-const HEAD: &str = "\
-# Configuration
-
-Made from `src/config/keys.rs` by `cargo test`; do not edit by hand.
-
-One file is used: `--config FILE` or `KFP_CREDS_CONFIG`, else the nearest `kfp-creds.toml` in the working
-directory or above it, else `$XDG_CONFIG_HOME/kfp-creds/config.toml` (`~/.config` where that is unset).
-Flags win over the environment, the environment wins over the file, the file wins over the defaults. The
-pairs `credentials`/`credentials_file` and `zone`/`region` are replaced as a pair. An empty variable counts
-as unset. `kfp-creds config init` writes a starter, `kfp-creds config check` says everything that is wrong.
-
-| key | value | default | flag, variable | what it does |
-|---|---|---|---|---|
-";
-
-const FOOT: &str = "
-† A file that was found in a project may say this only after `kfp-creds config trust`, which holds for the
-file's present content. Nobody may say it in a file that other users can write.
-
-An identity named `default` always exists; `[identity.default]` changes it. `none` is not a name. Names of
-identities: letters, digits, `-`, `_`, at most 63.
-";
 
 #[cfg(test)]
 mod tests {
@@ -375,6 +335,7 @@ mod tests {
                 "guard.",
                 "audit.file",
                 "metrics.",
+                "identity.*.kill_switch",
             ]
             .iter()
             .any(|p| key.path.starts_with(p));

@@ -122,7 +122,10 @@ impl Lifecycle {
                     let this = self.clone();
                     self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
                 }
-                _ = tidy.tick() => self.give_back_unstarted().await,
+                _ = tidy.tick() => {
+                    self.forget_idle();
+                    self.give_back_unstarted().await;
+                }
             }
         }
     }

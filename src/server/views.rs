@@ -10,7 +10,7 @@ use crate::workload::{Grant, Identity};
 /// look a service account's e-mail up at Google.
 const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
 /// Stands for a project that nothing names.
-const UNKNOWN_PROJECT: &str = "unknown-project";
+pub const UNKNOWN_PROJECT: &str = "unknown-project";
 
 /// What is the same for every caller of a session.
 #[derive(Clone, Debug)]

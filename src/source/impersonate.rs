@@ -76,6 +76,10 @@ impl Iam<'_> {
     /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,
     /// or cut short by a policy), so it is made anew, once.
     async fn call(&self, method: &str, body: &Value) -> Result<Answer, SourceError> {
+        self.ask(method, body).await?.map_err(|fault| self.refused(fault))
+    }
+
+    pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
         if !is_account(self.account) {
             return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
         }
@@ -95,7 +99,7 @@ impl Iam<'_> {
                     self.base.forget_base(&token);
                     again = false;
                 }
-                outcome => return outcome.map_err(|fault| self.refused(fault)),
+                outcome => return Ok(outcome),
             }
         }
     }

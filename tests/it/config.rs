@@ -237,6 +237,74 @@ fn golden_messages() {
     assert!(cases > 15, "only {cases} cases found");
 }
 
+/// Nothing that a service would take; made when the test runs.
+fn key() -> String {
+    let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFcAnArY".repeat(6);
+    format!("{dashes}BEGIN {label}{dashes}\n{body}\n{dashes}END {label}{dashes}\n")
+}
+
+#[test]
+fn keys_in_what_is_to_be_mounted_are_said_at_the_start_all_at_once() {
+    let place = Place::new();
+    place.write("data/deep/down/id.pem", &key());
+    place.write("clean/data.csv", "1,2\n");
+    place.write("single.pem", &key());
+    let config = "[[mount]]\nsource = \"data\"\ntarget = \"/data\"\n[[mount]]\nsource = \"./clean\"\n\
+        target = \"/clean\"\n[[mount]]\nsource = \"./data/deep\"\ntarget = \"relative\"\n[[mount]]\n\
+        source = \"./data\"\ntarget = \"/again\"\n";
+    place.write("config.toml", config);
+    let mount = format!("{}:/single.pem", place.path("single.pem").display());
+    let arguments = ["config", "check", "--config", "../../../config.toml", "--mount", mount.as_str()];
+    let output = place.program(&arguments);
+    let said = place.plain(&String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for wanted in [
+        "`mount[3].target`: \"relative\" has to be an absolute path",
+        "`mount[4].source`: data holds a private key at data/deep/down/id.pem; mount what lies beside it",
+        "--mount single.pem:/single.pem: holds a private key at single.pem;",
+    ] {
+        assert!(said.contains(wanted), "{wanted}\n{said}");
+    }
+    assert!(!said.contains("clean") && !said.contains("cAnArY"), "{said}");
+    // A word is a volume of the engine; a session looks at it.
+    assert!(!said.contains("mount[1]"), "{said}");
+    for mode in ["off", "warn"] {
+        place.write(
+            "config.toml",
+            &format!("{}\n[guard]\nmode = \"{mode}\"\n", config.replace("relative", "/x")),
+        );
+        let output = place.program(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    place.write(
+        "config.toml",
+        &format!("[guard]\nallow = [\"data\", \"single.pem\"]\n{}", config.replace("relative", "/x")),
+    );
+    let output = place.program(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn further_accounts_of_an_identity_are_accounts_and_no_repetition() {
+    let place = Place::new();
+    let write = |others: &str| {
+        place.write(
+            "project/kfp-creds.toml",
+            &format!("[identity.two]\nservice_account = \"a@p.iam.gserviceaccount.com\"\nother_accounts = [{others}]\n"),
+        )
+    };
+    write("\"b@p.iam.gserviceaccount.com\"");
+    let config = place.resolve(&[], flags()).unwrap();
+    assert_eq!(config.identities["two"].others, ["b@p.iam.gserviceaccount.com"]);
+    assert!(
+        config.summary().contains("two: a@p.iam.gserviceaccount.com and b@p.iam.gserviceaccount.com, 3600 s")
+    );
+    write("\"a@p.iam.gserviceaccount.com\", \"b\"");
+    let said = reject(&place, &[], flags());
+    assert!(said.contains("is there twice") && said.contains("\"b\" has to be an e-mail"), "{said}");
+}
+
 #[test]
 fn wrong_variables_and_flags_are_named() {
     let place = Place::new();

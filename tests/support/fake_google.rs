@@ -104,6 +104,10 @@ struct State {
     users: Vec<User>,
     /// Who may impersonate whom.
     allowed: BTreeSet<(String, String)>,
+    /// Who may disable whom.
+    admins: BTreeSet<(String, String)>,
+    /// Accounts whose every token has ended.
+    disabled: BTreeSet<String>,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
@@ -159,7 +163,12 @@ impl FakeGoogle {
 
     /// Everything points here.
     pub(crate) fn endpoints(&self) -> Endpoints {
-        Endpoints { token: Some(self.token_uri()), iam_credentials: Some(self.url()), ..Endpoints::default() }
+        Endpoints {
+            token: Some(self.token_uri()),
+            iam_credentials: Some(self.url()),
+            iam: Some(self.url()),
+            ..Endpoints::default()
+        }
     }
 
     /// Makes a service account and returns its key file; `key` is [`rsa_key`] or [`another_rsa_key`].
@@ -198,6 +207,15 @@ impl FakeGoogle {
 
     pub(crate) fn allow(&self, caller: &str, target: &str) {
         self.set(|state| state.allowed.insert((caller.into(), target.into())));
+    }
+
+    /// `caller` is an administrator of the service account `target`.
+    pub(crate) fn allow_disabling(&self, caller: &str, target: &str) {
+        self.set(|state| state.admins.insert((caller.into(), target.into())));
+    }
+
+    pub(crate) fn is_disabled(&self, account: &str) -> bool {
+        self.set(|state| state.disabled.contains(account))
     }
 
     /// Plays `failure` for the next request that has none before it.
@@ -520,7 +538,9 @@ fn generate(
     if !state.allowed.iter().any(|(_, known)| known == target) {
         return Err(rpc_error(404, "NOT_FOUND"));
     }
-    if !state.allowed.contains(&(caller.email, target.to_owned())) {
+    let pair = (caller.email, target.to_owned());
+    let may = if method == "disable" { state.admins.contains(&pair) } else { state.allowed.contains(&pair) };
+    if !may || (method != "disable" && state.disabled.contains(target)) {
         return Err(rpc_error(403, "PERMISSION_DENIED"));
     }
     let invalid = || rpc_error(400, "INVALID_ARGUMENT");
@@ -547,6 +567,11 @@ fn generate(
             }
             let token = state.id_token(target, audience.ok_or_else(invalid)?);
             Ok(json!({"token": token}))
+        }
+        "disable" => {
+            state.disabled.insert(target.into());
+            state.minted.retain(|_, minted| minted.email != target);
+            Ok(json!({}))
         }
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }

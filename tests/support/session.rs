@@ -174,7 +174,8 @@ pub(crate) struct Session {
     /// Where the page is, with its capability.
     pub(crate) page: Option<String>,
     said: Arc<Mutex<String>>,
-    _folder: Folder,
+    /// Home and working directory; the config is in it.
+    pub(crate) folder: Folder,
 }
 
 /// A folder of the test's own: home, working directory and runtime directory of the session.
@@ -254,7 +255,7 @@ impl Session {
             std::thread::sleep(Duration::from_millis(100));
             panic!("the session did not start:\n{}", said.lock().unwrap());
         };
-        Self { child, socket, jwks, page, said, _folder: folder }
+        Self { child, socket, jwks, page, said, folder }
     }
 
     /// `docker` through the session.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use crate::support::session::{Folder, Session, program, task_image};
+use crate::support::session::{Folder, Session, claims, program, task_image};
 
 const TOKEN: &str = "curl -s -m 5 -H Metadata-Flavor:Google \
     http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts/default/token";
@@ -271,4 +271,41 @@ fn without_a_session_there_is_nothing_to_see() {
     assert_eq!(status(&["status", "--json"]), (Some(0), "[]\n".into()));
     assert_eq!(status(&["cut-off", "--all"]), (Some(69), "kfp-creds: no session runs\n".into()));
     assert_eq!(status(&["cut-off"]).0, Some(64));
+}
+
+#[test]
+fn two_accounts_of_an_identity_are_listed_like_a_vms_and_each_has_tokens() {
+    let (one, two) = ("one@p.iam.gserviceaccount.com", "two@p.iam.gserviceaccount.com");
+    let config = format!(
+        "default = \"both\"\n[identity.both]\nservice_account = \"{one}\"\nother_accounts = [\"{two}\"]\n\
+         [[rule]]\nimage = \"*\"\nidentity = \"both\"\n"
+    );
+    let session = Session::offline(&config, &[]);
+    let at = "curl -s -H Metadata-Flavor:Google http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts";
+    let script = format!(
+        "{at}/; echo; {at}/{two}/email; echo; {at}/{one}/token; echo; {at}/{two}/token; echo; {at}/{two}/aliases; \
+         {at}/three@p.iam.gserviceaccount.com/token -o /dev/null -w '%{{http_code}}'"
+    );
+    let shown = session.ok(&["run", "--rm", &task_image(), "sh", "-c", &script]);
+    let lines: Vec<&str> = shown.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines[..4], ["default/", &format!("{one}/"), &format!("{two}/"), two], "{shown}");
+    let whose = |line: &str| {
+        let token: Value = serde_json::from_str(line).unwrap();
+        claims(token["access_token"].as_str().unwrap())["email"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((whose(lines[4]).as_str(), whose(lines[5]).as_str()), (one, two), "{shown}");
+    assert_eq!(lines.last().unwrap(), &"404", "{shown}");
+}
+
+#[test]
+fn an_audience_that_is_not_allowed_is_a_404_that_names_the_rule() {
+    let config = "[identity.narrow]\naudiences = [\"https://good.example\"]\n[[rule]]\ncomponent = \"nobody\"\n\
+        identity = \"none\"\n[[rule]]\nimage = \"*\"\nidentity = \"narrow\"\n";
+    let session = Session::offline(config, &[]);
+    let script = format!(
+        "{IDENTITY}https://good.example -o /dev/null -w '%{{http_code}} '; {IDENTITY}bad -w ' %{{http_code}}'"
+    );
+    let shown = session.ok(&["run", "--rm", &task_image(), "sh", "-c", &script]);
+    assert!(shown.starts_with("200 ") && shown.ends_with(" 404"), "{shown}");
+    assert!(shown.contains("identity narrow (by rule 2) may not ask for this audience"), "{shown}");
 }
