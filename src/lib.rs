@@ -22,7 +22,7 @@
 //! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours;
 //! `docker/proxy/guard.rs`, `docker/proxy/upload.rs`, `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs`
 //! keep keys out; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
-//! containers could write; `docker/proxy/room.rs` looks things up;
+//! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up;
 //! `docker/proxy/wire.rs` moves bytes.
 //!
 //! # One container, one request

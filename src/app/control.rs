@@ -345,7 +345,7 @@ mod tests {
             by: By::Default,
             task: Arc::new(task),
         };
-        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false }
+        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false, held: vec![] }
     }
 
     #[test]

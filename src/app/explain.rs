@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::cut_off::query;
 use super::{reload, sessions};
 use crate::config::{Config, Surroundings};
-use crate::docker::proxy::Rules;
+use crate::docker::proxy::{Outcome, Rules, preview};
 use crate::failure::{Ended, Failure};
 use crate::kfp;
 use crate::policy::Decision;
@@ -16,8 +14,8 @@ use crate::workload::Task;
 /// Larger than any create request that a person would look at.
 const LARGEST: u64 = 32 << 20;
 
-/// `what` is a file with the body of a create request, else a container of a session that runs. Whether a
-/// container may have an identity at all (`--privileged`, host network) is decided when it is created.
+/// `what` is a file with the body of a create request, else a container of a session that runs. What a file
+/// names (images, containers, directories) is looked at when it is created.
 pub async fn explain(
     config: &Config,
     around: &Surroundings,
@@ -26,12 +24,11 @@ pub async fn explain(
 ) -> Result<Ended, Failure> {
     let path = around.cwd.join(what);
     if path.is_file() {
-        let body: Value = serde_json::from_str(&read(&path)?)
-            .map_err(|error| wrong(&path, format!("is not JSON (line {})", error.line())))?;
-        if !body.is_object() {
-            return Err(wrong(&path, "is not the body of a create request"));
-        }
-        print(explained(&reload::rules(config), &kfp::task(&body, None)).trim_end());
+        let rules = reload::rules(config);
+        let preview = preview(read(&path)?.as_bytes(), &rules, kfp::task)
+            .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
+        let beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
+        print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }
     for peer in sessions::find(around, None).await? {
@@ -85,6 +82,20 @@ pub(super) fn explained(rules: &Rules, task: &Task) -> String {
         }
     }
     plain(&text)
+}
+
+/// What a request says besides who makes it can keep it from what the rules give.
+fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
+    let given = matches!(rules.policy.decide(task), Decision::Attach(..));
+    match outcome {
+        Outcome::Attach(notices) => {
+            let line = |notice: &String| format!("note          {notice}, so its clients may not ask us\n");
+            notices.iter().map(line).collect()
+        }
+        Outcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),
+        Outcome::Pass(_) => String::new(),
+        Outcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
+    }
 }
 
 /// Names come from whoever wrote the request or the pipeline.

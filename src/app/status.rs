@@ -122,7 +122,7 @@ impl Status {
             }
             .into(),
             since: member.lease.as_ref().map(|lease| rfc3339(lease.since())),
-            tokens: tokens(member.lease.map(|lease| lease.issued().alive(now)).unwrap_or_default(), now),
+            tokens: tokens(member.tokens(now), now),
         };
         Self {
             session: about.session.clone(),

@@ -49,14 +49,13 @@ impl Room {
             return Ok(());
         }
         self.turn_sockets(&mut body["HostConfig"], task);
-        let mut found = variables(&body["Env"], "variable");
+        let mut found = keys_in_body(body);
         found.extend(
             image_env
                 .iter()
                 .filter_map(|entry| environment::variable(entry))
                 .map(|find| format!("the image's variable {} holds {}", find.place, find.kind)),
         );
-        found.extend(texts(body));
         let sources = self.sources(&body["HostConfig"]).await?;
         let (seen, more) = self.look(sources).await;
         found.extend(more);
@@ -81,7 +80,7 @@ impl Room {
                 }
                 Ok(())
             }
-            Mode::Deny => Err(Refusal::forbidden(format!("{who}: {}; {ADVICE}", found.join("; ")))),
+            Mode::Deny => Err(Refusal::forbidden(format!("{who}: {}", refusing(&found)))),
         }
     }
 
@@ -233,7 +232,18 @@ pub(super) fn variables(list: &Value, what: &str) -> Vec<String> {
     found.map(|find| format!("the {what} {} holds {}", find.place, find.kind)).collect()
 }
 
-/// What else reaches the container as text.
+/// What reaches the container as text.
+pub(super) fn keys_in_body(body: &Value) -> Vec<String> {
+    let mut found = variables(&body["Env"], "variable");
+    found.extend(texts(body));
+    found
+}
+
+/// Why a request with these is refused.
+pub(super) fn refusing(found: &[String]) -> String {
+    format!("{}; {ADVICE}", found.join("; "))
+}
+
 fn texts(body: &Value) -> Vec<String> {
     let mut found: Vec<String> =
         words(&body["Cmd"], "Cmd").chain(words(&body["Entrypoint"], "Entrypoint")).collect();

@@ -23,6 +23,7 @@ mod judge;
 mod judge_tests;
 mod logs;
 mod path;
+mod preview;
 mod reserved;
 mod room;
 mod rulebook;
@@ -57,6 +58,7 @@ use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
 pub use self::judge::SESSION_LABEL;
+pub use self::preview::{Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
 pub use self::volumes::keys_in_volumes;

@@ -25,7 +25,9 @@ fn started(session: &Session) -> String {
 fn identity(session: &Session, container: &str) -> String {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
     let out = program(&session.folder.0).args(["status", "--json", "--session", &name]).output().unwrap();
-    let all: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    let all: Value =
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {said}{}", session.said()));
     let rows = all[0]["leases"].as_array().unwrap();
     let row = rows.iter().find(|row| row["container"] == container).unwrap_or_else(|| panic!("{all:#}"));
     format!("{} by {}", row["identity"].as_str().unwrap(), row["by"].as_str().unwrap())

@@ -117,6 +117,33 @@ fn a_full_disk_stops_no_token_and_is_said_once() {
 }
 
 #[test]
+fn a_disk_that_is_full_loses_entries_and_no_tokens_until_there_is_room_again() {
+    let folder = Folder::new("tiny");
+    let session = Session::on_a_full_disk(&["--offline", "--all"], &folder.0);
+    let token = || session.ok(&["run", "--rm", &task_image(), "sh", "-c", TOKEN]);
+    let end = Instant::now() + Duration::from_secs(60);
+    while !session.said().contains("the audit log loses entries") {
+        assert!(Instant::now() < end, "the disk was never full:\n{}", session.said());
+        assert!(token().contains("access_token"));
+    }
+    assert!(session.said().contains("tokens are served all the same"), "{}", session.said());
+    assert!(token().contains("access_token"), "a full disk stops no token");
+    assert_eq!(session.said().matches("the audit log loses entries").count(), 1);
+    let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", session.pid(), folder.0.display()));
+    // Whole lines only, although the disk ended in the middle of one.
+    let log = disk.join("audit.jsonl");
+    let before = lines(&log).len();
+    std::fs::remove_file(disk.join("filler")).unwrap();
+    assert!(token().contains("access_token"));
+    let line = session.wait_for("the audit log is written again", Duration::from_secs(5));
+    let all = lines(&log);
+    let lost: Vec<_> = all.iter().filter(|line| line["event"] == "lost").collect();
+    assert!(lost.len() == 1 && all.len() > before, "{all:#?}");
+    assert!(line.contains(&format!("{} entries were lost", lost[0]["entries"])), "{line} {}", lost[0]);
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
 fn the_log_is_rotated() {
     let folder = Folder::new("rotated");
     let file = folder.0.join("audit.jsonl");

@@ -316,7 +316,7 @@ fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_
         assert!(text.contains(word), "{word}\n{text}");
     }
     assert!(place.google.minted(token).is_some() && !place.google.is_disabled(TARGET));
-    let (code, text) = cut_off(&session, &["--all", "--disable-account", SERVICE, "--yes"]);
+    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", SERVICE, "--yes"]);
     assert!(code == Some(64) && text.contains("no identity of this session has"), "{text}");
 
     let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET, "--yes"]);
