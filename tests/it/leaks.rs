@@ -51,7 +51,7 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
 
 /// A `serve --listen` and everything that it writes.
 pub(crate) struct Local {
-    child: Child,
+    pub(crate) child: Child,
     at: SocketAddr,
     capability: String,
     stdout: BufReader<std::process::ChildStdout>,
@@ -90,7 +90,7 @@ impl Local {
     }
 
     /// Status line and head, and the body.
-    fn send(&self, request: &str) -> (String, String) {
+    pub(crate) fn send(&self, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.at).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -126,7 +126,7 @@ impl Drop for Local {
     }
 }
 
-fn loud(command: &mut Command) -> &mut Command {
+pub(crate) fn loud(command: &mut Command) -> &mut Command {
     command.env("KFP_CREDS_LOG", LOUD).env("RUST_LOG", LOUD).env("RUST_BACKTRACE", "full")
 }
 
@@ -327,7 +327,7 @@ fn files_that_are_not_understood_are_not_quoted() {
     }
 }
 
-fn everything(out: &Output) -> String {
+pub(crate) fn everything(out: &Output) -> String {
     [&out.stdout[..], &out.stderr].map(String::from_utf8_lossy).concat()
 }
 

@@ -215,6 +215,11 @@ impl FakeGoogle {
         self.set(|state| state.allowed.insert((caller.into(), target.into())));
     }
 
+    /// An access token that another service gives out: the IAM API takes it.
+    pub(crate) fn issue(&self, principal: &str, scopes: BTreeSet<String>, life: u64) -> String {
+        self.set(|state| state.mint(principal, scopes, life))
+    }
+
     /// Lets `account` stand in for `subject`, whatever the scopes.
     pub(crate) fn delegate(&self, account: &str, subject: &str) {
         self.set(|state| state.delegated.insert((account.into(), subject.into())));
