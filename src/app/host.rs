@@ -41,7 +41,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn open(
+    pub(super) async fn open(
         config: &Config,
         around: &Surroundings,
         tasks: &Tasks,
@@ -61,6 +61,7 @@ impl Host {
             SourceChoice::Adc { .. } | SourceChoice::Metadata | SourceChoice::Gcloud => {
                 let google = google(config, around)?;
                 google.notice().into_iter().for_each(|text| voice.notice(text));
+                google.introduce().await;
                 Arc::new(google)
             }
         };
