@@ -42,7 +42,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn open(
+    pub(super) async fn open(
         config: &Config,
         around: &Surroundings,
         tasks: &Tasks,
@@ -65,6 +65,7 @@ impl Host {
             | SourceChoice::Provided(_) => {
                 let google = google(config, around)?;
                 google.notice().into_iter().for_each(|text| voice.notice(text));
+                google.introduce().await;
                 Arc::new(google)
             }
         };

@@ -58,6 +58,9 @@ use crate::token::{AccessToken, Deadline, IdentityToken};
 /// claims beyond it is not believed; it also keeps clock arithmetic in range.
 const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
 
+/// A metadata server is on the same machine.
+const INTRODUCTION: Duration = Duration::from_secs(2);
+
 /// Lifetime of an ID token at Google.
 const ID_TOKEN_LIFE: Duration = Duration::from_secs(3600);
 
@@ -207,6 +210,14 @@ impl Google {
                 program.defaults().account.unwrap_or_default()
             )),
             _ => None,
+        }
+    }
+
+    /// Learns who it is, where somebody near has to be asked; containers are told the project from the first on.
+    /// A failure is none here: the first token says what is wrong.
+    pub async fn introduce(&self) {
+        if let Kind::Machine(machine) = &self.credential().kind {
+            let _ = tokio::time::timeout(INTRODUCTION, machine.learn(&self.upstream)).await;
         }
     }
 
