@@ -7,6 +7,7 @@
 )]
 
 mod architecture;
+mod clients;
 mod config;
 mod dependencies;
 mod docs;
