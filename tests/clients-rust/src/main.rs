@@ -66,6 +66,7 @@ fn tell(step: &str, found: Found) {
         }
     };
     println!("{said}");
+    let _ = std::io::stdin().read_line(&mut String::new());
 }
 
 fn cannot(name: &str) -> Found {

@@ -115,8 +115,8 @@ class Judge:
         return claims
 
     def step(self, step, value):
-        """Raises when `value` is not what `step` has to find. Called while the client waits in the next step at
-        the earliest, so what was fetched up to now was fetched for this one."""
+        """Raises when `value` is not what `step` has to find. The client waits meanwhile, so what was fetched since
+        the last one was fetched for this one."""
         fetched, self.before = self.faults.tokens - self.before, self.faults.tokens
         name = step.split("@")[0]
         if name == "identity":
@@ -151,7 +151,7 @@ def environment(folder, certificates):
 def run(command, env, judge, limit):
     """The client's lines, judged as they come: step -> what became of it."""
     began = time.monotonic()
-    child = subprocess.Popen(command, env=env, cwd=env["HOME"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    child = subprocess.Popen(command, env=env, cwd=env["HOME"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, start_new_session=True)
     late = threading.Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
     late.start()
@@ -176,6 +176,11 @@ def run(command, env, judge, limit):
             except Exception as error:
                 outcome["error"] = f"{type(error).__name__}: {error}"[:300]
         steps[step] = outcome
+        try:
+            child.stdin.write("\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass
     code = child.wait()
     late.cancel()
     reader.join(1)

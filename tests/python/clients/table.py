@@ -76,6 +76,10 @@ GO = WORK / "go/go_google"
 GSUTIL = WORK / "venv-gsutil/bin/gsutil"
 GCLOUD = os.environ.get("KFP_CREDS_GCLOUD") or "gcloud"
 JAVA = WORK / "java"
+JARS = ":".join(f"/usr/share/java/{name}.jar" for name in (
+    "google-auth-library-credentials", "google-auth-library-oauth2-http", "google-http-client",
+    "google-http-client-gson", "google-http-client-jackson2", "jackson-core", "gson", "guava", "failureaccess", "opencensus-api", "opencensus-contrib-http-util",
+    "grpc-context", "commons-logging"))
 
 CLIENTS = [
     python("google-auth", "google-auth", "venv", ALL, "token"),
@@ -104,8 +108,8 @@ CLIENTS = [
      "steps": ["detect", "token", "refresh", "project", "api"]},
     tool("rclone", "rclone", debian("rclone"), ["api", "api-refresh"], "api", "Go"),
     {"name": "google-auth-library-java", "family": "Java", "first": "token",
-     "command": ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", f"{JAVA}:{JAVA}/jars/*", "JavaGoogle"],
-     "missing": there(JAVA / "java"), "version": debian("libgoogle-auth-java"),
+     "command": ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", f"{JAVA}:{JARS}", "JavaGoogle"],
+     "missing": lambda: None if (JAVA / "JavaGoogle.class").exists() else "it is built with --clients-all only", "version": debian("libgoogle-auth-java"),
      "steps": ["detect", "token", "refresh", "identity", "email"]},
     {"name": "googleauth", "family": "Ruby", "command": ["ruby", PROGRAMS / "ruby_google.rb"],
      "missing": there("ruby"), "version": debian("ruby-googleauth"), "first": "token",

@@ -70,6 +70,7 @@ final class JavaGoogle {
                 said = "\"error\": " + quoted(error.toString());
             }
             System.out.println("{\"step\": " + quoted(step) + ", " + said + "}");
+            System.in.read();
         }
         System.exit(0);
     }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -112,6 +113,7 @@ func main() {
 	if os.Args[1] == "oauth2" {
 		found = oauthSteps()
 	}
+	stage := bufio.NewReader(os.Stdin)
 	for _, name := range os.Args[2:] {
 		bare, wait, _ := strings.Cut(name, "@")
 		if pause, err := time.ParseDuration(wait + "s"); err == nil {
@@ -125,5 +127,6 @@ func main() {
 		}
 		line, _ := json.Marshal(said)
 		fmt.Println(string(line))
+		_, _ = stage.ReadString('\n')
 	}
 }

@@ -1,4 +1,5 @@
 // Node's libraries, one of them by name: node_google.mjs LIBRARY STEP...
+import { readSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -58,5 +59,6 @@ for (const step of steps) {
     said = { error: String(error.message).slice(0, 300) };
   }
   console.log(JSON.stringify({ step, ...said }));
+  readSync(0, Buffer.alloc(1));
 }
 process.exit(0);

@@ -39,4 +39,5 @@ ARGV.each do |step|
     said = { error: "#{e.class}: #{e.message}"[0, 300] }
   end
   puts JSON.generate({ step: step }.merge(said))
+  $stdin.gets
 end

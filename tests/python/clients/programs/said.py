@@ -1,4 +1,5 @@
-"""How a client's program tells what it found: a JSON line a step. The reader is the stage, and nobody else."""
+"""How a client's program tells what it found: a JSON line a step, to the stage and nobody else. The next step begins
+when the stage has read it and says so with a line of its own."""
 
 import json
 import sys
@@ -18,4 +19,5 @@ def run(steps, found):
             traceback.print_exc()
             said = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]}
         print(json.dumps({"step": step, **said}), flush=True)
+        sys.stdin.readline()
     sys.exit(0)

@@ -12,7 +12,7 @@ HOME = pathlib.Path(os.environ["HOME"])
 
 
 def said(*command):
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     sys.stderr.write(ran.stderr)
     if ran.returncode:
         raise RuntimeError(f"exit code {ran.returncode}: {ran.stderr.strip().splitlines()[-1:]}")
