@@ -147,6 +147,9 @@ fn document(seen: &Value, was: &str) -> String {
             let note = note.as_str().unwrap_or_default();
             writeln!(out, "- **{}**, {}: {note}.", text(row, "name"), named.join(", ")).unwrap();
         }
+        for remark in list(row, "remarks").iter().filter_map(Value::as_str) {
+            writeln!(out, "- **{}**: {remark}.", text(row, "name")).unwrap();
+        }
     }
     out += "\n## What they ask\n\nBelow `/computeMetadata/v1`, each path once, in the order of a run without faults.\n\n";
     out += "| client | asks |\n| --- | --- |\n";

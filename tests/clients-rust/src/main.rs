@@ -181,6 +181,7 @@ async fn read_object(store: &object_store::gcp::GoogleCloudStorage) -> Found {
 }
 
 async fn opendal(steps: &[String]) -> Result<(), Box<dyn Error>> {
+    opendal_http_transport_reqwest::install_default();
     let build = || opendal::Operator::new(opendal::services::Gcs::default().bucket("bucket"));
     let mut operator = build()?;
     for step in steps {

@@ -1,11 +1,12 @@
 """Google's APIs as far as a client goes that reads one object, one dataset list or one table: everything else is a
-404 in Google's form. Who brings no token that the program handed out gets a 401."""
+404 in Google's form. Who brings no token that the program handed out, or one that was said to be over, gets a 401."""
 
 import http.server
 import json
 import re
 import ssl
 import threading
+import time
 import urllib.parse
 
 
@@ -15,16 +16,19 @@ class Apis:
     def __init__(self, tokens, project):
         self.tokens, self.project = tokens, project
         self.lock = threading.Lock()
-        self.let_in, self.refused, self.called = 0, [], []
+        self.let_in, self.over, self.refused, self.called = 0, 0, [], []
 
     def admits(self, authorization, place):
         """Whether the header names a token that was handed out; notes it."""
         scheme, _, token = (authorization or "").partition(" ")
-        good = scheme.lower() == "bearer" and token.strip() in self.tokens
+        until = self.tokens.get(token.strip()) if scheme.lower() == "bearer" else None
+        good = until is not None and time.monotonic() < until
         with self.lock:
             self.called.append(place)
             if good:
                 self.let_in += 1
+            elif until is not None:
+                self.over += 1
             else:
                 self.refused.append(f"{place} ({'no header' if not authorization else 'another token'})")
         return good

@@ -7,8 +7,7 @@ Requests and replies go through as they are, but for the condition of the run:
                        cannot be reached: 503, and 404 for an ID token
     all-503            the same for every request, as for a container that has no identity yet
     slow               every token takes 2 s, the longest that the program holds a request
-    floor              all tokens have 600 s left, the least that is served from an hour's token
-    near               the first token has 200 s left, later ones what they have
+    near               the first token has 200 s left, later ones 600 s, the least that is served from an hour's token
     short              the first token has 3 s left, later ones what they have
 """
 
@@ -21,15 +20,17 @@ import time
 
 METADATA = ("169.254.169.254", 80)
 OUTAGE, LATENCY = 3.0, 2.0
-LEFT = {"floor": (600, 10**9), "near": (200, 1), "short": (3, 1)}
+LEFT = {"near": (200, 600), "short": (3, None)}
 
 
 class Faults:
     def __init__(self, upstream, condition):
         self.upstream, self.condition = upstream, condition
         self.lock = threading.Lock()
+        self.began = time.monotonic()
         self.asked = []
-        self.handed_out = set()
+        # Each with the time until which its holder was told that it is good.
+        self.handed_out = {}
         self.tokens = 0
         self.first = None
 
@@ -60,7 +61,7 @@ class Faults:
             method, target = request.split(b" ", 2)[:2]
             kind = kind_of(target.decode("latin-1"))
             with self.lock:
-                self.asked.append(asked(request))
+                self.asked.append({"at": round(time.monotonic() - self.began, 2), **asked(request)})
             reply = self.instead(kind)
             if reply is None:
                 upstream.sendall(request + from_client.read(length(request)))
@@ -94,10 +95,9 @@ class Faults:
         token = json.loads(body)
         with self.lock:
             self.tokens += 1
-            self.handed_out.add(token["access_token"])
-            left, times = LEFT.get(self.condition, (0, 0))
-            if self.tokens > times:
-                return top + body
+            first, later = LEFT.get(self.condition, (None, None))
+            left = (first if self.tokens == 1 else later) or token["expires_in"]
+            self.handed_out[token["access_token"]] = time.monotonic() + left
         body = re.sub(rb'"expires_in":\s*\d+', b'"expires_in":%d' % left, body)
         return re.sub(rb"(?i)(\r\ncontent-length: *)\d+", rb"\g<1>%d" % len(body), top) + body
 

@@ -66,6 +66,14 @@ def furnish(folder, certificates):
         mount_over((certificates / "ca.pem").read_text(encoding="ascii"), str(bundle), folder)
 
 
+def hide(*tools):
+    """Tools of the machine that a library would run and believe rather than look for itself."""
+    for tool in tools:
+        found = shutil.which(tool)
+        if found:
+            subprocess.run(["mount", "--bind", "/dev/null", os.path.realpath(found)], check=True)
+
+
 def program(path, folder, universe):
     """`serve --listen` of the program under test, and where its public keys are."""
     config = f'project = "{PROJECT}"\nemail = "{EMAIL}"\n'
@@ -134,6 +142,8 @@ class Judge:
             expected = {"detect": True, "project": PROJECT, "universe": self.universe, "email": EMAIL}[name]
             if value != expected:
                 raise ValueError(f"{value!r} instead of {expected!r}")
+            if name == "universe" and not any("/universe/" in request["path"] for request in self.faults.asked):
+                raise ValueError("it says so without having asked")
         if name in ("refresh", "api-refresh") and fetched < 1:
             raise ValueError("no token was fetched anew")
         return fetched
@@ -207,6 +217,8 @@ def main():
         faults.serve()
         apis = Apis(faults.handed_out, PROJECT)
         serve_tls(REST_AT, given.certificates, apis)
+        if "GCLOUD" not in given.environment:
+            hide("gcloud", "gsutil", "bq")
         if "GRPC" in given.environment:
             serve_grpc(GRPC_AT, given.certificates, apis)
         env = {**environment(folder, given.certificates), **json.loads(given.environment)}

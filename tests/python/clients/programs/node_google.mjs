@@ -17,7 +17,8 @@ function auth(name) {
   return {
     detect: async () => (await made()).constructor.name === 'Compute',
     project: () => auth.getProjectId(),
-    universe: () => auth.getUniverseDomain(),
+    // Its clients have one of their own, of their options; this asks.
+    universe: () => auth.getUniverseDomainFromMetadataServer(),
     email: async () => (await auth.getCredentials()).client_email,
     token, again: token, use: token,
     refresh: async () => {
@@ -38,7 +39,6 @@ function storage() {
   const api = async () => (await storage.bucket('bucket').file('object').download())[0].toString();
   return {
     project: () => storage.getProjectId(),
-    universe: () => storage.authClient.getUniverseDomain(),
     api, 'api-again': api, 'api-use': api,
     'api-refresh': async () => {
       (await storage.authClient.getClient()).credentials.expiry_date = 1;

@@ -115,8 +115,10 @@ class BigQueryStorage(Library):
     def credentials(self):
         return self.client().transport._credentials
 
-    def universe(self):
-        return self.client().universe_domain
+    def api_refresh(self):
+        # Its channel has a copy of the credentials that cannot be reached; a new one asks again.
+        self.kept = None
+        return self.api()
 
     def api(self):
         from google.cloud.bigquery_storage import types
@@ -165,6 +167,11 @@ class Arrow:
             self.kept = fs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=20))
         with self.kept.open_input_stream("bucket/object") as stream:
             return stream.read().decode()
+
+    def api_refresh(self):
+        # It has no way to be told; a new one asks again.
+        self.kept = None
+        return self.api()
 
 
 KINDS = {"google-auth": Auth, "storage": Storage, "bigquery": BigQuery, "bigquery-storage": BigQueryStorage,
