@@ -16,6 +16,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
 WORK = pathlib.Path(os.environ.get("KFP_CREDS_CLIENTS") or ROOT / ".work/clients")
 PROGRAMS = HERE / "programs"
+SLOW = "it is built with --clients-all only"
 CONDITIONS = ("normal", "universe", "503", "all-503", "slow", "near", "short")
 
 
@@ -57,7 +58,8 @@ def rust_versions(program):
 
 def rust(name, steps, first, **more):
     program = WORK / "rust/debug/clients-rust"
-    return {"name": name, "family": "Rust", "command": [program, name], "missing": there(program),
+    return {"name": name, "family": "Rust", "command": [program, name],
+            "missing": lambda: None if program.exists() else SLOW,
             "version": lambda: rust_versions(program)[name], "steps": steps, "first": first, **more}
 
 
@@ -99,8 +101,8 @@ CLIENTS = [
     python("google-auth 2.17", "google-auth", "venv-auth", but("universe"), "token",
            notes={"universe": "a version from before there were any", "503": ONE_TRY, "all-503": PINGS}),
     python("storage", "google-cloud-storage", "venv", LIBRARY, "api", notes={**OF_AUTH, "all-503": PINGS}),
-    python("bigquery", "google-cloud-bigquery", "venv", [step for step in LIBRARY if step != "universe"], "api",
-           notes={**OF_AUTH, "universe": "its client does not show it", "all-503": PINGS}),
+    python("bigquery", "google-cloud-bigquery", "venv", LIBRARY, "api",
+           notes={**OF_AUTH, "all-503": PINGS}),
     python("bigquery-storage", "google-cloud-bigquery-storage", "venv", ["detect", "api", "api-refresh"],
            "api", env={"GRPC_VERBOSITY": "ERROR"},
            notes={**OF_AUTH, "project": "callers name it in each request",
@@ -150,7 +152,7 @@ CLIENTS = [
                 "near": "each process asks for its own"}),
     {"name": "google-auth-library-java", "family": "Java", "first": "token",
      "command": ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", f"{JAVA}:{JARS}", "JavaGoogle"],
-     "missing": lambda: None if (JAVA / "JavaGoogle.class").exists() else "it is built with --clients-all only",
+     "missing": lambda: None if (JAVA / "JavaGoogle.class").exists() else SLOW,
      "version": debian("libgoogle-auth-java"), "steps": but("project", "universe", "api"),
      "notes": {"project": "google-cloud-core's business", "universe": "a version from before there were any",
                "api": "it calls none", "503": ONE_TRY, "all-503": ONCE}},

@@ -102,6 +102,10 @@ class BigQuery(Library):
         from google.cloud import bigquery
         return bigquery.Client()
 
+    def universe(self):
+        # The client compares this with its own before its first call.
+        return self.credentials().universe_domain
+
     def api(self):
         [found] = self.client().list_datasets()
         return "read with a real token ok" if found.dataset_id == "dataset" else found.dataset_id
