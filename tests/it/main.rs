@@ -7,7 +7,6 @@
 )]
 
 mod architecture;
-mod clients;
 mod config;
 mod dependencies;
 mod docs;
@@ -17,6 +16,7 @@ mod golden_metadata;
 mod golden_wire;
 mod google_auth;
 mod leaks;
+mod libraries;
 mod minting;
 mod proxy;
 

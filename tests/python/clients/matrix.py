@@ -1,6 +1,6 @@
 """Every client library under every condition, each run in a namespace of its own; prints what came of it as JSON.
 
-    matrix.py --program PATH [--only TEXT] [--condition NAME] [--parallel N] [--loud]
+    .work/venv/bin/python tests/python/clients/matrix.py --program PATH [--only TEXT] [--condition NAME] [--loud]
 
 What is installed where is told by the environment (`scripts/setup --clients`). A client that is not there is listed
 with the reason, and it is the caller's business whether it has to be there.

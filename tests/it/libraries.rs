@@ -43,7 +43,7 @@ Unmodified libraries and tools, each run in a network namespace of its own in wh
 --offline` behind a small proxy that makes the faults, with a DNS server and a TLS listener for `*.googleapis.com`. Nothing
 tells a client where the metadata server is: it finds it as on Compute Engine. A *token* counts when its signature is
 right and it is one that was handed out; an *API call* (reading an object, listing datasets, opening a read session) when
-every request to the API bore such a token. Written by the test `clients`, which fails when a verdict changes; versions
+every request to the API bore such a token. Written by the test `libraries`, which fails when a verdict changes; versions
 and what is asked may differ from machine to machine. A dash is something that the client has no means for; the
 [notes](#notes) say why, as they do for every other verdict that is not yes.
 ";
