@@ -72,6 +72,7 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             let (config, _) = resolve(shared, around)?;
             wait_for(app::explain(&config, around, &what, print))?
         }
+        Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at } => {

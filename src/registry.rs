@@ -230,6 +230,8 @@ mod tests {
             isolate: false,
             strict: false,
             rate: None,
+            subject: None,
+            boundary: None,
         };
         Grant {
             container: ContainerId::parse(&digit.to_string().repeat(64)).unwrap(),

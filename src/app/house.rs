@@ -341,7 +341,7 @@ fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -
 fn guard(config: &Config, around: &Surroundings) -> Guard {
     let named = match &config.source {
         SourceChoice::Adc { file } => file.clone(),
-        SourceChoice::Offline => None,
+        SourceChoice::Offline | SourceChoice::Metadata | SourceChoice::Gcloud => None,
     };
     let variable = |name| around.variable(name).map(PathBuf::from);
     let cloudsdk =

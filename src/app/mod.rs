@@ -2,6 +2,7 @@
 
 mod check;
 mod child;
+mod conformance;
 mod control;
 mod cut_off;
 mod explain;
@@ -15,6 +16,7 @@ mod sessions;
 mod status;
 
 pub use check::check;
+pub use conformance::{Target, conformance};
 pub use cut_off::cut_off;
 pub use explain::explain;
 pub use run::run;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::boundary::boundary;
 use super::forms::{
     account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
@@ -39,7 +40,8 @@ pub(super) fn resolve(
     let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
     let say = &mut layers;
     let impersonate = judged(say, "impersonate", raw.impersonate, account);
-    let identities = identities(say, raw.identity, impersonate.as_deref());
+    let subject = judged(say, "subject", raw.subject, account);
+    let identities = identities(say, raw.identity, impersonate.as_deref(), subject.as_deref());
     let policy = Policy {
         rules: rules(say, raw.rule, &identities),
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
@@ -121,13 +123,18 @@ fn source(
 ) -> SourceChoice {
     match credentials.as_deref() {
         None | Some("adc") => {}
-        Some("offline") if file.is_some() => {
-            say.problem("credentials_file", "offline takes no credential file")
+        Some(other @ ("offline" | "metadata" | "gcloud")) if file.is_some() => {
+            say.problem("credentials_file", format_args!("{other} takes no credential file"));
         }
         Some("offline") => return SourceChoice::Offline,
+        Some("metadata") => return SourceChoice::Metadata,
+        Some("gcloud") => return SourceChoice::Gcloud,
         Some(other) => {
-            let other = one_line(other);
-            say.problem("credentials", format_args!("\"{other}\" has to be \"adc\" or \"offline\""));
+            let what = format_args!(
+                "\"{}\" has to be \"adc\", \"metadata\", \"gcloud\" or \"offline\"",
+                one_line(other)
+            );
+            say.problem("credentials", what);
         }
     }
     let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
@@ -232,6 +239,7 @@ fn identities(
     say: &mut Layers,
     mut raw: BTreeMap<String, RawIdentity>,
     impersonate: Option<&str>,
+    subject: Option<&str>,
 ) -> BTreeMap<String, Arc<Identity>> {
     raw.entry("default".into()).or_default();
     let mut all = BTreeMap::new();
@@ -245,6 +253,11 @@ fn identities(
             say.problem(&path("service_account"), "say impersonate instead, which flags can change");
         }
         let own = judged(say, &path("service_account"), raw.service_account, account);
+        let stands_in = match raw.subject {
+            Some(nobody) if nobody.is_empty() => None,
+            Some(_) => judged(say, &path("subject"), raw.subject, account),
+            None => subject.map(String::from),
+        };
         let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
         let identity = Identity {
             service_account: own.or_else(|| impersonate.map(String::from)),
@@ -254,6 +267,8 @@ fn identities(
             isolate: raw.isolate,
             strict: raw.strict,
             rate: rate(say, &path("rate"), raw.rate),
+            subject: stands_in,
+            boundary: boundary(say, &path("boundary"), raw.boundary),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));

@@ -4,6 +4,7 @@
 //! own. Rooms: `keys` (every key), `read` (layers and positions), `find` (where the file is, trust),
 //! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
+mod boundary;
 mod check;
 pub mod engine;
 mod find;
@@ -117,6 +118,10 @@ pub struct Config {
 pub enum SourceChoice {
     /// Application default credentials: `file` (absolute), else where Google's libraries look.
     Adc { file: Option<PathBuf> },
+    /// The metadata server of the machine itself.
+    Metadata,
+    /// gcloud's active account.
+    Gcloud,
     /// A key made at start; never chosen silently.
     Offline,
 }
@@ -259,6 +264,8 @@ impl Config {
             "credentials",
             match &self.source {
                 SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
+                SourceChoice::Metadata => "this machine's metadata server".into(),
+                SourceChoice::Gcloud => "gcloud's active account".into(),
                 SourceChoice::Adc { file: Some(file) } => file.display().to_string(),
                 SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
             },
@@ -326,6 +333,14 @@ fn sentence(identity: &Identity) -> String {
     let _ = write!(text, ", scopes {}", identity.scopes);
     if !identity.audiences.is_empty() {
         let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
+    }
+    if let Some(subject) = &identity.subject {
+        let _ = write!(text, ", standing in for {subject}");
+    }
+    if let Some(boundary) = &identity.boundary {
+        let mut buckets: Vec<&str> = boundary.0.iter().map(|rule| rule.bucket.as_str()).collect();
+        buckets.dedup();
+        let _ = write!(text, ", Cloud Storage alone, in {}", buckets.join(" "));
     }
     if let Some(rate) = identity.rate {
         let _ = write!(text, ", {rate} a minute");

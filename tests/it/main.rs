@@ -8,6 +8,7 @@
 
 mod architecture;
 mod config;
+mod conformance;
 mod dependencies;
 mod docs;
 mod engine;
@@ -19,6 +20,8 @@ mod leaks;
 mod libraries;
 mod minting;
 mod proxy;
+mod sources_files;
+mod sources_host;
 
 #[path = "../support/mod.rs"]
 mod support;

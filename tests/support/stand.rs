@@ -182,6 +182,8 @@ fn identity() -> Identity {
         isolate: false,
         strict: false,
         rate: None,
+        subject: None,
+        boundary: None,
     }
 }
 

@@ -25,6 +25,8 @@ fn attach() -> Decision {
         isolate: false,
         strict: false,
         rate: None,
+        subject: None,
+        boundary: None,
     }))
 }
 
