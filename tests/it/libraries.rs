@@ -136,7 +136,8 @@ fn document(seen: &Value, was: &str) -> String {
     out += FAULTS;
     table(&mut out, seen, was, "How they bear faults", &BEARS);
     out += "\n## Notes\n\n";
-    for line in section(was, "Notes").filter(|line| absent(seen, line.split("**").nth(1).unwrap_or_default())) {
+    for line in section(was, "Notes").filter(|line| absent(seen, line.split("**").nth(1).unwrap_or_default()))
+    {
         writeln!(out, "{line}").unwrap();
     }
     for row in list(seen, "rows") {

@@ -40,14 +40,17 @@ fn go_finds_the_server_at_every_start() {
     session.ok(&["start", &container]);
     let said = |script: &str| -> Vec<Value> {
         let said = session.ok(&["exec", &container, "sh", "-c", script]);
-        said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {said}"))).collect()
+        said.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {said}")))
+            .collect()
     };
     let untold = "env -u GCE_METADATA_HOST -u GCE_METADATA_IP -u GCE_METADATA_ROOT";
     let by_dns_alone = "grep -v 169.254.169.254 /etc/hosts >/tmp/hosts && cat /tmp/hosts >/etc/hosts;";
     for (way, before, environment) in
         [("as it is", "", ""), ("untold", "", untold), ("by DNS alone", by_dns_alone, untold)]
     {
-        let script = format!("{before} for i in $(seq {STARTS}); do {environment} /go_google metadata detect; done");
+        let script =
+            format!("{before} for i in $(seq {STARTS}); do {environment} /go_google metadata detect; done");
         let found = said(&script).iter().filter(|line| line["value"] == true).count();
         assert_eq!(found, STARTS, "{way}");
     }
@@ -56,7 +59,9 @@ fn go_finds_the_server_at_every_start() {
     for line in said(&format!("AUDIENCE=https://service.example {untold} /go_google metadata {steps}")) {
         let value = line["value"].as_str().unwrap_or_else(|| panic!("{line}"));
         match line["step"].as_str() {
-            Some("token" | "refresh" | "identity") => assert_eq!(claims(value)["container"], container, "{line}"),
+            Some("token" | "refresh" | "identity") => {
+                assert_eq!(claims(value)["container"], container, "{line}")
+            }
             Some("project") => assert_eq!(value, "offline-project"),
             Some("universe") => assert_eq!(value, "googleapis.com"),
             _ => assert_eq!(value, "offline@kfp-creds.invalid"),
