@@ -78,7 +78,9 @@ async fn google_cloud_auth(steps: &[String]) -> Result<(), Box<dyn Error>> {
     let made = build().build_access_token_credentials()?;
     for step in steps {
         let found: Found = match begin(step).await {
-            "token" | "use" | "again" => made.access_token().await.map(|it| it.token.into()).map_err(Into::into),
+            "token" | "use" | "again" => {
+                made.access_token().await.map(|it| it.token.into()).map_err(Into::into)
+            }
             // It has no way to be told; a new one asks again.
             "refresh" => match build().build_access_token_credentials() {
                 Ok(fresh) => fresh.access_token().await.map(|it| it.token.into()).map_err(Into::into),
