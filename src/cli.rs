@@ -77,6 +77,13 @@ pub enum Command {
         /// Every container that has an identity now
         #[arg(long)]
         all: bool,
+        /// Also disables this service account, which ends every token of it for everybody who has one;
+        /// its identity has to allow it (kill_switch = true)
+        #[arg(long, value_name = "SA")]
+        disable_account: Option<String>,
+        /// Does so; without it, only what else would break is said
+        #[arg(long, requires = "disable_account")]
+        yes: bool,
         /// Only in this session
         #[arg(long, value_name = "ID")]
         session: Option<String>,
@@ -87,8 +94,11 @@ pub enum Command {
         #[command(flatten)]
         shared: Shared,
         /// A file with the body of a create request, or a container of a session that runs
-        #[arg(value_name = "CREATE.json|CONTAINER")]
-        what: String,
+        #[arg(value_name = "CREATE.json|CONTAINER", required_unless_present = "kfp")]
+        what: Option<String>,
+        /// A compiled pipeline: says it for each of its tasks
+        #[arg(long, value_name = "PIPELINE.yaml", conflicts_with = "what")]
+        kfp: Option<PathBuf>,
     },
     /// Asks a metadata server, any one, what the protocol has, and says where it deviates
     #[command(after_help = CONFORMANCE_CODES)]
@@ -131,6 +141,8 @@ pub enum ConfigCommand {
         #[command(flatten)]
         shared: Shared,
     },
+    /// Prints the JSON Schema of the config file, for editors
+    Schema,
     /// Lets a project's file, as it is now, name endpoints and credential files; read it first
     Trust {
         /// The file to trust [default: the one that counts here]

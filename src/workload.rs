@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use wildmatch::WildMatch;
+
 use crate::token::{Boundary, CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
@@ -78,12 +80,78 @@ impl fmt::Display for Task {
     }
 }
 
+/// What a pattern of a rule or a mount looks at. All of it was written by whoever created the container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Part {
+    Pipeline,
+    Component,
+    Function,
+    Iteration,
+    /// As the request writes it, with tag or digest.
+    Image,
+    ComposeProject,
+    ComposeService,
+    /// A label of the request.
+    Label(String),
+}
+
+impl Part {
+    pub fn of<'a>(&self, task: &'a Task) -> Option<&'a str> {
+        let label = |name: &str| task.labels.get(name).map(String::as_str);
+        match self {
+            Self::Pipeline => task.pipeline.as_deref(),
+            Self::Component => task.component.as_deref(),
+            Self::Function => task.function.as_deref(),
+            Self::Iteration => task.iteration.as_deref(),
+            Self::Image => Some(&task.image),
+            Self::ComposeProject => label("com.docker.compose.project"),
+            Self::ComposeService => label("com.docker.compose.service"),
+            Self::Label(name) => label(name),
+        }
+    }
+}
+
+/// The key of the config.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pipeline => "pipeline",
+            Self::Component => "component",
+            Self::Function => "function",
+            Self::Iteration => "iteration",
+            Self::Image => "image",
+            Self::ComposeProject => "compose_project",
+            Self::ComposeService => "compose_service",
+            Self::Label(name) => return write!(f, "label {name}"),
+        })
+    }
+}
+
+/// One pattern: `*` is any text, `?` one character. What the task does not say matches nothing.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    pub part: Part,
+    pub glob: WildMatch,
+}
+
+impl Pattern {
+    pub fn new(part: Part, glob: &str) -> Self {
+        Self { part, glob: WildMatch::new(glob) }
+    }
+
+    pub fn fits(&self, task: &Task) -> bool {
+        self.part.of(task).is_some_and(|value| self.glob.matches(value))
+    }
+}
+
 /// A named entry of the config: what a container that is given this identity may have.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     pub name: String,
     /// The service account to impersonate; `None` means the source's own account.
     pub service_account: Option<String>,
+    /// Further service accounts, listed after the first one as a VM lists them.
+    pub others: Vec<String>,
     /// All that this identity has; `cloud-platform` alone by default.
     pub scopes: Scopes,
     /// Audiences that ID tokens may be asked for; empty means any.
@@ -100,6 +168,8 @@ pub struct Identity {
     pub boundary: Option<Arc<Boundary>>,
     /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
     pub rate: Option<u32>,
+    /// The operator may have its service accounts disabled: nobody else uses them.
+    pub kill_switch: bool,
 }
 
 impl Default for Identity {
@@ -107,6 +177,7 @@ impl Default for Identity {
         Self {
             name: "default".into(),
             service_account: None,
+            others: vec![],
             scopes: Scopes::parse(CLOUD_PLATFORM),
             audiences: vec![],
             lifetime: Duration::from_secs(3600),
@@ -115,6 +186,26 @@ impl Default for Identity {
             subject: None,
             boundary: None,
             rate: None,
+            kill_switch: false,
+        }
+    }
+}
+
+/// What gave a container its identity, for messages that name it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum By {
+    /// No rule matched.
+    #[default]
+    Default,
+    /// The number of the `[[rule]]`, from 1.
+    Rule(usize),
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Rule(number) => write!(f, "rule {number}"),
         }
     }
 }
@@ -124,6 +215,7 @@ impl Default for Identity {
 pub struct Grant {
     pub container: ContainerId,
     pub identity: Arc<Identity>,
+    pub by: By,
     pub task: Arc<Task>,
 }
 

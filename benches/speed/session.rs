@@ -71,8 +71,14 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn start(program: &Path) -> Outcome<Self> {
+        Self::with(program, &[])
+    }
+
+    /// With variables of ours.
+    pub(crate) fn with(program: &Path, variables: &[(&str, &str)]) -> Outcome<Self> {
         let folder = Folder::new()?;
         let mut command = clean(Command::new(program), &folder);
+        command.envs(variables.iter().copied());
         command.args(["serve", "--offline", "--all"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
         let mut child = command.spawn()?;

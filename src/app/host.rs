@@ -128,8 +128,13 @@ impl Host {
     /// Whom the default identity is, for the first line.
     pub(super) fn account(&self, config: &Config) -> String {
         let identity = first_identity(config).and_then(|identity| identity.service_account.clone());
-        let own = || config.email.clone().or_else(|| self.source.principal().email);
-        identity.or_else(own).unwrap_or_else(|| "an account whose e-mail is not known".into())
+        identity.unwrap_or_else(|| self.own_account(config))
+    }
+
+    /// Whom the credential of this machine is.
+    pub(super) fn own_account(&self, config: &Config) -> String {
+        let own = config.email.clone().or_else(|| self.source.principal().email);
+        own.unwrap_or_else(|| "an account whose e-mail is not known".into())
     }
 }
 
@@ -164,6 +169,7 @@ fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
     let endpoints = Endpoints {
         token: wanted.token.clone(),
         iam_credentials: wanted.iam_credentials.clone(),
+        iam: wanted.iam.clone(),
         sts: wanted.sts.clone(),
         universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
     };

@@ -440,6 +440,22 @@ async fn waking_up_forgets_failures_and_connections() {
     assert!(text(&mint, &ask("a")).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
+    mint.forget_idle(|_| false);
+    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
+    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+    mint.forget_idle(|_| true);
+    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
+    mint.forget_idle(|_| false);
+    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
+    mint.access(&ask("a"), WAIT).await.unwrap();
+    assert_eq!(source.calls(), 2);
+}
+
 #[derive(Debug)]
 struct Panicking;
 

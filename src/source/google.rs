@@ -38,6 +38,7 @@ use ring::digest::Digest;
 
 use crate::source::boundary;
 use crate::source::credential::{Credential, Kind, read};
+use crate::source::disable::disable;
 use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;
@@ -75,6 +76,8 @@ pub struct Endpoints {
     pub token: Option<String>,
     /// `https://iamcredentials.googleapis.com` by default, without a path.
     pub iam_credentials: Option<String>,
+    /// `https://iam.googleapis.com` by default, without a path; only the kill switch asks there.
+    pub iam: Option<String>,
     /// `https://sts.googleapis.com/v1/token` by default.
     pub sts: Option<String>,
     /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
@@ -83,7 +86,7 @@ pub struct Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { token: None, iam_credentials: None, sts: None, universe: UNIVERSE.into() }
+        Self { token: None, iam_credentials: None, iam: None, sts: None, universe: UNIVERSE.into() }
     }
 }
 
@@ -96,6 +99,11 @@ impl Endpoints {
     pub(super) fn token(&self, file: Option<&str>, universe: &str) -> String {
         let given = self.token.as_deref().or(file);
         given.map_or_else(|| format!("https://oauth2.{universe}/token"), str::to_owned)
+    }
+
+    fn iam(&self, universe: &str) -> String {
+        let given = self.iam.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iam.{universe}"))
     }
 
     pub(super) fn iam_credentials(&self, universe: &str) -> String {
@@ -307,6 +315,23 @@ impl Source for Google {
         ask: &'a IdentityRequest,
     ) -> Pending<'a, Result<IdentityToken, SourceError>> {
         Box::pin(self.in_time(self.identity(ask)))
+    }
+
+    fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
+        Box::pin(self.in_time(async {
+            let credential = self.credential();
+            let universe = self.endpoints.universe(credential.universe.as_deref());
+            Ok(self.upstream.clock(&self.endpoints.token(None, universe)).await?)
+        }))
+    }
+
+    fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
+        Box::pin(self.in_time(async move {
+            let base = &self.credential();
+            let endpoint = &self.endpoints.iam(self.endpoints.universe(base.universe.as_deref()));
+            let upstream = &self.upstream;
+            disable(&Iam { upstream, endpoint, token_uri: "", base, account, delegates: &[] }).await
+        }))
     }
 
     /// One `stat` when nothing changed. [`Reloaded::OtherAccount`] also stands for "perhaps another": the

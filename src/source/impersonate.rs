@@ -107,6 +107,10 @@ impl Iam<'_> {
             let name = |account: &String| format!("projects/-/serviceAccounts/{account}");
             body["delegates"] = self.delegates.iter().map(name).collect();
         }
+        self.ask(method, &body).await?.map_err(|fault| self.refused(fault))
+    }
+
+    pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
         if !is_account(self.account) {
             return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
         }
@@ -117,14 +121,14 @@ impl Iam<'_> {
             let call = Call {
                 bearer: Some(&token.value),
                 quota_project: self.base.quota_project.as_deref(),
-                ..Call::json(&url, &body)
+                ..Call::json(&url, body)
             };
             match self.upstream.send(&call).await {
                 Err(Fault::Denied(denial)) if denial.status == 401 && again => {
                     self.base.forget_base(&token);
                     again = false;
                 }
-                outcome => return outcome.map_err(|fault| self.refused(fault)),
+                outcome => return Ok(outcome),
             }
         }
     }

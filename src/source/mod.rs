@@ -12,6 +12,7 @@ pub mod upstream;
 mod assertion;
 mod boundary;
 mod credential;
+mod disable;
 pub(crate) mod flight;
 mod gcloud;
 mod impersonate;
@@ -103,6 +104,18 @@ pub trait Source: Debug + Send + Sync {
         &'a self,
         ask: &'a IdentityRequest,
     ) -> Pending<'a, Result<IdentityToken, SourceError>>;
+
+    /// By how many seconds this machine's clock is ahead of the upstream's; `None` where there is nobody to
+    /// compare with.
+    fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Disables a service account at its provider: every token of it ends, for everybody.
+    fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
+        let why = format!("this source cannot disable {account}");
+        Box::pin(async { Err(SourceError::refused(why)) })
+    }
 
     /// Picks up a changed credential file. Called about once a second; cheap when nothing changed.
     fn reload(&self) -> Reloaded {

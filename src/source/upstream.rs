@@ -151,6 +151,23 @@ impl Upstream {
         attempt().await
     }
 
+    /// By how many seconds this machine's clock is ahead of the server's, from the Date of any answer of it,
+    /// good or bad; to the second, as the header is.
+    pub(super) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
+        let request = Call::form(url, &[]).request()?;
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = tokio::time::timeout(self.limits.call, client.request(request)).await;
+        let answer = asked.map_err(|_| Fault::silent(url, self.limits.call))?;
+        let answer = answer.map_err(|error| Fault::lost(url, &error))?;
+        let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
+        let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
+        let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+        Ok(Some(match here.duration_since(there) {
+            Ok(ahead) => seconds(ahead),
+            Err(behind) => -seconds(behind.duration()),
+        }))
+    }
+
     async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         let request = call.request()?;
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();

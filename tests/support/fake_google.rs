@@ -109,6 +109,10 @@ struct State {
     /// Which service account may stand in for whom.
     delegated: BTreeSet<(String, String)>,
     sts: sts::State,
+    /// Who may disable whom.
+    admins: BTreeSet<(String, String)>,
+    /// Accounts whose every token has ended.
+    disabled: BTreeSet<String>,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
@@ -168,6 +172,7 @@ impl FakeGoogle {
             token: Some(self.token_uri()),
             iam_credentials: Some(self.url()),
             sts: Some(format!("{}/sts/token", self.url())),
+            iam: Some(self.url()),
             ..Endpoints::default()
         }
     }
@@ -213,6 +218,15 @@ impl FakeGoogle {
     /// Lets `account` stand in for `subject`, whatever the scopes.
     pub(crate) fn delegate(&self, account: &str, subject: &str) {
         self.set(|state| state.delegated.insert((account.into(), subject.into())));
+    }
+
+    /// `caller` is an administrator of the service account `target`.
+    pub(crate) fn allow_disabling(&self, caller: &str, target: &str) {
+        self.set(|state| state.admins.insert((caller.into(), target.into())));
+    }
+
+    pub(crate) fn is_disabled(&self, account: &str) -> bool {
+        self.set(|state| state.disabled.contains(account))
     }
 
     /// Plays `failure` for the next request that has none before it.
@@ -550,19 +564,7 @@ fn generate(
     }
     let invalid = || rpc_error(400, "INVALID_ARGUMENT");
     let body: Value = serde_json::from_slice(body).map_err(|_| invalid())?;
-    // Each of the chain may make tokens of the next.
-    let mut by = caller.email;
-    for name in body["delegates"].as_array().into_iter().flatten() {
-        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
-        let next = name.ok_or_else(invalid)?.to_owned();
-        if !state.allowed.contains(&(by, next.clone())) {
-            return Err(rpc_error(403, "PERMISSION_DENIED"));
-        }
-        by = next;
-    }
-    if !state.allowed.contains(&(by, target.to_owned())) {
-        return Err(rpc_error(403, "PERMISSION_DENIED"));
-    }
+    may(state, caller.email, target, method, &body)?;
     match method {
         "generateAccessToken" => {
             let scopes: Option<BTreeSet<String>> = body["scope"]
@@ -587,8 +589,29 @@ fn generate(
             Ok(json!({"token": token}))
         }
         "signJwt" => sign_jwt(state, target, &body),
+        "disable" => {
+            state.disabled.insert(target.into());
+            state.minted.retain(|_, minted| minted.email != target);
+            Ok(json!({}))
+        }
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }
+}
+
+/// Whether `by` may call `method` on `target`; along a chain each may make tokens of the next.
+fn may(state: &State, mut by: String, target: &str, method: &str, body: &Value) -> Result<(), Refusal> {
+    let denied = || rpc_error(403, "PERMISSION_DENIED");
+    if method == "disable" {
+        return state.admins.contains(&(by, target.to_owned())).then_some(()).ok_or_else(denied);
+    }
+    for name in body["delegates"].as_array().into_iter().flatten() {
+        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
+        let next = name.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?.to_owned();
+        state.allowed.contains(&(by, next.clone())).then_some(()).ok_or_else(denied)?;
+        by = next;
+    }
+    let allowed = state.allowed.contains(&(by, target.to_owned())) && !state.disabled.contains(target);
+    allowed.then_some(()).ok_or_else(denied)
 }
 
 /// With the key that Google has for the account, whatever keys of it are elsewhere.

@@ -15,7 +15,7 @@ use super::wire::Refusal;
 use super::{Wiring, reserved};
 use crate::mounts::{self, Mount};
 use crate::policy::Decision;
-use crate::workload::Identity;
+use crate::workload::{By, Identity};
 
 /// The label that says which session touched a container.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
@@ -57,6 +57,7 @@ pub(super) enum Verdict {
     /// The body is changed; `notices` are for a person.
     Attach {
         identity: Arc<Identity>,
+        by: By,
         notices: Vec<String>,
     },
     /// The container gets no identity, and why.
@@ -105,8 +106,8 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
         return Verdict::Refuse(refusal);
     }
     drop_our_labels(body);
-    let identity = match question.decision {
-        Decision::Attach(identity) => identity.clone(),
+    let (identity, by) = match question.decision {
+        Decision::Attach(identity, by) => (identity.clone(), *by),
         Decision::Pass(why) => return Verdict::Pass(why.clone()),
     };
     if let Some(why) = disqualified(body, question) {
@@ -117,7 +118,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     }
     let notices = shadows(body, question);
     wire_up(body, question);
-    Verdict::Attach { identity, notices }
+    Verdict::Attach { identity, by, notices }
 }
 
 /// Places that are read here must have the type that the engine reads, or nothing said about them holds.
