@@ -45,6 +45,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod docker;
+pub mod doors;
 pub mod failure;
 pub mod guard;
 pub mod kfp;

@@ -5,6 +5,7 @@ mod child;
 mod control;
 mod cut_off;
 mod explain;
+mod folder;
 mod host;
 mod house;
 mod page;

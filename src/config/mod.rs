@@ -103,6 +103,8 @@ pub struct Config {
     /// What becomes of keys that a request would bring into a container.
     pub guard: Rules,
     pub pool: Pool,
+    /// With `isolation = "network"`: what networks of one container each are made of.
+    pub cells: Option<Pool>,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
     pub form: observe::Form,
@@ -274,7 +276,8 @@ impl Config {
             ("sts", self.endpoints.sts.clone()),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.clone()),
-            ("pool", Some(self.pool.to_string())),
+            ("pool", self.cells.is_none().then(|| self.pool.to_string())),
+            ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard != Rules::default()).then(|| guarding(&self.guard))),
             ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
             ("metrics", self.metrics.map(|at| at.to_string())),

@@ -57,7 +57,7 @@ impl Lifecycle {
             ContainerEvent::Destroyed(container) => self.forget(&container),
             // One that was not seen running has nothing to lose: this may be the echo of its last run.
             ContainerEvent::Disconnected(container, network)
-                if network == self.network.id && self.confirmed(&container) =>
+                if self.is_on(&container, &network) && self.confirmed(&container) =>
             {
                 self.cut_off(&container, Cause::Ended, None);
             }

@@ -47,6 +47,9 @@ pub(super) struct Question<'a> {
     /// References that mean our network, see [`network_references`].
     pub(super) our_networks: &'a HashSet<String>,
     pub(super) wiring: &'a Wiring,
+    /// Where it finds the relay: on the shared network, or `alone` with it, where it has no neighbours to harm.
+    pub(super) relay: Ipv4Addr,
+    pub(super) alone: bool,
     /// What is mounted besides what the request asks for, for this task.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
@@ -229,7 +232,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     if host["PidMode"] == "host" {
         return Some("it sees the host's processes, so it could enter a neighbour's network".into());
     }
-    if let Some(name) = Capabilities::dangerous(host) {
+    if let Some(name) = Capabilities::dangerous(host, question.alone) {
         return Some(format!("it keeps {name}, with which it could take a neighbour's identity"));
     }
     let sysctls = host["Sysctls"].as_object().into_iter().flatten();
@@ -250,7 +253,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
 /// What the container carries that keeps client libraries from asking us.
 fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
-    let address = question.wiring.relay.to_string();
+    let address = question.relay.to_string();
     let mut found = vec![];
     for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
         if env.value(name).is_some_and(|value| !value.is_empty()) {
@@ -311,11 +314,11 @@ fn wire_up(body: &mut Value, question: &Question<'_>) {
     let mut hosts = list(&host["ExtraHosts"]);
     for name in &wiring.names {
         if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
-            hosts.push(format!("{name}:{}", wiring.relay));
+            hosts.push(format!("{name}:{}", question.relay));
         }
     }
     host["ExtraHosts"] = hosts.into();
-    if Capabilities::of(host).has("NET_RAW") {
+    if !question.alone && Capabilities::of(host).has("NET_RAW") {
         let mut drop = list(&host["CapDrop"]);
         drop.push("NET_RAW".into());
         host["CapDrop"] = drop.into();
@@ -329,7 +332,7 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     let env = Environment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
     for name in METADATA_VARIABLES {
-        out.push((name, Some(wiring.relay.to_string())));
+        out.push((name, Some(question.relay.to_string())));
     }
     out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
     out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
@@ -341,16 +344,16 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     // Clients read one spelling or the other, some the lower case first: both get what either has.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
         let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
-        out.push((name, exceptions(had.unwrap_or_default(), wiring)));
+        out.push((name, exceptions(had.unwrap_or_default(), question)));
     }
     out
 }
 
-fn exceptions(had: &str, wiring: &Wiring) -> String {
+fn exceptions(had: &str, question: &Question<'_>) -> String {
     let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-    let relay = wiring.relay.to_string();
+    let relay = question.relay.to_string();
     let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
-    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
+    for name in question.wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
         if !all.contains(&name) {
             all.push(name);
         }

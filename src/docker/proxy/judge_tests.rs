@@ -57,6 +57,8 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         neighbours: &neighbours,
         our_networks: &HashSet::from(["kfp-creds".to_string()]),
         wiring: &wiring,
+        relay: wiring.relay,
+        alone: false,
         session: "0123abcd",
     };
     let verdict = judge(&mut body, &question);

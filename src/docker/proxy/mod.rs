@@ -46,6 +46,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
 use crate::mounts::Mount;
 use crate::observe::{Line, Voice};
@@ -79,6 +80,8 @@ pub struct Settings {
     pub exits: Exits,
     pub closing: Closing,
     pub clients: Clients,
+    /// Where every container gets a network of its own, besides that of [`Wiring::relay`].
+    pub cells: Option<Cells>,
     pub recorder: Recorder,
     /// To `lifecycle`.
     pub ask: mpsc::Sender<Ask>,
@@ -143,6 +146,8 @@ pub enum Ask {
         container: ContainerId,
         identity: Arc<Identity>,
         task: Arc<Task>,
+        /// The network that it was told of in its create; `None` for the shared one.
+        cell: Option<Cell>,
         answer: oneshot::Sender<Result<Ipv4Addr, String>>,
     },
     /// A start or restart is about to reach the engine.
