@@ -126,7 +126,7 @@ fn link(payload: &[u8]) -> Option<Link> {
         let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
         let Some(value) = attributes.get(4..length) else { break };
         match u16::from_ne_bytes([head[2], head[3]]) {
-            IFA_LOCAL => address = value.try_into().ok().map(<[u8; 4]>::into).map(Ipv4Addr::from_octets),
+            IFA_LOCAL => address = value.try_into().ok().map(Ipv4Addr::from_octets),
             IFA_LABEL => name = String::from_utf8_lossy(value).trim_end_matches('\0').into(),
             _ => {}
         }

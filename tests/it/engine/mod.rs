@@ -3,6 +3,7 @@
 
 mod alone;
 mod attacks;
+mod baselines;
 mod basics;
 mod clients;
 mod floods;
