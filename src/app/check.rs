@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::house::{House, reach};
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, Pool, Surroundings};
 use crate::docker::Engine;
+use crate::docker::cells::{self, Owner};
 use crate::docker::network::Network;
 use crate::failure::{Ended, Failure};
 use crate::mint::MintFailure;
@@ -106,6 +107,9 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.
 async fn look_at_network(engine: &Engine, config: &Config) -> Result<String, Failure> {
+    if let Some(range) = config.cells {
+        return look_at_cells(engine, range).await;
+    }
     let ours = engine.our_networks().await?;
     if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
         return Ok(format!("{subnet} is held by {name}: another session runs, or left it; both are handled"));
@@ -124,6 +128,28 @@ async fn look_at_network(engine: &Engine, config: &Config) -> Result<String, Fai
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same where each container has a network: the first one that is free.
+async fn look_at_cells(engine: &Engine, range: Pool) -> Result<String, Failure> {
+    let owner = Owner { session: "check".into(), mode: "run".into() };
+    let mut held = 0;
+    for cell in cells::of(range) {
+        match engine.make_cell("kfp-creds-check", cell, &owner).await {
+            Ok(network) => {
+                engine.remove_network(&network.id).await?;
+                let total = cells::of(range).count();
+                return Ok(format!(
+                    "{cell} can be had, one of {total} for a container each; {held} before it are held"
+                ));
+            }
+            Err(error) if error.is_overlap() => held += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::Engine(format!(
+        "all {held} networks of {range} are held: choose another range for network.cells"
+    )))
 }
 
 async fn look_at_token(host: &Host, config: &Config) -> Result<String, Failure> {

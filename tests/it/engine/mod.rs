@@ -5,6 +5,7 @@ mod alone;
 mod attacks;
 mod baselines;
 mod basics;
+mod cells;
 mod clients;
 mod floods;
 mod golden_relay;

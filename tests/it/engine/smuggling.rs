@@ -24,6 +24,7 @@ fn bodies(capability: &str) -> Vec<String> {
         format!(r#"{{"Image":"{image}","HostConfig":{{"CapAdd":[["NET_RAW"]]}}}}"#),
         format!(r#"{{"Image":"{image}","CapAdd":["NET_RAW"]}}"#),
         format!(r#"{{"Image":"{image}"}}{plain}"#),
+        format!(r#"{plain}{{"Image":"{image}"}}"#),
         format!("\u{feff}{plain}"),
         format!("[{plain}]"),
     ]
