@@ -71,7 +71,12 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn start(program: &Path) -> Outcome<Self> {
+        Self::start_with(program, "")
+    }
+
+    pub(crate) fn start_with(program: &Path, config: &str) -> Outcome<Self> {
         let folder = Folder::new()?;
+        std::fs::write(folder.0.join("kfp-creds.toml"), config)?;
         let mut command = clean(Command::new(program), &folder);
         command.args(["serve", "--offline", "--all"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();

@@ -9,8 +9,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::network::{Network, SHARED_NAME, TAKEN};
@@ -25,13 +25,13 @@ const READY: usize = 6;
 /// broadcast. So nobody else can be connected, by whichever engine call.
 const PREFIX: u8 = 29;
 /// How long a create waits for a network, and a network for the relay.
-const WITHIN: Duration = Duration::from_secs(15);
+const WITHIN: Duration = Duration::from_secs(30);
 /// When all addresses are held: how long one that is just being given back is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The engine gives endpoints of what has ended up behind the `die` event, up to 4 s on 20.10.
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
 /// How many attempts may fail while a create waits.
-const FAILURES: u64 = 2;
+const FAILURES: usize = 2;
 /// Between attempts at what failed.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -94,11 +94,10 @@ struct State {
     free: VecDeque<Pool>,
     ready: VecDeque<Room>,
     making: usize,
-    /// Creates that wait for a network.
-    waiting: usize,
-    /// How many could not be made, and why the last one.
-    failures: (u64, String),
-    /// In a row: ranges that somebody else has.
+    /// Creates that wait for a network, in their order.
+    waiters: VecDeque<oneshot::Sender<Result<Cell, String>>>,
+    /// In a row: networks that could not be made, and ranges that somebody else has.
+    failures: usize,
     overlaps: usize,
     number: u64,
 }
@@ -137,10 +136,7 @@ impl Drop for Cell {
     fn drop(&mut self) {
         let Some(room) = self.room.take() else { return };
         match self.home.upgrade() {
-            Some(home) if !self.used => {
-                home.state().ready.push_front(room);
-                home.changed.notify_waiters();
-            }
+            Some(home) if !self.used => home.put(room),
             _ => room.end.cancel(),
         }
     }
@@ -160,8 +156,8 @@ impl Cells {
             free: ranges.collect(),
             ready: VecDeque::new(),
             making: 0,
-            waiting: 0,
-            failures: (0, String::new()),
+            waiters: VecDeque::new(),
+            failures: 0,
             overlaps: 0,
             number: 0,
         };
@@ -175,75 +171,57 @@ impl Cells {
         self.0.relay.send_replace(relay.to_owned());
     }
 
-    /// A network with the relay on it and nobody else. Waits only when none is ready.
+    /// A network with the relay on it and nobody else. Waits only when none is ready, and then in line.
     pub async fn take(&self) -> Result<Cell, String> {
         let inner = &self.0;
-        let mut waiting = None;
-        let (began, before) = (Instant::now(), inner.state().failures.0);
-        let room = loop {
-            let changed = inner.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let coming = {
-                let mut state = inner.state();
-                if let Some(room) = state.ready.pop_front() {
-                    break room;
-                }
-                if state.failures.0 > before + FAILURES {
-                    return Err(format!("kfp-creds could not make a network for it: {}", state.failures.1));
-                }
-                state.making > 0 || !state.free.is_empty()
-            };
-            waiting.get_or_insert_with(|| Waiting::new(inner));
-            let patience = if coming { WITHIN } else { PATIENCE };
-            if timeout_at(began + patience, changed).await.is_err() {
-                return Err(match coming {
-                    true => "kfp-creds could not make a network for it in time".into(),
-                    false => {
-                        "kfp-creds has no network left: stopped containers keep theirs; remove them, or \
-                              give network.cells in kfp-creds.toml a larger range"
-                            .into()
-                    }
-                });
-            }
+        let ready = inner.state().ready.pop_front();
+        let cell = match ready {
+            Some(room) => inner.cell(room),
+            None => self.next_made().await?,
         };
-        inner.changed.notify_waiters(); // there is one less ready
-        drop(waiting);
-        let cell = Cell {
-            relay: room.range.relay(),
-            address: container_in(room.range),
-            network: room.network.clone(),
-            room: Some(room),
-            used: false,
-            home: Arc::downgrade(inner),
-        };
+        inner.changed.notify_one(); // there is one less ready
         // A relay that is being replaced is not there yet.
         let there = timeout(WITHIN, inner.doors.wait(cell.relay)).await;
         there.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
     }
 
+    async fn next_made(&self) -> Result<Cell, String> {
+        let (wanted, mut made) = oneshot::channel();
+        self.0.state().waiters.push_back(wanted);
+        self.0.changed.notify_one();
+        let end = Instant::now() + WITHIN;
+        while Instant::now() < end {
+            if let Ok(outcome) = timeout(PATIENCE, &mut made).await {
+                return outcome.unwrap_or_else(|_| Err("the session has ended".into()));
+            }
+            let state = self.0.state();
+            if state.making == 0 && state.free.is_empty() {
+                return Err(
+                    "kfp-creds has no network left: stopped containers keep theirs; remove them, or give \
+                            network.cells in kfp-creds.toml a larger range"
+                        .into(),
+                );
+            }
+        }
+        Err("kfp-creds could not make a network for it in time".into())
+    }
+
     /// Keeps networks ready until the session stops.
     pub async fn keep_ready(self) {
         let stop = self.0.tasks.stop().clone();
-        loop {
-            let changed = self.0.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+        while !stop.is_cancelled() {
             let pause = match self.0.next() {
                 Some(range) => {
                     let made = self.0.make(range).await;
                     self.0.made(made)
                 }
-                None => {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = changed => {}
-                    }
-                    Duration::ZERO
-                }
+                None => Duration::MAX,
             };
-            if timeout(pause, stop.cancelled()).await.is_ok() || stop.is_cancelled() {
-                return;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = self.0.changed.notified(), if pause == Duration::MAX => {}
             }
         }
     }
@@ -257,7 +235,7 @@ impl Inner {
     /// A range to make a network of, if one is wanted.
     fn next(&self) -> Option<Pool> {
         let mut state = self.state();
-        if state.ready.len() + state.making >= READY + state.waiting {
+        if state.ready.len() + state.making >= READY + state.waiters.len() {
             return None;
         }
         let range = state.free.pop_front()?;
@@ -265,32 +243,56 @@ impl Inner {
         Some(range)
     }
 
-    /// Puts what was made where it is taken from; how long to wait before the next one.
-    fn made(&self, made: Made) -> Duration {
+    fn cell(self: &Arc<Self>, room: Room) -> Cell {
+        Cell {
+            relay: room.range.relay(),
+            address: container_in(room.range),
+            network: room.network.clone(),
+            room: Some(room),
+            used: false,
+            home: Arc::downgrade(self),
+        }
+    }
+
+    /// To whoever waits longest, else to those that are ready.
+    fn put(self: &Arc<Self>, room: Room) {
         let mut state = self.state();
-        state.making -= 1;
-        let pause = match made {
+        let mut cell = self.cell(room);
+        while let Some(waiter) = state.waiters.pop_front() {
+            match waiter.send(Ok(cell)) {
+                Err(Ok(back)) => cell = back, // it has given up
+                Ok(()) | Err(Err(_)) => return,
+            }
+        }
+        state.ready.extend(cell.room.take());
+    }
+
+    /// Hands on what was made; how long to wait before the next one.
+    fn made(self: &Arc<Self>, made: Made) -> Duration {
+        self.state().making -= 1;
+        let (range, error) = match made {
             Ok(room) => {
-                state.overlaps = 0;
-                state.ready.push_back(room);
-                Duration::ZERO
+                self.put(room);
+                let mut state = self.state();
+                (state.failures, state.overlaps) = (0, 0);
+                return Duration::ZERO;
             }
-            Err((range, error)) => {
-                tracing::debug!(%error, "could not make a network");
-                state.free.extend(range);
-                state.overlaps += 1;
-                if error.is_overlap() && state.overlaps <= state.free.len() {
-                    Duration::ZERO // somebody else has these addresses; the next ones may be free
-                } else {
-                    state.overlaps = 0;
-                    state.failures = (state.failures.0 + 1, error.to_string());
-                    PAUSE
-                }
-            }
+            Err(failed) => failed,
         };
-        drop(state);
-        self.changed.notify_waiters();
-        pause
+        tracing::debug!(%error, "could not make a network");
+        let mut state = self.state();
+        state.free.extend(range);
+        state.overlaps += 1;
+        if error.is_overlap() && state.overlaps <= state.free.len() {
+            return Duration::ZERO; // somebody else has these addresses; the next ones may be free
+        }
+        (state.failures, state.overlaps) = (state.failures + 1, 0);
+        if state.failures > FAILURES {
+            for waiter in state.waiters.drain(..) {
+                let _ = waiter.send(Err(format!("kfp-creds could not make a network for it: {error}")));
+            }
+        }
+        PAUSE
     }
 
     async fn make(self: &Arc<Self>, range: Pool) -> Made {
@@ -355,25 +357,7 @@ impl Inner {
         }
         self.doors.close(range.relay());
         self.state().free.push_back(range);
-        self.changed.notify_waiters();
-    }
-}
-
-/// A create that waits for a network; counted until dropped.
-struct Waiting<'a>(&'a Inner);
-
-impl<'a> Waiting<'a> {
-    fn new(inner: &'a Inner) -> Self {
-        inner.state().waiting += 1;
-        inner.changed.notify_waiters();
-        Self(inner)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.state().waiting -= 1;
-        self.0.changed.notify_waiters();
+        self.changed.notify_one();
     }
 }
 
