@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::app::Target;
 use crate::config::Overrides;
 
 /// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
@@ -76,6 +77,13 @@ pub enum Command {
         /// Every container that has an identity now
         #[arg(long)]
         all: bool,
+        /// Also disables this service account, which ends every token of it for everybody who has one;
+        /// its identity has to allow it (kill_switch = true)
+        #[arg(long, value_name = "SA")]
+        disable_account: Option<String>,
+        /// Does so; without it, only what else would break is said
+        #[arg(long, requires = "disable_account")]
+        yes: bool,
         /// Only in this session
         #[arg(long, value_name = "ID")]
         session: Option<String>,
@@ -86,8 +94,21 @@ pub enum Command {
         #[command(flatten)]
         shared: Shared,
         /// A file with the body of a create request, or a container of a session that runs
-        #[arg(value_name = "CREATE.json|CONTAINER")]
-        what: String,
+        #[arg(value_name = "CREATE.json|CONTAINER", required_unless_present = "kfp")]
+        what: Option<String>,
+        /// A compiled pipeline: says it for each of its tasks
+        #[arg(long, value_name = "PIPELINE.yaml", conflicts_with = "what")]
+        kfp: Option<PathBuf>,
+    },
+    /// Asks a metadata server, any one, what the protocol has, and says where it deviates
+    #[command(after_help = CONFORMANCE_CODES)]
+    Conformance {
+        /// Where it is; a cloud's own is asked only if you name it
+        #[arg(long, value_name = "http://HOST:PORT", value_parser = Target::parse)]
+        target: Target,
+        /// Prints one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Writes, checks or trusts a config file
     Config {
@@ -123,6 +144,8 @@ pub enum ConfigCommand {
         #[command(flatten)]
         shared: Shared,
     },
+    /// Prints the JSON Schema of the config file, for editors
+    Schema,
     /// Lets a project's file, as it is now, name endpoints and credential files; read it first
     Trust {
         /// The file to trust [default: the one that counts here]
@@ -206,6 +229,9 @@ command ran; 126 the command cannot be executed; 127 it was not found.";
 const SCAN_CODES: &str = "\
 Exit codes: 0 nothing found, 1 a key was found, 64 no such target, 69 engine not reachable,
 77 something could not be looked at, 78 bad config.";
+
+const CONFORMANCE_CODES: &str = "\
+Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";
 
 const CODES: &str = "\
 Exit codes: 64 usage, 66 no usable credential, 69 engine not reachable, 70 bug, 77 not permitted,

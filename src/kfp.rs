@@ -5,6 +5,9 @@
 //! passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`. Names of rules and
 //! messages come from here. They are hints that pipeline code wrote, and no proof of anything.
 
+pub mod pipeline;
+mod yaml;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;

@@ -65,13 +65,20 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         Command::Status { session, watch, json } => {
             wait_for(app::status(around, session.as_deref(), watch, json, print))?
         }
-        Command::CutOff { container, session, .. } => {
-            wait_for(app::cut_off(around, session.as_deref(), container.as_deref(), print))?
+        Command::CutOff { container, session, disable_account, yes, .. } => {
+            let account = disable_account.as_deref();
+            let ask =
+                app::CutOff { session: session.as_deref(), container: container.as_deref(), account, yes };
+            wait_for(app::cut_off(around, ask, print))?
         }
-        Command::Explain { shared, what } => {
+        Command::Explain { shared, what, kfp } => {
             let (config, _) = resolve(shared, around)?;
-            wait_for(app::explain(&config, around, &what, print))?
+            match (what, kfp) {
+                (None, Some(file)) => app::explain_pipeline(&config, around, &file, print),
+                (what, _) => wait_for(app::explain(&config, around, &what.unwrap_or_default(), print))?,
+            }
         }
+        Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at, cells } => {
@@ -118,6 +125,7 @@ fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Fai
         ConfigCommand::Check { shared } => {
             config::resolve(&shared.into(), around).map_err(bad_config)?.summary()
         }
+        ConfigCommand::Schema => config::schema(),
         ConfigCommand::Trust { file } => {
             let flags = Overrides { config: file, ..Overrides::default() };
             config::trust(&flags, around).map_err(bad_config)?.to_string()

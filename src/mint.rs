@@ -44,6 +44,10 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
+/// A token of accounts that no lease has is kept this long after its last use, for the next task of the
+/// pipeline: it comes a moment after the one that ended, and should not depend on the network again.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
 const ENTRIES: usize = 4096;
 
@@ -150,6 +154,8 @@ impl Mint {
             service_account: identity.service_account.clone(),
             scopes: scopes.unwrap_or_else(|| identity.scopes.clone()),
             lifetime: identity.lifetime.as_secs(),
+            subject: identity.subject.clone(),
+            boundary: identity.boundary.clone(),
             holder: self.holder(identity, container),
         }
     }
@@ -185,6 +191,22 @@ impl Mint {
     pub fn forget_holder(&self, id: &ContainerId) {
         self.access.forget(|ask| ask.holder.as_ref() == Some(id));
         self.identity.forget(|ask| ask.holder.as_ref() == Some(id));
+    }
+
+    /// Drops tokens that no lease uses: `is_leased` says of an account (`None` is the source's own) whether
+    /// a live lease has it. To be called about once a minute.
+    pub fn forget_idle(&self, is_leased: impl Fn(Option<&str>) -> bool) {
+        let Some(before) = Instant::now().checked_sub(IDLE) else { return };
+        self.access.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
+        self.identity.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
+    }
+
+    /// Disables `account` at its provider, and drops what was made for it: those tokens are dead.
+    pub async fn disable(&self, account: &str) -> Result<(), SourceError> {
+        self.source.disable(account).await?;
+        self.access.forget(|ask| ask.service_account.as_deref() == Some(account));
+        self.identity.forget(|ask| ask.service_account.as_deref() == Some(account));
+        Ok(())
     }
 
     /// Drops everything; callers that wait get a token that is asked for anew.

@@ -3,12 +3,11 @@
 //! kfp gives a pipeline's user no way to mount anything before 2.14 and no way per component after it
 //! (kubeflow/pipelines #10847); here the create request is the place, so every version has it.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use crate::workload::{Pattern, Task};
 use serde_json::{Map, Value, json};
-use wildmatch::WildMatch;
-
-use crate::workload::Task;
 
 /// kfp's own mount; nothing may cover it.
 const WORKSPACE: &str = "/kfp-workspace";
@@ -16,9 +15,7 @@ const WORKSPACE: &str = "/kfp-workspace";
 /// One `[[mount]]` or `--mount`. All given patterns must match.
 #[derive(Clone, Debug)]
 pub struct Mount {
-    pub pipeline: Option<WildMatch>,
-    pub component: Option<WildMatch>,
-    pub image: Option<WildMatch>,
+    pub patterns: Vec<Pattern>,
     pub source: Source,
     /// Absolute, in the container.
     pub target: String,
@@ -39,13 +36,7 @@ pub enum Source {
 
 impl Mount {
     pub fn is_for(&self, task: &Task) -> bool {
-        let given = |pattern: &Option<WildMatch>, value: Option<&str>| match pattern {
-            None => true,
-            Some(pattern) => value.is_some_and(|value| pattern.matches(value)),
-        };
-        given(&self.pipeline, task.pipeline.as_deref())
-            && given(&self.component, task.component.as_deref())
-            && given(&self.image, Some(&task.image))
+        self.patterns.iter().all(|pattern| pattern.fits(task))
     }
 
     /// As `HostConfig.Mounts` of the Docker API has it. A missing source is an error there, where
@@ -64,6 +55,18 @@ impl Mount {
             Source::Tmpfs => mount["Type"] = "tmpfs".into(),
         }
         mount
+    }
+}
+
+/// `TARGET from SOURCE, read-only`, for a person.
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = if self.writable { "writable" } else { "read-only" };
+        match &self.source {
+            Source::Path(path) => write!(f, "{} from {}, {mode}", self.target, path.display()),
+            Source::Volume(name) => write!(f, "{} from the volume {name}, {mode}", self.target),
+            Source::Tmpfs => write!(f, "{}, empty memory", self.target),
+        }
     }
 }
 
@@ -129,12 +132,11 @@ fn targets(body: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Part;
 
     fn mount(component: &str, target: &str) -> Mount {
         Mount {
-            pipeline: None,
-            component: Some(WildMatch::new(component)),
-            image: None,
+            patterns: vec![Pattern::new(Part::Component, component)],
             source: Source::Path("/home/user/data".into()),
             target: target.into(),
             writable: false,

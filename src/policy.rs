@@ -3,61 +3,12 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use wildmatch::WildMatch;
-
-use crate::workload::{Identity, Task};
-
-/// What a pattern of a rule looks at. All of it was written by whoever created the container.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Part {
-    Pipeline,
-    Component,
-    Function,
-    Iteration,
-    /// As the request writes it, with tag or digest.
-    Image,
-    ComposeProject,
-    ComposeService,
-    /// A label of the request.
-    Label(String),
-}
-
-impl Part {
-    fn of<'a>(&self, task: &'a Task) -> Option<&'a str> {
-        let label = |name: &str| task.labels.get(name).map(String::as_str);
-        match self {
-            Self::Pipeline => task.pipeline.as_deref(),
-            Self::Component => task.component.as_deref(),
-            Self::Function => task.function.as_deref(),
-            Self::Iteration => task.iteration.as_deref(),
-            Self::Image => Some(&task.image),
-            Self::ComposeProject => label("com.docker.compose.project"),
-            Self::ComposeService => label("com.docker.compose.service"),
-            Self::Label(name) => label(name),
-        }
-    }
-}
-
-/// The key of the config.
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pipeline => "pipeline",
-            Self::Component => "component",
-            Self::Function => "function",
-            Self::Iteration => "iteration",
-            Self::Image => "image",
-            Self::ComposeProject => "compose_project",
-            Self::ComposeService => "compose_service",
-            Self::Label(name) => return write!(f, "label {name}"),
-        })
-    }
-}
+use crate::workload::{By, Identity, Pattern, Task};
 
 /// One `[[rule]]`: all patterns must match; the first rule that matches decides.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    pub patterns: Vec<(Part, WildMatch)>,
+    pub patterns: Vec<Pattern>,
     /// What a container may choose instead, by `KFP_CREDS_IDENTITY` in its create request.
     pub choose: Vec<Arc<Identity>>,
     /// `None` is the word `none` of the config: no identity, and the container passes untouched.
@@ -66,10 +17,8 @@ pub struct Rule {
 
 impl Rule {
     /// The first pattern that does not match; `None` when the rule matches.
-    fn miss(&self, task: &Task) -> Option<&(Part, WildMatch)> {
-        self.patterns
-            .iter()
-            .find(|(part, pattern)| !part.of(task).is_some_and(|value| pattern.matches(value)))
+    fn miss(&self, task: &Task) -> Option<&Pattern> {
+        self.patterns.iter().find(|pattern| !pattern.fits(task))
     }
 }
 
@@ -77,7 +26,7 @@ impl Rule {
 #[derive(Clone, Debug)]
 pub enum Decision {
     /// Attach it, as this identity. It may still be passed over for what it can do to its neighbours.
-    Attach(Arc<Identity>),
+    Attach(Arc<Identity>, By),
     /// Leave it alone; the text says why, for the one line that is printed.
     Pass(String),
 }
@@ -115,13 +64,17 @@ impl Policy {
         let matching = self.matching(task);
         let before = &self.rules[..matching.unwrap_or(self.rules.len())];
         let miss = |(index, rule): (usize, &Rule)| {
-            let (part, pattern) = rule.miss(task)?;
+            let Pattern { part, glob } = rule.miss(task)?;
             let found = part.of(task).map_or("it has none".into(), |value| format!("it is {value}"));
-            Some(format!("rule {} does not match: {part} has to be {pattern}, and {found}", index + 1))
+            Some(format!("rule {} does not match: {part} has to be {glob}, and {found}", index + 1))
         };
         let misses = before.iter().enumerate().filter_map(miss).collect();
         let by = match matching {
-            Some(index) => format!("rule {} matches", index + 1),
+            Some(index) => match self.rules.len() - index - 1 {
+                0 => format!("rule {} matches", index + 1),
+                1 => format!("rule {} matches; the one after it is not looked at", index + 1),
+                rest => format!("rule {} matches; the {rest} after it are not looked at", index + 1),
+            },
             None if !task.kfp && !self.all => "no rule matches, and it is not a kfp task".into(),
             None => "no rule matches: the default".into(),
         };
@@ -133,10 +86,11 @@ impl Policy {
     }
 
     fn outcome(&self, task: &Task, matching: Option<usize>) -> Decision {
+        let by = matching.map_or(By::Default, |index| By::Rule(index + 1));
         let (identity, choose, none) = match matching {
             Some(index) => {
                 let rule = &self.rules[index];
-                (&rule.identity, &rule.choose, format!("rule {} says none", index + 1))
+                (&rule.identity, &rule.choose, format!("{by} says none"))
             }
             None if !task.kfp && !self.all => {
                 return Decision::Pass("not a kfp task; attach it with --all or a [[rule]]".into());
@@ -149,10 +103,10 @@ impl Policy {
             let own = identity.iter().chain(choose).find(|identity| identity.name == *wish);
             return own.map_or_else(
                 || Decision::Pass(format!("it may not choose the identity {wish}")),
-                |identity| Decision::Attach(identity.clone()),
+                |identity| Decision::Attach(identity.clone(), by),
             );
         }
-        identity.as_ref().map_or(Decision::Pass(none), |identity| Decision::Attach(identity.clone()))
+        identity.as_ref().map_or(Decision::Pass(none), |identity| Decision::Attach(identity.clone(), by))
     }
 }
 
@@ -165,12 +119,15 @@ impl fmt::Display for Explanation {
         writeln!(f, "{}", self.by)?;
         let identity = match &self.decision {
             Decision::Pass(why) => return writeln!(f, "no identity: {why}"),
-            Decision::Attach(identity) => identity,
+            Decision::Attach(identity, _) => identity,
         };
         let mut text = String::new();
         let account = identity.service_account.as_deref().unwrap_or("the own account");
         let _ = writeln!(text, "identity      {}", identity.name);
         let _ = writeln!(text, "account       {account}");
+        if !identity.others.is_empty() {
+            let _ = writeln!(text, "others        {}", identity.others.join(" "));
+        }
         let _ = writeln!(text, "scopes        {}", identity.scopes);
         let audiences = identity.audiences.join(" ");
         let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
@@ -185,6 +142,7 @@ impl fmt::Display for Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Part;
 
     fn identity(name: &str) -> Arc<Identity> {
         Arc::new(Identity { name: name.into(), ..Identity::default() })
@@ -202,7 +160,7 @@ mod tests {
     }
 
     fn rule(patterns: &[(Part, &str)], identity: Option<Arc<Identity>>) -> Rule {
-        let patterns = patterns.iter().map(|(part, glob)| (part.clone(), WildMatch::new(glob))).collect();
+        let patterns = patterns.iter().map(|(part, glob)| Pattern::new(part.clone(), glob)).collect();
         Rule { patterns, choose: vec![], identity }
     }
 
@@ -212,7 +170,7 @@ mod tests {
 
     fn named(policy: &Policy, task: &Task) -> String {
         match policy.decide(task) {
-            Decision::Attach(identity) => identity.name.clone(),
+            Decision::Attach(identity, _) => identity.name.clone(),
             Decision::Pass(why) => why,
         }
     }
@@ -290,8 +248,8 @@ mod tests {
         ]);
         assert_eq!(
             policy.explain(&task("etl", "load")).to_string(),
-            "rule 1 does not match: function has to be f, and it has none\nrule 2 matches\n\
-             identity      loader\naccount       the own account\n\
+            "rule 1 does not match: function has to be f, and it has none\n\
+             rule 2 matches; the one after it is not looked at\nidentity      loader\naccount       the own account\n\
              scopes        https://www.googleapis.com/auth/cloud-platform\naudiences     any\nlifetime      3600 s\n"
         );
         assert_eq!(

@@ -103,6 +103,15 @@ impl Recorder {
         self.write(|| Entry { why: Some(why.into()), ..Entry::task("attach", "failed", container, task) });
     }
 
+    /// A person had a service account disabled, or tried to.
+    pub fn disabled(&self, account: &str, failed: Option<&str>) {
+        self.write(|| Entry {
+            account: Some(account.into()),
+            why: failed.map(String::from),
+            ..Entry::of("disable", if failed.is_some() { "failed" } else { "ok" }, None)
+        });
+    }
+
     /// A request to the Docker API that was refused. `what` is method and path.
     pub fn refused_call(&self, what: &str, why: &str) {
         self.0.metrics.refused_call();

@@ -216,24 +216,16 @@ mod tests {
 
     use super::*;
     use crate::token::Scopes;
-    use crate::workload::{Identity, Task};
+    use crate::workload::{By, Identity, Task};
 
     const AT: Ipv4Addr = Ipv4Addr::new(169, 254, 168, 2);
 
     fn grant(digit: char) -> Grant {
-        let identity = Identity {
-            name: "default".into(),
-            service_account: None,
-            scopes: Scopes::default(),
-            audiences: vec![],
-            lifetime: Duration::from_secs(3600),
-            isolate: false,
-            strict: false,
-            rate: None,
-        };
+        let identity = Identity { scopes: Scopes::default(), ..Identity::default() };
         Grant {
             container: ContainerId::parse(&digit.to_string().repeat(64)).unwrap(),
             identity: Arc::new(identity),
+            by: By::Default,
             task: Arc::new(Task::default()),
         }
     }

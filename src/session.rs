@@ -34,6 +34,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
 /// pending name look-up).
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
+const MISCOUNTED_AFTER: Duration = Duration::from_secs(1);
 
 /// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
 const SPARE: [u8; 2] = [198, 18];
@@ -48,9 +49,8 @@ pub struct Wanted<'a> {
     pub pool: Pool,
     /// What networks of one container each are made of, in the place of one shared by all.
     pub cells: Option<Pool>,
-    /// Held while networks are swept and made, so that two starts do not sweep each other.
-    pub lock: &'a Path,
-    /// Where sessions of this user listen, each at `SESSION.sock`.
+    /// Where sessions of this user listen, each at `SESSION.sock`. Its `lock` is held while networks are swept
+    /// and made, so that two starts do not sweep each other.
     pub sockets: &'a Path,
 }
 
@@ -85,7 +85,7 @@ impl Session {
         voice: &Voice,
     ) -> Result<(Self, Tunnel), EngineError> {
         // The image as well: a session of another build removes older ones that are not in use yet.
-        let _lock = lock(wanted.lock).await?;
+        let _lock = lock(&wanted.sockets.join("lock")).await?;
         let (image, image_name) = relay_image(&engine, voice).await?;
         let left = sweep::sweep(&engine, wanted.sockets, voice).await?;
         let mut ranges = wanted.cells.map(|range| cell_ranges(range, wanted.session));
@@ -209,18 +209,27 @@ impl Session {
     }
 
     /// A container that has ended, and the relay itself, may hold their endpoints for a moment longer: the
-    /// engine gives them up behind the `die` event.
+    /// engine gives them up behind the `die` event. It also miscounts at times (seen on 20.10 under load): it
+    /// lists nobody on the network and does not remove it, until it restarts.
     async fn remove_network(&self, network: &Network) -> Result<(), EngineError> {
         let running = detach_stopped(&self.engine, network).await?;
         if running > 0 {
             let why = format!("{running} containers still run on it; the next session removes it");
             return Err(EngineError::Broken("remove our network", why));
         }
-        let deadline = Instant::now() + ENDPOINTS_WITHIN;
+        let began = Instant::now();
+        let mut listed = began;
         loop {
             match self.engine.remove_network(&network.id).await {
-                Err(error) if error.is_in_use() && Instant::now() < deadline => {}
+                Err(error) if error.is_in_use() && began.elapsed() < ENDPOINTS_WITHIN => {}
                 outcome => return outcome,
+            }
+            if !self.engine.addresses_on(&network.id).await?.is_empty() {
+                listed = Instant::now();
+            } else if listed.elapsed() > MISCOUNTED_AFTER {
+                let why =
+                    "the engine counts somebody there whom it does not list; the next session uses it again";
+                return Err(EngineError::Broken("remove our network", why.into()));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

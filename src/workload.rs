@@ -8,7 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::token::{CLOUD_PLATFORM, Scopes};
+use wildmatch::WildMatch;
+
+use crate::token::{Boundary, CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -78,12 +80,78 @@ impl fmt::Display for Task {
     }
 }
 
+/// What a pattern of a rule or a mount looks at. All of it was written by whoever created the container.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Part {
+    Pipeline,
+    Component,
+    Function,
+    Iteration,
+    /// As the request writes it, with tag or digest.
+    Image,
+    ComposeProject,
+    ComposeService,
+    /// A label of the request.
+    Label(String),
+}
+
+impl Part {
+    pub fn of<'a>(&self, task: &'a Task) -> Option<&'a str> {
+        let label = |name: &str| task.labels.get(name).map(String::as_str);
+        match self {
+            Self::Pipeline => task.pipeline.as_deref(),
+            Self::Component => task.component.as_deref(),
+            Self::Function => task.function.as_deref(),
+            Self::Iteration => task.iteration.as_deref(),
+            Self::Image => Some(&task.image),
+            Self::ComposeProject => label("com.docker.compose.project"),
+            Self::ComposeService => label("com.docker.compose.service"),
+            Self::Label(name) => label(name),
+        }
+    }
+}
+
+/// The key of the config.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pipeline => "pipeline",
+            Self::Component => "component",
+            Self::Function => "function",
+            Self::Iteration => "iteration",
+            Self::Image => "image",
+            Self::ComposeProject => "compose_project",
+            Self::ComposeService => "compose_service",
+            Self::Label(name) => return write!(f, "label {name}"),
+        })
+    }
+}
+
+/// One pattern: `*` is any text, `?` one character. What the task does not say matches nothing.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    pub part: Part,
+    pub glob: WildMatch,
+}
+
+impl Pattern {
+    pub fn new(part: Part, glob: &str) -> Self {
+        Self { part, glob: WildMatch::new(glob) }
+    }
+
+    pub fn fits(&self, task: &Task) -> bool {
+        self.part.of(task).is_some_and(|value| self.glob.matches(value))
+    }
+}
+
 /// A named entry of the config: what a container that is given this identity may have.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     pub name: String,
     /// The service account to impersonate; `None` means the source's own account.
     pub service_account: Option<String>,
+    /// Further service accounts, listed after the first one as a VM lists them.
+    pub others: Vec<String>,
     /// All that this identity has; `cloud-platform` alone by default.
     pub scopes: Scopes,
     /// Audiences that ID tokens may be asked for; empty means any.
@@ -94,8 +162,14 @@ pub struct Identity {
     pub isolate: bool,
     /// A scope outside `scopes` is a 403 instead of being left out.
     pub strict: bool,
+    /// Whom the service account stands in for, by domain-wide delegation.
+    pub subject: Option<String>,
+    /// What access tokens are narrowed down to; `None` is all that the account may do.
+    pub boundary: Option<Arc<Boundary>>,
     /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
     pub rate: Option<u32>,
+    /// The operator may have its service accounts disabled: nobody else uses them.
+    pub kill_switch: bool,
 }
 
 impl Default for Identity {
@@ -103,12 +177,35 @@ impl Default for Identity {
         Self {
             name: "default".into(),
             service_account: None,
+            others: vec![],
             scopes: Scopes::parse(CLOUD_PLATFORM),
             audiences: vec![],
             lifetime: Duration::from_secs(3600),
             isolate: false,
             strict: false,
+            subject: None,
+            boundary: None,
             rate: None,
+            kill_switch: false,
+        }
+    }
+}
+
+/// What gave a container its identity, for messages that name it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum By {
+    /// No rule matched.
+    #[default]
+    Default,
+    /// The number of the `[[rule]]`, from 1.
+    Rule(usize),
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Rule(number) => write!(f, "rule {number}"),
         }
     }
 }
@@ -118,6 +215,7 @@ impl Default for Identity {
 pub struct Grant {
     pub container: ContainerId,
     pub identity: Arc<Identity>,
+    pub by: By,
     pub task: Arc<Task>,
 }
 

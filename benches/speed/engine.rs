@@ -25,10 +25,19 @@ pub(crate) fn docker(socket: &Path, arguments: &[&str]) -> Outcome<String> {
 
 /// One call on a connection of its own; the body of a success.
 pub(crate) fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Outcome<Vec<u8>> {
+    exchange(socket, method, &format!("/v1.41{path}"), body)
+}
+
+/// A look at another socket of the program's.
+pub(crate) fn plain(socket: &Path, path: &str) -> Outcome<Vec<u8>> {
+    exchange(socket, "GET", path, None)
+}
+
+fn exchange(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Outcome<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
-        "{method} /v1.41{path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     );

@@ -15,7 +15,7 @@ const REST: Duration = Duration::from_millis(700);
 
 pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<()> {
     let shared = Session::start(&plan.program)?;
-    let apart = Session::start_with(&plan.program, "isolation = \"network\"\n")?;
+    let apart = Session::with(&plan.program, &[("KFP_CREDS_ISOLATION", "network")])?;
     let hand = |session: &Session| Hand { socket: session.socket.clone(), stage, second: false };
     let (shared, apart) = (hand(&shared), hand(&apart));
     std::thread::sleep(Duration::from_secs(4)); // the first networks

@@ -15,11 +15,11 @@ const SHARE: f64 = 0.9;
 
 /// What a round of load brought.
 #[derive(Clone, Copy, Debug)]
-struct Round {
+pub(crate) struct Round {
     /// Requests in a second.
     rate: f64,
     /// CPU time of the server for one request, in microseconds.
-    cpu: f64,
+    pub(crate) cpu: f64,
     /// How much of its core the server used: what the rate depends on when it is near one.
     busy: f64,
 }
@@ -118,7 +118,12 @@ fn against(
 }
 
 /// Alternating, each pair in the other order than the one before.
-fn pairs(plan: &Plan, first: &Running, second: &Running, connections: usize) -> Outcome<Vec<(Round, Round)>> {
+pub(crate) fn pairs(
+    plan: &Plan,
+    first: &Running,
+    second: &Running,
+    connections: usize,
+) -> Outcome<Vec<(Round, Round)>> {
     let seconds = if plan.quick { "0.7" } else { "1.5" };
     let mut rounds = Vec::new();
     for pair in 0..=plan.rounds(9, 3) {

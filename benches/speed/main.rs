@@ -21,6 +21,7 @@ mod process;
 mod session;
 mod start;
 mod tunnel;
+mod who;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -104,7 +105,10 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
     if plan.wants("loopback") {
         loopback::measure(&plan, &mut table)?;
     }
-    if ["tunnel", "creates", "isolation", "start"].iter().any(|group| plan.wants(group)) {
+    if plan.wants("who") {
+        who::measure(&plan, &mut table)?;
+    }
+    if ["tunnel", "creates", "isolation", "start", "leases"].iter().any(|group| plan.wants(group)) {
         let stage = Stage::set()?;
         if plan.wants("tunnel") {
             tunnel::measure(&plan, &stage, &mut table)?;
@@ -114,6 +118,9 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
         }
         if plan.wants("isolation") {
             isolation::measure(&plan, &stage, &mut table)?;
+        }
+        if plan.wants("leases") {
+            who::leases(&plan, &stage.image, &mut table)?;
         }
         if plan.wants("start") {
             start::measure(&plan, &mut table)?;

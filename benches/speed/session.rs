@@ -71,13 +71,14 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn start(program: &Path) -> Outcome<Self> {
-        Self::start_with(program, "")
+        Self::with(program, &[])
     }
 
-    pub(crate) fn start_with(program: &Path, config: &str) -> Outcome<Self> {
+    /// With variables of ours.
+    pub(crate) fn with(program: &Path, variables: &[(&str, &str)]) -> Outcome<Self> {
         let folder = Folder::new()?;
-        std::fs::write(folder.0.join("kfp-creds.toml"), config)?;
         let mut command = clean(Command::new(program), &folder);
+        command.envs(variables.iter().copied());
         command.args(["serve", "--offline", "--all"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
         let mut child = command.spawn()?;

@@ -1,23 +1,44 @@
-//! `kfp-creds check`: everything that could stand in the way, each with what mends it. Looks only; what it
-//! makes it removes again.
+//! `kfp-creds check`: everything that could stand in the way, each with the command that mends it. Looks
+//! only; what it makes it removes again.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::house::{House, reach};
-use crate::config::{Config, Pool, Surroundings};
-use crate::docker::Engine;
-use crate::docker::cells::{self, Owner};
-use crate::docker::network::Network;
+use super::looks;
+use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
-use crate::mint::MintFailure;
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
-use crate::workload::{ContainerId, Grant, Identity, Task};
+use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
-/// Prints one line per look, `ok` or `!!`, and fails with the first thing that has to be mended.
+/// What one look came to.
+#[derive(Debug)]
+pub(super) enum Found {
+    Good(String),
+    /// It works, and may be in the way of something: what, and what mends it.
+    Odd(String, String),
+    /// It has to be mended: the failure, and the command that does it, where there is one.
+    Bad(Failure, Option<String>),
+}
+
+impl From<String> for Found {
+    fn from(text: String) -> Self {
+        Self::Good(text)
+    }
+}
+
+impl Found {
+    pub(super) fn bad(failure: impl Into<Failure>, mend: impl Into<String>) -> Self {
+        Self::Bad(failure.into(), Some(mend.into()))
+    }
+}
+
+/// Prints one line per look, `ok`, `??` or `!!`, with what mends it below; fails with the first thing that
+/// has to be mended.
 pub async fn check(
     config: &Config,
     around: &Surroundings,
@@ -25,58 +46,70 @@ pub async fn check(
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let tasks = Tasks::new();
-    let mut first = None;
-    let mut say = |what: &str, found: Result<String, Failure>| match found {
-        Ok(text) => print(&format!("ok  {what:<11} {text}")),
-        Err(failure) => {
-            print(&format!("!!  {what:<11} {failure}"));
-            first.get_or_insert(failure);
+    let first = RefCell::new(None);
+    let say = |what: &str, found: Found| {
+        let (mark, text, mend) = match found {
+            Found::Good(text) => ("ok", text, None),
+            Found::Odd(text, mend) => ("??", text, Some(mend)),
+            Found::Bad(failure, mend) => {
+                let text = failure.to_string();
+                first.borrow_mut().get_or_insert(failure);
+                ("!!", text, mend)
+            }
+        };
+        print(&format!("{mark}  {what:<11} {text}"));
+        if let Some(mend) = mend {
+            print(&format!("    {:<11} {mend}", "mend"));
         }
     };
-    let file = config.file.as_ref().map_or("none: defaults".into(), |file| file.display().to_string());
-    say("config", Ok(file));
+    say("config", looks::file(config));
     match reach(config, around).await {
         Ok(engine) => {
-            say("engine", Ok(format!("{} at {}", engine.version(), engine.socket().display())));
-            say("network", look_at_network(&engine, config).await);
+            say("engine", format!("{} at {}", engine.version(), engine.socket().display()).into());
+            say("rights", looks::rights(around));
+            say("network", looks::network(&engine, config).await);
+            say("images", looks::images(&engine).await);
         }
-        Err(failure) => say("engine", Err(failure)),
+        Err(failure) => say("engine", looks::no_engine(failure)),
     }
+    say("routes", looks::routes(config));
+    say("shell", looks::shell(around));
     match Host::open(config, around, &tasks, &voice, Recorder::default()) {
         Ok(host) => {
-            say("credential", Ok(format!("{}, {}", host.source.principal().kind, host.account(config))));
-            say("token", look_at_token(&host, config).await);
-            say("project", Ok(host.project(config)));
+            say("credential", looks::credential(&host, config));
+            say("clock", looks::clock(&host).await);
+            for (account, found) in looks::tokens(&host, config).await {
+                say("token", looks::token(account, found));
+            }
+            say("project", looks::project(&host, config));
             tasks.finish(Duration::from_secs(1)).await;
         }
-        Err(failure) => say("credential", Err(failure)),
+        Err(failure) => say("credential", Found::Bad(failure, None)),
     }
-    if let Some(failure) = first {
-        return Err(failure);
+    if first.borrow().is_none() {
+        let quiet = Voice::new(Form::Quiet, std::io::sink());
+        say("container", inside(config, around, quiet).await);
     }
-    let quiet = Voice::new(Form::Quiet, std::io::sink());
-    match look_inside(config, around, quiet).await {
-        Ok(text) => {
-            print(&format!("ok  {:<11} {text}", "container"));
-            Ok(Ended::Done)
-        }
-        Err(failure) => {
-            print(&format!("!!  {:<11} {failure}", "container"));
-            Err(failure)
-        }
-    }
+    first.into_inner().map_or(Ok(Ended::Done), Err)
 }
 
 /// The whole way, once: a session, and in it a container of our own image that asks for a token.
-async fn look_inside(config: &Config, around: &Surroundings, voice: Voice) -> Result<String, Failure> {
-    let Some(identity) = config.policy.default.clone().or_else(|| config.identities.values().next().cloned())
-    else {
-        return Ok("no identity to try one with".into());
+async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Found {
+    let identity = config.policy.default.clone().or_else(|| config.identities.values().next().cloned());
+    let Some(identity) = identity else { return "no identity to try one with".to_string().into() };
+    let house = match House::open(config, around, "run", voice).await {
+        Ok(house) => house,
+        Err(failure) => return Found::Bad(failure, None),
     };
-    let house = House::open(config, around, "run", voice).await?;
     let outcome = probe(&house, identity).await;
     house.close(false).await;
-    outcome
+    match outcome {
+        Ok(text) => text.into(),
+        Err(failure @ Failure::Engine(_)) => {
+            Found::bad(failure, "sudo iptables -S DOCKER-USER; sudo nft list ruleset")
+        }
+        Err(failure) => Found::Bad(failure, None),
+    }
 }
 
 async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure> {
@@ -87,7 +120,7 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
     let container =
         ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
-    let attached = house.lifecycle.attach(Grant { container, identity, task }, cell).await;
+    let attached = house.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell).await;
     let started = Instant::now();
     let ended = match attached {
         Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),
@@ -103,66 +136,4 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
             "did not reach {relay}: does a firewall of this machine drop traffic inside Docker networks?"
         ))),
     }
-}
-
-/// Making a network is the only sure way to learn whether its range and the right to it can be had.
-async fn look_at_network(engine: &Engine, config: &Config) -> Result<String, Failure> {
-    if let Some(range) = config.cells {
-        return look_at_cells(engine, range).await;
-    }
-    let ours = engine.our_networks().await?;
-    if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
-        return Ok(format!("{subnet} is held by {name}: another session runs, or left it; both are handled"));
-    }
-    match engine.make_network("kfp-creds-check", config.pool, "check", "run").await {
-        Ok(network) => {
-            engine.remove_network(&network.id).await?;
-            Ok(format!("{} can be had", config.pool))
-        }
-        Err(error) if error.is_overlap() => {
-            let owner = engine.owner_of(config.pool).await.unwrap_or_else(|| "something else".into());
-            Ok(format!(
-                "{owner} holds {}: sessions get another address, which PHP clients do not find",
-                config.pool
-            ))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The same where each container has a network: the first one that is free.
-async fn look_at_cells(engine: &Engine, range: Pool) -> Result<String, Failure> {
-    let owner = Owner { session: "check".into(), mode: "run".into() };
-    let mut held = 0;
-    for cell in cells::of(range) {
-        match engine.make_cell("kfp-creds-check", cell, &owner).await {
-            Ok(network) => {
-                engine.remove_network(&network.id).await?;
-                let total = cells::of(range).count();
-                return Ok(format!(
-                    "{cell} can be had, one of {total} for a container each; {held} before it are held"
-                ));
-            }
-            Err(error) if error.is_overlap() => held += 1,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(Failure::Engine(format!(
-        "all {held} networks of {range} are held: choose another range for network.cells"
-    )))
-}
-
-async fn look_at_token(host: &Host, config: &Config) -> Result<String, Failure> {
-    let mut minted = 0_u32;
-    for identity in config.identities.values() {
-        let request = host.mint.request(identity, None, None);
-        match host.mint.access(&request, Duration::from_secs(25)).await {
-            Ok(_) => minted += 1,
-            Err(MintFailure::Refused(why)) => {
-                return Err(Failure::NoCredential(format!("identity {}: {why}", identity.name)));
-            }
-            Err(error) => return Err(Failure::NoCredential(format!("identity {}: {error}", identity.name))),
-        }
-    }
-    Ok(format!("minted for {minted} of {} identities", config.identities.len()))
 }

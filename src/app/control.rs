@@ -6,6 +6,7 @@
 //! | `GET /status` | [`Status`] |
 //! | `GET /metrics` | the counters, for Prometheus |
 //! | `POST /cut-off?container=ID\|NAME\|PIPELINE/COMPONENT`, `POST /cut-off?all` | `{"cut_off": [..]}` |
+//! | `GET /kill-switch?account=..` | what disabling that account breaks; `POST` does it |
 //! | `GET /explain?container=..` | text |
 //!
 //! `[metrics] listen` serves the second line, and nothing else, on loopback; the page of `serve` ([`page`])
@@ -24,15 +25,17 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::explain::explained;
 use super::host::Host;
-use super::page;
 use super::status::Status;
+use super::{kill_switch, page};
 use crate::config::Config;
-use crate::docker::proxy::Settings;
+use crate::docker::proxy::{Rulebook, Rules, Settings};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
 use crate::mint::Mint;
-use crate::policy::Policy;
+use crate::observe::Voice;
+use crate::policy::Decision;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::record::metrics::Gauges;
@@ -40,6 +43,7 @@ use crate::secret::Secret;
 use crate::server::under;
 use crate::session::Session;
 use crate::token::Now;
+use crate::workload::Identity;
 
 /// What the session is, for its whole life.
 #[derive(Clone, Debug)]
@@ -52,7 +56,6 @@ pub(super) struct About {
     pub(super) relay: String,
     pub(super) project: String,
     pub(super) account: String,
-    pub(super) identities: Vec<Arc<crate::workload::Identity>>,
 }
 
 impl About {
@@ -66,7 +69,6 @@ impl About {
             relay: session.relay.to_string(),
             project: host.project(config),
             account: host.account(config),
-            identities: config.identities.values().cloned().collect(),
         }
     }
 }
@@ -77,16 +79,18 @@ pub(super) struct Desk {
     pub(super) about: About,
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) mint: Arc<Mint>,
-    pub(super) policy: Arc<Policy>,
+    pub(super) rules: Rulebook,
     pub(super) recorder: Recorder,
+    pub(super) voice: Voice,
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl Desk {
     pub(super) fn new(about: About, lifecycle: &Arc<Lifecycle>, host: &Host, proxy: &Settings) -> Arc<Self> {
-        let (policy, recorder) = (proxy.policy.clone(), proxy.recorder.clone());
-        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint: host.mint.clone(), policy, recorder })
+        let (rules, recorder) = (proxy.rules.clone(), proxy.recorder.clone());
+        let (mint, voice) = (host.mint.clone(), proxy.voice.clone());
+        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint, rules, recorder, voice })
     }
 
     /// Answers on the control socket until the session stops.
@@ -125,9 +129,10 @@ impl Desk {
     ) {
         let stop = tasks.stop().clone();
         tasks.spawn("control connection", async move {
+            let door = Arc::new(door);
             let service = service_fn(move |request| {
-                let reply = self.answer(&request, &door);
-                async move { Ok::<_, Infallible>(reply) }
+                let (this, door) = (self.clone(), door.clone());
+                async move { Ok::<_, Infallible>(this.answer(&request, &door).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -140,7 +145,7 @@ impl Desk {
         });
     }
 
-    fn answer<B>(&self, request: &Request<B>, door: &Door) -> Reply {
+    async fn answer<B>(&self, request: &Request<B>, door: &Door) -> Reply {
         let query = |name: &str| {
             let pairs = request.uri().query().unwrap_or_default();
             url::form_urlencoded::parse(pairs.as_bytes())
@@ -171,7 +176,42 @@ impl Desk {
                     Err((status, why)) => text(status, &why),
                 }
             }
+            (&Method::GET, "/kill-switch", Door::Control) => {
+                match self.consequences(&query("account").unwrap_or_default()) {
+                    Ok(said) => text(StatusCode::OK, &said),
+                    Err(why) => text(StatusCode::NOT_FOUND, &why),
+                }
+            }
+            (&Method::POST, "/kill-switch", Door::Control) => {
+                self.disable(&query("account").unwrap_or_default()).await
+            }
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
+        }
+    }
+
+    fn consequences(&self, account: &str) -> Result<String, String> {
+        let has = |identity: &Identity| {
+            identity.service_account.iter().chain(&identity.others).any(|own| own == account)
+        };
+        let members = self.lifecycle.members();
+        let live = members.iter().filter(|member| member.lease.is_some() && has(&member.grant.identity));
+        kill_switch::consequences(&self.rules.now(), account, live.count())
+    }
+
+    async fn disable(&self, account: &str) -> Reply {
+        if let Err(why) = self.consequences(account) {
+            return text(StatusCode::NOT_FOUND, &why);
+        }
+        match self.mint.disable(account).await {
+            Ok(()) => {
+                self.recorder.disabled(account, None);
+                self.voice.notice(format!("{account} was disabled by hand: every token of it has ended"));
+                text(StatusCode::OK, &format!("disabled {account}\n"))
+            }
+            Err(error) => {
+                self.recorder.disabled(account, Some(&error.to_string()));
+                text(StatusCode::BAD_GATEWAY, &format!("{account} is as it was: {error}\n"))
+            }
         }
     }
 
@@ -189,7 +229,8 @@ impl Desk {
     fn explain(&self, wanted: &str) -> Reply {
         match select(&self.lifecycle.members(), wanted) {
             Ok(found) => {
-                let all = found.iter().map(|member| self.policy.explain(&member.grant.task).to_string());
+                let rules = self.rules.now();
+                let all = found.iter().map(|member| explained_live(&rules, member));
                 text(StatusCode::OK, &all.collect::<Vec<_>>().join("\n"))
             }
             Err((status, why)) => text(status, &why),
@@ -213,6 +254,18 @@ impl Desk {
         }
         json_reply(&json!({ "cut_off": done }))
     }
+}
+
+/// Where the rules changed since, a container still has what it was given.
+fn explained_live(rules: &Rules, member: &Member) -> String {
+    let mut text = explained(rules, &member.grant.task);
+    let (has, by) = (&member.grant.identity, member.grant.by);
+    match rules.policy.decide(&member.grant.task) {
+        Decision::Attach(identity, _) if identity == *has => {}
+        _ => text
+            .push_str(&format!("the rules changed: until it ends it has identity {} (by {by})\n", has.name)),
+    }
+    text
 }
 
 /// By which way a request came, and so what it may ask.
@@ -276,7 +329,7 @@ fn text(status: StatusCode, text: &str) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::{ContainerId, Grant, Identity, Task};
+    use crate::workload::{By, ContainerId, Grant, Task};
 
     fn member(id: &str, name: Option<&str>, component: &str) -> Member {
         let task = Task {
@@ -286,8 +339,13 @@ mod tests {
             ..Task::default()
         };
         let container = ContainerId::parse(&format!("{id:0<64}")).unwrap();
-        let grant = Grant { container, identity: Arc::new(Identity::default()), task: Arc::new(task) };
-        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false }
+        let grant = Grant {
+            container,
+            identity: Arc::new(Identity::default()),
+            by: By::Default,
+            task: Arc::new(task),
+        };
+        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false, held: vec![] }
     }
 
     #[test]

@@ -3,31 +3,59 @@
 
 use serde_json::Value;
 
-use super::sessions;
+use super::sessions::{self, Peer};
 use crate::config::Surroundings;
 use crate::failure::{Ended, Failure};
 
-/// `container` is an id or the beginning of one, a name, or `pipeline/component`; `None` is all.
-pub async fn cut_off(
-    around: &Surroundings,
-    session: Option<&str>,
-    container: Option<&str>,
-    print: impl Fn(&str),
-) -> Result<Ended, Failure> {
-    let peers = sessions::find(around, session).await?;
+/// What is to be cut off, and how far.
+#[derive(Clone, Copy, Debug)]
+pub struct CutOff<'a> {
+    /// Only in this session.
+    pub session: Option<&'a str>,
+    /// An id or the beginning of one, a name, or `pipeline/component`; `None` is all.
+    pub container: Option<&'a str>,
+    /// A service account to disable as well.
+    pub account: Option<&'a str>,
+    /// Without it, only what else would break is said.
+    pub yes: bool,
+}
+
+/// Cuts off first, for that can wait for nobody; disabling an account is said before it is done.
+pub async fn cut_off(around: &Surroundings, ask: CutOff<'_>, print: impl Fn(&str)) -> Result<Ended, Failure> {
+    let peers = sessions::find(around, ask.session).await?;
     if peers.is_empty() {
         return Err(Failure::Engine("no session runs".into()));
     }
-    let target = match container {
+    let target = match ask.container {
         Some(container) => format!("/cut-off?{}", query("container", container)),
         None => "/cut-off?all".into(),
     };
+    let cut = everywhere(&peers, "POST", &target, |text| tell(text, &print)).await;
+    let Some(account) = ask.account else { return cut };
+    if let Err(failure) = &cut {
+        print(&failure.to_string());
+    }
+    let target = format!("/kill-switch?{}", query("account", account));
+    everywhere(&peers, "GET", &target, |text| print(&plain(text))).await?;
+    if !ask.yes {
+        return Err(Failure::Usage(format!("{account} is as it was: add --yes to disable it")));
+    }
+    everywhere(&peers, "POST", &target, |text| print(&plain(text))).await
+}
+
+/// Asks every session; one that knows what is asked about is enough.
+async fn everywhere(
+    peers: &[Peer],
+    method: &str,
+    target: &str,
+    tell: impl Fn(&str),
+) -> Result<Ended, Failure> {
     let (mut any, mut last) = (false, None);
-    for peer in &peers {
-        match peer.call("POST", &target).await {
+    for peer in peers {
+        match peer.call(method, target).await {
             Ok(text) => {
                 any = true;
-                tell(&text, &print);
+                tell(&text);
             }
             // Another session may have it.
             Err(Failure::NotFound(why)) => last = Some(why),
@@ -38,6 +66,10 @@ pub async fn cut_off(
         Some(why) if !any => Err(Failure::Usage(why)),
         _ => Ok(Ended::Done),
     }
+}
+
+fn plain(text: &str) -> String {
+    text.trim_end().chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 fn tell(text: &str, print: &impl Fn(&str)) {

@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::cut_off::query;
-use super::sessions;
+use super::{reload, sessions};
 use crate::config::{Config, Surroundings};
+use crate::docker::proxy::{Outcome, Rules, preview};
 use crate::failure::{Ended, Failure};
 use crate::kfp;
+use crate::policy::Decision;
+use crate::workload::Task;
 
 /// Larger than any create request that a person would look at.
 const LARGEST: u64 = 32 << 20;
 
-/// `what` is a file with the body of a create request, else a container of a session that runs. Whether a
-/// container may have an identity at all (`--privileged`, host network) is decided when it is created.
+/// `what` is a file with the body of a create request, else a container of a session that runs. What a file
+/// names (images, containers, directories) is looked at when it is created.
 pub async fn explain(
     config: &Config,
     around: &Surroundings,
@@ -23,9 +24,11 @@ pub async fn explain(
 ) -> Result<Ended, Failure> {
     let path = around.cwd.join(what);
     if path.is_file() {
-        let body = read(&path)?;
-        let task = kfp::task(&body, None);
-        print(config.policy.explain(&task).to_string().trim_end());
+        let rules = reload::rules(config);
+        let preview = preview(read(&path)?.as_bytes(), &rules, config.cells.is_some(), kfp::task)
+            .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
+        let beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
+        print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }
     for peer in sessions::find(around, None).await? {
@@ -43,14 +46,72 @@ pub async fn explain(
     )))
 }
 
-fn read(path: &Path) -> Result<Value, Failure> {
-    let wrong = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
-    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
-    if size > LARGEST {
-        return Err(wrong("is larger than 32 MiB, which the proxy refuses as well".into()));
+/// The same for every task of a compiled pipeline.
+pub fn explain_pipeline(
+    config: &Config,
+    around: &Surroundings,
+    file: &Path,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
+    let path = around.cwd.join(file);
+    let tasks = kfp::pipeline::tasks(&read(&path)?).map_err(|why| wrong(&path, why))?;
+    if tasks.is_empty() {
+        return Err(wrong(&path, "has no task that runs in a container"));
     }
-    let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let body: Value = serde_json::from_slice(&text)
-        .map_err(|error| wrong(format!("is not JSON (line {})", error.line())))?;
-    if body.is_object() { Ok(body) } else { Err(wrong("is not the body of a create request".into())) }
+    let rules = reload::rules(config);
+    for (index, task) in tasks.iter().enumerate() {
+        if index > 0 {
+            print("");
+        }
+        let inside = task.iteration.as_ref().map_or(String::new(), |inside| format!(" in {inside}"));
+        print(&plain(&format!("{task}{inside}, image {}", task.image)));
+        for line in explained(&rules, task).lines() {
+            print(&format!("  {line}"));
+        }
+    }
+    Ok(Ended::Done)
+}
+
+/// Which rule decides, and all that the container is given.
+pub(super) fn explained(rules: &Rules, task: &Task) -> String {
+    let explanation = rules.policy.explain(task);
+    let mut text = explanation.to_string();
+    if matches!(explanation.decision, Decision::Attach(..)) {
+        for mount in rules.mounts.iter().filter(|mount| mount.is_for(task)) {
+            text.push_str(&format!("mount         {mount}\n"));
+        }
+    }
+    plain(&text)
+}
+
+/// What a request says besides who makes it can keep it from what the rules give.
+fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
+    let given = matches!(rules.policy.decide(task), Decision::Attach(..));
+    match outcome {
+        Outcome::Attach(notices) => {
+            let line = |notice: &String| format!("note          {notice}, so its clients may not ask us\n");
+            notices.iter().map(line).collect()
+        }
+        Outcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),
+        Outcome::Pass(_) => String::new(),
+        Outcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
+    }
+}
+
+/// Names come from whoever wrote the request or the pipeline.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+fn wrong(path: &Path, why: impl std::fmt::Display) -> Failure {
+    Failure::Usage(format!("{}: {why}", path.display()))
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let size = std::fs::metadata(path).map_err(|error| wrong(path, error))?.len();
+    if size > LARGEST {
+        return Err(wrong(path, "is larger than 32 MiB, which the proxy refuses as well"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| wrong(path, error))?;
+    String::from_utf8(bytes).map_err(|_| wrong(path, "is not UTF-8"))
 }

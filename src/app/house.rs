@@ -12,13 +12,15 @@ use super::broken;
 use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
-use crate::config::{Config, SourceChoice, Surroundings, engine};
+use super::reload;
+use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, Ask, Clients, Closing, Exits, Kind, Reserved, Settings, Wiring};
+use crate::docker::proxy::{
+    self, Ask, Clients, Closing, Exits, Kind, Reserved, Rulebook, Settings, Wiring, Writable,
+};
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::failure::Failure;
-use crate::guard::Guard;
 use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
@@ -77,7 +79,6 @@ impl House {
             mode,
             pool: config.pool,
             cells: config.cells,
-            lock: &folder.join("lock"),
             sockets: &folder,
         };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
@@ -89,16 +90,14 @@ impl House {
         let views = host.views(config, Some(session.relay.to_string()));
         let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
         let server = Server::recorded(reader, mint, views, at, voice.clone(), to);
-        let cells = session.cells(&tunnel, server.doors(), &tasks);
         let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
         let lifecycle = manage(&session, granting, &voice, &tasks);
         let (ask, asks) = mpsc::channel(64);
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
-            guard: Arc::new(guard(config, around)),
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
-            cells,
+            cells: session.cells(&tunnel, server.doors(), &tasks),
             recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
@@ -118,7 +117,11 @@ impl House {
             proxy,
         };
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
-        tasks.spawn("events", lifecycle.follow_events());
+        tasks.spawn("events", lifecycle.clone().follow_events());
+        let (proxy, voice) = (house.proxy.clone(), voice.clone());
+        let following =
+            reload::follow(config.clone(), around.clone(), proxy, lifecycle, voice, tasks.clone());
+        tasks.spawn("config", following);
         house.keep_relay(server.clone(), tunnel, failing);
         if let Err(error) = house.go_live(&server, config).await {
             house.close(true).await;
@@ -161,6 +164,7 @@ impl House {
                 self.desk.clone().serve_loopback(listener, Door::Metrics, self.tasks.clone()),
             );
         }
+        self.volumes().await?;
         let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
         self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
@@ -180,6 +184,15 @@ impl House {
             network: &format!("{} {}", self.session.network.name, self.session.relay),
         });
         Ok(())
+    }
+
+    /// What every create would be refused for.
+    async fn volumes(&self) -> Result<(), Failure> {
+        let found = proxy::keys_in_volumes(&self.proxy).await.map_err(Failure::Engine)?;
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Config(format!("a volume of [[mount]]: {}", found.join("\n")))),
+        }
     }
 
     /// No container may be created from now on; what runs goes on.
@@ -303,10 +316,10 @@ fn settings(
     Settings {
         upstream: session.engine.socket().to_owned(),
         socket: PathBuf::new(),
-        guard: Arc::default(),
+        guard: Arc::new(config.guard.clone()),
         session: session.network.session.clone(),
-        policy: Arc::new(config.policy.clone()),
-        mounts: config.mounts.clone(),
+        rules: Rulebook::new(reload::rules(config)),
+        writable: Writable::default(),
         recognise: kfp::task,
         voice: voice.clone(),
         wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },
@@ -348,23 +361,6 @@ fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -
         voice.clone(),
         tasks.clone(),
     )
-}
-
-/// Where the session's own login lies is the likeliest place of all.
-fn guard(config: &Config, around: &Surroundings) -> Guard {
-    let named = match &config.source {
-        SourceChoice::Adc { file } => file.clone(),
-        SourceChoice::Offline => None,
-    };
-    let variable = |name| around.variable(name).map(PathBuf::from);
-    let cloudsdk =
-        variable("CLOUDSDK_CONFIG").map(|folder| folder.join("application_default_credentials.json"));
-    let files = [named, variable("GOOGLE_APPLICATION_CREDENTIALS"), cloudsdk].into_iter().flatten();
-    Guard {
-        rules: config.guard.clone(),
-        homes: around.home().into_iter().chain([PathBuf::from("/root")]).collect(),
-        files: files.filter_map(|file| file.canonicalize().ok()).collect(),
-    }
 }
 
 pub(super) fn session_id() -> Result<String, Failure> {

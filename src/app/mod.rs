@@ -2,13 +2,17 @@
 
 mod check;
 mod child;
+mod conformance;
 mod control;
 mod cut_off;
 mod explain;
 mod folder;
 mod host;
 mod house;
+mod kill_switch;
+mod looks;
 mod page;
+mod reload;
 mod run;
 mod scan;
 mod serve;
@@ -16,8 +20,9 @@ mod sessions;
 mod status;
 
 pub use check::check;
-pub use cut_off::cut_off;
-pub use explain::explain;
+pub use conformance::{Target, conformance};
+pub use cut_off::{CutOff, cut_off};
+pub use explain::{explain, explain_pipeline};
 pub use run::run;
 pub use scan::scan;
 pub use serve::{listen, serve};

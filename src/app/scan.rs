@@ -27,7 +27,7 @@ pub async fn scan(
 ) -> Result<Ended, Failure> {
     let began = Instant::now();
     let path = around.cwd.join(target);
-    let rules = config.guard.clone();
+    let rules = config.guard.rules.clone();
     let report = match std::fs::metadata(&path) {
         Ok(about) if about.is_dir() => blocking(move || Ok(folder(path, rules))).await?,
         Ok(_) => {
@@ -44,7 +44,7 @@ pub async fn scan(
     };
     let spent = began.elapsed();
     tracing::info!(bytes = report.bytes, ms = spent.as_millis(), "scanned");
-    tell(&report, target, &config.guard, print)
+    tell(&report, target, &config.guard.rules, print)
 }
 
 fn is_a_path(target: &str) -> bool {

@@ -14,7 +14,8 @@ use super::folder::runtime_folder;
 use crate::config::Surroundings;
 use crate::failure::Failure;
 
-const WITHIN: Duration = Duration::from_secs(5);
+/// A call to the cloud is given 25 s there.
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// A session that answers.
 #[derive(Clone, Debug)]
@@ -56,7 +57,13 @@ impl Peer {
         let lost = |why: String| Failure::Engine(format!("session {}: {why}", self.session));
         let (status, body) = call.map_err(|_| lost("does not answer".into()))?.map_err(lost)?;
         let text = String::from_utf8_lossy(&body).into_owned();
-        if status.is_success() { Ok(text) } else { Err(Failure::NotFound(text.trim_end().to_owned())) }
+        let said = text.trim_end();
+        match status.as_u16() {
+            200..300 => Ok(text),
+            // What the session asked others for failed.
+            502 => Err(Failure::NotPermitted(said.to_owned())),
+            _ => Err(Failure::NotFound(said.to_owned())),
+        }
     }
 
     async fn exchange(&self, method: &str, target: &str) -> Result<(hyper::StatusCode, Bytes), String> {

@@ -50,6 +50,9 @@ pub(super) struct Health {
 pub(super) struct Who {
     pub(super) name: String,
     pub(super) account: Option<String>,
+    /// Further accounts.
+    #[serde(default)]
+    pub(super) others: Vec<String>,
     pub(super) scopes: String,
     pub(super) lifetime: u64,
 }
@@ -59,6 +62,8 @@ pub(super) struct Row {
     pub(super) container: String,
     pub(super) task: String,
     pub(super) identity: String,
+    /// `default`, or the rule that gave it.
+    pub(super) by: String,
     pub(super) address: String,
     /// `live`, `stopped` or `cut off`.
     pub(super) state: String,
@@ -100,6 +105,7 @@ impl Status {
         let who = |identity: &std::sync::Arc<crate::workload::Identity>| Who {
             name: identity.name.clone(),
             account: identity.service_account.clone(),
+            others: identity.others.clone(),
             scopes: identity.scopes.to_string(),
             lifetime: identity.lifetime.as_secs(),
         };
@@ -107,6 +113,7 @@ impl Status {
             container: member.grant.container.as_str().into(),
             task: member.grant.task.to_string(),
             identity: member.grant.identity.name.clone(),
+            by: member.grant.by.to_string(),
             address: member.address.to_string(),
             state: match (&member.lease, member.barred) {
                 (_, true) => "cut off",
@@ -115,7 +122,7 @@ impl Status {
             }
             .into(),
             since: member.lease.as_ref().map(|lease| rfc3339(lease.since())),
-            tokens: tokens(member.lease.map(|lease| lease.issued().alive(now)).unwrap_or_default(), now),
+            tokens: tokens(member.tokens(now), now),
         };
         Self {
             session: about.session.clone(),
@@ -135,7 +142,7 @@ impl Status {
                 last_failure,
                 why,
             },
-            identities: about.identities.iter().map(who).collect(),
+            identities: desk.rules.now().identities.iter().map(who).collect(),
             leases: desk.lifecycle.members().into_iter().map(row).collect(),
             totals: Totals {
                 attached: summary.attached,
@@ -228,8 +235,10 @@ impl Status {
             let losing = if audit.losing { ", losing more now" } else { "" };
             let _ = writeln!(text, "audit     {}, {} entries lost{losing}", audit.file, audit.lost);
         }
-        for Who { name, account, scopes, lifetime } in &self.identities {
+        for Who { name, account, others, scopes, lifetime } in &self.identities {
             let account = account.as_deref().unwrap_or("the own account");
+            let account = std::iter::once(account).chain(others.iter().map(String::as_str));
+            let account = account.collect::<Vec<_>>().join(" and ");
             let _ = writeln!(text, "identity  {name}: {account}, {lifetime} s, {scopes}");
         }
     }
@@ -285,6 +294,7 @@ mod tests {
             container: format!("{n:064x}"),
             task: "etl/load\x1b[2J".into(),
             identity: "loader".into(),
+            by: "rule 1".into(),
             address: "169.254.168.2".into(),
             state: "live".into(),
             since: Some("2026-11-23T12:00:00Z".into()),

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::boundary::boundary;
+use super::find::Located;
 use super::forms::{
     account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
-use super::keys::{RawConfig, RawEndpoints, RawGuard, RawIdentity, RawInstance};
+use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
 use super::mounts::mounts;
 use super::read::{Layers, one_line, shown};
 use super::rules::{choose, named, rules};
 use super::seeing::{audit, metrics};
-use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine};
-use crate::guard::{Mode, Rules};
+use super::{
+    Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine, guarding,
+};
 use crate::observe;
 use crate::policy::Policy;
 use crate::token::{CLOUD_PLATFORM, Scopes};
@@ -35,13 +38,16 @@ pub(super) fn resolve(
     base: &Path,
     around: &Surroundings,
     flags: &Overrides,
-    file: Option<PathBuf>,
+    located: Option<Located>,
 ) -> Result<Config, Problems> {
     layers.verdict()?;
+    let stamp = located.as_ref().map(|located| located.stamp);
+    let file = located.map(|located| located.path);
     let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
     let say = &mut layers;
     let impersonate = judged(say, "impersonate", raw.impersonate, account);
-    let identities = identities(say, raw.identity, impersonate.as_deref());
+    let subject = judged(say, "subject", raw.subject, account);
+    let identities = identities(say, raw.identity, impersonate.as_deref(), subject.as_deref());
     let policy = Policy {
         rules: rules(say, raw.rule, &identities),
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
@@ -54,11 +60,13 @@ pub(super) fn resolve(
         Overrides { quiet: true, .. } => observe::Form::Quiet,
         _ => observe::Form::Text,
     };
+    let source = source(say, raw.credentials, raw.credentials_file, base, around);
+    let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, around), &source, around);
     let config = Config {
         audit: audit(say, raw.audit, &beside, around),
         metrics: metrics(say, raw.metrics),
-        mounts: mounts(say, raw.mount, &flags.mounts, &beside, around),
-        source: source(say, raw.credentials, raw.credentials_file, base, around),
+        mounts: mounts(say, raw.mount, &flags.mounts, &beside, around, &key_guard),
+        source,
         impersonate,
         project: judged(say, "project", raw.project, project),
         numeric_project: numeric(say, raw.numeric_project),
@@ -72,13 +80,15 @@ pub(super) fn resolve(
         policy,
         identities,
         keep: raw.keep.unwrap_or_default(),
-        guard: guard(say, raw.guard, &beside, around),
+        guard: key_guard,
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
         engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
         form,
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,
+        stamp,
+        flags: flags.clone(),
     };
     layers.verdict().map(|()| config)
 }
@@ -99,7 +109,7 @@ fn judged(
     judged_as(say, path, value, |text| check(text).map(|()| text.to_owned()))
 }
 
-fn judged_as<T>(
+pub(super) fn judged_as<T>(
     say: &mut Layers,
     path: &str,
     value: Option<String>,
@@ -124,13 +134,18 @@ fn source(
 ) -> SourceChoice {
     match credentials.as_deref() {
         None | Some("adc") => {}
-        Some("offline") if file.is_some() => {
-            say.problem("credentials_file", "offline takes no credential file")
+        Some(other @ ("offline" | "metadata" | "gcloud")) if file.is_some() => {
+            say.problem("credentials_file", format_args!("{other} takes no credential file"));
         }
         Some("offline") => return SourceChoice::Offline,
+        Some("metadata") => return SourceChoice::Metadata,
+        Some("gcloud") => return SourceChoice::Gcloud,
         Some(other) => {
-            let other = one_line(other);
-            say.problem("credentials", format_args!("\"{other}\" has to be \"adc\" or \"offline\""));
+            let what = format_args!(
+                "\"{}\" has to be \"adc\", \"metadata\", \"gcloud\" or \"offline\"",
+                one_line(other)
+            );
+            say.problem("credentials", what);
         }
     }
     let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
@@ -142,32 +157,6 @@ fn source(
         _ => Some(base.join(file)),
     });
     SourceChoice::Adc { file }
-}
-
-fn guard(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Surroundings) -> Rules {
-    let mode = judged_as(say, "guard.mode", raw.mode, |text| match text {
-        "deny" => Ok(Mode::Deny),
-        "warn" => Ok(Mode::Warn),
-        "off" => Ok(Mode::Off),
-        _ => Err("has to be \"deny\", \"warn\" or \"off\"".into()),
-    });
-    let mut allow = vec![];
-    for text in &raw.allow {
-        match (text.strip_prefix("~/"), around.home()) {
-            _ if text.trim_matches(['/', '.', '~']).is_empty() => {
-                say.problem("guard.allow", format_args!("\"{}\" would except everything", shown(text)));
-            }
-            (Some(rest), Some(home)) => allow.push(home.join(rest)),
-            (Some(_), None) => say.problem("guard.allow", "starts at your home, and HOME is not set"),
-            (None, _) => {
-                // A relative path is one beside the file, and one inside an archive.
-                let path = Path::new(text.trim_start_matches("./"));
-                allow.extend(path.is_relative().then(|| path.to_owned()));
-                allow.push(beside.join(path));
-            }
-        }
-    }
-    Rules { mode: mode.unwrap_or_default(), allow }
 }
 
 /// The range of the networks of one container each, where there are any.
@@ -237,6 +226,7 @@ fn endpoints(say: &mut Layers, raw: RawEndpoints) -> Endpoints {
     Endpoints {
         token: judged_as(say, "endpoints.token", raw.token, address),
         iam_credentials: judged_as(say, "endpoints.iam_credentials", raw.iam_credentials, base),
+        iam: judged_as(say, "endpoints.iam", raw.iam, base),
         sts: judged_as(say, "endpoints.sts", raw.sts, address),
         universe: judged(say, "endpoints.universe", raw.universe, universe),
     }
@@ -246,6 +236,7 @@ fn identities(
     say: &mut Layers,
     mut raw: BTreeMap<String, RawIdentity>,
     impersonate: Option<&str>,
+    subject: Option<&str>,
 ) -> BTreeMap<String, Arc<Identity>> {
     raw.entry("default".into()).or_default();
     let mut all = BTreeMap::new();
@@ -259,18 +250,43 @@ fn identities(
             say.problem(&path("service_account"), "say impersonate instead, which flags can change");
         }
         let own = judged(say, &path("service_account"), raw.service_account, account);
+        let stands_in = match raw.subject {
+            Some(nobody) if nobody.is_empty() => None,
+            Some(_) => judged(say, &path("subject"), raw.subject, account),
+            None => subject.map(String::from),
+        };
+        if raw.kill_switch && own.is_none() {
+            let what =
+                "needs a service_account of this identity's own: whoever else uses the account loses it";
+            say.problem(&path("kill_switch"), what);
+        }
         let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
         let identity = Identity {
+            others: others(say, &path("other_accounts"), raw.other_accounts, own.as_deref()),
             service_account: own.or_else(|| impersonate.map(String::from)),
             scopes: scopes(say, &path("scopes"), raw.scopes),
             audiences: audiences(say, &path("audiences"), raw.audiences),
             lifetime: lifetime.unwrap_or(Duration::from_secs(3600)),
             isolate: raw.isolate,
             strict: raw.strict,
+            kill_switch: raw.kill_switch,
             rate: rate(say, &path("rate"), raw.rate),
+            subject: stands_in,
+            boundary: boundary(say, &path("boundary"), raw.boundary),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));
+    }
+    all
+}
+
+fn others(say: &mut Layers, path: &str, given: Vec<String>, first: Option<&str>) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for email in given {
+        if first == Some(email.as_str()) || all.contains(&email) {
+            say.problem(path, format_args!("\"{}\" is there twice", shown(&email)));
+        }
+        all.extend(judged(say, path, Some(email), account));
     }
     all
 }

@@ -32,6 +32,8 @@ enum Found {
 pub(super) struct Located {
     pub path: PathBuf,
     pub text: String,
+    /// Of the file that was read; see `Config::stamp`.
+    pub stamp: (i64, i64, u64, u64),
     found: Found,
     /// Who else can write it, if anybody can.
     exposed: Option<&'static str>,
@@ -79,7 +81,8 @@ fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
     let us = rustix::process::geteuid().as_raw();
     let exposed = exposure(about.mode(), about.uid(), us);
-    Ok(Some(Located { path: path.to_owned(), text, found, exposed }))
+    let stamp = (about.mtime(), about.mtime_nsec(), about.size(), about.ino());
+    Ok(Some(Located { path: path.to_owned(), text, stamp, found, exposed }))
 }
 
 /// Who else can write a file with this mode and owner.
@@ -110,6 +113,18 @@ impl Located {
             "{path}: {names} counts in a project's file only once you trust it; read it, then run: \
              kfp-creds config trust"
         ))
+    }
+
+    /// Why this content may not be taken up while a session runs, or nothing if it may.
+    pub(super) fn content_is_trusted(&self, around: &Surroundings) -> Result<(), String> {
+        let path = self.path.display();
+        if let Some(why) = self.exposed {
+            return Err(format!("{path} changed and is not read again: {why}; chmod or chown it"));
+        }
+        if self.found == Found::Own || Trusted::open(around)?.holds(self) {
+            return Ok(());
+        }
+        Err(format!("{path} changed; the session takes it up once you trust it: kfp-creds config trust"))
     }
 
     pub(super) fn exposed(&self) -> Option<&'static str> {

@@ -1,9 +1,8 @@
 //! Every key of the config, in one place: the shape that is read and the table that documents it.
 //!
-//! `docs/CONFIG.md` is [`reference()`]; tests hold the table, the shape and the document together.
+//! `docs/CONFIG.md` is `config::reference()`; tests hold the table, the shape and the document together.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde::Deserialize;
 
@@ -18,6 +17,7 @@ pub(super) struct RawConfig {
     pub numeric_project: Option<i64>,
     pub email: Option<String>,
     pub quota_project: Option<String>,
+    pub subject: Option<String>,
     pub zone: Option<String>,
     pub region: Option<String>,
     pub default: Option<String>,
@@ -82,6 +82,7 @@ pub(super) struct RawMetrics {
 pub(super) struct RawEndpoints {
     pub token: Option<String>,
     pub iam_credentials: Option<String>,
+    pub iam: Option<String>,
     pub sts: Option<String>,
     pub universe: Option<String>,
 }
@@ -90,12 +91,32 @@ pub(super) struct RawEndpoints {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawIdentity {
     pub service_account: Option<String>,
+    pub other_accounts: Vec<String>,
     pub scopes: Option<Vec<String>>,
     pub audiences: Vec<String>,
     pub lifetime: Option<String>,
     pub isolate: bool,
     pub strict: bool,
     pub rate: Option<i64>,
+    pub subject: Option<String>,
+    pub boundary: Vec<RawBoundary>,
+    pub kill_switch: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawBoundary {
+    pub bucket: Option<String>,
+    pub permissions: Vec<String>,
+    pub condition: RawCondition,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawCondition {
+    pub title: Option<String>,
+    pub description: Option<String>,
+    pub expression: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,7 +139,12 @@ pub(super) struct RawRule {
 pub(super) struct RawMount {
     pub pipeline: Option<String>,
     pub component: Option<String>,
+    pub function: Option<String>,
+    pub iteration: Option<String>,
     pub image: Option<String>,
+    pub compose_project: Option<String>,
+    pub compose_service: Option<String>,
+    pub labels: BTreeMap<String, String>,
     pub source: Option<String>,
     pub tmpfs: bool,
     pub target: Option<String>,
@@ -180,7 +206,7 @@ impl Key {
 /// All keys, in the order of the document.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
-    key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
+    key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
@@ -194,6 +220,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_EMAIL"),
     key("quota_project", Kind::Text, "what the credential says", "The project that is charged for quota (`GOOGLE_CLOUD_QUOTA_PROJECT`).")
         .variable("KFP_CREDS_QUOTA_PROJECT"),
+    key("subject", Kind::Text, "nobody", "The person whom the service account stands in for, by domain-wide delegation, in every identity that says nothing else. ID tokens stay the service account's.")
+        .variable("KFP_CREDS_SUBJECT"),
     key("zone", Kind::Text, "`\"us-central1-a\"`", "The zone that containers are told.")
         .variable("KFP_CREDS_ZONE"),
     key("region", Kind::Text, "that of the zone", "Short for the zone `REGION-1`, as serverless runtimes say it; not together with `zone`.")
@@ -228,6 +256,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
     key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
         .variable("KFP_CREDS_ENDPOINT_IAM_CREDENTIALS").guarded(),
+    key("endpoints.iam", Kind::Text, "`https://iam.UNIVERSE`", "The base URL of the IAM API, without a path; only `cut-off --disable-account` asks there.")
+        .variable("KFP_CREDS_ENDPOINT_IAM").guarded(),
     key("endpoints.sts", Kind::Text, "`https://sts.UNIVERSE/v1/token`", "The whole URL of the security token service.")
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
@@ -239,12 +269,20 @@ pub(super) const KEYS: &[Key] = &[
     key("attributes.*", Kind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
     key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
+    key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after its first as a VM lists them: a container asks for them by e-mail."),
     key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one."),
     key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
+    key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
+    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. At most 10 rules."),
+    key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles that are available there, such as `\"inRole:roles/storage.objectViewer\"`. The account has to have them itself."),
+    key("identity.*.boundary[].condition.expression", Kind::Text, "none", "What has to be true of an object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
+    key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),
+    key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
+    key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -257,56 +295,17 @@ pub(super) const KEYS: &[Key] = &[
     key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. Another name there, and it gets none."),
     key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
+    key("mount[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
+    key("mount[].iteration", Kind::Text, "any", "A pattern for the place in a loop."),
     key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("mount[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
+    key("mount[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
+    key("mount[].labels.*", Kind::Text, "any", "A pattern for a label of the create request."),
     key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine.").guarded(),
     key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
     key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
     key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),
 ];
-
-/// The text of `docs/CONFIG.md`.
-pub fn reference() -> String {
-    let mut text = String::from(HEAD);
-    for key in KEYS {
-        let mut from = Vec::from_iter(key.flag.map(|flag| format!("`{flag}`")));
-        from.extend(key.variable.map(|name| format!("`{name}`")));
-        let mark = if key.guarded { " †" } else { "" };
-        let path = key.path.replace("*", "NAME");
-        let _ = writeln!(
-            text,
-            "| `{path}`{mark} | {} | {} | {} | {} |",
-            key.kind.wanted(),
-            key.default,
-            if from.is_empty() { "-".into() } else { from.join(" ") },
-            key.says,
-        );
-    }
-    text.push_str(FOOT);
-    text
-}
-
-const HEAD: &str = "\
-# Configuration
-
-Made from `src/config/keys.rs` by `cargo test`; do not edit by hand.
-
-One file is used: `--config FILE` or `KFP_CREDS_CONFIG`, else the nearest `kfp-creds.toml` in the working
-directory or above it, else `$XDG_CONFIG_HOME/kfp-creds/config.toml` (`~/.config` where that is unset).
-Flags win over the environment, the environment wins over the file, the file wins over the defaults. The
-pairs `credentials`/`credentials_file` and `zone`/`region` are replaced as a pair. An empty variable counts
-as unset. `kfp-creds config init` writes a starter, `kfp-creds config check` says everything that is wrong.
-
-| key | value | default | flag, variable | what it does |
-|---|---|---|---|---|
-";
-
-const FOOT: &str = "
-† A file that was found in a project may say this only after `kfp-creds config trust`, which holds for the
-file's present content. Nobody may say it in a file that other users can write.
-
-An identity named `default` always exists; `[identity.default]` changes it. `none` is not a name. Names of
-identities: letters, digits, `-`, `_`, at most 63.
-";
 
 #[cfg(test)]
 mod tests {
@@ -344,13 +343,16 @@ mod tests {
             ("[audit]", "audit."),
             ("[metrics]", "metrics."),
             ("[identity.a]", "identity.*."),
+            ("[[identity.a.boundary]]", "identity.*.boundary[]."),
+            ("[[identity.a.boundary]]\n[identity.a.boundary.condition]", "identity.*.boundary[].condition."),
             ("[[rule]]", "rule[]."),
             ("[[mount]]", "mount[]."),
         ] {
             shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
         }
-        shape.retain(|field| field != "rule[].labels");
-        shape.push("rule[].labels.*".into());
+        let inner = ["identity.*.boundary", "identity.*.boundary[].condition"];
+        shape.retain(|field| !field.ends_with("[].labels") && !inner.contains(&field.as_str()));
+        shape.extend(["rule[].labels.*".into(), "mount[].labels.*".into()]);
         shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
         let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
         table.sort_unstable();
@@ -369,6 +371,7 @@ mod tests {
                 "guard.",
                 "audit.file",
                 "metrics.",
+                "identity.*.kill_switch",
             ]
             .iter()
             .any(|p| key.path.starts_with(p));

@@ -4,18 +4,23 @@
 //! own. Rooms: `keys` (every key), `read` (layers and positions), `find` (where the file is, trust),
 //! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
+mod boundary;
 mod check;
 pub mod engine;
 mod find;
 mod forms;
+mod guarding;
 mod keys;
 mod mounts;
 mod read;
+mod reference;
 mod rules;
+mod schema;
 mod seeing;
+mod summary;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,11 +28,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use find::FILE;
-pub use keys::reference;
 pub use read::Guarded;
 use read::Layers;
+pub use reference::reference;
+pub use schema::schema;
 
-use crate::guard::{Mode, Rules};
+use crate::guard::Guard;
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
@@ -101,7 +107,7 @@ pub struct Config {
     /// What `run` does with containers that still run at its end: leave them, without identity.
     pub keep: bool,
     /// What becomes of keys that a request would bring into a container.
-    pub guard: Rules,
+    pub guard: Guard,
     pub pool: Pool,
     /// With `isolation = "network"`: what networks of one container each are made of.
     pub cells: Option<Pool>,
@@ -112,6 +118,10 @@ pub struct Config {
     pub log: String,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+    /// Of the file, as it was read: modified (seconds, nanoseconds), size, inode.
+    pub stamp: Option<(i64, i64, u64, u64)>,
+    /// What the command line said, for reading the file again.
+    pub flags: Overrides,
 }
 
 /// Where host credentials come from.
@@ -119,6 +129,10 @@ pub struct Config {
 pub enum SourceChoice {
     /// Application default credentials: `file` (absolute), else where Google's libraries look.
     Adc { file: Option<PathBuf> },
+    /// The metadata server of the machine itself.
+    Metadata,
+    /// gcloud's active account.
+    Gcloud,
     /// A key made at start; never chosen silently.
     Offline,
 }
@@ -130,6 +144,8 @@ pub struct Endpoints {
     pub token: Option<String>,
     /// Scheme and authority only.
     pub iam_credentials: Option<String>,
+    /// Scheme and authority only.
+    pub iam: Option<String>,
     /// Whole URL.
     pub sts: Option<String>,
     /// A domain such as `googleapis.com`.
@@ -174,8 +190,12 @@ impl From<String> for Problems {
 
 /// Reads, layers and checks. Fails with everything that is wrong, not with the first of it.
 pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
+    judge(find::locate(named(flags, around), around)?, flags, around)
+}
+
+/// The same for a file that was read already.
+fn judge(file: Option<find::Located>, flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
     let mut layers = Layers::default();
-    let file = find::locate(named(flags, around), around)?;
     if let Some(located) = &file {
         let guarded = layers.file(&located.path, &located.text);
         if let Err(objection) = located.objection(&guarded, around) {
@@ -188,7 +208,26 @@ pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Probl
     layers.flags(flags);
     let from_file = layers.is_from_file("credentials_file");
     let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
-    check::resolve(layers, &base, around, flags, file.map(|located| located.path))
+    check::resolve(layers, &base, around, flags, file)
+}
+
+/// Why a file that changed was not taken up.
+#[derive(Debug)]
+pub enum Unread {
+    /// It came with a project and waits for `kfp-creds config trust`.
+    Untrusted(String),
+    Broken(String),
+}
+
+/// Reads the file of `config` again, as it was found then. Content that is not trusted is not parsed.
+pub fn reread(config: &Config, around: &Surroundings) -> Result<Config, Unread> {
+    let broken = |why: String| Unread::Broken(why);
+    let located = find::locate(named(&config.flags, around), around).map_err(broken)?;
+    let Some(located) = located.filter(|located| Some(&located.path) == config.file.as_ref()) else {
+        return Err(broken("another config file counts here now".into()));
+    };
+    located.content_is_trusted(around).map_err(Unread::Untrusted)?;
+    judge(Some(located), &config.flags, around).map_err(|problems| Unread::Broken(problems.to_string()))
 }
 
 fn named<'a>(flags: &'a Overrides, around: &'a Surroundings) -> Option<&'a Path> {
@@ -244,99 +283,4 @@ pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems
     }
     find::Trusted::open(around)?.add(&located)?;
     Ok(Trust { file: located.path, guarded })
-}
-
-impl Config {
-    /// What `config check` prints: one line per fact.
-    pub fn summary(&self) -> String {
-        let mut text = String::new();
-        let mut line = |name: &str, what: String| {
-            let _ = writeln!(text, "{name:<12}  {}", read::one_line(&what));
-        };
-        line(
-            "file",
-            self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| f.display().to_string()),
-        );
-        line(
-            "credentials",
-            match &self.source {
-                SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
-                SourceChoice::Adc { file: Some(file) } => file.display().to_string(),
-                SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
-            },
-        );
-        line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
-        for (name, value) in [
-            ("number", self.numeric_project.map(|number| number.to_string())),
-            ("quota", self.quota_project.clone()),
-            ("e-mail", self.email.clone()),
-            ("zone", Some(self.zone.clone())),
-            ("token", self.endpoints.token.clone()),
-            ("iam", self.endpoints.iam_credentials.clone()),
-            ("sts", self.endpoints.sts.clone()),
-            ("universe", self.endpoints.universe.clone()),
-            ("engine", self.engine.clone()),
-            ("pool", self.cells.is_none().then(|| self.pool.to_string())),
-            ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
-            ("guard", (self.guard != Rules::default()).then(|| guarding(&self.guard))),
-            ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
-            ("metrics", self.metrics.map(|at| at.to_string())),
-        ] {
-            if let Some(value) = value {
-                line(name, value);
-            }
-        }
-        for identity in self.identities.values() {
-            line("identity", sentence(identity));
-        }
-        for (index, rule) in self.policy.rules.iter().enumerate() {
-            let given = rule.patterns.iter().map(|(part, pattern)| format!("{part} {pattern}"));
-            let given = given.collect::<Vec<_>>().join(", ");
-            let identity = rule.identity.as_ref().map_or("none", |identity| &identity.name);
-            let identity = format!("{identity}{}", choices(&rule.choose));
-            line(&format!("rule {}", index + 1), format!("{given}: {identity}"));
-        }
-        let who = if self.policy.all { "every other container" } else { "every other kfp task" };
-        let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
-        line("otherwise", format!("{who}: {identity}{}", choices(&self.policy.choose)));
-        text
-    }
-}
-
-fn guarding(rules: &Rules) -> String {
-    let mode = match rules.mode {
-        Mode::Deny => "deny",
-        Mode::Warn => "warn",
-        Mode::Off => "off",
-    };
-    match rules.allow.is_empty() {
-        true => mode.into(),
-        false => {
-            let allowed = rules.allow.iter().map(|path| path.display().to_string());
-            format!("{mode}, except {}", allowed.collect::<Vec<_>>().join(" "))
-        }
-    }
-}
-
-fn choices(choose: &[Arc<Identity>]) -> String {
-    let names: Vec<&str> = choose.iter().map(|identity| identity.name.as_str()).collect();
-    if names.is_empty() { String::new() } else { format!(", or by choice {}", names.join(", ")) }
-}
-
-fn sentence(identity: &Identity) -> String {
-    let account = identity.service_account.as_deref().unwrap_or("the own account");
-    let mut text = format!("{}: {account}, {} s", identity.name, identity.lifetime.as_secs());
-    let _ = write!(text, ", scopes {}", identity.scopes);
-    if !identity.audiences.is_empty() {
-        let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
-    }
-    if let Some(rate) = identity.rate {
-        let _ = write!(text, ", {rate} a minute");
-    }
-    for (word, said) in [("isolate", identity.isolate), ("strict", identity.strict)] {
-        if said {
-            let _ = write!(text, ", {word}");
-        }
-    }
-    text
 }

@@ -1,14 +1,20 @@
 //! `[[mount]]` and `--mount`: paths are made absolute and looked at here, so that what cannot be mounted is
 //! said at the start, all of it at once.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-use wildmatch::WildMatch;
 
 use super::Surroundings;
 use super::keys::RawMount;
 use super::read::Layers;
+use super::rules::patterns;
+use crate::guard::walk::{self, Budget, Memory};
+use crate::guard::{Guard, Mode};
 use crate::mounts::{Mount, Source, objection};
+use crate::workload::Part;
+
+/// Most keys that are told of all mounts together.
+const MOST: usize = 16;
 
 /// `beside` is where relative sources of the file start; `flags` are relative to the working directory.
 pub(super) fn mounts(
@@ -17,23 +23,100 @@ pub(super) fn mounts(
     flags: &[String],
     beside: &Path,
     around: &Surroundings,
+    guard: &Guard,
 ) -> Vec<Mount> {
-    let mut all = Vec::new();
-    for (index, raw) in raw.into_iter().enumerate() {
+    let mut mounts: Vec<Mount> = Vec::new();
+    let mut looked: Vec<(PathBuf, Said)> = Vec::new();
+    for (index, mut raw) in raw.into_iter().enumerate() {
         let path = format!("mount[{}]", index + 1);
+        let patterns = patterns(
+            say,
+            &path,
+            [
+                (Part::Pipeline, "pipeline", raw.pipeline.take()),
+                (Part::Component, "component", raw.component.take()),
+                (Part::Function, "function", raw.function.take()),
+                (Part::Iteration, "iteration", raw.iteration.take()),
+                (Part::Image, "image", raw.image.take()),
+                (Part::ComposeProject, "compose_project", raw.compose_project.take()),
+                (Part::ComposeService, "compose_service", raw.compose_service.take()),
+            ],
+            std::mem::take(&mut raw.labels),
+        );
         match read(raw, beside, around) {
-            Ok(mount) => all.push(mount),
-            Err(("", what)) => say.problem(&path, what),
-            Err((key, what)) => say.problem(&format!("{path}.{key}"), what),
+            Ok(mount) => {
+                looked.extend(place(&mount).map(|place| (place, Said::Key(format!("{path}.source")))));
+                mounts.push(Mount { patterns, ..mount });
+            }
+            Err(wrong) => {
+                for (key, what) in wrong {
+                    let key = if key.is_empty() { path.clone() } else { format!("{path}.{key}") };
+                    say.problem(&key, what);
+                }
+            }
         }
     }
     for text in flags {
-        match flag(text).and_then(|raw| read(raw, &around.cwd, around).map_err(|(_, what)| what)) {
-            Ok(mount) => all.push(mount),
+        match flag(text).and_then(|raw| read(raw, &around.cwd, around).map_err(all)) {
+            Ok(mount) => {
+                looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
+                mounts.push(mount);
+            }
             Err(what) => say.objection(format!("--mount {text}: {what}")),
         }
     }
-    all
+    clashes(say, &mounts);
+    keys(say, looked, guard);
+    mounts
+}
+
+/// Two mounts for every container at one place would refuse every create.
+fn clashes(say: &mut Layers, mounts: &[Mount]) {
+    let mut taken = BTreeSet::new();
+    for mount in mounts.iter().filter(|mount| mount.patterns.is_empty()) {
+        if !taken.insert(mount.target.trim_end_matches('/')) {
+            say.objection(format!("two mounts are for every container at {}; leave one out", mount.target));
+        }
+    }
+}
+
+/// In one line, for a flag.
+fn all(wrong: Vec<(&'static str, String)>) -> String {
+    wrong.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join("; ")
+}
+
+/// Who said a mount.
+enum Said {
+    Key(String),
+    Flag(String),
+}
+
+fn place(mount: &Mount) -> Option<PathBuf> {
+    match &mount.source {
+        Source::Path(path) => Some(path.clone()),
+        Source::Volume(_) | Source::Tmpfs => None,
+    }
+}
+
+/// What every create would be refused for is said now. A thousand mounts cost no more than one: the budget is
+/// for all of them; what it leaves out is looked at when it is mounted.
+fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) {
+    if guard.rules.mode != Mode::Deny || looked.is_empty() {
+        return;
+    }
+    let places: Vec<PathBuf> = looked.iter().map(|(place, _)| place.clone()).collect();
+    let seen = walk::look(&places, guard, Budget::REQUEST, &Memory::default(), MOST);
+    for (place, said) in looked {
+        let here = seen.finds.iter().filter(|find| Path::new(&find.place).starts_with(&place));
+        let Some(what) = here.map(ToString::to_string).reduce(|all, one| format!("{all}; {one}")) else {
+            continue;
+        };
+        let what = format!("holds {what}; mount what lies beside it, or except it under [guard]");
+        match said {
+            Said::Key(key) => say.problem(&key, format_args!("{} {what}", place.display())),
+            Said::Flag(text) => say.objection(format!("--mount {text}: {what}")),
+        }
+    }
 }
 
 /// `SOURCE:TARGET[:ro|:rw]`, as `docker run -v` has it.
@@ -56,27 +139,28 @@ fn flag(text: &str) -> Result<RawMount, String> {
     }
 }
 
-/// The error names the key that is wrong, or none.
-fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, (&'static str, String)> {
-    let target = raw.target.ok_or(("", "needs a target, a path in the container".to_string()))?;
-    if let Some(why) = objection(&target) {
-        return Err(("target", format!("\"{target}\" {why}")));
+/// Each problem names the key that is wrong, or none.
+fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Vec<(&'static str, String)>> {
+    let mut wrong = vec![];
+    match &raw.target {
+        None => wrong.push(("", "needs a target, a path in the container".to_string())),
+        Some(target) => {
+            wrong.extend(objection(target).map(|why| ("target", format!("\"{target}\" {why}"))));
+        }
     }
-    let source = match (raw.source, raw.tmpfs) {
-        (None, true) => Source::Tmpfs,
-        (Some(_), true) => return Err(("tmpfs", "has no source: it is empty memory".into())),
-        (None, false) => return Err(("", "needs a source, or tmpfs = true".into())),
-        (Some(text), false) => source(&text, beside, around).map_err(|what| ("source", what))?,
+    let found = match (&raw.source, raw.tmpfs) {
+        (None, true) => Ok(Source::Tmpfs),
+        (Some(_), true) => Err(("tmpfs", "has no source: it is empty memory".into())),
+        (None, false) => Err(("", "needs a source, or tmpfs = true".into())),
+        (Some(text), false) => source(text, beside, around).map_err(|what| ("source", what)),
     };
-    let pattern = |text: Option<String>| text.map(|text| WildMatch::new(&text));
-    Ok(Mount {
-        pipeline: pattern(raw.pipeline),
-        component: pattern(raw.component),
-        image: pattern(raw.image),
-        source,
-        target,
-        writable: raw.writable || raw.tmpfs,
-    })
+    let found = found.map_err(|what| wrong.push(what));
+    match (found, raw.target) {
+        (Ok(source), Some(target)) if wrong.is_empty() => {
+            Ok(Mount { patterns: vec![], source, target, writable: raw.writable || raw.tmpfs })
+        }
+        _ => Err(wrong),
+    }
 }
 
 /// With a slash, or `.`, or `~` it is a path of this machine; a plain word is a volume of the engine.

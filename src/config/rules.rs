@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wildmatch::WildMatch;
-
 use super::keys::RawRule;
 use super::read::{Layers, one_line};
-use crate::policy::{Part, Rule};
-use crate::workload::Identity;
+use crate::policy::Rule;
+use crate::workload::{Identity, Part, Pattern};
 
 type Identities = BTreeMap<String, Arc<Identity>>;
 
@@ -16,25 +14,20 @@ pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities
     let mut all = Vec::new();
     for (index, raw) in raw.into_iter().enumerate() {
         let rule = format!("rule[{}]", index + 1);
-        let given = [
-            (Part::Pipeline, "pipeline", raw.pipeline),
-            (Part::Component, "component", raw.component),
-            (Part::Function, "function", raw.function),
-            (Part::Iteration, "iteration", raw.iteration),
-            (Part::Image, "image", raw.image),
-            (Part::ComposeProject, "compose_project", raw.compose_project),
-            (Part::ComposeService, "compose_service", raw.compose_service),
-        ];
-        let given = given.into_iter().filter_map(|(part, key, glob)| Some((part, key.to_owned(), glob?)));
-        let labels = raw.labels.into_iter();
-        let labels = labels.map(|(name, glob)| (Part::Label(name.clone()), format!("labels.{name}"), glob));
-        let mut patterns = Vec::new();
-        for (part, key, glob) in given.chain(labels) {
-            if glob.is_empty() {
-                say.problem(&format!("{rule}.{key}"), "is empty; leave it out to match any");
-            }
-            patterns.push((part, WildMatch::new(&glob)));
-        }
+        let patterns = patterns(
+            say,
+            &rule,
+            [
+                (Part::Pipeline, "pipeline", raw.pipeline),
+                (Part::Component, "component", raw.component),
+                (Part::Function, "function", raw.function),
+                (Part::Iteration, "iteration", raw.iteration),
+                (Part::Image, "image", raw.image),
+                (Part::ComposeProject, "compose_project", raw.compose_project),
+                (Part::ComposeService, "compose_service", raw.compose_service),
+            ],
+            raw.labels,
+        );
         if patterns.is_empty() {
             say.problem(
                 &rule,
@@ -52,6 +45,26 @@ pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities
         all.push(Rule { patterns, choose, identity });
     }
     all
+}
+
+/// The patterns that are given at `place`, a rule or a mount.
+pub(super) fn patterns(
+    say: &mut Layers,
+    place: &str,
+    given: [(Part, &str, Option<String>); 7],
+    labels: BTreeMap<String, String>,
+) -> Vec<Pattern> {
+    let given = given.into_iter().filter_map(|(part, key, glob)| Some((part, key.to_owned(), glob?)));
+    let labels = labels.into_iter();
+    let labels = labels.map(|(name, glob)| (Part::Label(name.clone()), format!("labels.{name}"), glob));
+    let mut patterns = Vec::new();
+    for (part, key, glob) in given.chain(labels) {
+        if glob.is_empty() {
+            say.problem(&format!("{place}.{key}"), "is empty; leave it out to match any");
+        }
+        patterns.push(Pattern::new(part, &glob));
+    }
+    patterns
 }
 
 /// What containers may choose from. `none` is not a choice: who wants none leaves the variable out.

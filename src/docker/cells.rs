@@ -30,6 +30,8 @@ const WITHIN: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The engine gives endpoints of what has ended up behind the `die` event, up to 4 s on 20.10.
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
+/// Nobody is listed on a network and it cannot be removed: from when on waiting is no use.
+const MISCOUNTED_AFTER: Duration = Duration::from_secs(2);
 /// How many attempts may fail while a create waits.
 const FAILURES: usize = 2;
 /// Between attempts at what failed.
@@ -338,20 +340,22 @@ impl Inner {
     }
 
     async fn take_down(&self, network: &str, range: Pool) {
-        let deadline = Instant::now() + ENDPOINTS_WITHIN;
+        let began = Instant::now();
+        let mut listed = began;
         loop {
             let relay = self.relay.borrow().clone();
             let off = self.engine.disconnect_container(network, &relay).await;
             let outcome = self.engine.remove_network(network).await;
-            match (off, outcome) {
-                (_, Ok(())) => break,
-                (off, Err(error)) => {
-                    if Instant::now() > deadline || !error.is_in_use() {
-                        // Not given back: the next session sweeps it, and with it whoever else is on it.
-                        tracing::warn!(%error, ?off, network, "the network of a container that is gone stays");
-                        return;
-                    }
-                }
+            let Err(error) = outcome else { break };
+            // The engine miscounts at times: nobody is listed on the network, and it is not removed.
+            if self.engine.addresses_on(network).await.is_ok_and(|listed| !listed.is_empty()) {
+                listed = Instant::now();
+            }
+            let patient = began.elapsed() < ENDPOINTS_WITHIN && listed.elapsed() < MISCOUNTED_AFTER;
+            if !patient || !error.is_in_use() {
+                // Its addresses are not given back: the end of the session and the next one try again.
+                tracing::info!(%error, ?off, network, "the network of a container that is gone stays");
+                return;
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -91,6 +91,29 @@ impl Engine {
 
     /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
     /// may tag): what counts is that the only layer is ours, by digest.
+    /// Images (at most `most`, the engine's newest first) whose environment sets one of `names` to something,
+    /// each with the first of them.
+    pub async fn images_that_set(
+        &self,
+        names: &[&str],
+        most: usize,
+    ) -> Result<Vec<(String, String)>, EngineError> {
+        let listed = self.docker.list_images(None::<bollard::query_parameters::ListImagesOptions>).await;
+        let listed = listed.map_err(|error| EngineError::of("list images", error))?;
+        let mut found = vec![];
+        for image in listed.iter().take(most) {
+            // Removed in the meantime is fine.
+            let Ok(seen) = self.docker.inspect_image(&image.id).await else { continue };
+            let env = seen.config.and_then(|config| config.env).unwrap_or_default();
+            let set = env.iter().filter_map(|entry| entry.split_once('='));
+            let set =
+                set.filter(|(name, value)| names.contains(name) && !value.is_empty()).map(|(name, _)| name);
+            let called = image.repo_tags.first().unwrap_or(&image.id);
+            found.extend(set.take(1).map(|name| (called.clone(), name.to_string())));
+        }
+        Ok(found)
+    }
+
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
         match self
             .docker

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Lifecycle, State, Summary};
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
-use crate::token::Now;
+use crate::token::{HandedOut, Now};
 use crate::workload::{ContainerId, Grant, Identity};
 
 /// A container that has an address of ours.
@@ -16,6 +16,18 @@ pub struct Member {
     pub address: std::net::Ipv4Addr,
     pub lease: Option<Lease>,
     pub barred: bool,
+    /// What it holds of ended leases.
+    pub held: Vec<HandedOut>,
+}
+
+impl Member {
+    /// All tokens in its hands.
+    pub fn tokens(&self, now: Now) -> Vec<HandedOut> {
+        let held = self.held.iter().filter(|token| !token.expires.remaining(now).is_zero()).copied();
+        let mut all: Vec<_> = held.collect();
+        all.extend(self.lease.iter().flat_map(|lease| lease.issued().alive(now)));
+        all
+    }
 }
 
 impl State {
@@ -48,6 +60,7 @@ impl Lifecycle {
             address: tenant.address,
             lease: tenant.lease.clone(),
             barred: tenant.barred,
+            held: tenant.held.clone(),
         };
         let mut members: Vec<Member> = state.tenants.values().map(row).collect();
         members.sort_by_key(|member| member.address);

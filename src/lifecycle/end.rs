@@ -1,5 +1,6 @@
 //! The end of a session: who still runs, and the cutting off of everybody.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Lifecycle, Tenant};
@@ -46,6 +47,18 @@ impl Lifecycle {
         for tenant in state.tenants.values_mut() {
             tenant.lease = None;
         }
+        self.mint.forget_all();
         state.summary()
+    }
+
+    /// No token stays in memory for accounts that no lease has.
+    pub(super) fn forget_idle(&self) {
+        let mut leased: BTreeSet<Option<String>> = BTreeSet::new();
+        for tenant in self.state().tenants.values().filter(|tenant| tenant.lease.is_some()) {
+            let identity = &tenant.grant.identity;
+            leased.insert(identity.service_account.clone());
+            leased.extend(identity.others.iter().cloned().map(Some));
+        }
+        self.mint.forget_idle(|account| leased.contains(&account.map(String::from)));
     }
 }

@@ -26,7 +26,7 @@ use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::record::metrics::Cause;
 use crate::registry::{Lease, Questions, Writer};
-use crate::token::{Deadline, MintId, Now};
+use crate::token::{Deadline, HandedOut, MintId, Now};
 use crate::workload::{ContainerId, Grant, Identity};
 
 pub use end::Summary;
@@ -72,6 +72,8 @@ struct Tenant {
     cell: Option<Cell>,
     /// `None` between an end and the next start.
     lease: Option<Lease>,
+    /// What ended leases handed out, as far as it was good then.
+    held: Vec<HandedOut>,
     created: Instant,
     started: bool,
     /// A person cut it off: no start and no event brings its lease back.
@@ -127,17 +129,20 @@ impl Lifecycle {
                     let this = self.clone();
                     self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
                 }
-                _ = tidy.tick() => self.give_back_unstarted().await,
+                _ = tidy.tick() => {
+                    self.forget_idle();
+                    self.give_back_unstarted().await;
+                }
             }
         }
     }
 
     fn answer(self: Arc<Self>, ask: Ask) {
         match ask {
-            Ask::Attach { container, identity, task, cell, answer } => {
+            Ask::Attach { container, identity, by, task, cell, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
-                    let grant = Grant { container: container.clone(), identity, task };
+                    let grant = Grant { container: container.clone(), identity, by, task };
                     let outcome = this.attach(grant, cell).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
@@ -206,6 +211,7 @@ impl Lifecycle {
             network,
             cell,
             lease: Some(lease),
+            held: vec![],
             created: Instant::now(),
             started: false,
             barred: false,
@@ -282,6 +288,9 @@ impl Lifecycle {
             let Some(tenant) = tenants.get_mut(container) else { return };
             let Some(lease) = tenant.lease.take() else { return };
             writer.cut_off(tenant.address, container);
+            let now = Now::read();
+            tenant.held.retain(|token| !token.expires.remaining(now).is_zero());
+            tenant.held.extend(lease.issued().alive(now));
             state.cut_off += 1;
             state.remember(&lease);
             lease

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::secret::Secret;
 use crate::source::Principal;
-use crate::token::{MintId, Scopes};
+use crate::token::{Boundary, MintId, Scopes};
 
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -94,7 +94,7 @@ fn mint(source: &Arc<Scripted>) -> Arc<Mint> {
 }
 
 fn ask(scopes: &str) -> AccessRequest {
-    AccessRequest { service_account: None, scopes: Scopes::parse(scopes), lifetime: 3600, holder: None }
+    AccessRequest { scopes: Scopes::parse(scopes), lifetime: 3600, ..AccessRequest::default() }
 }
 
 fn id_ask(audience: &str) -> IdentityRequest {
@@ -201,6 +201,8 @@ async fn every_part_of_a_request_is_part_of_the_key() {
         base.clone(),
         ask("a"),
         AccessRequest { lifetime: 900, ..base.clone() },
+        AccessRequest { subject: Some("x@y".into()), ..base.clone() },
+        AccessRequest { boundary: Some(Arc::new(Boundary(vec![]))), ..base.clone() },
         AccessRequest { service_account: Some("x@y".into()), ..base.clone() },
         AccessRequest { holder: Some(container("a")), ..base.clone() },
         AccessRequest { holder: Some(container("b")), ..base.clone() },
@@ -436,6 +438,22 @@ async fn waking_up_forgets_failures_and_connections() {
     mint.woke();
     assert_eq!(source.reconnects.load(Ordering::Relaxed), 1);
     assert!(text(&mint, &ask("a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
+    mint.forget_idle(|_| false);
+    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
+    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+    mint.forget_idle(|_| true);
+    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
+    mint.forget_idle(|_| false);
+    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
+    mint.access(&ask("a"), WAIT).await.unwrap();
+    assert_eq!(source.calls(), 2);
 }
 
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use file::Log;
 
 use super::Who;
 use crate::token::{MintId, Scopes, TokenKind};
-use crate::workload::{ContainerId, Grant, Identity, Task};
+use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
 /// Entries that may wait for the disk.
 const QUEUE: usize = 4096;
@@ -52,6 +52,7 @@ pub(super) struct Entry {
     pub(super) container: Option<ContainerId>,
     pub(super) task: Option<Arc<Task>>,
     pub(super) identity: Option<Arc<Identity>>,
+    pub(super) by: Option<By>,
     pub(super) local: bool,
     pub(super) kind: Option<TokenKind>,
     pub(super) account: Option<String>,
@@ -76,6 +77,7 @@ impl Entry {
             container: grant.map(|grant| grant.container.clone()),
             task: grant.map(|grant| grant.task.clone()),
             identity: grant.map(|grant| grant.identity.clone()),
+            by: grant.map(|grant| grant.by),
             ..Self::default()
         }
     }
@@ -114,6 +116,7 @@ impl Entry {
             pipeline: task.and_then(|task| task.pipeline.as_deref()).map(short),
             component: task.and_then(|task| task.component.as_deref()).map(short),
             identity: self.identity.as_ref().map(|identity| identity.name.as_str()),
+            by: self.by.map(|by| by.to_string()),
             caller: self.local.then_some("local"),
             kind: self.kind.map(TokenKind::word),
             account: self.account.as_deref(),
@@ -152,6 +155,8 @@ struct Shown<'a> {
     component: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

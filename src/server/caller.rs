@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::registry::Lease;
-use crate::workload::{ContainerId, Grant, Identity};
+use crate::workload::{By, ContainerId, Grant, Identity};
 
 /// Who is asking.
 #[derive(Clone, Debug)]
@@ -32,6 +32,14 @@ impl Caller {
             }
             Self::Local(_) => "a program on this machine".into(),
             Self::Relay => "the relay".into(),
+        }
+    }
+
+    /// What gave it its identity.
+    pub(super) fn by(&self) -> By {
+        match self {
+            Self::Container(lease) => lease.grant().by,
+            Self::Local(_) | Self::Relay => By::Default,
         }
     }
 

@@ -69,8 +69,11 @@ impl Server {
             return Err(No(Failure::IdentityRefused, too_many(identity)));
         }
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
-            let why =
-                format!("identity {} may not ask for this audience: add it to its audiences", identity.name);
+            let name = &identity.name;
+            let why = format!(
+                "identity {name} (by {}) may not ask for this audience: add it to audiences in [identity.{name}]",
+                caller.by()
+            );
             return Err(No(Failure::NotAllowedAudience, why));
         }
         let request = IdentityRequest {

@@ -11,7 +11,7 @@ use crate::workload::{Grant, Identity};
 /// look a service account's e-mail up at Google.
 const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
 /// Stands for a project that nothing names.
-const UNKNOWN_PROJECT: &str = "unknown-project";
+pub const UNKNOWN_PROJECT: &str = "unknown-project";
 
 /// What is the same for every caller of a session.
 #[derive(Clone, Debug)]
@@ -44,15 +44,17 @@ impl Views {
 
     /// What a program on this machine sees.
     pub fn local(&self, identity: &Identity, principal: &Principal) -> View {
-        let account = Account {
-            email: self.account(identity, principal).into(),
+        let account = |email: &str, service_account: Option<&String>| Account {
+            email: email.into(),
             scopes: identity.scopes.clone(),
-            service_account: identity.service_account.clone(),
+            service_account: service_account.cloned(),
         };
+        let first = account(self.account(identity, principal), identity.service_account.as_ref());
+        let others = identity.others.iter().map(|other| account(other, Some(other)));
         View {
             project_id: self.project(principal).into(),
             universe: self.universe(principal).into(),
-            accounts: vec![account],
+            accounts: std::iter::once(first).chain(others).collect(),
             ..self.base.clone()
         }
     }

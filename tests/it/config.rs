@@ -188,7 +188,7 @@ fn rules_choose_identities() {
             ..Task::default()
         };
         match config.policy.decide(&task) {
-            Decision::Attach(identity) => identity.name.clone(),
+            Decision::Attach(identity, _) => identity.name.clone(),
             Decision::Pass(why) => why,
         }
     };
@@ -235,6 +235,74 @@ fn golden_messages() {
         cases += 1;
     }
     assert!(cases > 15, "only {cases} cases found");
+}
+
+/// Nothing that a service would take; made when the test runs.
+fn key() -> String {
+    let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFcAnArY".repeat(6);
+    format!("{dashes}BEGIN {label}{dashes}\n{body}\n{dashes}END {label}{dashes}\n")
+}
+
+#[test]
+fn keys_in_what_is_to_be_mounted_are_said_at_the_start_all_at_once() {
+    let place = Place::new();
+    place.write("data/deep/down/id.pem", &key());
+    place.write("clean/data.csv", "1,2\n");
+    place.write("single.pem", &key());
+    let config = "[[mount]]\nsource = \"data\"\ntarget = \"/data\"\n[[mount]]\nsource = \"./clean\"\n\
+        target = \"/clean\"\n[[mount]]\nsource = \"./data/deep\"\ntarget = \"relative\"\n[[mount]]\n\
+        source = \"./data\"\ntarget = \"/again\"\n";
+    place.write("config.toml", config);
+    let mount = format!("{}:/single.pem", place.path("single.pem").display());
+    let arguments = ["config", "check", "--config", "../../../config.toml", "--mount", mount.as_str()];
+    let output = place.program(&arguments);
+    let said = place.plain(&String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for wanted in [
+        "`mount[3].target`: \"relative\" has to be an absolute path",
+        "`mount[4].source`: data holds a private key at data/deep/down/id.pem; mount what lies beside it",
+        "--mount single.pem:/single.pem: holds a private key at single.pem;",
+    ] {
+        assert!(said.contains(wanted), "{wanted}\n{said}");
+    }
+    assert!(!said.contains("clean") && !said.contains("cAnArY"), "{said}");
+    // A word is a volume of the engine; a session looks at it.
+    assert!(!said.contains("mount[1]"), "{said}");
+    for mode in ["off", "warn"] {
+        place.write(
+            "config.toml",
+            &format!("{}\n[guard]\nmode = \"{mode}\"\n", config.replace("relative", "/x")),
+        );
+        let output = place.program(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    place.write(
+        "config.toml",
+        &format!("[guard]\nallow = [\"data\", \"single.pem\"]\n{}", config.replace("relative", "/x")),
+    );
+    let output = place.program(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn further_accounts_of_an_identity_are_accounts_and_no_repetition() {
+    let place = Place::new();
+    let write = |others: &str| {
+        place.write(
+            "project/kfp-creds.toml",
+            &format!("[identity.two]\nservice_account = \"a@p.iam.gserviceaccount.com\"\nother_accounts = [{others}]\n"),
+        )
+    };
+    write("\"b@p.iam.gserviceaccount.com\"");
+    let config = place.resolve(&[], flags()).unwrap();
+    assert_eq!(config.identities["two"].others, ["b@p.iam.gserviceaccount.com"]);
+    assert!(
+        config.summary().contains("two: a@p.iam.gserviceaccount.com and b@p.iam.gserviceaccount.com, 3600 s")
+    );
+    write("\"a@p.iam.gserviceaccount.com\", \"b\"");
+    let said = reject(&place, &[], flags());
+    assert!(said.contains("is there twice") && said.contains("\"b\" has to be an e-mail"), "{said}");
 }
 
 #[test]
@@ -422,6 +490,46 @@ fn the_reference_is_up_to_date() {
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, text).unwrap();
         panic!("docs/CONFIG.md was not what the keys say; it is rewritten now, look at the difference");
+    }
+}
+
+#[test]
+fn the_schema_is_up_to_date_and_knows_what_the_program_knows() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kfp-creds.schema.json");
+    let text = config::schema();
+    if fs::read_to_string(&path).unwrap_or_default() != text {
+        fs::write(&path, &text).unwrap();
+        panic!(
+            "docs/kfp-creds.schema.json was not what the keys say; it is rewritten now, look at the difference"
+        );
+    }
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let at = |pointer: &str| schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer}"));
+    assert_eq!(at("/properties/identity/additionalProperties/properties/rate/type"), "integer");
+    assert_eq!(at("/properties/rule/items/properties/labels/additionalProperties/type"), "string");
+    assert_eq!(at("/properties/rule/items/required"), &serde_json::json!(["identity"]));
+    assert_eq!(at("/properties/mount/items/required"), &serde_json::json!(["target"]));
+    assert_eq!(at("/properties/guard/properties/mode/enum"), &serde_json::json!(["deny", "warn", "off"]));
+    // Whatever the documents show as config is one by the schema, and an unknown key is none.
+    let good = fs::read_to_string(path.with_file_name("../tests/golden/config/good.toml")).unwrap();
+    let good: toml::Value = toml::from_str(&good).unwrap();
+    assert_eq!(unknown(&good, &schema), None);
+    let bad: toml::Value = toml::from_str("[identity.a]\nscope = []\n").unwrap();
+    assert_eq!(unknown(&bad, &schema).as_deref(), Some("scope"));
+}
+
+/// A key of `value` that the schema does not have; enough of a validator for closed objects.
+fn unknown(value: &toml::Value, schema: &serde_json::Value) -> Option<String> {
+    match value {
+        toml::Value::Array(all) => all.iter().find_map(|one| unknown(one, &schema["items"])),
+        toml::Value::Table(table) => table.iter().find_map(|(name, inside)| {
+            let known = [&schema["properties"][name], &schema["additionalProperties"]];
+            match known.into_iter().find(|known| known.is_object()) {
+                Some(known) => unknown(inside, known),
+                None => Some(name.clone()),
+            }
+        }),
+        _ => None,
     }
 }
 

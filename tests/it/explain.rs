@@ -57,3 +57,46 @@ fn the_rule_that_decides_and_those_that_did_not() {
         "kfp-creds: nobody is neither a file nor a container with an identity in a session that runs\n";
     assert_eq!(explained("nobody"), (Some(64), nobody.into()));
 }
+
+#[test]
+fn every_task_of_a_compiled_pipeline_is_explained() {
+    let folder = Folder::new("explain");
+    let pipeline =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline/nightly-etl.yaml");
+    let config = "choose = [\"loader\"]\n[identity.loader]\n[identity.looper]\n[[rule]]\niteration = \"for-loop-1*\"\n\
+        identity = \"looper\"\n[[rule]]\nimage = \"busybox@sha256:*\"\nidentity = \"none\"\n[[mount]]\nfunction = \"extract\"\n\
+        tmpfs = true\ntarget = \"/scratch\"\n";
+    std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
+    let run = |file: &str| {
+        let out = Command::new(PROGRAM)
+            .env_clear()
+            .env("HOME", &folder.0)
+            .current_dir(&folder.0)
+            .args(["explain", "--kfp", file])
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8([out.stdout, out.stderr].concat()).unwrap())
+    };
+    let (code, text) = run(pipeline.to_str().unwrap());
+    assert_eq!(code, Some(0), "{text}");
+    let of = |heading: &str| {
+        let block = text.split("\n\n").find(|block| block.starts_with(heading));
+        block.unwrap_or_else(|| panic!("{heading}:\n{text}")).to_string()
+    };
+    assert_eq!(text.split("\n\n").count(), 6, "{text}");
+    let extract = of("nightly-etl/extract, image python:3.11\n");
+    assert!(
+        extract.contains("rule 1 does not match: iteration has to be for-loop-1*, and it has none"),
+        "{extract}"
+    );
+    assert!(
+        extract.contains("identity      loader") && extract.contains("mount         /scratch, empty memory"),
+        "{extract}"
+    );
+    let looped = of("nightly-etl/transform in for-loop-1-iteration-0, image python:3.11\n");
+    assert!(looped.contains("rule 1 matches; the one after it is not looked at"), "{looped}");
+    assert!(looped.contains("identity      looper") && !looped.contains("/scratch"), "{looped}");
+    assert!(of("nightly-etl/shell, image busybox@sha256:").contains("no identity: rule 2 says none"));
+    assert_eq!(run("kfp-creds.toml").0, Some(64));
+    assert_eq!(run("nothing.yaml").0, Some(64));
+}

@@ -3,6 +3,8 @@
 //! What it hands out are canaries: every secret that goes through it holds the word [`CANARY`], or is
 //! listed in [`FakeGoogle::canaries`], so that a leak test can search for it.
 
+mod sts;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io::Write;
@@ -69,7 +71,7 @@ impl Failure {
 }
 
 /// One request as it came, reduced to what tests ask about.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Call {
     pub(crate) path: String,
     /// `refresh_token`, `jwt-bearer`, `generateAccessToken`, `generateIdToken`.
@@ -104,6 +106,13 @@ struct State {
     users: Vec<User>,
     /// Who may impersonate whom.
     allowed: BTreeSet<(String, String)>,
+    /// Which service account may stand in for whom.
+    delegated: BTreeSet<(String, String)>,
+    sts: sts::State,
+    /// Who may disable whom.
+    admins: BTreeSet<(String, String)>,
+    /// Accounts whose every token has ended.
+    disabled: BTreeSet<String>,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
@@ -159,7 +168,13 @@ impl FakeGoogle {
 
     /// Everything points here.
     pub(crate) fn endpoints(&self) -> Endpoints {
-        Endpoints { token: Some(self.token_uri()), iam_credentials: Some(self.url()), ..Endpoints::default() }
+        Endpoints {
+            token: Some(self.token_uri()),
+            iam_credentials: Some(self.url()),
+            sts: Some(format!("{}/sts/token", self.url())),
+            iam: Some(self.url()),
+            ..Endpoints::default()
+        }
     }
 
     /// Makes a service account and returns its key file; `key` is [`rsa_key`] or [`another_rsa_key`].
@@ -198,6 +213,20 @@ impl FakeGoogle {
 
     pub(crate) fn allow(&self, caller: &str, target: &str) {
         self.set(|state| state.allowed.insert((caller.into(), target.into())));
+    }
+
+    /// Lets `account` stand in for `subject`, whatever the scopes.
+    pub(crate) fn delegate(&self, account: &str, subject: &str) {
+        self.set(|state| state.delegated.insert((account.into(), subject.into())));
+    }
+
+    /// `caller` is an administrator of the service account `target`.
+    pub(crate) fn allow_disabling(&self, caller: &str, target: &str) {
+        self.set(|state| state.admins.insert((caller.into(), target.into())));
+    }
+
+    pub(crate) fn is_disabled(&self, account: &str) -> bool {
+        self.set(|state| state.disabled.contains(account))
     }
 
     /// Plays `failure` for the next request that has none before it.
@@ -240,6 +269,19 @@ impl FakeGoogle {
         self.set(|state| state.calls.clone())
     }
 
+    /// Knows a token that something else handed out.
+    pub(crate) fn adopt(&self, token: &str, email: &str) {
+        self.set(|state| {
+            let expires = state.now() + Duration::from_secs(3600);
+            let minted = Minted { email: email.into(), scopes: [CLOUD_PLATFORM.to_string()].into(), expires };
+            state.minted.insert(token.into(), minted)
+        });
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn minted(&self, token: &str) -> Option<Minted> {
         self.set(|state| state.minted.get(token).cloned())
     }
@@ -257,6 +299,7 @@ impl FakeGoogle {
         self.set(|state| {
             all.extend(state.canaries.iter().map(|one| ("a key line, assertion or ID token", one.clone())));
             all.extend(state.minted.keys().map(|token| ("an access token", token.clone())));
+            all.extend(state.sts.secrets());
             for user in &state.users {
                 all.push(("a client secret", user.client_secret.clone()));
                 all.push(("a refresh token", user.refresh_token.clone()));
@@ -309,14 +352,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         (state.latency, state.failures.pop_front())
     };
     tokio::time::sleep(latency).await;
-    let mut call = Call {
-        path: path.clone(),
-        kind: String::new(),
-        scopes: None,
-        lifetime: None,
-        quota_project,
-        status: 0,
-    };
+    let mut call = Call { path: path.clone(), quota_project, ..Call::default() };
     let (status, content_type, text) = match failure {
         Some(Failure::Hang) => {
             state.lock().unwrap().calls.push(call);
@@ -337,6 +373,8 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
                 Err(oauth_error(405, "method_not_allowed"))
             } else if path == "/token" {
                 token(&mut state, &mut call, kind_of_body.as_deref(), &body, head.headers.get("host"))
+            } else if path.starts_with("/sts/") {
+                sts::answer(&mut state, &mut call, bearer.as_deref(), kind_of_body.as_deref(), &body)
             } else {
                 generate(&mut state, &mut call, &path, bearer.as_deref(), &body)
             };
@@ -486,7 +524,11 @@ fn verify_assertion(state: &State, assertion: &str, audience: &str) -> Result<Va
 }
 
 fn exchange(state: &mut State, claims: &Value) -> Result<Value, Refusal> {
-    let email = claims["iss"].as_str().unwrap().to_owned();
+    let own = claims["iss"].as_str().unwrap().to_owned();
+    let email = claims["sub"].as_str().unwrap_or(&own).to_owned();
+    if email != own && !state.delegated.contains(&(own, email.clone())) {
+        return Err(oauth_error(401, "unauthorized_client"));
+    }
     match (claims["scope"].as_str(), claims["target_audience"].as_str()) {
         (Some(scopes), None) if !scopes.is_empty() => {
             let scopes = scopes.split(' ').map(String::from).collect();
@@ -520,11 +562,9 @@ fn generate(
     if !state.allowed.iter().any(|(_, known)| known == target) {
         return Err(rpc_error(404, "NOT_FOUND"));
     }
-    if !state.allowed.contains(&(caller.email, target.to_owned())) {
-        return Err(rpc_error(403, "PERMISSION_DENIED"));
-    }
     let invalid = || rpc_error(400, "INVALID_ARGUMENT");
     let body: Value = serde_json::from_slice(body).map_err(|_| invalid())?;
+    may(state, caller.email, target, method, &body)?;
     match method {
         "generateAccessToken" => {
             let scopes: Option<BTreeSet<String>> = body["scope"]
@@ -548,8 +588,40 @@ fn generate(
             let token = state.id_token(target, audience.ok_or_else(invalid)?);
             Ok(json!({"token": token}))
         }
+        "signJwt" => sign_jwt(state, target, &body),
+        "disable" => {
+            state.disabled.insert(target.into());
+            state.minted.retain(|_, minted| minted.email != target);
+            Ok(json!({}))
+        }
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }
+}
+
+/// Whether `by` may call `method` on `target`; along a chain each may make tokens of the next.
+fn may(state: &State, mut by: String, target: &str, method: &str, body: &Value) -> Result<(), Refusal> {
+    let denied = || rpc_error(403, "PERMISSION_DENIED");
+    if method == "disable" {
+        return state.admins.contains(&(by, target.to_owned())).then_some(()).ok_or_else(denied);
+    }
+    for name in body["delegates"].as_array().into_iter().flatten() {
+        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
+        let next = name.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?.to_owned();
+        state.allowed.contains(&(by, next.clone())).then_some(()).ok_or_else(denied)?;
+        by = next;
+    }
+    let allowed = state.allowed.contains(&(by, target.to_owned())) && !state.disabled.contains(target);
+    allowed.then_some(()).ok_or_else(denied)
+}
+
+/// With the key that Google has for the account, whatever keys of it are elsewhere.
+fn sign_jwt(state: &mut State, target: &str, body: &Value) -> Result<Value, Refusal> {
+    let payload = body["payload"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let payload = payload.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?;
+    state.keys.insert(target.into(), public_key(rsa_key()));
+    let signed = sign(rsa_key(), &json!({"alg": "RS256", "kid": "google"}), &payload);
+    state.canaries.push(signed.clone());
+    Ok(json!({"keyId": "google", "signedJwt": signed}))
 }
 
 /// Signs a JWT with an RSA key.

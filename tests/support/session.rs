@@ -139,6 +139,8 @@ pub(crate) fn is_sometimes(line: &str) -> bool {
     ]
     .iter()
     .any(|start| line.starts_with(start))
+        // The engine's own fault, see `networks_left`.
+        || (line.starts_with("notice        the network ") && line.ends_with("the next session uses it again"))
 }
 
 /// Google's libraries look for a metadata server when they start; with these there is none to find.
@@ -163,6 +165,22 @@ pub(crate) fn raw(arguments: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap().trim().to_string()
 }
 
+/// Networks that are there and should not be. One that nobody is on and that the engine does not remove for
+/// anybody, because it miscounts (seen on 20.10 under load, also with networks of no session), is said and left out.
+pub(crate) fn networks_left(filter: &str) -> Vec<String> {
+    let found = raw(&["network", "ls", "-q", "--filter", filter]);
+    let miscounted = |network: &str| {
+        let holders =
+            docker_at(&engine_socket(), &["network", "inspect", "-f", "{{len .Containers}}", network]);
+        let removed = docker_at(&engine_socket(), &["network", "rm", network]);
+        let why = String::from_utf8_lossy(&removed.stderr).into_owned();
+        holders.stdout.starts_with(b"0") && why.contains("active endpoints")
+    };
+    let (excused, left): (Vec<_>, Vec<_>) = found.lines().partition(|network| miscounted(network));
+    excused.iter().for_each(|network| eprintln!("the engine miscounts the endpoints of network {network}"));
+    left.into_iter().map(String::from).collect()
+}
+
 /// A running `kfp-creds serve`.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -174,7 +192,8 @@ pub(crate) struct Session {
     /// Where the page is, with its capability.
     pub(crate) page: Option<String>,
     said: Arc<Mutex<String>>,
-    _folder: Folder,
+    /// Home and working directory; the config is in it.
+    pub(crate) folder: Folder,
 }
 
 /// A folder of the test's own: home, working directory and runtime directory of the session.
@@ -221,6 +240,28 @@ impl Session {
         std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
         let mut command = program(&folder.0);
         command.arg("serve").args(arguments).envs(environment.iter().copied());
+        Self::of(command, folder, arguments)
+    }
+
+    /// A session whose audit log is on a disk of `size` bytes, all but full, that only its process sees:
+    /// `DISK/audit.jsonl` and `DISK/filler`, below `/proc/PID/root`.
+    pub(crate) fn on_a_full_disk(arguments: &[&str], disk: &Path) -> Self {
+        let folder = Folder::new("session");
+        let script = "mount -t tmpfs -o size=16k,mode=0700 audit \"$1\" && head -c 12k /dev/zero >\"$1/filler\" \
+                      && export KFP_CREDS_AUDIT_FILE=\"$1/audit.jsonl\" && shift && exec \"$@\"";
+        let mut command = program(&folder.0);
+        let mut wrapped = Command::new("unshare");
+        // Whoever is not root is in a namespace where that does not matter.
+        let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+        wrapped.args(if root { &["-m"][..] } else { &["-r", "-m"] });
+        wrapped.args(["sh", "-c", script, "sh"]).arg(disk).arg(command.get_program());
+        wrapped.arg("serve").args(arguments).env_clear().current_dir(&folder.0);
+        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command = wrapped;
+        Self::of(command, folder, arguments)
+    }
+
+    fn of(mut command: Command, folder: Folder, arguments: &[&str]) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
@@ -254,7 +295,7 @@ impl Session {
             std::thread::sleep(Duration::from_millis(100));
             panic!("the session did not start:\n{}", said.lock().unwrap());
         };
-        Self { child, socket, jwks, page, said, _folder: folder }
+        Self { child, socket, jwks, page, said, folder }
     }
 
     /// `docker` through the session.

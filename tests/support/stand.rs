@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kfp_creds::docker::proxy::{self, Ask, Clients, Closing, Exits, Reserved, Settings, Wiring};
+use kfp_creds::docker::proxy::{
+    self, Ask, Clients, Closing, Exits, Reserved, Rulebook, Rules, Settings, Wiring, Writable,
+};
 use kfp_creds::observe::{Form, Voice};
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
@@ -92,12 +94,17 @@ impl Stand {
         let settings = Settings {
             upstream: upstream.into(),
             session: "0123abcd".into(),
-            policy: Arc::new(Policy {
-                rules: vec![],
-                default: Some(Arc::new(identity())),
-                choose: vec![],
-                all: true,
+            rules: Rulebook::new(Rules {
+                policy: Policy {
+                    rules: vec![],
+                    default: Some(Arc::new(identity())),
+                    choose: vec![],
+                    all: true,
+                },
+                identities: vec![],
+                mounts: vec![],
             }),
+            writable: Writable::default(),
             recognise,
             voice: Voice::new(Form::Text, heard.clone()),
             wiring: Wiring {
@@ -109,7 +116,6 @@ impl Stand {
             reserved: reserved.clone(),
             exits: exits.clone(),
             closing: closing.clone(),
-            mounts: vec![],
             socket: socket.clone(),
             guard: Arc::default(),
             clients: Clients::default(),
@@ -174,16 +180,7 @@ async fn answer(mut asked: mpsc::Receiver<Ask>, lifecycle: Lifecycle) {
 }
 
 fn identity() -> Identity {
-    Identity {
-        name: "default".into(),
-        service_account: None,
-        scopes: Scopes::default(),
-        audiences: vec![],
-        lifetime: Duration::from_secs(3600),
-        isolate: false,
-        strict: false,
-        rate: None,
-    }
+    Identity { scopes: Scopes::default(), ..Identity::default() }
 }
 
 /// Sends bytes and reads to the end of the connection, or for as long as nothing comes for 20 s.

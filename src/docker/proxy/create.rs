@@ -17,7 +17,7 @@ use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Refusal, Reply, collect, full};
-use super::{Ask, json};
+use super::{Ask, Wiring, json, writable};
 use crate::docker::cells::Cell;
 use crate::observe::Line;
 use crate::policy::Decision;
@@ -38,9 +38,9 @@ impl Room {
         let name = target.query("name").map(str::to_string);
         let task = Arc::new((self.settings.recognise)(&body, name.as_deref()));
         let (verdict, cell) = self.verdict(&mut body, &task, name.as_deref()).await?;
+        let given = Given::of(&body);
         let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
-        let until = Until::of(&body);
         // On a task of its own: a client that hangs up must not leave a container that exists and is
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
@@ -52,7 +52,7 @@ impl Room {
         self.settings.tasks.spawn("create", async move {
             let reply = match room.engine.forward(request, uri, None).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    room.created(reply, verdict, cell, task, name, until).await
+                    room.created(reply, verdict, cell, task, name, given).await
                 }
                 other => other,
             };
@@ -69,7 +69,8 @@ impl Room {
         task: &Task,
         name: Option<&str>,
     ) -> Result<(Verdict, Option<Cell>), Refusal> {
-        let decision = self.settings.policy.decide(task);
+        let rules = self.settings.rules.now();
+        let decision = rules.policy.decide(task);
         let image = body["Image"].as_str().unwrap_or_default().to_string();
         if self.is_ours(Kind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));
@@ -82,12 +83,13 @@ impl Room {
             }
         }
         let image_env = self.image_env(&image).await?;
-        let mounts: Vec<_> = self.settings.mounts.iter().filter(|mount| mount.is_for(task)).collect();
+        let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
         let cell = match (&self.settings.cells, &decision) {
-            (Some(cells), Decision::Attach(_)) => Some(cells.take().await.map_err(broken)?),
+            (Some(cells), Decision::Attach(..)) => Some(cells.take().await.map_err(broken)?),
             (None, _) | (_, Decision::Pass(_)) => None,
         };
-        let relay = cell.as_ref().map_or(self.settings.wiring.relay, |cell| cell.relay);
+        let shared = &self.settings.wiring;
+        let relay = cell.as_ref().map_or(shared.relay, |cell| cell.relay);
         let question = Question {
             mounts: &mounts,
             decision: &decision,
@@ -95,8 +97,7 @@ impl Room {
             image_env: &image_env,
             neighbours: &neighbours,
             our_networks: &our_networks,
-            wiring: &self.settings.wiring,
-            relay,
+            wiring: &Wiring { relay, ..shared.clone() },
             session: &self.settings.session,
             alone: cell.is_some(),
         };
@@ -141,13 +142,15 @@ impl Room {
         cell: Option<Cell>,
         task: Arc<Task>,
         name: Option<String>,
-        until: Until,
+        given: Given,
     ) -> Result<Reply, Refusal> {
         let (head, body) = reply.into_parts();
         let body = body.collect().await.map_err(|_| broken("the engine's answer ended early"))?.to_bytes();
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let id = answer["Id"].as_str().and_then(ContainerId::parse);
         let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
+        let until = given.until;
+        self.note_writable(&id, &given).await;
         match name {
             Some(name) => self.watch_exit(&id, Some(&name), until).await,
             // The engine has chosen a name, by which a client may wait.
@@ -156,11 +159,12 @@ impl Room {
             }
         }
         match verdict {
-            Verdict::Attach { identity, notices } => {
+            Verdict::Attach { identity, by, notices } => {
                 let (answer, answered) = oneshot::channel();
                 let ask = Ask::Attach {
                     container: id.clone(),
                     identity: identity.clone(),
+                    by,
                     task: task.clone(),
                     cell,
                     answer,
@@ -195,6 +199,16 @@ impl Room {
         Ok(Response::from_parts(head, full(body)))
     }
 
+    /// Before the client hears of the container, and so before anything in it can run.
+    async fn note_writable(&self, id: &ContainerId, given: &Given) {
+        let mounted = match given.indirect {
+            true => self.engine.look(&format!("/containers/{}/json", id.as_str())).await,
+            false => Ok(None),
+        };
+        let mounted = mounted.ok().flatten().unwrap_or_default();
+        self.settings.writable.note(&given.writable, &mounted["Mounts"]);
+    }
+
     async fn learn_name(&self, id: &ContainerId) {
         if let Ok(Some(found)) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await
             && let Some(name) = found["Name"].as_str()
@@ -212,6 +226,22 @@ impl Room {
             Ok(_) | Err(_) => "; the container could not be removed",
         };
         broken(format!("{task} ({id}) could not be attached: {why}{left}"))
+    }
+}
+
+/// What is still asked about a body when it has gone to the engine.
+#[derive(Debug)]
+struct Given {
+    until: Until,
+    /// Only `HostConfig` of it.
+    writable: Value,
+    indirect: bool,
+}
+
+impl Given {
+    fn of(body: &Value) -> Self {
+        let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
+        Self { until: Until::of(body), writable, indirect: writable::is_indirect(body) }
     }
 }
 

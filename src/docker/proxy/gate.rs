@@ -39,6 +39,7 @@ impl Room {
                 self.raw(parts, target, body, raw).await
             }
             Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
+            Route::Swarm if !looks => self.swarm(parts, target, body).await,
             Route::Build if !looks => {
                 self.things(&Route::Build, &target).await?;
                 self.build_context(parts, &target, body).await
@@ -132,10 +133,12 @@ impl Room {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
-        if !body["Env"].is_null()
+        let keys = self.keys_in_exec(&body);
+        if !keys.is_empty()
             && let Some(id) = self.locate(name).await?
         {
-            self.guard_exec(&body, self.is_leased(&id).await, name)?;
+            let mode = self.strictness(self.is_leased(&id).await);
+            self.decide(mode, &format!("exec in {name}"), keys)?;
         }
         if privileged {
             let _none = self.none_arriving().await;

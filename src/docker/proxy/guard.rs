@@ -6,15 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::http::request::Parts;
 use serde_json::{Map, Value};
 
-use super::create::rewritten;
-use super::json;
-use super::path::{Target, encode};
+use super::path::Target;
 use super::room::Room;
-use super::wire::{Refusal, Reply, collect};
+use super::volumes::devices;
+use super::wire::Refusal;
 use crate::guard::walk::{Budget, Seen, look};
 use crate::guard::{Find, Kind, Mode, environment, what};
 
@@ -25,9 +22,9 @@ const LONGEST_LOOK: Duration = Duration::from_millis(190);
 
 /// A place of the host that a request would bring in, and how: `the bind of /x`.
 #[derive(Clone, Debug)]
-struct Source {
-    how: String,
-    place: PathBuf,
+pub(super) struct Source {
+    pub(super) how: String,
+    pub(super) place: PathBuf,
 }
 
 impl Room {
@@ -52,14 +49,13 @@ impl Room {
             return Ok(());
         }
         self.turn_sockets(&mut body["HostConfig"], task);
-        let mut found = variables(&body["Env"], "variable");
+        let mut found = keys_in_body(body);
         found.extend(
             image_env
                 .iter()
                 .filter_map(|entry| environment::variable(entry))
                 .map(|find| format!("the image's variable {} holds {}", find.place, find.kind)),
         );
-        found.extend(texts(body));
         let sources = self.sources(&body["HostConfig"]).await?;
         let (seen, more) = self.look(sources).await;
         found.extend(more);
@@ -84,7 +80,7 @@ impl Room {
                 }
                 Ok(())
             }
-            Mode::Deny => Err(Refusal::forbidden(format!("{who}: {}; {ADVICE}", found.join("; ")))),
+            Mode::Deny => Err(Refusal::forbidden(format!("{who}: {}", refusing(&found)))),
         }
     }
 
@@ -111,6 +107,10 @@ impl Room {
                         sources.extend(self.volume(source).await?);
                     }
                 }
+                // Their content is the engine's, and no directory of this machine.
+                Some(kind @ ("image" | "cluster")) => {
+                    self.settings.voice.notice(format!("not verified: the {kind} mount of {source}"));
+                }
                 _ => {}
             }
         }
@@ -121,40 +121,8 @@ impl Room {
         Ok(sources)
     }
 
-    /// A named volume: what it is bound to, else where the engine keeps it.
-    async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
-        let mut path = String::from("/volumes/");
-        encode(name, &mut path);
-        let Some(found) = self.engine.look(&path).await? else { return Ok(vec![]) };
-        let devices = devices(&found["Options"], name);
-        if !devices.is_empty() {
-            return Ok(devices);
-        }
-        let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
-        Ok(place
-            .map(|place| Source { how: format!("volume {name}"), place: place.into() })
-            .into_iter()
-            .collect())
-    }
-
-    async fn mounts_of(&self, container: &str) -> Result<Vec<Source>, Refusal> {
-        let mut path = String::from("/containers/");
-        encode(container, &mut path);
-        let found = self.engine.look(&(path + "/json")).await?.unwrap_or_default();
-        let mut sources = vec![];
-        for mount in found["Mounts"].as_array().into_iter().flatten() {
-            match (mount["Type"].as_str(), mount["Name"].as_str(), mount["Source"].as_str()) {
-                (Some("volume"), Some(name), _) => sources.extend(self.volume(name).await?),
-                (_, _, Some(source)) if source.starts_with('/') => sources
-                    .push(Source { how: format!("{source}, mounted by {container},"), place: source.into() }),
-                _ => {}
-            }
-        }
-        Ok(sources)
-    }
-
     /// Looks through the sources, together under one budget.
-    async fn look(&self, sources: Vec<Source>) -> (Seen, Vec<String>) {
+    pub(super) async fn look(&self, sources: Vec<Source>) -> (Seen, Vec<String>) {
         if sources.is_empty() {
             return (Seen::default(), vec![]);
         }
@@ -230,32 +198,14 @@ impl Room {
         named(target) && (socket || named(source))
     }
 
-    /// A volume that is bound to a place of the host. Who will use it is not known yet: one line now, and
-    /// the create that names it is judged.
-    pub(super) async fn volume_create(
-        &self,
-        parts: Parts,
-        target: Target,
-        body: Incoming,
-    ) -> Result<Reply, Refusal> {
-        let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
-        json::canonical(&mut body, json::VOLUME).map_err(Refusal::malformed)?;
-        if self.settings.guard.rules.mode != Mode::Off {
-            let name = body["Name"].as_str().unwrap_or("without a name").to_string();
-            let (_, found) = self.look(devices(&body["DriverOpts"], &name)).await;
-            self.decide(Mode::Warn, "a volume for later", found)?;
+    /// In environment and command of an exec.
+    pub(super) fn keys_in_exec(&self, body: &Value) -> Vec<String> {
+        if self.settings.guard.rules.mode == Mode::Off {
+            return vec![];
         }
-        let uri = target.uri().map_err(Refusal::malformed)?;
-        self.engine.forward(rewritten(parts, &body), uri, None).await
-    }
-
-    /// The environment of an exec.
-    pub(super) fn guard_exec(&self, body: &Value, ours: bool, name: &str) -> Result<(), Refusal> {
-        let mode = self.strictness(ours);
-        if mode == Mode::Off {
-            return Ok(());
-        }
-        self.decide(mode, &format!("exec in {name}"), variables(&body["Env"], "variable"))
+        let mut found = variables(&body["Env"], "variable");
+        found.extend(words(&body["Cmd"], "Cmd"));
+        found
     }
 
     /// `--build-arg`s: they stay in the image's history.
@@ -277,26 +227,37 @@ impl Room {
 pub(super) const ADVICE: &str = "leave it out (containers with an identity get tokens without a key), or \
      except it in kfp-creds.toml under [guard]";
 
-fn variables(list: &Value, what: &str) -> Vec<String> {
+pub(super) fn variables(list: &Value, what: &str) -> Vec<String> {
     let found = strings(list).filter_map(environment::variable);
     found.map(|find| format!("the {what} {} holds {}", find.place, find.kind)).collect()
 }
 
-/// What else reaches the container as text.
+/// What reaches the container as text.
+pub(super) fn keys_in_body(body: &Value) -> Vec<String> {
+    let mut found = variables(&body["Env"], "variable");
+    found.extend(texts(body));
+    found
+}
+
+/// Why a request with these is refused.
+pub(super) fn refusing(found: &[String]) -> String {
+    format!("{}; {ADVICE}", found.join("; "))
+}
+
 fn texts(body: &Value) -> Vec<String> {
-    let mut found = vec![];
-    for place in ["Cmd", "Entrypoint"] {
-        let values = strings(&body[place]).chain(body[place].as_str());
-        found.extend(
-            values.filter_map(|text| what(text.as_bytes())).map(|kind| format!("{place} holds {kind}")),
-        );
-    }
+    let mut found: Vec<String> =
+        words(&body["Cmd"], "Cmd").chain(words(&body["Entrypoint"], "Entrypoint")).collect();
     for (name, value) in body["Labels"].as_object().into_iter().flatten() {
         if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
             found.push(format!("the label {name} holds {kind}"));
         }
     }
     found
+}
+
+fn words<'a>(command: &'a Value, place: &'a str) -> impl Iterator<Item = String> + 'a {
+    let values = strings(command).chain(command.as_str());
+    values.filter_map(|text| what(text.as_bytes())).map(move |kind| format!("{place} holds {kind}"))
 }
 
 fn strings(list: &Value) -> impl Iterator<Item = &str> {
@@ -311,24 +272,8 @@ fn split_bind(bind: &str) -> Option<(&str, &str)> {
     Some((&bind[..colon], &bind[colon + 1..]))
 }
 
-/// Host paths in the options of the local driver: `device`, and the layers of an overlay.
-fn devices(options: &Value, volume: &str) -> Vec<Source> {
-    let mut places: Vec<&str> = options["device"].as_str().into_iter().collect();
-    for option in options["o"].as_str().unwrap_or_default().split(',') {
-        for key in ["lowerdir=", "upperdir="] {
-            places.extend(option.strip_prefix(key).into_iter().flat_map(|layers| layers.split(':')));
-        }
-    }
-    let places = places.into_iter().filter(|place| place.starts_with('/'));
-    places
-        .map(|place| Source { how: format!("volume {volume}, bound to {place},"), place: place.into() })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -342,13 +287,5 @@ mod tests {
         ] {
             assert_eq!(split_bind(bind), split, "{bind}");
         }
-        let places = |options: Value| devices(&options, "v").into_iter().map(|s| s.place).collect::<Vec<_>>();
-        assert_eq!(places(json!({"type": "none", "o": "bind", "device": "/k"})), [PathBuf::from("/k")]);
-        assert_eq!(
-            places(json!({"type": "overlay", "o": "lowerdir=/a:/b,upperdir=/c", "device": "overlay"})),
-            ["/a", "/b", "/c"].map(PathBuf::from)
-        );
-        assert!(places(json!({"type": "nfs", "device": ":/x"})).is_empty());
-        assert!(places(Value::Null).is_empty());
     }
 }

@@ -217,7 +217,14 @@ pub(super) const CREATE: Shape = Shape::Fields(&[
 ]);
 
 /// The body of `containers/X/exec`.
-pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY), ("Env", ANY)]);
+pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY), ("Env", ANY), ("Cmd", ANY)]);
+
+/// A config, a secret or a service of a swarm.
+pub(super) const SWARM: Shape = Shape::Fields(&[
+    ("Name", ANY),
+    ("Data", ANY),
+    ("TaskTemplate", Shape::Fields(&[("ContainerSpec", Shape::Fields(&[("Env", ANY)]))])),
+]);
 
 /// The body of `volumes/create`.
 pub(super) const VOLUME: Shape = Shape::Fields(&[("Name", ANY), ("Driver", ANY), ("DriverOpts", ANY)]);

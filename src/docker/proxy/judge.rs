@@ -15,7 +15,7 @@ use super::wire::Refusal;
 use super::{Wiring, reserved};
 use crate::mounts::{self, Mount};
 use crate::policy::Decision;
-use crate::workload::Identity;
+use crate::workload::{By, Identity};
 
 /// The label that says which session touched a container.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
@@ -47,12 +47,11 @@ pub(super) struct Question<'a> {
     /// References that mean our network, see [`network_references`].
     pub(super) our_networks: &'a HashSet<String>,
     pub(super) wiring: &'a Wiring,
-    /// Where it finds the relay: on the shared network, or `alone` with it, where it has no neighbours to harm.
-    pub(super) relay: Ipv4Addr,
-    pub(super) alone: bool,
     /// What is mounted besides what the request asks for, for this task.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
+    /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
+    pub(super) alone: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +59,7 @@ pub(super) enum Verdict {
     /// The body is changed; `notices` are for a person.
     Attach {
         identity: Arc<Identity>,
+        by: By,
         notices: Vec<String>,
     },
     /// The container gets no identity, and why.
@@ -108,8 +108,8 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
         return Verdict::Refuse(refusal);
     }
     drop_our_labels(body);
-    let identity = match question.decision {
-        Decision::Attach(identity) => identity.clone(),
+    let (identity, by) = match question.decision {
+        Decision::Attach(identity, by) => (identity.clone(), *by),
         Decision::Pass(why) => return Verdict::Pass(why.clone()),
     };
     if let Some(why) = disqualified(body, question) {
@@ -120,7 +120,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     }
     let notices = shadows(body, question);
     wire_up(body, question);
-    Verdict::Attach { identity, notices }
+    Verdict::Attach { identity, by, notices }
 }
 
 /// Places that are read here must have the type that the engine reads, or nothing said about them holds.
@@ -253,7 +253,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
 /// What the container carries that keeps client libraries from asking us.
 fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
-    let address = question.relay.to_string();
+    let address = question.wiring.relay.to_string();
     let mut found = vec![];
     for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
         if env.value(name).is_some_and(|value| !value.is_empty()) {
@@ -314,7 +314,7 @@ fn wire_up(body: &mut Value, question: &Question<'_>) {
     let mut hosts = list(&host["ExtraHosts"]);
     for name in &wiring.names {
         if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
-            hosts.push(format!("{name}:{}", question.relay));
+            hosts.push(format!("{name}:{}", wiring.relay));
         }
     }
     host["ExtraHosts"] = hosts.into();
@@ -332,7 +332,7 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     let env = Environment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
     for name in METADATA_VARIABLES {
-        out.push((name, Some(question.relay.to_string())));
+        out.push((name, Some(wiring.relay.to_string())));
     }
     out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
     out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
@@ -344,16 +344,16 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     // Clients read one spelling or the other, some the lower case first: both get what either has.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
         let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
-        out.push((name, exceptions(had.unwrap_or_default(), question)));
+        out.push((name, exceptions(had.unwrap_or_default(), wiring)));
     }
     out
 }
 
-fn exceptions(had: &str, question: &Question<'_>) -> String {
+fn exceptions(had: &str, wiring: &Wiring) -> String {
     let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-    let relay = question.relay.to_string();
+    let relay = wiring.relay.to_string();
     let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
-    for name in question.wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
+    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
         if !all.contains(&name) {
             all.push(name);
         }

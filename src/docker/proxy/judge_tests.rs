@@ -1,7 +1,6 @@
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,21 +10,13 @@ use super::judge::{
 use super::{Wiring, json as strict};
 use crate::policy::Decision;
 use crate::token::Scopes;
-use crate::workload::Identity;
+use crate::workload::{By, Identity};
 
 const RELAY: &str = "169.254.169.254";
 
 fn attach() -> Decision {
-    Decision::Attach(Arc::new(Identity {
-        name: "default".into(),
-        service_account: None,
-        scopes: Scopes::default(),
-        audiences: vec![],
-        lifetime: Duration::from_secs(3600),
-        isolate: false,
-        strict: false,
-        rate: None,
-    }))
+    let identity = Identity { scopes: Scopes::default(), ..Identity::default() };
+    Decision::Attach(Arc::new(identity), By::Default)
 }
 
 fn other() -> String {
@@ -57,9 +48,8 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         neighbours: &neighbours,
         our_networks: &HashSet::from(["kfp-creds".to_string()]),
         wiring: &wiring,
-        relay: wiring.relay,
-        alone: false,
         session: "0123abcd",
+        alone: false,
     };
     let verdict = judge(&mut body, &question);
     (verdict, body)

@@ -23,11 +23,16 @@ mod judge;
 mod judge_tests;
 mod logs;
 mod path;
+mod preview;
 mod reserved;
 mod room;
+mod rulebook;
+mod swarm;
 mod upload;
+mod volumes;
 mod wait;
 mod wire;
+mod writable;
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -48,16 +53,18 @@ use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
 use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
-use crate::mounts::Mount;
 use crate::observe::{Line, Voice};
-use crate::policy::Policy;
 use crate::process::Tasks;
 use crate::record::Recorder;
-use crate::workload::{ContainerId, Identity, Task};
+use crate::workload::{By, ContainerId, Identity, Task};
 
 pub use self::judge::SESSION_LABEL;
+pub use self::preview::{Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
+pub use self::rulebook::{Rulebook, Rules};
+pub use self::volumes::keys_in_volumes;
 pub use self::wait::Exits;
+pub use self::writable::{Writable, writable_by_a_container};
 
 /// What the proxy is given.
 #[derive(Debug)]
@@ -69,9 +76,8 @@ pub struct Settings {
     pub guard: Arc<Guard>,
     /// Eight hex digits; the value of [`SESSION_LABEL`] on every container that is attached.
     pub session: String,
-    pub policy: Arc<Policy>,
-    /// Added to containers that get an identity.
-    pub mounts: Vec<Mount>,
+    pub rules: Rulebook,
+    pub writable: Writable,
     /// Reads a create body (canonical JSON) and `?name=`.
     pub recognise: fn(&Value, Option<&str>) -> Task,
     pub voice: Voice,
@@ -145,6 +151,7 @@ pub enum Ask {
     Attach {
         container: ContainerId,
         identity: Arc<Identity>,
+        by: By,
         task: Arc<Task>,
         /// The network that it was told of in its create; `None` for the shared one.
         cell: Option<Cell>,

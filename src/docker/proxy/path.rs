@@ -53,6 +53,8 @@ pub(super) enum Route {
     },
     ImageCreate,
     VolumeCreate,
+    /// A config, secret or service of a swarm, made or changed.
+    Swarm,
     Build,
     Commit,
     /// BuildKit's two tunnels.
@@ -137,6 +139,8 @@ impl Target {
             ["networks", "create"] if !delete => Route::NetworkCreate,
             ["images", "create"] if !delete => Route::ImageCreate,
             ["volumes", "create"] if !delete => Route::VolumeCreate,
+            ["configs" | "secrets" | "services", "create"] if !delete => Route::Swarm,
+            ["services", .., "update"] if !delete => Route::Swarm,
             ["exec", .., "start"] => Route::ExecStart,
             ["build"] => Route::Build,
             ["commit"] => Route::Commit,

@@ -116,6 +116,12 @@ fn mounts_variables_and_volumes_with_keys_are_refused() {
     let container = session.ok(&["run", "-d", "--rm", &image, "sleep", "60"]);
     let secret = format!("AZURE_CLIENT_SECRET=8Q~{}", aws());
     refused(&session, &["exec", "-e", &secret, &container, "true"], &["AZURE_CLIENT_SECRET"]);
+    let script = format!("echo '{}' >/tmp/key.json", key());
+    refused(
+        &session,
+        &["exec", &container, "sh", "-c", &script],
+        &["Cmd holds a Google service-account key"],
+    );
     session.ok(&["exec", "-e", "A=b", &container, "true"]);
     session.ok(&["rm", "-f", &container]);
 }
@@ -301,4 +307,153 @@ fn scan_finds_keys_in_images_archives_and_directories() {
     assert!(text.contains("opt/key.json: a Google service-account key  in layer"), "{text}");
     assert!(text.contains("deleted by a later layer"), "{text}");
     assert!(text.contains("variable AWS_SECRET_ACCESS_KEY: an AWS secret access key"), "{text}");
+}
+
+/// A tar file of the image `docker save` makes, and one of files, plain and compressed.
+#[test]
+fn scan_looks_into_tar_files_of_both_kinds() {
+    let (folder, home, plain) = places();
+    let tar = |from: &str, name: &str| {
+        let file = folder.0.join(name);
+        let mut builder = tar::Builder::new(vec![]);
+        builder.append_dir_all("tree", from).unwrap();
+        let bytes = builder.into_inner().unwrap();
+        let bytes = if name.ends_with("gz") { gzip(&bytes) } else { bytes };
+        std::fs::write(&file, bytes).unwrap();
+        file.display().to_string()
+    };
+    for name in ["keys.tar", "keys.tar.gz"] {
+        let (code, text) = scan(&folder.0, &tar(&home, name));
+        assert!(code == Some(1) && text.contains("application_default_credentials.json: a Google"), "{text}");
+    }
+    assert_eq!(scan(&folder.0, &tar(&plain, "plain.tar.gz")).0, Some(0));
+    let image = format!("kfpct-guard-tar-{}", std::process::id());
+    let base = raw(&["create", &task_image(), "true"]);
+    let file = write(folder.0.join("key.json"), &key());
+    raw(&["cp", file.to_str().unwrap(), &format!("{base}:/opt/key.json")]);
+    raw(&["commit", &base, &image]);
+    raw(&["rm", &base]);
+    let saved = folder.0.join("saved.tar").display().to_string();
+    raw(&["save", "-o", &saved, &image]);
+    raw(&["rmi", "-f", &image]);
+    let (code, text) = scan(&folder.0, &saved);
+    assert!(
+        code == Some(1) && text.contains("opt/key.json: a Google service-account key  in layer"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_images_own_environment_counts() {
+    let session = session("deny");
+    let image = format!("kfpct-guard-env-{}", std::process::id());
+    let base = raw(&["create", &task_image(), "true"]);
+    raw(&["commit", "-c", &format!("ENV AWS_SECRET_ACCESS_KEY={}", aws()), &base, &image]);
+    raw(&["rm", &base]);
+    refused(&session, &["create", &image, "true"], &["the image's variable AWS_SECRET_ACCESS_KEY"]);
+    raw(&["rmi", "-f", &image]);
+}
+
+#[test]
+fn everything_there_is_cannot_be_mounted() {
+    let session = session("deny");
+    refused(&session, &["create", "-v", "/:/host:ro", &task_image(), "true"], &["the engine's own socket"]);
+}
+
+/// What BuildKit takes, `--secret` included, goes through a tunnel: that is said, and nothing else is claimed.
+#[test]
+fn buildkit_is_said_not_to_be_looked_into() {
+    let session = session("deny");
+    let reply = build(&session.socket, b"", "version=2&t=kfpct-guard-never");
+    assert!(!reply.starts_with("HTTP/1.1 403"), "{reply}");
+    let line = session.wait_for("not verified: BuildKit", Duration::from_secs(5));
+    assert!(line.contains("kfp-creds scan IMAGE"), "{line}");
+}
+
+/// The containers of a swarm get no identity here, so a key for them is told of and passes: the engine, which
+/// is in no swarm, answers itself.
+#[test]
+fn keys_for_a_swarm_are_told_of() {
+    use base64::Engine as _;
+    let session = session("deny");
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let send = |path: &str, body: serde_json::Value| {
+        call(&session.socket, &format!("POST /v1.41/{path}"), &body.to_string())
+    };
+    for (path, body) in [
+        ("configs/create", serde_json::json!({"Name": "one", "Data": encode(&key())})),
+        ("secrets/create", serde_json::json!({"name": "two", "data": encode(&key())})),
+        (
+            "services/create",
+            serde_json::json!({"Name": "three", "TaskTemplate": {"ContainerSpec": {
+                "Image": "x", "Env": [format!("ANY={}", key())]}}}),
+        ),
+    ] {
+        let name = body["Name"].as_str().or(body["name"].as_str()).unwrap().to_string();
+        let (status, text) = send(path, body);
+        assert!(status == 503 && text.contains("swarm"), "{status} {text}");
+        let line = session.wait_for(&format!("{name}, of the swarm"), Duration::from_secs(1));
+        assert!(line.contains("a Google service-account key"), "{line}");
+    }
+    let (status, _) = send("configs/create", serde_json::json!({"Name": "four", "Data": encode("a = 1")}));
+    assert!(status == 503 && !session.said().contains("four, of the swarm"), "{}", session.said());
+    assert!(!session.said().contains(CANARY));
+}
+
+/// A file of 100 GB takes no room on the disk, and a deep tree around it takes no time to give up on.
+#[test]
+fn a_directory_of_a_hundred_gigabytes_costs_no_more_than_a_fifth_of_a_second() {
+    let (folder, _, _) = places();
+    let big = folder.0.join("big");
+    for n in 0..100 {
+        let place = big.join(format!("d{}/d{n}", n % 10));
+        std::fs::create_dir_all(&place).unwrap();
+        for f in 0..100 {
+            std::fs::write(place.join(format!("part-{f}.bin")), b"not a key").unwrap();
+        }
+        let sparse = std::fs::File::create(place.join("data.parquet")).unwrap();
+        sparse.set_len(1 << 30).unwrap();
+    }
+    write(big.join("d9/d99/.aws/credentials"), &format!("[x]\naws_secret_access_key = {}\n", aws()));
+    let session = session("deny");
+    let image = task_image();
+    let clean = folder.0.join("plain").display().to_string();
+    let time = |source: &str| {
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let began = Instant::now();
+            let out = session.docker(&["create", "-v", &format!("{source}:/x:ro"), &image, "true"]);
+            best = best.min(began.elapsed());
+            if out.status.success() {
+                raw(&["rm", "-f", String::from_utf8_lossy(&out.stdout).trim()]);
+            }
+        }
+        best
+    };
+    let (small, large) = (time(&clean), time(big.to_str().unwrap()));
+    eprintln!("create: {small:?} with a small directory, {large:?} with 100 GB in 10 200 files");
+    assert!(
+        large < small + Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 200 }),
+        "{large:?}"
+    );
+    // It found the key, or said that it did not look everywhere: never neither.
+    let said = session.said();
+    assert!(said.contains("an AWS secret access key") || said.contains("not verified"), "{said}");
+}
+
+#[test]
+fn a_volume_of_the_config_with_a_key_ends_the_start() {
+    let (_folder, home, _) = places();
+    let volume = format!("kfpct-guard-start-{}", std::process::id());
+    let device = format!("device={home}/.config/gcloud");
+    raw(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, &volume]);
+    let folder = Folder::new("volume");
+    let config = format!("[[mount]]\nsource = \"{volume}\"\ntarget = \"/x\"\n");
+    std::fs::write(folder.0.join("own.toml"), config).unwrap();
+    let out = program(&folder.0).args(["serve", "--offline", "--config", "own.toml"]).output().unwrap();
+    raw(&["volume", "rm", &volume]);
+    let text = all(&out);
+    assert_eq!(out.status.code(), Some(78), "{text}");
+    assert!(text.contains(&volume) && text.contains("a Google service-account key"), "{text}");
+    assert!(!text.contains(CANARY));
 }

@@ -17,6 +17,7 @@ mod matrix;
 mod mounts;
 mod outputs;
 mod proxy;
+mod reload;
 mod runs;
 mod seeing;
 mod sessions;

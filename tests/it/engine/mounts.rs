@@ -1,6 +1,6 @@
 //! What the config and `--mount` put into containers.
 
-use crate::support::session::{Folder, Session, task_image};
+use crate::support::session::{Folder, Kfp, Session, task_image};
 
 #[test]
 fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
@@ -28,4 +28,28 @@ fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
         !clash.status.success() && why.contains("/data, where the container has a mount already"),
         "{why}"
     );
+}
+
+#[test]
+fn a_named_volume_is_mounted_and_keeps_what_is_written_where_that_is_allowed() {
+    let volume = format!("kfpct-mount-{}", std::process::id());
+    let config = format!("[[mount]]\nsource = \"{volume}\"\ntarget = \"/keep\"\nwritable = true\n");
+    let session = Session::offline(&config, &["--config", "kfp-creds.toml", "--all"]);
+    let image = task_image();
+    session.ok(&["run", "--rm", &image, "sh", "-c", "echo kept >/keep/file"]);
+    assert_eq!(session.ok(&["run", "--rm", &image, "cat", "/keep/file"]), "kept");
+    drop(session);
+    crate::support::session::raw(&["volume", "rm", &volume]);
+}
+
+/// The oldest kfp takes no arguments for its runner, the newest takes some; both get the mount.
+#[test]
+fn the_components_of_the_oldest_and_the_newest_kfp_get_it() {
+    let folder = Folder::new("mounted");
+    std::fs::write(folder.0.join("data.txt"), "from the host").unwrap();
+    for kfp in [Kfp::oldest(), Kfp::newest()] {
+        let mount = format!("{}:/mnt/data", folder.0.display());
+        let ran = kfp.pipeline("", &["--mount", &mount], "mounted", &[]);
+        assert_eq!(ran.report()["read"], "from the host", "{}", ran.stderr);
+    }
 }

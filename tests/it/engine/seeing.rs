@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use crate::support::session::{Folder, Session, program, task_image};
+use crate::support::session::{Folder, Session, claims, program, task_image};
 
 const TOKEN: &str = "curl -s -m 5 -H Metadata-Flavor:Google \
     http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts/default/token";
@@ -78,7 +78,12 @@ fn the_audit_log_says_who_got_what_and_no_token() {
     );
     let refused = of("refusal");
     assert_eq!((refused.len(), &refused[0]["status"]), (1, &404.into()), "{refused:?}");
-    assert!(refused[0]["why"].as_str().unwrap().contains("identity default may not ask for this audience"));
+    assert!(
+        refused[0]["why"]
+            .as_str()
+            .unwrap()
+            .contains("identity default (by default) may not ask for this audience")
+    );
     assert_eq!((of("attach").len(), of("not-attached").len()), (1, 1), "{all:#?}");
     let cut = of("cut-off");
     assert_eq!((cut.len(), &cut[0]["container"], &cut[0]["exit_code"]), (1, &id.into(), &0.into()));
@@ -109,6 +114,33 @@ fn a_full_disk_stops_no_token_and_is_said_once() {
     assert!(said(&asked).contains("losing more now"), "{}", said(&asked));
     let (_, told) = session.end();
     assert_eq!(told.matches("the audit log loses entries").count(), 1, "{told}");
+}
+
+#[test]
+fn a_disk_that_is_full_loses_entries_and_no_tokens_until_there_is_room_again() {
+    let folder = Folder::new("tiny");
+    let session = Session::on_a_full_disk(&["--offline", "--all"], &folder.0);
+    let token = || session.ok(&["run", "--rm", &task_image(), "sh", "-c", TOKEN]);
+    let end = Instant::now() + Duration::from_secs(60);
+    while !session.said().contains("the audit log loses entries") {
+        assert!(Instant::now() < end, "the disk was never full:\n{}", session.said());
+        assert!(token().contains("access_token"));
+    }
+    assert!(session.said().contains("tokens are served all the same"), "{}", session.said());
+    assert!(token().contains("access_token"), "a full disk stops no token");
+    assert_eq!(session.said().matches("the audit log loses entries").count(), 1);
+    let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", session.pid(), folder.0.display()));
+    // Whole lines only, although the disk ended in the middle of one.
+    let log = disk.join("audit.jsonl");
+    let before = lines(&log).len();
+    std::fs::remove_file(disk.join("filler")).unwrap();
+    assert!(token().contains("access_token"));
+    let line = session.wait_for("the audit log is written again", Duration::from_secs(5));
+    let all = lines(&log);
+    let lost: Vec<_> = all.iter().filter(|line| line["event"] == "lost").collect();
+    assert!(lost.len() == 1 && all.len() > before, "{all:#?}");
+    assert!(line.contains(&format!("{} entries were lost", lost[0]["entries"])), "{line} {}", lost[0]);
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
@@ -266,4 +298,41 @@ fn without_a_session_there_is_nothing_to_see() {
     assert_eq!(status(&["status", "--json"]), (Some(0), "[]\n".into()));
     assert_eq!(status(&["cut-off", "--all"]), (Some(69), "kfp-creds: no session runs\n".into()));
     assert_eq!(status(&["cut-off"]).0, Some(64));
+}
+
+#[test]
+fn two_accounts_of_an_identity_are_listed_like_a_vms_and_each_has_tokens() {
+    let (one, two) = ("one@p.iam.gserviceaccount.com", "two@p.iam.gserviceaccount.com");
+    let config = format!(
+        "default = \"both\"\n[identity.both]\nservice_account = \"{one}\"\nother_accounts = [\"{two}\"]\n\
+         [[rule]]\nimage = \"*\"\nidentity = \"both\"\n"
+    );
+    let session = Session::offline(&config, &[]);
+    let at = "curl -s -H Metadata-Flavor:Google http://$GCE_METADATA_HOST/computeMetadata/v1/instance/service-accounts";
+    let script = format!(
+        "{at}/; echo; {at}/{two}/email; echo; {at}/{one}/token; echo; {at}/{two}/token; echo; {at}/{two}/aliases; \
+         {at}/three@p.iam.gserviceaccount.com/token -o /dev/null -w '%{{http_code}}'"
+    );
+    let shown = session.ok(&["run", "--rm", &task_image(), "sh", "-c", &script]);
+    let lines: Vec<&str> = shown.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines[..4], ["default/", &format!("{one}/"), &format!("{two}/"), two], "{shown}");
+    let whose = |line: &str| {
+        let token: Value = serde_json::from_str(line).unwrap();
+        claims(token["access_token"].as_str().unwrap())["email"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((whose(lines[4]).as_str(), whose(lines[5]).as_str()), (one, two), "{shown}");
+    assert_eq!(lines.last().unwrap(), &"404", "{shown}");
+}
+
+#[test]
+fn an_audience_that_is_not_allowed_is_a_404_that_names_the_rule() {
+    let config = "[identity.narrow]\naudiences = [\"https://good.example\"]\n[[rule]]\ncomponent = \"nobody\"\n\
+        identity = \"none\"\n[[rule]]\nimage = \"*\"\nidentity = \"narrow\"\n";
+    let session = Session::offline(config, &[]);
+    let script = format!(
+        "{IDENTITY}https://good.example -o /dev/null -w '%{{http_code}} '; {IDENTITY}bad -w ' %{{http_code}}'"
+    );
+    let shown = session.ok(&["run", "--rm", &task_image(), "sh", "-c", &script]);
+    assert!(shown.starts_with("200 ") && shown.ends_with(" 404"), "{shown}");
+    assert!(shown.contains("identity narrow (by rule 2) may not ask for this audience"), "{shown}");
 }

@@ -273,3 +273,82 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     drop(guest);
     assert_discreet(&place, &session.end().1);
 }
+
+#[test]
+fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_what_breaks() {
+    let place = Place::new();
+    place.write(&place.google.service_account(SERVICE, rsa_key()));
+    place.google.allow(SERVICE, TARGET);
+    let log = place.folder.0.join("audit.jsonl");
+    let config = |kill: bool| {
+        format!(
+            "{}iam = \"{}\"\n[audit]\nfile = \"{}\"\n[identity.loader]\nservice_account = \"{TARGET}\"\n\
+             kill_switch = {kill}\n[[rule]]\nimage = \"*\"\nidentity = \"loader\"\n",
+            place.config(),
+            place.google.url(),
+            log.display()
+        )
+    };
+    let file = place.file();
+    let start = |kill: bool| {
+        let flags = ["--config", "kfp-creds.toml", "--credentials-file", file.to_str().unwrap()];
+        Session::start(&config(kill), &flags, &[])
+    };
+    let closed = start(false);
+    let (code, text) = cut_off(&closed, &["--all", "--disable-account", TARGET, "--yes"]);
+    assert!(code == Some(64) && text.contains("does not allow to disable it"), "{text}");
+    drop(closed);
+
+    let session = start(true);
+    let guest = Guest::new(&session);
+    let answer: Value = serde_json::from_str(&guest.good("token")).unwrap();
+    let token = answer["access_token"].as_str().unwrap();
+    let other = Guest::new(&session);
+    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET]);
+    assert_eq!(code, Some(64), "{text}");
+    for word in [
+        "cut off",
+        "every workload in the cloud",
+        "identity loader; 1 containers",
+        "service-accounts enable",
+        "add --yes",
+    ] {
+        assert!(text.contains(word), "{word}\n{text}");
+    }
+    assert!(place.google.minted(token).is_some() && !place.google.is_disabled(TARGET));
+    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", SERVICE, "--yes"]);
+    assert!(code == Some(64) && text.contains("no identity of this session has"), "{text}");
+
+    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET, "--yes"]);
+    assert!(code == Some(77) && text.contains(&format!("{SERVICE} may not disable {TARGET}")), "{text}");
+    assert!(!place.google.is_disabled(TARGET));
+    place.google.allow_disabling(SERVICE, TARGET);
+    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET, "--yes"]);
+    assert!(code == Some(0) && text.contains(&format!("disabled {TARGET}")), "{text}");
+    let (said, done) = (text.find("every token of it").unwrap(), text.find("disabled pipeline").unwrap());
+    assert!(said < done, "what breaks is said before: {text}");
+    assert!(place.google.is_disabled(TARGET) && place.google.minted(token).is_none());
+    assert_eq!(other.ask("token").0, 403, "no cached token of a disabled account is served");
+    session.wait_for("was disabled by hand", Duration::from_secs(1));
+    drop((guest, other));
+    session.end();
+    assert_disabled_once(&log, token);
+}
+
+/// `cut-off ARGUMENTS` of a session: exit code and all it said.
+fn cut_off(session: &Session, arguments: &[&str]) -> (Option<i32>, String) {
+    let name = session.socket.file_stem().unwrap().to_str().unwrap();
+    let folder = Folder::new("kill");
+    let out = program(&folder.0).arg("cut-off").args(arguments).args(["--session", name]).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
+fn assert_disabled_once(log: &std::path::Path, token: &str) {
+    let audit = std::fs::read_to_string(log).unwrap();
+    let events: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let disabled: Vec<_> = events.iter().filter(|event| event["event"] == "disable").collect();
+    let outcomes: Vec<_> = disabled.iter().map(|event| event["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["failed", "ok"]);
+    assert_eq!(disabled[1]["account"], TARGET);
+    assert!(!audit.contains(token));
+}

@@ -1,0 +1,235 @@
+//! Who gets what: judging, rules, scanning, and what the audit log adds.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kfp_creds::docker::proxy::{Rules, preview};
+use kfp_creds::guard::archive::Tar;
+use kfp_creds::kfp;
+use kfp_creds::policy::{Policy, Rule};
+use kfp_creds::workload::{Identity, Part, Pattern, Task};
+use serde_json::json;
+
+use crate::figures::{Table, Target, median, of_pairs, percentile, ratio};
+use crate::load::body_of;
+use crate::loopback::pairs;
+use crate::session::{Folder, Session, listener};
+use crate::{Outcome, Plan, engine};
+
+pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    judging(plan, table)?;
+    rules(plan, table);
+    scanning(plan, table)?;
+    auditing(plan, table)
+}
+
+fn policy(rules: usize) -> Policy {
+    let identity = Some(Arc::new(Identity::default()));
+    // As people write them, and none that matches: the worst there is.
+    let rule = |n: usize| Rule {
+        patterns: vec![
+            Pattern::new(Part::Pipeline, "nightly-*"),
+            Pattern::new(Part::Component, &format!("load-*-part-{n}")),
+            Pattern::new(Part::Image, "*/team/*@sha256:*"),
+        ],
+        choose: vec![],
+        identity: identity.clone(),
+    };
+    Policy { rules: (0..rules).map(rule).collect(), default: identity.clone(), choose: vec![], all: true }
+}
+
+/// Microseconds of `work`, many times.
+fn times(rounds: usize, mut work: impl FnMut()) -> Vec<f64> {
+    work();
+    (0..rounds)
+        .map(|_| {
+            let began = Instant::now();
+            work();
+            began.elapsed().as_secs_f64() * 1e6
+        })
+        .collect()
+}
+
+fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let rules = Rules { policy: policy(0), identities: vec![], mounts: vec![] };
+    let root = "/home/user/pipelines/local_outputs";
+    let output = format!("{root}/nightly-2026-11-23-06-04-22-567757/transform/executor_output.json");
+    // Half of it source code of the component, half its input, as `kfp.local` sends them.
+    let source = "def transform(rows: list) -> dict:\n    return {row['id']: row['amount'] * 37 % 101 for row in rows}\n\n";
+    let source = source.repeat((1 << 19) / source.len());
+    let rows = r#"{"id": 1, "city": "Lima", "amount": 12.5}, "#.repeat((1 << 19) / 43);
+    let input = json!({"inputs": {"parameterValues": {"rows": rows}}, "outputs": {"outputFile": output}});
+    let body = json!({
+        "Image": "python:3.11",
+        "Env": ["A=b"],
+        "Cmd": ["sh", "-ec", "program_path=$(mktemp -d)", source, "--executor_input", input.to_string(),
+            "--function_to_execute", "transform"],
+        "HostConfig": {"Binds": [format!("{root}:{root}:rw"), "/tmp/w:/kfp-workspace:rw"], "AutoRemove": true},
+    })
+    .to_string();
+    let judged = preview(body.as_bytes(), &rules, false, kfp::task)?;
+    if judged.task.component.as_deref() != Some("transform") || judged.body.len() < body.len() {
+        return Err("the body was not understood".into());
+    }
+    let mut found = times(plan.rounds(200, 40), || {
+        let _ = black_box(preview(black_box(body.as_bytes()), &rules, false, kfp::task));
+    });
+    let (middle, high) = (median(&found) / 1e3, percentile(&mut found, 95.0) / 1e3);
+    let shown =
+        format!("{middle:.2} ms (95 %: ≤ {high:.2}), {:.2} MiB", body.len() as f64 / f64::from(1 << 20));
+    let what = "judging a create body of 1 MiB: parse, recognise, rules, keys, write";
+    table.row("who", what, (middle, shown), Target::AtMost(5.0), " ms");
+    Ok(())
+}
+
+fn rules(plan: &Plan, table: &mut Table) {
+    let policy = policy(1000);
+    let task = Task {
+        kfp: true,
+        pipeline: Some("nightly-etl".into()),
+        component: Some("load-orders-part-x".into()),
+        image: "registry.example/team/etl@sha256:0123".into(),
+        ..Task::default()
+    };
+    let mut found = times(plan.rounds(2000, 400), || {
+        let _ = black_box(policy.decide(black_box(&task)));
+    });
+    let (middle, high) = (median(&found), percentile(&mut found, 95.0));
+    let shown = format!("{middle:.1} µs (95 %: ≤ {high:.1})");
+    let what = "1 000 rules of three patterns, none of which matches";
+    table.row("who", what, (middle, shown), Target::AtMost(100.0), " µs");
+}
+
+/// Files of this machine, as layers hold them: programs, libraries, sources.
+fn layers(most: usize) -> Outcome<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::with_capacity(most));
+    for root in ["/usr/lib/python3", "/usr/lib/python3.11", "/usr/share", "/usr/lib", "/usr/bin"] {
+        add(&mut builder, Path::new(root), most)?;
+    }
+    Ok(builder.into_inner()?)
+}
+
+fn add(builder: &mut tar::Builder<Vec<u8>>, folder: &Path, most: usize) -> Outcome<()> {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(about) = std::fs::symlink_metadata(&path) else { continue };
+        if builder.get_ref().len() >= most {
+            return Ok(());
+        }
+        if about.is_dir() {
+            add(builder, &path, most)?;
+        } else if let (true, Ok(bytes)) = (about.is_file(), std::fs::read(&path)) {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, path.strip_prefix("/")?, &bytes[..])?;
+        }
+    }
+    Ok(())
+}
+
+fn scanning(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let bytes = layers(if plan.quick { 64 << 20 } else { 256 << 20 })?;
+    let found = times(plan.rounds(5, 2), || {
+        let mut tar = Tar::new().with_whiteouts();
+        for chunk in bytes.chunks(64 << 10) {
+            tar.push(chunk);
+        }
+        black_box((tar.take_finds(), tar.is_judged()));
+    });
+    let rate = bytes.len() as f64 / median(&found);
+    let shown = format!("{rate:.0} MB/s, {} MB of this machine's /usr", bytes.len() / 1_000_000);
+    table.row(
+        "who",
+        "scanning uncompressed layers, one core",
+        (rate, shown),
+        Target::AtLeast(300.0),
+        " MB/s",
+    );
+    Ok(())
+}
+
+fn auditing(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let (plain, audited) = (Folder::new()?, Folder::new()?);
+    std::fs::write(audited.0.join("kfp-creds.toml"), "[audit]\nfile = \"audit.jsonl\"\n")?;
+    let without = listener(&plan.program, &plain, &["--offline"])?;
+    let with = listener(&plan.program, &audited, &["--offline", "--config", "kfp-creds.toml"])?;
+    body_of(with.at)?;
+    let rounds = pairs(plan, &with, &without, 16)?;
+    let cpus: Vec<_> = rounds.iter().map(|(with, without)| (with.cpu, without.cpu)).collect();
+    let more = of_pairs(&cpus, ratio);
+    let percent = |value: f64| (value - 1.0) * 100.0;
+    let shown =
+        format!("{:+.1} % (95 %: {:+.1}–{:+.1})", percent(more.value), percent(more.low), percent(more.high));
+    if std::fs::metadata(audited.0.join("audit.jsonl"))?.len() == 0 {
+        return Err("nothing was written to the audit log".into());
+    }
+    let what = "CPU of a cached token that the audit log adds, loopback, 16 connections";
+    table.row("who", what, (percent(more.value), shown), Target::AtMost(2.0), " %");
+    Ok(())
+}
+
+/// As many containers as the pool has addresses for, made through the session; then it is asked how it does.
+pub(crate) fn leases(plan: &Plan, image: &str, table: &mut Table) -> Outcome<()> {
+    let wanted = if plan.quick { 100 } else { 1000 };
+    let session = Session::with(&plan.program, &[("KFP_CREDS_POOL", "198.18.64.0/20")])?;
+    let made = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let body = json!({"Image": image, "Cmd": ["true"]});
+                while made.lock().map_or(0, |made| made.len()) < wanted {
+                    let Ok(answer) = engine::call(&session.socket, "POST", "/containers/create", Some(&body))
+                    else {
+                        return;
+                    };
+                    let id = serde_json::from_slice::<serde_json::Value>(&answer)
+                        .ok()
+                        .and_then(|a| Some(a["Id"].as_str()?.to_owned()));
+                    if let (Some(id), Ok(mut made)) = (id, made.lock()) {
+                        made.push(id);
+                    }
+                }
+            });
+        }
+    });
+    let made = made.into_inner().unwrap_or_default();
+    let outcome = asked(plan, &session, made.len(), wanted, table);
+    for batch in made.chunks(50) {
+        let arguments: Vec<&str> = ["rm", "-f"].into_iter().chain(batch.iter().map(String::as_str)).collect();
+        engine::docker(&engine::socket(), &arguments)?;
+    }
+    outcome
+}
+
+fn asked(plan: &Plan, session: &Session, made: usize, wanted: usize, table: &mut Table) -> Outcome<()> {
+    if made < wanted {
+        return Err(format!("only {made} of {wanted} containers could be made").into());
+    }
+    let control = session.socket.with_extension("ctl");
+    for path in ["/status", "/metrics"] {
+        let answer = engine::plain(&control, path)?;
+        let leases = match path {
+            "/status" => {
+                serde_json::from_slice::<serde_json::Value>(&answer)?["leases"].as_array().map_or(0, Vec::len)
+            }
+            _ => String::from_utf8_lossy(&answer)
+                .lines()
+                .find_map(|l| l.strip_prefix("kfp_creds_leases ")?.parse().ok())
+                .unwrap_or(0),
+        };
+        if leases < wanted {
+            return Err(format!("{path} knows {leases} of {wanted} leases").into());
+        }
+        let mut found = times(plan.rounds(200, 40), || {
+            let _ = black_box(engine::plain(&control, path));
+        });
+        let (middle, high) = (median(&found) / 1e3, percentile(&mut found, 95.0) / 1e3);
+        let shown = format!("{middle:.2} ms (95 %: ≤ {high:.2}), {} kB", answer.len() / 1000);
+        let what = format!("`GET {path}` on the control socket with {made} leases");
+        table.row("leases", what, (middle, shown), Target::AtMost(10.0), " ms");
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! The looks of `check`, one function each.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::check::Found;
+use super::folder::{private_folder, runtime_folder};
+use super::host::Host;
+use crate::config::{Config, Pool, Surroundings};
+use crate::docker::Engine;
+use crate::docker::cells;
+use crate::docker::network::Network;
+use crate::failure::Failure;
+use crate::mint::MintFailure;
+use crate::workload::Identity;
+
+/// Clocks that differ by more make tokens look expired, or not valid yet, to somebody.
+const NOTABLE_SKEW: i64 = 30;
+/// Beyond this Google refuses what is signed here.
+const REFUSED_SKEW: i64 = 300;
+/// Clients in containers look at these before they ask a metadata server.
+const SHADOWS: [&str; 5] = [
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "NO_GCE_CHECK",
+    "CLOUDSDK_CONFIG",
+    "GCE_METADATA_HOST",
+    "GCE_METADATA_IP",
+];
+/// Images that are looked at; the newest first.
+const MOST_IMAGES: usize = 50;
+
+pub(super) fn file(config: &Config) -> Found {
+    let Some(file) = &config.file else { return "none: defaults".to_string().into() };
+    let (rules, identities) = (config.policy.rules.len(), config.identities.len());
+    format!("{}: {rules} rules, {identities} identities, {} mounts", file.display(), config.mounts.len())
+        .into()
+}
+
+pub(super) fn no_engine(failure: Failure) -> Found {
+    let text = failure.to_string();
+    let mend = match () {
+        () if text.contains("not permitted") => "sudo usermod -aG docker $USER, then log in anew",
+        () if text.contains("no Docker engine") => "sudo systemctl start docker",
+        () => return Found::Bad(failure, None),
+    };
+    Found::bad(failure, mend)
+}
+
+/// Our own sockets are as good as root on this machine; the place for them has to be ours alone.
+pub(super) fn rights(around: &Surroundings) -> Found {
+    let folder = runtime_folder(around);
+    match private_folder(&folder) {
+        Ok(folder) => format!("the engine obeys, {} is ours alone", folder.display()).into(),
+        Err(failure) => Found::bad(failure, format!("rm -r {}", folder.display())),
+    }
+}
+
+/// Making a network is the only sure way to learn whether its range and the right to it can be had.
+pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
+    if let Some(range) = config.cells {
+        return cells(engine, range).await;
+    }
+    let ours = match engine.our_networks().await {
+        Ok(ours) => ours,
+        Err(error) => return Found::Bad(error.into(), None),
+    };
+    if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
+        let text = format!("{subnet} is held by {name}: another session runs, or left it; both are handled");
+        return text.into();
+    }
+    match engine.make_network("kfp-creds-check", config.pool, "check", "run").await {
+        Ok(network) => match engine.remove_network(&network.id).await {
+            Ok(()) => format!("{} can be had", config.pool).into(),
+            Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
+        },
+        Err(error) if error.is_overlap() => {
+            let owner = engine.owner_of(config.pool).await;
+            let mend = owner.as_ref().map_or("network.pool = \"…\" in kfp-creds.toml".into(), |owner| {
+                format!("docker network rm {owner}, or network.pool = \"…\" in kfp-creds.toml")
+            });
+            let owner = owner.as_deref().unwrap_or("something else");
+            let text = format!(
+                "{owner} holds {}: sessions get another address, which PHP clients do not find",
+                config.pool
+            );
+            Found::Odd(text, mend)
+        }
+        Err(error) => Found::Bad(error.into(), None),
+    }
+}
+
+/// The same where each container has a network: the first one that is free.
+async fn cells(engine: &Engine, range: Pool) -> Found {
+    let owner = cells::Owner { session: "check".into(), mode: "run".into() };
+    let mut held = 0;
+    for cell in cells::of(range) {
+        match engine.make_cell("kfp-creds-check", cell, &owner).await {
+            Ok(network) => {
+                let total = cells::of(range).count();
+                let text = format!(
+                    "{cell} can be had, one of {total} for a container each; {held} before it are held"
+                );
+                return match engine.remove_network(&network.id).await {
+                    Ok(()) => text.into(),
+                    Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
+                };
+            }
+            Err(error) if error.is_overlap() => held += 1,
+            Err(error) => return Found::Bad(error.into(), None),
+        }
+    }
+    let failure = Failure::Engine(format!("all {held} networks of {range} are held"));
+    Found::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
+}
+
+/// What images bring that wins over a metadata server.
+pub(super) async fn images(engine: &Engine) -> Found {
+    match engine.images_that_set(&SHADOWS, MOST_IMAGES).await {
+        Ok(found) if found.is_empty() => "none brings a variable that wins over us".to_string().into(),
+        Ok(found) => {
+            let (image, name) = &found[0];
+            let more =
+                if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
+            Found::Odd(
+                format!("{image} sets {name}{more}: its clients may not ask us"),
+                format!("ENV {name}= in its Dockerfile, or leave the variable out"),
+            )
+        }
+        Err(error) => Found::Bad(error.into(), None),
+    }
+}
+
+pub(super) fn routes(config: &Config) -> Found {
+    let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let within = routes_into(&table, config.pool);
+    if within.is_empty() {
+        return format!("none of this machine leads into {}", config.pool).into();
+    }
+    let text = within.join(", ");
+    if within.iter().any(|route| route.starts_with("169.254.169.254/32")) {
+        return Found::Odd(
+            format!("{text}: this machine has a metadata server of its own, as in a cloud"),
+            "keep containers without an identity off it: sudo iptables -I DOCKER-USER -d 169.254.169.254 -j DROP".into(),
+        );
+    }
+    // Our network is internal and has no address on the host, so the host's routes and ours do not meet.
+    format!("{text} (the host's own; containers of a session do not use it)").into()
+}
+
+/// `NETWORK/PREFIX dev NAME` of every route with its own destination that meets the pool, but for bridges of
+/// the engine. The table is that of `/proc/net/route` (proc(5)): hexadecimal, in the order of the host's bytes.
+fn routes_into(table: &str, pool: Pool) -> Vec<String> {
+    let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
+    let first = u32::from(pool.network);
+    let last = first | (u32::MAX >> pool.prefix);
+    let rows = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (device, to, mask) = (*fields.first()?, number(fields.get(1)?)?, number(fields.get(7)?)?);
+        let bridge = device.starts_with("br-") || device.starts_with("docker");
+        let meets = mask != 0 && to <= last && (to | !mask) >= first;
+        (meets && !bridge).then(|| format!("{}/{} dev {device}", Ipv4Addr::from(to), mask.leading_ones()))
+    });
+    rows.collect()
+}
+
+/// What the shell sets that the pipeline's own process will see.
+pub(super) fn shell(around: &Surroundings) -> Found {
+    let set: Vec<&str> = SHADOWS.into_iter().filter(|name| around.variable(name).is_some()).collect();
+    match set.as_slice() {
+        [] => "sets nothing that wins over us".to_string().into(),
+        [one] if *one == "GOOGLE_APPLICATION_CREDENTIALS" => {
+            format!("{one} names the credential; containers do not see it").into()
+        }
+        many => Found::Odd(
+            format!("{} set: programs on this machine heed it, containers do not see it", many.join(", ")),
+            format!("unset {}", many.join(" ")),
+        ),
+    }
+}
+
+pub(super) fn credential(host: &Host, config: &Config) -> Found {
+    let kind = host.source.principal().kind;
+    let ends = match kind {
+        "service account key" => "; does not expire by itself",
+        "user login" => "; lasts until it is withdrawn, or your organisation asks to log in again",
+        "offline" => "; ends with each session",
+        _ => "",
+    };
+    format!("{kind}, {}{ends}", host.own_account(config)).into()
+}
+
+pub(super) async fn clock(host: &Host) -> Found {
+    match host.source.clock().await {
+        Ok(None) => "nobody to compare with".to_string().into(),
+        Ok(Some(seconds)) => {
+            let by = format!(
+                "{} s {}",
+                seconds.abs(),
+                if seconds < 0 { "behind Google's" } else { "ahead of Google's" }
+            );
+            let mend = "sudo timedatectl set-ntp true";
+            match seconds.abs() {
+                few if few <= NOTABLE_SKEW => format!("{by}: good").into(),
+                more if more <= REFUSED_SKEW => Found::Odd(by, mend.into()),
+                _ => Found::bad(
+                    Failure::NotPermitted(format!("{by}: what is signed here is refused there")),
+                    mend,
+                ),
+            }
+        }
+        // Said with the token, better.
+        Err(error) => Found::Odd(format!("not known: {error}"), "curl -sI https://www.googleapis.com".into()),
+    }
+}
+
+/// One for each account of the config: the own one where an identity uses it, and every other one.
+pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<Duration, MintFailure>)> {
+    let mut asked = BTreeSet::new();
+    let mut found = vec![];
+    for identity in config.identities.values() {
+        let accounts = std::iter::once(identity.service_account.clone())
+            .chain(identity.others.iter().cloned().map(Some));
+        for account in accounts {
+            if !asked.insert((account.clone(), identity.scopes.to_string(), identity.lifetime)) {
+                continue;
+            }
+            let one = Identity { service_account: account.clone(), ..Identity::clone(identity) };
+            let request = host.mint.request(&one, None, None);
+            let minted = host.mint.access(&request, Duration::from_secs(25)).await;
+            let left = minted.map(|token| token.expires.remaining(crate::token::Now::read()));
+            let account = account.unwrap_or_else(|| host.own_account(config));
+            found.push((format!("{account} ({})", identity.name), left));
+        }
+    }
+    found
+}
+
+pub(super) fn token(account: String, found: Result<Duration, MintFailure>) -> Found {
+    match found {
+        Ok(left) => format!("{account}: minted, good for {} s", left.as_secs()).into(),
+        Err(error) => {
+            let text = error.to_string();
+            let email = account.split(' ').next().unwrap_or_default();
+            let mend = match () {
+                () if text.contains("serviceAccountTokenCreator") => format!(
+                    "gcloud iam service-accounts add-iam-policy-binding {email} \
+                     --role=roles/iam.serviceAccountTokenCreator --member=user:YOU"
+                ),
+                () if text.contains("there is no service account") => {
+                    format!("gcloud iam service-accounts describe {email}")
+                }
+                () if text.contains("run `") || text.contains("--impersonate") => String::new(),
+                () if matches!(error, MintFailure::Refused(_)) => {
+                    "gcloud auth application-default login".into()
+                }
+                () => "is Google reachable? curl -sI https://oauth2.googleapis.com".into(),
+            };
+            let mend = Some(mend).filter(|mend| !mend.is_empty());
+            Found::Bad(Failure::NoCredential(format!("{account}: {text}")), mend)
+        }
+    }
+}
+
+pub(super) fn project(host: &Host, config: &Config) -> Found {
+    let project = host.project(config);
+    if project == crate::server::views::UNKNOWN_PROJECT {
+        return Found::Odd(
+            "not known: containers are told a stand-in".into(),
+            "project = \"…\" in kfp-creds.toml, or gcloud config set project …".into(),
+        );
+    }
+    project.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_that_meet_the_pool() {
+        let pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
+        let row = |device: &str, to: Ipv4Addr, mask: Ipv4Addr| {
+            let hex = |at: Ipv4Addr| format!("{:08X}", u32::from(at).to_be());
+            format!("{device}\t{}\t00000000\t0001\t0\t0\t0\t{}\t0\t0\t0\n", hex(to), hex(mask))
+        };
+        let table = [
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n".to_string(),
+            row("eth0", Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED),
+            row("eth0", [10, 0, 0, 0].into(), [255, 0, 0, 0].into()),
+            row("avahi", [169, 254, 0, 0].into(), [255, 255, 0, 0].into()),
+            row("eth0", [169, 254, 169, 254].into(), [255, 255, 255, 255].into()),
+            row("br-0123", [169, 254, 168, 0].into(), [255, 255, 252, 0].into()),
+        ]
+        .concat();
+        assert_eq!(routes_into(&table, pool), ["169.254.0.0/16 dev avahi", "169.254.169.254/32 dev eth0"]);
+        assert!(routes_into("", pool).is_empty() && routes_into("x\ny z\n", pool).is_empty());
+    }
+}

@@ -1,0 +1,126 @@
+//! The config file while a session runs: what it says of rules, identities and mounts counts for containers
+//! that are created after it changed. Leases that live keep what they were given until they end.
+//!
+//! It is read again only where its content is trusted (decision 23): a file of a project after
+//! `kfp-creds config trust`, and none that a container can write or could earlier in the session.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{self, Config, Surroundings, Unread};
+use crate::docker::proxy::{Rules, Settings, writable_by_a_container};
+use crate::lifecycle::Lifecycle;
+use crate::observe::Voice;
+use crate::process::Tasks;
+
+/// How often the file is looked at: one `stat`.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a config says that a session takes up while it runs.
+pub(super) fn rules(config: &Config) -> Rules {
+    Rules {
+        policy: config.policy.clone(),
+        identities: config.identities.values().cloned().collect(),
+        mounts: config.mounts.clone(),
+    }
+}
+
+/// What tells two states of a file apart without reading it.
+type Stamp = Option<(i64, i64, u64, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.mtime(), about.mtime_nsec(), about.size(), about.ino()))
+}
+
+/// Follows the file until the session stops. `config` is the one that the session began with.
+pub(super) async fn follow(
+    mut config: Config,
+    around: Surroundings,
+    proxy: Arc<Settings>,
+    lifecycle: Arc<Lifecycle>,
+    voice: Voice,
+    tasks: Tasks,
+) {
+    let Some(file) = config.file.clone() else { return };
+    let (mut seen, mut taken) = (config.stamp, config.stamp);
+    let mut waiting = false;
+    loop {
+        tokio::select! {
+            () = tasks.stop().cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let now = stamp(&file);
+        // Writers are not atomic: a state counts when it was seen twice. One that waits for trust is asked
+        // about again without being said again.
+        let settled = now == std::mem::replace(&mut seen, now);
+        if !settled || (now == taken && !waiting) {
+            continue;
+        }
+        let again = now == taken;
+        taken = now;
+        waiting = false;
+        let read = look(&config, &around, &proxy, &file).await;
+        match read {
+            Ok(new) => {
+                let live = lifecycle.members().iter().filter(|member| member.lease.is_some()).count();
+                proxy.rules.replace(rules(&new));
+                voice.notice(said(&config, &new, &file, live));
+                config = new;
+            }
+            Err(Unread::Untrusted(why)) => {
+                waiting = true;
+                if !again {
+                    voice.notice(why);
+                }
+            }
+            Err(Unread::Broken(why)) => voice.notice(why),
+        }
+    }
+}
+
+async fn look(
+    config: &Config,
+    around: &Surroundings,
+    proxy: &Settings,
+    file: &Path,
+) -> Result<Config, Unread> {
+    let stays = "what was read before stays";
+    let broken =
+        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", file.display()));
+    let new = config::reread(config, around).map_err(|unread| match unread {
+        Unread::Broken(why) => {
+            let mut lines = why.lines();
+            let first = lines.next().unwrap_or_default();
+            let more = if lines.next().is_some() { " (and more: kfp-creds config check)" } else { "" };
+            Unread::Broken(format!("{first}{more}; {stays}"))
+        }
+        waits @ Unread::Untrusted(_) => waits,
+    })?;
+    let real = file.canonicalize().map_err(|error| broken(error.to_string()))?;
+    match writable_by_a_container(proxy, &real).await {
+        Ok(None) => Ok(new),
+        Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", place.display()))),
+        Err(why) => Err(broken(why)),
+    }
+}
+
+fn said(old: &Config, new: &Config, file: &Path, live: usize) -> String {
+    let mut text = format!(
+        "{} was read again: {} rules, {} identities, {} mounts for containers from now on",
+        file.display(),
+        new.policy.rules.len(),
+        new.identities.len(),
+        new.mounts.len(),
+    );
+    if live > 0 {
+        text.push_str(&format!("; {live} that run keep what they have until they end"));
+    }
+    let fixed = old.differs_beyond_rules(new);
+    if !fixed.is_empty() {
+        text.push_str(&format!("; {} counts from the next session on", fixed.join(", ")));
+    }
+    text
+}

@@ -1,0 +1,57 @@
+//! `[guard]`, and where keys are likeliest on this machine.
+
+use std::path::{Path, PathBuf};
+
+use super::check::judged_as;
+use super::keys::RawGuard;
+use super::read::{Layers, shown};
+use super::{SourceChoice, Surroundings};
+use crate::guard::{Guard, Mode, Rules};
+
+/// Homes beside the own one that are looked at first.
+const MOST_HOMES: usize = 64;
+
+/// The homes of the machine, and the files that the session itself logs in with.
+pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) -> Guard {
+    let named = match source {
+        SourceChoice::Adc { file } => file.clone(),
+        SourceChoice::Offline | SourceChoice::Metadata | SourceChoice::Gcloud => None,
+    };
+    let variable = |name| around.variable(name).map(PathBuf::from);
+    let cloudsdk =
+        variable("CLOUDSDK_CONFIG").map(|folder| folder.join("application_default_credentials.json"));
+    let files = [named, variable("GOOGLE_APPLICATION_CREDENTIALS"), cloudsdk].into_iter().flatten();
+    let others = std::fs::read_dir("/home").into_iter().flatten().flatten().map(|entry| entry.path());
+    let homes = around.home().into_iter().chain([PathBuf::from("/root")]).chain(others.take(MOST_HOMES));
+    Guard {
+        rules,
+        homes: homes.collect(),
+        files: files.filter_map(|file| file.canonicalize().ok()).collect(),
+    }
+}
+
+pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Surroundings) -> Rules {
+    let mode = judged_as(say, "guard.mode", raw.mode, |text| match text {
+        "deny" => Ok(Mode::Deny),
+        "warn" => Ok(Mode::Warn),
+        "off" => Ok(Mode::Off),
+        _ => Err("has to be \"deny\", \"warn\" or \"off\"".into()),
+    });
+    let mut allow = vec![];
+    for text in &raw.allow {
+        match (text.strip_prefix("~/"), around.home()) {
+            _ if text.trim_matches(['/', '.', '~']).is_empty() => {
+                say.problem("guard.allow", format_args!("\"{}\" would except everything", shown(text)));
+            }
+            (Some(rest), Some(home)) => allow.push(home.join(rest)),
+            (Some(_), None) => say.problem("guard.allow", "starts at your home, and HOME is not set"),
+            (None, _) => {
+                // A relative path is one beside the file, and one inside an archive.
+                let path = Path::new(text.trim_start_matches("./"));
+                allow.extend(path.is_relative().then(|| path.to_owned()));
+                allow.push(beside.join(path));
+            }
+        }
+    }
+    Rules { mode: mode.unwrap_or_default(), allow }
+}

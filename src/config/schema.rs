@@ -1,0 +1,93 @@
+//! The keys as a JSON Schema, for editors: `docs/kfp-creds.schema.json`, made from [`KEYS`].
+//!
+//! JSON Schema draft-07, which editors' TOML plug-ins read. What values mean is judged by `config check`.
+
+use serde_json::{Map, Value, json};
+
+use super::keys::{KEYS, Key, Kind};
+
+/// Keys whose values are of a fixed set.
+const WORDS: [(&str, &[&str]); 3] = [
+    ("credentials", &["adc", "offline"]),
+    ("guard.mode", &["deny", "warn", "off"]),
+    ("isolation", &["shared", "network"]),
+];
+/// Names that the user chooses; see `FOOT` of the reference.
+const NAME: &str = "^[A-Za-z0-9_-]+$";
+
+/// The text of `docs/kfp-creds.schema.json`.
+pub fn schema() -> String {
+    let mut root = object();
+    root["$schema"] = "http://json-schema.org/draft-07/schema#".into();
+    root["title"] = "kfp-creds.toml".into();
+    for key in KEYS {
+        place(&mut root, key.path, key);
+    }
+    format!("{root:#}\n")
+}
+
+fn object() -> Value {
+    json!({ "type": "object", "additionalProperties": false, "properties": {} })
+}
+
+/// Puts `key` where the rest of its path, `path`, leads from `at`, an object.
+fn place(at: &mut Value, path: &str, key: &Key) {
+    let Some((first, rest)) = path.split_once('.') else {
+        at["properties"][path] = leaf(key);
+        if key.default == "must be given" {
+            if !at["required"].is_array() {
+                at["required"] = json!([]);
+            }
+            if let Some(required) = at["required"].as_array_mut() {
+                required.push(path.into());
+            }
+        }
+        return;
+    };
+    let list = first.strip_suffix("[]");
+    let name = list.unwrap_or(first);
+    let entry = &mut at["properties"][name];
+    if entry.is_null() {
+        *entry = match list {
+            Some(_) => json!({ "type": "array", "items": object() }),
+            None => object(),
+        };
+    }
+    let inside = if list.is_some() { &mut entry["items"] } else { entry };
+    match rest.strip_prefix('*') {
+        None => place(inside, rest, key),
+        Some(rest) => {
+            // Labels may be called anything; the others have names of our form.
+            if !path.ends_with("labels.*") && inside["propertyNames"].is_null() {
+                inside["propertyNames"] = json!({ "pattern": NAME });
+            }
+            match rest.strip_prefix('.') {
+                None => inside["additionalProperties"] = leaf(key),
+                Some(rest) => {
+                    if !inside["additionalProperties"].is_object() {
+                        inside["additionalProperties"] = object();
+                    }
+                    place(&mut inside["additionalProperties"], rest, key);
+                }
+            }
+        }
+    }
+}
+
+fn leaf(key: &Key) -> Value {
+    let mut leaf = Map::new();
+    match key.kind {
+        Kind::Text => leaf.insert("type".into(), "string".into()),
+        Kind::Flag => leaf.insert("type".into(), "boolean".into()),
+        Kind::Number => leaf.insert("type".into(), "integer".into()),
+        Kind::List => {
+            leaf.insert("items".into(), json!({ "type": "string" }));
+            leaf.insert("type".into(), "array".into())
+        }
+    };
+    if let Some((_, words)) = WORDS.iter().find(|(path, _)| *path == key.path) {
+        leaf.insert("enum".into(), json!(words));
+    }
+    leaf.insert("description".into(), format!("{} Default: {}.", key.says, key.default).into());
+    leaf.into()
+}

@@ -1,0 +1,144 @@
+//! What a config comes to, for a person: `config check`, and what a changed file changes.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::{Config, SourceChoice, read};
+use crate::guard::{Mode, Rules};
+use crate::workload::Identity;
+
+impl Config {
+    /// The keys that say something else in `new` and count only when a session starts.
+    pub fn differs_beyond_rules(&self, new: &Self) -> Vec<&'static str> {
+        let told = |config: &Self| {
+            let Self { source, project, numeric_project, email, quota_project, zone, .. } = config;
+            [
+                ("credentials", format!("{source:?}")),
+                ("project", format!("{project:?} {numeric_project:?} {quota_project:?}")),
+                ("email", format!("{email:?}")),
+                ("zone", zone.clone()),
+                ("instance", format!("{:?}", config.instance)),
+                ("attributes", format!("{:?} {:?}", config.instance_attributes, config.project_attributes)),
+                ("endpoints", format!("{:?}", config.endpoints)),
+                ("audit", format!("{:?}", config.audit)),
+                ("metrics", format!("{:?}", config.metrics)),
+                ("keep", config.keep.to_string()),
+                ("guard", format!("{:?}", config.guard.rules)),
+                ("network", format!("{} {:?}", config.pool, config.cells)),
+                ("engine", format!("{:?}", config.engine)),
+                ("log", config.log.clone()),
+            ]
+        };
+        let both = told(self).into_iter().zip(told(new));
+        both.filter(|((_, old), (_, new))| old != new).map(|((name, _), _)| name).collect()
+    }
+
+    /// What `config check` prints: one line per fact.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, what: String| {
+            let _ = writeln!(text, "{name:<12}  {}", read::one_line(&what));
+        };
+        line(
+            "file",
+            self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| f.display().to_string()),
+        );
+        line(
+            "credentials",
+            match &self.source {
+                SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
+                SourceChoice::Metadata => "this machine's metadata server".into(),
+                SourceChoice::Gcloud => "gcloud's active account".into(),
+                SourceChoice::Adc { file: Some(file) } => file.display().to_string(),
+                SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
+            },
+        );
+        line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
+        for (name, value) in [
+            ("number", self.numeric_project.map(|number| number.to_string())),
+            ("quota", self.quota_project.clone()),
+            ("e-mail", self.email.clone()),
+            ("zone", Some(self.zone.clone())),
+            ("token", self.endpoints.token.clone()),
+            ("iam", self.endpoints.iam_credentials.clone()),
+            ("iam admin", self.endpoints.iam.clone()),
+            ("sts", self.endpoints.sts.clone()),
+            ("universe", self.endpoints.universe.clone()),
+            ("engine", self.engine.clone()),
+            ("pool", self.cells.is_none().then(|| self.pool.to_string())),
+            ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
+            ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
+            ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
+            ("metrics", self.metrics.map(|at| at.to_string())),
+        ] {
+            if let Some(value) = value {
+                line(name, value);
+            }
+        }
+        for identity in self.identities.values() {
+            line("identity", sentence(identity));
+        }
+        for (index, rule) in self.policy.rules.iter().enumerate() {
+            let given = rule.patterns.iter().map(|pattern| format!("{} {}", pattern.part, pattern.glob));
+            let given = given.collect::<Vec<_>>().join(", ");
+            let identity = rule.identity.as_ref().map_or("none", |identity| &identity.name);
+            let identity = format!("{identity}{}", choices(&rule.choose));
+            line(&format!("rule {}", index + 1), format!("{given}: {identity}"));
+        }
+        let who = if self.policy.all { "every other container" } else { "every other kfp task" };
+        let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
+        line("otherwise", format!("{who}: {identity}{}", choices(&self.policy.choose)));
+        text
+    }
+}
+
+fn guarding(rules: &Rules) -> String {
+    let mode = match rules.mode {
+        Mode::Deny => "deny",
+        Mode::Warn => "warn",
+        Mode::Off => "off",
+    };
+    match rules.allow.is_empty() {
+        true => mode.into(),
+        false => {
+            let allowed = rules.allow.iter().map(|path| path.display().to_string());
+            format!("{mode}, except {}", allowed.collect::<Vec<_>>().join(" "))
+        }
+    }
+}
+
+fn choices(choose: &[Arc<Identity>]) -> String {
+    let names: Vec<&str> = choose.iter().map(|identity| identity.name.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!(", or by choice {}", names.join(", ")) }
+}
+
+fn sentence(identity: &Identity) -> String {
+    let account = identity.service_account.as_deref().unwrap_or("the own account");
+    let mut text = format!("{}: {account}", identity.name);
+    for other in &identity.others {
+        let _ = write!(text, " and {other}");
+    }
+    let _ = write!(text, ", {} s", identity.lifetime.as_secs());
+    let _ = write!(text, ", scopes {}", identity.scopes);
+    if !identity.audiences.is_empty() {
+        let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
+    }
+    if let Some(subject) = &identity.subject {
+        let _ = write!(text, ", standing in for {subject}");
+    }
+    if let Some(boundary) = &identity.boundary {
+        let mut buckets: Vec<&str> = boundary.0.iter().map(|rule| rule.bucket.as_str()).collect();
+        buckets.dedup();
+        let _ = write!(text, ", Cloud Storage alone, in {}", buckets.join(" "));
+    }
+    if let Some(rate) = identity.rate {
+        let _ = write!(text, ", {rate} a minute");
+    }
+    let kill = identity.kill_switch;
+    for (word, said) in [("isolate", identity.isolate), ("strict", identity.strict), ("kill switch", kill)] {
+        if said {
+            let _ = write!(text, ", {word}");
+        }
+    }
+    text
+}

@@ -1,0 +1,72 @@
+//! What would become of a create request, as far as that can be told without an engine: no image, no other
+//! container and no directory is looked at. For `explain`, and for measuring.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use super::guard::{keys_in_body, refusing};
+use super::judge::{self, Neighbour, Question, Verdict};
+use super::{Rules, Wiring, json};
+use crate::docker::relay::NAMES;
+use crate::workload::Task;
+
+/// A request that was judged.
+#[derive(Debug)]
+pub struct Preview {
+    pub task: Task,
+    pub outcome: Outcome,
+    /// What the engine would be sent.
+    pub body: String,
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    /// It gets an identity; what a person should know besides.
+    Attach(Vec<String>),
+    /// It gets none, and why.
+    Pass(String),
+    /// It is not created, and why.
+    Refuse(String),
+}
+
+/// Judges the body of a create request; `alone` where each container has a network of its own. An error where
+/// it is none.
+pub fn preview(
+    bytes: &[u8],
+    rules: &Rules,
+    alone: bool,
+    recognise: fn(&Value, Option<&str>) -> Task,
+) -> Result<Preview, String> {
+    let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
+    json::canonical(&mut body, json::CREATE)?;
+    let task = recognise(&body, None);
+    let decision = rules.policy.decide(&task);
+    let relay = Ipv4Addr::new(169, 254, 169, 254);
+    let wiring =
+        Wiring { relay, names: NAMES.map(String::from).to_vec(), project: None, quota_project: None };
+    let others = judge::container_references(&body);
+    let neighbours = others.into_iter().map(|name| (name.clone(), Neighbour::Other(name)));
+    let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(&task)).collect();
+    let question = Question {
+        decision: &decision,
+        name: None,
+        image_env: &[],
+        neighbours: &neighbours.collect::<HashMap<_, _>>(),
+        our_networks: &HashSet::new(),
+        wiring: &wiring,
+        mounts: &mounts,
+        session: "",
+        alone,
+    };
+    let outcome = match judge::judge(&mut body, &question) {
+        Verdict::Attach { notices, .. } => Outcome::Attach(notices),
+        Verdict::Pass(why) => Outcome::Pass(why),
+        Verdict::Refuse(refusal) => Outcome::Refuse(refusal.why),
+    };
+    let ours = task.kfp || matches!(outcome, Outcome::Attach(_));
+    let keys = keys_in_body(&body);
+    let outcome = if ours && !keys.is_empty() { Outcome::Refuse(refusing(&keys)) } else { outcome };
+    Ok(Preview { task, outcome, body: body.to_string() })
+}

@@ -1,0 +1,39 @@
+//! Keys for a swarm: its configs, secrets and services. Their containers are the swarm's own and get no
+//! identity here, so a key in them is told of, as in every container that is not ours.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::create::rewritten;
+use super::guard::variables;
+use super::json;
+use super::path::Target;
+use super::room::Room;
+use super::wire::{Refusal, Reply, collect};
+use crate::guard::{Mode, what};
+
+impl Room {
+    pub(super) async fn swarm(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
+        let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
+        json::canonical(&mut body, json::SWARM).map_err(Refusal::malformed)?;
+        if self.settings.guard.rules.mode != Mode::Off {
+            let name = body["Name"].as_str().unwrap_or("without a name");
+            self.decide(Mode::Warn, &format!("{name}, of the swarm"), found(&body))?;
+        }
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(rewritten(parts, &body), uri, None).await
+    }
+}
+
+fn found(body: &Value) -> Vec<String> {
+    let container = &body["TaskTemplate"]["ContainerSpec"];
+    let mut found = variables(&container["Env"], "variable");
+    // RFC 4648, as the API has it.
+    let data = body["Data"].as_str().and_then(|data| STANDARD.decode(data).ok()).map(Zeroizing::new);
+    found.extend(data.and_then(|data| what(&data)).map(|kind| format!("it holds {kind}")));
+    found
+}

@@ -1,0 +1,153 @@
+//! What containers could write on this machine: a config file that one of them could have changed is not
+//! read again (decision 23).
+//!
+//! The containers that the engine has are asked about when it matters; those of this session that are gone
+//! by then are remembered here.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+
+use super::wire::Engine;
+use super::{Settings, confine};
+
+/// Directories and files that containers of this session were given to write. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Writable(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+impl Writable {
+    /// Notes what a judged create body gives. What it does not say itself (volumes by name, the mounts of
+    /// another container) is in `mounted`, the engine's own list, where that was looked at.
+    pub(super) fn note(&self, body: &Value, mounted: &Value) {
+        let mut found = given(&body["HostConfig"]);
+        found.extend(listed(mounted));
+        if found.is_empty() {
+            return;
+        }
+        let real = found.into_iter().map(|place| place.canonicalize().unwrap_or(place));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(real);
+    }
+
+    fn covers(&self, file: &Path) -> Option<PathBuf> {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.iter().find(|place| file.starts_with(place)).cloned()
+    }
+}
+
+/// Whether the body leaves it to the engine what is mounted.
+pub(super) fn is_indirect(body: &Value) -> bool {
+    let host = &body["HostConfig"];
+    let named = |bind: &Value| bind.as_str().is_some_and(|bind| !bind.starts_with('/'));
+    let volume = |mount: &Value| mount["Type"] == "volume";
+    let any =
+        |list: &Value, test: &dyn Fn(&Value) -> bool| list.as_array().is_some_and(|l| l.iter().any(test));
+    any(&host["VolumesFrom"], &|_| true) || any(&host["Binds"], &named) || any(&host["Mounts"], &volume)
+}
+
+/// What a HostConfig says itself.
+fn given(host: &Value) -> Vec<PathBuf> {
+    let everything = host["Privileged"] == true
+        || host["PidMode"] == "host"
+        || confine::Capabilities::of(host).has("SYS_ADMIN");
+    if everything {
+        // With the machine's disks or processes in its hands, a container writes where it likes.
+        return vec!["/".into()];
+    }
+    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let binds = binds.filter_map(|bind| {
+        let mut parts = bind.split(':');
+        let (source, _, options) = (parts.next()?, parts.next()?, parts.next().unwrap_or_default());
+        let read_only = options.split(',').any(|option| option == "ro");
+        (source.starts_with('/') && !read_only).then(|| PathBuf::from(source))
+    });
+    let mounts = host["Mounts"].as_array().into_iter().flatten();
+    let mounts = mounts.filter(|mount| mount["ReadOnly"] != true).flat_map(|mount| {
+        let source = mount["Source"].as_str().filter(|_| mount["Type"] == "bind");
+        let device = mount["VolumeOptions"]["DriverConfig"]["Options"]["device"].as_str();
+        [source, device].into_iter().flatten().map(PathBuf::from)
+    });
+    binds.chain(mounts).filter(|place| place.is_absolute()).collect()
+}
+
+/// `Mounts` as the engine lists them, of a container or of each.
+fn listed(mounts: &Value) -> Vec<PathBuf> {
+    let mounts = mounts.as_array().into_iter().flatten().filter(|mount| mount["RW"] != false);
+    mounts
+        .filter_map(|mount| mount["Source"].as_str())
+        .filter(|s| s.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// The place by which a container can write `file` (absolute, without links), or could earlier in this
+/// session; an error where the engine does not say.
+pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result<Option<PathBuf>, String> {
+    if let Some(place) = settings.writable.covers(file) {
+        return Ok(Some(place));
+    }
+    let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
+    let ask = async |path: &str| {
+        let found = engine.look(path).await.map_err(|refusal| refusal.why)?;
+        found.ok_or_else(|| "the engine does not list its containers".to_string())
+    };
+    let containers = ask("/containers/json?all=1").await?;
+    let mut places: Vec<PathBuf> =
+        containers.as_array().into_iter().flatten().flat_map(|one| listed(&one["Mounts"])).collect();
+    let volumes = ask("/volumes").await?;
+    let volumes = volumes["Volumes"].as_array().into_iter().flatten();
+    // Whoever mounts it by its name can write what it is bound to.
+    places.extend(volumes.filter_map(|volume| volume["Options"]["device"].as_str()).map(PathBuf::from));
+    let real = places.into_iter().map(|place| place.canonicalize().unwrap_or(place));
+    Ok(real.into_iter().find(|place| place.is_absolute() && file.starts_with(place)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_body_gives_to_write() {
+        let places = |host: Value| given(&host);
+        for (host, expected) in [
+            (
+                json!({"Binds": ["/a:/x", "/b:/x:ro", "/c:/x:rw,z", "/d:/x:z,ro", "name:/x"]}),
+                vec!["/a", "/c"],
+            ),
+            (
+                json!({"Mounts": [
+                    {"Type": "bind", "Source": "/a"},
+                    {"Type": "bind", "Source": "/b", "ReadOnly": true},
+                    {"Type": "volume", "Source": "v", "VolumeOptions": {"DriverConfig": {"Options": {"device": "/c"}}}},
+                    {"Type": "tmpfs"},
+                ]}),
+                vec!["/a", "/c"],
+            ),
+            (json!({"Privileged": true, "Binds": ["/a:/x"]}), vec!["/"]),
+            (json!({"PidMode": "host"}), vec!["/"]),
+            (json!({"CapAdd": ["SYS_ADMIN"]}), vec!["/"]),
+            (Value::Null, vec![]),
+        ] {
+            assert_eq!(
+                places(host.clone()),
+                expected.into_iter().map(PathBuf::from).collect::<Vec<_>>(),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_noted_is_remembered_with_all_below_it() {
+        let writable = Writable::default();
+        writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null);
+        writable
+            .note(&Value::Null, &json!([{"Source": "/other", "RW": true}, {"Source": "/read", "RW": false}]));
+        assert!(writable.covers(Path::new("/no/such/place/kfp-creds.toml")).is_some());
+        assert!(writable.covers(Path::new("/other/x")).is_some());
+        assert!(writable.covers(Path::new("/no/such/places/x")).is_none());
+        assert!(writable.covers(Path::new("/read/x")).is_none());
+    }
+}
