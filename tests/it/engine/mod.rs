@@ -15,6 +15,7 @@ mod leaks;
 mod leaving;
 mod matrix;
 mod mounts;
+mod order;
 mod outputs;
 mod proxy;
 mod reload;
