@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::app::Target;
 use crate::config::Overrides;
 
 /// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
@@ -98,6 +99,16 @@ pub enum Command {
         /// A compiled pipeline: says it for each of its tasks
         #[arg(long, value_name = "PIPELINE.yaml", conflicts_with = "what")]
         kfp: Option<PathBuf>,
+    },
+    /// Asks a metadata server, any one, what the protocol has, and says where it deviates
+    #[command(after_help = CONFORMANCE_CODES)]
+    Conformance {
+        /// Where it is; a cloud's own is asked only if you name it
+        #[arg(long, value_name = "http://HOST:PORT", value_parser = Target::parse)]
+        target: Target,
+        /// Prints one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Writes, checks or trusts a config file
     Config {
@@ -215,6 +226,9 @@ command ran; 126 the command cannot be executed; 127 it was not found.";
 const SCAN_CODES: &str = "\
 Exit codes: 0 nothing found, 1 a key was found, 64 no such target, 69 engine not reachable,
 77 something could not be looked at, 78 bad config.";
+
+const CONFORMANCE_CODES: &str = "\
+Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";
 
 const CODES: &str = "\
 Exit codes: 64 usage, 66 no usable credential, 69 engine not reachable, 70 bug, 77 not permitted,

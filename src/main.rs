@@ -78,6 +78,7 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
                 (what, _) => wait_for(app::explain(&config, around, &what.unwrap_or_default(), print))?,
             }
         }
+        Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
         Command::Relay { at } => {

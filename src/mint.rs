@@ -154,6 +154,8 @@ impl Mint {
             service_account: identity.service_account.clone(),
             scopes: scopes.unwrap_or_else(|| identity.scopes.clone()),
             lifetime: identity.lifetime.as_secs(),
+            subject: identity.subject.clone(),
+            boundary: identity.boundary.clone(),
             holder: self.holder(identity, container),
         }
     }

@@ -52,6 +52,10 @@ impl Tasks {
     }
 }
 
+/// A header that only our own requests to a metadata server carry: a server of ours that sees it is being
+/// asked by a source of ours, which took it for the machine's own, and says so with a 508.
+pub const OWN_SOURCE: &str = "x-kfp-creds-source";
+
 /// No core dumps: a dump of this process would hold tokens.
 pub fn forbid_core_dumps() {
     use rustix::process::{Resource, Rlimit, setrlimit};

@@ -98,6 +98,29 @@ impl fmt::Display for Scopes {
     }
 }
 
+/// A Credential Access Boundary: all that a narrowed token may do, on Cloud Storage alone.
+/// <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Boundary(pub Vec<BoundaryRule>);
+
+/// One of at most ten rules; what none of them allows is denied.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct BoundaryRule {
+    /// The bucket's name, without `gs://`.
+    pub bucket: String,
+    /// `inRole:roles/storage.objectViewer`, each.
+    pub permissions: Vec<String>,
+    pub condition: Option<Condition>,
+}
+
+/// An expression of the Common Expression Language that has to be true of what is asked for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Condition {
+    pub title: Option<String>,
+    pub description: Option<String>,
+    pub expression: String,
+}
+
 /// An OAuth access token (type Bearer) whose expiry is known; a token with an unknown expiry is never made.
 #[derive(Debug)]
 pub struct AccessToken {

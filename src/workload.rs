@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use crate::token::{CLOUD_PLATFORM, Scopes};
+use crate::token::{Boundary, CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -162,6 +162,10 @@ pub struct Identity {
     pub isolate: bool,
     /// A scope outside `scopes` is a 403 instead of being left out.
     pub strict: bool,
+    /// Whom the service account stands in for, by domain-wide delegation.
+    pub subject: Option<String>,
+    /// What access tokens are narrowed down to; `None` is all that the account may do.
+    pub boundary: Option<Arc<Boundary>>,
     /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
     pub rate: Option<u32>,
     /// The operator may have its service accounts disabled: nobody else uses them.
@@ -179,6 +183,8 @@ impl Default for Identity {
             lifetime: Duration::from_secs(3600),
             isolate: false,
             strict: false,
+            subject: None,
+            boundary: None,
             rate: None,
             kill_switch: false,
         }

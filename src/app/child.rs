@@ -55,8 +55,10 @@ pub(super) fn start(command: &[OsString], socket: &Path, extra: &[(String, Strin
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut child = Command::new(program);
     child.args(arguments).env("DOCKER_HOST", format!("unix://{}", socket.display()));
-    // With a unix DOCKER_HOST these two make clients fail.
-    child.env_remove("DOCKER_TLS_VERIFY").env_remove("DOCKER_CERT_PATH");
+    // With a unix DOCKER_HOST the first two make clients fail; the third is another engine's name.
+    for variable in ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"] {
+        child.env_remove(variable);
+    }
     child.envs(extra.iter().map(|(name, value)| (name, value)));
     child.spawn()
 }

@@ -1,6 +1,7 @@
 //! The host's side of a session: the source, the mint and what they say of themselves. It needs no engine.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,9 @@ use crate::record::Recorder;
 use crate::server::jwks;
 use crate::server::views::Views;
 use crate::source::google::{Endpoints, Google, Where};
+use crate::source::machine;
 use crate::source::offline::Offline;
+use crate::source::proxied::Proxies;
 use crate::source::upstream::{Limits, Upstream};
 use crate::source::{Reloaded, Source, SourceError};
 use crate::token::Now;
@@ -55,7 +58,11 @@ impl Host {
                 keys = Some(serve_keys(&made, tasks)?);
                 made
             }
-            SourceChoice::Adc { file } => Arc::new(application_default(config, file.clone(), around)?),
+            SourceChoice::Adc { .. } | SourceChoice::Metadata | SourceChoice::Gcloud => {
+                let google = google(config, around)?;
+                google.notice().into_iter().for_each(|text| voice.notice(text));
+                Arc::new(google)
+            }
         };
         let mint = Mint::recorded(source.clone(), tasks.clone(), recorder);
         tasks.spawn("source", watch(mint.clone(), tasks.clone(), voice.clone()));
@@ -139,16 +146,23 @@ fn no_credential(error: SourceError) -> Failure {
     Failure::NoCredential(error.to_string())
 }
 
-fn application_default(
-    config: &Config,
-    file: Option<PathBuf>,
-    around: &Surroundings,
-) -> Result<Google, Failure> {
+fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
     let variable = |name| around.variable(name).map(PathBuf::from);
+    let file = match &config.source {
+        SourceChoice::Adc { file } => file.clone(),
+        _ => None,
+    };
+    // Firmware says what the machine is; reading it asks nobody.
+    let product = std::fs::read_to_string("/sys/class/dmi/id/product_name").ok();
+    let (named, no_check) = (around.variable("GCE_METADATA_HOST"), around.variable("NO_GCE_CHECK"));
+    // Who chose the metadata server by name means it, whatever keeps libraries from looking for one.
+    let no_check = no_check.filter(|_| config.source != SourceChoice::Metadata);
     let place = Where {
         google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
         cloudsdk_config: variable("CLOUDSDK_CONFIG"),
         home: around.home(),
+        metadata: machine::detect(named, product.as_deref(), no_check),
+        gcloud: on_path("gcloud", around),
     };
     let wanted = &config.endpoints;
     let endpoints = Endpoints {
@@ -158,8 +172,33 @@ fn application_default(
         sts: wanted.sts.clone(),
         universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
     };
-    let upstream = Upstream::new(Limits::default(), vec![]).map_err(no_credential)?;
-    Google::find(&place, endpoints, upstream).map_err(no_credential)
+    let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
+    match &config.source {
+        SourceChoice::Metadata => Google::machine(&place, endpoints, upstream),
+        SourceChoice::Gcloud => Google::gcloud(&place, endpoints, upstream),
+        SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
+    }
+    .map_err(no_credential)
+}
+
+/// As curl reads them: the lower-case name wins.
+fn proxies(around: &Surroundings) -> Proxies {
+    let first = |names: &[&str]| names.iter().find_map(|name| around.variable(name)).map(String::from);
+    Proxies {
+        https: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+        none_for: first(&["no_proxy", "NO_PROXY"]),
+    }
+}
+
+/// The first file of this name that can be run.
+fn on_path(name: &str, around: &Surroundings) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let path = around.variable("PATH")?;
+    // A relative entry would be a program of whatever directory this was started in.
+    let places = std::env::split_paths(path).filter(|folder| folder.is_absolute());
+    places.map(|folder| folder.join(name)).find(executable)
 }
 
 fn first_identity(config: &Config) -> Option<Arc<Identity>> {

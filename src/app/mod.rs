@@ -2,6 +2,7 @@
 
 mod check;
 mod child;
+mod conformance;
 mod control;
 mod cut_off;
 mod explain;
@@ -18,6 +19,7 @@ mod sessions;
 mod status;
 
 pub use check::check;
+pub use conformance::{Target, conformance};
 pub use cut_off::{CutOff, cut_off};
 pub use explain::{explain, explain_pipeline};
 pub use run::run;

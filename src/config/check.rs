@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::boundary::boundary;
 use super::find::Located;
 use super::forms::{
     account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
@@ -43,7 +44,8 @@ pub(super) fn resolve(
     let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
     let say = &mut layers;
     let impersonate = judged(say, "impersonate", raw.impersonate, account);
-    let identities = identities(say, raw.identity, impersonate.as_deref());
+    let subject = judged(say, "subject", raw.subject, account);
+    let identities = identities(say, raw.identity, impersonate.as_deref(), subject.as_deref());
     let policy = Policy {
         rules: rules(say, raw.rule, &identities),
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
@@ -129,13 +131,18 @@ fn source(
 ) -> SourceChoice {
     match credentials.as_deref() {
         None | Some("adc") => {}
-        Some("offline") if file.is_some() => {
-            say.problem("credentials_file", "offline takes no credential file")
+        Some(other @ ("offline" | "metadata" | "gcloud")) if file.is_some() => {
+            say.problem("credentials_file", format_args!("{other} takes no credential file"));
         }
         Some("offline") => return SourceChoice::Offline,
+        Some("metadata") => return SourceChoice::Metadata,
+        Some("gcloud") => return SourceChoice::Gcloud,
         Some(other) => {
-            let other = one_line(other);
-            say.problem("credentials", format_args!("\"{other}\" has to be \"adc\" or \"offline\""));
+            let what = format_args!(
+                "\"{}\" has to be \"adc\", \"metadata\", \"gcloud\" or \"offline\"",
+                one_line(other)
+            );
+            say.problem("credentials", what);
         }
     }
     let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
@@ -215,6 +222,7 @@ fn identities(
     say: &mut Layers,
     mut raw: BTreeMap<String, RawIdentity>,
     impersonate: Option<&str>,
+    subject: Option<&str>,
 ) -> BTreeMap<String, Arc<Identity>> {
     raw.entry("default".into()).or_default();
     let mut all = BTreeMap::new();
@@ -233,6 +241,11 @@ fn identities(
                 "needs a service_account of this identity's own: whoever else uses the account loses it";
             say.problem(&path("kill_switch"), what);
         }
+        let stands_in = match raw.subject {
+            Some(nobody) if nobody.is_empty() => None,
+            Some(_) => judged(say, &path("subject"), raw.subject, account),
+            None => subject.map(String::from),
+        };
         let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
         let identity = Identity {
             others: others(say, &path("other_accounts"), raw.other_accounts, own.as_deref()),
@@ -244,6 +257,8 @@ fn identities(
             strict: raw.strict,
             kill_switch: raw.kill_switch,
             rate: rate(say, &path("rate"), raw.rate),
+            subject: stands_in,
+            boundary: boundary(say, &path("boundary"), raw.boundary),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));

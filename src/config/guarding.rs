@@ -15,7 +15,7 @@ const MOST_HOMES: usize = 64;
 pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) -> Guard {
     let named = match source {
         SourceChoice::Adc { file } => file.clone(),
-        SourceChoice::Offline => None,
+        SourceChoice::Offline | SourceChoice::Metadata | SourceChoice::Gcloud => None,
     };
     let variable = |name| around.variable(name).map(PathBuf::from);
     let cloudsdk =

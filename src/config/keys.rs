@@ -17,6 +17,7 @@ pub(super) struct RawConfig {
     pub numeric_project: Option<i64>,
     pub email: Option<String>,
     pub quota_project: Option<String>,
+    pub subject: Option<String>,
     pub zone: Option<String>,
     pub region: Option<String>,
     pub default: Option<String>,
@@ -96,6 +97,24 @@ pub(super) struct RawIdentity {
     pub strict: bool,
     pub rate: Option<i64>,
     pub kill_switch: bool,
+    pub subject: Option<String>,
+    pub boundary: Vec<RawBoundary>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawBoundary {
+    pub bucket: Option<String>,
+    pub permissions: Vec<String>,
+    pub condition: RawCondition,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawCondition {
+    pub title: Option<String>,
+    pub description: Option<String>,
+    pub expression: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -185,7 +204,7 @@ impl Key {
 /// All keys, in the order of the document.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
-    key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
+    key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
@@ -199,6 +218,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_EMAIL"),
     key("quota_project", Kind::Text, "what the credential says", "The project that is charged for quota (`GOOGLE_CLOUD_QUOTA_PROJECT`).")
         .variable("KFP_CREDS_QUOTA_PROJECT"),
+    key("subject", Kind::Text, "nobody", "The person whom the service account stands in for, by domain-wide delegation, in every identity that says nothing else. ID tokens stay the service account's.")
+        .variable("KFP_CREDS_SUBJECT"),
     key("zone", Kind::Text, "`\"us-central1-a\"`", "The zone that containers are told.")
         .variable("KFP_CREDS_ZONE"),
     key("region", Kind::Text, "that of the zone", "Short for the zone `REGION-1`, as serverless runtimes say it; not together with `zone`.")
@@ -250,6 +271,12 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
     key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
+    key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
+    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. At most 10 rules."),
+    key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles that are available there, such as `\"inRole:roles/storage.objectViewer\"`. The account has to have them itself."),
+    key("identity.*.boundary[].condition.expression", Kind::Text, "none", "What has to be true of an object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
+    key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),
+    key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -310,12 +337,15 @@ mod tests {
             ("[audit]", "audit."),
             ("[metrics]", "metrics."),
             ("[identity.a]", "identity.*."),
+            ("[[identity.a.boundary]]", "identity.*.boundary[]."),
+            ("[[identity.a.boundary]]\n[identity.a.boundary.condition]", "identity.*.boundary[].condition."),
             ("[[rule]]", "rule[]."),
             ("[[mount]]", "mount[]."),
         ] {
             shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
         }
-        shape.retain(|field| !field.ends_with("[].labels"));
+        let inner = ["identity.*.boundary", "identity.*.boundary[].condition"];
+        shape.retain(|field| !field.ends_with("[].labels") && !inner.contains(&field.as_str()));
         shape.extend(["rule[].labels.*".into(), "mount[].labels.*".into()]);
         shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
         let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();

@@ -4,6 +4,7 @@
 //! own. Rooms: `keys` (every key), `read` (layers and positions), `find` (where the file is, trust),
 //! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
+mod boundary;
 mod check;
 pub mod engine;
 mod find;
@@ -126,6 +127,10 @@ pub struct Config {
 pub enum SourceChoice {
     /// Application default credentials: `file` (absolute), else where Google's libraries look.
     Adc { file: Option<PathBuf> },
+    /// The metadata server of the machine itself.
+    Metadata,
+    /// gcloud's active account.
+    Gcloud,
     /// A key made at start; never chosen silently.
     Offline,
 }

@@ -47,6 +47,8 @@ impl Config {
             "credentials",
             match &self.source {
                 SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
+                SourceChoice::Metadata => "this machine's metadata server".into(),
+                SourceChoice::Gcloud => "gcloud's active account".into(),
                 SourceChoice::Adc { file: Some(file) } => file.display().to_string(),
                 SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
             },
@@ -119,6 +121,14 @@ fn sentence(identity: &Identity) -> String {
     let _ = write!(text, ", scopes {}", identity.scopes);
     if !identity.audiences.is_empty() {
         let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
+    }
+    if let Some(subject) = &identity.subject {
+        let _ = write!(text, ", standing in for {subject}");
+    }
+    if let Some(boundary) = &identity.boundary {
+        let mut buckets: Vec<&str> = boundary.0.iter().map(|rule| rule.bucket.as_str()).collect();
+        buckets.dedup();
+        let _ = write!(text, ", Cloud Storage alone, in {}", buckets.join(" "));
     }
     if let Some(rate) = identity.rate {
         let _ = write!(text, ", {rate} a minute");

@@ -205,15 +205,19 @@ fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
 /// Against DNS rebinding: a foreign name that was made to point here is refused. A request that names no
 /// host at all (HTTP/1.0) cannot come from a browser and passes.
 fn host(asked: &Asked<'_>) -> Option<Reply> {
-    let authority = asked.target.and_then(|target| target.authority);
+    let (named, authority) = (asked.head.host, asked.target.and_then(|target| target.authority));
     let headers = asked.head.headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or_default());
-    let known =
-        asked.head.host.into_iter().chain(authority).chain(headers).all(|host| allowed(host, asked.view));
+    // On HTTP/1 the name is that of the header.
+    let others = authority.into_iter().chain(headers).filter(|other| Some(*other) != named);
+    let known = named.into_iter().chain(others).all(|host| allowed(host, asked.view));
     (!known).then(|| asked.refuse("The Host header names another server."))
 }
 
 /// Without case, port and trailing dot: rebinding is about names.
 fn allowed(host: &str, view: &View) -> bool {
+    if View::NAMES.contains(&host) || view.hosts.iter().any(|own| own == host) {
+        return true;
+    }
     let Some(name) = hostname(host) else { return false };
     let is = |own: &str| own.eq_ignore_ascii_case(name);
     View::NAMES.into_iter().any(is) || view.hosts.iter().filter_map(|host| hostname(host)).any(is)

@@ -39,8 +39,16 @@ impl<'a> Target<'a> {
     pub(super) fn segments(&self) -> impl Iterator<Item = Option<Cow<'a, str>>> {
         let inner = self.path.strip_prefix('/').unwrap_or(self.path);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
-        let names = (!inner.is_empty() || self.path == "//").then(|| inner.split('/'));
-        names.into_iter().flatten().map(segment)
+        let mut rest = (!inner.is_empty() || self.path == "//").then_some(inner);
+        std::iter::from_fn(move || {
+            let left = rest?;
+            let (name, after) = match left.bytes().position(|byte| byte == b'/') {
+                Some(at) => (&left[..at], Some(&left[at + 1..])),
+                None => (left, None),
+            };
+            rest = after;
+            Some(segment(name))
+        })
     }
 
     pub(super) fn ends_in_slash(&self) -> bool {

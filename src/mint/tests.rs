@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::secret::Secret;
 use crate::source::Principal;
-use crate::token::{MintId, Scopes};
+use crate::token::{Boundary, MintId, Scopes};
 
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -94,7 +94,7 @@ fn mint(source: &Arc<Scripted>) -> Arc<Mint> {
 }
 
 fn ask(scopes: &str) -> AccessRequest {
-    AccessRequest { service_account: None, scopes: Scopes::parse(scopes), lifetime: 3600, holder: None }
+    AccessRequest { scopes: Scopes::parse(scopes), lifetime: 3600, ..AccessRequest::default() }
 }
 
 fn id_ask(audience: &str) -> IdentityRequest {
@@ -201,6 +201,8 @@ async fn every_part_of_a_request_is_part_of_the_key() {
         base.clone(),
         ask("a"),
         AccessRequest { lifetime: 900, ..base.clone() },
+        AccessRequest { subject: Some("x@y".into()), ..base.clone() },
+        AccessRequest { boundary: Some(Arc::new(Boundary(vec![]))), ..base.clone() },
         AccessRequest { service_account: Some("x@y".into()), ..base.clone() },
         AccessRequest { holder: Some(container("a")), ..base.clone() },
         AccessRequest { holder: Some(container("b")), ..base.clone() },

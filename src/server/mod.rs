@@ -14,7 +14,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Request, Response};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
 use crate::mint::Mint;
 use crate::observe::Voice;
-use crate::process::Tasks;
+use crate::process::{OWN_SOURCE, Tasks};
 use crate::record::metrics::{Answered, Route};
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Reader};
@@ -131,6 +131,7 @@ impl Server {
         let host = headers.remove(relay::HOST);
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
+            Some(_) if headers.contains_key(OWN_SOURCE) => own_source(),
             Some(from) => {
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?
             }
@@ -272,6 +273,9 @@ impl Server {
     ) -> Result<Response<Full<Bytes>>, CutOff> {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
+        if head.headers.contains_key(OWN_SOURCE) {
+            return Ok(own_source());
+        }
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let target = match capability.as_ref() {
             None => target,
@@ -323,6 +327,15 @@ fn stay_under(capability: &Secret<String>, headers: &mut HeaderMap) {
     if let Ok(location) = HeaderValue::from_str(&format!("http://{host}/{}/{path}", capability.expose())) {
         headers.insert(hyper::header::LOCATION, location);
     }
+}
+
+/// A source of ours, this one's or another session's, took us for the machine's own metadata server. Nobody
+/// else sends that header, and nothing is told to who does.
+fn own_source() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(b"kfp-creds is no source for kfp-creds")));
+    *response.status_mut() = StatusCode::LOOP_DETECTED;
+    response.headers_mut().insert("metadata-flavor", HeaderValue::from_static("Google"));
+    response
 }
 
 fn respond(reply: Reply) -> Response<Full<Bytes>> {

@@ -4,20 +4,29 @@
 //!
 //! 1. the file that `GOOGLE_APPLICATION_CREDENTIALS` names. When the variable is set the file must be
 //!    there and good: a broken configured credential is an error, never a reason to be somebody else;
-//! 2. `application_default_credentials.json` in `$CLOUDSDK_CONFIG`, else in `~/.config/gcloud`.
+//! 2. `application_default_credentials.json` in `$CLOUDSDK_CONFIG`, else in `~/.config/gcloud`;
+//! 3. the metadata server of the machine (`machine`), where the operator's `GCE_METADATA_HOST` or the name that
+//!    the firmware has for the machine says that there is one. Nothing is probed over the network, and
+//!    `NO_GCE_CHECK=true` leaves it out.
 //!
-//! There is no third place: a metadata server would on a laptop be ourselves.
+//! Where there are none, gcloud's active account is used, if gcloud is there and has one (`gcloud`). Both of
+//! the last are said in a line of their own, and can be chosen with `credentials`.
 //!
 //! | `type` in the file | |
 //! |---|---|
-//! | `service_account` | JWT-bearer exchange (`yup`); its `token_uri` counts unless [`Endpoints`] name one |
+//! | `service_account` | JWT-bearer exchange (`yup`), or what the key signs itself (`assertion`); its `token_uri` counts unless [`Endpoints`] name one |
 //! | `authorized_user` | refresh-token grant (`user`) |
-//! | `external_account`, `external_account_authorized_user`, `impersonated_service_account`, `gdch_service_account` | refused: not supported yet |
+//! | `external_account_authorized_user` | refresh-token grant at the Security Token Service (`workforce`) |
+//! | `impersonated_service_account` | IAM Credentials on top of any of these (`impersonated`) |
+//! | `external_account`, `gdch_service_account` | refused: not supported yet |
 //! | anything else | refused: unknown |
 //!
-//! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, gcloud's
-//! configuration. Project: the file (`project_id`), gcloud's configuration. So [`Source::principal`] knows
-//! more after the first mint.
+//! On top of each: another service account by impersonation (`impersonate`), whom it stands in for by
+//! domain-wide delegation (`assertion`), and the narrowing of the token (`boundary`), in this order.
+//!
+//! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, the metadata server,
+//! gcloud's configuration. Project: the file (`project_id`), the metadata server, gcloud's configuration. So
+//! [`Source::principal`] knows more after the first mint.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,17 +36,19 @@ use std::time::{Duration, SystemTime};
 
 use ring::digest::Digest;
 
+use crate::source::boundary;
+use crate::source::clock::ahead;
 use crate::source::credential::{Credential, Kind, read};
 use crate::source::disable::disable;
-use crate::source::gcloud::{self, Defaults};
+pub use crate::source::endpoints::Endpoints;
+use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;
+use crate::source::machine::{self, Machine};
 use crate::source::upstream::{Answer, Upstream};
 use crate::source::user::LOGIN;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken};
-
-const UNIVERSE: &str = "googleapis.com";
 
 /// The longest life that Google gives an access token (12 h, by organisation policy). Whatever an answer
 /// claims beyond it is not believed; it also keeps clock arithmetic in range.
@@ -52,49 +63,10 @@ pub struct Where {
     pub google_application_credentials: Option<PathBuf>,
     pub cloudsdk_config: Option<PathBuf>,
     pub home: Option<PathBuf>,
-}
-
-/// Google's endpoints, configurable because private and regional ones are real (decision 18).
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Endpoints {
-    /// `https://oauth2.googleapis.com/token` by default.
-    pub token: Option<String>,
-    /// `https://iamcredentials.googleapis.com` by default, without a path.
-    pub iam_credentials: Option<String>,
-    /// `https://iam.googleapis.com` by default, without a path; only the kill switch asks there.
-    pub iam: Option<String>,
-    /// `https://sts.googleapis.com/v1/token` by default; used by kinds that are not supported yet.
-    pub sts: Option<String>,
-    /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
-    pub universe: String,
-}
-
-impl Default for Endpoints {
-    fn default() -> Self {
-        Self { token: None, iam_credentials: None, iam: None, sts: None, universe: UNIVERSE.into() }
-    }
-}
-
-impl Endpoints {
-    pub(super) fn universe<'a>(&'a self, file: Option<&'a str>) -> &'a str {
-        let own = Some(self.universe.as_str()).filter(|own| !own.is_empty() && *own != UNIVERSE);
-        own.or(file).unwrap_or(UNIVERSE)
-    }
-
-    pub(super) fn token(&self, file: Option<&str>, universe: &str) -> String {
-        let given = self.token.as_deref().or(file);
-        given.map_or_else(|| format!("https://oauth2.{universe}/token"), str::to_owned)
-    }
-
-    fn iam(&self, universe: &str) -> String {
-        let given = self.iam.as_deref().map(|given| given.trim_end_matches('/').to_owned());
-        given.unwrap_or_else(|| format!("https://iam.{universe}"))
-    }
-
-    fn iam_credentials(&self, universe: &str) -> String {
-        let given = self.iam_credentials.as_deref().map(|given| given.trim_end_matches('/').to_owned());
-        given.unwrap_or_else(|| format!("https://iamcredentials.{universe}"))
-    }
+    /// Where this machine's metadata server is, if it has one: see [`machine::detect`].
+    pub metadata: Option<String>,
+    /// The program.
+    pub gcloud: Option<PathBuf>,
 }
 
 /// Tokens from the credentials that a person has on the host.
@@ -102,7 +74,8 @@ impl Endpoints {
 pub struct Google {
     upstream: Arc<Upstream>,
     endpoints: Endpoints,
-    path: PathBuf,
+    /// `None` where the credential is not in a file.
+    path: Option<PathBuf>,
     gcloud: Defaults,
     live: RwLock<Live>,
 }
@@ -147,51 +120,122 @@ impl Google {
             }
             (Some(named), _) => named,
             (None, Some(usual)) if usual.exists() => usual,
-            (None, usual) => return Err(absent(usual.as_deref())),
+            (None, usual) => return Self::unfiled(place, endpoints, upstream, usual.as_deref()),
         };
         // The stamp comes first: a write in between makes the next look find a difference.
         let stamp = Stamp::of(&path);
         let (credential, digest) = read(&path, &endpoints).map_err(SourceError::refused)?;
         let gcloud = directory.as_deref().map(Defaults::read).unwrap_or_default();
         let live = Live { credential: Arc::new(credential), stamp, digest, doubted: None };
-        Ok(Self { upstream, endpoints, path, gcloud, live: RwLock::new(live) })
+        Ok(Self { upstream, endpoints, path: Some(path), gcloud, live: RwLock::new(live) })
     }
 
-    /// The file in use.
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn unfiled(
+        place: &Where,
+        endpoints: Endpoints,
+        upstream: Arc<Upstream>,
+        usual: Option<&Path>,
+    ) -> Result<Self, SourceError> {
+        if place.metadata.is_some() {
+            return Self::machine(place, endpoints, upstream);
+        }
+        match Self::gcloud(place, endpoints, upstream) {
+            Err(SourceError::Absent(_)) => Err(absent(usual)),
+            settled => settled,
+        }
+    }
+
+    /// The metadata server of this machine, whatever else there is; where the operator names none, at the
+    /// address that all have.
+    pub fn machine(
+        place: &Where,
+        endpoints: Endpoints,
+        upstream: Arc<Upstream>,
+    ) -> Result<Self, SourceError> {
+        let machine = Machine::new(place.metadata.as_deref().unwrap_or(machine::ADDRESS))?;
+        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
+        Ok(Self::of(Kind::Machine(machine), endpoints, upstream, directory.as_deref()))
+    }
+
+    /// gcloud's active account, whatever else there is. `Absent` without the program or without an account.
+    pub fn gcloud(place: &Where, endpoints: Endpoints, upstream: Arc<Upstream>) -> Result<Self, SourceError> {
+        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
+        let path = place.gcloud.clone().ok_or_else(|| {
+            SourceError::absent("gcloud is not on the PATH; install it, or name another source")
+        })?;
+        let program = Program::new(path, directory.clone());
+        if program.defaults().account.is_none() {
+            return Err(SourceError::absent("gcloud has no active account; run `gcloud auth login`"));
+        }
+        Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, directory.as_deref()))
+    }
+
+    fn of(kind: Kind, endpoints: Endpoints, upstream: Arc<Upstream>, directory: Option<&Path>) -> Self {
+        let gcloud = directory.map(Defaults::read).unwrap_or_default();
+        let digest = ring::digest::digest(&ring::digest::SHA256, b"");
+        let credential = Arc::new(Credential::unfiled(kind));
+        let live = Live { credential, stamp: None, digest, doubted: None };
+        Self { upstream, endpoints, path: None, gcloud, live: RwLock::new(live) }
+    }
+
+    /// The file in use, where there is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// What a person should know who did not choose this source: it is none that a file holds.
+    pub fn notice(&self) -> Option<String> {
+        match &self.credential().kind {
+            Kind::Machine(machine) => {
+                Some(format!("credentials: this machine's own service account, of {}", machine.place()))
+            }
+            Kind::Gcloud(program) => Some(format!(
+                "credentials: gcloud's active account, {} (there are no application default credentials)",
+                program.defaults().account.unwrap_or_default()
+            )),
+            _ => None,
+        }
     }
 
     fn credential(&self) -> Arc<Credential> {
         self.live.read().unwrap_or_else(PoisonError::into_inner).credential.clone()
     }
 
-    fn iam_endpoint(&self, credential: &Credential) -> String {
-        self.endpoints.iam_credentials(self.endpoints.universe(credential.universe.as_deref()))
+    fn universe(&self, credential: &Credential) -> String {
+        self.endpoints.universe(credential.universe().as_deref()).to_owned()
     }
 
     async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
-        let base = &self.credential();
-        match base.other(ask.service_account.as_deref()) {
-            None => base.access(&self.upstream, &ask.scopes).await,
+        let (base, upstream) = (&self.credential(), &self.upstream);
+        let universe = self.universe(base);
+        let token = match base.other(ask.service_account.as_deref()) {
+            None => base.access(upstream, ask).await?,
             Some(account) => {
-                let endpoint = &self.iam_endpoint(base);
-                Iam { upstream: &self.upstream, endpoint, base, account }.access(ask).await
+                let endpoint = &self.endpoints.iam_credentials(&universe);
+                let token_uri = &self.endpoints.token(None, &universe);
+                Iam { upstream, endpoint, token_uri, base, account, delegates: &[] }.access(ask).await?
+            }
+        };
+        match &ask.boundary {
+            None => Ok(token),
+            Some(boundary) => {
+                boundary::narrow(upstream, &self.endpoints.sts(&universe), token, boundary).await
             }
         }
     }
 
     async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
-        let base = &self.credential();
-        match (base.other(ask.service_account.as_deref()), &base.kind) {
-            (Some(account), _) => {
-                let endpoint = &self.iam_endpoint(base);
-                Iam { upstream: &self.upstream, endpoint, base, account }.identity(ask).await
+        let (base, upstream) = (&self.credential(), &self.upstream);
+        match base.other(ask.service_account.as_deref()) {
+            None => base.identity(upstream, &self.endpoints, &ask.audience).await,
+            Some(account) => {
+                let universe = self.universe(base);
+                let endpoint = &self.endpoints.iam_credentials(&universe);
+                let token_uri = &self.endpoints.token(None, &universe);
+                Iam { upstream, endpoint, token_uri, base, account, delegates: &[] }
+                    .identity(&ask.audience)
+                    .await
             }
-            (None, Kind::Key(key)) => key.identity(&self.upstream, &ask.audience).await,
-            (None, Kind::Login(_)) => Err(SourceError::refused(
-                "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
-            )),
         }
     }
 
@@ -207,14 +251,11 @@ impl Source for Google {
     fn principal(&self) -> Principal {
         let credential = self.credential();
         Principal {
-            kind: match credential.kind {
-                Kind::Key(_) => "service account key",
-                Kind::Login(_) => "user login",
-            },
+            kind: credential.word(),
             email: credential.email().or_else(|| self.gcloud.account.clone()),
-            project: credential.project.clone().or_else(|| self.gcloud.project.clone()),
+            project: credential.project().or_else(|| self.gcloud.project.clone()),
             quota_project: credential.quota_project.clone(),
-            universe: Some(self.endpoints.universe(credential.universe.as_deref()).to_owned()),
+            universe: Some(self.universe(&credential)),
         }
     }
 
@@ -231,28 +272,32 @@ impl Source for Google {
 
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
         Box::pin(self.in_time(async {
-            let credential = self.credential();
-            let universe = self.endpoints.universe(credential.universe.as_deref());
-            Ok(self.upstream.clock(&self.endpoints.token(None, universe)).await?)
+            let universe = self.universe(&self.credential());
+            Ok(ahead(&self.upstream, &self.endpoints.token(None, &universe)).await?)
         }))
     }
 
     fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
         Box::pin(self.in_time(async move {
             let base = &self.credential();
-            let endpoint = &self.endpoints.iam(self.endpoints.universe(base.universe.as_deref()));
-            disable(&Iam { upstream: &self.upstream, endpoint, base, account }).await
+            let (upstream, endpoint) = (&self.upstream, &self.endpoints.iam(&self.universe(base)));
+            disable(&Iam { upstream, endpoint, token_uri: "", base, account, delegates: &[] }).await
         }))
     }
 
     /// One `stat` when nothing changed. [`Reloaded::OtherAccount`] also stands for "perhaps another": the
     /// file of a user login need not say whose it is.
     fn reload(&self) -> Reloaded {
-        let stamp = Stamp::of(&self.path);
+        let Some(path) = &self.path else {
+            let credential = self.credential();
+            let switched = matches!(&credential.kind, Kind::Gcloud(program) if program.switched());
+            return if switched { Reloaded::OtherAccount } else { Reloaded::Same };
+        };
+        let stamp = Stamp::of(path);
         if self.live.read().unwrap_or_else(PoisonError::into_inner).stamp == stamp {
             return Reloaded::Same;
         }
-        let found = read(&self.path, &self.endpoints);
+        let found = read(path, &self.endpoints);
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let (credential, digest) = match found {
             Ok(found) => found,

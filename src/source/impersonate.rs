@@ -13,10 +13,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::secret::Secret;
+use crate::source::assertion::{Redeemed, delegation, delegation_refused, redeem};
 use crate::source::credential::Credential;
 use crate::source::google::{id_token_expiry, life};
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
-use crate::source::{AccessRequest, IdentityRequest, SourceError};
+use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
 
 /// Clocks that differ by no more than this are reconciled; beyond it, the machine's clock has to be set.
@@ -30,8 +31,12 @@ const NOTABLE_SKEW: Duration = Duration::from_secs(30);
 pub(super) struct Iam<'a> {
     pub(super) upstream: &'a Arc<Upstream>,
     pub(super) endpoint: &'a str,
+    /// Where assertions are exchanged, for domain-wide delegation.
+    pub(super) token_uri: &'a str,
     pub(super) base: &'a Arc<Credential>,
     pub(super) account: &'a str,
+    /// Accounts between the base and `account`, each of which may make tokens of the next.
+    pub(super) delegates: &'a [String],
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,11 +51,20 @@ struct GeneratedId {
     token: Secret<String>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Signed {
+    signed_jwt: Secret<String>,
+}
+
 impl Iam<'_> {
     pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+        if let Some(subject) = &ask.subject {
+            return self.stand_in(subject, ask).await;
+        }
         let scopes: Vec<&str> = ask.scopes.iter().collect();
         let body = json!({ "scope": scopes, "lifetime": format!("{}s", ask.lifetime) });
-        let answer = self.call("generateAccessToken", &body).await?;
+        let answer = self.call("generateAccessToken", body).await?;
         let generated: GeneratedAccess = answer.json()?;
         let value = generated.access_token;
         let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339).map_err(|_| {
@@ -65,9 +79,22 @@ impl Iam<'_> {
         })
     }
 
-    pub(super) async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
-        let body = json!({ "audience": ask.audience, "includeEmail": true });
-        let answer = self.call("generateIdToken", &body).await?;
+    /// Domain-wide delegation without a key: IAM signs the assertion in the account's name.
+    async fn stand_in(&self, subject: &str, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+        let claims = delegation(self.account, self.token_uri, subject, &ask.scopes);
+        let answer = self.call("signJwt", json!({ "payload": claims.to_string() })).await?;
+        let signed: Signed = answer.json()?;
+        redeem(self.upstream, self.token_uri, &signed.signed_jwt, &ask.scopes).await.map_err(
+            |why| match why {
+                Redeemed::Fault(fault) => delegation_refused(self.account, subject, fault),
+                Redeemed::Useless(error) => error,
+            },
+        )
+    }
+
+    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+        let body = json!({ "audience": audience, "includeEmail": true });
+        let answer = self.call("generateIdToken", body).await?;
         let value = answer.json::<GeneratedId>()?.token;
         let expires = id_token_expiry(value.expose(), &answer)?;
         Ok(IdentityToken { value, expires, id: MintId::random() })
@@ -75,11 +102,19 @@ impl Iam<'_> {
 
     /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,
     /// or cut short by a policy), so it is made anew, once.
-    async fn call(&self, method: &str, body: &Value) -> Result<Answer, SourceError> {
+    async fn call(&self, method: &str, body: Value) -> Result<Answer, SourceError> {
         self.ask(method, body).await?.map_err(|fault| self.refused(fault))
     }
 
-    pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
+    pub(super) async fn ask(
+        &self,
+        method: &str,
+        mut body: Value,
+    ) -> Result<Result<Answer, Fault>, SourceError> {
+        if !self.delegates.is_empty() {
+            let name = |account: &String| format!("projects/-/serviceAccounts/{account}");
+            body["delegates"] = self.delegates.iter().map(name).collect();
+        }
         if !is_account(self.account) {
             return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
         }
@@ -88,13 +123,11 @@ impl Iam<'_> {
         loop {
             let token = self.base.base(self.upstream).await?;
             let call = Call {
-                url: &url,
-                content_type: "application/json",
                 bearer: Some(&token.value),
                 quota_project: self.base.quota_project.as_deref(),
-                body: Secret::new(body.to_string()),
+                ..Call::json(&url, &body)
             };
-            match self.upstream.post(&call).await {
+            match self.upstream.send(&call).await {
                 Err(Fault::Denied(denial)) if denial.status == 401 && again => {
                     self.base.forget_base(&token);
                     again = false;
@@ -122,7 +155,7 @@ impl Iam<'_> {
 }
 
 /// An e-mail address or a numeric id; it becomes part of a path.
-fn is_account(name: &str) -> bool {
+pub(super) fn is_account(name: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'@' | b'.' | b'-' | b'_');
     !name.is_empty() && name.bytes().all(fits) && name.bytes().any(|b| b.is_ascii_alphanumeric())
 }

@@ -6,15 +6,23 @@
 
 pub mod google;
 pub mod offline;
+pub mod proxied;
 pub mod upstream;
 
+mod assertion;
+mod boundary;
+mod clock;
 mod credential;
 mod disable;
+mod endpoints;
 pub(crate) mod flight;
 mod gcloud;
 mod impersonate;
+mod impersonated;
 mod jwt;
+pub mod machine;
 mod user;
+mod workforce;
 mod yup;
 
 use std::fmt::Debug;
@@ -22,20 +30,24 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::token::{AccessToken, IdentityToken, Scopes};
+use crate::token::{AccessToken, Boundary, IdentityToken, Scopes};
 use crate::workload::ContainerId;
 
 /// A boxed future: the trait has to be usable as `dyn Source`.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What an access token is wanted for. `scopes` is the effective set (decision 15), in normal form.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct AccessRequest {
     /// The service account to impersonate; `None` means the source's own account.
     pub service_account: Option<String>,
     pub scopes: Scopes,
     /// How long the token should live, in seconds; a source that cannot choose ignores it.
     pub lifetime: u64,
+    /// Whom a service account stands in for (domain-wide delegation); other kinds refuse it.
+    pub subject: Option<String>,
+    /// What the token is narrowed down to.
+    pub boundary: Option<Arc<Boundary>>,
     /// Set where tokens must not be shared: by `isolate = true`, or by [`Source::per_container`].
     pub holder: Option<ContainerId>,
 }

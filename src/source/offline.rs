@@ -11,8 +11,8 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Map, Value, json};
 
 use crate::secret::Secret;
-use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, jwt};
-use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now};
+use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, boundary, jwt};
+use crate::token::{AccessToken, Boundary, Deadline, IdentityToken, MintId, Now};
 use crate::workload::ContainerId;
 
 /// The `iss` of every offline token: a name that resolves nowhere, so that nobody fetches keys from it.
@@ -112,7 +112,10 @@ impl Source for Offline {
 
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
         Box::pin(async move {
-            let more = Map::from_iter([("scope".to_owned(), json!(ask.scopes.to_string()))]);
+            let mut more = Map::from_iter([("scope".to_owned(), json!(ask.scopes.to_string()))]);
+            more.extend(ask.subject.as_ref().map(|subject| ("subject".to_owned(), json!(subject))));
+            let options = |of: &Boundary| ("boundary".to_owned(), boundary::options(of));
+            more.extend(ask.boundary.as_deref().map(options));
             let life = ask.lifetime.clamp(1, LONGEST_LIFE);
             let (value, expires) =
                 self.token(ask.service_account.as_deref(), ask.holder.as_ref(), life, more)?;

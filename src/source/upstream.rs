@@ -8,9 +8,12 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue};
-use hyper::{Request, Uri};
+use hyper::{Method, Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -18,11 +21,12 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 
+use crate::process::OWN_SOURCE;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::clock::http_date;
+use crate::source::proxied::{Proxies, Road};
 use crate::token::Now;
 
 /// A token answer is a few KiB; what is larger than this is not one.
@@ -55,19 +59,28 @@ impl Default for Limits {
     }
 }
 
-pub(super) type Client = legacy::Client<HttpsConnector<HttpConnector>, String>;
+pub(super) type Client = legacy::Client<HttpsConnector<Road>, String>;
 
 /// A pooled client for `https`, and for `http` because endpoints are configurable (decision 18).
 #[derive(Debug)]
 pub struct Upstream {
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Road>,
     client: RwLock<Client>,
     limits: Limits,
 }
 
 impl Upstream {
-    /// Trusts the system's roots and `extra` ones (private endpoints, tests).
+    /// Connects directly. Trusts the system's roots and `extra` ones (private endpoints, tests).
     pub fn new(limits: Limits, extra: Vec<CertificateDer<'static>>) -> Result<Arc<Self>, SourceError> {
+        Self::through(&Proxies::default(), limits, extra)
+    }
+
+    /// Like [`Self::new`], with the proxies of the host.
+    pub fn through(
+        proxies: &Proxies,
+        limits: Limits,
+        extra: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<Self>, SourceError> {
         let mut roots = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         if native.certs.is_empty() {
@@ -89,7 +102,7 @@ impl Upstream {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Road::new(http, proxies)?);
         let client = RwLock::new(client(&connector, 4));
         Ok(Arc::new(Self { connector, client, limits }))
     }
@@ -109,7 +122,7 @@ impl Upstream {
     }
 
     /// Sends `call`, again where that can help.
-    pub(super) async fn post(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         self.persist(|| async {
             match tokio::time::timeout(self.limits.call, self.once(call)).await {
                 Ok(outcome) => outcome,
@@ -138,30 +151,17 @@ impl Upstream {
         attempt().await
     }
 
-    /// By how many seconds this machine's clock is ahead of the server's, from the Date of any answer of it,
-    /// good or bad; to the second, as the header is.
-    pub(super) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
-        let request = Call::form(url, &[]).request()?;
+    /// Any answer, whatever it says.
+    pub(super) async fn exchange(&self, call: &Call<'_>) -> Result<Response<Incoming>, Fault> {
+        let request = call.request()?;
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let asked = tokio::time::timeout(self.limits.call, client.request(request)).await;
-        let answer = asked.map_err(|_| Fault::silent(url, self.limits.call))?;
-        let answer = answer.map_err(|error| Fault::lost(url, &error))?;
-        let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
-        let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
-        let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
-        Ok(Some(match here.duration_since(there) {
-            Ok(ahead) => seconds(ahead),
-            Err(behind) => -seconds(behind.duration()),
-        }))
+        client.request(request).await.map_err(|error| Fault::lost(call.url, &error))
     }
 
     async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
-        let request = call.request()?;
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
         // Lifetimes count from before the request went out, so that they are never too long.
         let sent = Now::read();
-        let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
-        let (head, body) = response.into_parts();
+        let (head, body) = self.exchange(call).await?.into_parts();
         let body = Limited::new(body, LARGEST_ANSWER)
             .collect()
             .await
@@ -171,11 +171,12 @@ impl Upstream {
             return Err(Fault::Denied(Denial::read(call.url, head.status.as_u16(), body.expose())));
         }
         let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
-        Ok(Answer { host: host(call.url), body, date, sent })
+        let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
+        Ok(Answer { host: host(call.url), body, date, sent, flavored })
     }
 }
 
-fn client(connector: &HttpsConnector<HttpConnector>, idle: usize) -> Client {
+fn client(connector: &HttpsConnector<Road>, idle: usize) -> Client {
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
@@ -183,12 +184,17 @@ fn client(connector: &HttpsConnector<HttpConnector>, idle: usize) -> Client {
         .build(connector.clone())
 }
 
-/// A POST, as far as it varies.
+/// A request, as far as it varies.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
+    pub(super) method: Method,
     pub(super) url: &'a str,
     pub(super) content_type: &'static str,
     pub(super) bearer: Option<&'a Secret<String>>,
+    /// `id:secret` of a client, for RFC 6749 section 2.3.1.
+    pub(super) basic: Option<&'a Secret<String>>,
+    /// Besides those that have a field here.
+    pub(super) headers: &'a [(&'static str, &'static str)],
     /// The project that pays for the call, `x-goog-user-project`.
     pub(super) quota_project: Option<&'a str>,
     pub(super) body: Secret<String>,
@@ -198,10 +204,27 @@ impl Call<'_> {
     /// A form as RFC 6749 wants it.
     pub(super) fn form<'a>(url: &'a str, fields: &[(&str, &str)]) -> Call<'a> {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        Call::new(Method::POST, url, "application/x-www-form-urlencoded", body)
+    }
+
+    pub(super) fn json<'a>(url: &'a str, body: &Value) -> Call<'a> {
+        Call::new(Method::POST, url, "application/json", body.to_string())
+    }
+
+    /// Of a metadata server: a GET that says what it is to others, and whose it is to ourselves.
+    pub(super) fn metadata(url: &str) -> Call<'_> {
+        let headers = &[("metadata-flavor", "Google"), (OWN_SOURCE, "1")];
+        Call { headers, ..Call::new(Method::GET, url, "", String::new()) }
+    }
+
+    fn new<'a>(method: Method, url: &'a str, content_type: &'static str, body: String) -> Call<'a> {
         Call {
+            method,
             url,
-            content_type: "application/x-www-form-urlencoded",
+            content_type,
             bearer: None,
+            basic: None,
+            headers: &[],
             quota_project: None,
             body: Secret::new(body),
         }
@@ -210,14 +233,21 @@ impl Call<'_> {
     fn request(&self) -> Result<Request<String>, Fault> {
         let unfit =
             |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
-        let mut request = Request::post(self.url).header(CONTENT_TYPE, self.content_type);
+        let mut request = Request::builder().method(&self.method).uri(self.url);
+        if !self.content_type.is_empty() {
+            request = request.header(CONTENT_TYPE, self.content_type);
+        }
+        for (name, value) in self.headers {
+            request = request.header(*name, *value);
+        }
         if let Some(project) = self.quota_project {
             request = request.header("x-goog-user-project", project);
         }
-        if let Some(bearer) = self.bearer {
-            let header = Secret::new(format!("Bearer {}", bearer.expose()));
+        let basic = |pair: &Secret<String>| format!("Basic {}", STANDARD.encode(pair.expose()));
+        let bearer = self.bearer.map(|token| format!("Bearer {}", token.expose()));
+        if let Some(header) = bearer.or_else(|| self.basic.map(basic)).map(Secret::new) {
             let mut value = HeaderValue::from_str(header.expose())
-                .map_err(|_| Fault::unreachable(self.url, "the base token does not fit into a header"))?;
+                .map_err(|_| Fault::unreachable(self.url, "the credential does not fit into a header"))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
@@ -234,9 +264,16 @@ pub(super) struct Answer {
     pub(super) date: Option<SystemTime>,
     /// When the request went out.
     pub(super) sent: Now,
+    /// Whether it says that it is a metadata server's.
+    pub(super) flavored: bool,
 }
 
 impl Answer {
+    /// The body without blanks around it, where it is UTF-8.
+    pub(super) fn text(&self) -> Option<&str> {
+        std::str::from_utf8(self.body.expose()).ok().map(str::trim)
+    }
+
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
         // serde's messages quote what they stumble over, which may be a token.
         serde_json::from_slice(self.body.expose()).map_err(|_| {
@@ -325,9 +362,10 @@ impl Denial {
         Self { host: host(url), status, code: code(&Value::from(text)), reason: None }
     }
 
-    /// Request time-out, too many requests, and everything that is the server's own trouble.
+    /// Request time-out, too many requests, and everything that is the server's own trouble. A loop (508)
+    /// is none that passes.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self.status, 408 | 429 | 500..=599)
+        matches!(self.status, 408 | 429 | 500..=507 | 509..=599)
     }
 
     pub(super) fn is(&self, code: &str) -> bool {
@@ -349,11 +387,6 @@ fn host(url: &str) -> String {
         .ok()
         .and_then(|uri: Uri| uri.host().map(str::to_owned))
         .unwrap_or_else(|| "the endpoint".into())
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7); other forms are obsolete.
-fn http_date(text: &str) -> Option<SystemTime> {
-    OffsetDateTime::parse(text, &Rfc2822).ok().map(SystemTime::from)
 }
 
 /// Between half and one and a half of `pause`, so that many clients do not come back together.
@@ -400,13 +433,6 @@ mod tests {
         {
             assert_eq!(Denial::read("x", status, b"").is_transient(), transient, "{status}");
         }
-    }
-
-    #[test]
-    fn dates_of_answers_are_read() {
-        let at = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        assert_eq!(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 784_111_777);
-        assert_eq!(http_date("yesterday"), None);
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Login {
                 ("refresh_token", refresh_token.expose()),
             ],
         );
-        let answer = upstream.post(&call).await.map_err(refused)?;
+        let answer = upstream.send(&call).await.map_err(refused)?;
         let refreshed: Refreshed = answer.json()?;
         self.learn(refreshed.id_token, refreshed.refresh_token);
         let value = refreshed.access_token;

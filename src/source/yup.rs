@@ -1,4 +1,4 @@
-//! Service-account keys. The only file that names `yup_oauth2`, and its types stay here.
+//! Service-account keys, and what they sign (`assertion` has the rest). The only file that names `yup_oauth2`, and its types stay here.
 //!
 //! yup-oauth2 does the JWT-bearer exchange (RFC 7523). It logs requests and answers with their secrets
 //! through the `log` crate, caches per scope set without single flight, and has no time-outs; so it gets a
@@ -15,8 +15,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use yup_oauth2::authenticator::Authenticator;
@@ -26,23 +25,19 @@ use yup_oauth2::{CustomHyperClientBuilder, ServiceAccountAuthenticator, ServiceA
 
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::{id_token_expiry, life};
+use crate::source::google::life;
 use crate::source::jwt;
-use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
+use crate::source::upstream::{Denial, Fault, Upstream};
+use crate::token::{AccessToken, Deadline, MintId, Now, Scopes};
 
-const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-
-/// Longest life of an assertion that Google accepts.
-const ASSERTION_LIFE: u64 = 3600;
-
-type Connector = hyper_rustls::HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>;
+type Connector = hyper_rustls::HttpsConnector<crate::source::proxied::Road>;
 
 /// A service-account key, ready to sign.
 pub(super) struct Key {
     email: String,
     key_id: Option<String>,
     token_uri: String,
+    exchanges: bool,
     pem: Secret<String>,
     signer: RsaKeyPair,
     /// Made on first use and kept, because yup copies the key into it.
@@ -55,12 +50,6 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Answer of the token endpoint to an assertion with `target_audience`. Not `Debug`: the field is a secret.
-#[derive(Deserialize)]
-struct Issued {
-    id_token: String,
-}
-
 impl Key {
     /// `pem` is the file's `private_key`. A key that cannot sign is found here, not at the first request.
     pub(super) fn new(
@@ -68,6 +57,7 @@ impl Key {
         key_id: Option<String>,
         pem: Secret<String>,
         token_uri: String,
+        exchanges: bool,
     ) -> Result<Self, &'static str> {
         let der = PrivateKeyDer::from_pem_slice(pem.expose().as_bytes())
             .map_err(|_| "its private_key is not a PEM private key")?;
@@ -77,7 +67,7 @@ impl Key {
             _ => return Err("its private_key is not an RSA key"),
         }
         .map_err(|_| "its private_key is not an RSA key of 2048 bits or more")?;
-        Ok(Self { email, key_id, token_uri, pem, signer, exchanger: OnceCell::new() })
+        Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: OnceCell::new() })
     }
 
     pub(super) fn email(&self) -> &str {
@@ -85,7 +75,7 @@ impl Key {
     }
 
     /// One exchange through yup, for exactly `scopes`.
-    pub(super) async fn access(
+    pub(super) async fn exchange(
         &self,
         upstream: &Upstream,
         scopes: &Scopes,
@@ -114,42 +104,27 @@ impl Key {
         Ok(AccessToken { value, expires, scopes: scopes.clone(), id: MintId::random() })
     }
 
-    /// An ID token of the account itself. yup has no such exchange, so the assertion is ours.
-    pub(super) async fn identity(
-        &self,
-        upstream: &Upstream,
-        audience: &str,
-    ) -> Result<IdentityToken, SourceError> {
-        let issued = jwt::seconds(Now::read().wall);
+    /// Whether the token endpoint takes assertions of this key; else what it signs are the tokens.
+    pub(super) fn exchanges(&self) -> bool {
+        self.exchanges
+    }
+
+    pub(super) fn token_uri(&self) -> &str {
+        &self.token_uri
+    }
+
+    /// A signed JWT of these claims.
+    pub(super) fn sign(&self, claims: &Value) -> Result<Secret<String>, SourceError> {
         let mut header = json!({"alg": "RS256", "typ": "JWT"});
         if let Some(key_id) = &self.key_id {
             header["kid"] = json!(key_id);
         }
-        let claims = json!({
-            "iss": self.email,
-            "sub": self.email,
-            "aud": self.token_uri,
-            "iat": issued,
-            "exp": issued + ASSERTION_LIFE,
-            "target_audience": audience,
-        });
-        let assertion = Secret::new(self.sign(&jwt::signing_input(&header, &claims))?);
-        let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
-        let answer = upstream
-            .post(&Call::form(&self.token_uri, &fields))
-            .await
-            .map_err(|fault| self.refused(fault))?;
-        let value = Secret::new(answer.json::<Issued>()?.id_token);
-        let expires = id_token_expiry(value.expose(), &answer)?;
-        Ok(IdentityToken { value, expires, id: MintId::random() })
-    }
-
-    fn sign(&self, input: &str) -> Result<String, SourceError> {
+        let input = jwt::signing_input(&header, claims);
         let mut signature = vec![0; self.signer.public().modulus_len()];
         self.signer
             .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), input.as_bytes(), &mut signature)
             .map_err(|_| SourceError::transient("signing with the service-account key failed; try again"))?;
-        Ok(format!("{input}.{}", jwt::encode(signature)))
+        Ok(Secret::new(format!("{input}.{}", jwt::encode(signature))))
     }
 
     async fn exchanger(&self, upstream: &Upstream) -> Result<Authenticator<Connector>, SourceError> {
@@ -196,7 +171,7 @@ impl Key {
         Denial::known(&self.token_uri, status, code.as_str())
     }
 
-    fn refused(&self, fault: Fault) -> SourceError {
+    pub(super) fn refused(&self, fault: Fault) -> SourceError {
         match &fault {
             Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
                 "the key of {} is not accepted (invalid_grant): it was deleted, the account is disabled, \

@@ -21,14 +21,15 @@ pub(crate) const LOUD: &str = "trace,hyper::proto=trace,hyper_util=trace,h2=trac
 const KEY_ACCOUNT: &str = "loader@sa-project.iam.gserviceaccount.com";
 const PERSON: &str = "somebody@example.com";
 const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
-const ACCOUNT: &str = "/computeMetadata/v1/instance/service-accounts/default";
+pub(crate) const ACCOUNT: &str = "/computeMetadata/v1/instance/service-accounts/default";
 
 /// The config file that sends every upstream call to `google`, and the credential file beside it.
 pub(crate) fn files(folder: &Path, google: &FakeGoogle, credential: &str) -> (String, String) {
     let (config, file) = (folder.join("test.toml"), folder.join("credential.json"));
     let (token, iam) = (google.token_uri(), google.url());
-    std::fs::write(&config, format!("[endpoints]\ntoken = \"{token}\"\niam_credentials = \"{iam}\"\n"))
-        .unwrap();
+    let sts = google.endpoints().sts.unwrap();
+    let text = format!("[endpoints]\ntoken = \"{token}\"\niam_credentials = \"{iam}\"\nsts = \"{sts}\"\n");
+    std::fs::write(&config, text).unwrap();
     std::fs::write(&file, credential).unwrap();
     (config.display().to_string(), file.display().to_string())
 }
@@ -49,7 +50,7 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
 }
 
 /// A `serve --listen` and everything that it writes.
-struct Local {
+pub(crate) struct Local {
     child: Child,
     at: SocketAddr,
     capability: String,
@@ -59,7 +60,7 @@ struct Local {
 }
 
 impl Local {
-    fn start(mut command: Command, arguments: &[&str]) -> Self {
+    pub(crate) fn start(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
         let mut child = loud(&mut command)
             .stdin(Stdio::null())
@@ -100,7 +101,7 @@ impl Local {
         (head.into(), body.into())
     }
 
-    fn get(&self, path: &str) -> (String, String) {
+    pub(crate) fn get(&self, path: &str) -> (String, String) {
         let (capability, at) = (&self.capability, self.at);
         self.send(&format!(
             "GET /{capability}{path} HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n"
@@ -108,7 +109,7 @@ impl Local {
     }
 
     /// Stdout after the lines that hold the capability, and stderr.
-    fn end(mut self) -> (String, String) {
+    pub(crate) fn end(mut self) -> (String, String) {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-INT", &pid]).status().unwrap();
         self.child.wait().unwrap();
@@ -132,8 +133,21 @@ fn loud(command: &mut Command) -> &mut Command {
 /// Runs it with every request that a client could make, well and badly, and looks at all that it wrote. The
 /// bodies of good answers are what the client is to have; the rest is searched.
 fn searched(google: &FakeGoogle, credential: &str, arguments: &[&str], failures: Vec<Failure>) -> String {
+    searched_with(google, credential, "", arguments, failures)
+}
+
+/// With more in the config file.
+pub(crate) fn searched_with(
+    google: &FakeGoogle,
+    credential: &str,
+    more: &str,
+    arguments: &[&str],
+    failures: Vec<Failure>,
+) -> String {
     let folder = Folder::new("leaks");
     let (config, file) = files(&folder.0, google, credential);
+    let written = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, written + more).unwrap();
     let mut command = program(&folder.0);
     command.env("GOOGLE_APPLICATION_CREDENTIALS", &file);
     let server = Local::start(command, &[&["--config", &config], arguments].concat());
@@ -180,7 +194,7 @@ fn searched(google: &FakeGoogle, credential: &str, arguments: &[&str], failures:
     stderr
 }
 
-fn failures() -> Vec<Failure> {
+pub(crate) fn failures() -> Vec<Failure> {
     vec![
         Failure::html_503(),
         Failure::oauth(400, "invalid_grant", None),

@@ -8,6 +8,7 @@
 
 mod architecture;
 mod config;
+mod conformance;
 mod dependencies;
 mod docs;
 mod engine;
@@ -18,6 +19,8 @@ mod google_auth;
 mod leaks;
 mod minting;
 mod proxy;
+mod sources_files;
+mod sources_host;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,6 +3,8 @@
 //! What it hands out are canaries: every secret that goes through it holds the word [`CANARY`], or is
 //! listed in [`FakeGoogle::canaries`], so that a leak test can search for it.
 
+mod sts;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io::Write;
@@ -69,7 +71,7 @@ impl Failure {
 }
 
 /// One request as it came, reduced to what tests ask about.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Call {
     pub(crate) path: String,
     /// `refresh_token`, `jwt-bearer`, `generateAccessToken`, `generateIdToken`.
@@ -108,6 +110,9 @@ struct State {
     admins: BTreeSet<(String, String)>,
     /// Accounts whose every token has ended.
     disabled: BTreeSet<String>,
+    /// Which service account may stand in for whom.
+    delegated: BTreeSet<(String, String)>,
+    sts: sts::State,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
@@ -167,6 +172,7 @@ impl FakeGoogle {
             token: Some(self.token_uri()),
             iam_credentials: Some(self.url()),
             iam: Some(self.url()),
+            sts: Some(format!("{}/sts/token", self.url())),
             ..Endpoints::default()
         }
     }
@@ -218,6 +224,11 @@ impl FakeGoogle {
         self.set(|state| state.disabled.contains(account))
     }
 
+    /// Lets `account` stand in for `subject`, whatever the scopes.
+    pub(crate) fn delegate(&self, account: &str, subject: &str) {
+        self.set(|state| state.delegated.insert((account.into(), subject.into())));
+    }
+
     /// Plays `failure` for the next request that has none before it.
     pub(crate) fn fail(&self, failure: Failure) {
         self.set(|state| state.failures.push_back(failure));
@@ -258,6 +269,19 @@ impl FakeGoogle {
         self.set(|state| state.calls.clone())
     }
 
+    /// Knows a token that something else handed out.
+    pub(crate) fn adopt(&self, token: &str, email: &str) {
+        self.set(|state| {
+            let expires = state.now() + Duration::from_secs(3600);
+            let minted = Minted { email: email.into(), scopes: [CLOUD_PLATFORM.to_string()].into(), expires };
+            state.minted.insert(token.into(), minted)
+        });
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn minted(&self, token: &str) -> Option<Minted> {
         self.set(|state| state.minted.get(token).cloned())
     }
@@ -275,6 +299,7 @@ impl FakeGoogle {
         self.set(|state| {
             all.extend(state.canaries.iter().map(|one| ("a key line, assertion or ID token", one.clone())));
             all.extend(state.minted.keys().map(|token| ("an access token", token.clone())));
+            all.extend(state.sts.secrets());
             for user in &state.users {
                 all.push(("a client secret", user.client_secret.clone()));
                 all.push(("a refresh token", user.refresh_token.clone()));
@@ -327,14 +352,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         (state.latency, state.failures.pop_front())
     };
     tokio::time::sleep(latency).await;
-    let mut call = Call {
-        path: path.clone(),
-        kind: String::new(),
-        scopes: None,
-        lifetime: None,
-        quota_project,
-        status: 0,
-    };
+    let mut call = Call { path: path.clone(), quota_project, ..Call::default() };
     let (status, content_type, text) = match failure {
         Some(Failure::Hang) => {
             state.lock().unwrap().calls.push(call);
@@ -355,6 +373,8 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
                 Err(oauth_error(405, "method_not_allowed"))
             } else if path == "/token" {
                 token(&mut state, &mut call, kind_of_body.as_deref(), &body, head.headers.get("host"))
+            } else if path.starts_with("/sts/") {
+                sts::answer(&mut state, &mut call, bearer.as_deref(), kind_of_body.as_deref(), &body)
             } else {
                 generate(&mut state, &mut call, &path, bearer.as_deref(), &body)
             };
@@ -504,7 +524,11 @@ fn verify_assertion(state: &State, assertion: &str, audience: &str) -> Result<Va
 }
 
 fn exchange(state: &mut State, claims: &Value) -> Result<Value, Refusal> {
-    let email = claims["iss"].as_str().unwrap().to_owned();
+    let own = claims["iss"].as_str().unwrap().to_owned();
+    let email = claims["sub"].as_str().unwrap_or(&own).to_owned();
+    if email != own && !state.delegated.contains(&(own, email.clone())) {
+        return Err(oauth_error(401, "unauthorized_client"));
+    }
     match (claims["scope"].as_str(), claims["target_audience"].as_str()) {
         (Some(scopes), None) if !scopes.is_empty() => {
             let scopes = scopes.split(' ').map(String::from).collect();
@@ -538,13 +562,23 @@ fn generate(
     if !state.allowed.iter().any(|(_, known)| known == target) {
         return Err(rpc_error(404, "NOT_FOUND"));
     }
-    let pair = (caller.email, target.to_owned());
+    let invalid = || rpc_error(400, "INVALID_ARGUMENT");
+    let body: Value = serde_json::from_slice(body).map_err(|_| invalid())?;
+    // Each of the chain may make tokens of the next.
+    let mut by = caller.email;
+    for name in body["delegates"].as_array().into_iter().flatten() {
+        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
+        let next = name.ok_or_else(invalid)?.to_owned();
+        if !state.allowed.contains(&(by, next.clone())) {
+            return Err(rpc_error(403, "PERMISSION_DENIED"));
+        }
+        by = next;
+    }
+    let pair = (by, target.to_owned());
     let may = if method == "disable" { state.admins.contains(&pair) } else { state.allowed.contains(&pair) };
     if !may || (method != "disable" && state.disabled.contains(target)) {
         return Err(rpc_error(403, "PERMISSION_DENIED"));
     }
-    let invalid = || rpc_error(400, "INVALID_ARGUMENT");
-    let body: Value = serde_json::from_slice(body).map_err(|_| invalid())?;
     match method {
         "generateAccessToken" => {
             let scopes: Option<BTreeSet<String>> = body["scope"]
@@ -568,6 +602,7 @@ fn generate(
             let token = state.id_token(target, audience.ok_or_else(invalid)?);
             Ok(json!({"token": token}))
         }
+        "signJwt" => sign_jwt(state, target, &body),
         "disable" => {
             state.disabled.insert(target.into());
             state.minted.retain(|_, minted| minted.email != target);
@@ -575,6 +610,16 @@ fn generate(
         }
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }
+}
+
+/// With the key that Google has for the account, whatever keys of it are elsewhere.
+fn sign_jwt(state: &mut State, target: &str, body: &Value) -> Result<Value, Refusal> {
+    let payload = body["payload"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let payload = payload.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?;
+    state.keys.insert(target.into(), public_key(rsa_key()));
+    let signed = sign(rsa_key(), &json!({"alg": "RS256", "kid": "google"}), &payload);
+    state.canaries.push(signed.clone());
+    Ok(json!({"keyId": "google", "signedJwt": signed}))
 }
 
 /// Signs a JWT with an RSA key.

@@ -139,6 +139,8 @@ pub(crate) fn is_sometimes(line: &str) -> bool {
     ]
     .iter()
     .any(|start| line.starts_with(start))
+        // The engine's own fault, see `networks_left`.
+        || (line.starts_with("notice        the network ") && line.ends_with("the next session uses it again"))
 }
 
 /// Google's libraries look for a metadata server when they start; with these there is none to find.
@@ -161,6 +163,22 @@ pub(crate) fn raw(arguments: &[&str]) -> String {
     let out = docker_at(&engine_socket(), arguments);
     assert!(out.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().trim().to_string()
+}
+
+/// Networks that are there and should not be. One that nobody is on and that the engine does not remove for
+/// anybody, because it miscounts (seen on 20.10 under load, also with networks of no session), is said and left out.
+pub(crate) fn networks_left(filter: &str) -> Vec<String> {
+    let found = raw(&["network", "ls", "-q", "--filter", filter]);
+    let miscounted = |network: &str| {
+        let holders =
+            docker_at(&engine_socket(), &["network", "inspect", "-f", "{{len .Containers}}", network]);
+        let removed = docker_at(&engine_socket(), &["network", "rm", network]);
+        let why = String::from_utf8_lossy(&removed.stderr).into_owned();
+        holders.stdout.starts_with(b"0") && why.contains("active endpoints")
+    };
+    let (excused, left): (Vec<_>, Vec<_>) = found.lines().partition(|network| miscounted(network));
+    excused.iter().for_each(|network| eprintln!("the engine miscounts the endpoints of network {network}"));
+    left.into_iter().map(String::from).collect()
 }
 
 /// A running `kfp-creds serve`.

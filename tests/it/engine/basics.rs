@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::session::{Folder, Session, claims, program, raw, task_image};
+use crate::support::session::{Folder, Session, claims, networks_left, program, raw, task_image};
 
 const TOKEN: &str = "curl -s -H Metadata-Flavor:Google \
     http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
@@ -33,7 +33,7 @@ fn nothing_is_left_after_a_session() {
     session.end();
     let label = format!("label=kfp-creds.session={name}");
     assert_eq!(raw(&["ps", "-aq", "--filter", &label]), "");
-    assert_eq!(raw(&["network", "ls", "-q", "--filter", &label]), "");
+    assert_eq!(networks_left(&label), [""; 0]);
 }
 
 #[test]

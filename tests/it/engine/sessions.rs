@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::raw::{Container, ask, network, token, until};
-use crate::support::session::{Session, docker_at, engine_socket, raw, task_image};
+use crate::support::session::{Session, docker_at, engine_socket, networks_left, raw, task_image};
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 90"];
 
@@ -22,11 +22,13 @@ fn id(session: &Session) -> String {
 /// Network, relay and socket of a session.
 fn left(id: &str, socket: &std::path::Path) -> String {
     let label = format!("label=kfp-creds.session={id}");
-    let networks = raw(&["network", "ls", "-q", "--filter", &label]);
+    let there = raw(&["network", "ls", "-q", "--filter", &label]);
+    let networks = networks_left(&label).concat();
     let relays = raw(&["ps", "-aq", "--filter", &format!("name=kfp-creds-relay-{id}")]);
     format!(
         "{networks}{relays}{}",
-        if socket.exists() { socket.display().to_string() } else { String::new() }
+        // With a network that cannot be removed its socket stays: it tells the next start that nobody is here.
+        if socket.exists() && there.is_empty() { socket.display().to_string() } else { String::new() }
     )
 }
 

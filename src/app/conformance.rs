@@ -1,0 +1,89 @@
+//! `kfp-creds conformance`: the cases of the metadata protocol against any server, and where it deviates.
+//!
+//! The cases are those of our golden files that hold for every server: what is configured is left out, and of
+//! bodies their shape is looked at (`conformance/cases.txt`, made by a test). Tokens that come are looked at
+//! and dropped; nothing of them is printed.
+
+mod case;
+mod wire;
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::failure::{Ended, Failure};
+use case::Case;
+pub use wire::Target;
+
+/// For one case, waits included.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of a case.
+#[derive(Debug)]
+enum Outcome {
+    Conforms,
+    /// What it needs is not offered, which is no fault: no ID tokens, say.
+    Skipped(&'static str),
+    Deviates(String),
+}
+
+/// Runs all cases and prints the deviations, as lines or as one JSON object.
+pub async fn conformance(target: &Target, as_json: bool, print: impl Fn(&str)) -> Result<Ended, Failure> {
+    let at = target.resolve().await.map_err(Failure::Usage)?;
+    let (mut conforming, mut skipped, mut deviations) = (0_usize, vec![], vec![]);
+    for case in case::all() {
+        match run(&case, target, at).await? {
+            Outcome::Conforms => conforming += 1,
+            Outcome::Skipped(why) => skipped.push((case, why)),
+            Outcome::Deviates(what) => deviations.push((case, what)),
+        }
+    }
+    let deviates = !deviations.is_empty();
+    if as_json {
+        let skipped: Vec<_> =
+            skipped.iter().map(|(case, why)| json!({"case": case.name, "reason": why})).collect();
+        let deviations: Vec<_> = deviations
+            .iter()
+            .map(|(case, what)| {
+                json!({"case": case.name, "request": case.line(), "deviation": what, "why": case.why})
+            })
+            .collect();
+        let report = json!({
+            "target": target.shown(), "conforming": conforming, "skipped": skipped, "deviations": deviations,
+        });
+        print(&report.to_string());
+    } else {
+        for (case, why) in &skipped {
+            print(&format!("--  {}: {why}", case.name));
+        }
+        for (case, what) in &deviations {
+            print(&format!("!!  {}: {}: {what}", case.name, case.line()));
+            print(&format!("    {}", case.why));
+        }
+        let (others, wrong) = (skipped.len(), deviations.len());
+        print(&format!(
+            "{}: {conforming} cases as expected, {others} skipped, {wrong} deviations",
+            target.shown()
+        ));
+    }
+    Ok(if deviates { Ended::Found } else { Ended::Done })
+}
+
+async fn run(case: &Case, target: &Target, at: std::net::SocketAddr) -> Result<Outcome, Failure> {
+    let Some(request) = case.request(target.prefix()) else {
+        return Ok(Outcome::Skipped("the target is below a path, which this case cannot be"));
+    };
+    let exchange = wire::exchange(at, &request, case.is_head());
+    let answer = match tokio::time::timeout(PATIENCE, exchange).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(wire::Lost::Unreachable(why))) => {
+            return Err(Failure::Engine(format!("nothing answers at {}: {why}", target.shown())));
+        }
+        Ok(Err(wire::Lost::Unread(why))) => return Ok(Outcome::Deviates(why)),
+        Err(_) => return Ok(Outcome::Deviates(format!("no answer within {} s", PATIENCE.as_secs()))),
+    };
+    if case.is_identity() && answer.status == 404 {
+        return Ok(Outcome::Skipped("this account makes no ID tokens"));
+    }
+    Ok(case.deviation(&answer).map_or(Outcome::Conforms, Outcome::Deviates))
+}

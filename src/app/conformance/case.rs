@@ -1,0 +1,240 @@
+//! The cases: what is asked, and what every server answers.
+//!
+//! ```text
+//! ## NAME
+//! # why
+//! METHOD TARGET
+//! Name: value                  headers, Host among them
+//! => STATUS [media] [etag] [location=PATH] [SHAPE]
+//! ```
+//!
+//! Shapes of bodies: `line` one line, or nothing, without a newline; `digits`; `lines=A,B` at least these lines, each
+//! ended; `json=TYPE[:KEY,KEY]` a JSON value, of an object at least these keys; `token`; `text-token`; `jwt`.
+
+use serde_json::Value;
+
+use super::wire::Answer;
+
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) why: &'static str,
+    method: &'static str,
+    target: &'static str,
+    headers: Vec<&'static str>,
+    status: u16,
+    media: Option<&'static str>,
+    etag: bool,
+    location: Option<&'static str>,
+    shape: Option<&'static str>,
+}
+
+/// All of them, in the order of their names.
+pub(super) fn all() -> Vec<Case> {
+    let text = include_str!("cases.txt");
+    text.split("\n## ").skip(1).filter_map(parse).collect()
+}
+
+fn parse(text: &'static str) -> Option<Case> {
+    let mut lines = text.lines();
+    let name = lines.next()?;
+    let why = lines.next()?.strip_prefix("# ")?;
+    let (method, target) = lines.next()?.split_once(' ')?;
+    let mut headers = vec![];
+    let expected = lines.find_map(|line| {
+        let expected = line.strip_prefix("=> ");
+        if expected.is_none() {
+            headers.push(line);
+        }
+        expected
+    })?;
+    let mut words = expected.split(' ');
+    let status = words.next()?.parse().ok()?;
+    let mut case = Case {
+        name,
+        why,
+        method,
+        target,
+        headers,
+        status,
+        media: None,
+        etag: false,
+        location: None,
+        shape: None,
+    };
+    for word in words {
+        match word {
+            "etag" => case.etag = true,
+            _ if word.contains('/') && !word.contains('=') => case.media = Some(word),
+            _ => match word.split_once("location=") {
+                Some(("", path)) => case.location = Some(path),
+                _ => case.shape = Some(word),
+            },
+        }
+    }
+    Some(case)
+}
+
+impl Case {
+    pub(super) fn line(&self) -> String {
+        format!("{} {}", self.method, self.target)
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.method == "HEAD"
+    }
+
+    pub(super) fn is_identity(&self) -> bool {
+        self.shape == Some("jwt")
+    }
+
+    /// The bytes, below `prefix`; `None` where the target cannot be below anything.
+    pub(super) fn request(&self, prefix: &str) -> Option<String> {
+        let target = self.target;
+        if !prefix.is_empty() && !target.starts_with('/') {
+            return None;
+        }
+        let headers: String = self.headers.iter().map(|line| format!("{line}\r\n")).collect();
+        let method = self.method;
+        Some(format!("{method} {prefix}{target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n"))
+    }
+
+    /// What is not as it should be, the first of it.
+    pub(super) fn deviation(&self, answer: &Answer) -> Option<String> {
+        if answer.status != self.status {
+            return Some(format!("status {}, expected {}", answer.status, self.status));
+        }
+        if answer.header("metadata-flavor") != Some("Google") {
+            return Some("the answer does not say Metadata-Flavor: Google".into());
+        }
+        if let Some(media) = self.media {
+            let given = answer.header("content-type").unwrap_or_default();
+            if given.split(';').next().unwrap_or_default().trim() != media {
+                return Some(format!("content type {given:?}, expected {media}"));
+            }
+        }
+        if self.etag && answer.header("etag").is_none_or(str::is_empty) {
+            return Some("no ETag, without which nobody can wait for a change".into());
+        }
+        if let Some(path) = self.location {
+            let given = answer.header("location").unwrap_or_default();
+            if !given.ends_with(path) {
+                return Some(format!("it leads to {given:?}, expected a URL that ends in {path}"));
+            }
+        }
+        let shape = self.shape.filter(|_| !self.is_head())?;
+        let Ok(body) = std::str::from_utf8(&answer.body) else {
+            return Some("the body is not UTF-8".into());
+        };
+        let (kind, rest) = shape.split_once('=').unwrap_or((shape, ""));
+        misshapen(kind, rest, body)
+    }
+}
+
+/// Bodies may hold tokens: what is wrong with one is said without quoting it.
+fn misshapen(kind: &str, rest: &str, body: &str) -> Option<String> {
+    let json = || serde_json::from_str::<Value>(body).ok();
+    match kind {
+        "line" => body.contains('\n').then(|| "the value is not one line without a newline".into()),
+        "digits" => {
+            let digits = !body.is_empty() && body.bytes().all(|b| b.is_ascii_digit());
+            (!digits).then(|| "the value is not a number without a newline".into())
+        }
+        "lines" => {
+            let has =
+                |line: &&str| body.split_inclusive('\n').any(|own| own.strip_suffix('\n') == Some(line));
+            let missing: Vec<&str> = rest.split(',').filter(|line| !line.is_empty() && !has(line)).collect();
+            (!missing.is_empty()).then(|| format!("these lines are missing: {}", missing.join(", ")))
+        }
+        "json" => {
+            let (wanted, keys) = rest.split_once(':').unwrap_or((rest, ""));
+            let Some(value) = json() else { return Some("the body is not JSON".into()) };
+            let missing = |key: &&str| !key.is_empty() && value.get(*key).is_none();
+            let missing: Vec<&str> = keys.split(',').filter(missing).collect();
+            if kind_of(&value) != wanted {
+                Some(format!("the JSON is of type {}, expected {wanted}", kind_of(&value)))
+            } else {
+                (!missing.is_empty()).then(|| format!("these keys are missing: {}", missing.join(", ")))
+            }
+        }
+        "token" => {
+            let value = json().unwrap_or_default();
+            let text = |key: &str| value[key].as_str().is_some_and(|text| !text.is_empty());
+            let good = text("access_token") && value["expires_in"].as_u64().is_some_and(|left| left > 0);
+            (!good || value["token_type"] != "Bearer").then(|| {
+                "not a token: access_token, expires_in (a positive number) and token_type Bearer".into()
+            })
+        }
+        "text-token" => {
+            let has =
+                |key: &str| body.lines().any(|line| line.split_once(' ').is_some_and(|(own, _)| own == key));
+            let keys = ["access_token", "expires_in", "token_type"];
+            (!keys.iter().all(|key| has(key))).then(|| "not a token as text, one `key value` a line".into())
+        }
+        "jwt" => {
+            let good = body.split('.').count() == 3 && !body.contains(char::is_whitespace);
+            (!good).then(|| "the body is not a bare JWT".into())
+        }
+        other => Some(format!("nobody knows the shape {other}; please report this")),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_is_read() {
+        let text = include_str!("cases.txt");
+        assert_eq!(all().len(), text.matches("\n## ").count());
+        assert!(all().len() > 100, "{}", all().len());
+        for case in all() {
+            let shape = case.shape.unwrap_or("line");
+            let (kind, rest) = shape.split_once('=').unwrap_or((shape, ""));
+            let said = misshapen(kind, rest, "").unwrap_or_default();
+            assert!(!said.contains("nobody knows"), "{}: {said}", case.name);
+        }
+    }
+
+    #[test]
+    fn shapes_are_judged() {
+        for (shape, good, bad) in [
+            ("line", &["", "x"][..], &["x\n", "a\nb"][..]),
+            ("digits", &["0", "123"], &["", "1\n", "x"]),
+            ("lines=a/,b", &["a/\nb\n", "b\nx\na/\n"], &["a/\nb", "a/\n", ""]),
+            ("json=array", &["[]"], &["{}", "", "x"]),
+            ("json=object:a,b", &["{\"b\":1,\"a\":null}"], &["{\"a\":1}", "[]"]),
+            (
+                "token",
+                &["{\"access_token\":\"x\",\"expires_in\":5,\"token_type\":\"Bearer\"}"],
+                &[
+                    "{\"access_token\":\"x\",\"expires_in\":\"5\",\"token_type\":\"Bearer\"}",
+                    "{\"access_token\":\"x\",\"expires_in\":0,\"token_type\":\"Bearer\"}",
+                    "{\"access_token\":\"\",\"expires_in\":5,\"token_type\":\"Bearer\"}",
+                    "{\"access_token\":\"x\",\"expires_in\":5}",
+                ],
+            ),
+            ("text-token", &["access_token x\nexpires_in 5\ntoken_type Bearer\n"], &["access_token x\n"]),
+            ("jwt", &["a.b.c"], &["a.b.c\n", "a.b", ""]),
+        ] {
+            let (kind, rest) = shape.split_once('=').unwrap_or((shape, ""));
+            for body in good {
+                assert_eq!(misshapen(kind, rest, body), None, "{shape}: {body}");
+            }
+            for body in bad {
+                assert!(misshapen(kind, rest, body).is_some(), "{shape}: {body}");
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `[[identity.NAME.boundary]]`: what an identity's tokens are narrowed down to.
+
+use std::sync::Arc;
+
+use super::keys::{RawBoundary, RawCondition};
+use super::read::{Layers, shown};
+use crate::token::{Boundary, BoundaryRule, Condition};
+
+/// The limits of the Security Token Service.
+const MOST_RULES: usize = 10;
+const MOST_PERMISSIONS: usize = 10;
+const LONGEST_EXPRESSION: usize = 2048;
+
+pub(super) fn boundary(say: &mut Layers, path: &str, raw: Vec<RawBoundary>) -> Option<Arc<Boundary>> {
+    if raw.is_empty() {
+        return None;
+    }
+    if raw.len() > MOST_RULES {
+        say.problem(path, format_args!("has {} rules, and a boundary has at most {MOST_RULES}", raw.len()));
+    }
+    let rules = raw.into_iter().enumerate();
+    let rules = rules.map(|(index, raw)| rule(say, &format!("{path}[{}]", index + 1), raw)).collect();
+    Some(Arc::new(Boundary(rules)))
+}
+
+fn rule(say: &mut Layers, path: &str, raw: RawBoundary) -> BoundaryRule {
+    let inside = |key: &str| format!("{path}.{key}");
+    let bucket = raw.bucket.unwrap_or_default();
+    if bucket.is_empty() {
+        say.problem(path, "has to name a bucket");
+    } else if let Err(what) = is_bucket(&bucket) {
+        say.problem(&inside("bucket"), format_args!("\"{}\" {what}", shown(&bucket)));
+    }
+    if raw.permissions.is_empty() {
+        say.problem(path, "has to name permissions, such as \"inRole:roles/storage.objectViewer\"");
+    }
+    if raw.permissions.len() > MOST_PERMISSIONS {
+        say.problem(&inside("permissions"), format_args!("at most {MOST_PERMISSIONS} are allowed"));
+    }
+    for permission in &raw.permissions {
+        let role = permission.strip_prefix("inRole:").unwrap_or_default();
+        let named = ["roles/", "projects/", "organizations/"].iter().any(|start| role.starts_with(start));
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
+        if !named || !role.bytes().all(fits) {
+            let what = format_args!(
+                "\"{}\" has to be a role, such as \"inRole:roles/storage.objectViewer\"",
+                shown(permission)
+            );
+            say.problem(&inside("permissions"), what);
+        }
+    }
+    let condition = condition(say, &inside("condition"), raw.condition);
+    BoundaryRule { bucket, permissions: raw.permissions, condition }
+}
+
+fn condition(say: &mut Layers, path: &str, raw: RawCondition) -> Option<Condition> {
+    let RawCondition { title, description, expression } = raw;
+    match expression {
+        Some(expression) if expression.len() > LONGEST_EXPRESSION => {
+            say.problem(&format!("{path}.expression"), "is longer than 2048 characters");
+            None
+        }
+        Some(expression) if !expression.is_empty() => Some(Condition { title, description, expression }),
+        None if title.is_none() && description.is_none() => None,
+        _ => {
+            say.problem(path, "has to have an expression");
+            None
+        }
+    }
+}
+
+/// It becomes part of a resource's name. Nothing but Cloud Storage looks at a boundary.
+fn is_bucket(text: &str) -> Result<(), String> {
+    if text.contains("://") || text.starts_with("//") {
+        return Err(
+            "has to be the name of a bucket alone: a boundary is for Cloud Storage, and for nothing else"
+                .into(),
+        );
+    }
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+    let ends = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    if (3..=222).contains(&text.len())
+        && bytes.iter().all(|b| fits(*b))
+        && ends(bytes.first())
+        && ends(bytes.last())
+    {
+        Ok(())
+    } else {
+        Err("is no bucket's name: lower-case letters, digits, -, _ and dots".into())
+    }
+}

@@ -1,0 +1,80 @@
+//! Credential Access Boundaries: a token that is narrowed down to some buckets, by the Security Token Service.
+//!
+//! <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>: a token exchange (RFC 8693) of an
+//! access token for an access token, with the rules in `options`. Cloud Storage alone looks at them.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::google::life;
+use crate::source::upstream::{Call, Fault, Upstream};
+use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, MintId, Now};
+
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+
+#[derive(Debug, Deserialize)]
+struct Narrowed {
+    access_token: Secret<String>,
+    /// Absent where the token came from a service account: then it lives as long as that one.
+    expires_in: Option<u64>,
+}
+
+/// `token`, narrowed down. It never outlives the one that it was made of.
+pub(super) async fn narrow(
+    upstream: &Upstream,
+    sts: &str,
+    token: AccessToken,
+    boundary: &Boundary,
+) -> Result<AccessToken, SourceError> {
+    let options = options(boundary).to_string();
+    let fields = [
+        ("grant_type", TOKEN_EXCHANGE),
+        ("subject_token_type", ACCESS_TOKEN),
+        ("requested_token_type", ACCESS_TOKEN),
+        ("subject_token", token.value.expose()),
+        ("options", &options),
+    ];
+    let answer = upstream.send(&Call::form(sts, &fields)).await.map_err(refused)?;
+    let narrowed: Narrowed = answer.json()?;
+    let rest = token.expires.remaining(Now::read());
+    let claimed = narrowed.expires_in.map_or(rest, Duration::from_secs);
+    let own = Deadline::after(answer.sent, life(claimed)?);
+    let expires = if own.wall() < token.expires.wall() { own } else { token.expires };
+    Ok(AccessToken { value: narrowed.access_token, expires, scopes: token.scopes, id: MintId::random() })
+}
+
+/// The rules in the form that the service reads.
+pub(super) fn options(boundary: &Boundary) -> Value {
+    let rule = |rule: &BoundaryRule| {
+        let mut made = json!({
+            "availableResource": format!("//storage.googleapis.com/projects/_/buckets/{}", rule.bucket),
+            "availablePermissions": rule.permissions,
+        });
+        if let Some(condition) = &rule.condition {
+            let mut written = json!({"expression": condition.expression});
+            for (key, text) in [("title", &condition.title), ("description", &condition.description)] {
+                if let Some(text) = text {
+                    written[key] = json!(text);
+                }
+            }
+            made["availabilityCondition"] = written;
+        }
+        made
+    };
+    let rules: Vec<Value> = boundary.0.iter().map(rule).collect();
+    json!({"accessBoundary": {"accessBoundaryRules": rules}})
+}
+
+fn refused(fault: Fault) -> SourceError {
+    match &fault {
+        Fault::Denied(denial) if denial.is("invalid_request") => SourceError::refused(format!(
+            "{denial}: the boundary is not accepted; look at its buckets, roles and conditions"
+        )),
+        _ => fault.into(),
+    }
+}

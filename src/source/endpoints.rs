@@ -1,0 +1,51 @@
+//! Where Google is, for each thing that is asked of it.
+
+/// Google's own universe.
+pub(super) const UNIVERSE: &str = "googleapis.com";
+
+/// Google's endpoints, configurable because private and regional ones are real (decision 18).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoints {
+    /// `https://oauth2.googleapis.com/token` by default.
+    pub token: Option<String>,
+    /// `https://iamcredentials.googleapis.com` by default, without a path.
+    pub iam_credentials: Option<String>,
+    /// `https://iam.googleapis.com` by default, without a path; only the kill switch asks there.
+    pub iam: Option<String>,
+    /// `https://sts.googleapis.com/v1/token` by default.
+    pub sts: Option<String>,
+    /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
+    pub universe: String,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self { token: None, iam_credentials: None, iam: None, sts: None, universe: UNIVERSE.into() }
+    }
+}
+
+impl Endpoints {
+    pub(super) fn universe<'a>(&'a self, file: Option<&'a str>) -> &'a str {
+        let own = Some(self.universe.as_str()).filter(|own| !own.is_empty() && *own != UNIVERSE);
+        own.or(file).unwrap_or(UNIVERSE)
+    }
+
+    pub(super) fn token(&self, file: Option<&str>, universe: &str) -> String {
+        let given = self.token.as_deref().or(file);
+        given.map_or_else(|| format!("https://oauth2.{universe}/token"), str::to_owned)
+    }
+
+    pub(super) fn iam(&self, universe: &str) -> String {
+        let given = self.iam.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iam.{universe}"))
+    }
+
+    pub(super) fn iam_credentials(&self, universe: &str) -> String {
+        let given = self.iam_credentials.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iamcredentials.{universe}"))
+    }
+
+    pub(super) fn sts(&self, universe: &str) -> String {
+        self.sts.clone().unwrap_or_else(|| format!("https://sts.{universe}/v1/token"))
+    }
+}

@@ -1,0 +1,101 @@
+//! `impersonated_service_account`: a credential file that says how to become a service account, and of whom.
+//!
+//! `gcloud auth application-default login --impersonate-service-account=SA` writes such files. Below it is any
+//! other credential, also another one of these; each has its own token, which is made once and kept.
+
+use std::sync::Arc;
+
+use crate::source::credential::{Credential, confidential};
+use crate::source::google::Endpoints;
+use crate::source::impersonate::{Iam, is_account};
+use crate::source::upstream::Upstream;
+use crate::source::{AccessRequest, SourceError};
+use crate::token::{AccessToken, IdentityToken};
+
+/// Files nest no deeper than this.
+pub(super) const DEEPEST: usize = 8;
+
+/// Whom to become, and by whom.
+#[derive(Debug)]
+pub(super) struct Impersonated {
+    source: Arc<Credential>,
+    account: String,
+    delegates: Vec<String>,
+    endpoint: String,
+    token_uri: String,
+    /// What the file allows a token to live, in seconds.
+    longest: Option<u64>,
+}
+
+impl Impersonated {
+    /// `url` is the file's `service_account_impersonation_url`.
+    pub(super) fn new(
+        source: Credential,
+        url: &str,
+        delegates: Vec<String>,
+        longest: Option<u64>,
+        endpoints: &Endpoints,
+    ) -> Result<Self, String> {
+        const PATH: &str = "/v1/projects/-/serviceAccounts/";
+        let (base, rest) = url
+            .split_once(PATH)
+            .ok_or("its service_account_impersonation_url is not one of IAM Credentials")?;
+        let account = rest.strip_suffix(":generateAccessToken").filter(|account| is_account(account));
+        let account = account.ok_or("its service_account_impersonation_url names no service account")?;
+        let bare = |name: &String| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let delegates: Vec<String> = delegates.iter().map(bare).collect();
+        if !delegates.iter().all(|name| is_account(name)) {
+            return Err("one of its delegates is not a service account".into());
+        }
+        if endpoints.iam_credentials.is_none() {
+            confidential(base, "service_account_impersonation_url")?;
+        }
+        let endpoint = endpoints.iam_credentials.as_deref().unwrap_or(base).trim_end_matches('/').to_owned();
+        let universe = endpoints.universe(source.universe.as_deref());
+        let token_uri = endpoints.token(None, universe);
+        Ok(Self {
+            source: Arc::new(source),
+            account: account.into(),
+            delegates,
+            endpoint,
+            token_uri,
+            longest,
+        })
+    }
+
+    pub(super) fn account(&self) -> &str {
+        &self.account
+    }
+
+    pub(super) fn source(&self) -> &Credential {
+        &self.source
+    }
+
+    fn iam<'a>(&'a self, upstream: &'a Arc<Upstream>) -> Iam<'a> {
+        Iam {
+            upstream,
+            endpoint: &self.endpoint,
+            token_uri: &self.token_uri,
+            base: &self.source,
+            account: &self.account,
+            delegates: &self.delegates,
+        }
+    }
+
+    pub(super) async fn access(
+        &self,
+        upstream: &Arc<Upstream>,
+        ask: &AccessRequest,
+    ) -> Result<AccessToken, SourceError> {
+        let lifetime = self.longest.map_or(ask.lifetime, |longest| longest.min(ask.lifetime));
+        self.iam(upstream).access(&AccessRequest { lifetime, ..ask.clone() }).await
+    }
+
+    pub(super) async fn identity(
+        &self,
+        upstream: &Arc<Upstream>,
+        audience: &str,
+    ) -> Result<IdentityToken, SourceError> {
+        self.iam(upstream).identity(audience).await
+    }
+}

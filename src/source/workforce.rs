@@ -1,0 +1,114 @@
+//! A person's login through a workforce pool (`external_account_authorized_user`): the refresh-token grant at the
+//! Security Token Service, with the client's own authentication (RFC 6749 section 2.3.1).
+//!
+//! The service may answer with a new refresh token, which ends the old one. The new one is kept in memory,
+//! because the file belongs to gcloud; that it happened is said once, as the file may be of no use any more.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::google::life;
+use crate::source::upstream::{Call, Fault, Upstream};
+use crate::token::{AccessToken, Deadline, MintId, Scopes};
+
+/// What a person runs when the login does not work any more.
+const LOGIN: &str = "gcloud auth application-default login --login-config=FILE";
+
+pub(super) struct Workforce {
+    /// The pool's provider, as the file names it; it identifies no person.
+    audience: Option<String>,
+    token_url: String,
+    /// `client_id:client_secret`.
+    client: Secret<String>,
+    refresh_token: Mutex<Arc<Secret<String>>>,
+    rotated: AtomicBool,
+}
+
+impl fmt::Debug for Workforce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workforce({:?})", self.audience)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Refreshed {
+    access_token: Secret<String>,
+    expires_in: u64,
+    refresh_token: Option<Secret<String>>,
+}
+
+impl Workforce {
+    pub(super) fn new(
+        audience: Option<String>,
+        token_url: String,
+        client_id: &str,
+        client_secret: &Secret<String>,
+        refresh_token: Secret<String>,
+    ) -> Self {
+        Self {
+            audience,
+            token_url,
+            client: Secret::new(format!("{client_id}:{}", client_secret.expose())),
+            refresh_token: Mutex::new(Arc::new(refresh_token)),
+            rotated: AtomicBool::new(false),
+        }
+    }
+
+    /// One refresh. As with every login no scope is sent, and the token has what was consented to.
+    pub(super) async fn access(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
+        let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
+        let call = Call { basic: Some(&self.client), ..Call::form(&self.token_url, &fields) };
+        let answer = upstream.send(&call).await.map_err(refused)?;
+        let refreshed: Refreshed = answer.json()?;
+        if let Some(new) = refreshed.refresh_token.filter(|new| !new.expose().is_empty()) {
+            self.rotate(new);
+        }
+        Ok(AccessToken {
+            value: refreshed.access_token,
+            expires: Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?),
+            scopes: Scopes::default(),
+            id: MintId::random(),
+        })
+    }
+
+    fn rotate(&self, new: Secret<String>) {
+        let mut kept = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = kept.expose() == new.expose();
+        *kept = Arc::new(new);
+        drop(kept);
+        if !same && !self.rotated.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the login's refresh token was replaced by its issuer, and the new one is kept in memory alone: when \
+                 this session has ended, the credential file may need a new login (`{LOGIN}`)"
+            );
+        }
+    }
+
+    /// Of the same pool: more is not known without asking, and it is too little to be sure.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let own = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let other = other.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        own.expose() == other.expose()
+    }
+}
+
+fn refused(fault: Fault) -> SourceError {
+    match &fault {
+        Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
+            "the workforce login on the host has expired or was withdrawn (invalid_grant); run `{LOGIN}` on the host"
+        )),
+        Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
+            SourceError::refused(format!(
+                "{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"
+            ))
+        }
+        _ => fault.into(),
+    }
+}

@@ -1,0 +1,381 @@
+//! Credential files that are made of others, or of other logins, and what keys sign themselves; against Google
+//! at the wire (`FakeGoogle`), which checks what it is sent.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kfp_creds::mint::Mint;
+use kfp_creds::process::Tasks;
+use kfp_creds::source::google::{Endpoints, Where};
+use kfp_creds::source::{AccessRequest, Reloaded, Source};
+use kfp_creds::token::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, Scopes};
+use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::{Value, json};
+
+use crate::minting::{
+    BIGQUERY, KEY_ACCOUNT, RUNNER, Scratch, USER, ask, claims, find, id_ask, kinds, left, refusal, source,
+    transient,
+};
+use crate::support::fake_google::{Failure, FakeGoogle, another_rsa_key, rsa_key};
+
+const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
+const FIRST: &str = "first@sa-project.iam.gserviceaccount.com";
+const PERSON: &str = "person@workspace.example";
+
+/// A file that makes `target` out of another file.
+fn impersonated(fake: &FakeGoogle, target: &str, of: &str, delegates: &[&str]) -> String {
+    let url = format!("{}/v1/projects/-/serviceAccounts/{target}:generateAccessToken", fake.url());
+    let of: Value = serde_json::from_str(of).unwrap();
+    json!({
+        "type": "impersonated_service_account", "service_account_impersonation_url": url,
+        "delegates": delegates, "source_credentials": of, "quota_project_id": "outer-quota",
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn an_impersonated_file_works_on_every_kind_below_it() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    for (of, caller, kind, quota) in [
+        (fake.user(USER), USER, "refresh_token", Some("user-quota-project")),
+        (fake.service_account(KEY_ACCOUNT, rsa_key()), KEY_ACCOUNT, "jwt-bearer", None),
+        (fake.workforce("person"), "person", "workforce", Some("workforce-quota")),
+    ] {
+        let google = source(&scratch, &impersonated(&fake, RUNNER, &of, &[]), &fake);
+        let before = fake.calls().len();
+        let why = refusal(google.access_token(&ask(None)).await);
+        assert!(why.contains(RUNNER), "{why}");
+        fake.allow(caller, RUNNER);
+        let token = google.access_token(&ask(None)).await.unwrap();
+        let minted = fake.minted(token.value.expose()).unwrap();
+        assert_eq!((minted.email.as_str(), minted.scopes), (RUNNER, [BIGQUERY.to_owned()].into()));
+        assert!((1790..=1800).contains(&left(token.expires)), "the identity's lifetime");
+        let id = google.identity_token(&id_ask(None)).await.unwrap();
+        assert_eq!(claims(id.value.expose())["email"], RUNNER);
+        let calls = fake.calls().split_off(before);
+        assert_eq!(calls.iter().filter(|call| call.kind == kind).count(), 1, "one base token: {calls:?}");
+        let quotas: Vec<_> = calls.iter().filter(|call| call.kind.starts_with("generate")).collect();
+        assert!(quotas.iter().all(|call| call.quota_project.as_deref() == quota), "{quotas:?}");
+        let principal = google.principal();
+        assert_eq!(
+            (principal.kind, principal.email.as_deref()),
+            ("impersonated service account", Some(RUNNER))
+        );
+        assert_eq!(principal.quota_project.as_deref(), Some("outer-quota"));
+        // The account that the file makes is its own: nobody impersonates it twice.
+        let before = fake.calls().len();
+        google.access_token(&ask(Some(RUNNER))).await.unwrap();
+        assert_eq!(fake.calls().len() - before, 1);
+    }
+}
+
+#[tokio::test]
+async fn files_nest_and_identities_go_on_top() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let inner = impersonated(&fake, FIRST, &fake.user(USER), &[]);
+    let google = source(&scratch, &impersonated(&fake, MIDDLE, &inner, &[]), &fake);
+    for (caller, target) in [(USER, FIRST), (FIRST, MIDDLE), (MIDDLE, RUNNER)] {
+        fake.allow(caller, target);
+    }
+    let token = google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    assert_eq!(fake.minted(token.value.expose()).unwrap().email, RUNNER);
+    let chain = ["refresh_token", "generateAccessToken", "generateAccessToken", "generateAccessToken"];
+    assert_eq!(kinds(&fake), chain);
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    assert_eq!(fake.calls().len(), 5, "every token of the chain is kept");
+    fake.withdraw_all();
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+
+    let mut deep = fake.user(USER);
+    for _ in 0..9 {
+        deep = impersonated(&fake, FIRST, &deep, &[]);
+    }
+    let place =
+        Where { google_application_credentials: Some(scratch.write("deep.json", &deep)), ..Where::default() };
+    assert!(refusal(find(&place, fake.endpoints())).contains("deeper than 8"));
+}
+
+#[tokio::test]
+async fn delegates_lead_to_the_account_one_by_one() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let with_path = format!("projects/-/serviceAccounts/{FIRST}");
+    let google =
+        source(&scratch, &impersonated(&fake, RUNNER, &fake.user(USER), &[&with_path, MIDDLE]), &fake);
+    fake.allow(USER, FIRST);
+    fake.allow(MIDDLE, RUNNER);
+    refusal(google.access_token(&ask(None)).await);
+    fake.allow(FIRST, MIDDLE);
+    let token = google.access_token(&ask(None)).await.unwrap();
+    assert_eq!(fake.minted(token.value.expose()).unwrap().email, RUNNER);
+    google.identity_token(&id_ask(None)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_may_shorten_lives_and_names_its_endpoint() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, RUNNER);
+    let mut file: Value = serde_json::from_str(&impersonated(&fake, RUNNER, &fake.user(USER), &[])).unwrap();
+    file["service_account_impersonation"] = json!({"token_lifetime_seconds": 700});
+    // Nothing but the file says where IAM is.
+    let endpoints = Endpoints { token: Some(fake.token_uri()), ..Endpoints::default() };
+    let path = scratch.write("file.json", &file.to_string());
+    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let token = find(&place, endpoints.clone()).unwrap().access_token(&ask(None)).await.unwrap();
+    assert!((690..=700).contains(&left(token.expires)), "{}", left(token.expires));
+    for (url, words) in [
+        ("https://iam.example/v1/elsewhere", "not one of IAM Credentials"),
+        (
+            "https://iam.example/v1/projects/-/serviceAccounts/..:generateAccessToken",
+            "names no service account",
+        ),
+        ("https://iam.example/v1/projects/-/serviceAccounts/a@b:signBlob", "names no service account"),
+        ("http://iam.example/v1/projects/-/serviceAccounts/a@b:generateAccessToken", "not an https address"),
+        (
+            "http://127.0.0.1:1@iam.example/v1/projects/-/serviceAccounts/a@b:generateAccessToken",
+            "not an https",
+        ),
+    ] {
+        file["service_account_impersonation_url"] = json!(url);
+        scratch.write("file.json", &file.to_string());
+        let why = refusal(find(&place, endpoints.clone()));
+        assert!(why.contains(words), "{url}: {why}");
+    }
+    file["source_credentials"] = json!({"type": "authorized_user", "client_id": "canary"});
+    scratch.write("file.json", &file.to_string());
+    let why = refusal(find(&place, endpoints));
+    assert!(why.contains("source_credentials: it has no client_secret"), "{why}");
+}
+
+#[tokio::test]
+async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let file = fake.workforce("person");
+    let place = Where {
+        google_application_credentials: Some(scratch.write("credential.json", &file)),
+        ..Where::default()
+    };
+    // Its own token_url counts where none is configured.
+    let google = find(&place, Endpoints::default()).unwrap();
+    let token = google.access_token(&ask(None)).await.unwrap();
+    assert!((3590..=3599).contains(&left(token.expires)));
+    assert_eq!(google.principal().kind, "workforce login");
+    assert_eq!(google.principal().quota_project.as_deref(), Some("workforce-quota"));
+    fake.rotate_refresh_tokens();
+    for _ in 0..3 {
+        google.access_token(&ask(None)).await.unwrap();
+    }
+    scratch.write("credential.json", &file);
+    assert_eq!(google.reload(), Reloaded::Same, "touched only: the token in memory is the good one");
+    google.access_token(&ask(None)).await.unwrap();
+    let stale = find(&place, Endpoints::default()).unwrap();
+    let why = refusal(stale.access_token(&ask(None)).await);
+    assert!(why.contains("--login-config="), "{why}");
+    refusal(google.identity_token(&id_ask(None)).await);
+    scratch.write("credential.json", &fake.workforce("other"));
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+
+    fake.expires_in(0);
+    transient(google.access_token(&ask(None)).await);
+    (0..3).for_each(|_| fake.fail(Failure::html_503()));
+    transient(google.access_token(&ask(None)).await);
+}
+
+#[tokio::test]
+async fn a_key_stands_in_for_whom_the_domain_allows() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let request = AccessRequest { subject: Some(PERSON.into()), ..ask(None) };
+    let why = refusal(google.access_token(&request).await);
+    assert!(why.contains("unauthorized_client") && why.contains("Domain-wide delegation"), "{why}");
+    fake.delegate(KEY_ACCOUNT, PERSON);
+    let token = google.access_token(&request).await.unwrap();
+    let minted = fake.minted(token.value.expose()).unwrap();
+    assert_eq!((minted.email.as_str(), minted.scopes), (PERSON, [BIGQUERY.to_owned()].into()));
+    // Without a key, by the account's signature at IAM.
+    let user = source(&scratch, &fake.user(USER), &fake);
+    let request = AccessRequest { service_account: Some(RUNNER.into()), ..request };
+    fake.allow(USER, RUNNER);
+    refusal(user.access_token(&request).await);
+    fake.delegate(RUNNER, PERSON);
+    let token = user.access_token(&request).await.unwrap();
+    assert_eq!(fake.minted(token.value.expose()).unwrap().email, PERSON);
+    let why = refusal(user.access_token(&AccessRequest { service_account: None, ..request }).await);
+    assert!(why.contains("--impersonate"), "{why}");
+}
+
+/// The claims of a token that a key signed, once the signature was checked.
+fn checked(token: &str) -> Value {
+    let key = PrivatePkcs8KeyDer::from_pem_slice(rsa_key().as_bytes()).unwrap();
+    let key = RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).unwrap();
+    let (input, signature) = token.rsplit_once('.').unwrap();
+    use base64::Engine as _;
+    let signature = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(signature).unwrap();
+    let public = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.public().as_ref());
+    public.verify(input.as_bytes(), &signature).unwrap();
+    claims(token)
+}
+
+#[tokio::test]
+async fn another_universe_gets_tokens_that_the_key_signed() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let mut file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    file["universe_domain"] = json!("cloud.example");
+    let path = scratch.write("key.json", &file.to_string());
+    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let endpoints = Endpoints { iam_credentials: Some(fake.url()), ..Endpoints::default() };
+    let google = find(&place, endpoints.clone()).unwrap();
+    assert_eq!(google.principal().universe.as_deref(), Some("cloud.example"));
+    let token = google.access_token(&ask(None)).await.unwrap();
+    let claims = checked(token.value.expose());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!((&claims["iss"], &claims["sub"]), (&json!(KEY_ACCOUNT), &json!(KEY_ACCOUNT)));
+    assert_eq!((&claims["scope"], claims.get("aud")), (&json!(BIGQUERY), None));
+    let end = claims["exp"].as_u64().unwrap();
+    assert_eq!(end - claims["iat"].as_u64().unwrap(), 1800);
+    assert!(now + left(token.expires) <= end && left(token.expires) >= 1797, "never longer than it says");
+    assert!(fake.calls().is_empty(), "nobody was asked");
+    let long = AccessRequest { lifetime: 43_200, ..ask(None) };
+    assert!(left(google.access_token(&long).await.unwrap().expires) <= 3600);
+    let why =
+        refusal(google.access_token(&AccessRequest { subject: Some(PERSON.into()), ..ask(None) }).await);
+    assert!(why.contains("googleapis.com only"), "{why}");
+    // A configured universe, or a token endpoint that the operator names, win over the file.
+    let asked = Endpoints { token: Some(fake.token_uri()), ..endpoints };
+    find(&place, asked).unwrap().access_token(&ask(None)).await.unwrap();
+    assert_eq!(kinds(&fake), ["jwt-bearer"]);
+}
+
+#[tokio::test]
+async fn an_audience_in_the_place_of_scopes_is_signed_for() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let for_service = AccessRequest { scopes: Scopes::parse("https://pubsub.googleapis.com/"), ..ask(None) };
+    let token = google.access_token(&for_service).await.unwrap();
+    let claims = checked(token.value.expose());
+    assert_eq!((&claims["aud"], claims.get("scope")), (&json!("https://pubsub.googleapis.com/"), None));
+    assert!(fake.calls().is_empty());
+    let both = format!("https://pubsub.googleapis.com/ {CLOUD_PLATFORM}");
+    let mixed = AccessRequest { scopes: Scopes::parse(&both), ..ask(None) };
+    assert!(refusal(google.access_token(&mixed).await).contains("only scope"));
+}
+
+fn boundary() -> Arc<Boundary> {
+    let condition = Condition {
+        title: Some("inputs".into()),
+        description: None,
+        expression: "resource.name.startsWith('projects/_/buckets/data/objects/in/')".into(),
+    };
+    Arc::new(Boundary(vec![
+        BoundaryRule {
+            bucket: "data".into(),
+            permissions: vec!["inRole:roles/storage.objectViewer".into()],
+            condition: Some(condition),
+        },
+        BoundaryRule {
+            bucket: "results".into(),
+            permissions: vec!["inRole:roles/storage.objectCreator".into()],
+            condition: None,
+        },
+    ]))
+}
+
+#[tokio::test]
+async fn a_boundary_narrows_whatever_the_token_was_made_of() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, RUNNER);
+    let request = AccessRequest { boundary: Some(boundary()), ..ask(Some(RUNNER)) };
+    let google = source(&scratch, &fake.user(USER), &fake);
+    let token = google.access_token(&request).await.unwrap();
+    let options = fake.boundary_of(token.value.expose()).expect("not the wide one");
+    assert_eq!(
+        options["accessBoundary"]["accessBoundaryRules"],
+        json!([
+            {
+                "availableResource": "//storage.googleapis.com/projects/_/buckets/data",
+                "availablePermissions": ["inRole:roles/storage.objectViewer"],
+                "availabilityCondition": {
+                    "expression": "resource.name.startsWith('projects/_/buckets/data/objects/in/')",
+                    "title": "inputs",
+                },
+            },
+            {
+                "availableResource": "//storage.googleapis.com/projects/_/buckets/results",
+                "availablePermissions": ["inRole:roles/storage.objectCreator"],
+            },
+        ])
+    );
+    assert_eq!(kinds(&fake), ["refresh_token", "generateAccessToken", "boundary"]);
+    assert!((1790..=1800).contains(&left(token.expires)));
+    // A life that is left out is that of the token below, and one that is shorter counts.
+    fake.leave_lives_out();
+    let key = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    let narrow = AccessRequest { service_account: None, ..request.clone() };
+    let token = key.access_token(&narrow).await.unwrap();
+    assert!((3590..=3599).contains(&left(token.expires)), "{}", left(token.expires));
+    assert_eq!(fake.minted(token.value.expose()).unwrap().email, KEY_ACCOUNT);
+    // What is refused is refused as a whole: the wide token is never the answer.
+    let before = fake.calls().len();
+    let empty = AccessRequest { boundary: Some(Arc::new(Boundary(vec![]))), ..request };
+    let why = refusal(google.access_token(&empty).await);
+    assert!(why.contains("boundary is not accepted") && fake.calls().len() > before, "{why}");
+}
+
+#[tokio::test]
+async fn fifty_callers_of_each_kind_are_one_chain() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    for (caller, target) in [(USER, FIRST), (FIRST, RUNNER), ("person", RUNNER), (USER, RUNNER)] {
+        fake.allow(caller, target);
+    }
+    fake.delegate(KEY_ACCOUNT, PERSON);
+    fake.latency(Duration::from_millis(50));
+    let nested = impersonated(&fake, FIRST, &fake.user(USER), &[]);
+    let subject = AccessRequest { subject: Some(PERSON.into()), ..ask(None) };
+    let narrowed = AccessRequest { boundary: Some(boundary()), ..ask(Some(RUNNER)) };
+    for (file, request, chain) in [
+        (impersonated(&fake, RUNNER, &nested, &[]), ask(None), 3),
+        (impersonated(&fake, RUNNER, &fake.workforce("person"), &[]), ask(None), 2),
+        (fake.workforce("person"), ask(None), 1),
+        (fake.service_account(KEY_ACCOUNT, rsa_key()), subject, 1),
+        (fake.user(USER), narrowed, 3),
+    ] {
+        let before = fake.calls().len();
+        let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new());
+        let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
+        let tokens = futures_util::future::join_all(callers).await;
+        assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");
+        assert_eq!(fake.calls().len() - before, chain, "{:?}", fake.calls().split_off(before));
+    }
+}
+
+/// Two requests at once for different scopes share the token below them.
+#[tokio::test]
+async fn different_keys_share_the_chain_below_them() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, FIRST);
+    fake.allow(FIRST, RUNNER);
+    fake.latency(Duration::from_millis(50));
+    let nested = impersonated(&fake, FIRST, &fake.user(USER), &[]);
+    let google = source(&scratch, &impersonated(&fake, RUNNER, &nested, &[]), &fake);
+    let other = AccessRequest { scopes: Scopes::parse(CLOUD_PLATFORM), ..ask(None) };
+    let request = ask(None);
+    let (one, two) = tokio::join!(google.access_token(&request), google.access_token(&other));
+    assert!(one.is_ok() && two.is_ok());
+    assert_eq!(kinds(&fake).iter().filter(|kind| *kind == "refresh_token").count(), 1);
+    assert_eq!(fake.calls().len(), 4, "{:?}", kinds(&fake));
+}
+
+#[tokio::test]
+async fn another_account_in_a_made_file_drops_what_was_made() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, RUNNER);
+    fake.allow(USER, FIRST);
+    let google = source(&scratch, &impersonated(&fake, RUNNER, &fake.user(USER), &[]), &fake);
+    scratch.write("credential.json", &impersonated(&fake, RUNNER, &fake.user(USER), &[]));
+    assert_eq!(google.reload(), Reloaded::Renewed);
+    scratch.write("credential.json", &impersonated(&fake, FIRST, &fake.user(USER), &[]));
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+    scratch.write("credential.json", &fake.service_account(FIRST, another_rsa_key()));
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+}
