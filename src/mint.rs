@@ -221,7 +221,7 @@ impl Mint {
         let outcome = self.source.reload();
         match outcome {
             Reloaded::Same | Reloaded::Broken(_) => {}
-            Reloaded::Renewed => self.forget_failures(),
+            Reloaded::Renewed | Reloaded::Supplied => self.forget_failures(),
             Reloaded::OtherAccount => self.forget_all(),
         }
         outcome

@@ -56,10 +56,13 @@ impl Tasks {
 /// asked by a source of ours, which took it for the machine's own, and says so with a 508.
 pub const OWN_SOURCE: &str = "x-kfp-creds-source";
 
-/// No core dumps: a dump of this process would hold tokens.
+/// No core dumps: a dump of this process would hold tokens. The limit is not enough, as it does not hold where
+/// dumps are piped into a program (core(5)). What is not dumpable is not traced by other processes of the
+/// user either, and they cannot read its memory.
 pub fn forbid_core_dumps() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let limit = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    if let Err(error) = limit.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
         tracing::warn!(%error, "could not switch core dumps off");
     }
 }
@@ -67,6 +70,17 @@ pub fn forbid_core_dumps() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_dumped_and_the_program_still_finds_itself() {
+        use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
+        forbid_core_dumps();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
+        // The relay's image is made of these.
+        assert!(!std::fs::read_link("/proc/self/exe").unwrap().as_os_str().is_empty());
+        assert!(!std::fs::read_to_string("/proc/self/maps").unwrap().is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_stays_in_its_task_and_the_end_waits() {

@@ -74,7 +74,7 @@ pub async fn check(
     }
     say("routes", looks::routes(config));
     say("shell", looks::shell(around));
-    match Host::open(config, around, &tasks, &voice, Recorder::default()) {
+    match Host::open(config, around, &tasks, &voice, Recorder::default()).await {
         Ok(host) => {
             say("credential", looks::credential(&host, config));
             say("clock", looks::clock(&host).await);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::broken;
+use super::provider::provider;
 use crate::config::{Config, SourceChoice, Surroundings};
 use crate::failure::Failure;
 use crate::metadata::View;
@@ -41,7 +42,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn open(
+    pub(super) async fn open(
         config: &Config,
         around: &Surroundings,
         tasks: &Tasks,
@@ -58,9 +59,13 @@ impl Host {
                 keys = Some(serve_keys(&made, tasks)?);
                 made
             }
-            SourceChoice::Adc { .. } | SourceChoice::Metadata | SourceChoice::Gcloud => {
+            SourceChoice::Adc { .. }
+            | SourceChoice::Metadata
+            | SourceChoice::Gcloud
+            | SourceChoice::Provided(_) => {
                 let google = google(config, around)?;
                 google.notice().into_iter().for_each(|text| voice.notice(text));
+                google.introduce().await;
                 Arc::new(google)
             }
         };
@@ -146,7 +151,8 @@ fn no_credential(error: SourceError) -> Failure {
     Failure::NoCredential(error.to_string())
 }
 
-fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
+/// The source that the config chooses, where Google's own credentials are behind it in the end.
+pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
     let variable = |name| around.variable(name).map(PathBuf::from);
     let file = match &config.source {
         SourceChoice::Adc { file } => file.clone(),
@@ -163,6 +169,7 @@ fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
         home: around.home(),
         metadata: machine::detect(named, product.as_deref(), no_check),
         gcloud: on_path("gcloud", around),
+        variables: around.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
     let wanted = &config.endpoints;
     let endpoints = Endpoints {
@@ -174,6 +181,7 @@ fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
     };
     let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
+        SourceChoice::Provided(provided) => provider(provided, &place, endpoints, upstream),
         SourceChoice::Metadata => Google::machine(&place, endpoints, upstream),
         SourceChoice::Gcloud => Google::gcloud(&place, endpoints, upstream),
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
@@ -221,7 +229,7 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
         }
         last = now;
         match mint.reload() {
-            Reloaded::Same => {}
+            Reloaded::Same | Reloaded::Supplied => {}
             Reloaded::Renewed => voice.notice("the credential file changed: the new login is in use"),
             Reloaded::OtherAccount => {
                 voice.notice(

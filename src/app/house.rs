@@ -73,7 +73,7 @@ impl House {
         let tasks = Tasks::new();
         let engine = reach(config, around).await?;
         let recorder = recorder(config, "", &voice)?;
-        let host = Host::open(config, around, &tasks, &voice, recorder.clone())?;
+        let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(around))?;
         let wanted = Wanted {
             session: &session_id()?,

@@ -69,7 +69,7 @@ pub async fn listen(
     })?;
     let tasks = Tasks::new();
     let recorder = recorder(config, &session_id()?, &voice)?;
-    let host = Host::open(config, around, &tasks, &voice, recorder.clone())?;
+    let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
     host.first_mint(config, &voice).await?;
     let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;

@@ -13,6 +13,7 @@ use super::forms::{
 };
 use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
 use super::mounts::mounts;
+use super::provider::{RawCredentials, provided};
 use super::read::{Layers, one_line, shown};
 use super::rules::{choose, named, rules};
 use super::seeing::{audit, metrics};
@@ -58,7 +59,7 @@ pub(super) fn resolve(
         Overrides { quiet: true, .. } => observe::Form::Quiet,
         _ => observe::Form::Text,
     };
-    let source = source(say, raw.credentials, raw.credentials_file, base, around);
+    let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), around);
     let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, around), &source, around);
     let config = Config {
         audit: audit(say, raw.audit, &beside, around),
@@ -97,7 +98,7 @@ impl RawConfig {
 }
 
 /// Keeps a value that `check` accepts; says what is wrong with another.
-fn judged(
+pub(super) fn judged(
     say: &mut Layers,
     path: &str,
     value: Option<String>,
@@ -124,11 +125,24 @@ pub(super) fn judged_as<T>(
 
 fn source(
     say: &mut Layers,
-    credentials: Option<String>,
+    credentials: Option<RawCredentials>,
     file: Option<String>,
-    base: &Path,
+    (base, beside): (&Path, &Path),
     around: &Surroundings,
 ) -> SourceChoice {
+    let credentials = match credentials {
+        None => None,
+        Some(RawCredentials::Word(word)) => Some(word),
+        Some(RawCredentials::Table(table)) => {
+            if file.is_some() {
+                say.problem("credentials_file", "credentials is a table; say one of them");
+            }
+            if let Some(provided) = provided(say, *table, beside, around) {
+                return SourceChoice::Provided(Box::new(provided));
+            }
+            None
+        }
+    };
     match credentials.as_deref() {
         None | Some("adc") => {}
         Some(other @ ("offline" | "metadata" | "gcloud")) if file.is_some() => {
@@ -236,16 +250,16 @@ fn identities(
             say.problem(&path("service_account"), "say impersonate instead, which flags can change");
         }
         let own = judged(say, &path("service_account"), raw.service_account, account);
-        if raw.kill_switch && own.is_none() {
-            let what =
-                "needs a service_account of this identity's own: whoever else uses the account loses it";
-            say.problem(&path("kill_switch"), what);
-        }
         let stands_in = match raw.subject {
             Some(nobody) if nobody.is_empty() => None,
             Some(_) => judged(say, &path("subject"), raw.subject, account),
             None => subject.map(String::from),
         };
+        if raw.kill_switch && own.is_none() {
+            let what =
+                "needs a service_account of this identity's own: whoever else uses the account loses it";
+            say.problem(&path("kill_switch"), what);
+        }
         let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
         let identity = Identity {
             others: others(say, &path("other_accounts"), raw.other_accounts, own.as_deref()),

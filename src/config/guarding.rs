@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::check::judged_as;
 use super::keys::RawGuard;
 use super::read::{Layers, shown};
-use super::{SourceChoice, Surroundings};
+use super::{SourceChoice, Surroundings, TokenFrom};
 use crate::guard::{Guard, Mode, Rules};
 
 /// Homes beside the own one that are looked at first.
@@ -15,6 +15,10 @@ const MOST_HOMES: usize = 64;
 pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) -> Guard {
     let named = match source {
         SourceChoice::Adc { file } => file.clone(),
+        SourceChoice::Provided(provided) => match provided.federation.as_ref().map(|of| &of.from) {
+            Some(TokenFrom::File(token)) => Some(token.clone()),
+            _ => None,
+        },
         SourceChoice::Offline | SourceChoice::Metadata | SourceChoice::Gcloud => None,
     };
     let variable = |name| around.variable(name).map(PathBuf::from);

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::provider::RawCredentials;
+
 /// The config as it is written, after flags and environment were laid over the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawConfig {
-    pub credentials: Option<String>,
+    pub credentials: Option<RawCredentials>,
     pub credentials_file: Option<String>,
     pub impersonate: Option<String>,
     pub project: Option<String>,
@@ -37,6 +39,21 @@ pub(super) struct RawConfig {
     pub identity: BTreeMap<String, RawIdentity>,
     pub rule: Vec<RawRule>,
     pub mount: Vec<RawMount>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawProvider {
+    pub exec: Option<Vec<String>>,
+    pub pass: Vec<String>,
+    pub timeout: Option<String>,
+    pub workload_identity_provider: Option<String>,
+    pub service_account: Option<String>,
+    pub token_from: Option<String>,
+    pub token_field: Option<String>,
+    pub token_headers: Vec<String>,
+    pub token_audience: Option<String>,
+    pub token_type: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,9 +113,9 @@ pub(super) struct RawIdentity {
     pub isolate: bool,
     pub strict: bool,
     pub rate: Option<i64>,
-    pub kill_switch: bool,
     pub subject: Option<String>,
     pub boundary: Vec<RawBoundary>,
+    pub kill_switch: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -206,6 +223,19 @@ impl Key {
 pub(super) const KEYS: &[Key] = &[
     key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
+    key("credentials.exec", Kind::List, "none", "A command that brings tokens, in the place of a word for `credentials`: program and arguments. What it is told and has to answer is in [PROVIDERS.md](PROVIDERS.md).").guarded(),
+    key("credentials.pass", Kind::List, "`[]`", "Names of variables that the command sees, besides `PATH`, `HOME` and the like.").guarded(),
+    key("credentials.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
+    key("credentials.workload_identity_provider", Kind::Text, "none", "The provider that exchanges a token of somebody else's issuer: `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/NAME`. See [CI.md](CI.md).")
+        .variable("KFP_CREDS_WORKLOAD_IDENTITY_PROVIDER").guarded(),
+    key("credentials.service_account", Kind::Text, "the federated identity itself", "The service account that is impersonated with what the exchange brings.")
+        .variable("KFP_CREDS_SERVICE_ACCOUNT").guarded(),
+    key("credentials.token_from", Kind::Text, "`exec`", "Where that token comes from: `\"github\"`, `\"env:NAME\"` (a variable), `\"file:PATH\"`, or a URL.")
+        .variable("KFP_CREDS_TOKEN_FROM").guarded(),
+    key("credentials.token_field", Kind::Text, "the whole text", "The field of a JSON object, in the file or from the URL, that holds the token.").guarded(),
+    key("credentials.token_headers", Kind::List, "`[]`", "Headers for the URL, `\"NAME: VALUE\"` each; `$VARIABLE` in a value stands for a variable.").guarded(),
+    key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, where the provider allows another one.").guarded(),
+    key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The type of the token in the exchange, as RFC 8693 has it.").guarded(),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
     key("impersonate", Kind::Text, "nobody", "The service account that stands in for the own account, in every identity that names none.")
@@ -270,13 +300,13 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
-    key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
     key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. At most 10 rules."),
     key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles that are available there, such as `\"inRole:roles/storage.objectViewer\"`. The account has to have them itself."),
     key("identity.*.boundary[].condition.expression", Kind::Text, "none", "What has to be true of an object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
     key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),
     key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
+    key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -330,6 +360,7 @@ mod tests {
         let mut shape: Vec<String> = fields("");
         shape.retain(|field| !tables.contains(&field.as_str()));
         for (header, prefix) in [
+            ("[credentials]", "credentials."),
             ("[network]", "network."),
             ("[guard]", "guard."),
             ("[instance]", "instance."),
@@ -361,6 +392,7 @@ mod tests {
                 "endpoints.",
                 "engine",
                 "credentials_file",
+                "credentials.",
                 "mount[].source",
                 "guard.",
                 "audit.file",

@@ -12,6 +12,7 @@ mod forms;
 mod guarding;
 mod keys;
 mod mounts;
+mod provider;
 mod read;
 mod reference;
 mod rules;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use find::FILE;
+pub use provider::{Exec, Federation, Provided, TokenFrom};
 pub use read::Guarded;
 use read::Layers;
 pub use reference::reference;
@@ -131,6 +133,8 @@ pub enum SourceChoice {
     Metadata,
     /// gcloud's active account.
     Gcloud,
+    /// What `[credentials]` sets up.
+    Provided(Box<Provided>),
     /// A key made at start; never chosen silently.
     Offline,
 }

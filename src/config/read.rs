@@ -181,14 +181,22 @@ impl Layers {
                 }
             }
         }
+        // A table of an upper layer replaces what a lower one says otherwise, and adds to its table.
+        if layer.iter().any(|(path, ..)| path.starts_with("credentials.")) {
+            self.table.remove("credentials_file");
+            if self.table.get("credentials").is_some_and(Value::is_str) {
+                self.table.remove("credentials");
+            }
+        }
         for (path, from, value) in layer {
             self.origins.insert(path.into(), Origin { name: from.into(), rank });
             match path.split_once('.') {
                 None => drop(self.table.insert(path.into(), value)),
                 Some((table, key)) => {
                     let entry = self.table.entry(table).or_insert_with(|| Value::Table(Table::new()));
-                    if let Value::Table(table) = entry {
-                        table.insert(key.into(), value);
+                    match entry {
+                        Value::Table(table) => drop(table.insert(key.into(), value)),
+                        _ => self.problems.push((rank, format!("{from}: not together with another {table}"))),
                     }
                 }
             }
@@ -239,7 +247,9 @@ impl Walk {
             };
             self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, {but}")));
         };
-        if let Some(key) = KEYS.iter().find(|key| key.path == pattern) {
+        // `credentials` is a word or a table.
+        let table = value.get_ref().is_table() && knows(|key| key.starts_with(&inside));
+        if let Some(key) = KEYS.iter().find(|key| key.path == pattern).filter(|_| !table) {
             if !fits(key, value.get_ref()) {
                 wrong(key.kind.wanted());
             } else if key.guarded {

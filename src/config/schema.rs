@@ -8,7 +8,7 @@ use super::keys::{KEYS, Key, Kind};
 
 /// Keys whose values are of a fixed set.
 const WORDS: [(&str, &[&str]); 2] =
-    [("credentials", &["adc", "offline"]), ("guard.mode", &["deny", "warn", "off"])];
+    [("credentials", &["adc", "metadata", "gcloud", "offline"]), ("guard.mode", &["deny", "warn", "off"])];
 /// Names that the user chooses; see `FOOT` of the reference.
 const NAME: &str = "^[A-Za-z0-9_-]+$";
 
@@ -50,7 +50,15 @@ fn place(at: &mut Value, path: &str, key: &Key) {
             None => object(),
         };
     }
-    let inside = if list.is_some() { &mut entry["items"] } else { entry };
+    // `credentials` is a word or a table.
+    if entry["type"] == "string" {
+        *entry = json!({ "anyOf": [entry.take(), object()] });
+    }
+    let inside = match (list, entry["anyOf"].is_array()) {
+        (Some(_), _) => &mut entry["items"],
+        (None, true) => &mut entry["anyOf"][1],
+        (None, false) => entry,
+    };
     match rest.strip_prefix('*') {
         None => place(inside, rest, key),
         Some(rest) => {

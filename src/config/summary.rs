@@ -47,6 +47,7 @@ impl Config {
             "credentials",
             match &self.source {
                 SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
+                SourceChoice::Provided(provided) => provided.summary(),
                 SourceChoice::Metadata => "this machine's metadata server".into(),
                 SourceChoice::Gcloud => "gcloud's active account".into(),
                 SourceChoice::Adc { file: Some(file) } => file.display().to_string(),

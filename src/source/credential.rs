@@ -1,22 +1,18 @@
-//! Credential files: what is in them, and the credential that is made of it.
+//! The kinds of credentials, each with its own way to tokens.
 
-use std::fs;
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ring::digest::{Digest, SHA256, digest};
-use serde::Deserialize;
-
-use crate::secret::Secret;
-use crate::source::endpoints::{Endpoints, UNIVERSE};
+use crate::source::exec::Provider;
+use crate::source::external::Federated;
 use crate::source::flight::{Kept, Outcome};
 use crate::source::gcloud::Program;
+use crate::source::google::Endpoints;
 use crate::source::impersonate::Iam;
-use crate::source::impersonated::{DEEPEST, Impersonated};
+use crate::source::impersonated::Impersonated;
 use crate::source::machine::Machine;
 use crate::source::upstream::Upstream;
-use crate::source::user::{LOGIN, Login};
+use crate::source::user::Login;
 use crate::source::workforce::Workforce;
 use crate::source::yup::Key;
 use crate::source::{AccessRequest, Pending, SourceError};
@@ -25,14 +21,11 @@ use crate::token::{AccessToken, CLOUD_PLATFORM, IdentityToken, Scopes};
 /// Base tokens are asked for an hour, whatever the identity's own tokens live.
 const BASE_LIFE: u64 = 3600;
 
-/// No credential file is near this size; what is larger was named by mistake.
-const LARGEST_FILE: u64 = 1 << 20;
-
-/// A credential file, understood.
+/// A credential, of a file or of what is set up.
 #[derive(Debug)]
 pub(super) struct Credential {
     pub(super) kind: Kind,
-    token_uri: String,
+    pub(super) token_uri: String,
     pub(super) project: Option<String>,
     pub(super) quota_project: Option<String>,
     pub(super) universe: Option<String>,
@@ -44,6 +37,8 @@ pub(super) enum Kind {
     Key(Box<Key>),
     Login(Login),
     Workforce(Workforce),
+    Federated(Box<Federated>),
+    Provided(Provider),
     Impersonated(Box<Impersonated>),
     Machine(Machine),
     Gcloud(Program),
@@ -68,7 +63,12 @@ impl Credential {
             Kind::Key(_) => "service account key",
             Kind::Login(_) => "user login",
             Kind::Workforce(_) => "workforce login",
-            Kind::Impersonated(_) => "impersonated service account",
+            Kind::Federated(federated) => federated.kind(),
+            Kind::Provided(_) => "command",
+            Kind::Impersonated(impersonated) => match &impersonated.source().kind {
+                Kind::Federated(federated) => federated.kind(),
+                _ => "impersonated service account",
+            },
             Kind::Machine(_) => "this machine's service account",
             Kind::Gcloud(_) => "gcloud's account",
         }
@@ -78,7 +78,8 @@ impl Credential {
         match &self.kind {
             Kind::Key(key) => Some(key.email().to_owned()),
             Kind::Login(login) => login.email(),
-            Kind::Workforce(_) => None,
+            Kind::Workforce(_) | Kind::Federated(_) => None,
+            Kind::Provided(provider) => provider.email(),
             Kind::Impersonated(impersonated) => Some(impersonated.account().to_owned()),
             Kind::Machine(machine) => machine.known().email,
             Kind::Gcloud(program) => program.defaults().account,
@@ -102,10 +103,53 @@ impl Credential {
         })
     }
 
+    /// The principal of a pool, for messages: as it was introduced, else by its provider.
+    pub(super) fn principal(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Federated(federated) => Some(federated.principal()),
+            _ => None,
+        }
+    }
+
+    /// What a command of it may take, beyond what calls upstream may.
+    pub(super) fn patience(&self) -> Duration {
+        match &self.kind {
+            Kind::Federated(federated) => federated.patience(),
+            Kind::Provided(provider) => provider.patience(),
+            Kind::Impersonated(impersonated) => impersonated.source().patience(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The client for calls with its tokens.
+    pub(super) fn client(&self, plain: &Arc<Upstream>) -> Result<Arc<Upstream>, SourceError> {
+        match &self.kind {
+            Kind::Federated(federated) => federated.client(plain),
+            _ => Ok(plain.clone()),
+        }
+    }
+
+    /// Whether a file that it reads for each token changed since the last look.
+    pub(super) fn supplied(&self) -> bool {
+        match &self.kind {
+            Kind::Federated(federated) => federated.supplied(),
+            Kind::Impersonated(impersonated) => impersonated.source().supplied(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn reconnect(&self) {
+        match &self.kind {
+            Kind::Federated(federated) => federated.reconnect(),
+            Kind::Impersonated(impersonated) => impersonated.source().reconnect(),
+            _ => {}
+        }
+    }
+
     /// The account to impersonate, unless it is the credential's own.
     pub(super) fn other<'a>(&self, account: Option<&'a str>) -> Option<&'a str> {
         let own = match &self.kind {
-            Kind::Login(_) | Kind::Workforce(_) => None,
+            Kind::Login(_) | Kind::Workforce(_) | Kind::Provided(_) => None,
             _ => self.email(),
         };
         account.filter(|account| own.as_deref() != Some(*account))
@@ -126,6 +170,8 @@ impl Credential {
                 )),
                 Kind::Login(login) => login.access(upstream, &self.token_uri).await,
                 Kind::Workforce(login) => login.access(upstream).await,
+                Kind::Federated(federated) => federated.access(upstream, &ask.scopes).await,
+                Kind::Provided(provider) => provider.access(ask).await,
                 Kind::Machine(machine) => machine.access(upstream, ask).await,
                 Kind::Gcloud(program) => program.access().await,
             }
@@ -151,6 +197,11 @@ impl Credential {
             Kind::Impersonated(impersonated) => impersonated.identity(upstream, audience).await,
             Kind::Machine(machine) => machine.identity(upstream, audience).await,
             Kind::Gcloud(program) => program.identity(audience).await,
+            Kind::Provided(provider) => provider.identity(audience).await,
+            Kind::Federated(_) => Err(SourceError::refused(
+                "a federated identity has no ID tokens of its own; name a service account, with --impersonate or where \
+                 the federation is set up",
+            )),
             Kind::Login(_) | Kind::Workforce(_) => Err(SourceError::refused(
                 "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
             )),
@@ -178,176 +229,9 @@ impl Credential {
             (Kind::Key(own), Kind::Key(other)) => own.email() == other.email(),
             (Kind::Login(own), Kind::Login(other)) => own.email().is_some() && own.email() == other.email(),
             (Kind::Workforce(own), Kind::Workforce(other)) => own.is_same(other),
+            (Kind::Federated(own), Kind::Federated(other)) => own.is_same(other),
             (Kind::Impersonated(own), Kind::Impersonated(other)) => own.account() == other.account(),
             _ => false,
         }
     }
-}
-
-/// What is read of a credential file.
-#[derive(Debug, Deserialize)]
-struct File {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    project_id: Option<String>,
-    quota_project_id: Option<String>,
-    universe_domain: Option<String>,
-    client_email: Option<String>,
-    private_key_id: Option<String>,
-    private_key: Option<Secret<String>>,
-    token_uri: Option<String>,
-    client_id: Option<String>,
-    client_secret: Option<Secret<String>>,
-    refresh_token: Option<Secret<String>>,
-    account: Option<String>,
-    audience: Option<String>,
-    token_url: Option<String>,
-    service_account_impersonation_url: Option<String>,
-    service_account_impersonation: Option<ImpersonationFile>,
-    delegates: Option<Vec<String>>,
-    source_credentials: Option<Box<File>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ImpersonationFile {
-    token_lifetime_seconds: Option<u64>,
-}
-
-/// Reads and understands a file; the error is a fragment that names it and quotes nothing from it.
-pub(super) fn read(path: &Path, endpoints: &Endpoints) -> Result<(Credential, Digest), String> {
-    let name = path.display();
-    let unread = |error: std::io::Error| format!("cannot read the credential file {name}: {error}");
-    // Asked before it is opened: opening a pipe would wait for its writer.
-    if !fs::metadata(path).map_err(unread)?.is_file() {
-        return Err(format!("the credential file {name} is not a regular file"));
-    }
-    let file = fs::File::open(path).map_err(unread)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST_FILE).read_to_end(&mut bytes).map_err(unread)?;
-    let bytes = Secret::new(bytes);
-    let digest = digest(&SHA256, bytes.expose());
-    // serde's own message would quote what it stumbled over.
-    let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {
-        format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line())
-    })?;
-    let credential =
-        understand(file, endpoints, 0).map_err(|why| format!("the credential file {name}: {why}"))?;
-    Ok((credential, digest))
-}
-
-type Secrets = Option<Secret<String>>;
-
-fn set(value: Option<String>) -> Option<String> {
-    value.filter(|value| !value.is_empty())
-}
-
-fn need(value: Option<String>, key: &str) -> Result<String, String> {
-    set(value).ok_or_else(|| format!("it has no {key}"))
-}
-
-fn secret(value: Secrets, key: &str) -> Result<Secret<String>, String> {
-    value.filter(|value| !value.expose().is_empty()).ok_or_else(|| format!("it has no {key}"))
-}
-
-fn understand(file: File, endpoints: &Endpoints, depth: usize) -> Result<Credential, String> {
-    if !file.universe_domain.as_deref().is_none_or(is_domain) {
-        return Err("its universe_domain is not a domain".into());
-    }
-    let (project, quota_project) = (file.project_id.clone(), file.quota_project_id.clone());
-    let universe = set(file.universe_domain.clone());
-    let mut token_uri = String::new();
-    let kind = match file.kind.as_deref() {
-        Some("service_account") => Kind::Key(Box::new(key(file, endpoints)?)),
-        Some("authorized_user") => {
-            token_uri = self::token_uri(endpoints, None, universe.as_deref())?;
-            Kind::Login(login(file)?)
-        }
-        Some("external_account_authorized_user") => Kind::Workforce(workforce(file, endpoints)?),
-        Some("impersonated_service_account") if depth >= DEEPEST => {
-            return Err(format!("it nests credentials deeper than {DEEPEST}"));
-        }
-        Some("impersonated_service_account") => {
-            Kind::Impersonated(Box::new(impersonated(file, endpoints, depth)?))
-        }
-        Some(known @ ("external_account" | "gdch_service_account")) => {
-            return Err(format!(
-                "its type {known} is not supported yet; use a user login (`{LOGIN}`) or a service-account key"
-            ));
-        }
-        _ => return Err("its type is not known; is this a Google credential file?".into()),
-    };
-    let made = Credential::unfiled(kind);
-    Ok(Credential { token_uri, project: set(project), quota_project: set(quota_project), universe, ..made })
-}
-
-fn key(file: File, endpoints: &Endpoints) -> Result<Key, String> {
-    let (own, universe) = (set(file.token_uri), set(file.universe_domain));
-    if let Some(own) = own.as_deref().filter(|_| endpoints.token.is_none()) {
-        confidential(own, "token_uri")?;
-    }
-    let token_uri = token_uri(endpoints, own.as_deref(), universe.as_deref())?;
-    let email = need(file.client_email, "client_email")?;
-    let pem = secret(file.private_key, "private_key")?;
-    // A token endpoint that the operator names is there to be asked.
-    let exchanges = endpoints.token.is_some() || endpoints.universe(universe.as_deref()) == UNIVERSE;
-    Ok(Key::new(email, set(file.private_key_id), pem, token_uri, exchanges)?)
-}
-
-fn login(file: File) -> Result<Login, String> {
-    Ok(Login::new(
-        need(file.client_id, "client_id")?,
-        secret(file.client_secret, "client_secret")?,
-        secret(file.refresh_token, "refresh_token")?,
-        set(file.account),
-    ))
-}
-
-fn workforce(file: File, endpoints: &Endpoints) -> Result<Workforce, String> {
-    let universe = set(file.universe_domain);
-    // Not the token endpoint of the config: that is another server's.
-    let token_url = match set(file.token_url) {
-        Some(own) => confidential(&own, "token_url").map(|()| own)?,
-        None => format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref())),
-    };
-    let client_id = need(file.client_id, "client_id")?;
-    let client_secret = secret(file.client_secret, "client_secret")?;
-    let refresh_token = secret(file.refresh_token, "refresh_token")?;
-    Ok(Workforce::new(set(file.audience), token_url, &client_id, &client_secret, refresh_token))
-}
-
-fn impersonated(file: File, endpoints: &Endpoints, depth: usize) -> Result<Impersonated, String> {
-    let source = file.source_credentials.ok_or("it has no source_credentials")?;
-    let mut source =
-        understand(*source, endpoints, depth + 1).map_err(|why| format!("its source_credentials: {why}"))?;
-    source.universe = source.universe.or_else(|| set(file.universe_domain));
-    let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
-    let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
-    Impersonated::new(source, &url, file.delegates.unwrap_or_default(), longest, endpoints)
-}
-
-/// Hosts are made of it, and containers are told it.
-fn is_domain(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
-    text.len() <= 253 && text.bytes().all(fits)
-}
-
-/// Checked here because yup panics on an address that does not parse.
-fn token_uri(endpoints: &Endpoints, file: Option<&str>, universe: Option<&str>) -> Result<String, String> {
-    let uri = endpoints.token(file, endpoints.universe(universe));
-    match uri.parse::<hyper::Uri>() {
-        Ok(parsed) if parsed.host().is_some() && matches!(parsed.scheme_str(), Some("http" | "https")) => {
-            Ok(uri)
-        }
-        _ => Err("the token endpoint is not an http or https address".into()),
-    }
-}
-
-/// A *file's* endpoint gets assertions and tokens, so it is `https` or this machine; the config may say otherwise.
-pub(super) fn confidential(uri: &str, key: &str) -> Result<(), String> {
-    let loopback = ["http://127.0.0.1:", "http://localhost:", "http://[::1]:"];
-    let local = || loopback.iter().any(|start| uri.starts_with(start));
-    if !uri.contains('@') && (uri.starts_with("https://") || local()) {
-        return Ok(());
-    }
-    Err(format!("its {key} is not an https address"))
 }

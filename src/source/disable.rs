@@ -14,7 +14,7 @@ use crate::source::upstream::Fault;
 /// `iam.endpoint` is that of the IAM API, not of the IAM Credentials API.
 pub(super) async fn disable(iam: &Iam<'_>) -> Result<(), SourceError> {
     let account = iam.account;
-    match iam.ask("disable", json!({})).await? {
+    match iam.ask("disable", &json!({})).await? {
         Ok(_) => Ok(()),
         Err(Fault::Denied(denial)) if denial.status == 403 => Err(SourceError::refused(format!(
             "{denial}: {} may not disable {account}; grant it roles/iam.serviceAccountAdmin there, or disable it \

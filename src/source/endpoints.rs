@@ -1,6 +1,5 @@
-//! Where Google is, for each thing that is asked of it.
+//! Where Google is: the places upstream, by universe, unless the config names others.
 
-/// Google's own universe.
 pub(super) const UNIVERSE: &str = "googleapis.com";
 
 /// Google's endpoints, configurable because private and regional ones are real (decision 18).

@@ -18,7 +18,8 @@
 //! | `authorized_user` | refresh-token grant (`user`) |
 //! | `external_account_authorized_user` | refresh-token grant at the Security Token Service (`workforce`) |
 //! | `impersonated_service_account` | IAM Credentials on top of any of these (`impersonated`) |
-//! | `external_account`, `gdch_service_account` | refused: not supported yet |
+//! | `external_account` | token exchange at the Security Token Service (`external`); with an impersonation URL `impersonated` on top |
+//! | `gdch_service_account` | refused: not supported yet |
 //! | anything else | refused: unknown |
 //!
 //! On top of each: another service account by impersonation (`impersonate`), whom it stands in for by
@@ -28,31 +29,37 @@
 //! gcloud's configuration. Project: the file (`project_id`), the metadata server, gcloud's configuration. So
 //! [`Source::principal`] knows more after the first mint.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ring::digest::Digest;
 
 use crate::source::boundary;
-use crate::source::clock::ahead;
-use crate::source::credential::{Credential, Kind, read};
+use crate::source::credential::{Credential, Kind};
 use crate::source::disable::disable;
 pub use crate::source::endpoints::Endpoints;
+pub(super) use crate::source::endpoints::UNIVERSE;
+use crate::source::exec::{Exec, Provider};
+use crate::source::external::Federation;
+use crate::source::file::read;
 use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;
 use crate::source::machine::{self, Machine};
+use crate::source::stamp::Stamp;
 use crate::source::upstream::{Answer, Upstream};
 use crate::source::user::LOGIN;
+use crate::source::variables::Variables;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken};
 
 /// The longest life that Google gives an access token (12 h, by organisation policy). Whatever an answer
 /// claims beyond it is not believed; it also keeps clock arithmetic in range.
 const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
+
+/// A metadata server is on the same machine.
+const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// Lifetime of an ID token at Google.
 const ID_TOKEN_LIFE: Duration = Duration::from_secs(3600);
@@ -67,6 +74,8 @@ pub struct Where {
     pub metadata: Option<String>,
     /// The program.
     pub gcloud: Option<PathBuf>,
+    /// All of the environment: credential files may name programs, and AWS keys stand there.
+    pub variables: Variables,
 }
 
 /// Tokens from the credentials that a person has on the host.
@@ -74,6 +83,7 @@ pub struct Where {
 pub struct Google {
     upstream: Arc<Upstream>,
     endpoints: Endpoints,
+    variables: Variables,
     /// `None` where the credential is not in a file.
     path: Option<PathBuf>,
     gcloud: Defaults,
@@ -88,21 +98,6 @@ struct Live {
     digest: Digest,
     /// A state of the file that could not be read once: it may have been half written.
     doubted: Option<Option<Stamp>>,
-}
-
-/// What tells two states of a file apart without reading it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    modified: SystemTime,
-    length: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
-        Some(Self { modified: meta.modified().ok()?, length: meta.len(), inode: meta.ino() })
-    }
 }
 
 impl Google {
@@ -124,10 +119,11 @@ impl Google {
         };
         // The stamp comes first: a write in between makes the next look find a difference.
         let stamp = Stamp::of(&path);
-        let (credential, digest) = read(&path, &endpoints).map_err(SourceError::refused)?;
+        let (credential, digest) = read(&path, &endpoints, &place.variables).map_err(SourceError::refused)?;
         let gcloud = directory.as_deref().map(Defaults::read).unwrap_or_default();
         let live = Live { credential: Arc::new(credential), stamp, digest, doubted: None };
-        Ok(Self { upstream, endpoints, path: Some(path), gcloud, live: RwLock::new(live) })
+        let variables = place.variables.clone();
+        Ok(Self { upstream, endpoints, variables, path: Some(path), gcloud, live: RwLock::new(live) })
     }
 
     fn unfiled(
@@ -170,12 +166,32 @@ impl Google {
         Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, directory.as_deref()))
     }
 
+    /// What the config sets up itself: a token of somebody else's issuer that is exchanged (`federation`), a
+    /// command that brings tokens (`exec`), or one that brings what is exchanged (both).
+    pub fn provided(
+        place: &Where,
+        endpoints: Endpoints,
+        upstream: Arc<Upstream>,
+        exec: Option<&Exec>,
+        federation: Option<&Federation>,
+    ) -> Result<Self, SourceError> {
+        let command = exec.map(|exec| exec.command(&place.variables));
+        let kind = match (federation, command) {
+            (Some(federation), command) => federation.kind(command, &endpoints, &place.variables)?,
+            (None, Some(command)) => Kind::Provided(Provider::new(command)),
+            (None, None) => return Err(SourceError::refused("the config names no provider of credentials")),
+        };
+        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
+        Ok(Self::of(kind, endpoints, upstream, directory.as_deref()))
+    }
+
     fn of(kind: Kind, endpoints: Endpoints, upstream: Arc<Upstream>, directory: Option<&Path>) -> Self {
         let gcloud = directory.map(Defaults::read).unwrap_or_default();
         let digest = ring::digest::digest(&ring::digest::SHA256, b"");
         let credential = Arc::new(Credential::unfiled(kind));
         let live = Live { credential, stamp: None, digest, doubted: None };
-        Self { upstream, endpoints, path: None, gcloud, live: RwLock::new(live) }
+        let variables = Variables::default();
+        Self { upstream, endpoints, variables, path: None, gcloud, live: RwLock::new(live) }
     }
 
     /// The file in use, where there is one.
@@ -194,6 +210,14 @@ impl Google {
                 program.defaults().account.unwrap_or_default()
             )),
             _ => None,
+        }
+    }
+
+    /// Learns who it is, where somebody near has to be asked; containers are told the project from the first on.
+    /// A failure is none here: the first token says what is wrong.
+    pub async fn introduce(&self) {
+        if let Kind::Machine(machine) = &self.credential().kind {
+            let _ = tokio::time::timeout(INTRODUCTION, machine.learn(&self.upstream)).await;
         }
     }
 
@@ -239,8 +263,12 @@ impl Google {
         }
     }
 
+    fn supplied(&self) -> Reloaded {
+        if self.credential().supplied() { Reloaded::Supplied } else { Reloaded::Same }
+    }
+
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-        let limit = self.upstream.limits().mint;
+        let limit = self.upstream.limits().mint + self.credential().patience();
         tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
             Err(SourceError::transient(format!("Google gave no token within {} s", limit.as_secs_f32())))
         })
@@ -272,15 +300,17 @@ impl Source for Google {
 
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
         Box::pin(self.in_time(async {
-            let universe = self.universe(&self.credential());
-            Ok(ahead(&self.upstream, &self.endpoints.token(None, &universe)).await?)
+            let credential = self.credential();
+            let universe = self.endpoints.universe(credential.universe.as_deref());
+            Ok(self.upstream.clock(&self.endpoints.token(None, universe)).await?)
         }))
     }
 
     fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
         Box::pin(self.in_time(async move {
             let base = &self.credential();
-            let (upstream, endpoint) = (&self.upstream, &self.endpoints.iam(&self.universe(base)));
+            let endpoint = &self.endpoints.iam(self.endpoints.universe(base.universe.as_deref()));
+            let upstream = &self.upstream;
             disable(&Iam { upstream, endpoint, token_uri: "", base, account, delegates: &[] }).await
         }))
     }
@@ -291,13 +321,13 @@ impl Source for Google {
         let Some(path) = &self.path else {
             let credential = self.credential();
             let switched = matches!(&credential.kind, Kind::Gcloud(program) if program.switched());
-            return if switched { Reloaded::OtherAccount } else { Reloaded::Same };
+            return if switched { Reloaded::OtherAccount } else { self.supplied() };
         };
         let stamp = Stamp::of(path);
         if self.live.read().unwrap_or_else(PoisonError::into_inner).stamp == stamp {
-            return Reloaded::Same;
+            return self.supplied();
         }
-        let found = read(path, &self.endpoints);
+        let found = read(path, &self.endpoints, &self.variables);
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let (credential, digest) = match found {
             Ok(found) => found,
@@ -325,6 +355,7 @@ impl Source for Google {
 
     fn reconnect(&self) {
         self.upstream.reconnect();
+        self.credential().reconnect();
     }
 }
 

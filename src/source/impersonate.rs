@@ -4,7 +4,6 @@
 //! <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts>.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -22,9 +21,6 @@ use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
 
 /// Clocks that differ by no more than this are reconciled; beyond it, the machine's clock has to be set.
 const SKEW: Duration = Duration::from_secs(600);
-
-/// A difference that is worth a line.
-const NOTABLE_SKEW: Duration = Duration::from_secs(30);
 
 /// What a call to the IAM Credentials API needs.
 #[derive(Clone, Copy, Debug)]
@@ -102,32 +98,29 @@ impl Iam<'_> {
 
     /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,
     /// or cut short by a policy), so it is made anew, once.
-    async fn call(&self, method: &str, body: Value) -> Result<Answer, SourceError> {
-        self.ask(method, body).await?.map_err(|fault| self.refused(fault))
-    }
-
-    pub(super) async fn ask(
-        &self,
-        method: &str,
-        mut body: Value,
-    ) -> Result<Result<Answer, Fault>, SourceError> {
+    async fn call(&self, method: &str, mut body: Value) -> Result<Answer, SourceError> {
         if !self.delegates.is_empty() {
             let name = |account: &String| format!("projects/-/serviceAccounts/{account}");
             body["delegates"] = self.delegates.iter().map(name).collect();
         }
+        self.ask(method, &body).await?.map_err(|fault| self.refused(fault))
+    }
+
+    pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
         if !is_account(self.account) {
             return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
         }
         let url = format!("{}/v1/projects/-/serviceAccounts/{}:{method}", self.endpoint, self.account);
         let mut again = true;
+        let upstream = &self.base.client(self.upstream)?;
         loop {
             let token = self.base.base(self.upstream).await?;
             let call = Call {
                 bearer: Some(&token.value),
                 quota_project: self.base.quota_project.as_deref(),
-                ..Call::json(&url, &body)
+                ..Call::json(&url, body)
             };
-            match self.upstream.send(&call).await {
+            match upstream.send(&call).await {
                 Err(Fault::Denied(denial)) if denial.status == 401 && again => {
                     self.base.forget_base(&token);
                     again = false;
@@ -143,6 +136,10 @@ impl Iam<'_> {
         match (denial.status, denial.reason.as_deref()) {
             (403, Some("SERVICE_DISABLED")) => SourceError::refused(format!(
                 "{denial}: the IAM Credentials API is off in the project that pays for the call; run `gcloud services enable iamcredentials.googleapis.com`"
+            )),
+            (403, _) if self.base.principal().is_some() => SourceError::refused(format!(
+                "{denial}: {} may not impersonate {account}; grant it roles/iam.workloadIdentityUser there",
+                self.base.principal().unwrap_or_default(),
             )),
             (403, _) => SourceError::refused(format!(
                 "{denial}: {} may not impersonate {account}; grant it roles/iam.serviceAccountTokenCreator there",
@@ -169,12 +166,8 @@ pub(super) fn remaining(
     there: Option<SystemTime>,
     asked: Duration,
 ) -> Duration {
-    static SAID: AtomicBool = AtomicBool::new(false);
     let apart = |there: SystemTime| there.duration_since(here).unwrap_or_else(|behind| behind.duration());
     let off = there.map(apart).unwrap_or_default();
-    if off >= NOTABLE_SKEW && !SAID.swap(true, Ordering::Relaxed) {
-        tracing::warn!(seconds = off.as_secs(), "this machine's clock and Google's differ; set the clock");
-    }
     let clock = there.filter(|_| off <= SKEW).unwrap_or(here);
     end.duration_since(clock).unwrap_or_default().min(asked)
 }

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::source::credential::{Credential, confidential};
+use crate::source::address::confidential;
+use crate::source::credential::Credential;
 use crate::source::google::Endpoints;
 use crate::source::impersonate::{Iam, is_account};
 use crate::source::upstream::Upstream;
@@ -14,6 +15,14 @@ use crate::token::{AccessToken, IdentityToken};
 
 /// Files nest no deeper than this.
 pub(super) const DEEPEST: usize = 8;
+
+const PATH: &str = "/v1/projects/-/serviceAccounts/";
+
+/// The account of a `service_account_impersonation_url`.
+pub(super) fn account_of(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once(PATH)?;
+    rest.strip_suffix(":generateAccessToken").filter(|account| is_account(account))
+}
 
 /// Whom to become, and by whom.
 #[derive(Debug)]
@@ -36,12 +45,11 @@ impl Impersonated {
         longest: Option<u64>,
         endpoints: &Endpoints,
     ) -> Result<Self, String> {
-        const PATH: &str = "/v1/projects/-/serviceAccounts/";
-        let (base, rest) = url
+        let (base, _) = url
             .split_once(PATH)
             .ok_or("its service_account_impersonation_url is not one of IAM Credentials")?;
-        let account = rest.strip_suffix(":generateAccessToken").filter(|account| is_account(account));
-        let account = account.ok_or("its service_account_impersonation_url names no service account")?;
+        let account =
+            account_of(url).ok_or("its service_account_impersonation_url names no service account")?;
         let bare = |name: &String| name.rsplit('/').next().unwrap_or_default().to_owned();
         let delegates: Vec<String> = delegates.iter().map(bare).collect();
         if !delegates.iter().all(|name| is_account(name)) {

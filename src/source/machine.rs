@@ -101,7 +101,7 @@ impl Machine {
     }
 
     /// Names are asked for once. Without them there are stand-ins, so a failure is none.
-    async fn learn(&self, upstream: &Arc<Upstream>) {
+    pub(super) async fn learn(&self, upstream: &Arc<Upstream>) {
         if self.known().email.is_some() {
             return;
         }

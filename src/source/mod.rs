@@ -4,24 +4,31 @@
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Host::open` (`app/host.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
+pub mod external;
 pub mod google;
 pub mod offline;
 pub mod proxied;
 pub mod upstream;
 
+mod address;
 mod assertion;
 mod boundary;
-mod clock;
+mod call;
+mod command;
 mod credential;
 mod disable;
 mod endpoints;
+pub mod exec;
+mod file;
 pub(crate) mod flight;
 mod gcloud;
 mod impersonate;
 mod impersonated;
 mod jwt;
 pub mod machine;
+mod stamp;
 mod user;
+pub mod variables;
 mod workforce;
 mod yup;
 
@@ -84,6 +91,8 @@ pub enum Reloaded {
     Renewed,
     /// Another account: everything cached from the old one has to be dropped.
     OtherAccount,
+    /// A file that is read for each token (a subject token, a certificate) changed: what failed may work now.
+    Supplied,
     /// The file is broken now; the old credential stays in use. The text says what is wrong.
     Broken(String),
 }

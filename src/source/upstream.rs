@@ -5,27 +5,26 @@
 
 use std::error::Error as _;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
+use hyper::Uri;
+use hyper::header::DATE;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
-use crate::process::OWN_SOURCE;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::clock::http_date;
+pub(super) use crate::source::call::{Answer, Call};
 use crate::source::proxied::{Proxies, Road};
 use crate::token::Now;
 
@@ -64,10 +63,15 @@ pub(super) type Client = legacy::Client<HttpsConnector<Road>, String>;
 /// A pooled client for `https`, and for `http` because endpoints are configurable (decision 18).
 #[derive(Debug)]
 pub struct Upstream {
+    roots: Arc<RootCertStore>,
+    proxies: Proxies,
     connector: HttpsConnector<Road>,
     client: RwLock<Client>,
     limits: Limits,
 }
+
+/// A certificate chain, the leaf first, and the leaf's key: what TLS shows of a client.
+pub(super) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Upstream {
     /// Connects directly. Trusts the system's roots and `extra` ones (private endpoints, tests).
@@ -87,13 +91,35 @@ impl Upstream {
             tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
         }
         roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
+        Self::build(Arc::new(roots), proxies, limits, None)
+    }
+
+    /// The same, with a client certificate for servers that ask for one.
+    pub(super) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
+        Self::build(self.roots.clone(), &self.proxies, self.limits, Some(shown))
+    }
+
+    fn build(
+        roots: Arc<RootCertStore>,
+        proxies: &Proxies,
+        limits: Limits,
+        shown: Option<Shown>,
+    ) -> Result<Arc<Self>, SourceError> {
         // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| SourceError::refused(format!("cannot set TLS up: {error}")))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots.clone());
+        let unfit = |_| {
+            SourceError::refused(
+                "the client certificate and its key do not belong together, or are of a kind that TLS does not take",
+            )
+        };
+        let tls = match shown {
+            None => tls.with_no_client_auth(),
+            Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(unfit)?,
+        };
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -104,7 +130,7 @@ impl Upstream {
             .enable_http1()
             .wrap_connector(Road::new(http, proxies)?);
         let client = RwLock::new(client(&connector, 4));
-        Ok(Arc::new(Self { connector, client, limits }))
+        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits }))
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -151,17 +177,30 @@ impl Upstream {
         attempt().await
     }
 
-    /// Any answer, whatever it says.
-    pub(super) async fn exchange(&self, call: &Call<'_>) -> Result<Response<Incoming>, Fault> {
-        let request = call.request()?;
+    /// By how many seconds this machine's clock is ahead of the server's, from the Date of any answer of it,
+    /// good or bad; to the second, as the header is.
+    pub(super) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
+        let request = Call::form(url, &[]).request()?;
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        client.request(request).await.map_err(|error| Fault::lost(call.url, &error))
+        let asked = tokio::time::timeout(self.limits.call, client.request(request)).await;
+        let answer = asked.map_err(|_| Fault::silent(url, self.limits.call))?;
+        let answer = answer.map_err(|error| Fault::lost(url, &error))?;
+        let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
+        let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
+        let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+        Ok(Some(match here.duration_since(there) {
+            Ok(ahead) => seconds(ahead),
+            Err(behind) => -seconds(behind.duration()),
+        }))
     }
 
-    async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+    pub(super) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+        let request = call.request()?;
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
         // Lifetimes count from before the request went out, so that they are never too long.
         let sent = Now::read();
-        let (head, body) = self.exchange(call).await?.into_parts();
+        let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
+        let (head, body) = response.into_parts();
         let body = Limited::new(body, LARGEST_ANSWER)
             .collect()
             .await
@@ -171,6 +210,9 @@ impl Upstream {
             return Err(Fault::Denied(Denial::read(call.url, head.status.as_u16(), body.expose())));
         }
         let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
+        if let Some(date) = date {
+            say_skew(sent.wall, date);
+        }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
         Ok(Answer { host: host(call.url), body, date, sent, flavored })
     }
@@ -184,101 +226,18 @@ fn client(connector: &HttpsConnector<Road>, idle: usize) -> Client {
         .build(connector.clone())
 }
 
-/// A request, as far as it varies.
-#[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub(super) method: Method,
-    pub(super) url: &'a str,
-    pub(super) content_type: &'static str,
-    pub(super) bearer: Option<&'a Secret<String>>,
-    /// `id:secret` of a client, for RFC 6749 section 2.3.1.
-    pub(super) basic: Option<&'a Secret<String>>,
-    /// Besides those that have a field here.
-    pub(super) headers: &'a [(&'static str, &'static str)],
-    /// The project that pays for the call, `x-goog-user-project`.
-    pub(super) quota_project: Option<&'a str>,
-    pub(super) body: Secret<String>,
-}
+/// A difference between two clocks that is worth a line.
+const NOTABLE_SKEW: Duration = Duration::from_secs(30);
 
-impl Call<'_> {
-    /// A form as RFC 6749 wants it.
-    pub(super) fn form<'a>(url: &'a str, fields: &[(&str, &str)]) -> Call<'a> {
-        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
-        Call::new(Method::POST, url, "application/x-www-form-urlencoded", body)
-    }
-
-    pub(super) fn json<'a>(url: &'a str, body: &Value) -> Call<'a> {
-        Call::new(Method::POST, url, "application/json", body.to_string())
-    }
-
-    /// Of a metadata server: a GET that says what it is to others, and whose it is to ourselves.
-    pub(super) fn metadata(url: &str) -> Call<'_> {
-        let headers = &[("metadata-flavor", "Google"), (OWN_SOURCE, "1")];
-        Call { headers, ..Call::new(Method::GET, url, "", String::new()) }
-    }
-
-    fn new<'a>(method: Method, url: &'a str, content_type: &'static str, body: String) -> Call<'a> {
-        Call {
-            method,
-            url,
-            content_type,
-            bearer: None,
-            basic: None,
-            headers: &[],
-            quota_project: None,
-            body: Secret::new(body),
-        }
-    }
-
-    fn request(&self) -> Result<Request<String>, Fault> {
-        let unfit =
-            |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
-        let mut request = Request::builder().method(&self.method).uri(self.url);
-        if !self.content_type.is_empty() {
-            request = request.header(CONTENT_TYPE, self.content_type);
-        }
-        for (name, value) in self.headers {
-            request = request.header(*name, *value);
-        }
-        if let Some(project) = self.quota_project {
-            request = request.header("x-goog-user-project", project);
-        }
-        let basic = |pair: &Secret<String>| format!("Basic {}", STANDARD.encode(pair.expose()));
-        let bearer = self.bearer.map(|token| format!("Bearer {}", token.expose()));
-        if let Some(header) = bearer.or_else(|| self.basic.map(basic)).map(Secret::new) {
-            let mut value = HeaderValue::from_str(header.expose())
-                .map_err(|_| Fault::unreachable(self.url, "the credential does not fit into a header"))?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
-        request.body(self.body.expose().clone()).map_err(unfit)
-    }
-}
-
-/// A 2xx answer.
-#[derive(Debug)]
-pub(super) struct Answer {
-    host: String,
-    body: Secret<Vec<u8>>,
-    /// What the server's clock said.
-    pub(super) date: Option<SystemTime>,
-    /// When the request went out.
-    pub(super) sent: Now,
-    /// Whether it says that it is a metadata server's.
-    pub(super) flavored: bool,
-}
-
-impl Answer {
-    /// The body without blanks around it, where it is UTF-8.
-    pub(super) fn text(&self) -> Option<&str> {
-        std::str::from_utf8(self.body.expose()).ok().map(str::trim)
-    }
-
-    pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
-        // serde's messages quote what they stumble over, which may be a token.
-        serde_json::from_slice(self.body.expose()).map_err(|_| {
-            SourceError::transient(format!("{} gave an answer that is not understood", self.host))
-        })
+/// Said once. Lifetimes are reckoned so that they hold nevertheless; what else depends on the clock does not.
+fn say_skew(here: SystemTime, there: SystemTime) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let off = there.duration_since(here).unwrap_or_else(|behind| behind.duration());
+    if off >= NOTABLE_SKEW && !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            seconds = off.as_secs(),
+            "this machine's clock and the upstream's differ; set the clock"
+        );
     }
 }
 
@@ -382,11 +341,16 @@ pub(super) fn code(value: &Value) -> Option<String> {
     (!text.is_empty() && text.len() <= 40 && word).then(|| text.to_owned())
 }
 
-fn host(url: &str) -> String {
+pub(super) fn host(url: &str) -> String {
     url.parse()
         .ok()
         .and_then(|uri: Uri| uri.host().map(str::to_owned))
         .unwrap_or_else(|| "the endpoint".into())
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7); other forms are obsolete.
+fn http_date(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc2822).ok().map(SystemTime::from)
 }
 
 /// Between half and one and a half of `pause`, so that many clients do not come back together.
@@ -433,6 +397,13 @@ mod tests {
         {
             assert_eq!(Denial::read("x", status, b"").is_transient(), transient, "{status}");
         }
+    }
+
+    #[test]
+    fn dates_of_answers_are_read() {
+        let at = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 784_111_777);
+        assert_eq!(http_date("yesterday"), None);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
 
 /// A `serve --listen` and everything that it writes.
 pub(crate) struct Local {
-    child: Child,
+    pub(crate) child: Child,
     at: SocketAddr,
     capability: String,
     stdout: BufReader<std::process::ChildStdout>,
@@ -90,7 +90,7 @@ impl Local {
     }
 
     /// Status line and head, and the body.
-    fn send(&self, request: &str) -> (String, String) {
+    pub(crate) fn send(&self, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.at).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -126,7 +126,7 @@ impl Drop for Local {
     }
 }
 
-fn loud(command: &mut Command) -> &mut Command {
+pub(crate) fn loud(command: &mut Command) -> &mut Command {
     command.env("KFP_CREDS_LOG", LOUD).env("RUST_LOG", LOUD).env("RUST_BACKTRACE", "full")
 }
 
@@ -176,8 +176,13 @@ pub(crate) fn searched_with(
     }
     // Its command line and environment are for every process of the user to read.
     for place in ["cmdline", "environ"] {
-        let bytes = std::fs::read(format!("/proc/{}/{place}", server.child.id())).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&bytes));
+        match std::fs::read(format!("/proc/{}/{place}", server.child.id())) {
+            Ok(bytes) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+            // It is not dumpable, so its environment is for root alone.
+            Err(error) => {
+                assert_eq!((place, error.kind()), ("environ", std::io::ErrorKind::PermissionDenied))
+            }
+        }
     }
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
@@ -327,7 +332,7 @@ fn files_that_are_not_understood_are_not_quoted() {
     }
 }
 
-fn everything(out: &Output) -> String {
+pub(crate) fn everything(out: &Output) -> String {
     [&out.stdout[..], &out.stderr].map(String::from_utf8_lossy).concat()
 }
 

@@ -7,16 +7,20 @@
 )]
 
 mod architecture;
+mod ci;
 mod config;
 mod conformance;
 mod dependencies;
 mod docs;
 mod engine;
 mod explain;
+mod federation;
 mod golden_metadata;
+mod golden_sources;
 mod golden_wire;
 mod google_auth;
 mod leaks;
+mod leaks_federated;
 mod minting;
 mod proxy;
 mod sources_files;

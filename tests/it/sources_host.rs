@@ -159,6 +159,23 @@ async fn the_machines_own_account_is_a_source() {
     assert_eq!(google.reload(), Reloaded::Same);
 }
 
+/// The whole program on such a machine: containers are told its project and its account.
+#[test]
+fn a_session_on_a_machine_tells_what_the_machine_is() {
+    let (machine, folder) = (FakeMachine::start(), Folder::new("machine"));
+    let mut command = program(&folder.0);
+    command.env_remove("NO_GCE_CHECK").env("GCE_METADATA_HOST", machine.at.to_string());
+    let server = Local::start(command, &[]);
+    let told = |key: &str| server.get(&format!("/computeMetadata/v1/{key}")).1;
+    assert_eq!(told("project/project-id"), "vm-project");
+    assert_eq!(told("instance/service-accounts/default/email"), VM);
+    let (head, body) = server.get(&format!("{ACCOUNT}/token"));
+    assert!(head.contains(" 200 ") && body.contains("ya29.canary-machine-token"), "{head}");
+    let (stdout, stderr) = server.end();
+    assert!(stderr.contains("this machine's own service account"), "{stderr}");
+    assert!(!stdout.contains(CANARY) && !stderr.contains("ya29.canary"), "{stderr}");
+}
+
 #[tokio::test]
 async fn what_the_machine_does_not_give_is_said() {
     let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());

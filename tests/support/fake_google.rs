@@ -106,13 +106,13 @@ struct State {
     users: Vec<User>,
     /// Who may impersonate whom.
     allowed: BTreeSet<(String, String)>,
+    /// Which service account may stand in for whom.
+    delegated: BTreeSet<(String, String)>,
+    sts: sts::State,
     /// Who may disable whom.
     admins: BTreeSet<(String, String)>,
     /// Accounts whose every token has ended.
     disabled: BTreeSet<String>,
-    /// Which service account may stand in for whom.
-    delegated: BTreeSet<(String, String)>,
-    sts: sts::State,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
@@ -171,8 +171,8 @@ impl FakeGoogle {
         Endpoints {
             token: Some(self.token_uri()),
             iam_credentials: Some(self.url()),
-            iam: Some(self.url()),
             sts: Some(format!("{}/sts/token", self.url())),
+            iam: Some(self.url()),
             ..Endpoints::default()
         }
     }
@@ -215,6 +215,16 @@ impl FakeGoogle {
         self.set(|state| state.allowed.insert((caller.into(), target.into())));
     }
 
+    /// An access token that another service gives out: the IAM API takes it.
+    pub(crate) fn issue(&self, principal: &str, scopes: BTreeSet<String>, life: u64) -> String {
+        self.set(|state| state.mint(principal, scopes, life))
+    }
+
+    /// Lets `account` stand in for `subject`, whatever the scopes.
+    pub(crate) fn delegate(&self, account: &str, subject: &str) {
+        self.set(|state| state.delegated.insert((account.into(), subject.into())));
+    }
+
     /// `caller` is an administrator of the service account `target`.
     pub(crate) fn allow_disabling(&self, caller: &str, target: &str) {
         self.set(|state| state.admins.insert((caller.into(), target.into())));
@@ -222,11 +232,6 @@ impl FakeGoogle {
 
     pub(crate) fn is_disabled(&self, account: &str) -> bool {
         self.set(|state| state.disabled.contains(account))
-    }
-
-    /// Lets `account` stand in for `subject`, whatever the scopes.
-    pub(crate) fn delegate(&self, account: &str, subject: &str) {
-        self.set(|state| state.delegated.insert((account.into(), subject.into())));
     }
 
     /// Plays `failure` for the next request that has none before it.
@@ -564,21 +569,7 @@ fn generate(
     }
     let invalid = || rpc_error(400, "INVALID_ARGUMENT");
     let body: Value = serde_json::from_slice(body).map_err(|_| invalid())?;
-    // Each of the chain may make tokens of the next.
-    let mut by = caller.email;
-    for name in body["delegates"].as_array().into_iter().flatten() {
-        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
-        let next = name.ok_or_else(invalid)?.to_owned();
-        if !state.allowed.contains(&(by, next.clone())) {
-            return Err(rpc_error(403, "PERMISSION_DENIED"));
-        }
-        by = next;
-    }
-    let pair = (by, target.to_owned());
-    let may = if method == "disable" { state.admins.contains(&pair) } else { state.allowed.contains(&pair) };
-    if !may || (method != "disable" && state.disabled.contains(target)) {
-        return Err(rpc_error(403, "PERMISSION_DENIED"));
-    }
+    may(state, caller.email, target, method, &body)?;
     match method {
         "generateAccessToken" => {
             let scopes: Option<BTreeSet<String>> = body["scope"]
@@ -610,6 +601,22 @@ fn generate(
         }
         _ => Err(rpc_error(404, "NOT_FOUND")),
     }
+}
+
+/// Whether `by` may call `method` on `target`; along a chain each may make tokens of the next.
+fn may(state: &State, mut by: String, target: &str, method: &str, body: &Value) -> Result<(), Refusal> {
+    let denied = || rpc_error(403, "PERMISSION_DENIED");
+    if method == "disable" {
+        return state.admins.contains(&(by, target.to_owned())).then_some(()).ok_or_else(denied);
+    }
+    for name in body["delegates"].as_array().into_iter().flatten() {
+        let name = name.as_str().and_then(|name| name.strip_prefix("projects/-/serviceAccounts/"));
+        let next = name.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?.to_owned();
+        state.allowed.contains(&(by, next.clone())).then_some(()).ok_or_else(denied)?;
+        by = next;
+    }
+    let allowed = state.allowed.contains(&(by, target.to_owned())) && !state.disabled.contains(target);
+    allowed.then_some(()).ok_or_else(denied)
 }
 
 /// With the key that Google has for the account, whatever keys of it are elsewhere.

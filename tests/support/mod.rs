@@ -1,11 +1,15 @@
 //! What tests share. Fakes stand at the wire only, and check what they are sent.
 
+pub(crate) mod aws;
 pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;
+pub(crate) mod federation;
 pub(crate) mod golden;
+pub(crate) mod issuer;
 pub(crate) mod listening;
 pub(crate) mod raw;
+pub(crate) mod replay;
 pub(crate) mod second_engine;
 pub(crate) mod session;
 pub(crate) mod stand;

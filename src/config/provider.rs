@@ -1,0 +1,293 @@
+//! `[credentials]` as a table: a command that brings tokens, or a token of somebody else's issuer that is
+//! exchanged, as CI jobs have one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use url::{Host, Url};
+
+use super::Surroundings;
+use super::check::{judged, judged_as};
+use super::forms::account;
+use super::keys::RawProvider;
+use super::read::Layers;
+
+/// What the table sets up: at least one of the two.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Provided {
+    pub exec: Option<Exec>,
+    pub federation: Option<Federation>,
+}
+
+/// A command that brings tokens, or, with a federation, the token that is exchanged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exec {
+    /// A bare name is looked for in `PATH`; everything else is absolute.
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    /// Names of variables.
+    pub pass: Vec<String>,
+    /// From 1 s to 120 s.
+    pub timeout: Duration,
+}
+
+/// A token of somebody else's issuer, exchanged for a principal of a pool.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Federation {
+    /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
+    pub provider: String,
+    pub service_account: Option<String>,
+    pub from: TokenFrom,
+    pub token_audience: Option<String>,
+    pub token_type: Option<String>,
+    pub field: Option<String>,
+    /// `NAME: VALUE`, each.
+    pub headers: Vec<String>,
+}
+
+/// Where the token comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TokenFrom {
+    Github,
+    Variable(String),
+    File(PathBuf),
+    Url(String),
+    Command,
+}
+
+/// `credentials`, which is a word or a table.
+#[derive(Debug)]
+pub(super) enum RawCredentials {
+    Word(String),
+    Table(Box<RawProvider>),
+}
+
+impl<'de> Deserialize<'de> for RawCredentials {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawCredentials;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a word or a table")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<Self::Value, E> {
+                Ok(RawCredentials::Word(word.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let table = RawProvider::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(RawCredentials::Table(Box::new(table)))
+            }
+        }
+
+        from.deserialize_any(Either)
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// `beside` is where paths of the file start.
+pub(super) fn provided(
+    say: &mut Layers,
+    raw: RawProvider,
+    beside: &Path,
+    around: &Surroundings,
+) -> Option<Provided> {
+    let base = |say: &Layers, path: &str| match say.is_from_file(path) {
+        true => beside.to_owned(),
+        false => around.cwd.clone(),
+    };
+    let timeout = judged_as(say, "credentials.timeout", raw.timeout.clone(), seconds);
+    let exec = raw.exec.as_ref().and_then(|words| {
+        let at = base(say, "credentials.exec");
+        exec(say, words, raw.pass.clone(), timeout.unwrap_or(TIMEOUT), &at, around)
+    });
+    if raw.exec.is_none() && (!raw.pass.is_empty() || timeout.is_some()) {
+        say.problem("credentials", "pass and timeout are for a command, and there is no exec");
+    }
+    let at = base(say, "credentials.token_from");
+    let from = judged_as(say, "credentials.token_from", raw.token_from.clone(), |text| {
+        token_from(text, &at, around)
+    });
+    if raw.workload_identity_provider.is_some() {
+        let federation = federation(say, raw, from, exec.is_some())?;
+        return Some(Provided { exec, federation: Some(federation) });
+    }
+    let exchanged = raw.token_from.is_some() || raw.service_account.is_some() || raw.token_type.is_some();
+    if exchanged || raw.exec.is_none() {
+        let what = "has to say workload_identity_provider, which exchanges the token, or exec, a command that brings \
+                    tokens that need no exchange (and then impersonate for a service account)";
+        say.problem("credentials", what);
+    }
+    exec.map(|exec| Provided { exec: Some(exec), federation: None })
+}
+
+fn federation(
+    say: &mut Layers,
+    raw: RawProvider,
+    from: Option<TokenFrom>,
+    by_command: bool,
+) -> Option<Federation> {
+    let provider =
+        judged_as(say, "credentials.workload_identity_provider", raw.workload_identity_provider, pool);
+    let service_account = judged(say, "credentials.service_account", raw.service_account, account);
+    let from = match (from, by_command) {
+        (Some(_), true) => {
+            say.problem("credentials.token_from", "exec is given too; say one of them");
+            return None;
+        }
+        (Some(named), false) => named,
+        (None, true) => TokenFrom::Command,
+        (None, false) => {
+            // What is wrong with a value that is there has been said.
+            if raw.token_from.is_none() && raw.exec.is_none() {
+                let what = "the token that is exchanged has to come from somewhere; say token_from or exec";
+                say.problem("credentials.workload_identity_provider", what);
+            }
+            return None;
+        }
+    };
+    let (file, url) = (matches!(from, TokenFrom::File(_)), matches!(from, TokenFrom::Url(_)));
+    for (key, given, fits) in [
+        ("token_field", raw.token_field.is_some(), file || url),
+        ("token_headers", !raw.token_headers.is_empty(), url),
+        ("token_audience", raw.token_audience.is_some(), from == TokenFrom::Github),
+    ] {
+        if given && !fits {
+            say.problem(&format!("credentials.{key}"), "means nothing for a token from there");
+        }
+    }
+    Some(Federation {
+        provider: provider?,
+        service_account,
+        from,
+        token_audience: raw.token_audience,
+        token_type: raw.token_type,
+        field: raw.token_field,
+        headers: raw.token_headers,
+    })
+}
+
+fn exec(
+    say: &mut Layers,
+    words: &[String],
+    pass: Vec<String>,
+    timeout: Duration,
+    base: &Path,
+    around: &Surroundings,
+) -> Option<Exec> {
+    let Some((program, arguments)) = words.split_first().filter(|(program, _)| !program.is_empty()) else {
+        say.problem("credentials.exec", "has to name a command");
+        return None;
+    };
+    let program = match program.contains('/') {
+        true => path(program, base, around),
+        false => PathBuf::from(program),
+    };
+    for name in &pass {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        if name.is_empty() || !name.bytes().all(good) {
+            say.problem("credentials.pass", "has to hold names of variables, without their values");
+        }
+    }
+    Some(Exec { program, arguments: arguments.to_vec(), pass, timeout })
+}
+
+fn path(text: &str, base: &Path, around: &Surroundings) -> PathBuf {
+    match (text.strip_prefix("~/"), around.home()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => base.join(text.trim_start_matches("./")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
+    match number.and_then(|number| number.parse().ok()) {
+        Some(number @ 1..=120) => Ok(Duration::from_secs(number)),
+        _ => Err("has to be a time from \"1s\" to \"120s\"".into()),
+    }
+}
+
+/// A provider as Google's console shows it, with or without the service in front.
+fn pool(text: &str) -> Result<String, String> {
+    let rest = text.trim_start_matches("https:");
+    let rest = rest.strip_prefix("//").and_then(|rest| rest.split_once('/')).map_or(text, |(_, rest)| rest);
+    let parts: Vec<&str> = rest.split('/').collect();
+    let good = |part: &&str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let workload = matches!(
+        parts.as_slice(),
+        ["projects", _, "locations", _, "workloadIdentityPools", _, "providers", _]
+    );
+    if workload && parts.iter().all(good) {
+        return Ok(rest.to_owned());
+    }
+    Err("has to be a provider, such as \"projects/123456/locations/global/workloadIdentityPools/POOL/providers/NAME\""
+        .into())
+}
+
+fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFrom, String> {
+    if text == "github" {
+        return Ok(TokenFrom::Github);
+    }
+    let name = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if let Some(name) = text.strip_prefix("env:").filter(name) {
+        return Ok(TokenFrom::Variable(name.into()));
+    }
+    if let Some(file) = text.strip_prefix("file:").filter(|file| !file.is_empty()) {
+        return Ok(TokenFrom::File(path(file, base, around)));
+    }
+    if text.starts_with("http") {
+        return source_url(text).map(TokenFrom::Url);
+    }
+    Err("has to be \"github\", \"env:NAME\", \"file:PATH\" or a URL".into())
+}
+
+/// Unlike an endpoint it may have a query, and be the metadata service of a cloud's machine.
+fn source_url(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let local = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.octets() == [169, 254, 169, 254],
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err("has to be a URL without user and fragment".into());
+    }
+    match url.scheme() {
+        "https" => Ok(url.into()),
+        "http" if local => Ok(url.into()),
+        _ => Err("has to be an https URL, or http on this machine".into()),
+    }
+}
+
+impl Provided {
+    /// For `config check`.
+    pub(super) fn summary(&self) -> String {
+        let command = |exec: &Exec| format!("the command {}", exec.program.display());
+        match (&self.federation, &self.exec) {
+            (None, Some(exec)) => command(exec),
+            (None, None) => String::new(),
+            (Some(federation), exec) => {
+                let from = match &federation.from {
+                    TokenFrom::Github => "GitHub".into(),
+                    TokenFrom::Variable(name) => format!("the variable {name}"),
+                    TokenFrom::File(path) => path.display().to_string(),
+                    TokenFrom::Url(url) => super::read::shown(url),
+                    TokenFrom::Command => exec.as_ref().map(command).unwrap_or_default(),
+                };
+                let account = federation.service_account.as_ref();
+                let account = account.map(|account| format!(", as {account}")).unwrap_or_default();
+                format!("{}, by a token from {from}{account}", federation.provider)
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Where secrets may be sent that a file names: never in the clear, except within this machine.
+
+use hyper::Uri;
+
+/// `https`, or this machine: what is sent there is a secret.
+pub(super) fn confidential(url: &str, key: &str) -> Result<(), String> {
+    match parts(url) {
+        Some(("https", _)) => Ok(()),
+        Some(("http", host)) if is_loopback(host) => Ok(()),
+        _ => Err(format!("its {key} is not an https address")),
+    }
+}
+
+/// The same, and the metadata services of clouds: their addresses never leave the machine's own host.
+pub(super) fn within(url: &str, key: &str) -> Result<(), String> {
+    match parts(url) {
+        Some(("http", "169.254.169.254" | "[fd00:ec2::254]")) => Ok(()),
+        _ => confidential(url, key),
+    }
+}
+
+fn parts(url: &str) -> Option<(&'static str, &str)> {
+    let scheme = ["https", "http"]
+        .into_iter()
+        .find(|scheme| url.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("://")))?;
+    // Judged by the text that is sent, so that no other reader of it can see another host.
+    let parsed: Uri = url.parse().ok()?;
+    let authority = url.get(scheme.len() + 3..)?.split(['/', '?', '#']).next()?;
+    let known = parsed.authority()?.as_str() == authority && !authority.contains('@');
+    let end =
+        authority.rfind(':').filter(|at| authority.get(at + 1..).is_some_and(|port| !port.contains(']')));
+    let host = authority.get(..end.unwrap_or(authority.len()))?;
+    (known && !host.is_empty()).then_some((scheme, host))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let v4 = host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
+    v4 || matches!(host, "localhost" | "[::1]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_secrets_may_be_sent() {
+        for good in [
+            "https://sts.googleapis.com/v1/token",
+            "http://127.0.0.1:80/x",
+            "http://localhost/x?y=z",
+            "http://[::1]:8080",
+            "https://h:8443",
+        ] {
+            assert!(confidential(good, "k").is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "https://",
+            "http://sts.googleapis.com",
+            "http://127.0.0.1.example.com/",
+            "http://localhost.example.com/",
+            "http://127.0.0.1@example.com/",
+            "https://user@h/",
+            "ftp://127.0.0.1/",
+            "file:///etc/passwd",
+            "http://169.254.169.254/latest",
+            "HTTPS://h",
+            "https:/h",
+            "http://::1/",
+        ] {
+            assert!(confidential(bad, "k").is_err(), "{bad}");
+        }
+        assert!(within("http://169.254.169.254/latest?x", "k").is_ok());
+        assert!(within("http://[fd00:ec2::254]/latest", "k").is_ok());
+        assert!(within("http://169.254.169.254.example.com/", "k").is_err());
+        assert!(within("http://169.254.169.253/", "k").is_err());
+    }
+}

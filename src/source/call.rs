@@ -1,0 +1,138 @@
+//! One request to an upstream, and a good answer to it.
+
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request};
+use serde_json::Value;
+
+use crate::process::OWN_SOURCE;
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::upstream::{Fault, host};
+use crate::token::Now;
+
+/// A request, as far as it varies.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) url: &'a str,
+    pub(super) content_type: &'static str,
+    pub(super) bearer: Option<&'a Secret<String>>,
+    /// `id:secret` of a client, for RFC 6749 section 2.3.1.
+    pub(super) basic: Option<&'a Secret<String>>,
+    /// Besides those that have a field here.
+    pub(super) headers: &'a [(&'static str, &'static str)],
+    /// Headers that a credential file or the config names; their values may be secrets.
+    pub(super) named: HeaderMap,
+    /// The project that pays for the call, `x-goog-user-project`.
+    pub(super) quota_project: Option<&'a str>,
+    pub(super) body: Secret<String>,
+}
+
+impl Call<'_> {
+    /// A form as RFC 6749 wants it.
+    pub(super) fn form<'a>(url: &'a str, fields: &[(&str, &str)]) -> Call<'a> {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        Call::new(Method::POST, url, "application/x-www-form-urlencoded", body)
+    }
+
+    pub(super) fn json<'a>(url: &'a str, body: &Value) -> Call<'a> {
+        Call::new(Method::POST, url, "application/json", body.to_string())
+    }
+
+    /// Of a metadata server: a GET that says what it is to others, and whose it is to ourselves.
+    pub(super) fn metadata(url: &str) -> Call<'_> {
+        let headers = &[("metadata-flavor", "Google"), (OWN_SOURCE, "1")];
+        Call { headers, ..Call::new(Method::GET, url, "", String::new()) }
+    }
+
+    fn new<'a>(method: Method, url: &'a str, content_type: &'static str, body: String) -> Call<'a> {
+        Call {
+            method,
+            url,
+            content_type,
+            bearer: None,
+            basic: None,
+            headers: &[],
+            named: HeaderMap::new(),
+            quota_project: None,
+            body: Secret::new(body),
+        }
+    }
+
+    /// Without a body.
+    pub(super) fn bare(method: Method, url: &str) -> Call<'_> {
+        Call::new(method, url, "", String::new())
+    }
+
+    pub(super) fn named(mut self, name: &str, value: &Secret<String>) -> Result<Self, SourceError> {
+        let unfit =
+            || SourceError::refused(format!("a header for {} does not fit into a request", host(self.url)));
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unfit())?;
+        let mut value = HeaderValue::from_str(value.expose()).map_err(|_| unfit())?;
+        value.set_sensitive(true);
+        self.named.insert(name, value);
+        Ok(self)
+    }
+
+    pub(super) fn request(&self) -> Result<Request<String>, Fault> {
+        let unfit =
+            |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
+        let mut request = Request::builder().method(&self.method).uri(self.url);
+        if !self.content_type.is_empty() {
+            request = request.header(CONTENT_TYPE, self.content_type);
+        }
+        for (name, value) in self.headers {
+            request = request.header(*name, *value);
+        }
+        for (name, value) in &self.named {
+            request = request.header(name, value);
+        }
+        if let Some(project) = self.quota_project {
+            request = request.header("x-goog-user-project", project);
+        }
+        let basic = |pair: &Secret<String>| format!("Basic {}", STANDARD.encode(pair.expose()));
+        let bearer = self.bearer.map(|token| format!("Bearer {}", token.expose()));
+        if let Some(header) = bearer.or_else(|| self.basic.map(basic)).map(Secret::new) {
+            let mut value = HeaderValue::from_str(header.expose())
+                .map_err(|_| Fault::unreachable(self.url, "the credential does not fit into a header"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        request.body(self.body.expose().clone()).map_err(unfit)
+    }
+}
+
+/// A 2xx answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) host: String,
+    pub(super) body: Secret<Vec<u8>>,
+    /// What the server's clock said.
+    pub(super) date: Option<SystemTime>,
+    /// When the request went out.
+    pub(super) sent: Now,
+    /// Whether it says that it is a metadata server's.
+    pub(super) flavored: bool,
+}
+
+impl Answer {
+    pub(super) fn bytes(&self) -> &Secret<Vec<u8>> {
+        &self.body
+    }
+
+    /// The body without blanks around it, where it is UTF-8.
+    pub(super) fn text(&self) -> Option<&str> {
+        std::str::from_utf8(self.body.expose()).ok().map(str::trim)
+    }
+
+    pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
+        // serde's messages quote what they stumble over, which may be a token.
+        serde_json::from_slice(self.body.expose()).map_err(|_| {
+            SourceError::transient(format!("{} gave an answer that is not understood", self.host))
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! Commands that bring credentials: run with a bound on time and on what they write.
+//!
+//! stdout is a secret from its first byte. stderr stays what it is, so that the command can talk to the
+//! person at the terminal; nothing of it is read here, so nothing of it can reach a container.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+
+/// No credential is near this size.
+const LARGEST_OUTPUT: usize = 64 << 10;
+
+/// How long output may still come after the command ended: what it started may hold stdout open.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A command, ready to be run again and again.
+#[derive(Clone)]
+pub(super) struct Command {
+    /// A path, or a name that is looked for in the `PATH` of [`Self::environment`].
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    /// All that it sees of the environment. Values may be secrets.
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) timeout: Duration,
+}
+
+/// The program alone: an argument may be a secret.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Command({})", self.program.display())
+    }
+}
+
+/// What a command wrote, and whether it ended well.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) output: Secret<Vec<u8>>,
+    pub(super) success: bool,
+}
+
+impl Command {
+    /// Runs it with `input` on its stdin, and with `more` in its environment. It and its process group are
+    /// ended when its time is up, or when nobody waits for it any more.
+    pub(super) async fn run(&self, input: &str, more: &[(&str, &str)]) -> Result<Ran, SourceError> {
+        let name = self.program.display();
+        let mut child = self.start(more).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => SourceError::refused(format!("the command {name} is not there")),
+            ErrorKind::PermissionDenied => {
+                SourceError::refused(format!("the command {name} may not be executed"))
+            }
+            _ => SourceError::transient(format!("the command {name} did not start: {error}")),
+        })?;
+        let mut group = Group::of(&child);
+        // Never grown, so that no copy of its beginning is left behind.
+        let mut output = Zeroizing::new(Vec::with_capacity(LARGEST_OUTPUT + 1));
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let ended = timeout(self.timeout, async {
+            let listen = listen(&mut child, stdout, &mut output);
+            tokio::join!(feed(stdin, input), listen).1
+        });
+        let success = match ended.await {
+            Err(_) => {
+                let limit = self.timeout.as_secs_f32();
+                return Err(SourceError::transient(format!(
+                    "the command {name} was ended after {limit} s without an answer"
+                )));
+            }
+            Ok(Err(error)) => {
+                return Err(SourceError::transient(format!("the command {name} broke off: {error}")));
+            }
+            Ok(Ok(success)) => success,
+        };
+        group.over();
+        if output.len() > LARGEST_OUTPUT {
+            return Err(SourceError::refused(format!("the command {name} wrote more than an answer")));
+        }
+        Ok(Ran { output: Secret::new(std::mem::take(&mut *output)), success })
+    }
+
+    fn start(&self, more: &[(&str, &str)]) -> std::io::Result<Child> {
+        tokio::process::Command::new(&self.program)
+            .args(&self.arguments)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(more.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+    }
+}
+
+/// The process group of a command, ended unless the command did so itself.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    /// Its number may be another's from now on.
+    fn over(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0
+            && let Err(error) = kill_process_group(group, Signal::KILL)
+        {
+            tracing::debug!(%error, "a credential command had ended already");
+        }
+    }
+}
+
+/// A command need not read what it is told.
+async fn feed(stdin: Option<ChildStdin>, input: &str) {
+    if let Some(mut stdin) = stdin {
+        let _ = stdin.write_all(input.as_bytes()).await;
+        let _ = stdin.shutdown().await;
+    }
+}
+
+/// Takes what the command writes until it ended. True when it ended well.
+async fn listen(
+    child: &mut Child,
+    stdout: Option<ChildStdout>,
+    output: &mut Vec<u8>,
+) -> std::io::Result<bool> {
+    let Some(stdout) = stdout else { return Ok(false) };
+    let mut stdout = stdout.take(LARGEST_OUTPUT as u64 + 1);
+    let status = tokio::select! {
+        biased;
+        read = fill(&mut stdout, output) => {
+            read?;
+            if output.len() > LARGEST_OUTPUT {
+                child.start_kill()?;
+            }
+            child.wait().await?
+        }
+        status = child.wait() => {
+            let _ = timeout(LAST_WORDS, fill(&mut stdout, output)).await;
+            status?
+        }
+    };
+    Ok(status.success())
+}
+
+/// `read_to_end` without its growing ahead of what is there.
+async fn fill(from: &mut (impl AsyncReadExt + Unpin), into: &mut Vec<u8>) -> std::io::Result<()> {
+    while into.len() < into.capacity() && from.read_buf(into).await? > 0 {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn shell(script: &str, seconds: f64) -> Command {
+        Command {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into()), ("OWN".into(), "1".into())],
+            timeout: Duration::from_secs_f64(seconds),
+        }
+    }
+
+    #[tokio::test]
+    async fn it_sees_what_it_is_given_and_nothing_else() {
+        let ran = shell("cat; printf ' %s %s' \"$OWN\" \"$MORE\"; env | wc -l", 9.0);
+        let ran = ran.run("told", &[("MORE", "2")]).await.unwrap();
+        let text = String::from_utf8_lossy(ran.output.expose()).into_owned();
+        assert!(ran.success && text.starts_with("told 1 2"), "{text}");
+        let known: u32 = text.trim_start_matches("told 1 2").trim().parse().unwrap();
+        assert!(known <= 6, "PATH, OWN, MORE and what the shell itself sets: {known}");
+        assert!(!shell("cat >/dev/null; exit 3", 9.0).run("", &[]).await.unwrap().success);
+    }
+
+    #[tokio::test]
+    async fn time_and_output_are_bounded() {
+        let began = Instant::now();
+        let slow = shell("sleep 60 & sleep 60", 0.3).run("", &[]).await;
+        assert!(matches!(slow, Err(SourceError::Transient(_))), "{slow:?}");
+        let endless = shell("yes", 9.0).run("", &[]).await;
+        assert!(matches!(endless, Err(SourceError::Refused(_))), "{endless:?}");
+        // What it left behind holds stdout open and is not waited for.
+        let parted = shell("sleep 2 2>/dev/null & printf done", 9.0).run("", &[]).await.unwrap();
+        assert_eq!((parted.output.expose().as_slice(), parted.success), (&b"done"[..], true));
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+        let gone = shell("", 9.0);
+        let gone = Command { program: "/no/such/program".into(), ..gone }.run("", &[]).await;
+        assert!(matches!(&gone, Err(SourceError::Refused(why)) if why.contains("not there")), "{gone:?}");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_left_when_time_is_up() {
+        let marker = format!("{}.5", 100_000 + std::process::id());
+        let alive = || {
+            let found = std::process::Command::new("pgrep").args(["-f", &format!("sleep {marker}")]).output();
+            found.unwrap().status.success()
+        };
+        let script = format!("sleep {marker} & sleep {marker}");
+        let _ = shell(&script, 0.3).run("", &[]).await;
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if !alive() {
+                return;
+            }
+        }
+        panic!("what the command started is still there");
+    }
+}

@@ -1,0 +1,186 @@
+//! Federation that is set in the config: a CI job has a token of its own and needs no credential file.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::address::confidential;
+use crate::source::command::Command;
+use crate::source::credential::{Credential, Kind};
+use crate::source::external::Federated;
+use crate::source::external::executable::Executable;
+use crate::source::external::subject::{FileToken, Format, Subject, UrlToken};
+use crate::source::google::Endpoints;
+use crate::source::impersonated::Impersonated;
+use crate::source::variables::Variables;
+
+const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+
+/// What the config says of it.
+#[derive(Clone, Debug)]
+pub struct Federation {
+    /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
+    pub provider: String,
+    /// Impersonated with what the exchange brings.
+    pub service_account: Option<String>,
+    pub from: TokenFrom,
+    /// The audience that the token is asked for, where it can be; by default what Google expects unless the
+    /// provider says otherwise: `https://iam.googleapis.com/` and the provider.
+    pub token_audience: Option<String>,
+    /// Of RFC 8693 section 3; a JWT by default.
+    pub token_type: Option<String>,
+    /// The field of a JSON object that holds it; without, it stands alone. GitHub's is known.
+    pub field: Option<String>,
+    /// `NAME: VALUE` for a URL. `$VARIABLE` in the value stands for a variable of the environment.
+    pub headers: Vec<String>,
+}
+
+/// Where the subject token comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TokenFrom {
+    /// GitHub Actions, with `permissions: id-token: write`.
+    Github,
+    Variable(String),
+    File(PathBuf),
+    /// By GET.
+    Url(String),
+    /// The exec provider.
+    Command,
+}
+
+impl Federation {
+    pub(in crate::source) fn kind(
+        &self,
+        command: Option<Command>,
+        endpoints: &Endpoints,
+        variables: &Variables,
+    ) -> Result<Kind, SourceError> {
+        let federated = Kind::Federated(Box::new(self.federated(command, endpoints, variables)?));
+        let Some(account) = &self.service_account else { return Ok(federated) };
+        let base = endpoints.iam_credentials(endpoints.universe(None));
+        let url = format!("{base}/v1/projects/-/serviceAccounts/{account}:generateAccessToken");
+        let source = Credential::unfiled(federated);
+        let made = Impersonated::new(source, &url, vec![], None, endpoints).map_err(SourceError::refused)?;
+        Ok(Kind::Impersonated(Box::new(made)))
+    }
+
+    /// `command` is for [`TokenFrom::Command`].
+    fn federated(
+        &self,
+        command: Option<Command>,
+        endpoints: &Endpoints,
+        variables: &Variables,
+    ) -> Result<Federated, SourceError> {
+        let universe = endpoints.universe(None);
+        let subject = self.subject(command, universe, variables)?;
+        let sts = endpoints.sts.clone();
+        Ok(Federated {
+            audience: format!("//iam.{universe}/{}", self.provider),
+            subject_token_type: self.token_type.clone().unwrap_or_else(|| JWT.into()),
+            token_url: sts.unwrap_or_else(|| format!("https://sts.{universe}/v1/token")),
+            token_info_url: None,
+            client: None,
+            user_project: None,
+            subject,
+            account: self.service_account.clone(),
+            name: Mutex::default(),
+            seen: Mutex::default(),
+        }
+        .looked())
+    }
+
+    fn subject(
+        &self,
+        command: Option<Command>,
+        universe: &str,
+        variables: &Variables,
+    ) -> Result<Subject, SourceError> {
+        let format = || match &self.field {
+            Some(field) => Format::Json { field: field.clone() },
+            None => Format::Text,
+        };
+        Ok(match &self.from {
+            TokenFrom::Github => Subject::Url(self.github(universe, variables)?),
+            TokenFrom::Variable(name) => {
+                let token = variables.secret(name).ok_or_else(|| {
+                    SourceError::refused(format!(
+                        "the variable {name}, which should hold the job's token, is not set"
+                    ))
+                })?;
+                Subject::Variable { name: name.clone(), token }
+            }
+            TokenFrom::File(path) => Subject::File(FileToken { path: path.clone(), format: format() }),
+            TokenFrom::Url(url) => {
+                let headers = self.headers.iter().map(|line| header(line, variables));
+                let headers = headers.collect::<Result<_, _>>()?;
+                Subject::Url(UrlToken { url: url.clone(), headers, format: format() })
+            }
+            TokenFrom::Command => {
+                let command = command.ok_or_else(|| SourceError::refused("no command brings the token"))?;
+                Subject::Executable(Executable::provider(command))
+            }
+        })
+    }
+
+    /// The runner tells every job that may have tokens where they are to be had, and with which bearer.
+    fn github(&self, universe: &str, variables: &Variables) -> Result<UrlToken, SourceError> {
+        let names = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
+        let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
+            return Err(SourceError::refused(
+                "this job may not have tokens (ACTIONS_ID_TOKEN_REQUEST_URL is not set); give it \
+                 `permissions: id-token: write`",
+            ));
+        };
+        confidential(url, names[0]).map_err(|_| {
+            SourceError::refused(format!("the variable {} is not an https address", names[0]))
+        })?;
+        let audience = self.token_audience.clone();
+        let audience = audience.unwrap_or_else(|| format!("https://iam.{universe}/{}", self.provider));
+        let query =
+            url::form_urlencoded::Serializer::new(String::new()).append_pair("audience", &audience).finish();
+        let url = format!("{url}{}{query}", if url.contains('?') { '&' } else { '?' });
+        let bearer = Secret::new(format!("Bearer {}", bearer.expose()));
+        let format = Format::Json { field: "value".into() };
+        Ok(UrlToken { url, headers: vec![("authorization".into(), bearer)], format })
+    }
+}
+
+/// `NAME: VALUE`, with variables in the value.
+fn header(line: &str, variables: &Variables) -> Result<(String, Secret<String>), SourceError> {
+    let (name, value) = line.split_once(':').ok_or_else(|| {
+        SourceError::refused("a line of credentials.token_headers is not of the form NAME: VALUE")
+    })?;
+    let name = name.trim().to_ascii_lowercase();
+    let mut parts = value.trim().split('$');
+    let mut whole = Secret::new(parts.next().unwrap_or_default().to_owned());
+    for part in parts {
+        let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        let end = part.find(word).unwrap_or(part.len());
+        let (variable, rest) = part.split_at(end);
+        let value = variables.text(variable).ok_or_else(|| {
+            SourceError::refused(format!(
+                "the variable {variable}, which the header {name} needs, is not set"
+            ))
+        })?;
+        whole = Secret::new(format!("{}{value}{rest}", whole.expose()));
+    }
+    Ok((name, whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_take_variables() {
+        let variables: Variables = [("TOKEN".to_owned(), "t".to_owned())].into_iter().collect();
+        let read = |line| header(line, &variables).map(|(name, value)| (name, value.expose().clone()));
+        assert_eq!(
+            read("Authorization: bearer $TOKEN").unwrap(),
+            ("authorization".into(), "bearer t".into())
+        );
+        assert_eq!(read("X:a$TOKEN-b").unwrap(), ("x".into(), "at-b".into()));
+        assert!(read("X $TOKEN").is_err() && read("X: $OTHER").is_err() && read("X: $").is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! Subject tokens: what this machine or this job has to show to the security token service.
+//!
+//! They live for minutes, so each is fetched for each exchange and kept nowhere.
+
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Method;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::external::aws::Aws;
+use crate::source::external::certificate::Certificate;
+use crate::source::external::executable::Executable;
+use crate::source::upstream::{Call, Upstream};
+
+/// No token is near this size; what is larger was named by mistake.
+const LARGEST_TOKEN: u64 = 1 << 20;
+
+/// Where a subject token comes from.
+#[derive(Debug)]
+pub(super) enum Subject {
+    File(FileToken),
+    Url(UrlToken),
+    Executable(Executable),
+    Aws(Box<Aws>),
+    Certificate(Certificate),
+    /// A variable, which holds the same for as long as we run.
+    Variable {
+        name: String,
+        token: Secret<String>,
+    },
+}
+
+/// Whether the token stands alone, or in a field of a JSON object.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Format {
+    Text,
+    Json { field: String },
+}
+
+#[derive(Debug)]
+pub(super) struct FileToken {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+}
+
+#[derive(Debug)]
+pub(super) struct UrlToken {
+    pub(super) url: String,
+    /// Values may be secrets.
+    pub(super) headers: Vec<(String, Secret<String>)>,
+    pub(super) format: Format,
+}
+
+/// What an exchange is for, as far as a subject token depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purpose<'a> {
+    pub(super) audience: &'a str,
+    pub(super) token_type: &'a str,
+    pub(super) account: Option<&'a str>,
+    /// An earlier token was not accepted: nothing that was kept counts.
+    pub(super) afresh: bool,
+}
+
+impl Subject {
+    pub(super) async fn token(
+        &self,
+        upstream: &Upstream,
+        purpose: &Purpose<'_>,
+    ) -> Result<Secret<String>, SourceError> {
+        match self {
+            Self::File(file) => file.token().await,
+            Self::Url(url) => url.token(upstream).await,
+            Self::Executable(executable) => executable.token(purpose).await,
+            Self::Aws(aws) => aws.token(upstream, purpose.audience).await,
+            Self::Certificate(certificate) => certificate.token(),
+            Self::Variable { token, .. } => Ok(Secret::new(token.expose().clone())),
+        }
+    }
+
+    /// For messages.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::File(file) => file.path.display().to_string(),
+            Self::Url(url) => short(&url.url),
+            Self::Executable(executable) => executable.name(),
+            Self::Aws(_) => "AWS".into(),
+            Self::Certificate(certificate) => certificate.place(),
+            Self::Variable { name, .. } => format!("the variable {name}"),
+        }
+    }
+
+    /// Whether a second look may find another token although the first brought one.
+    pub(super) fn may_change(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Executable(executable) => executable.keeps(),
+            _ => false,
+        }
+    }
+
+    /// The files whose change means that an exchange may go better now.
+    pub(super) fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::File(file) => vec![&file.path],
+            Self::Certificate(certificate) => certificate.files(),
+            _ => vec![],
+        }
+    }
+}
+
+/// One text of a JSON object; the rest of it, which may be secret as well, is passed over.
+struct Field<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Field<'_> {
+    type Value = Option<Secret<String>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Field<'_> {
+    type Value = Option<Secret<String>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.0 {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How often a file is looked at that may be half written, and the pause between two looks.
+const LOOKS: u32 = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+impl FileToken {
+    /// Whoever replaces the file in place leaves it empty or broken for a moment.
+    async fn token(&self) -> Result<Secret<String>, SourceError> {
+        for _ in 1..LOOKS {
+            if let Ok(token) = self.look() {
+                return Ok(token);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        self.look()
+    }
+
+    fn look(&self) -> Result<Secret<String>, SourceError> {
+        let name = self.path.display();
+        let bytes = read(&self.path).map_err(|error| {
+            SourceError::transient(format!("the subject token file {name} cannot be read: {error}"))
+        })?;
+        self.format.pick(&bytes).map_err(|why| {
+            SourceError::transient(format!(
+                "the subject token file {name} {why}; whoever writes it has to mend that"
+            ))
+        })
+    }
+}
+
+/// Reads a file that should hold a credential, and waits for no pipe's writer.
+pub(super) fn read(path: &Path) -> std::io::Result<Secret<Vec<u8>>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes =
+        Vec::with_capacity(usize::try_from(about.len().min(LARGEST_TOKEN)).unwrap_or_default() + 1);
+    fs::File::open(path)?.take(LARGEST_TOKEN).read_to_end(&mut bytes)?;
+    Ok(Secret::new(bytes))
+}
+
+impl UrlToken {
+    async fn token(&self, upstream: &Upstream) -> Result<Secret<String>, SourceError> {
+        let mut call = Call::bare(Method::GET, &self.url);
+        for (name, value) in &self.headers {
+            call = call.named(name, value)?;
+        }
+        let place = short(&self.url);
+        let answer = upstream.send(&call).await.map_err(|fault| {
+            let why = format!("no subject token from {place}: {fault}");
+            if fault.is_transient() { SourceError::transient(why) } else { SourceError::refused(why) }
+        })?;
+        self.format
+            .pick(answer.bytes())
+            .map_err(|why| SourceError::refused(format!("what {place} answered as a subject token {why}")))
+    }
+}
+
+impl Format {
+    /// The error completes a sentence about where the bytes came from, and quotes nothing from them.
+    pub(super) fn pick(&self, bytes: &Secret<Vec<u8>>) -> Result<Secret<String>, String> {
+        let token = match self {
+            Self::Text => {
+                let text = std::str::from_utf8(bytes.expose()).map_err(|_| "is not text")?;
+                Secret::new(text.trim().to_owned())
+            }
+            Self::Json { field } => {
+                let mut json = serde_json::Deserializer::from_slice(bytes.expose());
+                let found = Field(field).deserialize(&mut json).and_then(|found| json.end().map(|()| found));
+                let found = found.map_err(|_| format!("is not a JSON object with the text {field} in it"))?;
+                found.ok_or_else(|| format!("has no {field} in it"))?
+            }
+        };
+        if token.expose().is_empty() {
+            return Err("is empty".into());
+        }
+        Ok(token)
+    }
+}
+
+/// Scheme, host and path: a query may hold a secret.
+pub(super) fn short(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    url.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_picked_from_text_and_json() {
+        let pick = |format: &Format, text: &str| {
+            format.pick(&Secret::new(text.as_bytes().to_vec())).map(|token| token.expose().clone())
+        };
+        let json = Format::Json { field: "access_token".into() };
+        assert_eq!(pick(&Format::Text, " a.b.c\n").as_deref(), Ok("a.b.c"));
+        assert_eq!(pick(&json, r#"{"x":[{"access_token":1}],"access_token":"t","y":2}"#).as_deref(), Ok("t"));
+        for (format, bad) in [
+            (&Format::Text, ""),
+            (&Format::Text, " \n"),
+            (&json, ""),
+            (&json, "canary"),
+            (&json, "[]"),
+            (&json, "{}"),
+            (&json, r#"{"access_token":""}"#),
+            (&json, r#"{"access_token":["canary"]}"#),
+            (&json, r#"{"access_token":"canary"} and more"#),
+            (&json, r#"{"access_token":"canary""#),
+        ] {
+            let why = pick(format, bad).unwrap_err();
+            assert!(!why.contains("canary"), "{why}");
+        }
+    }
+
+    #[test]
+    fn places_hold_no_query() {
+        assert_eq!(short("https://h.example/p?key=1#x"), "https://h.example/p");
+        assert_eq!(short("https://h.example"), "https://h.example");
+    }
+}

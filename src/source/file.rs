@@ -1,0 +1,218 @@
+//! Credential files: what is in them, and the credential that is made of it.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use ring::digest::{Digest, SHA256, digest};
+use serde::Deserialize;
+
+use crate::secret::Secret;
+use crate::source::address::confidential;
+use crate::source::credential::{Credential, Kind};
+use crate::source::external;
+use crate::source::google::{Endpoints, UNIVERSE};
+use crate::source::impersonated::{self, DEEPEST, Impersonated};
+use crate::source::user::{LOGIN, Login};
+use crate::source::variables::Variables;
+use crate::source::workforce::Workforce;
+use crate::source::yup::Key;
+
+/// No credential file is near this size; what is larger was named by mistake.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// What is read of a credential file.
+#[derive(Debug, Deserialize)]
+struct File {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    project_id: Option<String>,
+    quota_project_id: Option<String>,
+    universe_domain: Option<String>,
+    client_email: Option<String>,
+    private_key_id: Option<String>,
+    private_key: Option<Secret<String>>,
+    token_uri: Option<String>,
+    client_id: Option<String>,
+    client_secret: Option<Secret<String>>,
+    refresh_token: Option<Secret<String>>,
+    account: Option<String>,
+    audience: Option<String>,
+    token_url: Option<String>,
+    service_account_impersonation_url: Option<String>,
+    service_account_impersonation: Option<ImpersonationFile>,
+    delegates: Option<Vec<String>>,
+    source_credentials: Option<Box<File>>,
+    subject_token_type: Option<String>,
+    token_info_url: Option<String>,
+    workforce_pool_user_project: Option<String>,
+    credential_source: Option<external::Described>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ImpersonationFile {
+    token_lifetime_seconds: Option<u64>,
+}
+
+/// Reads and understands a file; the error is a fragment that names it and quotes nothing from it.
+pub(super) fn read(
+    path: &Path,
+    endpoints: &Endpoints,
+    variables: &Variables,
+) -> Result<(Credential, Digest), String> {
+    let name = path.display();
+    let unread = |error: std::io::Error| format!("cannot read the credential file {name}: {error}");
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    if !fs::metadata(path).map_err(unread)?.is_file() {
+        return Err(format!("the credential file {name} is not a regular file"));
+    }
+    let file = fs::File::open(path).map_err(unread)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE).read_to_end(&mut bytes).map_err(unread)?;
+    let bytes = Secret::new(bytes);
+    let digest = digest(&SHA256, bytes.expose());
+    // serde's own message would quote what it stumbled over.
+    let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {
+        format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line())
+    })?;
+    let credential = understand(file, (endpoints, variables), 0)
+        .map_err(|why| format!("the credential file {name}: {why}"))?;
+    Ok((credential, digest))
+}
+
+type Secrets = Option<Secret<String>>;
+
+fn set(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.is_empty())
+}
+
+fn need(value: Option<String>, key: &str) -> Result<String, String> {
+    set(value).ok_or_else(|| format!("it has no {key}"))
+}
+
+fn secret(value: Secrets, key: &str) -> Result<Secret<String>, String> {
+    value.filter(|value| !value.expose().is_empty()).ok_or_else(|| format!("it has no {key}"))
+}
+
+/// What a file is understood with.
+type With<'a> = (&'a Endpoints, &'a Variables);
+
+fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, String> {
+    let (endpoints, _) = with;
+    if !file.universe_domain.as_deref().is_none_or(is_domain) {
+        return Err("its universe_domain is not a domain".into());
+    }
+    let (project, quota_project) = (file.project_id.clone(), file.quota_project_id.clone());
+    let universe = set(file.universe_domain.clone());
+    let mut token_uri = String::new();
+    let kind = match file.kind.as_deref() {
+        Some("service_account") => Kind::Key(Box::new(key(file, endpoints)?)),
+        Some("authorized_user") => {
+            token_uri = self::token_uri(endpoints, None, universe.as_deref())?;
+            Kind::Login(login(file)?)
+        }
+        Some("external_account_authorized_user") => Kind::Workforce(workforce(file, endpoints)?),
+        Some("impersonated_service_account") if depth >= DEEPEST => {
+            return Err(format!("it nests credentials deeper than {DEEPEST}"));
+        }
+        Some("impersonated_service_account") => {
+            Kind::Impersonated(Box::new(impersonated(file, with, depth)?))
+        }
+        Some("external_account") => external_account(file, with)?,
+        Some(known @ "gdch_service_account") => {
+            return Err(format!(
+                "its type {known} is not supported yet; use a user login (`{LOGIN}`) or a service-account key"
+            ));
+        }
+        _ => return Err("its type is not known; is this a Google credential file?".into()),
+    };
+    let mut made = Credential::unfiled(kind);
+    (made.token_uri, made.universe) = (token_uri, universe);
+    (made.project, made.quota_project) = (set(project), set(quota_project));
+    Ok(made)
+}
+
+fn key(file: File, endpoints: &Endpoints) -> Result<Key, String> {
+    let (own, universe) = (set(file.token_uri), set(file.universe_domain));
+    if let Some(own) = own.as_deref().filter(|_| endpoints.token.is_none()) {
+        confidential(own, "token_uri")?;
+    }
+    let token_uri = token_uri(endpoints, own.as_deref(), universe.as_deref())?;
+    let email = need(file.client_email, "client_email")?;
+    let pem = secret(file.private_key, "private_key")?;
+    // A token endpoint that the operator names is there to be asked.
+    let exchanges = endpoints.token.is_some() || endpoints.universe(universe.as_deref()) == UNIVERSE;
+    Ok(Key::new(email, set(file.private_key_id), pem, token_uri, exchanges)?)
+}
+
+fn login(file: File) -> Result<Login, String> {
+    Ok(Login::new(
+        need(file.client_id, "client_id")?,
+        secret(file.client_secret, "client_secret")?,
+        secret(file.refresh_token, "refresh_token")?,
+        set(file.account),
+    ))
+}
+
+fn workforce(file: File, endpoints: &Endpoints) -> Result<Workforce, String> {
+    let universe = set(file.universe_domain);
+    // Not the token endpoint of the config: that is another server's.
+    let token_url = match set(file.token_url) {
+        Some(own) => confidential(&own, "token_url").map(|()| own)?,
+        None => format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref())),
+    };
+    let client_id = need(file.client_id, "client_id")?;
+    let client_secret = secret(file.client_secret, "client_secret")?;
+    let refresh_token = secret(file.refresh_token, "refresh_token")?;
+    Ok(Workforce::new(set(file.audience), token_url, &client_id, &client_secret, refresh_token))
+}
+
+/// With an impersonation URL it is that account, on top of the federated identity.
+fn external_account(file: File, (endpoints, variables): With<'_>) -> Result<Kind, String> {
+    let url = set(file.service_account_impersonation_url);
+    let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
+    let universe = set(file.universe_domain);
+    let fields = external::Fields {
+        audience: file.audience,
+        subject_token_type: file.subject_token_type,
+        token_url: file.token_url,
+        token_info_url: file.token_info_url,
+        client_id: file.client_id,
+        client_secret: file.client_secret,
+        workforce_pool_user_project: file.workforce_pool_user_project,
+        credential_source: file.credential_source,
+        account: url.as_deref().and_then(impersonated::account_of).map(str::to_owned),
+    };
+    let federated = Kind::Federated(Box::new(fields.federated(endpoints, variables)?));
+    let Some(url) = url else { return Ok(federated) };
+    let mut source = Credential::unfiled(federated);
+    source.universe = universe;
+    Ok(Kind::Impersonated(Box::new(Impersonated::new(source, &url, vec![], longest, endpoints)?)))
+}
+
+fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
+    let source = file.source_credentials.ok_or("it has no source_credentials")?;
+    let mut source =
+        understand(*source, with, depth + 1).map_err(|why| format!("its source_credentials: {why}"))?;
+    source.universe = source.universe.or_else(|| set(file.universe_domain));
+    let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
+    let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
+    Impersonated::new(source, &url, file.delegates.unwrap_or_default(), longest, with.0)
+}
+
+/// Hosts are made of it, and containers are told it.
+fn is_domain(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    text.len() <= 253 && text.bytes().all(fits)
+}
+
+/// Checked here because yup panics on an address that does not parse.
+fn token_uri(endpoints: &Endpoints, file: Option<&str>, universe: Option<&str>) -> Result<String, String> {
+    let uri = endpoints.token(file, endpoints.universe(universe));
+    match uri.parse::<hyper::Uri>() {
+        Ok(parsed) if parsed.host().is_some() && matches!(parsed.scheme_str(), Some("http" | "https")) => {
+            Ok(uri)
+        }
+        _ => Err("the token endpoint is not an http or https address".into()),
+    }
+}

@@ -1,0 +1,39 @@
+//! The environment, as far as credentials need it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::secret::Secret;
+
+/// Variables of the process. They may hold secrets (`AWS_SECRET_ACCESS_KEY`), so they print as nothing.
+#[derive(Clone, Default)]
+pub struct Variables(Arc<BTreeMap<String, String>>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Variables(..)")
+    }
+}
+
+impl FromIterator<(String, String)> for Variables {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(all: I) -> Self {
+        Self(Arc::new(all.into_iter().collect()))
+    }
+}
+
+impl Variables {
+    /// A variable that is set to something; an empty one counts as unset.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn secret(&self, name: &str) -> Option<Secret<String>> {
+        self.text(name).map(|value| Secret::new(value.to_owned()))
+    }
+
+    /// All of them, for a command that is promised our environment.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}

@@ -1,0 +1,643 @@
+//! Federated sources against an issuer, a security token service and an IAM that check what they are sent.
+//! What is on the wire, case by case, is held by `golden_sources`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kfp_creds::mint::{Mint, MintFailure};
+use kfp_creds::process::Tasks;
+use kfp_creds::source::exec::Exec;
+use kfp_creds::source::external::{self, TokenFrom};
+use kfp_creds::source::google::{Endpoints, Google, Where};
+use kfp_creds::source::upstream::{Limits, Upstream};
+use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
+use kfp_creds::token::{AccessToken, CLOUD_PLATFORM, Deadline, Now, Scopes};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+
+use crate::support::fake_google::{CANARY, Failure, openssl};
+use crate::support::federation::{
+    AUDIENCE, AWS4, Federation, Imds, JWT, MTLS, POOL, SAML2, Trust, WORKFORCE,
+};
+use crate::support::issuer::{Issuer, seconds};
+use crate::support::session::Folder;
+
+const ISSUER: &str = "https://tokens.example";
+const SUBJECT: &str = "repo:owner/name:ref:refs/heads/main";
+const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
+const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
+
+fn upstream() -> Arc<Upstream> {
+    let limits = Limits {
+        call: Duration::from_secs(2),
+        mint: Duration::from_secs(5),
+        tries: 3,
+        pause: Duration::from_millis(5),
+    };
+    Upstream::new(limits, Vec::new()).unwrap()
+}
+
+/// A credential file of this kind, and what it is made of.
+fn described(fake: &Federation, source: &Value, more: &Value) -> String {
+    let mut file = json!({
+        "type": "external_account", "audience": AUDIENCE, "subject_token_type": JWT,
+        "token_url": format!("{}/v1/token", fake.url()), "credential_source": source,
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        file[name] = value.clone();
+    }
+    file.to_string()
+}
+
+fn impersonation(fake: &Federation) -> Value {
+    let url = format!("{}/v1/projects/-/serviceAccounts/{RUNNER}:generateAccessToken", fake.google.url());
+    json!({"service_account_impersonation_url": url})
+}
+
+fn place(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Where {
+    let path = folder.0.join("adc.json");
+    fs::write(&path, file).unwrap();
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Where { google_application_credentials: Some(path), variables, ..Where::default() }
+}
+
+fn source(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Google {
+    Google::find(&place(folder, file, variables), Endpoints::default(), upstream()).unwrap()
+}
+
+/// The source of a job, set in the config.
+fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Result<Google, SourceError> {
+    let federation = external::Federation {
+        provider: POOL.into(),
+        service_account: Some(RUNNER.into()),
+        from,
+        token_audience: None,
+        token_type: None,
+        field: None,
+        headers: vec![],
+    };
+    let place = Where { variables: variables.iter().cloned().collect(), ..Where::default() };
+    let endpoints = Endpoints {
+        sts: Some(format!("{}/v1/token", fake.url())),
+        iam_credentials: Some(fake.google.url()),
+        ..Endpoints::default()
+    };
+    Google::provided(&place, endpoints, upstream(), None, Some(&federation))
+}
+
+fn ask() -> AccessRequest {
+    AccessRequest { scopes: Scopes::parse(BIGQUERY), lifetime: 1800, ..AccessRequest::default() }
+}
+
+fn left(end: Deadline) -> u64 {
+    end.remaining(Now::read()).as_secs()
+}
+
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
+    match outcome {
+        Err(SourceError::Refused(why)) if !why.contains(CANARY) && !why.contains("eyJ") => why.to_string(),
+        other => panic!("not a clean refusal: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn transient<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
+    match outcome {
+        Err(SourceError::Transient(why)) if !why.contains(CANARY) && !why.contains("eyJ") => why.to_string(),
+        other => panic!("not a clean transient failure: {other:?}"),
+    }
+}
+
+fn default_audience() -> String {
+    format!("https:{AUDIENCE}")
+}
+
+#[tokio::test]
+async fn both_algorithms_of_issuers_are_let_in_and_impostors_are_not() {
+    for issuer in [Issuer::rs256(ISSUER), Issuer::es256(ISSUER)] {
+        let (fake, folder) = (Federation::start(), Folder::new("federation"));
+        fake.trust(AUDIENCE, &issuer, &[]);
+        let token = folder.0.join("token");
+        let google = source(&folder, &described(&fake, &json!({"file": token}), &json!({})), &[]);
+        fs::write(&token, issuer.token(SUBJECT, &default_audience(), 300, &json!({}))).unwrap();
+        let minted: AccessToken = google.access_token(&ask()).await.unwrap();
+        let known = fake.google.minted(minted.value.expose()).unwrap();
+        let pool = AUDIENCE.split("/providers/").next().unwrap();
+        assert_eq!(known.email, format!("principal:{pool}/subject/{SUBJECT}"));
+        assert_eq!(known.scopes, [BIGQUERY.to_owned()].into());
+        assert!((3590..=3599).contains(&left(minted.expires)), "{}", left(minted.expires));
+        let spoilt = |text: String| text.replacen('.', ".A", 1);
+        for (bad, words) in [
+            (Issuer::impostor(ISSUER).token(SUBJECT, &default_audience(), 300, &json!({})), "invalid_grant"),
+            (issuer.token(SUBJECT, "https://another.example", 300, &json!({})), "invalid_grant"),
+            (
+                issuer.token(SUBJECT, &default_audience(), 300, &json!({"iss": "https://x.example"})),
+                "invalid_grant",
+            ),
+            (issuer.token(SUBJECT, &default_audience(), -90, &json!({})), "expired at 2"),
+            (issuer.token(SUBJECT, &default_audience(), 300, &json!({"iat": 1000})), "invalid_grant"),
+            (issuer.token("", &default_audience(), 300, &json!({})), "invalid_grant"),
+            (spoilt(issuer.token(SUBJECT, &default_audience(), 300, &json!({}))), "invalid_grant"),
+        ] {
+            fs::write(&token, bad).unwrap();
+            let why = refusal(google.access_token(&ask()).await);
+            assert!(why.contains(words) && why.contains("token"), "{words}: {why}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attribute_condition_decides_and_is_named() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[("repository", "owner/name"), ("ref", "refs/heads/main")]);
+    let token = folder.0.join("token");
+    let google = source(&folder, &described(&fake, &json!({"file": token}), &json!({})), &[]);
+    let claims = |branch: &str| json!({"repository": "owner/name", "ref": branch});
+    fs::write(&token, issuer.token(SUBJECT, &default_audience(), 300, &claims("refs/heads/main"))).unwrap();
+    google.access_token(&ask()).await.unwrap();
+    fs::write(&token, issuer.token(SUBJECT, &default_audience(), 300, &claims("refs/pull/1"))).unwrap();
+    let why = refusal(google.access_token(&ask()).await);
+    assert!(why.contains("unauthorized_client") && why.contains("attribute condition"), "{why}");
+}
+
+#[tokio::test]
+async fn impersonation_by_a_federated_identity_is_a_grant_like_any_other() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let google = source(&folder, &described(&fake, &json!({"file": token}), &impersonation(&fake)), &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow("somebody", RUNNER);
+    let why = refusal(google.access_token(&ask()).await);
+    assert!(why.contains("roles/iam.workloadIdentityUser") && why.contains(AUDIENCE), "{why}");
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    let minted = google.access_token(&ask()).await.unwrap();
+    let known = fake.google.minted(minted.value.expose()).unwrap();
+    assert_eq!((known.email.as_str(), known.scopes), (RUNNER, [BIGQUERY.to_owned()].into()));
+    assert!((1790..=1800).contains(&left(minted.expires)));
+    assert_eq!(fake.count("/v1/token"), 1, "one federated token for both");
+    assert_eq!(fake.seen()[0].scope.as_deref(), Some(CLOUD_PLATFORM));
+    let audience = "https://service.example";
+    let wanted = IdentityRequest { service_account: None, audience: audience.into(), holder: None };
+    google.identity_token(&wanted).await.unwrap();
+    assert_eq!(google.principal().email.as_deref(), Some(RUNNER));
+}
+
+#[tokio::test]
+async fn subject_tokens_are_read_anew_for_every_exchange() {
+    let (fake, issuer) = (Federation::start(), Issuer::es256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[("repository", "owner/name")]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/{SUBJECT}"), RUNNER);
+    let variables = fake.actions(issuer, SUBJECT, json!({"repository": "owner/name"}));
+    let google = job(&fake, TokenFrom::Github, &variables).unwrap();
+    google.access_token(&ask()).await.unwrap();
+    // The federated token is kept for as long as it is good, and made of a new token of the job afterwards.
+    google.access_token(&ask()).await.unwrap();
+    assert_eq!((fake.count("/actions/token"), fake.count("/v1/token")), (1, 1));
+    fake.google.withdraw_all();
+    google.access_token(&ask()).await.unwrap();
+    assert_eq!((fake.count("/actions/token"), fake.count("/v1/token")), (2, 2));
+    let mut wrong = variables.clone();
+    wrong[1].1 = "another".into();
+    let why = refusal(job(&fake, TokenFrom::Github, &wrong).unwrap().access_token(&ask()).await);
+    assert!(why.contains("/actions/token") && why.contains("401"), "{why}");
+    let why = refusal(job(&fake, TokenFrom::Github, &[]));
+    assert!(why.contains("id-token: write"), "{why}");
+}
+
+#[tokio::test]
+async fn a_job_of_any_system_brings_its_token() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    let token = issuer.token("me", &default_audience(), 300, &json!({}));
+    let path = folder.0.join("token");
+    fs::write(&path, &token).unwrap();
+    let variables = [("GITLAB_OIDC_TOKEN".to_owned(), token)];
+    for from in [TokenFrom::Variable("GITLAB_OIDC_TOKEN".into()), TokenFrom::File(path)] {
+        let google = job(&fake, from, &variables).unwrap();
+        let minted = google.access_token(&ask()).await.unwrap();
+        assert_eq!(fake.google.minted(minted.value.expose()).unwrap().email, RUNNER);
+    }
+    let why = refusal(job(&fake, TokenFrom::Variable("OTHER".into()), &variables));
+    assert!(why.contains("OTHER"), "{why}");
+}
+
+#[tokio::test]
+async fn a_url_gives_text_or_json_to_who_shows_the_headers() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    fake.url_token(&issuer.token("me", &default_audience(), 300, &json!({})));
+    let json = json!({"type": "json", "subject_token_field_name": "id_token"});
+    for (path, format) in [("text", None), ("json", Some(json))] {
+        let mut described_source = json!({"url": format!("{}/url/{path}", fake.url()), "headers": {"X-Wanted": "canary-header-value"}});
+        if let Some(format) = format {
+            described_source["format"] = format;
+        }
+        let google = source(&folder, &described(&fake, &described_source, &json!({})), &[]);
+        google.access_token(&ask()).await.unwrap();
+        described_source["headers"] = json!({"X-Wanted": "other"});
+        let google = source(&folder, &described(&fake, &described_source, &json!({})), &[]);
+        refusal(google.access_token(&ask()).await);
+    }
+}
+
+#[tokio::test]
+async fn workforce_pools_know_who_pays_or_which_client() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(WORKFORCE, &issuer, &[]);
+    fake.provider(WORKFORCE, Trust::Saml { assertion: "c2FtbA==".into() }, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, "c2FtbA==\n").unwrap();
+    let file = |more: Value| {
+        let mut all = json!({"audience": WORKFORCE, "subject_token_type": SAML2});
+        for (name, value) in more.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        described(&fake, &json!({"file": token}), &all)
+    };
+    fake.user_project("paying-project");
+    let google = source(&folder, &file(json!({"workforce_pool_user_project": "paying-project"})), &[]);
+    google.access_token(&ask()).await.unwrap();
+    assert_eq!(google.principal().kind, "workforce identity");
+    let google = source(&folder, &file(json!({"workforce_pool_user_project": "another"})), &[]);
+    refusal(google.access_token(&ask()).await);
+    // Characters where the two alphabets of base64 differ.
+    let secret = "canary-client-secret-???>>>~~~";
+    fake.client("client", secret);
+    let info = format!("{}/v1/introspect", fake.url());
+    let client = json!({
+        "client_id": "client", "client_secret": secret, "workforce_pool_user_project": "another",
+        "token_info_url": info,
+    });
+    let google = source(&folder, &file(client), &[]);
+    google.access_token(&ask()).await.unwrap();
+    google.access_token(&ask()).await.unwrap();
+    assert_eq!(fake.count("/v1/introspect"), 1, "asked once who it is");
+    assert_eq!(fake.seen().iter().filter(|seen| seen.options.is_some()).count(), 2, "not with a client");
+    let google = source(&folder, &file(json!({"client_id": "client", "client_secret": "canary-other"})), &[]);
+    assert!(refusal(google.access_token(&ask()).await).contains("invalid_client"));
+}
+
+/// The service signs anew what it was sent, from the documentation of AWS.
+#[tokio::test]
+async fn aws_is_proven_by_a_signed_request() {
+    let (fake, folder) = (Federation::start(), Folder::new("federation"));
+    let (id, secret, session) = ("AKIDEXAMPLE", "canary-aws-secret-key", "canary-aws-session/+=");
+    let trust = |session: Option<&str>, region: &str| Trust::Aws {
+        id: id.into(),
+        secret: secret.into(),
+        session: session.map(String::from),
+        region: region.into(),
+    };
+    let base = format!("{}/latest", fake.url());
+    let aws = json!({
+        "environment_id": "aws1",
+        "region_url": format!("{base}/meta-data/placement/availability-zone"),
+        "url": format!("{base}/meta-data/iam/security-credentials"),
+        "regional_cred_verification_url":
+            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+        "imdsv2_session_token_url": format!("{base}/api/token"),
+    });
+    let file = described(&fake, &aws, &json!({"subject_token_type": AWS4}));
+    let keys = [("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret), ("AWS_REGION", "eu-west-1")];
+    fake.provider(AUDIENCE, trust(None, "eu-west-1"), &[]);
+    source(&folder, &file, &keys).access_token(&ask()).await.unwrap();
+    let both = [&keys[..], &[("AWS_SESSION_TOKEN", session), ("AWS_DEFAULT_REGION", "us-west-2")]].concat();
+    assert!(refusal(source(&folder, &file, &both).access_token(&ask()).await).contains("invalid_grant"));
+    fake.provider(AUDIENCE, trust(Some(session), "eu-west-1"), &[]);
+    source(&folder, &file, &both).access_token(&ask()).await.unwrap();
+    let mut wrong = both.clone();
+    wrong[1].1 = "canary-another-secret";
+    refusal(source(&folder, &file, &wrong).access_token(&ask()).await);
+    assert_eq!(fake.count("/latest/api/token"), 0, "the environment is enough");
+
+    fake.provider(AUDIENCE, trust(Some(session), "us-east-1"), &[]);
+    fake.imds(Imds {
+        zone: "us-east-1d".into(),
+        role: "a-role".into(),
+        id: id.into(),
+        secret: secret.into(),
+        session: session.into(),
+        strict: true,
+    });
+    source(&folder, &file, &[]).access_token(&ask()).await.unwrap();
+    assert_eq!(fake.count("/latest/api/token"), 1, "one session token for all questions");
+    let mut first = aws;
+    first.as_object_mut().unwrap().remove("imdsv2_session_token_url");
+    let file = described(&fake, &first, &json!({"subject_token_type": AWS4}));
+    let why = refusal(source(&folder, &file, &[]).access_token(&ask()).await);
+    assert!(why.contains("401"), "the fake does want a session token: {why}");
+}
+
+fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
+    let path = |name: &str| folder.0.join(name);
+    let text = |path: &PathBuf| path.display().to_string();
+    let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    for name in ["ca.key", "leaf.key"] {
+        fs::write(path(name), openssl(&curve, "")).unwrap();
+    }
+    let ca = ["req", "-x509", "-new", "-subj", "/CN=test CA", "-days", "1", "-key", &text(&path("ca.key"))];
+    fs::write(path("ca.pem"), openssl(&ca, "")).unwrap();
+    let leaf = [
+        "req",
+        "-x509",
+        "-new",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "1",
+        "-key",
+        &text(&path("leaf.key")),
+        "-CA",
+        &text(&path("ca.pem")),
+        "-CAkey",
+        &text(&path("ca.key")),
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
+    fs::write(path("leaf.pem"), openssl(&leaf, "")).unwrap();
+    (path("ca.pem"), path("leaf.pem"), path("leaf.key"))
+}
+
+/// Over TLS 1.3, to a service that asks for the certificate and compares it with the subject token.
+#[tokio::test]
+async fn a_certificate_is_shown_and_named() {
+    let (fake, folder) = (Federation::start(), Folder::new("federation"));
+    let (ca, leaf, key) = certificates(&folder);
+    let root = CertificateDer::from_pem_file(&ca).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(&leaf).unwrap()],
+            PrivateKeyDer::from_pem_file(&key).unwrap(),
+        )
+        .unwrap();
+    let port = fake.behind_tls(server);
+    fake.provider(AUDIENCE, Trust::Certificate, &[("chain", "2")]);
+    let config = folder.0.join("certificate_config.json");
+    let workload = json!({"cert_path": leaf, "key_path": key});
+    fs::write(&config, json!({"cert_configs": {"workload": workload}}).to_string()).unwrap();
+    let chain = folder.0.join("chain.pem");
+    fs::write(&chain, [fs::read(&leaf).unwrap(), fs::read(&ca).unwrap()].concat()).unwrap();
+    let file = |certificate: Value| {
+        let more = json!({
+            "subject_token_type": MTLS, "token_url": format!("https://localhost:{port}/v1/token"),
+        });
+        described(&fake, &json!({"certificate": certificate}), &more)
+    };
+    let find = |certificate: Value, variables: &[(&str, &str)]| {
+        let trusting = Upstream::new(Limits::default(), vec![root.clone()]).unwrap();
+        Google::find(&place(&folder, &file(certificate), variables), Endpoints::default(), trusting).unwrap()
+    };
+    let named = json!({"certificate_config_location": config, "trust_chain_path": chain});
+    let google = find(named.clone(), &[]);
+    google.access_token(&ask()).await.unwrap();
+    let usual = json!({"use_default_certificate_config": true, "trust_chain_path": chain});
+    let google_by_variable = find(usual, &[("GOOGLE_API_CERTIFICATE_CONFIG", config.to_str().unwrap())]);
+    google_by_variable.access_token(&ask()).await.unwrap();
+    // The leaf alone does not meet the condition of this provider, so the chain does arrive.
+    let alone = find(json!({"certificate_config_location": config}), &[]);
+    assert!(refusal(alone.access_token(&ask()).await).contains("unauthorized_client"));
+    fs::write(&chain, [fs::read(&ca).unwrap(), fs::read(&leaf).unwrap()].concat()).unwrap();
+    let why = refusal(google.access_token(&ask()).await);
+    assert!(why.contains("has to come first"), "{why}");
+    let google = find(named, &[]);
+    fs::write(&chain, fs::read(&leaf).unwrap()).unwrap();
+    assert_eq!(google.reload(), Reloaded::Supplied);
+    fs::write(&key, "not a key").unwrap();
+    transient(google.access_token(&ask()).await);
+}
+
+#[tokio::test]
+async fn a_stampede_is_one_chain() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    fake.url_token(&issuer.token("me", &default_audience(), 300, &json!({})));
+    let run = folder.0.join("run");
+    let answer = json!({
+        "version": 1, "success": true, "token_type": JWT,
+        "id_token": issuer.token("me", &default_audience(), 300, &json!({})),
+    });
+    script(&run, &format!("echo x >> {}.log\nsleep 0.2\necho '{answer}'", run.display()));
+    let url =
+        json!({"url": format!("{}/url/text", fake.url()), "headers": {"X-Wanted": "canary-header-value"}});
+    let executable = json!({"executable": {"command": run}});
+    let allowed = [("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")];
+    fake.latency(Duration::from_millis(200));
+    for described_source in [url, executable] {
+        let (before, generated) = (fake.count("/v1/token"), fake.google.calls().len());
+        let file = described(&fake, &described_source, &impersonation(&fake));
+        let mint = Mint::new(Arc::new(source(&folder, &file, &allowed)), Tasks::new());
+        let (one, other) = (ask(), AccessRequest { lifetime: 900, ..ask() });
+        let wait = Duration::from_secs(5);
+        let callers = (0..50).map(|caller| mint.access(if caller % 2 == 0 { &one } else { &other }, wait));
+        for token in futures_util::future::join_all(callers).await {
+            token.unwrap();
+        }
+        assert_eq!(fake.count("/v1/token") - before, 1, "two keys, one federated token");
+        assert_eq!(fake.google.calls().len() - generated, 2);
+    }
+    assert_eq!(fake.count("/url/text"), 1);
+    assert_eq!(fs::read_to_string(folder.0.join("run.log")).unwrap().lines().count(), 1);
+}
+
+/// Federated tokens live as long as the answer says, whatever the clocks; impersonated ones end at a time of IAM's.
+#[tokio::test]
+async fn clocks_may_differ() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    for skew in [-590, 590] {
+        fake.google.clock_off_by(skew, true);
+        let google = source(&folder, &described(&fake, &json!({"file": token}), &json!({})), &[]);
+        let left_of_it = left(google.access_token(&ask()).await.unwrap().expires);
+        assert!((3590..=3599).contains(&left_of_it), "off by {skew}: {left_of_it}");
+        let google = source(&folder, &described(&fake, &json!({"file": token}), &impersonation(&fake)), &[]);
+        let left_of_it = left(google.access_token(&ask()).await.unwrap().expires);
+        assert!((1790..=1800).contains(&left_of_it), "off by {skew}: {left_of_it}");
+    }
+}
+
+fn script(path: &PathBuf, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_file_that_is_replaced_is_picked_up_and_a_broken_one_harms_no_token() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    let good = || issuer.token("me", &default_audience(), 300, &json!({}));
+    let file = described(&fake, &json!({"file": token}), &json!({}));
+    let google = Arc::new(source(&folder, &file, &[]));
+    let mint = Mint::new(google.clone(), Tasks::new());
+    let wait = Duration::from_secs(2);
+    // Not there yet: said, and got over within a look once it is.
+    let missing = mint.access(&ask(), wait).await;
+    assert!(matches!(&missing, Err(MintFailure::Transient(why)) if why.contains("token")), "{missing:?}");
+    fs::write(&token, good()).unwrap();
+    assert_eq!(mint.reload(), Reloaded::Supplied);
+    let first = mint.access(&ask(), wait).await.unwrap();
+    // Broken, then gone: the token that was minted stays in use.
+    for _ in 0..2 {
+        fs::write(&token, "").unwrap();
+        assert_eq!(mint.reload(), Reloaded::Supplied);
+        assert_eq!(mint.access(&ask(), wait).await.unwrap().value.expose(), first.value.expose());
+        let _ = fs::remove_file(&token);
+        mint.reload();
+    }
+    transient(google.access_token(&ask()).await);
+    // In place, and by renaming; both are seen.
+    fs::write(&token, good()).unwrap();
+    assert_eq!(mint.reload(), Reloaded::Supplied);
+    google.access_token(&ask()).await.unwrap();
+    let beside = folder.0.join("beside");
+    fs::write(&beside, good()).unwrap();
+    fs::rename(&beside, &token).unwrap();
+    assert_eq!(mint.reload(), Reloaded::Supplied);
+    assert_eq!(mint.reload(), Reloaded::Same);
+    google.access_token(&ask()).await.unwrap();
+}
+
+/// The exchange reads a token that is just being replaced, is refused, and looks once more.
+#[tokio::test]
+async fn a_token_that_was_replaced_meanwhile_is_looked_at_once_more() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), -30, &json!({}))).unwrap();
+    let google = source(&folder, &described(&fake, &json!({"file": token}), &json!({})), &[]);
+    fake.latency(Duration::from_millis(300));
+    let new = issuer.token("me", &default_audience(), 300, &json!({}));
+    let request = ask();
+    let (outcome, ()) = tokio::join!(google.access_token(&request), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fs::write(&token, new).unwrap();
+    });
+    outcome.unwrap();
+    assert_eq!(fake.count("/v1/token"), 2);
+}
+
+#[tokio::test]
+async fn a_credential_file_that_changes_is_another_identity_unless_it_is_surely_the_same() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let file = described(&fake, &json!({"file": token}), &json!({}));
+    let google = source(&folder, &file, &[]);
+    google.access_token(&ask()).await.unwrap();
+    let write = |text: &str| fs::write(folder.0.join("adc.json"), text).unwrap();
+    write(&file.replace("/token\"", "/token\" "));
+    assert_eq!(google.reload(), Reloaded::OtherAccount, "nobody said who it is");
+    write("{\"type\": \"external_account\"");
+    assert_eq!(google.reload(), Reloaded::Same);
+    assert!(matches!(google.reload(), Reloaded::Broken(_)));
+    google.access_token(&ask()).await.unwrap();
+    let account = described(&fake, &json!({"file": token}), &impersonation(&fake));
+    write(&account);
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+    write(&account.replace("\"credential_source\"", " \"credential_source\""));
+    assert_eq!(google.reload(), Reloaded::Renewed, "the same service account");
+}
+
+#[tokio::test]
+async fn troubles_pass_and_answers_are_bounded() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let google = source(&folder, &described(&fake, &json!({"file": token}), &json!({})), &[]);
+    for trouble in [Failure::html_503(), Failure::oauth(429, "rate_limit_exceeded", None)] {
+        (0..2).for_each(|_| fake.fail(trouble.clone()));
+        google.access_token(&ask()).await.unwrap();
+        (0..3).for_each(|_| fake.fail(trouble.clone()));
+        transient(google.access_token(&ask()).await);
+    }
+    fake.fail(Failure::oauth(400, "canary_in_capitals_OR_not", None));
+    refusal(google.access_token(&ask()).await);
+    (0..3).for_each(|_| fake.fail(Failure::Huge((1 << 20) + 1)));
+    assert!(transient(google.access_token(&ask()).await).contains("too large"));
+    (0..3).for_each(|_| fake.fail(Failure::Hang));
+    let began = Instant::now();
+    transient(google.access_token(&ask()).await);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(8), "{took:?}");
+    fake.unfail();
+    // Never a token of unknown life, nor one that is over, nor one that lives for ever.
+    fake.leave_lives_out(true);
+    assert!(refusal(google.access_token(&ask()).await).contains("how long"));
+    fake.leave_lives_out(false);
+    fake.expires_in(0);
+    transient(google.access_token(&ask()).await);
+    fake.expires_in(u64::MAX);
+    assert!(left(google.access_token(&ask()).await.unwrap().expires) <= 43_200);
+    fake.token_type("DPoP");
+    refusal(google.access_token(&ask()).await);
+}
+
+#[tokio::test]
+async fn a_command_is_a_source_like_any_other() {
+    let (fake, folder) = (Federation::start(), Folder::new("federation"));
+    let helper = folder.0.join("helper");
+    let (token, end) =
+        (fake.google.issue("helper", [CLOUD_PLATFORM.to_owned()].into(), 1200), seconds() + 1200);
+    let answer = json!({
+        "version": 1, "success": true, "access_token": token, "expiration_time": end,
+        "token_type": "urn:ietf:params:oauth:token-type:access_token",
+    });
+    script(
+        &helper,
+        &format!("cat > {}.told\necho x >> {}.log\necho '{answer}'", helper.display(), helper.display()),
+    );
+    let exec = Exec { program: helper, arguments: vec![], pass: vec![], timeout: Duration::from_secs(5) };
+    let endpoints = Endpoints { iam_credentials: Some(fake.google.url()), ..Endpoints::default() };
+    let google =
+        Arc::new(Google::provided(&Where::default(), endpoints, upstream(), Some(&exec), None).unwrap());
+    let minted = google.access_token(&ask()).await.unwrap();
+    assert!((1190..=1200).contains(&left(minted.expires)), "{}", left(minted.expires));
+    let told: Value =
+        serde_json::from_str(&fs::read_to_string(folder.0.join("helper.told")).unwrap()).unwrap();
+    assert_eq!(
+        told,
+        json!({"version": 1, "kind": "access_token", "scopes": [BIGQUERY], "lifetime_seconds": 1800})
+    );
+    fake.google.allow("helper", RUNNER);
+    let other = AccessRequest { service_account: Some(RUNNER.into()), ..ask() };
+    let minted = google.access_token(&other).await.unwrap();
+    assert_eq!(fake.google.minted(minted.value.expose()).unwrap().email, RUNNER);
+    // Fifty at once run it once.
+    let runs = || fs::read_to_string(folder.0.join("helper.log")).unwrap().lines().count();
+    let before = runs();
+    let mint = Mint::new(google, Tasks::new());
+    let request = ask();
+    let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
+    for token in futures_util::future::join_all(callers).await {
+        token.unwrap();
+    }
+    assert_eq!(runs() - before, 1);
+}

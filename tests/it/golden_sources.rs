@@ -1,0 +1,174 @@
+//! Credential sources, case by case: `tests/golden/sources/CASE/` holds what is there (`environment`, `files/`),
+//! what goes over the wire (`exchange.json`) and what comes of it (`expected.json`), with one line of why.
+//!
+//! `{place}` stands for the directory with the files, which is also home, and `{upstream}` for the URL where the
+//! recorded exchange is played. `ask.json` says what is asked for, where it is not an access token for BigQuery.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use futures_util::StreamExt;
+use kfp_creds::app;
+use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::source::{AccessRequest, IdentityRequest, Source, SourceError};
+use kfp_creds::token::{Now, Scopes};
+use serde_json::{Value, json};
+
+use crate::support::replay::Replay;
+use crate::support::session::Folder;
+
+const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
+
+struct Case {
+    folder: PathBuf,
+    place: Folder,
+    replay: Replay,
+}
+
+impl Case {
+    fn open(folder: PathBuf) -> Self {
+        let case = Self { folder, place: Folder::new("golden-source"), replay: Replay::start() };
+        let why = case.text("why").expect("one line of why");
+        assert_eq!(why.trim().lines().count(), 1, "{}: one line of why", case.folder.display());
+        case.lay(&case.folder.join("files"), &case.place.0);
+        case
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.folder.join(name)).ok()?;
+        Some(self.filled(&text))
+    }
+
+    fn filled(&self, text: &str) -> String {
+        let place = self.place.0.display().to_string();
+        text.replace("{upstream}", &self.replay.url()).replace("{place}", &place)
+    }
+
+    fn json(&self, name: &str) -> Option<Value> {
+        let text = self.text(name)?;
+        Some(
+            serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{}: {name}: {error}", self.folder.display())),
+        )
+    }
+
+    /// Copies files; those that begin as scripts do can be run.
+    fn lay(&self, from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).into_iter().flatten() {
+            let from = entry.unwrap().path();
+            let to = to.join(from.file_name().unwrap());
+            if from.is_dir() {
+                fs::create_dir_all(&to).unwrap();
+                self.lay(&from, &to);
+                continue;
+            }
+            let text = self.filled(&fs::read_to_string(&from).unwrap());
+            fs::write(&to, &text).unwrap();
+            let mode = if text.starts_with("#!") { 0o755 } else { 0o600 };
+            fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    fn around(&self) -> Surroundings {
+        let mut env: BTreeMap<String, String> = BTreeMap::new();
+        env.insert("HOME".into(), self.place.0.display().to_string());
+        env.insert("PATH".into(), "/usr/bin:/bin".into());
+        env.insert("NO_GCE_CHECK".into(), "true".into());
+        let text = self.text("environment").unwrap_or_default();
+        env.extend(text.lines().filter_map(|line| line.split_once('=')).map(|(n, v)| (n.into(), v.into())));
+        Surroundings { env, cwd: self.place.0.clone() }
+    }
+
+    /// What the case came to, in the words of `expected.json`.
+    async fn outcome(&self) -> Value {
+        self.replay
+            .play(self.json("exchange.json").map_or_else(Vec::new, |all| all.as_array().unwrap().clone()));
+        let around = self.around();
+        let named = self.place.0.join("kfp-creds.toml");
+        let flags = Overrides { config: named.exists().then_some(named), ..Overrides::default() };
+        let config = match config::resolve(&flags, &around) {
+            Ok(config) => config,
+            Err(problems) => return json!({"config": self.bare(&problems.to_string())}),
+        };
+        let source = match app::google(&config, &around) {
+            Ok(source) => source,
+            Err(failure) => return json!({"start": self.bare(&failure.to_string())}),
+        };
+        let ask = self.json("ask.json").unwrap_or_default();
+        let account = ask["service_account"].as_str().map(String::from).or(config.impersonate.clone());
+        let outcome = match ask["audience"].as_str() {
+            Some(audience) => {
+                let ask =
+                    IdentityRequest { service_account: account, audience: audience.into(), holder: None };
+                let made = source.identity_token(&ask).await;
+                made.map(|token| {
+                    (token.value.expose().clone(), token.expires.remaining(Now::read()).as_secs())
+                })
+            }
+            None => {
+                let ask = AccessRequest {
+                    service_account: account,
+                    scopes: Scopes::parse(ask["scopes"].as_str().unwrap_or(BIGQUERY)),
+                    lifetime: ask["lifetime"].as_u64().unwrap_or(3600),
+                    ..AccessRequest::default()
+                };
+                let made = source.access_token(&ask).await;
+                made.map(|token| {
+                    (token.value.expose().clone(), token.expires.remaining(Now::read()).as_secs())
+                })
+            }
+        };
+        let mut came = match outcome {
+            // To the next ten seconds, as the test takes time.
+            Ok((token, left)) => json!({"token": token, "lives": left.div_ceil(10) * 10}),
+            Err(SourceError::Refused(why)) => json!({"refused": self.bare(&why)}),
+            Err(SourceError::Transient(why)) => json!({"transient": self.bare(&why)}),
+            Err(SourceError::Absent(why)) => json!({"absent": self.bare(&why)}),
+        };
+        let known = source.principal();
+        if came["token"].is_string() {
+            came["kind"] = json!(known.kind);
+            came["email"] = json!(known.email);
+            came["project"] = json!(known.project);
+            came["quota_project"] = json!(known.quota_project);
+            came["universe"] = json!(known.universe);
+            came.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        }
+        came
+    }
+
+    fn bare(&self, text: &str) -> String {
+        text.replace(&self.place.0.display().to_string(), "{place}").replace(&self.replay.url(), "{upstream}")
+    }
+}
+
+#[tokio::test]
+async fn every_source_does_as_recorded() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sources");
+    let mut folders: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert!(folders.len() >= 40, "only {} cases", folders.len());
+    // Several at a time: most of it is waiting, for pauses and commands.
+    let outcomes = futures_util::stream::iter(folders).map(judged).buffer_unordered(8).concat().await;
+    assert!(outcomes.is_empty(), "{}", outcomes.join("\n"));
+}
+
+/// What is not as recorded.
+async fn judged(folder: PathBuf) -> Vec<String> {
+    let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+    let case = Case::open(folder);
+    let came = case.outcome().await;
+    let mut wrong: Vec<String> =
+        case.replay.faults().iter().map(|fault| format!("{name}: {fault}")).collect();
+    if came["token"].is_null() && came.to_string().contains("canary") {
+        wrong.push(format!("{name}: an error holds a secret: {came}"));
+    }
+    let expected = case.json("expected.json").unwrap_or_default();
+    let expected = serde_json::from_str::<Value>(&case.bare(&expected.to_string())).unwrap();
+    if came != expected {
+        wrong.push(format!("{name}: came to\n  {came}\nexpected is\n  {expected}"));
+    }
+    wrong
+}

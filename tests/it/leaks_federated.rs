@@ -1,0 +1,243 @@
+//! No secret of a federated source in anything that the program writes, as in [`crate::leaks`]: subject tokens,
+//! what they are fetched with, federated tokens, client secrets, AWS keys, what commands write.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::leaks::{ACCOUNT, Local, everything, loud};
+use crate::support::canary::Canaries;
+use crate::support::fake_google::Failure;
+use crate::support::federation::{AUDIENCE, AWS4, Federation, Imds, JWT, POOL, Trust};
+use crate::support::issuer::Issuer;
+use crate::support::session::{Folder, program};
+
+const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
+
+fn failures() -> Vec<Failure> {
+    let answer =
+        |body: &str| Failure::Answer { status: 200, content_type: "application/json", body: body.into() };
+    vec![
+        Failure::html_503(),
+        Failure::oauth(400, "invalid_grant", None),
+        Failure::oauth(400, "canary-in-a-description", None),
+        answer("{\"canary-in-a-message\":"),
+        answer(r#"{"access_token":"canary-in-a-message","expires_in":"canary-in-a-description"}"#),
+        answer(r#"{"access_token":"canary-in-a-message"}"#),
+    ]
+}
+
+/// The program with `config`, well and through every failure; all that it wrote is searched. `more` is how many
+/// requests come before the one that is to fail.
+fn searched(fake: &Federation, folder: &Folder, config: &str, variables: &[(&str, &str)], before: usize) {
+    let file = folder.0.join("test.toml");
+    let endpoints = format!(
+        "[endpoints]\nsts = \"{}/v1/token\"\niam_credentials = \"{}\"\n",
+        fake.url(),
+        fake.google.url()
+    );
+    std::fs::write(&file, format!("{config}\n{endpoints}")).unwrap();
+    let command = || {
+        let mut command = program(&folder.0);
+        command.envs(variables.iter().copied());
+        command
+    };
+    let mut seen = String::new();
+    let server = Local::start(command(), &["--config", file.to_str().unwrap()]);
+    let (head, _) = server.get(&format!("{ACCOUNT}/token"));
+    assert!(head.contains(" 200 "), "{head}");
+    seen.push_str(&head);
+    for path in [
+        format!("{ACCOUNT}/identity?audience=https://a.example"),
+        "/computeMetadata/v1/?recursive=true".into(),
+    ] {
+        let (head, body) = server.get(&path);
+        seen.push_str(&head);
+        if !(head.contains(" 200 ") && path.contains("identity")) {
+            seen.push_str(&body);
+        }
+    }
+    let line = std::fs::read(format!("/proc/{}/cmdline", server.child.id())).unwrap();
+    seen.push_str(&String::from_utf8_lossy(&line));
+    let (stdout, stderr) = server.end();
+    assert!(stderr.contains("TRACE") || stderr.contains("DEBUG"), "the log is not on: {stderr}");
+    seen.push_str(&stdout);
+    seen.push_str(&stderr);
+    for failure in failures() {
+        // What comes first goes well; then as often as it is tried.
+        fake.fail_later(before, &failure, 3);
+        seen.push_str(&briefly(command(), &file));
+        fake.unfail();
+    }
+    let mut canaries = Canaries::default();
+    for (what, secret) in fake.secrets() {
+        canaries.add(what, &secret);
+    }
+    assert!(canaries.len() > 6, "hardly any secret went through it");
+    canaries.assert_absent("what it wrote", &seen);
+}
+
+/// What the program says until it ends, or for a while.
+fn briefly(mut command: Command, config: &Path) -> String {
+    command.args(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
+    let mut child = loud(&mut command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..20 {
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let _ = child.kill();
+    // Three of its lines are the capability, which is for the person.
+    let out = child.wait_with_output().unwrap();
+    let text = everything(&out);
+    text.lines().filter(|line| !line.starts_with("export ")).collect::<Vec<_>>().join("\n")
+}
+
+fn started(issuer: &Issuer) -> (Federation, Folder) {
+    let (fake, folder) = (Federation::start(), Folder::new("leaks-federated"));
+    fake.trust(AUDIENCE, issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    (fake, folder)
+}
+
+fn audience() -> String {
+    format!("https:{AUDIENCE}")
+}
+
+fn credential_file(folder: &Folder, fake: &Federation, source: &Value, more: &Value) -> PathBuf {
+    let mut file = json!({
+        "type": "external_account", "audience": AUDIENCE, "subject_token_type": JWT,
+        "token_url": format!("{}/v1/token", fake.url()), "credential_source": source,
+        "service_account_impersonation_url":
+            format!("{}/v1/projects/-/serviceAccounts/{RUNNER}:generateAccessToken", fake.google.url()),
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        file[name] = value.clone();
+    }
+    let path = folder.0.join("adc.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn a_job_on_github_leaks_nothing() {
+    let (fake, folder) = started(&Issuer::rs256("https://tokens.example"));
+    let variables = fake.actions(Issuer::rs256("https://tokens.example"), "me", json!({}));
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let config = format!(
+        "[credentials]\nworkload_identity_provider = \"{POOL}\"\nservice_account = \"{RUNNER}\"\ntoken_from = \"github\""
+    );
+    searched(&fake, &folder, &config, &variables, 1);
+    searched(&fake, &folder, &config, &variables, 0);
+}
+
+#[test]
+fn a_token_file_and_a_client_leak_nothing() {
+    let issuer = Issuer::es256("https://tokens.example");
+    let (fake, folder) = started(&issuer);
+    let token = folder.0.join("token");
+    std::fs::write(&token, json!({"jwt": issuer.token("me", &audience(), 300, &json!({}))}).to_string())
+        .unwrap();
+    fake.client("client", "canary-client-secret");
+    let format = json!({"type": "json", "subject_token_field_name": "jwt"});
+    let more = json!({
+        "client_id": "client", "client_secret": "canary-client-secret",
+        "token_info_url": format!("{}/v1/introspect", fake.url()),
+    });
+    let file = credential_file(&folder, &fake, &json!({"file": token, "format": format}), &more);
+    searched(&fake, &folder, &format!("credentials_file = {file:?}"), &[], 0);
+    // Files that are not understood.
+    for text in [
+        "canary-in-a-message",
+        "{\"jwt\": [\"canary-in-a-message\"]}",
+        "{\"other\": \"canary-in-a-message\"}",
+    ] {
+        std::fs::write(&token, text).unwrap();
+        let said = briefly(program(&folder.0), &folder.0.join("test.toml"));
+        assert!(said.contains("subject token file") && !said.contains("canary-in"), "{said}");
+    }
+}
+
+#[test]
+fn aws_keys_leak_nothing() {
+    let (fake, folder) = started(&Issuer::es256("https://tokens.example"));
+    let (secret, session) = ("canary-aws-secret-key", "canary-aws-session-token");
+    let trust = Trust::Aws {
+        id: "AKIDEXAMPLE".into(),
+        secret: secret.into(),
+        session: Some(session.into()),
+        region: "us-east-1".into(),
+    };
+    fake.provider(AUDIENCE, trust, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    let arn = "arn:aws:sts::123456789012:assumed-role/runner/i-1";
+    fake.google.allow(&format!("principal:{pool}/subject/{arn}"), RUNNER);
+    fake.imds(Imds {
+        zone: "us-east-1a".into(),
+        role: "role".into(),
+        id: "AKIDEXAMPLE".into(),
+        secret: secret.into(),
+        session: session.into(),
+        strict: true,
+    });
+    let base = format!("{}/latest", fake.url());
+    let aws = json!({
+        "environment_id": "aws1",
+        "region_url": format!("{base}/meta-data/placement/availability-zone"),
+        "url": format!("{base}/meta-data/iam/security-credentials"),
+        "imdsv2_session_token_url": format!("{base}/api/token"),
+        "regional_cred_verification_url":
+            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+    });
+    let file = credential_file(&folder, &fake, &aws, &json!({"subject_token_type": AWS4}));
+    let config = format!("credentials_file = {file:?}");
+    // At the metadata service, and at the exchange.
+    searched(&fake, &folder, &config, &[], 3);
+    searched(&fake, &folder, &config, &[], 4);
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", secret),
+        ("AWS_SESSION_TOKEN", session),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    searched(&fake, &folder, &config, &keys, 0);
+}
+
+#[test]
+fn what_a_command_brings_leaks_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let issuer = Issuer::rs256("https://tokens.example");
+    let (fake, folder) = started(&issuer);
+    let helper = folder.0.join("helper");
+    let write = |answer: &str| {
+        std::fs::write(&helper, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+        std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let token = issuer.token("me", &audience(), 300, &json!({}));
+    fake.secret("what a command wrote", &token);
+    write(&json!({"version": 1, "success": true, "token_type": JWT, "id_token": token}).to_string());
+    let config = format!(
+        "[credentials]\nexec = [\"./helper\", \"canary-in-an-argument\"]\nworkload_identity_provider = \"{POOL}\"\nservice_account = \"{RUNNER}\""
+    );
+    fake.secret("an argument", "canary-in-an-argument");
+    searched(&fake, &folder, &config, &[], 0);
+    for answer in [
+        r#"{"version":1,"success":false,"code":"canary-in-a-message","message":"canary-in-a-message"}"#,
+        r#"{"version":1,"success":true,"token_type":"canary-in-a-message"}"#,
+        r#"{"version":"canary-in-a-message"}"#,
+        "canary-in-a-message",
+    ] {
+        write(answer);
+        let said = briefly(program(&folder.0), &folder.0.join("test.toml"));
+        assert!(said.contains("helper") && !said.contains("canary-in"), "{said}");
+    }
+}
