@@ -129,6 +129,12 @@ impl fmt::Display for Explanation {
             let _ = writeln!(text, "others        {}", identity.others.join(" "));
         }
         let _ = writeln!(text, "scopes        {}", identity.scopes);
+        if let Some(subject) = &identity.subject {
+            let _ = writeln!(text, "stands in     for {subject}");
+        }
+        for rule in identity.boundary.iter().flat_map(|boundary| &boundary.0) {
+            let _ = writeln!(text, "boundary      {}: {}", rule.bucket, rule.permissions.join(" "));
+        }
         let audiences = identity.audiences.join(" ");
         let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
         let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());

@@ -222,7 +222,12 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
         let accounts = std::iter::once(identity.service_account.clone())
             .chain(identity.others.iter().cloned().map(Some));
         for account in accounts {
-            if !asked.insert((account.clone(), identity.scopes.to_string(), identity.lifetime)) {
+            if !asked.insert((
+                account.clone(),
+                identity.subject.clone(),
+                identity.scopes.to_string(),
+                identity.lifetime,
+            )) {
                 continue;
             }
             let one = Identity { service_account: account.clone(), ..Identity::clone(identity) };

@@ -26,6 +26,26 @@ fn explained(what: &str) -> (Option<i32>, String) {
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/create");
     std::fs::write(folder.0.join("kfp-creds.toml"), CONFIG).unwrap();
     std::fs::write(folder.0.join("list.json"), "[]").unwrap();
+    // What a task of `my-etl` brings besides its name.
+    let task = |more: serde_json::Value| {
+        let output = "/r/my-etl-2026-11-23-06-04-22-567757/extract/executor_output.json";
+        let input = serde_json::json!({"outputs": {"outputFile": output}}).to_string();
+        let mut body = serde_json::json!({
+            "Image": "x", "Cmd": ["--executor_input", input, "--function_to_execute", "extract"],
+            "HostConfig": {"Binds": ["/r:/r:rw"]},
+        });
+        body["Env"] = more["Env"].clone();
+        body["HostConfig"]["Privileged"] = more["Privileged"].clone();
+        body.to_string()
+    };
+    let secret = ["AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI7K7", "MDENGbPxRfiCYz8h2kP0aQ1L"].concat();
+    for (file, more) in [
+        ("privileged.json", serde_json::json!({"Privileged": true})),
+        ("keyed.json", serde_json::json!({"Env": [secret]})),
+        ("shadowed.json", serde_json::json!({"Env": ["NO_GCE_CHECK=true"]})),
+    ] {
+        std::fs::write(folder.0.join(file), task(more)).unwrap();
+    }
     let file = golden.join(what);
     let out = Command::new(PROGRAM)
         .env_clear()
@@ -51,8 +71,25 @@ fn the_rule_that_decides_and_those_that_did_not() {
         no rule matches, and it is not a kfp task\n\
         no identity: not a kfp task; attach it with --all or a [[rule]]\n";
     assert_eq!(explained("docker-cli-28-run.json"), (Some(0), other.into()));
-    let list = "kfp-creds: ./list.json: is not the body of a create request\n";
+    let list = "kfp-creds: ./list.json: is not the body of a create request: it is not an object\n";
     assert_eq!(explained("list.json"), (Some(64), list.into()));
+    let privileged = explained("privileged.json").1;
+    assert!(
+        privileged.ends_with(
+            "all the same it gets no identity: it is privileged, so it could take a neighbour's identity\n"
+        ),
+        "{privileged}"
+    );
+    let keyed = explained("keyed.json").1;
+    assert!(
+        keyed.contains("all the same it is refused: the variable AWS_SECRET_ACCESS_KEY holds an AWS"),
+        "{keyed}"
+    );
+    let shadowed = explained("shadowed.json").1;
+    assert!(
+        shadowed.contains("note          NO_GCE_CHECK is set, so its clients may not ask us"),
+        "{shadowed}"
+    );
     let nobody =
         "kfp-creds: nobody is neither a file nor a container with an identity in a session that runs\n";
     assert_eq!(explained("nobody"), (Some(64), nobody.into()));

@@ -40,6 +40,9 @@ pub fn preview(
     recognise: fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
+    if !body.is_object() {
+        return Err("it is not an object".into());
+    }
     json::canonical(&mut body, json::CREATE)?;
     let task = recognise(&body, None);
     let decision = rules.policy.decide(&task);
