@@ -136,20 +136,14 @@ impl Engine {
         Ok(made.map_err(|e| EngineError::of("make a probe container", e))?.id)
     }
 
-    /// Starts a container and waits for its exit code.
+    /// Starts a container that is not auto-removed, and waits for its exit code. The wait is for "not running",
+    /// asked after the start: one for the *next* exit could reach the engine after a short one, and never end.
     pub async fn run_to_end(&self, container: &str) -> Result<i64, EngineError> {
         const WHAT: &str = "run the probe container";
-        let options = WaitContainerOptionsBuilder::new().condition("next-exit").build();
-        let mut ended = Box::pin(self.docker.wait_container(container, Some(options)));
-        // Polled once before the start: the engine registers a wait when it is asked, not when it is made.
-        let early = futures_util::poll!(ended.next());
         let started = self.docker.start_container(container, None::<StartContainerOptions>).await;
         started.map_err(|e| EngineError::of(WHAT, e))?;
-        let outcome = match early {
-            std::task::Poll::Ready(outcome) => outcome,
-            std::task::Poll::Pending => ended.next().await,
-        };
-        match outcome {
+        let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+        match self.docker.wait_container(container, Some(options)).next().await {
             Some(Ok(answer)) => Ok(answer.status_code),
             // bollard makes an error of every code but 0.
             Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),

@@ -13,6 +13,7 @@ mod conformance;
 mod dependencies;
 mod docs;
 mod engine;
+mod engine_calls;
 mod explain;
 mod federation;
 mod golden_metadata;
