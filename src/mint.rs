@@ -7,6 +7,8 @@
 //!
 //! A token that is still valid beats every error and every delay.
 
+#[cfg(test)]
+mod forgetting_tests;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -124,12 +126,8 @@ impl Log {
 }
 
 impl Mint {
-    pub fn new(source: Arc<dyn Source>, tasks: Tasks) -> Arc<Self> {
-        Self::recorded(source, tasks, Recorder::default())
-    }
-
-    /// Like [`Self::new`]; every call upstream is told to `recorder`.
-    pub fn recorded(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
+    /// Every call upstream is told to `recorder`.
+    pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         let log = Arc::new(Log { recorder, ..Log::default() });
         Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES), log })
     }

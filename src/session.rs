@@ -31,11 +31,6 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// A relay that died is replaced within this, or the session says that it cannot go on.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
-/// pending name look-up).
-const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
-const MISCOUNTED_AFTER: Duration = Duration::from_secs(1);
-
 /// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
 const SPARE: [u8; 2] = [198, 18];
 
@@ -208,31 +203,13 @@ impl Session {
         join_all(removals).await.into_iter().collect()
     }
 
-    /// A container that has ended, and the relay itself, may hold their endpoints for a moment longer: the
-    /// engine gives them up behind the `die` event. It also miscounts at times (seen on 20.10 under load): it
-    /// lists nobody on the network and does not remove it, until it restarts.
     async fn remove_network(&self, network: &Network) -> Result<(), EngineError> {
         let running = detach_stopped(&self.engine, network).await?;
         if running > 0 {
             let why = format!("{running} containers still run on it; the next session removes it");
             return Err(EngineError::Broken("remove our network", why));
         }
-        let began = Instant::now();
-        let mut listed = began;
-        loop {
-            match self.engine.remove_network(&network.id).await {
-                Err(error) if error.is_in_use() && began.elapsed() < ENDPOINTS_WITHIN => {}
-                outcome => return outcome,
-            }
-            if !self.engine.addresses_on(&network.id).await?.is_empty() {
-                listed = Instant::now();
-            } else if listed.elapsed() > MISCOUNTED_AFTER {
-                let why =
-                    "the engine counts somebody there whom it does not list; the next session uses it again";
-                return Err(EngineError::Broken("remove our network", why.into()));
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        self.engine.remove_ended_network(&network.id, || std::future::ready(())).await
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::broken;
-use super::provider::provider;
 use crate::config::{Config, SourceChoice, Surroundings};
 use crate::failure::Failure;
 use crate::metadata::View;
@@ -69,7 +68,7 @@ impl Host {
                 Arc::new(google)
             }
         };
-        let mint = Mint::recorded(source.clone(), tasks.clone(), recorder);
+        let mint = Mint::new(source.clone(), tasks.clone(), recorder);
         tasks.spawn("source", watch(mint.clone(), tasks.clone(), voice.clone()));
         Ok(Self { source, mint, keys })
     }
@@ -187,7 +186,7 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
     };
     let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
-        SourceChoice::Provided(provided) => provider(provided, &place, endpoints, upstream),
+        SourceChoice::Provided(provided) => Google::provided(&place, endpoints, upstream, provided),
         SourceChoice::Metadata => Google::machine(&place, endpoints, upstream),
         SourceChoice::Gcloud => Google::gcloud(&place, endpoints, upstream),
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),

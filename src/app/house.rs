@@ -89,7 +89,7 @@ impl House {
         let (writer, reader, questions) = registry::new();
         let views = host.views(config, Some(session.relay.to_string()));
         let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
-        let server = Server::recorded(reader, mint, views, at, voice.clone(), to);
+        let server = Server::new(reader, mint, views, at, voice.clone(), to);
         let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
         let lifecycle = manage(&session, granting, &voice, &tasks);
         let (ask, asks) = mpsc::channel(64);

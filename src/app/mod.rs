@@ -12,7 +12,6 @@ mod house;
 mod kill_switch;
 mod looks;
 mod page;
-mod provider;
 mod reload;
 mod run;
 mod scan;

@@ -75,7 +75,7 @@ pub async fn listen(
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };
     let (_writer, reader, _questions) = registry::new();
-    let server = Server::recorded(
+    let server = Server::new(
         reader,
         host.mint.clone(),
         host.views(config, Some(at.to_string())),

@@ -335,16 +335,4 @@ mod tests {
         assert_eq!(full(1).to_string(), expected);
         assert!(full(0).to_string().contains("no container has an identity now"));
     }
-
-    #[test]
-    fn a_thousand_leases_are_told_in_no_time() {
-        let status = full(1000);
-        let began = std::time::Instant::now();
-        let text = serde_json::to_string(&status).unwrap();
-        let took = began.elapsed();
-        eprintln!("1000 rows as JSON: {took:?}, {} bytes", text.len());
-        assert!(took < Duration::from_millis(if cfg!(debug_assertions) { 200 } else { 10 }), "{took:?}");
-        let back: Status = serde_json::from_str(&text).unwrap();
-        assert_eq!(back.leases.len(), 1000);
-    }
 }

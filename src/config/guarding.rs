@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::check::judged_as;
 use super::keys::RawGuard;
 use super::read::{Layers, shown};
-use super::{SourceChoice, Surroundings, TokenFrom};
+use super::{SourceChoice, Surroundings};
 use crate::guard::{Guard, Mode, Rules};
+use crate::provided::TokenFrom;
 
 /// Homes beside the own one that are looked at first.
 const MOST_HOMES: usize = 64;

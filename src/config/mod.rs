@@ -29,7 +29,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use find::FILE;
-pub use provider::{Exec, Federation, Provided, TokenFrom};
 pub use read::Guarded;
 use read::Layers;
 pub use reference::reference;
@@ -39,6 +38,7 @@ use crate::guard::Guard;
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
+use crate::provided::Provided;
 use crate::record::audit;
 use crate::workload::Identity;
 

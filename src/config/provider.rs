@@ -14,49 +14,7 @@ use super::check::{judged, judged_as};
 use super::forms::account;
 use super::keys::RawProvider;
 use super::read::Layers;
-
-/// What the table sets up: at least one of the two.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Provided {
-    pub exec: Option<Exec>,
-    pub federation: Option<Federation>,
-}
-
-/// A command that brings tokens, or, with a federation, the token that is exchanged.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Exec {
-    /// A bare name is looked for in `PATH`; everything else is absolute.
-    pub program: PathBuf,
-    pub arguments: Vec<String>,
-    /// Names of variables.
-    pub pass: Vec<String>,
-    /// From 1 s to 120 s.
-    pub timeout: Duration,
-}
-
-/// A token of somebody else's issuer, exchanged for a principal of a pool.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Federation {
-    /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
-    pub provider: String,
-    pub service_account: Option<String>,
-    pub from: TokenFrom,
-    pub token_audience: Option<String>,
-    pub token_type: Option<String>,
-    pub field: Option<String>,
-    /// `NAME: VALUE`, each.
-    pub headers: Vec<String>,
-}
-
-/// Where the token comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum TokenFrom {
-    Github,
-    Variable(String),
-    File(PathBuf),
-    Url(String),
-    Command,
-}
+use crate::provided::{Exec, Federation, Provided, TokenFrom};
 
 /// `credentials`, which is a word or a table.
 #[derive(Debug)]

@@ -28,10 +28,6 @@ const PREFIX: u8 = 29;
 const WITHIN: Duration = Duration::from_secs(30);
 /// When all addresses are held: how long one that is just being given back is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The engine gives endpoints of what has ended up behind the `die` event, up to 4 s on 20.10.
-const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
-/// Nobody is listed on a network and it cannot be removed: from when on waiting is no use.
-const MISCOUNTED_AFTER: Duration = Duration::from_secs(2);
 /// How many attempts may fail while a create waits.
 const FAILURES: usize = 2;
 /// Between attempts at what failed.
@@ -340,24 +336,15 @@ impl Inner {
     }
 
     async fn take_down(&self, network: &str, range: Pool) {
-        let began = Instant::now();
-        let mut listed = began;
-        loop {
+        let off = || async {
             let relay = self.relay.borrow().clone();
-            let off = self.engine.disconnect_container(network, &relay).await;
-            let outcome = self.engine.remove_network(network).await;
-            let Err(error) = outcome else { break };
-            // The engine miscounts at times: nobody is listed on the network, and it is not removed.
-            if self.engine.addresses_on(network).await.is_ok_and(|listed| !listed.is_empty()) {
-                listed = Instant::now();
-            }
-            let patient = began.elapsed() < ENDPOINTS_WITHIN && listed.elapsed() < MISCOUNTED_AFTER;
-            if !patient || !error.is_in_use() {
-                // Its addresses are not given back: the end of the session and the next one try again.
-                tracing::info!(%error, ?off, network, "the network of a container that is gone stays");
-                return;
-            }
-            tokio::time::sleep(PAUSE).await;
+            // Not on it (any more) is what is wanted; anything else shows when the network is not removed.
+            let _ = self.engine.disconnect_container(network, &relay).await;
+        };
+        if let Err(error) = self.engine.remove_ended_network(network, off).await {
+            // Its addresses are not given back: the end of the session and the next one try again.
+            tracing::info!(%error, network, "the network of a container that is gone stays");
+            return;
         }
         self.doors.close(range.relay());
         self.state().free.push_back(range);

@@ -9,27 +9,27 @@ use crate::secret::Secret;
 use crate::source::Principal;
 use crate::token::{Boundary, MintId, Scopes};
 
-const WAIT: Duration = Duration::from_secs(2);
+pub(super) const WAIT: Duration = Duration::from_secs(2);
 
 /// One answer of the source: after `delay`, a token that lives `life`, or the error.
 #[derive(Clone, Debug)]
-struct Answer {
-    delay: Duration,
-    outcome: Result<u64, SourceError>,
+pub(super) struct Answer {
+    pub(super) delay: Duration,
+    pub(super) outcome: Result<u64, SourceError>,
 }
 
 /// Plays its script, then repeats `usual`. Tokens are numbered, in the order in which calls began.
 #[derive(Debug)]
-struct Scripted {
-    script: Mutex<VecDeque<Answer>>,
-    usual: Answer,
-    calls: AtomicUsize,
-    reload: Mutex<VecDeque<Reloaded>>,
-    reconnects: AtomicUsize,
+pub(super) struct Scripted {
+    pub(super) script: Mutex<VecDeque<Answer>>,
+    pub(super) usual: Answer,
+    pub(super) calls: AtomicUsize,
+    pub(super) reload: Mutex<VecDeque<Reloaded>>,
+    pub(super) reconnects: AtomicUsize,
 }
 
 impl Scripted {
-    fn new(delay_ms: u64, life: u64) -> Arc<Self> {
+    pub(super) fn new(delay_ms: u64, life: u64) -> Arc<Self> {
         Arc::new(Self {
             script: Mutex::default(),
             usual: Answer { delay: Duration::from_millis(delay_ms), outcome: Ok(life) },
@@ -39,12 +39,12 @@ impl Scripted {
         })
     }
 
-    fn next(&self, delay_ms: u64, outcome: Result<u64, SourceError>) {
+    pub(super) fn next(&self, delay_ms: u64, outcome: Result<u64, SourceError>) {
         let delay = Duration::from_millis(delay_ms);
         self.script.lock().unwrap().push_back(Answer { delay, outcome });
     }
 
-    fn calls(&self) -> usize {
+    pub(super) fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
 
@@ -89,35 +89,35 @@ impl Source for Scripted {
     }
 }
 
-fn mint(source: &Arc<Scripted>) -> Arc<Mint> {
-    Mint::new(source.clone(), Tasks::new())
+pub(super) fn mint(source: &Arc<Scripted>) -> Arc<Mint> {
+    Mint::new(source.clone(), Tasks::new(), Recorder::default())
 }
 
-fn ask(scopes: &str) -> AccessRequest {
+pub(super) fn ask(scopes: &str) -> AccessRequest {
     AccessRequest { scopes: Scopes::parse(scopes), lifetime: 3600, ..AccessRequest::default() }
 }
 
-fn id_ask(audience: &str) -> IdentityRequest {
+pub(super) fn id_ask(audience: &str) -> IdentityRequest {
     IdentityRequest { service_account: None, audience: audience.into(), holder: None }
 }
 
-fn container(digit: &str) -> ContainerId {
+pub(super) fn container(digit: &str) -> ContainerId {
     ContainerId::parse(&digit.repeat(64)).unwrap()
 }
 
-async fn text(mint: &Mint, ask: &AccessRequest) -> Result<String, MintFailure> {
+pub(super) async fn text(mint: &Mint, ask: &AccessRequest) -> Result<String, MintFailure> {
     mint.access(ask, WAIT).await.map(|token| token.value.expose().clone())
 }
 
-async fn pass(seconds: u64) {
+pub(super) async fn pass(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
 }
 
-fn transient() -> Result<u64, SourceError> {
+pub(super) fn transient() -> Result<u64, SourceError> {
     Err(SourceError::transient("down"))
 }
 
-fn refused() -> Result<u64, SourceError> {
+pub(super) fn refused() -> Result<u64, SourceError> {
     Err(SourceError::refused("log in again"))
 }
 
@@ -318,166 +318,4 @@ async fn a_refusal_is_remembered_for_seconds_and_dropped_by_a_new_login() {
     assert!(text(&mint, &ask("b")).await.is_err());
     pass(5).await;
     assert_eq!(text(&mint, &ask("b")).await.unwrap(), "token 4", "also without a reload, a little later");
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_account_drops_the_cache_and_what_is_under_way() {
-    let source = Scripted::new(100, 3600);
-    let mint = mint(&source);
-    assert_eq!(text(&mint, &ask("cached")).await.unwrap(), "token 1");
-    let waiter = {
-        let mint = mint.clone();
-        #[expect(clippy::disallowed_methods, reason = "the test looks at the outcome")]
-        tokio::spawn(async move { text(&mint, &ask("waiting")).await })
-    };
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    source.reload.lock().unwrap().push_back(Reloaded::OtherAccount);
-    assert_eq!(mint.reload(), Reloaded::OtherAccount);
-    assert!(mint.cached(&ask("cached")).is_none());
-    assert_eq!(waiter.await.unwrap().unwrap(), "token 3", "token 2 was the old account's");
-    assert_eq!(text(&mint, &ask("waiting")).await.unwrap(), "token 3", "and it was not cached");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_late_flight_of_an_old_account_settles_nothing() {
-    let source = Scripted::new(10, 3600);
-    source.next(1000, Ok(3600));
-    let mint = mint(&source);
-    let request = ask("a");
-    assert!(mint.access(&request, Duration::from_millis(20)).await.is_err());
-    mint.forget_all();
-    assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
-    pass(2).await;
-    assert_eq!(mint.cached(&request).unwrap().value.expose(), "token 2", "token 1 landed after it");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_old_account_never_stands_in_for_a_slow_new_one() {
-    let source = Scripted::new(0, 3600);
-    let mint = mint(&source);
-    text(&mint, &ask("a")).await.unwrap();
-    pass(3100).await;
-    source.next(60_000, Ok(3600));
-    source.next(60_000, Ok(3600));
-    let request = ask("a");
-    let (outcome, ()) = tokio::join!(mint.access(&request, WAIT), async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        mint.forget_all();
-    });
-    assert!(matches!(outcome, Err(MintFailure::Slow)), "{outcome:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_holder_is_forgotten_with_its_flight() {
-    let source = Scripted::new(100, 3600);
-    let mint = mint(&source);
-    let own = AccessRequest { holder: Some(container("a")), ..ask("x") };
-    let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
-    let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
-    assert!(one.is_ok() && two.is_ok());
-    mint.forget_holder(&container("a"));
-    assert!(mint.cached(&own).is_none() && mint.cached(&other).is_some());
-
-    let (landed, ()) = tokio::join!(text(&mint, &own), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        mint.forget_holder(&container("a"));
-    });
-    assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
-    assert!(mint.cached(&own).is_none(), "but nothing of a dead container comes back");
-    assert_eq!(source.calls(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn id_tokens_are_reused_for_four_minutes() {
-    let source = Scripted::new(1, 3600);
-    let mint = mint(&source);
-    let value = async |audience: &str| {
-        mint.identity(&id_ask(audience), WAIT).await.map(|token| token.value.expose().clone())
-    };
-    assert_eq!(value("a").await.unwrap(), "token 1");
-    assert_eq!(value("b").await.unwrap(), "token 2");
-    pass(238).await;
-    assert_eq!(value("a").await.unwrap(), "token 1");
-    pass(3).await;
-    assert_eq!(value("a").await.unwrap(), "token 3");
-    pass(250).await;
-    source.next(1, transient());
-    assert_eq!(value("a").await.unwrap(), "token 3", "still valid: better than an error");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_cache_is_bounded_and_the_oldest_make_room() {
-    let source = Scripted::new(0, 3600);
-    let mint = mint(&source);
-    for number in 0..ENTRIES + 100 {
-        mint.identity(&id_ask(&number.to_string()), WAIT).await.unwrap();
-        tokio::time::advance(Duration::from_millis(1)).await;
-    }
-    assert_eq!(mint.identity.len(), ENTRIES);
-    let calls = source.calls();
-    mint.identity(&id_ask(&(ENTRIES + 99).to_string()), WAIT).await.unwrap();
-    assert_eq!(source.calls(), calls, "the newest is still there");
-    mint.identity(&id_ask("0"), WAIT).await.unwrap();
-    assert_eq!(source.calls(), calls + 1, "the oldest is not");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_token_that_came_expired_is_an_error() {
-    let source = Scripted::new(0, 3600);
-    source.next(0, Ok(0));
-    let mint = mint(&source);
-    assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
-}
-
-#[tokio::test(start_paused = true)]
-async fn waking_up_forgets_failures_and_connections() {
-    let source = Scripted::new(0, 3600);
-    source.next(0, transient());
-    let mint = mint(&source);
-    assert!(text(&mint, &ask("a")).await.is_err());
-    mint.woke();
-    assert_eq!(source.reconnects.load(Ordering::Relaxed), 1);
-    assert!(text(&mint, &ask("a")).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
-    let source = Scripted::new(0, 3600);
-    let mint = mint(&source);
-    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
-    mint.forget_idle(|_| false);
-    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
-    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
-    mint.forget_idle(|_| true);
-    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
-    mint.forget_idle(|_| false);
-    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
-    mint.access(&ask("a"), WAIT).await.unwrap();
-    assert_eq!(source.calls(), 2);
-}
-
-#[derive(Debug)]
-struct Panicking;
-
-impl Source for Panicking {
-    fn principal(&self) -> Principal {
-        Principal::default()
-    }
-    fn access_token<'a>(&'a self, _: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
-        Box::pin(async { panic!("on purpose") })
-    }
-    fn identity_token<'a>(
-        &'a self,
-        _: &'a IdentityRequest,
-    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
-        Box::pin(async { panic!("on purpose") })
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_panic_upstream_is_an_answer_and_the_key_lives_on() {
-    let mint = Mint::new(Arc::new(Panicking), Tasks::new());
-    for _ in 0..3 {
-        assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
-    }
 }

@@ -74,13 +74,8 @@ pub struct Server {
 pub struct CutOff;
 
 impl Server {
-    /// `voice` says why tokens are refused.
-    pub fn new(reader: Reader, mint: Arc<Mint>, views: Views, relay: Ipv4Addr, voice: Voice) -> Arc<Self> {
-        Self::recorded(reader, mint, views, relay, voice, Recorder::default())
-    }
-
-    /// Like [`Self::new`]; what is handed out and refused is told to `recorder`.
-    pub fn recorded(
+    /// `voice` says why tokens are refused; what is handed out and refused is told to `recorder`.
+    pub fn new(
         reader: Reader,
         mint: Arc<Mint>,
         views: Views,

@@ -2,12 +2,12 @@
 //! and what it has to answer is documented in `docs/PROVIDERS.md`; the answers of executable-sourced
 //! credentials (AIP-4117) are among them.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::provided::Exec;
 use crate::source::command::Command;
 use crate::source::external::{Brought, Good, brought};
 use crate::source::google::life;
@@ -41,17 +41,6 @@ const ALWAYS: [&str; 22] = [
     "NO_PROXY",
     "no_proxy",
 ];
-
-/// What the config says of it.
-#[derive(Clone, Debug)]
-pub struct Exec {
-    /// A path, or a name to look for in `PATH`.
-    pub program: PathBuf,
-    pub arguments: Vec<String>,
-    /// Names of variables that it sees besides those of every command.
-    pub pass: Vec<String>,
-    pub timeout: Duration,
-}
 
 impl Exec {
     pub(super) fn command(&self, variables: &Variables) -> Command {

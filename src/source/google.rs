@@ -35,13 +35,13 @@ use std::time::Duration;
 
 use ring::digest::Digest;
 
+use crate::provided::Provided;
 use crate::source::boundary;
 use crate::source::credential::{Credential, Kind};
 use crate::source::disable::disable;
 pub use crate::source::endpoints::Endpoints;
 pub(super) use crate::source::endpoints::UNIVERSE;
-use crate::source::exec::{Exec, Provider};
-use crate::source::external::Federation;
+use crate::source::exec::Provider;
 use crate::source::file::read;
 use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
@@ -172,11 +172,10 @@ impl Google {
         place: &Where,
         endpoints: Endpoints,
         upstream: Arc<Upstream>,
-        exec: Option<&Exec>,
-        federation: Option<&Federation>,
+        provided: &Provided,
     ) -> Result<Self, SourceError> {
-        let command = exec.map(|exec| exec.command(&place.variables));
-        let kind = match (federation, command) {
+        let command = provided.exec.as_ref().map(|exec| exec.command(&place.variables));
+        let kind = match (&provided.federation, command) {
             (Some(federation), command) => federation.kind(command, &endpoints, &place.variables)?,
             (None, Some(command)) => Kind::Provided(Provider::new(command)),
             (None, None) => return Err(SourceError::refused("the config names no provider of credentials")),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use kfp_creds::mint::{Mint, MintFailure};
 use kfp_creds::process::Tasks;
-use kfp_creds::source::exec::Exec;
-use kfp_creds::source::external::{self, TokenFrom};
+use kfp_creds::provided::{self, Exec, Provided, TokenFrom};
+use kfp_creds::record::Recorder;
 use kfp_creds::source::google::{Endpoints, Google, Where};
 use kfp_creds::source::upstream::{Limits, Upstream};
 use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
@@ -71,7 +71,7 @@ fn source(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Google {
 
 /// The source of a job, set in the config.
 fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Result<Google, SourceError> {
-    let federation = external::Federation {
+    let federation = provided::Federation {
         provider: POOL.into(),
         service_account: Some(RUNNER.into()),
         from,
@@ -86,7 +86,8 @@ fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Re
         iam_credentials: Some(fake.google.url()),
         ..Endpoints::default()
     };
-    Google::provided(&place, endpoints, upstream(), None, Some(&federation))
+    let provided = Provided { exec: None, federation: Some(federation) };
+    Google::provided(&place, endpoints, upstream(), &provided)
 }
 
 fn ask() -> AccessRequest {
@@ -447,7 +448,7 @@ async fn a_stampede_is_one_chain() {
     for described_source in [url, executable] {
         let (before, generated) = (fake.count("/v1/token"), fake.google.calls().len());
         let file = described(&fake, &described_source, &impersonation(&fake));
-        let mint = Mint::new(Arc::new(source(&folder, &file, &allowed)), Tasks::new());
+        let mint = Mint::new(Arc::new(source(&folder, &file, &allowed)), Tasks::new(), Recorder::default());
         let (one, other) = (ask(), AccessRequest { lifetime: 900, ..ask() });
         let wait = Duration::from_secs(5);
         let callers = (0..50).map(|caller| mint.access(if caller % 2 == 0 { &one } else { &other }, wait));
@@ -494,7 +495,7 @@ async fn a_token_file_that_is_replaced_is_picked_up_and_a_broken_one_harms_no_to
     let good = || issuer.token("me", &default_audience(), 300, &json!({}));
     let file = described(&fake, &json!({"file": token}), &json!({}));
     let google = Arc::new(source(&folder, &file, &[]));
-    let mint = Mint::new(google.clone(), Tasks::new());
+    let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let wait = Duration::from_secs(2);
     // Not there yet: said, and got over within a look once it is.
     let missing = mint.access(&ask(), wait).await;
@@ -616,8 +617,8 @@ async fn a_command_is_a_source_like_any_other() {
     );
     let exec = Exec { program: helper, arguments: vec![], pass: vec![], timeout: Duration::from_secs(5) };
     let endpoints = Endpoints { iam_credentials: Some(fake.google.url()), ..Endpoints::default() };
-    let google =
-        Arc::new(Google::provided(&Where::default(), endpoints, upstream(), Some(&exec), None).unwrap());
+    let provided = Provided { exec: Some(exec), federation: None };
+    let google = Arc::new(Google::provided(&Where::default(), endpoints, upstream(), &provided).unwrap());
     let minted = google.access_token(&ask()).await.unwrap();
     assert!((1190..=1200).contains(&left(minted.expires)), "{}", left(minted.expires));
     let told: Value =
@@ -633,7 +634,7 @@ async fn a_command_is_a_source_like_any_other() {
     // Fifty at once run it once.
     let runs = || fs::read_to_string(folder.0.join("helper.log")).unwrap().lines().count();
     let before = runs();
-    let mint = Mint::new(google, Tasks::new());
+    let mint = Mint::new(google, Tasks::new(), Recorder::default());
     let request = ask();
     let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
     for token in futures_util::future::join_all(callers).await {

@@ -62,12 +62,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn start(mut command: Command, arguments: &[&str]) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
-        let mut child = loud(&mut command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = loud(&mut command);
         let mut err = child.stderr.take().unwrap();
         let stderr = std::thread::spawn(move || {
             let mut text = Vec::new();
@@ -126,8 +121,10 @@ impl Drop for Local {
     }
 }
 
-pub(crate) fn loud(command: &mut Command) -> &mut Command {
-    command.env("KFP_CREDS_LOG", LOUD).env("RUST_LOG", LOUD).env("RUST_BACKTRACE", "full")
+/// Says all it can, to us.
+pub(crate) fn loud(command: &mut Command) -> Child {
+    command.env("KFP_CREDS_LOG", LOUD).env("RUST_LOG", LOUD).env("RUST_BACKTRACE", "full");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Runs it with every request that a client could make, well and badly, and looks at all that it wrote. The
@@ -311,12 +308,7 @@ fn files_that_are_not_understood_are_not_quoted() {
         std::fs::write(&path, &file).unwrap();
         let mut command = program(&folder.0);
         command.env("GOOGLE_APPLICATION_CREDENTIALS", &path).args(["serve", "--listen", "127.0.0.1:0"]);
-        let mut child = loud(&mut command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = loud(&mut command);
         let ended = (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(50));
             child.try_wait().unwrap().is_some()

@@ -2,7 +2,7 @@
 //! what they are fetched with, federated tokens, client secrets, AWS keys, what commands write.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -82,12 +82,7 @@ fn searched(fake: &Federation, folder: &Folder, config: &str, variables: &[(&str
 /// What the program says until it ends, or for a while.
 fn briefly(mut command: Command, config: &Path) -> String {
     command.args(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
-    let mut child = loud(&mut command)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = loud(&mut command);
     for _ in 0..20 {
         if child.try_wait().unwrap().is_some() {
             break;

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kfp_creds::mint::{Mint, MintFailure};
 use kfp_creds::process::Tasks;
+use kfp_creds::record::Recorder;
 use kfp_creds::source::google::{Endpoints, Google, Where};
 use kfp_creds::source::offline::Offline;
 use kfp_creds::source::upstream::{Limits, Upstream};
@@ -341,7 +342,7 @@ async fn an_absurd_lifetime_takes_nothing_down() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     // yup computes with what it is told, and panics.
     let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
-    let mint = Mint::new(Arc::new(google), Tasks::new());
+    let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
     fake.fail(plain_200(&json!({"access_token": "x", "expires_in": i64::MAX}).to_string()));
     let outcome = mint.access(&ask(None), Duration::from_secs(2)).await;
     assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
@@ -483,7 +484,7 @@ async fn a_clock_hours_off_is_an_error_not_a_panic() {
 async fn a_file_replaced_while_serving_is_picked_up() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
-    let mint = Mint::new(google.clone(), Tasks::new());
+    let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let wait = Duration::from_secs(2);
     let who = async || {
         let token = mint.access(&ask(None), wait).await.unwrap();
@@ -527,7 +528,7 @@ async fn a_file_replaced_while_serving_is_picked_up() {
 async fn a_new_login_ends_a_remembered_refusal() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
-    let mint = Mint::new(google, Tasks::new());
+    let mint = Mint::new(google, Tasks::new(), Recorder::default());
     fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
     let wait = Duration::from_secs(2);
     for _ in 0..10 {
@@ -615,7 +616,7 @@ fn files_that_are_not_understood_are_refused_clearly() {
 async fn a_stampede_is_one_call_at_google() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = Arc::new(source(&scratch, &fake.user(USER), &fake));
-    let mint = Mint::new(google, Tasks::new());
+    let mint = Mint::new(google, Tasks::new(), Recorder::default());
     fake.latency(Duration::from_millis(300));
     let wait = Duration::from_secs(5);
     let began = Instant::now();

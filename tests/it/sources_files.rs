@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kfp_creds::mint::Mint;
 use kfp_creds::process::Tasks;
+use kfp_creds::record::Recorder;
 use kfp_creds::source::google::{Endpoints, Where};
 use kfp_creds::source::{AccessRequest, Reloaded, Source};
 use kfp_creds::token::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, Scopes};
@@ -341,7 +342,7 @@ async fn fifty_callers_of_each_kind_are_one_chain() {
         (fake.user(USER), narrowed, 3),
     ] {
         let before = fake.calls().len();
-        let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new());
+        let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new(), Recorder::default());
         let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
         let tokens = futures_util::future::join_all(callers).await;
         assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kfp_creds::mint::Mint;
 use kfp_creds::process::Tasks;
+use kfp_creds::record::Recorder;
 use kfp_creds::source::google::{Google, Where};
 use kfp_creds::source::{Reloaded, Source, SourceError};
 use serde_json::json;
@@ -202,7 +203,11 @@ async fn what_the_machine_does_not_give_is_said() {
 #[tokio::test]
 async fn fifty_callers_ask_the_machine_once() {
     let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());
-    let mint = Mint::new(Arc::new(find(&machine.place(), fake.endpoints()).unwrap()), Tasks::new());
+    let mint = Mint::new(
+        Arc::new(find(&machine.place(), fake.endpoints()).unwrap()),
+        Tasks::new(),
+        Recorder::default(),
+    );
     let request = ask(None);
     let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
     assert!(futures_util::future::join_all(callers).await.iter().all(Result::is_ok));
@@ -334,7 +339,7 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     assert!(why.contains("--impersonate"), "{why}");
 
     // One run for fifty callers.
-    let mint = Mint::new(google.clone(), Tasks::new());
+    let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let calls = || fs::read_to_string(scratch.0.join("bin/calls")).unwrap().lines().count();
     let (before, request) = (calls(), ask(None));
     let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(20)));

@@ -29,6 +29,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::{Rfc2822, Rfc3339};
 
+use super::apart::Apart;
+
 pub(crate) const CANARY: &str = "canary";
 
 /// A failure to play instead of an answer.
@@ -133,29 +135,15 @@ struct State {
 pub(crate) struct FakeGoogle {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _apart: Apart,
 }
 
 impl FakeGoogle {
     pub(crate) fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
-        let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = state.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                tokio::select! {
-                    _ = stopped => {}
-                    () = accept(listener, served) => {}
-                }
-            });
-        });
-        Self { address, state, stop: Some(stop), thread: Some(thread) }
+        let (address, apart) = Apart::serve(|listener| accept(listener, served));
+        Self { address, state, _apart: apart }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -316,16 +304,6 @@ impl FakeGoogle {
 
     fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap())
-    }
-}
-
-impl Drop for FakeGoogle {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(std::thread::panicking() || ended.is_ok(), "the fake itself failed");
-        }
     }
 }
 

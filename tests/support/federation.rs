@@ -21,6 +21,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
+use super::apart::Apart;
 use super::aws;
 use super::fake_google::{Failure, FakeGoogle};
 use super::issuer::{Issuer, seconds, verified};
@@ -109,29 +110,15 @@ pub(crate) struct Federation {
     pub(crate) google: Arc<FakeGoogle>,
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _apart: Apart,
 }
 
 impl Federation {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
         let (google, state) = (Arc::new(FakeGoogle::start()), Arc::new(Mutex::new(State::default())));
-        let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = (state.clone(), google.clone());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                tokio::select! {
-                    _ = stopped => {}
-                    () = accept(listener, served) => {}
-                }
-            });
-        });
-        Self { google, address, state, stop: Some(stop), thread: Some(thread) }
+        let (address, apart) = Apart::serve(|listener| accept(listener, served));
+        Self { google, address, state, _apart: apart }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -274,16 +261,6 @@ impl Federation {
             }
         });
         port
-    }
-}
-
-impl Drop for Federation {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(std::thread::panicking() || ended.is_ok(), "the fake itself failed");
-        }
     }
 }
 

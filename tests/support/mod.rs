@@ -1,5 +1,6 @@
 //! What tests share. Fakes stand at the wire only, and check what they are sent.
 
+pub(crate) mod apart;
 pub(crate) mod aws;
 pub(crate) mod between;
 pub(crate) mod canary;

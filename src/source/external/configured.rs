@@ -1,8 +1,8 @@
 //! Federation that is set in the config: a CI job has a token of its own and needs no credential file.
 
-use std::path::PathBuf;
 use std::sync::Mutex;
 
+use crate::provided::{Federation, TokenFrom};
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::address::confidential;
@@ -16,38 +16,6 @@ use crate::source::impersonated::Impersonated;
 use crate::source::variables::Variables;
 
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
-
-/// What the config says of it.
-#[derive(Clone, Debug)]
-pub struct Federation {
-    /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
-    pub provider: String,
-    /// Impersonated with what the exchange brings.
-    pub service_account: Option<String>,
-    pub from: TokenFrom,
-    /// The audience that the token is asked for, where it can be; by default what Google expects unless the
-    /// provider says otherwise: `https://iam.googleapis.com/` and the provider.
-    pub token_audience: Option<String>,
-    /// Of RFC 8693 section 3; a JWT by default.
-    pub token_type: Option<String>,
-    /// The field of a JSON object that holds it; without, it stands alone. GitHub's is known.
-    pub field: Option<String>,
-    /// `NAME: VALUE` for a URL. `$VARIABLE` in the value stands for a variable of the environment.
-    pub headers: Vec<String>,
-}
-
-/// Where the subject token comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum TokenFrom {
-    /// GitHub Actions, with `permissions: id-token: write`.
-    Github,
-    Variable(String),
-    File(PathBuf),
-    /// By GET.
-    Url(String),
-    /// The exec provider.
-    Command,
-}
 
 impl Federation {
     pub(in crate::source) fn kind(

@@ -1,6 +1,6 @@
 //! Workload and workforce identity federation: a token of somebody else's issuer, exchanged at Google's
 //! security token service (RFC 8693). The credential files of it are `external_account` (AIP-4117); a CI job
-//! says the same in the config ([`Federation`]).
+//! says the same in the config ([`crate::provided::Federation`]).
 
 mod aws;
 mod certificate;
@@ -10,7 +10,6 @@ mod executable;
 mod response;
 mod subject;
 
-pub use configured::{Federation, TokenFrom};
 pub(super) use described::{Described, Fields};
 pub(super) use response::{Brought, Good, brought};
 

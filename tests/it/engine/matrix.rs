@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::session::{Session, engine_socket, python};
+use crate::support::session::{Session, engine_socket, nobody, python};
 
 /// Verbs that are not equal, and why that is meant: (verb, note). Everything else has to be equal.
 const MEANT: [(&str, &str); 1] = [(
@@ -55,11 +55,7 @@ fn clients_see_the_same_through_a_session() {
         .arg(format!("--column=direct={}", engine_socket().display()))
         .arg(format!("--column=proxied={}", proxied.socket.display()))
         .arg(format!("--column=attached={}", attached.socket.display()))
-        .envs([
-            ("NO_GCE_CHECK", "true"),
-            ("GCE_METADATA_HOST", "127.0.0.1:9"),
-            ("GCE_METADATA_IP", "127.0.0.1:9"),
-        ])
+        .envs(nobody())
         .output()
         .unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));

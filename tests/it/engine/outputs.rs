@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::session::{Session, engine_socket, python, raw, task_image};
+use crate::support::session::{Session, engine_socket, nobody, python, raw, task_image};
 
 /// An internal network of the test's own: a container without identity could otherwise reach out.
 struct Network(String);
@@ -31,11 +31,7 @@ fn auto_removed(socket: &Path, network: &Network, count: u32) -> Value {
         .arg(script)
         .args(["-n", &count.to_string(), "--image", &task_image(), "--network", &network.0])
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
-        .envs([
-            ("NO_GCE_CHECK", "true"),
-            ("GCE_METADATA_HOST", "127.0.0.1:9"),
-            ("GCE_METADATA_IP", "127.0.0.1:9"),
-        ])
+        .envs(nobody())
         .output()
         .unwrap();
     serde_json::from_slice(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"))

@@ -1,0 +1,168 @@
+//! What is dropped, what that does to calls under way, and the bounds of what is kept.
+
+use std::sync::atomic::Ordering;
+
+use super::tests::*;
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn another_account_drops_the_cache_and_what_is_under_way() {
+    let source = Scripted::new(100, 3600);
+    let mint = mint(&source);
+    assert_eq!(text(&mint, &ask("cached")).await.unwrap(), "token 1");
+    let waiter = {
+        let mint = mint.clone();
+        #[expect(clippy::disallowed_methods, reason = "the test looks at the outcome")]
+        tokio::spawn(async move { text(&mint, &ask("waiting")).await })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    source.reload.lock().unwrap().push_back(Reloaded::OtherAccount);
+    assert_eq!(mint.reload(), Reloaded::OtherAccount);
+    assert!(mint.cached(&ask("cached")).is_none());
+    assert_eq!(waiter.await.unwrap().unwrap(), "token 3", "token 2 was the old account's");
+    assert_eq!(text(&mint, &ask("waiting")).await.unwrap(), "token 3", "and it was not cached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_flight_of_an_old_account_settles_nothing() {
+    let source = Scripted::new(10, 3600);
+    source.next(1000, Ok(3600));
+    let mint = mint(&source);
+    let request = ask("a");
+    assert!(mint.access(&request, Duration::from_millis(20)).await.is_err());
+    mint.forget_all();
+    assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
+    pass(2).await;
+    assert_eq!(mint.cached(&request).unwrap().value.expose(), "token 2", "token 1 landed after it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_account_never_stands_in_for_a_slow_new_one() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    text(&mint, &ask("a")).await.unwrap();
+    pass(3100).await;
+    source.next(60_000, Ok(3600));
+    source.next(60_000, Ok(3600));
+    let request = ask("a");
+    let (outcome, ()) = tokio::join!(mint.access(&request, WAIT), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        mint.forget_all();
+    });
+    assert!(matches!(outcome, Err(MintFailure::Slow)), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_is_forgotten_with_its_flight() {
+    let source = Scripted::new(100, 3600);
+    let mint = mint(&source);
+    let own = AccessRequest { holder: Some(container("a")), ..ask("x") };
+    let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
+    let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
+    assert!(one.is_ok() && two.is_ok());
+    mint.forget_holder(&container("a"));
+    assert!(mint.cached(&own).is_none() && mint.cached(&other).is_some());
+
+    let (landed, ()) = tokio::join!(text(&mint, &own), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        mint.forget_holder(&container("a"));
+    });
+    assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
+    assert!(mint.cached(&own).is_none(), "but nothing of a dead container comes back");
+    assert_eq!(source.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn id_tokens_are_reused_for_four_minutes() {
+    let source = Scripted::new(1, 3600);
+    let mint = mint(&source);
+    let value = async |audience: &str| {
+        mint.identity(&id_ask(audience), WAIT).await.map(|token| token.value.expose().clone())
+    };
+    assert_eq!(value("a").await.unwrap(), "token 1");
+    assert_eq!(value("b").await.unwrap(), "token 2");
+    pass(238).await;
+    assert_eq!(value("a").await.unwrap(), "token 1");
+    pass(3).await;
+    assert_eq!(value("a").await.unwrap(), "token 3");
+    pass(250).await;
+    source.next(1, transient());
+    assert_eq!(value("a").await.unwrap(), "token 3", "still valid: better than an error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cache_is_bounded_and_the_oldest_make_room() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    for number in 0..ENTRIES + 100 {
+        mint.identity(&id_ask(&number.to_string()), WAIT).await.unwrap();
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    assert_eq!(mint.identity.len(), ENTRIES);
+    let calls = source.calls();
+    mint.identity(&id_ask(&(ENTRIES + 99).to_string()), WAIT).await.unwrap();
+    assert_eq!(source.calls(), calls, "the newest is still there");
+    mint.identity(&id_ask("0"), WAIT).await.unwrap();
+    assert_eq!(source.calls(), calls + 1, "the oldest is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_came_expired_is_an_error() {
+    let source = Scripted::new(0, 3600);
+    source.next(0, Ok(0));
+    let mint = mint(&source);
+    assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waking_up_forgets_failures_and_connections() {
+    let source = Scripted::new(0, 3600);
+    source.next(0, transient());
+    let mint = mint(&source);
+    assert!(text(&mint, &ask("a")).await.is_err());
+    mint.woke();
+    assert_eq!(source.reconnects.load(Ordering::Relaxed), 1);
+    assert!(text(&mint, &ask("a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
+    mint.forget_idle(|_| false);
+    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
+    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+    mint.forget_idle(|_| true);
+    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
+    mint.forget_idle(|_| false);
+    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
+    mint.access(&ask("a"), WAIT).await.unwrap();
+    assert_eq!(source.calls(), 2);
+}
+
+#[derive(Debug)]
+struct Panicking;
+
+impl Source for Panicking {
+    fn principal(&self) -> Principal {
+        Principal::default()
+    }
+    fn access_token<'a>(&'a self, _: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(async { panic!("on purpose") })
+    }
+    fn identity_token<'a>(
+        &'a self,
+        _: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
+        Box::pin(async { panic!("on purpose") })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_upstream_is_an_answer_and_the_key_lives_on() {
+    let mint = Mint::new(Arc::new(Panicking), Tasks::new(), Recorder::default());
+    for _ in 0..3 {
+        assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+    }
+}
