@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Pool;
-use crate::docker::cells::{self, Cells, Owner};
+use crate::docker::cells::{self, Cells};
 use crate::docker::image::Relay;
 use crate::docker::network::{MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
@@ -39,8 +39,6 @@ const SPARE: [u8; 2] = [198, 18];
 pub struct Wanted<'a> {
     /// Eight hex digits; they become part of names and labels.
     pub session: &'a str,
-    /// `run` or `serve`.
-    pub mode: &'a str,
     pub pool: Pool,
     /// What networks of one container each are made of, in the place of one shared by all.
     pub cells: Option<Pool>,
@@ -109,9 +107,8 @@ impl Session {
     /// The networks of one container each, if that is what is wanted: some are being made from now on.
     pub fn cells(&self, relay: &Tunnel, doors: Doors, tasks: &Tasks) -> Option<Cells> {
         let ranges = self.ranges.clone()?;
-        let Network { session, mode, .. } = self.network.clone();
-        let (engine, owner) = (self.engine.clone(), Owner { session, mode });
-        let cells = Cells::new(engine, owner, ranges.into_iter(), &relay.container, doors, tasks.clone());
+        let (engine, session) = (self.engine.clone(), self.network.session.clone());
+        let cells = Cells::new(engine, session, ranges.into_iter(), &relay.container, doors, tasks.clone());
         tasks.spawn("cells", cells.clone().keep_ready());
         Some(cells)
     }
@@ -265,11 +262,10 @@ async fn own_network(
     voice: &Voice,
 ) -> Result<(Network, Pool), EngineError> {
     let name = format!("{SHARED_NAME}-{}", wanted.session);
-    let owner = Owner { session: wanted.session.into(), mode: wanted.mode.into() };
     let mut error = EngineError::Broken("make a network", "network.cells has no room for one".into());
     for _ in 0..ranges.len() {
         let Some(range) = ranges.pop_front() else { break };
-        match engine.make_cell(&name, range, &owner).await {
+        match engine.make_cell(&name, range, wanted.session).await {
             Ok(network) => {
                 voice.notice(
                     "isolation: every container gets a network of its own, on which its clients find the relay by \
@@ -296,7 +292,7 @@ async fn network(
 ) -> Result<(Network, Pool), EngineError> {
     let own_name = format!("{SHARED_NAME}-{}", wanted.session);
     let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
-    let made = engine.make_network(name, wanted.pool, wanted.session, wanted.mode).await;
+    let made = engine.make_network(name, wanted.pool, wanted.session).await;
     let error = match made {
         Ok(network) => return Ok((network, wanted.pool)),
         Err(error) if error.is_overlap() => error,
@@ -310,7 +306,7 @@ async fn network(
     let owner = owner.map_or_else(|| error.to_string(), |name| format!("network {name} holds its range"));
     for third in 0..=255 {
         let pool = Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: 24 };
-        match engine.make_network(&own_name, pool, wanted.session, wanted.mode).await {
+        match engine.make_network(&own_name, pool, wanted.session).await {
             Ok(network) => {
                 voice.notice(format!(
                     "169.254.169.254 is not ours in this session ({owner}): containers find {} by environment \

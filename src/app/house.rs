@@ -74,13 +74,8 @@ impl House {
         let recorder = recorder(config, "", &voice)?;
         let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(around))?;
-        let wanted = Wanted {
-            session: &session_id()?,
-            mode,
-            pool: config.pool,
-            cells: config.cells,
-            sockets: &folder,
-        };
+        let wanted =
+            Wanted { session: &session_id()?, pool: config.pool, cells: config.cells, sockets: &folder };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.
@@ -98,6 +93,7 @@ impl House {
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
             cells: session.cells(&tunnel, server.doors(), &tasks),
+            mode,
             recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
@@ -318,6 +314,7 @@ fn settings(
         socket: PathBuf::new(),
         guard: Arc::new(config.guard.clone()),
         session: session.network.session.clone(),
+        mode: "serve",
         rules: Rulebook::new(reload::rules(config)),
         writable: Writable::default(),
         recognise: kfp::task,

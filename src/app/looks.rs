@@ -69,7 +69,7 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
         let text = format!("{subnet} is held by {name}: another session runs, or left it; both are handled");
         return text.into();
     }
-    match engine.make_network("kfp-creds-check", config.pool, "check", "run").await {
+    match engine.make_network("kfp-creds-check", config.pool, "check").await {
         Ok(network) => match engine.remove_network(&network.id).await {
             Ok(()) => format!("{} can be had", config.pool).into(),
             Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
@@ -92,10 +92,9 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
 
 /// The same where each container has a network: the first one that is free.
 async fn cells(engine: &Engine, range: Pool) -> Found {
-    let owner = cells::Owner { session: "check".into(), mode: "run".into() };
     let mut held = 0;
     for cell in cells::of(range) {
-        match engine.make_cell("kfp-creds-check", cell, &owner).await {
+        match engine.make_cell("kfp-creds-check", cell, "check").await {
             Ok(network) => {
                 let total = cells::of(range).count();
                 let text = format!(

@@ -56,17 +56,10 @@ fn kept_in(range: Pool) -> [Ipv4Addr; 3] {
     [2, 3, 4].map(|number| Ipv4Addr::from(range.base() + number))
 }
 
-/// Whose networks these are.
-#[derive(Clone, Debug)]
-pub struct Owner {
-    pub session: String,
-    pub mode: String,
-}
-
 impl Engine {
     /// Makes the network of one container; `EngineError::is_overlap` tells that its range is taken.
-    pub async fn make_cell(&self, name: &str, range: Pool, owner: &Owner) -> Result<Network, EngineError> {
-        self.make_full_network(name, range, &kept_in(range), &owner.session, &owner.mode).await
+    pub async fn make_cell(&self, name: &str, range: Pool, session: &str) -> Result<Network, EngineError> {
+        self.make_full_network(name, range, &kept_in(range), session).await
     }
 }
 
@@ -77,7 +70,7 @@ pub struct Cells(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     engine: Engine,
-    owner: Owner,
+    session: String,
     doors: Doors,
     tasks: Tasks,
     /// The relay's container id.
@@ -144,7 +137,7 @@ impl Cells {
     /// `ranges` in the order of their first use; `relay` is the relay's container id.
     pub fn new(
         engine: Engine,
-        owner: Owner,
+        session: String,
         ranges: impl Iterator<Item = Pool>,
         relay: &str,
         doors: Doors,
@@ -161,7 +154,7 @@ impl Cells {
         };
         let (relay, _) = watch::channel(relay.to_owned());
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Self(Arc::new(Inner { engine, owner, doors, tasks, relay, state, changed }))
+        Self(Arc::new(Inner { engine, session, doors, tasks, relay, state, changed }))
     }
 
     /// The relay was replaced: the new one is connected to every network.
@@ -299,8 +292,8 @@ impl Inner {
             state.number += 1;
             state.number
         };
-        let name = format!("{SHARED_NAME}-{}-{number}", self.owner.session);
-        let made = self.engine.make_cell(&name, range, &self.owner).await;
+        let name = format!("{SHARED_NAME}-{}-{number}", self.session);
+        let made = self.engine.make_cell(&name, range, &self.session).await;
         let network = made.map_err(|error| (Some(range), error))?.id;
         let end = CancellationToken::new();
         self.tasks.spawn("cell", self.clone().tend(network.clone(), range, end.clone()));

@@ -22,7 +22,8 @@ use crate::config::Pool;
 
 /// On every network of ours; the value is the session that made it.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
-/// `run` or `serve`: what a sweep does with containers that a dead session left running.
+/// On every container of ours, `run` or `serve`: what a sweep does with it where a dead session left it running.
+/// Not on networks, for one that had to stay is taken over by the next session, whichever that is.
 pub const MODE_LABEL: &str = "kfp-creds.mode";
 
 /// The network that holds the magic address has this name; others carry their session in it.
@@ -106,8 +107,6 @@ pub struct Network {
     pub name: String,
     /// Who made it: eight hex digits.
     pub session: String,
-    /// `run`, or `serve` where running containers are left running.
-    pub mode: String,
     /// `a.b.c.d/n`.
     pub subnet: String,
 }
@@ -119,6 +118,8 @@ pub struct Member {
     pub running: bool,
     /// What its label says; an image can bring that too, so it counts only together with the membership.
     pub session: Option<String>,
+    /// `run`, or `serve` where it is left running; like the session's.
+    pub mode: Option<String>,
 }
 
 impl Engine {
@@ -137,7 +138,6 @@ impl Engine {
                 id: network.id.unwrap_or_default(),
                 name: network.name.unwrap_or_default(),
                 session: labels.remove(SESSION_LABEL).unwrap_or_default(),
-                mode: labels.remove(MODE_LABEL).unwrap_or_default(),
                 subnet: subnet_of(network.ipam),
             }
         });
@@ -159,14 +159,8 @@ impl Engine {
     }
 
     /// Makes a network. `EngineError::is_overlap` tells that its range is taken.
-    pub async fn make_network(
-        &self,
-        name: &str,
-        pool: Pool,
-        session: &str,
-        mode: &str,
-    ) -> Result<Network, EngineError> {
-        self.make_full_network(name, pool, &[], session, mode).await
+    pub async fn make_network(&self, name: &str, pool: Pool, session: &str) -> Result<Network, EngineError> {
+        self.make_full_network(name, pool, &[], session).await
     }
 
     /// Like [`Self::make_network`]; nobody can be connected at the addresses of `kept`.
@@ -176,7 +170,6 @@ impl Engine {
         pool: Pool,
         kept: &[Ipv4Addr],
         session: &str,
-        mode: &str,
     ) -> Result<Network, EngineError> {
         let named: HashMap<_, _> =
             kept.iter().map(|address| (format!("kept-{address}"), address.to_string())).collect();
@@ -186,10 +179,7 @@ impl Engine {
             gateway: Some(pool.gateway().to_string()),
             auxiliary_addresses: (!named.is_empty()).then_some(named),
         };
-        let labels = HashMap::from([
-            (SESSION_LABEL.to_string(), session.to_string()),
-            (MODE_LABEL.to_string(), mode.to_string()),
-        ]);
+        let labels = HashMap::from([(SESSION_LABEL.to_string(), session.to_string())]);
         let request = NetworkCreateRequest {
             name: name.into(),
             driver: Some("bridge".into()),
@@ -205,13 +195,7 @@ impl Engine {
         };
         let made =
             self.docker.create_network(request).await.map_err(|e| EngineError::of("make the network", e))?;
-        Ok(Network {
-            id: made.id,
-            name: name.into(),
-            session: session.into(),
-            mode: mode.into(),
-            subnet: pool.subnet(),
-        })
+        Ok(Network { id: made.id, name: name.into(), session: session.into(), subnet: pool.subnet() })
     }
 
     /// Connects a container that does not run yet, at an address that we chose. Measured on 20.10: the
@@ -316,9 +300,10 @@ impl Engine {
 
 fn member(found: ContainerSummary) -> Option<Member> {
     use ContainerSummaryStateEnum::{PAUSED, RESTARTING, RUNNING};
-    let session = found.labels.unwrap_or_default().remove(SESSION_LABEL);
+    let mut labels = found.labels.unwrap_or_default();
+    let (session, mode) = (labels.remove(SESSION_LABEL), labels.remove(MODE_LABEL));
     let running = matches!(found.state, Some(RUNNING | PAUSED | RESTARTING));
-    Some(Member { id: found.id?, running, session })
+    Some(Member { id: found.id?, running, session, mode })
 }
 
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {

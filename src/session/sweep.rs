@@ -66,9 +66,11 @@ pub(super) async fn sweep(
 /// Stops what a dead `run` left and removes its network; how many were stopped.
 async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
     let members = engine.containers_on(network).await?;
-    let ours = |member: &&Member| member.running && member.session.as_ref() == Some(&network.session);
-    let stops = members.iter().filter(ours).filter(|_| network.mode == "run");
-    let stops = stops.map(|member| engine.stop(&member.id, 1));
+    let ours = |member: &&Member| {
+        let of_a_run = member.mode.as_deref() == Some("run");
+        member.running && of_a_run && member.session.as_ref() == Some(&network.session)
+    };
+    let stops = members.iter().filter(ours).map(|member| engine.stop(&member.id, 1));
     let stopped = join_all(stops).await.iter().filter(|stopped| stopped.is_ok()).count();
     detach_stopped(engine, network).await?;
     engine.remove_network(&network.id).await.map(|()| stopped)

@@ -115,7 +115,7 @@ class Lane:
         if not {"GCE_METADATA_HOST", "GCE_METADATA_IP"} <= {entry.split("=")[0] for entry in added}:
             raise AssertionError("this column is for containers that are attached")
         config["Env"] = [entry for entry in config["Env"] if entry not in added]
-        for label in ("kfp-creds.session", "kfp-creds.role"):
+        for label in ("kfp-creds.session", "kfp-creds.mode", "kfp-creds.role"):
             config["Labels"].pop(label)
         host["ExtraHosts"] = [entry for entry in host["ExtraHosts"] if entry.split(":")[0] not in MAGIC] or None
         host["CapDrop"] = [name for name in host["CapDrop"] if name != "NET_RAW"] or None

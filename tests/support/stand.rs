@@ -94,6 +94,7 @@ impl Stand {
         let settings = Settings {
             upstream: upstream.into(),
             session: "0123abcd".into(),
+            mode: "run",
             rules: Rulebook::new(Rules {
                 policy: Policy {
                     rules: vec![],

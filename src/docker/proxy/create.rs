@@ -99,6 +99,7 @@ impl Room {
             our_networks: &our_networks,
             wiring: &Wiring { relay, ..shared.clone() },
             session: &self.settings.session,
+            mode: self.settings.mode,
             alone: cell.is_some(),
         };
         let verdict = match judge::judge(body, &question) {

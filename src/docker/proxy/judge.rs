@@ -13,12 +13,11 @@ use super::confine::{Capabilities, risky_sysctl};
 use super::json::HOST_FIELDS;
 use super::wire::Refusal;
 use super::{Wiring, reserved};
+use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
 use crate::mounts::{self, Mount};
 use crate::policy::Decision;
 use crate::workload::{By, Identity};
 
-/// The label that says which session touched a container.
-pub const SESSION_LABEL: &str = "kfp-creds.session";
 const OUR_LABELS: &str = "kfp-creds.";
 /// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
 const ROLE: (&str, &str) = ("kfp-creds.role", "task");
@@ -50,6 +49,7 @@ pub(super) struct Question<'a> {
     /// What is mounted besides what the request asks for, for this task.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
+    pub(super) mode: &'a str,
     /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
     pub(super) alone: bool,
 }
@@ -302,14 +302,14 @@ fn wire_up(body: &mut Value, question: &Question<'_>) {
     env.retain(|entry| !additions.iter().any(|(name, _)| entry.split('=').next() == Some(*name)));
     env.extend(additions.iter().map(|(name, value)| format!("{name}={value}")));
     body["Env"] = env.into();
-    if !body["Labels"].is_object() {
-        body["Labels"] = Map::new().into();
+    for part in ["Labels", "HostConfig"] {
+        if !body[part].is_object() {
+            body[part] = Map::new().into();
+        }
     }
     body["Labels"][SESSION_LABEL] = question.session.into();
+    body["Labels"][MODE_LABEL] = question.mode.into();
     body["Labels"][ROLE.0] = ROLE.1.into();
-    if !body["HostConfig"].is_object() {
-        body["HostConfig"] = Map::new().into();
-    }
     let host = &mut body["HostConfig"];
     let mut hosts = list(&host["ExtraHosts"]);
     for name in &wiring.names {

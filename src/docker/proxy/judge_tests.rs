@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::judge::{
-    Neighbour, Question, SESSION_LABEL, Verdict, container_references, judge, network_references,
-};
+use super::judge::{Neighbour, Question, Verdict, container_references, judge, network_references};
 use super::{Wiring, json as strict};
+use crate::docker::network::SESSION_LABEL;
 use crate::policy::Decision;
 use crate::token::Scopes;
 use crate::workload::{By, Identity};
@@ -49,6 +48,7 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         our_networks: &HashSet::from(["kfp-creds".to_string()]),
         wiring: &wiring,
         session: "0123abcd",
+        mode: "run",
         alone: false,
     };
     let verdict = judge(&mut body, &question);
@@ -116,7 +116,10 @@ fn the_users_own_settings_win_and_are_said() {
     assert_eq!(env(&body, "GCE_METADATA_HOST"), ["x"]);
     assert!(env(&body, "GCE_METADATA_ROOT").is_empty(), "the image's value stays");
     assert_eq!(body["NetworkingConfig"], json!({"my-net": null}));
-    assert_eq!(body["Labels"], json!({"a": "b", "kfp-creds.session": "0123abcd", "kfp-creds.role": "task"}));
+    assert_eq!(
+        body["Labels"],
+        json!({"a": "b", "kfp-creds.session": "0123abcd", "kfp-creds.mode": "run", "kfp-creds.role": "task"})
+    );
     let said = notices(&verdict).join("\n");
     for part in ["GCE_METADATA_HOST points", "GCE_METADATA_ROOT points", "metadata.google.internal elsewhere"]
     {
@@ -270,7 +273,7 @@ fn our_labels_are_ours() {
     let (_, body) = verdict(json!({"Labels": labels}));
     assert_eq!(
         body["Labels"],
-        json!({"KFP-CREDS.x": "1", "kfp-creds.session": "0123abcd", "kfp-creds.role": "task"})
+        json!({"KFP-CREDS.x": "1", "kfp-creds.session": "0123abcd", "kfp-creds.mode": "run", "kfp-creds.role": "task"})
     );
     let (passed, body) = verdict_for(json!({"Labels": labels}), None, &[], &Decision::Pass("by rule".into()));
     assert!(matches!(passed, Verdict::Pass(why) if why == "by rule"));

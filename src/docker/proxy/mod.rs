@@ -58,7 +58,6 @@ use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
-pub use self::judge::SESSION_LABEL;
 pub use self::preview::{Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
@@ -74,8 +73,10 @@ pub struct Settings {
     /// Our own socket, for programs that mount the engine's.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,
-    /// Eight hex digits; the value of [`SESSION_LABEL`] on every container that is attached.
+    /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::network::SESSION_LABEL) on every container that is attached.
     pub session: String,
+    /// `run` or `serve`; the value of the label that tells a sweep what to do with it.
+    pub mode: &'static str,
     pub rules: Rulebook,
     pub writable: Writable,
     /// Reads a create body (canonical JSON) and `?name=`.

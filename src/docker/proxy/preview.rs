@@ -61,6 +61,7 @@ pub fn preview(
         wiring: &wiring,
         mounts: &mounts,
         session: "",
+        mode: "",
         alone,
     };
     let outcome = match judge::judge(&mut body, &question) {

@@ -10,12 +10,12 @@ use serde_json::Value;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, oneshot};
 use tokio::time::Instant;
 
-use super::judge::SESSION_LABEL;
 use super::logs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
 use super::{Ask, Settings};
+use crate::docker::network::SESSION_LABEL;
 use crate::guard::walk::Memory;
 use crate::workload::ContainerId;
 

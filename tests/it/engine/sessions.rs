@@ -79,6 +79,33 @@ fn a_killed_serve_is_swept_and_nothing_else() {
     raw(&["rmi", &copy]);
 }
 
+/// How a container is swept is its own affair: the network it is on may have been another session's.
+#[test]
+fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
+    let serve = Session::offline("", &["--all"]);
+    let stays = sleeper(&serve);
+    let (session, name) = (id(&serve), network(&serve).0);
+    let relay_ends = || {
+        until("the relay ends", Duration::from_secs(5), || {
+            raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{session}")]).is_empty()
+        });
+    };
+    serve.kill();
+    relay_ends();
+    let script = format!("docker run -d {} sleep 90; sleep 60", task_image());
+    let mut run = crate::support::raw::Running::run(&["--all"], &["sh", "-c", &script]);
+    until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
+    let goes = Container(run.out().trim().into());
+    assert!(run.err().contains(&format!("network {name} ")), "it was not taken over: {}", run.err());
+    run.signal("-KILL");
+    run.wait(Duration::from_secs(2));
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", run.pid())]).status();
+    relay_ends();
+    drop(Session::offline("", &[]));
+    assert!(running(&stays), "the container of the serve was stopped");
+    assert!(!running(&goes), "the container of the dead run still runs");
+}
+
 #[test]
 fn a_killed_run_is_swept_with_its_containers() {
     let image = task_image();
