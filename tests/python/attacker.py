@@ -391,11 +391,11 @@ class Forged:
         """The answer, or as much as came of it; who does not even answer is said."""
         for _ in range(3):
             self.arp(1, b"\0" * 6, self.gateway)
-            if self.peer or next(self.segments(0.5), None):
+            if self.peer or next(self.segments(0.3), None):
                 break
         if not self.peer:
             return "nobody is there"
-        for _ in range(4):
+        for _ in range(3):
             self.port += 1
             self.sent, self.seen = int.from_bytes(os.urandom(3), "big"), 0
             self.frame(0x02)
@@ -406,7 +406,7 @@ class Forged:
 
     def conversation(self, request):
         data = None
-        for flags, number, piece in self.segments(1.5):
+        for flags, number, piece in self.segments(1):
             if flags & 0x04:
                 return data
             if flags & 0x12 == 0x12 and data is None:
