@@ -24,6 +24,9 @@ const READY: usize = 6;
 /// Eight addresses: the network's own, the container's, three that nobody gets, the relay's, the engine's gateway,
 /// broadcast. So nobody else can be connected, by whichever engine call.
 const PREFIX: u8 = 29;
+/// The engine makes networks and containers one after the other: while enough are ready, the next one is not begun
+/// in the middle of the create that took one (it cost that 18 ms).
+const CALM: Duration = Duration::from_millis(200);
 /// How long a create waits for a network, and a network for the relay.
 const WITHIN: Duration = Duration::from_secs(30);
 /// When all addresses are held: how long one that is just being given back is waited for.
@@ -85,6 +88,7 @@ struct State {
     free: VecDeque<Pool>,
     ready: VecDeque<Room>,
     making: usize,
+    taken: Option<Instant>,
     /// Creates that wait for a network, in their order.
     waiters: VecDeque<oneshot::Sender<Result<Cell, String>>>,
     /// In a row: networks that could not be made, and ranges that somebody else has.
@@ -147,6 +151,7 @@ impl Cells {
             free: ranges.collect(),
             ready: VecDeque::new(),
             making: 0,
+            taken: None,
             waiters: VecDeque::new(),
             failures: 0,
             overlaps: 0,
@@ -165,7 +170,11 @@ impl Cells {
     /// A network with the relay on it and nobody else. Waits only when none is ready, and then in line.
     pub async fn take(&self) -> Result<Cell, String> {
         let inner = &self.0;
-        let ready = inner.state().ready.pop_front();
+        let ready = {
+            let mut state = inner.state();
+            state.taken = Some(Instant::now());
+            state.ready.pop_front()
+        };
         let cell = match ready {
             Some(room) => inner.cell(room),
             None => self.next_made().await?,
@@ -201,18 +210,18 @@ impl Cells {
     pub async fn keep_ready(self) {
         let stop = self.0.tasks.stop().clone();
         while !stop.is_cancelled() {
-            let pause = match self.0.next() {
-                Some(range) => {
+            let (pause, idle) = match self.0.next() {
+                Ok(range) => {
                     let made = self.0.make(range).await;
-                    self.0.made(made)
+                    (self.0.made(made), false)
                 }
-                None => Duration::MAX,
+                Err(pause) => (pause, true),
             };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
-                () = self.0.changed.notified(), if pause == Duration::MAX => {}
+                () = self.0.changed.notified(), if idle => {}
             }
         }
     }
@@ -223,15 +232,19 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range to make a network of, if one is wanted.
-    fn next(&self) -> Option<Pool> {
+    /// A range to make a network of, or how long none is wanted.
+    fn next(&self) -> Result<Pool, Duration> {
         let mut state = self.state();
         if state.ready.len() + state.making >= READY + state.waiters.len() {
-            return None;
+            return Err(Duration::MAX);
         }
-        let range = state.free.pop_front()?;
+        let since = state.taken.map_or(CALM, |taken| taken.elapsed());
+        if state.ready.len() > READY / 2 && since < CALM {
+            return Err(CALM - since);
+        }
+        let range = state.free.pop_front().ok_or(Duration::MAX)?;
         state.making += 1;
-        Some(range)
+        Ok(range)
     }
 
     fn cell(self: &Arc<Self>, room: Room) -> Cell {

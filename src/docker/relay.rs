@@ -27,7 +27,7 @@ pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.
 
 /// A relay on several networks must be no way from one to another: it passes nothing on (the engine's default is
 /// to), takes a packet only from where its answer would go, and answers on a network for its address there only.
-const BETWEEN_CELLS: [(&str, &str); 4] = [
+pub const BETWEEN_CELLS: [(&str, &str); 4] = [
     ("net.ipv4.ip_forward", "0"),
     ("net.ipv4.conf.all.rp_filter", "1"),
     ("net.ipv4.conf.all.arp_ignore", "2"),

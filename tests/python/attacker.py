@@ -288,9 +288,11 @@ def namespace():
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
 
 
-def plain():
-    """What is attacked where nothing of ours is: a server that tells everybody the token of the address that asks."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+def plain(interface=""):
+    """What is attacked where nothing of ours is: a server that tells everybody the token of the address that asks. It
+    may hear one interface only."""
+    from http.server import BaseHTTPRequestHandler
+    from socketserver import ThreadingTCPServer  # the one of http.server looks its own name up
 
     class Plain(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -307,7 +309,15 @@ def plain():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("0.0.0.0", 80), Plain)
+    ThreadingTCPServer.allow_reuse_address = ThreadingTCPServer.daemon_threads = True
+    for _ in range(50):
+        try:
+            server = ThreadingTCPServer(("0.0.0.0", 80), Plain)
+            break
+        except OSError:  # that of the one before, which is on its way out
+            time.sleep(0.1)
+    if interface:
+        server.socket.setsockopt(socket.SOL_SOCKET, 25, interface.encode())  # SO_BINDTODEVICE
     print("serving", flush=True)
     server.serve_forever()
 
@@ -391,11 +401,11 @@ class Forged:
         """The answer, or as much as came of it; who does not even answer is said."""
         for _ in range(3):
             self.arp(1, b"\0" * 6, self.gateway)
-            if self.peer or next(self.segments(0.5), None):
+            if self.peer or next(self.segments(0.3), None):
                 break
         if not self.peer:
             return "nobody is there"
-        for _ in range(4):
+        for _ in range(3):
             self.port += 1
             self.sent, self.seen = int.from_bytes(os.urandom(3), "big"), 0
             self.frame(0x02)
@@ -406,7 +416,7 @@ class Forged:
 
     def conversation(self, request):
         data = None
-        for flags, number, piece in self.segments(1.5):
+        for flags, number, piece in self.segments(1):
             if flags & 0x04:
                 return data
             if flags & 0x12 == 0x12 and data is None:
@@ -446,7 +456,9 @@ def through(server):
             stream.setsockopt(socket.SOL_SOCKET, 25, name.encode())  # SO_BINDTODEVICE
             stream.connect((server, 80))
             stream.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-            outcomes["bound"] = stream.recv(65536).decode("latin-1")
+            outcomes["bound"] = ""
+            while piece := stream.recv(65536):
+                outcomes["bound"] += piece.decode("latin-1")
     except OSError as error:
         outcomes["bound"] = error.strerror or str(error)
     try:

@@ -10,6 +10,7 @@ mod clients;
 mod floods;
 mod golden_relay;
 mod guard;
+mod interfaces;
 mod kfp;
 mod leaks;
 mod leaving;

@@ -1,0 +1,182 @@
+//! The relay on two networks, without what the engine's own rules do for it: network namespaces in a container that
+//! is connected to nothing, and the kernel as the engine sets it up for every container.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kfp_creds::docker::relay::BETWEEN_CELLS;
+use kfp_creds::relay::{CALLER, LISTENS};
+use serde_json::Value;
+
+use super::attacks::{Made, unused};
+use super::floods::{ATTACKER, facts};
+use crate::support::raw::until;
+use crate::support::session::{PROGRAM, docker_at, engine_socket, raw, task_image};
+
+/// The relay's addresses, and those of the containers beside it.
+const HERE: &str = "169.254.64.5";
+const THERE: &str = "169.254.64.13";
+const OWN: &str = "169.254.64.1";
+const NEIGHBOUR: &str = "169.254.64.9";
+
+/// What the relay's container does for each of the two others, whose process is `$2`.
+const CONNECT: &str = "ip link add to-$1 type veth peer name eth0 netns $2
+ip addr add $3/29 dev to-$1; ip link set to-$1 up";
+
+/// Three containers on no network of the engine's; the one between the others has an interface to either.
+struct Stage {
+    between: Made,
+    first: Made,
+    second: Made,
+}
+
+impl Stage {
+    fn set(sysctls: &[&str]) -> Self {
+        let program = format!("{PROGRAM}:/kfp-creds:ro");
+        let start = |what: &str, options: &[&str]| {
+            let (made, image) = (Made("container", unused(what)), task_image());
+            let run = ["run", "-d", "--network", "none", "--cap-add", "NET_ADMIN", "--name", &made.1];
+            raw(&[&run[..], options, &[&image, "sleep", &format!("12{}", what.len())]].concat());
+            made
+        };
+        let first = start("first", &[]);
+        let joined = format!("container:{}", first.1);
+        let second = start("second", &["--pid", &joined]);
+        let sysctls = sysctls.iter().flat_map(|sysctl| ["--sysctl", sysctl]);
+        let options: Vec<&str> = ["--pid", &joined, "-v", &program].into_iter().chain(sysctls).collect();
+        let between = start("between", &options);
+        let stage = Self { between, first, second };
+        let sh = |script: &str| stage.sh(&stage.between, script);
+        sh("ip addr add 10.9.9.5/32 dev lo");
+        for (name, container, here, at) in
+            [("a", &stage.first, HERE, OWN), ("b", &stage.second, THERE, NEIGHBOUR)]
+        {
+            let process = if name == "a" {
+                "1".into()
+            } else {
+                sh("grep -lzx '12[6]' /proc/[0-9]*/cmdline | cut -d/ -f3")
+            };
+            sh(&format!("set -e -- {name} {process} {here}; {CONNECT}"));
+            let own = format!("set -e; ip addr add {at}/29 dev eth0; ip link set eth0 up");
+            stage.sh(container, &format!("{own}; ip route add default via {here}"));
+        }
+        stage
+    }
+
+    fn sh(&self, container: &Made, script: &str) -> String {
+        raw(&["exec", &container.1, "sh", "-c", script])
+    }
+
+    /// In the first container, as root.
+    fn attack(&self, arguments: &[&str]) -> Value {
+        let host = format!("GCE_METADATA_HOST={HERE}");
+        let exec = ["exec", "-e", &host, &self.first.1, "python3", "-c", ATTACKER];
+        facts(&docker_at(&engine_socket(), &[&exec[..], arguments].concat()))
+    }
+
+    /// Starts a server that trusts addresses, on all interfaces or on one; its process id.
+    fn plain(&self, container: &Made, interface: &str) -> String {
+        let start = format!("python3 -c \"$0\" plain {interface} >/tmp/plain 2>&1 & echo $!");
+        let pid = raw(&["exec", &container.1, "sh", "-c", &start, ATTACKER]);
+        let serves = || self.sh(container, "cat /tmp/plain").contains("serving");
+        until("it serves", Duration::from_secs(10), serves);
+        pid
+    }
+}
+
+/// The host's end of the tunnel, which tells everybody the address that the relay says they have.
+async fn serve(container: String, listening: Arc<Mutex<Vec<String>>>) {
+    let socket = format!("unix://{}", engine_socket().display());
+    let mut relay = tokio::process::Command::new("docker")
+        .args(["-H", &socket, "exec", "-i", &container, "/kfp-creds", "relay", "10.9.9.5", "--cells"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let tunnel = tokio::io::join(relay.stdout.take().unwrap(), relay.stdin.take().unwrap());
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let said = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_string());
+        listening.lock().unwrap().extend(said(LISTENS));
+        let body = format!("{{\"access_token\": \"of {}\"}}", said(CALLER).unwrap_or_default());
+        async move { Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(body)))) }
+    });
+    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = builder.serve_connection(TokioIo::new(tunnel), service).await;
+}
+
+fn answered(reply: &Value) -> bool {
+    reply.as_str().unwrap().contains("access_token")
+}
+
+#[test]
+fn a_listener_hears_its_own_network_only_whatever_the_kernel_lets_through() {
+    let stage = Stage::set(&[]);
+    // So that the attacks are what they are in a container of the engine's.
+    let kernel = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/all/rp_filter";
+    assert_eq!(stage.sh(&stage.between, kernel), "1\n0");
+    let lie = format!("{NEIGHBOUR}@{HERE}");
+    // A server that hears one interface answers there whatever the address that asks; one that hears all is
+    // reached at its address on another network.
+    let server = stage.plain(&stage.between, "to-a");
+    let told = stage.attack(&["exchange", OWN, &lie]);
+    assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
+    assert!(
+        told[&lie].as_str().unwrap().contains(&format!("of {NEIGHBOUR}")),
+        "the attack itself fails: {told}"
+    );
+    stage.sh(&stage.between, &format!("kill {server}"));
+    let server = stage.plain(&stage.between, "");
+    let told = stage.attack(&["through", THERE]);
+    assert!(answered(&told["bound"]) && answered(&told["routed"]), "the attack itself fails: {told}");
+    stage.sh(&stage.between, &format!("kill {server}"));
+
+    let listening = Arc::new(Mutex::new(vec![]));
+    let (heard, container) = (listening.clone(), stage.between.1.clone());
+    // Until the container goes, and with it the tunnel.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(serve(container, heard));
+    });
+    let tells = |at: &str| listening.lock().unwrap().iter().any(|told| told == at);
+    until("the relay tells of both", Duration::from_secs(10), || tells(HERE) && tells(THERE));
+    let home = format!("{OWN}@10.9.9.5");
+    let told = stage.attack(&["exchange", OWN, &lie, &home]);
+    assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
+    assert!(!answered(&told[&lie]) && !answered(&told[&home]), "{told}");
+    let told = stage.attack(&["through", THERE]);
+    assert!(!answered(&told["bound"]) && !answered(&told["routed"]), "{told}");
+    // A network that comes later is served as well, and one that goes comes back.
+    stage.sh(&stage.between, "ip addr add 169.254.64.21/29 dev to-a; ip addr del 169.254.64.5/29 dev to-a");
+    until("the relay tells of the third", Duration::from_secs(5), || tells("169.254.64.21"));
+    listening.lock().unwrap().clear();
+    stage.sh(&stage.between, "ip addr add 169.254.64.5/29 dev to-a");
+    until("the relay tells of the first again", Duration::from_secs(5), || tells(HERE));
+    let told = stage.attack(&["exchange", OWN]);
+    assert!(answered(&told[OWN]), "{told}");
+}
+
+/// The same with those servers, and the kernel as it is set for every relay between networks.
+#[test]
+fn the_kernel_of_a_relay_between_networks_keeps_them_apart() {
+    let lie = format!("{NEIGHBOUR}@{HERE}");
+    for (sysctls, open) in [(vec![], true), (BETWEEN_CELLS.to_vec(), false)] {
+        let sysctls: Vec<String> = sysctls.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let stage = Stage::set(&sysctls.iter().map(String::as_str).collect::<Vec<_>>());
+        let server = stage.plain(&stage.between, "to-a");
+        let told = stage.attack(&["exchange", OWN, &lie]);
+        assert!(answered(&told[OWN]) && answered(&told[&lie]) == open, "{sysctls:?}: {told}");
+        stage.sh(&stage.between, &format!("kill {server}"));
+        stage.plain(&stage.second, "");
+        // The relay as a router: to the neighbour itself.
+        let told = stage.attack(&["through", NEIGHBOUR]);
+        assert_eq!(answered(&told["routed"]), open, "{sysctls:?}: {told}");
+    }
+}
