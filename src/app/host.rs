@@ -107,6 +107,7 @@ impl Host {
         let told = config.instance.clone();
         let base = View {
             numeric_project_id: config.numeric_project.unwrap_or(stand_in.numeric_project_id),
+            universe: config.endpoints.universe.clone().unwrap_or(stand_in.universe),
             zone: config.zone.clone(),
             hostname: told.hostname.unwrap_or_default(),
             machine_type: told.machine_type.unwrap_or(stand_in.machine_type),

@@ -63,3 +63,10 @@ fn without_it() {
     let server = Listening::open("");
     assert_found(&library(&server.place).unwrap(), "offline-project", "offline@kfp-creds.invalid");
 }
+
+/// The config's universe holds for every source, also for one that knows none.
+#[test]
+fn of_another_universe() {
+    let server = Listening::with(&[("KFP_CREDS_UNIVERSE", "cloud.example")]);
+    assert_eq!(library(&server.place).unwrap()["universe"], "cloud.example");
+}

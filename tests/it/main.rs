@@ -21,6 +21,7 @@ mod golden_wire;
 mod google_auth;
 mod leaks;
 mod leaks_federated;
+mod libraries;
 mod minting;
 mod proxy;
 mod sources_files;

@@ -16,20 +16,26 @@ pub(crate) struct Listening {
 
 impl Listening {
     pub(crate) fn open(config: &str) -> Self {
-        Self::start(config, &["--open"])
+        Self::start(config, &["--open"], &[])
     }
 
     /// Behind the path that it prints.
     pub(crate) fn guarded(config: &str) -> Self {
-        Self::start(config, &[])
+        Self::start(config, &[], &[])
     }
 
-    fn start(config: &str, flags: &[&str]) -> Self {
+    /// Open, with more in its environment.
+    pub(crate) fn with(environment: &[(&str, &str)]) -> Self {
+        Self::start("", &["--open"], environment)
+    }
+
+    fn start(config: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = Folder::new("listen");
         std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
         let mut child = program(&folder.0)
             .args(["serve", "--listen", "127.0.0.1:0", "--offline", "--quiet"])
             .args(flags)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -1,4 +1,5 @@
 //! Those that measure, or take something from under a session: they have the machine to themselves.
 
 mod death;
+mod libraries;
 mod restart;

@@ -1,0 +1,59 @@
+//! Go in a container: whether it is on Compute Engine is a race between the address and the name, and what wins
+//! stays for the life of the process. So the name has to mean the address, by Docker's own DNS as well.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::second_engine::{IMAGE, SecondEngine};
+use crate::support::session::{Session, claims};
+
+const STARTS: usize = 20;
+
+/// Built by `scripts/setup --clients`; static, so it runs in any image.
+fn program() -> PathBuf {
+    let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/clients");
+    let folder = std::env::var_os("KFP_CREDS_CLIENTS").map_or(fallback, PathBuf::from);
+    let program = folder.join("go/go_google");
+    assert!(program.exists(), "{}: scripts/setup --clients builds it", program.display());
+    program
+}
+
+#[test]
+fn go_finds_the_server_at_every_start() {
+    // Of its own, where no neighbour has the address that is built into clients.
+    let engine = SecondEngine::start();
+    let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &engine.host())]);
+    let container = session.ok(&["create", IMAGE, "sleep", "600"]);
+    session.ok(&["cp", &program().display().to_string(), &format!("{container}:/bin/go_google")]);
+    session.ok(&["start", &container]);
+    let said = |script: &str| -> Vec<Value> {
+        let said = session.ok(&["exec", &container, "sh", "-c", script]);
+        said.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {said}")))
+            .collect()
+    };
+    let untold = "busybox env -u GCE_METADATA_HOST -u GCE_METADATA_IP -u GCE_METADATA_ROOT";
+    let by_dns_alone = "left=$(busybox grep -v 169.254.169.254 /etc/hosts); echo \"$left\" >/etc/hosts;";
+    for (way, before, environment) in
+        [("as it is", "", ""), ("untold", "", untold), ("by DNS alone", by_dns_alone, untold)]
+    {
+        let starts =
+            format!("for i in $(busybox seq {STARTS}); do {environment} go_google metadata detect; done");
+        let found = said(&format!("{before} {starts}"));
+        assert_eq!(found.iter().filter(|line| line["value"] == true).count(), STARTS, "{way}: {found:?}");
+    }
+    // The same without being told, to the end.
+    let steps = "token refresh project universe email identity";
+    for line in said(&format!("AUDIENCE=https://service.example {untold} go_google metadata {steps}")) {
+        let value = line["value"].as_str().unwrap_or_else(|| panic!("{line}"));
+        match line["step"].as_str() {
+            Some("token" | "refresh" | "identity") => {
+                assert_eq!(claims(value)["container"], container, "{}", line["step"]);
+            }
+            Some("project") => assert_eq!(value, "offline-project"),
+            Some("universe") => assert_eq!(value, "googleapis.com"),
+            _ => assert_eq!(value, "offline@kfp-creds.invalid"),
+        }
+    }
+}

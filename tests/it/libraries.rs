@@ -1,0 +1,257 @@
+//! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
+//! program: `docs/CLIENTS.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::session::{PROGRAM, python};
+
+/// Whether a client may be missing: what no package registry has, and what only `--clients-all` builds.
+fn optional(absent: &Value) -> bool {
+    let all = std::env::var("KFP_CREDS_TEST_CLIENTS").is_ok_and(|which| which == "all");
+    text(absent, "name") == "gcloud" || (!all && ["Java", "Rust"].contains(&text(absent, "family")))
+}
+
+/// Cells of the first table: key and heading.
+const FINDS: [(&str, &str); 8] = [
+    ("detect", "detection"),
+    ("token", "token"),
+    ("refresh", "second refresh"),
+    ("identity", "ID token"),
+    ("project", "project id"),
+    ("universe", "universe"),
+    ("email", "e-mail"),
+    ("api", "API call"),
+];
+
+/// Cells of the second table.
+const BEARS: [(&str, &str); 5] = [
+    ("503", "tokens 503"),
+    ("all-503", "everything 503"),
+    ("slow", "2 s a token"),
+    ("near", "200 s left"),
+    ("short", "3 s left"),
+];
+
+const HEAD: &str = "# Client libraries
+
+Unmodified libraries and tools, each run in a network namespace of its own in which 169.254.169.254 is `kfp-creds serve
+--offline` behind a small proxy that makes the faults, with a DNS server and a TLS listener for `*.googleapis.com`. Nothing
+tells a client where the metadata server is: it finds it as on Compute Engine. A *token* counts when its signature is
+right and it is one that was handed out; an *API call* (reading an object, listing datasets, opening a read session) when
+every request to the API bore such a token. Written by the test `libraries`, which fails when a verdict changes; versions
+and what is asked may differ from machine to machine. A dash is something that the client has no means for; the
+[notes](#notes) say why, as they do for every other verdict that is not yes.
+";
+
+const FAULTS: &str = "
+*tokens 503*: for 3 s, counted from the first request for one, tokens get what they get when Google cannot be reached (503; 404
+for an ID token); *everything 503*: the same for every path, as for a container that has no identity yet. *at the next
+call*: the client gave up, and the same process succeeded once the 3 s were over. *2 s a token*: each takes as long as the
+program ever holds a request. *200 s left*: the first token has so much left, later ones 600 s, the least that is served
+from a token of an hour; a client *asks again* at its next use or *keeps it*, and asks no third time. *3 s left*: the
+first token expires in use.
+";
+
+/// The object that `matrix.py` prints.
+fn seen() -> Value {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/clients/matrix.py");
+    let mut command = Command::new(python());
+    command.arg(script).arg("--program").arg(PROGRAM);
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    serde_json::from_slice(&ran.stdout).unwrap()
+}
+
+#[test]
+fn every_client_finds_what_it_needs() {
+    let seen = seen();
+    for absent in list(&seen, "absent") {
+        let (name, why) = (text(absent, "name"), text(absent, "why"));
+        assert!(optional(absent), "{name}: {why}; scripts/setup --clients installs it");
+        eprintln!("NOT RUN: {name}: {why}");
+    }
+    let faults: Vec<String> = list(&seen, "rows").iter().filter_map(fault).collect();
+    assert!(faults.is_empty(), "{} clients are not as they should be:\n{}", faults.len(), faults.join("\n"));
+    let file = book();
+    let was = std::fs::read_to_string(&file).unwrap_or_default();
+    let is = document(&seen, &was);
+    let (before, after) = (verdicts(&was), verdicts(&is));
+    if before != after {
+        std::fs::write(&file, &is).unwrap();
+        let changed: Vec<_> =
+            after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
+        panic!("docs/CLIENTS.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+    }
+}
+
+fn book() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CLIENTS.md")
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+/// The note of a cell. Its key may name several cells.
+fn note<'a>(row: &'a Value, cell: &str) -> Option<&'a str> {
+    let notes = row["notes"].as_object()?;
+    notes.iter().find(|(cells, _)| cells.split(", ").any(|of| of == cell)).and_then(|(_, note)| note.as_str())
+}
+
+/// Verdicts that need no word of explanation.
+const GOOD: [&str; 3] = ["yes", "asks again", "keeps it"];
+
+/// Why a row cannot stand: a verdict without its reason, a reason without its verdict, a client that died.
+fn fault(row: &Value) -> Option<String> {
+    let mut found = String::new();
+    for (cell, heading) in FINDS.iter().chain(&BEARS) {
+        let verdict = row["cells"][cell].as_str().unwrap_or("missing");
+        if GOOD.contains(&verdict) == note(row, cell).is_some() {
+            writeln!(found, "  {heading}: {verdict}, and the note is {:?}", note(row, cell)).unwrap();
+        }
+    }
+    if row["silent"].as_object().is_some_and(|silent| !silent.is_empty()) {
+        writeln!(found, "  ended before its last step: {}", row["silent"]).unwrap();
+    }
+    if found.is_empty() {
+        return None;
+    }
+    Some(format!("{}\n{found}  {}", text(row, "name"), row["errors"]))
+}
+
+fn document(seen: &Value, was: &str) -> String {
+    let mut out = String::from(HEAD);
+    out += "\n## What they find\n";
+    table(&mut out, seen, was, "What they find", &FINDS);
+    out += "\n## How they bear faults\n";
+    out += FAULTS;
+    table(&mut out, seen, was, "How they bear faults", &BEARS);
+    out += "\n## Notes\n\n";
+    for line in section(was, "Notes").filter(|line| absent(seen, line.split("**").nth(1).unwrap_or_default()))
+    {
+        writeln!(out, "{line}").unwrap();
+    }
+    for row in list(seen, "rows") {
+        for (cells, note) in row["notes"].as_object().into_iter().flatten() {
+            let named: Vec<&str> = FINDS
+                .iter()
+                .chain(&BEARS)
+                .filter(|(cell, _)| cells.split(", ").any(|of| of == *cell))
+                .map(|(_, heading)| *heading)
+                .collect();
+            let note = note.as_str().unwrap_or_default();
+            writeln!(out, "- **{}**, {}: {note}.", text(row, "name"), named.join(", ")).unwrap();
+        }
+        for remark in list(row, "remarks").iter().filter_map(Value::as_str) {
+            writeln!(out, "- **{}**: {remark}.", text(row, "name")).unwrap();
+        }
+    }
+    out += "\n## What they ask\n\nBelow `/computeMetadata/v1`, each path once, in the order of a run without faults.\n\n";
+    out += "| client | asks |\n| --- | --- |\n";
+    for line in kept(seen, was, "What they ask") {
+        writeln!(out, "{line}").unwrap();
+    }
+    for row in list(seen, "rows") {
+        let asked: Vec<String> =
+            list(row, "asked").iter().filter_map(Value::as_str).map(|path| format!("`{path}`")).collect();
+        writeln!(out, "| {} | {} |", text(row, "name"), asked.join(" ")).unwrap();
+    }
+    out
+}
+
+fn table(out: &mut String, seen: &Value, was: &str, section: &str, cells: &[(&str, &str)]) {
+    let headings: Vec<&str> = cells.iter().map(|(_, heading)| *heading).collect();
+    writeln!(out, "\n| client | version | {} |", headings.join(" | ")).unwrap();
+    writeln!(out, "| --- | --- |{}", " --- |".repeat(cells.len())).unwrap();
+    for row in list(seen, "rows") {
+        let found: Vec<&str> =
+            cells.iter().map(|(cell, _)| row["cells"][cell].as_str().unwrap_or("missing")).collect();
+        let name = format!("{} ({})", text(row, "name"), text(row, "family"));
+        writeln!(out, "| {name} | {} | {} |", text(row, "version"), found.join(" | ")).unwrap();
+    }
+    let old: Vec<&str> = kept(seen, was, section).collect();
+    for line in &old {
+        writeln!(out, "{line}").unwrap();
+    }
+    for absent in list(seen, "absent") {
+        let name = format!("| {} ({})", text(absent, "name"), text(absent, "family"));
+        if !old.iter().any(|line| line.starts_with(&name)) {
+            let blanks = " not run |".repeat(cells.len());
+            writeln!(out, "{name} | {} |{blanks}", text(absent, "why")).unwrap();
+        }
+    }
+}
+
+/// The lines of a section, without its heading.
+fn section<'a>(document: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
+    let start = format!("## {heading}");
+    document
+        .lines()
+        .skip_while(move |line| *line != start)
+        .skip(1)
+        .take_while(|line| !line.starts_with("## "))
+        .filter(|line| !line.is_empty())
+}
+
+fn absent(seen: &Value, name: &str) -> bool {
+    let name = name.split(" (").next().unwrap_or_default();
+    list(seen, "absent").iter().any(|absent| text(absent, "name") == name)
+}
+
+/// Rows of clients that are not on this machine, as they were.
+fn kept<'a>(seen: &Value, was: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
+    let name = |line: &str| line.trim_start_matches("| ").split(" |").next().unwrap_or_default().to_string();
+    section(was, heading).filter(move |line| absent(seen, &name(line)))
+}
+
+/// What a document claims, by section and client, and its notes. Versions and what is asked belong to a machine.
+fn verdicts(document: &str) -> BTreeMap<(String, String), Vec<String>> {
+    let mut found = BTreeMap::new();
+    for heading in ["What they find", "How they bear faults"] {
+        for line in section(document, heading).filter(|line| line.starts_with("| ")) {
+            let cells: Vec<String> =
+                line.trim_matches(['|', ' ']).split(" | ").map(|cell| cell.trim().to_string()).collect();
+            if let [client, _version, verdicts @ ..] = cells.as_slice() {
+                found.insert((heading.to_string(), client.clone()), verdicts.to_vec());
+            }
+        }
+    }
+    for line in section(document, "Notes") {
+        found.insert(("Notes".into(), line.to_string()), vec![]);
+    }
+    found
+}
+
+#[test]
+fn a_verdict_needs_its_reason_and_a_client_that_is_away_keeps_its_row() {
+    let row = |identity: &str, notes: Value| {
+        let mut cells: serde_json::Map<String, Value> =
+            FINDS.iter().chain(&BEARS).map(|(cell, _)| ((*cell).to_string(), "yes".into())).collect();
+        cells.insert("identity".into(), identity.into());
+        serde_json::json!({
+            "name": "a", "family": "A", "version": "1", "cells": cells, "notes": notes, "asked": ["/x"],
+            "errors": {}, "silent": {},
+        })
+    };
+    let (good, reason) = (row("yes", Value::Null), serde_json::json!({"identity, slow": "makes none"}));
+    assert_eq!(fault(&good), None);
+    assert!(fault(&row("no", Value::Null)).unwrap().contains("ID token: no"));
+    // A reason that has become wrong is a fault too.
+    assert!(fault(&row("yes", reason.clone())).unwrap().contains("ID token: yes"));
+    let of = |row: Value| document(&serde_json::json!({"rows": [row], "absent": []}), "");
+    let (first, second) = (of(good), of(row("-", reason)));
+    assert_ne!(verdicts(&first), verdicts(&second));
+    assert!(second.contains("- **a**, ID token, 2 s a token: makes none."), "{second}");
+    let away = serde_json::json!({"rows": [], "absent": [{"name": "a", "family": "A", "why": "not here"}]});
+    assert_eq!(document(&away, &second), second);
+    assert!(document(&away, "").contains("| a (A) | not here | not run |"));
+}
