@@ -120,6 +120,9 @@ pub enum Command {
     Relay {
         /// The address that the relay has on the network
         at: Ipv4Addr,
+        /// Serve the networks that are connected later, each by itself
+        #[arg(long)]
+        cells: bool,
     },
     /// Fetches a token like a container's client would; started by `check` in a container
     #[command(hide = true)]

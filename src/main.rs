@@ -81,9 +81,9 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, around),
         Command::Probe { at } => probe(at),
-        Command::Relay { at } => {
+        Command::Relay { at, cells } => {
             observe::install_log("warn", std::io::stderr);
-            let ended = wait_for(relay::run(at))?;
+            let ended = wait_for(relay::run(at, cells))?;
             ended.map(|()| Ended::Done).map_err(|error| Failure::NotPermitted(format!("the relay: {error}")))
         }
     }

@@ -5,6 +5,9 @@
 //! from the relay's own socket. Everything that one container could do to the others is stopped here:
 //! head size, slow clients, and the number of connections and open requests per source address.
 
+mod cells;
+mod links;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,6 +33,8 @@ use crate::unparsable::Flavored;
 pub const CALLER: HeaderName = HeaderName::from_static("kfp-creds-caller");
 /// The `Host` that the caller sent: HTTP/2 has its own idea of an authority.
 pub const HOST: HeaderName = HeaderName::from_static("kfp-creds-host");
+/// On a request of the relay's own: the address at which it listens from now on.
+pub const LISTENS: HeaderName = HeaderName::from_static("kfp-creds-listens");
 /// In a reply: close the caller's connection after it.
 pub const CLOSE: HeaderName = HeaderName::from_static("kfp-creds-close");
 
@@ -54,9 +59,14 @@ const REPLY_WITHIN: Duration = Duration::from_secs(30);
 type Client = SendRequest<Empty<Bytes>>;
 
 /// Runs until stdin ends. `at` is the address to serve on, port 80; the first request over the tunnel is
-/// the relay's own, through its own listener, which proves the whole way.
-pub async fn run(at: Ipv4Addr) -> io::Result<()> {
-    let listener = listen()?;
+/// the relay's own, through its own listener, which proves the whole way. With `cells` it serves the networks
+/// that it is connected to later, one container on each.
+pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
+    let own = if cells {
+        cells::own_doorman(at)?
+    } else {
+        Doorman { listener: listen(Ipv4Addr::UNSPECIFIED, None)?, network: None }
+    };
     let tasks = Tasks::new();
     let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
     let stdout = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
@@ -73,30 +83,45 @@ pub async fn run(at: Ipv4Addr) -> io::Result<()> {
         .handshake(tunnel)
         .await
         .map_err(io::Error::other)?;
-    let serving = serve(listener, client, tasks.clone());
+    let serving = async {
+        if cells {
+            return cells::serve_each(own, at, client, tasks.clone()).await;
+        }
+        serve(own, client, Callers::default(), tasks.clone()).await;
+        Ok(())
+    };
     tasks.spawn("probe", async move {
         if let Err(error) = probe(at).await {
             tracing::warn!(%error, "the probe through our own listener failed");
         }
     });
     tokio::select! {
-        () = serving => Ok(()),
+        ended = serving => ended,
         // The end of stdin is the end of the session, in whatever way it comes.
         ended = connection => ended.map_err(io::Error::other),
     }
 }
 
-fn listen() -> io::Result<TcpListener> {
+fn listen(at: Ipv4Addr, interface: Option<&str>) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
-    socket.bind((Ipv4Addr::UNSPECIFIED, 80).into())?;
+    if let Some(name) = interface {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    socket.bind((at, 80).into())?;
     socket.listen(BACKLOG)
 }
 
-async fn serve(listener: TcpListener, client: Client, tasks: Tasks) {
-    let callers = Callers::default();
+/// A listener, and the network whose containers it serves; everybody where there is one network only.
+#[derive(Debug)]
+struct Doorman {
+    listener: TcpListener,
+    network: Option<links::Link>,
+}
+
+async fn serve(doorman: Doorman, client: Client, callers: Callers, tasks: Tasks) {
     loop {
-        let (stream, from) = match listener.accept().await {
+        let (stream, from) = match doorman.listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
                 // Out of file descriptors: those of finished connections come back.
@@ -104,6 +129,9 @@ async fn serve(listener: TcpListener, client: Client, tasks: Tasks) {
                 continue;
             }
         };
+        if !doorman.knows(from.ip()) {
+            continue;
+        }
         let Some(place) = callers.admit(from.ip()) else {
             continue; // dropping the stream resets it: the caller has far more than its share open
         };
@@ -178,6 +206,7 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
         HeaderName::from_static("proxy-connection"),
         CALLER,
         HOST,
+        LISTENS,
     ] {
         headers.remove(name);
     }

@@ -3,23 +3,25 @@
 //! A session is alive while its relay runs. That is how a sweep tells a dead session from a live neighbour: a
 //! network of ours without a running relay on it, and without somebody who is about to start one, is nobody's.
 
-use std::ffi::OsStr;
+mod sweep;
+
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::ErrorKind;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Pool;
+use crate::docker::cells::{self, Cells, Owner};
 use crate::docker::image::Relay;
-use crate::docker::network::{MAGIC, Member, Network, SHARED_NAME};
+use crate::docker::network::{MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
+use crate::doors::Doors;
 use crate::observe::{Line, Voice};
 use crate::process::Tasks;
 use crate::server::Server;
@@ -28,9 +30,6 @@ use crate::server::Server;
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// A relay that died is replaced within this, or the session says that it cannot go on.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
-
-/// How long a session that we cannot ask may be without a relay before it counts as dead.
-const GAP: Duration = Duration::from_secs(2);
 
 /// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
 /// pending name look-up).
@@ -48,9 +47,10 @@ pub struct Wanted<'a> {
     /// `run` or `serve`.
     pub mode: &'a str,
     pub pool: Pool,
-    /// Held while networks are swept and made, so that two starts do not sweep each other.
-    pub lock: &'a Path,
-    /// Where sessions of this user listen, each at `SESSION.sock`.
+    /// What networks of one container each are made of, in the place of one shared by all.
+    pub cells: Option<Pool>,
+    /// Where sessions of this user listen, each at `SESSION.sock`. Its `lock` is held while networks are swept
+    /// and made, so that two starts do not sweep each other.
     pub sockets: &'a Path,
 }
 
@@ -68,6 +68,8 @@ pub struct Session {
     pub relay_name: String,
     /// Addresses of the pool that others hold already, on a network that was taken over.
     taken: Vec<Ipv4Addr>,
+    /// Where containers get networks of their own: their ranges, less that of the relay's own network.
+    ranges: Option<VecDeque<Pool>>,
 }
 
 impl Session {
@@ -83,14 +85,18 @@ impl Session {
         voice: &Voice,
     ) -> Result<(Self, Tunnel), EngineError> {
         // The image as well: a session of another build removes older ones that are not in use yet.
-        let _lock = lock(wanted.lock).await?;
+        let _lock = lock(&wanted.sockets.join("lock")).await?;
         let (image, image_name) = relay_image(&engine, voice).await?;
-        let left = sweep(&engine, wanted.sockets, voice).await?;
-        let (network, pool) = network(&engine, wanted, left, voice).await?;
+        let left = sweep::sweep(&engine, wanted.sockets, voice).await?;
+        let mut ranges = wanted.cells.map(|range| cell_ranges(range, wanted.session));
+        let (network, pool) = match &mut ranges {
+            Some(ranges) => own_network(&engine, wanted, ranges, voice).await?,
+            None => network(&engine, wanted, left, voice).await?,
+        };
         let taken = engine.addresses_on(&network.id).await?;
         let relay_name = format!("kfp-creds-relay-{}", network.session);
         let session =
-            Self { relay: pool.relay(), engine, network, pool, taken, image, image_name, relay_name };
+            Self { relay: pool.relay(), engine, network, pool, taken, ranges, image, image_name, relay_name };
         match session.start_relay().await {
             Ok(tunnel) => Ok((session, tunnel)),
             Err(error) => {
@@ -101,7 +107,18 @@ impl Session {
     }
 
     async fn start_relay(&self) -> Result<Tunnel, EngineError> {
-        self.engine.start_relay(&self.image, &self.network, self.relay, &self.relay_name).await
+        let cells = self.ranges.is_some();
+        self.engine.start_relay(&self.image, &self.network, self.relay, &self.relay_name, cells).await
+    }
+
+    /// The networks of one container each, if that is what is wanted: some are being made from now on.
+    pub fn cells(&self, relay: &Tunnel, doors: Doors, tasks: &Tasks) -> Option<Cells> {
+        let ranges = self.ranges.clone()?;
+        let Network { session, mode, .. } = self.network.clone();
+        let (engine, owner) = (self.engine.clone(), Owner { session, mode });
+        let cells = Cells::new(engine, owner, ranges.into_iter(), &relay.container, doors, tasks.clone());
+        tasks.spawn("cells", cells.clone().keep_ready());
+        Some(cells)
     }
 
     /// Serves the tunnel and replaces the relay whenever it dies, until the session stops. `renewed` is
@@ -180,26 +197,34 @@ impl Session {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let running = detach_stopped(&self.engine, &self.network).await?;
-        if running > 0 {
-            let why = format!("{running} containers still run on it; the next session removes it");
-            return Err(EngineError::Broken("remove our network", why));
-        }
-        self.remove_network().await
+        let networks = match self.ranges {
+            None => vec![self.network.clone()],
+            Some(_) => {
+                let all = self.engine.our_networks().await?;
+                all.into_iter().filter(|network| network.session == self.network.session).collect()
+            }
+        };
+        let removals = networks.iter().map(|network| self.remove_network(network));
+        join_all(removals).await.into_iter().collect()
     }
 
     /// A container that has ended, and the relay itself, may hold their endpoints for a moment longer: the
     /// engine gives them up behind the `die` event. It also miscounts at times (seen on 20.10 under load): it
     /// lists nobody on the network and does not remove it, until it restarts.
-    async fn remove_network(&self) -> Result<(), EngineError> {
+    async fn remove_network(&self, network: &Network) -> Result<(), EngineError> {
+        let running = detach_stopped(&self.engine, network).await?;
+        if running > 0 {
+            let why = format!("{running} containers still run on it; the next session removes it");
+            return Err(EngineError::Broken("remove our network", why));
+        }
         let began = Instant::now();
         let mut listed = began;
         loop {
-            match self.engine.remove_network(&self.network.id).await {
+            match self.engine.remove_network(&network.id).await {
                 Err(error) if error.is_in_use() && began.elapsed() < ENDPOINTS_WITHIN => {}
                 outcome => return outcome,
             }
-            if !self.engine.addresses_on(&self.network.id).await?.is_empty() {
+            if !self.engine.addresses_on(&network.id).await?.is_empty() {
                 listed = Instant::now();
             } else if listed.elapsed() > MISCOUNTED_AFTER {
                 let why =
@@ -247,81 +272,42 @@ async fn lock(path: &Path) -> Result<File, EngineError> {
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
 }
 
-/// Removes what dead sessions left, and gives the networks that have to stay because containers run on
-/// them. Goes by membership of a network that carries our label: labels of containers and images can be
-/// copied, labels of networks cannot. What cannot be removed now is no reason not to start.
-async fn sweep(engine: &Engine, sockets: &Path, voice: &Voice) -> Result<Vec<Network>, EngineError> {
-    let mut left = vec![];
-    let mut alive = vec![];
-    for network in engine.our_networks().await? {
-        if is_alive(engine, &network, sockets).await? {
-            alive.push(network.session);
-            continue;
-        }
-        match sweep_network(engine, &network).await {
-            Ok(stopped) => voice.notice(format!(
-                "swept session {}: its network, {stopped} of its containers stopped",
-                network.session
-            )),
-            Err(error) => {
-                tracing::debug!(%error, network = network.name, "a network of ours stays for now");
-                left.push(network);
+/// In the order in which a session uses them: each begins elsewhere, so that two seldom try the same.
+fn cell_ranges(range: Pool, session: &str) -> VecDeque<Pool> {
+    let mut ranges: VecDeque<Pool> = cells::of(range).collect();
+    let start = usize::from_str_radix(session, 16).unwrap_or_default() % ranges.len().max(1);
+    ranges.rotate_left(start);
+    ranges
+}
+
+/// The relay's own network where every container has another: nobody else belongs on it.
+async fn own_network(
+    engine: &Engine,
+    wanted: &Wanted<'_>,
+    ranges: &mut VecDeque<Pool>,
+    voice: &Voice,
+) -> Result<(Network, Pool), EngineError> {
+    let name = format!("{SHARED_NAME}-{}", wanted.session);
+    let owner = Owner { session: wanted.session.into(), mode: wanted.mode.into() };
+    let mut error = EngineError::Broken("make a network", "network.cells has no room for one".into());
+    for _ in 0..ranges.len() {
+        let Some(range) = ranges.pop_front() else { break };
+        match engine.make_cell(&name, range, &owner).await {
+            Ok(network) => {
+                voice.notice(
+                    "isolation: every container gets a network of its own, on which its clients find the relay by \
+                     environment and hosts entries; every client but PHP's follows those",
+                );
+                return Ok((network, range));
             }
+            Err(overlap) if overlap.is_overlap() => {
+                error = overlap;
+                ranges.push_back(range);
+            }
+            Err(error) => return Err(error),
         }
     }
-    let held =
-        |session: &str| alive.iter().chain(left.iter().map(|network| &network.session)).any(|s| s == session);
-    for socket in dead_sockets(sockets).await {
-        if socket.file_stem().and_then(OsStr::to_str).is_some_and(|session| !held(session)) {
-            let _ = std::fs::remove_file(&socket);
-        }
-    }
-    Ok(left)
-}
-
-/// Stops what a dead `run` left and removes its network; how many were stopped.
-async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
-    let members = engine.containers_on(network).await?;
-    let ours = |member: &&Member| member.running && member.session.as_ref() == Some(&network.session);
-    let stops = members.iter().filter(ours).filter(|_| network.mode == "run");
-    let stops = stops.map(|member| engine.stop(&member.id, 1));
-    let stopped = join_all(stops).await.iter().filter(|stopped| stopped.is_ok()).count();
-    detach_stopped(engine, network).await?;
-    engine.remove_network(&network.id).await.map(|()| stopped)
-}
-
-/// A session is alive while its relay runs. For a moment it may have none: while it starts, and while a relay
-/// that died is being replaced. Its socket tells then; where that is another user's, a second look does.
-async fn is_alive(engine: &Engine, network: &Network, sockets: &Path) -> Result<bool, EngineError> {
-    let socket = sockets.join(format!("{}.sock", network.session));
-    let deadline = Instant::now() + GAP;
-    loop {
-        let relays = engine.running_relays().await?;
-        let members = engine.containers_on(network).await?;
-        if members.iter().any(|member| member.running && relays.iter().any(|(id, _)| *id == member.id)) {
-            return Ok(true);
-        }
-        match UnixStream::connect(&socket).await {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
-            Err(_) if Instant::now() > deadline => return Ok(false),
-            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-        }
-    }
-}
-
-/// Sockets on which nobody listens.
-async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
-    let mut dead = vec![];
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let socket = path.extension().is_some_and(|extension| extension == "sock" || extension == "ctl");
-        if socket && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
-        {
-            dead.push(path);
-        }
-    }
-    dead
+    Err(error)
 }
 
 /// The shared network with the magic address where it can be had, else a small one of our own.

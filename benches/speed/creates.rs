@@ -55,18 +55,18 @@ pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<
     Ok(())
 }
 
-fn interval(figure: Figure, scale: f64, unit: &str) -> String {
+pub(crate) fn interval(figure: Figure, scale: f64, unit: &str) -> String {
     let Figure { value, low, high } = figure;
     format!("{:.2}{unit} (95 %: {:.2}–{:.2})", value * scale, low * scale, high * scale)
 }
 
-fn medians(pairs: &[(f64, f64)]) -> String {
+pub(crate) fn medians(pairs: &[(f64, f64)]) -> String {
     let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
     format!("{:.1} against {:.1} ms, {} pairs", median(&ours), median(&theirs), pairs.len())
 }
 
 /// Milliseconds of alternating turns, each pair in the other order than the one before.
-fn pairs(
+pub(crate) fn pairs(
     rounds: usize,
     mut first: impl FnMut(usize) -> Outcome<f64>,
     mut second: impl FnMut(usize) -> Outcome<f64>,
@@ -87,10 +87,10 @@ fn pairs(
 }
 
 /// Somebody who makes containers at a socket: at the engine's the second network is connected by hand.
-struct Hand<'a> {
-    socket: std::path::PathBuf,
-    stage: &'a Stage,
-    second: bool,
+pub(crate) struct Hand<'a> {
+    pub(crate) socket: std::path::PathBuf,
+    pub(crate) stage: &'a Stage,
+    pub(crate) second: bool,
 }
 
 impl Hand<'_> {
@@ -108,7 +108,7 @@ impl Hand<'_> {
         Ok(id)
     }
 
-    fn create(&self, turn: usize) -> Outcome<f64> {
+    pub(crate) fn create(&self, turn: usize) -> Outcome<f64> {
         let began = Instant::now();
         let id = self.make(turn)?;
         let took = began.elapsed().as_secs_f64() * 1e3;

@@ -14,6 +14,7 @@ mod bare;
 mod creates;
 mod engine;
 mod figures;
+mod isolation;
 mod load;
 mod loopback;
 mod process;
@@ -107,13 +108,16 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
     if plan.wants("who") {
         who::measure(&plan, &mut table)?;
     }
-    if ["tunnel", "creates", "start", "leases"].iter().any(|group| plan.wants(group)) {
+    if ["tunnel", "creates", "isolation", "start", "leases"].iter().any(|group| plan.wants(group)) {
         let stage = Stage::set()?;
         if plan.wants("tunnel") {
             tunnel::measure(&plan, &stage, &mut table)?;
         }
         if plan.wants("creates") {
             creates::measure(&plan, &stage, &mut table)?;
+        }
+        if plan.wants("isolation") {
+            isolation::measure(&plan, &stage, &mut table)?;
         }
         if plan.wants("leases") {
             who::leases(&plan, &stage.image, &mut table)?;

@@ -114,11 +114,13 @@ async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Found {
 
 async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure> {
     let (engine, session) = (&house.session.engine, &house.session);
-    let made = engine.make_probe(&session.image, session.relay).await?;
+    let cell = house.cell().await?;
+    let relay = cell.as_ref().map_or(session.relay, |cell| cell.relay);
+    let made = engine.make_probe(&session.image, relay).await?;
     let container =
         ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
-    let attached = house.lifecycle.attach(Grant { container, identity, by: By::Default, task }).await;
+    let attached = house.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell).await;
     let started = Instant::now();
     let ended = match attached {
         Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),
@@ -128,11 +130,10 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
     let code = ended?;
     removed?;
     match code {
-        0 => Ok(format!("got a token at {} within {} ms", session.relay, started.elapsed().as_millis())),
+        0 => Ok(format!("got a token at {relay} within {} ms", started.elapsed().as_millis())),
         1 => Err(Failure::NoCredential("reached us and got no token: see the lines above".into())),
         _ => Err(Failure::Engine(format!(
-            "did not reach {}: does a firewall of this machine drop traffic inside Docker networks?",
-            session.relay
+            "did not reach {relay}: does a firewall of this machine drop traffic inside Docker networks?"
         ))),
     }
 }

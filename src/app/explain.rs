@@ -25,7 +25,7 @@ pub async fn explain(
     let path = around.cwd.join(what);
     if path.is_file() {
         let rules = reload::rules(config);
-        let preview = preview(read(&path)?.as_bytes(), &rules, kfp::task)
+        let preview = preview(read(&path)?.as_bytes(), &rules, config.cells.is_some(), kfp::task)
             .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
         let beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());

@@ -119,7 +119,12 @@ impl Host {
             accounts: vec![],
             ..View::default()
         };
-        Views { base, project: config.project.clone(), email: config.email.clone() }
+        Views {
+            base,
+            project: config.project.clone(),
+            email: config.email.clone(),
+            cells: config.cells.is_some(),
+        }
     }
 
     pub(super) fn project(&self, config: &Config) -> String {

@@ -1,22 +1,21 @@
 //! A session's rooms, built in order and ended in order: what `run` and `serve` have in common.
 
-use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::broken;
 use super::control::{About, Desk, Door};
+use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
 use super::reload;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
+use crate::docker::cells::Cell;
 use crate::docker::proxy::{
     self, Ask, Clients, Closing, Exits, Kind, Reserved, Rulebook, Settings, Wiring, Writable,
 };
@@ -79,7 +78,7 @@ impl House {
             session: &session_id()?,
             mode,
             pool: config.pool,
-            lock: &folder.join("lock"),
+            cells: config.cells,
             sockets: &folder,
         };
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
@@ -98,6 +97,7 @@ impl House {
             socket: folder.join(format!("{id}.sock")),
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
+            cells: session.cells(&tunnel, server.doors(), &tasks),
             recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
@@ -130,14 +130,24 @@ impl House {
         Ok(house)
     }
 
+    /// A network for one container, where each has its own.
+    pub(super) async fn cell(&self) -> Result<Option<Cell>, Failure> {
+        match &self.proxy.cells {
+            Some(cells) => cells.take().await.map(Some).map_err(Failure::Engine),
+            None => Ok(None),
+        }
+    }
+
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
         let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
         let (reserved, recorder) = (self.proxy.reserved.clone(), self.proxy.recorder.clone());
+        let cells = self.proxy.cells.clone();
         self.tasks.spawn("relay", async move {
             let name = session.relay_name.clone();
             let renewed = move |id: &str| {
                 recorder.metrics().relay_replaced();
                 reserved.put(Kind::Container, id, &name);
+                cells.iter().for_each(|cells| cells.renewed(id));
             };
             if let Err(error) = session.keep_relay(server, tunnel, tasks, voice, renewed).await {
                 let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
@@ -317,6 +327,7 @@ fn settings(
         exits: Exits::default(),
         closing: Closing::default(),
         clients: Clients::default(),
+        cells: None,
         recorder: Recorder::default(),
         ask,
         tasks: tasks.clone(),
@@ -358,36 +369,4 @@ pub(super) fn session_id() -> Result<String, Failure> {
         .fill(&mut bytes)
         .map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
     Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
-}
-
-/// Short: a unix socket's path may have 107 bytes.
-pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
-    match around.variable("XDG_RUNTIME_DIR") {
-        Some(folder) if folder.len() < 60 => Path::new(folder).join("kfp-creds"),
-        _ => PathBuf::from(format!("/tmp/kfp-creds-{}", rustix::process::getuid().as_raw())),
-    }
-}
-
-/// A folder that only we can enter: its socket is as good as root on this machine.
-pub(super) fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
-    let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", folder.display()));
-    match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
-        Ok(()) => {}
-        Err(error) => return Err(broken(error.to_string())),
-    }
-    let found = std::fs::symlink_metadata(folder).map_err(|e| broken(e.to_string()))?;
-    let own = rustix::process::getuid().as_raw();
-    if !found.is_dir() || std::os::unix::fs::MetadataExt::uid(&found) != own {
-        return Err(broken("belongs to somebody else: remove it, or set XDG_RUNTIME_DIR".into()));
-    }
-    std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(|e| broken(e.to_string()))?;
-    Ok(folder.into())
-}
-
-fn listen(socket: &Path) -> io::Result<UnixListener> {
-    // That of the dead session whose network was taken over.
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
-    Ok(listener)
 }

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::check::Found;
+use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
-use super::house::{private_folder, runtime_folder};
 use crate::config::{Config, Pool, Surroundings};
 use crate::docker::Engine;
+use crate::docker::cells;
 use crate::docker::network::Network;
 use crate::failure::Failure;
 use crate::mint::MintFailure;
@@ -57,6 +58,9 @@ pub(super) fn rights(around: &Surroundings) -> Found {
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.
 pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
+    if let Some(range) = config.cells {
+        return cells(engine, range).await;
+    }
     let ours = match engine.our_networks().await {
         Ok(ours) => ours,
         Err(error) => return Found::Bad(error.into(), None),
@@ -84,6 +88,30 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
         }
         Err(error) => Found::Bad(error.into(), None),
     }
+}
+
+/// The same where each container has a network: the first one that is free.
+async fn cells(engine: &Engine, range: Pool) -> Found {
+    let owner = cells::Owner { session: "check".into(), mode: "run".into() };
+    let mut held = 0;
+    for cell in cells::of(range) {
+        match engine.make_cell("kfp-creds-check", cell, &owner).await {
+            Ok(network) => {
+                let total = cells::of(range).count();
+                let text = format!(
+                    "{cell} can be had, one of {total} for a container each; {held} before it are held"
+                );
+                return match engine.remove_network(&network.id).await {
+                    Ok(()) => text.into(),
+                    Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
+                };
+            }
+            Err(error) if error.is_overlap() => held += 1,
+            Err(error) => return Found::Bad(error.into(), None),
+        }
+    }
+    let failure = Failure::Engine(format!("all {held} networks of {range} are held"));
+    Found::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
 }
 
 /// What images bring that wins over a metadata server.

@@ -6,6 +6,7 @@ mod conformance;
 mod control;
 mod cut_off;
 mod explain;
+mod folder;
 mod host;
 mod house;
 mod kill_switch;

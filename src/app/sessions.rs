@@ -10,7 +10,7 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::house::runtime_folder;
+use super::folder::runtime_folder;
 use crate::config::Surroundings;
 use crate::failure::Failure;
 

@@ -26,6 +26,8 @@ use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
 const POOL: Pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
+/// Link-local, and away from what clouds and cluster networks put there.
+const CELLS: Pool = Pool { network: Ipv4Addr::new(169, 254, 64, 0), prefix: 19 };
 const ZONE: &str = "us-central1-a";
 /// Google's limits for one custom metadata value and its name.
 const LONGEST_VALUE: usize = 256 << 10;
@@ -81,6 +83,7 @@ pub(super) fn resolve(
         keep: raw.keep.unwrap_or_default(),
         guard: key_guard,
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
+        cells: cells(say, raw.isolation, raw.network.cells),
         engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
         form,
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
@@ -168,6 +171,17 @@ fn source(
         _ => Some(base.join(file)),
     });
     SourceChoice::Adc { file }
+}
+
+/// The range of the networks of one container each, where there are any.
+fn cells(say: &mut Layers, isolation: Option<String>, range: Option<String>) -> Option<Pool> {
+    let range = judged_as(say, "network.cells", range, pool).unwrap_or(CELLS);
+    let each = judged_as(say, "isolation", isolation, |text| match text {
+        "shared" => Ok(false),
+        "network" => Ok(true),
+        _ => Err("has to be \"shared\" or \"network\"".into()),
+    });
+    (each == Some(true)).then_some(range)
 }
 
 fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {

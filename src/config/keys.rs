@@ -28,6 +28,7 @@ pub(super) struct RawConfig {
     pub keep: Option<bool>,
     pub engine: Option<String>,
     pub log: Option<String>,
+    pub isolation: Option<String>,
     pub network: RawNetwork,
     pub audit: RawAudit,
     pub metrics: RawMetrics,
@@ -60,6 +61,7 @@ pub(super) struct RawProvider {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawNetwork {
     pub pool: Option<String>,
+    pub cells: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -267,6 +269,10 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
         .variable("KFP_CREDS_POOL"),
+    key("isolation", Kind::Text, "`\"shared\"`", "`\"shared\"`: one network for all containers with an identity, none of which keeps `NET_RAW`. `\"network\"`: one for each, with nobody on it but the relay; containers keep `NET_RAW`, and find the server by environment and hosts entries alone.")
+        .variable("KFP_CREDS_ISOLATION"),
+    key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "What `isolation = \"network\"` makes its networks of, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped and not removed keeps its network.")
+        .variable("KFP_CREDS_CELLS"),
     key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
     key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image.").guarded(),

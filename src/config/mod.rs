@@ -111,6 +111,8 @@ pub struct Config {
     /// What becomes of keys that a request would bring into a container.
     pub guard: Guard,
     pub pool: Pool,
+    /// With `isolation = "network"`: what networks of one container each are made of.
+    pub cells: Option<Pool>,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
     pub form: observe::Form,

@@ -7,8 +7,11 @@ use serde_json::{Map, Value, json};
 use super::keys::{KEYS, Key, Kind};
 
 /// Keys whose values are of a fixed set.
-const WORDS: [(&str, &[&str]); 2] =
-    [("credentials", &["adc", "metadata", "gcloud", "offline"]), ("guard.mode", &["deny", "warn", "off"])];
+const WORDS: [(&str, &[&str]); 3] = [
+    ("credentials", &["adc", "metadata", "gcloud", "offline"]),
+    ("guard.mode", &["deny", "warn", "off"]),
+    ("isolation", &["shared", "network"]),
+];
 /// Names that the user chooses; see `FOOT` of the reference.
 const NAME: &str = "^[A-Za-z0-9_-]+$";
 

@@ -24,7 +24,7 @@ impl Config {
                 ("metrics", format!("{:?}", config.metrics)),
                 ("keep", config.keep.to_string()),
                 ("guard", format!("{:?}", config.guard.rules)),
-                ("network", config.pool.to_string()),
+                ("network", format!("{} {:?}", config.pool, config.cells)),
                 ("engine", format!("{:?}", config.engine)),
                 ("log", config.log.clone()),
             ]
@@ -66,7 +66,8 @@ impl Config {
             ("sts", self.endpoints.sts.clone()),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.clone()),
-            ("pool", Some(self.pool.to_string())),
+            ("pool", self.cells.is_none().then(|| self.pool.to_string())),
+            ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
             ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
             ("metrics", self.metrics.map(|at| at.to_string())),

@@ -1,6 +1,7 @@
 //! The engine, as far as we use it: the only room that names `bollard`. It reports and obeys; what a
 //! container may have is decided elsewhere.
 
+pub mod cells;
 pub mod events;
 pub mod image;
 pub mod network;

@@ -29,7 +29,7 @@ pub const SHARED_NAME: &str = "kfp-creds";
 pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// Link-local addresses that clouds give a meaning of their own; never leased to a container.
-const TAKEN: [Ipv4Addr; 5] = [
+pub(super) const TAKEN: [Ipv4Addr; 5] = [
     MAGIC,
     Ipv4Addr::new(169, 254, 169, 253),
     Ipv4Addr::new(169, 254, 169, 123),
@@ -40,7 +40,7 @@ const TAKEN: [Ipv4Addr; 5] = [
 /// How the range is divided: the last quarter is the engine's own allocator's (a container connected by
 /// hand lands there), the rest is ours to lease, less the relay and those of `TAKEN`.
 impl Pool {
-    fn base(self) -> u32 {
+    pub(super) fn base(self) -> u32 {
         u32::from(self.network) & self.mask()
     }
 
@@ -156,11 +156,25 @@ impl Engine {
         session: &str,
         mode: &str,
     ) -> Result<Network, EngineError> {
+        self.make_full_network(name, pool, &[], session, mode).await
+    }
+
+    /// Like [`Self::make_network`]; nobody can be connected at the addresses of `kept`.
+    pub(super) async fn make_full_network(
+        &self,
+        name: &str,
+        pool: Pool,
+        kept: &[Ipv4Addr],
+        session: &str,
+        mode: &str,
+    ) -> Result<Network, EngineError> {
+        let named: HashMap<_, _> =
+            kept.iter().map(|address| (format!("kept-{address}"), address.to_string())).collect();
         let range = IpamConfig {
             subnet: Some(pool.subnet()),
             ip_range: Some(pool.engine_slice()),
             gateway: Some(pool.gateway().to_string()),
-            ..Default::default()
+            auxiliary_addresses: (!named.is_empty()).then_some(named),
         };
         let labels = HashMap::from([
             (SESSION_LABEL.to_string(), session.to_string()),
@@ -228,6 +242,12 @@ impl Engine {
         let created =
             labelled.into_iter().filter(|found| on(found) && !ids.contains(&found.id)).collect::<Vec<_>>();
         Ok(joined.into_iter().chain(created).filter_map(member).collect())
+    }
+
+    /// Containers that a session labelled, wherever they are connected.
+    pub async fn containers_of(&self, session: &str) -> Result<Vec<Member>, EngineError> {
+        let labelled = self.list(filters(&format!("{SESSION_LABEL}={session}"))).await?;
+        Ok(labelled.into_iter().filter_map(member).collect())
     }
 
     async fn list(

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkingConfig,
-    ResourcesUlimits,
+    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkConnectRequest,
+    NetworkingConfig, ResourcesUlimits,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptions, CreateContainerOptionsBuilder,
@@ -25,6 +25,15 @@ use super::{Engine, EngineError, filters};
 /// match a hosts file, so these are network aliases besides being hosts entries.
 pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.goog"];
 
+/// A relay on several networks must be no way from one to another: it passes nothing on (the engine's default is
+/// to), takes a packet only from where its answer would go, and answers on a network for its address there only.
+const BETWEEN_CELLS: [(&str, &str); 4] = [
+    ("net.ipv4.ip_forward", "0"),
+    ("net.ipv4.conf.all.rp_filter", "1"),
+    ("net.ipv4.conf.all.arp_ignore", "2"),
+    ("net.ipv4.conf.all.arp_announce", "2"),
+];
+
 /// A started relay and its tunnel: HTTP/2 is spoken over it, the relay being the client.
 pub struct Tunnel {
     /// The relay's container id.
@@ -40,17 +49,23 @@ impl std::fmt::Debug for Tunnel {
 }
 
 impl Engine {
-    /// Starts a relay at `at`. Its stdin is attached once: it lives exactly as long as the tunnel.
+    /// Starts a relay at `at`; with `cells` it serves the networks that it is connected to later. Its stdin is attached once: it lives exactly as long as the tunnel.
     pub async fn start_relay(
         &self,
         image: &str,
         network: &Network,
         at: Ipv4Addr,
         name: &str,
+        cells: bool,
     ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let body = description(image, network, at);
+        let mut body = description(image, network, at);
+        if cells {
+            body.cmd.get_or_insert_default().push("--cells".into());
+            let sysctls = body.host_config.get_or_insert_default().sysctls.get_or_insert_default();
+            sysctls.extend(BETWEEN_CELLS.map(|(name, value)| (name.into(), value.into())));
+        }
         let made = self.docker.create_container(Some(options), body).await;
         let container = made.map_err(|e| EngineError::of(WHAT, e))?.id;
         match self.attach_and_start(&container).await {
@@ -85,6 +100,22 @@ impl Engine {
             Box::new(StreamReader::<_, Bytes>::new(Box::pin(output)));
         let writer: Box<dyn AsyncWrite + Send + Unpin> = Box::new(attached.input);
         Ok(Tunnel { container: container.into(), io: tokio::io::join(reader, writer) })
+    }
+
+    /// Connects a relay that runs to one more network, under the names of the server and at an address and a
+    /// hardware address that stay when it is replaced. Being connected already is what was wanted.
+    pub(super) async fn connect_relay(
+        &self,
+        network: &str,
+        relay: &str,
+        at: Ipv4Addr,
+    ) -> Result<(), EngineError> {
+        let request = NetworkConnectRequest { container: relay.into(), endpoint_config: Some(endpoint(at)) };
+        let connected = self.docker.connect_network(network, request).await;
+        match connected.map_err(|e| EngineError::of("connect the relay to a network", e)) {
+            Err(EngineError::Refused { why, .. }) if why.contains("already exists in network") => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Makes a container that asks the relay for a token and ends; it runs nothing of anybody's but ours.
@@ -145,12 +176,6 @@ impl Engine {
 /// A container that can do nothing but move bytes: nobody's uid, read-only, no capability, no mount, no
 /// port, no log (what it writes is the tunnel), and little of everything.
 fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateBody {
-    let endpoint = EndpointSettings {
-        ipam_config: Some(fixed(at)),
-        aliases: Some(NAMES.map(String::from).to_vec()),
-        mac_address: Some(mac(at)),
-        ..Default::default()
-    };
     let host = HostConfig {
         auto_remove: Some(true),
         // Not by name: the engine allows two of the same.
@@ -189,8 +214,17 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
         ])),
         host_config: Some(host),
         networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint)])),
+            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint(at))])),
         }),
+        ..Default::default()
+    }
+}
+
+fn endpoint(at: Ipv4Addr) -> EndpointSettings {
+    EndpointSettings {
+        ipam_config: Some(fixed(at)),
+        aliases: Some(NAMES.map(String::from).to_vec()),
+        mac_address: Some(mac(at)),
         ..Default::default()
     }
 }

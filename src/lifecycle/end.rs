@@ -25,7 +25,7 @@ impl Lifecycle {
     /// Containers of this session that the engine says are running, with what they are. What the events
     /// said is not enough for an end: a start may not have been seen yet.
     pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
-        let members = self.engine.containers_on(&self.network).await?;
+        let members = self.engine.containers_of(&self.network.session).await?;
         let state = self.state();
         let running = members.iter().filter(|member| member.running);
         let tenant = |member: &Member| state.tenants.get(&ContainerId::parse(&member.id)?);

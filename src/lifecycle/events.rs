@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use super::{Lifecycle, State};
 use crate::docker::events::ContainerEvent;
 use crate::record::metrics::Cause;
+use crate::workload::ContainerId;
 
 impl Lifecycle {
     /// Follows the engine's events until the session stops; after a break it looks for what was missed.
@@ -39,6 +40,15 @@ impl Lifecycle {
         }
     }
 
+    async fn look_again(&self, container: &ContainerId) {
+        let network = self.state().tenants.get(container).map(|tenant| tenant.network.clone());
+        let Some(network) = network else { return };
+        if self.engine.look(container.as_str(), &network).await.is_ok_and(|seen| seen.running) {
+            self.readmit(container);
+            self.confirm(container).await;
+        }
+    }
+
     /// From the break on an end may go unseen, and the address be another's: every caller is looked at anew.
     fn doubt_all(&self) {
         let mut state = self.state();
@@ -53,11 +63,16 @@ impl Lifecycle {
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });
             }
-            ContainerEvent::Died(container, code) => self.cut_off(&container, Cause::Ended, code),
+            ContainerEvent::Died(container, code) => {
+                self.cut_off(&container, Cause::Ended, code);
+                // Events can come late: if it runs, this was the end of an earlier run.
+                let this = self.clone();
+                self.tasks.spawn("look", async move { this.look_again(&container).await });
+            }
             ContainerEvent::Destroyed(container) => self.forget(&container),
             // One that was not seen running has nothing to lose: this may be the echo of its last run.
             ContainerEvent::Disconnected(container, network)
-                if network == self.network.id && self.confirmed(&container) =>
+                if self.is_on(&container, &network) && self.confirmed(&container) =>
             {
                 self.cut_off(&container, Cause::Ended, None);
             }

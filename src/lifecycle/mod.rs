@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::docker::Engine;
+use crate::docker::cells::Cell;
 use crate::docker::network::Network;
 use crate::docker::proxy::Ask;
 use crate::mint::Mint;
@@ -65,6 +66,10 @@ struct State {
 struct Tenant {
     grant: Grant,
     address: Ipv4Addr,
+    /// The id of the network on which it has that address.
+    network: String,
+    /// Where it has that network for itself: held as long as the container is there.
+    cell: Option<Cell>,
     /// `None` between an end and the next start.
     lease: Option<Lease>,
     /// What ended leases handed out, as far as it was good then.
@@ -134,11 +139,11 @@ impl Lifecycle {
 
     fn answer(self: Arc<Self>, ask: Ask) {
         match ask {
-            Ask::Attach { container, identity, by, task, answer } => {
+            Ask::Attach { container, identity, by, task, cell, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
-                    let outcome =
-                        this.attach(Grant { container: container.clone(), identity, by, task }).await;
+                    let grant = Grant { container: container.clone(), identity, by, task };
+                    let outcome = this.attach(grant, cell).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
                         // Nobody waits for it any more: the create was given up on the way.
@@ -156,19 +161,25 @@ impl Lifecycle {
         }
     }
 
-    /// Connects a created container at an address of ours and admits it. Only after this may its create
-    /// be answered: whoever starts it then finds the lease in place before the first instruction.
-    pub async fn attach(&self, grant: Grant) -> Result<Ipv4Addr, String> {
+    /// Connects a created container at an address of ours, in its `cell` or on the shared network, and admits
+    /// it. Only after this may its create be answered: whoever starts it then finds the lease in place before
+    /// the first instruction.
+    pub async fn attach(&self, grant: Grant, mut cell: Option<Cell>) -> Result<Ipv4Addr, String> {
         let container = grant.container.clone();
-        let address = self.take_address()?;
-        if let Err(error) = self.engine.connect_container(&self.network.id, container.as_str(), address).await
-        {
+        let (network, address) = match &mut cell {
+            Some(cell) => {
+                cell.occupy();
+                (cell.network.clone(), cell.address)
+            }
+            None => (self.network.id.clone(), self.take_address()?),
+        };
+        if let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await {
             self.state().addresses.give_back(address);
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
         let identity = grant.identity.clone();
         let told = grant.clone();
-        if !self.admit(grant, address) {
+        if !self.admit(grant, address, network, cell) {
             return Err("the session has ended".into());
         }
         self.recorder.attached(&told, &self.account(&identity), address);
@@ -188,7 +199,7 @@ impl Lifecycle {
     }
 
     /// False once the session has ended: nobody would cut this lease off.
-    fn admit(&self, grant: Grant, address: Ipv4Addr) -> bool {
+    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, cell: Option<Cell>) -> bool {
         let mut state = self.state();
         if state.closed {
             return false;
@@ -197,6 +208,8 @@ impl Lifecycle {
         state.attached += 1;
         let tenant = Tenant {
             address,
+            network,
+            cell,
             lease: Some(lease),
             held: vec![],
             created: Instant::now(),
@@ -246,15 +259,13 @@ impl Lifecycle {
     /// it runs, a container that was put at the same address by hand could be the one that asks.
     async fn confirm(&self, container: &ContainerId) {
         let epoch = |state: &State| {
-            state.tenants.get(container).and_then(|t| t.lease.as_ref()).map(|lease| lease.epoch())
+            let tenant = state.tenants.get(container)?;
+            tenant.lease.as_ref().map(|lease| (lease.epoch(), tenant.network.clone()))
         };
-        let before = epoch(&self.state());
-        if before.is_none() {
-            return;
-        }
-        let Ok(seen) = self.engine.look(container.as_str(), &self.network.id).await else { return };
+        let Some((before, network)) = epoch(&self.state()) else { return };
+        let Ok(seen) = self.engine.look(container.as_str(), &network).await else { return };
         let mut state = self.state();
-        if epoch(&state) != before {
+        if epoch(&state).map(|(now, _)| now) != Some(before) {
             return; // it ended, or ended and started again, while we looked
         }
         let State { writer, tenants, .. } = &mut *state;
@@ -301,23 +312,25 @@ impl Lifecycle {
     fn forget(&self, container: &ContainerId) {
         self.cut_off(container, Cause::Ended, None);
         let mut state = self.state();
-        if let Some(tenant) = state.tenants.remove(container) {
-            state.addresses.give_back(tenant.address);
+        if let Some(Tenant { address, cell, .. }) = state.tenants.remove(container) {
+            state.addresses.give_back(address);
+            drop(cell);
         }
     }
 
     async fn give_back_unstarted(&self) {
-        let idle: Vec<ContainerId> = {
+        let idle: Vec<(ContainerId, String)> = {
             let state = self.state();
             let old = |t: &&Tenant| !t.started && t.created.elapsed() > UNSTARTED;
-            state.tenants.values().filter(old).map(|t| t.grant.container.clone()).collect()
+            let row = |t: &Tenant| (t.grant.container.clone(), t.network.clone());
+            state.tenants.values().filter(old).map(row).collect()
         };
-        for container in idle {
-            let seen = self.engine.look(container.as_str(), &self.network.id).await;
+        for (container, network) in idle {
+            let seen = self.engine.look(container.as_str(), &network).await;
             if matches!(&seen, Ok(seen) if seen.running) {
                 continue;
             }
-            if let Err(error) = self.engine.disconnect_container(&self.network.id, container.as_str()).await {
+            if let Err(error) = self.engine.disconnect_container(&network, container.as_str()).await {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }
@@ -328,9 +341,16 @@ impl Lifecycle {
 
     /// Compares what is known with what the engine has, after a gap in the events.
     async fn resync(&self) {
-        let known: Vec<ContainerId> = self.state().tenants.keys().cloned().collect();
-        for container in known {
-            match self.engine.look(container.as_str(), &self.network.id).await {
+        let known: Vec<(ContainerId, String)> = {
+            let state = self.state();
+            state
+                .tenants
+                .iter()
+                .map(|(container, tenant)| (container.clone(), tenant.network.clone()))
+                .collect()
+        };
+        for (container, network) in known {
+            match self.engine.look(container.as_str(), &network).await {
                 Ok(seen) if seen.running => {
                     self.readmit(&container);
                     self.confirm(&container).await;
@@ -346,6 +366,10 @@ impl Lifecycle {
     fn confirmed(&self, container: &ContainerId) -> bool {
         let state = self.state();
         state.tenants.get(container).and_then(|t| t.lease.as_ref()).is_some_and(Lease::confirmed)
+    }
+
+    fn is_on(&self, container: &ContainerId, network: &str) -> bool {
+        self.state().tenants.get(container).is_some_and(|tenant| tenant.network == network)
     }
 
     fn started(&self, container: &ContainerId) -> bool {

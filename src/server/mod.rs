@@ -18,9 +18,9 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::doors::Doors;
 use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
 use crate::mint::Mint;
 use crate::observe::Voice;
@@ -58,7 +58,7 @@ pub struct Server {
     mint: Arc<Mint>,
     views: Views,
     relay: Ipv4Addr,
-    probed: watch::Sender<bool>,
+    doors: Doors,
     refusals: Refusals,
     /// Views by epoch (0 on loopback), each with what the source said of itself when it was made.
     made: Mutex<HashMap<u64, Arc<View>>>,
@@ -88,20 +88,26 @@ impl Server {
         voice: Voice,
         recorder: Recorder,
     ) -> Arc<Self> {
-        let (probed, _) = watch::channel(false);
+        let doors = Doors::default();
         let (made, rates, local) = (Mutex::default(), Rates::default(), Issued::default());
         let refusals = Refusals::new(voice);
-        Arc::new(Self { reader, mint, views, relay, probed, refusals, made, recorder, rates, local })
+        Arc::new(Self { reader, mint, views, relay, doors, refusals, made, recorder, rates, local })
     }
 
     /// Resolves once the relay's own request came through network, listener and tunnel.
     pub async fn probed(&self) {
-        let _ = self.probed.subscribe().wait_for(|probed| *probed).await;
+        self.doors.wait(self.relay).await;
+    }
+
+    /// Where the relay on the tunnel listens.
+    pub fn doors(&self) -> Doors {
+        self.doors.clone()
     }
 
     /// Serves HTTP/2 on the relay's tunnel until it breaks or the relay is gone.
     pub async fn serve_tunnel(self: Arc<Self>, tunnel: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = service_fn(move |request| self.clone().from_tunnel(request));
+        let this = self.clone();
+        let service = service_fn(move |request| this.clone().from_tunnel(request));
         let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(relay::PING_EVERY)
@@ -113,6 +119,7 @@ impl Server {
             .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(tunnel), service)
             .await;
+        self.doors.close_all();
         if let Err(error) = served {
             tracing::debug!(%error, "the tunnel broke");
         }
@@ -125,7 +132,11 @@ impl Server {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
-        // Only the relay can write on the tunnel, and it sets this itself: the one thing that is trusted.
+        // Only the relay can write on the tunnel, and it sets these itself: the one thing that is trusted.
+        if let Some(at) = headers.remove(relay::LISTENS) {
+            at.to_str().ok().and_then(|at| at.parse().ok()).into_iter().for_each(|at| self.doors.open(at));
+            return Ok(Response::new(Full::default()));
+        }
         let from =
             headers.remove(relay::CALLER).and_then(|from| from.to_str().ok()?.parse::<Ipv4Addr>().ok());
         let host = headers.remove(relay::HOST);
@@ -160,7 +171,7 @@ impl Server {
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, CutOff> {
         let caller = if from == self.relay {
-            self.probed.send_replace(true);
+            self.doors.open(self.relay);
             Caller::Relay
         } else {
             match self.reader.ask(from, deadline).await {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::docker::cells;
 use crate::metadata::{Account, View};
 use crate::source::Principal;
 use crate::workload::{Grant, Identity};
@@ -20,6 +21,8 @@ pub struct Views {
     /// Config only: they win over what the source says.
     pub project: Option<String>,
     pub email: Option<String>,
+    /// Each container has a network of its own, and reaches the relay at another address.
+    pub cells: bool,
 }
 
 impl Views {
@@ -29,10 +32,12 @@ impl Views {
         // Fifteen hex digits fit every signed 64-bit integer a client may parse the id into.
         let number = u64::from_str_radix(&id[..15], 16).unwrap_or_default();
         let name = grant.task.name.clone().unwrap_or_else(|| grant.container.short().to_string());
+        let own = || [cells::relay_beside(address).to_string()].into();
         View {
             instance_id: number,
             instance_name: name,
             ip: address.to_string(),
+            hosts: if self.cells { own() } else { self.base.hosts.clone() },
             ..self.local(&grant.identity, principal)
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const STOREYS: [&[&str]; 7] = [
     &["failure", "process", "secret", "token", "unparsable", "workload"],
     &["guard", "kfp", "mounts", "observe", "policy", "record"],
-    &["config", "registry", "source"],
+    &["config", "doors", "registry", "source"],
     &["docker", "metadata", "mint", "relay"],
     &["lifecycle", "server"],
     &["session", "app"],

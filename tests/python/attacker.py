@@ -1,6 +1,7 @@
 """What a hostile component can do from inside its container: run as `python3 -c THIS mode arguments`.
 
-Every mode is bounded in count and time and speaks to the relay only. Each prints one JSON object.
+Every mode is bounded in count and time and speaks to the relay only, or to a server that its test made. Each prints
+one JSON object, but `plain`, which is such a server.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import struct
 import sys
 import time
 
-HOST = os.environ["GCE_METADATA_HOST"]
+HOST = os.environ.get("GCE_METADATA_HOST", "127.0.0.1")
 TOKEN = "/computeMetadata/v1/instance/service-accounts/default/token"
 REQUEST = (
     f"GET {TOKEN} HTTP/1.1\r\nHost: metadata.google.internal\r\nMetadata-Flavor: Google\r\n\r\n"
@@ -285,6 +286,188 @@ def namespace():
     if libc.unshare(0x10000000) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+
+
+def plain():
+    """What is attacked where nothing of ours is: a server that tells everybody the token of the address that asks."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Plain(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            body = json.dumps({"access_token": "of " + self.client_address[0]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("0.0.0.0", 80), Plain)
+    print("serving", flush=True)
+    server.serve_forever()
+
+
+def interface_towards(server):
+    """Name and address of the interface through which `server` is reached."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((server, 9))
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            try:
+                import fcntl
+                found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+            except OSError:
+                continue
+            if socket.inet_ntoa(found[20:24]) == own:
+                return name, own
+    raise OSError(19, "no interface")
+
+
+def checksum(data):
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+class Forged:
+    """A TCP connection made of frames that we write ourselves: any address, a hardware address of our own making.
+
+    The kernel here does not take part: frames for a hardware address that is not its own are none of its business.
+    """
+
+    MAC = bytes.fromhex("02666f726765")
+
+    def __init__(self, name, source, server, port=None, gateway=None):
+        self.wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.wire.bind((name, 0))
+        self.wire.settimeout(0.1)
+        self.source, self.server = socket.inet_aton(source), socket.inet_aton(server)
+        self.gateway = socket.inet_aton(gateway) if gateway else self.server
+        self.port = port or 20_000 + int.from_bytes(os.urandom(2), "big") % 40_000
+        self.sent = self.seen = 0
+        self.peer = None
+
+    def arp(self, operation, mac, target):
+        body = struct.pack("!HHBBH", 1, 0x800, 6, 4, operation) + self.MAC + self.source + mac + target
+        self.wire.send((mac if operation == 2 else b"\xff" * 6) + self.MAC + b"\x08\x06" + body)
+
+    def frame(self, flags, data=b""):
+        tcp = struct.pack("!HHIIBBHHH", self.port, 80, self.sent, self.seen, 0x50, flags, 64_000, 0, 0)
+        pseudo = self.source + self.server + struct.pack("!BBH", 0, 6, len(tcp) + len(data))
+        tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp + data)) + tcp[18:]
+        ip = struct.pack("!BBHHHBBH", 0x45, 0, 40 + len(data), 7, 0, 64, 6, 0) + self.source + self.server
+        ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+        self.wire.send(self.peer + self.MAC + b"\x08\x00" + ip + tcp + data)
+
+    def segments(self, seconds):
+        """Flags, number and data of what comes back; claims our address whenever somebody asks for it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                frame = self.wire.recv(65535)
+            except socket.timeout:
+                continue
+            kind, body = frame[12:14], frame[14:]
+            if kind == b"\x08\x06":
+                operation, asker, who, target = body[7], body[8:14], body[14:18], body[24:28]
+                if operation == 1 and target == self.source and asker != self.MAC:
+                    self.arp(2, asker, who)
+                if operation == 2 and who == self.gateway:
+                    self.peer = asker
+                    yield 0, 0, b""
+            elif kind == b"\x08\x00" and body[9] == 6 and body[12:16] == self.server and body[16:20] == self.source:
+                tcp = body[(body[0] & 15) * 4:struct.unpack("!H", body[2:4])[0]]
+                if struct.unpack("!HH", tcp[:4]) == (80, self.port):
+                    yield tcp[13], struct.unpack("!I", tcp[4:8])[0], tcp[(tcp[12] >> 4) * 4:]
+
+    def fetch(self, request):
+        """The answer, or as much as came of it; who does not even answer is said."""
+        for _ in range(3):
+            self.arp(1, b"\0" * 6, self.gateway)
+            if self.peer or next(self.segments(0.5), None):
+                break
+        if not self.peer:
+            return "nobody is there"
+        for _ in range(4):
+            self.port += 1
+            self.sent, self.seen = int.from_bytes(os.urandom(3), "big"), 0
+            self.frame(0x02)
+            answer = self.conversation(request)
+            if answer is not None:
+                return answer
+        return "no connection"
+
+    def conversation(self, request):
+        data = None
+        for flags, number, piece in self.segments(1.5):
+            if flags & 0x04:
+                return data
+            if flags & 0x12 == 0x12 and data is None:
+                self.sent, self.seen, data = self.sent + 1, number + 1, ""
+                self.frame(0x18, request)
+                self.sent += len(request)
+            elif data is not None and piece and number == self.seen:
+                data, self.seen = data + piece.decode("latin-1"), self.seen + len(piece)
+                self.frame(0x10)
+            if flags & 0x01 and data is not None:
+                return data
+        return data
+
+
+def exchange(*pairs):
+    """A whole HTTP exchange as each `ADDRESS[@SERVER]`, from frames of our own."""
+    replies = {}
+    for pair in pairs:
+        source, _, server = pair.partition("@")
+        server = server or HOST
+        try:
+            name, _ = interface_towards(server)
+            request = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+            replies[pair] = Forged(name, source, server).fetch(request)
+        except OSError as error:
+            replies[pair] = error.strerror
+    say(**replies)
+
+
+def through(server):
+    """Asks at an address that is on another network, through the interface that leads to the relay."""
+    outcomes = {}
+    name, own = interface_towards(HOST)
+    try:
+        with socket.socket() as stream:
+            stream.settimeout(3)
+            stream.setsockopt(socket.SOL_SOCKET, 25, name.encode())  # SO_BINDTODEVICE
+            stream.connect((server, 80))
+            stream.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            outcomes["bound"] = stream.recv(65536).decode("latin-1")
+    except OSError as error:
+        outcomes["bound"] = error.strerror or str(error)
+    try:
+        # To the hardware address of the relay, whatever its tables say.
+        request = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        outcomes["routed"] = Forged(name, own, server, gateway=HOST).fetch(request)
+    except OSError as error:
+        outcomes["routed"] = error.strerror
+    say(**outcomes)
+
+
+def resolve(name, count):
+    """Where `count` look-ups of `name` lead."""
+    found = {}
+    for _ in range(int(count)):
+        try:
+            at = socket.gethostbyname(name)
+        except OSError as error:
+            at = error.strerror
+        found[at] = found.get(at, 0) + 1
+    say(**found)
 
 
 if __name__ == "__main__":

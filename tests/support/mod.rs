@@ -1,6 +1,7 @@
 //! What tests share. Fakes stand at the wire only, and check what they are sent.
 
 pub(crate) mod aws;
+pub(crate) mod between;
 pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;

@@ -119,6 +119,7 @@ impl Stand {
             socket: socket.clone(),
             guard: Arc::default(),
             clients: Clients::default(),
+            cells: None,
             recorder: kfp_creds::record::Recorder::default(),
             ask,
             tasks: tasks.clone(),

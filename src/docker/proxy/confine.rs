@@ -63,10 +63,11 @@ impl Capabilities {
         }
     }
 
-    /// The first capability that costs the identity: what is left of `host` when we drop NET_RAW as well.
-    pub(super) fn dangerous(host: &Value) -> Option<&'static str> {
+    /// The first capability that costs the identity: what is left of `host` when we drop NET_RAW as well. Who is
+    /// alone on its network has nobody to take for another, and keeps that one.
+    pub(super) fn dangerous(host: &Value, alone: bool) -> Option<&'static str> {
         let effective = Self::dropping(host, &["NET_RAW"]);
-        DANGEROUS.into_iter().find(|name| effective.has(name))
+        DANGEROUS.into_iter().find(|name| effective.has(name) && !(alone && *name == "NET_RAW"))
     }
 }
 
@@ -118,7 +119,14 @@ mod tests {
             (json!({"Capabilities": ["NET_ADMIN"]}), Some("NET_ADMIN")),
             (json!({"Privileged": true, "CapDrop": ["ALL"]}), Some("NET_RAW")),
         ] {
-            assert_eq!(Capabilities::dangerous(&host), dangerous, "{host}");
+            assert_eq!(Capabilities::dangerous(&host, false), dangerous, "{host}");
+            let alone = Capabilities::dangerous(&host, true);
+            let relaxed = match dangerous {
+                Some("NET_RAW") if host["Privileged"] == true => Some("NET_ADMIN"),
+                Some("NET_RAW") => None,
+                other => other,
+            };
+            assert_eq!(alone, relaxed, "{host}");
         }
     }
 

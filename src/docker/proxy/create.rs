@@ -17,8 +17,10 @@ use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Refusal, Reply, collect, full};
-use super::{Ask, json, writable};
+use super::{Ask, Wiring, json, writable};
+use crate::docker::cells::Cell;
 use crate::observe::Line;
+use crate::policy::Decision;
 use crate::workload::{ContainerId, Task};
 
 impl Room {
@@ -35,7 +37,7 @@ impl Room {
         json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
         let name = target.query("name").map(str::to_string);
         let task = Arc::new((self.settings.recognise)(&body, name.as_deref()));
-        let verdict = self.verdict(&mut body, &task, name.as_deref()).await?;
+        let (verdict, cell) = self.verdict(&mut body, &task, name.as_deref()).await?;
         let given = Given::of(&body);
         let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
@@ -50,7 +52,7 @@ impl Room {
         self.settings.tasks.spawn("create", async move {
             let reply = match room.engine.forward(request, uri, None).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    room.created(reply, verdict, task, name, given).await
+                    room.created(reply, verdict, cell, task, name, given).await
                 }
                 other => other,
             };
@@ -60,7 +62,13 @@ impl Room {
         outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
     }
 
-    async fn verdict(&self, body: &mut Value, task: &Task, name: Option<&str>) -> Result<Verdict, Refusal> {
+    /// With the network that the container will have, and is told of here.
+    async fn verdict(
+        &self,
+        body: &mut Value,
+        task: &Task,
+        name: Option<&str>,
+    ) -> Result<(Verdict, Option<Cell>), Refusal> {
         let rules = self.settings.rules.now();
         let decision = rules.policy.decide(task);
         let image = body["Image"].as_str().unwrap_or_default().to_string();
@@ -76,6 +84,12 @@ impl Room {
         }
         let image_env = self.image_env(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
+        let cell = match (&self.settings.cells, &decision) {
+            (Some(cells), Decision::Attach(..)) => Some(cells.take().await.map_err(broken)?),
+            (None, _) | (_, Decision::Pass(_)) => None,
+        };
+        let shared = &self.settings.wiring;
+        let relay = cell.as_ref().map_or(shared.relay, |cell| cell.relay);
         let question = Question {
             mounts: &mounts,
             decision: &decision,
@@ -83,8 +97,9 @@ impl Room {
             image_env: &image_env,
             neighbours: &neighbours,
             our_networks: &our_networks,
-            wiring: &self.settings.wiring,
+            wiring: &Wiring { relay, ..shared.clone() },
             session: &self.settings.session,
+            alone: cell.is_some(),
         };
         let verdict = match judge::judge(body, &question) {
             Verdict::Refuse(refusal) => return Err(refusal),
@@ -92,7 +107,7 @@ impl Room {
         };
         let ours = task.kfp || matches!(verdict, Verdict::Attach { .. });
         self.guard_create(body, &image_env, ours, &task.to_string()).await?;
-        Ok(verdict)
+        Ok((verdict, cell))
     }
 
     async fn neighbours(&self, references: &[String]) -> Result<HashMap<String, Neighbour>, Refusal> {
@@ -124,6 +139,7 @@ impl Room {
         self: &Arc<Self>,
         reply: Reply,
         verdict: Verdict,
+        cell: Option<Cell>,
         task: Arc<Task>,
         name: Option<String>,
         given: Given,
@@ -150,6 +166,7 @@ impl Room {
                     identity: identity.clone(),
                     by,
                     task: task.clone(),
+                    cell,
                     answer,
                 };
                 let gone = || Err("the session has ended".to_string());

@@ -50,6 +50,8 @@ pub(super) struct Question<'a> {
     /// What is mounted besides what the request asks for, for this task.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
+    /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
+    pub(super) alone: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -230,7 +232,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     if host["PidMode"] == "host" {
         return Some("it sees the host's processes, so it could enter a neighbour's network".into());
     }
-    if let Some(name) = Capabilities::dangerous(host) {
+    if let Some(name) = Capabilities::dangerous(host, question.alone) {
         return Some(format!("it keeps {name}, with which it could take a neighbour's identity"));
     }
     let sysctls = host["Sysctls"].as_object().into_iter().flatten();
@@ -316,7 +318,7 @@ fn wire_up(body: &mut Value, question: &Question<'_>) {
         }
     }
     host["ExtraHosts"] = hosts.into();
-    if Capabilities::of(host).has("NET_RAW") {
+    if !question.alone && Capabilities::of(host).has("NET_RAW") {
         let mut drop = list(&host["CapDrop"]);
         drop.push("NET_RAW".into());
         host["CapDrop"] = drop.into();

@@ -49,6 +49,7 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         our_networks: &HashSet::from(["kfp-creds".to_string()]),
         wiring: &wiring,
         session: "0123abcd",
+        alone: false,
     };
     let verdict = judge(&mut body, &question);
     (verdict, body)

@@ -51,6 +51,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
 use crate::observe::{Line, Voice};
 use crate::process::Tasks;
@@ -85,6 +86,8 @@ pub struct Settings {
     pub exits: Exits,
     pub closing: Closing,
     pub clients: Clients,
+    /// Where every container gets a network of its own, besides that of [`Wiring::relay`].
+    pub cells: Option<Cells>,
     pub recorder: Recorder,
     /// To `lifecycle`.
     pub ask: mpsc::Sender<Ask>,
@@ -150,6 +153,8 @@ pub enum Ask {
         identity: Arc<Identity>,
         by: By,
         task: Arc<Task>,
+        /// The network that it was told of in its create; `None` for the shared one.
+        cell: Option<Cell>,
         answer: oneshot::Sender<Result<Ipv4Addr, String>>,
     },
     /// A start or restart is about to reach the engine.

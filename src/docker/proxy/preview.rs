@@ -31,10 +31,12 @@ pub enum Outcome {
     Refuse(String),
 }
 
-/// Judges the body of a create request. An error where it is none.
+/// Judges the body of a create request; `alone` where each container has a network of its own. An error where
+/// it is none.
 pub fn preview(
     bytes: &[u8],
     rules: &Rules,
+    alone: bool,
     recognise: fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
@@ -59,6 +61,7 @@ pub fn preview(
         wiring: &wiring,
         mounts: &mounts,
         session: "",
+        alone,
     };
     let outcome = match judge::judge(&mut body, &question) {
         Verdict::Attach { notices, .. } => Outcome::Attach(notices),

@@ -29,7 +29,10 @@ impl Drop for Made {
     }
 }
 
-fn create(socket: &Path, name: &str, body: &Value) -> (u16, String) {
+/// Every container has a network of its own, and keeps `NET_RAW`.
+pub(super) const STRICT: &str = "isolation = \"network\"\n";
+
+pub(super) fn create(socket: &Path, name: &str, body: &Value) -> (u16, String) {
     let mut body = body.clone();
     body["Image"] = task_image().into();
     stand::call(socket, &format!("POST /v1.41/containers/create?name={name}"), &body.to_string())
@@ -44,17 +47,27 @@ pub(super) fn inspect(container: &str) -> Value {
 /// The name of the session's network and the relay's name and id.
 pub(super) fn ours(session: &Session) -> (String, String, String) {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
-    let network = raw(&[
-        "network",
-        "ls",
-        "--format",
-        "{{.Name}}",
-        "--filter",
-        &format!("label=kfp-creds.session={name}"),
-    ]);
+    let label = format!("label=kfp-creds.session={name}");
+    let networks = raw(&["network", "ls", "--format", "{{.Name}}", "--filter", &label]);
+    // Others, each of one container, have a number at the end.
+    let network = networks.lines().min_by_key(|name| name.len()).unwrap().to_string();
     let relay = format!("kfp-creds-relay-{name}");
     let id = inspect(&relay)["Id"].as_str().unwrap().to_string();
     (network, relay, id)
+}
+
+/// The network of ours that a container is on.
+pub(super) fn network_of(container: &str) -> String {
+    let found = inspect(container);
+    let mut all = found["NetworkSettings"]["Networks"].as_object().unwrap().keys();
+    all.find(|name| name.starts_with("kfp-creds")).unwrap().clone()
+}
+
+/// Where a container was told to find the relay.
+pub(super) fn relay_of(container: &str) -> String {
+    let found = inspect(container);
+    let env = found["Config"]["Env"].as_array().unwrap().iter().filter_map(Value::as_str);
+    env.filter_map(|entry| entry.strip_prefix("GCE_METADATA_HOST=")).next().unwrap().into()
 }
 
 pub(super) fn address(container: &str, network: &str) -> String {
@@ -64,7 +77,7 @@ pub(super) fn address(container: &str, network: &str) -> String {
         .into()
 }
 
-/// A leased container that does nothing, and the session's network.
+/// A leased container that does nothing, and its id.
 pub(super) fn sleeper(session: &Session) -> (Made, String) {
     let name = unused("neighbour");
     session.ok(&["run", "-d", "--name", &name, &task_image(), "sleep", "120"]);
@@ -144,7 +157,16 @@ fn a_leased_container_cannot_speak_from_a_neighbours_address() {
 
 #[test]
 fn no_namespace_of_a_leased_container_can_be_joined() {
-    let session = Session::offline("", &["--all"]);
+    no_namespace("");
+}
+
+#[test]
+fn no_namespace_can_be_joined_in_isolation() {
+    no_namespace(STRICT);
+}
+
+fn no_namespace(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let (made, id) = sleeper(&session);
     for reference in [made.1.as_str(), &id, &id[..12], &id[..7], &format!("/{}", made.1)] {
         for key in ["NetworkMode", "PidMode", "IpcMode", "networkmode", "Networ\u{212a}Mode", "pidMODE"] {
@@ -167,7 +189,16 @@ fn no_namespace_of_a_leased_container_can_be_joined() {
 /// Between the engine's create and the lease a container was not known to be leased: 20 of 20 joins won.
 #[test]
 fn no_join_wins_against_the_create_of_its_victim() {
-    let session = Session::offline("", &["--all"]);
+    no_join_wins("");
+}
+
+#[test]
+fn no_join_wins_in_isolation() {
+    no_join_wins(STRICT);
+}
+
+fn no_join_wins(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     for _ in 0..8 {
         let victim = Made("container", unused("victim"));
         let over = Arc::new(AtomicBool::new(false));
@@ -198,9 +229,18 @@ fn no_join_wins_against_the_create_of_its_victim() {
 
 #[test]
 fn another_sessions_containers_and_network_are_closed_as_well() {
-    let (one, two) = (Session::offline("", &["--all"]), Session::offline("", &["--all"]));
+    another_sessions("");
+}
+
+#[test]
+fn another_session_is_closed_in_isolation() {
+    another_sessions(STRICT);
+}
+
+fn another_sessions(config: &str) {
+    let (one, two) = (Session::offline(config, &["--all"]), Session::offline(config, &["--all"]));
     let (made, id) = sleeper(&one);
-    let (network, relay, relay_id) = ours(&one);
+    let (home, relay, relay_id) = ours(&one);
     for reference in [made.1.as_str(), &id, &id[..12]] {
         for key in ["NetworkMode", "PidMode", "IpcMode"] {
             let intruder = Made("container", unused("intruder"));
@@ -215,8 +255,10 @@ fn another_sessions_containers_and_network_are_closed_as_well() {
         let body = json!({"HostConfig": {"NetworkMode": format!("container:{reference}")}});
         assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{reference}");
     }
-    let network_id = raw(&["network", "inspect", "-f", "{{.Id}}", &network]);
-    for reference in [network.as_str(), &network_id, &network_id[..12]] {
+    let id_of = |network: &str| raw(&["network", "inspect", "-f", "{{.Id}}", network]);
+    let network = network_of(&id);
+    let (home_id, network_id) = (id_of(&home), id_of(&network));
+    for reference in [home.as_str(), &home_id, network.as_str(), &network_id, &network_id[..12]] {
         let intruder = Made("container", unused("intruder"));
         // With NET_RAW it would get no identity of the second session and all of the first one's.
         let body = json!({"HostConfig": {"NetworkMode": reference, "CapAdd": ["NET_RAW"]}});
@@ -229,7 +271,16 @@ fn another_sessions_containers_and_network_are_closed_as_well() {
 
 #[test]
 fn a_privileged_exec_into_a_leased_container_is_refused() {
-    let session = Session::offline("", &["--all"]);
+    no_privileged_exec("");
+}
+
+#[test]
+fn no_privileged_exec_in_isolation() {
+    no_privileged_exec(STRICT);
+}
+
+fn no_privileged_exec(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let (made, id) = sleeper(&session);
     let exec = |reference: &str, body: &str| {
         stand::call(&session.socket, &format!("POST /v1.41/containers/{reference}/exec"), body)
@@ -253,12 +304,13 @@ fn a_privileged_exec_into_a_leased_container_is_refused() {
     // A plain one has no more rights than the container.
     let caps = session.ok(&["exec", &made.1, "grep", "CapBnd", "/proc/self/status"]);
     let caps = u64::from_str_radix(caps.split_whitespace().last().unwrap(), 16).unwrap();
-    assert_eq!(caps >> 12 & 3, 0, "neither NET_ADMIN nor NET_RAW: {caps:x}");
+    let left = if config.is_empty() { 0 } else { 2 };
+    assert_eq!(caps >> 12 & 3, left, "no NET_ADMIN, and NET_RAW in a network of its own only: {caps:x}");
 }
 
 const ASK: [&str; 5] = ["curl", "-s", "-m", "5", "-HMetadata-Flavor:Google"];
 
-fn token_at(relay: &str) -> String {
+pub(super) fn token_at(relay: &str) -> String {
     format!("http://{relay}/computeMetadata/v1/instance/service-accounts/default/token")
 }
 
@@ -317,9 +369,16 @@ fn a_container_that_connects_itself_gets_nothing_at_any_address() {
 
 #[test]
 fn no_name_can_be_taken_from_the_relay() {
-    let session = Session::offline("", &["--all"]);
-    let (network, relay, _) = ours(&session);
-    let at = address(&relay, &network);
+    no_name("");
+}
+
+#[test]
+fn no_name_can_be_taken_in_isolation() {
+    no_name(STRICT);
+}
+
+fn no_name(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let hijack = Made("network", unused("net"));
     raw(&["network", "create", "--internal", &hijack.1]);
     for name in ["metadata.google.internal", "metadata", "METADATA.goog", "storage.googleapis.com"] {
@@ -341,29 +400,31 @@ fn no_name_can_be_taken_from_the_relay() {
     let (status, _) = stand::call(&session.socket, &format!("POST /containers/{}/start", made.1), "");
     assert_eq!(status, 204);
     let found = inspect(&made.1);
-    let aliases = &found["NetworkSettings"]["Networks"][&network]["Aliases"];
+    let aliases = &found["NetworkSettings"]["Networks"][network_of(&made.1)]["Aliases"];
     assert!(attached(&found) && !aliases.to_string().contains("metadata"), "{aliases}");
     // Renaming comes after the judgement of the create, and is judged itself.
     let line = format!("POST /containers/{}/rename?name=metadata.google.internal", made.1);
     assert_eq!(stand::call(&session.socket, &line, "").0, 403);
-    let look = "for n in metadata.google.internal metadata.google.internal. metadata.; do getent hosts $n || exit 1; done";
+    let look = "echo $GCE_METADATA_HOST; for n in metadata.google.internal metadata.google.internal. metadata.; do getent hosts $n || exit 1; done";
     let found = session.ok(&["run", "--rm", &task_image(), "sh", "-c", look]);
-    assert!(found.lines().count() == 3 && found.lines().all(|line| line.starts_with(&at)), "{found}");
+    let (at, found) = found.split_once('\n').unwrap();
+    assert!(found.lines().count() == 3 && found.lines().all(|line| line.starts_with(at)), "{found}");
 }
 
 #[test]
 fn what_is_ours_cannot_be_touched() {
-    let session = Session::offline("", &["--all"]);
-    let (network, relay, id) = ours(&session);
-    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
-    let network_id = raw(&["network", "inspect", "-f", "{{.Id}}", &network]);
-    let image = raw(&["inspect", "-f", "{{.Image}}", &id]);
-    let reference = raw(&["image", "inspect", "-f", "{{index .RepoTags 0}}", &image]);
-    let repository = reference.split(':').next().unwrap().to_string();
-    let before = inspect(&id)["State"]["StartedAt"].clone();
+    nothing_of_ours("");
+}
+
+#[test]
+fn what_is_ours_cannot_be_touched_in_isolation() {
+    nothing_of_ours(STRICT);
+}
+
+/// Everything that would change the relay, by every way to name it.
+fn calls_at_the_relay(name: &str, id: &str) -> Vec<String> {
     let mut lines = vec![];
-    for relay in [relay.as_str(), &id, &id[..12], &id[..8], &format!("%{:02x}{}", id.as_bytes()[0], &id[1..])]
-    {
+    for relay in [name, id, &id[..12], &id[..8], &format!("%{:02x}{}", id.as_bytes()[0], &id[1..])] {
         for action in [
             "attach?stream=1&stdin=1",
             "attach/ws?stream=1",
@@ -385,7 +446,22 @@ fn what_is_ours_cannot_be_touched() {
         lines.push(format!("GET /v1.41/containers/{relay}/export"));
         lines.push(format!("POST /v1.41/commit?container={relay}&repo=stolen"));
     }
-    for network in [network.as_str(), &network_id, &network_id[..12], &network_id[..8]] {
+    lines
+}
+
+fn nothing_of_ours(config: &str) {
+    let session = Session::offline(config, &["--all"]);
+    let (network, relay, id) = ours(&session);
+    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
+    let network_id = raw(&["network", "inspect", "-f", "{{.Id}}", &network]);
+    let image = raw(&["inspect", "-f", "{{.Image}}", &id]);
+    let reference = raw(&["image", "inspect", "-f", "{{index .RepoTags 0}}", &image]);
+    let repository = reference.split(':').next().unwrap().to_string();
+    let before = inspect(&id)["State"]["StartedAt"].clone();
+    let (_made, leased) = sleeper(&session);
+    let cell = network_of(&leased);
+    let mut lines = calls_at_the_relay(&relay, &id);
+    for network in [network.as_str(), &cell, &network_id, &network_id[..12], &network_id[..8]] {
         lines.push(format!("DELETE /v1.41/networks/{network}"));
         lines.push(format!("POST /v1.41/networks/{network}/connect"));
         lines.push(format!("POST /v1.41/networks/{network}/disconnect"));
@@ -393,7 +469,7 @@ fn what_is_ours_cannot_be_touched() {
     for image in [reference.as_str(), &image, &image["sha256:".len()..], &image["sha256:".len()..][..12]] {
         lines.push(format!("DELETE /v1.41/images/{image}?force=1"));
     }
-    let tag = reference.split(':').nth(1).unwrap();
+    let tag = &reference[repository.len() + 1..];
     lines.push(format!("POST /v1.41/images/{}/tag?repo={repository}&tag={tag}", task_image()));
     lines.push(format!("POST /v1.41/images/create?fromSrc=-&repo={repository}&tag={tag}"));
     lines.push(format!("POST /v1.41/build?t={reference}"));
@@ -417,7 +493,16 @@ fn what_is_ours_cannot_be_touched() {
 
 #[test]
 fn labels_choose_no_identity_and_make_no_relay() {
-    let config = "[identity.rich]\n[[rule]]\nimage = \"rich*\"\nidentity = \"rich\"\n";
+    labels("");
+}
+
+#[test]
+fn labels_choose_nothing_in_isolation() {
+    labels(STRICT);
+}
+
+fn labels(config: &str) {
+    let config = &format!("{config}[identity.rich]\n[[rule]]\nimage = \"rich*\"\nidentity = \"rich\"\n");
     let session = Session::offline(config, &["--all"]);
     let (network, _, _) = ours(&session);
     // An image that says it is a relay of a session, as `docker commit` of one would.

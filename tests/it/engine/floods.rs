@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::attacks::{Made, unused};
+use super::attacks::{Made, STRICT, unused};
 use crate::support::session::{Session, raw, task_image};
 
 pub(super) const ATTACKER: &str = include_str!("../../python/attacker.py");
@@ -61,7 +61,16 @@ fn relay(session: &Session) -> String {
 
 #[test]
 fn ten_thousand_connections_of_one_container_delay_no_other() {
-    let session = Session::offline("", &["--all"]);
+    connections("");
+}
+
+#[test]
+fn ten_thousand_connections_delay_no_other_in_isolation() {
+    connections(STRICT);
+}
+
+fn connections(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let (done, _) = under(&session, &[&["connections", "10000", "6"]]);
     // Far more than its share was ended by the relay, again and again.
     assert!(done[0]["opened"].as_u64().unwrap() > 9_000, "{}", done[0]);
@@ -82,7 +91,16 @@ fn hanging_up_before_the_answer_does_not_end_the_tunnel() {
 
 #[test]
 fn slow_endless_and_huge_requests_cost_their_sender_only() {
-    let session = Session::offline("", &["--all"]);
+    slow_and_huge("");
+}
+
+#[test]
+fn slow_endless_and_huge_requests_in_isolation() {
+    slow_and_huge(STRICT);
+}
+
+fn slow_and_huge(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let attacks: &[&[&str]] = &[&["loris", "400", "3"], &["waits", "400", "2"], &["heads"], &["bodies"]];
     let (done, _) = under(&session, attacks);
     assert_eq!(done[0]["kept"], 128, "{}", done[0]);

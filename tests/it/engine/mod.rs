@@ -3,7 +3,9 @@
 
 mod alone;
 mod attacks;
+mod baselines;
 mod basics;
+mod cells;
 mod clients;
 mod floods;
 mod golden_relay;
@@ -13,6 +15,7 @@ mod leaks;
 mod leaving;
 mod matrix;
 mod mounts;
+mod order;
 mod outputs;
 mod proxy;
 mod reload;

@@ -1,17 +1,18 @@
 //! Requests that one reader of them takes for something else than another: at the proxy, whose other reader is
 //! the engine, and at the relay, whose callers name hosts and addresses that are not their own.
 
-use super::attacks::{Made, address, attached, inspect, ours, sleeper, unused};
+use super::attacks::{Made, STRICT, address, attached, inspect, network_of, sleeper, unused};
+use super::baselines::{a_plain_server_answers, the_engine_takes};
 use super::floods::attack;
 use crate::support::session::{Session, engine_socket, task_image};
 use crate::support::stand;
 
-/// Bodies that ask for NET_RAW in a spelling that some reader of them misses.
-fn bodies() -> Vec<String> {
+/// Bodies that ask for a capability in a spelling that some reader of them misses.
+fn bodies(capability: &str) -> Vec<String> {
     let image = task_image();
     let host = r#"{"CapAdd":["NET_RAW"]}"#;
     let plain = format!(r#"{{"Image":"{image}","HostConfig":{host}}}"#);
-    vec![
+    [
         plain.clone(),
         format!(r#"{{"Image":"{image}","hostconfig":{host}}}"#),
         format!("{{\"Image\":\"{image}\",\"Ho\u{17f}tConfig\":{host}}}"),
@@ -23,9 +24,12 @@ fn bodies() -> Vec<String> {
         format!(r#"{{"Image":"{image}","HostConfig":{{"CapAdd":[["NET_RAW"]]}}}}"#),
         format!(r#"{{"Image":"{image}","CapAdd":["NET_RAW"]}}"#),
         format!(r#"{{"Image":"{image}"}}{plain}"#),
+        format!(r#"{plain}{{"Image":"{image}"}}"#),
         format!("\u{feff}{plain}"),
         format!("[{plain}]"),
     ]
+    .map(|body| body.replace("NET_RAW", capability))
+    .into()
 }
 
 fn head(line: &str, rest: &str) -> String {
@@ -63,9 +67,9 @@ const LINES: [&str; 20] = [
 ];
 
 /// Framings and protocols behind which a create could hide.
-fn framings() -> Vec<String> {
+fn framings(capability: &str) -> Vec<String> {
     let line = "POST /v1.41/containers/create?name=NAME";
-    let plain = bodies().remove(0);
+    let plain = bodies(capability).remove(0);
     let create = whole(line, &plain);
     let chunks = format!("{:x}\r\n{plain}\r\n0\r\n\r\n", plain.len());
     let attach = "POST /v1.41/containers/none/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
@@ -83,19 +87,31 @@ fn framings() -> Vec<String> {
     ]
 }
 
-/// None may end up with an address of ours and NET_RAW. The bare engine makes many of them with it.
+/// None may end up with an address of ours and the capability. The bare engine makes many of them with it.
 #[test]
 fn no_spelling_of_a_create_is_read_otherwise_than_by_the_engine() {
-    let session = Session::offline("", &["--all"]);
+    spellings("", "NET_RAW");
+}
+
+#[test]
+fn no_spelling_of_a_create_is_read_otherwise_in_isolation() {
+    spellings(STRICT, "NET_ADMIN");
+}
+
+fn spellings(config: &str, capability: &str) {
+    let session = Session::offline(config, &["--all"]);
     let line = "POST /v1.41/containers/create?name=NAME";
-    let plain = bodies().remove(0);
-    let requests = bodies().iter().map(|body| whole(line, body)).collect::<Vec<_>>();
-    let requests = requests.into_iter().chain(LINES.map(|line| whole(line, &plain))).chain(framings());
-    let (mut bare, mut made, mut refused) = (0, 0, 0);
+    let plain = bodies(capability).remove(0);
+    let requests = bodies(capability).iter().map(|body| whole(line, body)).collect::<Vec<_>>();
+    let requests =
+        requests.into_iter().chain(LINES.map(|line| whole(line, &plain))).chain(framings(capability));
+    let (mut bare, mut made, mut refused) = (vec![], 0, 0);
     for request in requests {
         let (by_engine, by_us) = (Made("container", unused("variant")), Made("container", unused("variant")));
         stand::raw(&engine_socket(), request.replace("NAME", &by_engine.1));
-        bare += u32::from(inspect(&by_engine.1)["HostConfig"]["CapAdd"].to_string().contains("NET_RAW"));
+        if inspect(&by_engine.1)["HostConfig"]["CapAdd"].to_string().contains(capability) {
+            bare.push(request.clone());
+        }
         let reply = stand::raw(&session.socket, request.replace("NAME", &by_us.1));
         let found = inspect(&by_us.1);
         if found.is_null() {
@@ -103,12 +119,20 @@ fn no_spelling_of_a_create_is_read_otherwise_than_by_the_engine() {
             continue;
         }
         made += 1;
-        let drops = found["HostConfig"]["CapDrop"].to_string();
-        let has = found["HostConfig"]["CapAdd"].to_string().contains("NET_RAW") || !drops.contains("NET_RAW");
-        assert!(!(attached(&found) && has), "{request}\n{reply}");
+        let (adds, drops) = (found["HostConfig"]["CapAdd"].to_string(), &found["HostConfig"]["CapDrop"]);
+        let default = capability == "NET_RAW" && !drops.to_string().contains(capability);
+        assert!(!(attached(&found) && (adds.contains(capability) || default)), "{request}\n{reply}");
     }
-    eprintln!("with NET_RAW at the bare engine {bare}; here {made} without an identity, {refused} refused");
-    assert!(bare >= 10 && made >= 4 && refused >= 20);
+    eprintln!(
+        "with {capability} at the bare engine {}; here {made} without an identity, {refused} refused",
+        bare.len()
+    );
+    assert!(bare.len() >= 10 && made >= 4 && refused >= 20);
+    // What the engine itself takes, so that each kind of attack is one: a path that is escaped, keys in other
+    // case and with letters that fold, a body without a length, a second document.
+    for kind in ["/%63ontainers/", "\"hostconfig\":", "Ho\u{17f}tConfig", "chunked\r\n\r\n", "}}{\"Image\""] {
+        assert!(bare.iter().any(|request| request.contains(kind)), "{kind:?} is nothing to the engine");
+    }
 }
 
 #[test]
@@ -125,6 +149,7 @@ fn bodies_and_heads_at_the_proxy_are_bounded() {
     assert!(stand::raw(&session.socket, &chunked).starts_with("HTTP/1.1 413"));
     let many: String = (0..2000).map(|n| format!("X-{n}: y\r\n")).collect();
     let head = format!("GET /info HTTP/1.1\r\nHost: d\r\n{many}\r\n");
+    the_engine_takes(&head.replace("Host: d", "Host: d\r\nConnection: close"));
     assert!(stand::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
     let head = format!("GET /info HTTP/1.1\r\nHost: d\r\nX: {}\r\n\r\n", "y".repeat(3 << 20));
     assert!(stand::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
@@ -149,10 +174,18 @@ fn ask(path: &str, headers: &str) -> String {
 
 #[test]
 fn requests_that_others_send_through_a_container_are_refused() {
-    let session = Session::offline("", &["--all"]);
+    sent_by_others("");
+}
+
+#[test]
+fn requests_that_others_send_are_refused_in_isolation() {
+    sent_by_others(STRICT);
+}
+
+fn sent_by_others(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let (_made, neighbour) = sleeper(&session);
-    let (network, _, _) = ours(&session);
-    let victim = address(&neighbour, &network);
+    let victim = address(&neighbour, &network_of(&neighbour));
     let token = "/computeMetadata/v1/instance/service-accounts/default/token";
     let flavor = FLAVOR;
     let mut refused: Vec<String> = [
@@ -180,6 +213,9 @@ fn requests_that_others_send_through_a_container_are_refused() {
     refused.push(format!(
         r"GET http://evil.example{token} HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\n{flavor}\r\n"
     ));
+    if config.is_empty() {
+        a_plain_server_answers(&refused);
+    }
     refused.push(ask(token, ""));
     refused.push(ask(token, r"Metadata-Flavor: Bogus\r\n"));
     refused.push(ask(token, r"Metadata-Flavor: Google\r\nMetadata-Flavor: Bogus\r\n"));
@@ -208,9 +244,18 @@ fn requests_that_others_send_through_a_container_are_refused() {
 
 #[test]
 fn who_calls_is_taken_from_the_socket() {
-    let session = Session::offline("", &["--all"]);
+    who_calls("");
+}
+
+#[test]
+fn who_calls_is_taken_from_the_socket_in_isolation() {
+    who_calls(STRICT);
+}
+
+fn who_calls(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let (_made, neighbour) = sleeper(&session);
-    let victim = address(&neighbour, &ours(&session).0);
+    let victim = address(&neighbour, &network_of(&neighbour));
     let flavor = FLAVOR;
     // The id is made of the container's own, whatever it says.
     let id = "/computeMetadata/v1/instance/id";
@@ -220,6 +265,7 @@ fn who_calls_is_taken_from_the_socket() {
         format!(r"Kfp-Creds-Caller: {victim}\r\nkfp-creds-caller: {victim}\r\n"),
         format!(r"Connection: kfp-creds-caller\r\nkfp-creds-caller: {victim}\r\n"),
         r"kfp-creds-host: evil.example\r\n".into(),
+        format!(r"kfp-creds-listens: {victim}\r\n"),
         format!(r"X-Real-IP: {victim}\r\nVia: 1.1 {victim}\r\n"),
     ];
     let mut requests: Vec<String> = lies.iter().map(|lie| ask(id, &format!("{flavor}{lie}"))).collect();

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::raw::{Internal, python};
 use crate::support::session::{Session, engine_socket};
 
-const IDENTITIES: &str = r#"
+pub(super) const IDENTITIES: &str = r#"
 [identity.reader]
 service_account = "reader@p.iam.gserviceaccount.com"
 [identity.writer]
@@ -21,7 +21,7 @@ identity = "writer"
 "#;
 
 /// The script's report, and whether it found no fault.
-fn report(script: &str, socket: &std::path::Path, arguments: &[&str]) -> (Value, bool) {
+pub(super) fn report(script: &str, socket: &std::path::Path, arguments: &[&str]) -> (Value, bool) {
     let mut command = python(script);
     command.env("DOCKER_HOST", format!("unix://{}", socket.display())).args(arguments);
     let out = command.output().unwrap();

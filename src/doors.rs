@@ -1,0 +1,54 @@
+//! At which addresses the relay listens, as it told over its tunnel: what has to be true before a container that
+//! will ask there can start.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
+use tokio::sync::watch;
+
+/// Clones share the list.
+#[derive(Clone, Debug, Default)]
+pub struct Doors(watch::Sender<HashSet<Ipv4Addr>>);
+
+impl Doors {
+    pub fn open(&self, at: Ipv4Addr) {
+        self.0.send_if_modified(|doors| doors.insert(at));
+    }
+
+    pub fn close(&self, at: Ipv4Addr) {
+        self.0.send_if_modified(|doors| doors.remove(&at));
+    }
+
+    /// The relay is gone, and with it all that it opened.
+    pub fn close_all(&self) {
+        self.0.send_if_modified(|doors| !std::mem::take(doors).is_empty());
+    }
+
+    /// Resolves once the relay listens at `at`.
+    pub async fn wait(&self, at: Ipv4Addr) {
+        // It ends with an error only when every sender is gone, and this is one.
+        let _ = self.0.subscribe().wait_for(|doors| doors.contains(&at)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_let_through_by_its_own_door_only() {
+        let (one, other) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let doors = Doors::default();
+        let open = async |at| tokio::time::timeout(Duration::from_secs(1), doors.wait(at)).await.is_ok();
+        doors.open(one);
+        assert!(open(one).await && !open(other).await);
+        let (waited, ()) = tokio::join!(open(other), async { doors.open(other) });
+        assert!(waited);
+        doors.close(one);
+        assert!(!open(one).await && open(other).await);
+        doors.close_all();
+        assert!(!open(other).await);
+    }
+}

@@ -1,0 +1,289 @@
+//! Attacks that work where nothing of ours is, shown to work there first: a plain internal network of the engine
+//! and a server that goes by the address of whoever asks. Then the same against a session, in both isolations.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::attacks::{
+    Made, STRICT, address, create, inspect, network_of, ours, relay_of, sleeper, token_at, unused,
+};
+use super::floods::{ATTACKER, attack, facts};
+use crate::support::raw::{TOKEN, until};
+use crate::support::session::{Session, claims, docker_at, engine_socket, raw, task_image};
+use crate::support::stand;
+
+/// A server that trusts addresses, on an internal network of the test's own.
+struct Plain {
+    server: Made,
+    network: Made,
+    at: String,
+}
+
+impl Plain {
+    fn new() -> Self {
+        let (network, server) = (Made("network", unused("plain")), Made("container", unused("server")));
+        raw(&["network", "create", "--internal", &network.1]);
+        Self::serve(&network.1, &server.1, &["--network-alias", "metadata.google.internal"]);
+        let at = address(&server.1, &network.1);
+        Self { server, network, at }
+    }
+
+    /// Starts another of these servers, and waits until it listens.
+    fn serve(network: &str, name: &str, options: &[&str]) {
+        let image = task_image();
+        let run = [
+            &["run", "-d", "--name", name, "--network", network],
+            options,
+            &[&image, "python3", "-c", ATTACKER, "plain"],
+        ];
+        raw(&run.concat());
+        until("the server listens", Duration::from_secs(10), || raw(&["logs", name]).contains("serving"));
+    }
+
+    /// The attacker on this network, with all that the engine gives to a container by default.
+    fn attack(&self, arguments: &[&str]) -> Value {
+        let (image, host) = (task_image(), format!("GCE_METADATA_HOST={}", self.at));
+        let run =
+            ["run", "--rm", "--network", &self.network.1, "-e", &host, &image, "python3", "-c", ATTACKER];
+        facts(&docker_at(&engine_socket(), &[&run[..], arguments].concat()))
+    }
+
+    /// A container that does nothing, and its address.
+    fn sleeper(&self) -> (Made, String) {
+        let made = Made("container", unused("plain-neighbour"));
+        raw(&["run", "-d", "--name", &made.1, "--network", &self.network.1, &task_image(), "sleep", "120"]);
+        let at = address(&made.1, &self.network.1);
+        (made, at)
+    }
+}
+
+/// The container that a token was made for.
+fn holder(reply: &str) -> Option<String> {
+    let (_, token) = reply.split_once("\"access_token\":\"")?;
+    claims(token.split('"').next()?)["container"].as_str().map(String::from)
+}
+
+#[test]
+fn a_neighbour_is_spoken_for_on_a_plain_network_and_not_here() {
+    let plain = Plain::new();
+    let (_neighbour, at) = plain.sleeper();
+    let told = plain.attack(&["exchange", &at]);
+    assert!(told[&at].as_str().unwrap().contains(&format!("of {at}")), "the attack itself fails: {told}");
+
+    let session = Session::offline("", &["--all"]);
+    let (_made, id) = sleeper(&session);
+    let victim = address(&id, &network_of(&id));
+    let told = attack(&session, &["exchange", &victim]);
+    assert_eq!(told[&victim], "Operation not permitted", "{told}");
+}
+
+/// The container keeps `NET_RAW`, and with it everything that it needs on the network of others.
+#[test]
+fn who_is_alone_with_the_relay_speaks_for_nobody_else() {
+    let session = Session::offline(STRICT, &["--all"]);
+    let (_made, id) = sleeper(&session);
+    let victim = address(&id, &network_of(&id));
+    let (there, home) = (relay_of(&id), ours(&session).0);
+    let relays_own = address(&ours(&session).1, &home);
+    let own = Made("container", unused("attacker"));
+    let image = task_image();
+    session.ok(&["create", "--name", &own.1, &image, "sleep", "120"]);
+    session.ok(&["start", &own.1]);
+    let at = address(&own.1, &network_of(&own.1));
+    let caps = session.ok(&["exec", &own.1, "grep", "CapEff", "/proc/self/status"]);
+    let caps = u64::from_str_radix(caps.split_whitespace().last().unwrap(), 16).unwrap();
+    assert_eq!(caps >> 12 & 3, 2, "NET_RAW and not NET_ADMIN: {caps:x}");
+    let beside = |number: u8| {
+        let mut parts: Vec<u8> = at.split('.').map(|part| part.parse().unwrap()).collect();
+        parts[3] = parts[3] & !7 | number;
+        format!("{}.{}.{}.{}", parts[0], parts[1], parts[2], parts[3])
+    };
+    let here = relay_of(&own.1);
+    let lies: Vec<String> =
+        [victim.clone(), there.clone(), relays_own.clone(), here.clone(), "10.1.2.3".into()]
+            .into_iter()
+            .chain([2, 3, 4, 6].map(beside))
+            // And at the address of the other network, or of nobody's.
+            .chain([format!("{victim}@{there}"), format!("{at}@{there}"), format!("{at}@{relays_own}")])
+            .collect();
+    let exec = |arguments: &[&str]| {
+        let run = [&["exec", &own.1, "python3", "-c", ATTACKER], arguments].concat();
+        facts(&session.docker(&run))
+    };
+    // Made by hand, but with the container's own address, the same is answered: the tool works here.
+    let told = exec(&["exchange", &at]);
+    let own_id = inspect(&own.1)["Id"].as_str().unwrap().to_string();
+    assert_eq!(holder(told[&at].as_str().unwrap()), Some(own_id.clone()), "{told}\n{}", session.said());
+    let told = exec(&[&["exchange"], &lies.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    for lie in &lies {
+        let reply = told[lie].as_str().unwrap();
+        assert!(!reply.contains("access_token"), "{lie}: {reply}");
+        assert!(!reply.contains("200 OK"), "{lie}: {reply}");
+    }
+    // By the kernel's own sockets, and through the relay as a router.
+    for server in [&there, &victim, &relays_own] {
+        let told = exec(&["through", server]);
+        for way in ["bound", "routed"] {
+            assert!(!told[way].as_str().unwrap().contains("HTTP/1.1"), "{server}: {told}");
+        }
+    }
+    eprintln!("{told}");
+    assert!(!session.said().contains("the relay died"), "{}", session.said());
+}
+
+/// What the engine hands out again at once, a lease never follows.
+#[test]
+fn an_address_that_changes_hands_within_milliseconds_is_worth_nothing() {
+    let plain = Plain::new();
+    let (first, at) = plain.sleeper();
+    let second = Made("container", unused("heir"));
+    let image = task_image();
+    let ask = ["curl", "-s", "-m", "5", &format!("http://{}/", plain.at)];
+    raw(&[&["create", "--name", &second.1, "--network", &plain.network.1, &image], &ask[..]].concat());
+    let began = Instant::now();
+    raw(&["kill", &first.1]);
+    let told = raw(&["start", "-a", &second.1]);
+    eprintln!("the engine gave {at} to another within {} ms", began.elapsed().as_millis());
+    assert!(told.contains(&format!("of {at}")), "{told}");
+
+    for config in ["", STRICT] {
+        let session = Session::offline(config, &["--all"]);
+        let (made, id) = sleeper(&session);
+        let (network, relay) = (network_of(&id), relay_of(&id));
+        let at = address(&id, &network);
+        let heir = Made("container", unused("heir"));
+        // As often as it can, from its first moment on.
+        let script = format!(
+            "for n in $(seq 40); do curl -s -m 3 -H Metadata-Flavor:Google {}; sleep 0.02; done; true",
+            token_at(&relay)
+        );
+        let create =
+            ["create", "--name", &heir.1, "--network", &network, "--ip", &at, &image, "timeout", "6"];
+        raw(&[&create[..], &["sh", "-c", &script]].concat());
+        raw(&["kill", &made.1]);
+        let began = Instant::now();
+        let out = docker_at(&engine_socket(), &["start", "-a", &heir.1]);
+        let told = String::from_utf8_lossy(&out.stdout);
+        eprintln!("the same with {config:?}: {} ms, {told}", began.elapsed().as_millis());
+        assert_eq!(address(&heir.1, &network_of(&id)), "", "it has ended");
+        assert!(!told.contains("access_token"), "{told}");
+        // And the one whose address it was is itself when it comes back.
+        raw(&["rm", "-f", &heir.1]);
+        session.ok(&["start", &made.1]);
+        let url = token_at(&relay);
+        let again = session.ok(&["exec", &made.1, "curl", "-s", "-m", "5", "-HMetadata-Flavor:Google", &url]);
+        assert_eq!(holder(&again), Some(id), "{again}");
+    }
+}
+
+#[test]
+fn a_name_that_an_impostor_takes_on_a_plain_network_stays_the_relays_here() {
+    const NAME: &str = "metadata.google.internal";
+    let plain = Plain::new();
+    let impostor = Made("container", unused("impostor"));
+    Plain::serve(&plain.network.1, &impostor.1, &["--network-alias", NAME]);
+    let told = plain.attack(&["resolve", NAME, "60"]);
+    let taken = told[address(&impostor.1, &plain.network.1)].as_u64().unwrap_or_default();
+    eprintln!("an impostor got {taken} of 60 look-ups");
+    assert!(taken > 0, "{told}");
+
+    for config in ["", STRICT] {
+        let session = Session::offline(config, &["--all"]);
+        let (made, id) = sleeper(&session);
+        let (network, relay) = (network_of(&id), relay_of(&id));
+        // Past the session, with the engine's own socket.
+        let guest = Made("container", unused("impostor"));
+        let image = task_image();
+        let run = ["run", "-d", "--name", &guest.1, "--network", &network, "--network-alias", NAME, &image];
+        let joined = docker_at(&engine_socket(), &[&run[..], &["sleep", "60"]].concat());
+        assert_eq!(
+            joined.status.success(),
+            config.is_empty(),
+            "{:?}",
+            String::from_utf8_lossy(&joined.stderr)
+        );
+        let resolve = ["exec", &made.1, "python3", "-c", ATTACKER, "resolve", NAME, "60"];
+        let told = facts(&session.docker(&resolve));
+        assert_eq!(told, json!({ relay: 60 }), "{config:?}");
+        if !config.is_empty() {
+            // Also for look-ups that miss the hosts file: nobody else fits on the network.
+            let resolve = ["exec", &made.1, "python3", "-c", ATTACKER, "resolve", "metadata.goog.", "60"];
+            assert_eq!(facts(&session.docker(&resolve)), json!({ relay_of(&id): 60 }));
+        }
+    }
+}
+
+#[test]
+fn who_connects_itself_is_served_on_a_plain_network_and_not_here() {
+    let plain = Plain::new();
+    let guest = Made("container", unused("guest"));
+    let image = task_image();
+    let ask = ["curl", "-s", "-m", "5", &format!("http://{}/", plain.at)];
+    raw(&[&["create", "--name", &guest.1, "--network", "none", &image], &ask[..]].concat());
+    raw(&["network", "disconnect", "none", &guest.1]);
+    raw(&["network", "connect", &plain.network.1, &guest.1]);
+    assert!(raw(&["start", "-a", &guest.1]).contains("access_token"));
+
+    // On the shared one: `a_container_that_connects_itself_gets_nothing_at_any_address`. Here nobody gets on it.
+    let session = Session::offline(STRICT, &["--all"]);
+    let (_made, id) = sleeper(&session);
+    let network = network_of(&id);
+    let own = address(&id, &network);
+    let head = &own[..=own.rfind('.').unwrap()];
+    let last: u8 = own[head.len()..].parse().unwrap();
+    let addresses = (last - 1..=last + 6).map(|number| format!("{head}{number}"));
+    for at in [None].into_iter().chain(addresses.map(Some)) {
+        let guest = Made("container", unused("guest"));
+        let ip: Vec<&str> = at.iter().flat_map(|at| ["--ip", at]).collect();
+        let run = [&["run", "--name", &guest.1, "--network", &network], &ip[..], &[&image, "true"]].concat();
+        let out = docker_at(&engine_socket(), &run);
+        assert!(!out.status.success(), "{at:?} on {network} is to be had");
+    }
+    // Through the session it is refused before the engine is asked.
+    let guest = Made("container", unused("guest"));
+    let (status, answer) =
+        create(&session.socket, &guest.1, &json!({"HostConfig": {"NetworkMode": network}}));
+    assert_eq!(status, 403, "{answer}");
+}
+
+#[test]
+fn a_joined_namespace_and_a_label_of_an_image_do_what_they_say_without_us() {
+    // The engine itself lets anybody into anybody's namespace, and there it is that container.
+    let session = Session::offline("", &["--all"]);
+    let (made, id) = sleeper(&session);
+    let (image, url) = (task_image(), format!("http://{}/{TOKEN}", relay_of(&id)));
+    let joined = format!("container:{}", made.1);
+    let ask = ["curl", "-s", "-m", "5", "-HMetadata-Flavor:Google", &url];
+    let told = raw(&[&["run", "--rm", "--network", &joined, &image], &ask[..]].concat());
+    assert_eq!(holder(&told), Some(id), "{told}");
+    let (status, answer) =
+        create(&session.socket, &unused("intruder"), &json!({"HostConfig": {"NetworkMode": joined}}));
+    assert_eq!(status, 403, "{answer}");
+    // And it shows an image's labels as those of the container.
+    let base = Made("container", unused("base"));
+    raw(&["create", "--name", &base.1, "--network", "none", &image, "true"]);
+    let labelled = Made("image", unused("claims"));
+    raw(&["commit", "-c", "LABEL kfp-creds.identity=rich kfp-creds.role=relay", &base.1, &labelled.1]);
+    let claims = Made("container", unused("claims"));
+    raw(&["create", "--name", &claims.1, "--network", "none", &labelled.1, "true"]);
+    assert_eq!(inspect(&claims.1)["Config"]["Labels"]["kfp-creds.identity"], "rich");
+    assert_eq!(inspect(&claims.1)["Config"]["Labels"]["kfp-creds.role"], "relay");
+}
+
+/// Every request that is refused through a container is one that a server without guards answers.
+pub(super) fn a_plain_server_answers(requests: &[String]) {
+    let plain = Plain::new();
+    let arguments: Vec<&str> = ["raw"].into_iter().chain(requests.iter().map(String::as_str)).collect();
+    let told = plain.attack(&arguments);
+    for (request, reply) in requests.iter().zip(told["replies"].as_array().unwrap()) {
+        assert!(reply.as_str().unwrap().contains("access_token"), "{request}: {reply}");
+    }
+    let _ = &plain.server;
+}
+
+/// What the engine itself takes without a word, so that the bounds of the proxy are worth something.
+pub(super) fn the_engine_takes(head: &str) {
+    let reply = stand::raw(&engine_socket(), head);
+    assert!(reply.starts_with("HTTP/1.1 200"), "{}", &reply[..reply.len().min(200)]);
+}

@@ -1,0 +1,218 @@
+//! `isolation = "network"`: what a container's own network lives through.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::attacks::{STRICT, address, inspect, network_of, relay_of};
+use super::stress;
+use crate::support::raw::{Container, ask, token, until};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
+
+fn id(session: &Session) -> String {
+    session.socket.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// Ids of all networks of a session.
+fn networks(session: &str) -> BTreeSet<String> {
+    let label = format!("label=kfp-creds.session={session}");
+    raw(&["network", "ls", "-q", "--no-trunc", "--filter", &label]).lines().map(String::from).collect()
+}
+
+fn network_id(container: &Container) -> String {
+    // By its name: a container that does not run yet is not said to have the id.
+    raw(&["network", "inspect", "-f", "{{.Id}}", &network_of(&container.0)])
+}
+
+fn sleeper(session: &Session) -> Container {
+    let container = Container::of(session, &[&task_image(), "sleep", "120"]);
+    session.ok(&["start", &container.0]);
+    assert_eq!(container.asks().1, 200, "{}", session.said());
+    container
+}
+
+fn exists(network: &str) -> bool {
+    docker_at(&engine_socket(), &["network", "inspect", network]).status.success()
+}
+
+#[test]
+fn a_network_is_there_before_its_container_and_goes_after_it() {
+    let session = Session::offline(STRICT, &["--all"]);
+    until("some are ready", Duration::from_secs(20), || networks(&id(&session)).len() == 7);
+    let ready = networks(&id(&session));
+    let script = ask();
+    let six: Vec<Container> =
+        (0..6).map(|_| Container::of(&session, &[&task_image(), "sh", "-c", &script])).collect();
+    let used: BTreeSet<String> = six.iter().map(network_id).collect();
+    assert!(used.len() == 6 && used.is_subset(&ready), "a create waited for its network");
+    // From the first instruction on, by the name as well.
+    for container in &six {
+        assert_eq!(token(&session.ok(&["start", "-a", &container.0]))["container"], container.0);
+    }
+    let (one, other) = (sleeper(&session), sleeper(&session));
+    let (network, at) = (network_of(&one.0), address(&one.0, &network_of(&one.0)));
+    let members = raw(&["network", "inspect", "-f", "{{range .Containers}}{{.Name}} {{end}}", &network]);
+    assert_eq!(members.split_whitespace().count(), 2, "the relay and itself: {members}");
+    one.exec("python3 -m http.server 8000 >/dev/null 2>&1 & sleep 0.7");
+    let reach = |from: &Container, at: &str| {
+        from.exec(&format!("curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{at}:8000/ || true"))
+    };
+    assert_eq!(reach(&one, &at), "200");
+    assert_eq!(reach(&other, &at), "000", "neighbours reach each other");
+    let gone: Vec<String> = [network_id(&one)].into_iter().chain(used).collect();
+    drop((one, six));
+    until("the networks are gone", Duration::from_secs(20), || !gone.iter().any(|network| exists(network)));
+    assert_eq!(other.asks().1, 200);
+    let name = id(&session);
+    drop(other);
+    let (code, said) = session.end();
+    assert_eq!((code, networks(&name).len()), (Some(0), 0), "{said}");
+}
+
+#[test]
+fn the_end_of_the_networks_is_said_and_ranges_are_cycled() {
+    // The relay's own, and three.
+    let config = format!("{STRICT}network.cells = \"10.219.38.0/27\"\n");
+    let session = Session::offline(&config, &["--all"]);
+    let at = |container: &Container| address_of(&session, container);
+    let mut seen = vec![];
+    for _ in 0..7 {
+        let container = Container::of(&session, &[&task_image(), "true"]);
+        seen.push(at(&container));
+        let network = network_id(&container);
+        session.ok(&["rm", &container.0]);
+        until("it is given back", Duration::from_secs(10), || !exists(&network));
+        until("and made again", Duration::from_secs(10), || networks(&id(&session)).len() == 4);
+    }
+    assert!((3..seen.len()).all(|n| seen[n] == seen[n - 3]), "used again before the others: {seen:?}");
+    let mut held: Vec<_> = (0..3).map(|_| sleeper(&session)).collect();
+    let none = session.docker(&["create", "--label", "kct=no-cell", &task_image(), "true"]);
+    let said = String::from_utf8_lossy(&none.stderr);
+    assert!(!none.status.success());
+    assert!(said.contains("no network left: stopped containers keep theirs"), "{said}");
+    assert_eq!(raw(&["ps", "-aq", "--filter", "label=kct=no-cell"]), "");
+    drop(held.remove(1));
+    // At once: what is just being given back is waited for.
+    assert_eq!(sleeper(&session).asks().1, 200);
+}
+
+/// As the session said it: a container that does not run has no address at the engine.
+fn address_of(session: &Session, container: &Container) -> String {
+    crate::support::raw::address(session, container)
+}
+
+#[test]
+fn a_container_that_starts_again_finds_its_network() {
+    let session = Session::offline(STRICT, &["--all"]);
+    let container = sleeper(&session);
+    let before = (network_id(&container), address(&container.0, &network_of(&container.0)));
+    for action in [&["restart", "-t", "0"][..], &["kill"], &["stop", "-t", "0"]] {
+        session.ok(&[action, &[&container.0]].concat());
+        if action[0] != "restart" {
+            let cut = || session.said().matches("cut off  ").count() >= 2;
+            until("it is cut off", Duration::from_secs(5), cut);
+            session.ok(&["start", &container.0]);
+        }
+        assert_eq!(container.asks().1, 200, "{action:?}");
+        assert_eq!((network_id(&container), address(&container.0, &network_of(&container.0))), before);
+    }
+}
+
+#[test]
+fn a_relay_that_is_replaced_comes_back_to_every_network() {
+    let session = Session::offline(STRICT, &["--all"]);
+    let (one, other) = (sleeper(&session), sleeper(&session));
+    for _ in 0..2 {
+        raw(&["kill", &format!("kfp-creds-relay-{}", id(&session))]);
+        session.wait_for("the relay died and was replaced", Duration::from_secs(15));
+        // Made while the relay is being connected again: its network is there before it is.
+        let third = Container::of(&session, &[&task_image(), "sh", "-c", &ask()]);
+        assert_eq!(token(&session.ok(&["start", "-a", &third.0]))["container"], third.0);
+        for container in [&one, &other] {
+            until("it is served again", Duration::from_secs(15), || container.asks().1 == 200);
+        }
+    }
+}
+
+#[test]
+fn a_killed_session_in_isolation_is_swept() {
+    let first = Session::offline(STRICT, &["--all"]);
+    let runs = sleeper(&first);
+    let stopped = Container::of(&first, &[&task_image(), "true"]);
+    let neighbour = Session::offline(STRICT, &["--all"]);
+    let theirs = sleeper(&neighbour);
+    let (killed, socket) = (id(&first), first.socket.clone());
+    first.kill();
+    let relay = format!("name=kfp-creds-relay-{killed}");
+    until("the relay ends", Duration::from_secs(10), || raw(&["ps", "-q", "--filter", &relay]).is_empty());
+    let second = Session::offline(STRICT, &["--all"]);
+    assert_eq!(networks(&killed), BTreeSet::from([network_id(&runs)]), "{}", second.said());
+    assert_ne!(runs.asks().1, 200);
+    assert_eq!(theirs.asks().1, 200, "a live neighbour was swept");
+    // What did not run can be started: it was taken off its network.
+    raw(&["start", &stopped.0]);
+    drop(runs);
+    drop(Session::offline("", &[]));
+    assert!(networks(&killed).is_empty() && !socket.exists());
+    assert_eq!(theirs.asks().1, 200);
+    drop((second, neighbour));
+}
+
+#[test]
+fn serve_in_isolation_leaves_containers_running_and_startable() {
+    let session = Session::offline(STRICT, &["--all"]);
+    let (runs, stopped) = (sleeper(&session), sleeper(&session));
+    session.ok(&["stop", "-t", "0", &stopped.0]);
+    let name = id(&session);
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("keeps running, without identity"), "{said}");
+    assert_eq!(networks(&name), BTreeSet::from([network_id(&runs)]), "{said}");
+    assert_ne!(runs.asks().1, 200);
+    raw(&["start", &stopped.0]);
+    drop(runs);
+    drop(Session::offline("", &[]));
+    assert!(networks(&name).is_empty());
+}
+
+#[test]
+fn no_attach_and_no_exit_code_is_lost_in_isolation() {
+    let config = format!("{STRICT}{}", stress::IDENTITIES);
+    let session = Session::offline(&config, &[]);
+    let expect = ["reader", "writer"].map(|task| format!("--expect={task}={task}@p.iam.gserviceaccount.com"));
+    let arguments = ["-n", "48", "-p", "6", &expect[0], &expect[1]];
+    let (report, faultless) = stress::report("stress.py", &session.socket, &arguments);
+    assert!(faultless, "{report}\n{}", session.said());
+    let name = id(&session);
+    let (_, said) = session.end();
+    assert!(said.contains("ended         48 attached, 48 cut off, 48 tokens outstanding"), "{said}");
+    assert!(networks(&name).is_empty(), "{said}");
+}
+
+#[test]
+fn check_tries_a_network_of_one_container() {
+    let folder = Folder::new("check");
+    std::fs::write(folder.0.join("kfp-creds.toml"), STRICT).unwrap();
+    let out = program(&folder.0).args(["check", "--offline"]).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && text.contains("for a container each"), "{text}");
+    assert!(text.contains("got a token at 169.254."), "{text}");
+}
+
+/// The relay is told by the host, and tells it, nothing that a container could say in its place.
+#[test]
+fn the_relay_between_networks_is_no_way_from_one_to_another() {
+    let session = Session::offline(STRICT, &["--all"]);
+    let container = sleeper(&session);
+    let relay = inspect(&format!("kfp-creds-relay-{}", id(&session)));
+    let sysctls = &relay["HostConfig"]["Sysctls"];
+    for (name, value) in [
+        ("net.ipv4.ip_forward", "0"),
+        ("net.ipv4.conf.all.rp_filter", "1"),
+        ("net.ipv4.conf.all.arp_ignore", "2"),
+    ] {
+        assert_eq!(sysctls[name], value, "{sysctls}");
+    }
+    let networks = relay["NetworkSettings"]["Networks"].as_object().unwrap();
+    assert_eq!(networks[&network_of(&container.0)]["IPAddress"], relay_of(&container.0));
+    assert_eq!(relay["HostConfig"]["CapDrop"], serde_json::json!(["ALL"]));
+}

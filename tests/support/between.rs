@@ -1,0 +1,110 @@
+//! Between a session and its engine: everything passes, but events can be held back, so that they come late and
+//! in another order than they happened.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// What is held back, for how long; and what was told, in its order: action and container.
+#[derive(Clone, Default)]
+pub(crate) struct Between {
+    holding: Arc<Mutex<Vec<(String, String, Duration)>>>,
+    told: Arc<Mutex<Vec<(String, String)>>>,
+    pub(crate) socket: PathBuf,
+}
+
+impl Between {
+    pub(crate) fn start(folder: &Path, engine: &Path) -> Self {
+        let socket = folder.join("between.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let this = Self { socket, ..Self::default() };
+        let (between, engine) = (this.clone(), engine.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let (between, engine) = (between.clone(), UnixStream::connect(&engine).unwrap());
+                std::thread::spawn(move || between.carry(client, engine));
+            }
+        });
+        this
+    }
+
+    /// The next events `action` of `container` come `late`.
+    pub(crate) fn hold(&self, action: &str, container: &str, late: Duration) {
+        self.holding.lock().unwrap().push((action.into(), container.into(), late));
+    }
+
+    /// When `action` of `container` was told, among all that was.
+    pub(crate) fn place(&self, action: &str, container: &str) -> Option<usize> {
+        self.told.lock().unwrap().iter().rposition(|(what, whom)| what == action && whom == container)
+    }
+
+    fn carry(&self, client: UnixStream, engine: UnixStream) {
+        let events = Arc::new(AtomicBool::new(false));
+        let (mut from, mut to, seen) =
+            (client.try_clone().unwrap(), engine.try_clone().unwrap(), events.clone());
+        std::thread::spawn(move || {
+            let mut piece = [0; 1 << 16];
+            while let Ok(read @ 1..) = from.read(&mut piece) {
+                let head = String::from_utf8_lossy(&piece[..read.min(64)]).into_owned();
+                seen.store(head.starts_with("GET ") && head.contains("/events"), Ordering::SeqCst);
+                if to.write_all(&piece[..read]).is_err() {
+                    break;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+        let (mut from, to) = (engine, Arc::new(Mutex::new(client)));
+        let mut piece = [0; 1 << 16];
+        let mut waiting = vec![];
+        while let Ok(read @ 1..) = from.read(&mut piece) {
+            if !events.load(Ordering::SeqCst) {
+                if to.lock().unwrap().write_all(&piece[..read]).is_err() {
+                    break;
+                }
+                continue;
+            }
+            waiting.extend_from_slice(&piece[..read]);
+            while let Some(end) = whole(&waiting) {
+                self.pass(waiting.drain(..end).collect(), &to);
+            }
+        }
+        let _ = to.lock().unwrap().shutdown(std::net::Shutdown::Both);
+    }
+
+    /// A head or one chunk, which is one event.
+    fn pass(&self, part: Vec<u8>, to: &Arc<Mutex<UnixStream>>) {
+        let text = String::from_utf8_lossy(&part);
+        let event: Value =
+            text.find('{').and_then(|at| serde_json::from_str(text[at..].trim()).ok()).unwrap_or_default();
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        let (action, whom) = (word(&event["Action"]), word(&event["Actor"]["ID"]));
+        let mut holding = self.holding.lock().unwrap();
+        let at = holding.iter().position(|(what, who, _)| *what == action && *who == whom);
+        let late = at.map_or(Duration::ZERO, |at| holding.remove(at).2);
+        drop(holding);
+        let (told, to) = (self.told.clone(), to.clone());
+        let deliver = move || {
+            std::thread::sleep(late);
+            let mut to = to.lock().unwrap();
+            told.lock().unwrap().push((action, whom));
+            let _ = to.write_all(&part);
+        };
+        if late.is_zero() { deliver() } else { drop(std::thread::spawn(deliver)) }
+    }
+}
+
+/// The length of a head or of a chunk, once it is there.
+fn whole(bytes: &[u8]) -> Option<usize> {
+    if bytes.starts_with(b"HTTP/") {
+        return bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
+    }
+    let line = bytes.windows(2).position(|two| two == b"\r\n")?;
+    let size = usize::from_str_radix(std::str::from_utf8(&bytes[..line]).ok()?.trim(), 16).ok()?;
+    let end = line + 2 + size + 2;
+    (bytes.len() >= end).then_some(end)
+}
