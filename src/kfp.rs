@@ -10,6 +10,7 @@ mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::workload::Task;
@@ -35,7 +36,8 @@ pub fn task(body: &Value, name: Option<&str>) -> Task {
     let input = executor_input(&command);
     let place = match &input {
         Some(input) => input
-            .pointer("/outputs/outputFile")
+            .outputs
+            .get("outputFile")
             .and_then(Value::as_str)
             .and_then(|path| roots.iter().find_map(|root| Place::of(path, root))),
         None => scanned(&command, &roots),
@@ -139,10 +141,17 @@ fn ends_path(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'`;,|&<>()${}*?".contains(c)
 }
 
+/// What is read of an `--executor_input`. Its inputs can be megabytes, and are skipped.
+#[derive(Deserialize)]
+struct Input {
+    #[serde(default)]
+    outputs: Value,
+}
+
 /// The first `--executor_input` that is a JSON object.
-fn executor_input(command: &[&str]) -> Option<Value> {
-    let parsed = argument(command, "--executor_input").filter_map(|text| serde_json::from_str(text).ok());
-    parsed.into_iter().find(Value::is_object)
+fn executor_input(command: &[&str]) -> Option<Input> {
+    let objects = argument(command, "--executor_input").filter(|text| text.trim_start().starts_with('{'));
+    objects.filter_map(|text| serde_json::from_str(text).ok()).next()
 }
 
 /// The values of `FLAG VALUE` and `FLAG=VALUE`, wherever they stand.

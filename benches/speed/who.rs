@@ -56,10 +56,11 @@ fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
     let rules = Rules { policy: policy(0), identities: vec![], mounts: vec![] };
     let root = "/home/user/pipelines/local_outputs";
     let output = format!("{root}/nightly-2026-11-23-06-04-22-567757/transform/executor_output.json");
+    // 67: a row with the escapes of both strings around it.
     // Half of it source code of the component, half its input, as `kfp.local` sends them.
     let source = "def transform(rows: list) -> dict:\n    return {row['id']: row['amount'] * 37 % 101 for row in rows}\n\n";
     let source = source.repeat((1 << 19) / source.len());
-    let rows = r#"{"id": 1, "city": "Lima", "amount": 12.5}, "#.repeat((1 << 19) / 43);
+    let rows = r#"{"id": 1, "city": "Lima", "amount": 12.5}, "#.repeat((1 << 19) / 67);
     let input = json!({"inputs": {"parameterValues": {"rows": rows}}, "outputs": {"outputFile": output}});
     let body = json!({
         "Image": "python:3.11",

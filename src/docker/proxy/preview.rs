@@ -18,7 +18,7 @@ pub struct Preview {
     pub task: Task,
     pub outcome: Outcome,
     /// What the engine would be sent.
-    pub body: String,
+    pub body: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -72,5 +72,5 @@ pub fn preview(
     let ours = task.kfp || matches!(outcome, Outcome::Attach(_));
     let keys = keys_in_body(&body);
     let outcome = if ours && !keys.is_empty() { Outcome::Refuse(refusing(&keys)) } else { outcome };
-    Ok(Preview { task, outcome, body: body.to_string() })
+    Ok(Preview { task, outcome, body: serde_json::to_vec(&body).unwrap_or_default() })
 }
