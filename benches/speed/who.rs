@@ -175,7 +175,7 @@ fn auditing(plan: &Plan, table: &mut Table) -> Outcome<()> {
 /// As many containers as the pool has addresses for, made through the session; then it is asked how it does.
 pub(crate) fn leases(plan: &Plan, image: &str, table: &mut Table) -> Outcome<()> {
     let wanted = if plan.quick { 100 } else { 1000 };
-    let session = Session::with(&plan.program, &[("KFP_CREDS_POOL", "198.18.64.0/20")])?;
+    let session = Session::with(&plan.program, &[("KFP_CREDS_POOL", "10.231.64.0/20")])?;
     let made = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..4 {

@@ -108,7 +108,7 @@ impl Engine {
             let set = env.iter().filter_map(|entry| entry.split_once('='));
             let set =
                 set.filter(|(name, value)| names.contains(name) && !value.is_empty()).map(|(name, _)| name);
-            let called = image.repo_tags.first().unwrap_or(&image.id);
+            let called = image.repo_tags.iter().find(|tag| *tag != "<none>:<none>").unwrap_or(&image.id);
             found.extend(set.take(1).map(|name| (called.clone(), name.to_string())));
         }
         Ok(found)
