@@ -499,12 +499,15 @@ fn frame(stream: u8, text: &str) -> Vec<u8> {
 }
 
 /// An engine whose auto-removed container has ended when its logs are asked for: `logs` is what it answers.
-fn ended(logs: Vec<Act>) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
+fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
     let words = created(b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n");
     let (logs, looks) = (Mutex::new(Some(logs)), AtomicUsize::new(0));
     move |seen| {
         if seen.is(&format!("POST /containers/{ID}/attach?stream=1&stdout=1&stderr=1 ")) {
             let mut all = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".to_vec();
+            if silent {
+                return vec![Act::Send(all)];
+            }
             // One frame in two pieces, and the last only when logs were asked for.
             all.extend(frame(1, "one\n"));
             all.extend(&frame(2, "err\n")[..5]);
@@ -525,7 +528,11 @@ fn ended(logs: Vec<Act>) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
 
 /// What a client sees of a container that ended before it asked: logs, and the look that docker-py takes.
 fn read_late(logs: Vec<Act>, query: &str) -> (u16, String, u16, String) {
-    let (_scratch, _engine, stand) = fixture(ended(logs));
+    read_late_of(logs, query, false)
+}
+
+fn read_late_of(logs: Vec<Act>, query: &str, silent: bool) -> (u16, String, u16, String) {
+    let (_scratch, _engine, stand) = fixture(ended(logs, silent));
     assert_eq!(call(&stand.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#).0, 201);
     let look = format!("GET /v1.41/containers/{ID}/json");
     assert_eq!(call(&stand.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
@@ -557,6 +564,15 @@ fn logs_that_the_engine_forgot_are_told_from_what_was_heard() {
     // What would need times or counting lines is left to the engine.
     for query in ["stdout=1&tail=1", "stdout=1&timestamps=1", "stdout=1&since=5"] {
         assert_eq!(read_late(json("404 Not Found", "{}"), query).0, 404, "{query}");
+    }
+}
+
+/// It said nothing, which is known; the engine's error would end the client's run in the place of its exit code.
+#[test]
+fn logs_of_one_that_said_nothing_are_empty_and_no_error() {
+    for gone in ["404 Not Found", "409 Conflict", "500 Internal Server Error"] {
+        let (status, text, looked, _) = read_late_of(json(gone, r#"{"message":"gone"}"#), FOLLOW, true);
+        assert_eq!((status, text.as_str(), looked), (200, "", 200), "{gone}");
     }
 }
 

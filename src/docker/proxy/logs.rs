@@ -161,8 +161,8 @@ impl Kept {
         }
     }
 
-    /// Everything after `told`, in frames, once the output has ended. `None` when there is no more, or when
-    /// what was told is not how the output begins: then nothing can be added to it.
+    /// Everything after `told`, in frames, once the output has ended; empty when that was all. `None` when it is
+    /// not known, or when what was told is not how the output begins: then nothing can be added to it.
     async fn rest(&self, told: &Streams, wants: [bool; 2]) -> Option<Bytes> {
         let mut ended = self.ended.subscribe();
         tokio::time::timeout(LAST_WORD, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
@@ -184,7 +184,7 @@ impl Kept {
                 frames.extend_from_slice(piece);
             }
         }
-        (!frames.is_empty()).then(|| frames.into())
+        Some(frames.into())
     }
 
     /// The container as it would look had it not been removed.
@@ -362,7 +362,8 @@ impl Tale {
                 self.engine = None;
                 let rest =
                     if self.frames.is_whole() { self.kept.rest(&self.told, self.wants).await } else { None };
-                rest.map(|rest| (Ok(Frame::data(rest)), self))
+                let rest = rest.filter(|rest| !rest.is_empty())?;
+                Some((Ok(Frame::data(rest)), self))
             }
         }
     }
