@@ -17,7 +17,8 @@ pub(crate) fn engine_socket() -> PathBuf {
 
 /// The image with Python, curl and kfp that `scripts/setup` makes.
 pub(crate) fn task_image() -> String {
-    std::env::var("KFP_CREDS_TASK_IMAGE").unwrap_or_else(|_| "kfp-creds-task:2.17.0".into())
+    std::env::var("KFP_CREDS_TASK_IMAGE")
+        .expect("KFP_CREDS_TASK_IMAGE is not set: scripts/setup --all writes .work/env, which sets it")
 }
 
 /// The Python with docker-py and kfp that `scripts/setup` makes.
