@@ -99,16 +99,19 @@ pub struct Health {
 struct Log {
     recorder: Recorder,
     health: Mutex<Health>,
+    principal: Mutex<Arc<Principal>>,
 }
 
 impl Log {
     async fn of<T>(
         &self,
         kind: TokenKind,
+        source: &dyn Source,
         call: Pending<'_, Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
         let began = Instant::now();
         let result = call.await;
+        self.ask_who(source); // an answer can be the first to say who a user is
         let outcome = match &result {
             Ok(_) => MintOutcome::Ok,
             Err(SourceError::Transient(_)) => MintOutcome::Transient,
@@ -123,12 +126,18 @@ impl Log {
         drop(health);
         result
     }
+
+    fn ask_who(&self, source: &dyn Source) {
+        let principal = Arc::new(source.principal());
+        *self.principal.lock().unwrap_or_else(PoisonError::into_inner) = principal;
+    }
 }
 
 impl Mint {
     /// Every call upstream is told to `recorder`.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         let log = Arc::new(Log { recorder, ..Log::default() });
+        log.ask_who(&*source);
         Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES), log })
     }
 
@@ -136,9 +145,9 @@ impl Mint {
         self.log.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Who the source says it is.
-    pub fn principal(&self) -> Principal {
-        self.source.principal()
+    /// Who the source says it is, as of its last call or look at its files: it is asked for with every request.
+    pub fn principal(&self) -> Arc<Principal> {
+        self.log.principal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What `identity` asks for on behalf of `container`; all its scopes unless a narrower set is given.
@@ -217,6 +226,7 @@ impl Mint {
     /// called about once a second.
     pub fn reload(&self) -> Reloaded {
         let outcome = self.source.reload();
+        self.log.ask_who(&*self.source);
         match outcome {
             Reloaded::Same | Reloaded::Broken(_) => {}
             Reloaded::Renewed | Reloaded::Supplied => self.forget_failures(),
@@ -239,12 +249,12 @@ impl Mint {
 
     fn access_work(&self, ask: &AccessRequest) -> Pending<'static, Result<AccessToken, SourceError>> {
         let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
-        Box::pin(async move { log.of(TokenKind::Access, source.access_token(&ask)).await })
+        Box::pin(async move { log.of(TokenKind::Access, &*source, source.access_token(&ask)).await })
     }
 
     fn identity_work(&self, ask: &IdentityRequest) -> Pending<'static, Result<IdentityToken, SourceError>> {
         let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
-        Box::pin(async move { log.of(TokenKind::Identity, source.identity_token(&ask)).await })
+        Box::pin(async move { log.of(TokenKind::Identity, &*source, source.identity_token(&ask)).await })
     }
 
     async fn serve<K: Key, T: Keep>(

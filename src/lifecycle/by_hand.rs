@@ -80,7 +80,7 @@ impl Lifecycle {
 
     /// Whom an identity is, as far as that is known.
     pub(super) fn account(&self, identity: &Arc<Identity>) -> String {
-        let own = || self.mint.principal().email;
+        let own = || self.mint.principal().email.clone();
         identity.service_account.clone().or_else(own).unwrap_or_default()
     }
 }

@@ -99,7 +99,7 @@ pub enum Reloaded {
 
 /// A place that mints tokens on the host.
 pub trait Source: Debug + Send + Sync {
-    /// Without waiting for anybody: it is asked on every request.
+    /// Without waiting for anybody. Asked again after every call and every look at the files.
     fn principal(&self) -> Principal;
 
     /// True when tokens name the container, so that two containers can never share one.
