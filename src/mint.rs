@@ -16,6 +16,7 @@ mod tests;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
@@ -99,7 +100,7 @@ pub struct Health {
 struct Log {
     recorder: Recorder,
     health: Mutex<Health>,
-    principal: Mutex<Arc<Principal>>,
+    principal: watch::Sender<Arc<Principal>>,
 }
 
 impl Log {
@@ -128,8 +129,14 @@ impl Log {
     }
 
     fn ask_who(&self, source: &dyn Source) {
-        let principal = Arc::new(source.principal());
-        *self.principal.lock().unwrap_or_else(PoisonError::into_inner) = principal;
+        let said = source.principal();
+        self.principal.send_if_modified(|known| {
+            let new = **known != said;
+            if new {
+                *known = Arc::new(said);
+            }
+            new
+        });
     }
 }
 
@@ -147,7 +154,12 @@ impl Mint {
 
     /// Who the source says it is, as of its last call or look at its files: it is asked for with every request.
     pub fn principal(&self) -> Arc<Principal> {
-        self.log.principal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.log.principal.borrow().clone()
+    }
+
+    /// Changes when the source becomes somebody else, or learns who it is.
+    pub fn principals(&self) -> watch::Receiver<Arc<Principal>> {
+        self.log.principal.subscribe()
     }
 
     /// What `identity` asks for on behalf of `container`; all its scopes unless a narrower set is given.

@@ -96,6 +96,9 @@ pub enum Form {
     Quiet,
 }
 
+/// A step that takes longer says what it waits for.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// The one writer of [`Line`]s; clones share it.
 #[derive(Clone)]
 pub struct Voice {
@@ -127,6 +130,18 @@ impl Voice {
 
     pub fn notice(&self, text: impl AsRef<str>) {
         self.say(Line::Notice { text: text.as_ref() });
+    }
+
+    /// Waits for `work`, and says what for once that takes longer than a person expects.
+    pub async fn while_slow<T>(&self, text: &str, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        match tokio::time::timeout(SLOW, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.say(Line::Progress { text });
+                work.await
+            }
+        }
     }
 }
 
@@ -199,6 +214,17 @@ mod tests {
         voice.notice("log in again");
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: notice        log in again\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_step_says_what_it_waits_for() {
+        let heard = Heard::default();
+        let voice = Voice::new(Form::Text, heard.clone());
+        let step = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        voice.while_slow("quick", step(1)).await;
+        voice.while_slow("slow", step(3)).await;
+        let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "kfp-creds: ...           slow\n");
     }
 
     #[test]

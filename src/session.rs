@@ -80,7 +80,12 @@ impl Session {
         // The image as well: a session of another build removes older ones that are not in use yet.
         let _lock = lock(&wanted.sockets.join("lock")).await?;
         let (image, image_name) = relay_image(&engine, voice).await?;
-        let left = sweep::sweep(&engine, wanted.sockets, voice).await?;
+        let left = voice
+            .while_slow(
+                "looking whether sessions that do not answer are dead",
+                sweep::sweep(&engine, wanted.sockets, voice),
+            )
+            .await?;
         let mut ranges = wanted.cells.map(|range| cell_ranges(range, wanted.session));
         let (network, pool) = match &mut ranges {
             Some(ranges) => own_network(&engine, wanted, ranges, voice).await?,

@@ -1,11 +1,13 @@
 //! The command under `run`: started with our socket as its engine, told of signals once, and waited for.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use rustix::termios::tcgetpgrp;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
 
@@ -63,10 +65,11 @@ pub(super) fn start(command: &[OsString], socket: &Path, extra: &[(String, Strin
     child.spawn()
 }
 
-/// Tells the child what we were told, unless the terminal told it already.
+/// Tells the child what we were told, unless the terminal told it already: that signals the whole group in its
+/// foreground, wherever our input comes from. Who signals us alone from elsewhere should use SIGTERM there, for
+/// nothing tells the two apart.
 pub(super) fn pass_on(child: &Child, asked: Asked) {
-    let by_terminal = asked != Asked::Terminate && io::stdin().is_terminal();
-    if by_terminal {
+    if asked != Asked::Terminate && in_foreground() {
         return;
     }
     let signal = match asked {
@@ -81,6 +84,11 @@ pub(super) fn pass_on(child: &Child, asked: Asked) {
     {
         tracing::debug!(%error, "the command had ended already");
     }
+}
+
+fn in_foreground() -> bool {
+    let group = File::open("/dev/tty").ok().and_then(|terminal| tcgetpgrp(terminal).ok());
+    group == Some(getpgrp())
 }
 
 #[cfg(test)]

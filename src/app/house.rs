@@ -30,6 +30,7 @@ use crate::record::audit::Audit;
 use crate::registry;
 use crate::secret::Secret;
 use crate::server::Server;
+use crate::server::views::UNKNOWN_PROJECT;
 use crate::session::{Session, Wanted};
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
@@ -165,8 +166,10 @@ impl House {
         self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
-        let probed = self.session.wait_ready(server);
-        let minted = self.host.first_mint(config, &self.voice);
+        let probed =
+            self.voice.while_slow("waiting for the relay to answer", self.session.wait_ready(server));
+        let minted =
+            self.voice.while_slow("waiting for a first token", self.host.first_mint(config, &self.voice));
         let (probed, minted) = tokio::join!(probed, minted);
         probed?;
         minted?;
@@ -336,7 +339,8 @@ fn wiring(session: &Session, host: &Host, config: &Config) -> Wiring {
     Wiring {
         relay: session.relay,
         names: NAMES.map(String::from).to_vec(),
-        project: Some(host.project(config)),
+        // A stand-in would make clients ask Google about a project of that name.
+        project: Some(host.project(config)).filter(|project| project != UNKNOWN_PROJECT),
         quota_project: host.quota_project(config),
     }
 }

@@ -32,8 +32,22 @@ pub async fn run(
              for editors and notebooks use `kfp-creds serve`",
         );
     }
-    house.close(config.keep).await;
+    close(house, config.keep, &mut signals, &voice).await;
     outcome
+}
+
+/// Closes the session. An engine that does not answer must not keep a person: two signals more leave the rest.
+pub(super) async fn close(house: House, keep: bool, signals: &mut Signals, voice: &Voice) {
+    let mut closing = std::pin::pin!(house.close(keep));
+    for advice in [
+        "still ending; once more to leave what is left to the next start",
+        "left as it is: the next start of kfp-creds removes it",
+    ] {
+        tokio::select! {
+            () = &mut closing => return,
+            _ = signals.next() => voice.notice(advice),
+        }
+    }
 }
 
 /// Opens a session. A signal meanwhile lets it finish, so that it can be closed in good order.
@@ -49,9 +63,12 @@ pub(super) async fn open(
         opened = &mut opening => return opened,
         _ = signals.next() => {}
     }
-    voice.notice("ending as soon as what was begun can be undone");
-    if let Ok(house) = opening.await {
-        house.close(false).await;
+    voice.notice("ending as soon as what was begun can be undone; once more to leave it to the next start");
+    tokio::select! {
+        opened = &mut opening => if let Ok(house) = opened {
+            close(house, false, signals, voice).await;
+        },
+        _ = signals.next() => {}
     }
     Err(Failure::NotPermitted("stopped by a signal before the session was ready".into()))
 }

@@ -12,7 +12,7 @@ use super::broken;
 use super::child::Signals;
 use super::host::Host;
 use super::house::{recorder, session_id};
-use super::run::open;
+use super::run::{close, open};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
@@ -44,7 +44,7 @@ pub async fn serve(
         _ = signals.next() => Ok(Ended::Done),
         Some(failure) = house.failed.recv() => Err(failure),
     };
-    house.close(true).await;
+    close(house, true, &mut signals, &voice).await;
     outcome
 }
 
@@ -70,7 +70,7 @@ pub async fn listen(
     let tasks = Tasks::new();
     let recorder = recorder(config, &session_id()?, &voice)?;
     let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
-    host.first_mint(config, &voice).await?;
+    voice.while_slow("waiting for a first token", host.first_mint(config, &voice)).await?;
     let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };

@@ -56,14 +56,23 @@ impl Lifecycle {
         tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
     }
 
+    /// The event says so even where the container was over before anybody could look.
+    fn has_run(&self, container: &ContainerId) {
+        if let Some(tenant) = self.state().tenants.get_mut(container) {
+            tenant.started = true;
+        }
+    }
+
     fn on(self: Arc<Self>, event: ContainerEvent) {
         match event {
             ContainerEvent::Started(container) => {
+                self.has_run(&container);
                 self.readmit(&container);
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });
             }
             ContainerEvent::Died(container, code) => {
+                self.has_run(&container);
                 self.cut_off(&container, Cause::Ended, code);
                 // Events can come late: if it runs, this was the end of an earlier run.
                 let this = self.clone();
@@ -78,5 +87,77 @@ impl Lifecycle {
             }
             ContainerEvent::Disconnected(..) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::docker::Engine;
+    use crate::docker::network::Network;
+    use crate::lifecycle::Granting;
+    use crate::mint::Mint;
+    use crate::observe::{Form, Voice};
+    use crate::process::Tasks;
+    use crate::record::Recorder;
+    use crate::registry;
+    use crate::source::offline::Offline;
+    use crate::workload::{By, Grant, Identity, Task};
+
+    /// Says which version it is, takes every connect, and never saw a container run.
+    async fn engine(folder: &std::path::Path, tasks: &Tasks) -> Engine {
+        let socket = folder.join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        tasks.spawn("engine", async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).await.unwrap();
+                let body = match String::from_utf8_lossy(&head[..read]).contains("/version") {
+                    true => {
+                        format!(r#"{{"Version":"20.10","ApiVersion":"1.41","Os":"linux","Arch":"{arch}"}}"#)
+                    }
+                    false => r#"{"State":{"Running":false}}"#.into(),
+                };
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+                let reply = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            }
+        });
+        Engine::connect(&socket).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_ended_before_anybody_looked_has_run_all_the_same() {
+        let folder = std::env::temp_dir().join(format!("kc-events-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let tasks = Tasks::new();
+        let engine = engine(&folder, &tasks).await;
+        let recorder = Recorder::default();
+        let mint =
+            Mint::new(Arc::new(Offline::new("p", "a@p.invalid").unwrap()), tasks.clone(), recorder.clone());
+        let network =
+            Network { id: "n".into(), name: "n".into(), session: "s".into(), subnet: "10.0.0.0/24".into() };
+        let (writer, _reader, _questions) = registry::new();
+        let granting = Granting { writer, mint, recorder };
+        let addresses = (2..9).map(|last| Ipv4Addr::new(10, 0, 0, last));
+        let voice = Voice::new(Form::Quiet, std::io::sink());
+        let lifecycle = Lifecycle::new(engine, network, addresses, granting, voice, tasks);
+        let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
+        for container in ids.clone() {
+            let identity = Arc::new(Identity::default());
+            let grant = Grant { container, identity, by: By::Default, task: Arc::new(Task::default()) };
+            lifecycle.attach(grant, None).await.unwrap();
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        let [ran, ended, never] = ids;
+        lifecycle.clone().on(ContainerEvent::Started(ran.clone()));
+        lifecycle.clone().on(ContainerEvent::Died(ended.clone(), Some(0)));
+        assert!(lifecycle.started(&ran) && lifecycle.started(&ended) && !lifecycle.started(&never));
     }
 }

@@ -29,6 +29,9 @@ const METADATA_FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
 const OLDER_FLAVOR: HeaderName = HeaderName::from_static("x-google-metadata-request");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// No wait is longer, whatever its caller names: it is answered with what is so, and asks again.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 const HTML: &str = "text/html; charset=UTF-8";
 
 /// A request without its body, which the protocol never reads.
@@ -73,8 +76,8 @@ pub struct IdentityAsk {
     pub licenses: bool,
 }
 
-/// The caller wants to hear of a change. Values change only with a new session, so the wait ends with its
-/// time: send `then` after `limit`, or never.
+/// The caller wants to hear of a change: send `then` after `limit`, unless the view changes before and the same
+/// request comes to a reply with another ETag.
 #[derive(Debug)]
 pub struct Wait {
     /// `None`: until the caller leaves or the session ends.

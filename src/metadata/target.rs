@@ -4,8 +4,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// No wait is longer: a caller that names more is answered after a day and asks again.
-const LONGEST_WAIT: u64 = 24 * 60 * 60;
+use super::LONGEST_WAIT;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Target<'a> {
@@ -126,8 +125,7 @@ impl<'a> Query<'a> {
         match self.timeout_sec.as_deref() {
             None | Some("") => Ok(None),
             Some(text) if text.bytes().all(|b| b.is_ascii_digit()) => {
-                let seconds = text.parse().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
-                Ok(Some(Duration::from_secs(seconds)))
+                Ok(Some(text.parse().map_or(LONGEST_WAIT, Duration::from_secs).min(LONGEST_WAIT)))
             }
             Some(_) => Err(NotSeconds),
         }

@@ -48,8 +48,6 @@ use views::Views;
 
 /// All holding of one request together: for the lease, for the mint. Node gives up at 3 s and does not retry.
 const HOLD: Duration = Duration::from_secs(2);
-/// A caller that is told to wait for a change it will not see keeps its place no longer than this.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Answers for one session, whoever asks.
 #[derive(Debug)]
@@ -196,7 +194,7 @@ impl Server {
             Step::Reply(reply) => (Route::Metadata, self.guarded(&caller, reply)),
             Step::Access(ask) => (Route::Token, self.access(&caller, &ask, deadline).await),
             Step::Identity(ask) => (Route::Identity, self.identity(&caller, &ask, deadline).await),
-            Step::Wait(wait) => (Route::Wait, hold(&caller, wait).await),
+            Step::Wait(wait) => (Route::Wait, self.hold(&caller, head, wait).await),
         };
         // The last look: while we waited the container may have ended and its address be another's.
         let valid = caller.still_valid();
@@ -228,6 +226,25 @@ impl Server {
             Caller::Local(_) | Caller::Relay => self.views.local(identity, &principal),
         };
         made.entry(key).insert_entry(Arc::new(view)).get().clone()
+    }
+
+    /// Within a lease only who the source is can change: by a login, or by an answer that says it.
+    async fn hold(&self, caller: &Caller, head: &RequestHead<'_>, wait: Wait) -> Reply {
+        let mut principals = self.mint.principals();
+        let until = Instant::now() + wait.limit.unwrap_or(metadata::LONGEST_WAIT);
+        let Wait { then, .. } = wait;
+        loop {
+            tokio::select! {
+                () = caller.cut() => return then,
+                () = tokio::time::sleep_until(until) => return then,
+                changed = principals.changed() => if changed.is_err() { return then },
+            }
+            match metadata::step(head, &self.view(caller)) {
+                Step::Wait(now) if now.then.etag == then.etag => {}
+                Step::Wait(Wait { then: reply, .. }) | Step::Reply(reply) => return reply,
+                Step::Access(_) | Step::Identity(_) => return then,
+            }
+        }
     }
 
     /// Serves the protocol on loopback for programs without Docker. With a capability, every path has to
@@ -301,16 +318,6 @@ impl Server {
         }
         Ok(reply)
     }
-}
-
-/// The values behind `wait_for_change` do not change within a lease, so the wait ends with its time.
-async fn hold(caller: &Caller, wait: Wait) -> Reply {
-    let limit = wait.limit.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
-    tokio::select! {
-        () = caller.cut() => {}
-        () = tokio::time::sleep(limit) => {}
-    }
-    wait.then
 }
 
 /// The rest of `target` behind the capability, compared in constant time.

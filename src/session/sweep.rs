@@ -10,12 +10,13 @@ use futures_util::future::join_all;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::detach_stopped;
+use super::{BACK_WITHIN, detach_stopped};
 use crate::docker::network::{Member, Network};
 use crate::docker::{Engine, EngineError};
 use crate::observe::Voice;
 
-/// How long a session that we cannot ask may be without a relay before it counts as dead.
+/// How long a session that we cannot ask may be without a relay before it counts as dead. Where containers of it
+/// run that would be stopped, it is given all the time that a relay may take to come back.
 const GAP: Duration = Duration::from_secs(2);
 
 /// Removes what dead sessions left, and gives the networks that have to stay because containers run on
@@ -66,14 +67,17 @@ pub(super) async fn sweep(
 /// Stops what a dead `run` left and removes its network; how many were stopped.
 async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
     let members = engine.containers_on(network).await?;
-    let ours = |member: &&Member| {
-        let of_a_run = member.mode.as_deref() == Some("run");
-        member.running && of_a_run && member.session.as_ref() == Some(&network.session)
-    };
-    let stops = members.iter().filter(ours).map(|member| engine.stop(&member.id, 1));
+    let ours = members.iter().filter(|member| stops(member, network));
+    let stops = ours.map(|member| engine.stop(&member.id, 1));
     let stopped = join_all(stops).await.iter().filter(|stopped| stopped.is_ok()).count();
     detach_stopped(engine, network).await?;
     engine.remove_network(&network.id).await.map(|()| stopped)
+}
+
+/// Whether a container ends with the session of `network`: those of a `run` do.
+fn stops(member: &Member, network: &Network) -> bool {
+    let of_a_run = member.mode.as_deref() == Some("run");
+    member.running && of_a_run && member.session.as_ref() == Some(&network.session)
 }
 
 /// A session is alive while its relay runs. For a moment it may have none: while it starts, and while a relay
@@ -81,19 +85,23 @@ async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, Engi
 async fn is_alive(engine: &Engine, networks: &[Network], sockets: &Path) -> Result<bool, EngineError> {
     let Some(first) = networks.first() else { return Ok(false) };
     let socket = sockets.join(format!("{}.sock", first.session));
-    let deadline = Instant::now() + GAP;
+    let began = Instant::now();
     loop {
         let relays = engine.running_relays().await?;
+        let mut gap = GAP;
         for network in networks {
             let members = engine.containers_on(network).await?;
             if members.iter().any(|member| member.running && relays.iter().any(|(id, _)| *id == member.id)) {
                 return Ok(true);
             }
+            if members.iter().any(|member| stops(member, network)) {
+                gap = BACK_WITHIN;
+            }
         }
         match UnixStream::connect(&socket).await {
             Ok(_) => return Ok(true),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
-            Err(_) if Instant::now() > deadline => return Ok(false),
+            Err(_) if began.elapsed() > gap => return Ok(false),
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
     }

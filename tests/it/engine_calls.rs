@@ -35,3 +35,34 @@ async fn a_container_that_ends_at_once_has_an_exit_code() {
     let ended = tokio::time::timeout(Duration::from_secs(10), engine.run_to_end("probe")).await;
     assert_eq!(ended.expect("it waits for another end").unwrap(), 7);
 }
+
+#[tokio::test]
+async fn what_is_not_served_yet_is_refused_in_one_line() {
+    let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let docker = |api: &str, os: &str, arch: &str| {
+        format!(r#"{{"Version":"1","ApiVersion":"{api}","Os":"{os}","Arch":"{arch}"}}"#)
+    };
+    let podman = format!(
+        r#"{{"Version":"5","ApiVersion":"1.41","Os":"linux","Arch":"{own}","Components":[{{"Name":"Podman Engine","Version":"5"}}]}}"#
+    );
+    for (version, why) in [
+        (podman, "is Podman, which is not served yet: use Docker Engine 20.10 or newer".to_string()),
+        (
+            docker("1.44", "windows", own),
+            format!("runs windows/{own} containers, and this program is linux/{own}: run it there"),
+        ),
+        (
+            docker("1.44", "linux", "s390x"),
+            format!("runs linux/s390x containers, and this program is linux/{own}: run it there"),
+        ),
+        (
+            docker("1.40", "linux", own),
+            "speaks API 1.40: Docker Engine 20.10 (API 1.41) is the oldest that works".into(),
+        ),
+    ] {
+        let scratch = Scratch::new();
+        let engine = FakeEngine::start(&scratch.0, move |_| json("200 OK", &version));
+        let said = Engine::connect(&engine.socket).await.unwrap_err().to_string();
+        assert!(said.ends_with(&why) && !said.contains('\n'), "{said}");
+    }
+}

@@ -30,10 +30,17 @@ fn nothing_is_left_after_a_session() {
     let session = Session::offline("", &["--all"]);
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
     session.ok(&["run", "--rm", &task_image(), "true"]);
+    let (socket, control) = (session.socket.clone(), session.socket.with_extension("ctl"));
+    assert!(socket.exists() && control.exists());
     session.end();
     let label = format!("label=kfp-creds.session={name}");
     assert_eq!(raw(&["ps", "-aq", "--filter", &label]), "");
     assert_eq!(networks_left(&label), [""; 0]);
+    // The socket stays where the engine keeps the network, so that the next start knows that nobody is there.
+    assert!(
+        !control.exists()
+            && (!socket.exists() || !raw(&["network", "ls", "-q", "--filter", &label]).is_empty())
+    );
 }
 
 #[test]

@@ -59,12 +59,25 @@ fn the_command_is_given_one_engine_and_no_other() {
     let out = program(&folder.0)
         .args(["run", "--offline", "--", "sh", "-c", script])
         .env("DOCKER_HOST", format!("unix://{}", engine_socket().display()))
-        .envs([("DOCKER_CONTEXT", "another"), ("DOCKER_CERT_PATH", "/certs")])
+        .envs([("DOCKER_CONTEXT", "another"), ("DOCKER_CERT_PATH", "/certs"), ("DOCKER_TLS_VERIFY", "1")])
         .output()
         .unwrap();
     let (seen, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(seen.starts_with("unix:///") && seen.ends_with(".sock no no no\n"), "{seen}{said}");
     assert!(!seen.contains("docker.sock"), "{seen}");
+}
+
+/// The terminal signals everybody in its foreground, whatever our own input is; a second signal would end the
+/// command's own tidying up.
+#[test]
+fn a_command_at_a_terminal_is_told_once() {
+    let folder = Folder::new("run");
+    let mut terminal = crate::support::raw::python("at_a_terminal.py");
+    let environment = program(&folder.0);
+    terminal.env_clear().envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let out = terminal.current_dir(&folder.0).args([PROGRAM, "run", "--offline", "--"]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.contains("told 1 time"), "{said}{}", String::from_utf8_lossy(&out.stderr));
 }
 
 const STARTS_ONE: &str = "docker run -d $IMAGE sleep 90; sleep 60";

@@ -120,7 +120,9 @@ fn a_killed_run_is_swept_with_its_containers() {
         said.lines().find(|l| l.contains("ready  ")).unwrap().split("network ").last().unwrap().to_string();
     let network = network.split(' ').next().unwrap().to_string();
     let label = raw(&["network", "inspect", "-f", "{{index .Labels \"kfp-creds.session\"}}", &network]);
-    let socket = std::path::PathBuf::from(format!("/tmp/kfp-creds-0/{label}.sock"));
+    let user = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
+    let socket = std::path::PathBuf::from(format!("/tmp/kfp-creds-{user}/{label}.sock"));
+    assert!(socket.exists(), "{}", socket.display());
     assert!(made[..2].iter().all(running));
     run.signal("-KILL");
     run.wait(Duration::from_secs(2));

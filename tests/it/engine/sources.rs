@@ -245,6 +245,8 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     let session = place.session(&[]);
     let guest = Guest::new(&session);
     assert_eq!(guest.good("email"), "alice@example.com");
+    // Nobody named a project: a client has to say so itself, and not to ask Google for one of our stand-in's name.
+    assert_eq!(guest.say("echo ${GOOGLE_CLOUD_PROJECT-none}; echo 200"), (200, "none".into()));
 
     // The organisation asks for a new login: the container is told, and so is the terminal, once.
     (0..200).for_each(|_| place.google.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt"))));
@@ -263,8 +265,17 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     let (_, token) = until(&guest, "token", |(status, _)| *status == 200);
     assert_eq!(place.owner(&token), "alice@example.com");
 
-    // Another person's: the running container is that person from now on.
-    place.write(&place.google.user("bob@example.com"));
+    // Another person's: the running container is that person from now on, and who waits for that is told.
+    let waits = "email?wait_for_change=true&timeout_sec=30";
+    let (status, who) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| guest.ask(waits));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!waiting.is_finished(), "it did not wait");
+        place.write(&place.google.user("bob@example.com"));
+        waiting.join().unwrap()
+    });
+    // Whose login it is shows with its first token.
+    assert!(status == 200 && who != "alice@example.com", "{status} {who}");
     let (_, token) = until(&guest, "token", |(_, token)| place.owner(token) == "bob@example.com");
     assert!(token.contains("\"token_type\":\"Bearer\""), "{token}");
     session.wait_for("it may be another account", Duration::from_secs(5));
