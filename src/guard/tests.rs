@@ -116,6 +116,53 @@ fn samples() -> Vec<(&'static str, String, Kind)> {
         ),
         ("azure storage", format!("DefaultEndpointsProtocol=https;AccountName=a;AccountKey={long}==;"), Kind::AzureKey),
         ("netrc", "# mine\nmachine example.com\n  login me\n  password s3cr3t-p4ss\n".into(), Kind::Netrc),
+        ("netrc, odd and short", "machine h login me password Pa$$w0rd%1\n".into(), Kind::Netrc),
+        ("netrc, brackets", "machine host.example login me password a{b}[c]<d>(*)\n".into(), Kind::Netrc),
+        ("netrc, tabs", "machine\thost.example\tlogin\tme\tpassword\ts3cr\n".into(), Kind::Netrc),
+        ("netrc, default", "default\tlogin me\tpassword your1stPass\n".into(), Kind::Netrc),
+        (
+            "kubeconfig, password",
+            "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    username: me\n    password: Pa$$%1\n".into(),
+            Kind::Kubeconfig,
+        ),
+        (
+            "kubeconfig, key",
+            format!(
+                "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    client-key-data: {}\n",
+                base64(&pem(&format!("EC {}", private()), "MHcCAQEEI", "\n"))
+            ),
+            Kind::Kubeconfig,
+        ),
+        (
+            "distributed cloud",
+            format!(
+                "{{\"type\": \"gdch_service_account\", \"format_version\": \"1\", \"project\": \"p\", \"private_key\": \
+                 \"{}\", \"name\": \"n\", \"token_uri\": \"https://x/authenticate\"}}",
+                pem(&format!("EC {}", private()), "MHcCAQEEI", "\\n")
+            ),
+            Kind::ServiceAccountKey,
+        ),
+        (
+            "azure principals of the CLI",
+            format!("[{{\"client_id\": \"0aef1122-3344-5566-7788-99aabbccddee\", \"tenant\": \"t\", \"client_secret\": \"abc8Q~{}\"}}]", aws()),
+            Kind::AzureLogin,
+        ),
+        (
+            "azure principals of older CLIs",
+            format!("[{{\"servicePrincipalId\": \"0aef\", \"servicePrincipalTenant\": \"t\", \"accessToken\": \"abc8Q~{}\"}}]", aws()),
+            Kind::AzureLogin,
+        ),
+        (
+            "putty",
+            format!(
+                "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nComment: x\nPublic-Lines: 2\n{}\nPrivate-Lines: 1\n{}\n\
+                 Private-MAC: {}\n",
+                body("AAAAC3Nza", 68),
+                body("AAAAI", 48),
+                "0a1b".repeat(16)
+            ),
+            Kind::PrivateKey,
+        ),
         (
             "kubeconfig",
             format!("apiVersion: v1\nclusters: []\ncurrent-context: x\nkind: Config\nusers:\n- user:\n    token: {}\n", body("e", 40)),
@@ -140,12 +187,13 @@ fn keys_of_every_kind_are_known_by_their_content() {
     for (name, text, kind) in samples() {
         assert_eq!(what(text.as_bytes()), Some(kind), "{name}");
         let far = format!("{}\n{text}", "#".repeat(300));
-        let anywhere = !matches!(kind, Kind::GcloudDatabase) && name != "base64 of it";
+        let anywhere = !matches!(kind, Kind::GcloudDatabase) && !["base64 of it", "putty"].contains(&name);
         assert!(!anywhere || what(far.as_bytes()).is_some(), "{name}, further down");
     }
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_only_talks_about_keys_is_none() {
     let dashes = "-----";
     for (name, text) in [
@@ -181,6 +229,14 @@ fn what_only_talks_about_keys_is_none() {
             "{\"installationId\": \"1\", \"subscriptions\": [{\"id\": \"2\", \"tenantId\": \"3\"}]}".into(),
         ),
         ("docker helpers", "{\"auths\": {\"gcr.io\": {}}, \"credHelpers\": {\"gcr.io\": \"gcloud\"}}".into()),
+        ("netrc template", "machine host.example login me password ${TOKEN}\n".into()),
+        ("netrc, shell", "machine host.example login $USER password $API_TOKEN\n".into()),
+        ("netrc, placeholders", "machine a.example login me password <token>\nmachine b.example password xxxx\n".into()),
+        ("netrc, documentation", "machine host.example login me password your-password\n".into()),
+        (
+            "kubeconfig template",
+            "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    password: ${PASS}\n".into(),
+        ),
         ("prose", "machine learning needs no password here, machine or not\n".into()),
         (
             "kubeconfig without",
@@ -211,17 +267,55 @@ fn der_needs_the_right_length() {
     assert_eq!(what(&key), None);
 }
 
+fn openssl(folder: &Path, arguments: &[&str]) -> Vec<u8> {
+    let made = std::process::Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
+    let why = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "openssl {arguments:?}: {why}");
+    made.stdout
+}
+
 #[test]
 fn openssls_own_keys_are_found() {
-    for arguments in [
-        &["genpkey", "-algorithm", "ED25519"][..],
-        &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
-        &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-outform", "DER"],
-        &["genrsa", "2048"],
+    let tree = Tree::new("openssl");
+    let run = |arguments: &str| openssl(&tree.0, &arguments.split(' ').collect::<Vec<_>>());
+    let found = |arguments: &str| {
+        assert_eq!(what(&run(arguments)), Some(Kind::PrivateKey), "{arguments}");
+    };
+    // PKCS#8.
+    found("genpkey -algorithm ED25519");
+    found("genpkey -algorithm ED25519 -outform DER");
+    found("genpkey -algorithm ED448 -outform DER");
+    found("genpkey -algorithm X25519 -outform DER");
+    found("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256");
+    found("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -outform DER");
+    found("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -aes256 -pass pass:x");
+    // PKCS#1, and DER of both forms.
+    found("genrsa 2048");
+    fs::write(tree.0.join("rsa.pem"), run("genrsa 2048")).unwrap();
+    found("rsa -in rsa.pem -outform DER");
+    found("rsa -in rsa.pem -traditional -outform DER");
+    found("pkcs8 -topk8 -in rsa.pem -nocrypt -outform DER");
+    found("pkcs8 -topk8 -in rsa.pem -passout pass:x -outform DER");
+    // SEC 1.
+    for curve in ["secp224r1", "prime256v1", "secp384r1", "secp521r1", "secp256k1", "brainpoolP512r1"] {
+        for form in ["PEM", "DER"] {
+            found(&format!("ecparam -name {curve} -genkey -noout -outform {form}"));
+        }
+    }
+    // PKCS#12, with a password and without any encryption.
+    run("req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=x -days 1");
+    found("pkcs12 -export -inkey k.pem -in c.pem -passout pass:x");
+    found("pkcs12 -export -inkey k.pem -in c.pem -passout pass: -keypbe NONE -certpbe NONE -nomac");
+    // What everybody may have.
+    for public in [
+        "x509 -in c.pem -outform DER",
+        "x509 -in c.pem",
+        "rsa -in rsa.pem -pubout -outform DER",
+        "rsa -in rsa.pem -pubout",
+        "pkcs12 -export -nokeys -in c.pem -passout pass:x",
+        "ecparam -name prime256v1 -outform DER",
     ] {
-        let made = std::process::Command::new("openssl").args(arguments).output().unwrap();
-        assert!(made.status.success(), "openssl {arguments:?}");
-        assert_eq!(what(&made.stdout), Some(Kind::PrivateKey), "{arguments:?}");
+        assert_eq!(what(&run(public)), None, "{public}");
     }
 }
 
