@@ -31,10 +31,7 @@ pub(super) struct Source {
 impl Room {
     /// `ours`: whether a find refuses.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
-        match self.settings.guard.rules.mode {
-            Mode::Deny if !ours => Mode::Warn,
-            mode => mode,
-        }
+        strictness(self.settings.guard.rules.mode, ours)
     }
 
     /// Judges a canonical create body. Mounts of the engine's socket are turned to ours.
@@ -222,6 +219,13 @@ impl Room {
             Some(format!("the build argument {name} holds {kind}"))
         });
         self.decide(mode, "build", found.collect())
+    }
+}
+
+pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {
+    match mode {
+        Mode::Deny if !ours => Mode::Warn,
+        mode => mode,
     }
 }
 
