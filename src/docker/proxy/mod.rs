@@ -22,6 +22,7 @@ mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod logs;
+mod look;
 mod path;
 mod preview;
 mod reserved;
@@ -61,7 +62,7 @@ use crate::workload::{By, ContainerId, Identity, Task};
 pub use self::preview::{Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
-pub use self::volumes::keys_in_volumes;
+pub use self::volumes::wrong_with_volumes;
 pub use self::wait::Exits;
 pub use self::writable::{Writable, writable_by_a_container};
 
