@@ -20,7 +20,7 @@
 //! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
 //! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` the output of auto-removed
 //! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours;
-//! `docker/proxy/guard.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`,
+//! `docker/proxy/guard.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`, `docker/proxy/images.rs`,
 //! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
 //! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up;
 //! `docker/proxy/wire.rs` moves bytes.
