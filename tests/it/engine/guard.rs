@@ -480,3 +480,57 @@ fn a_volume_of_the_config_with_a_key_ends_the_start() {
     assert!(!text.contains(CANARY));
     assert_eq!(raw(&["volume", "ls", "-q", "-f", &format!("name={absent}")]), "", "it came into being");
 }
+
+/// The calls of Testcontainers' Ryuk, from a container to which a program gave the engine's socket: it looks
+/// for what bears a label, removes it, and prunes.
+#[test]
+fn a_reaper_with_the_mounted_socket_finds_and_removes_by_label() {
+    let session = session("deny");
+    let image = task_image();
+    let label = format!("kfpct.reaped={}", std::process::id());
+    let one = session.ok(&["create", "--label", &label, &image, "true"]);
+    session.ok(&["volume", "create", "--label", &label, &format!("kfpct-reaped-{}", std::process::id())]);
+    session.ok(&["network", "create", "--label", &label, &format!("kfpct-reaped-{}", std::process::id())]);
+    let bind = format!("{}:/var/run/docker.sock", crate::support::session::engine_socket().display());
+    let reaper = session.ok(&["run", "-d", "--rm", "-v", &bind, &image, "sleep", "120"]);
+    let ask = |method: &str, path: &str, body: &str| {
+        let url = format!("http://d/v1.41{path}");
+        let curl = ["exec", &reaper, "curl", "-s", "-X", method, "--unix-socket", "/var/run/docker.sock"];
+        let more = ["-H", "Content-Type: application/json", "-d", body, "-w", "\n%{http_code}", "-g", &url];
+        // Past the session: an exec with a key in its command is refused by itself.
+        let out = raw(&[&curl[..], &more].concat());
+        let (text, status) = out.rsplit_once('\n').unwrap_or(("", &out));
+        (status.to_string(), text.to_string())
+    };
+    let filters: String =
+        format!(r#"{{"label":["{label}"]}}"#).bytes().map(|byte| format!("%{byte:02X}")).collect();
+    // A sibling: judged like every container.
+    let (status, text) = ask(
+        "POST",
+        "/containers/create",
+        &format!(r#"{{"Image":"{image}","Env":["AWS_SECRET_ACCESS_KEY={}"]}}"#, aws()),
+    );
+    assert!(status == "403" && text.contains("an AWS secret access key"), "{status} {text}");
+    let labels = label.replace('=', "\":\"");
+    let (status, text) =
+        ask("POST", "/containers/create", &format!(r#"{{"Image":"{image}","Labels":{{"{labels}"}}}}"#));
+    assert_eq!(status, "201", "{text}");
+    let sibling =
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["Id"].as_str().unwrap().to_string();
+    let (status, text) = ask("GET", &format!("/containers/json?all=1&filters={filters}"), "");
+    let listed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut ids: Vec<&str> = listed.as_array().unwrap().iter().filter_map(|one| one["Id"].as_str()).collect();
+    let mut wanted = vec![one.as_str(), &sibling];
+    ids.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!((status.as_str(), &ids), ("200", &wanted));
+    assert_eq!(ask("DELETE", &format!("/containers/{sibling}?force=1&v=1"), "").0, "204");
+    for what in ["containers", "networks", "volumes", "images"] {
+        let (status, text) = ask("POST", &format!("/{what}/prune?filters={filters}"), "");
+        assert_eq!(status, "200", "{what}: {text}");
+    }
+    for list in [&["ps", "-aq"][..], &["network", "ls", "-q"], &["volume", "ls", "-q"]] {
+        assert_eq!(raw(&[list, &["--filter", &format!("label={label}")]].concat()), "", "{list:?}");
+    }
+    session.ok(&["rm", "-f", &reaper]);
+}
