@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::likely::{KNOWN, is_kernels, is_likely};
 use super::{Find, Guard, Kind, Rules, what};
+use crate::process::within;
 
 /// What one look may cost.
 #[derive(Clone, Copy, Debug)]
@@ -96,16 +97,13 @@ pub fn look_within(
     most: usize,
 ) -> Seen {
     let found: Arc<Mutex<Vec<(usize, Find)>>> = Arc::default();
-    let (done, ended) = std::sync::mpsc::sync_channel(1);
     let (told, roots, guard, memory) = (found.clone(), roots.to_vec(), guard.clone(), memory.clone());
-    // A thread of its own: one that hangs is nobody else's.
-    let begun = std::thread::Builder::new().name("look".into()).spawn(move || {
+    let seen = within(limit, move || {
         let tell = |root, find: &Find| {
             told.lock().unwrap_or_else(PoisonError::into_inner).push((root, find.clone()));
         };
-        let _ = done.send(look_aloud(&roots, &guard, budget, &memory, most, &tell));
+        look_aloud(&roots, &guard, budget, &memory, most, &tell)
     });
-    let seen = begun.ok().and_then(|_| ended.recv_timeout(limit).ok());
     seen.unwrap_or_else(|| Seen {
         finds: found.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         unverified: vec!["the mounts were not looked through in time".into()],
@@ -370,7 +368,7 @@ impl Walk<'_> {
 
 impl Rules {
     /// Without resolving anything: for every directory of a walk.
-    fn allows_plainly(&self, place: &Path) -> bool {
+    pub fn allows_plainly(&self, place: &Path) -> bool {
         self.allow.iter().any(|allowed| place.starts_with(allowed))
     }
 }

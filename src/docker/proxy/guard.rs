@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::look::{split_bind, strings};
+use super::Settings;
+use super::look::{aside, split_bind, strings};
 use super::path::Target;
 use super::room::Room;
 use super::wire::Refusal;
@@ -33,7 +34,7 @@ impl Room {
         if mode == Mode::Off {
             return Ok(());
         }
-        self.turn_sockets(&mut body["HostConfig"], task);
+        self.turn_sockets(&mut body["HostConfig"], task).await;
         let mut found = keys_in_body(body);
         found.extend(
             image_env
@@ -71,43 +72,18 @@ impl Room {
 
     /// Testcontainers' Ryuk and other programs mount the engine's socket: through ours they get what they
     /// need, and every container that they make is judged like the others.
-    fn turn_sockets(&self, host: &mut Value, task: &str) {
-        let own = self.settings.socket.display().to_string();
-        let mut turned = false;
-        for bind in host["Binds"].as_array_mut().into_iter().flatten() {
-            let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
-            let target = rest.split(':').next().unwrap_or_default();
-            if self.is_engine(source, target) {
-                *bind = format!("{own}:{rest}").into();
-                turned = true;
-            }
+    async fn turn_sockets(&self, host: &mut Value, task: &str) {
+        let mut mounts = serde_json::json!({ "Binds": host["Binds"], "Mounts": host["Mounts"] });
+        let (settings, mut looked) = (self.settings.clone(), mounts.clone());
+        let looked = aside(move || turn_sockets(&settings, &mut looked, true).then_some(looked)).await;
+        // Where a file server hangs, names alone count.
+        let turned =
+            looked.unwrap_or_else(|| turn_sockets(&self.settings, &mut mounts, false).then_some(mounts));
+        let Some(mut turned) = turned else { return };
+        for part in ["Binds", "Mounts"] {
+            host[part] = turned[part].take();
         }
-        for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
-            let (source, target) =
-                (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
-            if mount["Type"] == "bind" && self.is_engine(source, target) {
-                mount["Source"] = own.clone().into();
-                turned = true;
-            }
-        }
-        if turned {
-            self.settings.voice.notice(format!("{task}: the mounted docker.sock leads to this session"));
-        }
-    }
-
-    fn is_engine(&self, source: &str, target: &str) -> bool {
-        use std::os::unix::fs::FileTypeExt;
-        let place = Path::new(source);
-        if place == self.settings.socket || !place.is_absolute() || self.settings.guard.rules.allows(place) {
-            return false;
-        }
-        let real = |path: &Path| path.canonicalize().ok();
-        if real(place).is_some_and(|place| Some(place) == real(&self.settings.upstream)) {
-            return true;
-        }
-        let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
-        let socket = place.metadata().is_ok_and(|about| about.file_type().is_socket());
-        named(target) && (socket || named(source))
+        self.settings.voice.notice(format!("{task}: the mounted docker.sock leads to this session"));
     }
 
     /// In environment and command of an exec.
@@ -133,6 +109,47 @@ impl Room {
         let found = named(&arguments, "build argument").chain(labels(&marks));
         self.decide(mode, "build", found.collect())
     }
+}
+
+/// Whether there was any. With `look` as the places are, else by their names.
+fn turn_sockets(settings: &Settings, host: &mut Value, look: bool) -> bool {
+    let own = settings.socket.display().to_string();
+    let mut turned = false;
+    for bind in host["Binds"].as_array_mut().into_iter().flatten() {
+        let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
+        let target = rest.split(':').next().unwrap_or_default();
+        if is_engine(settings, source, target, look) {
+            *bind = format!("{own}:{rest}").into();
+            turned = true;
+        }
+    }
+    for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
+        let (source, target) =
+            (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
+        if mount["Type"] == "bind" && is_engine(settings, source, target, look) {
+            mount["Source"] = own.clone().into();
+            turned = true;
+        }
+    }
+    turned
+}
+
+fn is_engine(settings: &Settings, source: &str, target: &str, look: bool) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let (place, rules) = (Path::new(source), &settings.guard.rules);
+    let allowed = |place| if look { rules.allows(place) } else { rules.allows_plainly(place) };
+    if place == settings.socket || !place.is_absolute() || allowed(place) {
+        return false;
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    if place == settings.upstream
+        || (look && real(place).is_some_and(|place| Some(place) == real(&settings.upstream)))
+    {
+        return true;
+    }
+    let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
+    let socket = || look && place.metadata().is_ok_and(|about| about.file_type().is_socket());
+    named(target) && (named(source) || socket())
 }
 
 pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {

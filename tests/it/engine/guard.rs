@@ -445,7 +445,19 @@ fn a_key_that_was_found_counts_though_the_look_never_ends() {
     assert!(out.status.success(), "{}", all(&out));
     raw(&["rm", "-f", String::from_utf8_lossy(&out.stdout).trim()]);
     session.wait_for("not verified: the mounts were not looked through in time", Duration::from_secs(1));
-    // One that hangs is in nobody's way.
+    // Nobody else waits, not even while its own place is asked for.
+    let hung = format!("{}/x:/var/run/docker.sock", dead.display());
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| session.docker(&["create", "-v", &hung, &image, "true"]));
+        while !asking.is_finished() {
+            let (status, _) = call(&session.socket, "GET /_ping", "");
+            assert_eq!(status, 200);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        asking.join().unwrap()
+    });
+    assert!(asked.status.success(), "{}", all(&asked));
+    raw(&["rm", "-f", String::from_utf8_lossy(&asked.stdout).trim()]);
     let out = create(&plain);
     assert!(out.status.success(), "{}", all(&out));
     raw(&["rm", "-f", String::from_utf8_lossy(&out.stdout).trim()]);
