@@ -28,8 +28,9 @@ pub struct Mount {
 pub enum Source {
     /// A file or directory of this machine, absolute. It stays where it is: no copy, no link.
     Path(PathBuf),
-    /// A named volume of the engine.
-    Volume(String),
+    /// A named volume of the engine; `beside` is a file or directory of that name where a relative path would
+    /// have begun, for whoever meant that.
+    Volume { name: String, beside: Option<PathBuf> },
     /// Empty memory.
     Tmpfs,
 }
@@ -48,7 +49,7 @@ impl Mount {
                 mount["Type"] = "bind".into();
                 mount["Source"] = path.to_string_lossy().into_owned().into();
             }
-            Source::Volume(name) => {
+            Source::Volume { name, .. } => {
                 mount["Type"] = "volume".into();
                 mount["Source"] = name.clone().into();
             }
@@ -64,7 +65,7 @@ impl fmt::Display for Mount {
         let mode = if self.writable { "writable" } else { "read-only" };
         match &self.source {
             Source::Path(path) => write!(f, "{} from {}, {mode}", self.target, path.display()),
-            Source::Volume(name) => write!(f, "{} from the volume {name}, {mode}", self.target),
+            Source::Volume { name, .. } => write!(f, "{} from the volume {name}, {mode}", self.target),
             Source::Tmpfs => write!(f, "{}, empty memory", self.target),
         }
     }

@@ -52,6 +52,16 @@ impl Tasks {
     }
 }
 
+/// What blocking `work` comes to, if it does so before `limit` is over. It has a thread of its own: one that hangs
+/// for good (a dead file server answers nothing at all) takes no other's place.
+pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, ended) = std::sync::mpsc::sync_channel(1);
+    let begun = std::thread::Builder::new().name("aside".into()).spawn(move || {
+        let _ = done.send(work());
+    });
+    begun.ok().and_then(|_| ended.recv_timeout(limit).ok())
+}
+
 /// A header that only our own requests to a metadata server carry: a server of ours that sees it is being
 /// asked by a source of ours, which took it for the machine's own, and says so with a 508.
 pub const OWN_SOURCE: &str = "x-kfp-creds-source";

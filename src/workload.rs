@@ -128,7 +128,7 @@ impl fmt::Display for Part {
 }
 
 /// One pattern: `*` is any text, `?` one character. What the task does not say matches nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pattern {
     pub part: Part,
     pub glob: WildMatch,

@@ -25,9 +25,18 @@ pub async fn explain(
     let path = around.cwd.join(what);
     if path.is_file() {
         let rules = reload::rules(config);
-        let preview = preview(read(&path)?.as_bytes(), &rules, config.cells.is_some(), kfp::task)
-            .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
-        let beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
+        let preview = preview(
+            read(&path)?.as_bytes(),
+            &rules,
+            config.cells.is_some(),
+            config.guard.rules.mode,
+            kfp::task,
+        )
+        .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
+        let mut beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
+        for key in &preview.told {
+            beyond.push_str(&format!("note          {key}; the guard says so and lets it pass\n"));
+        }
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }

@@ -161,7 +161,7 @@ impl House {
                 self.desk.clone().serve_loopback(listener, Door::Metrics, self.tasks.clone()),
             );
         }
-        self.volumes().await?;
+        self.mounts(config).await?;
         let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
         self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
@@ -185,12 +185,16 @@ impl House {
         Ok(())
     }
 
-    /// What every create would be refused for.
-    async fn volumes(&self) -> Result<(), Failure> {
-        let found = proxy::keys_in_volumes(&self.proxy).await.map_err(Failure::Engine)?;
-        match found.is_empty() {
+    /// What every create would be refused for, and what nobody means.
+    async fn mounts(&self, config: &Config) -> Result<(), Failure> {
+        for what in &config.unverified {
+            self.voice.notice(format!("[[mount]]: not verified: {what}"));
+        }
+        let wrong = proxy::wrong_with_volumes(&self.proxy, &config.mounts).await;
+        let wrong = wrong.map_err(Failure::Engine)?;
+        match wrong.is_empty() {
             true => Ok(()),
-            false => Err(Failure::Config(format!("a volume of [[mount]]: {}", found.join("\n")))),
+            false => Err(Failure::Config(format!("a volume of [[mount]]: {}", wrong.join("\n")))),
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Config, Surroundings, Unread};
-use crate::docker::proxy::{Rules, Settings, writable_by_a_container};
+use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
 use crate::observe::Voice;
 use crate::process::Tasks;
@@ -84,7 +84,7 @@ pub(super) async fn follow(
 async fn look(
     config: &Config,
     around: &Surroundings,
-    proxy: &Settings,
+    proxy: &Arc<Settings>,
     file: &Path,
 ) -> Result<Config, Unread> {
     let stays = "what was read before stays";
@@ -100,6 +100,10 @@ async fn look(
         waits @ Unread::Untrusted(_) => waits,
     })?;
     let real = file.canonicalize().map_err(|error| broken(error.to_string()))?;
+    let wrong = wrong_with_volumes(proxy, &new.mounts).await.map_err(broken)?;
+    if !wrong.is_empty() {
+        return Err(broken(format!("a volume of [[mount]]: {}", wrong.join("; "))));
+    }
     match writable_by_a_container(proxy, &real).await {
         Ok(None) => Ok(new),
         Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", place.display()))),

@@ -95,7 +95,7 @@ async fn blocking<T: Send + 'static>(
 fn folder(path: PathBuf, rules: Rules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
     let seen = look(&[path], &guard, Budget::WHOLE, &Memory::default(), usize::MAX);
-    let finds = seen.finds.into_iter().map(|find| image::Located {
+    let finds = seen.finds.into_iter().map(|(_, find)| image::Located {
         kind: find.kind,
         place: find.place,
         layer: None,

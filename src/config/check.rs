@@ -63,10 +63,12 @@ pub(super) fn resolve(
     };
     let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), around);
     let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, around), &source, around);
+    let (mounts, unverified) = mounts(say, raw.mount, &flags.mounts, &beside, around, &key_guard);
     let config = Config {
         audit: audit(say, raw.audit, &beside, around),
         metrics: metrics(say, raw.metrics),
-        mounts: mounts(say, raw.mount, &flags.mounts, &beside, around, &key_guard),
+        mounts,
+        unverified,
         source,
         impersonate,
         project: judged(say, "project", raw.project, project),

@@ -32,6 +32,7 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) 
         rules,
         homes: homes.collect(),
         files: files.filter_map(|file| file.canonicalize().ok()).collect(),
+        engine: None,
     }
 }
 

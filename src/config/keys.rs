@@ -331,7 +331,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mount[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
     key("mount[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
     key("mount[].labels.*", Kind::Text, "any", "A pattern for a label of the create request."),
-    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume of the engine.").guarded(),
+    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume that the engine has.").guarded(),
     key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
     key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
     key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),

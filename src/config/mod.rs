@@ -106,6 +106,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What is mounted into containers besides what they ask for.
     pub mounts: Vec<Mount>,
+    /// What of them could not be looked through for keys.
+    pub unverified: Vec<String>,
     /// What `run` does with containers that still run at its end: leave them, without identity.
     pub keep: bool,
     /// What becomes of keys that a request would bring into a container.

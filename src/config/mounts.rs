@@ -1,22 +1,24 @@
 //! `[[mount]]` and `--mount`: paths are made absolute and looked at here, so that what cannot be mounted is
 //! said at the start, all of it at once.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Surroundings;
 use super::keys::RawMount;
 use super::read::Layers;
 use super::rules::patterns;
-use crate::guard::walk::{self, Budget, Memory};
+use crate::guard::walk::{Budget, Memory, look_within};
 use crate::guard::{Guard, Mode};
 use crate::mounts::{Mount, Source, objection};
 use crate::workload::Part;
 
-/// Most keys that are told of all mounts together.
-const MOST: usize = 16;
+/// Most keys that are told of one mount.
+const MOST: usize = 4;
+/// A file server that hangs does not keep a session from its start.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
-/// `beside` is where relative sources of the file start; `flags` are relative to the working directory.
+/// With what could not be looked through. `beside` is where relative sources of the file start; `flags` are relative to the working directory.
 pub(super) fn mounts(
     say: &mut Layers,
     raw: Vec<RawMount>,
@@ -24,7 +26,7 @@ pub(super) fn mounts(
     beside: &Path,
     around: &Surroundings,
     guard: &Guard,
-) -> Vec<Mount> {
+) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
     let mut looked: Vec<(PathBuf, Said)> = Vec::new();
     for (index, mut raw) in raw.into_iter().enumerate() {
@@ -66,17 +68,23 @@ pub(super) fn mounts(
         }
     }
     clashes(say, &mounts);
-    keys(say, looked, guard);
-    mounts
+    let unverified = keys(say, looked, guard);
+    (mounts, unverified)
 }
 
-/// Two mounts for every container at one place would refuse every create.
+/// Two mounts at one place, one of which is for no container that the other is not for as well, would have
+/// each of these refused. Other patterns may or may not meet; a create says it where they do.
 fn clashes(say: &mut Layers, mounts: &[Mount]) {
-    let mut taken = BTreeSet::new();
-    for mount in mounts.iter().filter(|mount| mount.patterns.is_empty()) {
-        if !taken.insert(mount.target.trim_end_matches('/')) {
-            say.objection(format!("two mounts are for every container at {}; leave one out", mount.target));
-        }
+    let place = |mount: &Mount| mount.target.trim_end_matches('/').to_string();
+    let covers = |wide: &Mount, narrow: &Mount| wide.patterns.iter().all(|one| narrow.patterns.contains(one));
+    for (index, mount) in mounts.iter().enumerate() {
+        let mut before = mounts[..index].iter().filter(|other| place(other) == place(mount));
+        let Some(other) = before.find(|other| covers(other, mount) || covers(mount, other)) else { continue };
+        let who = match (mount.patterns.is_empty(), other.patterns.is_empty()) {
+            (true, true) => "every container",
+            _ => "the same containers",
+        };
+        say.objection(format!("two mounts are for {who} at {}; leave one out", mount.target));
     }
 }
 
@@ -94,21 +102,22 @@ enum Said {
 fn place(mount: &Mount) -> Option<PathBuf> {
     match &mount.source {
         Source::Path(path) => Some(path.clone()),
-        Source::Volume(_) | Source::Tmpfs => None,
+        Source::Volume { .. } | Source::Tmpfs => None,
     }
 }
 
 /// What every create would be refused for is said now. A thousand mounts cost no more than one: the budget is
 /// for all of them; what it leaves out is looked at when it is mounted.
-fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) {
+fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<String> {
     if guard.rules.mode != Mode::Deny || looked.is_empty() {
-        return;
+        return vec![];
     }
     let places: Vec<PathBuf> = looked.iter().map(|(place, _)| place.clone()).collect();
-    let seen = walk::look(&places, guard, Budget::REQUEST, &Memory::default(), MOST);
-    for (place, said) in looked {
-        let here = seen.finds.iter().filter(|find| Path::new(&find.place).starts_with(&place));
-        let Some(what) = here.map(ToString::to_string).reduce(|all, one| format!("{all}; {one}")) else {
+    let seen = look_within(LONGEST_LOOK, &places, guard, Budget::REQUEST, &Memory::default(), MOST);
+    for (index, (place, said)) in looked.into_iter().enumerate() {
+        let here = seen.finds.iter().filter(|(number, _)| *number == index);
+        let Some(what) = here.map(|(_, find)| find.to_string()).reduce(|all, one| format!("{all}; {one}"))
+        else {
             continue;
         };
         let what = format!("holds {what}; mount what lies beside it, or except it under [guard]");
@@ -117,6 +126,7 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) {
             Said::Flag(text) => say.objection(format!("--mount {text}: {what}")),
         }
     }
+    seen.unverified
 }
 
 /// `SOURCE:TARGET[:ro|:rw]`, as `docker run -v` has it.
@@ -167,7 +177,8 @@ fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Ve
 fn source(text: &str, beside: &Path, around: &Surroundings) -> Result<Source, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !text.starts_with(['.', '~']) && !text.is_empty() && text.bytes().all(plain) {
-        return Ok(Source::Volume(text.into()));
+        let near = beside.join(text);
+        return Ok(Source::Volume { name: text.into(), beside: near.exists().then_some(near) });
     }
     let path: PathBuf = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => {

@@ -89,6 +89,9 @@ impl Config {
         let who = if self.policy.all { "every other container" } else { "every other kfp task" };
         let identity = self.policy.default.as_ref().map_or("none", |identity| &identity.name);
         line("otherwise", format!("{who}: {identity}{}", choices(&self.policy.choose)));
+        for what in &self.unverified {
+            line("not verified", what.clone());
+        }
         text
     }
 }

@@ -6,7 +6,9 @@ use zeroize::Zeroizing;
 
 use super::Kind;
 use super::environment::SECRET;
-use super::text::{has, is_aws_secret, is_base64, is_stand_in, is_text, places, token, value, values};
+use super::text::{
+    has, is_aws_secret, is_base64, is_template, is_text, passwords, places, token, value, values,
+};
 
 /// How much of a file is judged: credential files are small.
 pub const HEAD: usize = 1 << 20;
@@ -48,13 +50,17 @@ fn database(bytes: &[u8]) -> Option<Kind> {
     ((logins && filled) || tokens).then_some(Kind::GcloudDatabase)
 }
 
-/// RFC 5958 and RFC 8017 in DER, and PKCS#12 with a key bag: the outer length must be the file's.
+/// RFC 5958 (also encrypted), RFC 8017 and RFC 5915 in DER, and PKCS#12 with a key bag: the outer length must be
+/// the file's.
 fn is_der_key(bytes: &[u8]) -> bool {
     const VERSION_0: [u8; 3] = [0x02, 0x01, 0x00];
     const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
     const EC: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-    const ED25519: [u8; 3] = [0x2b, 0x65, 0x70];
-    const KEY_BAG: [u8; 11] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01, 0x02];
+    /// X25519, X448, Ed25519 and Ed448 end in 110 to 113.
+    const CURVES: [u8; 4] = [0x06, 0x03, 0x2b, 0x65];
+    const PBES2: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
+    /// 1 is a key as it is, 2 an encrypted one.
+    const KEY_BAG: [u8; 10] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01];
     let (length, head) = match bytes[1] {
         short @ 0..=0x7f => (usize::from(short), 2),
         0x81 => (usize::from(bytes[2]), 3),
@@ -71,11 +77,19 @@ fn is_der_key(bytes: &[u8]) -> bool {
     if inside.starts_with(&VERSION_0) {
         // PKCS#1 has the modulus next, PKCS#8 the algorithm.
         return inside[3] == 0x02
-            || (inside[3] == 0x30 && (holds(&RSA, 24) || holds(&EC, 24) || holds(&ED25519, 24)));
+            || (inside[3] == 0x30 && (holds(&RSA, 24) || holds(&EC, 24) || holds(&CURVES, 24)));
     }
-    // SEC 1 has the key next.
-    let sec1 = matches!(inside, [0x02, 0x01, 0x01, 0x04, 0x20 | 0x30 | 0x42, ..]);
-    sec1 || inside.starts_with(&[0x02, 0x01, 0x03]) && holds(&KEY_BAG, HEAD)
+    // The key is next, then the curve or the public key, or nothing.
+    let sec1 = match inside {
+        [0x02, 0x01, 0x01, 0x04, length @ 0x10..=0x48, rest @ ..] => {
+            matches!(rest.get(usize::from(*length)), None | Some(0xa0 | 0xa1))
+        }
+        _ => false,
+    };
+    let encrypted = matches!(inside, [0x30, ..]) && holds(&PBES2, 24);
+    let bags = || memchr::memmem::find_iter(inside, &KEY_BAG).map(|at| inside.get(at + KEY_BAG.len()));
+    let pkcs12 = || inside.starts_with(&[0x02, 0x01, 0x03]) && bags().any(|bag| matches!(bag, Some(1 | 2)));
+    sec1 || encrypted || pkcs12()
 }
 
 /// A private key in PEM, also inside a JSON string; with the account's name around it a Google key.
@@ -226,8 +240,11 @@ fn kubeconfig(bytes: &[u8]) -> Option<Kind> {
     let first = first_line(bytes);
     let begins = known.iter().any(|start| first.starts_with(start.as_bytes()));
     let shape = begins && has(bytes, "clusters") && has(bytes, "users") && has(bytes, "current-context");
-    let filled = shape && ["client-key-data", "token", "password"].iter().any(|n| value(bytes, n).is_some());
-    filled.then_some(Kind::Kubeconfig)
+    let filled = || {
+        ["client-key-data", "token"].iter().any(|name| value(bytes, name).is_some())
+            || passwords(bytes, "password").next().is_some()
+    };
+    (shape && filled()).then_some(Kind::Kubeconfig)
 }
 
 /// `~/.docker/config.json` with a login in it; one that only names a helper has none.
@@ -245,18 +262,21 @@ fn first_line(bytes: &[u8]) -> &[u8] {
 
 /// A file of `machine HOST login USER password SECRET`, comments and macros aside.
 fn netrc(bytes: &[u8]) -> Option<Kind> {
-    let is_entry = |line: &[u8]| line.starts_with(b"machine ") || line.starts_with(b"default ");
-    let first = first_line(bytes);
-    if !is_entry(first) && first != b"machine" {
+    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b"#"));
+    let words = lines.flat_map(|line| line.split(u8::is_ascii_whitespace));
+    let mut words = words.filter(|word| !word.is_empty());
+    match words.next()? {
+        b"machine" => drop(words.next()),
+        b"default" => {}
+        _ => return None,
+    }
+    // Prose about machines goes on in another way.
+    let mut last = words.next()?;
+    if !matches!(last, b"login" | b"password" | b"account" | b"macdef") {
         return None;
     }
-    let mut words = bytes.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    while let Some(word) = words.next() {
-        if word == b"password" && words.next().is_some_and(|value| !is_stand_in(value)) {
-            return Some(Kind::Netrc);
-        }
-    }
-    None
+    let filled = words.any(|word| std::mem::replace(&mut last, word) == b"password" && !is_template(word));
+    filled.then_some(Kind::Netrc)
 }
 
 /// `NAME=value` of a known name at the beginning of a line, as in `.env` files, scripts and Dockerfiles.

@@ -45,6 +45,19 @@ pub fn named(name: &str, value: &[u8]) -> Option<Kind> {
     what(bare)
 }
 
+/// Judges an instruction of a Dockerfile: `ENV NAME=value`, `LABEL NAME=value`, `ENV NAME value`.
+pub fn instruction(text: &str) -> Option<Find> {
+    let (word, rest) = text.trim().split_once(char::is_whitespace)?;
+    let rest = rest.trim();
+    let find = |name: &str, kind| Find { kind, place: name.into() };
+    let pair = || {
+        let (name, value) = rest.split_once(char::is_whitespace)?;
+        Some(find(name, named(name, value.as_bytes())?))
+    };
+    let whole = || what(rest.as_bytes()).map(|kind| find(word, kind));
+    rest.split_whitespace().find_map(variable).or_else(pair).or_else(whole)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +76,8 @@ mod tests {
             ("OPENAI_API_KEY=sk-proj-0123456789abcdef".into(), None),
             (format!("X=aws_secret_access_key = {secret}"), Some(Kind::AwsKey)),
         ] {
+            let set = instruction(&format!("ENV A=b {entry}"));
+            assert_eq!(set.map(|find| find.kind), kind, "ENV {entry}");
             assert_eq!(variable(&entry).map(|find| find.kind), kind, "{entry}");
         }
     }

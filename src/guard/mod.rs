@@ -3,12 +3,13 @@
 //! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
 //! Rooms: `content` what bytes are, `text` how they are read, `environment` variables, `walk` directories
-//! under a budget, `archive` tar streams as they pass, `image` the layers of an image.
+//! under a budget, `likely` which of their files come first, `archive` tar streams as they pass, `image` the layers of an image.
 
 pub mod archive;
 pub mod content;
 pub mod environment;
 pub mod image;
+mod likely;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -144,4 +145,6 @@ pub struct Guard {
     /// Looked at first: the user's home, the credential file that the session itself uses.
     pub homes: Vec<PathBuf>,
     pub files: Vec<PathBuf>,
+    /// The engine's socket, where it is known.
+    pub engine: Option<PathBuf>,
 }

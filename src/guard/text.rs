@@ -17,14 +17,23 @@ pub(super) fn has(bytes: &[u8], needle: &str) -> bool {
 /// The values of the field `name`: `"name": "value"`, also with escaped or single quotes, `name = value`
 /// and `name: value`. Empty values and stand-ins are left out.
 pub(super) fn values<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    written(bytes, name).filter(|value| !is_stand_in(value))
+}
+
+/// The same with stand-ins.
+fn written<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     places(bytes, name).filter_map(move |at| {
         let before = at.checked_sub(1).and_then(|at| bytes.get(at)).copied();
         if before.is_some_and(is_word) {
             return None;
         }
-        let value = value_after(bytes.get(at + name.len()..)?)?;
-        (!is_stand_in(value)).then_some(value)
+        value_after(bytes.get(at + name.len()..)?)
     })
+}
+
+/// The values of a field that people fill: a password may hold any character and be short.
+pub(super) fn passwords<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    written(bytes, name).filter(|value| !is_template(value))
 }
 
 pub(super) fn value<'a>(bytes: &'a [u8], name: &'a str) -> Option<&'a [u8]> {
@@ -67,6 +76,21 @@ pub(super) fn is_stand_in(value: &[u8]) -> bool {
         || [&b"your"[..], b"xxxx", b"XXXX", b"changeme", b"REDACTED", b"null", b"None", b"os.environ"]
             .iter()
             .any(|word| value.starts_with(word))
+}
+
+/// What stands for a password as a whole: `${PASS}`, `$PASS`, `{{ pass }}`, `<pass>`, `xxxx`, `your-password`.
+pub(super) fn is_template(value: &[u8]) -> bool {
+    let name = |name: &[u8]| name.iter().all(|b| b.is_ascii_uppercase() || *b == b'_');
+    let words = |text: &[u8]| text.iter().all(|b| b.is_ascii_alphabetic() || matches!(b, b'-' | b'_'));
+    let within = |start: &[u8], end: &[u8]| value.starts_with(start) && value.ends_with(end);
+    value.iter().all(|b| b == &value[0])
+        || within(b"${", b"}")
+        || within(b"$(", b")")
+        || within(b"{{", b"}}")
+        || within(b"<", b">")
+        || value.strip_prefix(b"$").is_some_and(name)
+        || value.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"your") && words(value))
+        || [&b"changeme"[..], b"REDACTED", b"null", b"None"].contains(&value)
 }
 
 /// A token of a machine's making has digits in it and is long; a name in source code is neither.

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::likely::{KNOWN, is_kernels, is_likely};
 use super::{Find, Guard, Kind, Rules, what};
+use crate::process::within;
 
 /// What one look may cost.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +41,14 @@ impl Budget {
 /// What a look came to.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
-    pub finds: Vec<Find>,
+    /// Each with the number of the root that it belongs to.
+    pub finds: Vec<(usize, Find)>,
     /// What was not judged, and why; lower-case fragments.
     pub unverified: Vec<String>,
+    /// The work: files judged, names met, bytes read.
     pub files: usize,
+    pub entries: usize,
+    pub bytes: u64,
 }
 
 /// Files that were judged and found clean, by identity and change time; a later look at the same tree
@@ -73,41 +79,55 @@ impl Memory {
     }
 }
 
-/// Where keys are kept, below a home or any directory that is the end of such a path.
-const KNOWN: &[&str] = &[
-    ".config/gcloud/application_default_credentials.json",
-    ".config/gcloud/credentials.db",
-    ".config/gcloud/access_tokens.db",
-    ".config/gcloud/legacy_credentials",
-    ".aws/credentials",
-    ".aws/config",
-    ".aws/sso/cache",
-    ".aws/cli/cache",
-    ".azure/accessTokens.json",
-    ".azure/msal_token_cache.json",
-    ".azure/service_principal_entries.json",
-    ".kube/config",
-    ".docker/config.json",
-    ".netrc",
-    ".boto",
-    ".ssh/id_rsa",
-    ".ssh/id_ed25519",
-    ".ssh/id_ecdsa",
-    ".env",
-];
-
-/// Looks through `roots`: directories or files. At most `most` finds are taken.
+/// Looks through `roots`: directories or files. At most `most` finds are taken of each.
 ///
-/// Blocks; call it off the serving thread, under a time-out: a dead file server answers nothing at all.
+/// Blocks, and for as long as a dead file server likes: where somebody waits, [`look_within`] is for that.
 pub fn look(roots: &[PathBuf], guard: &Guard, budget: Budget, memory: &Memory, most: usize) -> Seen {
+    look_aloud(roots, guard, budget, memory, most, &|_, _| {})
+}
+
+/// The same, and back when `limit` is over at the latest, then with what was found until then: a look ends
+/// by itself within its budget, but not where a file server hangs.
+pub fn look_within(
+    limit: Duration,
+    roots: &[PathBuf],
+    guard: &Guard,
+    budget: Budget,
+    memory: &Memory,
+    most: usize,
+) -> Seen {
+    let found: Arc<Mutex<Vec<(usize, Find)>>> = Arc::default();
+    let (told, roots, guard, memory) = (found.clone(), roots.to_vec(), guard.clone(), memory.clone());
+    let seen = within(limit, move || {
+        let tell = |root, find: &Find| {
+            told.lock().unwrap_or_else(PoisonError::into_inner).push((root, find.clone()));
+        };
+        look_aloud(&roots, &guard, budget, &memory, most, &tell)
+    });
+    seen.unwrap_or_else(|| Seen {
+        finds: found.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        unverified: vec!["the mounts were not looked through in time".into()],
+        ..Seen::default()
+    })
+}
+
+/// `tell` hears each find when it is made.
+fn look_aloud(
+    roots: &[PathBuf],
+    guard: &Guard,
+    budget: Budget,
+    memory: &Memory,
+    most: usize,
+    tell: &dyn Fn(usize, &Find),
+) -> Seen {
     let mut walk = Walk {
         rules: &guard.rules,
         memory,
         budget,
         most,
+        tell,
         end: Instant::now().checked_add(budget.time),
-        entries: 0,
-        read: 0,
+        counts: vec![0; roots.len()],
         spent: false,
         folders: VecDeque::new(),
         later: VecDeque::new(),
@@ -115,15 +135,20 @@ pub fn look(roots: &[PathBuf], guard: &Guard, budget: Budget, memory: &Memory, m
         first_unreadable: None,
         seen: Seen::default(),
     };
-    let roots: Vec<PathBuf> = roots.iter().filter_map(|root| walk.root(root)).collect();
-    for root in &roots {
-        walk.known(root, guard);
+    // What needs no walk comes first, root by root: a walk may come to where it hangs.
+    let mut real = vec![];
+    for (number, root) in roots.iter().enumerate() {
+        if let Some(root) = walk.root(root) {
+            walk.socket(number, &root, guard);
+            walk.known(number, &root, guard);
+            real.push((number, root));
+        }
     }
-    for root in roots {
+    for (number, root) in real {
         if root.is_dir() {
-            walk.folders.push_back(root);
+            walk.folders.push_back((number, root));
         } else {
-            walk.file(&root);
+            walk.file(number, &root);
         }
     }
     walk.run();
@@ -135,13 +160,14 @@ struct Walk<'a> {
     memory: &'a Memory,
     budget: Budget,
     most: usize,
+    tell: &'a dyn Fn(usize, &Find),
     end: Option<Instant>,
-    entries: usize,
-    read: u64,
+    /// Finds by root.
+    counts: Vec<usize>,
     spent: bool,
-    folders: VecDeque<PathBuf>,
+    folders: VecDeque<(usize, PathBuf)>,
     /// Files whose names promise nothing, for when the others are done.
-    later: VecDeque<PathBuf>,
+    later: VecDeque<(usize, PathBuf)>,
     unreadable: usize,
     first_unreadable: Option<PathBuf>,
     seen: Seen,
@@ -164,8 +190,24 @@ impl Walk<'_> {
         }
     }
 
+    /// Whoever has a directory with the engine's socket has the engine.
+    fn socket(&mut self, number: usize, root: &Path, guard: &Guard) {
+        let Some(engine) = &guard.engine else { return };
+        let engine = engine.canonicalize().unwrap_or_else(|_| engine.clone());
+        if engine.starts_with(root) && !self.rules.allows(&engine) {
+            self.found(number, Kind::EngineSocket, &engine);
+        }
+    }
+
+    fn found(&mut self, number: usize, kind: Kind, place: &Path) {
+        let find = Find { kind, place: place.display().to_string() };
+        (self.tell)(number, &find);
+        self.counts[number] += 1;
+        self.seen.finds.push((number, find));
+    }
+
     /// What is known to hold keys, wherever it lies below `root`.
-    fn known(&mut self, root: &Path, guard: &Guard) {
+    fn known(&mut self, number: usize, root: &Path, guard: &Guard) {
         let mut places: Vec<PathBuf> =
             guard.files.iter().filter(|file| file.starts_with(root)).cloned().collect();
         for home in guard.homes.iter().filter_map(|home| home.canonicalize().ok()) {
@@ -182,53 +224,60 @@ impl Walk<'_> {
         }
         for place in places {
             let Ok(real) = place.canonicalize() else { continue };
-            if !real.starts_with(root) || self.full() {
+            if !real.starts_with(root) || self.full(number) {
                 continue;
             }
             if real.is_dir() {
-                self.folders.push_front(real);
+                self.folders.push_front((number, real));
             } else {
-                self.file(&real);
+                self.file(number, &real);
             }
         }
     }
 
-    fn full(&self) -> bool {
-        self.seen.finds.len() >= self.most
+    fn full(&self, number: usize) -> bool {
+        self.counts[number] >= self.most
+    }
+
+    fn all_full(&self) -> bool {
+        self.counts.iter().all(|count| *count >= self.most)
     }
 
     /// True when there is nothing left to spend.
     fn over(&mut self) -> bool {
         let late = self.end.is_some_and(|end| Instant::now() >= end);
-        self.spent |= late || self.entries > self.budget.entries || self.read > self.budget.bytes;
+        self.spent |= late || self.seen.entries > self.budget.entries || self.seen.bytes > self.budget.bytes;
         self.spent
     }
 
     fn run(&mut self) {
-        while !self.full()
+        while !self.all_full()
             && !self.over()
-            && let Some(folder) = self.folders.pop_front()
+            && let Some((number, folder)) = self.folders.pop_front()
         {
-            self.folder(&folder);
+            self.folder(number, &folder);
         }
-        while !self.full()
+        while !self.all_full()
             && !self.over()
-            && let Some(file) = self.later.pop_front()
+            && let Some((number, file)) = self.later.pop_front()
         {
-            self.file(&file);
+            self.file(number, &file);
         }
     }
 
-    fn folder(&mut self, folder: &Path) {
+    fn folder(&mut self, number: usize, folder: &Path) {
+        if self.full(number) {
+            return;
+        }
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) => return self.unread(folder, &error),
         };
         let mut first = vec![];
         for entry in entries {
-            self.entries += 1;
+            self.seen.entries += 1;
             // The clock is a system call on some machines.
-            if self.entries.is_multiple_of(64) && self.over() {
+            if self.seen.entries.is_multiple_of(64) && self.over() {
                 return;
             }
             let Ok(entry) = entry else { continue };
@@ -236,27 +285,28 @@ impl Walk<'_> {
             if kind.is_dir() {
                 let path = entry.path();
                 if !is_kernels(&path) && !self.rules.allows_plainly(&path) {
-                    self.folders.push_back(path);
+                    self.folders.push_back((number, path));
                 }
             } else if kind.is_file() {
                 if is_likely(&entry.file_name().to_string_lossy()) {
                     first.push(entry.path());
                 } else {
-                    self.later.push_back(entry.path());
+                    self.later.push_back((number, entry.path()));
                 }
             }
             // A link leads somewhere in this tree, where it is met, or out of it, where no container follows.
         }
         for file in first {
-            if self.full() || self.over() {
+            if self.full(number) || self.over() {
                 return;
             }
-            self.file(&file);
+            self.file(number, &file);
         }
     }
 
-    fn file(&mut self, path: &Path) {
-        if self.seen.finds.iter().any(|find| Path::new(&find.place) == path) {
+    fn file(&mut self, number: usize, path: &Path) {
+        let found = |(of, find): &(usize, Find)| *of == number && Path::new(&find.place) == path;
+        if self.full(number) || self.seen.finds.iter().any(found) {
             return;
         }
         match fs::symlink_metadata(path) {
@@ -271,9 +321,7 @@ impl Walk<'_> {
         };
         self.seen.files += 1;
         match kind {
-            Some(kind) if !self.rules.allows(path) => {
-                self.seen.finds.push(Find { kind, place: path.display().to_string() });
-            }
+            Some(kind) if !self.rules.allows(path) => self.found(number, kind, path),
             Some(_) => {}
             None => self.memory.keep(&about),
         }
@@ -286,7 +334,7 @@ impl Walk<'_> {
             usize::try_from(about.len().min(self.budget.head)).unwrap_or_default() + 1,
         ));
         file.take(self.budget.head).read_to_end(&mut bytes)?;
-        self.read += bytes.len() as u64;
+        self.seen.bytes += bytes.len() as u64;
         Ok((what(&bytes), about))
     }
 
@@ -307,11 +355,11 @@ impl Walk<'_> {
             self.seen.unverified.push(format!("{}{more} cannot be read", first.display()));
         }
         let left = self.folders.len() + self.later.len();
-        if self.spent && !self.full() {
+        if self.spent && !self.all_full() {
             self.seen.unverified.push(format!(
                 "the budget ended after {} entries: {left} known files and directories and what lies below \
                  were not looked at",
-                self.entries
+                self.seen.entries
             ));
         }
         self.seen
@@ -320,7 +368,7 @@ impl Walk<'_> {
 
 impl Rules {
     /// Without resolving anything: for every directory of a walk.
-    fn allows_plainly(&self, place: &Path) -> bool {
+    pub fn allows_plainly(&self, place: &Path) -> bool {
         self.allow.iter().any(|allowed| place.starts_with(allowed))
     }
 }
@@ -330,43 +378,4 @@ fn open(path: &Path) -> std::io::Result<File> {
     use rustix::fs::OFlags;
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
     OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
-}
-
-/// File systems of the kernel's own: no file of a user's, and no end.
-fn is_kernels(path: &Path) -> bool {
-    ["/proc", "/sys", "/dev"].iter().any(|kernels| path == Path::new(kernels))
-}
-
-/// Names under which keys are usually kept.
-fn is_likely(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let ends = [
-        ".json",
-        ".pem",
-        ".key",
-        ".p12",
-        ".pfx",
-        ".ppk",
-        ".env",
-        ".db",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".ini",
-        ".cfg",
-        ".conf",
-        ".csv",
-        ".boto",
-        ".txt",
-        ".sh",
-        ".tfstate",
-        ".properties",
-    ];
-    let words = [
-        "cred", "secret", "token", "key", "id_rsa", "id_ed", "id_ec", "netrc", "kube", "config", ".env",
-        "auth",
-    ];
-    !name.contains('.')
-        || ends.iter().any(|end| name.ends_with(end))
-        || words.iter().any(|word| name.contains(word))
 }

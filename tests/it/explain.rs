@@ -22,6 +22,10 @@ identity = "loader"
 "#;
 
 fn explained(what: &str) -> (Option<i32>, String) {
+    explained_by("deny", what)
+}
+
+fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
     let folder = Folder::new("explain");
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/create");
     std::fs::write(folder.0.join("kfp-creds.toml"), CONFIG).unwrap();
@@ -51,6 +55,7 @@ fn explained(what: &str) -> (Option<i32>, String) {
         .env_clear()
         .env("HOME", &folder.0)
         .env("XDG_RUNTIME_DIR", &folder.0)
+        .env("KFP_CREDS_GUARD", guard)
         .current_dir(&folder.0)
         .args(["explain", if file.is_file() { file.to_str().unwrap() } else { what }])
         .output()
@@ -85,6 +90,14 @@ fn the_rule_that_decides_and_those_that_did_not() {
         keyed.contains("all the same it is refused: the variable AWS_SECRET_ACCESS_KEY holds an AWS"),
         "{keyed}"
     );
+    let (code, warned) = explained_by("warn", "keyed.json");
+    assert!(
+        code == Some(0) && warned.contains("note          the variable AWS_SECRET_ACCESS_KEY holds an AWS"),
+        "{warned}"
+    );
+    assert!(!warned.contains("refused"), "{warned}");
+    let off = explained_by("off", "keyed.json").1;
+    assert!(off.contains("rule 2 matches") && !off.contains("AWS_SECRET_ACCESS_KEY"), "{off}");
     let shadowed = explained("shadowed.json").1;
     assert!(
         shadowed.contains("note          NO_GCE_CHECK is set, so its clients may not ask us"),

@@ -20,6 +20,7 @@ mod golden_metadata;
 mod golden_sources;
 mod golden_wire;
 mod google_auth;
+mod keys;
 mod leaks;
 mod leaks_federated;
 mod libraries;

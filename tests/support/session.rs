@@ -247,15 +247,27 @@ impl Session {
     /// A session whose audit log is on a disk of `size` bytes, all but full, that only its process sees:
     /// `DISK/audit.jsonl` and `DISK/filler`, below `/proc/PID/root`.
     pub(crate) fn on_a_full_disk(arguments: &[&str], disk: &Path) -> Self {
-        let folder = Folder::new("session");
         let script = "mount -t tmpfs -o size=16k,mode=0700 audit \"$1\" && head -c 12k /dev/zero >\"$1/filler\" \
                       && export KFP_CREDS_AUDIT_FILE=\"$1/audit.jsonl\" && shift && exec \"$@\"";
+        Self::in_own_mounts(script, arguments, disk)
+    }
+
+    /// A session for which a file server hangs at `place`: nobody answers the file system there.
+    pub(crate) fn beside_a_dead_server(arguments: &[&str], place: &Path) -> Self {
+        let script = "exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead \"$1\" \
+                      && shift && exec \"$@\"";
+        Self::in_own_mounts(script, arguments, place)
+    }
+
+    /// `script` is given `place` and then the program with its arguments.
+    fn in_own_mounts(script: &str, arguments: &[&str], place: &Path) -> Self {
+        let folder = Folder::new("session");
         let mut command = program(&folder.0);
         let mut wrapped = Command::new("unshare");
         // Whoever is not root is in a namespace where that does not matter.
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
         wrapped.args(if root { &["-m"][..] } else { &["-r", "-m"] });
-        wrapped.args(["sh", "-c", script, "sh"]).arg(disk).arg(command.get_program());
+        wrapped.args(["sh", "-c", script, "sh"]).arg(place).arg(command.get_program());
         wrapped.arg("serve").args(arguments).env_clear().current_dir(&folder.0);
         wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command = wrapped;

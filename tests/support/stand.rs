@@ -71,10 +71,10 @@ pub(crate) struct Stand {
     _scratch: Option<Scratch>,
 }
 
-/// Labels and image are enough for tests; kfp's own recogniser has its own.
+/// Labels and image are enough for tests, and whoever is `plain` is no task; kfp's own recogniser has its own.
 fn recognise(body: &Value, name: Option<&str>) -> Task {
     let image = body["Image"].as_str().unwrap_or_default().to_string();
-    Task { kfp: true, image, name: name.map(Into::into), ..Task::default() }
+    Task { kfp: image != "plain", image, name: name.map(Into::into), ..Task::default() }
 }
 
 impl Stand {

@@ -207,7 +207,7 @@ impl Room {
             false => Ok(None),
         };
         let mounted = mounted.ok().flatten().unwrap_or_default();
-        self.settings.writable.note(&given.writable, &mounted["Mounts"]);
+        self.settings.writable.note(&given.writable, &mounted["Mounts"]).await;
     }
 
     async fn learn_name(&self, id: &ContainerId) {

@@ -44,6 +44,15 @@ impl Room {
                 self.things(&Route::Build, &target).await?;
                 self.build_context(parts, &target, body).await
             }
+            Route::ImageLoad if !looks => self.image_load(parts, &target, body).await,
+            Route::ImageCreate if !looks => {
+                self.things(&Route::ImageCreate, &target).await?;
+                self.image_create(parts, &target, body).await
+            }
+            Route::Commit if !looks => {
+                self.things(&Route::Commit, &target).await?;
+                self.commit(parts, &target, body).await
+            }
             Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
             Route::Container { name, action } => {
                 self.container(parts, target, body, raw, &name, &action).await
@@ -137,7 +146,7 @@ impl Room {
         if !keys.is_empty()
             && let Some(id) = self.locate(name).await?
         {
-            let mode = self.strictness(self.is_leased(&id).await);
+            let mode = self.strictness(self.is_guarded(&id).await?);
             self.decide(mode, &format!("exec in {name}"), keys)?;
         }
         if privileged {

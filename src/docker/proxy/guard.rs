@@ -3,38 +3,23 @@
 //! `deny` refuses where the container is ours (it gets an identity, or it looks like a kfp task), where
 //! something goes into a leased container, and builds; for everything else of the user's it says one line.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::Settings;
+use super::look::{aside, split_bind, strings};
 use super::path::Target;
 use super::room::Room;
-use super::volumes::devices;
 use super::wire::Refusal;
-use crate::guard::walk::{Budget, Seen, look};
-use crate::guard::{Find, Kind, Mode, environment, what};
+use crate::guard::{Mode, environment, what};
 
 /// Most finds that are told of one request.
-const MOST: usize = 4;
-/// A look ends by itself, within its budget; this is for a file server that hangs and a machine that is too busy
-/// to begin. What was not looked at by then passes, so it is not short.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
-
-/// A place of the host that a request would bring in, and how: `the bind of /x`.
-#[derive(Clone, Debug)]
-pub(super) struct Source {
-    pub(super) how: String,
-    pub(super) place: PathBuf,
-}
-
+pub(super) const MOST: usize = 4;
 impl Room {
     /// `ours`: whether a find refuses.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
-        match self.settings.guard.rules.mode {
-            Mode::Deny if !ours => Mode::Warn,
-            mode => mode,
-        }
+        strictness(self.settings.guard.rules.mode, ours)
     }
 
     /// Judges a canonical create body. Mounts of the engine's socket are turned to ours.
@@ -49,7 +34,7 @@ impl Room {
         if mode == Mode::Off {
             return Ok(());
         }
-        self.turn_sockets(&mut body["HostConfig"], task);
+        self.turn_sockets(&mut body["HostConfig"], task).await;
         let mut found = keys_in_body(body);
         found.extend(
             image_env
@@ -58,8 +43,8 @@ impl Room {
                 .map(|find| format!("the image's variable {} holds {}", find.place, find.kind)),
         );
         let sources = self.sources(&body["HostConfig"]).await?;
-        let (seen, more) = self.look(sources).await;
-        found.extend(more);
+        let seen = self.look(sources).await;
+        found.extend(seen.finds);
         if ours {
             for what in seen.unverified {
                 self.settings.voice.notice(format!("{task}: not verified: {what}"));
@@ -85,118 +70,20 @@ impl Room {
         }
     }
 
-    /// Everything of the host that this HostConfig mounts.
-    async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
-        let mut sources = vec![];
-        for bind in strings(&host["Binds"]) {
-            let Some((source, _)) = split_bind(bind) else { continue };
-            match source.starts_with('/') {
-                true => sources.push(Source { how: format!("the bind of {source}"), place: source.into() }),
-                false => sources.extend(self.volume(source).await?),
-            }
-        }
-        for mount in host["Mounts"].as_array().into_iter().flatten() {
-            let source = mount["Source"].as_str().unwrap_or_default();
-            match mount["Type"].as_str() {
-                Some("bind") => {
-                    sources.push(Source { how: format!("the bind of {source}"), place: source.into() });
-                }
-                Some("volume") => {
-                    let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];
-                    sources.extend(devices(options, source));
-                    if !source.is_empty() {
-                        sources.extend(self.volume(source).await?);
-                    }
-                }
-                // Their content is the engine's, and no directory of this machine.
-                Some(kind @ ("image" | "cluster")) => {
-                    self.settings.voice.notice(format!("not verified: the {kind} mount of {source}"));
-                }
-                _ => {}
-            }
-        }
-        for from in strings(&host["VolumesFrom"]) {
-            let name = from.split(':').next().unwrap_or_default();
-            sources.extend(self.mounts_of(name).await?);
-        }
-        Ok(sources)
-    }
-
-    /// Looks through the sources, together under one budget.
-    pub(super) async fn look(&self, sources: Vec<Source>) -> (Seen, Vec<String>) {
-        if sources.is_empty() {
-            return (Seen::default(), vec![]);
-        }
-        let (guard, memory) = (self.settings.guard.clone(), self.memory.clone());
-        let engine = self.settings.upstream.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            let places: Vec<PathBuf> = sources.iter().map(|source| source.place.clone()).collect();
-            let mut seen = look(&places, &guard, Budget::REQUEST, &memory, MOST);
-            let engine = engine.canonicalize().unwrap_or(engine);
-            let real: Vec<(String, PathBuf)> = sources
-                .into_iter()
-                .map(|source| (source.how, source.place.canonicalize().unwrap_or(source.place)))
-                .collect();
-            if real.iter().any(|(_, place)| engine.starts_with(place)) && !guard.rules.allows(&engine) {
-                let place = engine.display().to_string();
-                seen.finds.push(Find { kind: Kind::EngineSocket, place });
-            }
-            let texts = seen.finds.iter().map(|find| {
-                let how = real.iter().find(|(_, place)| Path::new(&find.place).starts_with(place));
-                let how = how.map_or("a mount", |(how, _)| how);
-                format!("{how} holds {find}")
-            });
-            let texts = texts.collect();
-            (seen, texts)
-        });
-        match tokio::time::timeout(LONGEST_LOOK, work).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) | Err(_) => {
-                let unverified = vec!["the mounts were not looked through in time".into()];
-                (Seen { unverified, ..Seen::default() }, vec![])
-            }
-        }
-    }
-
     /// Testcontainers' Ryuk and other programs mount the engine's socket: through ours they get what they
     /// need, and every container that they make is judged like the others.
-    fn turn_sockets(&self, host: &mut Value, task: &str) {
-        let own = self.settings.socket.display().to_string();
-        let mut turned = false;
-        for bind in host["Binds"].as_array_mut().into_iter().flatten() {
-            let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
-            let target = rest.split(':').next().unwrap_or_default();
-            if self.is_engine(source, target) {
-                *bind = format!("{own}:{rest}").into();
-                turned = true;
-            }
+    async fn turn_sockets(&self, host: &mut Value, task: &str) {
+        let mut mounts = serde_json::json!({ "Binds": host["Binds"], "Mounts": host["Mounts"] });
+        let (settings, mut looked) = (self.settings.clone(), mounts.clone());
+        let looked = aside(move || turn_sockets(&settings, &mut looked, true).then_some(looked)).await;
+        // Where a file server hangs, names alone count.
+        let turned =
+            looked.unwrap_or_else(|| turn_sockets(&self.settings, &mut mounts, false).then_some(mounts));
+        let Some(mut turned) = turned else { return };
+        for part in ["Binds", "Mounts"] {
+            host[part] = turned[part].take();
         }
-        for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
-            let (source, target) =
-                (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
-            if mount["Type"] == "bind" && self.is_engine(source, target) {
-                mount["Source"] = own.clone().into();
-                turned = true;
-            }
-        }
-        if turned {
-            self.settings.voice.notice(format!("{task}: the mounted docker.sock leads to this session"));
-        }
-    }
-
-    fn is_engine(&self, source: &str, target: &str) -> bool {
-        use std::os::unix::fs::FileTypeExt;
-        let place = Path::new(source);
-        if place == self.settings.socket || !place.is_absolute() || self.settings.guard.rules.allows(place) {
-            return false;
-        }
-        let real = |path: &Path| path.canonicalize().ok();
-        if real(place).is_some_and(|place| Some(place) == real(&self.settings.upstream)) {
-            return true;
-        }
-        let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
-        let socket = place.metadata().is_ok_and(|about| about.file_type().is_socket());
-        named(target) && (socket || named(source))
+        self.settings.voice.notice(format!("{task}: the mounted docker.sock leads to this session"));
     }
 
     /// In environment and command of an exec.
@@ -209,19 +96,66 @@ impl Room {
         found
     }
 
-    /// `--build-arg`s: they stay in the image's history.
+    /// `--build-arg`s, which stay in the image's history, and `--label`s.
     pub(super) fn guard_build_arguments(&self, target: &Target) -> Result<(), Refusal> {
         let mode = self.strictness(true);
         if mode == Mode::Off {
             return Ok(());
         }
-        let arguments = target.query("buildargs").unwrap_or_default();
-        let arguments: Map<String, Value> = serde_json::from_str(arguments).unwrap_or_default();
-        let found = arguments.iter().filter_map(|(name, value)| {
-            let kind = environment::named(name, value.as_str()?.as_bytes())?;
-            Some(format!("the build argument {name} holds {kind}"))
-        });
+        let given = |key: &str| -> Value {
+            serde_json::from_str(target.query(key).unwrap_or_default()).unwrap_or_default()
+        };
+        let (arguments, marks) = (given("buildargs"), given("labels"));
+        let found = named(&arguments, "build argument").chain(labels(&marks));
         self.decide(mode, "build", found.collect())
+    }
+}
+
+/// Whether there was any. With `look` as the places are, else by their names.
+fn turn_sockets(settings: &Settings, host: &mut Value, look: bool) -> bool {
+    let own = settings.socket.display().to_string();
+    let mut turned = false;
+    for bind in host["Binds"].as_array_mut().into_iter().flatten() {
+        let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
+        let target = rest.split(':').next().unwrap_or_default();
+        if is_engine(settings, source, target, look) {
+            *bind = format!("{own}:{rest}").into();
+            turned = true;
+        }
+    }
+    for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
+        let (source, target) =
+            (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
+        if mount["Type"] == "bind" && is_engine(settings, source, target, look) {
+            mount["Source"] = own.clone().into();
+            turned = true;
+        }
+    }
+    turned
+}
+
+fn is_engine(settings: &Settings, source: &str, target: &str, look: bool) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let (place, rules) = (Path::new(source), &settings.guard.rules);
+    let allowed = |place| if look { rules.allows(place) } else { rules.allows_plainly(place) };
+    if place == settings.socket || !place.is_absolute() || allowed(place) {
+        return false;
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    if place == settings.upstream
+        || (look && real(place).is_some_and(|place| Some(place) == real(&settings.upstream)))
+    {
+        return true;
+    }
+    let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
+    let socket = || look && place.metadata().is_ok_and(|about| about.file_type().is_socket());
+    named(target) && (named(source) || socket())
+}
+
+pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {
+    match mode {
+        Mode::Deny if !ours => Mode::Warn,
+        mode => mode,
     }
 }
 
@@ -248,45 +182,22 @@ pub(super) fn refusing(found: &[String]) -> String {
 fn texts(body: &Value) -> Vec<String> {
     let mut found: Vec<String> =
         words(&body["Cmd"], "Cmd").chain(words(&body["Entrypoint"], "Entrypoint")).collect();
-    for (name, value) in body["Labels"].as_object().into_iter().flatten() {
-        if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
-            found.push(format!("the label {name} holds {kind}"));
-        }
-    }
+    found.extend(labels(&body["Labels"]));
     found
 }
 
-fn words<'a>(command: &'a Value, place: &'a str) -> impl Iterator<Item = String> + 'a {
+pub(super) fn labels(map: &Value) -> impl Iterator<Item = String> {
+    named(map, "label")
+}
+
+fn named<'a>(map: &'a Value, what: &'a str) -> impl Iterator<Item = String> + 'a {
+    map.as_object().into_iter().flatten().filter_map(move |(name, value)| {
+        let kind = environment::named(name, value.as_str()?.as_bytes())?;
+        Some(format!("the {what} {name} holds {kind}"))
+    })
+}
+
+pub(super) fn words<'a>(command: &'a Value, place: &'a str) -> impl Iterator<Item = String> + 'a {
     let values = strings(command).chain(command.as_str());
     values.filter_map(|text| what(text.as_bytes())).map(move |kind| format!("{place} holds {kind}"))
-}
-
-fn strings(list: &Value) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str)
-}
-
-/// Source and rest of `source:target[:options]`; a lone target has no source. A drive letter's colon
-/// belongs to the source.
-fn split_bind(bind: &str) -> Option<(&str, &str)> {
-    let drive = matches!(bind.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic());
-    let colon = bind[if drive { 2 } else { 0 }..].find(':')? + if drive { 2 } else { 0 };
-    Some((&bind[..colon], &bind[colon + 1..]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn binds_and_devices() {
-        for (bind, split) in [
-            ("/a:/b", Some(("/a", "/b"))),
-            ("/a:/b:ro,z", Some(("/a", "/b:ro,z"))),
-            ("vol:/b", Some(("vol", "/b"))),
-            ("/b", None),
-            (r"C:\a:/b:ro", Some((r"C:\a", "/b:ro"))),
-        ] {
-            assert_eq!(split_bind(bind), split, "{bind}");
-        }
-    }
 }

@@ -223,7 +223,20 @@ pub(super) const EXEC: Shape = Shape::Fields(&[("Privileged", ANY), ("Env", ANY)
 pub(super) const SWARM: Shape = Shape::Fields(&[
     ("Name", ANY),
     ("Data", ANY),
-    ("TaskTemplate", Shape::Fields(&[("ContainerSpec", Shape::Fields(&[("Env", ANY)]))])),
+    ("Labels", ANY),
+    (
+        "TaskTemplate",
+        Shape::Fields(&[(
+            "ContainerSpec",
+            Shape::Fields(&[
+                ("Env", ANY),
+                ("Command", ANY),
+                ("Args", ANY),
+                ("Labels", ANY),
+                ("Mounts", Shape::List(&MOUNT)),
+            ]),
+        )]),
+    ),
 ]);
 
 /// The body of `volumes/create`.

@@ -7,6 +7,7 @@
 //! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
 //! | `GET /containers/X/logs` | the engine first, then what it left out of an auto-removed container's (`logs`) |
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
+//! | `docker cp`, builds, imports, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
 //! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
 //! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
 //!
@@ -17,11 +18,13 @@ mod confine;
 mod create;
 mod gate;
 mod guard;
+mod images;
 mod json;
 mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod logs;
+mod look;
 mod path;
 mod preview;
 mod reserved;
@@ -61,7 +64,7 @@ use crate::workload::{By, ContainerId, Identity, Task};
 pub use self::preview::{Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
-pub use self::volumes::keys_in_volumes;
+pub use self::volumes::wrong_with_volumes;
 pub use self::wait::Exits;
 pub use self::writable::{Writable, writable_by_a_container};
 

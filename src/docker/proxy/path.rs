@@ -18,6 +18,7 @@ const SINGLE: &[&str] = &[
     "fromSrc",
     "force",
     "buildargs",
+    "labels",
     "remote",
 ];
 
@@ -51,7 +52,9 @@ pub(super) enum Route {
         name: String,
         action: String,
     },
+    /// Pulled or imported.
     ImageCreate,
+    ImageLoad,
     VolumeCreate,
     /// A config, secret or service of a swarm, made or changed.
     Swarm,
@@ -138,6 +141,7 @@ impl Target {
             ["containers", "create"] if !delete => Route::Create,
             ["networks", "create"] if !delete => Route::NetworkCreate,
             ["images", "create"] if !delete => Route::ImageCreate,
+            ["images", "load"] if !delete => Route::ImageLoad,
             ["volumes", "create"] if !delete => Route::VolumeCreate,
             ["configs" | "secrets" | "services", "create"] if !delete => Route::Swarm,
             ["services", .., "update"] if !delete => Route::Swarm,

@@ -6,10 +6,11 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::guard::{keys_in_body, refusing};
+use super::guard::{keys_in_body, refusing, strictness};
 use super::judge::{self, Neighbour, Question, Verdict};
 use super::{Rules, Wiring, json};
 use crate::docker::relay::NAMES;
+use crate::guard::Mode;
 use crate::workload::Task;
 
 /// A request that was judged.
@@ -17,6 +18,8 @@ use crate::workload::Task;
 pub struct Preview {
     pub task: Task,
     pub outcome: Outcome,
+    /// Keys that it would bring in all the same, because the guard only warns of them.
+    pub told: Vec<String>,
     /// What the engine would be sent.
     pub body: Vec<u8>,
 }
@@ -37,6 +40,7 @@ pub fn preview(
     bytes: &[u8],
     rules: &Rules,
     alone: bool,
+    guard: Mode,
     recognise: fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
@@ -70,7 +74,11 @@ pub fn preview(
         Verdict::Refuse(refusal) => Outcome::Refuse(refusal.why),
     };
     let ours = task.kfp || matches!(outcome, Outcome::Attach(_));
-    let keys = keys_in_body(&body);
-    let outcome = if ours && !keys.is_empty() { Outcome::Refuse(refusing(&keys)) } else { outcome };
-    Ok(Preview { task, outcome, body: serde_json::to_vec(&body).unwrap_or_default() })
+    let refused = matches!(outcome, Outcome::Refuse(_));
+    let (outcome, told) = match (strictness(guard, ours), keys_in_body(&body)) {
+        (Mode::Deny, keys) if !refused && !keys.is_empty() => (Outcome::Refuse(refusing(&keys)), vec![]),
+        (Mode::Warn, keys) if !refused => (outcome, keys),
+        _ => (outcome, vec![]),
+    };
+    Ok(Preview { task, outcome, told, body: serde_json::to_vec(&body).unwrap_or_default() })
 }

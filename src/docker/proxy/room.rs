@@ -122,6 +122,20 @@ impl Room {
         Ok(on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string())
     }
 
+    /// Whether no key may get into it: it holds an identity, or it looks like a task of kfp. The engine's own record
+    /// has what its create said, so it does not matter when and through whom it was made.
+    pub(super) async fn is_guarded(&self, container: &ContainerId) -> Result<bool, Refusal> {
+        if self.is_leased(container).await {
+            return Ok(true);
+        }
+        let Some(mut found) = self.engine.look(&place("containers", container.as_str())).await? else {
+            return Ok(false);
+        };
+        let mut body = found["Config"].take();
+        body["HostConfig"] = found["HostConfig"].take();
+        Ok((self.settings.recognise)(&body, None).kfp)
+    }
+
     /// Asks `lifecycle`; when nobody answers, yes: the question comes from where a no would open a door.
     pub(super) async fn is_leased(&self, container: &ContainerId) -> bool {
         let (answer, answered) = oneshot::channel();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::create::rewritten;
-use super::guard::variables;
+use super::guard::{labels, variables, words};
 use super::json;
 use super::path::Target;
 use super::room::Room;
@@ -22,7 +22,11 @@ impl Room {
         json::canonical(&mut body, json::SWARM).map_err(Refusal::malformed)?;
         if self.settings.guard.rules.mode != Mode::Off {
             let name = body["Name"].as_str().unwrap_or("without a name");
-            self.decide(Mode::Warn, &format!("{name}, of the swarm"), found(&body))?;
+            let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
+            // The node that runs it can be another machine; what lies here at that place is what can be seen.
+            let looked = self.look(self.sources(&mounts).await?).await;
+            let found = found(&body).into_iter().chain(looked.finds).collect();
+            self.decide(Mode::Warn, &format!("{name}, of the swarm"), found)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await
@@ -32,6 +36,8 @@ impl Room {
 fn found(body: &Value) -> Vec<String> {
     let container = &body["TaskTemplate"]["ContainerSpec"];
     let mut found = variables(&container["Env"], "variable");
+    found.extend(words(&container["Command"], "Command").chain(words(&container["Args"], "Args")));
+    found.extend(labels(&body["Labels"]).chain(labels(&container["Labels"])));
     // RFC 4648, as the API has it.
     let data = body["Data"].as_str().and_then(|data| STANDARD.decode(data).ok()).map(Zeroizing::new);
     found.extend(data.and_then(|data| what(&data)).map(|kind| format!("it holds {kind}")));

@@ -42,7 +42,7 @@ impl Room {
             return self.pass(parts, &target, Either::Left(body)).await;
         };
         let target = target.with_container(id.as_str(), "archive");
-        match self.strictness(self.is_leased(&id).await) {
+        match self.strictness(self.is_guarded(&id).await?) {
             Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
             mode => self.upload(parts, &target, body, mode, format!("copy to {name}")).await,
         }
@@ -62,7 +62,9 @@ impl Room {
         }
         match self.strictness(true) {
             Mode::Off => self.pass(parts, target, Either::Left(body)).await,
-            _ if remote || target.query("version") == Some("2") => {
+            _ if target.query("version") == Some("2") => self.pass(parts, target, Either::Left(body)).await,
+            _ if remote => {
+                self.unlooked("the build's context, which the engine fetches itself");
                 self.pass(parts, target, Either::Left(body)).await
             }
             mode => self.upload(parts, target, body, mode, "build context".into()).await,
@@ -80,7 +82,7 @@ impl Room {
     }
 
     /// `who` names the upload in messages.
-    async fn upload(
+    pub(super) async fn upload(
         self: &Arc<Self>,
         parts: Parts,
         target: &Target,

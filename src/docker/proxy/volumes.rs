@@ -3,32 +3,29 @@
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use serde_json::Value;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::create::rewritten;
-use super::guard::Source;
+use super::look::Source;
 use super::path::{Target, encode};
 use super::room::Room;
 use super::wire::{Refusal, Reply, collect};
 use super::{Settings, json};
 use crate::guard::Mode;
-use crate::mounts;
+use crate::mounts::{self, Mount};
 
 impl Room {
     /// A named volume: what it is bound to, else where the engine keeps it.
     pub(super) async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
+        Ok(self.found(name).await?.map(|found| places(&found, name)).unwrap_or_default())
+    }
+
+    /// The engine's record of a volume.
+    async fn found(&self, name: &str) -> Result<Option<Value>, Refusal> {
         let mut path = String::from("/volumes/");
         encode(name, &mut path);
-        let Some(found) = self.engine.look(&path).await? else { return Ok(vec![]) };
-        let devices = devices(&found["Options"], name);
-        if !devices.is_empty() {
-            return Ok(devices);
-        }
-        let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
-        Ok(place
-            .map(|place| Source { how: format!("volume {name}"), place: place.into() })
-            .into_iter()
-            .collect())
+        self.engine.look(&path).await
     }
 
     pub(super) async fn mounts_of(&self, container: &str) -> Result<Vec<Source>, Refusal> {
@@ -59,29 +56,52 @@ impl Room {
         json::canonical(&mut body, json::VOLUME).map_err(Refusal::malformed)?;
         if self.settings.guard.rules.mode != Mode::Off {
             let name = body["Name"].as_str().unwrap_or("without a name").to_string();
-            let (_, found) = self.look(devices(&body["DriverOpts"], &name)).await;
-            self.decide(Mode::Warn, "a volume for later", found)?;
+            let looked = self.look(devices(&body["DriverOpts"], &name)).await;
+            self.decide(Mode::Warn, "a volume for later", looked.finds)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await
     }
 }
 
-/// What the config's volumes hold that every create would be refused for. Directories were looked at when
-/// the config was read; volumes are the engine's to name.
-pub async fn keys_in_volumes(settings: &Arc<Settings>) -> Result<Vec<String>, String> {
-    if settings.guard.rules.mode != Mode::Deny {
-        return Ok(vec![]);
-    }
+/// What is wrong with the config's volumes, all of it: one that is not there would come into being empty, and
+/// one with a key in it would have every create refused. Directories were looked at when the config was read;
+/// volumes are the engine's to name. What could not be looked at is said.
+pub async fn wrong_with_volumes(settings: &Arc<Settings>, mounts: &[Mount]) -> Result<Vec<String>, String> {
     let room = Room::new(settings.clone());
-    let mut sources = vec![];
-    for mount in &settings.rules.now().mounts {
-        if let mounts::Source::Volume(name) = &mount.source {
-            sources.extend(room.volume(name).await.map_err(|refusal| refusal.why)?);
+    let (mut wrong, mut sources) = (vec![], vec![]);
+    for mount in mounts {
+        let mounts::Source::Volume { name, beside } = &mount.source else { continue };
+        match room.found(name).await.map_err(|refusal| refusal.why)? {
+            Some(found) => sources.extend(places(&found, name)),
+            None => wrong.push(absent(name, beside.as_deref())),
         }
     }
-    let (_, found) = room.look(sources).await;
-    Ok(found)
+    if settings.guard.rules.mode == Mode::Deny {
+        let looked = room.look(sources).await;
+        wrong.extend(looked.finds);
+        for what in looked.unverified {
+            settings.voice.notice(format!("a volume of [[mount]]: not verified: {what}"));
+        }
+    }
+    wrong.dedup();
+    Ok(wrong)
+}
+
+fn absent(name: &str, beside: Option<&Path>) -> String {
+    match beside {
+        Some(_) => format!("the engine has no volume {name}; if you mean the one beside it, write ./{name}"),
+        None => format!("the engine has no volume {name}; make it with docker volume create {name}"),
+    }
+}
+
+fn places(found: &Value, name: &str) -> Vec<Source> {
+    let devices = devices(&found["Options"], name);
+    if !devices.is_empty() {
+        return devices;
+    }
+    let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
+    place.map(|place| Source { how: format!("volume {name}"), place: place.into() }).into_iter().collect()
 }
 
 /// Host paths in the options of the local driver: `device`, and the layers of an overlay.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use super::look::aside;
 use super::wire::Engine;
 use super::{Settings, confine};
 
@@ -20,14 +21,24 @@ pub struct Writable(Arc<Mutex<BTreeSet<PathBuf>>>);
 impl Writable {
     /// Notes what a judged create body gives. What it does not say itself (volumes by name, the mounts of
     /// another container) is in `mounted`, the engine's own list, where that was looked at.
-    pub(super) fn note(&self, body: &Value, mounted: &Value) {
+    pub(super) async fn note(&self, body: &Value, mounted: &Value) {
         let mut found = given(&body["HostConfig"]);
         found.extend(listed(mounted));
         if found.is_empty() {
             return;
         }
-        let real = found.into_iter().map(|place| place.canonicalize().unwrap_or(place));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(real);
+        // As they are written at once, as they are when that is known.
+        self.add(&found);
+        let own = self.clone();
+        let real = move || {
+            let real = found.iter().filter_map(|place| place.canonicalize().ok());
+            own.add(&real.collect::<Vec<_>>());
+        };
+        let _ = aside(real).await;
+    }
+
+    fn add(&self, places: &[PathBuf]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(places.iter().cloned());
     }
 
     fn covers(&self, file: &Path) -> Option<PathBuf> {
@@ -139,12 +150,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_noted_is_remembered_with_all_below_it() {
+    #[tokio::test]
+    async fn what_is_noted_is_remembered_with_all_below_it() {
         let writable = Writable::default();
-        writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null);
+        writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null).await;
         writable
-            .note(&Value::Null, &json!([{"Source": "/other", "RW": true}, {"Source": "/read", "RW": false}]));
+            .note(&Value::Null, &json!([{"Source": "/other", "RW": true}, {"Source": "/read", "RW": false}]))
+            .await;
         assert!(writable.covers(Path::new("/no/such/place/kfp-creds.toml")).is_some());
         assert!(writable.covers(Path::new("/other/x")).is_some());
         assert!(writable.covers(Path::new("/no/such/places/x")).is_none());

@@ -34,6 +34,7 @@ fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
 fn a_named_volume_is_mounted_and_keeps_what_is_written_where_that_is_allowed() {
     let volume = format!("kfpct-mount-{}", std::process::id());
     let config = format!("[[mount]]\nsource = \"{volume}\"\ntarget = \"/keep\"\nwritable = true\n");
+    crate::support::session::raw(&["volume", "create", &volume]);
     let session = Session::offline(&config, &["--config", "kfp-creds.toml", "--all"]);
     let image = task_image();
     session.ok(&["run", "--rm", &image, "sh", "-c", "echo kept >/keep/file"]);

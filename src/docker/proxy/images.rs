@@ -1,0 +1,89 @@
+//! Images that are made or changed without a build: loaded, imported, committed. What is run from one is judged by
+//! its environment; its files are looked at here, where they come by in a form that is read, or by `scan`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+
+use super::create::rewritten;
+use super::guard::keys_in_body;
+use super::json;
+use super::path::Target;
+use super::room::Room;
+use super::wire::{Refusal, Reply, collect, full};
+use crate::guard::{Mode, environment};
+
+impl Room {
+    /// What passes without a look is said, where there is a guard.
+    pub(super) fn unlooked(&self, what: &str) {
+        if self.settings.guard.rules.mode != Mode::Off {
+            let advice = "look into the image with kfp-creds scan IMAGE";
+            self.settings.voice.notice(format!("not verified: {what}; {advice}"));
+        }
+    }
+
+    /// `docker load`: an archive of archives.
+    pub(super) async fn image_load(
+        &self,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        self.unlooked("an image that is loaded");
+        self.pass(parts, target, Either::Left(body)).await
+    }
+
+    /// `docker import`, which brings the files of an image, and `docker pull`.
+    pub(super) async fn image_create(
+        self: &Arc<Self>,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        let mode = self.strictness(true);
+        let pulled = target.query("fromImage").is_some_and(|image| !image.is_empty());
+        if pulled || mode == Mode::Off {
+            return self.pass(parts, target, Either::Left(body)).await;
+        }
+        self.decide(mode, "import", changes(target))?;
+        match target.query("fromSrc") {
+            Some("-") => self.upload(parts, target, body, mode, "import".into()).await,
+            _ => {
+                self.unlooked("an image whose files the engine fetches itself");
+                self.pass(parts, target, Either::Left(body)).await
+            }
+        }
+    }
+
+    /// `docker commit`: the files are the container's; environment, labels and command can be the request's.
+    pub(super) async fn commit(
+        &self,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        let bytes = collect(body).await?;
+        let mut found = changes(target);
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        let request = if bytes.is_empty() {
+            hyper::Request::from_parts(parts, full(Bytes::new()))
+        } else {
+            let mut body = json::parse(&bytes).map_err(Refusal::malformed)?;
+            json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
+            found.extend(keys_in_body(&body));
+            rewritten(parts, &body)
+        };
+        self.decide(self.strictness(true), "commit", found)?;
+        self.engine.forward(request, uri, None).await
+    }
+}
+
+/// Instructions of a Dockerfile in the query.
+fn changes(target: &Target) -> Vec<String> {
+    let lines = target.queries("changes").flat_map(str::lines);
+    let found = lines.filter_map(environment::instruction);
+    found.map(|find| format!("the change of {} holds {}", find.place, find.kind)).collect()
+}

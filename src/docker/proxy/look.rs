@@ -1,0 +1,126 @@
+//! What a create mounts, as places of the host, and the look through them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::guard::MOST;
+use super::room::Room;
+use super::volumes::devices;
+use super::wire::Refusal;
+use crate::guard::Guard;
+use crate::guard::walk::{Budget, look_within};
+use crate::process::within;
+
+/// A look ends by itself, within its budget; this is for a file server that hangs and a machine that is too busy
+/// to begin. What was not looked at by then passes, so it is not short.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// Asks the file system away from the thread that serves; `None` where that takes longer than a look may.
+pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(|| within(LONGEST_LOOK, ask)).await.ok().flatten()
+}
+
+/// A place of the host that a request would bring in, and how: `the bind of /x`.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) how: String,
+    pub(super) place: PathBuf,
+}
+
+/// What a look came to, as a person is told.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) finds: Vec<String>,
+    pub(super) unverified: Vec<String>,
+}
+
+impl Room {
+    /// Everything of the host that this HostConfig mounts.
+    pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
+        let mut sources = vec![];
+        for bind in strings(&host["Binds"]) {
+            let Some((source, _)) = split_bind(bind) else { continue };
+            match source.starts_with('/') {
+                true => sources.push(Source { how: format!("the bind of {source}"), place: source.into() }),
+                false => sources.extend(self.volume(source).await?),
+            }
+        }
+        for mount in host["Mounts"].as_array().into_iter().flatten() {
+            let source = mount["Source"].as_str().unwrap_or_default();
+            match mount["Type"].as_str() {
+                Some("bind") => {
+                    sources.push(Source { how: format!("the bind of {source}"), place: source.into() });
+                }
+                Some("volume") => {
+                    let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];
+                    sources.extend(devices(options, source));
+                    if !source.is_empty() {
+                        sources.extend(self.volume(source).await?);
+                    }
+                }
+                // Their content is the engine's, and no directory of this machine.
+                Some(kind @ ("image" | "cluster")) => {
+                    self.settings.voice.notice(format!("not verified: the {kind} mount of {source}"));
+                }
+                _ => {}
+            }
+        }
+        for from in strings(&host["VolumesFrom"]) {
+            let name = from.split(':').next().unwrap_or_default();
+            sources.extend(self.mounts_of(name).await?);
+        }
+        Ok(sources)
+    }
+
+    /// Looks through the sources, together under one budget.
+    pub(super) async fn look(&self, sources: Vec<Source>) -> Looked {
+        if sources.is_empty() {
+            return Looked::default();
+        }
+        let guard =
+            Guard { engine: Some(self.settings.upstream.clone()), ..Guard::clone(&self.settings.guard) };
+        let memory = self.memory.clone();
+        let places: Vec<PathBuf> = sources.iter().map(|source| source.place.clone()).collect();
+        let work = tokio::task::spawn_blocking(move || {
+            look_within(LONGEST_LOOK, &places, &guard, Budget::REQUEST, &memory, MOST)
+        });
+        let Ok(seen) = work.await else {
+            return Looked { unverified: vec!["the mounts".into()], ..Looked::default() };
+        };
+        let finds = seen.finds.iter();
+        let finds = finds.map(|(source, find)| format!("{} holds {find}", sources[*source].how)).collect();
+        Looked { finds, unverified: seen.unverified }
+    }
+}
+
+pub(super) fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Source and rest of `source:target[:options]`; a lone target has no source. A drive letter's colon
+/// belongs to the source.
+pub(super) fn split_bind(bind: &str) -> Option<(&str, &str)> {
+    let drive = matches!(bind.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic());
+    let colon = bind[if drive { 2 } else { 0 }..].find(':')? + if drive { 2 } else { 0 };
+    Some((&bind[..colon], &bind[colon + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binds_and_devices() {
+        for (bind, split) in [
+            ("/a:/b", Some(("/a", "/b"))),
+            ("/a:/b:ro,z", Some(("/a", "/b:ro,z"))),
+            ("vol:/b", Some(("vol", "/b"))),
+            ("/b", None),
+            (r"C:\a:/b:ro", Some((r"C:\a", "/b:ro"))),
+        ] {
+            assert_eq!(split_bind(bind), split, "{bind}");
+        }
+    }
+}

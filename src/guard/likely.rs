@@ -1,0 +1,65 @@
+//! Where keys are likeliest, by the names of files.
+
+use std::path::Path;
+
+/// Where keys are kept, below a home or any directory that is the end of such a path.
+pub(super) const KNOWN: &[&str] = &[
+    ".config/gcloud/application_default_credentials.json",
+    ".config/gcloud/credentials.db",
+    ".config/gcloud/access_tokens.db",
+    ".config/gcloud/legacy_credentials",
+    ".aws/credentials",
+    ".aws/config",
+    ".aws/sso/cache",
+    ".aws/cli/cache",
+    ".azure/accessTokens.json",
+    ".azure/msal_token_cache.json",
+    ".azure/service_principal_entries.json",
+    ".kube/config",
+    ".docker/config.json",
+    ".netrc",
+    ".boto",
+    ".ssh/id_rsa",
+    ".ssh/id_ed25519",
+    ".ssh/id_ecdsa",
+    ".env",
+];
+
+/// File systems of the kernel's own: no file of a user's, and no end.
+pub(super) fn is_kernels(path: &Path) -> bool {
+    ["/proc", "/sys", "/dev"].iter().any(|kernels| path == Path::new(kernels))
+}
+
+/// Names under which keys are usually kept.
+pub(super) fn is_likely(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let ends = [
+        ".json",
+        ".pem",
+        ".key",
+        ".p12",
+        ".pfx",
+        ".ppk",
+        ".env",
+        ".db",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".cfg",
+        ".conf",
+        ".csv",
+        ".boto",
+        ".txt",
+        ".sh",
+        ".tfstate",
+        ".properties",
+    ];
+    let words = [
+        "cred", "secret", "token", "key", "id_rsa", "id_ed", "id_ec", "netrc", "kube", "config", ".env",
+        "auth",
+    ];
+    !name.contains('.')
+        || ends.iter().any(|end| name.ends_with(end))
+        || words.iter().any(|word| name.contains(word))
+}

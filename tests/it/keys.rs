@@ -1,0 +1,157 @@
+//! Keys at every door of the API that is not a create's, against an engine that keeps what it was sent.
+
+use crate::support::fake_engine::{FakeEngine, json};
+use crate::support::stand::{Scratch, Stand, call};
+
+const TASK: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
+const PLAIN: &str = "00000000000000000000000000000000000000000000000000000000000000bb";
+
+/// Made when the test runs; a key to nothing.
+fn aws() -> String {
+    ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat()
+}
+
+fn fixture() -> (Scratch, FakeEngine, Stand) {
+    let scratch = Scratch::new();
+    let engine = FakeEngine::start(&scratch.0, |seen| {
+        let of = |id: &str, image: &str| {
+            json("200 OK", &format!(r#"{{"Id":"{id}","Config":{{"Image":"{image}"}},"HostConfig":{{}}}}"#))
+        };
+        match seen.line.split(' ').nth(1).unwrap() {
+            path if path.contains(TASK) && seen.is("GET") => of(TASK, "i"),
+            path if path.contains(PLAIN) && seen.is("GET") => of(PLAIN, "plain"),
+            _ => json("200 OK", r#"{"Id":"e"}"#),
+        }
+    });
+    let stand = Stand::at(&scratch.0, &engine.socket);
+    (scratch, engine, stand)
+}
+
+/// An archive of one file, as text: it is sent in a request line and all.
+fn archive(name: &str, text: &str) -> String {
+    let mut tar = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_ustar();
+    header.set_size(text.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    String::from_utf8(tar.into_inner().unwrap()).unwrap()
+}
+
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+fn reached(engine: &FakeEngine) -> usize {
+    engine.seen().iter().filter(|seen| !seen.is("GET")).count()
+}
+
+/// A task of kfp without an identity: made before the session, or by a rule that gives none.
+#[test]
+fn copies_and_execs_are_judged_by_what_the_container_looks_like() {
+    let (_scratch, engine, stand) = fixture();
+    let env = serde_json::json!({"Env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}).to_string();
+    let copied = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
+    for (action, body) in
+        [("POST /containers/ID/exec", &env), ("PUT /containers/ID/archive?path=/tmp", &copied)]
+    {
+        let (status, answer) = call(&stand.socket, &action.replace("ID", TASK), body);
+        assert_eq!(status, 403, "{action}: {answer}");
+        assert!(answer.contains("an AWS secret access key"), "{answer}");
+        let before = stand.said().matches("an AWS secret access key").count();
+        assert_eq!(call(&stand.socket, &action.replace("ID", PLAIN), body).0, 200, "{action}");
+        let said = stand.said();
+        assert_eq!(said.matches("an AWS secret access key").count(), before + 1, "{said}");
+    }
+    let whole = engine.seen().iter().any(|seen| seen.is("POST") && seen.line.contains(TASK));
+    assert!(!whole, "{:?}", engine.seen());
+    // Without a key nobody is asked about.
+    assert_eq!(call(&stand.socket, &format!("POST /containers/{TASK}/exec"), r#"{"Cmd":["id"]}"#).0, 200);
+}
+
+#[test]
+fn imports_and_commits_are_looked_through() {
+    let (_scratch, engine, stand) = fixture();
+    let change = |text: &str| escaped(&text.replace("VALUE", &aws()));
+    let keyed = archive("etc/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
+    let env = serde_json::json!({"env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}).to_string();
+    let commit = format!("POST /commit?container={PLAIN}&repo=x");
+    for (line, body) in [
+        ("POST /images/create?fromSrc=-&repo=x".to_string(), keyed.as_str()),
+        (format!("POST /images/create?fromSrc=-&changes={}", change("ENV AWS_SECRET_ACCESS_KEY=VALUE")), ""),
+        (format!("{commit}&changes={}", change("ENV AWS_SECRET_ACCESS_KEY VALUE")), ""),
+        (
+            format!(
+                "{commit}&changes={}&changes={}",
+                change("CMD [\"x\"]"),
+                change("LABEL AWS_SECRET_ACCESS_KEY=VALUE")
+            ),
+            "",
+        ),
+        (format!("{commit}&changes={}", change("CMD [\"x\"]\nENV B=c AWS_SECRET_ACCESS_KEY=VALUE")), ""),
+        (commit.clone(), env.as_str()),
+        (format!("POST /build?labels={}", change(r#"{"AWS_SECRET_ACCESS_KEY":"VALUE"}"#)), ""),
+        (format!("POST /build?buildargs={}", change(r#"{"AWS_SECRET_ACCESS_KEY":"VALUE"}"#)), ""),
+    ] {
+        let (status, answer) = call(&stand.socket, &line, body);
+        assert!(status == 403 && answer.contains("an AWS secret access key"), "{line}: {status} {answer}");
+    }
+    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+    assert!(engine.seen().iter().all(|seen| !seen.is("POST /commit")), "{:?}", engine.seen());
+    let plain = archive("etc/motd", "hello\n");
+    for (line, body) in [
+        ("POST /images/create?fromSrc=-&repo=x".to_string(), plain.as_str()),
+        ("POST /images/create?fromImage=busybox&tag=1".into(), ""),
+        (format!("{commit}&changes={}", change("ENV A=b")), ""),
+        (commit, r#"{"Env":["A=b"]}"#),
+    ] {
+        let before = reached(&engine);
+        assert_eq!(call(&stand.socket, &line, body).0, 200, "{line}");
+        assert_eq!(reached(&engine), before + 1, "{line}");
+        let sent = engine.seen().last().unwrap().body.clone();
+        assert_eq!(String::from_utf8(sent).unwrap(), body, "{line}");
+    }
+    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+}
+
+#[test]
+fn what_passes_without_a_look_is_said() {
+    let (_scratch, engine, stand) = fixture();
+    for (line, what) in [
+        ("POST /images/load", "not verified: an image that is loaded"),
+        (
+            "POST /images/create?fromSrc=http://x.example/a.tar",
+            "not verified: an image whose files the engine",
+        ),
+        ("POST /build?remote=https://x.example/a.git", "not verified: the build's context, which the engine"),
+        ("POST /build?version=2&remote=client-session", "not verified: BuildKit fetches its context itself"),
+    ] {
+        assert!(!stand.said().contains(what), "{line}: {}", stand.said());
+        assert_eq!(call(&stand.socket, line, "").0, 200, "{line}");
+        assert!(stand.said().contains(what), "{line}: {}", stand.said());
+    }
+    assert_eq!(reached(&engine), 4);
+}
+
+#[test]
+fn all_of_a_service_is_looked_at() {
+    let (scratch, _engine, stand) = fixture();
+    let place = scratch.0.join("home/.aws");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join("credentials"), format!("[x]\naws_secret_access_key = {}\n", aws())).unwrap();
+    let assigned = format!("AWS_SECRET_ACCESS_KEY={}", aws());
+    let mounted = serde_json::json!([{"type": "bind", "source": scratch.0.join("home"), "target": "/x"}]);
+    for (part, value) in [
+        ("Env", serde_json::json!([assigned])),
+        ("args", serde_json::json!([format!("aws_secret_access_key = {}", aws())])),
+        ("Command", serde_json::json!(["sh", "-c", assigned])),
+        ("labels", serde_json::json!({"AWS_SECRET_ACCESS_KEY": aws()})),
+        ("mounts", mounted),
+    ] {
+        let name = format!("with-{part}");
+        let body = serde_json::json!({"Name": name, "tasktemplate": {"containerspec": {part: value}}});
+        assert_eq!(call(&stand.socket, "POST /services/create", &body.to_string()).0, 200, "{part}");
+        let said = stand.said();
+        let line = said.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{part}: {said}"));
+        assert!(line.contains("an AWS secret access key") && !line.contains(&aws()), "{line}");
+    }
+}
