@@ -238,11 +238,9 @@ impl Desk {
     }
 
     fn cut_off(&self, members: &[Member]) -> Reply {
-        let now = Now::read();
         let mut done = Vec::new();
-        for member in members.iter().filter(|member| !member.barred) {
-            let alive = member.lease.as_ref().map(|lease| lease.issued().alive(now)).unwrap_or_default();
-            if self.lifecycle.bar(&member.grant.container) {
+        for member in members {
+            if let Some(alive) = self.lifecycle.bar(&member.grant.container) {
                 let last = alive.iter().map(|token| token.expires.wall()).max();
                 done.push(json!({
                     "container": member.grant.container.as_str(),
@@ -252,6 +250,7 @@ impl Desk {
                 }));
             }
         }
+        self.lifecycle.forget_unused();
         json_reply(&json!({ "cut_off": done }))
     }
 }

@@ -23,6 +23,7 @@ mod google_auth;
 mod leaks;
 mod leaks_federated;
 mod libraries;
+mod lifecycle;
 mod minting;
 mod proxy;
 mod sources_files;
