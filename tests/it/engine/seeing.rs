@@ -278,10 +278,75 @@ fn an_identity_has_its_rate_and_a_container_its_choice() {
     let codes = format!("for n in 1 2 3; do {TOKEN} -o /dev/null -w '%{{http_code}} '; done");
     let image = task_image();
     assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", &codes]), "200 200 429");
+    // gcloud takes a 404 on an ID token, and dies of anything else.
+    let identity = format!("{IDENTITY}https://a.example -w ' %{{http_code}}'");
+    let said = session.ok(&["run", "--rm", &image, "sh", "-c", &identity]);
+    assert!(said.contains("identity default has had its 2 requests of this minute"), "{said}");
+    assert!(said.ends_with(" 404"), "{said}");
     let chosen = ["run", "--rm", "-e", "KFP_CREDS_IDENTITY=other", &image, "sh", "-c", &codes];
     assert_eq!(session.ok(&chosen), "200 200 200");
     session.ok(&["run", "--rm", "-e", "KFP_CREDS_IDENTITY=admin", &image, "true"]);
     session.wait_for("it may not choose the identity admin", Duration::from_secs(5));
+}
+
+#[test]
+fn why_a_container_got_what_it_got_or_nothing() {
+    let config = "[identity.loader]\n[[rule]]\nimage = \"other:*\"\nidentity = \"none\"\n\
+        [[rule]]\nlabels = { team = \"a\" }\nidentity = \"loader\"\n";
+    let session = Session::offline(config, &[]);
+    let image = task_image();
+    let explain = |container: &str| said(&ask(&["explain", container]));
+    let make = |more: &[&str]| session.ok(&[&["create"][..], more, &[&image, "true"]].concat());
+    let (live, plain) = (make(&["--label", "team=a"]), make(&[]));
+    let called = unique("privileged");
+    let strong = make(&["--label", "team=a", "--privileged", "--name", &called]);
+    let miss = format!("rule 1 does not match: image has to be other:*, and it is {image}\n");
+
+    let text = explain(&live);
+    assert!(text.starts_with(&miss) && text.contains("rule 2 matches\nidentity      loader\n"), "{text}");
+    assert!(!text.contains("has no identity"), "{text}");
+    let text = explain(&plain);
+    assert!(text.starts_with(&miss), "{text}");
+    assert!(text.contains("rule 2 does not match: label team has to be a, and it has none\n"), "{text}");
+    assert!(text.contains("no identity: not a kfp task; attach it with --all or a [[rule]]\n"), "{text}");
+    let text = explain(&called);
+    assert!(text.contains("rule 2 matches\n"), "{text}");
+    assert!(text.contains("all the same it gets no identity: it is privileged"), "{text}");
+    assert!(text.contains(&format!("{called} has no identity in session")), "{text}");
+    session.ok(&["rm", &live, &plain, &strong]);
+}
+
+#[test]
+fn watching_shows_what_changes() {
+    let session = Session::offline("", &["--all"]);
+    let folder = Folder::new("watch");
+    let mut watching = program(&folder.0)
+        .args(["status", "--watch", "--session", &name(&session)])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let mut out = watching.stdout.take().unwrap();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = std::io::Read::read(&mut out, &mut piece) {
+            let _ = tell.send(String::from_utf8_lossy(&piece[..read]).into_owned());
+        }
+    });
+    let mut shown = String::new();
+    let mut until = |text: &str| {
+        while !shown.contains(text) {
+            let more = told.recv_timeout(Duration::from_secs(20));
+            shown.push_str(&more.unwrap_or_else(|_| panic!("never showed {text:?}:\n{shown}")));
+        }
+    };
+    until("no container has an identity now");
+    let called = unique("watched");
+    let id = session.ok(&["run", "-d", "--name", &called, &task_image(), "sleep", "60"]);
+    until(&called);
+    session.ok(&["rm", "-f", &id]);
+    watching.kill().unwrap();
+    watching.wait().unwrap();
 }
 
 #[test]
