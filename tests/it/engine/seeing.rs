@@ -316,6 +316,51 @@ fn why_a_container_got_what_it_got_or_nothing() {
     session.ok(&["rm", &live, &plain, &strong]);
 }
 
+/// Who makes a container chooses what it is called, for the terminal and for the page.
+#[test]
+fn names_are_shown_as_text_wherever_they_are_shown() {
+    let session = Session::offline("", &["--all"]);
+    let evil = "<script>alert(1)<\u{1b}[2J\u{7}\u{202e}";
+    let root = Folder::new("root");
+    let root = root.0.display();
+    let output = format!("{root}/my-etl-2026-11-23-06-04-22-567757/{evil}/executor_output.json");
+    let input = serde_json::json!({"outputs": {"outputFile": output}}).to_string();
+    let bind = format!("{root}:{root}:rw");
+    let image = task_image();
+    let task = ["--executor_input", &input, "--function_to_execute", evil];
+    let made = [&["run", "-d", "-v", &bind, &image, "sh", "-c", "sleep 60", "sh"], &task[..]].concat();
+    let id = session.ok(&made);
+    session.wait_for("attached ", Duration::from_secs(5));
+    let own = name(&session);
+    let explained = said(&ask(&["explain", &id]));
+    let shown = said(&ask(&["status", "--session", &own]));
+    let json = said(&ask(&["status", "--json", "--session", &own]));
+    let cut = said(&ask(&["cut-off", &id, "--session", &own]));
+    for (what, text) in [
+        ("explain", &explained),
+        ("status", &shown),
+        ("json", &json),
+        ("cut-off", &cut),
+        ("lines", &session.said()),
+    ] {
+        let raw = text.chars().find(|c| c.is_control() && *c != '\n');
+        assert!(raw.is_none(), "{what} has {raw:?}: {text:?}");
+    }
+    assert!(cut.contains("my-etl") && shown.contains("<script>alert(1)<"), "{cut:?} {shown:?}");
+    let page = session.page.clone().unwrap();
+    let fetch = |url: &str| {
+        let out = std::process::Command::new("curl").args(["-s", "-i", "-m", "5", url]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert!(!fetch(&page).contains("alert(1)"), "the page itself holds no name");
+    let status = fetch(&format!("{page}status"));
+    assert!(
+        status.contains("content-type: application/json") && status.contains("<script>alert(1)<"),
+        "{status}"
+    );
+    session.ok(&["rm", "-f", &id]);
+}
+
 #[test]
 fn watching_shows_what_changes() {
     let session = Session::offline("", &["--all"]);
