@@ -13,6 +13,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,7 @@ use crate::record::metrics::MintOutcome;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 
 use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes, TokenKind};
-use crate::workload::{ContainerId, Identity};
+use crate::workload::{ContainerId, Grant, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh between 225 s (Python, Go, Java) and
 /// 360 s (.NET) before the end; one that is given less asks again on every call.
@@ -212,6 +213,33 @@ impl Mint {
         self.identity.forget(|ask| ask.holder.as_ref() == Some(id));
     }
 
+    /// Drops at once what none of `live` can ask for: after a cut-off by hand, no token of it waits here for a
+    /// next container.
+    pub fn forget_all_but(&self, live: &[Grant]) {
+        let mut identities: Vec<&Arc<Identity>> = live.iter().map(|grant| &grant.identity).collect();
+        identities.sort_by_key(|identity| Arc::as_ptr(identity));
+        identities.dedup_by_key(|identity| Arc::as_ptr(identity));
+        let holders: HashSet<&ContainerId> = live.iter().map(|grant| &grant.container).collect();
+        let asks =
+            |holder: &Option<ContainerId>, account: &Option<String>, can: &dyn Fn(&Identity) -> bool| {
+                holder.as_ref().is_none_or(|holder| holders.contains(holder))
+                    && identities.iter().any(|identity| has(identity, account) && can(identity))
+            };
+        self.access.forget(|ask| {
+            !asks(&ask.holder, &ask.service_account, &|identity| {
+                ask.lifetime == identity.lifetime.as_secs()
+                    && ask.subject == identity.subject
+                    && ask.boundary == identity.boundary
+                    && ask.scopes.iter().all(|scope| identity.scopes.contains(scope))
+            })
+        });
+        self.identity.forget(|ask| {
+            !asks(&ask.holder, &ask.service_account, &|identity| {
+                identity.audiences.is_empty() || identity.audiences.contains(&ask.audience)
+            })
+        });
+    }
+
     /// Drops tokens that no lease uses: `is_leased` says of an account (`None` is the source's own) whether
     /// a live lease has it. To be called about once a minute.
     pub fn forget_idle(&self, is_leased: impl Fn(Option<&str>) -> bool) {
@@ -311,6 +339,11 @@ impl Mint {
             }
         });
     }
+}
+
+fn has(identity: &Identity, account: &Option<String>) -> bool {
+    identity.service_account == *account
+        || account.as_ref().is_some_and(|account| identity.others.contains(account))
 }
 
 impl Keep for AccessToken {

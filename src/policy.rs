@@ -128,18 +128,29 @@ impl fmt::Display for Explanation {
         if !identity.others.is_empty() {
             let _ = writeln!(text, "others        {}", identity.others.join(" "));
         }
-        let _ = writeln!(text, "scopes        {}", identity.scopes);
+        let strict = if identity.strict { " (strict: others are refused)" } else { "" };
+        let _ = writeln!(text, "scopes        {}{strict}", identity.scopes);
         if let Some(subject) = &identity.subject {
             let _ = writeln!(text, "stands in     for {subject}");
         }
         for rule in identity.boundary.iter().flat_map(|boundary| &boundary.0) {
-            let _ = writeln!(text, "boundary      {}: {}", rule.bucket, rule.permissions.join(" "));
+            let _ = write!(text, "boundary      {}: {}", rule.bucket, rule.permissions.join(" "));
+            let _ = match &rule.condition {
+                Some(condition) => writeln!(text, ", if {}", condition.expression),
+                None => writeln!(text),
+            };
         }
         let audiences = identity.audiences.join(" ");
         let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
         let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());
         if let Some(rate) = identity.rate {
             let _ = writeln!(text, "rate          {rate} a minute");
+        }
+        if identity.isolate {
+            text.push_str("tokens        its own, shared with no other container\n");
+        }
+        if identity.kill_switch {
+            text.push_str("kill switch   its service accounts may be disabled by hand\n");
         }
         f.write_str(&text)
     }
@@ -243,6 +254,15 @@ mod tests {
         assert_eq!(named(&policy, &task("etl", "load")), "default");
         let fixed = Task { pipeline: Some("fixed".into()), ..wishing("reader") };
         assert_eq!(named(&policy, &fixed), "fixed", "the rule does not let it choose");
+        policy.rules[0].choose = vec![identity("writer")];
+        let ruled = |wish: &str| Task { pipeline: Some("fixed".into()), ..wishing(wish) };
+        assert_eq!(named(&policy, &ruled("writer")), "writer", "in the rule's own list");
+        assert_eq!(named(&policy, &ruled("fixed")), "fixed");
+        assert_eq!(
+            named(&policy, &ruled("reader")),
+            "it may not choose the identity reader",
+            "the default's list is no rule's"
+        );
     }
 
     #[test]
@@ -257,6 +277,35 @@ mod tests {
             "rule 1 does not match: function has to be f, and it has none\n\
              rule 2 matches; the one after it is not looked at\nidentity      loader\naccount       the own account\n\
              scopes        https://www.googleapis.com/auth/cloud-platform\naudiences     any\nlifetime      3600 s\n"
+        );
+        let boundary = crate::token::Boundary(vec![crate::token::BoundaryRule {
+            bucket: "data".into(),
+            permissions: vec!["inRole:roles/storage.objectViewer".into()],
+            condition: Some(crate::token::Condition {
+                title: None,
+                description: None,
+                expression: "resource.name.startsWith('x')".into(),
+            }),
+        }]);
+        let all = Identity {
+            strict: true,
+            isolate: true,
+            kill_switch: true,
+            rate: Some(9),
+            subject: Some("a@b.example".into()),
+            boundary: Some(Arc::new(boundary)),
+            ..Identity::clone(&identity("all"))
+        };
+        let all = Policy { default: Some(Arc::new(all)), rules: vec![], ..policy.clone() };
+        assert_eq!(
+            all.explain(&task("x", "y")).to_string(),
+            "no rule matches: the default\nidentity      all\naccount       the own account\n\
+             scopes        https://www.googleapis.com/auth/cloud-platform (strict: others are refused)\n\
+             stands in     for a@b.example\n\
+             boundary      data: inRole:roles/storage.objectViewer, if resource.name.startsWith('x')\n\
+             audiences     any\nlifetime      3600 s\nrate          9 a minute\n\
+             tokens        its own, shared with no other container\n\
+             kill switch   its service accounts may be disabled by hand\n"
         );
         assert_eq!(
             policy.explain(&task("x", "y")).to_string(),

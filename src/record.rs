@@ -115,13 +115,16 @@ impl Recorder {
     /// A request to the Docker API that was refused. `what` is method and path.
     pub fn refused_call(&self, what: &str, why: &str) {
         self.0.metrics.refused_call();
-        if let Some(repeats) = self.0.quiet.due(format!("{what} {why}")) {
-            self.write(|| Entry {
-                what: Some(what.into()),
-                why: Some(why.into()),
-                repeats,
-                ..Entry::of("refusal", "refused", None)
-            });
+        if self.0.audit.is_none() {
+            return;
+        }
+        let entry = Entry {
+            what: Some(audit::short(what).into()),
+            why: Some(audit::short(why).into()),
+            ..Entry::of("refusal", "refused", None)
+        };
+        for entry in self.0.quiet.tell("the Docker API", (), (what, why), entry) {
+            self.write(|| entry);
         }
     }
 
@@ -152,20 +155,43 @@ impl Recorder {
 
     /// `who` asked and was not given what it asked for. Repetitions within a minute become one entry.
     pub fn refused(&self, who: Who<'_>, status: u16, what: &str, why: &str) {
-        let key = match who {
-            Who::Container(grant) => format!("{} {status} {what}", grant.container.as_str()),
-            Who::Local(_) => format!("local {status} {what}"),
-            Who::Unknown(address) => format!("{address} {status} {what}"),
-        };
-        if let Some(repeats) = self.0.quiet.due(key) {
-            self.write(|| Entry {
-                status: Some(status),
-                what: Some(what.into()),
-                why: Some(why.into()),
-                repeats,
-                ..Entry::who("refusal", if status < 500 { "refused" } else { "unavailable" }, who)
-            });
+        self.refusal(who, status, what, why, None);
+    }
+
+    /// The same of a request for an ID token.
+    pub fn refused_audience(&self, who: Who<'_>, status: u16, audience: &str, why: &str) {
+        self.refusal(who, status, TokenKind::Identity.word(), why, Some(audience));
+    }
+
+    fn refusal(&self, who: Who<'_>, status: u16, what: &str, why: &str, audience: Option<&str>) {
+        if self.0.audit.is_none() {
+            return;
         }
+        let outcome = if status < 500 { "refused" } else { "unavailable" };
+        let entry = Entry {
+            status: Some(status),
+            what: Some(what.into()),
+            why: Some(audit::short(why).into()),
+            audience: audience.map(|audience| audit::short(audience).into()),
+            ..Entry::who("refusal", outcome, who)
+        };
+        let caller = match who {
+            Who::Container(grant) => (Some(&grant.container), None),
+            Who::Local(_) => (None, None),
+            Who::Unknown(address) => (None, Some(address)),
+        };
+        for entry in self.0.quiet.tell(caller, (status, what), (why, audience), entry) {
+            self.write(|| entry);
+        }
+    }
+
+    /// Writes what was kept back, and waits until everything is on the disk or lost, at most for `within`.
+    pub async fn finish(&self, within: Duration) {
+        let Some(audit) = &self.0.audit else { return };
+        for entry in self.0.quiet.rest() {
+            audit.write(entry);
+        }
+        audit.flush(within).await;
     }
 
     /// A lease ended; `alive` is what its container may still hold.

@@ -45,6 +45,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_dropped_is_overwritten_first() {
+        struct Watched<'a>(String, &'a std::cell::RefCell<Vec<String>>);
+        impl Zeroize for Watched<'_> {
+            fn zeroize(&mut self) {
+                self.0.zeroize();
+                self.1.borrow_mut().push(std::mem::take(&mut self.0));
+            }
+        }
+        let left = std::cell::RefCell::default();
+        let shared = std::rc::Rc::new(Secret::new(Watched("canary-value".into(), &left)));
+        drop(shared.clone());
+        assert!(left.borrow().is_empty(), "somebody still has it");
+        drop(shared);
+        assert_eq!(*left.borrow(), [""]);
+    }
+
+    #[test]
     fn debug_shows_nothing() {
         let secret = Secret::new(String::from("canary-value"));
         assert_eq!(format!("{secret:?} {secret:#?}"), "Secret(..) Secret(..)");

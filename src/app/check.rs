@@ -37,7 +37,7 @@ impl Found {
     }
 }
 
-/// Prints one line per look, `ok`, `??` or `!!`, with what mends it below; fails with the first thing that
+/// Prints one line per look, `ok`, `??`, `!!`, or `--` for one that was left out, with what mends it below; fails with the first thing that
 /// has to be mended.
 pub async fn check(
     config: &Config,
@@ -70,7 +70,7 @@ pub async fn check(
             say("network", looks::network(&engine, config).await);
             say("images", looks::images(&engine).await);
         }
-        Err(failure) => say("engine", looks::no_engine(failure)),
+        Err(failure) => say("engine", looks::no_engine(failure, around)),
     }
     say("routes", looks::routes(config));
     say("shell", looks::shell(around));
@@ -79,7 +79,7 @@ pub async fn check(
             say("credential", looks::credential(&host, config));
             say("clock", looks::clock(&host).await);
             for (account, found) in looks::tokens(&host, config).await {
-                say("token", looks::token(account, found));
+                say("token", looks::token(&host, account, found));
             }
             say("project", looks::project(&host, config));
             tasks.finish(Duration::from_secs(1)).await;
@@ -89,6 +89,8 @@ pub async fn check(
     if first.borrow().is_none() {
         let quiet = Voice::new(Form::Quiet, std::io::sink());
         say("container", inside(config, around, quiet).await);
+    } else {
+        print(&format!("--  {:<11} not tried: mend the above first", "container"));
     }
     first.into_inner().map_or(Ok(Ended::Done), Err)
 }

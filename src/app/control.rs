@@ -7,7 +7,7 @@
 //! | `GET /metrics` | the counters, for Prometheus |
 //! | `POST /cut-off?container=ID\|NAME\|PIPELINE/COMPONENT`, `POST /cut-off?all` | `{"cut_off": [..]}` |
 //! | `GET /kill-switch?account=..` | what disabling that account breaks; `POST` does it |
-//! | `GET /explain?container=..` | text |
+//! | `GET /explain?container=..` | text; `/explain/created` of one without an identity |
 //!
 //! `[metrics] listen` serves the second line, and nothing else, on loopback; the page of `serve` ([`page`])
 //! the first, behind a capability.
@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::explain::explained;
+use super::explain::{explained, explained_created};
 use super::host::Host;
 use super::status::Status;
 use super::{kill_switch, page};
@@ -82,15 +82,22 @@ pub(super) struct Desk {
     pub(super) rules: Rulebook,
     pub(super) recorder: Recorder,
     pub(super) voice: Voice,
+    proxy: Arc<Settings>,
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl Desk {
-    pub(super) fn new(about: About, lifecycle: &Arc<Lifecycle>, host: &Host, proxy: &Settings) -> Arc<Self> {
+    pub(super) fn new(
+        about: About,
+        lifecycle: &Arc<Lifecycle>,
+        host: &Host,
+        proxy: &Arc<Settings>,
+    ) -> Arc<Self> {
         let (rules, recorder) = (proxy.rules.clone(), proxy.recorder.clone());
         let (mint, voice) = (host.mint.clone(), proxy.voice.clone());
-        Arc::new(Self { about, lifecycle: lifecycle.clone(), mint, rules, recorder, voice })
+        let (lifecycle, proxy) = (lifecycle.clone(), proxy.clone());
+        Arc::new(Self { about, lifecycle, mint, rules, recorder, voice, proxy })
     }
 
     /// Answers on the control socket until the session stops.
@@ -167,6 +174,9 @@ impl Desk {
             (&Method::GET, "/explain", Door::Control) => {
                 self.explain(&query("container").unwrap_or_default())
             }
+            (&Method::GET, "/explain/created", Door::Control) => {
+                self.explain_created(&query("container").unwrap_or_default()).await
+            }
             (&Method::POST, "/cut-off", Door::Control) if query("all").is_some() => {
                 self.cut_off(&self.lifecycle.members())
             }
@@ -179,7 +189,7 @@ impl Desk {
             (&Method::GET, "/kill-switch", Door::Control) => {
                 match self.consequences(&query("account").unwrap_or_default()) {
                     Ok(said) => text(StatusCode::OK, &said),
-                    Err(why) => text(StatusCode::NOT_FOUND, &why),
+                    Err((status, why)) => text(status, &why),
                 }
             }
             (&Method::POST, "/kill-switch", Door::Control) => {
@@ -189,7 +199,7 @@ impl Desk {
         }
     }
 
-    fn consequences(&self, account: &str) -> Result<String, String> {
+    fn consequences(&self, account: &str) -> Result<String, (StatusCode, String)> {
         let has = |identity: &Identity| {
             identity.service_account.iter().chain(&identity.others).any(|own| own == account)
         };
@@ -199,8 +209,8 @@ impl Desk {
     }
 
     async fn disable(&self, account: &str) -> Reply {
-        if let Err(why) = self.consequences(account) {
-            return text(StatusCode::NOT_FOUND, &why);
+        if let Err((status, why)) = self.consequences(account) {
+            return text(status, &why);
         }
         match self.mint.disable(account).await {
             Ok(()) => {
@@ -237,12 +247,18 @@ impl Desk {
         }
     }
 
+    async fn explain_created(&self, wanted: &str) -> Reply {
+        match explained_created(&self.about.session, &self.proxy, wanted).await {
+            Ok(Some(said)) => text(StatusCode::OK, &said),
+            Ok(None) => text(StatusCode::NOT_FOUND, &format!("there is no container {wanted}\n")),
+            Err(why) => text(StatusCode::BAD_GATEWAY, &why),
+        }
+    }
+
     fn cut_off(&self, members: &[Member]) -> Reply {
-        let now = Now::read();
         let mut done = Vec::new();
-        for member in members.iter().filter(|member| !member.barred) {
-            let alive = member.lease.as_ref().map(|lease| lease.issued().alive(now)).unwrap_or_default();
-            if self.lifecycle.bar(&member.grant.container) {
+        for member in members {
+            if let Some(alive) = self.lifecycle.bar(&member.grant.container) {
                 let last = alive.iter().map(|token| token.expires.wall()).max();
                 done.push(json!({
                     "container": member.grant.container.as_str(),
@@ -252,6 +268,7 @@ impl Desk {
                 }));
             }
         }
+        self.lifecycle.forget_unused();
         json_reply(&json!({ "cut_off": done }))
     }
 }

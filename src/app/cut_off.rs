@@ -43,7 +43,7 @@ pub async fn cut_off(around: &Surroundings, ask: CutOff<'_>, print: impl Fn(&str
     everywhere(&peers, "POST", &target, |text| print(&plain(text))).await
 }
 
-/// Asks every session; one that knows what is asked about is enough.
+/// Asks every session; one that knows what is asked about is enough, and one that refuses it ends the asking.
 async fn everywhere(
     peers: &[Peer],
     method: &str,

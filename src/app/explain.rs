@@ -5,7 +5,8 @@ use std::path::Path;
 use super::cut_off::query;
 use super::{reload, sessions};
 use crate::config::{Config, Surroundings};
-use crate::docker::proxy::{Outcome, Rules, preview};
+use crate::docker::Engine;
+use crate::docker::proxy::{Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
 use crate::kfp;
 use crate::policy::Decision;
@@ -40,19 +41,53 @@ pub async fn explain(
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }
-    for peer in sessions::find(around, None).await? {
-        match peer.call("GET", &format!("/explain?{}", query("container", what))).await {
-            Ok(text) => {
-                print(text.trim_end());
-                return Ok(Ended::Done);
+    let peers = sessions::find(around, None).await?;
+    // The session that gave it an identity knows best; of one that got none, any can say what its rules say.
+    for target in ["/explain", "/explain/created"] {
+        for peer in &peers {
+            match peer.call("GET", &format!("{target}?{}", query("container", what))).await {
+                Ok(text) => {
+                    print(text.trim_end());
+                    return Ok(Ended::Done);
+                }
+                Err(Failure::NotFound(_)) => {}
+                Err(failure) => return Err(failure),
             }
-            Err(Failure::NotFound(_)) => {}
-            Err(failure) => return Err(failure),
         }
     }
     Err(Failure::Usage(format!(
-        "{what} is neither a file nor a container with an identity in a session that runs"
+        "{what} is neither a file nor a container of an engine for which a session runs"
     )))
+}
+
+/// What the rules of a session say of a container that is there and has no identity in it; `None` where there is
+/// none. What it names (images, other containers) is not looked at any more.
+pub(super) async fn explained_created(
+    session: &str,
+    proxy: &Settings,
+    wanted: &str,
+) -> Result<Option<String>, String> {
+    let engine = Engine::connect(&proxy.upstream).await.map_err(|error| error.to_string())?;
+    let Some((body, name)) = engine.created(wanted).await.map_err(|error| error.to_string())? else {
+        return Ok(None);
+    };
+    let rules = proxy.rules.now();
+    let (alone, guard) = (proxy.cells.is_some(), proxy.guard.rules.mode);
+    let preview = preview(body.to_string().as_bytes(), &rules, alone, guard, proxy.recognise)?;
+    let task = Task { name: Some(name.clone()), ..preview.task };
+    let mut text = explained(&rules, &task) + &beyond_the_rules(&preview.outcome, &rules, &task);
+    let name = name.trim_start_matches('/');
+    text.push_str(&format!(
+        "{name} has no identity in session {session}: this is what its rules say now, and what the engine says of it\n"
+    ));
+    if matches!(rules.policy.decide(&task), Decision::Attach(..))
+        && matches!(preview.outcome, Outcome::Attach(_))
+    {
+        text.push_str(
+            "a container is attached when it is created through the session's socket, and not later\n",
+        );
+    }
+    Ok(Some(plain(&text)))
 }
 
 /// The same for every task of a compiled pipeline.

@@ -256,9 +256,7 @@ impl House {
             }
         }
         let _ = std::fs::remove_file(&self.control);
-        if let Some(audit) = self.proxy.recorder.audit() {
-            audit.flush(FLUSH_WITHIN).await;
-        }
+        self.proxy.recorder.finish(FLUSH_WITHIN).await;
         if !self.live {
             return;
         }

@@ -1,23 +1,32 @@
 //! Disabling a dedicated service account, by a person who was told what else that breaks. It is the only
 //! way to end tokens that were handed out, and it ends those of everybody.
 
+use hyper::StatusCode;
+
 use crate::docker::proxy::Rules;
 
-/// What disabling `account` does, for the person who decides; an error where nobody allowed it.
-pub(super) fn consequences(rules: &Rules, account: &str, live: usize) -> Result<String, String> {
+/// What disabling `account` does, for the person who decides. Where nobody has it (404) another session
+/// may; where an identity has it and does not allow it (409), no session may.
+pub(super) fn consequences(
+    rules: &Rules,
+    account: &str,
+    live: usize,
+) -> Result<String, (StatusCode, String)> {
     let uses = |identity: &crate::workload::Identity| {
         identity.service_account.iter().chain(&identity.others).any(|own| own == account)
     };
     let named: Vec<_> = rules.identities.iter().filter(|identity| uses(identity)).collect();
     if named.is_empty() {
-        return Err(format!("no identity of this session has the service account {account}\n"));
+        let why = format!("no identity of this session has the service account {account}\n");
+        return Err((StatusCode::NOT_FOUND, why));
     }
     if let Some(closed) = named.iter().find(|identity| !identity.kill_switch) {
-        return Err(format!(
+        let why = format!(
             "identity {} has {account} and does not allow to disable it; where nobody else uses the account, say \
              kill_switch = true in [identity.{}] and start a new session\n",
             closed.name, closed.name
-        ));
+        );
+        return Err((StatusCode::CONFLICT, why));
     }
     let names: Vec<&str> = named.iter().map(|identity| identity.name.as_str()).collect();
     Ok(format!(
@@ -59,7 +68,13 @@ mod tests {
             said.contains("identity a; 2 containers") && said.contains("service-accounts enable own@x"),
             "{said}"
         );
-        assert!(consequences(&rules, "shared@x", 0).unwrap_err().contains("identity c has shared@x"));
-        assert!(consequences(&rules, "other@x", 0).unwrap_err().contains("no identity"));
+        let refused = |account: &str| {
+            let (status, why) = consequences(&rules, account, 0).unwrap_err();
+            (status.as_u16(), why)
+        };
+        let (status, why) = refused("shared@x");
+        assert!(status == 409 && why.contains("identity c has shared@x"), "{status} {why}");
+        let (status, why) = refused("other@x");
+        assert!(status == 404 && why.contains("no identity"), "{status} {why}");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::check::Found;
 use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
+use super::mends;
 use crate::config::{Config, Pool, Surroundings};
 use crate::docker::Engine;
 use crate::docker::cells;
@@ -37,14 +38,20 @@ pub(super) fn file(config: &Config) -> Found {
         .into()
 }
 
-pub(super) fn no_engine(failure: Failure) -> Found {
+pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Found {
     let text = failure.to_string();
-    let mend = match () {
-        () if text.contains("not permitted") => "sudo usermod -aG docker $USER, then log in anew",
-        () if text.contains("no Docker engine") => "sudo systemctl start docker",
-        () => return Found::Bad(failure, None),
-    };
-    Found::bad(failure, mend)
+    let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| around.variable(name).is_some());
+    if text.contains("not permitted") || text.contains("Permission denied") {
+        return Found::bad(failure, "sudo usermod -aG docker $USER, then log in anew");
+    }
+    match chosen {
+        Some(name) => Found::bad(failure, format!("unset {name}, or let it name an engine that runs")),
+        None if text.contains("docker context") => Found::bad(failure, "docker context use default"),
+        None if text.contains("no Docker engine") || text.contains("no engine answers") => {
+            Found::bad(failure, "sudo systemctl start docker")
+        }
+        None => Found::Bad(failure, None),
+    }
 }
 
 /// Our own sockets are as good as root on this machine; the place for them has to be ours alone.
@@ -240,28 +247,13 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
     found
 }
 
-pub(super) fn token(account: String, found: Result<Duration, MintFailure>) -> Found {
+pub(super) fn token(host: &Host, account: String, found: Result<Duration, MintFailure>) -> Found {
     match found {
         Ok(left) => format!("{account}: minted, good for {} s", left.as_secs()).into(),
         Err(error) => {
-            let text = error.to_string();
             let email = account.split(' ').next().unwrap_or_default();
-            let mend = match () {
-                () if text.contains("serviceAccountTokenCreator") => format!(
-                    "gcloud iam service-accounts add-iam-policy-binding {email} \
-                     --role=roles/iam.serviceAccountTokenCreator --member=user:YOU"
-                ),
-                () if text.contains("there is no service account") => {
-                    format!("gcloud iam service-accounts describe {email}")
-                }
-                () if text.contains("run `") || text.contains("--impersonate") => String::new(),
-                () if matches!(error, MintFailure::Refused(_)) => {
-                    "gcloud auth application-default login".into()
-                }
-                () => "is Google reachable? curl -sI https://oauth2.googleapis.com".into(),
-            };
-            let mend = Some(mend).filter(|mend| !mend.is_empty());
-            Found::Bad(Failure::NoCredential(format!("{account}: {text}")), mend)
+            let mend = mends::token(email, &error, host.source.principal().kind);
+            Found::Bad(Failure::NoCredential(format!("{account}: {error}")), mend)
         }
     }
 }

@@ -11,6 +11,7 @@ mod host;
 mod house;
 mod kill_switch;
 mod looks;
+mod mends;
 mod page;
 mod reload;
 mod run;

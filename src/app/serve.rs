@@ -98,9 +98,7 @@ pub async fn listen(
     tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
     signals.next().await;
     tasks.finish(std::time::Duration::from_secs(1)).await;
-    if let Some(audit) = recorder.audit() {
-        audit.flush(std::time::Duration::from_secs(1)).await;
-    }
+    recorder.finish(std::time::Duration::from_secs(1)).await;
     Ok(Ended::Done)
 }
 

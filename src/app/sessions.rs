@@ -60,6 +60,8 @@ impl Peer {
         let said = text.trim_end();
         match status.as_u16() {
             200..300 => Ok(text),
+            // It knows what is asked about, and no other session may do what this one does not allow.
+            409 => Err(Failure::Usage(said.to_owned())),
             // What the session asked others for failed.
             502 => Err(Failure::NotPermitted(said.to_owned())),
             _ => Err(Failure::NotFound(said.to_owned())),

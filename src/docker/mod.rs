@@ -17,6 +17,7 @@ use bollard::errors::Error as BollardError;
 use bollard::query_parameters::{
     InspectContainerOptions, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
+use serde_json::Value;
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -156,6 +157,20 @@ impl Engine {
             .and_then(|endpoint| endpoint.ip_address)
             .and_then(|address| address.parse().ok());
         Ok(Seen { running, address })
+    }
+
+    /// What a container was created from, as the body of such a request, with the name it has; `None` where
+    /// there is no such container. The engine has filled in what the request left out.
+    pub async fn created(&self, container: &str) -> Result<Option<(Value, String)>, EngineError> {
+        let found = self.docker.inspect_container(container, None::<InspectContainerOptions>).await;
+        let found = match found.map_err(|e| EngineError::of("inspect", e)) {
+            Ok(found) => found,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut body = serde_json::to_value(found.config.unwrap_or_default()).unwrap_or_default();
+        body["HostConfig"] = serde_json::to_value(found.host_config.unwrap_or_default()).unwrap_or_default();
+        Ok(Some((body, found.name.unwrap_or_default())))
     }
 
     /// Asks a container to stop, and kills it after `grace` seconds.

@@ -23,11 +23,20 @@ pub struct Member {
 impl Member {
     /// All tokens in its hands.
     pub fn tokens(&self, now: Now) -> Vec<HandedOut> {
-        let held = self.held.iter().filter(|token| !token.expires.remaining(now).is_zero()).copied();
-        let mut all: Vec<_> = held.collect();
-        all.extend(self.lease.iter().flat_map(|lease| lease.issued().alive(now)));
-        all
+        tokens(&self.held, self.lease.as_ref(), now)
     }
+}
+
+/// What is still good of ended leases and of the live one. Both may have handed out the same one.
+pub(super) fn tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -> Vec<HandedOut> {
+    let good = |token: &&HandedOut| !token.expires.remaining(now).is_zero();
+    let mut all: Vec<HandedOut> = held.iter().filter(good).copied().collect();
+    for token in lease.iter().flat_map(|lease| lease.issued().alive(now)) {
+        if all.iter().all(|known| known.id != token.id) {
+            all.push(token);
+        }
+    }
+    all
 }
 
 impl State {
@@ -67,15 +76,28 @@ impl Lifecycle {
         members
     }
 
-    /// From now on `container` gets nothing, whether it runs or starts again. False when it has no address
-    /// of ours (any more).
-    pub fn bar(&self, container: &ContainerId) -> bool {
-        match self.state().tenants.get_mut(container) {
-            Some(tenant) => tenant.barred = true,
-            None => return false,
+    /// From now on `container` gets nothing, whether it runs or starts again; what it holds. `None` when it has
+    /// no address of ours (any more), or was cut off by hand before.
+    pub fn bar(&self, container: &ContainerId) -> Option<Vec<HandedOut>> {
+        {
+            let mut state = self.state();
+            let tenant = state.tenants.get_mut(container)?;
+            if std::mem::replace(&mut tenant.barred, true) {
+                return None;
+            }
         }
-        self.cut_off(container, Cause::ByHand, None);
-        true
+        Some(self.cut_off(container, Cause::ByHand, None))
+    }
+
+    /// Overwrites what the mint keeps and no live lease can ask for, without the minute that a container which
+    /// ends by itself leaves it for the next.
+    pub fn forget_unused(&self) {
+        let live: Vec<Grant> = {
+            let state = self.state();
+            let leased = state.tenants.values().filter(|tenant| tenant.lease.is_some());
+            leased.map(|tenant| tenant.grant.clone()).collect()
+        };
+        self.mint.forget_all_but(&live);
     }
 
     /// Whom an identity is, as far as that is known.

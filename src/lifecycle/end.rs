@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Lifecycle, Tenant};
+use super::{Lifecycle, Tenant, by_hand};
 use crate::docker::EngineError;
 use crate::docker::network::Member;
 use crate::record::metrics::Cause;
@@ -42,10 +42,11 @@ impl Lifecycle {
         let now = Now::read();
         for lease in &leases {
             state.remember(lease);
-            self.recorder.cut_off(lease.grant(), Cause::Session, None, &lease.issued().alive(now));
         }
         for tenant in state.tenants.values_mut() {
-            tenant.lease = None;
+            let Some(lease) = tenant.lease.take() else { continue };
+            let alive = by_hand::tokens(&tenant.held, Some(&lease), now);
+            self.recorder.cut_off(&tenant.grant, Cause::Session, None, &alive);
         }
         self.mint.forget_all();
         state.summary()

@@ -279,33 +279,41 @@ impl Lifecycle {
         }
     }
 
-    /// From here on nothing is minted for it and nothing in flight reaches it. Its address stays its own
-    /// until it is destroyed, for it may be started again.
-    fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) {
-        let lease = {
+    /// From here on nothing is minted for it and nothing in flight reaches it; what it still holds, of this
+    /// lease and earlier ones. Its address stays its own until it is destroyed, for it may be started again.
+    fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) -> Vec<HandedOut> {
+        let now = Now::read();
+        let (grant, alive) = {
             let mut state = self.state();
             let State { writer, tenants, .. } = &mut *state;
-            let Some(tenant) = tenants.get_mut(container) else { return };
-            let Some(lease) = tenant.lease.take() else { return };
-            writer.cut_off(tenant.address, container);
-            let now = Now::read();
-            tenant.held.retain(|token| !token.expires.remaining(now).is_zero());
-            tenant.held.extend(lease.issued().alive(now));
-            state.cut_off += 1;
-            state.remember(&lease);
-            lease
+            let Some(tenant) = tenants.get_mut(container) else { return vec![] };
+            let lease = tenant.lease.take();
+            // One that does not run has ended before; a person's cut-off is told all the same.
+            if lease.is_none() && cause != Cause::ByHand {
+                return vec![];
+            }
+            if lease.is_some() {
+                writer.cut_off(tenant.address, container);
+            }
+            tenant.held = by_hand::tokens(&tenant.held, lease.as_ref(), now);
+            let told = (tenant.grant.clone(), tenant.held.clone());
+            if let Some(lease) = lease {
+                state.cut_off += 1;
+                state.remember(&lease);
+            }
+            told
         };
         self.mint.forget_holder(container);
-        let now = Now::read();
-        self.recorder.cut_off(lease.grant(), cause, exit_code, &lease.issued().alive(now));
-        let left = lease.last_expiry().map(|end| expiry(end.wall(), end.remaining(now)));
+        self.recorder.cut_off(&grant, cause, exit_code, &alive);
+        let last = alive.iter().map(|token| token.expires).max_by_key(Deadline::wall);
         self.voice.say(Line::CutOff {
-            task: &lease.grant().task.to_string(),
+            task: &grant.task.to_string(),
             container: container.short(),
             by_hand: cause == Cause::ByHand,
             exit_code,
-            outstanding: left,
+            outstanding: last.map(|end| expiry(end.wall(), end.remaining(now))),
         });
+        alive
     }
 
     /// The container is gone: its address goes to the end of the queue.
@@ -355,7 +363,7 @@ impl Lifecycle {
                     self.readmit(&container);
                     self.confirm(&container).await;
                 }
-                Ok(_) if self.started(&container) => self.cut_off(&container, Cause::Ended, None),
+                Ok(_) if self.started(&container) => drop(self.cut_off(&container, Cause::Ended, None)),
                 Ok(_) => {}
                 Err(error) if error.is_gone() => self.forget(&container),
                 Err(error) => tracing::debug!(%error, %container, "could not look at a container"),

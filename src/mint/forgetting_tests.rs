@@ -141,6 +141,55 @@ async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
     assert_eq!(source.calls(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    let identity = |name: &str, change: &dyn Fn(&mut Identity)| {
+        let mut identity = Identity {
+            name: name.into(),
+            service_account: Some("shared@x".into()),
+            scopes: Scopes::parse("a b"),
+            audiences: vec!["one".into()],
+            ..Identity::default()
+        };
+        change(&mut identity);
+        Arc::new(identity)
+    };
+    let live = identity("live", &|_| {});
+    let asked = |of: &Identity, scopes: &str| mint.request(of, None, Some(Scopes::parse(scopes)));
+    let kept = [asked(&live, "a b"), asked(&live, "a")];
+    let gone = [
+        asked(&live, "c"),
+        asked(&identity("", &|other| other.lifetime = Duration::from_secs(900)), "a"),
+        asked(&identity("", &|other| other.subject = Some("a@b".into())), "a"),
+        asked(&identity("", &|other| other.service_account = None), "a"),
+        mint.request(&identity("", &|other| other.isolate = true), Some(&container("b")), None),
+    ];
+    let mut dropped = vec![];
+    for request in kept.iter().chain(&gone) {
+        dropped.push(Arc::downgrade(&mint.access(request, WAIT).await.unwrap()));
+    }
+    let spoken =
+        |audience: &str| IdentityRequest { service_account: Some("shared@x".into()), ..id_ask(audience) };
+    let one = Arc::downgrade(&mint.identity(&spoken("one"), WAIT).await.unwrap());
+    let two = Arc::downgrade(&mint.identity(&spoken("two"), WAIT).await.unwrap());
+    let grant = Grant {
+        container: container("a"),
+        identity: live.clone(),
+        by: crate::workload::By::Default,
+        task: Arc::default(),
+    };
+    // The flights' own tasks end, and with them their hold on what they brought.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    mint.forget_all_but(std::slice::from_ref(&grant));
+    let alive: Vec<bool> = dropped.iter().map(|token| token.upgrade().is_some()).collect();
+    assert_eq!(alive, [true, true, false, false, false, false, false]);
+    assert!(one.upgrade().is_some() && two.upgrade().is_none());
+    mint.forget_all_but(&[]);
+    assert!(mint.access.len() + mint.identity.len() == 0);
+}
+
 #[derive(Debug)]
 struct Panicking;
 

@@ -193,7 +193,7 @@ fn line(shown: &impl Serialize) -> Vec<u8> {
     line
 }
 
-fn short(text: &str) -> &str {
+pub(super) fn short(text: &str) -> &str {
     text.char_indices().nth(LONGEST).map_or(text, |(end, _)| &text[..end])
 }
 

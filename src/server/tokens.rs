@@ -22,14 +22,14 @@ impl Server {
     pub(super) async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
         match self.try_access(caller, ask, deadline).await {
             Ok(reply) => reply,
-            Err(no) => self.refuse(caller, TokenKind::Access, &no),
+            Err(no) => self.refuse(caller, None, &no),
         }
     }
 
     pub(super) async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
         match self.try_identity(caller, ask, deadline).await {
             Ok(reply) => reply,
-            Err(no) => self.refuse(caller, TokenKind::Identity, &no),
+            Err(no) => self.refuse(caller, Some(&ask.audience), &no),
         }
     }
 
@@ -108,11 +108,15 @@ impl Server {
         }
     }
 
-    fn refuse(&self, caller: &Caller, kind: TokenKind, no: &No) -> Reply {
+    fn refuse(&self, caller: &Caller, audience: Option<&str>, no: &No) -> Reply {
         let No(failure, why) = no;
         let reply = metadata::failure_reply(*failure, why);
         if let Some(who) = who(caller) {
-            self.recorder.refused(who, reply.status.as_u16(), kind.word(), why);
+            let status = reply.status.as_u16();
+            match audience {
+                Some(audience) => self.recorder.refused_audience(who, status, audience, why),
+                None => self.recorder.refused(who, status, TokenKind::Access.word(), why),
+            }
         }
         reply
     }

@@ -104,7 +104,7 @@ fn the_rule_that_decides_and_those_that_did_not() {
         "{shadowed}"
     );
     let nobody =
-        "kfp-creds: nobody is neither a file nor a container with an identity in a session that runs\n";
+        "kfp-creds: nobody is neither a file nor a container of an engine for which a session runs\n";
     assert_eq!(explained("nobody"), (Some(64), nobody.into()));
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod architecture;
+mod check;
 mod ci;
 mod config;
 mod conformance;
@@ -24,6 +25,7 @@ mod keys;
 mod leaks;
 mod leaks_federated;
 mod libraries;
+mod lifecycle;
 mod minting;
 mod proxy;
 mod sources_files;

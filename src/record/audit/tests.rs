@@ -105,6 +105,35 @@ async fn an_entry_says_who_got_what_until_when() {
 }
 
 #[tokio::test]
+async fn refusals_are_told_apart_by_audience_and_reason_and_none_is_lost_at_the_end() {
+    let place = Place::new();
+    let (_, complain) = heard();
+    let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "one", complain).unwrap()));
+    let grant = grant();
+    for (audience, why) in
+        [("a", "not allowed"), ("b", "not allowed"), ("b", "the rate"), ("b", "the rate"), ("b", "the rate")]
+    {
+        recorder.refused_audience(Who::Container(&grant), 404, audience, why);
+    }
+    recorder.finish(LONG).await;
+    let lines = place.lines("audit.jsonl");
+    let told: Vec<[&Value; 3]> =
+        lines.iter().map(|line| [&line["audience"], &line["why"], &line["repeats"]]).collect();
+    let null = Value::Null;
+    let text = |text: &str| Value::from(text);
+    assert_eq!(
+        told,
+        [
+            [&text("a"), &text("not allowed"), &null],
+            [&text("b"), &text("not allowed"), &null],
+            [&text("b"), &text("the rate"), &null],
+            [&text("b"), &text("the rate"), &1.into()],
+        ],
+        "{lines:#?}"
+    );
+}
+
+#[tokio::test]
 async fn it_is_rotated_by_size_and_keeps_so_many() {
     let place = Place::new();
     let (_, complain) = heard();

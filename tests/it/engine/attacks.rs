@@ -91,13 +91,25 @@ pub(super) fn attached(made: &Value) -> bool {
 
 #[test]
 fn who_could_speak_for_a_neighbour_gets_no_identity() {
-    let session = Session::offline("", &["--all"]);
-    for host in [
+    let raw_sockets = [
         // Without the rule about effective sets: CapAdd wins over our CapDrop, and the packet socket opens.
         json!({"CapAdd": ["NET_RAW"]}),
         json!({"CapAdd": ["CAP_NET_RAW"]}),
         json!({"CapAdd": ["net_raw"], "CapDrop": ["ALL"]}),
         json!({"capadd": ["Cap_Net_Raw"]}),
+    ];
+    too_strong("", &raw_sockets);
+}
+
+/// Alone on a network, `NET_RAW` speaks for nobody else; what is more still does.
+#[test]
+fn who_could_leave_its_network_gets_no_identity_in_isolation() {
+    too_strong(STRICT, &[]);
+}
+
+fn too_strong(config: &str, besides: &[Value]) {
+    let session = Session::offline(config, &["--all"]);
+    let everywhere = [
         json!({"CapAdd": ["ALL"]}),
         json!({"CapAdd": ["NET_ADMIN"]}),
         json!({"CapAdd": ["SYS_ADMIN"]}),
@@ -107,7 +119,8 @@ fn who_could_speak_for_a_neighbour_gets_no_identity() {
         json!({"PidMode": "host"}),
         json!({"Sysctls": {"net.ipv4.ip_nonlocal_bind": "1"}}),
         json!({"Sysctls": {"net/ipv4/conf/all/proxy_arp": "1"}}),
-    ] {
+    ];
+    for host in besides.iter().chain(&everywhere) {
         let made = Made("container", unused("strong"));
         let (status, answer) = create(&session.socket, &made.1, &json!({"HostConfig": host}));
         assert_eq!(status, 201, "{host} {answer}");

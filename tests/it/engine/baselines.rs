@@ -78,6 +78,27 @@ fn a_neighbour_is_spoken_for_on_a_plain_network_and_not_here() {
     assert_eq!(told[&victim], "Operation not permitted", "{told}");
 }
 
+/// What `no_namespace_..` and `a_privileged_exec_..` refuse, where nobody refuses it.
+#[test]
+fn a_pid_namespace_is_joined_and_a_privileged_exec_made_without_us() {
+    let victim = Made("container", unused("victim"));
+    let image = task_image();
+    raw(&["run", "-d", "--name", &victim.1, "-e", "WHAT_IT_KNOWS=here", &image, "sleep", "120"]);
+    let pid = format!("container:{}", victim.1);
+    let seen = raw(&["run", "--rm", "--pid", &pid, &image, "cat", "/proc/1/environ"]);
+    assert!(seen.contains("WHAT_IT_KNOWS=here"), "{seen:?}");
+    // Made, not started: an engine inside a container may not have such rights itself to give.
+    let line = format!("POST /v1.41/containers/{}/exec", victim.1);
+    let body = r#"{"Privileged":true,"Cmd":["true"]}"#;
+    let (status, made) = stand::call(&engine_socket(), &line, body);
+    assert_eq!(status, 201, "{made}");
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let line = format!("GET /v1.41/exec/{}/json", made["Id"].as_str().unwrap());
+    let (_, seen) = stand::call(&engine_socket(), &line, "");
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    assert_eq!(seen["ProcessConfig"]["privileged"], true, "{seen}");
+}
+
 /// The container keeps `NET_RAW`, and with it everything that it needs on the network of others.
 #[test]
 fn who_is_alone_with_the_relay_speaks_for_nobody_else() {

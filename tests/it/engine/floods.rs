@@ -83,7 +83,16 @@ fn connections(config: &str) {
 
 #[test]
 fn hanging_up_before_the_answer_does_not_end_the_tunnel() {
-    let session = Session::offline("", &["--all"]);
+    hanging_up("");
+}
+
+#[test]
+fn hanging_up_does_not_end_the_tunnel_in_isolation() {
+    hanging_up(STRICT);
+}
+
+fn hanging_up(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     // Every one is a reset stream, and HTTP/2 ends connections that see too many of them in a row (20 that
     // nobody accepted yet) or in all (1024).
     under(&session, &[&["resets", "6000", "1"], &["resets", "6000", "100"]]);

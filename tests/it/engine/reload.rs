@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::session::{Session, program, task_image};
+use crate::support::raw::until;
+use crate::support::session::{Session, program, raw, task_image};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -101,6 +102,36 @@ fn a_file_that_a_container_could_write_is_not_read_again() {
     assert_eq!(identity(&session, &container), "first by default");
     session.ok(&["rm", "-f", &container]);
     assert!(!session.said().contains("was read again"), "{}", session.said());
+}
+
+/// Nothing of these was created through the session: only the engine knows.
+#[test]
+fn a_file_that_the_engines_other_containers_could_write_is_not_read_again() {
+    let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
+    let folder = session.folder.0.display().to_string();
+    let bind = format!("{folder}:/x");
+    let beside = raw(&["create", "-v", &bind, &task_image(), "true"]);
+    let refused = |times: usize| {
+        until("it is not read again", SOON, || {
+            session.said().matches("is not read again: a container can write").count() == times
+        });
+    };
+    rewrite(&session, &other("second"));
+    refused(1);
+    raw(&["rm", &beside]);
+    // Nobody has it mounted, and whoever names it can write.
+    let volume = format!("kc-config-{}", std::process::id());
+    let device = format!("device={folder}");
+    raw(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, &volume]);
+    rewrite(&session, &other("the-third"));
+    refused(2);
+    raw(&["volume", "rm", &volume]);
+    assert!(!session.said().contains("was read again"), "{}", session.said());
+    rewrite(&session, &other("fourth"));
+    session.wait_for("was read again", SOON);
+    let container = started(&session);
+    assert_eq!(identity(&session, &container), "fourth by default");
+    session.ok(&["rm", "-f", &container]);
 }
 
 #[test]

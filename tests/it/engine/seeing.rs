@@ -278,10 +278,120 @@ fn an_identity_has_its_rate_and_a_container_its_choice() {
     let codes = format!("for n in 1 2 3; do {TOKEN} -o /dev/null -w '%{{http_code}} '; done");
     let image = task_image();
     assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", &codes]), "200 200 429");
+    // gcloud takes a 404 on an ID token, and dies of anything else.
+    let identity = format!("{IDENTITY}https://a.example -w ' %{{http_code}}'");
+    let said = session.ok(&["run", "--rm", &image, "sh", "-c", &identity]);
+    assert!(said.contains("identity default has had its 2 requests of this minute"), "{said}");
+    assert!(said.ends_with(" 404"), "{said}");
     let chosen = ["run", "--rm", "-e", "KFP_CREDS_IDENTITY=other", &image, "sh", "-c", &codes];
     assert_eq!(session.ok(&chosen), "200 200 200");
     session.ok(&["run", "--rm", "-e", "KFP_CREDS_IDENTITY=admin", &image, "true"]);
     session.wait_for("it may not choose the identity admin", Duration::from_secs(5));
+}
+
+#[test]
+fn why_a_container_got_what_it_got_or_nothing() {
+    let config = "[identity.loader]\n[[rule]]\nimage = \"other:*\"\nidentity = \"none\"\n\
+        [[rule]]\nlabels = { team = \"a\" }\nidentity = \"loader\"\n";
+    let session = Session::offline(config, &[]);
+    let image = task_image();
+    let explain = |container: &str| said(&ask(&["explain", container]));
+    let make = |more: &[&str]| session.ok(&[&["create"][..], more, &[&image, "true"]].concat());
+    let (live, plain) = (make(&["--label", "team=a"]), make(&[]));
+    let called = unique("privileged");
+    let strong = make(&["--label", "team=a", "--privileged", "--name", &called]);
+    let miss = format!("rule 1 does not match: image has to be other:*, and it is {image}\n");
+
+    let text = explain(&live);
+    assert!(text.starts_with(&miss) && text.contains("rule 2 matches\nidentity      loader\n"), "{text}");
+    assert!(!text.contains("has no identity"), "{text}");
+    let text = explain(&plain);
+    assert!(text.starts_with(&miss), "{text}");
+    assert!(text.contains("rule 2 does not match: label team has to be a, and it has none\n"), "{text}");
+    assert!(text.contains("no identity: not a kfp task; attach it with --all or a [[rule]]\n"), "{text}");
+    let text = explain(&called);
+    assert!(text.contains("rule 2 matches\n"), "{text}");
+    assert!(text.contains("all the same it gets no identity: it is privileged"), "{text}");
+    assert!(text.contains(&format!("{called} has no identity in session")), "{text}");
+    session.ok(&["rm", &live, &plain, &strong]);
+}
+
+/// Who makes a container chooses what it is called, for the terminal and for the page.
+#[test]
+fn names_are_shown_as_text_wherever_they_are_shown() {
+    let session = Session::offline("", &["--all"]);
+    let evil = "<script>alert(1)<\u{1b}[2J\u{7}\u{202e}";
+    let root = Folder::new("root");
+    let root = root.0.display();
+    let output = format!("{root}/my-etl-2026-11-23-06-04-22-567757/{evil}/executor_output.json");
+    let input = serde_json::json!({"outputs": {"outputFile": output}}).to_string();
+    let bind = format!("{root}:{root}:rw");
+    let image = task_image();
+    let task = ["--executor_input", &input, "--function_to_execute", evil];
+    let made = [&["run", "-d", "-v", &bind, &image, "sh", "-c", "sleep 60", "sh"], &task[..]].concat();
+    let id = session.ok(&made);
+    session.wait_for("attached ", Duration::from_secs(5));
+    let own = name(&session);
+    let explained = said(&ask(&["explain", &id]));
+    let shown = said(&ask(&["status", "--session", &own]));
+    let json = said(&ask(&["status", "--json", "--session", &own]));
+    let cut = said(&ask(&["cut-off", &id, "--session", &own]));
+    for (what, text) in [
+        ("explain", &explained),
+        ("status", &shown),
+        ("json", &json),
+        ("cut-off", &cut),
+        ("lines", &session.said()),
+    ] {
+        let raw = text.chars().find(|c| c.is_control() && *c != '\n');
+        assert!(raw.is_none(), "{what} has {raw:?}: {text:?}");
+    }
+    assert!(cut.contains("my-etl") && shown.contains("<script>alert(1)<"), "{cut:?} {shown:?}");
+    let page = session.page.clone().unwrap();
+    let fetch = |url: &str| {
+        let out = std::process::Command::new("curl").args(["-s", "-i", "-m", "5", url]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert!(!fetch(&page).contains("alert(1)"), "the page itself holds no name");
+    let status = fetch(&format!("{page}status"));
+    assert!(
+        status.contains("content-type: application/json") && status.contains("<script>alert(1)<"),
+        "{status}"
+    );
+    session.ok(&["rm", "-f", &id]);
+}
+
+#[test]
+fn watching_shows_what_changes() {
+    let session = Session::offline("", &["--all"]);
+    let folder = Folder::new("watch");
+    let mut watching = program(&folder.0)
+        .args(["status", "--watch", "--session", &name(&session)])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let mut out = watching.stdout.take().unwrap();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(read @ 1..) = std::io::Read::read(&mut out, &mut piece) {
+            let _ = tell.send(String::from_utf8_lossy(&piece[..read]).into_owned());
+        }
+    });
+    let mut shown = String::new();
+    let mut until = |text: &str| {
+        while !shown.contains(text) {
+            let more = told.recv_timeout(Duration::from_secs(20));
+            shown.push_str(&more.unwrap_or_else(|_| panic!("never showed {text:?}:\n{shown}")));
+        }
+    };
+    until("no container has an identity now");
+    let called = unique("watched");
+    let id = session.ok(&["run", "-d", "--name", &called, &task_image(), "sleep", "60"]);
+    until(&called);
+    session.ok(&["rm", "-f", &id]);
+    watching.kill().unwrap();
+    watching.wait().unwrap();
 }
 
 #[test]

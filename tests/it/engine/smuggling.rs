@@ -137,7 +137,16 @@ fn spellings(config: &str, capability: &str) {
 
 #[test]
 fn bodies_and_heads_at_the_proxy_are_bounded() {
-    let session = Session::offline("", &["--all"]);
+    bounded("");
+}
+
+#[test]
+fn bodies_and_heads_are_bounded_in_isolation() {
+    bounded(STRICT);
+}
+
+fn bounded(config: &str) {
+    let session = Session::offline(config, &["--all"]);
     let mut large =
         b"POST /v1.41/containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: 67108864\r\n\r\n".to_vec();
     large.resize(large.len() + (64 << 20), b' ');

@@ -308,9 +308,13 @@ fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_
     let closed = start(false);
     let (code, text) = cut_off(&closed, &["--all", "--disable-account", TARGET, "--yes"]);
     assert!(code == Some(64) && text.contains("does not allow to disable it"), "{text}");
-    drop(closed);
 
     let session = start(true);
+    let guest = Guest::new(&session);
+    assert_one_refusal_is_enough(&guest.id);
+    assert!(!place.google.is_disabled(TARGET));
+    drop((closed, guest));
+
     let guest = Guest::new(&session);
     let answer: Value = serde_json::from_str(&guest.good("token")).unwrap();
     let token = answer["access_token"].as_str().unwrap();
@@ -344,6 +348,16 @@ fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_
     drop((guest, other));
     session.end();
     assert_disabled_once(&log, token);
+}
+
+/// Two sessions have the account, and whichever is asked first: what one does not allow, the other's consent
+/// does not make good.
+fn assert_one_refusal_is_enough(guest: &str) {
+    let folder = Folder::new("kill");
+    let both = ["cut-off", guest, "--disable-account", TARGET, "--yes"];
+    let out = program(&folder.0).args(both).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(64) && text.contains("does not allow to disable it"), "{text}");
 }
 
 /// `cut-off ARGUMENTS` of a session: exit code and all it said.

@@ -1,0 +1,138 @@
+//! What mends a refused token, for `check`: each refusal says whose it is, and a command that would not help is
+//! worse than none.
+
+use crate::mint::MintFailure;
+
+/// `account` was to be minted for by a credential of this `kind`. `None` where the refusal itself says what to
+/// do, or where no command does it.
+pub(super) fn token(account: &str, error: &MintFailure, kind: &str) -> Option<String> {
+    let text = error.to_string();
+    if !matches!(error, MintFailure::Refused(_)) {
+        return Some("is Google reachable? curl -sI https://oauth2.googleapis.com".into());
+    }
+    if text.contains("run `") || text.contains("--impersonate") {
+        return None;
+    }
+    if let Some((before, after)) = text.split_once(" may not impersonate ") {
+        let target = after.split(';').next().unwrap_or(account);
+        let role = if after.contains("workloadIdentityUser") {
+            "roles/iam.workloadIdentityUser"
+        } else {
+            "roles/iam.serviceAccountTokenCreator"
+        };
+        return Some(format!(
+            "gcloud iam service-accounts add-iam-policy-binding {target} --role={role} --member='{}'",
+            member(before)
+        ));
+    }
+    if let Some((_, target)) = text.split_once("there is no service account ") {
+        return Some(format!("gcloud iam service-accounts describe {target}"));
+    }
+    let provider = text.split_whitespace().find_map(|word| word.strip_prefix("//iam.googleapis.com/"));
+    if let Some(provider) = provider.filter(|_| !text.contains("expired at ")) {
+        let provider = provider.trim_end_matches([':', ',', ';']);
+        let pools =
+            if provider.contains("/workforcePools/") { "workforce-pools" } else { "workload-identity-pools" };
+        return Some(format!("gcloud iam {pools} providers describe {provider}"));
+    }
+    match kind {
+        "service account key" if text.contains("the key of ") || text.contains("cannot sign") => {
+            Some(format!("gcloud iam service-accounts keys list --iam-account={account}"))
+        }
+        "user login" => Some("gcloud auth application-default login".into()),
+        _ => None,
+    }
+}
+
+/// As bindings name whoever `said` ends with. What only the one who grants can know is in capitals.
+fn member(said: &str) -> String {
+    let last = said.rsplit(' ').next().unwrap_or_default();
+    if let Some(provider) = last.strip_prefix("//") {
+        // The pool; its provider is no part of a principal's name.
+        let pool = provider.split("/providers/").next().unwrap_or(provider);
+        return format!("principal://{pool}/subject/SUBJECT_OF_THE_TOKEN");
+    }
+    match last {
+        principal if principal.contains("://") => principal.into(),
+        robot if robot.ends_with(".gserviceaccount.com") => format!("serviceAccount:{robot}"),
+        person if person.contains('@') => format!("user:{person}"),
+        _ => "user:WHO_LOGGED_IN".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POOL: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/ci";
+
+    fn refused(kind: &str, text: &str) -> Option<String> {
+        token("own@x", &MintFailure::Refused(text.into()), kind)
+    }
+
+    #[test]
+    fn who_may_not_impersonate_is_named_as_bindings_do() {
+        let pool = format!("the principal of {POOL}/providers/p");
+        let subject = format!("principal:{POOL}/subject/SUBJECT_OF_THE_TOKEN");
+        for (who, role, member) in [
+            ("dev@example.com", "serviceAccountTokenCreator", "user:dev@example.com"),
+            ("the host's account", "serviceAccountTokenCreator", "user:WHO_LOGGED_IN"),
+            (
+                "key@p.iam.gserviceaccount.com",
+                "serviceAccountTokenCreator",
+                "serviceAccount:key@p.iam.gserviceaccount.com",
+            ),
+            ("principal://pool.example/x", "workloadIdentityUser", "principal://pool.example/x"),
+            (&pool, "workloadIdentityUser", &subject),
+        ] {
+            let text =
+                format!("x answered 403: {who} may not impersonate run@x; grant it roles/iam.{role} there");
+            let mend = format!(
+                "gcloud iam service-accounts add-iam-policy-binding run@x --role=roles/iam.{role} --member='{member}'"
+            );
+            assert_eq!(refused("", &text), Some(mend), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_other_refusal_has_its_own_mend_or_says_it_itself() {
+        let provider = format!("{POOL}/providers/p");
+        let describe = format!(
+            "gcloud iam workload-identity-pools providers describe {}",
+            &provider["//iam.googleapis.com/".len()..]
+        );
+        for text in [
+            format!("the attribute condition of {provider} does not let the token from f in"),
+            format!("sts answered 400: there is no provider {provider}, or it is disabled"),
+            format!("the token from f is not accepted by {provider}: its issuer"),
+        ] {
+            assert_eq!(refused("federation", &text), Some(describe.clone()), "{text}");
+        }
+        for (kind, text, mend) in [
+            (
+                "user login",
+                "there is no service account gone@x",
+                "gcloud iam service-accounts describe gone@x",
+            ),
+            ("user login", "something else", "gcloud auth application-default login"),
+            (
+                "service account key",
+                "the key of own@x is not accepted (invalid_grant): it was deleted",
+                "gcloud iam service-accounts keys list --iam-account=own@x",
+            ),
+        ] {
+            assert_eq!(refused(kind, text).as_deref(), Some(mend), "{text}");
+        }
+        for (kind, text) in [
+            ("user login", "the login has expired; run `gcloud auth application-default login` on the host"),
+            ("user login", "a user login cannot make ID tokens; name a service account with --impersonate"),
+            ("service account key", "own@x may not stand in for a@b.example with these scopes"),
+            ("service account key", "the boundary is not accepted"),
+            ("federation", "the token from f expired at 2026-01-01T00:00:00Z; it has to be renewed there"),
+            ("command", "the command x is not there"),
+        ] {
+            assert_eq!(refused(kind, text), None, "{text}");
+        }
+        assert!(token("own@x", &MintFailure::Slow, "user login").unwrap().contains("curl"));
+    }
+}

@@ -1,0 +1,102 @@
+//! What `check` finds in the way, at an engine and a Google that do as they are told.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::minting::{KEY_ACCOUNT, RUNNER, Scratch};
+use crate::support::fake_engine::{Act, FakeEngine};
+use crate::support::fake_google::{FakeGoogle, rsa_key};
+use crate::support::session::{Folder, program};
+
+/// An engine with one image, of which a client would not ask us.
+fn engine(folder: &Path) -> FakeEngine {
+    FakeEngine::start(folder, |seen| {
+        let path = seen.line.split(' ').nth(1).unwrap();
+        let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let version = format!(r#"{{"Version":"20.10.24","ApiVersion":"1.41","Os":"linux","Arch":"{arch}"}}"#);
+        let image = r#"{"Id":"sha256:1","ParentId":"","RepoTags":["shy:1"],"RepoDigests":[],"Created":1,"Size":1,
+            "SharedSize":1,"Labels":{},"Containers":0}"#;
+        let (status, body) = match path {
+            _ if path.ends_with("/version") => ("200 OK", version.as_str()),
+            _ if path.contains("/images/json") => ("200 OK", &*format!("[{image}]")),
+            _ if path.contains("/images/") => {
+                ("200 OK", r#"{"Id":"sha256:1","Config":{"Env":["PATH=/bin","NO_GCE_CHECK=true"]}}"#)
+            }
+            _ if path.ends_with("/networks/create") => ("201 Created", r#"{"Id":"made","Warning":""}"#),
+            _ if seen.is("DELETE") => ("200 OK", ""),
+            _ if path.contains("/networks") => ("200 OK", "[]"),
+            _ => ("404 Not Found", r#"{"message":"no such path"}"#),
+        };
+        let head = "Content-Type: application/json\r\nConnection: close\r\nContent-Length:";
+        let reply = format!("HTTP/1.1 {status}\r\n{head} {}\r\n\r\n{body}", body.len());
+        vec![Act::Send(reply.into_bytes())]
+    })
+}
+
+/// `check` as a key at this Google, with identities besides: exit code and text.
+fn check(google: &FakeGoogle, more: &str, change: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
+    let (folder, scratch) = (Folder::new("check"), Scratch::new());
+    let engine = engine(&folder.0);
+    let key = scratch.write("key.json", &google.service_account(KEY_ACCOUNT, rsa_key()));
+    let (token, iam) = (google.token_uri(), google.url());
+    let config = format!("[endpoints]\ntoken = \"{token}\"\niam_credentials = \"{iam}\"\n{more}");
+    std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
+    let mut command = program(&folder.0);
+    command.env_remove("NO_GCE_CHECK").env("XDG_RUNTIME_DIR", &folder.0);
+    command.env("DOCKER_HOST", format!("unix://{}", engine.socket.display()));
+    command.args(["check", "--config", "kfp-creds.toml", "--credentials-file", key.to_str().unwrap()]);
+    change(&mut command);
+    let out = command.output().unwrap();
+    (out.status.code(), String::from_utf8([out.stdout, out.stderr].concat()).unwrap())
+}
+
+/// The line of a look, and that of what mends it.
+fn look<'a>(text: &'a str, mark: &str, what: &str) -> [&'a str; 2] {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(&format!("{mark}  {what}")));
+    [lines.next().unwrap_or_else(|| panic!("no {mark} {what}:\n{text}")), lines.next().unwrap_or_default()]
+}
+
+#[test]
+fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
+    let more = format!("[identity.loader]\nservice_account = \"{RUNNER}\"\n");
+    let google = FakeGoogle::start();
+    google.allow("another@example.com", RUNNER);
+    let (code, text) = check(&google, &more, |_| {});
+    assert_eq!(code, Some(66), "{text}");
+    let [found, mend] = look(&text, "!!", "token");
+    assert!(found.contains(&format!("{KEY_ACCOUNT} may not impersonate {RUNNER}")), "{text}");
+    let bind = format!(
+        "gcloud iam service-accounts add-iam-policy-binding {RUNNER} --role=roles/iam.serviceAccountTokenCreator \
+         --member='serviceAccount:{KEY_ACCOUNT}'"
+    );
+    assert!(mend.starts_with("    mend") && mend.ends_with(&bind), "{text}");
+    let [found, mend] = look(&text, "??", "images");
+    assert!(found.ends_with("shy:1 sets NO_GCE_CHECK: its clients may not ask us"), "{text}");
+    assert!(mend.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");
+    look(&text, "ok", "network");
+    assert!(text.contains("--  container   not tried: mend the above first\n"), "{text}");
+}
+
+#[test]
+fn a_clock_that_is_off() {
+    let google = FakeGoogle::start();
+    google.clock_off_by(400, true);
+    let (code, text) = check(&google, "", |_| {});
+    let [found, mend] = look(&text, "!!", "clock");
+    assert!(code != Some(0) && found.contains("s behind Google's: what is signed here is refused"), "{text}");
+    assert!(mend.contains("timedatectl set-ntp true"), "{text}");
+}
+
+#[test]
+fn an_engine_that_is_not_there() {
+    for host in ["unix:///no/such/engine.sock", "tcp://127.0.0.1:1", "nonsense"] {
+        let (code, text) = check(&FakeGoogle::start(), "", |command| {
+            command.env("DOCKER_HOST", host);
+        });
+        assert_eq!(code, Some(69), "{text}");
+        let [_, mend] = look(&text, "!!", "engine");
+        assert!(mend.contains("unset DOCKER_HOST"), "{host}\n{text}");
+        look(&text, "ok", "token");
+        look(&text, "--", "container");
+    }
+}

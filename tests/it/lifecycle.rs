@@ -1,0 +1,237 @@
+//! What is told of containers that end, start again and are cut off, at an engine that does as it is told.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kfp_creds::docker::Engine;
+use kfp_creds::docker::network::Network;
+use kfp_creds::docker::proxy::Ask;
+use kfp_creds::lifecycle::by_hand::Member;
+use kfp_creds::lifecycle::{Granting, Lifecycle};
+use kfp_creds::mint::Mint;
+use kfp_creds::observe::{Form, Voice};
+use kfp_creds::process::Tasks;
+use kfp_creds::record::Recorder;
+use kfp_creds::record::audit::{Audit, Settings};
+use kfp_creds::registry;
+use kfp_creds::source::Source;
+use kfp_creds::source::offline::Offline;
+use kfp_creds::token::{Deadline, HandedOut, MintId, Now, Scopes, TokenKind};
+use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::minting::source;
+use crate::support::fake_engine::{Act, FakeEngine};
+use crate::support::fake_google::{FakeGoogle, rsa_key};
+use crate::support::stand::Scratch;
+
+const NETWORK: &str = "the-network";
+
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Heard {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn container(digit: char) -> ContainerId {
+    ContainerId::parse(&digit.to_string().repeat(64)).unwrap()
+}
+
+/// A container that stopped, said once the events are followed.
+fn died(container: &ContainerId) -> String {
+    let event = serde_json::json!({
+        "Type": "container", "Action": "die",
+        "Actor": {"ID": container.as_str(), "Attributes": {"exitCode": "3"}},
+    });
+    format!("{event}\n")
+}
+
+struct Bench {
+    lifecycle: Arc<Lifecycle>,
+    mint: Arc<Mint>,
+    ask: mpsc::Sender<Ask>,
+    recorder: Recorder,
+    heard: Heard,
+    audit: PathBuf,
+    tasks: Tasks,
+    _scratch: Scratch,
+}
+
+impl Bench {
+    /// `events` is what the engine says to whoever follows it.
+    async fn new(source: Arc<dyn Source>, events: String) -> Self {
+        let scratch = Scratch::new();
+        let engine = FakeEngine::start(&scratch.0, move |seen| {
+            let path = seen.line.split(' ').nth(1).unwrap();
+            let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+            let whole = |body: &str| {
+                let length = body.len();
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
+                vec![Act::Send(format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes())]
+            };
+            if path.contains("/events") {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
+                return vec![Act::Send(format!("{head}{events}").into_bytes()), Act::Hold];
+            }
+            if path.ends_with("/version") {
+                let about = r#"{"Version":"20.10.24","ApiVersion":"1.41","Os":"linux","Arch":"ARCH"}"#;
+                return whole(&about.replace("ARCH", arch));
+            }
+            whole("{}")
+        });
+        let engine = Engine::connect(&engine.socket).await.unwrap();
+        let (writer, _reader, questions) = registry::new();
+        let heard = Heard::default();
+        let audit = scratch.0.join("audit.jsonl");
+        let settings = Settings { file: audit.clone(), max_bytes: 1 << 20, keep: 1 };
+        let recorder = Recorder::new(Some(Audit::open(settings, "0123abcd", Arc::new(|_| {})).unwrap()));
+        let tasks = Tasks::new();
+        let mint = Mint::new(source, tasks.clone(), recorder.clone());
+        let network = Network {
+            id: NETWORK.into(),
+            name: NETWORK.into(),
+            session: "0123abcd".into(),
+            subnet: "10.9.0.0/24".into(),
+        };
+        let addresses = (2..9).map(|last| Ipv4Addr::new(10, 9, 0, last));
+        let granting = Granting { writer, mint: mint.clone(), recorder: recorder.clone() };
+        let voice = Voice::new(Form::Text, heard.clone());
+        let lifecycle = Lifecycle::new(engine, network, addresses, granting, voice, tasks.clone());
+        let (ask, asks) = mpsc::channel(4);
+        tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
+        Self { lifecycle, mint, ask, recorder, heard, audit, tasks, _scratch: scratch }
+    }
+
+    async fn attach(&self, digit: char, identity: &Arc<Identity>) {
+        let task = Task { name: Some(format!("/task-{digit}")), ..Task::default() };
+        let grant = Grant {
+            container: container(digit),
+            identity: identity.clone(),
+            by: By::Default,
+            task: Arc::new(task),
+        };
+        self.lifecycle.attach(grant, None).await.unwrap();
+    }
+
+    fn only(&self) -> Member {
+        let members = self.lifecycle.members();
+        assert_eq!(members.len(), 1);
+        members.into_iter().next().unwrap()
+    }
+
+    async fn start(&self, digit: char) {
+        let (answer, answered) = oneshot::channel();
+        self.ask.send(Ask::Starting { container: container(digit), answer }).await.unwrap();
+        answered.await.unwrap();
+    }
+
+    /// Follows the events until what they say has ended the only lease.
+    async fn follow(&self) {
+        self.tasks.spawn("events", self.lifecycle.clone().follow_events());
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.only().lease.is_some() {
+            assert!(Instant::now() < end, "the end was not noticed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8(self.heard.0.lock().unwrap().clone()).unwrap()
+    }
+
+    async fn cut_offs(&self) -> Vec<Value> {
+        self.recorder.audit().unwrap().flush(Duration::from_secs(5)).await;
+        let text = std::fs::read_to_string(&self.audit).unwrap();
+        let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        all.filter(|line| line["event"] == "cut-off").collect()
+    }
+}
+
+fn token() -> HandedOut {
+    let life = Duration::from_secs(3600);
+    HandedOut { id: MintId::random(), kind: TokenKind::Access, expires: Deadline::after(Now::read(), life) }
+}
+
+fn offline() -> Arc<Offline> {
+    Arc::new(Offline::new("p", "offline@x").unwrap())
+}
+
+#[tokio::test]
+async fn what_a_stopped_container_holds_is_told_when_it_is_cut_off_by_hand() {
+    let bench = Bench::new(offline(), died(&container('a'))).await;
+    bench.attach('a', &Arc::new(Identity::default())).await;
+    let held = token();
+    bench.only().lease.unwrap().issued().add(held);
+    bench.follow().await;
+
+    let told = bench.lifecycle.bar(&container('a')).unwrap();
+    assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [held.id]);
+    assert!(bench.lifecycle.bar(&container('a')).is_none(), "once");
+    let said = bench.said();
+    let line = said.lines().find(|line| line.contains("by hand")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("its last token expires"), "{line}");
+    let entries = bench.cut_offs().await;
+    assert_eq!(entries.iter().map(|entry| &entry["why"]).collect::<Vec<_>>(), ["ended", "by_hand"]);
+    for entry in &entries {
+        assert_eq!(entry["outstanding"], serde_json::json!([held.id.to_string()]));
+        assert!(entry["expires"].is_string(), "{entry}");
+    }
+    assert_eq!(bench.lifecycle.summary().cut_off, 1, "one lease ended");
+}
+
+#[tokio::test]
+async fn tokens_of_an_earlier_run_are_told_with_those_of_the_last() {
+    let bench = Bench::new(offline(), died(&container('a'))).await;
+    bench.attach('a', &Arc::new(Identity::default())).await;
+    let (first, second) = (token(), token());
+    bench.only().lease.unwrap().issued().add(first);
+    bench.follow().await;
+    bench.start('a').await;
+    // The same one is served from the cache again, and another is new.
+    let lease = bench.only().lease.unwrap();
+    lease.issued().add(first);
+    lease.issued().add(second);
+    let told = bench.lifecycle.bar(&container('a')).unwrap();
+    assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [first.id, second.id]);
+    assert_eq!(bench.cut_offs().await[1]["outstanding"].as_array().unwrap().len(), 2);
+    bench.start('a').await;
+    assert!(bench.only().lease.is_none(), "a start brought it back");
+}
+
+#[tokio::test]
+async fn a_cut_off_by_hand_leaves_no_token_that_only_the_cut_off_one_could_ask_for() {
+    let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+    let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+    let identity = |name: &str, scopes: &str| {
+        Arc::new(Identity { name: name.into(), scopes: Scopes::parse(scopes), ..Identity::default() })
+    };
+    // Two identities of one account.
+    let (wide, narrow) = (
+        identity("wide", "https://a.example/x https://a.example/y"),
+        identity("narrow", "https://a.example/x"),
+    );
+    bench.attach('a', &wide).await;
+    bench.attach('b', &narrow).await;
+    let ask = |identity: &Identity| bench.mint.request(identity, None, None);
+    let within = Duration::from_secs(8);
+    bench.mint.access(&ask(&wide), within).await.unwrap();
+    bench.mint.access(&ask(&narrow), within).await.unwrap();
+    bench.lifecycle.bar(&container('a')).unwrap();
+    bench.lifecycle.forget_unused();
+    assert!(bench.mint.cached(&ask(&wide)).is_none());
+    assert!(bench.mint.cached(&ask(&narrow)).is_some(), "its neighbour's stays");
+    bench.lifecycle.bar(&container('b')).unwrap();
+    bench.lifecycle.forget_unused();
+    assert!(bench.mint.cached(&ask(&narrow)).is_none());
+}
