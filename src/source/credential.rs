@@ -138,6 +138,20 @@ impl Credential {
         }
     }
 
+    /// Whether it is another account's since the last look, as gcloud's can be, and a command's. The base token was
+    /// the old one's then.
+    pub(super) fn switched(&self) -> bool {
+        let switched = match &self.kind {
+            Kind::Gcloud(program) => program.switched(),
+            Kind::Provided(provider) => provider.switched(),
+            _ => false,
+        };
+        if switched {
+            self.base.clear();
+        }
+        switched
+    }
+
     pub(super) fn reconnect(&self) {
         match &self.kind {
             Kind::Federated(federated) => federated.reconnect(),

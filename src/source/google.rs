@@ -318,9 +318,7 @@ impl Source for Google {
     /// file of a user login need not say whose it is.
     fn reload(&self) -> Reloaded {
         let Some(path) = &self.path else {
-            let credential = self.credential();
-            let switched = matches!(&credential.kind, Kind::Gcloud(program) if program.switched());
-            return if switched { Reloaded::OtherAccount } else { self.supplied() };
+            return if self.credential().switched() { Reloaded::OtherAccount } else { self.supplied() };
         };
         let stamp = Stamp::of(path);
         if self.live.read().unwrap_or_else(PoisonError::into_inner).stamp == stamp {

@@ -373,6 +373,33 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     assert_eq!(claims(id.value.expose())["aud"], "https://service.example");
 }
 
+/// What was made of the old account's token is no business of the new one, the token that impersonates included.
+#[tokio::test]
+async fn another_account_of_gcloud_does_not_impersonate_as_the_old_one() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let config = "sdk/configurations/config_default";
+    scratch.write(config, "[core]\naccount = a@example.com\n");
+    let path = fake_gcloud(&scratch, 3600);
+    let tokens = |of: &str| {
+        let end = "2999-01-01T00:00:00Z";
+        let answer =
+            json!({"credential": {"access_token": format!("ya29.canary-of-{of}"), "token_expiry": end}});
+        scratch.write("bin/garbage", &answer.to_string());
+        fake.adopt(&format!("ya29.canary-of-{of}"), &format!("{of}@example.com"));
+    };
+    let sdk = Some(scratch.0.join("sdk"));
+    let place = Where { cloudsdk_config: sdk, gcloud: Some(path), ..Where::default() };
+    let google = Google::gcloud(&place, fake.endpoints(), upstream()).unwrap();
+    fake.allow("a@example.com", RUNNER);
+    tokens("a");
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    tokens("b");
+    scratch.write(config, "[core]\naccount = b@example.com\n");
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+    let why = refusal(google.access_token(&ask(Some(RUNNER))).await);
+    assert!(why.contains("b@example.com may not impersonate"), "{why}");
+}
+
 #[test]
 fn gcloud_is_found_on_the_path_and_said_and_leaks_nothing() {
     let scratch = Scratch::new();
