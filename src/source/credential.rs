@@ -98,7 +98,15 @@ impl Credential {
     pub(super) fn universe(&self) -> Option<String> {
         self.universe.clone().or_else(|| match &self.kind {
             Kind::Machine(machine) => machine.known().universe,
+            Kind::Gcloud(program) => program.defaults().universe,
             Kind::Impersonated(impersonated) => impersonated.source().universe(),
+            _ => None,
+        })
+    }
+
+    pub(super) fn quota_project(&self) -> Option<String> {
+        self.quota_project.clone().or_else(|| match &self.kind {
+            Kind::Gcloud(program) => program.defaults().quota_project,
             _ => None,
         })
     }
