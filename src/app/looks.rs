@@ -1,6 +1,6 @@
 //! The looks of `check`, one function each.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -222,7 +222,7 @@ pub(super) async fn clock(host: &Host) -> Found {
 
 /// One for each account of the config: the own one where an identity uses it, and every other one.
 pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<Duration, MintFailure>)> {
-    let mut asked = BTreeSet::new();
+    let mut asked = HashSet::new();
     let mut found = vec![];
     for identity in config.identities.values() {
         let accounts = std::iter::once(identity.service_account.clone())
@@ -233,6 +233,7 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
                 identity.subject.clone(),
                 identity.scopes.to_string(),
                 identity.lifetime,
+                identity.boundary.clone(),
             )) {
                 continue;
             }

@@ -98,7 +98,15 @@ impl Credential {
     pub(super) fn universe(&self) -> Option<String> {
         self.universe.clone().or_else(|| match &self.kind {
             Kind::Machine(machine) => machine.known().universe,
+            Kind::Gcloud(program) => program.defaults().universe,
             Kind::Impersonated(impersonated) => impersonated.source().universe(),
+            _ => None,
+        })
+    }
+
+    pub(super) fn quota_project(&self) -> Option<String> {
+        self.quota_project.clone().or_else(|| match &self.kind {
+            Kind::Gcloud(program) => program.defaults().quota_project,
             _ => None,
         })
     }
@@ -136,6 +144,20 @@ impl Credential {
             Kind::Impersonated(impersonated) => impersonated.source().supplied(),
             _ => false,
         }
+    }
+
+    /// Whether it is another account's since the last look, as gcloud's can be, and a command's. The base token was
+    /// the old one's then.
+    pub(super) fn switched(&self) -> bool {
+        let switched = match &self.kind {
+            Kind::Gcloud(program) => program.switched(),
+            Kind::Provided(provider) => provider.switched(),
+            _ => false,
+        };
+        if switched {
+            self.base.clear();
+        }
+        switched
     }
 
     pub(super) fn reconnect(&self) {

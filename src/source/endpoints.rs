@@ -48,3 +48,37 @@ impl Endpoints {
         self.sts.clone().unwrap_or_else(|| format!("https://sts.{universe}/v1/token"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_follows_the_universe_unless_it_is_named() {
+        let places = |endpoints: &Endpoints, file: Option<&str>| {
+            let universe = endpoints.universe(file);
+            [
+                endpoints.token(None, universe),
+                endpoints.iam_credentials(universe),
+                endpoints.iam(universe),
+                endpoints.sts(universe),
+            ]
+        };
+        let of = |universe: &str| {
+            [
+                format!("https://oauth2.{universe}/token"),
+                format!("https://iamcredentials.{universe}"),
+                format!("https://iam.{universe}"),
+                format!("https://sts.{universe}/v1/token"),
+            ]
+        };
+        let usual = Endpoints::default();
+        assert_eq!(places(&usual, None), of("googleapis.com"));
+        assert_eq!(places(&usual, Some("file.example")), of("file.example"));
+        let configured = Endpoints { universe: "config.example".into(), ..Endpoints::default() };
+        assert_eq!(places(&configured, Some("file.example")), of("config.example"));
+        let named = Endpoints { iam: Some("https://iam.corp.example/".into()), ..configured };
+        assert_eq!(places(&named, None)[2], "https://iam.corp.example");
+        assert_eq!(places(&named, None)[3], of("config.example")[3]);
+    }
+}

@@ -61,15 +61,25 @@ pub(super) struct Provider {
     command: Command,
     /// Whose tokens they are, as the last answer said.
     account: Mutex<Option<String>>,
+    /// Whose they were at the last look.
+    seen: Mutex<Option<String>>,
 }
 
 impl Provider {
     pub(super) fn new(command: Command) -> Self {
-        Self { command, account: Mutex::default() }
+        Self { command, account: Mutex::default(), seen: Mutex::default() }
     }
 
     pub(super) fn email(&self) -> Option<String> {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// True where the last answer named another account than the one at the last look.
+    pub(super) fn switched(&self) -> bool {
+        let now = self.email();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *seen, now.clone());
+        before.is_some() && before != now
     }
 
     pub(super) fn patience(&self) -> Duration {

@@ -201,7 +201,7 @@ fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated
 }
 
 /// Hosts are made of it, and containers are told it.
-fn is_domain(text: &str) -> bool {
+pub(super) fn is_domain(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
     text.len() <= 253 && text.bytes().all(fits)
 }

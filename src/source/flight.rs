@@ -86,6 +86,11 @@ impl Kept {
         flight.outcome().await
     }
 
+    /// Drops whatever there is, a flight under way included: it was somebody else's.
+    pub(crate) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Drops `token` after upstream did not accept it; a newer one stays.
     pub(crate) fn forget(&self, token: &Arc<AccessToken>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);

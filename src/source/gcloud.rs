@@ -16,8 +16,10 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::file::is_domain;
 use crate::source::google::life;
 use crate::source::jwt;
+use crate::source::variables::Variables;
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 /// It is Python and reads much before it works.
@@ -32,6 +34,8 @@ const LOGIN: &str = "gcloud auth login";
 pub(super) struct Program {
     path: PathBuf,
     directory: Option<PathBuf>,
+    /// It inherits them.
+    variables: Variables,
     /// Its configuration at the last look: it is asked for on every request.
     known: Mutex<Defaults>,
 }
@@ -49,9 +53,9 @@ struct Credential {
 }
 
 impl Program {
-    pub(super) fn new(path: PathBuf, directory: Option<PathBuf>) -> Self {
-        let known = Mutex::new(directory.as_deref().map(Defaults::read).unwrap_or_default());
-        Self { path, directory, known }
+    pub(super) fn new(path: PathBuf, directory: Option<PathBuf>, variables: Variables) -> Self {
+        let known = Mutex::new(Defaults::read(directory.as_deref(), &variables));
+        Self { path, directory, variables, known }
     }
 
     pub(super) fn defaults(&self) -> Defaults {
@@ -60,7 +64,7 @@ impl Program {
 
     /// Looks at the configuration again; true where another account is the active one.
     pub(super) fn switched(&self) -> bool {
-        let now = self.directory.as_deref().map(Defaults::read).unwrap_or_default();
+        let now = Defaults::read(self.directory.as_deref(), &self.variables);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let switched = known.account != now.account;
         *known = now;
@@ -121,9 +125,7 @@ impl Program {
             return Ok(printed);
         }
         let said = Secret::new(ended.stderr);
-        let said = String::from_utf8_lossy(said.expose()).to_lowercase();
-        let again = ["reauth", "invalid_grant", "invalid_rapt", "login", "refresh"];
-        if again.iter().any(|word| said.contains(word)) {
+        if is_logged_out(&String::from_utf8_lossy(said.expose()).to_lowercase()) {
             return Err(SourceError::refused(format!(
                 "gcloud's login has expired or was withdrawn; run `{LOGIN}` on the host"
             )));
@@ -135,18 +137,56 @@ impl Program {
     }
 }
 
-/// `[core]` of the active configuration.
+/// Whether what gcloud said, in lower case, is about the login itself. It advises to log in whenever a refresh
+/// failed, for want of a network too, so its advice is no sign.
+fn is_logged_out(said: &str) -> bool {
+    const ENDED: [&str; 2] = ["invalid_grant", "invalid_rapt"];
+    /// Words of Python's HTTP libraries; the host's name among them may be one of re-authentication.
+    const UNREACHED: [&str; 6] =
+        ["connectionpool", "max retries", "resolv", "timed out", "connection aborted", "unreachable"];
+    const AGAIN: [&str; 3] = ["reauth", "active account selected", "any valid credentials"];
+    let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    any(&ENDED) || (!any(&UNREACHED) && any(&AGAIN))
+}
+
+/// What gcloud would use: its variables, else the active configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Defaults {
     pub(super) account: Option<String>,
     pub(super) project: Option<String>,
+    pub(super) quota_project: Option<String>,
+    pub(super) universe: Option<String>,
 }
 
 impl Defaults {
-    /// Reads `active_config` and `configurations/config_<active>`. What is missing or unreadable is absent:
-    /// this is a fallback for names, never a credential.
-    pub(super) fn read(directory: &Path) -> Self {
-        let active = fs::read_to_string(directory.join("active_config")).unwrap_or_default();
+    /// What is missing or unreadable is absent: this is a fallback for names, never a credential.
+    pub(super) fn read(directory: Option<&Path>, variables: &Variables) -> Self {
+        let mut found = directory
+            .map(|directory| Self::configured(directory, variables.text("CLOUDSDK_ACTIVE_CONFIG_NAME")))
+            .unwrap_or_default();
+        for (name, value) in [
+            ("CLOUDSDK_CORE_ACCOUNT", &mut found.account),
+            ("CLOUDSDK_CORE_PROJECT", &mut found.project),
+            ("CLOUDSDK_CORE_UNIVERSE_DOMAIN", &mut found.universe),
+            ("CLOUDSDK_BILLING_QUOTA_PROJECT", &mut found.quota_project),
+        ] {
+            *value = variables.text(name).map(str::to_owned).or(value.take());
+        }
+        found.universe = found.universe.filter(|universe| is_domain(universe));
+        found.quota_project = match found.quota_project.as_deref() {
+            Some("CURRENT_PROJECT") => found.project.clone(),
+            Some(id) if !id.bytes().any(|b| b.is_ascii_uppercase()) => Some(id.to_owned()),
+            // `LEGACY` and the like: no project, or one of gcloud's own.
+            _ => None,
+        };
+        found
+    }
+
+    /// `configurations/config_NAME`; without a name the one of `active_config`.
+    fn configured(directory: &Path, named: Option<&str>) -> Self {
+        let active = named
+            .map(str::to_owned)
+            .unwrap_or_else(|| fs::read_to_string(directory.join("active_config")).unwrap_or_default());
         let active = match active.trim() {
             "" => "default",
             // The name becomes part of a path.
@@ -163,13 +203,13 @@ impl Defaults {
         for line in text.lines().map(str::trim) {
             if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
                 section = name.trim();
-            } else if let Some((key, value)) = line.split_once('=')
-                && section == "core"
-            {
+            } else if let Some((key, value)) = line.split_once('=') {
                 let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
-                match key.trim() {
-                    "account" => found.account = value,
-                    "project" => found.project = value,
+                match (section, key.trim()) {
+                    ("core", "account") => found.account = value,
+                    ("core", "project") => found.project = value,
+                    ("core", "universe_domain") => found.universe = value,
+                    ("billing", "quota_project") => found.quota_project = value,
                     _ => {}
                 }
             }
@@ -190,10 +230,55 @@ mod tests {
 
     #[test]
     fn only_core_counts() {
-        let text = "[compute]\nproject = wrong\n# project = no\n[core]\n account = dev@example.com\nproject=my-project\ndisable_prompts = True\n[x]\naccount = wrong\n";
+        let text = "quota_project = no\n[billing]\nquota_project=payer\n[compute]\nproject = wrong\n# project = no\n[core]\n account = dev@example.com\nproject=my-project\ndisable_prompts = True\n[x]\naccount = wrong\n";
         let found = Defaults::parse(text);
         assert_eq!(found.account.as_deref(), Some("dev@example.com"));
         assert_eq!(found.project.as_deref(), Some("my-project"));
+        assert_eq!(found.quota_project.as_deref(), Some("payer"));
         assert_eq!(Defaults::parse("project = x\nnonsense"), Defaults::default());
+    }
+
+    #[test]
+    fn who_pays_and_where_are_names_or_nothing() {
+        let read = |name: &str, value: &str| {
+            let all = [("CLOUDSDK_CORE_PROJECT", "p"), (name, value)];
+            Defaults::read(
+                None,
+                &all.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect(),
+            )
+        };
+        for (said, meant) in
+            [("payer", Some("payer")), ("CURRENT_PROJECT", Some("p")), ("LEGACY", None), ("", None)]
+        {
+            let found = read("CLOUDSDK_BILLING_QUOTA_PROJECT", said);
+            assert_eq!(found.quota_project.as_deref(), meant, "{said}");
+        }
+        assert_eq!(read("CLOUDSDK_CORE_UNIVERSE_DOMAIN", "u.example").universe.as_deref(), Some("u.example"));
+        assert_eq!(read("CLOUDSDK_CORE_UNIVERSE_DOMAIN", "u.example/x").universe, None);
+    }
+
+    #[test]
+    fn a_login_has_ended_only_where_that_is_said() {
+        let offline = "error: (gcloud.config.config-helper) there was a problem refreshing your current auth \
+                       tokens: httpsconnectionpool(host='oauth2.googleapis.com', port=443): max retries exceeded \
+                       (nameresolutionerror: failed to resolve); please run: $ gcloud auth login";
+        for passing in [
+            offline,
+            &offline.replace("oauth2", "reauth"),
+            "problem refreshing your current auth tokens: internal_failure; please run: $ gcloud auth login",
+            "read timed out; please run: $ gcloud auth login",
+            "crashed",
+        ] {
+            assert!(!is_logged_out(passing), "{passing}");
+        }
+        for ended in [
+            "problem refreshing your current auth tokens: ('invalid_grant: bad request')",
+            "invalid_grant: reauth related error (invalid_rapt)",
+            "reauthentication failed. cannot prompt during non-interactive execution.",
+            "you do not currently have an active account selected.",
+            "your current active account does not have any valid credentials",
+        ] {
+            assert!(is_logged_out(ended), "{ended}");
+        }
     }
 }

@@ -120,7 +120,7 @@ impl Google {
         // The stamp comes first: a write in between makes the next look find a difference.
         let stamp = Stamp::of(&path);
         let (credential, digest) = read(&path, &endpoints, &place.variables).map_err(SourceError::refused)?;
-        let gcloud = directory.as_deref().map(Defaults::read).unwrap_or_default();
+        let gcloud = Defaults::read(directory.as_deref(), &place.variables);
         let live = Live { credential: Arc::new(credential), stamp, digest, doubted: None };
         let variables = place.variables.clone();
         Ok(Self { upstream, endpoints, variables, path: Some(path), gcloud, live: RwLock::new(live) })
@@ -149,8 +149,7 @@ impl Google {
         upstream: Arc<Upstream>,
     ) -> Result<Self, SourceError> {
         let machine = Machine::new(place.metadata.as_deref().unwrap_or(machine::ADDRESS))?;
-        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
-        Ok(Self::of(Kind::Machine(machine), endpoints, upstream, directory.as_deref()))
+        Ok(Self::of(Kind::Machine(machine), endpoints, upstream, place))
     }
 
     /// gcloud's active account, whatever else there is. `Absent` without the program or without an account.
@@ -159,11 +158,11 @@ impl Google {
         let path = place.gcloud.clone().ok_or_else(|| {
             SourceError::absent("gcloud is not on the PATH; install it, or name another source")
         })?;
-        let program = Program::new(path, directory.clone());
+        let program = Program::new(path, directory, place.variables.clone());
         if program.defaults().account.is_none() {
             return Err(SourceError::absent("gcloud has no active account; run `gcloud auth login`"));
         }
-        Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, directory.as_deref()))
+        Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, place))
     }
 
     /// What the config sets up itself: a token of somebody else's issuer that is exchanged (`federation`), a
@@ -180,12 +179,12 @@ impl Google {
             (None, Some(command)) => Kind::Provided(Provider::new(command)),
             (None, None) => return Err(SourceError::refused("the config names no provider of credentials")),
         };
-        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
-        Ok(Self::of(kind, endpoints, upstream, directory.as_deref()))
+        Ok(Self::of(kind, endpoints, upstream, place))
     }
 
-    fn of(kind: Kind, endpoints: Endpoints, upstream: Arc<Upstream>, directory: Option<&Path>) -> Self {
-        let gcloud = directory.map(Defaults::read).unwrap_or_default();
+    fn of(kind: Kind, endpoints: Endpoints, upstream: Arc<Upstream>, place: &Where) -> Self {
+        let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
+        let gcloud = Defaults::read(directory.as_deref(), &place.variables);
         let digest = ring::digest::digest(&ring::digest::SHA256, b"");
         let credential = Arc::new(Credential::unfiled(kind));
         let live = Live { credential, stamp: None, digest, doubted: None };
@@ -281,7 +280,7 @@ impl Source for Google {
             kind: credential.word(),
             email: credential.email().or_else(|| self.gcloud.account.clone()),
             project: credential.project().or_else(|| self.gcloud.project.clone()),
-            quota_project: credential.quota_project.clone(),
+            quota_project: credential.quota_project(),
             universe: Some(self.universe(&credential)),
         }
     }
@@ -299,16 +298,15 @@ impl Source for Google {
 
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
         Box::pin(self.in_time(async {
-            let credential = self.credential();
-            let universe = self.endpoints.universe(credential.universe.as_deref());
-            Ok(self.upstream.clock(&self.endpoints.token(None, universe)).await?)
+            let universe = self.universe(&self.credential());
+            Ok(self.upstream.clock(&self.endpoints.token(None, &universe)).await?)
         }))
     }
 
     fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
         Box::pin(self.in_time(async move {
             let base = &self.credential();
-            let endpoint = &self.endpoints.iam(self.endpoints.universe(base.universe.as_deref()));
+            let endpoint = &self.endpoints.iam(&self.universe(base));
             let upstream = &self.upstream;
             disable(&Iam { upstream, endpoint, token_uri: "", base, account, delegates: &[] }).await
         }))
@@ -318,9 +316,7 @@ impl Source for Google {
     /// file of a user login need not say whose it is.
     fn reload(&self) -> Reloaded {
         let Some(path) = &self.path else {
-            let credential = self.credential();
-            let switched = matches!(&credential.kind, Kind::Gcloud(program) if program.switched());
-            return if switched { Reloaded::OtherAccount } else { self.supplied() };
+            return if self.credential().switched() { Reloaded::OtherAccount } else { self.supplied() };
         };
         let stamp = Stamp::of(path);
         if self.live.read().unwrap_or_else(PoisonError::into_inner).stamp == stamp {

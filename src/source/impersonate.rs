@@ -113,11 +113,12 @@ impl Iam<'_> {
         let url = format!("{}/v1/projects/-/serviceAccounts/{}:{method}", self.endpoint, self.account);
         let mut again = true;
         let upstream = &self.base.client(self.upstream)?;
+        let quota_project = self.base.quota_project();
         loop {
             let token = self.base.base(self.upstream).await?;
             let call = Call {
                 bearer: Some(&token.value),
-                quota_project: self.base.quota_project.as_deref(),
+                quota_project: quota_project.as_deref(),
                 ..Call::json(&url, body)
             };
             match upstream.send(&call).await {

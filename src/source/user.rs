@@ -21,6 +21,9 @@ pub(super) struct Login {
     client_secret: Secret<String>,
     /// As the file had it, or as the last refresh rotated it.
     refresh_token: Mutex<Arc<Secret<String>>>,
+    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
+    /// way with it would look like a login that has expired.
+    turn: tokio::sync::Mutex<()>,
     /// From the file, or from the ID token that came with a refresh.
     email: Mutex<Option<String>>,
 }
@@ -51,6 +54,7 @@ impl Login {
             client_id,
             client_secret,
             refresh_token: Mutex::new(Arc::new(refresh_token)),
+            turn: tokio::sync::Mutex::default(),
             email: Mutex::new(email),
         }
     }
@@ -66,6 +70,7 @@ impl Login {
         upstream: &Upstream,
         token_uri: &str,
     ) -> Result<AccessToken, SourceError> {
+        let _turn = self.turn.lock().await;
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let call = Call::form(
             token_uri,

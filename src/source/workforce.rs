@@ -27,6 +27,9 @@ pub(super) struct Workforce {
     /// `client_id:client_secret`.
     client: Secret<String>,
     refresh_token: Mutex<Arc<Secret<String>>>,
+    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
+    /// way with it would look like a login that has expired.
+    turn: tokio::sync::Mutex<()>,
     rotated: AtomicBool,
 }
 
@@ -56,12 +59,14 @@ impl Workforce {
             token_url,
             client: Secret::new(format!("{client_id}:{}", client_secret.expose())),
             refresh_token: Mutex::new(Arc::new(refresh_token)),
+            turn: tokio::sync::Mutex::default(),
             rotated: AtomicBool::new(false),
         }
     }
 
     /// One refresh. As with every login no scope is sent, and the token has what was consented to.
     pub(super) async fn access(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
+        let _turn = self.turn.lock().await;
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
         let call = Call { basic: Some(&self.client), ..Call::form(&self.token_url, &fields) };

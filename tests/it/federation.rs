@@ -605,6 +605,7 @@ async fn a_command_is_a_source_like_any_other() {
         &helper,
         &format!("cat > {}.told\necho x >> {}.log\necho '{answer}'", helper.display(), helper.display()),
     );
+    let program = helper.clone();
     let exec = Exec { program: helper, arguments: vec![], pass: vec![], timeout: Duration::from_secs(5) };
     let endpoints = Endpoints { iam_credentials: Some(fake.google.url()), ..Endpoints::default() };
     let provided = Provided { exec: Some(exec), federation: None };
@@ -621,6 +622,22 @@ async fn a_command_is_a_source_like_any_other() {
     let other = AccessRequest { service_account: Some(RUNNER.into()), ..ask() };
     let minted = google.access_token(&other).await.unwrap();
     assert_eq!(fake.google.minted(minted.value.expose()).unwrap().email, RUNNER);
+    // Another account's tokens, from one answer to the next: what was made before is not served on.
+    let now_of = |account: &str| {
+        let mut answer = answer.clone();
+        answer["account"] = json!(account);
+        script(&program, &format!("echo x >> {}.log\necho '{answer}'", program.display()));
+    };
+    for (account, seen) in [
+        ("a@example.com", Reloaded::Same),
+        ("a@example.com", Reloaded::Same),
+        ("b@example.com", Reloaded::OtherAccount),
+    ] {
+        now_of(account);
+        google.access_token(&ask()).await.unwrap();
+        assert_eq!(google.reload(), seen, "{account}");
+        assert_eq!(google.reload(), Reloaded::Same);
+    }
     // Fifty at once run it once.
     let runs = || fs::read_to_string(folder.0.join("helper.log")).unwrap().lines().count();
     let before = runs();

@@ -1,13 +1,17 @@
 //! Credential files that are made of others, or of other logins, and what keys sign themselves; against Google
 //! at the wire (`FakeGoogle`), which checks what it is sent.
 
-use std::sync::Arc;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kfp_creds::mint::Mint;
 use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
-use kfp_creds::source::google::{Endpoints, Where};
+use kfp_creds::source::google::{Endpoints, Google, Where};
+use kfp_creds::source::proxied::Proxies;
+use kfp_creds::source::upstream::{Limits, Upstream};
 use kfp_creds::source::{AccessRequest, Reloaded, Source};
 use kfp_creds::token::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, Scopes};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
@@ -16,8 +20,8 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::minting::{
-    BIGQUERY, KEY_ACCOUNT, RUNNER, Scratch, USER, ask, claims, find, id_ask, kinds, left, refusal, source,
-    transient,
+    BIGQUERY, KEY_ACCOUNT, RUNNER, Scratch, USER, ask, claims, find, id_ask, kinds, left, quick, refusal,
+    source, transient,
 };
 use crate::support::fake_google::{Failure, FakeGoogle, another_rsa_key, rsa_key};
 
@@ -183,6 +187,22 @@ async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
     transient(google.access_token(&ask(None)).await);
 }
 
+/// Two containers that want different scopes are two flights, and one login.
+#[tokio::test]
+async fn a_refresh_token_is_not_used_twice_at_once() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.rotate_refresh_tokens();
+    fake.latency(Duration::from_millis(100));
+    for file in [fake.user(USER), fake.workforce("person")] {
+        let google = source(&scratch, &file, &fake);
+        let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
+        let (one, two) = (ask(None), AccessRequest { scopes: Scopes::parse(CLOUD_PLATFORM), ..ask(None) });
+        let wait = Duration::from_secs(5);
+        let (one, two) = tokio::join!(mint.access(&one, wait), mint.access(&two, wait));
+        assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_key_stands_in_for_whom_the_domain_allows() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -246,6 +266,57 @@ async fn another_universe_gets_tokens_that_the_key_signed() {
     let asked = Endpoints { token: Some(fake.token_uri()), ..endpoints };
     find(&place, asked).unwrap().access_token(&ask(None)).await.unwrap();
     assert_eq!(kinds(&fake), ["jwt-bearer"]);
+}
+
+/// A proxy that leads nowhere and notes where it was to lead.
+fn dead_end() -> (Proxies, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxies =
+        Proxies { https: Some(format!("http://{}", listener.local_addr().unwrap())), none_for: None };
+    let noted = Arc::new(Mutex::new(vec![]));
+    let kept = noted.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let place = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+            kept.lock().unwrap().push(place.unwrap_or_default().to_owned());
+            let _ = stream.write_all(b"HTTP/1.1 502 X\r\n\r\n");
+        }
+    });
+    (proxies, noted)
+}
+
+/// The universe of what is below counts for every call, those of the kill switch and of the clocks among them.
+#[tokio::test]
+async fn every_call_goes_to_the_universe() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, RUNNER);
+    let mut user: Value = serde_json::from_str(&fake.user(USER)).unwrap();
+    user["universe_domain"] = json!("cloud.example");
+    let path = scratch.write("c.json", &impersonated(&fake, RUNNER, &user.to_string(), &[]));
+    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let (proxies, noted) = dead_end();
+    let limits = Limits { tries: 1, ..quick() };
+    let open = |endpoints| {
+        Google::find(&place, endpoints, Upstream::through(&proxies, limits, vec![]).unwrap()).unwrap()
+    };
+    let asked = || std::mem::take(&mut *noted.lock().unwrap());
+    let google = open(Endpoints { token: Some(fake.token_uri()), ..Endpoints::default() });
+    assert_eq!(google.principal().universe.as_deref(), Some("cloud.example"));
+    google.access_token(&ask(None)).await.unwrap();
+    assert!(asked().is_empty(), "what the fake has is on this machine");
+    transient(google.access_token(&AccessRequest { boundary: Some(boundary()), ..ask(None) }).await);
+    assert_eq!(asked(), ["sts.cloud.example:443"]);
+    transient(google.access_token(&ask(Some(FIRST))).await);
+    transient(google.identity_token(&id_ask(Some(FIRST))).await);
+    assert_eq!(asked(), ["iamcredentials.cloud.example:443"; 2]);
+    transient(google.disable(FIRST).await);
+    assert_eq!(asked(), ["iam.cloud.example:443"]);
+    let google = open(Endpoints::default());
+    transient(google.clock().await);
+    transient(google.access_token(&ask(None)).await);
+    assert_eq!(asked(), ["oauth2.cloud.example:443"; 2]);
 }
 
 #[tokio::test]

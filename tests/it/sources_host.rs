@@ -360,8 +360,14 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     scratch.write("bin/fail", "ERROR: canary Reauthentication failed. Please run: gcloud auth login");
     let why = refusal(google.access_token(&ask(None)).await);
     assert!(why.contains("`gcloud auth login`"), "{why}");
-    scratch.write("bin/fail", "ERROR: canary network");
-    transient(google.access_token(&ask(None)).await);
+    for passing in [
+        "ERROR: canary network",
+        "ERROR: canary: a problem refreshing the auth tokens: HTTPSConnectionPool(host='oauth2.googleapis.com', \
+         port=443): Max retries exceeded (Failed to resolve). Please run: $ gcloud auth login",
+    ] {
+        scratch.write("bin/fail", passing);
+        transient(google.access_token(&ask(None)).await);
+    }
 
     // Another active account is noticed.
     assert_eq!(google.reload(), Reloaded::Same);
@@ -371,6 +377,68 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     fs::remove_file(scratch.0.join("bin/fail")).unwrap();
     let id = google.identity_token(&id_ask(None)).await.unwrap();
     assert_eq!(claims(id.value.expose())["aud"], "https://service.example");
+}
+
+/// The program inherits the variables, so what they say is so for us too.
+#[test]
+fn gclouds_variables_name_the_account_and_the_project() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    scratch.write("sdk/active_config", "active");
+    scratch
+        .write("sdk/configurations/config_active", "[core]\naccount = a@example.com\nproject = a-project\n");
+    let other = "[core]\naccount = b@example.com\nproject = b-project\nuniverse_domain = u.example\n\
+                 [billing]\nquota_project = payer\n";
+    scratch.write("sdk/configurations/config_other", other);
+    let path = fake_gcloud(&scratch, 3600);
+    let principal = |variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let sdk = Some(scratch.0.join("sdk"));
+        let place = Where { cloudsdk_config: sdk, gcloud: Some(path.clone()), variables, ..Where::default() };
+        Google::gcloud(&place, fake.endpoints(), upstream()).unwrap().principal()
+    };
+    let named = |variables: &[(&str, &str)]| {
+        let found = principal(variables);
+        (found.email.unwrap_or_default(), found.project.unwrap_or_default())
+    };
+    let pair = |account: &str, project: &str| (account.to_owned(), project.to_owned());
+    assert_eq!(named(&[]), pair("a@example.com", "a-project"));
+    let config = ("CLOUDSDK_ACTIVE_CONFIG_NAME", "other");
+    assert_eq!(named(&[config]), pair("b@example.com", "b-project"));
+    assert_eq!(named(&[("CLOUDSDK_CORE_ACCOUNT", "c@example.com")]), pair("c@example.com", "a-project"));
+    assert_eq!(named(&[config, ("CLOUDSDK_CORE_PROJECT", "c-project")]), pair("b@example.com", "c-project"));
+    let found = principal(&[config]);
+    assert_eq!(
+        (found.universe.as_deref(), found.quota_project.as_deref()),
+        (Some("u.example"), Some("payer"))
+    );
+    assert_eq!(principal(&[]).quota_project, None);
+}
+
+/// What was made of the old account's token is no business of the new one, the token that impersonates included.
+#[tokio::test]
+async fn another_account_of_gcloud_does_not_impersonate_as_the_old_one() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let config = "sdk/configurations/config_default";
+    scratch.write(config, "[core]\naccount = a@example.com\n");
+    let path = fake_gcloud(&scratch, 3600);
+    let tokens = |of: &str| {
+        let end = "2999-01-01T00:00:00Z";
+        let answer =
+            json!({"credential": {"access_token": format!("ya29.canary-of-{of}"), "token_expiry": end}});
+        scratch.write("bin/garbage", &answer.to_string());
+        fake.adopt(&format!("ya29.canary-of-{of}"), &format!("{of}@example.com"));
+    };
+    let sdk = Some(scratch.0.join("sdk"));
+    let place = Where { cloudsdk_config: sdk, gcloud: Some(path), ..Where::default() };
+    let google = Google::gcloud(&place, fake.endpoints(), upstream()).unwrap();
+    fake.allow("a@example.com", RUNNER);
+    tokens("a");
+    google.access_token(&ask(Some(RUNNER))).await.unwrap();
+    tokens("b");
+    scratch.write(config, "[core]\naccount = b@example.com\n");
+    assert_eq!(google.reload(), Reloaded::OtherAccount);
+    let why = refusal(google.access_token(&ask(Some(RUNNER))).await);
+    assert!(why.contains("b@example.com may not impersonate"), "{why}");
 }
 
 #[test]

@@ -141,6 +141,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pool_is_one_of_the_universe() {
+        let from = TokenFrom::Variable("T".into());
+        let (service_account, token_audience, token_type, field) = (None, None, None, None);
+        let provider = "projects/1/providers/p".into();
+        let federation = Federation {
+            provider,
+            service_account,
+            from,
+            token_audience,
+            token_type,
+            field,
+            headers: vec![],
+        };
+        let variables = [("T".to_owned(), "t".to_owned())].into_iter().collect();
+        let endpoints = Endpoints { universe: "u.example".into(), ..Endpoints::default() };
+        let made = federation.federated(None, &endpoints, &variables).unwrap();
+        assert_eq!(made.audience, "//iam.u.example/projects/1/providers/p");
+        assert_eq!(made.token_url, "https://sts.u.example/v1/token");
+    }
+
+    #[test]
     fn headers_take_variables() {
         let variables: Variables = [("TOKEN".to_owned(), "t".to_owned())].into_iter().collect();
         let read = |line| header(line, &variables).map(|(name, value)| (name, value.expose().clone()));
