@@ -422,6 +422,12 @@ fn of_a_hundred_gigabytes_the_rest_is_said_and_the_well_known_place_is_found() {
     raw(&["rm", "-f", &container]);
     let line = session.wait_for("not verified", Duration::from_secs(1));
     assert!(line.contains("were not looked at"), "{line}");
+    // The same of a mount that a session starts with.
+    let mount = format!("{}:/data", big.display());
+    let other = Session::offline("", &["--mount", &mount]);
+    let line = other.wait_for("[[mount]]: not verified", Duration::from_secs(1));
+    assert!(line.contains("were not looked at"), "{line}");
+    drop(other);
     write(big.join(".aws/credentials"), &format!("[x]\naws_secret_access_key = {}\n", aws()));
     refused(&session, &["create", "-v", &bind, &task_image(), "true"], &["an AWS secret access key"]);
 }
