@@ -41,19 +41,27 @@ pub async fn explain(
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }
-    let peers = sessions::find(around, None).await?;
+    let mut peers = sessions::find(around, None).await?;
+    let mut lost = None;
     // The session that gave it an identity knows best; of one that got none, any can say what its rules say.
     for target in ["/explain", "/explain/created"] {
-        for peer in &peers {
+        let mut answering = vec![];
+        for peer in peers {
             match peer.call("GET", &format!("{target}?{}", query("container", what))).await {
                 Ok(text) => {
                     print(text.trim_end());
                     return Ok(Ended::Done);
                 }
-                Err(Failure::NotFound(_)) => {}
+                Err(Failure::NotFound(_)) => answering.push(peer),
+                // One that hangs keeps no other from answering.
+                Err(failure @ Failure::Engine(_)) => lost = Some(failure),
                 Err(failure) => return Err(failure),
             }
         }
+        peers = answering;
+    }
+    if let Some(failure) = lost {
+        return Err(failure);
     }
     Err(Failure::Usage(format!(
         "{what} is neither a file nor a container of an engine for which a session runs"
