@@ -254,7 +254,7 @@ impl Session {
 
     /// A session for which a file server hangs at `place`: nobody answers the file system there.
     pub(crate) fn beside_a_dead_server(arguments: &[&str], place: &Path) -> Self {
-        let script = "exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead \"$1\" \
+        let script = "[ -c /dev/fuse ] || mknod /dev/fuse c 10 229; exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead \"$1\" \
                       && shift && exec \"$@\"";
         Self::in_own_mounts(script, arguments, place)
     }
