@@ -89,8 +89,6 @@ impl Engine {
         self.docker.export_image(image).map_err(|e| EngineError::of("save the image", e))
     }
 
-    /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
-    /// may tag): what counts is that the only layer is ours, by digest.
     /// Images (at most `most`, the engine's newest first) whose environment sets one of `names` to something,
     /// each with the first of them.
     pub async fn images_that_set(
@@ -114,6 +112,8 @@ impl Engine {
         Ok(found)
     }
 
+    /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
+    /// may tag): what counts is that the only layer is ours, by digest.
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
         match self
             .docker

@@ -131,6 +131,22 @@ fn storey(room: &str) -> usize {
 }
 
 #[test]
+fn the_document_has_the_same_storeys() {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
+    for (number, rooms) in STOREYS.iter().enumerate() {
+        let row = text.lines().find_map(|line| line.strip_prefix(&format!("| {number} | `"))).unwrap();
+        let named: Vec<&str> = format!("`{row}")
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(|room| *rooms.iter().find(|own| **own == room).unwrap_or(&"?"))
+            .collect();
+        assert_eq!(named, *rooms, "storey {number}: {row}");
+    }
+}
+
+#[test]
 fn imports_go_down() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {

@@ -103,6 +103,26 @@ fn files_that_the_documents_name_are_there() {
 }
 
 /// "Decision 15" in a comment is a number that a reader can look up.
+/// `Type::function` beside a file's name: the function is there.
+#[test]
+fn functions_that_the_documents_name_are_where_they_say() {
+    let mut found = 0;
+    for line in HANDBOOKS.iter().flat_map(|book| read(book).lines().map(String::from).collect::<Vec<_>>()) {
+        let words: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
+        let files: Vec<&&str> =
+            words.iter().filter(|word| word.starts_with("src/") && word.ends_with(".rs")).collect();
+        let named = words.iter().filter_map(|word| word.split_once("::")).filter(|(owner, function)| {
+            owner.starts_with(char::is_uppercase) && function.starts_with(char::is_lowercase)
+        });
+        for (_, function) in named {
+            let has = |file: &&&str| read(file).contains(&format!("fn {function}("));
+            found += usize::from(!files.is_empty());
+            assert!(files.is_empty() || files.iter().any(has), "`{function}` is not there: {line}");
+        }
+    }
+    assert!(found >= 3, "only {found} functions are named");
+}
+
 #[test]
 fn decisions_that_comments_name_are_written_down() {
     let architecture = read("docs/ARCHITECTURE.md");

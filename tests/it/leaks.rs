@@ -46,6 +46,7 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
             canaries.add(key, secret);
         }
     }
+    assert!(canaries.len() > 8, "hardly any secret went through it");
     canaries
 }
 

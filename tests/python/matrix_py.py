@@ -238,13 +238,14 @@ def changing(verb):
 
         def wait(what, condition=None):
             other = Py(lane)
-            seen[f"{what} {condition}"] = other.api.wait(what, condition=condition)
+            seen[f"{what} {condition}"] = other.api.wait(what, timeout=60, condition=condition)
             other.client.close()
 
         waits = [("id", container.id, None), ("name", container.name, None), ("prefix", container.id[:10], "next-exit")]
         threads = [threading.Thread(target=wait, args=pair[1:]) for pair in waits]
         for thread in threads:
             thread.start()
+        time.sleep(2)  # one that asks for the next exit after the last one waits in vain
         container.exec_run(["touch", "/data/go"])
         for thread in threads:
             thread.join()

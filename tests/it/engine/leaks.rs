@@ -1,6 +1,7 @@
 //! No secret in what the program writes and in what the engine keeps and shows, with real containers that get
 //! real answers. `crate::leaks` is the part without an engine.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
@@ -67,32 +68,25 @@ fn with_secrets_of_the_user(session: &Session) -> Canaries {
     canaries
 }
 
-/// A session with that credential file, used by a container, with everything that was written meanwhile.
-fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
-    let folder = Folder::new("leaks");
-    let (config, credential) = files(&folder.0, google, file);
-    let session = Session::start(
-        "",
-        &[&["--all", "--config", &config], arguments].concat(),
-        &[
-            ("GOOGLE_APPLICATION_CREDENTIALS", &credential),
-            ("KFP_CREDS_LOG", LOUD),
-            ("RUST_BACKTRACE", "full"),
-        ],
-    );
-    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
-    let container = session.ok(&["create", &task_image(), "sh", "-c", ASK.trim()]);
-    let mut shown = session.ok(&["start", "-a", &container]);
+/// What the container says when Google answers, and when it does not.
+fn asked_well_and_in_trouble(session: &Session, google: &FakeGoogle, container: &str) -> String {
+    let mut shown = session.ok(&["start", "-a", container]);
     assert_eq!(shown, "200\n200\n200");
     (0..3).for_each(|_| google.fail(Failure::html_503()));
-    let refused = session.ok(&["start", "-a", &container]);
+    let refused = session.ok(&["start", "-a", container]);
     assert!(refused.contains("404\n"), "the failure was not met: {refused}");
     shown += &refused;
     (0..3).for_each(|_| google.unfail());
+    shown
+}
+
+/// What the engine tells of the container, of our relay, its image and its network.
+fn shown_by_the_engine(name: &str, container: &str) -> String {
+    let mut shown = String::new();
     for line in [
-        vec!["inspect", &container],
-        vec!["logs", &container],
-        vec!["diff", &container],
+        vec!["inspect", container],
+        vec!["logs", container],
+        vec!["diff", container],
         vec!["inspect", &format!("kfp-creds-relay-{name}")],
         vec!["logs", &format!("kfp-creds-relay-{name}")],
         vec!["top", &format!("kfp-creds-relay-{name}")],
@@ -108,16 +102,85 @@ fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
     shown += &raw(&["network", "inspect", &network]);
     let copied = docker_at(&engine_socket(), &["cp", &format!("{container}:/etc/hosts"), "-"]);
     shown += &String::from_utf8_lossy(&copied.stdout);
+    shown
+}
+
+/// What was planted in each text, where nobody hides anything, is found there.
+fn were_searched(places: &[(&str, &String, &String)]) {
+    for (place, text, planted) in places {
+        let mut canary = Canaries::default();
+        canary.add("planted", planted);
+        assert!(!canary.found_in(text).is_empty(), "{place} was not searched: {text}");
+    }
+}
+
+fn page_of(session: &Session) -> String {
+    let page = Command::new("curl").args(["-s", session.page.as_deref().unwrap()]).output().unwrap();
+    String::from_utf8(page.stdout).unwrap()
+}
+
+/// A session with that credential file, used by a container, with everything that was written meanwhile.
+fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
+    let folder = Folder::new("leaks");
+    let (config, credential) = files(&folder.0, google, file);
+    let audit = folder.0.join("audit.jsonl");
+    let session = Session::start(
+        "",
+        &[&["--all", "--config", &config], arguments].concat(),
+        &[
+            ("GOOGLE_APPLICATION_CREDENTIALS", &credential),
+            ("KFP_CREDS_AUDIT_FILE", audit.to_str().unwrap()),
+            ("KFP_CREDS_LOG", LOUD),
+            ("RUST_BACKTRACE", "full"),
+        ],
+    );
+    let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
+    let planted = ["name", "label", "output"].map(|what| format!("canary-planted-{what}-{name}"));
+    let [called, label, output] = &planted;
+    let script = format!("echo {output} >&2; {}", ASK.trim());
+    let made = [
+        "create",
+        "--name",
+        called,
+        "--label",
+        &format!("planted={label}"),
+        &task_image(),
+        "sh",
+        "-c",
+        &script,
+    ];
+    let container = session.ok(&made);
+    let shown =
+        asked_well_and_in_trouble(&session, google, &container) + &shown_by_the_engine(&name, &container);
     let users = with_secrets_of_the_user(&session);
+    let control = session.socket.with_extension("ctl");
+    let [status, metrics] = ["GET /status", "GET /metrics"].map(|what| stand::call(&control, what, "").1);
+    let page = page_of(&session);
     session.ok(&["rm", "-f", &container]);
     session.wait_for("cut off", Duration::from_secs(5));
     let (_, said) = session.end();
+    let written = std::fs::read_to_string(&audit).unwrap();
+    assert!(metrics.contains("kfp_creds_") && page.contains("<html"), "{metrics}{page}");
+    were_searched(&[
+        ("docker inspect", &shown, label),
+        ("docker logs", &shown, output),
+        ("what the session said", &said, called),
+        ("the audit log", &written, called),
+        ("the status", &status, called),
+    ]);
     assert!(said.contains("TRACE ") || said.contains("DEBUG "), "the log is not on:\n{said}");
     let canaries = secrets_of(google, file);
-    assert!(canaries.len() > 8);
     canaries.assert_absent("what the engine shows", &shown);
-    canaries.assert_absent("what the session said", &said);
-    users.assert_absent("what the session said", &said);
+    for (place, text) in [
+        ("what the session said", &said),
+        ("the audit log", &written),
+        ("the status", &status),
+        ("the metrics", &metrics),
+        ("the page", &page),
+    ] {
+        canaries.assert_absent(place, text);
+        users.assert_absent(place, text);
+    }
 }
 
 #[test]
