@@ -311,6 +311,15 @@ async fn aws_is_proven_by_a_signed_request() {
     wrong[1].1 = "canary-another-secret";
     refusal(source(&folder, &file, &wrong).access_token(&ask()).await);
     assert_eq!(fake.count("/latest/api/token"), 0, "the environment is enough");
+    for skew in [-590, 590] {
+        fake.clock_off_by(skew);
+        let google = source(&folder, &file, &both);
+        let before = fake.count("/v1/token");
+        google.access_token(&ask()).await.unwrap();
+        google.access_token(&ask()).await.unwrap();
+        assert_eq!(fake.count("/v1/token") - before, 3, "signed by a wrong clock once: {skew}");
+    }
+    fake.clock_off_by(0);
 
     fake.provider(AUDIENCE, trust(Some(session), "us-east-1"), &[]);
     fake.imds(Imds {

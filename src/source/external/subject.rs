@@ -105,6 +105,11 @@ impl Subject {
         }
     }
 
+    /// Whether it says when it was made, by our word.
+    pub(super) fn is_signed_here(&self) -> bool {
+        matches!(self, Self::Aws(_))
+    }
+
     /// The files whose change means that an exchange may go better now.
     pub(super) fn files(&self) -> Vec<&Path> {
         match self {
