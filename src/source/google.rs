@@ -105,7 +105,7 @@ impl Google {
     pub fn find(place: &Where, endpoints: Endpoints, upstream: Arc<Upstream>) -> Result<Self, SourceError> {
         let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
         let named = place.google_application_credentials.clone().filter(|path| !path.as_os_str().is_empty());
-        let usual = directory.as_ref().map(|path| path.join("application_default_credentials.json"));
+        let usual = directory.as_ref().map(|path| path.join(gcloud::ADC));
         let path = match (named, usual) {
             (Some(named), _) if !named.exists() => {
                 return Err(SourceError::refused(format!(

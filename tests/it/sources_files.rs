@@ -189,6 +189,35 @@ async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
     transient(google.access_token(&ask(None)).await);
 }
 
+/// The command as it is to be run: it has to write what this session reads.
+#[tokio::test]
+async fn the_command_to_log_in_again_is_the_one_that_helps() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let said = async |name: &str, file: &str| {
+        let path = scratch.write(name, file);
+        let home = scratch.0.to_str().unwrap().to_owned();
+        let variables = [("CLOUDSDK_CONFIG".to_owned(), home)].into_iter().collect();
+        let place = Where { google_application_credentials: Some(path), variables, ..Where::default() };
+        let google = find(&place, fake.endpoints()).unwrap();
+        fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
+        refusal(google.access_token(&ask(None)).await)
+    };
+    let (own, login) = ("application_default_credentials.json", "`gcloud auth application-default login");
+    let user = fake.user(USER);
+    let why = said(own, &user).await;
+    assert!(why.contains(&format!("{login}`")) && !why.contains("in its place"), "{why}");
+    let why = said("other.json", &user).await;
+    assert!(why.contains(&format!("{login}`")) && why.contains("other.json, which is in use here"), "{why}");
+    let why = said(own, &impersonated(&fake, RUNNER, &user, &[])).await;
+    assert!(why.contains(&format!("{login} --impersonate-service-account={RUNNER}`")), "{why}");
+    let nested = impersonated(&fake, RUNNER, &user, &[&format!("projects/-/serviceAccounts/{MIDDLE}")]);
+    let why = said("other.json", &nested).await;
+    assert!(why.contains(&format!("--impersonate-service-account={MIDDLE},{RUNNER}`")), "{why}");
+    assert!(why.contains("in its place"), "{why}");
+    let why = said(own, &fake.workforce("person")).await;
+    assert!(why.contains(&format!("{login} --login-config=FILE`")) && why.contains("of your pool"), "{why}");
+}
+
 /// Two containers that want different scopes are two flights, and one login.
 #[tokio::test]
 async fn a_refresh_token_is_not_used_twice_at_once() {
@@ -290,6 +319,29 @@ fn a_clock_that_is_off_is_said_once_for_keys_too() {
         assert_eq!(stderr.matches("the upstream's differ").count(), 1, "{stderr}");
         assert!(!fake.calls().iter().any(|call| call.kind == "jwt-bearer" && call.status != 200));
     }
+}
+
+/// The whole program: a broken new file takes nothing away, and is said once however long it stays.
+#[test]
+fn a_broken_new_file_is_said_once_and_the_old_login_serves_on() {
+    let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("broken"), Scratch::new());
+    let config = folder.0.join("test.toml");
+    std::fs::write(&config, format!("[endpoints]\ntoken = \"{}\"\n", fake.token_uri())).unwrap();
+    let mut command = program(&folder.0);
+    command.env("GOOGLE_APPLICATION_CREDENTIALS", scratch.write("user.json", &fake.user(USER)));
+    let server = Local::start(command, &["--config", config.to_str().unwrap()]);
+    let told = |path: &str| server.get(&format!("{ACCOUNT}/token{path}"));
+    let (head, before) = told("");
+    assert!(head.contains(" 200 "), "{head}");
+    scratch.write("user.json", "{ canary");
+    // It is looked at each second, and believed at the second look.
+    std::thread::sleep(Duration::from_secs(5));
+    let value = |body: &str| serde_json::from_str::<Value>(body).unwrap()["access_token"].clone();
+    assert_eq!(value(&told("").1), value(&before), "the token that there is");
+    assert!(told(&format!("?scopes={BIGQUERY}")).0.contains(" 200 "), "and what the old login still makes");
+    let (_, stderr) = server.end();
+    assert_eq!(stderr.matches("the old login stays in use").count(), 1, "{stderr}");
+    assert!(!stderr.contains("canary"), "{stderr}");
 }
 
 /// The claims of a token that a key signed, once the signature was checked.
