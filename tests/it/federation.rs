@@ -423,6 +423,11 @@ async fn a_certificate_is_shown_and_named() {
     let google = find(named, &[]);
     fs::write(&chain, fs::read(&leaf).unwrap()).unwrap();
     assert_eq!(google.reload(), Reloaded::Supplied);
+    assert_eq!(google.reload(), Reloaded::Same);
+    for renewed in [&leaf, &key] {
+        fs::write(renewed, fs::read_to_string(renewed).unwrap() + "\n").unwrap();
+        assert_eq!(google.reload(), Reloaded::Supplied, "{}", renewed.display());
+    }
     fs::write(&key, "not a key").unwrap();
     transient(google.access_token(&ask()).await);
 }

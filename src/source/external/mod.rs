@@ -126,7 +126,7 @@ impl Federated {
 
     /// Whether a file that exchanges read changed since the last look.
     pub(super) fn supplied(&self) -> bool {
-        let now: Vec<_> = self.subject.files().into_iter().map(Stamp::of).collect();
+        let now: Vec<_> = self.subject.files().iter().map(|file| Stamp::of(file)).collect();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = *seen != now;
         *seen = now;

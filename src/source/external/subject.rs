@@ -111,9 +111,9 @@ impl Subject {
     }
 
     /// The files whose change means that an exchange may go better now.
-    pub(super) fn files(&self) -> Vec<&Path> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         match self {
-            Self::File(file) => vec![&file.path],
+            Self::File(file) => vec![file.path.clone()],
             Self::Certificate(certificate) => certificate.files(),
             _ => vec![],
         }
