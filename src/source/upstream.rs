@@ -405,6 +405,12 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_mints_are_bounded_as_promised() {
+        let limits = Limits::default();
+        assert_eq!((limits.call.as_secs(), limits.mint.as_secs()), (10, 25));
+    }
+
+    #[test]
     fn transience_is_a_property_of_the_status() {
         for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, false)]
             .into_iter()
