@@ -197,10 +197,7 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
 /// As curl reads them: the lower-case name wins.
 fn proxies(around: &Surroundings) -> Proxies {
     let first = |names: &[&str]| names.iter().find_map(|name| around.variable(name)).map(String::from);
-    Proxies {
-        https: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
-        none_for: first(&["no_proxy", "NO_PROXY"]),
-    }
+    Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }
 
 /// The first file of this name that can be run.

@@ -18,8 +18,8 @@ use crate::workload::Identity;
 
 /// Clocks that differ by more make tokens look expired, or not valid yet, to somebody.
 const NOTABLE_SKEW: i64 = 30;
-/// Beyond this Google refuses what is signed here.
-const REFUSED_SKEW: i64 = 300;
+/// Beyond this nothing is made up for (`source::clock`), and Google refuses what is signed here.
+const REFUSED_SKEW: i64 = 600;
 /// Clients in containers look at these before they ask a metadata server.
 const SHADOWS: [&str; 5] = [
     "GOOGLE_APPLICATION_CREDENTIALS",

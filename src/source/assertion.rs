@@ -6,9 +6,9 @@
 //!   asked. Universes other than googleapis.com take nothing else, for they exchange no assertions; in
 //!   googleapis.com it is made where the scope is an *audience*, the address of one service
 //!   (`https://pubsub.googleapis.com/`), for which there is no exchange either. Its end is the one that we
-//!   sign; nobody tells this machine's clock right on the way, so a wrong clock makes a token that is refused.
+//!   sign, by Google's clock where an earlier answer showed it; else a wrong clock makes a token that is refused.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -54,22 +54,29 @@ impl Key {
                 "a token for an audience cannot stand in for a subject; name scopes, or leave the subject out",
             )),
             (Some(subject), None) => self.stand_in(upstream, subject, &ask.scopes).await,
-            (None, Some(audience)) => self.self_signed("aud", audience, ask),
-            (None, None) if !self.exchanges() => self.self_signed("scope", &ask.scopes.to_string(), ask),
+            (None, Some(audience)) => self.self_signed(upstream, ("aud", audience), ask),
+            (None, None) if !self.exchanges() => {
+                self.self_signed(upstream, ("scope", &ask.scopes.to_string()), ask)
+            }
             (None, None) => self.exchange(upstream, &ask.scopes).await,
         }
     }
 
-    fn self_signed(&self, claim: &str, value: &str, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+    fn self_signed(
+        &self,
+        upstream: &Upstream,
+        (claim, value): (&str, &str),
+        ask: &AccessRequest,
+    ) -> Result<AccessToken, SourceError> {
         let life = ask.lifetime.clamp(1, ASSERTION_LIFE);
-        let now = Now::read();
-        let issued = jwt::seconds(now.wall);
+        let (now, theirs) = (Now::read(), upstream.theirs().now());
+        let issued = jwt::seconds(theirs);
         let mut claims =
             json!({"iss": self.email(), "sub": self.email(), "iat": issued, "exp": issued + life});
         claims[claim] = json!(value);
         // The claims have whole seconds: what the clock showed beyond the last one does not count.
         let cut = Duration::from_nanos(u64::from(
-            now.wall.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
+            theirs.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
         ));
         Ok(AccessToken {
             value: self.sign(&claims)?,
@@ -86,11 +93,40 @@ impl Key {
         subject: &str,
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
-        let claims = delegation(self.email(), self.token_uri(), subject, scopes);
-        let assertion = self.sign(&claims)?;
-        redeem(upstream, self.token_uri(), &assertion, scopes)
-            .await
-            .map_err(|fault| self.undelegated(fault, subject))
+        let claims = |now| delegation(self.email(), self.token_uri(), subject, scopes, now);
+        self.assert(upstream, claims, scopes).await.map_err(|fault| self.undelegated(fault, subject))
+    }
+
+    /// The exchange without yup, which signs by this machine's clock.
+    pub(super) async fn exchange_by_their_clock(
+        &self,
+        upstream: &Upstream,
+        scopes: &Scopes,
+    ) -> Result<AccessToken, SourceError> {
+        let claims = |now| {
+            let issued = jwt::seconds(now);
+            json!({
+                "iss": self.email(), "aud": self.token_uri(), "scope": scopes.to_string(),
+                "iat": issued, "exp": issued + ASSERTION_LIFE,
+            })
+        };
+        self.assert(upstream, claims, scopes).await.map_err(|why| match why {
+            Redeemed::Fault(fault) => self.refused(fault),
+            Redeemed::Useless(error) => error,
+        })
+    }
+
+    async fn assert(
+        &self,
+        upstream: &Upstream,
+        claims: impl Fn(SystemTime) -> Value,
+        scopes: &Scopes,
+    ) -> Result<AccessToken, Redeemed> {
+        let attempt = || async {
+            let assertion = self.sign(&claims(upstream.theirs().now()))?;
+            redeem(upstream, self.token_uri(), &assertion, scopes).await
+        };
+        signed_by_the_clock(upstream, attempt).await
     }
 
     fn undelegated(&self, fault: Redeemed, subject: &str) -> SourceError {
@@ -106,29 +142,56 @@ impl Key {
         upstream: &Upstream,
         audience: &str,
     ) -> Result<IdentityToken, SourceError> {
-        let issued = jwt::seconds(Now::read().wall);
-        let assertion = self.sign(&json!({
-            "iss": self.email(),
-            "sub": self.email(),
-            "aud": self.token_uri(),
-            "iat": issued,
-            "exp": issued + ASSERTION_LIFE,
-            "target_audience": audience,
-        }))?;
-        let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
-        let answer = upstream
-            .send(&Call::form(self.token_uri(), &fields))
-            .await
-            .map_err(|fault| self.refused(fault))?;
+        let attempt = || async {
+            let issued = jwt::seconds(upstream.theirs().now());
+            let assertion = self.sign(&json!({
+                "iss": self.email(),
+                "sub": self.email(),
+                "aud": self.token_uri(),
+                "iat": issued,
+                "exp": issued + ASSERTION_LIFE,
+                "target_audience": audience,
+            }))?;
+            let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
+            upstream.send(&Call::form(self.token_uri(), &fields)).await.map_err(Redeemed::Fault)
+        };
+        let answer = signed_by_the_clock(upstream, attempt).await.map_err(|why| match why {
+            Redeemed::Fault(fault) => self.refused(fault),
+            Redeemed::Useless(error) => error,
+        })?;
         let value = answer.json::<Issued>()?.id_token;
         let expires = id_token_expiry(value.expose(), &answer)?;
         Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 }
 
+/// Runs `attempt`, which signs by the upstream's clock as it is known; once more where what it signed was not
+/// accepted and the answer showed that the clock was the wrong one.
+pub(super) async fn signed_by_the_clock<T, F>(
+    upstream: &Upstream,
+    attempt: impl Fn() -> F,
+) -> Result<T, Redeemed>
+where
+    F: Future<Output = Result<T, Redeemed>>,
+{
+    let ahead = upstream.theirs().ahead();
+    match attempt().await {
+        Err(Redeemed::Fault(fault)) if fault.is_invalid_grant() && upstream.theirs().moved_from(ahead) => {
+            attempt().await
+        }
+        settled => settled,
+    }
+}
+
 /// The claims with which `account` asks for a token of `subject`.
-pub(super) fn delegation(account: &str, token_uri: &str, subject: &str, scopes: &Scopes) -> Value {
-    let issued = jwt::seconds(Now::read().wall);
+pub(super) fn delegation(
+    account: &str,
+    token_uri: &str,
+    subject: &str,
+    scopes: &Scopes,
+    now: SystemTime,
+) -> Value {
+    let issued = jwt::seconds(now);
     json!({
         "iss": account, "sub": subject, "aud": token_uri, "scope": scopes.to_string(),
         "iat": issued, "exp": issued + ASSERTION_LIFE,

@@ -79,8 +79,7 @@ impl Call<'_> {
     }
 
     pub(super) fn request(&self) -> Result<Request<String>, Fault> {
-        let unfit =
-            |_| Fault::unreachable(self.url, "this endpoint or credential does not fit into a request");
+        let unfit = |_| Fault::unfit(self.url, "this endpoint or credential does not fit into a request");
         let mut request = Request::builder().method(&self.method).uri(self.url);
         if !self.content_type.is_empty() {
             request = request.header(CONTENT_TYPE, self.content_type);
@@ -98,7 +97,7 @@ impl Call<'_> {
         let bearer = self.bearer.map(|token| format!("Bearer {}", token.expose()));
         if let Some(header) = bearer.or_else(|| self.basic.map(basic)).map(Secret::new) {
             let mut value = HeaderValue::from_str(header.expose())
-                .map_err(|_| Fault::unreachable(self.url, "the credential does not fit into a header"))?;
+                .map_err(|_| Fault::unfit(self.url, "the credential does not fit into a header"))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }

@@ -11,9 +11,10 @@ use crate::secret::Secret;
 use crate::source::address::confidential;
 use crate::source::credential::{Credential, Kind};
 use crate::source::external;
+use crate::source::gcloud;
 use crate::source::google::{Endpoints, UNIVERSE};
 use crate::source::impersonated::{self, DEEPEST, Impersonated};
-use crate::source::user::{LOGIN, Login};
+use crate::source::user::{Again, LOGIN, Login};
 use crate::source::variables::Variables;
 use crate::source::workforce::Workforce;
 use crate::source::yup::Key;
@@ -75,7 +76,10 @@ pub(super) fn read(
     let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {
         format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line())
     })?;
-    let credential = understand(file, (endpoints, variables), 0)
+    let place = |name| variables.text(name).map(Path::new);
+    let usual = gcloud::directory(place("CLOUDSDK_CONFIG"), place("HOME"));
+    let again = Again::into(path, usual.map(|folder| folder.join(gcloud::ADC)).as_deref());
+    let credential = understand(file, (endpoints, variables, &again), 0)
         .map_err(|why| format!("the credential file {name}: {why}"))?;
     Ok((credential, digest))
 }
@@ -95,10 +99,10 @@ fn secret(value: Secrets, key: &str) -> Result<Secret<String>, String> {
 }
 
 /// What a file is understood with.
-type With<'a> = (&'a Endpoints, &'a Variables);
+type With<'a> = (&'a Endpoints, &'a Variables, &'a Again);
 
 fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, String> {
-    let (endpoints, _) = with;
+    let (endpoints, _, again) = with;
     if !file.universe_domain.as_deref().is_none_or(is_domain) {
         return Err("its universe_domain is not a domain".into());
     }
@@ -109,9 +113,9 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
         Some("service_account") => Kind::Key(Box::new(key(file, endpoints)?)),
         Some("authorized_user") => {
             token_uri = self::token_uri(endpoints, None, universe.as_deref())?;
-            Kind::Login(login(file)?)
+            Kind::Login(login(file, again)?)
         }
-        Some("external_account_authorized_user") => Kind::Workforce(workforce(file, endpoints)?),
+        Some("external_account_authorized_user") => Kind::Workforce(workforce(file, endpoints, again)?),
         Some("impersonated_service_account") if depth >= DEEPEST => {
             return Err(format!("it nests credentials deeper than {DEEPEST}"));
         }
@@ -145,16 +149,17 @@ fn key(file: File, endpoints: &Endpoints) -> Result<Key, String> {
     Ok(Key::new(email, set(file.private_key_id), pem, token_uri, exchanges)?)
 }
 
-fn login(file: File) -> Result<Login, String> {
+fn login(file: File, again: &Again) -> Result<Login, String> {
     Ok(Login::new(
         need(file.client_id, "client_id")?,
         secret(file.client_secret, "client_secret")?,
         secret(file.refresh_token, "refresh_token")?,
         set(file.account),
+        again.clone(),
     ))
 }
 
-fn workforce(file: File, endpoints: &Endpoints) -> Result<Workforce, String> {
+fn workforce(file: File, endpoints: &Endpoints, again: &Again) -> Result<Workforce, String> {
     let universe = set(file.universe_domain);
     // Not the token endpoint of the config: that is another server's.
     let token_url = match set(file.token_url) {
@@ -164,11 +169,18 @@ fn workforce(file: File, endpoints: &Endpoints) -> Result<Workforce, String> {
     let client_id = need(file.client_id, "client_id")?;
     let client_secret = secret(file.client_secret, "client_secret")?;
     let refresh_token = secret(file.refresh_token, "refresh_token")?;
-    Ok(Workforce::new(set(file.audience), token_url, &client_id, &client_secret, refresh_token))
+    Ok(Workforce::new(
+        set(file.audience),
+        token_url,
+        &client_id,
+        &client_secret,
+        refresh_token,
+        again.with_config(),
+    ))
 }
 
 /// With an impersonation URL it is that account, on top of the federated identity.
-fn external_account(file: File, (endpoints, variables): With<'_>) -> Result<Kind, String> {
+fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<Kind, String> {
     let url = set(file.service_account_impersonation_url);
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
     let universe = set(file.universe_domain);
@@ -192,12 +204,19 @@ fn external_account(file: File, (endpoints, variables): With<'_>) -> Result<Kind
 
 fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
     let source = file.source_credentials.ok_or("it has no source_credentials")?;
+    let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
+    // gcloud writes one impersonation over a login, with delegates: deeper files were made by hand.
+    let delegates = file.delegates.unwrap_or_default();
+    let chain: Vec<String> = delegates.iter().map(|one| impersonated::bare(one)).collect();
+    let (endpoints, variables, again) = with;
+    let outermost = impersonated::account_of(&url).filter(|_| depth == 0);
+    let again = outermost.map_or_else(|| again.clone(), |account| again.impersonating(account, &chain));
+    let with = (endpoints, variables, &again);
     let mut source =
         understand(*source, with, depth + 1).map_err(|why| format!("its source_credentials: {why}"))?;
     source.universe = source.universe.or_else(|| set(file.universe_domain));
-    let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
-    Impersonated::new(source, &url, file.delegates.unwrap_or_default(), longest, with.0)
+    Impersonated::new(source, &url, delegates, longest, endpoints)
 }
 
 /// Hosts are made of it, and containers are told it.

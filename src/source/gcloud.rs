@@ -218,6 +218,9 @@ impl Defaults {
     }
 }
 
+/// The file that `gcloud auth application-default login` writes, in its directory.
+pub(super) const ADC: &str = "application_default_credentials.json";
+
 /// `$CLOUDSDK_CONFIG`, else `~/.config/gcloud`.
 pub(super) fn directory(cloudsdk_config: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
     let set = cloudsdk_config.filter(|path| !path.as_os_str().is_empty());

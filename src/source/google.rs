@@ -58,7 +58,7 @@ use crate::token::{AccessToken, Deadline, IdentityToken};
 /// claims beyond it is not believed; it also keeps clock arithmetic in range.
 const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
 
-/// A metadata server is on the same machine.
+/// A metadata server is on the same machine, and nothing depends on the answers.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// Lifetime of an ID token at Google.
@@ -105,7 +105,7 @@ impl Google {
     pub fn find(place: &Where, endpoints: Endpoints, upstream: Arc<Upstream>) -> Result<Self, SourceError> {
         let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
         let named = place.google_application_credentials.clone().filter(|path| !path.as_os_str().is_empty());
-        let usual = directory.as_ref().map(|path| path.join("application_default_credentials.json"));
+        let usual = directory.as_ref().map(|path| path.join(gcloud::ADC));
         let path = match (named, usual) {
             (Some(named), _) if !named.exists() => {
                 return Err(SourceError::refused(format!(
@@ -211,11 +211,18 @@ impl Google {
         }
     }
 
-    /// Learns who it is, where somebody near has to be asked; containers are told the project from the first on.
-    /// A failure is none here: the first token says what is wrong.
+    /// Learns who it is, where somebody near has to be asked: containers are told the project from the first on.
+    /// Whoever signs by this machine's clock compares it first. A failure is none here: the first token says
+    /// what is wrong.
     pub async fn introduce(&self) {
-        if let Kind::Machine(machine) = &self.credential().kind {
-            let _ = tokio::time::timeout(INTRODUCTION, machine.learn(&self.upstream)).await;
+        match &self.credential().kind {
+            Kind::Machine(machine) => {
+                let _ = tokio::time::timeout(INTRODUCTION, machine.learn(&self.upstream)).await;
+            }
+            Kind::Key(key) if key.exchanges() => {
+                let _ = tokio::time::timeout(INTRODUCTION, self.upstream.clock(key.token_uri())).await;
+            }
+            _ => {}
         }
     }
 
@@ -298,8 +305,13 @@ impl Source for Google {
 
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
         Box::pin(self.in_time(async {
-            let universe = self.universe(&self.credential());
-            Ok(self.upstream.clock(&self.endpoints.token(None, &universe)).await?)
+            let credential = self.credential();
+            let usual = self.endpoints.token(None, &self.universe(&credential));
+            let place = match &credential.kind {
+                Kind::Key(key) if key.exchanges() => key.token_uri(),
+                _ => &usual,
+            };
+            Ok(self.upstream.clock(place).await?)
         }))
     }
 

@@ -12,15 +12,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::secret::Secret;
-use crate::source::assertion::{Redeemed, delegation, delegation_refused, redeem};
+use crate::source::assertion::{Redeemed, delegation, delegation_refused, redeem, signed_by_the_clock};
+use crate::source::clock::RECONCILED;
 use crate::source::credential::Credential;
 use crate::source::google::{id_token_expiry, life};
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
-
-/// Clocks that differ by no more than this are reconciled; beyond it, the machine's clock has to be set.
-const SKEW: Duration = Duration::from_secs(600);
 
 /// What a call to the IAM Credentials API needs.
 #[derive(Clone, Copy, Debug)]
@@ -77,15 +75,17 @@ impl Iam<'_> {
 
     /// Domain-wide delegation without a key: IAM signs the assertion in the account's name.
     async fn stand_in(&self, subject: &str, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
-        let claims = delegation(self.account, self.token_uri, subject, &ask.scopes);
-        let answer = self.call("signJwt", json!({ "payload": claims.to_string() })).await?;
-        let signed: Signed = answer.json()?;
-        redeem(self.upstream, self.token_uri, &signed.signed_jwt, &ask.scopes).await.map_err(
-            |why| match why {
-                Redeemed::Fault(fault) => delegation_refused(self.account, subject, fault),
-                Redeemed::Useless(error) => error,
-            },
-        )
+        let attempt = || async {
+            let claims =
+                delegation(self.account, self.token_uri, subject, &ask.scopes, self.upstream.theirs().now());
+            let answer = self.call("signJwt", json!({ "payload": claims.to_string() })).await?;
+            let signed: Signed = answer.json()?;
+            redeem(self.upstream, self.token_uri, &signed.signed_jwt, &ask.scopes).await
+        };
+        signed_by_the_clock(self.upstream, attempt).await.map_err(|why| match why {
+            Redeemed::Fault(fault) => delegation_refused(self.account, subject, fault),
+            Redeemed::Useless(error) => error,
+        })
     }
 
     pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
@@ -159,7 +159,7 @@ pub(super) fn is_account(name: &str) -> bool {
 }
 
 /// How long a token lives that ends at `end` by the server's clock, when ours says `here` and the server's
-/// said `there`. The two are reconciled up to [`SKEW`]; the answer never exceeds `asked`, so that neither a
+/// said `there`. The two are reconciled up to [`RECONCILED`]; the answer never exceeds `asked`, so that neither a
 /// forged expiry nor a clock that is behind can inflate it.
 pub(super) fn remaining(
     end: SystemTime,
@@ -169,7 +169,7 @@ pub(super) fn remaining(
 ) -> Duration {
     let apart = |there: SystemTime| there.duration_since(here).unwrap_or_else(|behind| behind.duration());
     let off = there.map(apart).unwrap_or_default();
-    let clock = there.filter(|_| off <= SKEW).unwrap_or(here);
+    let clock = there.filter(|_| off <= RECONCILED).unwrap_or(here);
     end.duration_since(clock).unwrap_or_default().min(asked)
 }
 

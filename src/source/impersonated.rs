@@ -24,6 +24,11 @@ pub(super) fn account_of(url: &str) -> Option<&str> {
     rest.strip_suffix(":generateAccessToken").filter(|account| is_account(account))
 }
 
+/// `projects/-/serviceAccounts/NAME`, or the name alone.
+pub(super) fn bare(name: &str) -> String {
+    name.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
 /// Whom to become, and by whom.
 #[derive(Debug)]
 pub(super) struct Impersonated {
@@ -50,8 +55,7 @@ impl Impersonated {
             .ok_or("its service_account_impersonation_url is not one of IAM Credentials")?;
         let account =
             account_of(url).ok_or("its service_account_impersonation_url names no service account")?;
-        let bare = |name: &String| name.rsplit('/').next().unwrap_or_default().to_owned();
-        let delegates: Vec<String> = delegates.iter().map(bare).collect();
+        let delegates: Vec<String> = delegates.iter().map(|name| bare(name)).collect();
         if !delegates.iter().all(|name| is_account(name)) {
             return Err("one of its delegates is not a service account".into());
         }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::secret::Secret;
 use crate::source::google::{id_token_expiry, life};
@@ -20,12 +21,19 @@ use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Scopes};
 
 const ACCOUNT: &str = "instance/service-accounts/default";
 
+/// Names may not delay a token by more than this.
+const NAMED_IN: Duration = Duration::from_millis(1500);
+/// What nobody said is asked for again after this; on GKE the account may have no e-mail for good.
+const ASKED_ANEW: Duration = Duration::from_secs(300);
+
 /// Where it is, and what it said of itself.
 #[derive(Debug)]
 pub(super) struct Machine {
     /// `http://169.254.169.254`, without a slash at its end.
     base: String,
     known: Mutex<Known>,
+    /// When names were asked for.
+    asked: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -52,7 +60,7 @@ impl Machine {
                 "GCE_METADATA_HOST is not a host, or a host and a port; correct or unset it",
             ));
         }
-        Ok(Self { base, known: Mutex::default() })
+        Ok(Self { base, known: Mutex::default(), asked: Mutex::default() })
     }
 
     /// Host and port, for messages; what may follow as a path can be a secret.
@@ -100,22 +108,30 @@ impl Machine {
         Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 
-    /// Names are asked for once. Without them there are stand-ins, so a failure is none.
+    /// Names are asked for once, and seldom again where one did not come. Without them there are stand-ins, so a
+    /// failure is none.
     pub(super) async fn learn(&self, upstream: &Arc<Upstream>) {
         if self.known().email.is_some() {
             return;
         }
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.is_some_and(|before| before.elapsed() < ASKED_ANEW) {
+                return;
+            }
+            *asked = Some(Instant::now());
+        }
         let value = async |key: &str| {
-            let answer = self.ask(upstream, key).await.ok()?;
+            let answer = tokio::time::timeout(NAMED_IN, self.ask(upstream, key)).await.ok()?.ok()?;
             answer.text().filter(|text| is_name(text)).map(str::to_owned)
         };
-        let email = value(&format!("{ACCOUNT}/email")).await;
-        let known = Known {
-            email: email.filter(|email| email.contains('@')),
-            project: value("project/project-id").await,
-            universe: value("universe/universe-domain").await,
-        };
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        let email = format!("{ACCOUNT}/email");
+        let (email, project, universe) =
+            tokio::join!(value(&email), value("project/project-id"), value("universe/universe-domain"));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.email = email.filter(|email| email.contains('@')).or(known.email.take());
+        known.project = project.or(known.project.take());
+        known.universe = universe.or(known.universe.take());
     }
 
     async fn ask(&self, upstream: &Arc<Upstream>, key: &str) -> Result<Answer, SourceError> {

@@ -14,6 +14,7 @@ mod address;
 mod assertion;
 mod boundary;
 mod call;
+mod clock;
 mod command;
 mod credential;
 mod disable;

@@ -49,7 +49,8 @@ struct Proxy {
     at: Uri,
     /// `user:password` in base64.
     login: Option<Secret<String>>,
-    none_for: Vec<Exception>,
+    /// With the one port that it is for, where it names one.
+    none_for: Vec<(Exception, Option<u16>)>,
 }
 
 /// An entry of `NO_PROXY`.
@@ -63,12 +64,26 @@ enum Exception {
 }
 
 impl Exception {
+    fn with_port(text: &str) -> Option<(Self, Option<u16>)> {
+        let port = text.trim().rsplit_once(':').and_then(|(host, port)| {
+            // The last part of a bare IPv6 address is none.
+            let whole = !host.contains(':') || host.ends_with(']');
+            Some((host, port.parse().ok().filter(|_| whole)?))
+        });
+        match port {
+            Some((host, port)) => Some((Self::read(host)?, Some(port))),
+            None => Some((Self::read(text)?, None)),
+        }
+    }
+
     fn read(text: &str) -> Option<Self> {
-        let text = text.trim().trim_start_matches('.').to_ascii_lowercase();
+        let text = text.trim().to_ascii_lowercase();
+        // `*.corp.example`, `.corp.example` and `corp.example` are one.
+        let text = text.strip_prefix("*.").unwrap_or(&text).trim_start_matches('.');
         if text.is_empty() {
             return None;
         }
-        let (address, prefix) = text.split_once('/').map_or((text.as_str(), None), |(a, p)| (a, Some(p)));
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         if text == "*" {
             return Some(Self::Everything);
         }
@@ -78,7 +93,7 @@ impl Exception {
                 prefix.map_or(Some(whole), |prefix| prefix.parse().ok().filter(|bits| *bits <= whole));
             return prefix.map(|prefix| Self::Network(address, prefix));
         }
-        Some(Self::Domain(text))
+        Some(Self::Domain(text.to_owned()))
     }
 
     fn covers(&self, host: &str) -> bool {
@@ -120,7 +135,7 @@ impl Road {
             )
         })?;
         let none_for = proxies.none_for.as_deref().unwrap_or_default();
-        let none_for = none_for.split(',').filter_map(Exception::read).collect();
+        let none_for = none_for.split(',').filter_map(Exception::with_port).collect();
         Ok(Self { direct, proxy: Some(Arc::new(Proxy { at, login, none_for })) })
     }
 
@@ -128,7 +143,10 @@ impl Road {
         let tls = to.scheme_str() == Some("https");
         let host = to.host()?.trim_matches(['[', ']']).to_ascii_lowercase();
         let proxy = self.proxy.as_ref().filter(|_| tls)?;
-        (!proxy.none_for.iter().any(|exception| exception.covers(&host))).then(|| proxy.clone())
+        let port = to.port_u16().unwrap_or(443);
+        let mut exceptions = proxy.none_for.iter();
+        let direct = exceptions.any(|(one, of)| of.is_none_or(|of| of == port) && one.covers(&host));
+        (!direct).then(|| proxy.clone())
     }
 }
 
@@ -259,6 +277,27 @@ mod tests {
             assert!(!through(direct), "{direct}");
         }
         assert!(!format!("{road:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn an_exception_may_have_a_port_or_a_star() {
+        for (none_for, to, through) in [
+            ("oauth2.googleapis.com:443", "https://oauth2.googleapis.com/token", false),
+            ("oauth2.googleapis.com:443", "https://oauth2.googleapis.com:443/token", false),
+            ("oauth2.googleapis.com:8443", "https://oauth2.googleapis.com/token", true),
+            ("*.corp.example", "https://iam.corp.example/", false),
+            ("*.corp.example", "https://corp.example/", false),
+            ("*.corp.example", "https://evilcorp.example/", true),
+            (" *.corp.example:443 ", "https://iam.corp.example/", false),
+            ("10.1.2.3:443", "https://10.1.2.3/", false),
+            ("10.1.2.3:444", "https://10.1.2.3/", true),
+            ("[fd12::1]:443", "https://[fd12::1]/", false),
+            ("fd12::443", "https://[fd12::443]/", false),
+            ("fd12::443", "https://[fd12::]/", true),
+        ] {
+            let road = road("http://proxy.example:3128", none_for).unwrap();
+            assert_eq!(road.proxy_for(&to.parse().unwrap()).is_some(), through, "{none_for} {to}");
+        }
     }
 
     #[test]

@@ -3,15 +3,14 @@
 //! No text made here holds a body: an answer is reduced to its status and the error code that it
 //! carries, in the forms of RFC 6749 section 5.2 and of google.rpc.Status.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Limited};
-use hyper::Uri;
 use hyper::header::DATE;
+use hyper::{Method, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -19,12 +18,11 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
 pub(super) use crate::source::call::{Answer, Call};
+use crate::source::clock::{Theirs, apart, http_date};
 use crate::source::proxied::{Proxies, Road};
 use crate::token::Now;
 
@@ -68,6 +66,7 @@ pub struct Upstream {
     connector: HttpsConnector<Road>,
     client: RwLock<Client>,
     limits: Limits,
+    theirs: Theirs,
 }
 
 /// A certificate chain, the leaf first, and the leaf's key: what TLS shows of a client.
@@ -91,18 +90,18 @@ impl Upstream {
             tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
         }
         roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
-        Self::build(Arc::new(roots), proxies, limits, None)
+        Self::build(Arc::new(roots), proxies, (limits, Theirs::default()), None)
     }
 
     /// The same, with a client certificate for servers that ask for one.
     pub(super) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
-        Self::build(self.roots.clone(), &self.proxies, self.limits, Some(shown))
+        Self::build(self.roots.clone(), &self.proxies, (self.limits, self.theirs.clone()), Some(shown))
     }
 
     fn build(
         roots: Arc<RootCertStore>,
         proxies: &Proxies,
-        limits: Limits,
+        (limits, theirs): (Limits, Theirs),
         shown: Option<Shown>,
     ) -> Result<Arc<Self>, SourceError> {
         // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
@@ -130,7 +129,7 @@ impl Upstream {
             .enable_http1()
             .wrap_connector(Road::new(http, proxies)?);
         let client = RwLock::new(client(&connector, 4));
-        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits }))
+        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits, theirs }))
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -166,7 +165,7 @@ impl Upstream {
         let mut pause = self.limits.pause;
         for _ in 1..self.limits.tries {
             match attempt().await {
-                Err(fault) if fault.is_transient() => {
+                Err(fault) if fault.passes() => {
                     tracing::debug!(%fault, "trying again");
                     tokio::time::sleep(jittered(pause)).await;
                     pause *= 4;
@@ -187,11 +186,13 @@ impl Upstream {
         let answer = answer.map_err(|error| Fault::lost(url, &error))?;
         let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
         let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
-        let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
-        Ok(Some(match here.duration_since(there) {
-            Ok(ahead) => seconds(ahead),
-            Err(behind) => -seconds(behind.duration()),
-        }))
+        self.theirs.note(here, there);
+        Ok(Some(apart(here, there)))
+    }
+
+    /// The upstream's clock, as far as it is known.
+    pub(super) fn theirs(&self) -> &Theirs {
+        &self.theirs
     }
 
     pub(super) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -201,6 +202,11 @@ impl Upstream {
         let sent = Now::read();
         let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
         let (head, body) = response.into_parts();
+        let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
+        // What is asked by GET is on this machine, or of the job's own system: its clock proves nothing.
+        if let Some(date) = date.filter(|_| call.method == Method::POST) {
+            self.theirs.note(sent.wall, date);
+        }
         let body = Limited::new(body, LARGEST_ANSWER)
             .collect()
             .await
@@ -208,10 +214,6 @@ impl Upstream {
         let body = Secret::new(body.to_bytes().to_vec());
         if !head.status.is_success() {
             return Err(Fault::Denied(Denial::read(call.url, head.status.as_u16(), body.expose())));
-        }
-        let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
-        if let Some(date) = date {
-            say_skew(sent.wall, date);
         }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
         Ok(Answer { host: host(call.url), body, date, sent, flavored })
@@ -226,26 +228,16 @@ fn client(connector: &HttpsConnector<Road>, idle: usize) -> Client {
         .build(connector.clone())
 }
 
-/// A difference between two clocks that is worth a line.
-const NOTABLE_SKEW: Duration = Duration::from_secs(30);
-
-/// Said once. Lifetimes are reckoned so that they hold nevertheless; what else depends on the clock does not.
-fn say_skew(here: SystemTime, there: SystemTime) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    let off = there.duration_since(here).unwrap_or_else(|behind| behind.duration());
-    if off >= NOTABLE_SKEW && !SAID.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            seconds = off.as_secs(),
-            "this machine's clock and the upstream's differ; set the clock"
-        );
-    }
-}
-
 /// Why a call brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("cannot reach {host}: {why}")]
     Unreachable { host: String, why: String },
+    /// TLS does not trust who answers; somebody on the way may be gone later, but not in a moment.
+    #[error("cannot reach {host}: {why}")]
+    Untrusted { host: String, why: String },
+    #[error("{host} cannot be asked: {why}")]
+    Unfit { host: String, why: String },
     #[error(transparent)]
     Denied(Denial),
 }
@@ -253,6 +245,10 @@ pub(super) enum Fault {
 impl Fault {
     pub(super) fn unreachable(url: &str, why: impl Into<String>) -> Self {
         Self::Unreachable { host: host(url), why: why.into() }
+    }
+
+    pub(super) fn unfit(url: &str, why: impl Into<String>) -> Self {
+        Self::Unfit { host: host(url), why: why.into() }
     }
 
     pub(super) fn silent(url: &str, after: Duration) -> Self {
@@ -263,20 +259,44 @@ impl Fault {
     /// errors come from the transport and know nothing of what was sent.
     pub(super) fn lost(url: &str, error: &legacy::Error) -> Self {
         let mut why = error.to_string();
+        let mut trusted = true;
         let mut cause = error.source();
         while let Some(inner) = cause {
             why = inner.to_string();
+            trusted &= !is_distrust(inner);
             cause = inner.source();
         }
-        Self::unreachable(url, why)
+        let host = host(url);
+        if trusted { Self::Unreachable { host, why } } else { Self::Untrusted { host, why } }
     }
 
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Untrusted { .. } => true,
+            Self::Unfit { .. } => false,
             Self::Denied(denial) => denial.is_transient(),
         }
     }
+
+    /// Whether another call in a moment may bring more.
+    pub(super) fn passes(&self) -> bool {
+        self.is_transient() && !matches!(self, Self::Untrusted { .. })
+    }
+
+    /// RFC 6749 section 5.2: the grant itself is not accepted, which is also said of one that is not valid yet.
+    pub(super) fn is_invalid_grant(&self) -> bool {
+        matches!(self, Self::Denied(denial) if denial.is("invalid_grant"))
+    }
+}
+
+/// The transport wraps what TLS says into errors of input and output, one in the other, and `source` of such a
+/// one passes over what is in it.
+fn is_distrust(error: &(dyn Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| is_distrust(inner))
 }
 
 /// The fault as it stands, for callers that know no better remedy.
@@ -348,11 +368,6 @@ pub(super) fn host(url: &str) -> String {
         .unwrap_or_else(|| "the endpoint".into())
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7); other forms are obsolete.
-fn http_date(text: &str) -> Option<SystemTime> {
-    OffsetDateTime::parse(text, &Rfc2822).ok().map(SystemTime::from)
-}
-
 /// Between half and one and a half of `pause`, so that many clients do not come back together.
 pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut byte = [128];
@@ -390,6 +405,12 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_mints_are_bounded_as_promised() {
+        let limits = Limits::default();
+        assert_eq!((limits.call.as_secs(), limits.mint.as_secs()), (10, 25));
+    }
+
+    #[test]
     fn transience_is_a_property_of_the_status() {
         for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, false)]
             .into_iter()
@@ -397,13 +418,6 @@ mod tests {
         {
             assert_eq!(Denial::read("x", status, b"").is_transient(), transient, "{status}");
         }
-    }
-
-    #[test]
-    fn dates_of_answers_are_read() {
-        let at = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        assert_eq!(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 784_111_777);
-        assert_eq!(http_date("yesterday"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A person's login (`authorized_user`): the refresh-token grant of RFC 6749 section 6.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,49 @@ use crate::token::{AccessToken, Deadline, MintId, Scopes};
 /// What a person runs when the login does not work any more.
 pub(super) const LOGIN: &str = "gcloud auth application-default login";
 
+/// How a person logs in again, so that this session has it.
+#[derive(Clone, Debug)]
+pub(super) struct Again {
+    command: String,
+    /// The file in use, where the command does not write it.
+    elsewhere: Option<PathBuf>,
+}
+
+impl Again {
+    pub(super) fn into(file: &Path, usual: Option<&Path>) -> Self {
+        let elsewhere = (usual != Some(file)).then(|| file.to_owned());
+        Self { command: LOGIN.into(), elsewhere }
+    }
+
+    /// The same for a login that stands below an impersonation in its file.
+    pub(super) fn impersonating(&self, account: &str, delegates: &[String]) -> Self {
+        let chain: Vec<&str> = delegates.iter().map(String::as_str).chain([account]).collect();
+        let command = format!("{LOGIN} --impersonate-service-account={}", chain.join(","));
+        Self { command, elsewhere: self.elsewhere.clone() }
+    }
+
+    /// The same for a login through a workforce pool, which has a configuration of its own.
+    pub(super) fn with_config(&self) -> Self {
+        let command = format!("{LOGIN} --login-config=FILE");
+        Self { command, elsewhere: self.elsewhere.clone() }
+    }
+}
+
+impl fmt::Display for Again {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "run `{}` on the host", self.command)?;
+        match &self.elsewhere {
+            None => Ok(()),
+            Some(file) => write!(
+                f,
+                "; it writes gcloud's own file and not {}, which is in use here: put the new one in its place, or \
+                 leave GOOGLE_APPLICATION_CREDENTIALS and credentials.file out",
+                file.display()
+            ),
+        }
+    }
+}
+
 pub(super) struct Login {
     client_id: String,
     client_secret: Secret<String>,
@@ -26,6 +70,7 @@ pub(super) struct Login {
     turn: tokio::sync::Mutex<()>,
     /// From the file, or from the ID token that came with a refresh.
     email: Mutex<Option<String>>,
+    again: Again,
 }
 
 impl fmt::Debug for Login {
@@ -49,6 +94,7 @@ impl Login {
         client_secret: Secret<String>,
         refresh_token: Secret<String>,
         email: Option<String>,
+        again: Again,
     ) -> Self {
         Self {
             client_id,
@@ -56,6 +102,7 @@ impl Login {
             refresh_token: Mutex::new(Arc::new(refresh_token)),
             turn: tokio::sync::Mutex::default(),
             email: Mutex::new(email),
+            again,
         }
     }
 
@@ -81,7 +128,7 @@ impl Login {
                 ("refresh_token", refresh_token.expose()),
             ],
         );
-        let answer = upstream.send(&call).await.map_err(refused)?;
+        let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
         let refreshed: Refreshed = answer.json()?;
         self.learn(refreshed.id_token, refreshed.refresh_token);
         let value = refreshed.access_token;
@@ -104,25 +151,23 @@ impl Login {
     }
 }
 
-fn refused(fault: Fault) -> SourceError {
+fn refused(fault: Fault, again: &Again) -> SourceError {
     match &fault {
-        Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial),
+        Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial, again),
         Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
-            SourceError::refused(format!(
-                "{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"
-            ))
+            SourceError::refused(format!("{denial}: this login's client is not accepted any more; {again}"))
         }
         _ => fault.into(),
     }
 }
 
-fn expired(denial: &Denial) -> SourceError {
+fn expired(denial: &Denial, again: &Again) -> SourceError {
     match denial.reason.as_deref() {
         Some(reason @ ("invalid_rapt" | "rapt_required")) => SourceError::refused(format!(
-            "the organisation asks for a new login now and then, and it is due ({reason}); run `{LOGIN}` on the host"
+            "the organisation asks for a new login now and then, and it is due ({reason}); {again}"
         )),
         _ => SourceError::refused(format!(
-            "the login on the host has expired or was withdrawn (invalid_grant); run `{LOGIN}` on the host"
+            "the login on the host has expired or was withdrawn (invalid_grant); {again}"
         )),
     }
 }

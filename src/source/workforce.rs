@@ -15,10 +15,8 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::life;
 use crate::source::upstream::{Call, Fault, Upstream};
+use crate::source::user::Again;
 use crate::token::{AccessToken, Deadline, MintId, Scopes};
-
-/// What a person runs when the login does not work any more.
-const LOGIN: &str = "gcloud auth application-default login --login-config=FILE";
 
 pub(super) struct Workforce {
     /// The pool's provider, as the file names it; it identifies no person.
@@ -31,6 +29,7 @@ pub(super) struct Workforce {
     /// way with it would look like a login that has expired.
     turn: tokio::sync::Mutex<()>,
     rotated: AtomicBool,
+    again: Again,
 }
 
 impl fmt::Debug for Workforce {
@@ -53,6 +52,7 @@ impl Workforce {
         client_id: &str,
         client_secret: &Secret<String>,
         refresh_token: Secret<String>,
+        again: Again,
     ) -> Self {
         Self {
             audience,
@@ -61,6 +61,7 @@ impl Workforce {
             refresh_token: Mutex::new(Arc::new(refresh_token)),
             turn: tokio::sync::Mutex::default(),
             rotated: AtomicBool::new(false),
+            again,
         }
     }
 
@@ -70,7 +71,7 @@ impl Workforce {
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
         let call = Call { basic: Some(&self.client), ..Call::form(&self.token_url, &fields) };
-        let answer = upstream.send(&call).await.map_err(refused)?;
+        let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
         let refreshed: Refreshed = answer.json()?;
         if let Some(new) = refreshed.refresh_token.filter(|new| !new.expose().is_empty()) {
             self.rotate(new);
@@ -91,7 +92,8 @@ impl Workforce {
         if !same && !self.rotated.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "the login's refresh token was replaced by its issuer, and the new one is kept in memory alone: when \
-                 this session has ended, the credential file may need a new login (`{LOGIN}`)"
+                 this session has ended, the credential file may need a new login: {}",
+                self.again
             );
         }
     }
@@ -104,14 +106,14 @@ impl Workforce {
     }
 }
 
-fn refused(fault: Fault) -> SourceError {
+fn refused(fault: Fault, again: &Again) -> SourceError {
     match &fault {
         Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
-            "the workforce login on the host has expired or was withdrawn (invalid_grant); run `{LOGIN}` on the host"
+            "the workforce login on the host has expired or was withdrawn (invalid_grant); {again} (FILE is the login configuration of your pool)"
         )),
         Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
             SourceError::refused(format!(
-                "{denial}: this login's client is not accepted any more; run `{LOGIN}` on the host"
+                "{denial}: this login's client is not accepted any more; {again} (FILE is the login configuration of your pool)"
             ))
         }
         _ => fault.into(),

@@ -25,10 +25,21 @@ use yup_oauth2::{CustomHyperClientBuilder, ServiceAccountAuthenticator, ServiceA
 
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::assertion::Redeemed;
 use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::upstream::{Denial, Fault, Upstream};
 use crate::token::{AccessToken, Deadline, MintId, Now, Scopes};
+
+/// Codes of Google's own that do not pass: of the account or its project, and of the organisation's policies.
+const FOR_GOOD: [&str; 6] = [
+    "admin_policy_enforced",
+    "deleted_client",
+    "disabled_client",
+    "org_internal",
+    "policy_enforced",
+    "restricted_client",
+];
 
 type Connector = hyper_rustls::HttpsConnector<crate::source::proxied::Road>;
 
@@ -74,12 +85,36 @@ impl Key {
         &self.email
     }
 
-    /// One exchange through yup, for exactly `scopes`.
+    /// One exchange, for exactly `scopes`: through yup, unless this machine's clock is known to be wrong.
     pub(super) async fn exchange(
         &self,
         upstream: &Upstream,
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
+        if upstream.theirs().ahead() != 0 {
+            return self.exchange_by_their_clock(upstream, scopes).await;
+        }
+        match self.exchange_through_yup(upstream, scopes).await {
+            Err(Redeemed::Fault(fault)) => {
+                // yup shows no Date; only a refusal is worth a question of its own.
+                if fault.is_invalid_grant() {
+                    let _ = upstream.clock(&self.token_uri).await;
+                }
+                match upstream.theirs().ahead() {
+                    0 => Err(self.refused(fault)),
+                    _ => self.exchange_by_their_clock(upstream, scopes).await,
+                }
+            }
+            Err(Redeemed::Useless(error)) => Err(error),
+            Ok(token) => Ok(token),
+        }
+    }
+
+    async fn exchange_through_yup(
+        &self,
+        upstream: &Upstream,
+        scopes: &Scopes,
+    ) -> Result<AccessToken, Redeemed> {
         let exchanger = self.exchanger.get_or_try_init(|| self.exchanger(upstream)).await?;
         let list: Vec<&str> = scopes.iter().collect();
         let limit = upstream.limits().call;
@@ -94,11 +129,13 @@ impl Key {
                 Ok((token, left, sent))
             })
             .await
-            .map_err(|fault| self.refused(fault))?;
+            .map_err(Redeemed::Fault)?;
         let value =
             token.token().filter(|value| !value.is_empty()).map(|value| Secret::new(value.to_owned()));
         let (Some(value), Some(left)) = (value, left) else {
-            return Err(SourceError::transient("the token endpoint gave no token with an expiry; try again"));
+            return Err(
+                SourceError::transient("the token endpoint gave no token with an expiry; try again").into()
+            );
         };
         let expires = Deadline::after(sent, life(Duration::try_from(left).unwrap_or_default())?);
         Ok(AccessToken { value, expires, scopes: scopes.clone(), id: MintId::random() })
@@ -159,10 +196,11 @@ impl Key {
         }
     }
 
-    /// yup keeps the code but not the status. Codes of RFC 6749 sections 4.1.2.1 and 5.2 decide; one that
-    /// is not listed is taken for a passing trouble, as a client gives up for good on the other reading.
+    /// yup keeps the code but not the status. Codes of RFC 6749 sections 4.1.2.1 and 5.2 decide, and those of
+    /// [`FOR_GOOD`]; one that is not listed is taken for a passing trouble, as a client gives up for good on the other reading.
     fn denial(&self, code: &AuthErrorCode) -> Denial {
         let status = match code {
+            AuthErrorCode::Other(code) if FOR_GOOD.contains(&code.as_str()) => 403,
             AuthErrorCode::Other(_) => 503,
             AuthErrorCode::InvalidClient | AuthErrorCode::UnauthorizedClient => 401,
             AuthErrorCode::AccessDenied => 403,
@@ -176,6 +214,13 @@ impl Key {
             Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
                 "the key of {} is not accepted (invalid_grant): it was deleted, the account is disabled, \
                  or this machine's clock is wrong",
+                self.email
+            )),
+            Fault::Denied(denial) if denial.is("disabled_client") || denial.is("deleted_client") => {
+                SourceError::refused(format!("{denial}: {} is disabled or deleted", self.email))
+            }
+            Fault::Denied(denial) if denial.is("admin_policy_enforced") => SourceError::refused(format!(
+                "{denial}: a policy of the organisation keeps {} from tokens; ask its administrator",
                 self.email
             )),
             _ => fault.into(),

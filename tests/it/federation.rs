@@ -311,6 +311,15 @@ async fn aws_is_proven_by_a_signed_request() {
     wrong[1].1 = "canary-another-secret";
     refusal(source(&folder, &file, &wrong).access_token(&ask()).await);
     assert_eq!(fake.count("/latest/api/token"), 0, "the environment is enough");
+    for skew in [-590, 590] {
+        fake.clock_off_by(skew);
+        let google = source(&folder, &file, &both);
+        let before = fake.count("/v1/token");
+        google.access_token(&ask()).await.unwrap();
+        google.access_token(&ask()).await.unwrap();
+        assert_eq!(fake.count("/v1/token") - before, 3, "signed by a wrong clock once: {skew}");
+    }
+    fake.clock_off_by(0);
 
     fake.provider(AUDIENCE, trust(Some(session), "us-east-1"), &[]);
     fake.imds(Imds {
@@ -414,6 +423,11 @@ async fn a_certificate_is_shown_and_named() {
     let google = find(named, &[]);
     fs::write(&chain, fs::read(&leaf).unwrap()).unwrap();
     assert_eq!(google.reload(), Reloaded::Supplied);
+    assert_eq!(google.reload(), Reloaded::Same);
+    for renewed in [&leaf, &key] {
+        fs::write(renewed, fs::read_to_string(renewed).unwrap() + "\n").unwrap();
+        assert_eq!(google.reload(), Reloaded::Supplied, "{}", renewed.display());
+    }
     fs::write(&key, "not a key").unwrap();
     transient(google.access_token(&ask()).await);
 }

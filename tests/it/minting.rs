@@ -260,6 +260,31 @@ async fn what_a_person_has_to_do_is_said() {
 }
 
 #[tokio::test]
+async fn what_does_not_pass_is_a_refusal_for_keys_as_for_logins() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
+        let google = source(&scratch, &file, &fake);
+        for code in [
+            "disabled_client",
+            "deleted_client",
+            "admin_policy_enforced",
+            "org_internal",
+            "restricted_client",
+            "invalid_client",
+            "unauthorized_client",
+            "invalid_scope",
+            "access_denied",
+        ] {
+            let before = fake.calls().len();
+            fake.fail(Failure::oauth(401, code, None));
+            let why = refusal(google.access_token(&ask(None)).await);
+            assert!(why.contains(code), "{why}");
+            assert_eq!(fake.calls().len() - before, 1, "{code}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn passing_troubles_are_tried_again_and_then_transient() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let files = [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())];
@@ -775,7 +800,10 @@ async fn https_endpoints_are_verified_and_extra_roots_count() {
     let place = Where { google_application_credentials: Some(path), ..Where::default() };
     let endpoints =
         Endpoints { token: Some(format!("https://localhost:{port}/token")), ..Endpoints::default() };
-    let why = transient(find(&place, endpoints.clone()).unwrap().access_token(&ask(None)).await);
+    // Who answers in a moment is the same one, so it is not asked again.
+    let slow = Limits { pause: Duration::from_secs(3600), mint: Duration::from_secs(20), ..quick() };
+    let distrusting = Google::find(&place, endpoints.clone(), Upstream::new(slow, vec![]).unwrap()).unwrap();
+    let why = transient(distrusting.access_token(&ask(None)).await);
     assert!(why.contains("certificate"), "{why}");
     let trusting =
         Google::find(&place, endpoints, Upstream::new(quick(), vec![certificate]).unwrap()).unwrap();

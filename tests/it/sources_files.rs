@@ -19,11 +19,13 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
+use crate::leaks::{ACCOUNT, Local};
 use crate::minting::{
     BIGQUERY, KEY_ACCOUNT, RUNNER, Scratch, USER, ask, claims, find, id_ask, kinds, left, quick, refusal,
     source, transient,
 };
 use crate::support::fake_google::{Failure, FakeGoogle, another_rsa_key, rsa_key};
+use crate::support::session::{Folder, program};
 
 const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
 const FIRST: &str = "first@sa-project.iam.gserviceaccount.com";
@@ -187,6 +189,35 @@ async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
     transient(google.access_token(&ask(None)).await);
 }
 
+/// The command as it is to be run: it has to write what this session reads.
+#[tokio::test]
+async fn the_command_to_log_in_again_is_the_one_that_helps() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let said = async |name: &str, file: &str| {
+        let path = scratch.write(name, file);
+        let home = scratch.0.to_str().unwrap().to_owned();
+        let variables = [("CLOUDSDK_CONFIG".to_owned(), home)].into_iter().collect();
+        let place = Where { google_application_credentials: Some(path), variables, ..Where::default() };
+        let google = find(&place, fake.endpoints()).unwrap();
+        fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
+        refusal(google.access_token(&ask(None)).await)
+    };
+    let (own, login) = ("application_default_credentials.json", "`gcloud auth application-default login");
+    let user = fake.user(USER);
+    let why = said(own, &user).await;
+    assert!(why.contains(&format!("{login}`")) && !why.contains("in its place"), "{why}");
+    let why = said("other.json", &user).await;
+    assert!(why.contains(&format!("{login}`")) && why.contains("other.json, which is in use here"), "{why}");
+    let why = said(own, &impersonated(&fake, RUNNER, &user, &[])).await;
+    assert!(why.contains(&format!("{login} --impersonate-service-account={RUNNER}`")), "{why}");
+    let nested = impersonated(&fake, RUNNER, &user, &[&format!("projects/-/serviceAccounts/{MIDDLE}")]);
+    let why = said("other.json", &nested).await;
+    assert!(why.contains(&format!("--impersonate-service-account={MIDDLE},{RUNNER}`")), "{why}");
+    assert!(why.contains("in its place"), "{why}");
+    let why = said(own, &fake.workforce("person")).await;
+    assert!(why.contains(&format!("{login} --login-config=FILE`")) && why.contains("of your pool"), "{why}");
+}
+
 /// Two containers that want different scopes are two flights, and one login.
 #[tokio::test]
 async fn a_refresh_token_is_not_used_twice_at_once() {
@@ -224,6 +255,93 @@ async fn a_key_stands_in_for_whom_the_domain_allows() {
     assert_eq!(fake.minted(token.value.expose()).unwrap().email, PERSON);
     let why = refusal(user.access_token(&AccessRequest { service_account: None, ..request }).await);
     assert!(why.contains("--impersonate"), "{why}");
+}
+
+/// What is signed here is signed by Google's clock, once an answer showed it.
+#[tokio::test]
+async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let key = fake.service_account(KEY_ACCOUNT, rsa_key());
+    fake.delegate(KEY_ACCOUNT, PERSON);
+    fake.allow(USER, RUNNER);
+    fake.delegate(RUNNER, PERSON);
+    let (as_person, by_iam) = (
+        AccessRequest { subject: Some(PERSON.into()), ..ask(None) },
+        AccessRequest { subject: Some(PERSON.into()), ..ask(Some(RUNNER)) },
+    );
+    for skew in [-590, 590] {
+        fake.clock_off_by(skew, true);
+        let fresh = || source(&scratch, &key, &fake);
+        for google in [&fresh(), &fresh()] {
+            for _ in 0..2 {
+                let token = google.access_token(&ask(None)).await.unwrap();
+                assert!((3590..=3599).contains(&left(token.expires)), "{skew}: {}", left(token.expires));
+            }
+            google.access_token(&as_person).await.unwrap();
+            assert!(left(google.identity_token(&id_ask(None)).await.unwrap().expires) >= 3590, "{skew}");
+        }
+        fresh().access_token(&as_person).await.unwrap();
+        fresh().identity_token(&id_ask(None)).await.unwrap();
+        source(&scratch, &fake.user(USER), &fake).access_token(&by_iam).await.unwrap();
+        // The clock is set meanwhile, by either side.
+        let google = fresh();
+        google.access_token(&ask(None)).await.unwrap();
+        fake.clock_off_by(0, true);
+        google.access_token(&ask(None)).await.unwrap();
+        google.identity_token(&id_ask(None)).await.unwrap();
+        fake.clock_off_by(-skew, true);
+        google.identity_token(&id_ask(None)).await.unwrap();
+        google.access_token(&as_person).await.unwrap();
+    }
+    // Hours are no matter of a few minutes, and without a Date there is nothing to go by.
+    for (skew, with_date) in [(-7200, true), (-590, false)] {
+        fake.clock_off_by(skew, with_date);
+        let why = refusal(source(&scratch, &key, &fake).access_token(&ask(None)).await);
+        assert!(why.contains("clock"), "{why}");
+    }
+}
+
+/// The whole program: it signs well from the first token on, and says once what is wrong.
+#[test]
+fn a_clock_that_is_off_is_said_once_for_keys_too() {
+    let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("clock"), Scratch::new());
+    for skew in [-590, 590] {
+        fake.clock_off_by(skew, true);
+        let mut command = program(&folder.0);
+        let file = scratch.write("key.json", &fake.service_account(KEY_ACCOUNT, rsa_key()));
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", file);
+        let server = Local::start(command, &[]);
+        assert!(server.get(&format!("{ACCOUNT}/token")).0.contains(" 200 "));
+        assert!(
+            server.get(&format!("{ACCOUNT}/identity?audience=https://service.example")).0.contains(" 200 ")
+        );
+        let (_, stderr) = server.end();
+        assert_eq!(stderr.matches("the upstream's differ").count(), 1, "{stderr}");
+        assert!(!fake.calls().iter().any(|call| call.kind == "jwt-bearer" && call.status != 200));
+    }
+}
+
+/// The whole program: a broken new file takes nothing away, and is said once however long it stays.
+#[test]
+fn a_broken_new_file_is_said_once_and_the_old_login_serves_on() {
+    let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("broken"), Scratch::new());
+    let config = folder.0.join("test.toml");
+    std::fs::write(&config, format!("[endpoints]\ntoken = \"{}\"\n", fake.token_uri())).unwrap();
+    let mut command = program(&folder.0);
+    command.env("GOOGLE_APPLICATION_CREDENTIALS", scratch.write("user.json", &fake.user(USER)));
+    let server = Local::start(command, &["--config", config.to_str().unwrap()]);
+    let told = |path: &str| server.get(&format!("{ACCOUNT}/token{path}"));
+    let (head, before) = told("");
+    assert!(head.contains(" 200 "), "{head}");
+    scratch.write("user.json", "{ canary");
+    // It is looked at each second, and believed at the second look.
+    std::thread::sleep(Duration::from_secs(5));
+    let value = |body: &str| serde_json::from_str::<Value>(body).unwrap()["access_token"].clone();
+    assert_eq!(value(&told("").1), value(&before), "the token that there is");
+    assert!(told(&format!("?scopes={BIGQUERY}")).0.contains(" 200 "), "and what the old login still makes");
+    let (_, stderr) = server.end();
+    assert_eq!(stderr.matches("the old login stays in use").count(), 1, "{stderr}");
+    assert!(!stderr.contains("canary"), "{stderr}");
 }
 
 /// The claims of a token that a key signed, once the signature was checked.

@@ -40,6 +40,8 @@ struct Machine {
     /// Statuses to answer with, before the usual answers.
     failures: Vec<u16>,
     plain: bool,
+    /// The account's name, where it is not the usual one; with none the question is never answered.
+    email: Option<Option<String>>,
     life: u64,
     number: u64,
 }
@@ -80,6 +82,11 @@ fn serve(stream: TcpStream, state: &Mutex<Machine>) {
         }
         let lower = head.to_ascii_lowercase();
         let target = head.split(' ').nth(1).unwrap().to_string();
+        if target.ends_with("/email") && state.lock().unwrap().email == Some(None) {
+            state.lock().unwrap().asked.push(target);
+            std::thread::sleep(Duration::from_secs(60));
+            return;
+        }
         let (status, body, flavor) = {
             let mut state = state.lock().unwrap();
             state.asked.push(target.clone());
@@ -107,7 +114,9 @@ fn value(state: &mut Machine, target: &str) -> (u16, String) {
     let (path, query) = key.split_once('?').unwrap_or((key, ""));
     state.number += 1;
     let body = match path {
-        "instance/service-accounts/default/email" => VM.into(),
+        "instance/service-accounts/default/email" => {
+            state.email.clone().flatten().unwrap_or_else(|| VM.into())
+        }
         "project/project-id" => "vm-project\n".into(),
         "universe/universe-domain" => "googleapis.com".into(),
         "instance/service-accounts/default/token" => json!({
@@ -158,6 +167,23 @@ async fn the_machines_own_account_is_a_source() {
     let token = google.access_token(&ask(Some(RUNNER))).await.unwrap();
     assert_eq!(fake.minted(token.value.expose()).unwrap().email, RUNNER);
     assert_eq!(google.reload(), Reloaded::Same);
+}
+
+/// One that does not say whose its tokens are, or whose account has no e-mail, as on GKE.
+#[tokio::test]
+async fn a_machine_without_a_name_gives_tokens_all_the_same() {
+    for email in [None, Some("project.svc.id.goog".to_owned())] {
+        let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());
+        machine.set(|state| state.email = Some(email.clone()));
+        let google = find(&machine.place(), fake.endpoints()).unwrap();
+        for _ in 0..3 {
+            google.access_token(&ask(None)).await.unwrap();
+        }
+        let principal = google.principal();
+        assert_eq!((principal.email, principal.project.as_deref()), (None, Some("vm-project")), "{email:?}");
+        let names = machine.set(|state| state.asked.iter().filter(|of| of.ends_with("/email")).count());
+        assert_eq!(names, 1, "{email:?}");
+    }
 }
 
 /// The whole program on such a machine: containers are told its project and its account.
@@ -642,6 +668,11 @@ fn a_session_works_behind_a_proxy_and_a_companys_authority() {
         assert_eq!(seen.lock().unwrap().len() == before, none_for == ".corp.example", "{none_for}");
         canaries.assert_absent("stderr", &stderr);
     }
+    // One for everything may be of a kind that is not understood, and is not ours to use.
+    let mut command = program(&folder.0);
+    command.env("GOOGLE_APPLICATION_CREDENTIALS", scratch.write("user.json", &file));
+    command.env("ALL_PROXY", "socks5h://127.0.0.1:1").env("all_proxy", "socks5h://127.0.0.1:1");
+    Local::start(command, &[]).end();
     let mut command = program(&folder.0);
     command.env("GOOGLE_APPLICATION_CREDENTIALS", scratch.write("user.json", &file));
     command.env("HTTPS_PROXY", "socks5://canary:canary-proxy-password@127.0.0.1:1");

@@ -81,6 +81,8 @@ struct State {
     actions: Option<(Issuer, String, Value)>,
     url_token: Option<String>,
     imds: Option<Imds>,
+    /// How far this service's clock is from the real one, in seconds.
+    skew: i64,
 }
 
 pub(crate) struct Imds {
@@ -189,6 +191,10 @@ impl Federation {
 
     pub(crate) fn latency(&self, latency: Duration) {
         self.set(|state| state.latency = latency);
+    }
+
+    pub(crate) fn clock_off_by(&self, seconds: i64) {
+        self.set(|state| state.skew = seconds);
     }
 
     pub(crate) fn expires_in(&self, seconds: u64) {
@@ -335,7 +341,14 @@ async fn serve(
             (status, text)
         }
     };
-    let reply = Response::builder().status(status).header("content-type", "application/json");
+    let mut reply = Response::builder().status(status).header("content-type", "application/json");
+    let skew = state.lock().unwrap().skew;
+    // What a machine's metadata service believes is no matter; without a skew the Date is hyper's.
+    if skew != 0 && asked.method == "POST" {
+        let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(skew);
+        let date = now.format(&time::format_description::well_known::Rfc2822).unwrap();
+        reply = reply.header("date", date.replace("+0000", "GMT"));
+    }
     Ok(reply.body(Full::new(Bytes::from(text))).unwrap())
 }
 
@@ -411,7 +424,8 @@ fn exchange(
     }
     state.secrets.push(("a subject token", subject.to_owned()));
     let provider = state.providers.get(audience).ok_or_else(|| oauth(400, "invalid_target"))?;
-    let claims = proven(provider, audience, kind, subject, asked)?;
+    let now = seconds().saturating_add_signed(state.skew);
+    let claims = proven(provider, audience, kind, subject, (asked, now))?;
     if provider.condition.iter().any(|(name, value)| claims[name] != json!(value)) {
         return Err(oauth(400, "unauthorized_client"));
     }
@@ -435,7 +449,7 @@ fn proven(
     audience: &str,
     kind: &str,
     subject: &str,
-    asked: &Asked<'_>,
+    (asked, aws_now): (&Asked<'_>, u64),
 ) -> Result<Value, Refusal> {
     let bad = || oauth(400, "invalid_grant");
     match &provider.trust {
@@ -454,8 +468,8 @@ fn proven(
             Ok(json!({"sub": "saml-subject"}))
         }
         Trust::Aws { id, secret, session, region } if kind == AWS4 => {
-            let arn =
-                aws::caller(subject, audience, (id, secret, session.as_deref()), region).ok_or_else(bad)?;
+            let arn = aws::caller(subject, audience, (id, secret, session.as_deref()), (region, aws_now))
+                .ok_or_else(bad)?;
             Ok(json!({"sub": arn}))
         }
         Trust::Certificate if kind == MTLS => {

@@ -75,8 +75,11 @@ impl Certificate {
         format!("the certificate of {}", self.config.display())
     }
 
-    pub(super) fn files(&self) -> Vec<&Path> {
-        [Some(self.config.as_path()), self.trust_chain.as_deref()].into_iter().flatten().collect()
+    /// With those that the config names now: certificates are renewed in their place.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let own = [Some(self.config.clone()), self.trust_chain.clone()];
+        let named = self.workload().ok().map(|workload| [workload.cert_path, workload.key_path]);
+        own.into_iter().flatten().chain(named.into_iter().flatten()).collect()
     }
 
     /// The chain as JSON list of base64 DER, the leaf first. What the file of the chain repeats of the leaf

@@ -126,7 +126,7 @@ impl Federated {
 
     /// Whether a file that exchanges read changed since the last look.
     pub(super) fn supplied(&self) -> bool {
-        let now: Vec<_> = self.subject.files().into_iter().map(Stamp::of).collect();
+        let now: Vec<_> = self.subject.files().iter().map(|file| Stamp::of(file)).collect();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = *seen != now;
         *seen = now;
@@ -140,10 +140,16 @@ impl Federated {
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
         let client = self.client(upstream)?;
+        let ahead = upstream.theirs().ahead();
         let subject = self.subject(upstream, false).await?;
         let token = match self.exchange(&client, &subject, scopes).await {
-            // The file was replaced meanwhile, or what a command had kept is not taken any more.
-            Err(Fault::Denied(denial)) if denial.is("invalid_grant") && self.subject.may_change() => {
+            // The file was replaced meanwhile, or what a command had kept is not taken any more, or what was
+            // signed here was signed by a clock that this answer showed to be wrong.
+            Err(Fault::Denied(denial))
+                if denial.is("invalid_grant")
+                    && (self.subject.may_change()
+                        || self.subject.is_signed_here() && upstream.theirs().moved_from(ahead)) =>
+            {
                 let again = self.subject(upstream, true).await?;
                 if again.expose() == subject.expose() {
                     return Err(self.refused(Fault::Denied(denial), &subject));

@@ -105,10 +105,15 @@ impl Subject {
         }
     }
 
+    /// Whether it says when it was made, by our word.
+    pub(super) fn is_signed_here(&self) -> bool {
+        matches!(self, Self::Aws(_))
+    }
+
     /// The files whose change means that an exchange may go better now.
-    pub(super) fn files(&self) -> Vec<&Path> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         match self {
-            Self::File(file) => vec![&file.path],
+            Self::File(file) => vec![file.path.clone()],
             Self::Certificate(certificate) => certificate.files(),
             _ => vec![],
         }
