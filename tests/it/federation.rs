@@ -418,6 +418,86 @@ async fn a_certificate_is_shown_and_named() {
     transient(google.access_token(&ask()).await);
 }
 
+/// Fifty callers who ask a cold mint for one access token, or for one ID token.
+async fn fifty(google: Google, identity: bool) {
+    let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
+    let wait = Duration::from_secs(5);
+    let (access, audience) = (ask(), "https://service.example".to_owned());
+    let id = IdentityRequest { service_account: None, audience, holder: None };
+    if identity {
+        let all = futures_util::future::join_all((0..50).map(|_| mint.identity(&id, wait))).await;
+        assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
+    } else {
+        let all = futures_util::future::join_all((0..50).map(|_| mint.access(&access, wait))).await;
+        assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
+    }
+}
+
+#[tokio::test]
+async fn a_stampede_is_one_chain_wherever_subject_tokens_come_from() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::es256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    fake.latency(Duration::from_millis(50));
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let file = described(&fake, &json!({"file": token}), &impersonation(&fake));
+    let variables = fake.actions(issuer, "me", json!({}));
+    for identity in [false, true] {
+        for job_on_github in [false, true] {
+            let (seen, generated) = (fake.seen().len(), fake.google.calls().len());
+            let google = match job_on_github {
+                true => job(&fake, TokenFrom::Github, &variables).unwrap(),
+                false => source(&folder, &file, &[]),
+            };
+            fifty(google, identity).await;
+            let asked: Vec<String> = fake.seen().split_off(seen).into_iter().map(|one| one.path).collect();
+            let subject: &[&str] = if job_on_github { &["/actions/token"] } else { &[] };
+            assert_eq!(asked, [subject, &["/v1/token"]].concat(), "ID token: {identity}");
+            assert_eq!(fake.google.calls().len() - generated, 1, "ID token: {identity}");
+        }
+    }
+
+    let (id, secret, session) = ("AKIDEXAMPLE", "canary-aws-secret-key", "canary-aws-session");
+    let trust = Trust::Aws {
+        id: id.into(),
+        secret: secret.into(),
+        session: Some(session.into()),
+        region: "us-east-1".into(),
+    };
+    fake.provider(AUDIENCE, trust, &[]);
+    fake.imds(Imds {
+        zone: "us-east-1d".into(),
+        role: "a-role".into(),
+        id: id.into(),
+        secret: secret.into(),
+        session: session.into(),
+        strict: true,
+    });
+    let base = format!("{}/latest", fake.url());
+    let aws = json!({
+        "environment_id": "aws1",
+        "region_url": format!("{base}/meta-data/placement/availability-zone"),
+        "url": format!("{base}/meta-data/iam/security-credentials"),
+        "regional_cred_verification_url":
+            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+        "imdsv2_session_token_url": format!("{base}/api/token"),
+    });
+    let file = described(&fake, &aws, &json!({"subject_token_type": AWS4}));
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", id),
+        ("AWS_SECRET_ACCESS_KEY", secret),
+        ("AWS_SESSION_TOKEN", session),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    for (variables, chain) in [(&keys[..], 1), (&[], 5)] {
+        let before = fake.seen().len();
+        fifty(source(&folder, &file, variables), false).await;
+        assert_eq!(fake.seen().len() - before, chain, "{:?}", fake.seen().split_off(before));
+    }
+}
+
 #[tokio::test]
 async fn a_stampede_is_one_chain() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
