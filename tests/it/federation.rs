@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -330,7 +330,8 @@ async fn aws_is_proven_by_a_signed_request() {
     assert!(why.contains("401"), "the fake does want a session token: {why}");
 }
 
-fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
+/// A CA, a leaf of it for localhost, and the leaf's key.
+pub(crate) fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
     let path = |name: &str| folder.0.join(name);
     let text = |path: &PathBuf| path.display().to_string();
     let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -362,27 +363,31 @@ fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
     (path("ca.pem"), path("leaf.pem"), path("leaf.key"))
 }
 
+/// A server that shows the leaf, and asks for a certificate of the CA.
+pub(crate) fn asking_for_certificates(ca: &Path, leaf: &Path, key: &Path) -> rustls::ServerConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(leaf).unwrap()],
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+        .unwrap()
+}
+
 /// Over TLS 1.3, to a service that asks for the certificate and compares it with the subject token.
 #[tokio::test]
 async fn a_certificate_is_shown_and_named() {
     let (fake, folder) = (Federation::start(), Folder::new("federation"));
     let (ca, leaf, key) = certificates(&folder);
     let root = CertificateDer::from_pem_file(&ca).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
-        .with_single_cert(
-            vec![CertificateDer::from_pem_file(&leaf).unwrap()],
-            PrivateKeyDer::from_pem_file(&key).unwrap(),
-        )
-        .unwrap();
-    let port = fake.behind_tls(server);
+    let port = fake.behind_tls(asking_for_certificates(&ca, &leaf, &key));
     fake.provider(AUDIENCE, Trust::Certificate, &[("chain", "2")]);
     let config = folder.0.join("certificate_config.json");
     let workload = json!({"cert_path": leaf, "key_path": key});
