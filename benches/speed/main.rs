@@ -17,10 +17,12 @@ mod figures;
 mod isolation;
 mod load;
 mod loopback;
+mod mints;
 mod process;
 mod session;
 mod start;
 mod tunnel;
+mod upstream;
 mod who;
 
 use std::error::Error;
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
     let rest = arguments.get(1..).unwrap_or_default();
     let outcome = match arguments.first().map(String::as_str) {
         Some("bare") => bare::run(rest),
+        Some("upstream") => upstream::run(rest),
         Some("load") => load::run(rest),
         Some("latency") => load::latency(rest),
         Some("echo") => load::echo(),
@@ -107,6 +110,9 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
     }
     if plan.wants("who") {
         who::measure(&plan, &mut table)?;
+    }
+    if plan.wants("mints") {
+        mints::measure(&plan, &mut table)?;
     }
     if ["tunnel", "creates", "isolation", "start", "leases"].iter().any(|group| plan.wants(group)) {
         let stage = Stage::set()?;

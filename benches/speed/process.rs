@@ -51,8 +51,17 @@ pub(crate) struct Running {
 impl Running {
     /// The bare server with `body`, on core 0.
     pub(crate) fn bare(body: &str) -> Outcome<Self> {
+        Self::ours("bare", body)
+    }
+
+    /// The upstream that answers at once, on core 0.
+    pub(crate) fn upstream() -> Outcome<Self> {
+        Self::ours("upstream", "")
+    }
+
+    fn ours(mode: &str, body: &str) -> Outcome<Self> {
         let mut command = on_core(0, &std::env::current_exe()?);
-        command.args(["bare", "127.0.0.1:0"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args([mode, "127.0.0.1:0"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         child.stdin.take().ok_or("no stdin")?.write_all(body.as_bytes())?;
         let mut line = String::new();

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -339,7 +339,8 @@ async fn aws_is_proven_by_a_signed_request() {
     assert!(why.contains("401"), "the fake does want a session token: {why}");
 }
 
-fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
+/// A CA, a leaf of it for localhost, and the leaf's key.
+pub(crate) fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
     let path = |name: &str| folder.0.join(name);
     let text = |path: &PathBuf| path.display().to_string();
     let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -371,27 +372,31 @@ fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
     (path("ca.pem"), path("leaf.pem"), path("leaf.key"))
 }
 
+/// A server that shows the leaf, and asks for a certificate of the CA.
+pub(crate) fn asking_for_certificates(ca: &Path, leaf: &Path, key: &Path) -> rustls::ServerConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(leaf).unwrap()],
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+        .unwrap()
+}
+
 /// Over TLS 1.3, to a service that asks for the certificate and compares it with the subject token.
 #[tokio::test]
 async fn a_certificate_is_shown_and_named() {
     let (fake, folder) = (Federation::start(), Folder::new("federation"));
     let (ca, leaf, key) = certificates(&folder);
     let root = CertificateDer::from_pem_file(&ca).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
-        .with_single_cert(
-            vec![CertificateDer::from_pem_file(&leaf).unwrap()],
-            PrivateKeyDer::from_pem_file(&key).unwrap(),
-        )
-        .unwrap();
-    let port = fake.behind_tls(server);
+    let port = fake.behind_tls(asking_for_certificates(&ca, &leaf, &key));
     fake.provider(AUDIENCE, Trust::Certificate, &[("chain", "2")]);
     let config = folder.0.join("certificate_config.json");
     let workload = json!({"cert_path": leaf, "key_path": key});
@@ -430,6 +435,86 @@ async fn a_certificate_is_shown_and_named() {
     }
     fs::write(&key, "not a key").unwrap();
     transient(google.access_token(&ask()).await);
+}
+
+/// Fifty callers who ask a cold mint for one access token, or for one ID token.
+async fn fifty(google: Google, identity: bool) {
+    let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
+    let wait = Duration::from_secs(5);
+    let (access, audience) = (ask(), "https://service.example".to_owned());
+    let id = IdentityRequest { service_account: None, audience, holder: None };
+    if identity {
+        let all = futures_util::future::join_all((0..50).map(|_| mint.identity(&id, wait))).await;
+        assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
+    } else {
+        let all = futures_util::future::join_all((0..50).map(|_| mint.access(&access, wait))).await;
+        assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
+    }
+}
+
+#[tokio::test]
+async fn a_stampede_is_one_chain_wherever_subject_tokens_come_from() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::es256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/me"), RUNNER);
+    fake.latency(Duration::from_millis(50));
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let file = described(&fake, &json!({"file": token}), &impersonation(&fake));
+    let variables = fake.actions(issuer, "me", json!({}));
+    for identity in [false, true] {
+        for job_on_github in [false, true] {
+            let (seen, generated) = (fake.seen().len(), fake.google.calls().len());
+            let google = match job_on_github {
+                true => job(&fake, TokenFrom::Github, &variables).unwrap(),
+                false => source(&folder, &file, &[]),
+            };
+            fifty(google, identity).await;
+            let asked: Vec<String> = fake.seen().split_off(seen).into_iter().map(|one| one.path).collect();
+            let subject: &[&str] = if job_on_github { &["/actions/token"] } else { &[] };
+            assert_eq!(asked, [subject, &["/v1/token"]].concat(), "ID token: {identity}");
+            assert_eq!(fake.google.calls().len() - generated, 1, "ID token: {identity}");
+        }
+    }
+
+    let (id, secret, session) = ("AKIDEXAMPLE", "canary-aws-secret-key", "canary-aws-session");
+    let trust = Trust::Aws {
+        id: id.into(),
+        secret: secret.into(),
+        session: Some(session.into()),
+        region: "us-east-1".into(),
+    };
+    fake.provider(AUDIENCE, trust, &[]);
+    fake.imds(Imds {
+        zone: "us-east-1d".into(),
+        role: "a-role".into(),
+        id: id.into(),
+        secret: secret.into(),
+        session: session.into(),
+        strict: true,
+    });
+    let base = format!("{}/latest", fake.url());
+    let aws = json!({
+        "environment_id": "aws1",
+        "region_url": format!("{base}/meta-data/placement/availability-zone"),
+        "url": format!("{base}/meta-data/iam/security-credentials"),
+        "regional_cred_verification_url":
+            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+        "imdsv2_session_token_url": format!("{base}/api/token"),
+    });
+    let file = described(&fake, &aws, &json!({"subject_token_type": AWS4}));
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", id),
+        ("AWS_SECRET_ACCESS_KEY", secret),
+        ("AWS_SESSION_TOKEN", session),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    for (variables, chain) in [(&keys[..], 1), (&[], 5)] {
+        let before = fake.seen().len();
+        fifty(source(&folder, &file, variables), false).await;
+        assert_eq!(fake.seen().len() - before, chain, "{:?}", fake.seen().split_off(before));
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! Credential sources, case by case: `tests/golden/sources/CASE/` holds what is there (`environment`, `files/`),
 //! what goes over the wire (`exchange.json`) and what comes of it (`expected.json`), with one line of why.
 //!
-//! `{place}` stands for the directory with the files, which is also home, and `{upstream}` for the URL where the
-//! recorded exchange is played. `ask.json` says what is asked for, where it is not an access token for BigQuery.
+//! `{place}` stands for the directory with the files, which is also home, `{upstream}` for the URL where the
+//! recorded exchange is played, `{upstream_host}` for its host and port, and `{rsa_key}`, in JSON, for a key of
+//! this run. `ask.json` says what is asked for, where it is not one access token for BigQuery. Where `expected.json`
+//! has `claims`, the token is a JWT with these, besides its times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,14 +14,28 @@ use std::path::{Path, PathBuf};
 use futures_util::StreamExt;
 use kfp_creds::app;
 use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::source::google::Google;
 use kfp_creds::source::{AccessRequest, IdentityRequest, Source, SourceError};
-use kfp_creds::token::{Now, Scopes};
+use kfp_creds::token::{Deadline, Now, Scopes};
 use serde_json::{Value, json};
 
-use crate::support::replay::Replay;
+use crate::support::fake_google::rsa_key;
+use crate::support::replay::{Replay, claims};
 use crate::support::session::Folder;
 
 const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
+
+const KINDS: [&str; 9] = [
+    "command",
+    "gcloud's account",
+    "impersonated service account",
+    "service account key",
+    "this machine's service account",
+    "user login",
+    "workforce identity",
+    "workforce login",
+    "workload identity",
+];
 
 struct Case {
     folder: PathBuf,
@@ -43,7 +59,12 @@ impl Case {
 
     fn filled(&self, text: &str) -> String {
         let place = self.place.0.display().to_string();
-        text.replace("{upstream}", &self.replay.url()).replace("{place}", &place)
+        let text = text.replace("{upstream}", &self.replay.url()).replace("{place}", &place);
+        let text = text.replace("{upstream_host}", &self.replay.host());
+        match text.contains("{rsa_key}") {
+            true => text.replace("{rsa_key}", &rsa_key().replace('\n', "\\n")),
+            false => text,
+        }
     }
 
     fn json(&self, name: &str) -> Option<Value> {
@@ -98,28 +119,10 @@ impl Case {
         };
         let ask = self.json("ask.json").unwrap_or_default();
         let account = ask["service_account"].as_str().map(String::from).or(config.impersonate.clone());
-        let outcome = match ask["audience"].as_str() {
-            Some(audience) => {
-                let ask =
-                    IdentityRequest { service_account: account, audience: audience.into(), holder: None };
-                let made = source.identity_token(&ask).await;
-                made.map(|token| {
-                    (token.value.expose().clone(), token.expires.remaining(Now::read()).as_secs())
-                })
-            }
-            None => {
-                let ask = AccessRequest {
-                    service_account: account,
-                    scopes: Scopes::parse(ask["scopes"].as_str().unwrap_or(BIGQUERY)),
-                    lifetime: ask["lifetime"].as_u64().unwrap_or(3600),
-                    ..AccessRequest::default()
-                };
-                let made = source.access_token(&ask).await;
-                made.map(|token| {
-                    (token.value.expose().clone(), token.expires.remaining(Now::read()).as_secs())
-                })
-            }
-        };
+        let mut outcome = asked(&source, &ask, account.clone()).await;
+        for _ in 1..ask["times"].as_u64().unwrap_or(1) {
+            outcome = asked(&source, &ask, account.clone()).await;
+        }
         let mut came = match outcome {
             // To the next ten seconds, as the test takes time.
             Ok((token, left)) => json!({"token": token, "lives": left.div_ceil(10) * 10}),
@@ -140,8 +143,28 @@ impl Case {
     }
 
     fn bare(&self, text: &str) -> String {
-        text.replace(&self.place.0.display().to_string(), "{place}").replace(&self.replay.url(), "{upstream}")
+        let text = text.replace(&self.place.0.display().to_string(), "{place}");
+        text.replace(&self.replay.url(), "{upstream}").replace(&self.replay.host(), "{upstream_host}")
     }
+}
+
+/// The token that `ask` is about, and the seconds that it lives.
+async fn asked(source: &Google, ask: &Value, account: Option<String>) -> Result<(String, u64), SourceError> {
+    let left = |end: Deadline| end.remaining(Now::read()).as_secs();
+    if let Some(audience) = ask["audience"].as_str() {
+        let ask = IdentityRequest { service_account: account, audience: audience.into(), holder: None };
+        let token = source.identity_token(&ask).await?;
+        return Ok((token.value.expose().clone(), left(token.expires)));
+    }
+    let ask = AccessRequest {
+        service_account: account,
+        scopes: Scopes::parse(ask["scopes"].as_str().unwrap_or(BIGQUERY)),
+        lifetime: ask["lifetime"].as_u64().unwrap_or(3600),
+        subject: ask["subject"].as_str().map(String::from),
+        ..AccessRequest::default()
+    };
+    let token = source.access_token(&ask).await?;
+    Ok((token.value.expose().clone(), left(token.expires)))
 }
 
 #[tokio::test]
@@ -149,17 +172,30 @@ async fn every_source_does_as_recorded() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sources");
     let mut folders: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 40, "only {} cases", folders.len());
+    assert!(folders.len() >= 120, "only {} cases", folders.len());
+    every_kind_is_among(&folders);
     // Several at a time: most of it is waiting, for pauses and commands.
     let outcomes = futures_util::stream::iter(folders).map(judged).buffer_unordered(8).concat().await;
     assert!(outcomes.is_empty(), "{}", outcomes.join("\n"));
+}
+
+/// As `principal` calls them. (One with a certificate is a workload identity like the others.)
+fn every_kind_is_among(folders: &[PathBuf]) {
+    let kinds: BTreeSet<String> = folders
+        .iter()
+        .filter_map(|folder| fs::read_to_string(folder.join("expected.json")).ok())
+        .filter_map(|text| Some(serde_json::from_str::<Value>(&text).ok()?["kind"].as_str()?.to_owned()))
+        .collect();
+    for kind in KINDS {
+        assert!(kinds.contains(kind), "no case ends with a token of a {kind}");
+    }
 }
 
 /// What is not as recorded.
 async fn judged(folder: PathBuf) -> Vec<String> {
     let name = folder.file_name().unwrap().to_string_lossy().into_owned();
     let case = Case::open(folder);
-    let came = case.outcome().await;
+    let mut came = case.outcome().await;
     let mut wrong: Vec<String> =
         case.replay.faults().iter().map(|fault| format!("{name}: {fault}")).collect();
     if came["token"].is_null() && came.to_string().contains("canary") {
@@ -167,6 +203,12 @@ async fn judged(folder: PathBuf) -> Vec<String> {
     }
     let expected = case.json("expected.json").unwrap_or_default();
     let expected = serde_json::from_str::<Value>(&case.bare(&expected.to_string())).unwrap();
+    if let (true, Some(token)) = (expected["claims"].is_object(), came["token"].as_str()) {
+        let mut claims = claims(token);
+        claims.as_object_mut().unwrap().retain(|name, _| name != "iat" && name != "exp");
+        came["claims"] = claims;
+        came.as_object_mut().unwrap().remove("token");
+    }
     if came != expected {
         wrong.push(format!("{name}: came to\n  {came}\nexpected is\n  {expected}"));
     }

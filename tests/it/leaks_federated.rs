@@ -1,17 +1,19 @@
 //! No secret of a federated source in anything that the program writes, as in [`crate::leaks`]: subject tokens,
 //! what they are fetched with, federated tokens, client secrets, AWS keys, what commands write.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::federation::{asking_for_certificates, certificates};
 use crate::leaks::{ACCOUNT, Local, everything, loud};
 use crate::support::canary::Canaries;
 use crate::support::fake_google::Failure;
-use crate::support::federation::{AUDIENCE, AWS4, Federation, Imds, JWT, POOL, Trust};
-use crate::support::issuer::Issuer;
+use crate::support::federation::{AUDIENCE, AWS4, Federation, Imds, JWT, MTLS, POOL, Trust};
+use crate::support::issuer::{Issuer, seconds};
 use crate::support::session::{Folder, program};
 
 const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
@@ -32,12 +34,21 @@ fn failures() -> Vec<Failure> {
 /// The program with `config`, well and through every failure; all that it wrote is searched. `more` is how many
 /// requests come before the one that is to fail.
 fn searched(fake: &Federation, folder: &Folder, config: &str, variables: &[(&str, &str)], before: usize) {
+    searched_at(&fake.url(), fake, folder, config, variables, before);
+}
+
+/// With the token service at `sts`.
+fn searched_at(
+    sts: &str,
+    fake: &Federation,
+    folder: &Folder,
+    config: &str,
+    variables: &[(&str, &str)],
+    before: usize,
+) {
     let file = folder.0.join("test.toml");
-    let endpoints = format!(
-        "[endpoints]\nsts = \"{}/v1/token\"\niam_credentials = \"{}\"\n",
-        fake.url(),
-        fake.google.url()
-    );
+    let endpoints =
+        format!("[endpoints]\nsts = \"{sts}/v1/token\"\niam_credentials = \"{}\"\n", fake.google.url());
     std::fs::write(&file, format!("{config}\n{endpoints}")).unwrap();
     let command = || {
         let mut command = program(&folder.0);
@@ -209,7 +220,6 @@ fn aws_keys_leak_nothing() {
 
 #[test]
 fn what_a_command_brings_leaks_nothing() {
-    use std::os::unix::fs::PermissionsExt;
     let issuer = Issuer::rs256("https://tokens.example");
     let (fake, folder) = started(&issuer);
     let helper = folder.0.join("helper");
@@ -234,5 +244,86 @@ fn what_a_command_brings_leaks_nothing() {
         write(answer);
         let said = briefly(program(&folder.0), &folder.0.join("test.toml"));
         assert!(said.contains("helper") && !said.contains("canary-in"), "{said}");
+    }
+}
+
+#[test]
+fn headers_for_a_url_leak_nothing() {
+    let issuer = Issuer::rs256("https://tokens.example");
+    let (fake, folder) = started(&issuer);
+    fake.url_token(&issuer.token("me", &audience(), 300, &json!({})));
+    fake.secret("a header's value", "canary-header-value");
+    let url = format!("{}/url/json", fake.url());
+    let source = json!({
+        "url": url, "headers": {"X-Wanted": "canary-header-value"},
+        "format": {"type": "json", "subject_token_field_name": "id_token"},
+    });
+    let file = credential_file(&folder, &fake, &source, &json!({}));
+    let of_a_file = format!("credentials_file = {file:?}");
+    let of_the_config = format!(
+        "[credentials]\nworkload_identity_provider = \"{POOL}\"\nservice_account = \"{RUNNER}\"\n\
+         token_from = \"{url}\"\ntoken_field = \"id_token\"\ntoken_headers = [\"X-Wanted: $WANTED\"]"
+    );
+    for (config, variables) in
+        [(of_a_file, &[][..]), (of_the_config, &[("WANTED", "canary-header-value")][..])]
+    {
+        // At the URL, and at the exchange.
+        searched(&fake, &folder, &config, variables, 0);
+        searched(&fake, &folder, &config, variables, 1);
+    }
+}
+
+#[test]
+fn an_output_file_leaks_nothing() {
+    let issuer = Issuer::es256("https://tokens.example");
+    let (fake, folder) = started(&issuer);
+    let (kept, helper) = (folder.0.join("kept.json"), folder.0.join("helper"));
+    let token = issuer.token("me", &audience(), 300, &json!({}));
+    fake.secret("what an output file keeps", &token);
+    // It is there before the command would run, which fails.
+    let end = seconds() + 300;
+    let answer = |token: &str| json!({"version": 1, "success": true, "token_type": JWT, "id_token": token, "expiration_time": end});
+    std::fs::write(&kept, answer(&token).to_string()).unwrap();
+    std::fs::write(&helper, "#!/bin/sh\nexit 1\n").unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let source = json!({"executable": {"command": helper, "output_file": kept}});
+    let config = format!("credentials_file = {:?}", credential_file(&folder, &fake, &source, &json!({})));
+    let allowed = [("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")];
+    searched(&fake, &folder, &config, &allowed, 0);
+    for text in ["canary-in-a-message".into(), json!({"version": "canary-in-a-message"}).to_string()] {
+        std::fs::write(&kept, text).unwrap();
+        let mut command = program(&folder.0);
+        command.envs(allowed);
+        let said = briefly(command, &folder.0.join("test.toml"));
+        assert!(said.contains("output") && !said.contains("canary-in"), "{said}");
+    }
+}
+
+#[test]
+fn the_key_of_a_certificate_leaks_nothing() {
+    let (fake, folder) = started(&Issuer::es256("https://tokens.example"));
+    let (ca, leaf, key) = certificates(&folder);
+    let sts = format!("https://localhost:{}", fake.behind_tls(asking_for_certificates(&ca, &leaf, &key)));
+    fake.provider(AUDIENCE, Trust::Certificate, &[]);
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/certificate"), RUNNER);
+    fake.secret("the key of a certificate", &std::fs::read_to_string(&key).unwrap());
+    let places = folder.0.join("certificate_config.json");
+    let workload = json!({"cert_path": leaf, "key_path": key});
+    std::fs::write(&places, json!({"cert_configs": {"workload": workload}}).to_string()).unwrap();
+    let source = json!({"certificate": {"certificate_config_location": places}});
+    let file = credential_file(&folder, &fake, &source, &json!({"subject_token_type": MTLS}));
+    let config = format!("credentials_file = {file:?}");
+    let trusting = [("SSL_CERT_FILE", ca.to_str().unwrap())];
+    searched_at(&sts, &fake, &folder, &config, &trusting, 0);
+    // A key that is none: nothing of the file is quoted.
+    let whole = std::fs::read_to_string(&key).unwrap();
+    for spoilt in [whole.replace("PRIVATE", "CANARY"), whole.replacen("M", "canary-in-a-message", 1)] {
+        std::fs::write(&key, spoilt).unwrap();
+        let mut command = program(&folder.0);
+        command.envs(trusting);
+        let said = briefly(command, &folder.0.join("test.toml"));
+        assert!(said.contains("leaf.key") || said.contains("client certificate"), "{said}");
+        assert!(!said.contains("canary-in") && !said.contains(whole.lines().nth(1).unwrap()), "{said}");
     }
 }

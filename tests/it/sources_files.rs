@@ -527,6 +527,7 @@ async fn fifty_callers_of_each_kind_are_one_chain() {
         (impersonated(&fake, RUNNER, &nested, &[]), ask(None), 3),
         (impersonated(&fake, RUNNER, &fake.workforce("person"), &[]), ask(None), 2),
         (fake.workforce("person"), ask(None), 1),
+        (fake.service_account(KEY_ACCOUNT, rsa_key()), ask(None), 1),
         (fake.service_account(KEY_ACCOUNT, rsa_key()), subject, 1),
         (fake.user(USER), narrowed, 3),
     ] {
@@ -535,6 +536,24 @@ async fn fifty_callers_of_each_kind_are_one_chain() {
         let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
         let tokens = futures_util::future::join_all(callers).await;
         assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");
+        assert_eq!(fake.calls().len() - before, chain, "{:?}", fake.calls().split_off(before));
+    }
+}
+
+#[tokio::test]
+async fn fifty_callers_for_an_id_token_are_one_chain() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    fake.allow(USER, RUNNER);
+    fake.latency(Duration::from_millis(50));
+    for (file, chain) in [
+        (fake.service_account(KEY_ACCOUNT, rsa_key()), 1),
+        (impersonated(&fake, RUNNER, &fake.user(USER), &[]), 2),
+    ] {
+        let (before, request) = (fake.calls().len(), id_ask(None));
+        let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new(), Recorder::default());
+        let callers = (0..50).map(|_| mint.identity(&request, Duration::from_secs(5)));
+        let tokens = futures_util::future::join_all(callers).await;
+        assert!(tokens.iter().all(Result::is_ok), "{:?}", tokens.first());
         assert_eq!(fake.calls().len() - before, chain, "{:?}", fake.calls().split_off(before));
     }
 }

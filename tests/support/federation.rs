@@ -256,7 +256,11 @@ impl Federation {
                 let headers =
                     headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
                 let asked = Asked { method, path, query, headers, body: &body, shown };
-                let (status, text) = answer(&state, &google, &asked);
+                let failure = state.lock().unwrap().failures.pop_front().flatten();
+                let (status, text) = match failure {
+                    Some(Failure::Answer { status, body, .. }) => (status, body),
+                    _ => answer(&state, &google, &asked),
+                };
                 let reply = format!(
                     "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
                     text.len()

@@ -1,10 +1,13 @@
 //! An upstream that plays recorded exchanges: each request has to be the one that was recorded, in its place.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 /// Runs until it is dropped.
@@ -39,6 +42,10 @@ impl Replay {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
     }
 
     /// The exchanges to come: `{"request": {…}, "answer": {…}}` each.
@@ -117,14 +124,26 @@ fn next(played: &mut Played, request: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
+    let mut more = String::new();
+    for (name, value) in answer["headers"].as_object().into_iter().flatten() {
+        let _ = write!(more, "{name}: {}\r\n", value.as_str().unwrap_or_default());
+    }
     format!(
-        "HTTP/1.1 {} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{more}connection: close\r\n\r\n{body}",
         answer["status"],
         body.len()
     )
 }
 
-/// What was recorded has to be there. A header may be recorded as null: it must not be there. `*` is anything.
+/// What a JWT says; whoever signed it.
+pub(crate) fn claims(token: &str) -> Value {
+    let part = token.split('.').nth(1).unwrap_or_default();
+    let bytes = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or(json!({}))
+}
+
+/// What was recorded has to be there. A header may be recorded as null: it must not be there. `*` is anything, and
+/// an object with `claims` a JWT that has at least these.
 fn differences(expected: &Value, found: &Value, place: &str, wrong: &mut Vec<String>) {
     match (expected, found) {
         (Value::Object(all), Value::Object(_)) => {
@@ -135,6 +154,9 @@ fn differences(expected: &Value, found: &Value, place: &str, wrong: &mut Vec<Str
             let more =
                 found.as_object().into_iter().flatten().filter(|(name, _)| exact && !all.contains_key(*name));
             wrong.extend(more.map(|(name, value)| format!("{place}.{name} was not recorded: {value}")));
+        }
+        (Value::Object(all), Value::String(token)) if all.contains_key("claims") => {
+            differences(&all["claims"], &claims(token), &format!("{place}.claims"), wrong);
         }
         (Value::String(star), Value::String(_)) if star == "*" => {}
         _ if expected == found => {}
