@@ -80,7 +80,7 @@ fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
 #[test]
 fn a_clock_that_is_off() {
     let google = FakeGoogle::start();
-    google.clock_off_by(400, true);
+    google.clock_off_by(700, true);
     let (code, text) = check(&google, "", |_| {});
     let [found, mend] = look(&text, "!!", "clock");
     assert!(code != Some(0) && found.contains("s behind Google's: what is signed here is refused"), "{text}");
