@@ -304,7 +304,7 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
-    key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed."),
+    key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed, and one for an ID token with `format=full`, which only Google can make, instead of answered without."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
     key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
     key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. At most 10 rules."),

@@ -94,6 +94,8 @@ pub enum Failure {
     IdentityRefused,
     /// The audience is not on the identity's list: 404, for the same reason.
     NotAllowedAudience,
+    /// `format=full` for an identity that is strict: 400, the other error that gcloud survives.
+    NotFull,
     /// May work in a moment: 503, which every client that retries at all does retry.
     Transient,
     /// May work in a moment, but it was an ID token: 404, because gcloud dies of a 503.
@@ -136,6 +138,7 @@ pub fn identity_reply(token: &IdentityToken) -> Reply {
 pub fn failure_reply(kind: Failure, why: &str) -> Reply {
     let status = match kind {
         Failure::AccessRefused => StatusCode::FORBIDDEN,
+        Failure::NotFull => StatusCode::BAD_REQUEST,
         Failure::IdentityRefused | Failure::NotAllowedAudience | Failure::IdentityTransient => {
             StatusCode::NOT_FOUND
         }

@@ -76,6 +76,16 @@ impl Server {
             );
             return Err(No(Failure::NotAllowedAudience, why));
         }
+        if ask.full {
+            let name = &identity.name;
+            if identity.strict {
+                let why = format!(
+                    "identity {name} is strict, and only Google can sign details of an instance: ask without format=full"
+                );
+                return Err(No(Failure::NotFull, why));
+            }
+            tracing::info!(identity = name, "format=full: the token has no details of an instance");
+        }
         let request = IdentityRequest {
             service_account: ask.account.service_account.clone(),
             audience: ask.audience.clone(),

@@ -7,7 +7,10 @@ use std::path::Path;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
 use kfp_creds::metadata::{self, Form, Reply, RequestHead, Step, View};
+use kfp_creds::server::views::Views;
+use kfp_creds::source::Principal;
 use kfp_creds::token::{Now, Scopes};
+use kfp_creds::workload::Identity;
 use serde_json::Value;
 
 use crate::support::golden::{self, Case, Head};
@@ -155,23 +158,60 @@ fn is_minted(path: &str) -> bool {
     path.ends_with("/token") || path.ends_with("/identity")
 }
 
+/// What is told where neither config, nor credentials, nor a container say more.
+fn stand_in() -> View {
+    let views = Views { base: View::default(), project: None, email: None, cells: false };
+    views.local(&Identity::default(), &Principal::default())
+}
+
+/// Who says more: keys of the config, the container, the credentials; nobody where it is empty.
+fn said_by(key: &str) -> &'static str {
+    match key.rsplit('/').next().unwrap_or_default() {
+        "attributes" => unreachable!("a directory"),
+        "id" if key == "instance/id" => "the container's id",
+        "name" => "the container's name",
+        "device-name" => "the container's name",
+        "ip" | "mac" => "the container's address",
+        "hostname" => "`instance.hostname`; else made of name and project",
+        "description" => "`instance.description`",
+        "machine-type" => "`instance.machine_type`, `numeric_project`",
+        "tags" => "`instance.tags`",
+        "zone" | "region" => "`zone` or `region`, `numeric_project`",
+        "numeric-project-id" | "network" => "`numeric_project`",
+        "project-id" | "image" => "`project`, else the credentials",
+        "universe-domain" => "the credentials",
+        "email" => "the identity's `service_account`, `email`, else the credentials",
+        "scopes" => "the identity's `scopes`",
+        _ => "",
+    }
+}
+
 /// `docs/METADATA.md` is written by hand nowhere: this is its text.
 fn table(view: &View) -> String {
     let mut table = String::from(
         "# The metadata tree\n\n\
          Every key that the server shows, below `/computeMetadata/v1/`, with the stand-in that a value has where \
-         neither the\nconfig nor the credentials say more. A test compares this file with what the protocol answers.\n\n\
-         | key | text | JSON |\n| --- | --- | --- |\n",
+         nobody says more,\nand who may. Where that is empty the value is the same for everybody: a container has no disk, \
+         licence or\nprocessor that Google knows. A test compares this file with what the protocol answers.\n\n\
+         | key | text | JSON | said by |\n| --- | --- | --- | --- |\n",
     );
     for path in paths(view) {
         let key = path.strip_prefix("/computeMetadata/v1/").unwrap();
+        let mut by = said_by(key);
         let (text, json) = match key {
             _ if key.ends_with("/token") => {
                 ("minted".into(), "minted: access_token, expires_in, token_type".into())
             }
             _ if key.ends_with("/identity") => ("minted for `?audience=`".into(), String::new()),
             "instance/guest-attributes/" => ("403".into(), "{}".into()),
-            _ if key.is_empty() || path.ends_with('/') => continue,
+            _ if key.is_empty() => continue,
+            _ if path.ends_with('/') => {
+                if !body(&path, view).is_empty() {
+                    continue;
+                }
+                by = if key.ends_with("attributes/") { "the config's tables of this name" } else { "" };
+                (String::new(), body(&format!("{path}?recursive=true"), view))
+            }
             _ => (body(&format!("{path}?alt=text"), view), body(&format!("{path}?alt=json"), view)),
         };
         let cell = |value: &str| match value.trim_end().replace('\n', " ⏎ ") {
@@ -179,12 +219,11 @@ fn table(view: &View) -> String {
             word if word.starts_with("minted") || word == "403" => word,
             value => format!("`{value}`"),
         };
-        writeln!(table, "| `{key}` | {} | {} |", cell(&text), cell(&json)).unwrap();
+        writeln!(table, "| `{key}` | {} | {} | {by} |", cell(&text), cell(&json)).unwrap();
     }
     table.push_str(
         "\n`universe/universe_domain` is served as well, and not listed. In a JSON recursion names are camelCase, \
-         except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n\
-         `instance/attributes/` and `project/attributes/` hold what the config says.\n",
+         except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n",
     );
     table
 }
@@ -192,7 +231,7 @@ fn table(view: &View) -> String {
 #[test]
 fn the_documented_keys_are_those_that_are_served() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METADATA.md");
-    let want = table(&View::default());
+    let want = table(&stand_in());
     let stands = std::fs::read_to_string(&file).unwrap_or_default();
     let new = want.lines().filter(|line| !stands.lines().any(|own| own == *line));
     let old = stands.lines().filter(|line| !want.lines().any(|own| own == *line));

@@ -91,3 +91,19 @@ fn what_nobody_says_has_the_documented_stand_in() {
     }
     assert!(compared > 30, "only {compared} keys were compared");
 }
+
+#[test]
+fn details_of_an_instance_are_left_out_or_refused_where_nothing_may_be() {
+    let status = |config: &str, query: &str| {
+        let server = Listening::open(config);
+        let path = "/computeMetadata/v1/instance/service-accounts/default/identity?audience=a";
+        let request =
+            format!("GET {path}{query} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n");
+        String::from_utf8(ask(&server, request.as_bytes()).bytes).unwrap()[9..12].to_string()
+    };
+    let strict = "default = \"loader\"\n[identity.loader]\nstrict = true\n";
+    assert_eq!(
+        [status("", "&format=full"), status(strict, ""), status(strict, "&format=full")],
+        ["200", "200", "400"]
+    );
+}

@@ -53,8 +53,8 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
 /// A `serve --listen` and everything that it writes.
 pub(crate) struct Local {
     pub(crate) child: Child,
-    at: SocketAddr,
-    capability: String,
+    pub(crate) at: SocketAddr,
+    pub(crate) capability: String,
     stdout: BufReader<std::process::ChildStdout>,
     printed: String,
     stderr: Option<std::thread::JoinHandle<String>>,

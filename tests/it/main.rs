@@ -30,6 +30,8 @@ mod minting;
 mod proxy;
 mod sources_files;
 mod sources_host;
+mod stampede;
+mod verbosity;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -123,6 +123,7 @@ fn failure(given: &str) -> Result<(Failure, String), String> {
         "AccessRefused" => Failure::AccessRefused,
         "IdentityRefused" => Failure::IdentityRefused,
         "IdentityTransient" => Failure::IdentityTransient,
+        "NotFull" => Failure::NotFull,
         "NotAllowedAudience" => Failure::NotAllowedAudience,
         "TooMany" => Failure::TooMany,
         "Transient" => Failure::Transient,
