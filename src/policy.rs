@@ -65,7 +65,7 @@ impl Policy {
         let before = &self.rules[..matching.unwrap_or(self.rules.len())];
         let miss = |(index, rule): (usize, &Rule)| {
             let Pattern { part, glob } = rule.miss(task)?;
-            let found = part.of(task).map_or("it has none".into(), |value| format!("it is {value}"));
+            let found = part.of(task).map_or_else(|| "it has none".into(), |value| format!("it is {value}"));
             Some(format!("rule {} does not match: {part} has to be {glob}, and {found}", index + 1))
         };
         let misses = before.iter().enumerate().filter_map(miss).collect();

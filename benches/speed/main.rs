@@ -51,7 +51,7 @@ impl Plan {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kfp-creds"));
         let mut plan = Self { quick: false, only: vec![], program, before: None };
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--bench" => {}
                 "--quick" => plan.quick = true,

@@ -83,9 +83,10 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
         },
         Err(error) if error.is_overlap() => {
             let owner = engine.owner_of(config.pool).await;
-            let mend = owner.as_ref().map_or("network.pool = \"…\" in kfp-creds.toml".into(), |owner| {
-                format!("docker network rm {owner}, or network.pool = \"…\" in kfp-creds.toml")
-            });
+            let mend = owner.as_ref().map_or_else(
+                || "network.pool = \"…\" in kfp-creds.toml".into(),
+                |owner| format!("docker network rm {owner}, or network.pool = \"…\" in kfp-creds.toml"),
+            );
             let owner = owner.as_deref().unwrap_or("something else");
             let text = format!(
                 "{owner} holds {}: sessions get another address, which PHP clients do not find",

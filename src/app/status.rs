@@ -192,9 +192,10 @@ impl fmt::Display for Status {
         }
         for row in &self.leases {
             let last = row.tokens.iter().max_by_key(|token| token.left);
-            let tokens = last.map_or("none".into(), |last| {
-                format!("{}, the last until {} (in {} s)", row.tokens.len(), last.expires, last.left)
-            });
+            let tokens = last.map_or_else(
+                || "none".into(),
+                |last| format!("{}, the last until {} (in {} s)", row.tokens.len(), last.expires, last.left),
+            );
             let _ = writeln!(
                 text,
                 "{:<12}  {:<30}  {:<14}  {:<15}  {:<7}  {:<20}  {tokens}",

@@ -60,7 +60,7 @@ fn value_after(rest: &[u8]) -> Option<&[u8]> {
         .iter()
         .take(16 << 10)
         .position(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b'\'' | b'\\' | b',' | b'#' | b'<' | 0));
-    let value = &rest[..end.unwrap_or(rest.len().min(16 << 10))];
+    let value = &rest[..end.unwrap_or_else(|| rest.len().min(16 << 10))];
     (!value.is_empty()).then_some(value)
 }
 

@@ -92,7 +92,7 @@ mod tests {
         let rows: Vec<_> = tasks
             .iter()
             .map(|task| {
-                let text = |value: &Option<String>| value.clone().unwrap_or("-".into());
+                let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
                 format!("{task} {} {} {}", text(&task.function), text(&task.iteration), text(&task.wish))
             })
             .collect();

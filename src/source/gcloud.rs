@@ -170,7 +170,7 @@ impl Defaults {
             ("CLOUDSDK_CORE_UNIVERSE_DOMAIN", &mut found.universe),
             ("CLOUDSDK_BILLING_QUOTA_PROJECT", &mut found.quota_project),
         ] {
-            *value = variables.text(name).map(str::to_owned).or(value.take());
+            *value = variables.text(name).map(str::to_owned).or_else(|| value.take());
         }
         found.universe = found.universe.filter(|universe| is_domain(universe));
         found.quota_project = match found.quota_project.as_deref() {

@@ -129,9 +129,9 @@ impl Machine {
         let (email, project, universe) =
             tokio::join!(value(&email), value("project/project-id"), value("universe/universe-domain"));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.email = email.filter(|email| email.contains('@')).or(known.email.take());
-        known.project = project.or(known.project.take());
-        known.universe = universe.or(known.universe.take());
+        known.email = email.filter(|email| email.contains('@')).or_else(|| known.email.take());
+        known.project = project.or_else(|| known.project.take());
+        known.universe = universe.or_else(|| known.universe.take());
     }
 
     async fn ask(&self, upstream: &Arc<Upstream>, key: &str) -> Result<Answer, SourceError> {

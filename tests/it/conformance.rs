@@ -29,7 +29,7 @@ const OURS: [&str; 9] = [
 /// What every server answers to this case, in the form of `cases.txt`; nothing where that cannot be said.
 fn compact(case: &Case) -> Option<String> {
     let request = String::from_utf8(case.request.clone()).unwrap();
-    let (line, headers) = request.trim_end().split_once("\r\n").unwrap_or((request.trim_end(), ""));
+    let (line, headers) = request.trim_end().split_once("\r\n").unwrap_or_else(|| (request.trim_end(), ""));
     let waits = case.waits.as_deref().is_some_and(|time| time != "1s");
     let ours = OURS.iter().any(|word| request.contains(word));
     if case.step_only.is_some() || case.given.is_some() || waits || ours {

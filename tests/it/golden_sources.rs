@@ -118,7 +118,8 @@ impl Case {
             Err(failure) => return json!({"start": self.bare(&failure.to_string())}),
         };
         let ask = self.json("ask.json").unwrap_or_default();
-        let account = ask["service_account"].as_str().map(String::from).or(config.impersonate.clone());
+        let account =
+            ask["service_account"].as_str().map(String::from).or_else(|| config.impersonate.clone());
         let mut outcome = asked(&source, &ask, account.clone()).await;
         for _ in 1..ask["times"].as_u64().unwrap_or(1) {
             outcome = asked(&source, &ask, account.clone()).await;

@@ -389,7 +389,7 @@ fn keys_for_a_swarm_are_told_of() {
                 "Image": "x", "Env": [format!("ANY={}", key())]}}}),
         ),
     ] {
-        let name = body["Name"].as_str().or(body["name"].as_str()).unwrap().to_string();
+        let name = body["Name"].as_str().or_else(|| body["name"].as_str()).unwrap().to_string();
         let (status, text) = send(path, body);
         assert!(status == 503 && text.contains("swarm"), "{status} {text}");
         let line = session.wait_for(&format!("{name}, of the swarm"), Duration::from_secs(1));
