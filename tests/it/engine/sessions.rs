@@ -96,6 +96,8 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     let mut run = crate::support::raw::Running::run(&["--all"], &["sh", "-c", &script]);
     until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
     let goes = Container(run.out().trim().into());
+    // The command line tells the id before it starts the container.
+    until("it runs", Duration::from_secs(10), || running(&goes));
     assert!(run.err().contains(&format!("network {name} ")), "it was not taken over: {}", run.err());
     run.signal("-KILL");
     run.wait(Duration::from_secs(2));
@@ -123,7 +125,7 @@ fn a_killed_run_is_swept_with_its_containers() {
     let user = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
     let socket = std::path::PathBuf::from(format!("/tmp/kfp-creds-{user}/{label}.sock"));
     assert!(socket.exists(), "{}", socket.display());
-    assert!(made[..2].iter().all(running));
+    until("they run", Duration::from_secs(10), || made[..2].iter().all(running));
     run.signal("-KILL");
     run.wait(Duration::from_secs(2));
     // The command outlives us, and is the test's to end.
