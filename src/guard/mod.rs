@@ -14,6 +14,8 @@ mod likely;
 mod tests;
 mod text;
 pub mod walk;
+#[cfg(test)]
+mod walk_tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

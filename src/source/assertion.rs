@@ -69,14 +69,14 @@ impl Key {
         ask: &AccessRequest,
     ) -> Result<AccessToken, SourceError> {
         let life = ask.lifetime.clamp(1, ASSERTION_LIFE);
-        let (now, theirs) = (Now::read(), upstream.theirs().now());
-        let issued = jwt::seconds(theirs);
+        let (now, signed) = (Now::read(), upstream.skew().now());
+        let issued = jwt::seconds(signed);
         let mut claims =
             json!({"iss": self.email(), "sub": self.email(), "iat": issued, "exp": issued + life});
         claims[claim] = json!(value);
         // The claims have whole seconds: what the clock showed beyond the last one does not count.
         let cut = Duration::from_nanos(u64::from(
-            theirs.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
+            signed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
         ));
         Ok(AccessToken {
             value: self.sign(&claims)?,
@@ -123,7 +123,7 @@ impl Key {
         scopes: &Scopes,
     ) -> Result<AccessToken, Redeemed> {
         let attempt = || async {
-            let assertion = self.sign(&claims(upstream.theirs().now()))?;
+            let assertion = self.sign(&claims(upstream.skew().now()))?;
             redeem(upstream, self.token_uri(), &assertion, scopes).await
         };
         signed_by_the_clock(upstream, attempt).await
@@ -143,7 +143,7 @@ impl Key {
         audience: &str,
     ) -> Result<IdentityToken, SourceError> {
         let attempt = || async {
-            let issued = jwt::seconds(upstream.theirs().now());
+            let issued = jwt::seconds(upstream.skew().now());
             let assertion = self.sign(&json!({
                 "iss": self.email(),
                 "sub": self.email(),
@@ -174,9 +174,9 @@ pub(super) async fn signed_by_the_clock<T, F>(
 where
     F: Future<Output = Result<T, Redeemed>>,
 {
-    let ahead = upstream.theirs().ahead();
+    let ahead = upstream.skew().ahead();
     match attempt().await {
-        Err(Redeemed::Fault(fault)) if fault.is_invalid_grant() && upstream.theirs().moved_from(ahead) => {
+        Err(Redeemed::Fault(fault)) if fault.is_invalid_grant() && upstream.skew().moved_from(ahead) => {
             attempt().await
         }
         settled => settled,

@@ -16,9 +16,9 @@ pub(super) const RECONCILED: Duration = Duration::from_secs(600);
 
 /// By how many seconds the upstream is ahead of this machine, by its last answer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Theirs(Arc<AtomicI64>);
+pub(super) struct Skew(Arc<AtomicI64>);
 
-impl Theirs {
+impl Skew {
     /// An answer came whose request went out when it was `here`. The difference is said once.
     pub(super) fn note(&self, here: SystemTime, there: SystemTime) {
         static SAID: AtomicBool = AtomicBool::new(false);
@@ -80,16 +80,16 @@ mod tests {
 
     #[test]
     fn minutes_are_made_up_for_and_hours_are_not() {
-        let theirs = Theirs::default();
+        let skew = Skew::default();
         for (there, ahead) in
             [(0, 0), (29, 0), (-29, 0), (31, 31), (-590, -590), (600, 600), (601, 0), (-7200, 0)]
         {
             let here = SystemTime::now();
             let by = Duration::from_secs(i64::unsigned_abs(there));
-            theirs.note(here, if there < 0 { here - by } else { here + by });
-            assert_eq!(theirs.ahead(), ahead, "{there}");
-            assert!((apart(theirs.now(), SystemTime::now()) - ahead).abs() <= 1, "{there}");
+            skew.note(here, if there < 0 { here - by } else { here + by });
+            assert_eq!(skew.ahead(), ahead, "{there}");
+            assert!((apart(skew.now(), SystemTime::now()) - ahead).abs() <= 1, "{there}");
         }
-        assert!(!theirs.moved_from(0) && theirs.moved_from(-590));
+        assert!(!skew.moved_from(0) && skew.moved_from(-590));
     }
 }

@@ -77,7 +77,7 @@ impl Iam<'_> {
     async fn stand_in(&self, subject: &str, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
         let attempt = || async {
             let claims =
-                delegation(self.account, self.token_uri, subject, &ask.scopes, self.upstream.theirs().now());
+                delegation(self.account, self.token_uri, subject, &ask.scopes, self.upstream.skew().now());
             let answer = self.call("signJwt", json!({ "payload": claims.to_string() })).await?;
             let signed: Signed = answer.json()?;
             redeem(self.upstream, self.token_uri, &signed.signed_jwt, &ask.scopes).await

@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::secret::Secret;
 use crate::source::SourceError;
 pub(super) use crate::source::call::{Answer, Call};
-use crate::source::clock::{Theirs, apart, http_date};
+use crate::source::clock::{Skew, apart, http_date};
 use crate::source::proxied::{Proxies, Road};
 use crate::token::Now;
 
@@ -66,7 +66,7 @@ pub struct Upstream {
     connector: HttpsConnector<Road>,
     client: RwLock<Client>,
     limits: Limits,
-    theirs: Theirs,
+    skew: Skew,
 }
 
 /// A certificate chain, the leaf first, and the leaf's key: what TLS shows of a client.
@@ -90,18 +90,18 @@ impl Upstream {
             tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
         }
         roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
-        Self::build(Arc::new(roots), proxies, (limits, Theirs::default()), None)
+        Self::build(Arc::new(roots), proxies, (limits, Skew::default()), None)
     }
 
     /// The same, with a client certificate for servers that ask for one.
     pub(super) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
-        Self::build(self.roots.clone(), &self.proxies, (self.limits, self.theirs.clone()), Some(shown))
+        Self::build(self.roots.clone(), &self.proxies, (self.limits, self.skew.clone()), Some(shown))
     }
 
     fn build(
         roots: Arc<RootCertStore>,
         proxies: &Proxies,
-        (limits, theirs): (Limits, Theirs),
+        (limits, skew): (Limits, Skew),
         shown: Option<Shown>,
     ) -> Result<Arc<Self>, SourceError> {
         // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
@@ -129,7 +129,7 @@ impl Upstream {
             .enable_http1()
             .wrap_connector(Road::new(http, proxies)?);
         let client = RwLock::new(client(&connector, 4));
-        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits, theirs }))
+        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits, skew }))
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -186,13 +186,13 @@ impl Upstream {
         let answer = answer.map_err(|error| Fault::lost(url, &error))?;
         let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
         let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
-        self.theirs.note(here, there);
+        self.skew.note(here, there);
         Ok(Some(apart(here, there)))
     }
 
     /// The upstream's clock, as far as it is known.
-    pub(super) fn theirs(&self) -> &Theirs {
-        &self.theirs
+    pub(super) fn skew(&self) -> &Skew {
+        &self.skew
     }
 
     pub(super) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -205,7 +205,7 @@ impl Upstream {
         let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
         // What is asked by GET is on this machine, or of the job's own system: its clock proves nothing.
         if let Some(date) = date.filter(|_| call.method == Method::POST) {
-            self.theirs.note(sent.wall, date);
+            self.skew.note(sent.wall, date);
         }
         let body = Limited::new(body, LARGEST_ANSWER)
             .collect()

@@ -91,7 +91,7 @@ impl Key {
         upstream: &Upstream,
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
-        if upstream.theirs().ahead() != 0 {
+        if upstream.skew().ahead() != 0 {
             return self.exchange_by_their_clock(upstream, scopes).await;
         }
         match self.exchange_through_yup(upstream, scopes).await {
@@ -100,7 +100,7 @@ impl Key {
                 if fault.is_invalid_grant() {
                     let _ = upstream.clock(&self.token_uri).await;
                 }
-                match upstream.theirs().ahead() {
+                match upstream.skew().ahead() {
                     0 => Err(self.refused(fault)),
                     _ => self.exchange_by_their_clock(upstream, scopes).await,
                 }

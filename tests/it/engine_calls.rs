@@ -6,6 +6,8 @@ use std::time::Duration;
 use kfp_creds::docker::Engine;
 
 use crate::support::fake_engine::{Act, FakeEngine, json};
+use crate::support::raw::{Running, until};
+use crate::support::session::{Folder, program};
 use crate::support::stand::Scratch;
 
 /// Its exit is over before anybody who asks for the next one is heard.
@@ -34,6 +36,25 @@ async fn a_container_that_ends_at_once_has_an_exit_code() {
     let engine = Engine::connect(&engine.socket).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(10), engine.run_to_end("probe")).await;
     assert_eq!(ended.expect("it waits for another end").unwrap(), 7);
+}
+
+/// Two signals are enough, whatever the engine does.
+#[test]
+fn an_engine_that_hangs_keeps_nobody() {
+    let (scratch, folder) = (Scratch::new(), Folder::new("hung"));
+    let engine = FakeEngine::start(&scratch.0, |_| vec![Act::Hold]);
+    let mut command = program(&folder.0);
+    command.env("DOCKER_HOST", format!("unix://{}", engine.socket.display()));
+    command.args(["run", "--offline", "--", "true"]);
+    let mut run = Running::spawn(&mut command, Some(folder));
+    until("the engine is asked", Duration::from_secs(10), || !engine.seen().is_empty());
+    run.signal("-INT");
+    until("it says what it waits for", Duration::from_secs(10), || {
+        run.err().contains("once more to leave it")
+    });
+    run.signal("-INT");
+    assert_eq!(run.wait(Duration::from_secs(10)), 125, "{}", run.err());
+    assert!(run.err().contains("stopped by a signal before the session was ready"), "{}", run.err());
 }
 
 #[tokio::test]

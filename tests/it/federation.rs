@@ -290,15 +290,7 @@ async fn aws_is_proven_by_a_signed_request() {
         session: session.map(String::from),
         region: region.into(),
     };
-    let base = format!("{}/latest", fake.url());
-    let aws = json!({
-        "environment_id": "aws1",
-        "region_url": format!("{base}/meta-data/placement/availability-zone"),
-        "url": format!("{base}/meta-data/iam/security-credentials"),
-        "regional_cred_verification_url":
-            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
-        "imdsv2_session_token_url": format!("{base}/api/token"),
-    });
+    let aws = fake.aws();
     let file = described(&fake, &aws, &json!({"subject_token_type": AWS4}));
     let keys = [("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret), ("AWS_REGION", "eu-west-1")];
     fake.provider(AUDIENCE, trust(None, "eu-west-1"), &[]);
@@ -494,15 +486,7 @@ async fn a_stampede_is_one_chain_wherever_subject_tokens_come_from() {
         session: session.into(),
         strict: true,
     });
-    let base = format!("{}/latest", fake.url());
-    let aws = json!({
-        "environment_id": "aws1",
-        "region_url": format!("{base}/meta-data/placement/availability-zone"),
-        "url": format!("{base}/meta-data/iam/security-credentials"),
-        "regional_cred_verification_url":
-            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
-        "imdsv2_session_token_url": format!("{base}/api/token"),
-    });
+    let aws = fake.aws();
     let file = described(&fake, &aws, &json!({"subject_token_type": AWS4}));
     let keys = [
         ("AWS_ACCESS_KEY_ID", id),

@@ -195,15 +195,7 @@ fn aws_keys_leak_nothing() {
         session: session.into(),
         strict: true,
     });
-    let base = format!("{}/latest", fake.url());
-    let aws = json!({
-        "environment_id": "aws1",
-        "region_url": format!("{base}/meta-data/placement/availability-zone"),
-        "url": format!("{base}/meta-data/iam/security-credentials"),
-        "imdsv2_session_token_url": format!("{base}/api/token"),
-        "regional_cred_verification_url":
-            "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
-    });
+    let aws = fake.aws();
     let file = credential_file(&folder, &fake, &aws, &json!({"subject_token_type": AWS4}));
     let config = format!("credentials_file = {file:?}");
     // At the metadata service, and at the exchange.

@@ -1,9 +1,8 @@
 //! What is told of containers that end, start again and are cut off, at an engine that does as it is told.
 
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kfp_creds::docker::Engine;
@@ -27,21 +26,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::minting::source;
 use crate::support::fake_engine::{Act, FakeEngine};
 use crate::support::fake_google::{FakeGoogle, rsa_key};
-use crate::support::stand::Scratch;
+use crate::support::stand::{Heard, Scratch};
 
 const NETWORK: &str = "the-network";
-
-#[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Heard {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 fn container(digit: char) -> ContainerId {
     ContainerId::parse(&digit.to_string().repeat(64)).unwrap()

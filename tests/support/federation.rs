@@ -165,6 +165,19 @@ impl Federation {
         self.set(|state| state.url_token = Some(token.into()));
     }
 
+    /// The `credential_source` of a file that leads to [`Self::imds`].
+    pub(crate) fn aws(&self) -> Value {
+        let base = format!("{}/latest", self.url());
+        json!({
+            "environment_id": "aws1",
+            "region_url": format!("{base}/meta-data/placement/availability-zone"),
+            "url": format!("{base}/meta-data/iam/security-credentials"),
+            "regional_cred_verification_url":
+                "https://sts.{region}.amazonaws.com?Action=GetCallerIdentity&Version=2011-06-15",
+            "imdsv2_session_token_url": format!("{base}/api/token"),
+        })
+    }
+
     pub(crate) fn imds(&self, imds: Imds) {
         self.set(|state| {
             state.secrets.push(("an AWS secret key", imds.secret.clone()));

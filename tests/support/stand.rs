@@ -38,8 +38,9 @@ impl Drop for Scratch {
     }
 }
 
+/// Keeps what is said.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Heard(pub(crate) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Heard {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

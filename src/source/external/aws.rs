@@ -72,7 +72,7 @@ impl Aws {
         let url = self.verification_url.replace("{region}", &region);
         let unfit =
             || SourceError::refused("the regional_cred_verification_url of the credential file is no URL");
-        signed(&url, &region, audience, &keys, upstream.theirs().now()).ok_or_else(unfit)
+        signed(&url, &region, audience, &keys, upstream.skew().now()).ok_or_else(unfit)
     }
 
     fn keys_of_environment(&self) -> Option<Keys> {

@@ -140,7 +140,7 @@ impl Federated {
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
         let client = self.client(upstream)?;
-        let ahead = upstream.theirs().ahead();
+        let ahead = upstream.skew().ahead();
         let subject = self.subject(upstream, false).await?;
         let token = match self.exchange(&client, &subject, scopes).await {
             // The file was replaced meanwhile, or what a command had kept is not taken any more, or what was
@@ -148,7 +148,7 @@ impl Federated {
             Err(Fault::Denied(denial))
                 if denial.is("invalid_grant")
                     && (self.subject.may_change()
-                        || self.subject.is_signed_here() && upstream.theirs().moved_from(ahead)) =>
+                        || self.subject.is_signed_here() && upstream.skew().moved_from(ahead)) =>
             {
                 let again = self.subject(upstream, true).await?;
                 if again.expose() == subject.expose() {
