@@ -16,6 +16,7 @@ use crate::guard::{Mode, environment, what};
 
 /// Most finds that are told of one request.
 pub(super) const MOST: usize = 4;
+
 impl Room {
     /// `ours`: whether a find refuses.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
