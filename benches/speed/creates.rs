@@ -22,7 +22,7 @@ pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<
 
     let pairs = pairs(plan.rounds(50, 10), |turn| through.create(turn), |turn| by_hand.create(turn))?;
     let more = of_pairs(&pairs, difference);
-    let shown = format!("+{} ({})", interval(more, 1.0, " ms"), medians(&pairs));
+    let shown = format!("{} more ({})", interval(more, 1.0, " ms"), medians(&pairs));
     table.row(
         "creates",
         "create through the proxy over the engine's create + connect",

@@ -25,7 +25,7 @@ pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<
     };
     let pairs = pairs(plan.rounds(40, 8), |turn| rested(&apart, turn), |turn| rested(&shared, turn))?;
     let more = of_pairs(&pairs, difference);
-    let shown = format!("+{} ({})", interval(more, 1.0, " ms"), medians(&pairs));
+    let shown = format!("{} more ({})", interval(more, 1.0, " ms"), medians(&pairs));
     table.row(
         "isolation",
         "create with a network of its own, one being ready, over the shared network",
@@ -37,7 +37,7 @@ pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<
     // Without a rest: what comes faster than networks can be made waits for them.
     let pairs = burst(plan.rounds(40, 12), &apart, &shared)?;
     let more = of_pairs(&pairs, difference);
-    let shown = format!("+{} ({})", interval(more, 1.0, " ms"), medians(&pairs));
+    let shown = format!("{} more ({})", interval(more, 1.0, " ms"), medians(&pairs));
     table.row(
         "isolation",
         "the same, one create after the other without a rest: none is ready",
