@@ -43,20 +43,26 @@ pub async fn explain(
     }
     let mut peers = sessions::find(around, None).await?;
     let mut lost = None;
-    // The session that gave it an identity knows best; of one that got none, any can say what its rules say.
+    // The session that gave it an identity knows best; of one that got none, each can say what its rules say.
     for target in ["/explain", "/explain/created"] {
-        let mut answering = vec![];
+        let (mut told, mut answering) = (false, vec![]);
         for peer in peers {
             match peer.call("GET", &format!("{target}?{}", query("container", what))).await {
                 Ok(text) => {
+                    if told {
+                        print("");
+                    }
                     print(text.trim_end());
-                    return Ok(Ended::Done);
+                    told = true;
                 }
                 Err(Failure::NotFound(_)) => answering.push(peer),
                 // One that hangs keeps no other from answering.
                 Err(failure @ Failure::Engine(_)) => lost = Some(failure),
                 Err(failure) => return Err(failure),
             }
+        }
+        if told {
+            return Ok(Ended::Done);
         }
         peers = answering;
     }
