@@ -323,7 +323,7 @@ impl Mint {
                 Ok(Err(error)) => error.into(),
                 Err(_) => MintFailure::Slow,
             };
-            let valid = |token: &Arc<T>| !ride.is_void() && !token.expires().remaining(Now::read()).is_zero();
+            let valid = |token: &Arc<T>| !ride.is_void() && !token.expires().is_over(Now::read());
             return old.filter(valid).ok_or(failure);
         }
     }

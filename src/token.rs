@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -51,6 +52,11 @@ impl Deadline {
         wall.min(self.mono.saturating_duration_since(now.mono))
     }
 
+    /// Whether nothing is left.
+    pub fn is_over(&self, now: Now) -> bool {
+        self.wall <= now.wall || self.mono <= now.mono
+    }
+
     pub fn wall(&self) -> SystemTime {
         self.wall
     }
@@ -58,8 +64,13 @@ impl Deadline {
 
 /// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted.
 /// The normal form is what caches are keyed by and what goes upstream.
-#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Scopes(Arc<[String]>);
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Scopes {
+    list: Arc<[String]>,
+    /// FNV-1a of the list, made once: a set is a part of the key that every request for a token is looked up by.
+    /// Nothing hangs on its strength, callers can only choose among the scopes that an identity has.
+    hash: u64,
+}
 
 impl Scopes {
     /// Accepts the comma list of the metadata protocol and the space list of OAuth.
@@ -68,15 +79,15 @@ impl Scopes {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
+        self.list.iter().map(String::as_str)
     }
 
     pub fn contains(&self, scope: &str) -> bool {
-        self.0.iter().any(|own| own == scope)
+        self.list.iter().any(|own| own == scope)
     }
 
     pub fn intersection(&self, other: &Self) -> Self {
@@ -87,14 +98,22 @@ impl Scopes {
 impl<'a> FromIterator<&'a str> for Scopes {
     fn from_iter<I: IntoIterator<Item = &'a str>>(scopes: I) -> Self {
         let set: BTreeSet<&str> = scopes.into_iter().map(str::trim).filter(|s| !s.is_empty()).collect();
-        Self(set.into_iter().map(String::from).collect())
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let bytes = set.iter().flat_map(|scope| scope.bytes().chain([b' ']));
+        Self { hash: bytes.fold(0, step), list: set.into_iter().map(String::from).collect() }
+    }
+}
+
+impl Hash for Scopes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
     }
 }
 
 /// Space separated, as RFC 6749 section 3.3 writes a scope parameter.
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" "))
+        f.write_str(&self.list.join(" "))
     }
 }
 
@@ -129,7 +148,35 @@ pub struct AccessToken {
     /// What the source asked for upstream, in normal form; empty where the upstream decides.
     pub scopes: Scopes,
     pub id: MintId,
+    shown: Shown,
 }
+
+impl AccessToken {
+    /// A new token, with a name of its own.
+    pub fn new(value: Secret<String>, expires: Deadline, scopes: Scopes) -> Self {
+        Self { value, expires, scopes, id: MintId::random(), shown: Shown::default() }
+    }
+
+    /// What `render` makes of the token for callers to whom `seconds` of it are left. All callers of the same second
+    /// share it: the secret is rendered once, is in memory once, and is overwritten once.
+    pub fn shown(&self, seconds: u64, render: impl FnOnce(&str) -> Vec<u8>) -> Rendered {
+        let mut shown = self.shown.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shown {
+            Some((at, bytes)) if *at == seconds => bytes.clone(),
+            _ => {
+                let bytes = Arc::new(Secret::new(render(self.value.expose())));
+                *shown = Some((seconds, bytes.clone()));
+                bytes
+            }
+        }
+    }
+}
+
+/// The bytes of a reply that hold a token; overwritten when the last holder lets go of them.
+pub type Rendered = Arc<Secret<Vec<u8>>>;
+
+#[derive(Debug, Default)]
+struct Shown(Mutex<Option<(u64, Rendered)>>);
 
 /// An OpenID Connect ID token (a signed JWT) for one audience.
 #[derive(Debug)]
@@ -205,7 +252,7 @@ impl Issued {
             return false;
         }
         let now = Now::read();
-        all.retain(|known| !known.expires.remaining(now).is_zero());
+        all.retain(|known| !known.expires.is_over(now));
         if all.len() >= REMEMBERED {
             let first = all.iter().enumerate().min_by_key(|(_, known)| known.expires.wall());
             if let Some((first, _)) = first {
@@ -218,7 +265,7 @@ impl Issued {
 
     /// Those that have not expired.
     pub fn alive(&self, now: Now) -> Vec<HandedOut> {
-        self.lock().iter().filter(|token| !token.expires.remaining(now).is_zero()).copied().collect()
+        self.lock().iter().filter(|token| !token.expires.is_over(now)).copied().collect()
     }
 
     pub fn last_expiry(&self) -> Option<Deadline> {
@@ -228,6 +275,9 @@ impl Issued {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -237,6 +287,30 @@ mod tests {
         assert_eq!(scopes, Scopes::from_iter(["c", "a", "b", "a"]));
         assert_eq!(scopes.intersection(&Scopes::parse("c,d,a")).to_string(), "a c");
         assert!(Scopes::parse(" ,").is_empty());
+        assert_eq!(Scopes::parse(" ,"), Scopes::default());
+        let places = HashSet::from(["a b", "b a", "ab", "a", ""].map(Scopes::parse));
+        assert_eq!(places.len(), 4);
+    }
+
+    #[test]
+    fn callers_of_the_same_second_share_what_is_made_of_a_token() {
+        let end = Deadline::after(Now::read(), Duration::from_secs(9));
+        let token = AccessToken::new(Secret::new("canary".into()), end, Scopes::default());
+        let made = Cell::new(0);
+        let shown = |seconds| {
+            token.shown(seconds, |value| {
+                made.set(made.get() + 1);
+                format!("{value} {seconds}").into_bytes()
+            })
+        };
+        let (first, again, next) = (shown(9), shown(9), shown(8));
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_eq!(
+            (first.expose().as_slice(), next.expose().as_slice()),
+            (&b"canary 9"[..], &b"canary 8"[..])
+        );
+        assert_eq!(made.get(), 2);
+        assert!(!format!("{token:?}").contains("canary") && !format!("{token:?}").contains("99, 97"));
     }
 
     #[test]
@@ -267,5 +341,6 @@ mod tests {
         assert_eq!(end.remaining(set_back), Duration::from_secs(60));
         let late = Now { wall: now.wall + Duration::from_secs(700), mono: now.mono };
         assert_eq!(end.remaining(late), Duration::ZERO);
+        assert!(end.is_over(late) && !end.is_over(slept) && !end.is_over(set_back));
     }
 }

@@ -29,7 +29,7 @@ impl Member {
 
 /// What is still good of ended leases and of the live one. Both may have handed out the same one.
 pub(super) fn tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -> Vec<HandedOut> {
-    let good = |token: &&HandedOut| !token.expires.remaining(now).is_zero();
+    let good = |token: &&HandedOut| !token.expires.is_over(now);
     let mut all: Vec<HandedOut> = held.iter().filter(good).copied().collect();
     for token in lease.iter().flat_map(|lease| lease.issued().alive(now)) {
         if all.iter().all(|known| known.id != token.id) {
@@ -43,13 +43,13 @@ impl State {
     /// Keeps what the holder of an ended lease may still use.
     pub(super) fn remember(&mut self, lease: &Lease) {
         let now = Now::read();
-        self.outstanding.retain(|_, end| !end.remaining(now).is_zero());
+        self.outstanding.retain(|_, end| !end.is_over(now));
         self.outstanding.extend(lease.issued().alive(now).into_iter().map(|token| (token.id, token.expires)));
     }
 
     pub(super) fn summary(&mut self) -> Summary {
         let now = Now::read();
-        self.outstanding.retain(|_, end| !end.remaining(now).is_zero());
+        self.outstanding.retain(|_, end| !end.is_over(now));
         let outstanding = self.outstanding.values().copied().collect();
         Summary { attached: self.attached, cut_off: self.cut_off, outstanding }
     }

@@ -1,16 +1,16 @@
 //! A reply and its exact headers, the same for every listener.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::LazyLock;
 
-use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{
     ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LOCATION, SERVER, X_FRAME_OPTIONS,
 };
 use hyper::header::{HeaderName, HeaderValue, X_XSS_PROTECTION};
+use hyper::{HeaderMap, StatusCode};
 
-use crate::secret::Secret;
+use crate::token::Rendered;
 
 /// What goes back to the caller. A listener adds `Date`, leaves the body out for HEAD, and nothing else.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Body(Content);
 
 enum Content {
     Plain(Bytes),
-    Token(Arc<Secret<Vec<u8>>>),
+    Token(Rendered),
 }
 
 impl Body {
@@ -40,8 +40,8 @@ impl Body {
         Self(Content::Plain(bytes.into()))
     }
 
-    pub(super) fn token(bytes: Vec<u8>) -> Self {
-        Self(Content::Token(Arc::new(Secret::new(bytes))))
+    pub(super) fn token(bytes: Rendered) -> Self {
+        Self(Content::Token(bytes))
     }
 
     pub fn len(&self) -> usize {
@@ -69,7 +69,7 @@ impl Body {
     }
 }
 
-struct Exposed(Arc<Secret<Vec<u8>>>);
+struct Exposed(Rendered);
 
 impl AsRef<[u8]> for Exposed {
     fn as_ref(&self) -> &[u8] {
@@ -88,25 +88,45 @@ impl fmt::Debug for Body {
 
 /// The headers of a reply, in the order in which the real server was recorded (`Date` is the listener's).
 /// Every reply says `Metadata-Flavor: Google`: Node refuses those that do not.
-pub fn headers(reply: &Reply) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let fixed = |name: HeaderName, value| Some((name, HeaderValue::from_static(value)));
-    // What cannot be a header value is left out: a reply without it is better than none.
-    let made = |name: HeaderName, value: &Option<String>| {
-        value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()).map(|value| (name, value))
+pub fn headers(reply: &Reply) -> HeaderMap {
+    let mut all = match (&reply.location, &reply.etag) {
+        // Every token. To copy a map and replace in it costs half of filling one.
+        (None, None) => COMMON.clone(),
+        (location, etag) => filled(location.as_deref(), etag.as_deref()),
     };
-    let refused = reply.status == StatusCode::METHOD_NOT_ALLOWED;
-    [
-        fixed(super::METADATA_FLAVOR, "Google"),
-        fixed(CONTENT_TYPE, reply.content_type),
-        made(LOCATION, &reply.location),
-        made(ETAG, &reply.etag),
-        fixed(SERVER, "Metadata Server for VM"),
-        Some((CONTENT_LENGTH, HeaderValue::from(reply.body.len()))),
-        fixed(X_XSS_PROTECTION, "0"),
-        fixed(X_FRAME_OPTIONS, "SAMEORIGIN"),
-        refused.then(|| (ALLOW, HeaderValue::from_static("GET, HEAD"))),
-        reply.close.then(|| (CONNECTION, HeaderValue::from_static("close"))),
-    ]
-    .into_iter()
-    .flatten()
+    // Not by `insert`, which makes room for one more first.
+    let mut say = |name: HeaderName, value| {
+        if let Some(place) = all.get_mut(name) {
+            *place = value;
+        }
+    };
+    say(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    say(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+    if reply.status == StatusCode::METHOD_NOT_ALLOWED {
+        all.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    if reply.close {
+        all.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    all
+}
+
+static COMMON: LazyLock<HeaderMap> = LazyLock::new(|| filled(None, None));
+
+/// All in their places, with a type and a length that are still to be said.
+fn filled(location: Option<&str>, etag: Option<&str>) -> HeaderMap {
+    // What cannot be a header value is left out: a reply without it is better than none.
+    let made = |value: Option<&str>| value.and_then(|value| HeaderValue::from_str(value).ok());
+    let fixed = |value| Some(HeaderValue::from_static(value));
+    let places = [
+        (super::METADATA_FLAVOR, fixed("Google")),
+        (CONTENT_TYPE, fixed("")),
+        (LOCATION, made(location)),
+        (ETAG, made(etag)),
+        (SERVER, fixed("Metadata Server for VM")),
+        (CONTENT_LENGTH, fixed("")),
+        (X_XSS_PROTECTION, fixed("0")),
+        (X_FRAME_OPTIONS, fixed("SAMEORIGIN")),
+    ];
+    places.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }

@@ -39,6 +39,7 @@ impl<'a> Target<'a> {
         let inner = self.path.strip_prefix('/').unwrap_or(self.path);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
         let mut rest = (!inner.is_empty() || self.path == "//").then_some(inner);
+        let plain = !self.path.as_bytes().contains(&b'%');
         std::iter::from_fn(move || {
             let left = rest?;
             let (name, after) = match left.bytes().position(|byte| byte == b'/') {
@@ -46,7 +47,7 @@ impl<'a> Target<'a> {
                 None => (left, None),
             };
             rest = after;
-            Some(segment(name))
+            Some(segment(name, plain))
         })
     }
 
@@ -55,8 +56,9 @@ impl<'a> Target<'a> {
     }
 }
 
-fn segment(raw: &str) -> Option<Cow<'_, str>> {
-    let name = unescape(raw, Escapes::Path)?;
+/// `plain`: there is no escape in it.
+fn segment(raw: &str, plain: bool) -> Option<Cow<'_, str>> {
+    let name = if plain { Cow::Borrowed(raw) } else { unescape(raw, Escapes::Path)? };
     let hostile = match &name {
         // A piece of a path that is visible ASCII, cut at its slashes.
         Cow::Borrowed(name) => matches!(*name, "" | "." | ".."),
@@ -87,7 +89,7 @@ pub(super) struct Query<'a> {
 impl<'a> Query<'a> {
     pub(super) fn parse(raw: Option<&'a str>) -> Self {
         let mut query = Self::default();
-        for pair in raw.unwrap_or_default().split('&') {
+        for pair in raw.into_iter().flat_map(|raw| raw.split('&')) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (Some(name), Some(value)) = (unescape(name, Escapes::Form), unescape(value, Escapes::Form))
             else {
@@ -169,8 +171,8 @@ enum Escapes {
 
 /// `None` for a broken escape in a path, and for what is no UTF-8.
 fn unescape(raw: &str, escapes: Escapes) -> Option<Cow<'_, str>> {
-    let special = |b| b == b'%' || (b == b'+' && escapes == Escapes::Form);
-    if !raw.bytes().any(special) {
+    let special = |b: u8| raw.as_bytes().contains(&b);
+    if !special(b'%') && (escapes == Escapes::Path || !special(b'+')) {
         return Some(Cow::Borrowed(raw));
     }
     let mut decoded = Vec::with_capacity(raw.len());

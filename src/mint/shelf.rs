@@ -99,11 +99,11 @@ impl<T: Keep> Entry<T> {
 
     fn valid(&self, now: Now) -> Option<&Arc<T>> {
         let stock = self.stock.as_ref()?;
-        (!stock.token.expires().remaining(now).is_zero()).then_some(&stock.token)
+        (!stock.token.expires().is_over(now)).then_some(&stock.token)
     }
 
     fn fresh(&self, now: Now) -> Option<&Stock<T>> {
-        self.stock.as_ref().filter(|stock| !stock.served.remaining(now).is_zero())
+        self.stock.as_ref().filter(|stock| !stock.served.is_over(now))
     }
 }
 
@@ -176,8 +176,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
     ) -> Option<(Arc<T>, Option<Ride<T>>)> {
         let stock = entry.fresh(now)?;
         let token = stock.token.clone();
-        let due =
-            stock.calm.remaining(now).is_zero() && entry.flying().is_none() && entry.failure(now).is_none();
+        let due = stock.calm.is_over(now) && entry.flying().is_none() && entry.failure(now).is_none();
         Some((token, due.then(|| self.depart(entry, key, work()))))
     }
 
@@ -267,7 +266,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
 
 /// A token that is over when it comes is none.
 fn alive<T: Keep>(token: T) -> Result<T, SourceError> {
-    if token.expires().remaining(Now::read()).is_zero() {
+    if token.expires().is_over(Now::read()) {
         return Err(SourceError::transient(
             "the token that came has already expired; check this machine's clock",
         ));

@@ -66,7 +66,7 @@ impl Source for Scripted {
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
         Box::pin(async move {
             let (value, expires) = self.answer().await?;
-            Ok(AccessToken { value, expires, scopes: ask.scopes.clone(), id: MintId::random() })
+            Ok(AccessToken::new(value, expires, ask.scopes.clone()))
         })
     }
 

@@ -354,10 +354,7 @@ fn own_source() -> Response<Full<Bytes>> {
 fn respond(reply: Reply) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = reply.status;
-    *response.headers_mut() = HeaderMap::with_capacity(12); // all of ours and hyper's, without growing
-    for (name, value) in metadata::headers(&reply) {
-        response.headers_mut().insert(name, value);
-    }
+    *response.headers_mut() = metadata::headers(&reply);
     *response.body_mut() = Full::new(reply.body.into_bytes());
     response
 }

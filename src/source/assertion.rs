@@ -78,12 +78,8 @@ impl Key {
         let cut = Duration::from_nanos(u64::from(
             signed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
         ));
-        Ok(AccessToken {
-            value: self.sign(&claims)?,
-            expires: Deadline::after(now, Duration::from_secs(life) - cut),
-            scopes: ask.scopes.clone(),
-            id: MintId::random(),
-        })
+        let expires = Deadline::after(now, Duration::from_secs(life) - cut);
+        Ok(AccessToken::new(self.sign(&claims)?, expires, ask.scopes.clone()))
     }
 
     /// A token of `subject`, a person of the domain that allowed the account to stand in for its people.
@@ -220,12 +216,8 @@ pub(super) async fn redeem(
     let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
     let answer = upstream.send(&Call::form(token_uri, &fields)).await.map_err(Redeemed::Fault)?;
     let exchanged: Exchanged = answer.json()?;
-    Ok(AccessToken {
-        value: exchanged.access_token,
-        expires: Deadline::after(answer.sent, life(Duration::from_secs(exchanged.expires_in))?),
-        scopes: scopes.clone(),
-        id: MintId::random(),
-    })
+    let expires = Deadline::after(answer.sent, life(Duration::from_secs(exchanged.expires_in))?);
+    Ok(AccessToken::new(exchanged.access_token, expires, scopes.clone()))
 }
 
 pub(super) fn delegation_refused(account: &str, subject: &str, fault: Fault) -> SourceError {

@@ -12,7 +12,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::life;
 use crate::source::upstream::{Call, Fault, Upstream};
-use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, MintId, Now};
+use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, Now};
 
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -45,7 +45,7 @@ pub(super) async fn narrow(
     let claimed = narrowed.expires_in.map_or(rest, Duration::from_secs);
     let own = Deadline::after(answer.sent, life(claimed)?);
     let expires = if own.wall() < token.expires.wall() { own } else { token.expires };
-    Ok(AccessToken { value: narrowed.access_token, expires, scopes: token.scopes, id: MintId::random() })
+    Ok(AccessToken::new(narrowed.access_token, expires, token.scopes))
 }
 
 /// The rules in the form that the service reads.

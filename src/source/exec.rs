@@ -112,7 +112,7 @@ impl Provider {
             ))
         })?;
         let expires = deadline(end, now)?;
-        Ok(AccessToken { value: got.token, expires, scopes: ask.scopes.clone(), id: MintId::random() })
+        Ok(AccessToken::new(got.token, expires, ask.scopes.clone()))
     }
 
     /// Handed out only when it is for this audience: another one would be good somewhere else.

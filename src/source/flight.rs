@@ -110,15 +110,11 @@ mod tests {
 
     use super::*;
     use crate::secret::Secret;
-    use crate::token::{Deadline, MintId, Scopes};
+    use crate::token::{Deadline, Scopes};
 
     fn token(life: u64) -> AccessToken {
-        AccessToken {
-            value: Secret::new("base".into()),
-            expires: Deadline::after(Now::read(), Duration::from_secs(life)),
-            scopes: Scopes::default(),
-            id: MintId::random(),
-        }
+        let expires = Deadline::after(Now::read(), Duration::from_secs(life));
+        AccessToken::new(Secret::new("base".into()), expires, Scopes::default())
     }
 
     #[tokio::test(start_paused = true)]

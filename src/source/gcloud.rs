@@ -85,7 +85,7 @@ impl Program {
         // gcloud computed it by this machine's clock.
         let left = std::time::SystemTime::from(end).duration_since(now.wall).unwrap_or_default();
         let expires = Deadline::after(now, life(left)?);
-        Ok(AccessToken { value, expires, scopes: Scopes::default(), id: MintId::random() })
+        Ok(AccessToken::new(value, expires, Scopes::default()))
     }
 
     /// Possible where the active account is a service account; a person's has one audience, which is gcloud.

@@ -65,12 +65,8 @@ impl Iam<'_> {
             SourceError::transient("the IAM Credentials API gave no readable expiry; try again")
         })?;
         let left = remaining(end.into(), answer.sent.wall, answer.date, Duration::from_secs(ask.lifetime));
-        Ok(AccessToken {
-            value,
-            expires: Deadline::after(answer.sent, life(left)?),
-            scopes: ask.scopes.clone(),
-            id: MintId::random(),
-        })
+        let expires = Deadline::after(answer.sent, life(left)?);
+        Ok(AccessToken::new(value, expires, ask.scopes.clone()))
     }
 
     /// Domain-wide delegation without a key: IAM signs the assertion in the account's name.

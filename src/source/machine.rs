@@ -84,13 +84,9 @@ impl Machine {
         let answer = self.ask(upstream, &format!("{ACCOUNT}/token?{query}")).await?;
         let given: Given = answer.json()?;
         self.learn(upstream).await;
-        Ok(AccessToken {
-            value: given.access_token,
-            expires: Deadline::after(answer.sent, life(Duration::from_secs(given.expires_in))?),
-            // A virtual machine's token has the scopes that the machine was given, whatever is asked for.
-            scopes: Scopes::default(),
-            id: MintId::random(),
-        })
+        let expires = Deadline::after(answer.sent, life(Duration::from_secs(given.expires_in))?);
+        // A virtual machine's token has the scopes that the machine was given, whatever is asked for.
+        Ok(AccessToken::new(given.access_token, expires, Scopes::default()))
     }
 
     pub(super) async fn identity(

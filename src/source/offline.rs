@@ -119,7 +119,7 @@ impl Source for Offline {
             let life = ask.lifetime.clamp(1, LONGEST_LIFE);
             let (value, expires) =
                 self.token(ask.service_account.as_deref(), ask.holder.as_ref(), life, more)?;
-            Ok(AccessToken { value, expires, scopes: ask.scopes.clone(), id: MintId::random() })
+            Ok(AccessToken::new(value, expires, ask.scopes.clone()))
         })
     }
 

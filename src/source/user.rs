@@ -12,7 +12,7 @@ use crate::source::SourceError;
 use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, MintId, Scopes};
+use crate::token::{AccessToken, Deadline, Scopes};
 
 /// What a person runs when the login does not work any more.
 pub(super) const LOGIN: &str = "gcloud auth application-default login";
@@ -133,7 +133,7 @@ impl Login {
         self.learn(refreshed.id_token, refreshed.refresh_token);
         let value = refreshed.access_token;
         let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
-        Ok(AccessToken { value, expires, scopes: Scopes::default(), id: MintId::random() })
+        Ok(AccessToken::new(value, expires, Scopes::default()))
     }
 
     /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,

@@ -16,7 +16,7 @@ use crate::source::SourceError;
 use crate::source::google::life;
 use crate::source::upstream::{Call, Fault, Upstream};
 use crate::source::user::Again;
-use crate::token::{AccessToken, Deadline, MintId, Scopes};
+use crate::token::{AccessToken, Deadline, Scopes};
 
 pub(super) struct Workforce {
     /// The pool's provider, as the file names it; it identifies no person.
@@ -76,12 +76,8 @@ impl Workforce {
         if let Some(new) = refreshed.refresh_token.filter(|new| !new.expose().is_empty()) {
             self.rotate(new);
         }
-        Ok(AccessToken {
-            value: refreshed.access_token,
-            expires: Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?),
-            scopes: Scopes::default(),
-            id: MintId::random(),
-        })
+        let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
+        Ok(AccessToken::new(refreshed.access_token, expires, Scopes::default()))
     }
 
     fn rotate(&self, new: Secret<String>) {

@@ -29,7 +29,7 @@ use crate::source::assertion::Redeemed;
 use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::upstream::{Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, MintId, Now, Scopes};
+use crate::token::{AccessToken, Deadline, Now, Scopes};
 
 /// Codes of Google's own that do not pass: of the account or its project, and of the organisation's policies.
 const FOR_GOOD: [&str; 6] = [
@@ -138,7 +138,7 @@ impl Key {
             );
         };
         let expires = Deadline::after(sent, life(Duration::try_from(left).unwrap_or_default())?);
-        Ok(AccessToken { value, expires, scopes: scopes.clone(), id: MintId::random() })
+        Ok(AccessToken::new(value, expires, scopes.clone()))
     }
 
     /// Whether the token endpoint takes assertions of this key; else what it signs are the tokens.

@@ -197,12 +197,8 @@ pub(crate) fn view() -> View {
 
 /// 3 521.9 seconds before its end, which has to be shown as 3521.
 pub(crate) fn access_token(now: Now) -> AccessToken {
-    AccessToken {
-        value: Secret::new(ACCESS_TOKEN.into()),
-        expires: Deadline::after(now, Duration::from_millis(3_521_900)),
-        scopes: Scopes::default(),
-        id: MintId::random(),
-    }
+    let expires = Deadline::after(now, Duration::from_millis(3_521_900));
+    AccessToken::new(Secret::new(ACCESS_TOKEN.into()), expires, Scopes::default())
 }
 
 pub(crate) fn identity_token(now: Now) -> IdentityToken {

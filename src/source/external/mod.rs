@@ -29,7 +29,7 @@ use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::stamp::Stamp;
 use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, MintId, Scopes};
+use crate::token::{AccessToken, Deadline, Scopes};
 
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -204,7 +204,7 @@ impl Federated {
                 ));
             };
             let expires = Deadline::after(answer.sent, life(Duration::from_secs(seconds))?);
-            Ok(AccessToken { value: exchanged.access_token, expires, scopes: scopes.clone(), id: MintId::random() })
+            Ok(AccessToken::new(exchanged.access_token, expires, scopes.clone()))
         }))
     }
 
