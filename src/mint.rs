@@ -230,7 +230,7 @@ impl Mint {
                 ask.lifetime == identity.lifetime.as_secs()
                     && ask.subject == identity.subject
                     && ask.boundary == identity.boundary
-                    && ask.scopes.iter().all(|scope| identity.scopes.contains(scope))
+                    && ask.scopes.iter().all(|scope| identity.scopes.allow(scope))
             })
         });
         self.identity.forget(|ask| {

@@ -14,6 +14,63 @@ use crate::secret::Secret;
 /// The scope that stands for everything an identity has (decision 15).
 pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 
+/// How every scope of [`OF_GOOGLE_CLOUD`] begins.
+pub const SCOPE_PREFIX: &str = "https://www.googleapis.com/auth/";
+
+/// Scopes that allow a part of what `cloud-platform` allows: each is documented as an alternative to it for the
+/// services that take it. <https://developers.google.com/identity/protocols/oauth2/scopes>. Whole names, so that
+/// nobody makes more of them up.
+pub const OF_GOOGLE_CLOUD: [&str; 48] = [
+    "appengine.admin",
+    "bigquery",
+    "bigquery.insertdata",
+    "bigquery.readonly",
+    "bigtable.admin",
+    "bigtable.admin.cluster",
+    "bigtable.admin.instance",
+    "bigtable.admin.table",
+    "bigtable.data",
+    "bigtable.data.readonly",
+    "cloud-bigtable.admin",
+    "cloud-bigtable.admin.cluster",
+    "cloud-bigtable.admin.table",
+    "cloud-bigtable.data",
+    "cloud-bigtable.data.readonly",
+    "cloud-language",
+    "cloud-platform.read-only",
+    "cloud-translation",
+    "cloud-vision",
+    "cloud.useraccounts",
+    "cloud.useraccounts.readonly",
+    "cloudkms",
+    "compute",
+    "compute.readonly",
+    "datastore",
+    "devstorage.full_control",
+    "devstorage.read_only",
+    "devstorage.read_write",
+    "logging.admin",
+    "logging.read",
+    "logging.write",
+    "monitoring",
+    "monitoring.read",
+    "monitoring.write",
+    "ndev.clouddns.readonly",
+    "ndev.clouddns.readwrite",
+    "pubsub",
+    "service.management",
+    "service.management.readonly",
+    "servicecontrol",
+    "source.full_control",
+    "source.read_only",
+    "source.read_write",
+    "spanner.admin",
+    "spanner.data",
+    "sqlservice.admin",
+    "trace.append",
+    "trace.readonly",
+];
+
 /// A moment on both clocks. A laptop that slept has its wall clock ahead of the monotonic one, so
 /// every comparison is made on both and the more pessimistic answer counts.
 #[derive(Clone, Copy, Debug)]
@@ -90,9 +147,24 @@ impl Scopes {
         self.list.iter().any(|own| own == scope)
     }
 
+    /// Whether a token of `scope` allows no more than one of all these.
+    pub fn allow(&self, scope: &str) -> bool {
+        self.contains(scope) || (self.contains(CLOUD_PLATFORM) && is_of_google_cloud(scope))
+    }
+
+    /// The same without what `cloud-platform`, where it is among them, has in it.
+    pub fn least(&self) -> Self {
+        let all = self.contains(CLOUD_PLATFORM);
+        self.iter().filter(|scope| !(all && is_of_google_cloud(scope))).collect()
+    }
+
     pub fn intersection(&self, other: &Self) -> Self {
         self.iter().filter(|scope| other.contains(scope)).collect()
     }
+}
+
+fn is_of_google_cloud(scope: &str) -> bool {
+    scope.strip_prefix(SCOPE_PREFIX).is_some_and(|name| OF_GOOGLE_CLOUD.contains(&name))
 }
 
 impl<'a> FromIterator<&'a str> for Scopes {
@@ -145,7 +217,7 @@ pub struct Condition {
 pub struct AccessToken {
     pub value: Secret<String>,
     pub expires: Deadline,
-    /// What the source asked for upstream, in normal form; empty where the upstream decides.
+    /// What the source asked for upstream, in normal form; empty where somebody else decides what it has.
     pub scopes: Scopes,
     pub id: MintId,
     shown: Shown,
@@ -311,6 +383,27 @@ mod tests {
         );
         assert_eq!(made.get(), 2);
         assert!(!format!("{token:?}").contains("canary") && !format!("{token:?}").contains("99, 97"));
+    }
+
+    #[test]
+    fn cloud_platform_has_the_scopes_of_google_cloud_in_it_and_no_other() {
+        let scope = |name: &str| format!("{SCOPE_PREFIX}{name}");
+        let all = Scopes::parse(CLOUD_PLATFORM);
+        for name in OF_GOOGLE_CLOUD {
+            assert!(all.allow(&scope(name)), "{name}");
+            assert!(!Scopes::parse("a").allow(&scope(name)), "{name}");
+        }
+        for outside in
+            ["drive", "bigquery.made-up", "sqlservice.login", "cloud-identity", "", "userinfo.email"]
+        {
+            assert!(!all.allow(&scope(outside)), "{outside}");
+        }
+        assert!(all.allow(CLOUD_PLATFORM) && !all.allow("bigquery"));
+        assert!(OF_GOOGLE_CLOUD.is_sorted(), "for whoever looks one up");
+        let (bigquery, drive) = (scope("bigquery"), scope("drive"));
+        let least = |list: &[&str]| list.iter().copied().collect::<Scopes>().least();
+        assert_eq!(least(&[CLOUD_PLATFORM, &bigquery, &drive]), Scopes::from_iter([CLOUD_PLATFORM, &drive]));
+        assert_eq!(least(&[&bigquery, &drive]), Scopes::from_iter([bigquery.as_str(), &drive]));
     }
 
     #[test]

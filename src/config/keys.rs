@@ -300,7 +300,7 @@ pub(super) const KEYS: &[Key] = &[
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
     key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
     key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after its first as a VM lists them: a container asks for them by e-mail."),
-    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one."),
+    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one. A token of fewer, and no others, is what `enforce_scopes=true` asks for (`docs/METADATA.md`)."),
     key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),

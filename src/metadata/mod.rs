@@ -64,6 +64,8 @@ pub struct AccessAsk {
     pub account: Account,
     /// What was asked for, in normal form; `None` when nothing was. What is given is decided elsewhere.
     pub scopes: Option<Scopes>,
+    /// `enforce_scopes`: a token of exactly these scopes or none. False where no scopes were asked for.
+    pub enforced: bool,
     pub form: Form,
 }
 
@@ -317,9 +319,11 @@ fn access(account: &Account, query: &Query<'_>) -> Step {
     if query.unenforced() {
         return Step::Reply(bad_request("enforce_scopes cannot be turned off."));
     }
+    let scopes = query.scopes().map(Scopes::parse).filter(|scopes| !scopes.is_empty());
     Step::Access(AccessAsk {
         account: account.clone(),
-        scopes: query.scopes().map(Scopes::parse).filter(|scopes| !scopes.is_empty()),
+        enforced: query.enforced() && scopes.is_some(),
+        scopes,
         form: Form::asked(query.alt.as_deref(), Form::Json),
     })
 }

@@ -137,6 +137,11 @@ impl<'a> Query<'a> {
         self.scopes.as_deref().or(self.scope.as_deref())
     }
 
+    /// True when the caller wants a token of exactly the scopes that it lists.
+    pub(super) fn enforced(&self) -> bool {
+        one_of(&self.enforce_scopes, &["true", "1", "yes", "y"])
+    }
+
     /// True when the caller asks for a token *without* enforcement, which the protocol refuses.
     pub(super) fn unenforced(&self) -> bool {
         one_of(&self.enforce_scopes, &["false", "0", "no", "n"])

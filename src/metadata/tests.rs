@@ -81,7 +81,12 @@ fn hosts_are_compared_as_names() {
 #[test]
 fn values_may_hold_what_json_escapes() {
     let hostile = "a\"b\\c\n\r\t\u{1}\u{7f}é</script>";
-    let ask = AccessAsk { account: View::default().accounts.remove(0), scopes: None, form: Form::Json };
+    let ask = AccessAsk {
+        account: View::default().accounts.remove(0),
+        scopes: None,
+        enforced: false,
+        form: Form::Json,
+    };
     let now = Now::read();
     let token = AccessToken::new(
         Secret::new(hostile.into()),
@@ -110,7 +115,12 @@ fn a_token_cannot_be_printed_with_its_reply() {
     let now = Now::read();
     let secret = || Secret::new(String::from("canary-token"));
     let expires = Deadline::after(now, Duration::from_secs(60));
-    let ask = AccessAsk { account: View::default().accounts.remove(0), scopes: None, form: Form::Text };
+    let ask = AccessAsk {
+        account: View::default().accounts.remove(0),
+        scopes: None,
+        enforced: false,
+        form: Form::Text,
+    };
     let access = access_reply(&ask, &AccessToken::new(secret(), expires, Scopes::default()), now);
     let identity = identity_reply(&IdentityToken { value: secret(), expires, id: MintId::random() });
     for reply in [access, identity] {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::tests::*;
 use super::*;
+use crate::token::{CLOUD_PLATFORM, SCOPE_PREFIX};
 
 #[tokio::test(start_paused = true)]
 async fn another_account_drops_the_cache_and_what_is_under_way() {
@@ -149,7 +150,7 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
         let mut identity = Identity {
             name: name.into(),
             service_account: Some("shared@x".into()),
-            scopes: Scopes::parse("a b"),
+            scopes: Scopes::parse(&format!("a b {CLOUD_PLATFORM}")),
             audiences: vec!["one".into()],
             ..Identity::default()
         };
@@ -158,7 +159,8 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
     };
     let live = identity("live", &|_| {});
     let asked = |of: &Identity, scopes: &str| mint.request(of, None, Some(Scopes::parse(scopes)));
-    let kept = [asked(&live, "a b"), asked(&live, "a")];
+    let part = format!("{SCOPE_PREFIX}bigquery");
+    let kept = [asked(&live, "a b"), asked(&live, &part)];
     let gone = [
         asked(&live, "c"),
         asked(&identity("", &|other| other.lifetime = Duration::from_secs(900)), "a"),

@@ -38,8 +38,11 @@ impl Server {
         if !self.rates.admit(identity) {
             return Err(No(Failure::TooMany, too_many(identity)));
         }
-        let scopes =
-            effective(identity, ask.scopes.as_ref()).map_err(|why| No(Failure::AccessRefused, why))?;
+        let scopes = match &ask.scopes {
+            Some(asked) if ask.enforced => exactly(identity, asked),
+            asked => effective(identity, asked.as_ref()),
+        };
+        let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
         let token = match self.mint.cached(&request) {
@@ -57,9 +60,21 @@ impl Server {
                 Err(MintFailure::Slow) => return Err(No(Failure::Transient, SLOW.into())),
             },
         };
+        if ask.enforced && token.scopes != request.scopes {
+            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
+        }
         let token_of = HandedOut { id: token.id, kind: TokenKind::Access, expires: token.expires };
         self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token_of);
         Ok(metadata::access_reply(ask, &token, Now::read()))
+    }
+
+    /// There is a token, and somebody else chose its scopes.
+    fn unnarrowed(&self, scopes: &Scopes) -> String {
+        format!(
+            "the credential of this host ({}) gives no token of exactly {scopes}; name a service account, with \
+             --impersonate or as service_account of an identity, or ask without enforce_scopes",
+            self.mint.principal().kind,
+        )
     }
 
     async fn try_identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Result<Reply, No> {
@@ -184,6 +199,19 @@ fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, Stri
     Ok(common)
 }
 
+/// With `enforce_scopes` the caller counts on a token of these scopes and no other, so nothing is left out or put
+/// in their place.
+fn exactly(identity: &Identity, asked: &Scopes) -> Result<Scopes, String> {
+    match asked.iter().find(|scope| !identity.scopes.allow(scope)) {
+        None => Ok(asked.least()),
+        Some(outside) => Err(format!(
+            "identity {0} does not have the scope {outside}: add it to scopes in [identity.{0}], or ask without \
+             enforce_scopes",
+            identity.name
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,5 +231,27 @@ mod tests {
         let strict = identity("a b", true);
         assert!(effective(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
         assert_eq!(effective(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
+    }
+
+    #[test]
+    fn enforced_scopes_are_given_exactly_or_refused() {
+        let scope = |name: &str| format!("https://www.googleapis.com/auth/{name}");
+        let (bigquery, drive) = (scope("bigquery"), scope("drive"));
+        for strict in [false, true] {
+            let whole = identity(CLOUD_PLATFORM, strict);
+            let asked = |list: &str| exactly(&whole, &Scopes::parse(list)).map(|given| given.to_string());
+            assert_eq!(asked(&bigquery).unwrap(), bigquery);
+            assert_eq!(asked(&format!("{bigquery},{CLOUD_PLATFORM}")).unwrap(), CLOUD_PLATFORM);
+            let why = asked(&format!("{bigquery},{drive}")).unwrap_err();
+            assert!(
+                why.contains(&drive) && why.contains("[identity.loader]") && !why.contains('\n'),
+                "{why}"
+            );
+            let own = identity(&format!("{bigquery} {drive}"), strict);
+            let asked = |list: &str| exactly(&own, &Scopes::parse(list)).map(|given| given.to_string());
+            assert_eq!(asked(&drive).unwrap(), drive);
+            assert!(asked(CLOUD_PLATFORM).unwrap_err().contains(CLOUD_PLATFORM));
+            assert!(asked(&scope("bigquery.readonly")).is_err());
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::source::external::{Brought, Good, brought};
 use crate::source::google::life;
 use crate::source::variables::Variables;
 use crate::source::{AccessRequest, SourceError, jwt};
-use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now};
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 /// What a command sees of the environment without being given it: who runs it, where things are, how the
 /// machine reaches the network. Nothing of it is a secret.
@@ -112,7 +112,8 @@ impl Provider {
             ))
         })?;
         let expires = deadline(end, now)?;
-        Ok(AccessToken::new(got.token, expires, ask.scopes.clone()))
+        // It was told what is wanted, and its answer does not say what it gave.
+        Ok(AccessToken::new(got.token, expires, Scopes::default()))
     }
 
     /// Handed out only when it is for this audience: another one would be good somewhere else.

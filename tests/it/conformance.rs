@@ -14,7 +14,7 @@ use crate::support::listening::Listening;
 use crate::support::session::{Folder, program};
 
 /// What only the golden view has, or a wire with its own address: no other server can answer these.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
     "golden",
     "123-compute",
     "a-key",
@@ -24,6 +24,8 @@ const OURS: [&str; 9] = [
     "last_etag",
     "attributes/",
     "guest-attributes",
+    // What comes of it depends on the credential.
+    "enforce_scopes=true",
 ];
 
 /// What every server answers to this case, in the form of `cases.txt`; nothing where that cannot be said.

@@ -9,7 +9,7 @@ use hyper::{HeaderMap, Method};
 use kfp_creds::metadata::{self, Form, Reply, RequestHead, Step, View};
 use kfp_creds::server::views::Views;
 use kfp_creds::source::Principal;
-use kfp_creds::token::{Now, Scopes};
+use kfp_creds::token::{Now, OF_GOOGLE_CLOUD, Scopes};
 use kfp_creds::workload::Identity;
 use serde_json::Value;
 
@@ -87,7 +87,8 @@ fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, R
         Step::Access(ask) => {
             let scopes = ask.scopes.as_ref().map_or_else(|| "-".to_string(), comma);
             let form = if ask.form == Form::Json { "json" } else { "text" };
-            let asks = format!("access {} scopes={scopes} form={form}", ask.account.email);
+            let exactly = if ask.enforced { " exactly" } else { "" };
+            let asks = format!("access {} scopes={scopes} form={form}{exactly}", ask.account.email);
             (Some(asks), None, minted(metadata::access_reply(&ask, &golden::access_token(now), now)))
         }
         Step::Identity(ask) => {
@@ -187,6 +188,28 @@ fn said_by(key: &str) -> &'static str {
     }
 }
 
+/// What `/token` makes of `scopes` and `enforce_scopes`.
+fn scopes() -> String {
+    let mut text = String::from(
+        "\n## Scopes of a token\n\n\
+         | query of `\u{2026}/token` | what the token has |\n| --- | --- |\n\
+         | no `scopes` | all scopes of the identity |\n\
+         | `scopes=a,b` | those of them that the identity has; with `cloud-platform` among them, or where none is left, all that the \
+         identity has. With `strict = true` one that it does not have is a 403 |\n\
+         | `scopes=a,b&enforce_scopes=true` (`1`, `yes`, `y`) | exactly those, or 403 with a line that names what is missing |\n\
+         | `enforce_scopes=false` (`0`, `no`, `n`) | 400 |\n\n\
+         With `enforce_scopes` a scope may be asked for that the identity has, and, where it has `cloud-platform`, each that allows a \
+         part of that;\nbeside `cloud-platform` itself they add nothing and are left out. Where the credential cannot choose what its \
+         tokens have (a person's login,\ngcloud, a command, the machine's own metadata server), 403 says so; a service account that is \
+         impersonated from it can. The parts of\n`cloud-platform`, each after `https://www.googleapis.com/auth/`:\n\n",
+    );
+    for row in OF_GOOGLE_CLOUD.chunks(6) {
+        let names: Vec<String> = row.iter().map(|name| format!("`{name}`")).collect();
+        writeln!(text, "{}", names.join(" ")).unwrap();
+    }
+    text
+}
+
 /// `docs/METADATA.md` is written by hand nowhere: this is its text.
 fn table(view: &View) -> String {
     let mut table = String::from(
@@ -222,6 +245,7 @@ fn table(view: &View) -> String {
         };
         writeln!(table, "| `{key}` | {} | {} | {by} |", cell(&text), cell(&json)).unwrap();
     }
+    table.push_str(&scopes());
     table.push_str(
         "\n`universe/universe_domain` is served as well, and not listed. In a JSON recursion names are camelCase, \
          except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n",

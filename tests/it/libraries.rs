@@ -1,6 +1,8 @@
 //! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
 //! program: `docs/CLIENTS.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
 
+mod troubled;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ mod config;
 mod conformance;
 mod dependencies;
 mod docs;
+mod enforced;
 mod engine;
 mod engine_calls;
 mod explain;

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -120,6 +120,7 @@ struct State {
     calls: Vec<Call>,
     failures: VecDeque<Failure>,
     latency: Duration,
+    trouble: Option<Trouble>,
     /// How far this server's clock is from the real one, in seconds.
     skew: i64,
     /// Whether answers carry a Date.
@@ -129,6 +130,33 @@ struct State {
     expires_in: Option<u64>,
     rotate: bool,
     number: u64,
+}
+
+/// A token endpoint that comes back bit by bit.
+struct Trouble {
+    /// So many calls get 503 whenever they come.
+    lost: u32,
+    /// The first after them.
+    since: Option<Instant>,
+}
+
+/// 503 for so long after the first of them, and then for a time an answer that takes [`LATE`].
+const OUTAGE: Duration = Duration::from_secs(3);
+const LATE_FOR: Duration = Duration::from_secs(4);
+const LATE: Duration = Duration::from_secs(2);
+
+impl Trouble {
+    fn next(&mut self) -> Result<Duration, Failure> {
+        if self.lost > 0 {
+            self.lost -= 1;
+            return Err(Failure::html_503());
+        }
+        let over = self.since.get_or_insert_with(Instant::now).elapsed();
+        if over < OUTAGE {
+            return Err(Failure::html_503());
+        }
+        Ok(if over < OUTAGE + LATE_FOR { LATE } else { Duration::ZERO })
+    }
 }
 
 /// Runs until it is dropped, on a thread and a runtime of its own, so that callers may pause their time.
@@ -236,6 +264,12 @@ impl FakeGoogle {
         self.set(|state| state.latency = latency);
     }
 
+    /// From now on `lost` calls for tokens get 503, and those of 3 s after them; later ones are 2 s late, and in the
+    /// end all is as it was.
+    pub(crate) fn trouble(&self, lost: u32) {
+        self.set(|state| state.trouble = Some(Trouble { lost, since: None }));
+    }
+
     pub(crate) fn clock_off_by(&self, seconds: i64, with_date: bool) {
         self.set(|state| (state.skew, state.dateless) = (seconds, !with_date));
     }
@@ -332,7 +366,13 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let (latency, failure) = {
         let mut state = state.lock().unwrap();
-        (state.latency, state.failures.pop_front())
+        // Who only wants to see the clock sends nothing.
+        let trouble = state.trouble.as_mut().filter(|_| path == "/token" && !body.is_empty());
+        match trouble.map(Trouble::next) {
+            Some(Err(failure)) => (Duration::ZERO, Some(failure)),
+            Some(Ok(late)) => (late, None),
+            None => (state.latency, state.failures.pop_front()),
+        }
     };
     tokio::time::sleep(latency).await;
     let mut call = Call { path: path.clone(), quota_project, ..Call::default() };

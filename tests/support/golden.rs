@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! # why this case exists, and where the expectation comes from
-//! # asks: access EMAIL scopes=a,b form=json      the step has to ask for exactly this token
+//! # asks: access EMAIL scopes=a,b form=json      the step has to ask for this token; `exactly` where no other will do
 //! # waits: 60s                                   the step has to wait this long, then reply as below
 //! # given: Transient the text                    what `failure_reply` is called with, in place of a token
 //! # step only: why no listener can be sent this

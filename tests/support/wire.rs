@@ -197,7 +197,7 @@ impl Stand {
             let rest = got.split_once(before)?.1;
             Some(rest.split(after).next()?.to_string())
         };
-        let (token, left) = if asks.ends_with("form=json") {
+        let (token, left) = if asks.contains(" form=json") {
             (word(r#""access_token":""#, '"'), word(r#""expires_in":"#, ','))
         } else {
             (word("access_token ", '\n'), word("expires_in ", '\n'))

@@ -2,6 +2,9 @@
 
     .work/venv/bin/python tests/python/clients/matrix.py --program PATH [--only TEXT] [--condition NAME] [--loud]
 
+With `--source` some clients alone are run, in front of a program that has a real credential, and what each step
+brought is printed as it is.
+
 What is installed where is told by the environment (`scripts/setup --clients`). A client that is not there is listed
 with the reason, and it is the caller's business whether it has to be there.
 """
@@ -40,13 +43,13 @@ def certificates(folder):
             "-out", "server.pem", "-days", "2", "-extfile", "extensions")
 
 
-def stage(program, client, condition, steps, folder):
+def stage(program, client, condition, steps, folder, *more):
     """One run in its own namespaces; they end with their first process, and that with us."""
     # Without root, as root of a user namespace.
     apart = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]),
              "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [*apart, sys.executable, HERE / "stage.py", "--program", program, "--certificates", folder,
-               "--condition", condition, "--environment", json.dumps(client.get("env", {})), "--",
+               "--condition", condition, "--environment", json.dumps(client.get("env", {})), *more, "--",
                *client["command"], *steps]
     began = time.monotonic()
     ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
@@ -125,18 +128,38 @@ def row(client, runs):
             "seconds": {condition: seen["seconds"] for condition, seen in runs.items()}}
 
 
+def with_source(given, folder):
+    """Each of the named clients, until it has a token or its patience is over."""
+    clients = [client for client in CLIENTS if client["name"] in given.client]
+    steps = ["detect", "token", "again@3.5", "again@4", "again@4.5"]
+
+    def run(client):
+        missing = client["missing"]()
+        if missing:
+            return {"name": client["name"], "missing": missing}
+        seen = stage(given.program, client, "normal", steps, folder, "--source", json.dumps(given.source))
+        return {"name": client["name"], **seen}
+
+    return [run(client) for client in clients]
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--program", required=True)
     options.add_argument("--only", default="")
     options.add_argument("--condition", choices=CONDITIONS)
     options.add_argument("--parallel", type=int, default=PARALLEL)
+    options.add_argument("--source", type=json.loads, help="as of stage.py")
+    options.add_argument("--client", action="append", default=[], help="with --source: whom to run, by name")
     options.add_argument("--loud", action="store_true", help="everything of each run, on stderr")
     given = options.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kcc-ca-"))
     rows, absent, work = [], [], []
     try:
         certificates(folder)
+        if given.source:
+            print(json.dumps(with_source(given, folder)))
+            return
         with concurrent.futures.ThreadPoolExecutor(given.parallel) as pool:
             for client in (client for client in CLIENTS if given.only in client["name"]):
                 missing = client["missing"]()

@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
@@ -74,26 +75,58 @@ def hide(*tools):
             subprocess.run(["mount", "--bind", "/dev/null", os.path.realpath(found)], check=True)
 
 
-def program(path, folder, universe):
-    """`serve --listen` of the program under test, and where its public keys are."""
+def bridge(port, way_out):
+    """What is asked of this port goes to a socket that leads out: to the fake Google of the test, at its own port."""
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with socket.socket(socket.AF_UNIX) as out:
+                out.connect(way_out)
+                back = threading.Thread(target=carry, args=(out, self.request), daemon=True)
+                back.start()
+                carry(self.request, out)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+
+    threading.Thread(target=Server(("127.0.0.1", port), Handler).serve_forever, daemon=True).start()
+
+
+def carry(from_one, to_other):
+    try:
+        while piece := from_one.recv(65536):
+            to_other.sendall(piece)
+        to_other.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def program(path, folder, universe, source):
+    """`serve --listen` of the program under test, and where its public keys are. With a source, a credential file
+    and the fake Google that takes it, there are none."""
     config = f'project = "{PROJECT}"\nemail = "{EMAIL}"\n'
+    flags, environment, sign = ["--offline"], {}, "export KFP_CREDS_JWKS_URL="
     if universe:
         config += f'[endpoints]\nuniverse = "{UNIVERSE["universe"]}"\n'
+    if source:
+        config += f'[endpoints]\ntoken = "http://127.0.0.1:{source["port"]}/token"\n'
+        flags, environment = [], {"GOOGLE_APPLICATION_CREDENTIALS": source["credential"]}
+        sign = "export GCE_METADATA_HOST="
     # The user's own file: one beside a project may name no endpoints.
     file = folder / "kfp-creds.toml"
     file.write_text(config, encoding="utf-8")
     at = "{}:{}".format(*PROGRAM_AT)
     child = subprocess.Popen(
-        [path, "serve", "--listen", at, "--open", "--offline", "--config", file],
-        cwd=folder, env={"HOME": str(folder), "PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
+        [path, "serve", "--listen", at, "--open", *flags, "--config", file],
+        cwd=folder, env={"HOME": str(folder), "PATH": os.environ["PATH"], **environment}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=open(folder / "program.log", "wb"), text=True)
     for line in child.stdout:
-        if line.startswith("export KFP_CREDS_JWKS_URL="):
+        if line.startswith(sign):
             break
     else:
         sys.exit(f"the program ended at its start: {(folder / 'program.log').read_text()}")
     threading.Thread(target=child.stdout.read, daemon=True).start()
-    keys = line.split("=", 1)[1].strip()
+    keys = None if source else line.split("=", 1)[1].strip()
     until = time.monotonic() + 5
     while True:
         try:
@@ -111,9 +144,13 @@ class Judge:
     def __init__(self, faults, apis, keys, universe):
         self.faults, self.apis = faults, apis
         self.universe = UNIVERSE["universe"] if universe else "googleapis.com"
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(keys, timeout=5) as answer:
-            self.keys = {key["kid"]: jwt.PyJWK(key) for key in json.load(answer)["keys"]}
+        self.keys = keys and self.fetched(keys)
         self.before = 0
+
+    @staticmethod
+    def fetched(keys):
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(keys, timeout=5) as answer:
+            return {key["kid"]: jwt.PyJWK(key) for key in json.load(answer)["keys"]}
 
     def claims(self, token, audience=None):
         key = self.keys[jwt.get_unverified_header(token)["kid"]]
@@ -132,7 +169,9 @@ class Judge:
         elif name in ("token", "refresh", "again", "use"):
             if value not in self.faults.handed_out:
                 raise ValueError("a token that was not handed out")
-            self.claims(value)
+            # A Google's access token says nothing by itself.
+            if self.keys:
+                self.claims(value)
         elif name.startswith("api"):
             if value != self.apis.CONTENT:
                 raise ValueError(f"the answer was {str(value)[:100]!r}")
@@ -203,6 +242,7 @@ def main():
     options.add_argument("--certificates", required=True, type=pathlib.Path)
     options.add_argument("--condition", required=True)
     options.add_argument("--limit", type=float, default=60)
+    options.add_argument("--source", type=json.loads, help="JSON: credential, port and socket of a Google")
     options.add_argument("--environment", default="{}", help="JSON: variables for the client")
     options.add_argument("command", nargs="+")
     given = options.parse_args()
@@ -212,7 +252,9 @@ def main():
     try:
         furnish(folder, given.certificates)
         serve_dns(ADDRESSES)
-        keys = program(given.program, folder, given.condition == "universe")
+        if given.source:
+            bridge(given.source["port"], given.source["socket"])
+        keys = program(given.program, folder, given.condition == "universe", given.source)
         faults = Faults(PROGRAM_AT, given.condition)
         faults.serve()
         apis = Apis(faults.handed_out, PROJECT)

@@ -1,0 +1,113 @@
+//! `enforce_scopes`: a token of exactly the scopes that were listed, or none, whatever the credential is.
+
+use serde_json::Value;
+
+use crate::leaks::{ACCOUNT, Local, files};
+use crate::support::fake_google::{FakeGoogle, rsa_key};
+use crate::support::session::{Folder, program};
+
+const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
+const READ: &str = "https://www.googleapis.com/auth/devstorage.read_only";
+const DRIVE: &str = "https://www.googleapis.com/auth/drive";
+const ALL: &str = "https://www.googleapis.com/auth/cloud-platform";
+const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
+
+struct Stand {
+    google: FakeGoogle,
+    server: Local,
+    _folder: Folder,
+}
+
+impl Stand {
+    fn new(credential: impl Fn(&FakeGoogle) -> String, more: &str) -> Self {
+        let (google, folder) = (FakeGoogle::start(), Folder::new("enforced"));
+        let (config, credential) = files(&folder.0, &google, &credential(&google));
+        let text = std::fs::read_to_string(&config).unwrap();
+        // Keys of the top go before the first table.
+        std::fs::write(&config, format!("{more}\n{text}")).unwrap();
+        let mut command = program(&folder.0);
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", &credential);
+        let server = Local::start(command, &["--config", &config]);
+        Self { google, server, _folder: folder }
+    }
+
+    /// The scopes of the token, as its issuer knows them, or status and body.
+    fn ask(&self, query: &str) -> Result<Vec<String>, String> {
+        let (head, body) = self.server.get(&format!("{ACCOUNT}/token?{query}"));
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(format!("{} {body}", head.split(' ').nth(1).unwrap()));
+        }
+        let token: Value = serde_json::from_str(&body).unwrap();
+        let minted = self.google.minted(token["access_token"].as_str().unwrap()).unwrap();
+        Ok(minted.scopes.into_iter().collect())
+    }
+}
+
+fn key(google: &FakeGoogle) -> String {
+    google.service_account("loader@sa-project.iam.gserviceaccount.com", rsa_key())
+}
+
+#[test]
+fn a_token_of_a_key_has_exactly_what_was_listed() {
+    let stand = Stand::new(key, "");
+    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}")).unwrap(), [ALL], "not enforced");
+    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+    let both = stand.ask(&format!("scopes={READ},{BIGQUERY}&enforce_scopes=yes")).unwrap();
+    assert_eq!(both, [BIGQUERY, READ]);
+    assert_eq!(stand.ask(&format!("scopes={BIGQUERY},{ALL}&enforce_scopes=1")).unwrap(), [ALL]);
+    assert_eq!(stand.ask("enforce_scopes=true").unwrap(), [ALL], "nothing is listed");
+    let why = stand.ask(&format!("scopes={BIGQUERY},{DRIVE}&enforce_scopes=true")).unwrap_err();
+    assert!(why.starts_with("403 ") && why.contains(DRIVE) && why.contains("[identity.default]"), "{why}");
+    assert!(!why.contains('\n'), "{why}");
+    let calls = stand.google.calls().len();
+    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+    assert_eq!(stand.google.calls().len(), calls, "the exact set is a key of the cache");
+}
+
+#[test]
+fn an_identity_without_cloud_platform_has_its_own_scopes_alone() {
+    let stand = Stand::new(key, &format!("[identity.default]\nscopes = [\"{DRIVE}\", \"{READ}\"]"));
+    assert_eq!(stand.ask(&format!("scopes={DRIVE}&enforce_scopes=true")).unwrap(), [DRIVE]);
+    for outside in [BIGQUERY, ALL] {
+        let why = stand.ask(&format!("scopes={READ},{outside}&enforce_scopes=true")).unwrap_err();
+        assert!(why.starts_with("403 ") && why.contains(&format!("scope {outside}:")), "{why}");
+    }
+}
+
+#[test]
+fn a_login_cannot_narrow_and_says_so_but_an_account_impersonated_from_it_can() {
+    let person = |google: &FakeGoogle| google.user("somebody@example.com");
+    let stand = Stand::new(person, "");
+    for scope in [BIGQUERY, ALL] {
+        let why = stand.ask(&format!("scopes={scope}&enforce_scopes=true")).unwrap_err();
+        assert!(why.starts_with("403 ") && why.contains("user login") && why.contains(scope), "{why}");
+        assert!(why.contains("--impersonate") && !why.contains('\n'), "{why}");
+    }
+    assert!(stand.ask(&format!("scopes={BIGQUERY}")).is_ok(), "without it nothing is different");
+
+    let allowed = |google: &FakeGoogle| {
+        google.allow("somebody@example.com", RUNNER);
+        person(google)
+    };
+    let stand = Stand::new(allowed, &format!("impersonate = \"{RUNNER}\""));
+    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+}
+
+#[test]
+fn a_command_is_told_the_scopes_and_is_not_believed_to_have_kept_to_them() {
+    let folder = Folder::new("enforced");
+    let script = folder.0.join("bring");
+    let answer = r#"{"version":1,"success":true,"token_type":"urn:ietf:params:oauth:token-type:access_token","access_token":"ya29.brought","expiration_time":'$(( $(date +%s) + 1800 ))'}"#;
+    std::fs::write(&script, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+    let config = folder.0.join("test.toml");
+    let text = format!("credentials = {{ exec = [\"/bin/sh\", \"{}\"] }}\n", script.display());
+    std::fs::write(&config, text).unwrap();
+    let server = Local::start(program(&folder.0), &["--config", &config.display().to_string()]);
+    let (head, _) = server.get(&format!("{ACCOUNT}/token?scopes={BIGQUERY}"));
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let (head, body) = server.get(&format!("{ACCOUNT}/token?scopes={BIGQUERY}&enforce_scopes=true"));
+    assert!(
+        head.starts_with("HTTP/1.1 403") && body.contains(BIGQUERY) && body.contains("command"),
+        "{body}"
+    );
+}
