@@ -48,10 +48,6 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// A token of accounts that no lease has is kept this long after its last use, for the next task of the
-/// pipeline: it comes a moment after the one that ended, and should not depend on the network again.
-const IDLE: Duration = Duration::from_secs(60);
-
 /// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
 const ENTRIES: usize = 4096;
 
@@ -193,6 +189,15 @@ impl Mint {
         Some(token)
     }
 
+    /// Sees to it that a token for `ask` is there, or on its way, without waiting for it.
+    pub fn ahead(&self, ask: &AccessRequest) {
+        match self.access.look(ask, Now::read(), || self.access_work(ask)) {
+            Found::Serve(_, renewal) => self.launch(renewal),
+            Found::Wait { ride, new, .. } => self.launch(new.then_some(ride)),
+            Found::Failed(_) => {}
+        }
+    }
+
     /// A token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it.
     pub async fn access(&self, ask: &AccessRequest, wait: Duration) -> Result<Arc<AccessToken>, MintFailure> {
         self.serve(&self.access, ask, wait, || self.access_work(ask)).await
@@ -207,14 +212,9 @@ impl Mint {
         self.serve(&self.identity, ask, wait, || self.identity_work(ask)).await
     }
 
-    /// Drops what was made for one container only. Its flights end without leaving anything.
-    pub fn forget_holder(&self, id: &ContainerId) {
-        self.access.forget(|ask| ask.holder.as_ref() == Some(id));
-        self.identity.forget(|ask| ask.holder.as_ref() == Some(id));
-    }
-
-    /// Drops at once what none of `live` can ask for: after a cut-off by hand, no token of it waits here for a
-    /// next container.
+    /// Drops what none of `live` can ask for; its tokens are overwritten as soon as the last caller that waits
+    /// for one has left. Flights end without leaving anything. To be called in one step with the end of a
+    /// lease: what is made ahead for the next one is then either kept, or begun after this.
     pub fn forget_all_but(&self, live: &[Grant]) {
         let mut identities: Vec<&Arc<Identity>> = live.iter().map(|grant| &grant.identity).collect();
         identities.sort_by_key(|identity| Arc::as_ptr(identity));
@@ -238,14 +238,6 @@ impl Mint {
                 identity.audiences.is_empty() || identity.audiences.contains(&ask.audience)
             })
         });
-    }
-
-    /// Drops tokens that no lease uses: `is_leased` says of an account (`None` is the source's own) whether
-    /// a live lease has it. To be called about once a minute.
-    pub fn forget_idle(&self, is_leased: impl Fn(Option<&str>) -> bool) {
-        let Some(before) = Instant::now().checked_sub(IDLE) else { return };
-        self.access.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
-        self.identity.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
     }
 
     /// Disables `account` at its provider, and drops what was made for it: those tokens are dead.

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::tests::*;
 use super::*;
+use crate::workload::By;
 
 #[tokio::test(start_paused = true)]
 async fn another_account_drops_the_cache_and_what_is_under_way() {
@@ -60,12 +61,14 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
     let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
     assert!(one.is_ok() && two.is_ok());
-    mint.forget_holder(&container("a"));
+    let identity = Arc::new(Identity { scopes: Scopes::parse("x"), isolate: true, ..Identity::default() });
+    let lives = Grant { container: container("b"), identity, by: By::Default, task: Arc::default() };
+    mint.forget_all_but(std::slice::from_ref(&lives));
     assert!(mint.cached(&own).is_none() && mint.cached(&other).is_some());
 
     let (landed, ()) = tokio::join!(text(&mint, &own), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        mint.forget_holder(&container("a"));
+        mint.forget_all_but(std::slice::from_ref(&lives));
     });
     assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
     assert!(mint.cached(&own).is_none(), "but nothing of a dead container comes back");
@@ -126,22 +129,6 @@ async fn waking_up_forgets_failures_and_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
-    let source = Scripted::new(0, 3600);
-    let mint = mint(&source);
-    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
-    mint.forget_idle(|_| false);
-    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
-    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
-    mint.forget_idle(|_| true);
-    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
-    mint.forget_idle(|_| false);
-    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
-    mint.access(&ask("a"), WAIT).await.unwrap();
-    assert_eq!(source.calls(), 2);
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);
@@ -174,12 +161,8 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
         |audience: &str| IdentityRequest { service_account: Some("shared@x".into()), ..id_ask(audience) };
     let one = Arc::downgrade(&mint.identity(&spoken("one"), WAIT).await.unwrap());
     let two = Arc::downgrade(&mint.identity(&spoken("two"), WAIT).await.unwrap());
-    let grant = Grant {
-        container: container("a"),
-        identity: live.clone(),
-        by: crate::workload::By::Default,
-        task: Arc::default(),
-    };
+    let grant =
+        Grant { container: container("a"), identity: live.clone(), by: By::Default, task: Arc::default() };
     // The flights' own tasks end, and with them their hold on what they brought.
     tokio::time::sleep(Duration::from_millis(1)).await;
     mint.forget_all_but(std::slice::from_ref(&grant));

@@ -238,11 +238,6 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         self.lock().retain(|key, _| !which(key));
     }
 
-    /// Drops what nobody asked for since `before` and nobody keeps; the tokens are overwritten with that.
-    pub(super) fn forget_idle(&self, before: Instant, keep: impl Fn(&K) -> bool) {
-        self.lock().retain(|key, entry| entry.used >= before || entry.flying().is_some() || keep(key));
-    }
-
     /// Drops everything and voids what is under way: it belongs to an account that is gone.
     pub(super) fn void_all(&self) {
         for (_, entry) in self.lock().drain() {
