@@ -23,8 +23,8 @@ use crate::docker::proxy::Ask;
 use crate::mint::Mint;
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
-use crate::record::Recorder;
 use crate::record::metrics::Cause;
+use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
 use crate::token::{Deadline, HandedOut, MintId, Now};
 use crate::workload::{ContainerId, Grant};
@@ -232,7 +232,8 @@ impl Lifecycle {
         if let Some(tenant) = state.tenants.get(container)
             && tenant.lease.is_some()
         {
-            self.mint.ahead(&self.mint.request(&tenant.grant.identity, Some(container), None));
+            let ask = self.mint.request(&tenant.grant.identity, Some(container), None);
+            self.mint.ahead(&ask, Who::Container(&tenant.grant));
         }
     }
 

@@ -13,11 +13,11 @@ use kfp_creds::lifecycle::{Granting, Lifecycle};
 use kfp_creds::mint::Mint;
 use kfp_creds::observe::{Form, Voice};
 use kfp_creds::process::Tasks;
-use kfp_creds::record::Recorder;
 use kfp_creds::record::audit::{Audit, Settings};
+use kfp_creds::record::{Recorder, Who};
 use kfp_creds::registry;
-use kfp_creds::source::Source;
 use kfp_creds::source::offline::Offline;
+use kfp_creds::source::{IdentityRequest, Source};
 use kfp_creds::token::{Deadline, HandedOut, MintId, Now, Scopes, TokenKind};
 use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
 use serde_json::Value;
@@ -148,10 +148,14 @@ impl Bench {
     }
 
     async fn cut_offs(&self) -> Vec<Value> {
+        self.audited("cut-off").await
+    }
+
+    async fn audited(&self, event: &str) -> Vec<Value> {
         self.recorder.audit().unwrap().flush(Duration::from_secs(5)).await;
         let text = std::fs::read_to_string(&self.audit).unwrap();
         let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        all.filter(|line| line["event"] == "cut-off").collect()
+        all.filter(|line| line["event"] == event).collect()
     }
 }
 
@@ -234,7 +238,7 @@ async fn the_end_of_a_container_leaves_no_token_that_no_lease_can_ask_for() {
             (bench.mint.request(&own, Some(&container('a')), None), false),
             (bench.mint.request(&own, Some(&container('c')), None), true),
         ] {
-            let token = Arc::downgrade(&bench.mint.access(&request, WITHIN).await.unwrap());
+            let token = Arc::downgrade(&bench.mint.access(&request, None, WITHIN).await.unwrap());
             kept.push((token, stays));
         }
         tokio::time::sleep(Duration::from_millis(1)).await; // the flights' own tasks end
@@ -249,7 +253,7 @@ async fn the_end_of_a_container_leaves_no_token_that_no_lease_can_ask_for() {
         // The next container of that identity has another one made, once.
         let before = fake.calls().len();
         bench.attach('d', &wide).await;
-        bench.mint.access(&shared, WITHIN).await.unwrap();
+        bench.mint.access(&shared, None, WITHIN).await.unwrap();
         assert_eq!(fake.calls().len(), before + 1);
     }
 }
@@ -269,7 +273,10 @@ async fn what_is_made_ahead_for_a_container_that_has_ended_is_not_kept() {
         }
         bench.lifecycle.bar(&container('a')).unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(bench.mint.cached(&bench.mint.request(&identity, None, None)).is_none(), "{on_its_way}");
+        assert!(
+            bench.mint.cached(&bench.mint.request(&identity, None, None), None).is_none(),
+            "{on_its_way}"
+        );
     }
 }
 
@@ -281,18 +288,18 @@ async fn a_container_that_is_being_attached_while_another_ends_has_its_token() {
     let identity = identity("shared", "https://a.example/x");
     bench.attach('a', &identity).await;
     let request = bench.mint.request(&identity, None, None);
-    bench.mint.access(&request, WITHIN).await.unwrap();
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
     // The engine takes its time with the network: the lease of the next one is not there when this one ends.
     *bench.slow.lock().unwrap() = Duration::from_millis(300);
     let ended = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         bench.follow('a').await;
-        assert!(bench.mint.cached(&request).is_none(), "nobody had it then");
+        assert!(bench.mint.cached(&request, None).is_none(), "nobody had it then");
     };
     tokio::join!(bench.attach('b', &identity), ended);
-    bench.mint.access(&request, WITHIN).await.unwrap();
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
     assert_eq!(fake.calls().len(), 2, "made ahead once, and not again for its first request");
-    assert!(bench.mint.cached(&request).is_some());
+    assert!(bench.mint.cached(&request, None).is_some());
 }
 
 #[tokio::test]
@@ -301,12 +308,47 @@ async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
     let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
     let request = bench.mint.request(&identity("first", "https://a.example/x"), None, None);
-    bench.mint.access(&request, WITHIN).await.unwrap();
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
     tokio::time::pause();
     let minute = Duration::from_secs(60);
     for (passed, there) in [(minute / 2, true), (minute, false)] {
         tokio::time::advance(passed).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(bench.mint.cached(&request).is_some(), there);
+        assert_eq!(bench.mint.cached(&request, None).is_some(), there);
     }
+}
+
+#[tokio::test]
+async fn every_token_that_is_made_is_written_down_whoever_takes_it() {
+    let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+    let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+    let (first, second) =
+        (identity("first", "https://a.example/x"), identity("second", "https://a.example/y"));
+    let ask = |identity: &Identity| bench.mint.request(identity, None, None);
+    bench.mint.access(&ask(&first), Some(Who::Session(&first)), WITHIN).await.unwrap();
+    bench.attach('a', &first).await;
+    bench.attach('b', &second).await;
+    // The one that is on its way already, and one that nobody had made.
+    let grant = bench.lifecycle.members()[1].grant.clone();
+    bench.mint.access(&ask(&second), Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let audience =
+        IdentityRequest { service_account: None, audience: "https://b.example".into(), holder: None };
+    bench.mint.identity(&audience, Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let told: Vec<Value> = bench
+        .audited("mint")
+        .await
+        .iter()
+        .map(|line| {
+            assert_eq!(line["account"], crate::minting::KEY_ACCOUNT);
+            serde_json::json!([line["identity"], line["name"], line["ahead"], line["kind"]])
+        })
+        .collect();
+    let expected = serde_json::json!([
+        ["first", null, true, "access"],
+        ["second", "/task-b", true, "access"],
+        ["second", "/task-b", null, "identity"],
+    ]);
+    assert_eq!(serde_json::json!(told), expected);
+    assert_eq!(fake.calls().len(), told.len());
 }
