@@ -22,11 +22,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
 use crate::process::Tasks;
-use crate::record::Recorder;
 use crate::record::metrics::MintOutcome;
+use crate::record::{For, Making, Recorder, Who};
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 
-use crate::token::{AccessToken, Deadline, IdentityToken, Now, Scopes, TokenKind};
+use crate::token::{AccessToken, HandedOut, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh between 225 s (Python, Go, Java) and
@@ -47,10 +47,6 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 /// After a transient failure: the first pause, doubled up to the last one, jittered.
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-
-/// A token of accounts that no lease has is kept this long after its last use, for the next task of the
-/// pipeline: it comes a moment after the one that ended, and should not depend on the network again.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
 const ENTRIES: usize = 4096;
@@ -105,9 +101,10 @@ struct Log {
 }
 
 impl Log {
-    async fn of<T>(
+    async fn of<T: Keep>(
         &self,
         kind: TokenKind,
+        making: Making,
         source: &dyn Source,
         call: Pending<'_, Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
@@ -120,6 +117,9 @@ impl Log {
             Err(_) => MintOutcome::Refused,
         };
         self.recorder.minted(kind, outcome, began.elapsed());
+        if let Ok(token) = &result {
+            making.made(self.principal.borrow().email.as_deref(), &token.about());
+        }
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => health.minted = Some(SystemTime::now()),
@@ -186,35 +186,46 @@ impl Mint {
     }
 
     /// The fresh token of the cache, if there is one: the hot path, without an await. Starts the renewal
-    /// where that is due, and nothing else.
-    pub fn cached(&self, ask: &AccessRequest) -> Option<Arc<AccessToken>> {
-        let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask))?;
+    /// where that is due, on behalf of `who`, and nothing else.
+    pub fn cached(&self, ask: &AccessRequest, who: Option<Who<'_>>) -> Option<Arc<AccessToken>> {
+        let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask, who, true))?;
         self.launch(renewal);
         Some(token)
     }
 
-    /// A token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it.
-    pub async fn access(&self, ask: &AccessRequest, wait: Duration) -> Result<Arc<AccessToken>, MintFailure> {
-        self.serve(&self.access, ask, wait, || self.access_work(ask)).await
+    /// Sees to it that a token for `ask` is there, or on its way, before `who` asks for it.
+    pub fn ahead(&self, ask: &AccessRequest, who: Who<'_>) {
+        match self.access.look(ask, Now::read(), |_| self.access_work(ask, Some(who), true)) {
+            Found::Serve(_, renewal) => self.launch(renewal),
+            Found::Wait { ride, new, .. } => self.launch(new.then_some(ride)),
+            Found::Failed(_) => {}
+        }
     }
 
-    /// An ID token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it.
+    /// A token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it. What is
+    /// made for it is recorded as made for `who`.
+    pub async fn access(
+        &self,
+        ask: &AccessRequest,
+        who: Option<Who<'_>>,
+        wait: Duration,
+    ) -> Result<Arc<AccessToken>, MintFailure> {
+        self.serve(&self.access, ask, wait, |renewal| self.access_work(ask, who, renewal)).await
+    }
+
+    /// The same for an ID token.
     pub async fn identity(
         &self,
         ask: &IdentityRequest,
+        who: Option<Who<'_>>,
         wait: Duration,
     ) -> Result<Arc<IdentityToken>, MintFailure> {
-        self.serve(&self.identity, ask, wait, || self.identity_work(ask)).await
+        self.serve(&self.identity, ask, wait, |renewal| self.identity_work(ask, who, renewal)).await
     }
 
-    /// Drops what was made for one container only. Its flights end without leaving anything.
-    pub fn forget_holder(&self, id: &ContainerId) {
-        self.access.forget(|ask| ask.holder.as_ref() == Some(id));
-        self.identity.forget(|ask| ask.holder.as_ref() == Some(id));
-    }
-
-    /// Drops at once what none of `live` can ask for: after a cut-off by hand, no token of it waits here for a
-    /// next container.
+    /// Drops what none of `live` can ask for; its tokens are overwritten as soon as the last caller that waits
+    /// for one has left. Flights end without leaving anything. To be called in one step with the end of a
+    /// lease: what is made ahead for the next one is then either kept, or begun after this.
     pub fn forget_all_but(&self, live: &[Grant]) {
         let mut identities: Vec<&Arc<Identity>> = live.iter().map(|grant| &grant.identity).collect();
         identities.sort_by_key(|identity| Arc::as_ptr(identity));
@@ -238,14 +249,6 @@ impl Mint {
                 identity.audiences.is_empty() || identity.audiences.contains(&ask.audience)
             })
         });
-    }
-
-    /// Drops tokens that no lease uses: `is_leased` says of an account (`None` is the source's own) whether
-    /// a live lease has it. To be called about once a minute.
-    pub fn forget_idle(&self, is_leased: impl Fn(Option<&str>) -> bool) {
-        let Some(before) = Instant::now().checked_sub(IDLE) else { return };
-        self.access.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
-        self.identity.forget_idle(before, |ask| is_leased(ask.service_account.as_deref()));
     }
 
     /// Disables `account` at its provider, and drops what was made for it: those tokens are dead.
@@ -287,14 +290,30 @@ impl Mint {
         self.identity.forget_failures();
     }
 
-    fn access_work(&self, ask: &AccessRequest) -> Pending<'static, Result<AccessToken, SourceError>> {
+    fn access_work(
+        &self,
+        ask: &AccessRequest,
+        who: Option<Who<'_>>,
+        ahead: bool,
+    ) -> Pending<'static, Result<AccessToken, SourceError>> {
         let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
-        Box::pin(async move { log.of(TokenKind::Access, &*source, source.access_token(&ask)).await })
+        let account = ask.service_account.as_deref();
+        let making = log.recorder.making(who, For::Scopes(&ask.scopes), account, ahead);
+        Box::pin(async move { log.of(TokenKind::Access, making, &*source, source.access_token(&ask)).await })
     }
 
-    fn identity_work(&self, ask: &IdentityRequest) -> Pending<'static, Result<IdentityToken, SourceError>> {
+    fn identity_work(
+        &self,
+        ask: &IdentityRequest,
+        who: Option<Who<'_>>,
+        ahead: bool,
+    ) -> Pending<'static, Result<IdentityToken, SourceError>> {
         let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
-        Box::pin(async move { log.of(TokenKind::Identity, &*source, source.identity_token(&ask)).await })
+        let account = ask.service_account.as_deref();
+        let making = log.recorder.making(who, For::Audience(&ask.audience), account, ahead);
+        Box::pin(
+            async move { log.of(TokenKind::Identity, making, &*source, source.identity_token(&ask)).await },
+        )
     }
 
     async fn serve<K: Key, T: Keep>(
@@ -302,7 +321,7 @@ impl Mint {
         shelf: &Shelf<K, T>,
         ask: &K,
         wait: Duration,
-        work: impl Fn() -> Pending<'static, Result<T, SourceError>>,
+        work: impl Fn(bool) -> Pending<'static, Result<T, SourceError>>,
     ) -> Result<Arc<T>, MintFailure> {
         let until = Instant::now() + wait;
         loop {
@@ -323,7 +342,7 @@ impl Mint {
                 Ok(Err(error)) => error.into(),
                 Err(_) => MintFailure::Slow,
             };
-            let valid = |token: &Arc<T>| !ride.is_void() && !token.expires().is_over(Now::read());
+            let valid = |token: &Arc<T>| !ride.is_void() && !token.about().expires.is_over(Now::read());
             return old.filter(valid).ok_or(failure);
         }
     }
@@ -347,8 +366,8 @@ fn has(identity: &Identity, account: &Option<String>) -> bool {
 }
 
 impl Keep for AccessToken {
-    fn expires(&self) -> Deadline {
-        self.expires
+    fn about(&self) -> HandedOut {
+        self.about()
     }
 
     /// Short lives scale: a quarter is the floor, three eighths the time to renew.
@@ -358,8 +377,8 @@ impl Keep for AccessToken {
 }
 
 impl Keep for IdentityToken {
-    fn expires(&self) -> Deadline {
-        self.expires
+    fn about(&self) -> HandedOut {
+        self.about()
     }
 
     /// Not renewed ahead: every audience would keep a flight busy every four minutes.

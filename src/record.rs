@@ -35,6 +35,8 @@ pub enum Who<'a> {
     Container(&'a Grant),
     /// A program on this machine (`serve --listen`).
     Local(&'a Arc<Identity>),
+    /// The session itself, before anybody asked.
+    Session(&'a Arc<Identity>),
     /// Somebody without a lease, at this address.
     Unknown(Ipv4Addr),
 }
@@ -44,6 +46,33 @@ pub enum Who<'a> {
 pub enum For<'a> {
     Scopes(&'a Scopes),
     Audience(&'a str),
+}
+
+impl For<'_> {
+    fn entry(self, event: &'static str, who: Option<Who<'_>>) -> Entry {
+        let (scopes, audience) = match self {
+            For::Scopes(scopes) => (Some(scopes.clone()), None),
+            For::Audience(audience) => (None, Some(audience.to_owned())),
+        };
+        let entry = who.map_or_else(|| Entry::of(event, "ok", None), |who| Entry::who(event, "ok", who));
+        Entry { scopes, audience, ..entry }
+    }
+}
+
+/// A token that is on its way, with what is told of it once it is there.
+#[derive(Debug)]
+pub struct Making {
+    recorder: Recorder,
+    entry: Option<Entry>,
+}
+
+impl Making {
+    /// It was made; `own` is the account that it is of where the request named none.
+    pub fn made(self, own: Option<&str>, token: &HandedOut) {
+        let Some(entry) = self.entry else { return };
+        let account = entry.account.clone().or_else(|| own.map(String::from));
+        self.recorder.write(|| Entry { account, ..entry }.of_token(token));
+    }
 }
 
 impl Recorder {
@@ -128,6 +157,17 @@ impl Recorder {
         }
     }
 
+    /// A token is about to be made on `who`'s request, or `ahead` of one, as always for a session. A call that
+    /// brings none is only counted.
+    pub fn making(&self, who: Option<Who<'_>>, asked: For<'_>, account: Option<&str>, ahead: bool) -> Making {
+        let entry = self.0.audit.as_ref().map(|_| {
+            let account = account.map(String::from);
+            let ahead = ahead || matches!(who, Some(Who::Session(_)));
+            Entry { account, ahead, ..asked.entry("mint", who) }
+        });
+        Making { recorder: self.clone(), entry }
+    }
+
     /// A call upstream (or a signature, offline) came to its end.
     pub fn minted(&self, kind: TokenKind, outcome: MintOutcome, took: Duration) {
         self.0.metrics.mint(kind, outcome, took);
@@ -137,19 +177,7 @@ impl Recorder {
     /// a container that asks in a loop would rotate the log away.
     pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
         self.write(|| {
-            let (scopes, audience) = match asked {
-                For::Scopes(scopes) => (Some(scopes.clone()), None),
-                For::Audience(audience) => (None, Some(audience.to_owned())),
-            };
-            Entry {
-                kind: Some(token.kind),
-                account: Some(account.into()),
-                scopes,
-                audience,
-                mint: Some(token.id),
-                expires: Some(token.expires.wall()),
-                ..Entry::who("mint", "ok", who)
-            }
+            Entry { account: Some(account.into()), ..asked.entry("hand-out", Some(who)) }.of_token(token)
         });
     }
 
@@ -177,7 +205,7 @@ impl Recorder {
         };
         let caller = match who {
             Who::Container(grant) => (Some(&grant.container), None),
-            Who::Local(_) => (None, None),
+            Who::Local(_) | Who::Session(_) => (None, None),
             Who::Unknown(address) => (None, Some(address)),
         };
         for entry in self.0.quiet.tell(caller, (status, what), (why, audience), entry) {

@@ -297,6 +297,18 @@ impl TokenKind {
     }
 }
 
+impl AccessToken {
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::Access, expires: self.expires }
+    }
+}
+
+impl IdentityToken {
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::Identity, expires: self.expires }
+    }
+}
+
 /// A token that somebody was given, without the token.
 #[derive(Clone, Copy, Debug)]
 pub struct HandedOut {

@@ -268,7 +268,6 @@ impl Desk {
                 }));
             }
         }
-        self.lifecycle.forget_unused();
         json_reply(&json!({ "cut_off": done }))
     }
 }

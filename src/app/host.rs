@@ -15,7 +15,7 @@ use crate::metadata::View;
 use crate::mint::{Mint, MintFailure};
 use crate::observe::Voice;
 use crate::process::Tasks;
-use crate::record::Recorder;
+use crate::record::{Recorder, Who};
 use crate::server::jwks;
 use crate::server::views::Views;
 use crate::source::google::{Endpoints, Google, Where};
@@ -81,7 +81,7 @@ impl Host {
             return Ok(());
         }
         let request = self.mint.request(&identity, None, None);
-        match self.mint.access(&request, Duration::from_secs(25)).await {
+        match self.mint.access(&request, Some(Who::Session(&identity)), Duration::from_secs(25)).await {
             Ok(_) => Ok(()),
             Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why.to_string())),
             Err(MintFailure::Transient(why)) => {

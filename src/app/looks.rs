@@ -240,7 +240,7 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
             }
             let one = Identity { service_account: account.clone(), ..Identity::clone(identity) };
             let request = host.mint.request(&one, None, None);
-            let minted = host.mint.access(&request, Duration::from_secs(25)).await;
+            let minted = host.mint.access(&request, None, Duration::from_secs(25)).await;
             let left = minted.map(|token| token.expires.remaining(crate::token::Now::read()));
             let account = account.unwrap_or_else(|| host.own_account(config));
             found.push((format!("{account} ({})", identity.name), left));

@@ -89,17 +89,6 @@ impl Lifecycle {
         Some(self.cut_off(container, Cause::ByHand, None))
     }
 
-    /// Overwrites what the mint keeps and no live lease can ask for, without the minute that a container which
-    /// ends by itself leaves it for the next.
-    pub fn forget_unused(&self) {
-        let live: Vec<Grant> = {
-            let state = self.state();
-            let leased = state.tenants.values().filter(|tenant| tenant.lease.is_some());
-            leased.map(|tenant| tenant.grant.clone()).collect()
-        };
-        self.mint.forget_all_but(&live);
-    }
-
     /// Whom an identity is, as far as that is known.
     pub(super) fn account(&self, identity: &Arc<Identity>) -> String {
         let own = || self.mint.principal().email.clone();

@@ -1,14 +1,14 @@
 //! The end of a session: who still runs, and the cutting off of everybody.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Lifecycle, Tenant, by_hand};
+use super::{Lifecycle, State, Tenant, by_hand};
 use crate::docker::EngineError;
 use crate::docker::network::Member;
+use crate::mint::Mint;
 use crate::record::metrics::Cause;
 use crate::token::{Deadline, Now};
-use crate::workload::{ContainerId, Task};
+use crate::workload::{ContainerId, Grant, Task};
 
 /// What a session did, for its last line.
 #[derive(Clone, Debug, Default)]
@@ -52,14 +52,18 @@ impl Lifecycle {
         state.summary()
     }
 
-    /// No token stays in memory for accounts that no lease has.
-    pub(super) fn forget_idle(&self) {
-        let mut leased: BTreeSet<Option<String>> = BTreeSet::new();
-        for tenant in self.state().tenants.values().filter(|tenant| tenant.lease.is_some()) {
-            let identity = &tenant.grant.identity;
-            leased.insert(identity.service_account.clone());
-            leased.extend(identity.others.iter().cloned().map(Some));
-        }
-        self.mint.forget_idle(|account| leased.contains(&account.map(String::from)));
+    /// What was made at the start of the session, and nobody came for, does not stay in memory either.
+    pub(super) fn forget_unused(&self) {
+        self.state().forget_unused(&self.mint);
+    }
+}
+
+impl State {
+    /// Overwrites what the mint keeps and no live lease can ask for. Under the lock of the leases: one that is
+    /// admitted before this counts, and one that is admitted after it has its token made anew.
+    pub(super) fn forget_unused(&self, mint: &Mint) {
+        let leased = self.tenants.values().filter(|tenant| tenant.lease.is_some());
+        let live: Vec<Grant> = leased.map(|tenant| tenant.grant.clone()).collect();
+        mint.forget_all_but(&live);
     }
 }

@@ -23,11 +23,11 @@ use crate::docker::proxy::Ask;
 use crate::mint::Mint;
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
-use crate::record::Recorder;
 use crate::record::metrics::Cause;
+use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
 use crate::token::{Deadline, HandedOut, MintId, Now};
-use crate::workload::{ContainerId, Grant, Identity};
+use crate::workload::{ContainerId, Grant};
 
 pub use end::Summary;
 
@@ -35,6 +35,9 @@ use addresses::Addresses;
 
 /// A container that was created and never started gives its address back after this.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
+
+/// How often it is looked for what was given or made for a container that never came.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about the containers of one session.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl Lifecycle {
 
     /// Answers the proxy's requests and the server's questions until both are gone or the session stops.
     pub async fn attend(self: Arc<Self>, mut asks: mpsc::Receiver<Ask>, mut questions: Questions) {
-        let mut tidy = tokio::time::interval(Duration::from_secs(60));
+        let mut tidy = tokio::time::interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
         loop {
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
@@ -130,7 +133,7 @@ impl Lifecycle {
                     self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
                 }
                 _ = tidy.tick() => {
-                    self.forget_idle();
+                    self.forget_unused();
                     self.give_back_unstarted().await;
                 }
             }
@@ -153,6 +156,7 @@ impl Lifecycle {
             }
             Ask::Starting { container, answer } => {
                 self.readmit(&container);
+                self.warm(&container);
                 let _ = answer.send(());
             }
             Ask::IsLeased { container, answer } => {
@@ -183,7 +187,7 @@ impl Lifecycle {
             return Err("the session has ended".into());
         }
         self.recorder.attached(&told, &self.account(&identity), address);
-        self.warm(&container, &identity);
+        self.warm(&container);
         Ok(address)
     }
 
@@ -221,14 +225,15 @@ impl Lifecycle {
         true
     }
 
-    /// Mints ahead when the identity has nothing fresh, so that the first request finds a token.
-    fn warm(&self, container: &ContainerId, identity: &Arc<Identity>) {
-        let ask = self.mint.request(identity, Some(container), None);
-        if self.mint.cached(&ask).is_none() {
-            let mint = self.mint.clone();
-            self.tasks.spawn("warm", async move {
-                let _ = mint.access(&ask, Duration::ZERO).await;
-            });
+    /// Mints ahead when the identity has nothing fresh, so that the first request finds a token. A lease that
+    /// has ended by now is given none: what its end left in memory would stay there.
+    fn warm(&self, container: &ContainerId) {
+        let state = self.state();
+        if let Some(tenant) = state.tenants.get(container)
+            && tenant.lease.is_some()
+        {
+            let ask = self.mint.request(&tenant.grant.identity, Some(container), None);
+            self.mint.ahead(&ask, Who::Container(&tenant.grant));
         }
     }
 
@@ -279,8 +284,8 @@ impl Lifecycle {
         }
     }
 
-    /// From here on nothing is minted for it and nothing in flight reaches it; what it still holds, of this
-    /// lease and earlier ones. Its address stays its own until it is destroyed, for it may be started again.
+    /// From here on nothing is minted for it, nothing in flight reaches it, and no token stays in memory that
+    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until it is destroyed, for it may be started again.
     fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) -> Vec<HandedOut> {
         let now = Now::read();
         let (grant, alive) = {
@@ -301,9 +306,9 @@ impl Lifecycle {
                 state.cut_off += 1;
                 state.remember(&lease);
             }
+            state.forget_unused(&self.mint);
             told
         };
-        self.mint.forget_holder(container);
         self.recorder.cut_off(&grant, cause, exit_code, &alive);
         let last = alive.iter().map(|token| token.expires).max_by_key(Deadline::wall);
         self.voice.say(Line::CutOff {

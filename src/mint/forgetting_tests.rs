@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::tests::*;
 use super::*;
 use crate::token::{CLOUD_PLATFORM, SCOPE_PREFIX};
+use crate::workload::By;
 
 #[tokio::test(start_paused = true)]
 async fn another_account_drops_the_cache_and_what_is_under_way() {
@@ -19,7 +20,7 @@ async fn another_account_drops_the_cache_and_what_is_under_way() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     source.reload.lock().unwrap().push_back(Reloaded::OtherAccount);
     assert_eq!(mint.reload(), Reloaded::OtherAccount);
-    assert!(mint.cached(&ask("cached")).is_none());
+    assert!(mint.cached(&ask("cached"), None).is_none());
     assert_eq!(waiter.await.unwrap().unwrap(), "token 3", "token 2 was the old account's");
     assert_eq!(text(&mint, &ask("waiting")).await.unwrap(), "token 3", "and it was not cached");
 }
@@ -30,11 +31,11 @@ async fn a_late_flight_of_an_old_account_settles_nothing() {
     source.next(1000, Ok(3600));
     let mint = mint(&source);
     let request = ask("a");
-    assert!(mint.access(&request, Duration::from_millis(20)).await.is_err());
+    assert!(mint.access(&request, None, Duration::from_millis(20)).await.is_err());
     mint.forget_all();
     assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
     pass(2).await;
-    assert_eq!(mint.cached(&request).unwrap().value.expose(), "token 2", "token 1 landed after it");
+    assert_eq!(mint.cached(&request, None).unwrap().value.expose(), "token 2", "token 1 landed after it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,7 +47,7 @@ async fn an_old_account_never_stands_in_for_a_slow_new_one() {
     source.next(60_000, Ok(3600));
     source.next(60_000, Ok(3600));
     let request = ask("a");
-    let (outcome, ()) = tokio::join!(mint.access(&request, WAIT), async {
+    let (outcome, ()) = tokio::join!(mint.access(&request, None, WAIT), async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         mint.forget_all();
     });
@@ -61,15 +62,17 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
     let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
     assert!(one.is_ok() && two.is_ok());
-    mint.forget_holder(&container("a"));
-    assert!(mint.cached(&own).is_none() && mint.cached(&other).is_some());
+    let identity = Arc::new(Identity { scopes: Scopes::parse("x"), isolate: true, ..Identity::default() });
+    let lives = Grant { container: container("b"), identity, by: By::Default, task: Arc::default() };
+    mint.forget_all_but(std::slice::from_ref(&lives));
+    assert!(mint.cached(&own, None).is_none() && mint.cached(&other, None).is_some());
 
     let (landed, ()) = tokio::join!(text(&mint, &own), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        mint.forget_holder(&container("a"));
+        mint.forget_all_but(std::slice::from_ref(&lives));
     });
     assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
-    assert!(mint.cached(&own).is_none(), "but nothing of a dead container comes back");
+    assert!(mint.cached(&own, None).is_none(), "but nothing of a dead container comes back");
     assert_eq!(source.calls(), 3);
 }
 
@@ -78,7 +81,7 @@ async fn id_tokens_are_reused_for_four_minutes() {
     let source = Scripted::new(1, 3600);
     let mint = mint(&source);
     let value = async |audience: &str| {
-        mint.identity(&id_ask(audience), WAIT).await.map(|token| token.value.expose().clone())
+        mint.identity(&id_ask(audience), None, WAIT).await.map(|token| token.value.expose().clone())
     };
     assert_eq!(value("a").await.unwrap(), "token 1");
     assert_eq!(value("b").await.unwrap(), "token 2");
@@ -96,14 +99,14 @@ async fn the_cache_is_bounded_and_the_oldest_make_room() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);
     for number in 0..ENTRIES + 100 {
-        mint.identity(&id_ask(&number.to_string()), WAIT).await.unwrap();
+        mint.identity(&id_ask(&number.to_string()), None, WAIT).await.unwrap();
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     assert_eq!(mint.identity.len(), ENTRIES);
     let calls = source.calls();
-    mint.identity(&id_ask(&(ENTRIES + 99).to_string()), WAIT).await.unwrap();
+    mint.identity(&id_ask(&(ENTRIES + 99).to_string()), None, WAIT).await.unwrap();
     assert_eq!(source.calls(), calls, "the newest is still there");
-    mint.identity(&id_ask("0"), WAIT).await.unwrap();
+    mint.identity(&id_ask("0"), None, WAIT).await.unwrap();
     assert_eq!(source.calls(), calls + 1, "the oldest is not");
 }
 
@@ -124,22 +127,6 @@ async fn waking_up_forgets_failures_and_connections() {
     mint.woke();
     assert_eq!(source.reconnects.load(Ordering::Relaxed), 1);
     assert!(text(&mint, &ask("a")).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_no_lease_uses_is_dropped_a_minute_after_its_last_use() {
-    let source = Scripted::new(0, 3600);
-    let mint = mint(&source);
-    let dropped = Arc::downgrade(&mint.access(&ask("a"), WAIT).await.unwrap());
-    mint.forget_idle(|_| false);
-    assert!(mint.cached(&ask("a")).is_some(), "the next task of the pipeline has it");
-    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
-    mint.forget_idle(|_| true);
-    assert!(dropped.upgrade().is_some(), "a lease has it, although nobody asked of late");
-    mint.forget_idle(|_| false);
-    assert!(dropped.upgrade().is_none() && mint.cached(&ask("a")).is_none(), "and its bytes are overwritten");
-    mint.access(&ask("a"), WAIT).await.unwrap();
-    assert_eq!(source.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,18 +157,14 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
     ];
     let mut dropped = vec![];
     for request in kept.iter().chain(&gone) {
-        dropped.push(Arc::downgrade(&mint.access(request, WAIT).await.unwrap()));
+        dropped.push(Arc::downgrade(&mint.access(request, None, WAIT).await.unwrap()));
     }
     let spoken =
         |audience: &str| IdentityRequest { service_account: Some("shared@x".into()), ..id_ask(audience) };
-    let one = Arc::downgrade(&mint.identity(&spoken("one"), WAIT).await.unwrap());
-    let two = Arc::downgrade(&mint.identity(&spoken("two"), WAIT).await.unwrap());
-    let grant = Grant {
-        container: container("a"),
-        identity: live.clone(),
-        by: crate::workload::By::Default,
-        task: Arc::default(),
-    };
+    let one = Arc::downgrade(&mint.identity(&spoken("one"), None, WAIT).await.unwrap());
+    let two = Arc::downgrade(&mint.identity(&spoken("two"), None, WAIT).await.unwrap());
+    let grant =
+        Grant { container: container("a"), identity: live.clone(), by: By::Default, task: Arc::default() };
     // The flights' own tasks end, and with them their hold on what they brought.
     tokio::time::sleep(Duration::from_millis(1)).await;
     mint.forget_all_but(std::slice::from_ref(&grant));

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::source::flight::{Flight, Outcome};
 use crate::source::upstream::jittered;
 use crate::source::{Pending, SourceError};
-use crate::token::{Deadline, Now};
+use crate::token::{Deadline, HandedOut, Now};
 
 use super::{BACKOFF, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
@@ -23,7 +23,7 @@ impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
 
 /// A token that can be kept.
 pub(super) trait Keep: Debug + Send + Sync + 'static {
-    fn expires(&self) -> Deadline;
+    fn about(&self) -> HandedOut;
 
     /// How long a token that has `life` left is served, and after how long it is renewed ahead.
     fn spans(life: Duration) -> Spans;
@@ -99,7 +99,7 @@ impl<T: Keep> Entry<T> {
 
     fn valid(&self, now: Now) -> Option<&Arc<T>> {
         let stock = self.stock.as_ref()?;
-        (!stock.token.expires().is_over(now)).then_some(&stock.token)
+        (!stock.token.about().expires.is_over(now)).then_some(&stock.token)
     }
 
     fn fresh(&self, now: Now) -> Option<&Stock<T>> {
@@ -137,12 +137,12 @@ impl<K: Key, T: Keep> Shelf<K, T> {
     }
 
     /// Looks `key` up; where nothing fresh is there, joins or makes the flight, all under one lock: that is
-    /// what keeps it single.
+    /// what keeps it single. `work` is told whether what it makes is a renewal, for which nobody waits.
     pub(super) fn look(
         &self,
         key: &K,
         now: Now,
-        work: impl Fn() -> Pending<'static, Result<T, SourceError>>,
+        work: impl Fn(bool) -> Pending<'static, Result<T, SourceError>>,
     ) -> Found<T> {
         let mut entries = self.lock();
         if !entries.contains_key(key) {
@@ -153,7 +153,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
             return Found::Failed(SourceError::transient("the token cache is at odds with itself"));
         };
         entry.used = now.mono;
-        if let Some((token, renewal)) = self.serve(entry, key, now, &work) {
+        if let Some((token, renewal)) = self.serve(entry, key, now, || work(true)) {
             return Found::Serve(token, renewal);
         }
         let old = entry.valid(now).cloned();
@@ -163,7 +163,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         match (entry.failure(now), old) {
             (Some(_), Some(old)) => Found::Serve(old, None),
             (Some(error), None) => Found::Failed(error.clone()),
-            (None, old) => Found::Wait { ride: self.depart(entry, key, work()), new: true, old },
+            (None, old) => Found::Wait { ride: self.depart(entry, key, work(false)), new: true, old },
         }
     }
 
@@ -212,7 +212,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         let now = Now::read();
         match outcome {
             Ok(token) => {
-                let Spans { served, calm } = T::spans(token.expires().remaining(now));
+                let Spans { served, calm } = T::spans(token.about().expires.remaining(now));
                 let (served, calm) = (Deadline::after(now, served), Deadline::after(now, calm));
                 entry.stock = Some(Stock { token: token.clone(), served, calm });
                 entry.failure = None;
@@ -235,11 +235,6 @@ impl<K: Key, T: Keep> Shelf<K, T> {
     /// Drops entries; their flights settle nothing any more, and their waiters still get what they bring.
     pub(super) fn forget(&self, which: impl Fn(&K) -> bool) {
         self.lock().retain(|key, _| !which(key));
-    }
-
-    /// Drops what nobody asked for since `before` and nobody keeps; the tokens are overwritten with that.
-    pub(super) fn forget_idle(&self, before: Instant, keep: impl Fn(&K) -> bool) {
-        self.lock().retain(|key, entry| entry.used >= before || entry.flying().is_some() || keep(key));
     }
 
     /// Drops everything and voids what is under way: it belongs to an account that is gone.
@@ -266,7 +261,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
 
 /// A token that is over when it comes is none.
 fn alive<T: Keep>(token: T) -> Result<T, SourceError> {
-    if token.expires().is_over(Now::read()) {
+    if token.about().expires.is_over(Now::read()) {
         return Err(SourceError::transient(
             "the token that came has already expired; check this machine's clock",
         ));

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::record::audit::{Audit, Settings};
 use crate::secret::Secret;
 use crate::source::Principal;
-use crate::token::{Boundary, MintId, Scopes};
+use crate::token::{Boundary, Deadline, MintId, Scopes};
 
 pub(super) const WAIT: Duration = Duration::from_secs(2);
 
@@ -106,7 +107,7 @@ pub(super) fn container(digit: &str) -> ContainerId {
 }
 
 pub(super) async fn text(mint: &Mint, ask: &AccessRequest) -> Result<String, MintFailure> {
-    mint.access(ask, WAIT).await.map(|token| token.value.expose().clone())
+    mint.access(ask, None, WAIT).await.map(|token| token.value.expose().clone())
 }
 
 pub(super) async fn pass(seconds: u64) {
@@ -147,7 +148,7 @@ async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
     let mint = mint(&source);
     let began = Instant::now();
     let request = ask("a");
-    let callers = (0..1000).map(|_| mint.access(&request, WAIT));
+    let callers = (0..1000).map(|_| mint.access(&request, None, WAIT));
     for outcome in futures_util::future::join_all(callers).await {
         assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
     }
@@ -166,14 +167,15 @@ async fn callers_that_leave_cancel_nothing() {
     let mint = mint(&source);
     let request = ask("a");
     for _ in 0..10 {
-        let hurried = tokio::time::timeout(Duration::from_millis(10), mint.access(&request, WAIT)).await;
+        let hurried =
+            tokio::time::timeout(Duration::from_millis(10), mint.access(&request, None, WAIT)).await;
         assert!(hurried.is_err());
     }
-    let patient = mint.access(&request, Duration::from_millis(50)).await;
+    let patient = mint.access(&request, None, Duration::from_millis(50)).await;
     assert!(matches!(patient, Err(MintFailure::Slow)), "{patient:?}");
-    assert!(mint.cached(&ask("a")).is_none());
+    assert!(mint.cached(&ask("a"), None).is_none());
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(mint.cached(&ask("a")).is_some(), "the flight landed with nobody waiting");
+    assert!(mint.cached(&ask("a"), None).is_some(), "the flight landed with nobody waiting");
     assert_eq!(source.calls(), 1);
 }
 
@@ -184,8 +186,8 @@ async fn a_second_key_is_not_delayed() {
     let mint = mint(&source);
     let (slow_ask, quick_ask) = (ask("slow"), ask("quick"));
     let began = Instant::now();
-    let (slow, quick) = tokio::join!(mint.access(&slow_ask, WAIT), async {
-        let token = mint.access(&quick_ask, WAIT).await;
+    let (slow, quick) = tokio::join!(mint.access(&slow_ask, None, WAIT), async {
+        let token = mint.access(&quick_ask, None, WAIT).await;
         (token, began.elapsed())
     });
     assert!(matches!(slow, Err(MintFailure::Slow)));
@@ -223,7 +225,7 @@ async fn a_token_is_renewed_ahead_by_use_and_nobody_waits() {
     assert_eq!(source.calls(), 1, "910 s left: no renewal yet");
     pass(20).await;
     let began = Instant::now();
-    let (one, two) = (mint.cached(&ask("a")).unwrap(), text(&mint, &ask("a")).await.unwrap());
+    let (one, two) = (mint.cached(&ask("a"), None).unwrap(), text(&mint, &ask("a")).await.unwrap());
     assert_eq!((one.value.expose().as_str(), two.as_str()), ("token 1", "token 1"));
     assert_eq!(began.elapsed(), Duration::ZERO);
     pass(1).await;
@@ -238,7 +240,7 @@ async fn what_nobody_uses_is_not_renewed() {
     text(&mint, &ask("a")).await.unwrap();
     pass(3010).await;
     assert_eq!(source.calls(), 1);
-    assert!(mint.cached(&ask("a")).is_none(), "590 s left is under the floor");
+    assert!(mint.cached(&ask("a"), None).is_none(), "590 s left is under the floor");
     assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
 }
 
@@ -263,7 +265,7 @@ async fn a_valid_token_beats_errors_refusals_and_delays() {
         text(&mint, &ask("a")).await.unwrap();
         pass(3100).await;
         source.next(delay, outcome.clone());
-        let token = mint.access(&ask("a"), WAIT).await.unwrap();
+        let token = mint.access(&ask("a"), None, WAIT).await.unwrap();
         assert_eq!(token.value.expose(), "token 1", "{outcome:?}");
         let left = token.expires.remaining(Now::read()).as_secs();
         assert!((490..=500).contains(&left), "the true rest, not more: {left}");
@@ -318,4 +320,27 @@ async fn a_refusal_is_remembered_for_seconds_and_dropped_by_a_new_login() {
     assert!(text(&mint, &ask("b")).await.is_err());
     pass(5).await;
     assert_eq!(text(&mint, &ask("b")).await.unwrap(), "token 4", "also without a reload, a little later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_written_down_as_made_ahead_for_who_asked() {
+    let file = std::env::temp_dir().join(format!("kc-mint-{}.jsonl", std::process::id()));
+    let settings = Settings { file: file.clone(), max_bytes: 1 << 20, keep: 0 };
+    let recorder = Recorder::new(Some(Audit::open(settings, "one", Arc::new(|_| {})).unwrap()));
+    let mint = Mint::new(Scripted::new(1, 3600), Tasks::new(), recorder.clone());
+    let [one, other] =
+        ["one", "other"].map(|name| Arc::new(Identity { name: name.into(), ..Identity::default() }));
+    mint.access(&ask("a"), Some(Who::Local(&one)), WAIT).await.unwrap();
+    pass(2800).await;
+    assert!(mint.cached(&ask("a"), Some(Who::Local(&other))).is_some());
+    pass(1).await;
+    tokio::time::resume();
+    recorder.audit().unwrap().flush(Duration::from_secs(5)).await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let told: Vec<(bool, bool)> = text
+        .lines()
+        .map(|line| (line.contains(r#""identity":"other""#), line.contains(r#""ahead":true"#)))
+        .collect();
+    assert_eq!(told, [(false, false), (true, true)], "{text}");
 }

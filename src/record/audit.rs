@@ -23,7 +23,7 @@ mod file;
 use file::Log;
 
 use super::Who;
-use crate::token::{MintId, Scopes, TokenKind};
+use crate::token::{HandedOut, MintId, Scopes, TokenKind};
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
 /// Entries that may wait for the disk.
@@ -59,6 +59,7 @@ pub(super) struct Entry {
     pub(super) scopes: Option<Scopes>,
     pub(super) audience: Option<String>,
     pub(super) mint: Option<MintId>,
+    pub(super) ahead: bool,
     pub(super) expires: Option<SystemTime>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) exit_code: Option<i64>,
@@ -98,8 +99,16 @@ impl Entry {
             Who::Local(identity) => {
                 Self { identity: Some(identity.clone()), local: true, ..Self::of(event, outcome, None) }
             }
+            Who::Session(identity) => {
+                Self { identity: Some(identity.clone()), ..Self::of(event, outcome, None) }
+            }
             Who::Unknown(address) => Self { address: Some(address), ..Self::of(event, outcome, None) },
         }
+    }
+
+    pub(super) fn of_token(self, token: &HandedOut) -> Self {
+        let (kind, mint) = (Some(token.kind), Some(token.id));
+        Self { kind, mint, expires: Some(token.expires.wall()), ..self }
     }
 
     /// One line of the log.
@@ -123,6 +132,7 @@ impl Entry {
             scopes: self.scopes.as_ref().map(|scopes| scopes.iter().collect()),
             audience: self.audience.as_deref().map(short),
             mint: self.mint.map(|mint| mint.to_string()),
+            ahead: self.ahead.then_some(true),
             expires: self.expires.map(rfc3339),
             outstanding: self.outstanding.as_ref().map(|all| all.iter().map(MintId::to_string).collect()),
             address: self.address,
@@ -169,6 +179,8 @@ struct Shown<'a> {
     audience: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ahead: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

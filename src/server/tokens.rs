@@ -45,9 +45,9 @@ impl Server {
         let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
-        let token = match self.mint.cached(&request) {
+        let token = match self.mint.cached(&request, who(caller)) {
             Some(token) => token,
-            None => match self.mint.access(&request, left(deadline)).await {
+            None => match self.mint.access(&request, who(caller), left(deadline)).await {
                 Ok(token) => {
                     self.refusals.over();
                     token
@@ -63,8 +63,7 @@ impl Server {
         if ask.enforced && token.scopes != request.scopes {
             return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
         }
-        let token_of = HandedOut { id: token.id, kind: TokenKind::Access, expires: token.expires };
-        self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token_of);
+        self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token.about());
         Ok(metadata::access_reply(ask, &token, Now::read()))
     }
 
@@ -106,13 +105,15 @@ impl Server {
             audience: ask.audience.clone(),
             holder: self.mint.holder(identity, container),
         };
-        let token = self.mint.identity(&request, left(deadline)).await.map_err(|failure| match failure {
-            MintFailure::Refused(why) => No(Failure::IdentityRefused, why.to_string()),
-            MintFailure::Transient(why) => No(Failure::IdentityTransient, why.to_string()),
-            MintFailure::Slow => No(Failure::IdentityTransient, SLOW.into()),
-        })?;
-        let token_of = HandedOut { id: token.id, kind: TokenKind::Identity, expires: token.expires };
-        self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token_of);
+        let token =
+            self.mint.identity(&request, who(caller), left(deadline)).await.map_err(
+                |failure| match failure {
+                    MintFailure::Refused(why) => No(Failure::IdentityRefused, why.to_string()),
+                    MintFailure::Transient(why) => No(Failure::IdentityTransient, why.to_string()),
+                    MintFailure::Slow => No(Failure::IdentityTransient, SLOW.into()),
+                },
+            )?;
+        self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());
         Ok(metadata::identity_reply(&token))
     }
 

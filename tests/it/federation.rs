@@ -436,10 +436,10 @@ async fn fifty(google: Google, identity: bool) {
     let (access, audience) = (ask(), "https://service.example".to_owned());
     let id = IdentityRequest { service_account: None, audience, holder: None };
     if identity {
-        let all = futures_util::future::join_all((0..50).map(|_| mint.identity(&id, wait))).await;
+        let all = futures_util::future::join_all((0..50).map(|_| mint.identity(&id, None, wait))).await;
         assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
     } else {
-        let all = futures_util::future::join_all((0..50).map(|_| mint.access(&access, wait))).await;
+        let all = futures_util::future::join_all((0..50).map(|_| mint.access(&access, None, wait))).await;
         assert!(all.iter().all(Result::is_ok), "{:?}", all.first());
     }
 }
@@ -525,7 +525,8 @@ async fn a_stampede_is_one_chain() {
         let mint = Mint::new(Arc::new(source(&folder, &file, &allowed)), Tasks::new(), Recorder::default());
         let (one, other) = (ask(), AccessRequest { lifetime: 900, ..ask() });
         let wait = Duration::from_secs(5);
-        let callers = (0..50).map(|caller| mint.access(if caller % 2 == 0 { &one } else { &other }, wait));
+        let callers =
+            (0..50).map(|caller| mint.access(if caller % 2 == 0 { &one } else { &other }, None, wait));
         for token in futures_util::future::join_all(callers).await {
             token.unwrap();
         }
@@ -572,16 +573,16 @@ async fn a_token_file_that_is_replaced_is_picked_up_and_a_broken_one_harms_no_to
     let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let wait = Duration::from_secs(2);
     // Not there yet: said, and got over within a look once it is.
-    let missing = mint.access(&ask(), wait).await;
+    let missing = mint.access(&ask(), None, wait).await;
     assert!(matches!(&missing, Err(MintFailure::Transient(why)) if why.contains("token")), "{missing:?}");
     fs::write(&token, good()).unwrap();
     assert_eq!(mint.reload(), Reloaded::Supplied);
-    let first = mint.access(&ask(), wait).await.unwrap();
+    let first = mint.access(&ask(), None, wait).await.unwrap();
     // Broken, then gone: the token that was minted stays in use.
     for _ in 0..2 {
         fs::write(&token, "").unwrap();
         assert_eq!(mint.reload(), Reloaded::Supplied);
-        assert_eq!(mint.access(&ask(), wait).await.unwrap().value.expose(), first.value.expose());
+        assert_eq!(mint.access(&ask(), None, wait).await.unwrap().value.expose(), first.value.expose());
         let _ = fs::remove_file(&token);
         mint.reload();
     }
@@ -726,7 +727,7 @@ async fn a_command_is_a_source_like_any_other() {
     let before = runs();
     let mint = Mint::new(google, Tasks::new(), Recorder::default());
     let request = ask();
-    let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
+    let callers = (0..50).map(|_| mint.access(&request, None, Duration::from_secs(5)));
     for token in futures_util::future::join_all(callers).await {
         token.unwrap();
     }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kfp_creds::docker::Engine;
@@ -13,11 +13,11 @@ use kfp_creds::lifecycle::{Granting, Lifecycle};
 use kfp_creds::mint::Mint;
 use kfp_creds::observe::{Form, Voice};
 use kfp_creds::process::Tasks;
-use kfp_creds::record::Recorder;
 use kfp_creds::record::audit::{Audit, Settings};
+use kfp_creds::record::{Recorder, Who};
 use kfp_creds::registry;
-use kfp_creds::source::Source;
 use kfp_creds::source::offline::Offline;
+use kfp_creds::source::{IdentityRequest, Source};
 use kfp_creds::token::{Deadline, HandedOut, MintId, Now, Scopes, TokenKind};
 use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
 use serde_json::Value;
@@ -50,6 +50,8 @@ struct Bench {
     recorder: Recorder,
     heard: Heard,
     audit: PathBuf,
+    /// How long the engine takes to connect a container.
+    slow: Arc<Mutex<Duration>>,
     tasks: Tasks,
     _scratch: Scratch,
 }
@@ -58,6 +60,8 @@ impl Bench {
     /// `events` is what the engine says to whoever follows it.
     async fn new(source: Arc<dyn Source>, events: String) -> Self {
         let scratch = Scratch::new();
+        let slow = Arc::new(Mutex::new(Duration::ZERO));
+        let connects = slow.clone();
         let engine = FakeEngine::start(&scratch.0, move |seen| {
             let path = seen.line.split(' ').nth(1).unwrap();
             let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
@@ -73,6 +77,9 @@ impl Bench {
             if path.ends_with("/version") {
                 let about = r#"{"Version":"20.10.24","ApiVersion":"1.41","Os":"linux","Arch":"ARCH"}"#;
                 return whole(&about.replace("ARCH", arch));
+            }
+            if path.ends_with("/connect") {
+                std::thread::sleep(*connects.lock().unwrap());
             }
             whole("{}")
         });
@@ -96,7 +103,7 @@ impl Bench {
         let lifecycle = Lifecycle::new(engine, network, addresses, granting, voice, tasks.clone());
         let (ask, asks) = mpsc::channel(4);
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
-        Self { lifecycle, mint, ask, recorder, heard, audit, tasks, _scratch: scratch }
+        Self { lifecycle, mint, ask, recorder, heard, audit, slow, tasks, _scratch: scratch }
     }
 
     async fn attach(&self, digit: char, identity: &Arc<Identity>) {
@@ -122,11 +129,15 @@ impl Bench {
         answered.await.unwrap();
     }
 
-    /// Follows the events until what they say has ended the only lease.
-    async fn follow(&self) {
+    /// Follows the events until what they say has ended the lease of `digit`.
+    async fn follow(&self, digit: char) {
         self.tasks.spawn("events", self.lifecycle.clone().follow_events());
+        let leased = || {
+            let members = self.lifecycle.members();
+            members.iter().any(|member| member.grant.container == container(digit) && member.lease.is_some())
+        };
         let end = Instant::now() + Duration::from_secs(10);
-        while self.only().lease.is_some() {
+        while leased() {
             assert!(Instant::now() < end, "the end was not noticed");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -137,10 +148,14 @@ impl Bench {
     }
 
     async fn cut_offs(&self) -> Vec<Value> {
+        self.audited("cut-off").await
+    }
+
+    async fn audited(&self, event: &str) -> Vec<Value> {
         self.recorder.audit().unwrap().flush(Duration::from_secs(5)).await;
         let text = std::fs::read_to_string(&self.audit).unwrap();
         let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        all.filter(|line| line["event"] == "cut-off").collect()
+        all.filter(|line| line["event"] == event).collect()
     }
 }
 
@@ -159,7 +174,7 @@ async fn what_a_stopped_container_holds_is_told_when_it_is_cut_off_by_hand() {
     bench.attach('a', &Arc::new(Identity::default())).await;
     let held = token();
     bench.only().lease.unwrap().issued().add(held);
-    bench.follow().await;
+    bench.follow('a').await;
 
     let told = bench.lifecycle.bar(&container('a')).unwrap();
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [held.id]);
@@ -182,7 +197,7 @@ async fn tokens_of_an_earlier_run_are_told_with_those_of_the_last() {
     bench.attach('a', &Arc::new(Identity::default())).await;
     let (first, second) = (token(), token());
     bench.only().lease.unwrap().issued().add(first);
-    bench.follow().await;
+    bench.follow('a').await;
     bench.start('a').await;
     // The same one is served from the cache again, and another is new.
     let lease = bench.only().lease.unwrap();
@@ -195,30 +210,145 @@ async fn tokens_of_an_earlier_run_are_told_with_those_of_the_last() {
     assert!(bench.only().lease.is_none(), "a start brought it back");
 }
 
+const WITHIN: Duration = Duration::from_secs(8);
+
+/// An identity of the source's own account.
+fn identity(name: &str, scopes: &str) -> Arc<Identity> {
+    Arc::new(Identity { name: name.into(), scopes: Scopes::parse(scopes), ..Identity::default() })
+}
+
 #[tokio::test]
-async fn a_cut_off_by_hand_leaves_no_token_that_only_the_cut_off_one_could_ask_for() {
+async fn the_end_of_a_container_leaves_no_token_that_no_lease_can_ask_for() {
+    for by_hand in [false, true] {
+        let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+        let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+        let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+        // Two identities of one account, and one that shares nothing.
+        let wide = identity("wide", "https://a.example/x https://a.example/y");
+        let narrow = identity("narrow", "https://a.example/x");
+        let own = Arc::new(Identity { isolate: true, ..Identity::clone(&narrow) });
+        bench.attach('a', &wide).await;
+        bench.attach('b', &narrow).await;
+        bench.attach('c', &own).await;
+        let mut kept = vec![];
+        let shared = bench.mint.request(&wide, None, None);
+        for (request, stays) in [
+            (shared.clone(), false),
+            (bench.mint.request(&narrow, None, None), true),
+            (bench.mint.request(&own, Some(&container('a')), None), false),
+            (bench.mint.request(&own, Some(&container('c')), None), true),
+        ] {
+            let token = Arc::downgrade(&bench.mint.access(&request, None, WITHIN).await.unwrap());
+            kept.push((token, stays));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await; // the flights' own tasks end
+        match by_hand {
+            true => drop(bench.lifecycle.bar(&container('a')).unwrap()),
+            false => bench.follow('a').await,
+        }
+        let there: Vec<bool> = kept.iter().map(|(token, _)| token.upgrade().is_some()).collect();
+        let expected: Vec<bool> = kept.iter().map(|(_, stays)| *stays).collect();
+        assert_eq!(there, expected, "by hand: {by_hand}");
+
+        // The next container of that identity has another one made, once.
+        let before = fake.calls().len();
+        bench.attach('d', &wide).await;
+        bench.mint.access(&shared, None, WITHIN).await.unwrap();
+        assert_eq!(fake.calls().len(), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_made_ahead_for_a_container_that_has_ended_is_not_kept() {
+    // It ends while the token is on its way, or before anybody asked for one.
+    for on_its_way in [true, false] {
+        let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+        let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+        let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+        fake.latency(Duration::from_millis(200));
+        let identity = identity("short", "https://a.example/x");
+        bench.attach('a', &identity).await;
+        if on_its_way {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        bench.lifecycle.bar(&container('a')).unwrap();
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(
+            bench.mint.cached(&bench.mint.request(&identity, None, None), None).is_none(),
+            "{on_its_way}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_is_being_attached_while_another_ends_has_its_token() {
+    let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+    let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+    let identity = identity("shared", "https://a.example/x");
+    bench.attach('a', &identity).await;
+    let request = bench.mint.request(&identity, None, None);
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    // The engine takes its time with the network: the lease of the next one is not there when this one ends.
+    *bench.slow.lock().unwrap() = Duration::from_millis(300);
+    let ended = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.follow('a').await;
+        assert!(bench.mint.cached(&request, None).is_none(), "nobody had it then");
+    };
+    tokio::join!(bench.attach('b', &identity), ended);
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    assert_eq!(fake.calls().len(), 2, "made ahead once, and not again for its first request");
+    assert!(bench.mint.cached(&request, None).is_some());
+}
+
+#[tokio::test]
+async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
     let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
-    let identity = |name: &str, scopes: &str| {
-        Arc::new(Identity { name: name.into(), scopes: Scopes::parse(scopes), ..Identity::default() })
-    };
-    // Two identities of one account.
-    let (wide, narrow) = (
-        identity("wide", "https://a.example/x https://a.example/y"),
-        identity("narrow", "https://a.example/x"),
-    );
-    bench.attach('a', &wide).await;
-    bench.attach('b', &narrow).await;
+    let request = bench.mint.request(&identity("first", "https://a.example/x"), None, None);
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    tokio::time::pause();
+    let minute = Duration::from_secs(60);
+    for (passed, there) in [(minute / 2, true), (minute, false)] {
+        tokio::time::advance(passed).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(bench.mint.cached(&request, None).is_some(), there);
+    }
+}
+
+#[tokio::test]
+async fn every_token_that_is_made_is_written_down_whoever_takes_it() {
+    let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+    let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+    let (first, second) =
+        (identity("first", "https://a.example/x"), identity("second", "https://a.example/y"));
     let ask = |identity: &Identity| bench.mint.request(identity, None, None);
-    let within = Duration::from_secs(8);
-    bench.mint.access(&ask(&wide), within).await.unwrap();
-    bench.mint.access(&ask(&narrow), within).await.unwrap();
-    bench.lifecycle.bar(&container('a')).unwrap();
-    bench.lifecycle.forget_unused();
-    assert!(bench.mint.cached(&ask(&wide)).is_none());
-    assert!(bench.mint.cached(&ask(&narrow)).is_some(), "its neighbour's stays");
-    bench.lifecycle.bar(&container('b')).unwrap();
-    bench.lifecycle.forget_unused();
-    assert!(bench.mint.cached(&ask(&narrow)).is_none());
+    bench.mint.access(&ask(&first), Some(Who::Session(&first)), WITHIN).await.unwrap();
+    bench.attach('a', &first).await;
+    bench.attach('b', &second).await;
+    // The one that is on its way already, and one that nobody had made.
+    let grant = bench.lifecycle.members()[1].grant.clone();
+    bench.mint.access(&ask(&second), Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let audience =
+        IdentityRequest { service_account: None, audience: "https://b.example".into(), holder: None };
+    bench.mint.identity(&audience, Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let told: Vec<Value> = bench
+        .audited("mint")
+        .await
+        .iter()
+        .map(|line| {
+            assert_eq!(line["account"], crate::minting::KEY_ACCOUNT);
+            serde_json::json!([line["identity"], line["name"], line["ahead"], line["kind"]])
+        })
+        .collect();
+    let expected = serde_json::json!([
+        ["first", null, true, "access"],
+        ["second", "/task-b", true, "access"],
+        ["second", "/task-b", null, "identity"],
+    ]);
+    assert_eq!(serde_json::json!(told), expected);
+    assert_eq!(fake.calls().len(), told.len());
 }

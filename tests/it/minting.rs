@@ -375,9 +375,9 @@ async fn an_absurd_lifetime_takes_nothing_down() {
     let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
     let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
     fake.fail(plain_200(&json!({"access_token": "x", "expires_in": i64::MAX}).to_string()));
-    let outcome = mint.access(&ask(None), Duration::from_secs(2)).await;
+    let outcome = mint.access(&ask(None), None, Duration::from_secs(2)).await;
     assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
-    mint.access(&ask(None), Duration::from_secs(2)).await.unwrap();
+    mint.access(&ask(None), None, Duration::from_secs(2)).await.unwrap();
 }
 
 #[tokio::test]
@@ -518,7 +518,7 @@ async fn a_file_replaced_while_serving_is_picked_up() {
     let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let wait = Duration::from_secs(2);
     let who = async || {
-        let token = mint.access(&ask(None), wait).await.unwrap();
+        let token = mint.access(&ask(None), None, wait).await.unwrap();
         fake.minted(token.value.expose()).unwrap().email
     };
     assert_eq!(who().await, USER);
@@ -563,12 +563,12 @@ async fn a_new_login_ends_a_remembered_refusal() {
     fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
     let wait = Duration::from_secs(2);
     for _ in 0..10 {
-        assert!(matches!(mint.access(&ask(None), wait).await, Err(MintFailure::Refused(_))));
+        assert!(matches!(mint.access(&ask(None), None, wait).await, Err(MintFailure::Refused(_))));
     }
     assert_eq!(fake.calls().len(), 1);
     scratch.write("credential.json", &fake.user(USER));
     mint.reload();
-    mint.access(&ask(None), wait).await.unwrap();
+    mint.access(&ask(None), None, wait).await.unwrap();
 }
 
 #[test]
@@ -652,7 +652,7 @@ async fn a_stampede_is_one_call_at_google() {
     let wait = Duration::from_secs(5);
     let began = Instant::now();
     let request = ask(None);
-    let callers = (0..1000).map(|_| mint.access(&request, wait));
+    let callers = (0..1000).map(|_| mint.access(&request, None, wait));
     let first: Vec<_> = futures_util::future::join_all(callers).await;
     let took = began.elapsed();
     let values: std::collections::BTreeSet<_> =
@@ -664,7 +664,7 @@ async fn a_stampede_is_one_call_at_google() {
     // An upstream in trouble is asked three times by one flight, not three thousand times.
     (0..3).for_each(|_| fake.fail(Failure::html_503()));
     let other = AccessRequest { lifetime: 60, ..ask(None) };
-    let callers = (0..1000).map(|_| mint.access(&other, wait));
+    let callers = (0..1000).map(|_| mint.access(&other, None, wait));
     for outcome in futures_util::future::join_all(callers).await {
         assert!(matches!(outcome, Err(MintFailure::Transient(_))), "{outcome:?}");
     }
@@ -674,10 +674,12 @@ async fn a_stampede_is_one_call_at_google() {
     fake.latency(Duration::from_millis(300));
     let (left, second) =
         (AccessRequest { lifetime: 61, ..ask(None) }, AccessRequest { lifetime: 62, ..ask(None) });
-    let hurried = (0..500).map(|_| tokio::time::timeout(Duration::from_millis(20), mint.access(&left, wait)));
-    let (gone, stayed) = tokio::join!(futures_util::future::join_all(hurried), mint.access(&second, wait));
+    let hurried =
+        (0..500).map(|_| tokio::time::timeout(Duration::from_millis(20), mint.access(&left, None, wait)));
+    let (gone, stayed) =
+        tokio::join!(futures_util::future::join_all(hurried), mint.access(&second, None, wait));
     assert!(gone.iter().all(Result::is_err) && stayed.is_ok());
-    mint.access(&left, wait).await.unwrap();
+    mint.access(&left, None, wait).await.unwrap();
     assert_eq!(fake.calls().len(), 6, "the flight that all had left was the one that landed");
 }
 

@@ -229,7 +229,7 @@ async fn a_refresh_token_is_not_used_twice_at_once() {
         let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
         let (one, two) = (ask(None), AccessRequest { scopes: Scopes::parse(CLOUD_PLATFORM), ..ask(None) });
         let wait = Duration::from_secs(5);
-        let (one, two) = tokio::join!(mint.access(&one, wait), mint.access(&two, wait));
+        let (one, two) = tokio::join!(mint.access(&one, None, wait), mint.access(&two, None, wait));
         assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
     }
 }
@@ -533,7 +533,7 @@ async fn fifty_callers_of_each_kind_are_one_chain() {
     ] {
         let before = fake.calls().len();
         let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new(), Recorder::default());
-        let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
+        let callers = (0..50).map(|_| mint.access(&request, None, Duration::from_secs(5)));
         let tokens = futures_util::future::join_all(callers).await;
         assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");
         assert_eq!(fake.calls().len() - before, chain, "{:?}", fake.calls().split_off(before));
@@ -551,7 +551,7 @@ async fn fifty_callers_for_an_id_token_are_one_chain() {
     ] {
         let (before, request) = (fake.calls().len(), id_ask(None));
         let mint = Mint::new(Arc::new(source(&scratch, &file, &fake)), Tasks::new(), Recorder::default());
-        let callers = (0..50).map(|_| mint.identity(&request, Duration::from_secs(5)));
+        let callers = (0..50).map(|_| mint.identity(&request, None, Duration::from_secs(5)));
         let tokens = futures_util::future::join_all(callers).await;
         assert!(tokens.iter().all(Result::is_ok), "{:?}", tokens.first());
         assert_eq!(fake.calls().len() - before, chain, "{:?}", fake.calls().split_off(before));

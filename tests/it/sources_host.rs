@@ -235,7 +235,7 @@ async fn fifty_callers_ask_the_machine_once() {
         Recorder::default(),
     );
     let request = ask(None);
-    let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(5)));
+    let callers = (0..50).map(|_| mint.access(&request, None, Duration::from_secs(5)));
     assert!(futures_util::future::join_all(callers).await.iter().all(Result::is_ok));
     let tokens = machine.set(|state| state.asked.iter().filter(|target| target.contains("/token")).count());
     assert_eq!(tokens, 1);
@@ -368,7 +368,7 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let calls = || fs::read_to_string(scratch.0.join("bin/calls")).unwrap().lines().count();
     let (before, request) = (calls(), ask(None));
-    let callers = (0..50).map(|_| mint.access(&request, Duration::from_secs(20)));
+    let callers = (0..50).map(|_| mint.access(&request, None, Duration::from_secs(20)));
     assert!(futures_util::future::join_all(callers).await.iter().all(Result::is_ok));
     assert_eq!(calls() - before, 1);
 

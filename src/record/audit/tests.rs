@@ -81,7 +81,7 @@ async fn an_entry_says_who_got_what_until_when() {
     let mint = &lines[0];
     for (key, value) in [
         ("session", "0123abcd"),
-        ("event", "mint"),
+        ("event", "hand-out"),
         ("outcome", "ok"),
         ("pipeline", "etl"),
         ("component", "load\n"),
@@ -102,6 +102,40 @@ async fn an_entry_says_who_got_what_until_when() {
     let mode = fs::metadata(place.0.join("audit.jsonl")).unwrap().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(said.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_made_is_written_when_it_is_there_with_who_it_was_made_for() {
+    let place = Place::new();
+    let (_, complain) = heard();
+    let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "one", complain).unwrap()));
+    let (grant, scopes) = (grant(), Scopes::parse("a"));
+    let who = [Some(Who::Session(&grant.identity)), Some(Who::Container(&grant)), None];
+    for (who, account) in who.into_iter().zip([None, Some("other@x"), None]) {
+        drop(recorder.making(who, For::Scopes(&scopes), account, false));
+        recorder.making(who, For::Scopes(&scopes), account, false).made(Some("own@x"), &token());
+    }
+    recorder.making(who[1], For::Audience("aud"), None, true).made(None, &token());
+    recorder.audit().unwrap().flush(LONG).await;
+    let lines = place.lines("audit.jsonl");
+    let told: Vec<Value> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!((&line["event"], &line["outcome"]), (&"mint".into(), &"ok".into()));
+            assert!(line["mint"].is_string() && line["expires"].is_string());
+            let by = if line["container"].is_null() { Value::Null } else { line["component"].clone() };
+            serde_json::json!([line["identity"], by, line["account"], line["ahead"], line["audience"]])
+        })
+        .collect();
+    assert_eq!(
+        serde_json::json!(told),
+        serde_json::json!([
+            ["loader", null, "own@x", true, null],
+            ["loader", "load\n", "other@x", null, null],
+            [null, null, "own@x", null, null],
+            ["loader", "load\n", null, true, "aud"],
+        ])
+    );
 }
 
 #[tokio::test]

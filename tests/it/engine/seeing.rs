@@ -60,9 +60,14 @@ fn the_audit_log_says_who_got_what_and_no_token() {
 
     let all = lines(&file);
     let of = |event: &str| all.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
-    let minted = of("mint");
+    let (made, minted) = (of("mint"), of("hand-out"));
     assert_eq!(minted.len(), 2, "one access token, asked for twice, and one ID token: {all:#?}");
-    for line in &minted {
+    assert_eq!(made.len(), 2, "each was made once: {all:#?}");
+    for (made, given) in made.iter().zip(&minted) {
+        assert_eq!(made["mint"], given["mint"]);
+    }
+    assert_eq!((&made[0]["ahead"], &made[1]["ahead"]), (&true.into(), &Value::Null), "{all:#?}");
+    for line in minted.iter().chain(&made) {
         assert_eq!((&line["container"], &line["name"]), (&id.as_str().into(), &called.as_str().into()));
         assert_eq!((&line["identity"], &line["outcome"]), (&"default".into(), &"ok".into()));
         assert_eq!(line["image"], task_image());
