@@ -106,6 +106,32 @@ class Lane:
         if self.stand.loud:
             print(f"{self.client:13} {self.column:9} {self.seconds[name]:5} s  {name}", file=sys.stderr)
 
+    def lines_of(self, stream, container):
+        """What a stream of events brings, line by line, from when it is known to live.
+
+        A stream that has been asked for hears nothing until the engine has it on its list, so `container` is nudged until
+        the first line comes; the nudges themselves are left out."""
+        alive = threading.Event()
+
+        def nudge():
+            client = docker.DockerClient(base_url=f"unix://{self.stand.engine}", timeout=60)
+            while not alive.wait(0.1):
+                client.api.exec_create(container, "nudge")
+            client.close()
+
+        nudges = threading.Thread(target=nudge, daemon=True)
+        nudges.start()
+        try:
+            for line in stream:
+                if not alive.is_set():
+                    alive.set()
+                    nudges.join()
+                    yield None
+                if "nudge" not in str(line):
+                    yield line
+        finally:
+            alive.set()
+
     def without_ours(self, inspected):
         """The inspected container without what the session added; a difference that is left is a fault."""
         if self.column != "attached":

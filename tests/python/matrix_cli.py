@@ -37,6 +37,26 @@ class Cli:
             raise AssertionError(f"{arguments}: {done.stderr.decode()}")
         return done.stdout.decode().strip()
 
+    def started(self, *arguments):
+        """Running, its lines to be read from `stdout`."""
+        return subprocess.Popen([self.program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, env=self.lane.environment(), cwd=self.lane.place)
+
+    @staticmethod
+    def interrupted(told):
+        """How it ended by Ctrl-C, and what it said. `stats` of docker 28 goes on until the third."""
+        try:
+            for _ in range(3):
+                told.send_signal(signal.SIGINT)
+                try:
+                    return {"exit": told.wait(3), "err": told.stderr.read()}
+                except subprocess.TimeoutExpired:
+                    continue
+            raise AssertionError("three times Ctrl-C, and it goes on")
+        finally:
+            told.kill()
+            told.wait()
+
     def create(self, word, *command, options=()):
         return self.made("create", word, *command, options=options)
 
@@ -237,6 +257,37 @@ def looking(verb):
         seen = docker("stats", "--no-stream", lane.named("sleeper"))
         out = re.sub(r"(?m)[\d.]+ *(?:%|[kKMG]?i?B)(?= |$)|\b\d+ *$", "<n>", seen["out"])
         return seen | {"out": re.sub(r" +", " ", out)}
+
+    @verb("stats, until it is interrupted")
+    def _(lane, docker):
+        # One more process each half second: a sample that shows another count than the last is a new one.
+        name = docker.run_d("growing", "sh", "-c", "while :; do sleep 300 & sleep 0.5; done")
+        told = docker.started("stats", name)
+        rows, counts = set(), set()
+        for line in told.stdout:
+            row = re.sub(r"\x1b\[\d*[A-Z]", "", lane.show(line)).strip()
+            if row.startswith("<short id>") and not row.endswith("--"):
+                counts.add(int(row.split()[-1]))
+            rows.add(re.sub(r" +", " ", re.sub(r"[\d.]+ *(?:%|[kKMG]?i?B)(?= |$)|\b\d+ *$", "<n>", row)))
+            if len(counts) == 3:
+                break
+        return [sorted(rows), docker.interrupted(told), docker("rm", "-f", name)]
+
+    @verb("events, until they are interrupted")
+    def _(lane, docker):
+        name, sleeper = lane.named("live"), lane.named("sleeper")
+        told = docker.started(
+            "events", "--filter", f"container={name}", "--filter", f"container={sleeper}", "--format",
+            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.exitCode}}")
+        lines, codes = [], []
+        for line in lane.lines_of(told.stdout, sleeper):
+            if line is None:
+                codes.append(docker("run", "--rm", "--name", name, "--network", lane.network, lane.image, "sh", "-c", "exit 8"))
+                continue
+            lines.append(line)
+            if line.startswith(b"container destroy"):
+                break
+        return [codes, lines, docker.interrupted(told)]
 
     @verb("events")
     def _(lane, docker):

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 
-from matrix_cli import on_terminal
+from matrix_cli import Cli, on_terminal
 
 LIMIT = 90
 PROJECT = """\
@@ -27,14 +27,24 @@ volumes:
   kept: {{}}
 """
 
+BUILT = """\
+version: "2.4"
+services:
+  made:
+    build: {{context: ., network: none}}
+    image: {lane}-made
+    network_mode: none
+"""
+ASKS = "until [ \"$(stty size 2>/dev/null)\" != '0 0' ]; do sleep 0.05; done; tty; echo ready; read line; echo got $line; exit 5"
+
 
 class Compose:
     def __init__(self, program, lane):
         self.program, self.lane = program, lane
         with open(os.path.join(lane.place, "docker-compose.yml"), "w", encoding="utf-8") as file:
             file.write(PROJECT.format(image=lane.image))
-        # `exec` calls a docker command line if it may; its own stream is what this row is about.
-        self.place, self._environment = lane.place, lane.environment() | {"COMPOSE_PROJECT_NAME": lane.name, "COMPOSE_INTERACTIVE_NO_CLI": "1"}
+        # `exec`, `run` and `build` call a docker command line if they may; these rows are about what compose does itself.
+        self.place, self._environment = lane.place, lane.environment() | {"COMPOSE_PROJECT_NAME": lane.name, "COMPOSE_INTERACTIVE_NO_CLI": "1", "COMPOSE_DOCKER_CLI_BUILD": "0"}
 
     def __call__(self, *arguments, stdin=b""):
         done = subprocess.run(
@@ -49,6 +59,23 @@ class Compose:
         """Straight at the engine: what compose has made."""
         client = self.lane.stand.client
         return client.api.inspect_container(f"{self.lane.name}_{service}_1")
+
+
+class ByCli:
+    """Compose, calling docker's command line."""
+
+    def __init__(self, compose):
+        self.place, self._environment = compose.place, compose.environment()
+
+    def environment(self):
+        programs = os.path.dirname(os.environ["KFP_CREDS_DOCKER_CLI_28"])
+        kept = {name: value for name, value in self._environment.items() if name != "COMPOSE_INTERACTIVE_NO_CLI"}
+        return kept | {"PATH": f"{programs}:{kept['PATH']}"}
+
+
+def without_labels(line):
+    """A line of an event, without what a session adds to the labels of a container."""
+    return re.sub(r", kfp-creds\.\w+=[^,)]*", "", line)
 
 
 def verbs(program):
@@ -98,12 +125,44 @@ def verbs(program):
 
     @verb("exec")
     def _(lane, compose):
-        asks = "until [ \"$(stty size 2>/dev/null)\" != '0 0' ]; do sleep 0.05; done; tty; echo ready; read line; echo got $line; exit 5"
-        return on_terminal(compose.program, ["exec", "keeper", "sh", "-c", asks], compose, [(b"ready", b"hello\r")])
+        return on_terminal(compose.program, ["exec", "keeper", "sh", "-c", ASKS], compose, [(b"ready", b"hello\r")])
 
     @verb("run --rm")
     def _(lane, compose):
         return compose("run", "--rm", "--no-deps", "-T", "worker", "sh", "-c", "echo ran; exit 4")
+
+    @verb("run --rm, at a terminal")
+    def _(lane, compose):
+        # By the docker command line, as compose does unless told otherwise: its own stream of a started container shows
+        # nothing, at the engine as well.
+        step = ["--no-ansi", "run", "--rm", "--no-deps", "worker", "sh", "-c", ASKS]
+        return on_terminal(compose.program, step, ByCli(compose), [(b"ready", b"hello\r")])
+
+    @verb("build")
+    def _(lane, compose):
+        with open(os.path.join(lane.place, "Dockerfile"), "w", encoding="utf-8") as file:
+            file.write(f"FROM {lane.image}\nRUN echo built | tee /word\n")
+        with open(os.path.join(lane.place, "build.yml"), "w", encoding="utf-8") as file:
+            file.write(BUILT.format(lane=lane.name))
+        # A project of its own: what the other one has made would be called orphans.
+        own = ("-f", "build.yml", "-p", f"{lane.name}b")
+        steps = [("build", "--no-cache"), ("run", "--rm", "-T", "made", "cat", "/word"), ("down", "--rmi", "all")]
+        return [compose(*own, *step) for step in steps]
+
+    @verb("events, until they are interrupted")
+    def _(lane, compose):
+        told = subprocess.Popen(
+            [compose.program, "--no-ansi", "events"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd=lane.place, env=compose.environment())
+        lines, steps = [], []
+        for line in lane.lines_of(told.stdout, f"{lane.name}_keeper_1"):
+            if line is None:
+                steps.append(compose("restart", "-t", "0", "keeper"))
+                continue
+            lines.append(without_labels(lane.show(line)))
+            if " container restart " in lines[-1]:
+                break
+        return [steps, lines, Cli.interrupted(told)]
 
     @verb("restart, pause, unpause, kill, stop, rm")
     def _(lane, compose):

@@ -195,6 +195,35 @@ def looking(verb):
         found = py.sleeper().stats(stream=False)
         return sorted(key for key in found if key != "networks")
 
+    @verb("stats, streamed")
+    def _(lane, py):
+        # One more process each half second: a sample that shows another count than the last is a new one.
+        container = py.run_d("growing", "sh", "-c", "while :; do sleep 300 & sleep 0.5; done")
+        counts, keys, stream = set(), set(), container.stats(stream=True, decode=True)
+        for sample in stream:
+            counts.add(sample["pids_stats"].get("current"))
+            keys |= set(sample) - {"networks"}
+            if len(counts) == 3:
+                break
+        stream.close()
+        return [sorted(keys), container.remove(force=True)]
+
+    @verb("events, until they are closed")
+    def _(lane, py):
+        name, sleeper = lane.named("live"), py.sleeper()
+        stream = py.client.events(filters={"container": [name, sleeper.id]}, decode=True)
+        told = []
+        for event in lane.lines_of(stream, sleeper.id):
+            if event is None:
+                options = {"name": name, "network": lane.network, "auto_remove": True}
+                py.client.containers.create(lane.image, ["sh", "-c", "exit 8"], **options).start()
+                continue
+            told.append([event["Type"], event["Action"], event["Actor"]["Attributes"].get("exitCode")])
+            if event["Type"] == "container" and event["Action"] == "destroy":
+                break
+        stream.close()
+        return told
+
     @verb("events")
     def _(lane, py):
         name, since = lane.named("eventful"), time.time()

@@ -17,7 +17,7 @@ const MEANT: [(&str, &str); 1] = [(
 )];
 
 /// What a reader should know of a row that is equal: (client, verb, note).
-const NOTES: [(&str, &str, &str); 4] = [
+const NOTES: [(&str, &str, &str); 6] = [
     (
         "docker 28",
         "build, BuildKit",
@@ -30,6 +30,12 @@ const NOTES: [(&str, &str, &str); 4] = [
         "a hand-made client: none of these speaks it on a unix socket",
     ),
     ("docker 20.10", "attach, and detach by its keys", "exit code 1 is this client's own"),
+    ("docker 28", "stats, until it is interrupted", "this client goes on until the third Ctrl-C"),
+    (
+        "compose 1.29",
+        "run --rm, at a terminal",
+        "by docker 28, as compose does it: its own stream shows nothing, at the engine already",
+    ),
 ];
 
 const HEAD: &str = "# Docker clients through the proxy
