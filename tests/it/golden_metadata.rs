@@ -245,12 +245,11 @@ fn table(view: &View) -> String {
         };
         writeln!(table, "| `{key}` | {} | {} | {by} |", cell(&text), cell(&json)).unwrap();
     }
-    table.push_str(&scopes());
     table.push_str(
         "\n`universe/universe_domain` is served as well, and not listed. In a JSON recursion names are camelCase, \
          except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n",
     );
-    table
+    table + &scopes()
 }
 
 #[test]
