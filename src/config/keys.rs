@@ -307,7 +307,7 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed, and one for an ID token with `format=full`, which only Google can make, instead of answered without."),
     key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
     key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
-    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. At most 10 rules."),
+    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. ID tokens are not limited by it; `audiences` limits those. At most 10 rules."),
     key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles that are available there, such as `\"inRole:roles/storage.objectViewer\"`. The account has to have them itself."),
     key("identity.*.boundary[].condition.expression", Kind::Text, "none", "What has to be true of an object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
     key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),

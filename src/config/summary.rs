@@ -133,7 +133,11 @@ fn sentence(identity: &Identity) -> String {
     if let Some(boundary) = &identity.boundary {
         let mut buckets: Vec<&str> = boundary.0.iter().map(|rule| rule.bucket.as_str()).collect();
         buckets.dedup();
-        let _ = write!(text, ", Cloud Storage alone, in {}", buckets.join(" "));
+        let _ = write!(
+            text,
+            ", Cloud Storage alone, in {} (its ID tokens are not limited by that)",
+            buckets.join(" ")
+        );
     }
     if let Some(rate) = identity.rate {
         let _ = write!(text, ", {rate} a minute");

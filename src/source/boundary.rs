@@ -2,6 +2,10 @@
 //!
 //! <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>: a token exchange (RFC 8693) of an
 //! access token for an access token, with the rules in `options`. Cloud Storage alone looks at them.
+//!
+//! What goes in is the token that would else be handed out: the service account's where one is impersonated, and the
+//! federated one where none is. Google documents boundaries for tokens of people and of service accounts, so a
+//! principal of a pool without a service account is let through here, and is the service's to refuse.
 
 use std::time::Duration;
 

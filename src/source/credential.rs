@@ -162,6 +162,7 @@ impl Credential {
 
     pub(super) fn reconnect(&self) {
         match &self.kind {
+            Kind::Key(key) => key.reconnect(),
             Kind::Federated(federated) => federated.reconnect(),
             Kind::Impersonated(impersonated) => impersonated.source().reconnect(),
             _ => {}

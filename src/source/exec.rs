@@ -106,12 +106,17 @@ impl Provider {
                 )));
             }
         }
-        let end = got.expires.ok_or_else(|| {
-            SourceError::refused(format!(
-                "the command {name} did not say how long its token lives (expiration_time), and such a token is not used"
-            ))
-        })?;
-        let expires = deadline(end, now)?;
+        let expires = match (got.expires, got.life) {
+            (Some(end), _) => deadline(end, now)?,
+            // From before it ran: too short rather than too long.
+            (None, Some(claimed)) => Deadline::after(now, life(claimed)?),
+            (None, None) => {
+                return Err(SourceError::refused(format!(
+                    "the command {name} did not say how long its token lives (expiration_time, or expires_in), and \
+                     such a token is not used"
+                )));
+            }
+        };
         // It was told what is wanted, and its answer does not say what it gave.
         Ok(AccessToken::new(got.token, expires, Scopes::default()))
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ring::digest::{Digest, SHA256, digest};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 use crate::source::address::confidential;
@@ -68,9 +69,12 @@ pub(super) fn read(
         return Err(format!("the credential file {name} is not a regular file"));
     }
     let file = fs::File::open(path).map_err(unread)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST_FILE).read_to_end(&mut bytes).map_err(unread)?;
-    let bytes = Secret::new(bytes);
+    // Never grown, so that no copy of its beginning is left behind. What is written to it meanwhile changes its
+    // stamp, and it is read again.
+    let room = file.metadata().map_err(unread)?.len().min(LARGEST_FILE) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or_default()));
+    file.take(room).read_to_end(&mut bytes).map_err(unread)?;
+    let bytes = Secret::new(std::mem::take(&mut *bytes));
     let digest = digest(&SHA256, bytes.expose());
     // serde's own message would quote what it stumbled over.
     let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {

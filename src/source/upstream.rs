@@ -31,6 +31,7 @@ const LARGEST_ANSWER: usize = 1 << 20;
 
 /// Idle connections are closed by Google after some minutes; ours go earlier, so that none is found dead.
 const IDLE: Duration = Duration::from_secs(60);
+const IDLE_PER_HOST: usize = 4;
 
 /// How long and how often is tried.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +129,7 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(Road::new(http, proxies)?);
-        let client = RwLock::new(client(&connector, 4));
+        let client = RwLock::new(client(&connector));
         Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits, skew }))
     }
 
@@ -136,14 +137,14 @@ impl Upstream {
         self.limits
     }
 
-    /// A client that keeps no connection, for exchanges that hold on to their client.
-    pub(super) fn unpooled(&self) -> Client {
-        client(&self.connector, 0)
+    /// The client of now, with its connections: who holds on to it lets go at [`Self::reconnect`].
+    pub(super) fn client(&self) -> Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets pooled connections: after a sleep they look open and swallow the first request.
     pub(super) fn reconnect(&self) {
-        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client(&self.connector, 4);
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client(&self.connector);
     }
 
     /// Sends `call`, again where that can help.
@@ -180,7 +181,7 @@ impl Upstream {
     /// good or bad; to the second, as the header is.
     pub(super) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
         let request = Call::form(url, &[]).request()?;
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self.client();
         let asked = tokio::time::timeout(self.limits.call, client.request(request)).await;
         let answer = asked.map_err(|_| Fault::silent(url, self.limits.call))?;
         let answer = answer.map_err(|error| Fault::lost(url, &error))?;
@@ -197,7 +198,7 @@ impl Upstream {
 
     pub(super) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         let request = call.request()?;
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self.client();
         // Lifetimes count from before the request went out, so that they are never too long.
         let sent = Now::read();
         let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
@@ -220,11 +221,11 @@ impl Upstream {
     }
 }
 
-fn client(connector: &HttpsConnector<Road>, idle: usize) -> Client {
+fn client(connector: &HttpsConnector<Road>) -> Client {
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(idle)
+        .pool_max_idle_per_host(IDLE_PER_HOST)
         .build(connector.clone())
 }
 

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ring::rand::SystemRandom;
@@ -51,8 +52,9 @@ pub(super) struct Key {
     exchanges: bool,
     pem: Secret<String>,
     signer: RsaKeyPair,
-    /// Made on first use and kept, because yup copies the key into it.
-    exchanger: OnceCell<Authenticator<Connector>>,
+    /// Made on first use and kept, because yup copies the key into it. It holds on to the client of that time,
+    /// with its connections, so it goes with them.
+    exchanger: Mutex<Arc<OnceCell<Authenticator<Connector>>>>,
 }
 
 impl fmt::Debug for Key {
@@ -78,7 +80,7 @@ impl Key {
             _ => return Err("its private_key is not an RSA key"),
         }
         .map_err(|_| "its private_key is not an RSA key of 2048 bits or more")?;
-        Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: OnceCell::new() })
+        Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: Mutex::default() })
     }
 
     pub(super) fn email(&self) -> &str {
@@ -115,7 +117,8 @@ impl Key {
         upstream: &Upstream,
         scopes: &Scopes,
     ) -> Result<AccessToken, Redeemed> {
-        let exchanger = self.exchanger.get_or_try_init(|| self.exchanger(upstream)).await?;
+        let made = self.exchanger.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let exchanger = made.get_or_try_init(|| self.exchanger(upstream)).await?;
         let list: Vec<&str> = scopes.iter().collect();
         let limit = upstream.limits().call;
         let (token, left, sent) = upstream
@@ -139,6 +142,11 @@ impl Key {
         };
         let expires = Deadline::after(sent, life(Duration::try_from(left).unwrap_or_default())?);
         Ok(AccessToken::new(value, expires, scopes.clone()))
+    }
+
+    /// The client that it was made with has been replaced.
+    pub(super) fn reconnect(&self) {
+        *self.exchanger.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     /// Whether the token endpoint takes assertions of this key; else what it signs are the tokens.
@@ -177,7 +185,7 @@ impl Key {
             auth_provider_x509_cert_url: None,
             client_x509_cert_url: None,
         };
-        ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(upstream.unpooled()))
+        ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(upstream.client()))
             .with_storage(Box::new(Nowhere))
             .build()
             .await

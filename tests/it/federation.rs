@@ -14,7 +14,7 @@ use kfp_creds::record::Recorder;
 use kfp_creds::source::google::{Endpoints, Google, Where};
 use kfp_creds::source::upstream::{Limits, Upstream};
 use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
-use kfp_creds::token::{AccessToken, CLOUD_PLATFORM, Deadline, Now, Scopes};
+use kfp_creds::token::{AccessToken, Boundary, BoundaryRule, CLOUD_PLATFORM, Deadline, Now, Scopes};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -179,6 +179,49 @@ async fn impersonation_by_a_federated_identity_is_a_grant_like_any_other() {
     let wanted = IdentityRequest { service_account: None, audience: audience.into(), holder: None };
     google.identity_token(&wanted).await.unwrap();
     assert_eq!(google.principal().email.as_deref(), Some(RUNNER));
+}
+
+/// What is narrowed is what would be handed out: the account's token, or the principal's own.
+#[tokio::test]
+async fn a_boundary_narrows_the_token_that_would_be_handed_out() {
+    let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let token = folder.0.join("token");
+    fs::write(&token, issuer.token("me", &default_audience(), 300, &json!({}))).unwrap();
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    let principal = format!("principal:{pool}/subject/me");
+    fake.google.allow(&principal, RUNNER);
+    let rule = BoundaryRule {
+        bucket: "data".into(),
+        permissions: vec!["inRole:roles/storage.objectViewer".into()],
+        condition: None,
+    };
+    let request = AccessRequest { boundary: Some(Arc::new(Boundary(vec![rule]))), ..ask() };
+    let endpoints = || Endpoints {
+        sts: Some(format!("{}/v1/token", fake.url())),
+        iam_credentials: Some(fake.google.url()),
+        ..Endpoints::default()
+    };
+    let impersonated = impersonation(&fake);
+    for (more, whose) in [(json!({}), principal.as_str()), (impersonated, RUNNER)] {
+        let before = fake.count("/v1/token");
+        let file = described(&fake, &json!({"file": token}), &more);
+        let google = Google::find(&place(&folder, &file, &[]), endpoints(), upstream()).unwrap();
+        let narrowed = google.access_token(&request).await.unwrap();
+        let value = narrowed.value.expose();
+        let rules = &fake.google.boundary_of(value).expect("not the wide one")["accessBoundary"];
+        assert_eq!(rules["accessBoundaryRules"].as_array().unwrap().len(), 1);
+        let known = fake.google.minted(value).unwrap();
+        assert_eq!((known.email.as_str(), known.scopes), (whose, [BIGQUERY.to_owned()].into()));
+        assert_eq!(fake.count("/v1/token") - before, 2, "one exchange in, one to narrow: {whose}");
+        assert!(left(narrowed.expires) <= 3599);
+        // No wide token is the answer where the service does not narrow.
+        fake.fail_later(1, &Failure::oauth(400, "invalid_request", None), 1);
+        fs::write(&token, issuer.token("me", &default_audience(), 301, &json!({}))).unwrap();
+        let google = Google::find(&place(&folder, &file, &[]), endpoints(), upstream()).unwrap();
+        let why = refusal(google.access_token(&request).await);
+        assert!(why.contains("boundary is not accepted"), "{why}");
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ mod proxy;
 mod sources_files;
 mod sources_host;
 mod stampede;
+mod suspend;
 mod verbosity;
 
 #[path = "../support/mod.rs"]

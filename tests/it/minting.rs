@@ -155,6 +155,39 @@ async fn a_service_account_key_mints_for_exactly_the_scopes() {
     assert_eq!(kinds(&fake), ["jwt-bearer", "jwt-bearer"]);
 }
 
+/// yup holds on to the client that it was given, so it has to be given another one when that lets go.
+#[tokio::test]
+async fn a_key_keeps_its_connection_until_the_machine_slept() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
+    for after_a_sleep in [1, 2] {
+        for _ in 0..3 {
+            google.access_token(&ask(None)).await.unwrap();
+        }
+        assert_eq!(fake.connections(), after_a_sleep);
+        google.reconnect();
+    }
+    let chain = impersonated_over_a_key(&fake);
+    let google = source(&scratch, &chain, &fake);
+    for after_a_sleep in [3, 4] {
+        google.access_token(&ask(None)).await.unwrap();
+        assert_eq!(fake.connections(), after_a_sleep, "one for the key and for what is made of it");
+        google.reconnect();
+        fake.withdraw_all();
+    }
+}
+
+fn impersonated_over_a_key(fake: &FakeGoogle) -> String {
+    fake.allow(KEY_ACCOUNT, RUNNER);
+    let key: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    let url = format!("{}/v1/projects/-/serviceAccounts/{RUNNER}:generateAccessToken", fake.url());
+    json!({
+        "type": "impersonated_service_account", "service_account_impersonation_url": url,
+        "source_credentials": key,
+    })
+    .to_string()
+}
+
 #[tokio::test]
 async fn the_token_uri_of_a_key_file_counts_unless_one_is_configured() {
     let (fake, other, scratch) = (FakeGoogle::start(), FakeGoogle::start(), Scratch::new());

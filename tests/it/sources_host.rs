@@ -29,8 +29,8 @@ use crate::support::session::{Folder, program};
 const VM: &str = "123-compute@developer.gserviceaccount.com";
 
 /// The metadata server of a virtual machine, which checks what it is asked.
-struct FakeMachine {
-    at: SocketAddr,
+pub(crate) struct FakeMachine {
+    pub(crate) at: SocketAddr,
     state: Arc<Mutex<Machine>>,
 }
 
@@ -47,7 +47,7 @@ struct Machine {
 }
 
 impl FakeMachine {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(Machine { life: 3000, ..Machine::default() }));
@@ -59,6 +59,11 @@ impl FakeMachine {
             }
         });
         Self { at, state }
+    }
+
+    /// How often a token was asked for.
+    pub(crate) fn asked(&self) -> usize {
+        self.set(|state| state.asked.iter().filter(|target| target.contains("/token")).count())
     }
 
     fn place(&self) -> Where {

@@ -118,6 +118,7 @@ struct State {
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
     calls: Vec<Call>,
+    connections: usize,
     failures: VecDeque<Failure>,
     latency: Duration,
     trouble: Option<Trouble>,
@@ -296,6 +297,10 @@ impl FakeGoogle {
         self.set(|state| state.calls.clone())
     }
 
+    pub(crate) fn connections(&self) -> usize {
+        self.set(|state| state.connections)
+    }
+
     /// Knows a token that something else handed out.
     pub(crate) fn adopt(&self, token: &str, email: &str) {
         self.set(|state| {
@@ -346,6 +351,7 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<Mutex<State>>) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let state = state.clone();
+        state.lock().unwrap().connections += 1;
         connections.spawn(async move {
             let service = service_fn(|request| answer(state.clone(), request));
             let mut http = hyper::server::conn::http1::Builder::new();

@@ -31,6 +31,7 @@ pub(crate) const AUDIENCE: &str =
     "//iam.googleapis.com/projects/123456/locations/global/workloadIdentityPools/ci/providers/main";
 pub(crate) const WORKFORCE: &str = "//iam.googleapis.com/locations/global/workforcePools/staff/providers/idp";
 pub(crate) const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 pub(crate) const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 pub(crate) const SAML2: &str = "urn:ietf:params:oauth:token-type:saml2";
 pub(crate) const AWS4: &str = "urn:ietf:params:aws:token-type:aws4_request";
@@ -372,7 +373,13 @@ async fn serve(
 fn answer(state: &Mutex<State>, google: &FakeGoogle, asked: &Asked<'_>) -> (u16, String) {
     let mut state = state.lock().unwrap();
     let form: HashMap<String, String> = url::form_urlencoded::parse(asked.body).into_owned().collect();
+    let narrows = form.get("subject_token_type").is_some_and(|kind| kind == ACCESS_TOKEN);
     let outcome = match (asked.method, asked.path) {
+        ("POST", "/v1/token") if narrows => {
+            let authorization = asked.headers.get("authorization").map(String::as_str);
+            let outcome = google.narrow(authorization, &form);
+            outcome.map(|body| body.to_string()).map_err(|(status, body)| (status, body.to_string()))
+        }
         ("POST", "/v1/token") => exchange(&mut state, google, asked, &form).map(|body| body.to_string()),
         ("POST", "/v1/introspect") => introspect(&state, google, asked, &form).map(|body| body.to_string()),
         ("GET", "/actions/token") => actions(&mut state, asked),

@@ -7,6 +7,7 @@ mod baselines;
 mod basics;
 mod cells;
 mod clients;
+mod conforming;
 mod floods;
 mod golden_relay;
 mod guard;

@@ -53,6 +53,15 @@ impl FakeGoogle {
         self.set(|state| state.sts.narrowed.get(token).cloned())
     }
 
+    /// For a service beside this one, which has more to exchange: a token that this one knows, for a narrower one.
+    pub(crate) fn narrow(
+        &self,
+        authorization: Option<&str>,
+        form: &HashMap<String, String>,
+    ) -> Result<Value, (u16, Value)> {
+        self.set(|state| narrow(state, authorization, form))
+    }
+
     /// Answers to boundaries say nothing of a life.
     pub(crate) fn leave_lives_out(&self) {
         self.set(|state| state.sts.endless = true);

@@ -1,0 +1,333 @@
+//! A laptop that slept for an hour: the wall clock is an hour ahead, and the monotonic one is where it was. Whatever
+//! the credential is, the next request has a new token, made of what proves it *now*.
+//!
+//! The program's own clock is moved: a few lines of C before libc, which add what a file says to the time of day.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+use crate::leaks::{ACCOUNT, Local};
+use crate::sources_host::FakeMachine;
+use crate::support::fake_google::{FakeGoogle, rsa_key};
+use crate::support::federation::{AUDIENCE, AWS4, Federation, JWT, Trust};
+use crate::support::issuer::Issuer;
+use crate::support::session::{Folder, program};
+
+const HOUR: i64 = 3600;
+const USER: &str = "dev@example.com";
+const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
+const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
+const AWS: (&str, &str) = ("AKIDEXAMPLE", "canary-aws-secret-key");
+
+/// `CLOCK_AHEAD` names a file with a number of seconds, which is read again with every look at the clock.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+static const char *ahead;
+__attribute__((constructor)) static void open_it(void) {
+    const char *name = getenv("CLOCK_AHEAD");
+    int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
+    void *mapped = file < 0 ? MAP_FAILED : mmap(0, 16, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped != MAP_FAILED) ahead = mapped;
+}
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    int outcome = syscall(SYS_clock_gettime, clock, at);
+    if (outcome == 0 && clock == CLOCK_REALTIME && ahead) at->tv_sec += atoll(ahead);
+    return outcome;
+}
+"#;
+
+/// The library, made once. What links Rust programs compiles C.
+fn library() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let name = |end: &str| {
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clock-{}.{end}", std::process::id()))
+        };
+        fs::write(name("c"), CLOCK).unwrap();
+        let made = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([name("so"), name("c")])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        name("so")
+    })
+}
+
+/// One kind of credential, well before and after the sleep.
+struct Kind {
+    name: &'static str,
+    config: String,
+    variables: Vec<(&'static str, String)>,
+    /// How often was asked what this kind asks for each token: an upstream, or a command.
+    asked: Box<dyn Fn(&Stand) -> usize>,
+    /// Who a token is after the sleep, where the fake knows.
+    then: Option<String>,
+}
+
+struct Stand {
+    fake: Federation,
+    machine: FakeMachine,
+    folder: Folder,
+    issuer: Issuer,
+}
+
+impl Stand {
+    fn new() -> Self {
+        let (fake, issuer) = (Federation::start(), Issuer::es256("https://tokens.example"));
+        fake.trust(AUDIENCE, &issuer, &[]);
+        for subject in ["before", "after"] {
+            fake.google.allow(&principal(subject), RUNNER);
+        }
+        for (caller, target) in [(USER, MIDDLE), (MIDDLE, RUNNER), (USER, RUNNER)] {
+            fake.google.allow(caller, target);
+        }
+        let stand = Self { fake, machine: FakeMachine::start(), folder: Folder::new("suspend"), issuer };
+        stand.ahead(0);
+        stand.prove("before");
+        stand
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.0.join(name)
+    }
+
+    fn google(&self) -> &FakeGoogle {
+        &self.fake.google
+    }
+
+    /// In place, as it is mapped; blanks are no part of a number.
+    fn ahead(&self, seconds: i64) {
+        let path = self.path("ahead");
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        file.write_all_at(format!("{seconds:<15}\n").as_bytes(), 0).unwrap();
+    }
+
+    /// The subject token of now, wherever one is taken from. It lives five minutes from now on.
+    fn prove(&self, subject: &str) {
+        let token = self.issuer.token(subject, &format!("https:{AUDIENCE}"), 300, &json!({}));
+        fs::write(self.path("token"), &token).unwrap();
+        self.fake.url_token(&token);
+    }
+
+    /// Everybody's clock but the monotonic one is an hour further.
+    fn sleep(&self) {
+        self.ahead(HOUR);
+        self.google().clock_off_by(HOUR, true);
+        self.fake.clock_off_by(HOUR);
+        self.prove("after");
+    }
+
+    /// A program that notes each run, and writes `answer`, in which `$NUMBER` and `$END` are of this run.
+    fn command(&self, name: &str, answer: &str) -> String {
+        let (path, runs, ahead) = (self.path(name), self.path("runs"), self.path("ahead"));
+        // What sees the moved clock by itself has the library in its environment.
+        let text = format!(
+            "#!/bin/sh\necho run >> {runs}\nNUMBER=$(wc -l < {runs})\nNOW=$(date +%s)\n\
+             [ -n \"$LD_PRELOAD\" ] || NOW=$(( NOW + $(cat {ahead}) ))\nEND=$(( NOW + 1800 ))\n\
+             cat <<END_OF_IT\n{answer}\nEND_OF_IT\n",
+            runs = runs.display(),
+            ahead = ahead.display(),
+        );
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    fn runs(&self) -> usize {
+        fs::read_to_string(self.path("runs")).unwrap_or_default().lines().count()
+    }
+
+    /// The config that names this credential file.
+    fn file(&self, text: &str) -> String {
+        let path = self.path("credential.json");
+        fs::write(&path, text).unwrap();
+        let token = self.google().token_uri();
+        format!("credentials_file = {path:?}\n[endpoints]\ntoken = \"{token}\"\n")
+    }
+
+    fn external(&self, source: &Value, more: &Value) -> String {
+        let mut file = json!({
+            "type": "external_account", "audience": AUDIENCE, "subject_token_type": JWT,
+            "token_url": format!("{}/v1/token", self.fake.url()), "credential_source": source,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            file[name] = value.clone();
+        }
+        self.file(&file.to_string())
+    }
+
+    fn impersonating(&self, account: &str) -> Value {
+        let base = self.google().url();
+        json!(format!("{base}/v1/projects/-/serviceAccounts/{account}:generateAccessToken"))
+    }
+
+    fn impersonated(&self, account: &str, source: &str, delegates: &[&str]) -> String {
+        json!({
+            "type": "impersonated_service_account", "delegates": delegates,
+            "service_account_impersonation_url": self.impersonating(account),
+            "source_credentials": serde_json::from_str::<Value>(source).unwrap(),
+        })
+        .to_string()
+    }
+}
+
+fn principal(subject: &str) -> String {
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    format!("principal:{pool}/subject/{subject}")
+}
+
+fn at_google(stand: &Stand) -> usize {
+    stand.google().calls().len()
+}
+
+fn at_sts(stand: &Stand) -> usize {
+    stand.fake.count("/v1/token")
+}
+
+/// Values from the first reply on.
+fn token(server: &Local, name: &str) -> (String, i64) {
+    let (head, body) = server.get(&format!("{ACCOUNT}/token"));
+    assert!(head.starts_with("HTTP/1.1 200"), "{name}: {head}\n{body}");
+    let reply: Value = serde_json::from_str(&body).unwrap();
+    (reply["access_token"].as_str().unwrap().into(), reply["expires_in"].as_i64().unwrap())
+}
+
+/// Each with a stand of its own, so that nothing of one is another's.
+fn survives(make: impl Fn(&Stand) -> Kind) {
+    let stand = Stand::new();
+    let kind = make(&stand);
+    let (name, config) = (kind.name, stand.path("test.toml"));
+    fs::write(&config, &kind.config).unwrap();
+    let mut command = program(&stand.folder.0);
+    command.env("LD_PRELOAD", library()).env("CLOCK_AHEAD", stand.path("ahead"));
+    command.envs(kind.variables.iter().map(|(name, value)| (*name, value)));
+    let server = Local::start(command, &["--config", config.to_str().unwrap()]);
+    let (first, life) = token(&server, name);
+    assert!((1..=HOUR).contains(&life), "{name}: {life}");
+    let asked = (kind.asked)(&stand);
+    assert_eq!(token(&server, name).0, first, "{name}: it is kept while it is good");
+    assert_eq!((kind.asked)(&stand), asked, "{name}");
+
+    stand.sleep();
+    let (second, life) = token(&server, name);
+    assert!((1..=HOUR).contains(&life), "{name}: {life} s after the sleep");
+    assert_ne!(second, first, "{name}: it ended while the machine slept");
+    assert!((kind.asked)(&stand) > asked, "{name}: made anew");
+    if let Some(then) = kind.then {
+        assert_eq!(stand.google().minted(&second).unwrap().email, then, "{name}: of what proves it now");
+    }
+}
+
+fn federated(name: &'static str, config: String) -> Kind {
+    Kind { name, config, variables: vec![], asked: Box::new(at_sts), then: Some(principal("after")) }
+}
+
+fn of_google(name: &'static str, config: String, then: &str) -> Kind {
+    Kind { name, config, variables: vec![], asked: Box::new(at_google), then: Some(then.into()) }
+}
+
+#[test]
+fn keys_and_logins() {
+    survives(|stand| {
+        let file = stand.google().service_account(RUNNER, rsa_key());
+        of_google("service_account", stand.file(&file), RUNNER)
+    });
+    survives(|stand| of_google("authorized_user", stand.file(&stand.google().user(USER)), USER));
+    survives(|stand| {
+        let file = stand.file(&stand.google().workforce("person"));
+        of_google("external_account_authorized_user", file, "person")
+    });
+}
+
+#[test]
+fn chains_of_impersonation() {
+    survives(|stand| {
+        let inner = stand.impersonated(MIDDLE, &stand.google().user(USER), &[]);
+        of_google("nested", stand.file(&stand.impersonated(RUNNER, &inner, &[])), RUNNER)
+    });
+    survives(|stand| {
+        let by = format!("projects/-/serviceAccounts/{MIDDLE}");
+        let file = stand.impersonated(RUNNER, &stand.google().user(USER), &[&by]);
+        of_google("delegates", stand.file(&file), RUNNER)
+    });
+}
+
+#[test]
+fn external_accounts() {
+    survives(|stand| {
+        let source = json!({"file": stand.path("token")});
+        federated("file", stand.external(&source, &json!({})))
+    });
+    survives(|stand| {
+        let url = format!("{}/url/text", stand.fake.url());
+        let source = json!({"url": url, "headers": {"X-Wanted": "canary-header-value"}});
+        federated("url", stand.external(&source, &json!({})))
+    });
+    survives(|stand| {
+        let answer = format!(
+            r#"{{"version":1,"success":true,"token_type":"{JWT}","id_token":"$(cat {})"}}"#,
+            stand.path("token").display()
+        );
+        let source = json!({"executable": {"command": stand.command("bring", &answer)}});
+        let variables = vec![("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1".into())];
+        Kind { variables, ..federated("executable", stand.external(&source, &json!({}))) }
+    });
+    survives(|stand| {
+        let trust =
+            Trust::Aws { id: AWS.0.into(), secret: AWS.1.into(), session: None, region: "eu-west-1".into() };
+        stand.fake.provider(AUDIENCE, trust, &[]);
+        let config = stand.external(&stand.fake.aws(), &json!({"subject_token_type": AWS4}));
+        let variables =
+            [("AWS_ACCESS_KEY_ID", AWS.0), ("AWS_SECRET_ACCESS_KEY", AWS.1), ("AWS_REGION", "eu-west-1")];
+        let variables = variables.map(|(name, value)| (name, value.to_owned())).into();
+        Kind { variables, then: None, ..federated("aws", config) }
+    });
+    survives(|stand| {
+        let source = json!({"file": stand.path("token")});
+        let more = json!({"service_account_impersonation_url": stand.impersonating(RUNNER)});
+        Kind { then: Some(RUNNER.into()), ..federated("file, impersonated", stand.external(&source, &more)) }
+    });
+}
+
+#[test]
+fn what_the_host_has() {
+    survives(|stand| {
+        let answer = r#"{"version":1,"success":true,"token_type":"urn:ietf:params:oauth:token-type:access_token","access_token":"ya29.brought-$NUMBER","expiration_time":$END}"#;
+        let config = format!("credentials = {{ exec = [\"{}\"] }}\n", stand.command("bring", answer));
+        Kind { name: "exec", config, variables: vec![], asked: Box::new(Stand::runs), then: None }
+    });
+    survives(|stand| {
+        let variables =
+            vec![("GCE_METADATA_HOST", stand.machine.at.to_string()), ("NO_GCE_CHECK", "false".into())];
+        let asked = Box::new(|stand: &Stand| stand.machine.asked());
+        Kind { name: "machine", config: "credentials = \"metadata\"\n".into(), variables, asked, then: None }
+    });
+    survives(|stand| {
+        let configuration = stand.path("sdk/configurations/config_default");
+        fs::create_dir_all(configuration.parent().unwrap()).unwrap();
+        fs::write(configuration, "[core]\naccount = g@example.com\n").unwrap();
+        let answer = r#"{"credential": {"access_token": "ya29.of-gcloud-$NUMBER", "token_expiry": "$(date -u -d "@$END" +%Y-%m-%dT%H:%M:%SZ)"}}"#;
+        stand.command("gcloud", answer);
+        let path = format!("{}:{}", stand.folder.0.display(), std::env::var("PATH").unwrap());
+        let variables = vec![("PATH", path), ("CLOUDSDK_CONFIG", stand.path("sdk").display().to_string())];
+        Kind {
+            name: "gcloud",
+            config: "credentials = \"gcloud\"\n".into(),
+            variables,
+            asked: Box::new(Stand::runs),
+            then: None,
+        }
+    });
+}
