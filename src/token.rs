@@ -1,8 +1,8 @@
-//! What is minted and for how long it lives: scopes, deadlines, access and identity tokens.
+//! What is minted and for how long it lives: deadlines, access and identity tokens.
 
-use std::collections::BTreeSet;
+mod scopes;
+
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,65 +11,7 @@ use tokio::time::Instant;
 
 use crate::secret::Secret;
 
-/// The scope that stands for everything an identity has (decision 15).
-pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
-
-/// How every scope of [`OF_GOOGLE_CLOUD`] begins.
-pub const SCOPE_PREFIX: &str = "https://www.googleapis.com/auth/";
-
-/// Scopes that allow a part of what `cloud-platform` allows: each is documented as an alternative to it for the
-/// services that take it. <https://developers.google.com/identity/protocols/oauth2/scopes>. Whole names, so that
-/// nobody makes more of them up.
-pub const OF_GOOGLE_CLOUD: [&str; 48] = [
-    "appengine.admin",
-    "bigquery",
-    "bigquery.insertdata",
-    "bigquery.readonly",
-    "bigtable.admin",
-    "bigtable.admin.cluster",
-    "bigtable.admin.instance",
-    "bigtable.admin.table",
-    "bigtable.data",
-    "bigtable.data.readonly",
-    "cloud-bigtable.admin",
-    "cloud-bigtable.admin.cluster",
-    "cloud-bigtable.admin.table",
-    "cloud-bigtable.data",
-    "cloud-bigtable.data.readonly",
-    "cloud-language",
-    "cloud-platform.read-only",
-    "cloud-translation",
-    "cloud-vision",
-    "cloud.useraccounts",
-    "cloud.useraccounts.readonly",
-    "cloudkms",
-    "compute",
-    "compute.readonly",
-    "datastore",
-    "devstorage.full_control",
-    "devstorage.read_only",
-    "devstorage.read_write",
-    "logging.admin",
-    "logging.read",
-    "logging.write",
-    "monitoring",
-    "monitoring.read",
-    "monitoring.write",
-    "ndev.clouddns.readonly",
-    "ndev.clouddns.readwrite",
-    "pubsub",
-    "service.management",
-    "service.management.readonly",
-    "servicecontrol",
-    "source.full_control",
-    "source.read_only",
-    "source.read_write",
-    "spanner.admin",
-    "spanner.data",
-    "sqlservice.admin",
-    "trace.append",
-    "trace.readonly",
-];
+pub use scopes::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, OF_GOOGLE_CLOUD, SCOPE_PREFIX, Scopes};
 
 /// A moment on both clocks. A laptop that slept has its wall clock ahead of the monotonic one, so
 /// every comparison is made on both and the more pessimistic answer counts.
@@ -117,99 +59,6 @@ impl Deadline {
     pub fn wall(&self) -> SystemTime {
         self.wall
     }
-}
-
-/// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted.
-/// The normal form is what caches are keyed by and what goes upstream.
-#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Scopes {
-    list: Arc<[String]>,
-    /// FNV-1a of the list, made once: a set is a part of the key that every request for a token is looked up by.
-    /// Nothing hangs on its strength, callers can only choose among the scopes that an identity has.
-    hash: u64,
-}
-
-impl Scopes {
-    /// Accepts the comma list of the metadata protocol and the space list of OAuth.
-    pub fn parse(list: &str) -> Self {
-        list.split([',', ' ', '\n', '\t']).collect()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.list.iter().map(String::as_str)
-    }
-
-    pub fn contains(&self, scope: &str) -> bool {
-        self.list.iter().any(|own| own == scope)
-    }
-
-    /// Whether a token of `scope` allows no more than one of all these.
-    pub fn allow(&self, scope: &str) -> bool {
-        self.contains(scope) || (self.contains(CLOUD_PLATFORM) && is_of_google_cloud(scope))
-    }
-
-    /// The same without what `cloud-platform`, where it is among them, has in it.
-    pub fn least(&self) -> Self {
-        let all = self.contains(CLOUD_PLATFORM);
-        self.iter().filter(|scope| !(all && is_of_google_cloud(scope))).collect()
-    }
-
-    pub fn intersection(&self, other: &Self) -> Self {
-        self.iter().filter(|scope| other.contains(scope)).collect()
-    }
-}
-
-fn is_of_google_cloud(scope: &str) -> bool {
-    scope.strip_prefix(SCOPE_PREFIX).is_some_and(|name| OF_GOOGLE_CLOUD.contains(&name))
-}
-
-impl<'a> FromIterator<&'a str> for Scopes {
-    fn from_iter<I: IntoIterator<Item = &'a str>>(scopes: I) -> Self {
-        let set: BTreeSet<&str> = scopes.into_iter().map(str::trim).filter(|s| !s.is_empty()).collect();
-        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        let bytes = set.iter().flat_map(|scope| scope.bytes().chain([b' ']));
-        Self { hash: bytes.fold(0, step), list: set.into_iter().map(String::from).collect() }
-    }
-}
-
-impl Hash for Scopes {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-/// Space separated, as RFC 6749 section 3.3 writes a scope parameter.
-impl fmt::Display for Scopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.list.join(" "))
-    }
-}
-
-/// A Credential Access Boundary: all that a narrowed token may do, on Cloud Storage alone.
-/// <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Boundary(pub Vec<BoundaryRule>);
-
-/// One of at most ten rules; what none of them allows is denied.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct BoundaryRule {
-    /// The bucket's name, without `gs://`.
-    pub bucket: String,
-    /// `inRole:roles/storage.objectViewer`, each.
-    pub permissions: Vec<String>,
-    pub condition: Option<Condition>,
-}
-
-/// An expression of the Common Expression Language that has to be true of what is asked for.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Condition {
-    pub title: Option<String>,
-    pub description: Option<String>,
-    pub expression: String,
 }
 
 /// An OAuth access token (type Bearer) whose expiry is known; a token with an unknown expiry is never made.
@@ -360,21 +209,8 @@ impl Issued {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::collections::HashSet;
 
     use super::*;
-
-    #[test]
-    fn scopes_are_normalised() {
-        let scopes = Scopes::parse(" b , a,,b  c");
-        assert_eq!(scopes.to_string(), "a b c");
-        assert_eq!(scopes, Scopes::from_iter(["c", "a", "b", "a"]));
-        assert_eq!(scopes.intersection(&Scopes::parse("c,d,a")).to_string(), "a c");
-        assert!(Scopes::parse(" ,").is_empty());
-        assert_eq!(Scopes::parse(" ,"), Scopes::default());
-        let places = HashSet::from(["a b", "b a", "ab", "a", ""].map(Scopes::parse));
-        assert_eq!(places.len(), 4);
-    }
 
     #[test]
     fn callers_of_the_same_second_share_what_is_made_of_a_token() {
@@ -395,27 +231,6 @@ mod tests {
         );
         assert_eq!(made.get(), 2);
         assert!(!format!("{token:?}").contains("canary") && !format!("{token:?}").contains("99, 97"));
-    }
-
-    #[test]
-    fn cloud_platform_has_the_scopes_of_google_cloud_in_it_and_no_other() {
-        let scope = |name: &str| format!("{SCOPE_PREFIX}{name}");
-        let all = Scopes::parse(CLOUD_PLATFORM);
-        for name in OF_GOOGLE_CLOUD {
-            assert!(all.allow(&scope(name)), "{name}");
-            assert!(!Scopes::parse("a").allow(&scope(name)), "{name}");
-        }
-        for outside in
-            ["drive", "bigquery.made-up", "sqlservice.login", "cloud-identity", "", "userinfo.email"]
-        {
-            assert!(!all.allow(&scope(outside)), "{outside}");
-        }
-        assert!(all.allow(CLOUD_PLATFORM) && !all.allow("bigquery"));
-        assert!(OF_GOOGLE_CLOUD.is_sorted(), "for whoever looks one up");
-        let (bigquery, drive) = (scope("bigquery"), scope("drive"));
-        let least = |list: &[&str]| list.iter().copied().collect::<Scopes>().least();
-        assert_eq!(least(&[CLOUD_PLATFORM, &bigquery, &drive]), Scopes::from_iter([CLOUD_PLATFORM, &drive]));
-        assert_eq!(least(&[&bigquery, &drive]), Scopes::from_iter([bigquery.as_str(), &drive]));
     }
 
     #[test]
