@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::house::{House, reach};
-use super::looks;
+use super::{looks, mends};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::{Form, Voice};
@@ -32,6 +32,12 @@ impl From<String> for Found {
 }
 
 impl Found {
+    /// With what mends such a failure in general.
+    pub(super) fn failed(failure: Failure) -> Self {
+        let mend = mends::failure(&failure);
+        Self::Bad(failure, mend)
+    }
+
     pub(super) fn bad(failure: impl Into<Failure>, mend: impl Into<String>) -> Self {
         Self::Bad(failure.into(), Some(mend.into()))
     }
@@ -84,7 +90,7 @@ pub async fn check(
             say("project", looks::project(&host, config));
             tasks.finish(Duration::from_secs(1)).await;
         }
-        Err(failure) => say("credential", Found::Bad(failure, None)),
+        Err(failure) => say("credential", Found::failed(failure)),
     }
     if first.borrow().is_none() {
         let quiet = Voice::new(Form::Quiet, std::io::sink());
@@ -101,7 +107,7 @@ async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Found {
     let Some(identity) = identity else { return "no identity to try one with".to_string().into() };
     let house = match House::open(config, around, "run", voice).await {
         Ok(house) => house,
-        Err(failure) => return Found::Bad(failure, None),
+        Err(failure) => return Found::failed(failure),
     };
     let outcome = probe(&house, identity).await;
     house.close(false).await;
@@ -110,7 +116,7 @@ async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Found {
         Err(failure @ Failure::Engine(_)) => {
             Found::bad(failure, "sudo iptables -S DOCKER-USER; sudo nft list ruleset")
         }
-        Err(failure) => Found::Bad(failure, None),
+        Err(failure) => Found::failed(failure),
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Found {
         None if text.contains("no Docker engine") || text.contains("no engine answers") => {
             Found::bad(failure, "sudo systemctl start docker")
         }
-        None => Found::Bad(failure, None),
+        None => Found::failed(failure),
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
     }
     let ours = match engine.our_networks().await {
         Ok(ours) => ours,
-        Err(error) => return Found::Bad(error.into(), None),
+        Err(error) => return Found::failed(error.into()),
     };
     if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
         let text = format!("{subnet} is held by {name}: another session runs, or left it; both are handled");
@@ -94,7 +94,7 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
             );
             Found::Odd(text, mend)
         }
-        Err(error) => Found::Bad(error.into(), None),
+        Err(error) => Found::failed(error.into()),
     }
 }
 
@@ -114,7 +114,7 @@ async fn cells(engine: &Engine, range: Pool) -> Found {
                 };
             }
             Err(error) if error.is_overlap() => held += 1,
-            Err(error) => return Found::Bad(error.into(), None),
+            Err(error) => return Found::failed(error.into()),
         }
     }
     let failure = Failure::Engine(format!("all {held} networks of {range} are held"));
@@ -134,7 +134,7 @@ pub(super) async fn images(engine: &Engine) -> Found {
                 format!("ENV {name}= in its Dockerfile, or leave the variable out"),
             )
         }
-        Err(error) => Found::Bad(error.into(), None),
+        Err(error) => Found::failed(error.into()),
     }
 }
 

@@ -1,7 +1,57 @@
 //! What mends a refused token, for `check`: each refusal says whose it is, and a command that would not help is
 //! worse than none.
 
+use crate::failure::Failure;
 use crate::mint::MintFailure;
+
+/// What mends whatever else fails, unless it says so itself.
+pub(super) fn failure(failure: &Failure) -> Option<String> {
+    let mend = match failure {
+        Failure::Engine(text) => return Some(engine(text)),
+        Failure::Config(_) => "kfp-creds config check",
+        Failure::NoCredential(text) if says_it_itself(text) => return None,
+        Failure::NoCredential(_) => {
+            "gcloud auth application-default login, or name another file with --credentials-file"
+        }
+        _ => return None,
+    };
+    Some(mend.into())
+}
+
+/// By what the engine or the way to it says; engines word it differently, so where nothing is known, the
+/// engine's own log is.
+fn engine(text: &str) -> String {
+    let text = text.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let mend = match () {
+        () if has(&["authorization denied", "plugin"]) => {
+            "docker info --format '{{.Plugins.Authorization}}' names the plugin that forbids it: ask who runs it"
+        }
+        () if has(&["no space left", "disk quota"]) => "docker system df, then docker system prune",
+        () if has(&["address pool", "non-overlapping"]) => "docker network prune",
+        () if has(&["iptables", "nftables", "firewalld"]) => {
+            "sudo systemctl restart docker, which sets its firewall rules up again"
+        }
+        () if has(&["no probe came through", "did not reach"]) => {
+            "sudo iptables -S DOCKER-USER; sudo nft list ruleset"
+        }
+        () if has(&["the engine at "]) => {
+            "let DOCKER_HOST, or engine in kfp-creds.toml, name an engine on this machine that does"
+        }
+        () if has(&["timed out", "timeout", "does not answer", "deadline"]) => {
+            "docker info: where it does not answer either, sudo systemctl restart docker"
+        }
+        () if has(&["permission denied", "not permitted", "forbidden"]) => {
+            "docker run --rm hello-world: where that is refused too, this engine does not obey you"
+        }
+        () => "sudo journalctl -u docker --since -10min says why, and docker info whether the engine is well",
+    };
+    mend.into()
+}
+
+fn says_it_itself(text: &str) -> bool {
+    text.contains("run `") || text.contains("--impersonate")
+}
 
 /// `account` was to be minted for by a credential of this `kind`. `None` where the refusal itself says what to
 /// do, or where no command does it.
@@ -10,7 +60,7 @@ pub(super) fn token(account: &str, error: &MintFailure, kind: &str) -> Option<St
     if !matches!(error, MintFailure::Refused(_)) {
         return Some("is Google reachable? curl -sI https://oauth2.googleapis.com".into());
     }
-    if text.contains("run `") || text.contains("--impersonate") {
+    if says_it_itself(&text) {
         return None;
     }
     if let Some((before, after)) = text.split_once(" may not impersonate ") {
@@ -92,6 +142,33 @@ mod tests {
             );
             assert_eq!(refused("", &text), Some(mend), "{text}");
         }
+    }
+
+    #[test]
+    fn an_engine_that_fails_has_a_mend_whatever_it_says() {
+        for (text, mend) in [
+            (
+                "make a network: could not find an available, non-overlapping IPv4 address pool",
+                "docker network prune",
+            ),
+            ("load the relay image: write /layer.tar: no space left on device", "docker system df"),
+            ("make a network: Failed to Setup IP tables: iptables failed", "sudo systemctl restart docker"),
+            ("list images: authorization denied by plugin x: no", "docker info --format"),
+            ("the engine at /x is for windows containers", "DOCKER_HOST"),
+            ("list networks: Timeout error", "docker info"),
+            ("wait for the relay: no probe came through in 20 s", "sudo iptables -S DOCKER-USER"),
+            ("list networks: something new", "sudo journalctl -u docker"),
+        ] {
+            let told = failure(&Failure::Engine(text.into())).unwrap();
+            assert!(told.starts_with(mend) || told.contains(mend), "{text}: {told}");
+        }
+        assert!(failure(&Failure::Config("a.toml: x".into())).is_some());
+        assert!(
+            failure(&Failure::NoCredential("f.json: is not JSON".into()))
+                .unwrap()
+                .contains("--credentials-file")
+        );
+        assert!(failure(&Failure::NoCredential("none; run `gcloud auth login`".into())).is_none());
     }
 
     #[test]

@@ -90,7 +90,10 @@ async fn look(
     let stays = "what was read before stays";
     let broken =
         |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", file.display()));
-    let new = config::reread(config, around).map_err(|unread| match unread {
+    let (old, around) = (config.clone(), around.clone());
+    // Sources of mounts are looked through for keys: not on the thread that serves.
+    let read = tokio::task::spawn_blocking(move || config::reread(&old, &around)).await;
+    let new = read.map_err(|error| broken(error.to_string()))?.map_err(|unread| match unread {
         Unread::Broken(why) => {
             let mut lines = why.lines();
             let first = lines.next().unwrap_or_default();
@@ -99,12 +102,11 @@ async fn look(
         }
         waits @ Unread::Untrusted(_) => waits,
     })?;
-    let real = file.canonicalize().map_err(|error| broken(error.to_string()))?;
     let wrong = wrong_with_volumes(proxy, &new.mounts).await.map_err(broken)?;
     if !wrong.is_empty() {
         return Err(broken(format!("a volume of [[mount]]: {}", wrong.join("; "))));
     }
-    match writable_by_a_container(proxy, &real).await {
+    match writable_by_a_container(proxy, file).await {
         Ok(None) => Ok(new),
         Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", place.display()))),
         Err(why) => Err(broken(why)),

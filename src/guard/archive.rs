@@ -2,17 +2,22 @@
 //! stream may be let through because every file before that point was judged.
 
 use super::content::HEAD;
-use super::{Kind, what};
+use super::layer::{ENOUGH, Layer};
+use super::{Kind, image, what};
 
 const BLOCK: usize = 512;
 /// GNU long names and pax records; the engine's own readers take at most this.
 const LONGEST_RECORD: usize = 1 << 20;
+/// Most places that are named of those that could not be looked at.
+const MOST_UNVERIFIED: usize = 16;
 
 /// What stands in an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {
     pub name: String,
     pub kind: Kind,
+    /// The archive in this archive that holds it, where it is one of an image.
+    pub layer: Option<String>,
 }
 
 /// A reader that is pushed. It holds one file's beginning at most.
@@ -32,14 +37,36 @@ pub struct Tar {
     finds: Vec<Entry>,
     names: bool,
     whiteouts: Vec<String>,
+    /// Files may be archives of their own, and documents of an image.
+    of_image: bool,
+    unverified: Vec<String>,
+    began: bool,
     broken: bool,
 }
 
 #[derive(Debug)]
 enum State {
     Header,
-    Body { name: String, left: u64, pad: u64, use_for: Use },
-    Skip { left: u64 },
+    /// The beginning of what may be an archive of its own.
+    Peek {
+        name: String,
+        left: u64,
+        pad: u64,
+    },
+    Layer {
+        layer: Layer,
+        left: u64,
+        pad: u64,
+    },
+    Body {
+        name: String,
+        left: u64,
+        pad: u64,
+        use_for: Use,
+    },
+    Skip {
+        left: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,6 +95,9 @@ impl Tar {
             finds: vec![],
             names: false,
             whiteouts: vec![],
+            of_image: false,
+            unverified: vec![],
+            began: false,
             broken: false,
         }
     }
@@ -75,6 +105,20 @@ impl Tar {
     /// Keeps the names of deletions (`.wh.NAME` of image layers).
     pub fn with_whiteouts(self) -> Self {
         Self { names: true, ..self }
+    }
+
+    /// Reads an image: archives in the archive, and what its documents say of environment, labels and history.
+    pub fn of_image(self) -> Self {
+        Self { of_image: true, ..self }
+    }
+
+    pub fn is_of_image(&self) -> bool {
+        self.of_image
+    }
+
+    /// What of an image could not be looked at.
+    pub fn take_unverified(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unverified)
     }
 
     pub fn take_finds(&mut self) -> Vec<Entry> {
@@ -90,9 +134,14 @@ impl Tar {
         if self.broken { self.position } else { self.safe }
     }
 
-    /// True when all that was pushed is judged.
-    pub fn is_judged(&self) -> bool {
-        self.safe() == self.position
+    /// How many of the bytes that were pushed are not judged yet.
+    pub fn unjudged(&self) -> u64 {
+        self.position - self.safe()
+    }
+
+    /// Whether it has an entry that could be read.
+    pub fn began(&self) -> bool {
+        self.began
     }
 
     /// Not a tar stream, or one that cannot be read to its end.
@@ -110,6 +159,8 @@ impl Tar {
             let used = match &self.state {
                 State::Header => self.header(bytes),
                 State::Body { .. } => self.body(bytes),
+                State::Peek { .. } => self.peek(bytes),
+                State::Layer { .. } => self.layered(bytes),
                 State::Skip { left } => {
                     let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                     self.skipped(used);
@@ -122,6 +173,9 @@ impl Tar {
                 || (self.is_between() && self.name.is_none() && self.size.is_none())
             {
                 self.safe = self.position;
+            }
+            if let State::Layer { layer, .. } = &self.state {
+                self.safe = self.position - layer.unjudged();
             }
         }
         self.position += bytes.len() as u64;
@@ -158,6 +212,7 @@ impl Tar {
             self.broken = true;
             return;
         };
+        self.began = true;
         let kind = block[156];
         let extension = matches!(kind, b'x' | b'g' | b'L' | b'K');
         if !extension {
@@ -183,6 +238,7 @@ impl Tar {
         }
         self.state = match () {
             () if bodiless || size == 0 => State::Header,
+            () if regular && self.of_image => State::Peek { name, left: size, pad },
             () if regular || extension => State::Body { name, left: size, pad, use_for },
             () => State::Skip { left: size + pad },
         };
@@ -210,14 +266,69 @@ impl Tar {
         used
     }
 
+    fn peek(&mut self, bytes: &[u8]) -> usize {
+        let State::Peek { left, .. } = &mut self.state else { return 0 };
+        let used =
+            usize::try_from(*left).unwrap_or(usize::MAX).min(ENOUGH - self.head.len()).min(bytes.len());
+        self.head.extend_from_slice(&bytes[..used]);
+        *left -= used as u64;
+        if self.head.len() < ENOUGH && *left > 0 {
+            return used;
+        }
+        let State::Peek { name, left, pad } = std::mem::replace(&mut self.state, State::Header) else {
+            return used;
+        };
+        let mut head = std::mem::take(&mut self.head);
+        if let Some(layer) = Layer::of(&name, &head) {
+            self.state = State::Layer { layer, left: left + head.len() as u64, pad };
+            self.layered(&head);
+        } else {
+            self.state = State::Body { name, left, pad, use_for: Use::File };
+            if left > 0 {
+                self.head = head;
+                return used;
+            }
+            self.judge(&head, Use::File);
+        }
+        zeroize::Zeroize::zeroize(&mut head);
+        self.head = head;
+        used
+    }
+
+    fn layered(&mut self, bytes: &[u8]) -> usize {
+        let State::Layer { layer, left, pad } = &mut self.state else { return 0 };
+        let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        layer.push(&bytes[..used]);
+        self.finds.extend(layer.take_finds());
+        *left -= used as u64;
+        if *left == 0 {
+            let (why, pad) = (layer.unverified(), *pad);
+            why.into_iter().for_each(|why| self.doubt(why));
+            self.state = if pad > 0 { State::Skip { left: pad } } else { State::Header };
+        }
+        used
+    }
+
+    fn doubt(&mut self, why: String) {
+        if self.unverified.len() < MOST_UNVERIFIED {
+            self.unverified.push(why);
+        }
+    }
+
     fn judge(&mut self, bytes: &[u8], use_for: Use) {
         let State::Body { name, left, pad, .. } = std::mem::replace(&mut self.state, State::Header) else {
             return;
         };
         match use_for {
             Use::File => {
-                if let Some(kind) = what(bytes) {
-                    self.finds.push(Entry { name, kind });
+                let document = if self.of_image { image::told(bytes) } else { None };
+                if let Some(told) = document {
+                    let found = told.into_iter().map(|(kind, name)| Entry { name, kind, layer: None });
+                    self.finds.extend(found);
+                } else if let Some(kind) = what(bytes) {
+                    self.finds.push(Entry { name, kind, layer: None });
+                } else if self.of_image && left > 0 && bytes.first() == Some(&b'{') {
+                    self.doubt(format!("{name}: a document larger than is read"));
                 }
             }
             Use::LongName => {

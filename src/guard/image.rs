@@ -152,8 +152,8 @@ impl Scan {
 
     fn finish(mut self) -> io::Result<Report> {
         let documents = std::mem::take(&mut self.documents);
-        for document in &documents {
-            self.config(document);
+        for (kind, place) in documents.iter().flat_map(config) {
+            self.find(kind, place, None);
         }
         let order: Vec<String> = documents.iter().flat_map(layers).collect();
         let at = |layer: &str| order.iter().position(|name| name == layer);
@@ -166,30 +166,39 @@ impl Scan {
         }
         Ok(self.report)
     }
+}
 
-    /// Environment, labels and history of an image.
-    fn config(&mut self, document: &Value) {
-        for part in ["config", "container_config"] {
-            let config = &document[part];
-            for entry in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                if let Some(find) = environment::variable(entry) {
-                    self.find(find.kind, format!("variable {}", find.place), None);
-                }
-            }
-            for (name, value) in config["Labels"].as_object().into_iter().flatten() {
-                if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
-                    self.find(kind, format!("label {name}"), None);
-                }
+/// Environment, labels and history of an image: what is a key, and where.
+fn config(document: &Value) -> Vec<(Kind, String)> {
+    let mut found = vec![];
+    for part in ["config", "container_config"] {
+        let config = &document[part];
+        for entry in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if let Some(find) = environment::variable(entry) {
+                found.push((find.kind, format!("variable {}", find.place)));
             }
         }
-        for (index, step) in document["history"].as_array().into_iter().flatten().enumerate() {
-            let text = step["created_by"].as_str().unwrap_or_default();
-            let assigned = || text.split_whitespace().find_map(environment::variable).map(|find| find.kind);
-            if let Some(kind) = what(text.as_bytes()).or_else(assigned) {
-                self.find(kind, format!("history step {}", index + 1), None);
+        for (name, value) in config["Labels"].as_object().into_iter().flatten() {
+            if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
+                found.push((kind, format!("label {name}")));
             }
         }
     }
+    for (index, step) in document["history"].as_array().into_iter().flatten().enumerate() {
+        let text = step["created_by"].as_str().unwrap_or_default();
+        let assigned = || text.split_whitespace().find_map(environment::variable).map(|find| find.kind);
+        if let Some(kind) = what(text.as_bytes()).or_else(assigned) {
+            found.push((kind, format!("history step {}", index + 1)));
+        }
+    }
+    found
+}
+
+/// The same of a document as it stands in an archive; `None` for any other file.
+pub(super) fn told(bytes: &[u8]) -> Option<Vec<(Kind, String)>> {
+    let document = matches!(bytes.first(), Some(b'{' | b'['));
+    let value = serde_json::from_slice::<Value>(bytes).ok().filter(|_| document)?;
+    is_of_an_image(&value).then(|| config(&value))
 }
 
 /// A manifest, an index or an image's config; judged by their fields instead of as a file.

@@ -3,12 +3,14 @@
 //! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
 //! Rooms: `content` what bytes are, `text` how they are read, `environment` variables, `walk` directories
-//! under a budget, `likely` which of their files come first, `archive` tar streams as they pass, `image` the layers of an image.
+//! under a budget, `likely` which of their files come first, `archive` tar streams as they pass,
+//! `layer` archives in them, `image` the layers of an image that is read as a whole.
 
 pub mod archive;
 pub mod content;
 pub mod environment;
 pub mod image;
+pub mod layer;
 mod likely;
 #[cfg(test)]
 mod tests;

@@ -207,6 +207,61 @@ fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
     assert!(reader.broken());
 }
 
+/// The same finds as those of `scan`, however the stream is cut, and nothing of a key goes on before them.
+#[test]
+fn an_image_is_judged_as_it_streams_by() {
+    let key = service_account();
+    let lower = tar_of(&[("app/main.py", b"print(1)"), ("app/key.json", key.as_bytes()), ("z", b"end")]);
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&lower).unwrap();
+    let packed = gzip.finish().unwrap();
+    let config = serde_json::json!({
+        "config": {"Env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}, "rootfs": {"type": "layers"},
+    })
+    .to_string();
+    let upper = tar_of(&[("app/.wh.key.json", b""), ("app/other", b"x")]);
+    for lower in [&lower, &packed] {
+        let saved = tar_of(&[
+            ("two/layer.tar", &upper),
+            ("one/layer.tar", lower),
+            ("tiny", b"x"),
+            ("notes.gz", &packed[..9]),
+            ("c.json", config.as_bytes()),
+        ]);
+        let end = memchr::memmem::find(&saved, lower).unwrap() + lower.len();
+        let at = memchr::memmem::find(&saved, b"service_account").unwrap_or(end);
+        let expected: Vec<_> =
+            image::scan(&saved[..]).unwrap().finds.into_iter().map(|f| (f.place, f.kind, f.layer)).collect();
+        assert_eq!(expected.len(), 2);
+        for cut in [7, 511, 512, 513, 8192, saved.len()] {
+            let mut reader = Tar::new().of_image();
+            let (mut found, mut before) = (vec![], 0);
+            for piece in saved.chunks(cut) {
+                reader.push(piece);
+                found.extend(reader.take_finds().into_iter().map(|f| (f.name, f.kind, f.layer)));
+                if found.is_empty() {
+                    before = reader.safe();
+                }
+            }
+            assert_eq!(found, expected, "in pieces of {cut}");
+            assert!(before < at as u64, "{before} bytes were free before the key at {at} was judged");
+            assert!(reader.is_between() && reader.unjudged() == 0);
+            assert_eq!(reader.take_unverified(), Vec::<String>::new());
+        }
+    }
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0; 900]].concat();
+    let odd = tar_of(&[
+        ("a/layer.tar", &zstd),
+        ("b/layer.tar", &lower[..1700]),
+        ("c/layer.tar", &packed[..packed.len() * 2 / 3]),
+    ]);
+    let mut reader = Tar::new().of_image();
+    reader.push(&odd);
+    let doubts = reader.take_unverified();
+    assert_eq!(doubts.len(), 3, "{doubts:?}");
+    assert!(doubts[0].contains("zstd") && doubts[1].contains("b/layer.tar: the archive breaks off"));
+}
+
 #[test]
 fn images_are_read_with_every_layer() {
     let key = service_account();

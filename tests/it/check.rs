@@ -8,15 +8,18 @@ use crate::support::fake_engine::{Act, FakeEngine};
 use crate::support::fake_google::{FakeGoogle, rsa_key};
 use crate::support::session::{Folder, program};
 
-/// An engine with one image, of which a client would not ask us.
-fn engine(folder: &Path) -> FakeEngine {
-    FakeEngine::start(folder, |seen| {
+/// An engine with one image, of which a client would not ask us. What begins with `failing` it refuses.
+fn engine(folder: &Path, failing: &'static str) -> FakeEngine {
+    FakeEngine::start(folder, move |seen| {
         let path = seen.line.split(' ').nth(1).unwrap();
         let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
         let version = format!(r#"{{"Version":"20.10.24","ApiVersion":"1.41","Os":"linux","Arch":"{arch}"}}"#);
         let image = r#"{"Id":"sha256:1","ParentId":"","RepoTags":["shy:1"],"RepoDigests":[],"Created":1,"Size":1,
             "SharedSize":1,"Labels":{},"Containers":0}"#;
         let (status, body) = match path {
+            _ if !failing.is_empty() && path.contains(failing) => {
+                ("500 Internal Server Error", r#"{"message":"something of its own"}"#)
+            }
             _ if path.ends_with("/version") => ("200 OK", version.as_str()),
             _ if path.contains("/images/json") => ("200 OK", &*format!("[{image}]")),
             _ if path.contains("/images/") => {
@@ -35,8 +38,17 @@ fn engine(folder: &Path) -> FakeEngine {
 
 /// `check` as a key at this Google, with identities besides: exit code and text.
 fn check(google: &FakeGoogle, more: &str, change: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
+    check_at("", google, more, change)
+}
+
+fn check_at(
+    failing: &'static str,
+    google: &FakeGoogle,
+    more: &str,
+    change: impl FnOnce(&mut Command),
+) -> (Option<i32>, String) {
     let (folder, scratch) = (Folder::new("check"), Scratch::new());
-    let engine = engine(&folder.0);
+    let engine = engine(&folder.0, failing);
     let key = scratch.write("key.json", &google.service_account(KEY_ACCOUNT, rsa_key()));
     let (token, iam) = (google.token_uri(), google.url());
     let config = format!("[endpoints]\ntoken = \"{token}\"\niam_credentials = \"{iam}\"\n{more}");
@@ -75,6 +87,17 @@ fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
     assert!(mend.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");
     look(&text, "ok", "network");
     assert!(text.contains("--  container   not tried: mend the above first\n"), "{text}");
+}
+
+#[test]
+fn an_engine_that_fails_in_its_own_way() {
+    for (failing, line) in [("/networks", "network"), ("/images/json", "images")] {
+        let (code, text) = check_at(failing, &FakeGoogle::start(), "", |_| {});
+        assert_eq!(code, Some(69), "{text}");
+        let [found, mend] = look(&text, "!!", line);
+        assert!(found.contains("something of its own"), "{text}");
+        assert!(mend.starts_with("    mend") && mend.contains("journalctl -u docker"), "{text}");
+    }
 }
 
 #[test]

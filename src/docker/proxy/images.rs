@@ -13,7 +13,9 @@ use super::guard::keys_in_body;
 use super::json;
 use super::path::Target;
 use super::room::Room;
+use super::upload::Look;
 use super::wire::{Refusal, Reply, collect, full};
+use crate::guard::archive::Tar;
 use crate::guard::{Mode, environment};
 
 impl Room {
@@ -27,13 +29,18 @@ impl Room {
 
     /// `docker load`: an archive of archives.
     pub(super) async fn image_load(
-        &self,
+        self: &Arc<Self>,
         parts: Parts,
         target: &Target,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
-        self.unlooked("an image that is loaded");
-        self.pass(parts, target, Either::Left(body)).await
+        match self.strictness(true) {
+            Mode::Off => self.pass(parts, target, Either::Left(body)).await,
+            mode => {
+                let look = Look { mode, who: "load".into(), tar: Tar::new().of_image() };
+                self.upload(parts, target, body, look).await
+            }
+        }
     }
 
     /// `docker import`, which brings the files of an image, and `docker pull`.
@@ -50,7 +57,10 @@ impl Room {
         }
         self.decide(mode, "import", changes(target))?;
         match target.query("fromSrc") {
-            Some("-") => self.upload(parts, target, body, mode, "import".into()).await,
+            Some("-") => {
+                let look = Look { mode, who: "import".into(), tar: Tar::new() };
+                self.upload(parts, target, body, look).await
+            }
             _ => {
                 self.unlooked("an image whose files the engine fetches itself");
                 self.pass(parts, target, Either::Left(body)).await

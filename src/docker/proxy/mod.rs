@@ -7,7 +7,7 @@
 //! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
 //! | `GET /containers/X/logs` | the engine first, then what it left out of an auto-removed container's (`logs`) |
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
-//! | `docker cp`, builds, imports, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
+//! | `docker cp`, builds, imports, loads, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first, then our record of one that it removed by itself (`logs`) |
 //! | attach, exec start, BuildKit's tunnels | only as an upgrade without a body; then bytes, copied (`gate`, `wire`) |
 //! | `POST /networks/create` | no name and no label of ours (`gate`) |

@@ -2,7 +2,7 @@
 //! file goes on before the file is judged, so that a refusal comes before the key has left.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +20,8 @@ use super::path::Target;
 use super::room::Room;
 use super::wire::{Refusal, Reply};
 use crate::guard::Mode;
-use crate::guard::archive::Tar;
+use crate::guard::archive::{Entry, Tar};
+use crate::guard::layer::Inside;
 
 /// How long the rest of a refused upload is read, so that the client comes to read the answer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -44,7 +45,10 @@ impl Room {
         let target = target.with_container(id.as_str(), "archive");
         match self.strictness(self.is_guarded(&id).await?) {
             Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
-            mode => self.upload(parts, &target, body, mode, format!("copy to {name}")).await,
+            mode => {
+                let who = format!("copy to {name}");
+                self.upload(parts, &target, body, Look { mode, who, tar: Tar::new() }).await
+            }
         }
     }
 
@@ -67,7 +71,10 @@ impl Room {
                 self.unlooked("the build's context, which the engine fetches itself");
                 self.pass(parts, target, Either::Left(body)).await
             }
-            mode => self.upload(parts, target, body, mode, "build context".into()).await,
+            mode => {
+                let look = Look { mode, who: "build context".into(), tar: Tar::new() };
+                self.upload(parts, target, body, look).await
+            }
         }
     }
 
@@ -81,20 +88,18 @@ impl Room {
         }
     }
 
-    /// `who` names the upload in messages.
     pub(super) async fn upload(
         self: &Arc<Self>,
         parts: Parts,
         target: &Target,
         body: Incoming,
-        mode: Mode,
-        who: String,
+        look: Look,
     ) -> Result<Reply, Refusal> {
         let uri = target.uri().map_err(Refusal::malformed)?;
         let (pieces, rest) = mpsc::channel::<Piece>(1);
         let (tell, told) = oneshot::channel();
         let room = self.clone();
-        self.settings.tasks.spawn("upload", async move { room.pump(body, pieces, mode, who, tell).await });
+        self.settings.tasks.spawn("upload", async move { room.pump(body, pieces, look, tell).await });
         let stream = stream::unfold(rest, |mut rest| async move { Some((rest.recv().await?, rest)) });
         let stream = StreamBody::new(Box::pin(stream));
         let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
@@ -110,11 +115,10 @@ impl Room {
         &self,
         mut body: Incoming,
         pieces: mpsc::Sender<Piece>,
-        mode: Mode,
-        who: String,
+        Look { mode, who, tar }: Look,
         tell: oneshot::Sender<Option<Refusal>>,
     ) {
-        let mut filter = Filter::default();
+        let mut filter = Filter::new(tar);
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else {
                 let _ = pieces.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
@@ -142,7 +146,7 @@ impl Room {
                 }
             }
         }
-        if let Some(why) = filter.unverified() {
+        for why in filter.unverified() {
             self.settings.voice.notice(format!("{who}: not verified: {why}"));
         }
         while let Some(piece) = filter.release(true) {
@@ -156,60 +160,66 @@ impl Room {
     fn texts(&self, filter: &mut Filter) -> Vec<String> {
         let finds = filter.take_finds().into_iter();
         let finds = finds.filter(|entry| !self.settings.guard.rules.allows_inside(&entry.name));
-        finds.map(|entry| format!("the archive holds {} at {}", entry.kind, entry.name)).collect()
+        let layer = |entry: &Entry| entry.layer.as_ref().map(|layer| format!(" in layer {layer}"));
+        finds
+            .map(|entry| {
+                let layer = layer(&entry).unwrap_or_default();
+                format!("the archive holds {} at {}{layer}", entry.kind, entry.name)
+            })
+            .collect()
     }
 }
 
+/// How an upload is looked at.
+pub(super) struct Look {
+    pub(super) mode: Mode,
+    /// Names the upload in messages.
+    pub(super) who: String,
+    pub(super) tar: Tar,
+}
+
 /// Judges what goes in, and holds it back until it is judged.
-#[derive(Default)]
 struct Filter {
     form: Form,
+    /// What is compressed, or holds what is, comes in small pieces.
+    sips: bool,
     held: VecDeque<Bytes>,
     /// Bytes that were released.
     released: u64,
 }
 
-#[derive(Default)]
 enum Form {
-    /// The first bytes, which tell.
-    #[default]
-    Unknown,
+    /// The first bytes tell how this one is read.
+    Unknown(Tar),
     Plain(Tar),
-    Gzip(Box<MultiGzDecoder<Sink>>),
+    Gzip(Box<MultiGzDecoder<Inside>>),
     /// Not a form that is opened.
     Closed(&'static str),
 }
 
-struct Sink(Tar);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.push(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Filter {
+    fn new(tar: Tar) -> Self {
+        Self { sips: tar.is_of_image(), form: Form::Unknown(tar), held: VecDeque::new(), released: 0 }
+    }
+
     fn sip(&self, data: &mut Bytes) -> Bytes {
         match self.form {
-            Form::Plain(_) | Form::Closed(_) => std::mem::take(data),
-            Form::Unknown | Form::Gzip(_) => data.split_to(data.len().min(SIP)),
+            Form::Plain(_) if !self.sips => std::mem::take(data),
+            Form::Closed(_) => std::mem::take(data),
+            Form::Unknown(_) | Form::Gzip(_) | Form::Plain(_) => data.split_to(data.len().min(SIP)),
         }
     }
 
     fn push(&mut self, bytes: Bytes) {
-        if matches!(self.form, Form::Unknown) {
+        if let Form::Unknown(tar) = &mut self.form {
+            let tar = std::mem::take(tar);
             // A stream that begins with fewer bytes than tell is taken for plain tar and breaks there.
             self.form = match &bytes[..] {
-                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(MultiGzDecoder::new(Sink(Tar::new())))),
+                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(MultiGzDecoder::new(Inside(tar)))),
                 [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x28, 0xb5, 0x2f, ..] => {
                     Form::Closed("only plain and gzip archives are opened")
                 }
-                _ => Form::Plain(Tar::new()),
+                _ => Form::Plain(tar),
             };
         }
         match &mut self.form {
@@ -219,7 +229,7 @@ impl Filter {
                     self.form = Form::Closed("the archive cannot be decompressed");
                 }
             }
-            Form::Unknown | Form::Closed(_) => {}
+            Form::Unknown(_) | Form::Closed(_) => {}
         }
         self.held.push_back(bytes);
     }
@@ -228,19 +238,21 @@ impl Filter {
         match &mut self.form {
             Form::Plain(tar) => Some(tar),
             Form::Gzip(decoder) => Some(&mut decoder.get_mut().0),
-            Form::Unknown | Form::Closed(_) => None,
+            Form::Unknown(_) | Form::Closed(_) => None,
         }
     }
 
-    fn take_finds(&mut self) -> Vec<crate::guard::archive::Entry> {
+    fn take_finds(&mut self) -> Vec<Entry> {
         self.tar().map(Tar::take_finds).unwrap_or_default()
     }
 
-    fn unverified(&mut self) -> Option<&'static str> {
+    fn unverified(&mut self) -> Vec<String> {
         if let Form::Closed(why) = self.form {
-            return Some(why);
+            return vec![why.into()];
         }
-        self.tar().is_some_and(|tar| tar.broken()).then_some("it is not a tar archive, or a broken one")
+        let Some(tar) = self.tar() else { return vec![] };
+        let broken = tar.broken().then(|| "it is not a tar archive, or a broken one".to_string());
+        broken.into_iter().chain(tar.take_unverified()).collect()
     }
 
     /// The next bytes that may go on; all of them at the end.
@@ -252,9 +264,9 @@ impl Filter {
                 .unwrap_or(usize::MAX)
                 .min(first.len()),
             // Where the compressed bytes of a file begin is not known: all or nothing.
-            Form::Gzip(decoder) if decoder.get_ref().0.is_judged() => first.len(),
+            Form::Gzip(decoder) if decoder.get_ref().0.unjudged() == 0 => first.len(),
             Form::Closed(_) => first.len(),
-            Form::Gzip(_) | Form::Unknown => 0,
+            Form::Gzip(_) | Form::Unknown(_) => 0,
         };
         if free == 0 {
             return None;

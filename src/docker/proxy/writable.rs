@@ -92,10 +92,15 @@ fn listed(mounts: &Value) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The place by which a container can write `file` (absolute, without links), or could earlier in this
-/// session; an error where the engine does not say.
+/// Until then nothing is known of who can write it.
+const SILENT: &str = "the file system does not answer";
+
+/// The place by which a container can write `file` (absolute), or could earlier in this session; an error where
+/// the engine or the file system does not say. Both are asked without holding up the thread that serves.
 pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result<Option<PathBuf>, String> {
-    if let Some(place) = settings.writable.covers(file) {
+    let named = file.to_owned();
+    let file = aside(move || named.canonicalize()).await.ok_or(SILENT)?.map_err(|error| error.to_string())?;
+    if let Some(place) = settings.writable.covers(&file) {
         return Ok(Some(place));
     }
     let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
@@ -110,8 +115,11 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
     let volumes = volumes["Volumes"].as_array().into_iter().flatten();
     // Whoever mounts it by its name can write what it is bound to.
     places.extend(volumes.filter_map(|volume| volume["Options"]["device"].as_str()).map(PathBuf::from));
-    let real = places.into_iter().map(|place| place.canonicalize().unwrap_or(place));
-    Ok(real.into_iter().find(|place| place.is_absolute() && file.starts_with(place)))
+    let covering = move || {
+        let mut real = places.into_iter().map(|place| place.canonicalize().unwrap_or(place));
+        real.find(|place| place.is_absolute() && file.starts_with(place))
+    };
+    Ok(aside(covering).await.ok_or(SILENT)?)
 }
 
 #[cfg(test)]

@@ -13,36 +13,45 @@ use crate::support::raw::{TOKEN, until};
 use crate::support::session::{Session, claims, docker_at, engine_socket, raw, task_image};
 use crate::support::stand;
 
-/// A server that trusts addresses, on an internal network of the test's own.
-struct Plain {
+const PLAIN: [&str; 2] = [ATTACKER, "plain"];
+
+/// A server on an internal network of the test's own.
+pub(super) struct Plain {
     server: Made,
-    network: Made,
-    at: String,
+    pub(super) network: Made,
+    pub(super) at: String,
 }
 
 impl Plain {
+    /// One that trusts addresses.
     fn new() -> Self {
+        Self::of(&PLAIN)
+    }
+
+    /// What Python makes of `program`: its text and arguments.
+    pub(super) fn of(program: &[&str]) -> Self {
         let (network, server) = (Made("network", unused("plain")), Made("container", unused("server")));
         raw(&["network", "create", "--internal", &network.1]);
-        Self::serve(&network.1, &server.1, &["--network-alias", "metadata.google.internal"]);
+        Self::serve(&network.1, &server.1, &["--network-alias", "metadata.google.internal"], program);
         let at = address(&server.1, &network.1);
         Self { server, network, at }
     }
 
     /// Starts another of these servers, and waits until it listens.
-    fn serve(network: &str, name: &str, options: &[&str]) {
+    fn serve(network: &str, name: &str, options: &[&str], program: &[&str]) {
         let image = task_image();
         let run = [
             &["run", "-d", "--name", name, "--network", network],
             options,
-            &[&image, "python3", "-c", ATTACKER, "plain"],
+            &[&image, "python3", "-c"],
+            program,
         ];
         raw(&run.concat());
         until("the server listens", Duration::from_secs(10), || raw(&["logs", name]).contains("serving"));
     }
 
     /// The attacker on this network, with all that the engine gives to a container by default.
-    fn attack(&self, arguments: &[&str]) -> Value {
+    pub(super) fn attack(&self, arguments: &[&str]) -> Value {
         let (image, host) = (task_image(), format!("GCE_METADATA_HOST={}", self.at));
         let run =
             ["run", "--rm", "--network", &self.network.1, "-e", &host, &image, "python3", "-c", ATTACKER];
@@ -50,7 +59,7 @@ impl Plain {
     }
 
     /// A container that does nothing, and its address.
-    fn sleeper(&self) -> (Made, String) {
+    pub(super) fn sleeper(&self) -> (Made, String) {
         let made = Made("container", unused("plain-neighbour"));
         raw(&["run", "-d", "--name", &made.1, "--network", &self.network.1, &task_image(), "sleep", "120"]);
         let at = address(&made.1, &self.network.1);
@@ -203,7 +212,7 @@ fn a_name_that_an_impostor_takes_on_a_plain_network_stays_the_relays_here() {
     const NAME: &str = "metadata.google.internal";
     let plain = Plain::new();
     let impostor = Made("container", unused("impostor"));
-    Plain::serve(&plain.network.1, &impostor.1, &["--network-alias", NAME]);
+    Plain::serve(&plain.network.1, &impostor.1, &["--network-alias", NAME], &PLAIN);
     let told = plain.attack(&["resolve", NAME, "60"]);
     let taken = told[address(&impostor.1, &plain.network.1)].as_u64().unwrap_or_default();
     eprintln!("an impostor got {taken} of 60 look-ups");

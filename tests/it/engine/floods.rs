@@ -13,7 +13,7 @@ pub(super) const ATTACKER: &str = include_str!("../../python/attacker.py");
 
 /// Longest that another container may wait for an answer under attack, in milliseconds: the most impatient
 /// client (Node) gives up after 3 s. What it really took is printed; alone it is a few milliseconds.
-const IN_TIME: f64 = 3000.0;
+pub(super) const IN_TIME: f64 = 3000.0;
 
 /// The JSON that a mode of the attacker prints.
 pub(super) fn facts(output: &Output) -> Value {

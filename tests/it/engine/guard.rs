@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use crate::support::session::{Folder, Session, docker_at, program, raw, task_image};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
 use crate::support::stand::call;
 
 /// In every secret of these tests, and in no output.
@@ -248,7 +248,7 @@ fn a_build_context_with_a_key_is_refused_and_one_without_is_built() {
 fn a_mounted_docker_sock_is_ours() {
     let session = session("deny");
     let image = task_image();
-    let engine = crate::support::session::engine_socket();
+    let engine = engine_socket();
     for (source, target) in [(engine.as_path(), "/var/run/docker.sock"), (engine.as_path(), "/e.sock")] {
         let bind = format!("{}:{target}", source.display());
         let container = session.ok(&["create", "-v", &bind, &image, "true"]);
@@ -341,6 +341,52 @@ fn scan_looks_into_tar_files_of_both_kinds() {
         code == Some(1) && text.contains("opt/key.json: a Google service-account key  in layer"),
         "{text}"
     );
+}
+
+/// As `docker save` writes them, plain and compressed.
+#[test]
+fn a_loaded_image_with_a_key_is_refused_and_one_without_is_loaded() {
+    let folder = Folder::new("load");
+    let image = format!("kfpct-guard-load-{}", std::process::id());
+    let saved = |name: &str, file: &str, text: &str, change: &str| {
+        let tree = write(folder.0.join(name).join(file), text);
+        let mut builder = tar::Builder::new(vec![]);
+        builder.append_path_with_name(&tree, file).unwrap();
+        let layer = folder.0.join(format!("{name}.layer"));
+        std::fs::write(&layer, builder.into_inner().unwrap()).unwrap();
+        raw(&["import", "-c", change, layer.to_str().unwrap(), &image]);
+        let tar = folder.0.join(format!("{name}.tar"));
+        raw(&["save", "-o", tar.to_str().unwrap(), &image]);
+        raw(&["rmi", "-f", &image]);
+        std::fs::write(tar.with_extension("tar.gz"), gzip(&std::fs::read(&tar).unwrap())).unwrap();
+        [tar.display().to_string(), tar.with_extension("tar.gz").display().to_string()]
+    };
+    let keyed = saved("keyed", "opt/key.json", &key(), "ENV A=b");
+    let env = saved("env", "opt/motd", "hello", &format!("ENV AWS_SECRET_ACCESS_KEY={}", aws()));
+    let plain = saved("plain", "opt/motd", "hello", "ENV A=b");
+    let there = || docker_at(&engine_socket(), &["image", "inspect", &image]).status.success();
+    let denying = session("deny");
+    for (files, words) in [
+        (&keyed, ["load: the archive holds a Google service-account key at opt/key.json in layer"]),
+        (&env, ["an AWS secret access key at variable AWS_SECRET_ACCESS_KEY"]),
+    ] {
+        for file in files {
+            refused(&denying, &["load", "-i", file], &words);
+            assert!(!there(), "{file} was loaded");
+        }
+    }
+    for file in &plain {
+        denying.ok(&["load", "-i", file]);
+        assert!(there());
+        raw(&["rmi", "-f", &image]);
+    }
+    assert!(!denying.said().contains("not verified"), "{}", denying.said());
+    for (mode, told) in [("warn", true), ("off", false)] {
+        let session = session(mode);
+        session.ok(&["load", "-i", &keyed[0]]);
+        raw(&["rmi", "-f", &image]);
+        assert_eq!(session.said().contains("at opt/key.json in layer"), told, "{}", session.said());
+    }
 }
 
 #[test]
@@ -509,7 +555,7 @@ fn a_reaper_with_the_mounted_socket_finds_and_removes_by_label() {
     let one = session.ok(&["create", "--label", &label, &image, "true"]);
     session.ok(&["volume", "create", "--label", &label, &format!("kfpct-reaped-{}", std::process::id())]);
     session.ok(&["network", "create", "--label", &label, &format!("kfpct-reaped-{}", std::process::id())]);
-    let bind = format!("{}:/var/run/docker.sock", crate::support::session::engine_socket().display());
+    let bind = format!("{}:/var/run/docker.sock", engine_socket().display());
     let reaper = session.ok(&["run", "-d", "--rm", "-v", &bind, &image, "sleep", "120"]);
     let ask = |method: &str, path: &str, body: &str| {
         let url = format!("http://d/v1.41{path}");

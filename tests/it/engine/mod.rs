@@ -26,6 +26,7 @@ mod seeing;
 mod sessions;
 mod smuggling;
 mod sources;
+mod stand_ins;
 mod starts;
 mod streams;
 mod stress;
