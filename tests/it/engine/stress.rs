@@ -1,9 +1,12 @@
 //! Promise 1: no attach is missed, no wrong identity is served, no exit code is lost.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::support::raw::{Internal, python};
-use crate::support::session::{Session, engine_socket};
+use crate::support::raw::{Container, Internal, TOKEN, address, ask, network, python, token, until};
+use crate::support::session::{Session, docker_at, engine_socket, raw, task_image};
 
 pub(super) const IDENTITIES: &str = r#"
 [identity.reader]
@@ -76,4 +79,92 @@ fn lost(script: &str, arguments: &[&str], losses: impl Fn(&Value) -> Option<u64>
         }
     }
     panic!("{script}: nothing was lost in 300 containers");
+}
+
+/// A thief: past every session, at an address that was somebody's, it asks until it is removed.
+struct Thief(Container);
+
+impl Thief {
+    /// Grabs the address in the moment in which the engine lets go of it.
+    fn at(network: &str, relay: &str, address: &str) -> Self {
+        let script = "while :; do curl -s --noproxy '*' -m 4 -w '\\nHTTP %{http_code}\\n' -H Metadata-Flavor:Google \
+                      \"$0\"; sleep 0.1; done";
+        let url = format!("http://{relay}/{TOKEN}");
+        let image = task_image();
+        let thief = Container::raw(&[
+            "--init",
+            "--network",
+            network,
+            "--ip",
+            address,
+            &image,
+            "sh",
+            "-c",
+            script,
+            &url,
+        ]);
+        until("the address is free", Duration::from_secs(10), || {
+            docker_at(&engine_socket(), &["start", &thief.0]).status.success()
+        });
+        Self(thief)
+    }
+
+    fn answers(&self) -> usize {
+        raw(&["logs", &self.0.0]).matches("\nHTTP ").count()
+    }
+
+    /// Ends it after at least one more answer: how many it had, none of which was a token.
+    fn caught(self) -> usize {
+        let before = self.answers();
+        until("the thief is answered", Duration::from_secs(10), || self.answers() > before);
+        raw(&["kill", &self.0.0]);
+        let told = raw(&["logs", &self.0.0]);
+        assert!(!told.contains("access_token"), "{told}");
+        let answers = told.matches("\nHTTP ").count();
+        assert_eq!(told.matches("\nHTTP 503").count(), answers, "{told}");
+        answers
+    }
+}
+
+/// The smallest pool, two identities in turn, and at every address that was somebody's a thief, who is still
+/// there and asking when the address is leased to the next.
+#[test]
+fn addresses_that_come_back_are_worth_nothing_to_who_waits_at_them() {
+    let rules: String = ["reader", "writer"]
+        .map(|name| {
+            let account = format!("service_account = \"{name}@p.iam.gserviceaccount.com\"");
+            let rule = format!("[[rule]]\nlabels = {{ task = \"{name}\" }}\nidentity = \"{name}\"");
+            format!("[identity.{name}]\n{account}\n{rule}\n")
+        })
+        .concat();
+    let config = format!("{rules}[network]\npool = \"10.219.41.0/28\"\n");
+    let session = Session::offline(&config, &[]);
+    let (network, relay) = network(&session);
+    let (mut thieves, mut order, mut answers) = (HashMap::new(), vec![], 0);
+    for number in 0..25 {
+        let name = ["reader", "writer"][number % 2];
+        let label = format!("task={name}");
+        let command = format!("{}; exit {}", ask(), number + 1);
+        let victim =
+            Container::of(&session, &["--rm", "--label", &label, &task_image(), "sh", "-c", &command]);
+        let at = address(&session, &victim);
+        // The lease is there, and its container does not run yet.
+        if let Some(thief) = thieves.remove(&at) {
+            answers += Thief::caught(thief);
+        }
+        let ran = session.docker(&["start", "-a", &victim.0]);
+        assert_eq!(ran.status.code(), Some(number as i32 + 1), "{}", session.said());
+        let claims = token(&String::from_utf8(ran.stdout).unwrap());
+        assert_eq!(claims["container"], victim.0);
+        assert_eq!(claims["email"], format!("{name}@p.iam.gserviceaccount.com"));
+        thieves.insert(at.clone(), Thief::at(&network, &relay, &at));
+        order.push(at);
+    }
+    assert!((10..order.len()).all(|n| order[n] == order[n - 10]), "{order:?}");
+    assert_eq!(thieves.len(), 10);
+    answers += thieves.into_values().map(Thief::caught).sum::<usize>();
+    assert!(answers > 100, "{answers}");
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("ended         25 attached, 25 cut off, 25 tokens outstanding"), "{said}");
 }

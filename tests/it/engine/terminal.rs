@@ -1,10 +1,11 @@
-//! What a person sees: the whole terminal output of the demo's pipeline, and the other two forms.
+//! What a person sees: the whole terminal output of the demo, and the other two forms.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::session::{Kfp, is_sometimes, run};
+use crate::support::session::{Folder, Kfp, PROGRAM, engine_socket, is_sometimes, nobody, program, run};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -59,29 +60,55 @@ fn by_container<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     sorted
 }
 
+/// Everything that `scripts/demo` shows from its command line on, with words for what changes from run to run.
+fn shown(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let ours = |line: &&str| line.starts_with("kfp-creds: ");
+    let begin = lines.iter().position(&ours).unwrap_or_default();
+    let end = lines.iter().rposition(ours).map_or(begin, |last| last + 1);
+    let among: Vec<&str> = lines[begin..end]
+        .iter()
+        .map(|line| line.strip_prefix("kfp-creds: ").unwrap_or_else(|| panic!("not ours: {line}\n{text}")))
+        .filter(|line| !is_sometimes(line))
+        .collect();
+    let among = by_container(&among).into_iter().map(|line| format!("kfp-creds: {}", normal(line)));
+    let line = |line: &&str| line.to_string();
+    let all = lines[..begin].iter().map(line).chain(among).chain(lines[end..].iter().map(line));
+    all.map(|line| format!("{line}\n")).collect::<String>().trim_start_matches('\n').into()
+}
+
+fn golden() -> String {
+    std::fs::read_to_string(Path::new(ROOT).join("tests/golden/terminal/demo.txt")).unwrap_or_default()
+}
+
 #[test]
 fn the_demo_on_the_terminal() {
-    let kfp = Kfp::newest();
-    let emulators = format!("{ROOT}/tests/python/emulators.py");
-    let pipeline = format!("{ROOT}/examples/pipeline.py");
-    let command = [&kfp.python, &emulators, "--stderr", "pipeline.log", "--", &kfp.python, &pipeline];
-    let ran = run(&kfp, "", &["--offline"], &command);
-    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let lines: Vec<&str> = ran.stderr.lines().collect();
-    let ours: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("kfp-creds: ")).collect();
-    assert_eq!(lines.len(), ours.len(), "a line on the terminal is not ours:\n{}", ran.stderr);
-    let ours: Vec<&str> = ours.into_iter().filter(|line| !is_sometimes(line)).collect();
-    let shown: String =
-        by_container(&ours).iter().map(|line| format!("kfp-creds: {}\n", normal(line))).collect();
-    let shown = format!("$ kfp-creds run --offline -- python examples/pipeline.py\n{shown}{}", ran.stdout);
-    let golden = Path::new(ROOT).join("tests/golden/terminal/demo.txt");
-    let want = std::fs::read_to_string(&golden).unwrap_or_default();
+    let (kfp, folder) = (Kfp::newest(), Folder::new("demo"));
+    let environment = program(&folder.0);
+    // One terminal for both streams.
+    let mut demo = Command::new("sh");
+    demo.env_clear().envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    demo.args(["-c", "exec \"$0\" --built \"$@\" 2>&1", &format!("{ROOT}/scripts/demo"), PROGRAM])
+        .arg(&folder.0);
+    demo.env("KFP_CREDS_TEST_PYTHON", &kfp.python).env("KFP_CREDS_TASK_IMAGE", &kfp.image);
+    demo.env("KFP_CREDS_TEST_ENGINE", format!("unix://{}", engine_socket().display()));
+    demo.env("TMPDIR", &folder.0).envs(nobody()).stdin(Stdio::null());
+    let ran = demo.output().unwrap();
+    let text = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!((ran.status.code(), ran.stderr), (Some(0), vec![]), "{text}");
     assert!(
-        shown == want,
-        "{} is not what the terminal shows:\n{shown}\nraw:\n{}",
-        golden.display(),
-        ran.stderr
+        shown(&text) == golden(),
+        "demo.txt is not what the terminal shows:\n{}\nraw:\n{text}",
+        shown(&text)
     );
+}
+
+/// What the README shows is a copy of such a run, whole.
+#[test]
+fn the_readme_shows_what_the_demo_shows() {
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let block = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(shown(block) == golden(), "{}", shown(block));
 }
 
 #[test]
