@@ -52,7 +52,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// pipeline: it comes a moment after the one that ended, and should not depend on the network again.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
+/// Entries per kind of token. A container can make keys at will (audiences, enforced scopes); the oldest make room.
 const ENTRIES: usize = 4096;
 
 /// Why a caller got no token.
