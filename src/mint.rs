@@ -48,7 +48,7 @@ const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Entries per kind of token. A container can make keys at will (audiences); the oldest make room.
+/// Entries per kind of token. A container can make keys at will (audiences, enforced scopes); the oldest make room.
 const ENTRIES: usize = 4096;
 
 /// Why a caller got no token.

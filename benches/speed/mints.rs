@@ -3,7 +3,7 @@
 //! Sources are made as a session makes them, from a config and an environment; each has its client, whose roots
 //! are read once. A mint is one whole chain: the upstream's tokens live too short to be kept as a base. CPU is that
 //! of all of this process' threads; what a command uses itself is its own, what starting it takes is ours. It is
-//! plain HTTP: TLS is not in it, which a key's exchange sets up for each mint, as its client keeps no connection.
+//! plain HTTP over connections that are kept: what setting one up costs, with TLS, is not in it.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

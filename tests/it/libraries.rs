@@ -61,6 +61,11 @@ call*: the client gave up, and the same process succeeded once the 3 s were over
 program ever holds a request. *200 s left*: the first token has so much left, later ones 600 s, the least that is served
 from a token of an hour; a client *asks again* at its next use or *keeps it*, and asks no third time. *3 s left*: the
 first token expires in use.
+
+These faults stand before the program. With the fault behind it, a service-account key or a login whose Google answers 503 when
+the session starts and for 3 s from the first request of a container on, and is 2 s late for a while after that, google-auth (both
+versions), google-auth-library (both) and Go's two libraries say in none of their errors that this is another place than
+Compute Engine, and have their token in the end (the test `libraries::troubled`).
 ";
 
 /// The object that `matrix.py` prints.

@@ -47,21 +47,23 @@ int clock_gettime(clockid_t clock, struct timespec *at) {
 }
 "#;
 
-/// The library, made once. What links Rust programs compiles C.
+/// The library, made once in a test process and left where the next one puts its own. What links Rust programs
+/// compiles C.
 fn library() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
-        let name = |end: &str| {
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clock-{}.{end}", std::process::id()))
-        };
-        fs::write(name("c"), CLOCK).unwrap();
+        let place = |name: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let own = |end: &str| place(&format!("clock-{}.{end}", std::process::id()));
+        fs::write(own("c"), CLOCK).unwrap();
         let made = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([name("so"), name("c")])
+            .args([own("so"), own("c")])
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        name("so")
+        fs::remove_file(own("c")).unwrap();
+        fs::rename(own("so"), place("clock.so")).unwrap();
+        place("clock.so")
     })
 }
 
