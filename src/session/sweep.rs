@@ -120,3 +120,150 @@ async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
     }
     dead
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::observe::Form;
+    use crate::process::Tasks;
+
+    const SESSION: &str = "0badcafe";
+
+    /// An engine with one network of another user's session, a running container of it, and no relay: that is
+    /// being replaced, and comes `back` or does not.
+    struct Foreign {
+        mode: &'static str,
+        back: Option<Duration>,
+        began: Instant,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Foreign {
+        fn answer(&self, line: &str) -> (u16, String) {
+            self.asked.lock().unwrap().push(line.into());
+            let asked = |what: &str| self.asked.lock().unwrap().iter().any(|line| line.contains(what));
+            let relay = self.back.is_some_and(|back| self.began.elapsed() >= back);
+            let relay = relay.then(|| {
+                format!(r#"{{"Id":"relay","State":"running","Labels":{{"kfp-creds.session":"{SESSION}"}}}}"#)
+            });
+            let state = if asked("/task/stop") { "exited" } else { "running" };
+            let task = format!(
+                r#"{{"Id":"task","State":"{state}","Labels":{{"kfp-creds.session":"{SESSION}","kfp-creds.mode":"{}"}}}}"#,
+                self.mode
+            );
+            let network =
+                format!(r#"{{"Id":"net","Name":"net","Labels":{{"kfp-creds.session":"{SESSION}"}}}}"#);
+            let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+            match line {
+                _ if line.contains("/version") => (
+                    200,
+                    format!(r#"{{"Version":"20.10","ApiVersion":"1.41","Os":"linux","Arch":"{arch}"}}"#),
+                ),
+                _ if line.starts_with("GET") && line.contains("/networks") => (200, format!("[{network}]")),
+                _ if line.contains("kfp-creds.role") => (200, format!("[{}]", relay.unwrap_or_default())),
+                _ if line.contains("kfp-creds.session") => (200, "[]".into()),
+                _ if line.contains("/containers/json") => {
+                    (200, format!("[{}]", relay.into_iter().chain([task]).collect::<Vec<_>>().join(",")))
+                }
+                _ if line.starts_with("DELETE") && state == "running" => {
+                    (403, r#"{"message":"network net has active endpoints"}"#.into())
+                }
+                _ => (204, String::new()),
+            }
+        }
+
+        async fn serve(self: Arc<Self>, listener: UnixListener) {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).await.unwrap();
+                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                let (status, body) = self.answer(head.lines().next().unwrap_or_default());
+                let length =
+                    if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+                let head = "content-type: application/json\r\nconnection: close\r\n";
+                let reply = format!("HTTP/1.1 {status} x\r\n{head}{length}\r\n{body}");
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            }
+        }
+
+        /// Sweeps beside such a session: after how long, what stays, and what was changed at the engine.
+        async fn swept(
+            mode: &'static str,
+            back: Option<Duration>,
+            socket_left: bool,
+        ) -> (Duration, usize, Vec<String>) {
+            let folder = std::env::temp_dir().join(format!(
+                "kc-sweep-{}-{mode}-{}",
+                std::process::id(),
+                back.is_some()
+            ));
+            std::fs::create_dir_all(&folder).unwrap();
+            let listener = UnixListener::bind(folder.join("engine")).unwrap();
+            let foreign = Arc::new(Self { mode, back, began: Instant::now(), asked: Mutex::default() });
+            Tasks::new().spawn("engine", foreign.clone().serve(listener));
+            let engine = Engine::connect(&folder.join("engine")).await.unwrap();
+            if socket_left {
+                drop(UnixListener::bind(folder.join(format!("{SESSION}.sock"))).unwrap());
+            }
+            let voice = Voice::new(Form::Quiet, std::io::sink());
+            let began = Instant::now();
+            let left = sweep(&engine, &folder, &voice).await.unwrap();
+            let after = began.elapsed();
+            std::fs::remove_dir_all(&folder).unwrap();
+            let asked = foreign.asked.lock().unwrap();
+            let changes = asked.iter().filter(|line| !line.starts_with("GET"));
+            let changes = changes.map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+            (after, left.len(), changes)
+        }
+    }
+
+    fn about(after: Duration, seconds: u64) {
+        let slack = Duration::from_millis(500);
+        assert!(
+            after >= Duration::from_secs(seconds) && after < Duration::from_secs(seconds) + slack,
+            "{after:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_of_another_user_whose_relay_comes_back_is_alive() {
+        let (after, left, changes) = Foreign::swept("run", Some(Duration::from_secs(29)), false).await;
+        about(after, 29);
+        assert_eq!((left, changes), (0, vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_of_another_user_is_dead_when_its_relay_is_not_back_in_time() {
+        let (after, left, changes) = Foreign::swept("run", None, false).await;
+        about(after, 30);
+        assert_eq!(left, 0);
+        let want =
+            ["POST /containers/task/stop?t=1", "POST /networks/net/disconnect", "DELETE /networks/net"];
+        assert_eq!(changes, want);
+    }
+
+    /// Nothing of it would be stopped.
+    #[tokio::test(start_paused = true)]
+    async fn a_serve_of_another_user_is_waited_for_a_moment_only() {
+        let (after, left, changes) = Foreign::swept("serve", None, false).await;
+        about(after, 2);
+        assert_eq!(left, 1);
+        assert!(
+            !changes.iter().any(|line| line.contains("/stop") || line.contains("/disconnect")),
+            "{changes:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_on_which_nobody_listens_needs_no_waiting() {
+        let (after, left, _) = Foreign::swept("run", None, true).await;
+        about(after, 0);
+        assert_eq!(left, 0);
+    }
+}

@@ -28,6 +28,7 @@ mod leaks_federated;
 mod libraries;
 mod lifecycle;
 mod minting;
+mod panics;
 mod proxy;
 mod sources_files;
 mod sources_host;

@@ -1,5 +1,5 @@
 //! Between a session and its engine: everything passes, but events can be held back, so that they come late and
-//! in another order than they happened.
+//! in another order than they happened, and the engine can be made to hang.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +15,7 @@ use serde_json::Value;
 pub(crate) struct Between {
     holding: Arc<Mutex<Vec<(String, String, Duration)>>>,
     told: Arc<Mutex<Vec<(String, String)>>>,
+    hangs: Arc<AtomicBool>,
     pub(crate) socket: PathBuf,
 }
 
@@ -38,6 +39,11 @@ impl Between {
         self.holding.lock().unwrap().push((action.into(), container.into(), late));
     }
 
+    /// From here on nobody is answered. What leaves is still seen to leave.
+    pub(crate) fn hang(&self) {
+        self.hangs.store(true, Ordering::SeqCst);
+    }
+
     /// When `action` of `container` was told, among all that was.
     pub(crate) fn place(&self, action: &str, container: &str) -> Option<usize> {
         self.told.lock().unwrap().iter().rposition(|(what, whom)| what == action && whom == container)
@@ -45,11 +51,14 @@ impl Between {
 
     fn carry(&self, client: UnixStream, engine: UnixStream) {
         let events = Arc::new(AtomicBool::new(false));
-        let (mut from, mut to, seen) =
-            (client.try_clone().unwrap(), engine.try_clone().unwrap(), events.clone());
+        let (mut from, mut to, seen, hangs) =
+            (client.try_clone().unwrap(), engine.try_clone().unwrap(), events.clone(), self.hangs.clone());
         std::thread::spawn(move || {
             let mut piece = [0; 1 << 16];
             while let Ok(read @ 1..) = from.read(&mut piece) {
+                if hangs.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let head = String::from_utf8_lossy(&piece[..read.min(64)]).into_owned();
                 seen.store(head.starts_with("GET ") && head.contains("/events"), Ordering::SeqCst);
                 if to.write_all(&piece[..read]).is_err() {

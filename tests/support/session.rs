@@ -359,6 +359,18 @@ impl Session {
         (code, self.said())
     }
 
+    /// Its exit code and all it said, when it was told to end already and does so within 10 s.
+    pub(crate) fn left(mut self) -> (Option<i32>, String) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it does not end:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let code = self.child.wait().unwrap().code();
+        std::thread::sleep(Duration::from_millis(50));
+        (code, self.said())
+    }
+
     fn interrupt(&self) {
         let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
     }

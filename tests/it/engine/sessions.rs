@@ -3,8 +3,10 @@
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::between::Between;
 use crate::support::raw::{Container, ask, network, token, until};
-use crate::support::session::{Session, docker_at, engine_socket, networks_left, raw, task_image};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, networks_left, raw, task_image};
+use crate::support::stand;
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 90"];
 
@@ -106,6 +108,38 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     drop(Session::offline("", &[]));
     assert!(running(&stays), "the container of the serve was stopped");
     assert!(!running(&goes), "the container of the dead run still runs");
+}
+
+/// Its end is begun, and an engine that hangs keeps it.
+#[test]
+fn two_signals_more_leave_what_a_hung_engine_keeps_to_the_next_start() {
+    let folder = Folder::new("between");
+    let between = Between::start(&folder.0, &engine_socket());
+    let engine = format!("unix://{}", between.socket.display());
+    let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &engine)]);
+    let (container, socket) = (sleeper(&session), session.socket.clone());
+    let signal = || Command::new("kill").args(["-INT", &session.pid().to_string()]).status().unwrap();
+    between.hang();
+    signal();
+    // Two signals at once would be one.
+    std::thread::sleep(Duration::from_millis(300));
+    let (status, said) = stand::call(&socket, "POST /v1.41/containers/create", r#"{"Image":"x"}"#);
+    assert!(status >= 400 && said.contains("ending"), "{status} {said}");
+    assert!(!session.said().contains("still ending"), "{}", session.said());
+    signal();
+    session
+        .wait_for("still ending; once more to leave what is left to the next start", Duration::from_secs(5));
+    signal();
+    session.wait_for("left as it is: the next start of kfp-creds removes it", Duration::from_secs(5));
+    let left_by = id(&session);
+    let (code, said) = session.left();
+    assert_eq!(code, Some(0), "{said}");
+    until("its relay ends with it", Duration::from_secs(5), || {
+        raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{left_by}")]).is_empty()
+    });
+    drop(container);
+    drop(Session::offline("", &[]));
+    assert_eq!(left(&left_by, &socket), "");
 }
 
 #[test]
