@@ -1,5 +1,6 @@
 //! Archives in an archive, as an image has them: tar, plain or gzip, judged while they pass.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
@@ -14,21 +15,30 @@ pub(super) const ENOUGH: usize = 512;
 pub(super) struct Layer {
     name: String,
     form: Form,
-    /// Bytes since all that came before was judged.
-    pending: u64,
 }
 
 #[derive(Debug)]
 enum Form {
     Plain(Box<Tar>),
-    Gzip(Box<MultiGzDecoder<Inside>>),
+    Gzip(Box<Gzip>),
     /// It passes unread, and why that is said.
     Closed(&'static str),
 }
 
-/// A tar archive that is written to.
-#[derive(Debug, Default)]
-pub struct Inside(pub Tar);
+/// A compressed tar archive that is pushed. To be pushed in small pieces: one may become a thousand times as much.
+#[derive(Debug)]
+pub struct Gzip {
+    decoder: MultiGzDecoder<Inside>,
+    pushed: u64,
+    judged: u64,
+    /// How far each piece reached, as it was pushed and as it came out, until that is judged. Where a file begins
+    /// in what is compressed is not known; that all that came out of a piece is judged, is.
+    reached: VecDeque<(u64, u64)>,
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Inside(Tar);
 
 impl Write for Inside {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -41,50 +51,83 @@ impl Write for Inside {
     }
 }
 
+impl Gzip {
+    pub fn new(tar: Tar) -> Self {
+        let decoder = MultiGzDecoder::new(Inside(tar));
+        Self { decoder, pushed: 0, judged: 0, reached: VecDeque::new(), broken: false }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.pushed += bytes.len() as u64;
+        self.broken =
+            self.broken || self.decoder.write_all(bytes).and_then(|()| self.decoder.flush()).is_err();
+        if self.broken {
+            // Nothing comes out any more; what did is judged as far as it can be.
+            self.judged = self.pushed;
+            return;
+        }
+        let tar = &self.decoder.get_ref().0;
+        let safe = tar.safe();
+        self.reached.push_back((self.pushed, safe + tar.unjudged()));
+        while let Some((pushed, _)) = self.reached.pop_front_if(|(_, came)| *came <= safe) {
+            self.judged = pushed;
+        }
+    }
+
+    /// It cannot be decompressed, from some place on.
+    pub fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// How many of the bytes that were pushed are judged.
+    pub fn judged(&self) -> u64 {
+        self.judged
+    }
+
+    pub fn tar(&self) -> &Tar {
+        &self.decoder.get_ref().0
+    }
+
+    pub fn tar_mut(&mut self) -> &mut Tar {
+        &mut self.decoder.get_mut().0
+    }
+}
+
 impl Layer {
     /// `None` for a file that begins with `head` and is no archive.
     pub(super) fn of(name: &str, head: &[u8]) -> Option<Self> {
         let form = match head {
-            [0x1f, 0x8b, ..] => Form::Gzip(Box::new(MultiGzDecoder::new(Inside::default()))),
+            [0x1f, 0x8b, ..] => Form::Gzip(Box::new(Gzip::new(Tar::new()))),
             [0x28, 0xb5, 0x2f, 0xfd, ..] if !name.ends_with(".zst") => {
                 Form::Closed("a layer compressed with zstd is not opened")
             }
             _ if head.len() == ENOUGH && checksum_fits(head) => Form::Plain(Box::default()),
             _ => return None,
         };
-        Some(Self { name: name.into(), form, pending: 0 })
+        Some(Self { name: name.into(), form })
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.pending += bytes.len() as u64;
         match &mut self.form {
-            Form::Plain(tar) => {
-                tar.push(bytes);
-                self.pending = tar.unjudged();
-            }
-            Form::Gzip(decoder) => {
-                if decoder.write_all(bytes).and_then(|()| decoder.flush()).is_err() {
-                    self.form = Form::Closed("cannot be decompressed");
-                } else if decoder.get_ref().0.unjudged() == 0 {
-                    self.pending = 0;
-                }
-            }
+            Form::Plain(tar) => tar.push(bytes),
+            Form::Gzip(gzip) => gzip.push(bytes),
             Form::Closed(_) => {}
-        }
-        if matches!(self.form, Form::Closed(_)) {
-            self.pending = 0;
         }
     }
 
     /// How many of the last bytes are not judged yet.
     pub(super) fn unjudged(&self) -> u64 {
-        self.pending
+        match &self.form {
+            Form::Plain(tar) => tar.unjudged(),
+            Form::Gzip(gzip) => gzip.pushed - gzip.judged,
+            Form::Closed(_) => 0,
+        }
     }
 
     pub(super) fn take_finds(&mut self) -> Vec<Entry> {
         let mut finds = match &mut self.form {
             Form::Plain(tar) => tar.take_finds(),
-            Form::Gzip(decoder) => decoder.get_mut().0.take_finds(),
+            Form::Gzip(gzip) => gzip.tar_mut().take_finds(),
             Form::Closed(_) => vec![],
         };
         for find in &mut finds {
@@ -97,8 +140,11 @@ impl Layer {
     pub(super) fn unverified(&self) -> Option<String> {
         let tar = match &self.form {
             Form::Plain(tar) => tar,
+            Form::Gzip(gzip) if gzip.broken() => {
+                return Some(format!("{}: cannot be decompressed", self.name));
+            }
             // A compressed file that is no archive is a file like any other, and says nothing.
-            Form::Gzip(decoder) => Some(&decoder.get_ref().0).filter(|tar| tar.began())?,
+            Form::Gzip(gzip) => Some(gzip.tar()).filter(|tar| tar.began())?,
             Form::Closed(why) => return Some(format!("{}: {why}", self.name)),
         };
         let whole = !tar.broken() && tar.is_between();

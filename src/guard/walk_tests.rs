@@ -260,6 +260,37 @@ fn an_image_is_judged_as_it_streams_by() {
     let doubts = reader.take_unverified();
     assert_eq!(doubts.len(), 3, "{doubts:?}");
     assert!(doubts[0].contains("zstd") && doubts[1].contains("b/layer.tar: the archive breaks off"));
+    let mut reader = Tar::new().of_image();
+    reader.push(&tar_of(&[("1/layer.tar", &[&packed[..], b"what is no gzip"].concat())]));
+    assert_eq!(reader.take_finds().len(), 1, "what comes before the damage counts");
+    assert_eq!(reader.take_unverified(), ["1/layer.tar: cannot be decompressed"]);
+}
+
+/// However large it is, and wherever its files begin and end in what is sent.
+#[test]
+fn of_a_compressed_layer_no_more_is_held_than_one_file_needs() {
+    // Without a byte of padding between them, and hard to compress.
+    let mut state = 1_u64;
+    let mut noise = |length: usize| {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        };
+        (0..length).map(|_| next()).collect::<Vec<_>>()
+    };
+    let files: Vec<(String, Vec<u8>)> = (0..60).map(|n| (format!("f{n}"), noise(64 << 10))).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&tar_of(&files)).unwrap();
+    let saved = tar_of(&[("1/layer.tar", &gzip.finish().unwrap())]);
+    let mut reader = Tar::new().of_image();
+    let most = saved.chunks(8 << 10).map(|piece| {
+        reader.push(piece);
+        reader.unjudged()
+    });
+    let most = most.max().unwrap();
+    assert!(most < 100 << 10, "{most} bytes were held of {}", saved.len());
+    assert_eq!((reader.unjudged(), reader.take_unverified()), (0, vec![]));
 }
 
 #[test]

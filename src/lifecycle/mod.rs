@@ -156,7 +156,6 @@ impl Lifecycle {
             }
             Ask::Starting { container, answer } => {
                 self.readmit(&container);
-                self.warm(&container);
                 let _ = answer.send(());
             }
             Ask::IsLeased { container, answer } => {
@@ -247,6 +246,8 @@ impl Lifecycle {
             && !tenant.barred
         {
             tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
+            drop(state);
+            self.warm(container);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Keys at every door of the API that is not a create's, against an engine that keeps what it was sent.
 
+use std::io::Write;
+
 use crate::support::fake_engine::{FakeEngine, json};
-use crate::support::stand::{Scratch, Stand, call};
+use crate::support::stand::{Scratch, Stand, call, raw};
 
 const TASK: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 const PLAIN: &str = "00000000000000000000000000000000000000000000000000000000000000bb";
@@ -139,6 +141,22 @@ fn loads_are_looked_through_layer_by_layer() {
         "{}",
         stand.said()
     );
+}
+
+/// The engine may have unpacked it by then.
+#[test]
+fn a_key_counts_though_the_archive_is_damaged_behind_it() {
+    let (_scratch, _engine, stand) = fixture();
+    let keyed = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(keyed.as_bytes()).unwrap();
+    let body = [&gzip.finish().unwrap()[..], b"what is no gzip"].concat();
+    let head = format!(
+        "POST /build HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let answer = raw(&stand.socket, [head.as_bytes(), &body].concat());
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("an AWS secret access key"), "{answer}");
 }
 
 #[test]

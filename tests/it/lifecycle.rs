@@ -303,6 +303,27 @@ async fn a_container_that_is_being_attached_while_another_ends_has_its_token() {
 }
 
 #[tokio::test]
+async fn a_container_that_starts_again_has_its_token_made_ahead() {
+    let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
+    let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
+    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+    let identity = identity("again", "https://a.example/x");
+    bench.attach('a', &identity).await;
+    let request = bench.mint.request(&identity, None, None);
+    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    bench.follow('a').await;
+    assert!(bench.mint.cached(&request, None).is_none());
+    bench.start('a').await;
+    bench.start('a').await;
+    let end = Instant::now() + Duration::from_secs(10);
+    while bench.mint.cached(&request, None).is_none() {
+        assert!(Instant::now() < end, "nothing was made ahead");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(fake.calls().len(), 2, "once for each start");
+}
+
+#[tokio::test]
 async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());

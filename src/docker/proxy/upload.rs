@@ -2,13 +2,12 @@
 //! file goes on before the file is judged, so that a refusal comes before the key has left.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flate2::write::MultiGzDecoder;
 use futures_util::stream;
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::Request;
@@ -21,7 +20,7 @@ use super::room::Room;
 use super::wire::{Refusal, Reply};
 use crate::guard::Mode;
 use crate::guard::archive::{Entry, Tar};
-use crate::guard::layer::Inside;
+use crate::guard::layer::Gzip;
 
 /// How long the rest of a refused upload is read, so that the client comes to read the answer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -192,7 +191,7 @@ enum Form {
     /// The first bytes tell how this one is read.
     Unknown(Tar),
     Plain(Tar),
-    Gzip(Box<MultiGzDecoder<Inside>>),
+    Gzip(Box<Gzip>),
     /// Not a form that is opened.
     Closed(&'static str),
 }
@@ -215,7 +214,7 @@ impl Filter {
             let tar = std::mem::take(tar);
             // A stream that begins with fewer bytes than tell is taken for plain tar and breaks there.
             self.form = match &bytes[..] {
-                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(MultiGzDecoder::new(Inside(tar)))),
+                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(Gzip::new(tar))),
                 [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x28, 0xb5, 0x2f, ..] => {
                     Form::Closed("only plain and gzip archives are opened")
                 }
@@ -224,11 +223,7 @@ impl Filter {
         }
         match &mut self.form {
             Form::Plain(tar) => tar.push(&bytes),
-            Form::Gzip(decoder) => {
-                if decoder.write_all(&bytes).and_then(|()| decoder.flush()).is_err() {
-                    self.form = Form::Closed("the archive cannot be decompressed");
-                }
-            }
+            Form::Gzip(gzip) => gzip.push(&bytes),
             Form::Unknown(_) | Form::Closed(_) => {}
         }
         self.held.push_back(bytes);
@@ -237,7 +232,7 @@ impl Filter {
     fn tar(&mut self) -> Option<&mut Tar> {
         match &mut self.form {
             Form::Plain(tar) => Some(tar),
-            Form::Gzip(decoder) => Some(&mut decoder.get_mut().0),
+            Form::Gzip(gzip) => Some(gzip.tar_mut()),
             Form::Unknown(_) | Form::Closed(_) => None,
         }
     }
@@ -247,8 +242,10 @@ impl Filter {
     }
 
     fn unverified(&mut self) -> Vec<String> {
-        if let Form::Closed(why) = self.form {
-            return vec![why.into()];
+        match &self.form {
+            Form::Closed(why) => return vec![(*why).into()],
+            Form::Gzip(gzip) if gzip.broken() => return vec!["the archive cannot be decompressed".into()],
+            _ => {}
         }
         let Some(tar) = self.tar() else { return vec![] };
         let broken = tar.broken().then(|| "it is not a tar archive, or a broken one".to_string());
@@ -258,16 +255,15 @@ impl Filter {
     /// The next bytes that may go on; all of them at the end.
     fn release(&mut self, end: bool) -> Option<Bytes> {
         let first = self.held.front_mut()?;
-        let free = match &self.form {
-            _ if end => first.len(),
-            Form::Plain(tar) => usize::try_from(tar.safe().saturating_sub(self.released))
-                .unwrap_or(usize::MAX)
-                .min(first.len()),
-            // Where the compressed bytes of a file begin is not known: all or nothing.
-            Form::Gzip(decoder) if decoder.get_ref().0.unjudged() == 0 => first.len(),
-            Form::Closed(_) => first.len(),
-            Form::Gzip(_) | Form::Unknown(_) => 0,
+        let judged = match &self.form {
+            _ if end => u64::MAX,
+            Form::Plain(tar) => tar.safe(),
+            Form::Gzip(gzip) => gzip.judged(),
+            Form::Closed(_) => u64::MAX,
+            Form::Unknown(_) => 0,
         };
+        let free = judged.saturating_sub(self.released);
+        let free = usize::try_from(free).unwrap_or(usize::MAX).min(first.len());
         if free == 0 {
             return None;
         }

@@ -89,13 +89,24 @@ fn a_neighbour_is_spoken_for_on_a_plain_network_and_not_here() {
 
 /// What `no_namespace_..` and `a_privileged_exec_..` refuse, where nobody refuses it.
 #[test]
-fn a_pid_namespace_is_joined_and_a_privileged_exec_made_without_us() {
+fn pid_and_ipc_namespaces_are_joined_and_a_privileged_exec_made_without_us() {
     let victim = Made("container", unused("victim"));
     let image = task_image();
     raw(&["run", "-d", "--name", &victim.1, "-e", "WHAT_IT_KNOWS=here", &image, "sleep", "120"]);
     let pid = format!("container:{}", victim.1);
     let seen = raw(&["run", "--rm", "--pid", &pid, &image, "cat", "/proc/1/environ"]);
     assert!(seen.contains("WHAT_IT_KNOWS=here"), "{seen:?}");
+    // The same for what it shares by IPC.
+    let sharing = Made("container", unused("sharing"));
+    let writes = ["sh", "-c", "echo here >/dev/shm/what_it_knows; exec sleep 120"];
+    raw(&[&["run", "-d", "--name", &sharing.1, "--ipc", "shareable", &image], &writes[..]].concat());
+    until("it is written", Duration::from_secs(5), || {
+        docker_at(&engine_socket(), &["exec", &sharing.1, "test", "-s", "/dev/shm/what_it_knows"])
+            .status
+            .success()
+    });
+    let ipc = format!("container:{}", sharing.1);
+    assert_eq!(raw(&["run", "--rm", "--ipc", &ipc, &image, "cat", "/dev/shm/what_it_knows"]), "here");
     // Made, not started: an engine inside a container may not have such rights itself to give.
     let line = format!("POST /v1.41/containers/{}/exec", victim.1);
     let body = r#"{"Privileged":true,"Cmd":["true"]}"#;

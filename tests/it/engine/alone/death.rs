@@ -107,11 +107,10 @@ fn the_last_token_goes_out_within_100_ms_of_the_die_event() {
         assert!(said["tokens"].as_u64().unwrap() >= 10, "{said}");
         delays.push((after("last"), after("refusal")));
     }
-    delays.sort_by(|one, other| one.0.total_cmp(&other.0));
-    // The middle one decides: the host keeps no time of what it sends (that would cost every request), so what
-    // is seen here is when the prober read it, and on a busy machine it waits for a processor first.
-    assert!(delays[2].0 < 100.0, "{delays:?} ms");
-    assert!(delays.iter().all(|(last, refusal)| *last < 1000.0 && refusal.is_finite()), "{delays:?} ms");
+    // The host keeps no time of what it sends (that would cost every request), so what is seen here is when the
+    // prober read it: later, where a busy machine lets it wait for a processor.
+    assert!(delays.iter().all(|(last, _)| *last < 100.0), "{delays:?} ms");
+    assert!(delays.iter().all(|(_, refusal)| *refusal < 1000.0), "{delays:?} ms");
 }
 
 /// When the engine said that it died, in seconds.
