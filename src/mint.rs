@@ -182,7 +182,16 @@ impl Mint {
 
     /// Whom a token belongs to: nobody, where containers of an identity may share it.
     pub fn holder(&self, identity: &Identity, container: Option<&ContainerId>) -> Option<ContainerId> {
-        container.filter(|_| identity.isolate || self.source.per_container()).cloned()
+        container.filter(|_| self.apart(identity)).cloned()
+    }
+
+    fn apart(&self, identity: &Identity) -> bool {
+        identity.isolate || self.source.per_container()
+    }
+
+    /// Whether tokens for `ask` have the scopes that are asked for.
+    pub fn narrows(&self, ask: &AccessRequest) -> bool {
+        self.source.narrows(ask)
     }
 
     /// The fresh token of the cache, if there is one: the hot path, without an await. Starts the renewal
@@ -233,8 +242,9 @@ impl Mint {
         let holders: HashSet<&ContainerId> = live.iter().map(|grant| &grant.container).collect();
         let asks =
             |holder: &Option<ContainerId>, account: &Option<String>, can: &dyn Fn(&Identity) -> bool| {
+                let asks = |of: &Identity| self.apart(of) == holder.is_some() && has(of, account) && can(of);
                 holder.as_ref().is_none_or(|holder| holders.contains(holder))
-                    && identities.iter().any(|identity| has(identity, account) && can(identity))
+                    && identities.iter().any(|identity| asks(identity))
             };
         self.access.forget(|ask| {
             !asks(&ask.holder, &ask.service_account, &|identity| {

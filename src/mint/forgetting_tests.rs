@@ -60,12 +60,15 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let mint = mint(&source);
     let own = AccessRequest { holder: Some(container("a")), ..ask("x") };
     let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
-    let (one, two) = tokio::join!(text(&mint, &own), text(&mint, &other));
-    assert!(one.is_ok() && two.is_ok());
+    // Made before anybody was there; those who come ask each for their own.
+    let shared = ask("x");
+    let (one, two, three) = tokio::join!(text(&mint, &own), text(&mint, &other), text(&mint, &shared));
+    assert!(one.is_ok() && two.is_ok() && three.is_ok());
     let identity = Arc::new(Identity { scopes: Scopes::parse("x"), isolate: true, ..Identity::default() });
     let lives = Grant { container: container("b"), identity, by: By::Default, task: Arc::default() };
     mint.forget_all_but(std::slice::from_ref(&lives));
     assert!(mint.cached(&own, None).is_none() && mint.cached(&other, None).is_some());
+    assert!(mint.cached(&shared, None).is_none());
 
     let (landed, ()) = tokio::join!(text(&mint, &own), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -73,7 +76,7 @@ async fn a_holder_is_forgotten_with_its_flight() {
     });
     assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
     assert!(mint.cached(&own, None).is_none(), "but nothing of a dead container comes back");
-    assert_eq!(source.calls(), 3);
+    assert_eq!(source.calls(), 4);
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,6 +45,9 @@ impl Server {
         let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
+        if ask.enforced && !self.mint.narrows(&request) {
+            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
+        }
         let token = match self.mint.cached(&request, who(caller)) {
             Some(token) => token,
             None => match self.mint.access(&request, who(caller), left(deadline)).await {
@@ -117,9 +120,11 @@ impl Server {
         Ok(metadata::identity_reply(&token))
     }
 
-    /// Remembered with the lease; written down when it is new to this caller.
+    /// Remembered with the lease; written down when it is new to this caller. One whose lease has ended meanwhile
+    /// is not sent it.
     fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
-        if let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
+        if caller.still_valid()
+            && let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
             && issued.add(*token)
         {
             self.recorder.handed_out(who, account, asked, token);

@@ -74,6 +74,16 @@ impl Credential {
         }
     }
 
+    /// Whether its own tokens have the scopes that are asked for.
+    pub(super) fn narrows(&self) -> bool {
+        match &self.kind {
+            Kind::Key(_) | Kind::Federated(_) | Kind::Impersonated(_) => true,
+            Kind::Login(_) | Kind::Workforce(_) | Kind::Provided(_) | Kind::Machine(_) | Kind::Gcloud(_) => {
+                false
+            }
+        }
+    }
+
     pub(super) fn email(&self) -> Option<String> {
         match &self.kind {
             Kind::Key(key) => Some(key.email().to_owned()),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::provided::Exec;
 use crate::source::command::Command;
-use crate::source::external::{Brought, Good, brought};
+use crate::source::external::{Brought, Good, brought, span};
 use crate::source::google::life;
 use crate::source::variables::Variables;
 use crate::source::{AccessRequest, SourceError, jwt};
@@ -106,13 +106,13 @@ impl Provider {
                 )));
             }
         }
-        let expires = match (got.expires, got.life) {
+        let expires = match (got.expires, got.life.as_ref().and_then(span).filter(|life| !life.is_zero())) {
             (Some(end), _) => deadline(end, now)?,
             // From before it ran: too short rather than too long.
             (None, Some(claimed)) => Deadline::after(now, life(claimed)?),
             (None, None) => {
                 return Err(SourceError::refused(format!(
-                    "the command {name} did not say how long its token lives (expiration_time, or expires_in), and \
+                    "the command {name} did not say how long its token lives (expiration_time, or expires_in as a number), and \
                      such a token is not used"
                 )));
             }

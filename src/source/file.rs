@@ -71,7 +71,10 @@ pub(super) fn read(
     let file = fs::File::open(path).map_err(unread)?;
     // Never grown, so that no copy of its beginning is left behind. What is written to it meanwhile changes its
     // stamp, and it is read again.
-    let room = file.metadata().map_err(unread)?.len().min(LARGEST_FILE) + 1;
+    let room = match file.metadata().map_err(unread)?.len() {
+        0 => LARGEST_FILE, // some file systems do not know
+        length => length.min(LARGEST_FILE) + 1,
+    };
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or_default()));
     file.take(room).read_to_end(&mut bytes).map_err(unread)?;
     let bytes = Secret::new(std::mem::take(&mut *bytes));

@@ -292,6 +292,10 @@ impl Source for Google {
         }
     }
 
+    fn narrows(&self, ask: &AccessRequest) -> bool {
+        ask.service_account.is_some() || self.credential().narrows()
+    }
+
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
         Box::pin(self.in_time(self.access(ask)))
     }

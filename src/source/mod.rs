@@ -108,6 +108,12 @@ pub trait Source: Debug + Send + Sync {
         false
     }
 
+    /// Whether a token for `ask` has exactly the scopes that are asked for. False where somebody else chose them,
+    /// at a login or for a machine.
+    fn narrows(&self, _ask: &AccessRequest) -> bool {
+        true
+    }
+
     /// One exchange, uncached: `mint` keeps tokens and sees to it that a request is made once.
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>>;
 

@@ -14,7 +14,7 @@ use crate::support::listening::Listening;
 use crate::support::session::{Folder, program};
 
 /// What only the golden view has, or a wire with its own address: no other server can answer these.
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "golden",
     "123-compute",
     "a-key",
@@ -26,6 +26,7 @@ const OURS: [&str; 10] = [
     "guest-attributes",
     // What comes of it depends on the credential.
     "enforce_scopes=true",
+    "enforce_scopes=Y",
 ];
 
 /// What every server answers to this case, in the form of `cases.txt`; nothing where that cannot be said.

@@ -11,7 +11,7 @@ mod response;
 mod subject;
 
 pub(super) use described::{Described, Fields};
-pub(super) use response::{Brought, Good, brought};
+pub(super) use response::{Brought, Good, brought, span};
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -25,7 +25,7 @@ struct Written {
     saml_response: Option<Secret<String>>,
     access_token: Option<Secret<String>>,
     expiration_time: Option<f64>,
-    expires_in: Option<f64>,
+    expires_in: Option<Value>,
     account: Option<String>,
     code: Option<Value>,
 }
@@ -47,9 +47,9 @@ pub(in crate::source) struct Brought {
     pub(in crate::source) good: Good,
     pub(in crate::source) token: Secret<String>,
     pub(in crate::source) expires: Option<SystemTime>,
-    /// `expires_in`, where there is no `expiration_time`. AIP-4117 does not have it, and in a file that is read
-    /// later it would count from nowhere: only who ran the command itself may go by it.
-    pub(in crate::source) life: Option<Duration>,
+    /// `expires_in` as it was written. AIP-4117 does not have it, and in a file that is read later it would count
+    /// from nowhere: only who ran the command itself may go by it, and for all others it may be anything.
+    pub(in crate::source) life: Option<Value>,
     pub(in crate::source) account: Option<String>,
 }
 
@@ -90,12 +90,11 @@ pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
     let token = token.filter(|token| !token.expose().is_empty());
     let token = token.ok_or(Nothing::Malformed("it has no token of the kind that its token_type says"))?;
     let expires = written.expiration_time.map(seconds).transpose()?;
-    let life = written.expires_in.filter(|_| expires.is_none()).map(span).transpose()?;
-    if expires.is_some_and(|end| end <= now) || life.is_some_and(|life| life.is_zero()) {
+    if expires.is_some_and(|end| end <= now) {
         return Err(Nothing::Expired);
     }
     let account = written.account.filter(|account| !account.is_empty());
-    Ok(Brought { good, token, expires, life, account })
+    Ok(Brought { good, token, expires, life: written.expires_in, account })
 }
 
 /// What a command that ran brought; `name` is for messages.
@@ -128,9 +127,9 @@ fn seconds(given: f64) -> Result<SystemTime, Nothing> {
     end.ok_or(Nothing::Malformed("its expiration_time is not a time in seconds since 1970"))
 }
 
-fn span(given: f64) -> Result<Duration, Nothing> {
-    Duration::try_from_secs_f64(given.trunc())
-        .map_err(|_| Nothing::Malformed("its expires_in is not a number of seconds"))
+/// `expires_in` as a span, where it is a number of seconds.
+pub(in crate::source) fn span(given: &Value) -> Option<Duration> {
+    Duration::try_from_secs_f64(given.as_f64()?.trunc()).ok()
 }
 
 /// A number, or what looks like a code.
@@ -167,16 +166,19 @@ mod tests {
             assert_eq!(brought.expires, Some(at(200)));
             assert!(matches!(read(text.as_bytes(), at(200)), Err(Nothing::Expired)));
         }
-        // A life counts where no end is given.
-        for (more, expires, life) in [
-            (json!({"expires_in": 60}), None, Some(60)),
-            (json!({"expires_in": 60.9}), None, Some(60)),
-            (json!({"expires_in": 60, "expiration_time": 200}), Some(at(200)), None),
+        // What executables of other makers write there breaks nothing.
+        for (written, life) in [
+            (json!(60), Some(60)),
+            (json!(60.9), Some(60)),
+            (json!(0), Some(0)),
+            (json!("3600"), None),
+            (json!(-5), None),
+            (json!(1e300), None),
+            (json!(null), None),
         ] {
-            let mut text = json!({"version": 1, "success": true, "token_type": JWT, "id_token": "t"});
-            more.as_object().unwrap().iter().for_each(|(key, value)| text[key] = value.clone());
+            let text = json!({"version": 1, "success": true, "token_type": JWT, "id_token": "t", "expires_in": written});
             let brought = read(text.to_string().as_bytes(), at(100)).unwrap();
-            assert_eq!((brought.expires, brought.life), (expires, life.map(Duration::from_secs)), "{more}");
+            assert_eq!(brought.life.as_ref().and_then(span), life.map(Duration::from_secs), "{written}");
         }
     }
 
@@ -198,9 +200,6 @@ mod tests {
             ("expiration_time", json!("soon")),
             ("expiration_time", json!(-5)),
             ("expiration_time", json!(1e300)),
-            ("expires_in", json!("3600")),
-            ("expires_in", json!(-5)),
-            ("expires_in", json!(1e300)),
         ] {
             let mut broken = whole.clone();
             broken[key] = value;

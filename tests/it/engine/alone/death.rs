@@ -150,13 +150,20 @@ fn a_reply_in_flight_at_the_end_reaches_nobody() {
     let scopes =
         format!("[identity.default]\nscopes = [\"{NARROW}\", \"{NARROW}x\", \"{NARROW}y\", \"{NARROW}z\"]\n");
     let endpoint = google.token_uri();
-    let environment =
-        [("KFP_CREDS_CREDENTIALS_FILE", file.to_str().unwrap()), ("KFP_CREDS_ENDPOINT_TOKEN", &endpoint)];
+    let audit = folder.0.join("audit.jsonl");
+    let environment = [
+        ("KFP_CREDS_CREDENTIALS_FILE", file.to_str().unwrap()),
+        ("KFP_CREDS_ENDPOINT_TOKEN", &endpoint),
+        ("KFP_CREDS_AUDIT_FILE", audit.to_str().unwrap()),
+    ];
     let session = Session::start(&scopes, &["--all"], &environment);
     let (network, relay) = network(&session);
     // Another scope each time: a key that has no token yet.
     for scope in [NARROW.to_string(), format!("{NARROW}x"), format!("{NARROW}y"), format!("{NARROW}z")] {
         if in_flight(&session, &google, &network, &relay, &scope) {
+            let audit = std::fs::read_to_string(&audit).unwrap();
+            assert!(audit.contains(r#""event":"cut-off""#) && audit.contains(r#""event":"mint""#), "{audit}");
+            assert!(!audit.contains(r#""event":"hand-out""#), "nobody was sent it: {audit}");
             return;
         }
     }
