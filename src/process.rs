@@ -62,6 +62,14 @@ pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Sen
     begun.ok().and_then(|_| ended.recv_timeout(limit).ok())
 }
 
+/// The same without a limit, for a caller that waits while others are served. `None` where there is no thread to be had.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, ended) = tokio::sync::oneshot::channel();
+    let begun = std::thread::Builder::new().name("aside".into()).spawn(move || drop(done.send(work())));
+    begun.ok()?;
+    ended.await.ok()
+}
+
 /// A header that only our own requests to a metadata server carry: a server of ours that sees it is being
 /// asked by a source of ours, which took it for the machine's own, and says so with a 508.
 pub const OWN_SOURCE: &str = "x-kfp-creds-source";

@@ -6,6 +6,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,13 @@ use crate::config::{self, Config, Surroundings, Unread};
 use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
 use crate::observe::Voice;
-use crate::process::Tasks;
+use crate::process::{Tasks, aside};
 
 /// How often the file is looked at: one `stat`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// After this a person is told that the file system keeps the session waiting.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// What a config says that a session takes up while it runs.
 pub(super) fn rules(config: &Config) -> Rules {
@@ -48,11 +52,15 @@ pub(super) async fn follow(
     let (mut seen, mut taken) = (config.stamp, config.stamp);
     let mut waiting = false;
     loop {
-        tokio::select! {
+        let place = file.clone();
+        let next = async {
+            tokio::time::sleep(LOOK_EVERY).await;
+            aside(move || stamp(&place)).await
+        };
+        let now = tokio::select! {
             () = tasks.stop().cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        let now = stamp(&file);
+            now = next => now.flatten(),
+        };
         // Writers are not atomic: a state counts when it was seen twice. One that waits for trust is asked
         // about again without being said again.
         let settled = now == std::mem::replace(&mut seen, now);
@@ -62,7 +70,10 @@ pub(super) async fn follow(
         let again = now == taken;
         taken = now;
         waiting = false;
-        let read = look(&config, &around, &proxy, &file).await;
+        let read = tokio::select! {
+            () = tasks.stop().cancelled() => return,
+            read = look(&config, &around, &proxy, &file, &voice) => read,
+        };
         match read {
             Ok(new) => {
                 let live = lifecycle.members().iter().filter(|member| member.lease.is_some()).count();
@@ -86,14 +97,26 @@ async fn look(
     around: &Surroundings,
     proxy: &Arc<Settings>,
     file: &Path,
+    voice: &Voice,
 ) -> Result<Config, Unread> {
     let stays = "what was read before stays";
     let broken =
         |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", file.display()));
     let (old, around) = (config.clone(), around.clone());
     // Sources of mounts are looked through for keys: not on the thread that serves.
-    let read = tokio::task::spawn_blocking(move || config::reread(&old, &around)).await;
-    let new = read.map_err(|error| broken(error.to_string()))?.map_err(|unread| match unread {
+    let mut reading = pin!(aside(move || config::reread(&old, &around)));
+    let read = match tokio::time::timeout(SILENT, &mut reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            let file = file.display();
+            voice.notice(format!(
+                "{file} or what it mounts is on a file system that does not answer; {stays} until it does"
+            ));
+            reading.await
+        }
+    };
+    let read = read.ok_or_else(|| broken("the reading of it broke off".into()))?;
+    let new = read.map_err(|unread| match unread {
         Unread::Broken(why) => {
             let mut lines = why.lines();
             let first = lines.next().unwrap_or_default();
