@@ -7,6 +7,7 @@
 //! # asks: access EMAIL scopes=a,b form=json      the step has to ask for this token; `exactly` where no other will do
 //! # waits: 60s                                   the step has to wait this long, then reply as below
 //! # given: Transient the text                    what `failure_reply` is called with, in place of a token
+//! # server: strict                              on a wire: asked of a server with this in its config, `support::wire`
 //! # step only: why no listener can be sent this
 //! GET /path HTTP/1.1                             lines end in CRLF on the wire, in LF here
 //! Name: value
@@ -47,6 +48,8 @@ pub(crate) struct Case {
     pub(crate) asks: Option<String>,
     pub(crate) waits: Option<String>,
     pub(crate) given: Option<(Failure, String)>,
+    /// What a server needs beside the usual for this case.
+    pub(crate) server: Option<String>,
     /// Why only `step()` can run this case.
     pub(crate) step_only: Option<String>,
 }
@@ -85,7 +88,9 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         .iter()
         .copied()
         .filter(|line| {
-            !["asks: ", "waits: ", "given: ", "step only: "].iter().any(|key| line.starts_with(key))
+            !["asks: ", "waits: ", "given: ", "server: ", "step only: "]
+                .iter()
+                .any(|key| line.starts_with(key))
         })
         .collect();
     let rest = &text[comments.iter().map(|line| line.len() + 3).sum::<usize>()..];
@@ -113,6 +118,7 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         asks: told("asks: "),
         waits: told("waits: "),
         given: told("given: ").map(|given| failure(&given)).transpose()?,
+        server: told("server: "),
         step_only: told("step only: "),
     })
 }

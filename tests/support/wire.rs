@@ -11,7 +11,7 @@ use super::golden::{ACCESS_TOKEN, Case, IDENTITY_TOKEN};
 use super::session::claims;
 
 /// Makes a session's view that of `golden::view()`, as far as a config can.
-pub(crate) const CONFIG: &str = r#"
+const CONFIG: &str = r#"
     project = "golden-project"
     numeric_project = 987654321098
     email = "golden@golden-project.iam.gserviceaccount.com"
@@ -28,6 +28,20 @@ pub(crate) const CONFIG: &str = r#"
     scopes = ["https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/bigquery"]
     other_accounts = ["123-compute@developer.gserviceaccount.com"]
 "#;
+
+/// The servers of the cases, by the name that those have for them: what the identity has besides, and how often each
+/// case is sent. The last answer counts.
+pub(crate) const SERVERS: [(Option<&str>, &str, usize); 3] = [
+    (None, "", 1),
+    (Some("strict"), "strict = true\naudiences = [\"x\"]", 1),
+    (Some("rated"), "rate = 1", 2),
+];
+
+/// The config of one of [`SERVERS`], whose identity is called what the cases call it.
+pub(crate) fn config(more: &str) -> String {
+    let own = CONFIG.replace("[identity.default]", &format!("[identity.loader]\n{more}"));
+    format!("default = \"loader\"\n{own}")
+}
 
 /// The scopes of the second account: its own in the golden cases, in a session those of the identity.
 const OF_SECOND: &str = r#""scopes":["https://www.googleapis.com/auth/devstorage.read_only"]"#;
@@ -66,11 +80,14 @@ pub(crate) struct Answer {
     pub(crate) after: Duration,
 }
 
-/// Every case that a wire can carry here.
-pub(crate) fn cases() -> Vec<Case> {
+/// Every case that a wire can carry to one of [`SERVERS`].
+pub(crate) fn cases(server: Option<&str>) -> Vec<Case> {
     let mut cases = super::golden::cases();
-    cases.retain(|case| case.step_only.is_none());
-    assert!(cases.len() >= 181, "only {} cases", cases.len());
+    let is_at = |case: &Case, server: Option<&str>| case.server.as_deref() == server;
+    assert!(cases.iter().all(|case| SERVERS.iter().any(|(name, ..)| is_at(case, *name))));
+    cases.retain(|case| case.step_only.is_none() && is_at(case, server));
+    let least = if server.is_none() { 181 } else { 1 };
+    assert!(cases.len() >= least, "only {} cases", cases.len());
     cases
 }
 
@@ -180,7 +197,8 @@ impl Stand {
     /// The expected body; a minted one is read from the answer, looked at, and put in the golden one's place.
     fn body(&self, case: &Case, got: &[u8], is_head: bool) -> Result<String, String> {
         let want = self.replaced(std::str::from_utf8(&case.body).unwrap());
-        let Some(asks) = case.asks.as_deref().filter(|_| !is_head) else { return Ok(want) };
+        let given = case.asks.as_deref().filter(|_| !is_head && case.given.is_none());
+        let Some(asks) = given else { return Ok(want) };
         let got = shown(got);
         let email = asks.split(' ').nth(1).unwrap();
         if let Some(rest) = asks.strip_prefix("identity ") {
