@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::archive::{Tar, checksum_fits, last};
 use super::content::HEAD;
+use super::layer::{CLOSED, is_closed};
 use super::{Kind, environment, what};
 
 /// Bytes at a time: large enough that most files of a layer lie in one piece and are judged in place.
@@ -91,8 +92,8 @@ impl Scan {
                 }
             };
         }
-        if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) && !name.ends_with(".zst") {
-            self.report.unverified.push(format!("{name}: a layer compressed with zstd is not opened"));
+        if is_closed(start) {
+            self.report.unverified.push(format!("{name}: {CLOSED}"));
             return Ok(());
         }
         if start.len() >= 512 && checksum_fits(&start[..512]) {
@@ -197,7 +198,7 @@ fn config(document: &Value) -> Vec<(Kind, String)> {
 /// The same of a document as it stands in an archive; `None` for any other file.
 pub(super) fn told(bytes: &[u8]) -> Option<Vec<(Kind, String)>> {
     let document = matches!(bytes.first(), Some(b'{' | b'['));
-    let value = serde_json::from_slice::<Value>(bytes).ok().filter(|_| document)?;
+    let value = document.then(|| serde_json::from_slice::<Value>(bytes).ok()).flatten()?;
     is_of_an_image(&value).then(|| config(&value))
 }
 

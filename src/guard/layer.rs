@@ -10,6 +10,14 @@ use super::archive::{Entry, Tar, checksum_fits};
 /// So many bytes of a file tell whether it is an archive of its own.
 pub(super) const ENOUGH: usize = 512;
 
+/// Why what begins like that is not looked at.
+pub(super) const CLOSED: &str = "a layer compressed with zstd, bzip2 or xz is not opened";
+
+/// Engines open these by what they begin with, whatever they are called.
+pub(super) fn is_closed(head: &[u8]) -> bool {
+    matches!(head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', ..])
+}
+
 /// One archive inside another. It holds what a [`Tar`] holds: one file's beginning at most.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -98,9 +106,7 @@ impl Layer {
     pub(super) fn of(name: &str, head: &[u8]) -> Option<Self> {
         let form = match head {
             [0x1f, 0x8b, ..] => Form::Gzip(Box::new(Gzip::new(Tar::new()))),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] if !name.ends_with(".zst") => {
-                Form::Closed("a layer compressed with zstd is not opened")
-            }
+            _ if is_closed(head) => Form::Closed(CLOSED),
             _ if head.len() == ENOUGH && checksum_fits(head) => Form::Plain(Box::default()),
             _ => return None,
         };

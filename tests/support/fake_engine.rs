@@ -41,6 +41,8 @@ type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
 pub(crate) struct FakeEngine {
     pub(crate) socket: PathBuf,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// All that ever came, of requests that broke off as well.
+    came: Arc<Mutex<Vec<u8>>>,
     open: Arc<AtomicUsize>,
 }
 
@@ -56,7 +58,7 @@ impl FakeEngine {
     pub(crate) fn start(dir: &Path, script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> Self {
         let socket = dir.join("engine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let engine = Self { socket, seen: Arc::default(), open: Arc::default() };
+        let engine = Self { socket, seen: Arc::default(), came: Arc::default(), open: Arc::default() };
         let (script, served): (Arc<Script>, _) = (Arc::new(script), engine.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -75,6 +77,12 @@ impl FakeEngine {
         self.seen.lock().unwrap().clone()
     }
 
+    /// Whether `text` ever arrived, in whatever came of it.
+    pub(crate) fn was_sent(&self, text: &str) -> bool {
+        let came = self.came.lock().unwrap();
+        came.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
     /// Waits until `count` connections are open.
     pub(crate) fn settles_at(&self, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -85,7 +93,8 @@ impl FakeEngine {
     }
 
     fn serve(&self, mut stream: UnixStream, script: &Script) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut reader =
+            BufReader::new(Kept { stream: stream.try_clone().unwrap(), came: self.came.clone() });
         let Some(seen) = read(&mut reader) else { return };
         self.seen.lock().unwrap().push(seen.clone());
         for act in script(&seen) {
@@ -112,6 +121,20 @@ impl FakeEngine {
     }
 }
 
+/// A stream that remembers what was read from it.
+struct Kept {
+    stream: UnixStream,
+    came: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Read for Kept {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.stream.read(into)?;
+        self.came.lock().unwrap().extend_from_slice(&into[..read]);
+        Ok(read)
+    }
+}
+
 fn gone(stream: UnixStream) {
     use tokio::io::Interest;
     stream.set_nonblocking(true).unwrap();
@@ -125,7 +148,7 @@ fn gone(stream: UnixStream) {
 }
 
 /// One request; `None` when the peer left before its end. Ambiguous framing is a failure of the proxy.
-fn read(reader: &mut BufReader<UnixStream>) -> Option<Seen> {
+fn read(reader: &mut impl BufRead) -> Option<Seen> {
     let mut lines = vec![];
     loop {
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Archives on their way to the engine (`docker cp`, build contexts): judged as they pass. No byte of a
+//! Archives on their way to the engine (copies, build contexts, imports, loads): judged as they pass. No byte of a
 //! file goes on before the file is judged, so that a refusal comes before the key has left.
 
 use std::collections::VecDeque;
@@ -126,7 +126,10 @@ impl Room {
             let Ok(mut data) = frame.into_data() else { continue };
             while !data.is_empty() {
                 let sip = filter.sip(&mut data);
-                filter.push(sip);
+                filter = match filter.push_aside(sip).await {
+                    Some(filter) => filter,
+                    None => return,
+                };
                 if let Err(refusal) = self.decide(mode, &who, self.texts(&mut filter)) {
                     let _ = pieces.send(Err(io::Error::other("a key"))).await;
                     drop(pieces);
@@ -209,6 +212,20 @@ impl Filter {
         }
     }
 
+    /// [`Self::push`] away from the thread that serves where a sip may become gigabytes: compressed layers in a
+    /// compressed archive multiply. `None` where that broke.
+    async fn push_aside(mut self, bytes: Bytes) -> Option<Self> {
+        if !self.sips {
+            self.push(bytes);
+            return Some(self);
+        }
+        let pushed = tokio::task::spawn_blocking(move || {
+            self.push(bytes);
+            self
+        });
+        pushed.await.ok()
+    }
+
     fn push(&mut self, bytes: Bytes) {
         if let Form::Unknown(tar) = &mut self.form {
             let tar = std::mem::take(tar);
@@ -248,7 +265,9 @@ impl Filter {
             _ => {}
         }
         let Some(tar) = self.tar() else { return vec![] };
-        let broken = tar.broken().then(|| "it is not a tar archive, or a broken one".to_string());
+        // Of other archives the engine itself says so.
+        let cut = tar.is_of_image() && !tar.is_between();
+        let broken = (tar.broken() || cut).then(|| "it is not a tar archive, or a broken one".to_string());
         broken.into_iter().chain(tar.take_unverified()).collect()
     }
 
