@@ -240,7 +240,7 @@ def main():
     options.add_argument("--column", type=column, action="append", required=True, metavar="NAME=SOCKET")
     options.add_argument("--only", help="verbs whose name holds this text")
     options.add_argument("--client", help="clients whose name holds this text")
-    options.add_argument("--parallel", type=int, default=5)
+    options.add_argument("--parallel", type=int, default=8)
     options.add_argument("--loud", action="store_true", help="a line for each verb, on stderr")
     given = options.parse_args()
     # What was made is removed however this ends.
