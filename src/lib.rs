@@ -18,7 +18,7 @@
 //!
 //! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
 //! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create; `docker/proxy/create.rs` carries it
-//! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` the output of auto-removed
+//! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` (with `docker/proxy/frames.rs`) the output of auto-removed
 //! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours;
 //! `docker/proxy/guard.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`, `docker/proxy/images.rs`,
 //! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what

@@ -578,14 +578,27 @@ fn logs_of_one_that_said_nothing_are_empty_and_no_error() {
 
 #[test]
 fn logs_that_break_off_are_told_to_their_end() {
-    let cut = |texts: &[(u8, &str)]| {
+    let sent = |texts: &[(u8, &str)], end: &str| {
         let part = frames(texts);
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        vec![Act::Send(format!("{head}{:x}\r\n{part}\r\n0\r\n\r\n", part.len()).into_bytes())]
+        vec![Act::Send(format!("{head}{:x}\r\n{part}\r\n{end}", part.len()).into_bytes())]
     };
-    let (status, text, looked, _) = read_late(cut(&[(1, "one\n"), (2, "e")]), FOLLOW);
+    let cut = |texts: &[(u8, &str)]| sent(texts, "0\r\n\r\n");
     let all = [(1, "one\n"), (2, "e"), (2, "rr\n"), (1, "two\n")];
-    assert_eq!((status, text, looked), (200, frames(&all), 200));
+    // An end that is none counts as one.
+    for end in ["0\r\n\r\n", ""] {
+        let (status, text, looked, _) = read_late(sent(&all[..2], end), FOLLOW);
+        assert_eq!((status, text, looked), (200, frames(&all), 200), "{end:?}");
+        assert_eq!(read_late(sent(&all, end), FOLLOW).1, frames(&all), "{end:?}");
+    }
+    // The engine may say that the file is gone already, instead of the output or in the middle of it.
+    let excuse = "Error grabbing logs: open x-json.log: no such file or directory\n";
+    for query in [FOLLOW, "stdout=1&stderr=1"] {
+        let (status, text, ..) = read_late(cut(&[(3, excuse)]), query);
+        assert_eq!((status, text), (200, frames(&[(1, "one\n"), (2, "err\n"), (1, "two\n")])), "{query}");
+        assert_eq!(read_late(cut(&[(1, "one\n"), (2, "e"), (3, excuse)]), query).1, frames(&all), "{query}");
+    }
+    assert_eq!(read_late(cut(&[(1, "ONE\n"), (3, excuse)]), FOLLOW).1, frames(&[(1, "ONE\n"), (3, excuse)]));
     // Nothing twice, and nothing made up where the engine says something else.
     for texts in [&[(1, "one\ntwo\n"), (2, "err\n")][..], &[(1, "ONE\n")]] {
         assert_eq!(read_late(cut(texts), FOLLOW).1, frames(texts));

@@ -22,6 +22,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
+use super::frames::{ENGINE, Frames, Part};
 use super::path::Target;
 use super::room::Room;
 use super::wire::{Reply, full, json_reply};
@@ -63,45 +64,6 @@ struct Heard {
     /// Which stream spoke, and how many bytes.
     order: Vec<(usize, usize)>,
     too_long: bool,
-}
-
-/// Reads the frames of a stream that is not a terminal's, however they are cut.
-#[derive(Debug, Default)]
-struct Frames {
-    head: Vec<u8>,
-    left: usize,
-}
-
-impl Frames {
-    /// Calls `each` with stream (0 or 1) and payload.
-    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(usize, &[u8])) {
-        while !bytes.is_empty() {
-            if self.left == 0 {
-                let (head, rest) = bytes.split_at(bytes.len().min(8 - self.head.len()));
-                self.head.extend_from_slice(head);
-                bytes = rest;
-                if let [_, _, _, _, a, b, c, d] = *self.head.as_slice() {
-                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-                    if self.left == 0 {
-                        self.head.clear();
-                    }
-                }
-                continue;
-            }
-            let (payload, rest) = bytes.split_at(bytes.len().min(self.left));
-            each(usize::from(self.head.first() == Some(&2)), payload);
-            self.left -= payload.len();
-            bytes = rest;
-            if self.left == 0 {
-                self.head.clear();
-            }
-        }
-    }
-
-    /// Between two frames, where another can follow.
-    fn is_whole(&self) -> bool {
-        self.left == 0 && self.head.is_empty()
-    }
 }
 
 impl Outputs {
@@ -252,13 +214,15 @@ impl Room {
         let follows = is_yes(target.query("follow"));
         let (head, body) = reply.into_parts();
         match body {
-            Either::Left(engine) if head.status == StatusCode::OK && follows => {
+            Either::Left(engine) if head.status == StatusCode::OK => {
                 let tale = Tale {
                     engine: Some(engine),
                     frames: Frames::default(),
                     told: Streams::default(),
+                    excuse: vec![],
                     kept,
                     wants,
+                    follows,
                 };
                 let body = StreamBody::new(futures_util::stream::unfold(tale, Tale::next));
                 Response::from_parts(head, Either::Right(Either::Right(body.boxed_unsync())))
@@ -325,7 +289,11 @@ async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Kept) {
     let (mut frames, mut piece) = (Frames::default(), vec![0; 16 << 10]);
     // Read to the end even when it is too long: an attach that nobody reads would hold the container up.
     while let Ok(read @ 1..) = stream.read(&mut piece).await {
-        frames.read(piece.get(..read).unwrap_or_default(), |stream, payload| kept.hear(stream, payload));
+        frames.read(piece.get(..read).unwrap_or_default(), |stream, part| {
+            if let Part::Payload(payload) = part {
+                kept.hear(usize::from(stream == 2), payload);
+            }
+        });
     }
 }
 
@@ -334,38 +302,63 @@ struct Tale {
     engine: Option<Incoming>,
     frames: Frames,
     told: Streams,
+    /// What the engine says itself: that it finds the logs no more. It goes on only where they are not known here either.
+    excuse: Vec<u8>,
     kept: Arc<Kept>,
     wants: [bool; 2],
+    follows: bool,
 }
 
 impl Tale {
     async fn next(mut self) -> Option<(Result<Frame<Bytes>, hyper::Error>, Self)> {
-        match self.engine.as_mut()?.frame().await {
-            Some(Ok(frame)) => {
-                let told = &mut self.told;
-                self.frames.read(
-                    frame.data_ref().map(Bytes::as_ref).unwrap_or_default(),
-                    |stream, payload| {
-                        // One byte more than is ever kept is enough to see that it is too long.
-                        let room = (KEPT + 1).saturating_sub(told[stream].len());
-                        told[stream]
-                            .extend_from_slice(payload.get(..payload.len().min(room)).unwrap_or_default());
-                    },
-                );
-                Some((Ok(frame), self))
-            }
-            Some(Err(error)) => {
-                self.engine = None;
-                Some((Err(error), self))
-            }
-            None => {
-                self.engine = None;
-                let rest =
-                    if self.frames.is_whole() { self.kept.rest(&self.told, self.wants).await } else { None };
-                let rest = rest.filter(|rest| !rest.is_empty())?;
-                Some((Ok(Frame::data(rest)), self))
-            }
+        loop {
+            let error = match self.engine.as_mut()?.frame().await {
+                Some(Ok(frame)) => {
+                    let Some(data) = frame.data_ref() else { return Some((Ok(frame), self)) };
+                    let passes = self.pass(data);
+                    if passes.is_empty() {
+                        continue;
+                    }
+                    return Some((Ok(Frame::data(passes)), self));
+                }
+                Some(Err(error)) => Some(error),
+                None => None,
+            };
+            self.engine = None;
+            let ends = self.follows || error.is_some() || !self.excuse.is_empty();
+            let rest = if ends && self.frames.is_whole() {
+                self.kept.rest(&self.told, self.wants).await
+            } else {
+                None
+            };
+            let last = match (rest, error) {
+                (Some(rest), _) => rest,
+                (None, Some(error)) => return Some((Err(error), self)),
+                (None, None) => std::mem::take(&mut self.excuse).into(),
+            };
+            return (!last.is_empty()).then_some((Ok(Frame::data(last)), self));
         }
+    }
+
+    /// What of a piece goes on at once.
+    fn pass(&mut self, data: &[u8]) -> Bytes {
+        let (told, excuse) = (&mut self.told, &mut self.excuse);
+        let mut passes = Vec::with_capacity(data.len());
+        self.frames.read(data, |stream, part| {
+            let (Part::Head(bytes) | Part::Payload(bytes)) = part;
+            if stream == ENGINE {
+                excuse.extend_from_slice(bytes);
+                return;
+            }
+            passes.extend_from_slice(bytes);
+            if let Part::Payload(payload) = part {
+                // One byte more than is ever kept is enough to see that it is too long.
+                let told = &mut told[usize::from(stream == 2)];
+                let room = (KEPT + 1).saturating_sub(told.len());
+                told.extend_from_slice(payload.get(..payload.len().min(room)).unwrap_or_default());
+            }
+        });
+        passes.into()
     }
 }
 
@@ -378,19 +371,6 @@ mod tests {
         let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
         let kept = outputs.open(&id, Value::Null);
         (outputs, kept)
-    }
-
-    #[test]
-    fn frames_are_read_however_they_are_cut() {
-        let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x03err";
-        for size in 1..=bytes.len() {
-            let (mut frames, mut streams) = (Frames::default(), Streams::default());
-            for piece in bytes.chunks(size) {
-                frames.read(piece, |stream, payload| streams[stream].extend_from_slice(payload));
-            }
-            assert_eq!(streams, [b"one".to_vec(), b"err".to_vec()], "{size}");
-            assert!(frames.is_whole());
-        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@
 
 mod confine;
 mod create;
+mod frames;
 mod gate;
 mod guard;
 mod images;

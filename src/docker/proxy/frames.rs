@@ -1,0 +1,80 @@
+//! The frames of a stream that is not a terminal's, however they are cut: eight bytes that say which stream
+//! and how long, and as many bytes (Docker Engine API, "Attach to a container", stream format).
+
+/// What the engine itself says in the middle of a container's logs, which is no output of the container
+/// (`Systemerr` of its `stdcopy`).
+pub(super) const ENGINE: u8 = 3;
+
+/// A piece of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part<'a> {
+    /// All eight bytes of it.
+    Head(&'a [u8]),
+    /// Some of what it holds.
+    Payload(&'a [u8]),
+}
+
+/// Reads frames from pieces of any size.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    head: Vec<u8>,
+    left: usize,
+}
+
+impl Frames {
+    /// Calls `each` with the stream as it is on the wire (1: standard output, 2: standard error) and a part.
+    pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, Part<'_>)) {
+        while !bytes.is_empty() {
+            if self.left == 0 {
+                let (head, rest) = bytes.split_at(bytes.len().min(8 - self.head.len()));
+                self.head.extend_from_slice(head);
+                bytes = rest;
+                if let [stream, _, _, _, a, b, c, d] = *self.head.as_slice() {
+                    each(stream, Part::Head(&self.head));
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                    if self.left == 0 {
+                        self.head.clear();
+                    }
+                }
+                continue;
+            }
+            let (payload, rest) = bytes.split_at(bytes.len().min(self.left));
+            each(self.head.first().copied().unwrap_or_default(), Part::Payload(payload));
+            self.left -= payload.len();
+            bytes = rest;
+            if self.left == 0 {
+                self.head.clear();
+            }
+        }
+    }
+
+    /// Between two frames, where another can follow.
+    pub(super) fn is_whole(&self) -> bool {
+        self.left == 0 && self.head.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_however_they_are_cut() {
+        let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x03err\x03\0\0\0\0\0\0\x01!";
+        for size in 1..=bytes.len() {
+            let (mut frames, mut streams, mut whole) = (Frames::default(), vec![vec![]; 4], vec![]);
+            for piece in bytes.chunks(size) {
+                frames.read(piece, |stream, part| match part {
+                    Part::Head(head) => whole.extend_from_slice(head),
+                    Part::Payload(payload) => {
+                        streams[usize::from(stream)].extend_from_slice(payload);
+                        whole.extend_from_slice(payload);
+                    }
+                });
+            }
+            assert_eq!(streams, [&b""[..], b"one", b"err", b"!"], "{size}");
+            assert_eq!(whole, bytes);
+            assert!(frames.is_whole());
+        }
+    }
+}
