@@ -127,7 +127,7 @@ fn loads_are_looked_through_layer_by_layer() {
         let (status, answer) = call(&stand.socket, "POST /images/load?quiet=1", &image);
         assert!(status == 403 && answer.contains(place), "{status} {answer}");
         assert!(!answer.contains(&aws()) && !stand.said().contains(&aws()));
-        assert!(engine.was_sent("POST /images/load") && !engine.was_sent(&aws()), "it went on all the same");
+        assert!(!engine.was_sent(&aws()), "it went on all the same");
     }
     let plain = archive("1/layer.tar", &archive("etc/motd", "hello\n"));
     assert_eq!(call(&stand.socket, "POST /images/load", &plain).0, 200);

@@ -6,14 +6,23 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// What is held back, for how long; and what was told, in its order: action and container.
+/// An event that is to come late.
+struct Held {
+    action: String,
+    container: String,
+    late: Duration,
+    /// And not before so many starts of the container were told.
+    starts: usize,
+}
+
+/// What is held back; and what was told, in its order: action and container.
 #[derive(Clone, Default)]
 pub(crate) struct Between {
-    holding: Arc<Mutex<Vec<(String, String, Duration)>>>,
+    holding: Arc<Mutex<Vec<Held>>>,
     told: Arc<Mutex<Vec<(String, String)>>>,
     hangs: Arc<AtomicBool>,
     pub(crate) socket: PathBuf,
@@ -36,7 +45,15 @@ impl Between {
 
     /// The next events `action` of `container` come `late`.
     pub(crate) fn hold(&self, action: &str, container: &str, late: Duration) {
-        self.holding.lock().unwrap().push((action.into(), container.into(), late));
+        let held = Held { action: action.into(), container: container.into(), late, starts: 0 };
+        self.holding.lock().unwrap().push(held);
+    }
+
+    /// The next event `action` of `container` comes `late`, and after its next start, however slow the engine is.
+    pub(crate) fn hold_beyond_start(&self, action: &str, container: &str, late: Duration) {
+        let starts = starts(&self.told, container) + 1;
+        let held = Held { action: action.into(), container: container.into(), late, starts };
+        self.holding.lock().unwrap().push(held);
     }
 
     /// From here on nobody is answered. What leaves is still seen to leave.
@@ -93,18 +110,28 @@ impl Between {
         let word = |value: &Value| value.as_str().unwrap_or_default().to_string();
         let (action, whom) = (word(&event["Action"]), word(&event["Actor"]["ID"]));
         let mut holding = self.holding.lock().unwrap();
-        let at = holding.iter().position(|(what, who, _)| *what == action && *who == whom);
-        let late = at.map_or(Duration::ZERO, |at| holding.remove(at).2);
+        let at = holding.iter().position(|held| held.action == action && held.container == whom);
+        let (late, after) =
+            at.map(|at| holding.remove(at)).map_or((Duration::ZERO, 0), |held| (held.late, held.starts));
         drop(holding);
         let (told, to) = (self.told.clone(), to.clone());
         let deliver = move || {
             std::thread::sleep(late);
+            let end = Instant::now() + Duration::from_secs(20);
+            while starts(&told, &whom) < after && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             let mut to = to.lock().unwrap();
             told.lock().unwrap().push((action, whom));
             let _ = to.write_all(&part);
         };
         if late.is_zero() { deliver() } else { drop(std::thread::spawn(deliver)) }
     }
+}
+
+fn starts(told: &Mutex<Vec<(String, String)>>, container: &str) -> usize {
+    let told = told.lock().unwrap();
+    told.iter().filter(|(action, whom)| action == "start" && whom == container).count()
 }
 
 /// The length of a head or of a chunk, once it is there.

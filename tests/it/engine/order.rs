@@ -28,7 +28,7 @@ fn a_die_that_comes_after_the_next_start_ends_nobodys_lease() {
         let between = Between::start(&folder.0, &engine_socket());
         let session = session(&between, config);
         let container = sleeper(&session);
-        between.hold("die", &container.0, LATE);
+        between.hold_beyond_start("die", &container.0, LATE);
         session.ok(&["restart", "-t", "0", &container.0]);
         let late = || between.place("die", &container.0) > between.place("start", &container.0);
         // Who follows the events in the order in which they come takes it for dead from here on.
@@ -50,7 +50,7 @@ fn a_die_that_comes_after_anothers_start_ends_its_own_lease_only() {
     let first = sleeper(&session);
     let at = address(&session, &first);
     for action in ["die", "destroy"] {
-        between.hold(action, &first.0, LATE);
+        between.hold(action, &first.0, 2 * LATE); // longer than the next one takes to start
     }
     raw(&["rm", "-f", &first.0]);
     // The engine has given the address up, and we have not heard of it: nobody gets it yet.
@@ -67,7 +67,7 @@ fn a_die_that_comes_after_anothers_start_ends_its_own_lease_only() {
     let second = second.unwrap();
     session.ok(&["start", &second.0]);
     assert_ne!(address(&session, &second), at);
-    until("the die comes late", Duration::from_secs(10), || {
+    until("the die comes late", Duration::from_secs(15), || {
         between.place("destroy", &first.0) > between.place("start", &second.0)
     });
     std::thread::sleep(Duration::from_millis(200));

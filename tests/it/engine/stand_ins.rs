@@ -212,7 +212,7 @@ fn who_believes_the_order_of_events_ends_the_living_and_gives_an_heir_the_place_
     raw(&["start", &first.1]);
     until("the start is told", Duration::from_secs(10), || told.runs(&first.1));
 
-    between.hold("die", &first.1, LATE);
+    between.hold_beyond_start("die", &first.1, LATE);
     raw(&["restart", "-t", "0", &first.1]);
     let late = || between.place("die", &first.1) > between.place("start", &first.1);
     until("the die comes after the start", Duration::from_secs(10), late);
@@ -222,8 +222,9 @@ fn who_believes_the_order_of_events_ends_the_living_and_gives_an_heir_the_place_
     raw(&["restart", "-t", "0", &first.1]);
     until("it is told again", Duration::from_secs(10), || told.runs(&first.1));
     let at = address(&first.1, &network.1);
-    between.hold("die", &first.1, LATE);
-    between.hold("start", &second.1, LATE);
+    // Longer than the rest of this takes.
+    between.hold("die", &first.1, 8 * LATE);
+    between.hold("start", &second.1, 8 * LATE);
     raw(&["kill", &first.1]);
     raw(&["start", &second.1]);
     assert_eq!(address(&second.1, &network.1), at, "the engine gives it to the next at once");
