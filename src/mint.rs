@@ -289,7 +289,7 @@ impl Mint {
     }
 
     /// The machine slept (the wall clock ran ahead of the monotonic one): connections are dead and old
-    /// failures say nothing. What expired meanwhile is noticed by [`Deadline`] itself.
+    /// failures say nothing. What expired meanwhile is noticed by [`crate::token::Deadline`] itself.
     pub fn woke(&self) {
         self.source.reconnect();
         self.forget_failures();
