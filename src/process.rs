@@ -62,7 +62,8 @@ pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Sen
     begun.ok().and_then(|_| ended.recv_timeout(limit).ok())
 }
 
-/// The same without a limit, for a caller that waits while others are served. `None` where there is no thread to be had.
+/// The same for a caller that waits while others are served, as long as it likes. `None` where there is no thread
+/// to be had, or `work` panicked.
 pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let begun = std::thread::Builder::new().name("aside".into()).spawn(move || drop(done.send(work())));

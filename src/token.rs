@@ -78,6 +78,10 @@ impl AccessToken {
         Self { value, expires, scopes, id: MintId::random(), shown: Shown::default() }
     }
 
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::Access, expires: self.expires }
+    }
+
     /// What `render` makes of the token for callers to whom `seconds` of it are left. All callers of the same second
     /// share it: the secret is rendered once, is in memory once, and is overwritten once.
     pub fn shown(&self, seconds: u64, render: impl FnOnce(&str) -> Vec<u8>) -> Rendered {
@@ -105,6 +109,12 @@ pub struct IdentityToken {
     pub value: Secret<String>,
     pub expires: Deadline,
     pub id: MintId,
+}
+
+impl IdentityToken {
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::Identity, expires: self.expires }
+    }
 }
 
 /// Names one token in the audit log, the status and nowhere upstream. Random: it says nothing about the
@@ -143,18 +153,6 @@ impl TokenKind {
             Self::Access => "access",
             Self::Identity => "identity",
         }
-    }
-}
-
-impl AccessToken {
-    pub fn about(&self) -> HandedOut {
-        HandedOut { id: self.id, kind: TokenKind::Access, expires: self.expires }
-    }
-}
-
-impl IdentityToken {
-    pub fn about(&self) -> HandedOut {
-        HandedOut { id: self.id, kind: TokenKind::Identity, expires: self.expires }
     }
 }
 

@@ -1,5 +1,5 @@
-//! What mends a refused token, for `check`: each refusal says whose it is, and a command that would not help is
-//! worse than none.
+//! What mends what failed, for `check`: a refused token, by whose refusal it is, and an engine, by what it says. A
+//! command that would not help is worse than none.
 
 use crate::failure::Failure;
 use crate::mint::MintFailure;

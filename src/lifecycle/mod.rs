@@ -286,7 +286,8 @@ impl Lifecycle {
     }
 
     /// From here on nothing is minted for it, nothing in flight reaches it, and no token stays in memory that
-    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until it is destroyed, for it may be started again.
+    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until
+    /// it is destroyed, for it may be started again.
     fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) -> Vec<HandedOut> {
         let now = Now::read();
         let (grant, alive) = {

@@ -45,6 +45,7 @@ impl Server {
         let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
+        // Before a call upstream is made for nothing; what counts is the token that comes, below.
         if ask.enforced && !self.mint.narrows(&request) {
             return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
         }

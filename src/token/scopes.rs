@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// The scope that stands for everything an identity has (decision 15).
@@ -67,11 +67,10 @@ pub const OF_GOOGLE_CLOUD: [&str; 48] = [
 
 /// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted.
 /// The normal form is what caches are keyed by and what goes upstream.
-#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Scopes {
     list: Arc<[String]>,
-    /// FNV-1a of the list, made once: a set is a part of the key that every request for a token is looked up by.
-    /// Nothing hangs on its strength, callers can only choose among the scopes that an identity has.
+    /// Of the list, made once: a set is a part of the key that every request for a token is looked up by.
     hash: u64,
 }
 
@@ -116,9 +115,15 @@ fn is_of_google_cloud(scope: &str) -> bool {
 impl<'a> FromIterator<&'a str> for Scopes {
     fn from_iter<I: IntoIterator<Item = &'a str>>(scopes: I) -> Self {
         let set: BTreeSet<&str> = scopes.into_iter().map(str::trim).filter(|s| !s.is_empty()).collect();
-        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        let bytes = set.iter().flat_map(|scope| scope.bytes().chain([b' ']));
-        Self { hash: bytes.fold(0, step), list: set.into_iter().map(String::from).collect() }
+        let mut hasher = DefaultHasher::new();
+        set.hash(&mut hasher);
+        Self { list: set.into_iter().map(String::from).collect(), hash: hasher.finish() }
+    }
+}
+
+impl Default for Scopes {
+    fn default() -> Self {
+        [].into_iter().collect()
     }
 }
 

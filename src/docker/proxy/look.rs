@@ -11,7 +11,7 @@ use super::volumes::devices;
 use super::wire::Refusal;
 use crate::guard::Guard;
 use crate::guard::walk::{Budget, look_within};
-use crate::process::within;
+use crate::process;
 
 /// A look ends by itself, within its budget; this is for a file server that hangs and a machine that is too busy
 /// to begin. What was not looked at by then passes, so it is not short.
@@ -19,7 +19,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Asks the file system away from the thread that serves; `None` where that takes longer than a look may.
 pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(|| within(LONGEST_LOOK, ask)).await.ok().flatten()
+    tokio::time::timeout(LONGEST_LOOK, process::aside(ask)).await.ok().flatten()
 }
 
 /// A place of the host that a request would bring in, and how: `the bind of /x`.
