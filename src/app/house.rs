@@ -59,6 +59,8 @@ pub(super) struct House {
     /// Of the control socket.
     control: PathBuf,
     desk: Arc<Desk>,
+    /// Held while containers are stopped: who comes second finds what the first has left.
+    stopping: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl House {
@@ -112,6 +114,7 @@ impl House {
             control: folder.join(format!("{id}.ctl")),
             desk,
             proxy,
+            stopping: Arc::default(),
         };
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
@@ -205,9 +208,12 @@ impl House {
 
     /// Stops the containers that run now, while the command may still be ending.
     pub(super) fn begin_stop(&self) {
-        let (lifecycle, engine, voice) =
-            (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone());
-        self.tasks.spawn("stop", async move { stop_containers(&lifecycle, &engine, &voice).await });
+        let (lifecycle, engine, voice, stopping) =
+            (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone(), self.stopping.clone());
+        self.tasks.spawn("stop", async move {
+            let _alone = stopping.lock().await;
+            stop_containers(&lifecycle, &engine, &voice).await;
+        });
     }
 
     /// Opens the page on a port of the system's choice, behind `capability`; where it is.
@@ -243,6 +249,7 @@ impl House {
                 self.voice.notice(format!("{task} ({container}) keeps running, without identity"));
             }
         } else {
+            let _alone = self.stopping.lock().await;
             stop_containers(&self.lifecycle, &self.session.engine, &self.voice).await;
         }
         let summary = self.lifecycle.cut_off_all();

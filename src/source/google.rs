@@ -109,7 +109,8 @@ impl Google {
         let path = match (named, usual) {
             (Some(named), _) if !named.exists() => {
                 return Err(SourceError::refused(format!(
-                    "GOOGLE_APPLICATION_CREDENTIALS names {}, which is not there; correct or unset it",
+                    "the credential file {} is not there; correct what names it: GOOGLE_APPLICATION_CREDENTIALS, \
+                     --credentials-file, or credentials_file in kfp-creds.toml",
                     named.display()
                 )));
             }

@@ -178,6 +178,8 @@ fn ctrl_c_in_a_parallel_for_leaves_nothing() {
     for line in said.lines().filter(|l| l.contains("attached  ")) {
         let id = line.rsplit_once('(').unwrap().1.trim_end_matches(')');
         assert_eq!(raw(&["ps", "-q", "--filter", &format!("id={id}")]), "", "{id} still runs\n{said}");
+        let stopped = said.lines().filter(|line| line.contains("stopped ") && line.contains(id)).count();
+        assert!(stopped <= 1, "told {stopped} times: {said}");
     }
     nothing_left(&said);
 }
