@@ -1,0 +1,154 @@
+# Sourced by scripts/engine, after lib.sh: engines unpacked from Debian's packages into a folder of their own and run
+# in namespaces of their own (mount and network, without an uplink). Nothing is installed on the machine.
+#
+#   .work/engines/NAME   the unpacked packages; only read, may be a link shared by several checkouts
+#   .work/engine/NAME    what one checkout's engine writes: images, containers, log, socket
+# shellcheck shell=sh
+
+engine_names='docker-20 docker-26 docker-28 podman-4 podman-5.4 podman-5'
+docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates'
+podman_packages='podman runc netavark aardvark-dns passt uidmap iptables nftables iproute2 busybox-static ca-certificates'
+
+# recipe NAME : sets suite, kind, wanted (packages) and files (the folder of .work/engines).
+recipe() {
+    files=$1
+    case $1 in
+    docker-20) kind=docker suite=bookworm wanted=$docker_packages ;;
+    docker-26) kind=docker suite=trixie wanted="$docker_packages docker-cli docker-buildx" ;;
+    docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx rootlesskit slirp4netns uidmap" ;;
+    podman-4) kind=podman suite=bookworm wanted=$podman_packages ;;
+    podman-5.4) kind=podman suite=trixie wanted=$podman_packages ;;
+    podman-5) kind=podman suite=testing wanted=$podman_packages ;;
+    *) die "engine" "no engine is called $1; there are: $engine_names" ;;
+    esac
+    unpacked=$work/engines/$files
+    state=$work/engine/$1
+}
+
+# Debian's archive as this machine's own apt reads it, or the usual place where the machine is not Debian's.
+archive() {
+    from=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep '/debian/$' | head -n 1)
+    echo "${from:-http://deb.debian.org/debian/}"
+}
+
+# The Release file of testing may be out of date where a mirror stands still. It is taken then, and that is said.
+lists() {
+    release=$unpacked.apt/state/lists
+    "$@" update >"$unpacked.apt/log" 2>&1 && ! grep -q '^[EW]:' "$unpacked.apt/log" && return
+    grep -qi 'not valid anymore\|expired' "$unpacked.apt/log" || return
+    say "$name" "the Release file of $suite has expired: taken all the same"
+    "$@" -o Acquire::Check-Valid-Until=false update >>"$unpacked.apt/log" 2>&1
+}
+
+# fetch : the packages and all that they need, by apt with lists, cache and status of its own.
+fetch() {
+    have apt-get && have dpkg-deb || die "$name" "cannot be fetched: no apt-get here to read Debian's archive"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -f "$keyring" ] || die "$name" "cannot be fetched: Debian's keys are missing (package debian-archive-keyring)"
+    say "$name" "fetching it from Debian $suite"
+    rm -rf "$unpacked.apt" "$unpacked.new"
+    mkdir -p "$unpacked.apt/state/lists/partial" "$unpacked.apt/cache/archives/partial" "$unpacked.apt/empty"
+    : >"$unpacked.apt/status"
+    echo "deb [signed-by=$keyring] $(archive) $suite main" >"$unpacked.apt/sources"
+    set -- apt-get -q -y -o Dir::Etc::SourceList="$unpacked.apt/sources" -o Dir::Etc::SourceParts="$unpacked.apt/empty" \
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts="$unpacked.apt/empty" \
+        -o Dir::State="$unpacked.apt/state" -o Dir::State::Status="$unpacked.apt/status" \
+        -o Dir::Cache="$unpacked.apt/cache" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=false \
+        -o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Install-Recommends=false
+    if lists "$@" &&
+        # shellcheck disable=SC2086  # packages are words
+        "$@" install --download-only $wanted </dev/null >>"$unpacked.apt/log" 2>&1; then
+        unpack
+        return
+    fi
+    tail -n 5 "$unpacked.apt/log" >&2
+    die "$name" "could not be fetched from Debian $suite; all that apt said: $unpacked.apt/log"
+}
+
+# unpack : the packages' files, without documentation; no maintainer script runs.
+unpack() {
+    for part in bin sbin lib lib64; do
+        mkdir -p "$unpacked.new/usr/$part"
+        ln -s "usr/$part" "$unpacked.new/$part"
+    done
+    for package in "$unpacked.apt"/cache/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -C "$unpacked.new" -x --keep-directory-symlink --no-same-owner \
+            --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*'
+        dpkg-deb -f "$package" Package Version | paste -sd' ' | sed 's/Package: //; s/ Version: / /' >>"$unpacked.new/packages"
+    done
+    # What the package's own script would choose with update-alternatives.
+    for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+        ln -sf "${tool%%tables*}tables-nft${tool#*tables}" "$unpacked.new/usr/sbin/$tool"
+    done
+    rm -rf "$unpacked" "$unpacked.apt"
+    echo "$made_from" >"$unpacked.new/.made-from"
+    mv "$unpacked.new" "$unpacked"
+}
+
+# have_files NAME : unpacks what is missing; several checkouts may ask at once.
+have_files() {
+    made_from=$(hash_of "$suite" "$wanted" 1)
+    mkdir -p "$work/engines"
+    stamped "$unpacked" "$made_from" && return
+    exec 8>"$unpacked.lock"
+    flock 8
+    stamped "$unpacked" "$made_from" || timed "$name" fetch
+    exec 8>&-
+}
+
+# in_own_files COMMAND... : this shell's mount and network namespace are its own; COMMAND then finds the engine's
+# /usr where the machine's was, an empty /run, and every other path of the machine as it is: binds mean the same.
+in_own_files() {
+    mount --make-rslave /
+    "$unpacked/usr/bin/busybox" ip link set lo up
+    mkdir -p "$state/mnt"
+    # A look at the network through /sys has to show this namespace; its cgroups are the machine's.
+    mount --rbind /sys/fs/cgroup "$state/mnt"
+    mount -t sysfs sysfs /sys
+    mount --rbind "$state/mnt" /sys/fs/cgroup
+    umount -l "$state/mnt"
+    # The socket's folder may be in /run.
+    mount --bind "${socket%/*}" "$state/mnt"
+    mount -t tmpfs -o mode=755 tmpfs /run
+    case $socket in
+    /run/*) mkdir -p "${socket%/*}"; mount --move "$state/mnt" "${socket%/*}" ;;
+    *) umount "$state/mnt" ;;
+    esac
+    # The machine's cache names libraries that are not in this /usr.
+    [ ! -f /etc/ld.so.cache ] || mount --bind /dev/null /etc/ld.so.cache
+    # Last, because the tools until here are the machine's.
+    mount --rbind "$unpacked/usr" /usr
+    hash -r
+    PATH=/usr/sbin:/usr/bin exec "$@"
+}
+
+docker_daemon() {
+    echo '{}' >"$state/daemon.json"
+    in_own_files dockerd --config-file "$state/daemon.json" --host "unix://$socket" --pidfile "$state/pid" \
+        --data-root "$state/data" --exec-root "/run/docker-exec" --shutdown-timeout 5
+}
+
+# Podman reads its settings from a home of its own, not from the machine's /etc/containers.
+podman_daemon() {
+    home=$state/home
+    mkdir -p "$home/.config/containers"
+    echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$home/.config/containers/policy.json"
+    echo 'unqualified-search-registries = []' >"$home/registries.conf"
+    # crun refuses a machine with cgroups of both versions; without a limit named here, Podman sets one that only
+    # a process with CAP_SYS_RESOURCE may.
+    runtime=crun
+    if [ -d /sys/fs/cgroup/unified ]; then runtime=runc; fi
+    cat >"$home/containers.conf" <<END
+[containers]
+default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)"]
+[engine]
+runtime = "$runtime"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+END
+    echo $$ >"$state/pid"
+    export HOME="$home" CONTAINERS_CONF="$home/containers.conf" CONTAINERS_REGISTRIES_CONF="$home/registries.conf"
+    unset XDG_RUNTIME_DIR XDG_CONFIG_HOME
+    in_own_files podman --root "$state/data" --runroot /run/podman-run --tmpdir /run/podman-tmp \
+        --network-config-dir "$state/networks" system service --time 0 "unix://$socket"
+}
