@@ -228,13 +228,10 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
     );
     assert!(smuggled.contains("HTTP/1.1 409") && smuggled.contains("HTTP/1.1 403"), "{smuggled}");
     assert_eq!(engine.seen().len(), 1);
-    for request in [
-        // No upgrade asked for: the engine would send a stream without a frame.
-        "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n",
-        "POST /exec/x/start HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
-    ] {
-        assert!(raw(&stand.socket, request).starts_with("HTTP/1.1 426"), "{request}");
-    }
+    assert!(
+        raw(&stand.socket, "POST /session HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+            .starts_with("HTTP/1.1 426")
+    );
     for request in [
         // Another protocol, which could reach every endpoint.
         "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n",
@@ -253,6 +250,92 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
         !last.headers.contains_key("upgrade") && !last.headers.contains_key("http2-settings"),
         "{last:?}"
     );
+}
+
+/// dockerode, docker-java and curl send no `Upgrade`: an engine answers 200 and the stream behind it.
+#[test]
+fn clients_without_upgrade_get_200_and_the_stream() {
+    let (_scratch, engine, stand) = fixture(|_| {
+        let head =
+            b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nServer: fake\r\n\r\nearly ";
+        vec![Act::Send(head.to_vec()), Act::Echo, Act::Send(b" late".to_vec())]
+    });
+    let options = r#"{"stream":true,"stdout":true}"#;
+    for (line, body, stdin) in [
+        ("POST /containers/x/attach?stream=1&stdout=1", "", ""),
+        ("POST /containers/x/attach?stream=1&stdout=1&stdin=1", options, "typed"),
+        ("POST /v1.41/exec/x/start", "{}", ""),
+        ("POST /exec/x/start", r#"{"Detach":false,"Tty":true,"stdin":true}"#, "typed"),
+    ] {
+        let mut stream = UnixStream::connect(&stand.socket).unwrap();
+        let length = body.len();
+        write!(stream, "{line} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}{stdin}").unwrap();
+        let mut got = String::new();
+        let mut buffer = [0; 4096];
+        // The end of stdin comes after the stream began, as a program's would.
+        while !got.contains("early ") {
+            let read = stream.read(&mut buffer).unwrap();
+            assert!(read > 0, "{line}: {got}");
+            got.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.read_to_string(&mut got).unwrap();
+        let (head, rest) = got.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream"),
+            "{head}"
+        );
+        assert!(!head.to_ascii_lowercase().contains("upgrade") && head.contains("server: fake"), "{head}");
+        assert_eq!(rest, format!("early {stdin} late"), "{line}");
+        let seen = engine.seen().pop().unwrap();
+        assert_eq!(seen.headers.get("upgrade").map(String::as_str), Some("tcp"), "{seen:?}");
+        // The options of an attach end here; those of an exec are the engine's.
+        assert_eq!(seen.body, if line.contains("attach") { b"" } else { body.as_bytes() });
+    }
+    engine.settles_at(0);
+}
+
+/// What stands behind a request without a stream is a request, and is judged.
+#[test]
+fn nothing_hides_behind_a_stream_that_never_began() {
+    let (_scratch, engine, stand) = fixture(|seen| match () {
+        () if seen.is("POST /containers/x/attach") => json("409 Conflict", r#"{"message":"it is paused"}"#),
+        () if seen.is("POST /exec/detached/start") => json("200 OK", "{}"),
+        () if seen.is("POST /exec/plain/start") => {
+            // An engine that streams without a 101: its bytes are a reply's body, and end with its connection.
+            let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\nout";
+            vec![Act::Send(head.to_vec())]
+        }
+        () => json("200 OK", "{}"),
+    });
+    stand.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    let kill = "POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
+    for (line, body) in [
+        ("POST /containers/x/attach?stream=1", ""),
+        ("POST /containers/x/attach?stream=1", r#"{"stream":true}"#),
+        ("POST /exec/detached/start", r#"{"Detach":true}"#),
+        ("POST /exec/detached/start", r#"{"detach":true}"#),
+        ("POST /exec/plain/start", r#"{"Detach":false}"#),
+    ] {
+        let length = body.len();
+        let request = format!("{line} HTTP/1.1\r\nHost: d\r\nContent-Length: {length}\r\n\r\n{body}{kill}");
+        let before = engine.seen().len();
+        let reply = raw(&stand.socket, request);
+        assert!(reply.contains("HTTP/1.1 403"), "{line}: {reply}");
+        assert_eq!(engine.seen().len(), before + 1, "{line}");
+    }
+    // A body that holds a request instead of options is refused, with and without an upgrade.
+    for upgrade in ["", "Connection: Upgrade\r\nUpgrade: tcp\r\n"] {
+        let length = kill.len();
+        let request = format!(
+            "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n{upgrade}Content-Length: {length}\r\n\r\n{kill}POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"
+        );
+        let before = engine.seen().len();
+        let reply = raw(&stand.socket, request);
+        assert!(reply.starts_with("HTTP/1.1 400") && !reply.contains("HTTP/1.1 200"), "{reply}");
+        assert_eq!(engine.seen().len(), before);
+    }
+    assert!(!engine.was_sent("relay/kill"));
 }
 
 #[test]

@@ -8,7 +8,6 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -18,7 +17,7 @@ use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
 use super::room::Room;
 use super::wait::Until;
-use super::wire::{Body, Refusal, Reply, collect, full, json_reply};
+use super::wire::{Body, Handover, RawClient, Refusal, Reply, collect, full, json_reply};
 use super::{Ask, json};
 use crate::workload::ContainerId;
 
@@ -77,13 +76,28 @@ impl Room {
         self.engine.forward(Request::from_parts(parts, body), uri, None).await
     }
 
-    /// A request that may turn into raw bytes. It has no body of its own: what would follow the head would
-    /// be read as part of the stream by the engine.
-    async fn raw(&self, parts: Parts, target: Target, body: Incoming, raw: Raw) -> Result<Reply, Refusal> {
-        if !collect(body).await?.is_empty() {
-            return Err(Refusal::malformed("a request for a raw stream has no body"));
-        }
+    /// A request that may turn into raw bytes. No body goes on with it: the engine would read what follows the
+    /// head as part of the stream. dockerode sends its options as a body besides the query; the engine does not
+    /// read them, so they end here.
+    async fn raw(
+        &self,
+        mut parts: Parts,
+        target: Target,
+        body: Incoming,
+        raw: Raw,
+    ) -> Result<Reply, Refusal> {
         let raw = raw.ok_or_else(needs_upgrade)?;
+        let bytes = collect(body).await?;
+        let attach = matches!(target.route(false), Route::Container { .. });
+        let options = attach && json::parse(&bytes).is_ok_and(|value| value.is_object());
+        if !bytes.is_empty() && !options {
+            return Err(Refusal::malformed(
+                "the body of a request for a raw stream is no JSON object; send what is for stdin after the 101",
+            ));
+        }
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        parts.headers.remove(header::TRANSFER_ENCODING);
+        parts.headers.remove(header::CONTENT_TYPE);
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(Request::from_parts(parts, full(Bytes::new())), uri, Some(raw)).await
     }
@@ -174,11 +188,13 @@ impl Room {
         raw: Raw,
     ) -> Result<Reply, Refusal> {
         let bytes = collect(body).await?;
-        if raw.is_none() {
+        let mut raw = raw;
+        if matches!(raw, Some(RawClient::Bare(_))) {
             let mut value = json::parse(&bytes).map_err(Refusal::malformed)?;
             json::canonical(&mut value, json::EXEC_START).map_err(Refusal::malformed)?;
-            if value["Detach"] != true {
-                return Err(needs_upgrade());
+            // A detached exec has no stream: whatever the engine answers is an ordinary reply.
+            if value["Detach"] == true {
+                raw = None;
             }
         }
         parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
@@ -320,25 +336,26 @@ impl Room {
     }
 }
 
-/// The client's connection and the protocol it asks for.
-type Raw = Option<(OnUpgrade, HeaderValue)>;
+/// The client's end, where a request may turn into raw bytes.
+type Raw = Option<RawClient>;
 
 /// An upgrade is known only where the engine's protocol has one, and only to the protocol that belongs
 /// there; elsewhere the header is dropped, which HTTP allows. `Upgrade: h2c` let through would be a second
 /// door to every endpoint.
 fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusal> {
-    let protocol = match route {
-        Route::ExecStart => "tcp",
-        Route::Container { action, .. } if action == "attach" => "tcp",
-        Route::Container { action, .. } if action == "attach/ws" => "websocket",
-        Route::Tunnel => "h2c",
+    let (protocol, bare) = match route {
+        Route::ExecStart => ("tcp", true),
+        Route::Container { action, .. } if action == "attach" => ("tcp", true),
+        Route::Container { action, .. } if action == "attach/ws" => ("websocket", false),
+        Route::Tunnel => ("h2c", false),
         _ => return Ok(None),
     };
     let asked: Vec<HeaderValue> = request.headers().get_all(header::UPGRADE).iter().cloned().collect();
     match asked.as_slice() {
+        [] if bare => Ok(request.extensions_mut().remove::<Handover>().map(RawClient::Bare)),
         [] => Ok(None),
         [one] if one.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) => {
-            Ok(Some((hyper::upgrade::on(request), one.clone())))
+            Ok(Some(RawClient::Upgrade(hyper::upgrade::on(request), one.clone())))
         }
         _ => Err(Refusal::malformed(format!("only an upgrade to {protocol} is possible here"))),
     }
@@ -347,7 +364,7 @@ fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusa
 fn needs_upgrade() -> Refusal {
     Refusal::new(
         StatusCode::UPGRADE_REQUIRED,
-        "this client asks for a raw stream without `Upgrade: tcp`; use one that sends it (docker, docker-py)",
+        "this stream needs an `Upgrade` header, which the client did not send",
     )
 }
 

@@ -9,7 +9,8 @@
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
 //! | `docker cp`, builds, imports, loads, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first, then our record of one that it removed by itself (`logs`) |
-//! | attach, exec start, BuildKit's tunnels | only as an upgrade without a body; then bytes, copied (`gate`, `wire`) |
+//! | attach, exec start | raw bytes, copied, once the engine has answered 101; also for clients without `Upgrade` (`gate`, `wire`) |
+//! | BuildKit's tunnels | only as an upgrade without a body; then bytes, copied (`gate`, `wire`) |
 //! | `POST /networks/create` | no name and no label of ours (`gate`) |
 //! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
 //! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
@@ -53,11 +54,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
-use self::wire::{Engine, HEAD_BOUND, MAX_HEADERS, Reply};
+use self::wire::{Engine, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
 use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
 use crate::observe::{Line, Voice};
@@ -199,26 +201,47 @@ pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
 async fn connection(room: Arc<Room>, stream: UnixStream) {
     let _entered = room.settings.clients.enter();
     let stop = room.settings.tasks.stop().clone();
-    let service = service_fn(move |request| handle(room.clone(), request));
+    let (hand, mut handed) = mpsc::channel(1);
+    let handover = Handover(hand);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(handover.clone());
+        handle(room.clone(), request)
+    });
     // Half-close stays off: with it, a client that leaves an idle stream is never noticed. An HTTP/2 preface
     // is refused by this parser, which is what keeps every endpoint behind the judgement.
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .half_close(false)
         .preserve_header_case(true)
         .max_headers(MAX_HEADERS)
         .max_buf_size(HEAD_BOUND)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    tokio::pin!(connection);
     let served = tokio::select! {
-        served = connection.as_mut() => served,
+        served = &mut connection => served,
+        Some(raw) = handed.recv() => {
+            // From here on no byte of this client is HTTP: the engine answered 101, and its connection ends with this one.
+            if let Some(client) = connection.into_parts() {
+                tokio::select! {
+                    () = stream_to(client.io.into_inner(), &client.read_buf, raw) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+            return;
+        }
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(GRACE, connection.as_mut()).await.unwrap_or(Ok(()))
+            Pin::new(&mut connection).graceful_shutdown();
+            tokio::time::timeout(GRACE, &mut connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a client's connection broke");
+    }
+}
+
+/// Answers a client that sent no `Upgrade`, and copies both ways to the end.
+async fn stream_to(mut client: UnixStream, read: &[u8], raw: RawStream) {
+    if client.write_all(&raw.head).await.is_ok() {
+        splice(client, read, raw.engine).await;
     }
 }
 

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::io::{AsyncWriteExt, Interest, copy};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 
 use crate::process::Tasks;
 
@@ -80,6 +81,28 @@ pub(super) async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
     }
 }
 
+/// The client's end of a request that may turn into raw bytes.
+#[derive(Debug)]
+pub(super) enum RawClient {
+    /// It asked for an upgrade to this protocol; hyper hands its connection over after the 101.
+    Upgrade(OnUpgrade, HeaderValue),
+    /// It sent no `Upgrade` and expects `200` with the stream behind it, as the engine answers such clients
+    /// (dockerode, curl).
+    Bare(Handover),
+}
+
+/// Where a handler leaves an engine's raw stream for the task that owns the client's connection. hyper's
+/// server hands a connection over after a 101 alone.
+#[derive(Clone, Debug)]
+pub(super) struct Handover(pub(super) mpsc::Sender<RawStream>);
+
+/// What the client is answered, and the engine's end of the stream.
+#[derive(Debug)]
+pub(super) struct RawStream {
+    pub(super) head: Bytes,
+    pub(super) engine: OnUpgrade,
+}
+
 /// The engine's end.
 #[derive(Clone, Debug)]
 pub(super) struct Engine {
@@ -137,12 +160,14 @@ impl Engine {
     }
 
     /// Sends the client's request on, in canonical form, and gives its reply back as it comes.
-    /// `upgrade` is the client's connection if the request may turn into raw bytes.
+    /// `raw` is the client's end if the request may turn into raw bytes. The engine is always asked for an
+    /// upgrade then: only its 101 makes bytes of both sides a stream, and any other answer leaves the client's
+    /// connection with HTTP, where what follows is judged.
     pub(super) async fn forward<B>(
         &self,
         mut request: Request<B>,
         uri: Uri,
-        upgrade: Option<(OnUpgrade, HeaderValue)>,
+        raw: Option<RawClient>,
     ) -> Result<Reply, Refusal>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
@@ -155,32 +180,73 @@ impl Engine {
         if !request.headers().contains_key(header::HOST) {
             request.headers_mut().insert(header::HOST, HeaderValue::from_static("docker"));
         }
-        if let Some((_, protocol)) = &upgrade {
+        let protocol = raw.as_ref().map(|raw| match raw {
+            RawClient::Upgrade(_, protocol) => protocol.clone(),
+            RawClient::Bare(_) => HeaderValue::from_static("tcp"),
+        });
+        if let Some(protocol) = protocol {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            request.headers_mut().insert(header::UPGRADE, protocol.clone());
+            request.headers_mut().insert(header::UPGRADE, protocol);
         }
         let mut reply = self.exchange(request).await?;
         if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some((client, _)) = upgrade else {
-                return Err(Refusal::new(
-                    StatusCode::BAD_GATEWAY,
-                    "the engine switched protocols without being asked",
-                ));
-            };
             let engine = hyper::upgrade::on(&mut reply);
-            let stop = self.tasks.stop().clone();
-            self.tasks.spawn("raw stream", async move {
-                tokio::select! {
-                    () = splice(client, engine) => {}
-                    () = stop.cancelled() => {}
+            match raw {
+                Some(RawClient::Upgrade(client, _)) => self.splice_upgraded(client, engine),
+                Some(RawClient::Bare(client)) => return Err(hand_over(&client, &reply, engine).await),
+                None => {
+                    return Err(Refusal::new(
+                        StatusCode::BAD_GATEWAY,
+                        "the engine switched protocols without being asked",
+                    ));
                 }
-            });
+            }
             // Connection and Upgrade are part of the answer here, so nothing is stripped.
             return Ok(reply.map(|_| full(Bytes::new())));
         }
         strip(reply.headers_mut(), head);
         Ok(reply.map(Either::Left))
     }
+
+    fn splice_upgraded(&self, client: OnUpgrade, engine: OnUpgrade) {
+        let stop = self.tasks.stop().clone();
+        self.tasks.spawn("raw stream", async move {
+            let both = async {
+                let Ok(client) = client.await else { return };
+                let Ok(client) = client.downcast::<TokioIo<UnixStream>>() else { return };
+                splice(client.io.into_inner(), &client.read_buf, engine).await;
+            };
+            tokio::select! {
+                () = both => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// Gives the engine's stream to the task that owns the client's connection. Returns only where that task is
+/// gone, with the client: nobody reads the refusal.
+async fn hand_over(client: &Handover, reply: &Response<Incoming>, engine: OnUpgrade) -> Refusal {
+    // An engine says raw-stream to clients that do not ask for an upgrade, whatever the frames are.
+    let mut head =
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: close\r\n"
+            .to_vec();
+    let about_the_hop =
+        [header::CONNECTION, header::UPGRADE, header::CONTENT_TYPE, header::TRANSFER_ENCODING];
+    for (name, value) in reply.headers() {
+        if !about_the_hop.contains(name) && name != header::CONTENT_LENGTH {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    if client.0.send(RawStream { head: head.into(), engine }).await.is_ok() {
+        // The owner drops this future together with hyper's connection.
+        std::future::pending::<()>().await;
+    }
+    Refusal::new(StatusCode::BAD_GATEWAY, "the client left before its stream began")
 }
 
 /// Most headers in one request; the size of a head is bounded by [`HEAD_BOUND`].
@@ -214,17 +280,13 @@ fn strip(headers: &mut HeaderMap, head: bool) {
 
 /// Copies both ways until both ends are done. The end of one direction (a client's end of stdin) is passed
 /// on as such while the other goes on; an end that is gone altogether ends both.
-async fn splice(client: OnUpgrade, engine: OnUpgrade) {
-    let (Ok(client), Ok(engine)) = tokio::join!(client, engine) else { return };
-    let (Ok(client), Ok(engine)) =
-        (client.downcast::<TokioIo<UnixStream>>(), engine.downcast::<TokioIo<UnixStream>>())
-    else {
-        return;
-    };
-    let (mut from_client, mut from_engine) = (client.io.into_inner(), engine.io.into_inner());
-    // Bytes that came in one read with the head belong to the stream.
+/// `read` are bytes that came from the client in one read with the request's head: they belong to the stream.
+pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnUpgrade) {
+    let Ok(engine) = engine.await else { return };
+    let Ok(engine) = engine.downcast::<TokioIo<UnixStream>>() else { return };
+    let mut from_engine = engine.io.into_inner();
     let early = async {
-        from_engine.write_all(&client.read_buf).await?;
+        from_engine.write_all(read).await?;
         from_client.write_all(&engine.read_buf).await
     };
     if early.await.is_err() {

@@ -17,6 +17,7 @@ mod leaks;
 mod leaving;
 mod matrix;
 mod mounts;
+mod node_clients;
 mod order;
 mod outputs;
 mod proxy;

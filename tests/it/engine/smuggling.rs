@@ -73,6 +73,11 @@ fn framings(capability: &str) -> Vec<String> {
     let create = whole(line, &plain);
     let chunks = format!("{:x}\r\n{plain}\r\n0\r\n\r\n", plain.len());
     let attach = "POST /v1.41/containers/none/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+    // The same by clients that send no `Upgrade`, and where the stream never begins: what follows is a request.
+    let bare = "POST /v1.41/containers/none/attach?stream=1&stdin=1 HTTP/1.1\r\nHost: d\r\n";
+    let options = "Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"Detach\":true}";
+    let exec = "POST /v1.41/exec/none/start HTTP/1.1\r\nHost: d\r\n";
+    let hidden = format!("{bare}Content-Length: {}\r\n\r\n{create}", create.len());
     let h2c = "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nContent-Length: 2";
     vec![
         head(line, "Transfer-Encoding: chunked") + &chunks,
@@ -82,6 +87,10 @@ fn framings(capability: &str) -> Vec<String> {
         head(line, "Transfer-Encoding: xchunked") + &chunks,
         head(line, h2c) + "{}" + &create,
         attach.to_string() + &create,
+        format!("{bare}\r\n{create}"),
+        format!("{bare}{options}{create}"),
+        format!("{exec}{options}{create}"),
+        hidden,
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_string() + &create,
         create.replace("application/json", "application/x-www-form-urlencoded"),
     ]
