@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::Instant;
 
 /// From the first signal to SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
@@ -23,32 +24,69 @@ pub(super) enum Asked {
     Terminate,
 }
 
-/// The signals of this process, from the moment of making on: none is lost and none kills us.
+/// The signals of this process, from the moment of making on: none is lost and none kills us. What was ignored
+/// when we were started stays ignored, here and in the command: that is how `nohup` and the background jobs of
+/// a shell without job control keep their programs alive.
 #[derive(Debug)]
 pub(super) struct Signals {
-    hangup: unix::Signal,
-    interrupt: unix::Signal,
-    quit: unix::Signal,
-    terminate: unix::Signal,
+    hangup: Option<unix::Signal>,
+    interrupt: Option<unix::Signal>,
+    quit: Option<unix::Signal>,
+    terminate: Option<unix::Signal>,
 }
 
 impl Signals {
     pub(super) fn listen() -> io::Result<Self> {
+        let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
+        let listen = |kind: SignalKind| match ignored >> (kind.as_raw_value() - 1) & 1 {
+            0 => unix::signal(kind).map(Some),
+            _ => Ok(None),
+        };
         Ok(Self {
-            hangup: unix::signal(SignalKind::hangup())?,
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            quit: unix::signal(SignalKind::quit())?,
-            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            terminate: listen(SignalKind::terminate())?,
         })
     }
 
     pub(super) async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.hangup.recv() => Asked::Hangup,
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.quit.recv() => Asked::Quit,
-            _ = self.terminate.recv() => Asked::Terminate,
+            () = received(&mut self.hangup) => Asked::Hangup,
+            () = received(&mut self.interrupt) => Asked::Interrupt,
+            () = received(&mut self.quit) => Asked::Quit,
+            () = received(&mut self.terminate) => Asked::Terminate,
         }
+    }
+}
+
+/// The mask of ignored signals in proc_pid_status(5): bit 0 is signal 1.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
+async fn received(signal: &mut Option<unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Ctrl-C at a terminal, counted. The terminal gave it to the command as well, and there it is the command's own
+/// business: an interpreter ends a statement by it and goes on.
+#[derive(Debug, Default)]
+pub(super) struct Interrupts(Vec<Instant>);
+
+impl Interrupts {
+    /// Three within this time mean the session.
+    pub(super) const WITHIN: Duration = Duration::from_secs(2);
+
+    /// Whether this one, at `now`, is for the command alone.
+    pub(super) fn are_the_commands(&mut self, now: Instant) -> bool {
+        self.0.retain(|before| now.duration_since(*before) < Self::WITHIN);
+        self.0.push(now);
+        self.0.len() < 3
     }
 }
 
@@ -86,7 +124,8 @@ pub(super) fn pass_on(child: &Child, asked: Asked) {
     }
 }
 
-fn in_foreground() -> bool {
+/// Whether the terminal's Ctrl-C reaches us, and with us the command.
+pub(super) fn in_foreground() -> bool {
     let group = File::open("/dev/tty").ok().and_then(|terminal| tcgetpgrp(terminal).ok());
     group == Some(getpgrp())
 }
@@ -95,6 +134,21 @@ fn in_foreground() -> bool {
 mod tests {
     use super::*;
     use crate::failure::Ended;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read() {
+        let status = "Name:\tkfp-creds\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001003\nSigCgt:\t00000000000000ff\n";
+        assert_eq!(ignored(status), 0x1003, "SIGHUP, SIGINT and SIGPIPE");
+        assert_eq!(ignored("Name:\tx\nSigIgn:\tnothing\n"), 0);
+    }
+
+    #[test]
+    fn the_third_interrupt_within_two_seconds_is_ours() {
+        let (mut interrupts, begin) = (Interrupts::default(), Instant::now());
+        let at = [0, 900, 2000, 2800, 2850, 6000];
+        let own = at.map(|ms| interrupts.are_the_commands(begin + Duration::from_millis(ms)));
+        assert_eq!(own, [true, true, true, false, false, true]);
+    }
 
     #[tokio::test]
     async fn codes_are_a_shells_and_the_environment_is_ours() {

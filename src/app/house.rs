@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -61,6 +62,8 @@ pub(super) struct House {
     desk: Arc<Desk>,
     /// Held while containers are stopped: who comes second finds what the first has left.
     stopping: Arc<tokio::sync::Mutex<()>>,
+    /// Whether it was said that containers run on after Ctrl-C.
+    reminded: Arc<AtomicBool>,
 }
 
 impl House {
@@ -115,6 +118,7 @@ impl House {
             desk,
             proxy,
             stopping: Arc::default(),
+            reminded: Arc::default(),
         };
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
@@ -213,6 +217,17 @@ impl House {
         self.tasks.spawn("stop", async move {
             let _alone = stopping.lock().await;
             stop_containers(&lifecycle, &engine, &voice).await;
+        });
+    }
+
+    /// Says `text`, once in a session, if containers run. On the side: the engine may take its time.
+    pub(super) fn remind_of_running(&self, text: &'static str) {
+        let (lifecycle, voice, said) = (self.lifecycle.clone(), self.voice.clone(), self.reminded.clone());
+        self.tasks.spawn("remind", async move {
+            let running = lifecycle.running().await.is_ok_and(|running| !running.is_empty());
+            if running && !said.swap(true, Ordering::Relaxed) {
+                voice.notice(text);
+            }
         });
     }
 

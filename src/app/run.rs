@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::broken;
-use super::child::{self, GRACE, Signals};
+use super::child::{self, Asked, GRACE, Interrupts, Signals};
 use super::house::House;
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
@@ -82,6 +84,8 @@ async fn attend(
 ) -> Result<Ended, Failure> {
     let mut kill_at = None;
     let mut relay_gone = None;
+    let mut interrupts = Interrupts::default();
+    let mut remind_at = None;
     loop {
         tokio::select! {
             ended = child.wait() => {
@@ -89,35 +93,51 @@ async fn attend(
                 return relay_gone.map_or_else(|| Ok(status.into()), Err);
             }
             asked = signals.next() => {
-                child::pass_on(&child, asked);
-                house.refuse_creates();
+                let now = Instant::now();
+                let at_terminal = asked == Asked::Interrupt && child::in_foreground();
                 if kill_at.is_some() {
+                    child::pass_on(&child, asked);
                     let _ = child.start_kill();
+                } else if at_terminal && interrupts.are_the_commands(now) {
+                    remind_at = Some(now + Interrupts::WITHIN);
                 } else {
-                    voice.notice("ending: no new containers, running ones are stopped; once more to end at once");
-                    kill_at = Some(tokio::time::Instant::now() + GRACE);
-                    if !keep {
-                        house.begin_stop();
-                    }
+                    end(house, &child, asked, keep, voice);
+                    kill_at = Some(now + GRACE);
                 }
+            }
+            () = until(remind_at) => {
+                remind_at = None;
+                house.remind_of_running(
+                    "the command goes on after Ctrl-C, and its containers run; three within 2 s end the session",
+                );
             }
             () = until(kill_at) => {
                 voice.notice(format!("the command did not end within {} s and is killed", GRACE.as_secs()));
                 let _ = child.start_kill();
-                kill_at = Some(tokio::time::Instant::now() + Duration::from_secs(3600));
+                kill_at = Some(Instant::now() + Duration::from_secs(3600));
             }
             Some(failure) = house.failed.recv() => {
                 voice.notice("no container can get a token any more: ending the command");
                 house.refuse_creates();
                 relay_gone = Some(failure);
-                child::pass_on(&child, child::Asked::Terminate);
-                kill_at = Some(tokio::time::Instant::now() + GRACE);
+                child::pass_on(&child, Asked::Terminate);
+                kill_at = Some(Instant::now() + GRACE);
             }
         }
     }
 }
 
-async fn until(at: Option<tokio::time::Instant>) {
+/// The session ends, and with it the command.
+fn end(house: &House, child: &tokio::process::Child, asked: Asked, keep: bool, voice: &Voice) {
+    child::pass_on(child, asked);
+    house.refuse_creates();
+    voice.notice("ending: no new containers, running ones are stopped; once more to end at once");
+    if !keep {
+        house.begin_stop();
+    }
+}
+
+async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -371,8 +371,9 @@ impl Session {
         (code, self.said())
     }
 
+    /// SIGTERM: an interrupt is ignored where the tests are a background job of a shell.
     fn interrupt(&self) {
-        let _ = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
     }
 }
 

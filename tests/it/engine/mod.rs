@@ -12,6 +12,7 @@ mod floods;
 mod golden_relay;
 mod guard;
 mod interfaces;
+mod interrupts;
 mod kfp;
 mod leaks;
 mod leaving;
