@@ -278,10 +278,12 @@ async fn own_network(
                 );
                 return Ok((network, range));
             }
-            Err(overlap) if overlap.is_overlap() => {
-                error = overlap;
+            Err(taken) if taken.is_range_taken() => {
+                error = taken;
                 ranges.push_back(range);
             }
+            // Perhaps for its range, although nobody is seen there; twice is for something else.
+            Err(refused) if refused.is_refusal() && !error.is_refusal() => error = refused,
             Err(error) => return Err(error),
         }
     }
@@ -297,18 +299,27 @@ async fn network(
 ) -> Result<(Network, Pool), EngineError> {
     let own_name = format!("{SHARED_NAME}-{}", wanted.session);
     let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
-    let made = engine.make_network(name, wanted.pool, wanted.session).await;
-    let error = match made {
+    let made = match engine.make_network(name, wanted.pool, wanted.session).await {
+        // Somebody's, at other addresses.
+        Err(EngineError::NameTaken(_)) if name != own_name => {
+            engine.make_network(&own_name, wanted.pool, wanted.session).await
+        }
+        made => made,
+    };
+    let (error, owner) = match made {
         Ok(network) => return Ok((network, wanted.pool)),
-        Err(error) if error.is_overlap() => error,
+        Err(EngineError::RangeTaken(holder)) => {
+            let owner = format!("network {holder} holds its range");
+            (EngineError::RangeTaken(holder), owner)
+        }
+        // Where nobody is seen, the range may be held by what is no network of the engine's.
+        Err(error) if error.is_refusal() => (error, "something that is no network holds its range".into()),
         Err(error) => return Err(error),
     };
     // One that a dead session left, because containers still run on it, is taken over.
     if let Some(network) = left.into_iter().find(|network| wanted.pool.is(&network.subnet)) {
         return Ok((network, wanted.pool));
     }
-    let owner = engine.owner_of(wanted.pool).await;
-    let owner = owner.map_or_else(|| error.to_string(), |name| format!("network {name} holds its range"));
     for third in 0..=255 {
         let pool = Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: 24 };
         match engine.make_network(&own_name, pool, wanted.session).await {
@@ -320,9 +331,23 @@ async fn network(
                 ));
                 return Ok((network, pool));
             }
-            Err(error) if error.is_overlap() => {}
-            Err(error) => return Err(error),
+            Err(taken) if taken.is_range_taken() => {}
+            // A second refusal that nobody's range explains: what the engine said first counts.
+            Err(again) if again.is_refusal() && error.is_refusal() => return Err(error),
+            Err(again) => return Err(again),
         }
     }
     Err(error)
+}
+
+/// Whether `range` can be had, by making a network of it and removing that again; the error of
+/// [`Engine::make_network`] otherwise. Under the lock, so that a start of the same user does not meet it.
+pub async fn try_range(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Result<(), EngineError> {
+    let _lock = lock(&wanted.sockets.join("lock")).await?;
+    let name = format!("{SHARED_NAME}-{}", wanted.session);
+    let made = match wanted.cells {
+        Some(_) => engine.make_cell(&name, range, wanted.session).await?,
+        None => engine.make_network(&name, range, wanted.session).await?,
+    };
+    engine.remove_network(&made.id).await
 }

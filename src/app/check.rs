@@ -73,7 +73,7 @@ pub async fn check(
         Ok(engine) => {
             say("engine", format!("{} at {}", engine.version(), engine.socket().display()).into());
             say("rights", looks::rights(around));
-            say("network", looks::network(&engine, config).await);
+            say("network", looks::network(&engine, config, around).await);
             say("images", looks::images(&engine).await);
         }
         Err(failure) => say("engine", looks::no_engine(failure, around)),

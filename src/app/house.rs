@@ -100,6 +100,7 @@ impl House {
             reserved: reserve(&session, &tunnel),
             cells: session.cells(&tunnel, server.doors(), &tasks),
             mode,
+            exits: lifecycle.exits(),
             recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
@@ -267,6 +268,7 @@ impl House {
             let _alone = self.stopping.lock().await;
             stop_containers(&self.lifecycle, &self.session.engine, &self.voice).await;
         }
+        self.lifecycle.tell_ends().await;
         let summary = self.lifecycle.cut_off_all();
         // Ending the tunnel ends the relay.
         self.tasks.finish(Duration::from_secs(3)).await;

@@ -7,13 +7,15 @@ use std::time::Duration;
 use super::check::Found;
 use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
+use super::house::session_id;
 use super::mends;
 use crate::config::{Config, Pool, Surroundings};
-use crate::docker::Engine;
 use crate::docker::cells;
 use crate::docker::network::Network;
+use crate::docker::{Engine, EngineError};
 use crate::failure::Failure;
 use crate::mint::MintFailure;
+use crate::session::{Wanted, try_range};
 use crate::workload::Identity;
 
 /// Clocks that differ by more make tokens look expired, or not valid yet, to somebody.
@@ -64,32 +66,33 @@ pub(super) fn rights(around: &Surroundings) -> Found {
 }
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.
-pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
+pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundings) -> Found {
+    let wanted = private_folder(&runtime_folder(around)).and_then(|folder| Ok((folder, session_id()?)));
+    let (folder, session) = match wanted {
+        Ok(wanted) => wanted,
+        Err(failure) => return Found::failed(failure),
+    };
+    let wanted = Wanted { session: &session, pool: config.pool, cells: config.cells, sockets: &folder };
     if let Some(range) = config.cells {
-        return cells(engine, range).await;
+        return cells(engine, &wanted, range).await;
     }
     let ours = match engine.our_networks().await {
         Ok(ours) => ours,
         Err(error) => return Found::failed(error.into()),
     };
-    if let Some(Network { name, subnet, .. }) = ours.iter().find(|network| config.pool.is(&network.subnet)) {
-        let text = format!("{subnet} is held by {name}: another session runs, or left it; both are handled");
-        return text.into();
-    }
-    match engine.make_network("kfp-creds-check", config.pool, "check").await {
-        Ok(network) => match engine.remove_network(&network.id).await {
-            Ok(()) => format!("{} can be had", config.pool).into(),
-            Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
-        },
-        Err(error) if error.is_overlap() => {
-            let owner = engine.owner_of(config.pool).await;
-            let mend = owner.as_ref().map_or_else(
-                || "network.pool = \"…\" in kfp-creds.toml".into(),
-                |owner| format!("docker network rm {owner}, or network.pool = \"…\" in kfp-creds.toml"),
-            );
-            let owner = owner.as_deref().unwrap_or("something else");
+    match try_range(engine, &wanted, config.pool).await {
+        Ok(()) => format!("{} can be had", config.pool).into(),
+        Err(EngineError::RangeTaken(holder)) if is_ours(engine, ours, &holder).await => {
             let text = format!(
-                "{owner} holds {}: sessions get another address, which PHP clients do not find",
+                "{} is held by {holder}: another session runs, or left it; both are handled",
+                config.pool
+            );
+            text.into()
+        }
+        Err(EngineError::RangeTaken(holder)) => {
+            let mend = format!("docker network rm {holder}, or network.pool = \"…\" in kfp-creds.toml");
+            let text = format!(
+                "{holder} holds {}: sessions get another address, which PHP clients do not find",
                 config.pool
             );
             Found::Odd(text, mend)
@@ -98,22 +101,25 @@ pub(super) async fn network(engine: &Engine, config: &Config) -> Found {
     }
 }
 
+/// Before or after the attempt: the holder may have ended meanwhile, or just begun.
+async fn is_ours(engine: &Engine, before: Vec<Network>, holder: &str) -> bool {
+    let after = engine.our_networks().await.unwrap_or_default();
+    before.iter().chain(&after).any(|network| network.name == holder)
+}
+
 /// The same where each container has a network: the first one that is free.
-async fn cells(engine: &Engine, range: Pool) -> Found {
+async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Found {
     let mut held = 0;
     for cell in cells::of(range) {
-        match engine.make_cell("kfp-creds-check", cell, "check").await {
-            Ok(network) => {
+        match try_range(engine, wanted, cell).await {
+            Ok(()) => {
                 let total = cells::of(range).count();
-                let text = format!(
+                return format!(
                     "{cell} can be had, one of {total} for a container each; {held} before it are held"
-                );
-                return match engine.remove_network(&network.id).await {
-                    Ok(()) => text.into(),
-                    Err(error) => Found::bad(error, "docker network rm kfp-creds-check"),
-                };
+                )
+                .into();
             }
-            Err(error) if error.is_overlap() => held += 1,
+            Err(error) if error.is_range_taken() => held += 1,
             Err(error) => return Found::failed(error.into()),
         }
     }

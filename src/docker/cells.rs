@@ -60,7 +60,7 @@ fn kept_in(range: Pool) -> [Ipv4Addr; 3] {
 }
 
 impl Engine {
-    /// Makes the network of one container; `EngineError::is_overlap` tells that its range is taken.
+    /// Makes the network of one container; [`EngineError::RangeTaken`] tells who has its range.
     pub async fn make_cell(&self, name: &str, range: Pool, session: &str) -> Result<Network, EngineError> {
         self.make_full_network(name, range, &kept_in(range), session).await
     }
@@ -287,7 +287,7 @@ impl Inner {
         let mut state = self.state();
         state.free.extend(range);
         state.overlaps += 1;
-        if error.is_overlap() && state.overlaps <= state.free.len() {
+        if error.is_range_taken() && state.overlaps <= state.free.len() {
             return Duration::ZERO; // somebody else has these addresses; the next ones may be free
         }
         (state.failures, state.overlaps) = (state.failures + 1, 0);

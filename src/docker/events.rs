@@ -16,12 +16,15 @@ pub enum ContainerEvent {
     /// It runs, from this moment or an earlier one.
     Started(ContainerId),
     /// It ended; the exit code is what the engine says.
-    Died(ContainerId, Option<i64>),
+    Died { container: ContainerId, code: Option<i64>, at: Moment },
     /// It does not exist any more.
     Destroyed(ContainerId),
-    /// It was taken off a network (a network id), by whomever.
-    Disconnected(ContainerId, String),
+    /// It was taken off a network (a network id), by whomever; also when it ends, before or after that is told.
+    Disconnected { container: ContainerId, network: String, at: Moment },
 }
+
+/// When it happened: nanoseconds since 1970 by the engine's clock, if it says so.
+pub type Moment = Option<i64>;
 
 impl Engine {
     /// What happens from `since` on; the engine tells again what it had told before the subscription stood
@@ -49,16 +52,19 @@ impl Engine {
 
 fn read(event: EventMessage) -> Option<ContainerEvent> {
     let actor = event.actor?;
-    let id = actor.id?;
+    let (id, at) = (actor.id?, event.time_nano);
     let mut facts = actor.attributes.unwrap_or_default();
     Some(match event.action?.as_str() {
         "start" => ContainerEvent::Started(ContainerId::parse(&id)?),
         "die" => {
             let code = facts.remove("exitCode").and_then(|code| code.parse().ok());
-            ContainerEvent::Died(ContainerId::parse(&id)?, code)
+            ContainerEvent::Died { container: ContainerId::parse(&id)?, code, at }
         }
         "destroy" => ContainerEvent::Destroyed(ContainerId::parse(&id)?),
-        "disconnect" => ContainerEvent::Disconnected(ContainerId::parse(&facts.remove("container")?)?, id),
+        "disconnect" => {
+            let container = ContainerId::parse(&facts.remove("container")?)?;
+            ContainerEvent::Disconnected { container, network: id, at }
+        }
         _ => return None,
     })
 }

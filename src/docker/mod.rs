@@ -38,6 +38,12 @@ pub enum EngineError {
     /// It answered with this HTTP status and these words.
     #[error("{what}: {why}")]
     Refused { what: &'static str, status: u16, why: String },
+    /// A network cannot be made, because the network of this name has addresses of its range.
+    #[error("make the network: network {0} holds its range")]
+    RangeTaken(String),
+    /// A network cannot be made, because there is one of this name, with another range.
+    #[error("make the network: there is a network {0} already")]
+    NameTaken(String),
     /// What was tried, and how it broke on the way: transport, decoding, our own side.
     #[error("{0}: {1}")]
     Broken(&'static str, String),
@@ -63,9 +69,14 @@ impl EngineError {
         matches!(self, Self::Refused { why, .. } if why.contains("active endpoints"))
     }
 
-    /// The address range is taken (403 on Docker, 500 on Podman: the text decides).
-    pub fn is_overlap(&self) -> bool {
-        matches!(self, Self::Refused { why, .. } if why.contains("overlap"))
+    /// A network of another has addresses of the range.
+    pub fn is_range_taken(&self) -> bool {
+        matches!(self, Self::RangeTaken(_))
+    }
+
+    /// The engine answered and did not do it, whatever the reason.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
     }
 }
 
@@ -76,6 +87,8 @@ pub struct Engine {
     socket: PathBuf,
     /// `docker 20.10.24`, for messages.
     version: String,
+    /// The newest API that it speaks, which is what our own calls use.
+    api: (u64, u64),
 }
 
 /// What a look at a container showed.
@@ -84,6 +97,10 @@ pub struct Seen {
     pub running: bool,
     /// Its address on the network that was asked about.
     pub address: Option<Ipv4Addr>,
+    /// When it was started last, in nanoseconds since 1970 by the engine's clock.
+    pub started: Option<i64>,
+    /// Of its last run, once that has ended.
+    pub exit_code: Option<i64>,
 }
 
 impl Engine {
@@ -117,13 +134,14 @@ impl Engine {
         let api = version.api_version.unwrap_or_default();
         let number = |part: Option<&str>| part.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
         let mut parts = api.split('.');
-        if (number(parts.next()), number(parts.next())) < OLDEST_API {
+        let newest = (number(parts.next()), number(parts.next()));
+        if newest < OLDEST_API {
             return unsuitable(format!(
                 "speaks API {api}: Docker Engine 20.10 (API 1.41) is the oldest that works"
             ));
         }
         let version = format!("docker {}", version.version.unwrap_or_default());
-        Ok(Self { docker, socket: socket.into(), version })
+        Ok(Self { docker, socket: socket.into(), version, api: newest })
     }
 
     /// The unix socket behind which it answers, past a proxy of ours.
@@ -149,14 +167,18 @@ impl Engine {
             .inspect_container(container, options)
             .await
             .map_err(|e| EngineError::of("inspect", e))?;
-        let running = found.state.and_then(|state| state.running).unwrap_or(false);
+        let state = found.state.unwrap_or_default();
+        let running = state.running.unwrap_or(false);
+        // One that was never started has a time before 1970, and the exit code 0.
+        let started = state.started_at.as_deref().and_then(nanoseconds).filter(|at| *at > 0);
+        let exit_code = state.exit_code.filter(|_| !running && started.is_some());
         let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let address = networks
             .into_values()
             .find(|endpoint| endpoint.network_id.as_deref() == Some(network))
             .and_then(|endpoint| endpoint.ip_address)
             .and_then(|address| address.parse().ok());
-        Ok(Seen { running, address })
+        Ok(Seen { running, address, started, exit_code })
     }
 
     /// What a container was created from, as the body of such a request, with the name it has; `None` where
@@ -192,6 +214,12 @@ impl Engine {
     }
 }
 
+/// RFC 3339, as engines write it, in nanoseconds since 1970.
+fn nanoseconds(text: &str) -> Option<i64> {
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    time.unix_timestamp_nanos().try_into().ok()
+}
+
 /// "Already gone" and "already stopped" are what was wanted.
 fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
@@ -211,12 +239,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn times_are_read_as_docker_and_podman_write_them() {
+        assert_eq!(nanoseconds("1970-01-01T00:00:01.000000002Z"), Some(1_000_000_002));
+        assert_eq!(nanoseconds("1970-01-01T01:00:01.5+01:00"), Some(1_500_000_000));
+        assert!(nanoseconds("0001-01-01T00:00:00Z").is_none_or(|at| at < 0));
+        assert_eq!(nanoseconds("soon"), None);
+    }
+
+    #[test]
     fn the_engine_s_own_words_are_understood() {
         let refused =
             |why: &str| EngineError::Refused { what: "remove our network", status: 403, why: why.into() };
         let busy = "error while removing network: network kfp-creds id 380f has active endpoints";
-        assert!(refused(busy).is_in_use() && !refused(busy).is_overlap());
-        let taken = "Pool overlaps with other one on this address space";
-        assert!(refused(taken).is_overlap() && !refused(taken).is_in_use());
+        assert!(refused(busy).is_in_use());
+        assert!(!refused("Pool overlaps with other one on this address space").is_in_use());
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bollard::models::{
     ContainerSummary, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig,
-    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
+    Network as BollardNetwork, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use bollard::query_parameters::{
     InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
@@ -32,12 +32,20 @@ pub const SHARED_NAME: &str = "kfp-creds";
 /// The address that every Google client knows.
 pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
+/// From this API on (Engine 28) a network's interface in a container can be named, and has to be: which of several
+/// networks becomes `eth0` is random since then (moby #49935). Ours has a name of its own, so `eth0` is never ours.
+const NAMES_INTERFACES: (u64, u64) = (1, 48);
+const INTERFACE_NAME: &str = "com.docker.network.endpoint.ifname";
+const INTERFACE: &str = "kfpcreds0";
+
 /// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
 /// pending name look-up).
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
 /// Nobody is listed on a network and it cannot be removed: from when on waiting is no use.
 const MISCOUNTED_AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a network that another is making, or removing, may be in the way without being listed.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Link-local addresses that clouds give a meaning of their own; never leased to a container.
 pub(super) const TAKEN: [Ipv4Addr; 5] = [
@@ -78,6 +86,11 @@ impl Pool {
         (self.base() + 1..self.base() + 3 * self.quarter())
             .map(Ipv4Addr::from)
             .filter(move |address| *address != relay && !TAKEN.contains(address))
+    }
+
+    /// Whether the two have an address in common.
+    fn meets(self, other: Self) -> bool {
+        other.contains(Ipv4Addr::from(self.base())) || self.contains(other.network)
     }
 
     /// Whether `subnet` (`a.b.c.d/n`) is this range.
@@ -144,21 +157,19 @@ impl Engine {
         Ok(networks.collect())
     }
 
-    /// Which network holds addresses of `pool`, for the message when it cannot be had.
-    pub async fn owner_of(&self, pool: Pool) -> Option<String> {
-        let all = self.docker.list_networks(None).await.ok()?;
-        let overlaps = |subnet: &str| {
-            let (address, prefix) = subnet.split_once('/')?;
-            let other = Pool { network: address.parse().ok()?, prefix: prefix.parse().ok()? };
-            (other.prefix <= 32 && other.prefix > 0)
-                .then(|| other.contains(Ipv4Addr::from(pool.base())) || pool.contains(other.network))
-        };
-        all.into_iter()
-            .find(|network| overlaps(&subnet_of(network.ipam.clone())).unwrap_or(false))
-            .and_then(|network| network.name)
+    /// Who is in the way of a network with this name and range, as the error that says so.
+    async fn in_the_way(&self, name: &str, pool: Pool) -> Result<Option<EngineError>, EngineError> {
+        let all = self.docker.list_networks(None).await;
+        let all = all.map_err(|e| EngineError::of("list networks", e))?;
+        let named = |network: &BollardNetwork| network.name.clone().unwrap_or_default();
+        if let Some(holder) = all.iter().find(|network| subnets_of(network).any(|other| pool.meets(other))) {
+            return Ok(Some(EngineError::RangeTaken(named(holder))));
+        }
+        let same = all.iter().any(|network| network.name.as_deref() == Some(name));
+        Ok(same.then(|| EngineError::NameTaken(name.into())))
     }
 
-    /// Makes a network. `EngineError::is_overlap` tells that its range is taken.
+    /// Makes a network. [`EngineError::RangeTaken`] and [`EngineError::NameTaken`] tell who is in the way.
     pub async fn make_network(&self, name: &str, pool: Pool, session: &str) -> Result<Network, EngineError> {
         self.make_full_network(name, pool, &[], session).await
     }
@@ -193,9 +204,34 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        let made =
-            self.docker.create_network(request).await.map_err(|e| EngineError::of("make the network", e))?;
-        Ok(Network { id: made.id, name: name.into(), session: session.into(), subnet: pool.subnet() })
+        let id = self.create_network(request, pool).await?;
+        Ok(Network { id, name: name.into(), session: session.into(), subnet: pool.subnet() })
+    }
+
+    /// The engine refuses a name and a range that somebody has by various statuses (names: 409 since Engine 25;
+    /// ranges: 403, Podman 500) and words, and each of them means something else as well. So it is looked who
+    /// holds them; and for a moment again, because a network that is being made is not listed yet, and one that
+    /// is being removed is not any more.
+    async fn create_network(&self, request: NetworkCreateRequest, pool: Pool) -> Result<String, EngineError> {
+        const MAY_BE_TAKEN: [u16; 4] = [400, 403, 409, 500];
+        let began = Instant::now();
+        loop {
+            let made = self.docker.create_network(request.clone()).await;
+            let error = match made.map_err(|e| EngineError::of("make the network", e)) {
+                Ok(made) => return Ok(made.id),
+                Err(error) => error,
+            };
+            if !matches!(&error, EngineError::Refused { status, .. } if MAY_BE_TAKEN.contains(status)) {
+                return Err(error);
+            }
+            if let Some(taken) = self.in_the_way(&request.name, pool).await? {
+                return Err(taken);
+            }
+            if began.elapsed() > SEEN_WITHIN {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Connects a container that does not run yet, at an address that we chose. Measured on 20.10: the
@@ -206,7 +242,9 @@ impl Engine {
         container: &str,
         at: Ipv4Addr,
     ) -> Result<(), EngineError> {
-        let endpoint = EndpointSettings { ipam_config: Some(fixed(at)), ..Default::default() };
+        let driver_opts = (self.api >= NAMES_INTERFACES)
+            .then(|| HashMap::from([(INTERFACE_NAME.to_string(), INTERFACE.to_string())]));
+        let endpoint = EndpointSettings { ipam_config: Some(fixed(at)), driver_opts, ..Default::default() };
         let request = NetworkConnectRequest { container: container.into(), endpoint_config: Some(endpoint) };
         let connected = self.docker.connect_network(network, request).await;
         connected.map_err(|e| EngineError::of("connect the container to our network", e))
@@ -308,6 +346,16 @@ fn member(found: ContainerSummary) -> Option<Member> {
 
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
     EndpointIpamConfig { ipv4_address: Some(at.to_string()), ..Default::default() }
+}
+
+/// The IPv4 ranges of a network of anybody's.
+fn subnets_of(network: &BollardNetwork) -> impl Iterator<Item = Pool> {
+    let ranges = network.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten());
+    ranges.filter_map(|range| {
+        let (address, prefix) = range.subnet.as_deref()?.split_once('/')?;
+        let pool = Pool { network: address.parse().ok()?, prefix: prefix.parse().ok()? };
+        (1..=32).contains(&pool.prefix).then_some(pool)
+    })
 }
 
 fn subnet_of(ipam: Option<Ipam>) -> String {

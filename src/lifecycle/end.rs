@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::exit::Untold;
 use super::{Lifecycle, State, Tenant, by_hand};
 use crate::docker::EngineError;
 use crate::docker::network::Member;
@@ -36,6 +37,9 @@ impl Lifecycle {
     /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.
     pub fn cut_off_all(&self) -> Summary {
         let mut state = self.state();
+        let untold: Vec<Untold> =
+            state.tenants.values_mut().filter_map(|tenant| tenant.untold.take()).collect();
+        untold.iter().for_each(|untold| self.tell(untold, Cause::Ended, None));
         state.closed = true;
         let leases = state.writer.cut_off_all();
         state.cut_off += leases.len() as u64;

@@ -7,7 +7,6 @@ use futures_util::StreamExt;
 
 use super::{Lifecycle, State};
 use crate::docker::events::ContainerEvent;
-use crate::record::metrics::Cause;
 use crate::workload::ContainerId;
 
 impl Lifecycle {
@@ -71,21 +70,17 @@ impl Lifecycle {
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });
             }
-            ContainerEvent::Died(container, code) => {
+            ContainerEvent::Died { container, code, at } => {
                 self.has_run(&container);
-                self.cut_off(&container, Cause::Ended, code);
+                self.died(&container, code, at);
                 // Events can come late: if it runs, this was the end of an earlier run.
                 let this = self.clone();
                 self.tasks.spawn("look", async move { this.look_again(&container).await });
             }
             ContainerEvent::Destroyed(container) => self.forget(&container),
-            // One that was not seen running has nothing to lose: this may be the echo of its last run.
-            ContainerEvent::Disconnected(container, network)
-                if self.is_on(&container, &network) && self.confirmed(&container) =>
-            {
-                self.cut_off(&container, Cause::Ended, None);
+            ContainerEvent::Disconnected { container, network, at } => {
+                self.disconnected(&container, &network, at);
             }
-            ContainerEvent::Disconnected(..) => {}
         }
     }
 }
@@ -157,7 +152,7 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
         let [ran, ended, never] = ids;
         lifecycle.clone().on(ContainerEvent::Started(ran.clone()));
-        lifecycle.clone().on(ContainerEvent::Died(ended.clone(), Some(0)));
+        lifecycle.clone().on(ContainerEvent::Died { container: ended.clone(), code: Some(0), at: None });
         assert!(lifecycle.started(&ran) && lifecycle.started(&ended) && !lifecycle.started(&never));
     }
 }

@@ -7,6 +7,7 @@ mod addresses;
 pub mod by_hand;
 mod end;
 mod events;
+mod exit;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -18,20 +19,21 @@ use tokio::time::Instant;
 
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
+use crate::docker::events::Moment;
 use crate::docker::network::Network;
-use crate::docker::proxy::Ask;
+use crate::docker::proxy::{Ask, Exits};
 use crate::mint::Mint;
-use crate::observe::{Line, Voice, expiry};
+use crate::observe::Voice;
 use crate::process::Tasks;
-use crate::record::metrics::Cause;
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
-use crate::token::{Deadline, HandedOut, MintId, Now};
+use crate::token::{Deadline, HandedOut, MintId};
 use crate::workload::{ContainerId, Grant};
 
 pub use end::Summary;
 
 use addresses::Addresses;
+use exit::Untold;
 
 /// A container that was created and never started gives its address back after this.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
@@ -46,6 +48,8 @@ pub struct Lifecycle {
     network: Network,
     mint: Arc<Mint>,
     recorder: Recorder,
+    /// Filled by the proxy: exit codes also of containers that the engine has removed.
+    exits: Exits,
     voice: Voice,
     tasks: Tasks,
     state: Mutex<State>,
@@ -79,6 +83,10 @@ struct Tenant {
     held: Vec<HandedOut>,
     created: Instant,
     started: bool,
+    /// When the run began to which the lease belongs, by the engine's clock, once it was seen running.
+    begun: Moment,
+    /// A lease that has ended and is told once the exit code is known.
+    untold: Option<Untold>,
     /// A person cut it off: no start and no event brings its lease back.
     barred: bool,
 }
@@ -102,6 +110,7 @@ impl Lifecycle {
         tasks: Tasks,
     ) -> Arc<Self> {
         let Granting { writer, mint, recorder } = granting;
+        let exits = Exits::default();
         let state = State {
             writer,
             addresses: Addresses::new(addresses),
@@ -111,7 +120,12 @@ impl Lifecycle {
             outstanding: HashMap::new(),
             closed: false,
         };
-        Arc::new(Self { engine, network, mint, recorder, voice, tasks, state: Mutex::new(state) })
+        Arc::new(Self { engine, network, mint, recorder, exits, voice, tasks, state: Mutex::new(state) })
+    }
+
+    /// Where the proxy keeps exit codes.
+    pub fn exits(&self) -> Exits {
+        self.exits.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -217,6 +231,8 @@ impl Lifecycle {
             held: vec![],
             created: Instant::now(),
             started: false,
+            begun: None,
+            untold: None,
             barred: false,
             grant,
         };
@@ -246,6 +262,7 @@ impl Lifecycle {
             && !tenant.barred
         {
             tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
+            tenant.begun = None;
             drop(state);
             self.warm(container);
         }
@@ -281,55 +298,8 @@ impl Lifecycle {
             && seen.address == Some(tenant.address)
         {
             tenant.started = true;
+            tenant.begun = tenant.begun.or(seen.started);
             writer.confirm(lease);
-        }
-    }
-
-    /// From here on nothing is minted for it, nothing in flight reaches it, and no token stays in memory that
-    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until
-    /// it is destroyed, for it may be started again.
-    fn cut_off(&self, container: &ContainerId, cause: Cause, exit_code: Option<i64>) -> Vec<HandedOut> {
-        let now = Now::read();
-        let (grant, alive) = {
-            let mut state = self.state();
-            let State { writer, tenants, .. } = &mut *state;
-            let Some(tenant) = tenants.get_mut(container) else { return vec![] };
-            let lease = tenant.lease.take();
-            // One that does not run has ended before; a person's cut-off is told all the same.
-            if lease.is_none() && cause != Cause::ByHand {
-                return vec![];
-            }
-            if lease.is_some() {
-                writer.cut_off(tenant.address, container);
-            }
-            tenant.held = by_hand::tokens(&tenant.held, lease.as_ref(), now);
-            let told = (tenant.grant.clone(), tenant.held.clone());
-            if let Some(lease) = lease {
-                state.cut_off += 1;
-                state.remember(&lease);
-            }
-            state.forget_unused(&self.mint);
-            told
-        };
-        self.recorder.cut_off(&grant, cause, exit_code, &alive);
-        let last = alive.iter().map(|token| token.expires).max_by_key(Deadline::wall);
-        self.voice.say(Line::CutOff {
-            task: &grant.task.to_string(),
-            container: container.short(),
-            by_hand: cause == Cause::ByHand,
-            exit_code,
-            outstanding: last.map(|end| expiry(end.wall(), end.remaining(now))),
-        });
-        alive
-    }
-
-    /// The container is gone: its address goes to the end of the queue.
-    fn forget(&self, container: &ContainerId) {
-        self.cut_off(container, Cause::Ended, None);
-        let mut state = self.state();
-        if let Some(Tenant { address, cell, .. }) = state.tenants.remove(container) {
-            state.addresses.give_back(address);
-            drop(cell);
         }
     }
 
@@ -370,23 +340,14 @@ impl Lifecycle {
                     self.readmit(&container);
                     self.confirm(&container).await;
                 }
-                Ok(_) if self.started(&container) => drop(self.cut_off(&container, Cause::Ended, None)),
-                Ok(_) => {}
+                Ok(seen) => self.ended_unseen(&container, seen.exit_code),
                 Err(error) if error.is_gone() => self.forget(&container),
                 Err(error) => tracing::debug!(%error, %container, "could not look at a container"),
             }
         }
     }
 
-    fn confirmed(&self, container: &ContainerId) -> bool {
-        let state = self.state();
-        state.tenants.get(container).and_then(|t| t.lease.as_ref()).is_some_and(Lease::confirmed)
-    }
-
-    fn is_on(&self, container: &ContainerId, network: &str) -> bool {
-        self.state().tenants.get(container).is_some_and(|tenant| tenant.network == network)
-    }
-
+    #[cfg(test)]
     fn started(&self, container: &ContainerId) -> bool {
         self.state().tenants.get(container).is_some_and(|tenant| tenant.started)
     }

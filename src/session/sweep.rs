@@ -34,10 +34,11 @@ pub(super) async fn sweep(
         sessions.entry(network.session.clone()).or_default().push(network);
     }
     for (session, networks) in sessions {
-        if is_alive(engine, &networks, sockets).await? {
+        // What a `check` of another user made and removed meanwhile is no dead session's.
+        let Some(networks) = dead(engine, networks, sockets).await? else {
             alive.push(session);
             continue;
-        }
+        };
         let swept = join_all(networks.iter().map(|network| sweep_network(engine, network))).await;
         let (mut gone, mut stopped) = (0, 0);
         for (network, outcome) in networks.into_iter().zip(swept) {
@@ -80,31 +81,39 @@ fn stops(member: &Member, network: &Network) -> bool {
     member.running && of_a_run && member.session.as_ref() == Some(&network.session)
 }
 
-/// A session is alive while its relay runs. For a moment it may have none: while it starts, and while a relay
-/// that died is being replaced. Its socket tells then; where that is another user's, a second look does.
-async fn is_alive(engine: &Engine, networks: &[Network], sockets: &Path) -> Result<bool, EngineError> {
-    let Some(first) = networks.first() else { return Ok(false) };
-    let socket = sockets.join(format!("{}.sock", first.session));
+/// What is still there of a session's `networks` if it is dead; `None` while it is alive, as long as its relay
+/// runs. For a moment it may have none: while it starts, and while a relay that died is being replaced. Its
+/// socket tells then; where that is another user's, a second look does.
+async fn dead(
+    engine: &Engine,
+    mut networks: Vec<Network>,
+    sockets: &Path,
+) -> Result<Option<Vec<Network>>, EngineError> {
+    let Some(session) = networks.first().map(|first| first.session.clone()) else { return Ok(None) };
+    let socket = sockets.join(format!("{session}.sock"));
     let began = Instant::now();
-    loop {
+    while !networks.is_empty() {
         let relays = engine.running_relays().await?;
         let mut gap = GAP;
-        for network in networks {
+        for network in &networks {
             let members = engine.containers_on(network).await?;
             if members.iter().any(|member| member.running && relays.iter().any(|(id, _)| *id == member.id)) {
-                return Ok(true);
+                return Ok(None);
             }
             if members.iter().any(|member| stops(member, network)) {
                 gap = BACK_WITHIN;
             }
         }
         match UnixStream::connect(&socket).await {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
-            Err(_) if began.elapsed() > gap => return Ok(false),
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
+            Err(_) if began.elapsed() > gap => break,
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
+        networks = engine.our_networks().await?;
+        networks.retain(|network| network.session == session);
     }
+    Ok(Some(networks))
 }
 
 /// Sockets on which nobody listens.

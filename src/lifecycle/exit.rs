@@ -1,0 +1,198 @@
+//! The end of one run of a container: its lease ends at once, and is told once, with the exit code.
+//!
+//! Engine 20.10 says `die`, with the exit code, and then `disconnect`; since 23.0 the disconnect comes first, and
+//! may be all that comes. So a disconnect ends the lease, and the telling waits for the die, or for a look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Lifecycle, State, Tenant, by_hand};
+use crate::docker::events::Moment;
+use crate::observe::{Line, expiry};
+use crate::record::metrics::Cause;
+use crate::registry::Lease;
+use crate::token::{Deadline, HandedOut, Now};
+use crate::workload::{ContainerId, Grant};
+
+/// How long a die may come after its disconnect until it is looked how the container ended.
+const DIE_WITHIN: Duration = Duration::from_secs(1);
+/// How long a look may take at the end of the session.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// An end that is still to be told.
+#[derive(Debug)]
+pub(super) struct Untold {
+    /// Of the lease that ended.
+    epoch: u64,
+    grant: Grant,
+    alive: Vec<HandedOut>,
+}
+
+impl Lifecycle {
+    /// From here on nothing is minted for it, nothing in flight reaches it, and no token stays in memory that
+    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until
+    /// it is destroyed, for it may be started again.
+    pub(super) fn cut_off(
+        &self,
+        container: &ContainerId,
+        cause: Cause,
+        exit_code: Option<i64>,
+    ) -> Vec<HandedOut> {
+        // A person's cut-off is told also where no lease is left to end.
+        let Some(untold) = self.end_lease(container, cause == Cause::ByHand) else { return vec![] };
+        self.tell(&untold, cause, exit_code);
+        untold.alive
+    }
+
+    /// `None` where it has no lease, which ended before, unless that is to be told all the same.
+    fn end_lease(&self, container: &ContainerId, without: bool) -> Option<Untold> {
+        let mut state = self.state();
+        let State { writer, tenants, .. } = &mut *state;
+        let tenant = tenants.get_mut(container)?;
+        let lease = tenant.lease.take();
+        if lease.is_none() && !without {
+            return None;
+        }
+        if lease.is_some() {
+            writer.cut_off(tenant.address, container);
+        }
+        tenant.held = by_hand::tokens(&tenant.held, lease.as_ref(), Now::read());
+        let epoch = lease.as_ref().map_or(0, Lease::epoch);
+        let untold = Untold { epoch, grant: tenant.grant.clone(), alive: tenant.held.clone() };
+        if let Some(lease) = lease {
+            state.cut_off += 1;
+            state.remember(&lease);
+        }
+        state.forget_unused(&self.mint);
+        Some(untold)
+    }
+
+    pub(super) fn tell(&self, untold: &Untold, cause: Cause, exit_code: Option<i64>) {
+        let Untold { grant, alive, .. } = untold;
+        self.recorder.cut_off(grant, cause, exit_code, alive);
+        let (now, last) = (Now::read(), alive.iter().map(|token| token.expires).max_by_key(Deadline::wall));
+        self.voice.say(Line::CutOff {
+            task: &grant.task.to_string(),
+            container: grant.container.short(),
+            by_hand: cause == Cause::ByHand,
+            exit_code,
+            outstanding: last.map(|end| expiry(end.wall(), end.remaining(now))),
+        });
+    }
+
+    /// Takes what is untold of a container; of one epoch only, if one is named.
+    fn take_untold(&self, container: &ContainerId, epoch: Option<u64>) -> Option<Untold> {
+        let mut state = self.state();
+        let untold = &mut state.tenants.get_mut(container)?.untold;
+        untold.take_if(|untold| epoch.is_none_or(|epoch| untold.epoch == epoch))
+    }
+
+    /// The engine says that a container ended `at` that moment.
+    pub(super) fn died(&self, container: &ContainerId, code: Option<i64>, at: Moment) {
+        if let Some(untold) = self.take_untold(container, None) {
+            self.tell(&untold, Cause::Ended, code);
+            // It has begun again already: that run is not answered until it was seen.
+            self.doubt(container);
+        } else if self.is_earlier(container, at) {
+            self.doubt(container);
+        } else {
+            self.cut_off(container, Cause::Ended, code);
+        }
+    }
+
+    /// It was taken off `network`, because it ended or by hand.
+    pub(super) fn disconnected(self: &Arc<Self>, container: &ContainerId, network: &str, at: Moment) {
+        // One that was not seen running has nothing to lose: this may be the echo of its last run.
+        let confirmed = |tenant: &Tenant| tenant.lease.as_ref().is_some_and(Lease::confirmed);
+        let ends = |tenant: &Tenant| tenant.network == network && confirmed(tenant);
+        if !self.state().tenants.get(container).is_some_and(ends) || self.is_earlier(container, at) {
+            return;
+        }
+        let Some(untold) = self.end_lease(container, false) else { return };
+        let epoch = untold.epoch;
+        let older = match self.state().tenants.get_mut(container) {
+            Some(tenant) => tenant.untold.replace(untold),
+            None => Some(untold),
+        };
+        if let Some(older) = older {
+            self.tell(&older, Cause::Ended, None);
+        }
+        let (this, container) = (self.clone(), container.clone());
+        self.tasks.spawn("exit code", async move {
+            tokio::select! {
+                () = this.tasks.stop().cancelled() => {}
+                () = tokio::time::sleep(DIE_WITHIN) => this.look_how_it_ended(&container, epoch).await,
+            }
+        });
+    }
+
+    /// Whether `at` lies before the run to which its lease belongs.
+    fn is_earlier(&self, container: &ContainerId, at: Moment) -> bool {
+        let begun = self.state().tenants.get(container).and_then(|tenant| tenant.begun);
+        matches!((at, begun), (Some(at), Some(begun)) if at < begun)
+    }
+
+    fn doubt(&self, container: &ContainerId) {
+        let mut state = self.state();
+        let State { writer, tenants, .. } = &mut *state;
+        if let Some(lease) = tenants.get(container).and_then(|tenant| tenant.lease.as_ref()) {
+            writer.doubt(lease);
+        }
+    }
+
+    /// No die has come. The engine holds a container from before its disconnect until its state says how it
+    /// ended, so one that runs was disconnected by hand.
+    async fn look_how_it_ended(&self, container: &ContainerId, epoch: u64) {
+        let network = {
+            let state = self.state();
+            let of = |tenant: &&Tenant| tenant.untold.as_ref().is_some_and(|untold| untold.epoch == epoch);
+            state.tenants.get(container).filter(of).map(|tenant| tenant.network.clone())
+        };
+        let Some(network) = network else { return };
+        let code = match self.engine.look(container.as_str(), &network).await {
+            Ok(seen) => seen.exit_code,
+            Err(_) => self.exits.code(container),
+        };
+        // What was seen is of the last run, and this may have been an earlier one.
+        let again = self.state().tenants.get(container).is_some_and(|tenant| tenant.lease.is_some());
+        if let Some(untold) = self.take_untold(container, Some(epoch)) {
+            self.tell(&untold, Cause::Ended, code.filter(|_| !again));
+        }
+    }
+
+    /// It does not run, and the events did not say so: they were lost for a while.
+    pub(super) fn ended_unseen(&self, container: &ContainerId, code: Option<i64>) {
+        if let Some(untold) = self.take_untold(container, None) {
+            self.tell(&untold, Cause::Ended, code);
+        } else if self.state().tenants.get(container).is_some_and(|tenant| tenant.started) {
+            self.cut_off(container, Cause::Ended, code);
+        }
+    }
+
+    /// The container is gone: its address goes to the end of the queue.
+    pub(super) fn forget(&self, container: &ContainerId) {
+        let code = self.exits.code(container);
+        if let Some(untold) = self.take_untold(container, None) {
+            self.tell(&untold, Cause::Ended, code);
+        }
+        self.cut_off(container, Cause::Ended, code);
+        let mut state = self.state();
+        if let Some(Tenant { address, cell, .. }) = state.tenants.remove(container) {
+            state.addresses.give_back(address);
+            drop(cell);
+        }
+    }
+
+    /// Tells what is still untold, before the session ends.
+    pub async fn tell_ends(&self) {
+        let untold: Vec<(ContainerId, u64)> = {
+            let state = self.state();
+            let row =
+                |(id, tenant): (&ContainerId, &Tenant)| Some((id.clone(), tenant.untold.as_ref()?.epoch));
+            state.tenants.iter().filter_map(row).collect()
+        };
+        let looks = untold.iter().map(|(container, epoch)| self.look_how_it_ended(container, *epoch));
+        // What an engine that hangs does not say is told without a code, with the rest.
+        let _ = tokio::time::timeout(LOOK_WITHIN, futures_util::future::join_all(looks)).await;
+    }
+}

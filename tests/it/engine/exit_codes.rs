@@ -1,0 +1,157 @@
+//! The end of a container, told once and with its exit code: Engines since 23.0 say `disconnect` before `die`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::between::Between;
+use crate::support::raw::{Container, until};
+use crate::support::session::{Folder, Session, engine_socket, raw, task_image};
+
+fn audited(engine: Option<&Between>, folder: &Folder, config: &str) -> Session {
+    let file = folder.0.join("audit.jsonl");
+    let file = file.display().to_string();
+    let host =
+        format!("unix://{}", engine.map_or_else(engine_socket, |between| between.socket.clone()).display());
+    Session::start(
+        config,
+        &["--offline", "--all"],
+        &[("DOCKER_HOST", &host), ("KFP_CREDS_AUDIT_FILE", &file)],
+    )
+}
+
+fn cuts(folder: &Path) -> Vec<Value> {
+    let log = std::fs::read_to_string(folder.join("audit.jsonl")).unwrap_or_default();
+    let all = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    all.filter(|line| line["event"] == "cut-off").collect()
+}
+
+/// What was told of its ends, on the terminal and in the audit log: the exit codes, in order.
+fn told(session: &Session, folder: &Folder, container: &str) -> (Vec<String>, Vec<Value>) {
+    let said = session.said();
+    let lines = said.lines().filter(|line| line.contains("cut off  ") && line.contains(&container[..12]));
+    let code =
+        |line: &str| line.split("exit code ").nth(1).map(|rest| rest.trim_end_matches(')').to_string());
+    let code = |line: &str| code(line.split(';').next().unwrap()).unwrap_or_default();
+    let cuts = cuts(&folder.0).into_iter().filter(|cut| cut["container"] == container);
+    (lines.map(code).collect(), cuts.map(|cut| cut["exit_code"].clone()).collect())
+}
+
+fn told_once(session: &Session, folder: &Folder, container: &str, code: i64) {
+    let done = || told(session, folder, container).0.len() == 1 && cuts(&folder.0).len() == 1;
+    until("its end is told", Duration::from_secs(8), done);
+    std::thread::sleep(Duration::from_millis(1500)); // and not again
+    assert_eq!(
+        told(session, folder, container),
+        (vec![code.to_string()], vec![code.into()]),
+        "{}",
+        session.said()
+    );
+}
+
+#[test]
+fn every_way_to_end_is_told_once_with_its_code() {
+    for config in ["", super::attacks::STRICT] {
+        let folder = Folder::new("codes");
+        let session = audited(None, &folder, config);
+        let image = task_image();
+        let mut ended = vec![];
+        for (script, code) in [("true", 0), ("exit 7", 7), ("exit 200", 200)] {
+            let container = Container::of(&session, &[&image, "sh", "-c", script]);
+            session.docker(&["start", "-a", &container.0]);
+            ended.push((container, code));
+        }
+        let stopped = Container::of(&session, &[&image, "sleep", "60"]);
+        session.ok(&["start", &stopped.0]);
+        session.ok(&["stop", "-t", "0", &stopped.0]);
+        ended.push((stopped, 137));
+        until("all are told", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len());
+        for (container, code) in &ended {
+            let want = (vec![code.to_string()], vec![Value::from(*code)]);
+            assert_eq!(told(&session, &folder, &container.0), want, "{}", session.said());
+        }
+        // Removed by the engine as soon as it ends.
+        session.docker(&["run", "--rm", &image, "sh", "-c", "exit 5"]);
+        until("it is told", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len() + 1);
+        assert_eq!(cuts(&folder.0).last().unwrap()["exit_code"], 5, "{}", session.said());
+        let (_, said) = session.end();
+        assert!(said.contains(&format!("{n} attached, {n} cut off", n = ended.len() + 1)), "{said}");
+    }
+}
+
+#[test]
+fn a_die_that_never_comes_is_made_up_for_by_a_look() {
+    let (folder, at) = (Folder::new("codes"), Folder::new("between"));
+    let between = Between::start(&at.0, &engine_socket());
+    let session = audited(Some(&between), &folder, "");
+    let container = Container::of(&session, &[&task_image(), "sh", "-c", "sleep 1; exit 9"]);
+    between.hold("die", &container.0, Duration::from_secs(600));
+    session.ok(&["start", &container.0]);
+    until("it ends", Duration::from_secs(10), || container.inspect("{{.State.Running}}") == "false");
+    told_once(&session, &folder, &container.0, 9);
+}
+
+#[test]
+fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
+    let (folder, at) = (Folder::new("codes"), Folder::new("between"));
+    let between = Between::start(&at.0, &engine_socket());
+    let session = audited(Some(&between), &folder, "");
+    // Every run ends with a code of its own.
+    let script = "n=$(cat /n 2>/dev/null || echo 0); echo $((n + 1)) >/n; sleep 2; exit $((n + 20))";
+    let container = Container::of(&session, &[&task_image(), "sh", "-c", script]);
+    session.ok(&["start", &container.0]);
+    between.hold_beyond_start("die", &container.0, Duration::from_millis(500));
+    raw(&["wait", &container.0]);
+    session.ok(&["start", &container.0]);
+    until("tokens again", Duration::from_secs(5), || container.asks().1 == 200);
+    raw(&["wait", &container.0]);
+    until("both are told", Duration::from_secs(8), || cuts(&folder.0).len() == 2);
+    std::thread::sleep(Duration::from_millis(1500));
+    let want = (vec!["20".to_string(), "21".into()], vec![Value::from(20), Value::from(21)]);
+    assert_eq!(told(&session, &folder, &container.0), want, "{}", session.said());
+}
+
+/// It runs on, without an identity: its end, later, is not told again.
+#[test]
+fn one_that_is_disconnected_by_hand_is_told_once_and_without_a_code() {
+    let folder = Folder::new("codes");
+    let session = audited(None, &folder, "");
+    let container = Container::of(&session, &[&task_image(), "sleep", "60"]);
+    session.ok(&["start", &container.0]);
+    assert_eq!(container.asks().1, 200);
+    let network = crate::support::raw::network(&session).0;
+    raw(&["network", "disconnect", &network, &container.0]);
+    until("it is told", Duration::from_secs(5), || cuts(&folder.0).len() == 1);
+    raw(&["kill", &container.0]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(
+        told(&session, &folder, &container.0),
+        (vec![String::new()], vec![Value::Null]),
+        "{}",
+        session.said()
+    );
+}
+
+#[test]
+fn what_ends_with_the_session_is_told_once() {
+    let folder = Folder::new("codes");
+    let file = folder.0.join("audit.jsonl").display().to_string();
+    let image = task_image();
+    let script = format!(
+        "docker run -d {image} sh -c 'exit 4'; docker run -d {image} sleep 60; docker wait $(docker ps -lq) & sleep 2"
+    );
+    let mut command = crate::support::session::program(&folder.0);
+    command.env("KFP_CREDS_AUDIT_FILE", &file);
+    let out = command.args(["run", "--offline", "--all", "--", "sh", "-c", &script]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let ids = String::from_utf8_lossy(&out.stdout).into_owned();
+    let containers: Vec<Container> =
+        ids.lines().filter(|line| line.len() == 64).map(|id| Container(id.into())).collect();
+    assert_eq!((containers.len(), cuts(&folder.0).len()), (2, 2), "{said}");
+    assert!(said.contains("2 attached, 2 cut off"), "{said}");
+    let of = |container: &Container| {
+        cuts(&folder.0).into_iter().find(|cut| cut["container"] == container.0.as_str()).unwrap()
+    };
+    assert_eq!(of(&containers[0])["exit_code"], 4, "{said}");
+}
