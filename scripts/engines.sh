@@ -6,6 +6,8 @@
 # shellcheck shell=sh
 
 engine_names='docker-20 docker-26 docker-28 podman-4 podman-5.4 podman-5'
+# What scripts/test, scripts/demo and CI take unless they are told.
+newest=docker-28
 docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates'
 podman_packages='podman runc netavark aardvark-dns passt uidmap iptables nftables iproute2 busybox-static ca-certificates'
 
@@ -22,7 +24,6 @@ recipe() {
     *) die "engine" "no engine is called $1; there are: $engine_names" ;;
     esac
     unpacked=$work/engines/$files
-    state=$work/engine/$1
 }
 
 # Debian's archive as this machine's own apt reads it, or the usual place where the machine is not Debian's.
@@ -89,11 +90,24 @@ unpack() {
 have_files() {
     made_from=$(hash_of "$suite" "$wanted" 1)
     mkdir -p "$work/engines"
-    stamped "$unpacked" "$made_from" && return
+    if stamped "$unpacked" "$made_from"; then return; fi
     exec 8>"$unpacked.lock"
     flock 8
     stamped "$unpacked" "$made_from" || timed "$name" fetch
     exec 8>&-
+}
+
+# have_client : where the machine has no docker command, the one of the newest engine that is unpacked.
+have_client() {
+    if have docker; then return; fi
+    for files in docker-28 docker-26 docker-20 "$files"; do
+        client=$work/engines/$files/usr/bin/docker
+        "$client" --version >/dev/null 2>&1 || continue
+        mkdir -p "$work/bin"
+        ln -sf "$client" "$work/bin/docker"
+        return
+    done
+    packages docker.io
 }
 
 # in_own_files COMMAND... : this shell's mount and network namespace are its own; COMMAND then finds the engine's
@@ -125,7 +139,7 @@ in_own_files() {
 docker_daemon() {
     echo '{}' >"$state/daemon.json"
     in_own_files dockerd --config-file "$state/daemon.json" --host "unix://$socket" --pidfile "$state/pid" \
-        --data-root "$state/data" --exec-root "/run/docker-exec" --shutdown-timeout 5
+        --data-root "$state/data" --exec-root "$exec_root" --shutdown-timeout 5
 }
 
 # Podman reads its settings from a home of its own, not from the machine's /etc/containers.

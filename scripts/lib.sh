@@ -10,6 +10,8 @@ die() { say "$1" "$2"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 # rustup's own place, for shells that have not read its env file.
 have cargo || PATH=$HOME/.cargo/bin:$PATH
+# The docker command that scripts/engine finds for a machine that has none.
+PATH=$PATH:$work/bin
 is_root() { [ "$(id -u)" = 0 ]; }
 
 # hash_of FILE-OR-TEXT... : a short fingerprint of what a step was made from.

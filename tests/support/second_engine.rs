@@ -1,5 +1,6 @@
 //! A Docker engine of the test's own, that may be restarted: beside the shared one, in a network namespace of its
-//! own, so that neither its bridges nor its packet rules meet anybody else's.
+//! own, so that neither its bridges nor its packet rules meet anybody else's. Of the same release as the shared one,
+//! where `scripts/engine` started that.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -34,7 +35,7 @@ impl SecondEngine {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.0.join("d.sock")
+        self.folder.0.join("docker.sock")
     }
 
     pub(crate) fn host(&self) -> String {
@@ -44,22 +45,20 @@ impl SecondEngine {
     pub(crate) fn up(&mut self) {
         let place = |name: &str| self.folder.0.join(name).display().to_string();
         let log = std::fs::File::options().create(true).append(true).open(place("log")).unwrap();
-        let daemon = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.namespace))
-            .args([
-                "dockerd",
-                "--host",
-                &self.host(),
-                "--data-root",
-                &place("data"),
-                "--exec-root",
-                &place("exec"),
-            ])
-            .args(["--pidfile", &place("pid"), "--shutdown-timeout", "5"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
+        let mut daemon = Command::new("nsenter");
+        daemon.arg(format!("--net=/run/netns/{}", self.namespace));
+        match unpacked() {
+            Some(name) => {
+                let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine");
+                daemon.args(["unshare", "--mount", script, "daemon", &name, &text(&self.folder.0)]);
+            }
+            None => {
+                daemon.args(["dockerd", "--host", &self.host(), "--data-root", &place("data")]);
+                daemon.args(["--exec-root", &place("exec"), "--pidfile", &place("pid")]);
+                daemon.args(["--shutdown-timeout", "5"]);
+            }
+        }
+        let daemon = daemon.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         self.daemon = Some(daemon.unwrap());
         let end = Instant::now() + Duration::from_secs(40);
         while !docker_at(&self.socket(), &["version"]).status.success() {
@@ -121,6 +120,11 @@ impl Drop for SecondEngine {
         }
         ip(&["netns", "del", &self.namespace]);
     }
+}
+
+/// The Docker of `scripts/engine names` that the other tests use, if it is one of those: then this is another of it.
+fn unpacked() -> Option<String> {
+    std::env::var("KFP_CREDS_TEST_ENGINE_NAME").ok().filter(|name| name.starts_with("docker-"))
 }
 
 fn ip(arguments: &[&str]) {
