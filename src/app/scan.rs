@@ -33,7 +33,11 @@ pub async fn scan(
         Ok(_) => {
             let name = path.display().to_string();
             let scanned = blocking(move || File::open(&path).and_then(image::scan)).await;
-            scanned.map_err(|error| Failure::Usage(format!("{name}: {error}")))?
+            let mut report = scanned.map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
+            report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
+                find.place.clone_from(&name);
+            });
+            report
         }
         Err(error) if is_a_path(target) => {
             return Err(Failure::Usage(format!(
@@ -87,7 +91,8 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(Failure::Usage(error.to_string())),
+        // The kind alone: the text of an error can quote what was read.
+        Ok(Err(error)) => Err(Failure::Usage(error.kind().to_string())),
         Err(error) => Err(Failure::Bug(format!("the scan ended early: {error}"))),
     }
 }
@@ -99,6 +104,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
         kind: find.kind,
         place: find.place,
         layer: None,
+        line: None,
         deleted: false,
     });
     Report { finds: finds.collect(), unverified: seen.unverified, bytes: 0 }

@@ -1,65 +1,45 @@
-//! Tar streams, judged while they pass: bytes go in, finds come out, and [`Tar::safe`] says up to where the
-//! stream may be let through because every file before that point was judged.
+//! Tar streams as they pass: headers are read here, what stands in the entries is for [`Stream`].
 
-use super::content::HEAD;
-use super::layer::{ENOUGH, Layer};
-use super::{Kind, image, what};
+use super::found::{Place, Role};
+use super::stream::{self, Stream};
 
 const BLOCK: usize = 512;
 /// GNU long names and pax records; the engine's own readers take at most this.
 const LONGEST_RECORD: usize = 1 << 20;
-/// Most places that are named of those that could not be looked at.
-const MOST_UNVERIFIED: usize = 16;
 
-/// What stands in an archive.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Entry {
-    pub name: String,
-    pub kind: Kind,
-    /// The archive in this archive that holds it, where it is one of an image.
-    pub layer: Option<String>,
-}
-
-/// A reader that is pushed. It holds one file's beginning at most.
+/// A reader that is pushed.
 #[derive(Debug)]
-pub struct Tar {
+pub(super) struct Tar {
+    place: Place,
     state: State,
     /// A header that is not complete yet.
     block: Vec<u8>,
-    /// The beginning of the current file, up to [`HEAD`].
-    head: Vec<u8>,
+    /// A GNU or pax record.
+    record: Vec<u8>,
     /// From a GNU `L` record or a pax `path`, for the next entry.
     name: Option<String>,
     /// From a pax `size`.
     size: Option<u64>,
     position: u64,
     safe: u64,
-    finds: Vec<Entry>,
-    names: bool,
-    whiteouts: Vec<String>,
-    /// Files may be archives of their own, and documents of an image.
-    of_image: bool,
-    unverified: Vec<String>,
-    began: bool,
     broken: bool,
 }
 
 #[derive(Debug)]
 enum State {
     Header,
-    /// The beginning of what may be an archive of its own.
-    Peek {
+    /// A file whose bytes are all to come.
+    Fresh {
         name: String,
         left: u64,
         pad: u64,
     },
-    Layer {
-        layer: Layer,
+    File {
+        stream: Box<Stream>,
         left: u64,
         pad: u64,
     },
-    Body {
-        name: String,
+    Record {
         left: u64,
         pad: u64,
         use_for: Use,
@@ -71,111 +51,69 @@ enum State {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Use {
-    File,
+    Nothing,
     LongName,
     Pax,
 }
 
-impl Default for Tar {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Tar {
-    pub fn new() -> Self {
+    pub(super) fn of(place: Place) -> Self {
         Self {
+            place,
             state: State::Header,
             block: Vec::with_capacity(BLOCK),
-            head: vec![],
+            record: vec![],
             name: None,
             size: None,
             position: 0,
             safe: 0,
-            finds: vec![],
-            names: false,
-            whiteouts: vec![],
-            of_image: false,
-            unverified: vec![],
-            began: false,
             broken: false,
         }
     }
 
-    /// Keeps the names of deletions (`.wh.NAME` of image layers).
-    pub fn with_whiteouts(self) -> Self {
-        Self { names: true, ..self }
-    }
-
-    /// Reads an image: archives in the archive, and what its documents say of environment, labels and history.
-    pub fn of_image(self) -> Self {
-        Self { of_image: true, ..self }
-    }
-
-    pub fn is_of_image(&self) -> bool {
-        self.of_image
-    }
-
-    /// What of an image could not be looked at.
-    pub fn take_unverified(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.unverified)
-    }
-
-    pub fn take_finds(&mut self) -> Vec<Entry> {
-        std::mem::take(&mut self.finds)
-    }
-
-    pub fn take_whiteouts(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.whiteouts)
-    }
-
-    /// How many bytes of the stream belong to entries that are judged.
-    pub fn safe(&self) -> u64 {
-        if self.broken { self.position } else { self.safe }
-    }
-
     /// How many of the bytes that were pushed are not judged yet.
-    pub fn unjudged(&self) -> u64 {
-        self.position - self.safe()
-    }
-
-    /// Whether it has an entry that could be read.
-    pub fn began(&self) -> bool {
-        self.began
+    pub(super) fn unjudged(&self) -> u64 {
+        if self.broken { 0 } else { self.position - self.safe }
     }
 
     /// Not a tar stream, or one that cannot be read to its end.
-    pub fn broken(&self) -> bool {
+    pub(super) fn broken(&self) -> bool {
         self.broken
     }
 
     /// Whether the stream may end here.
-    pub fn is_between(&self) -> bool {
+    pub(super) fn is_between(&self) -> bool {
         matches!(self.state, State::Header) && self.block.is_empty()
     }
 
-    pub fn push(&mut self, mut bytes: &[u8]) {
+    /// Judges what there is of a file that breaks off.
+    pub(super) fn give_up(&mut self) {
+        if let State::File { stream, .. } = &mut self.state {
+            stream.give_up();
+        }
+    }
+
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.broken {
             let used = match &self.state {
                 State::Header => self.header(bytes),
-                State::Body { .. } => self.body(bytes),
-                State::Peek { .. } => self.peek(bytes),
-                State::Layer { .. } => self.layered(bytes),
+                State::Fresh { .. } | State::File { .. } => self.file(bytes),
+                State::Record { .. } => self.record(bytes),
                 State::Skip { left } => {
-                    let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    let used = part(*left, bytes);
                     self.skipped(used);
                     used
                 }
             };
             self.position += used as u64;
             bytes = &bytes[used..];
-            if matches!(self.state, State::Skip { .. })
-                || (self.is_between() && self.name.is_none() && self.size.is_none())
-            {
-                self.safe = self.position;
-            }
-            if let State::Layer { layer, .. } = &self.state {
-                self.safe = self.position - layer.unjudged();
+            match &self.state {
+                State::File { stream, .. } => self.safe = self.position - stream.unjudged(),
+                State::Skip { .. } => self.safe = self.position,
+                _ if self.is_between() && self.name.is_none() && self.size.is_none() => {
+                    self.safe = self.position;
+                }
+                _ => {}
             }
         }
         self.position += bytes.len() as u64;
@@ -212,7 +150,6 @@ impl Tar {
             self.broken = true;
             return;
         };
-        self.began = true;
         let kind = block[156];
         let extension = matches!(kind, b'x' | b'g' | b'L' | b'K');
         if !extension {
@@ -220,14 +157,11 @@ impl Tar {
         }
         let pad = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
         let own = name_of(block);
-        let (name, use_for) = match kind {
-            b'L' => (own, Use::LongName),
-            b'x' => (own, Use::Pax),
-            b'g' | b'K' => (own, Use::File),
-            _ => (self.name.take().unwrap_or(own), Use::File),
-        };
-        if self.names && !extension && last(&name).starts_with(".wh.") {
-            self.whiteouts.push(name.clone());
+        let name = if extension { own } else { self.name.take().unwrap_or(own) };
+        let name = name.trim_start_matches("./").to_string();
+        if self.place.role == Role::Layer && !extension && last(&name).starts_with(".wh.") {
+            let layer = self.place.layer.clone().unwrap_or_default();
+            self.place.found.notes(|notes| notes.whiteouts.entry(layer).or_default().push(name.clone()));
         }
         let regular = matches!(kind, b'0' | 0 | b'7');
         // Links, devices and directories have no body, whatever their size field says.
@@ -236,110 +170,65 @@ impl Tar {
             self.broken = true;
             return;
         }
+        let use_for = match kind {
+            b'L' => Use::LongName,
+            b'x' => Use::Pax,
+            _ => Use::Nothing,
+        };
         self.state = match () {
             () if bodiless || size == 0 => State::Header,
-            () if regular && self.of_image => State::Peek { name, left: size, pad },
-            () if regular || extension => State::Body { name, left: size, pad, use_for },
-            () => State::Skip { left: size + pad },
+            () if regular => State::Fresh { name, left: size, pad },
+            () if extension => State::Record { left: size, pad, use_for },
+            () => State::Skip { left: size.saturating_add(pad) },
         };
     }
 
-    fn body(&mut self, bytes: &[u8]) -> usize {
-        let State::Body { left, use_for, .. } = &mut self.state else { return 0 };
-        let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-        *left -= used as u64;
-        let (done, use_for) = (*left == 0, *use_for);
-        if done && self.head.is_empty() {
-            // All of it is here: no copy.
-            self.judge(&bytes[..used], use_for);
-            return used;
-        }
-        let room = HEAD - self.head.len();
-        self.head.extend_from_slice(&bytes[..used.min(room)]);
-        if done || self.head.len() >= HEAD {
-            let mut head = std::mem::take(&mut self.head);
-            self.judge(&head, use_for);
-            zeroize::Zeroize::zeroize(&mut head);
-            // Cleared by that; the allocation stays for the next file.
-            self.head = head;
-        }
-        used
-    }
-
-    fn peek(&mut self, bytes: &[u8]) -> usize {
-        let State::Peek { left, .. } = &mut self.state else { return 0 };
-        let used =
-            usize::try_from(*left).unwrap_or(usize::MAX).min(ENOUGH - self.head.len()).min(bytes.len());
-        self.head.extend_from_slice(&bytes[..used]);
-        *left -= used as u64;
-        if self.head.len() < ENOUGH && *left > 0 {
-            return used;
-        }
-        let State::Peek { name, left, pad } = std::mem::replace(&mut self.state, State::Header) else {
-            return used;
-        };
-        let mut head = std::mem::take(&mut self.head);
-        if let Some(layer) = Layer::of(&name, &head) {
-            self.state = State::Layer { layer, left: left + head.len() as u64, pad };
-            self.layered(&head);
-        } else {
-            self.state = State::Body { name, left, pad, use_for: Use::File };
-            if left > 0 {
-                self.head = head;
-                return used;
+    fn file(&mut self, bytes: &[u8]) -> usize {
+        if let State::Fresh { name, left, pad } = &mut self.state {
+            let (name, left, pad) = (std::mem::take(name), *left, *pad);
+            if let Some(all) = usize::try_from(left).ok().and_then(|left| bytes.get(..left)) {
+                stream::whole(&name, all, &self.place);
+                self.padding(pad);
+                return all.len();
             }
-            self.judge(&head, Use::File);
+            let stream = Box::new(Stream::of(&name, self.place.clone()));
+            self.state = State::File { stream, left, pad };
         }
-        zeroize::Zeroize::zeroize(&mut head);
-        self.head = head;
-        used
-    }
-
-    fn layered(&mut self, bytes: &[u8]) -> usize {
-        let State::Layer { layer, left, pad } = &mut self.state else { return 0 };
-        let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-        layer.push(&bytes[..used]);
-        self.finds.extend(layer.take_finds());
+        let State::File { stream, left, pad } = &mut self.state else { return 0 };
+        let used = part(*left, bytes);
+        stream.push(&bytes[..used]);
         *left -= used as u64;
         if *left == 0 {
-            let (why, pad) = (layer.unverified(), *pad);
-            why.into_iter().for_each(|why| self.doubt(why));
-            self.state = if pad > 0 { State::Skip { left: pad } } else { State::Header };
+            stream.end();
+            let pad = *pad;
+            self.padding(pad);
         }
         used
     }
 
-    fn doubt(&mut self, why: String) {
-        if self.unverified.len() < MOST_UNVERIFIED {
-            self.unverified.push(why);
-        }
+    fn padding(&mut self, pad: u64) {
+        self.state = if pad > 0 { State::Skip { left: pad } } else { State::Header };
     }
 
-    fn judge(&mut self, bytes: &[u8], use_for: Use) {
-        let State::Body { name, left, pad, .. } = std::mem::replace(&mut self.state, State::Header) else {
-            return;
-        };
-        match use_for {
-            Use::File => {
-                let document = if self.of_image { image::told(bytes) } else { None };
-                if let Some(told) = document {
-                    let found = told.into_iter().map(|(kind, name)| Entry { name, kind, layer: None });
-                    self.finds.extend(found);
-                } else if let Some(kind) = what(bytes) {
-                    self.finds.push(Entry { name, kind, layer: None });
-                } else if self.of_image && left > 0 && bytes.first() == Some(&b'{') {
-                    self.doubt(format!("{name}: a document larger than is read"));
+    fn record(&mut self, bytes: &[u8]) -> usize {
+        let State::Record { left, pad, use_for } = &mut self.state else { return 0 };
+        let used = part(*left, bytes);
+        *left -= used as u64;
+        self.record.extend_from_slice(&bytes[..used]);
+        if *left == 0 {
+            let (pad, use_for) = (*pad, *use_for);
+            let record = std::mem::take(&mut self.record);
+            match use_for {
+                Use::Nothing => {}
+                Use::LongName => {
+                    let text = record.split(|b| *b == 0).next().unwrap_or_default();
+                    self.name = Some(String::from_utf8_lossy(text).into_owned());
                 }
+                Use::Pax => self.pax(&record),
             }
-            Use::LongName => {
-                let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
-                self.name = Some(String::from_utf8_lossy(text).into_owned());
-            }
-            Use::Pax => self.pax(bytes),
+            self.padding(pad);
         }
-        if left + pad > 0 {
-            self.state = State::Skip { left: left + pad };
-        }
+        used
     }
 
     /// `LENGTH KEY=VALUE\n`, as POSIX has it.
@@ -357,6 +246,11 @@ impl Tar {
             records = &records[length.unwrap_or(records.len())..];
         }
     }
+}
+
+/// How many of `bytes` belong to what has `left` to come.
+fn part(left: u64, bytes: &[u8]) -> usize {
+    usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len())
 }
 
 pub(super) fn last(name: &str) -> &str {

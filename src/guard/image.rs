@@ -1,22 +1,17 @@
 //! All of an archive: plain tar, `docker save` and OCI layouts, with every layer, what later layers delete,
 //! and the image's own environment, labels and history.
 
-use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 
-use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 
-use super::archive::{Tar, checksum_fits, last};
-use super::content::HEAD;
-use super::layer::{CLOSED, is_closed};
+use super::archive::last;
+use super::found::{Entry, Place, Role};
+use super::stream::Stream;
 use super::{Kind, environment, what};
 
 /// Bytes at a time: large enough that most files of a layer lie in one piece and are judged in place.
 const PIECE: usize = 1 << 20;
-/// Manifests and image configs are kept to be read at the end; larger documents are files.
-const LARGEST_DOCUMENT: usize = 4 << 20;
-const MOST_DOCUMENTS: usize = 4096;
 
 /// One find in an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,8 +20,17 @@ pub struct Located {
     pub place: String,
     /// The archive entry that is the layer; `None` for the archive itself.
     pub layer: Option<String>,
+    /// From 1 on; `None` where there are no lines.
+    pub line: Option<u32>,
     /// A later layer deletes it; whoever has the image still has it.
     pub deleted: bool,
+}
+
+impl From<Entry> for Located {
+    fn from(entry: Entry) -> Self {
+        let Entry { name, kind, layer, line } = entry;
+        Self { kind, place: name, layer, line, deleted: false }
+    }
 }
 
 /// What a scan came to.
@@ -34,143 +38,53 @@ pub struct Located {
 pub struct Report {
     pub finds: Vec<Located>,
     pub unverified: Vec<String>,
-    /// Bytes of tar that were read, after decompression.
+    /// Bytes that were read, and that came out of decompression.
     pub bytes: u64,
 }
 
-#[derive(Default)]
-struct Scan {
-    report: Report,
-    /// Deletions by layer.
-    whiteouts: BTreeMap<String, Vec<String>>,
-    documents: Vec<Value>,
-    piece: Vec<u8>,
-}
-
-/// Reads `input` to its end.
-pub fn scan(input: impl Read) -> io::Result<Report> {
-    let mut input = BufReader::with_capacity(PIECE, input);
-    let start = input.fill_buf()?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        return plain(BufReader::with_capacity(PIECE, MultiGzDecoder::new(input)));
-    }
-    if start.len() < 512 || !checksum_fits(&start[..512]) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no tar archive"));
-    }
-    plain(input)
-}
-
-fn plain(input: impl BufRead) -> io::Result<Report> {
-    let mut scan = Scan { piece: vec![0; PIECE], ..Scan::default() };
-    let mut archive = tar::Archive::new(input);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_string();
-        scan.entry(&name, &mut entry)?;
-    }
-    scan.finish()
-}
-
-impl Scan {
-    fn entry(&mut self, name: &str, entry: &mut dyn Read) -> io::Result<()> {
-        let mut entry = BufReader::with_capacity(64 << 10, entry);
-        let start = entry.fill_buf()?;
-        if start.starts_with(&[0x1f, 0x8b]) {
-            // A compressed file that is no tar is a file like any other, and says nothing.
-            let mut inside = BufReader::with_capacity(PIECE, MultiGzDecoder::new(entry));
-            return match inside.fill_buf() {
-                Ok(start) if start.len() >= 512 && checksum_fits(&start[..512]) => {
-                    self.layer(name, &mut inside)
-                }
-                Ok(_) => Ok(()),
-                Err(_) => {
-                    self.report.unverified.push(format!("{name}: cannot be decompressed"));
-                    Ok(())
-                }
-            };
-        }
-        if is_closed(start) {
-            self.report.unverified.push(format!("{name}: {CLOSED}"));
-            return Ok(());
-        }
-        if start.len() >= 512 && checksum_fits(&start[..512]) {
-            return self.layer(name, &mut entry);
-        }
-        self.file(name, &mut entry)
-    }
-
-    fn file(&mut self, name: &str, entry: &mut dyn Read) -> io::Result<()> {
-        let mut bytes = zeroize::Zeroizing::new(vec![]);
-        entry.take(LARGEST_DOCUMENT as u64 + 1).read_to_end(&mut bytes)?;
-        self.report.bytes += bytes.len() as u64;
-        let document = matches!(bytes.first(), Some(b'{' | b'[')) && bytes.len() <= LARGEST_DOCUMENT;
-        if document
-            && self.documents.len() < MOST_DOCUMENTS
-            && let Ok(value) = serde_json::from_slice::<Value>(&bytes)
-            && is_of_an_image(&value)
-        {
-            self.documents.push(value);
-        } else if let Some(kind) = what(&bytes[..bytes.len().min(HEAD)]) {
-            self.find(kind, name.into(), None);
-        }
-        Ok(())
-    }
-
-    fn layer(&mut self, name: &str, input: &mut dyn Read) -> io::Result<()> {
-        let mut tar = Tar::new().with_whiteouts();
-        loop {
-            let read = match input.read(&mut self.piece) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    self.report.unverified.push(format!("{name}: cannot be read to its end: {error}"));
-                    break;
-                }
-            };
-            tar.push(&self.piece[..read]);
-            self.report.bytes += read as u64;
-        }
-        if tar.broken() || !tar.is_between() {
-            self.report.unverified.push(format!("{name}: the archive breaks off or is not understood"));
-        }
-        for entry in tar.take_finds() {
-            self.find(entry.kind, entry.name.trim_start_matches("./").into(), Some(name.into()));
-        }
-        self.whiteouts.insert(name.into(), tar.take_whiteouts());
-        Ok(())
-    }
-
-    fn find(&mut self, kind: Kind, place: String, layer: Option<String>) {
-        let find = Located { kind, place, layer, deleted: false };
-        if !self.report.finds.contains(&find) {
-            self.report.finds.push(find);
+/// Reads `input` to its end: an archive, an image, something compressed or any other file. A find in the file
+/// itself has an empty place.
+///
+/// # Errors
+/// What `input` says.
+pub fn scan(mut input: impl Read) -> io::Result<Report> {
+    let mut stream = Stream::of("", Place { lines: true, ..Place::root(Role::Image) });
+    let mut piece = zeroize::Zeroizing::new(vec![0; PIECE]);
+    loop {
+        match input.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => stream.push_root(&piece[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
-
-    fn finish(mut self) -> io::Result<Report> {
-        let documents = std::mem::take(&mut self.documents);
-        for (kind, place) in documents.iter().flat_map(config) {
-            self.find(kind, place, None);
+    stream.end();
+    let notes = stream.notes();
+    let order: Vec<String> = notes.documents.iter().flat_map(layers).collect();
+    let at = |layer: &str| order.iter().position(|name| name == layer);
+    let mut finds: Vec<Located> = stream.take_finds().into_iter().map(Located::from).collect();
+    for find in &mut finds {
+        let Some(layer) = &find.layer else { continue };
+        match at(layer) {
+            Some(own) => {
+                find.deleted = notes.whiteouts.iter().any(|(layer, names)| {
+                    at(layer).is_some_and(|later| later > own)
+                        && names.iter().any(|name| hides(name, &find.place))
+                });
+            }
+            // An archive of no image.
+            None if notes.documents.is_empty() => {
+                find.place = format!("{layer}!/{}", find.place);
+                find.layer = None;
+            }
+            None => {}
         }
-        let order: Vec<String> = documents.iter().flat_map(layers).collect();
-        let at = |layer: &str| order.iter().position(|name| name == layer);
-        for find in &mut self.report.finds {
-            let Some(own) = find.layer.as_deref().and_then(at) else { continue };
-            find.deleted = self.whiteouts.iter().any(|(layer, names)| {
-                at(layer).is_some_and(|later| later > own)
-                    && names.iter().any(|name| hides(name, &find.place))
-            });
-        }
-        Ok(self.report)
     }
+    Ok(Report { finds, unverified: stream.take_unverified(), bytes: stream.bytes() })
 }
 
 /// Environment, labels and history of an image: what is a key, and where.
-fn config(document: &Value) -> Vec<(Kind, String)> {
+pub(super) fn config(document: &Value) -> Vec<(Kind, String)> {
     let mut found = vec![];
     for part in ["config", "container_config"] {
         let config = &document[part];
@@ -195,11 +109,9 @@ fn config(document: &Value) -> Vec<(Kind, String)> {
     found
 }
 
-/// The same of a document as it stands in an archive; `None` for any other file.
-pub(super) fn told(bytes: &[u8]) -> Option<Vec<(Kind, String)>> {
-    let document = matches!(bytes.first(), Some(b'{' | b'['));
-    let value = document.then(|| serde_json::from_slice::<Value>(bytes).ok()).flatten()?;
-    is_of_an_image(&value).then(|| config(&value))
+/// What a document of an image says; `None` for any other file.
+pub(super) fn document(bytes: &[u8]) -> Option<Value> {
+    serde_json::from_slice::<Value>(bytes).ok().filter(is_of_an_image)
 }
 
 /// A manifest, an index or an image's config; judged by their fields instead of as a file.

@@ -3,21 +3,27 @@
 //! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
 //! Rooms: `content` what bytes are, `text` how they are read, `environment` variables, `walk` directories
-//! under a budget, `likely` which of their files come first, `archive` tar streams as they pass,
-//! `layer` archives in them, `image` the layers of an image that is read as a whole.
+//! under a budget, `likely` which of their files come first, `stream` any file as it passes: `judge` files, `archive` tar
+//! archives, `zip`, `unpack` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
 
-pub mod archive;
+mod archive;
 pub mod content;
 pub mod environment;
+pub mod found;
 pub mod image;
-pub mod layer;
+mod judge;
 mod likely;
+pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;
 mod text;
+mod unpack;
 pub mod walk;
 #[cfg(test)]
 mod walk_tests;
+mod zip;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -17,7 +17,7 @@ const BANNED: [(&str, &str); 7] = [
     ("rsa", "RUSTSEC-2023-0071, unfixed"),
 ];
 
-const LICENCES: [&str; 10] = [
+const LICENCES: [&str; 11] = [
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
@@ -28,6 +28,7 @@ const LICENCES: [&str; 10] = [
     "MIT",
     "Unicode-3.0",
     "Zlib",
+    "bzip2-1.0.6",
 ];
 
 /// Crates that this target really builds, with versions, licences and features, as cargo resolves them.

@@ -15,7 +15,7 @@ use super::path::Target;
 use super::room::Room;
 use super::upload::Look;
 use super::wire::{Refusal, Reply, collect, full};
-use crate::guard::archive::Tar;
+use crate::guard::stream::Stream;
 use crate::guard::{Mode, environment};
 
 impl Room {
@@ -37,7 +37,7 @@ impl Room {
         match self.strictness(true) {
             Mode::Off => self.pass(parts, target, Either::Left(body)).await,
             mode => {
-                let look = Look { mode, who: "load".into(), tar: Tar::new().of_image() };
+                let look = Look { mode, who: "load".into(), stream: Stream::image() };
                 self.upload(parts, target, body, look).await
             }
         }
@@ -58,7 +58,7 @@ impl Room {
         self.decide(mode, "import", changes(target))?;
         match target.query("fromSrc") {
             Some("-") => {
-                let look = Look { mode, who: "import".into(), tar: Tar::new() };
+                let look = Look { mode, who: "import".into(), stream: Stream::files() };
                 self.upload(parts, target, body, look).await
             }
             _ => {

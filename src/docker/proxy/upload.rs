@@ -19,8 +19,8 @@ use super::path::Target;
 use super::room::Room;
 use super::wire::{Refusal, Reply};
 use crate::guard::Mode;
-use crate::guard::archive::{Entry, Tar};
-use crate::guard::layer::Gzip;
+use crate::guard::found::Entry;
+use crate::guard::stream::Stream;
 
 /// How long the rest of a refused upload is read, so that the client comes to read the answer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ impl Room {
             Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
             mode => {
                 let who = format!("copy to {name}");
-                self.upload(parts, &target, body, Look { mode, who, tar: Tar::new() }).await
+                self.upload(parts, &target, body, Look { mode, who, stream: Stream::files() }).await
             }
         }
     }
@@ -71,7 +71,7 @@ impl Room {
                 self.pass(parts, target, Either::Left(body)).await
             }
             mode => {
-                let look = Look { mode, who: "build context".into(), tar: Tar::new() };
+                let look = Look { mode, who: "build context".into(), stream: Stream::files() };
                 self.upload(parts, target, body, look).await
             }
         }
@@ -114,53 +114,60 @@ impl Room {
         &self,
         mut body: Incoming,
         pieces: mpsc::Sender<Piece>,
-        Look { mode, who, tar }: Look,
+        Look { mode, who, stream }: Look,
         tell: oneshot::Sender<Option<Refusal>>,
     ) {
-        let mut filter = Filter::new(tar);
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else {
-                let _ = pieces.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
-                return;
-            };
-            let Ok(mut data) = frame.into_data() else { continue };
-            while !data.is_empty() {
-                let sip = filter.sip(&mut data);
-                filter = match filter.push_aside(sip).await {
-                    Some(filter) => filter,
-                    None => return,
-                };
-                if let Err(refusal) = self.decide(mode, &who, self.texts(&mut filter)) {
-                    let _ = pieces.send(Err(io::Error::other("a key"))).await;
-                    drop(pieces);
-                    if let Err(Some(refusal)) = tell.send(Some(refusal)) {
-                        // The engine has answered already, and nobody waits for the reason.
-                        self.settings.voice.notice(refusal.why);
-                    }
-                    let _ =
-                        tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
+        let mut filter = Filter::new(stream);
+        loop {
+            let frame = body.frame().await;
+            let end = frame.is_none();
+            let judged = match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => filter.push(data).await,
+                    Err(_) => continue,
+                },
+                Some(Err(_)) => {
+                    let _ = pieces.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
                     return;
                 }
-                while let Some(piece) = filter.release(false) {
-                    if pieces.send(Ok(Frame::data(piece))).await.is_err() {
-                        return;
-                    }
+                None => filter.end().await,
+            };
+            let Some(done) = judged else { return };
+            filter = done;
+            if let Err(refusal) = self.decide(mode, &who, self.texts(&mut filter)) {
+                let _ = pieces.send(Err(io::Error::other("a key"))).await;
+                drop(pieces);
+                if let Err(Some(refusal)) = tell.send(Some(refusal)) {
+                    // The engine has answered already, and nobody waits for the reason.
+                    self.settings.voice.notice(refusal.why);
+                }
+                let _ = tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
+                return;
+            }
+            if end {
+                self.say_unverified(&who, &mut filter.stream);
+            }
+            while let Some(piece) = filter.release(end) {
+                if pieces.send(Ok(Frame::data(piece))).await.is_err() {
+                    return;
                 }
             }
-        }
-        for why in filter.unverified() {
-            self.settings.voice.notice(format!("{who}: not verified: {why}"));
-        }
-        while let Some(piece) = filter.release(true) {
-            if pieces.send(Ok(Frame::data(piece))).await.is_err() {
+            if end {
+                let _ = tell.send(None);
                 return;
             }
         }
-        let _ = tell.send(None);
+    }
+
+    fn say_unverified(&self, who: &str, stream: &mut Stream) {
+        let none = (!stream.is_archive()).then(|| "it is not a tar archive".to_string());
+        for why in none.into_iter().chain(stream.take_unverified()) {
+            self.settings.voice.notice(format!("{who}: not verified: {why}"));
+        }
     }
 
     fn texts(&self, filter: &mut Filter) -> Vec<String> {
-        let finds = filter.take_finds().into_iter();
+        let finds = filter.stream.take_finds().into_iter();
         let finds = finds.filter(|entry| !self.settings.guard.rules.allows_inside(&entry.name));
         let layer = |entry: &Entry| entry.layer.as_ref().map(|layer| format!(" in layer {layer}"));
         finds
@@ -177,110 +184,45 @@ pub(super) struct Look {
     pub(super) mode: Mode,
     /// Names the upload in messages.
     pub(super) who: String,
-    pub(super) tar: Tar,
+    pub(super) stream: Stream,
 }
 
 /// Judges what goes in, and holds it back until it is judged.
 struct Filter {
-    form: Form,
-    /// What is compressed, or holds what is, comes in small pieces.
-    sips: bool,
+    stream: Stream,
     held: VecDeque<Bytes>,
     /// Bytes that were released.
     released: u64,
 }
 
-enum Form {
-    /// The first bytes tell how this one is read.
-    Unknown(Tar),
-    Plain(Tar),
-    Gzip(Box<Gzip>),
-    /// Not a form that is opened.
-    Closed(&'static str),
-}
-
 impl Filter {
-    fn new(tar: Tar) -> Self {
-        Self { sips: tar.is_of_image(), form: Form::Unknown(tar), held: VecDeque::new(), released: 0 }
+    fn new(stream: Stream) -> Self {
+        Self { stream, held: VecDeque::new(), released: 0 }
     }
 
-    fn sip(&self, data: &mut Bytes) -> Bytes {
-        match self.form {
-            Form::Plain(_) if !self.sips => std::mem::take(data),
-            Form::Closed(_) => std::mem::take(data),
-            Form::Unknown(_) | Form::Gzip(_) | Form::Plain(_) => data.split_to(data.len().min(SIP)),
-        }
-    }
-
-    /// [`Self::push`] away from the thread that serves where a sip may become gigabytes: compressed layers in a
-    /// compressed archive multiply. `None` where that broke.
-    async fn push_aside(mut self, bytes: Bytes) -> Option<Self> {
-        if !self.sips {
-            self.push(bytes);
-            return Some(self);
-        }
+    /// Away from the thread that serves: a frame may become gigabytes. `None` where that broke.
+    async fn push(mut self, bytes: Bytes) -> Option<Self> {
         let pushed = tokio::task::spawn_blocking(move || {
-            self.push(bytes);
+            // Where a file begins in what is compressed is known by the piece.
+            bytes.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
+            self.held.push_back(bytes);
             self
         });
         pushed.await.ok()
     }
 
-    fn push(&mut self, bytes: Bytes) {
-        if let Form::Unknown(tar) = &mut self.form {
-            let tar = std::mem::take(tar);
-            // A stream that begins with fewer bytes than tell is taken for plain tar and breaks there.
-            self.form = match &bytes[..] {
-                [0x1f, 0x8b, ..] | [0x1f] => Form::Gzip(Box::new(Gzip::new(tar))),
-                [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..] | [0x28, 0xb5, 0x2f, ..] => {
-                    Form::Closed("only plain and gzip archives are opened")
-                }
-                _ => Form::Plain(tar),
-            };
-        }
-        match &mut self.form {
-            Form::Plain(tar) => tar.push(&bytes),
-            Form::Gzip(gzip) => gzip.push(&bytes),
-            Form::Unknown(_) | Form::Closed(_) => {}
-        }
-        self.held.push_back(bytes);
-    }
-
-    fn tar(&mut self) -> Option<&mut Tar> {
-        match &mut self.form {
-            Form::Plain(tar) => Some(tar),
-            Form::Gzip(gzip) => Some(gzip.tar_mut()),
-            Form::Unknown(_) | Form::Closed(_) => None,
-        }
-    }
-
-    fn take_finds(&mut self) -> Vec<Entry> {
-        self.tar().map(Tar::take_finds).unwrap_or_default()
-    }
-
-    fn unverified(&mut self) -> Vec<String> {
-        match &self.form {
-            Form::Closed(why) => return vec![(*why).into()],
-            Form::Gzip(gzip) if gzip.broken() => return vec!["the archive cannot be decompressed".into()],
-            _ => {}
-        }
-        let Some(tar) = self.tar() else { return vec![] };
-        // Of other archives the engine itself says so.
-        let cut = tar.is_of_image() && !tar.is_between();
-        let broken = (tar.broken() || cut).then(|| "it is not a tar archive, or a broken one".to_string());
-        broken.into_iter().chain(tar.take_unverified()).collect()
+    async fn end(mut self) -> Option<Self> {
+        let ended = tokio::task::spawn_blocking(move || {
+            self.stream.end();
+            self
+        });
+        ended.await.ok()
     }
 
     /// The next bytes that may go on; all of them at the end.
     fn release(&mut self, end: bool) -> Option<Bytes> {
         let first = self.held.front_mut()?;
-        let judged = match &self.form {
-            _ if end => u64::MAX,
-            Form::Plain(tar) => tar.safe(),
-            Form::Gzip(gzip) => gzip.judged(),
-            Form::Closed(_) => u64::MAX,
-            Form::Unknown(_) => 0,
-        };
+        let judged = if end { u64::MAX } else { self.stream.safe() };
         let free = judged.saturating_sub(self.released);
         let free = usize::try_from(free).unwrap_or(usize::MAX).min(first.len());
         if free == 0 {

@@ -1,0 +1,201 @@
+//! What the readers of one look have in common: what was found, what could not be looked at, and how much may be
+//! decompressed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::Kind;
+
+/// Most places that are named of those that could not be looked at; of the others their number.
+const MOST_UNVERIFIED: usize = 64;
+/// What may be decompressed in any case, and for each byte of what is looked at. Deflate reaches 1 032 on zeros
+/// and real files 20; of zstd and xz a kilobyte may be gigabytes.
+pub const UNPACKED: u64 = 1 << 30;
+pub const UNPACKED_RATIO: u64 = 200;
+/// Archives that are opened inside another archive.
+pub const NESTED: u8 = 2;
+
+/// What stands in an archive.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// Its path; inside a further archive `ARCHIVE!/PATH`.
+    pub name: String,
+    pub kind: Kind,
+    /// The archive in this archive that holds it, where it is a layer of an image.
+    pub layer: Option<String>,
+    /// Where in the file, from 1 on; `None` where it has no lines, or nobody asked.
+    pub line: Option<u32>,
+}
+
+/// Deletions (`.wh.NAME`) by layer, and the documents of an image.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    pub(super) whiteouts: BTreeMap<String, Vec<String>>,
+    pub(super) documents: Vec<Value>,
+}
+
+#[derive(Debug)]
+struct State {
+    finds: Vec<Entry>,
+    unverified: Vec<String>,
+    more: u64,
+    pushed: u64,
+    unpacked: u64,
+    allowed: u64,
+    notes: Notes,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            finds: vec![],
+            unverified: vec![],
+            more: 0,
+            pushed: 0,
+            unpacked: 0,
+            allowed: UNPACKED,
+            notes: Notes::default(),
+        }
+    }
+}
+
+/// Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found(Arc<Mutex<State>>);
+
+impl Found {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn find(&self, entry: Entry) {
+        let mut state = self.state();
+        if !state.finds.contains(&entry) {
+            state.finds.push(entry);
+        }
+    }
+
+    pub(super) fn doubt(&self, what: String) {
+        let mut state = self.state();
+        if state.unverified.len() < MOST_UNVERIFIED {
+            state.unverified.push(what);
+        } else {
+            state.more += 1;
+        }
+    }
+
+    pub(super) fn take_finds(&self) -> Vec<Entry> {
+        std::mem::take(&mut self.state().finds)
+    }
+
+    pub(super) fn take_unverified(&self) -> Vec<String> {
+        let mut state = self.state();
+        let mut all = std::mem::take(&mut state.unverified);
+        match std::mem::take(&mut state.more) {
+            0 => {}
+            more => all.push(format!("{more} places more")),
+        }
+        all
+    }
+
+    /// So many bytes of the outermost stream came.
+    pub(super) fn pushed(&self, bytes: usize) {
+        self.state().pushed += bytes as u64;
+    }
+
+    /// So many bytes came out of a decoder; false where that is more than is looked at.
+    pub(super) fn unpacked(&self, bytes: usize) -> bool {
+        let mut state = self.state();
+        state.unpacked += bytes as u64;
+        state.unpacked <= state.allowed.saturating_add(state.pushed.saturating_mul(UNPACKED_RATIO))
+    }
+
+    #[cfg(test)]
+    pub(super) fn allow(&self, bytes: u64) {
+        self.state().allowed = bytes;
+    }
+
+    pub(super) fn notes(&self, note: impl FnOnce(&mut Notes)) {
+        note(&mut self.state().notes);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let state = self.state();
+        state.pushed + state.unpacked
+    }
+}
+
+/// What an archive is in a look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Role {
+    /// Files.
+    Files,
+    /// An image, as `docker save` and the OCI layout have it: archives in it are layers, documents tell of
+    /// environment, labels and history.
+    Image,
+    /// A layer of one; names of deletions are kept.
+    Layer,
+}
+
+/// Where a reader stands.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) found: Found,
+    /// Before names: the archives around, each with `!/` behind it.
+    pub(super) prefix: String,
+    pub(super) layer: Option<String>,
+    pub(super) role: Role,
+    /// How many archives may still be opened, one in another.
+    pub(super) depth: u8,
+    /// Whether lines are wanted, which costs a second look at what was found.
+    pub(super) lines: bool,
+}
+
+impl Place {
+    /// Of a stream that is an archive itself.
+    pub(super) fn root(role: Role) -> Self {
+        Self {
+            found: Found::default(),
+            prefix: String::new(),
+            layer: None,
+            role,
+            depth: NESTED + 1,
+            lines: false,
+        }
+    }
+
+    /// Inside the archive `name`; `None` where it is one too deep.
+    pub(super) fn inside(&self, name: &str, is_tar: bool) -> Option<Self> {
+        let mut inside = self.clone();
+        inside.role = Role::Files;
+        if self.role == Role::Image && is_tar && !name.is_empty() {
+            inside.role = Role::Layer;
+            inside.layer = Some(name.into());
+            return Some(inside);
+        }
+        inside.depth = self.depth.checked_sub(1)?;
+        if name.is_empty() {
+            inside.role = self.role;
+        } else {
+            inside.prefix = format!("{}{name}!/", self.prefix);
+        }
+        Some(inside)
+    }
+
+    pub(super) fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub(super) fn find(&self, name: &str, kind: Kind, line: Option<u32>) {
+        self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line });
+    }
+
+    pub(super) fn doubt(&self, name: &str, why: &str) {
+        let layer = self.layer.as_ref().map(|layer| format!("{layer}: ")).unwrap_or_default();
+        let name = self.full(name);
+        let name = if name.is_empty() { "the archive".into() } else { name };
+        self.found.doubt(format!("{layer}{name}: {why}"));
+    }
+}

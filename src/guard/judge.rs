@@ -1,0 +1,112 @@
+//! One file that is pushed, judged in windows, so that a key late in a large file counts as well.
+
+use zeroize::Zeroize;
+
+use super::content::HEAD;
+use super::found::Place;
+use super::text::is_text;
+use super::{Kind, what};
+
+/// What two windows have in common: a key on their border is whole in one of them.
+const SHARED: usize = 64 << 10;
+
+/// It holds one window at most.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    window: Vec<u8>,
+    /// How much of the window was judged.
+    judged: usize,
+    lines: u32,
+    found: bool,
+}
+
+impl Judge {
+    pub(super) fn push(&mut self, name: &str, mut bytes: &[u8], place: &Place) {
+        // Of one file one find is enough.
+        while !bytes.is_empty() && !self.found {
+            let room = HEAD - self.window.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.window.extend_from_slice(now);
+            bytes = later;
+            if self.window.len() == HEAD {
+                self.look(name, place);
+                self.slide(place.lines);
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, name: &str, place: &Place) {
+        if self.window.len() > self.judged && !self.found {
+            self.look(name, place);
+        }
+        self.window.zeroize();
+        self.judged = 0;
+    }
+
+    pub(super) fn unjudged(&self) -> u64 {
+        if self.found { 0 } else { self.window.len() as u64 }
+    }
+
+    fn look(&mut self, name: &str, place: &Place) {
+        if let Some(kind) = what(&self.window) {
+            let line = place.lines.then(|| line(&self.window)).flatten();
+            place.find(name, kind, line.map(|line| self.lines + line));
+            self.found = true;
+        }
+    }
+
+    fn slide(&mut self, lines: bool) {
+        let gone = self.window.len() - SHARED;
+        if lines {
+            let ends = memchr::memchr_iter(b'\n', &self.window[..gone]).count();
+            self.lines = self.lines.saturating_add(u32::try_from(ends).unwrap_or(u32::MAX));
+        }
+        self.window.copy_within(gone.., 0);
+        self.window[SHARED..].zeroize();
+        self.window.truncate(SHARED);
+        self.judged = SHARED;
+    }
+}
+
+/// The same of a file that is all here, without a copy of it. With the line where one is wanted.
+pub(super) fn all(bytes: &[u8], lines: bool) -> Option<(Kind, Option<u32>)> {
+    let mut start = 0;
+    loop {
+        let window = &bytes[start..bytes.len().min(start + HEAD)];
+        if let Some(kind) = what(window) {
+            let before = || memchr::memchr_iter(b'\n', &bytes[..start]).count();
+            let line = lines.then(|| line(window)).flatten();
+            let line = line.map(|line| line + u32::try_from(before()).unwrap_or(u32::MAX));
+            return Some((kind, line));
+        }
+        if start + HEAD >= bytes.len() {
+            return None;
+        }
+        start += HEAD - SHARED;
+    }
+}
+
+/// The line, from 1 on, on which what is found in a text begins: the last one from which on it is still found, in
+/// the shortest beginning in which it is.
+fn line(text: &[u8]) -> Option<u32> {
+    if !is_text(text) {
+        return None;
+    }
+    let ends: Vec<usize> = memchr::memchr_iter(b'\n', text).map(|end| end + 1).chain([text.len()]).collect();
+    // How many lines it takes from the beginning on.
+    let count = partition(ends.len(), |count| what(&text[..ends[count]]).is_none());
+    let end = *ends.get(count)?;
+    let start = |line: usize| if line == 0 { 0 } else { ends[line - 1] };
+    let first = partition(count + 1, |line| what(&text[start(line)..end]).is_some());
+    u32::try_from(first.max(1)).ok()
+}
+
+/// How many of the numbers below `end` come first, as long as `first` holds.
+fn partition(end: usize, first: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if first(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
+}

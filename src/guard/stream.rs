@@ -1,0 +1,404 @@
+//! One file as it streams by, whatever it is: a file to be judged, an archive, something compressed, one in another.
+//! What is opened is decided by how it begins, not by what it is called: engines and programs do so too.
+
+use std::collections::VecDeque;
+
+use zeroize::Zeroize;
+
+use super::archive::{Tar, checksum_fits};
+use super::found::{Entry, Notes, Place, Role};
+use super::image;
+use super::judge::{self, Judge};
+use super::unpack::{Unpack, Why};
+use super::zip::{self, Zip};
+
+/// So many bytes of a file tell what it is.
+const ENOUGH: usize = 512;
+/// Manifests and configs of images; larger documents are files.
+const LARGEST_DOCUMENT: usize = 4 << 20;
+const MOST_DOCUMENTS: usize = 4096;
+
+/// It holds what its parts hold: one window of one file at most, and what a decoder needs.
+#[derive(Debug)]
+pub struct Stream {
+    name: String,
+    place: Place,
+    pushed: u64,
+    state: State,
+    /// Its bytes are those of a compressed file, which has its name.
+    packed: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Begin(Vec<u8>),
+    File(Judge),
+    /// A document of an image, perhaps.
+    Document(Vec<u8>),
+    Tar(Box<Tar>),
+    Zip(Box<Zip>),
+    Packed(Box<Packed>),
+    /// It passes unread, and that was said.
+    Closed,
+}
+
+/// What a file is, by how it begins.
+enum Form {
+    File,
+    Document,
+    Tar,
+    /// With so many bytes before it.
+    Zip(usize),
+    Packed(Unpack),
+    Closed(&'static str),
+}
+
+impl Form {
+    fn of(head: &[u8], role: Role) -> Self {
+        match head {
+            _ if head.len() >= ENOUGH && checksum_fits(&head[..ENOUGH]) => Self::Tar,
+            [b'{' | b'[', ..] if role == Role::Image => Self::Document,
+            _ => match (Unpack::of(head), zip::start(head), closed(head)) {
+                (Some(unpack), _, _) => Self::Packed(unpack),
+                (_, Some(at), _) => Self::Zip(at),
+                (_, _, Some(why)) => Self::Closed(why),
+                _ => Self::File,
+            },
+        }
+    }
+}
+
+/// Archives that are not opened, by their magic numbers.
+fn closed(head: &[u8]) -> Option<&'static str> {
+    let cpio = |head: &[u8]| head.len() >= 110 && head[6..110].iter().all(u8::is_ascii_hexdigit);
+    Some(match head {
+        [0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c, ..] => "a 7-Zip archive is not opened",
+        [b'R', b'a', b'r', b'!', 0x1a, 7, ..] => "a RAR archive is not opened",
+        [0x04, 0x22, 0x4d, 0x18, ..] => "what is compressed with lz4 is not opened",
+        [b'L', b'Z', b'I', b'P', 1, ..] => "what is compressed with lzip is not opened",
+        [0x1f, 0x9d, ..] => "what is compressed with compress is not opened",
+        [0x5d, 0, 0, _, _, _, _, _, _, _, _, _, _, 0, ..] => "what is compressed with lzma is not opened",
+        [b'M', b'S', b'C', b'F', 0, 0, 0, 0, ..] => "a cabinet is not opened",
+        [0xed, 0xab, 0xee, 0xdb, ..] => "an RPM package is not opened",
+        [b'h', b's', b'q', b's', ..] => "a squashfs image is not opened",
+        _ if head.starts_with(b"!<arch>\ndebian-binary") => "a Debian package is not opened",
+        _ if head.starts_with(b"07070") && cpio(head) => "a cpio archive is not opened",
+        _ => return None,
+    })
+}
+
+/// What a file that is wholly here comes to, without copying it where it is no archive.
+pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
+    if matches!(Form::of(bytes, place.role), Form::File) {
+        if let Some((kind, line)) = judge::all(bytes, place.lines) {
+            place.find(name, kind, line);
+        }
+        return;
+    }
+    let mut stream = Stream::of(name, place.clone());
+    stream.push(bytes);
+    stream.end();
+}
+
+impl Stream {
+    /// The body of a request that is an archive of files: a copy, a build context, an import.
+    pub fn files() -> Self {
+        Self::of("", Place::root(Role::Files))
+    }
+
+    /// The same of an image, as it is loaded.
+    pub fn image() -> Self {
+        Self::of("", Place::root(Role::Image))
+    }
+
+    /// One file, with its name for messages. Archives in it are opened.
+    pub fn file(name: &str) -> Self {
+        Self::of(name, Place { depth: super::found::NESTED, ..Place::root(Role::Files) })
+    }
+
+    /// Finds come with their lines.
+    #[must_use]
+    pub fn with_lines(mut self) -> Self {
+        self.place.lines = true;
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_allowance(self, bytes: u64) -> Self {
+        self.place.found.allow(bytes);
+        self
+    }
+
+    pub(super) fn of(name: &str, place: Place) -> Self {
+        Self { name: name.into(), place, pushed: 0, state: State::Begin(vec![]), packed: false }
+    }
+
+    /// The next bytes, of any number. One push may decompress to a thousand times as many.
+    pub fn push_root(&mut self, bytes: &[u8]) {
+        self.place.found.pushed(bytes.len());
+        self.push(bytes);
+    }
+
+    pub fn take_finds(&mut self) -> Vec<Entry> {
+        self.place.found.take_finds()
+    }
+
+    /// What was not looked at, and why; all of it is known after the end.
+    pub fn take_unverified(&mut self) -> Vec<String> {
+        self.place.found.take_unverified()
+    }
+
+    /// Bytes that came and that came out of decoders.
+    pub fn bytes(&self) -> u64 {
+        self.place.found.bytes()
+    }
+
+    pub(super) fn notes(&self) -> Notes {
+        let mut notes = Notes::default();
+        self.place.found.notes(|all| notes = std::mem::take(all));
+        notes
+    }
+
+    /// Whether it is an archive or something compressed, opened or not.
+    pub fn is_archive(&self) -> bool {
+        match &self.state {
+            State::Begin(head) => !matches!(Form::of(head, self.place.role), Form::File | Form::Document),
+            State::File(_) | State::Document(_) => false,
+            State::Tar(_) | State::Zip(_) | State::Closed => true,
+            State::Packed(packed) => packed.inner.is_archive(),
+        }
+    }
+
+    /// How many of the last bytes are not judged yet.
+    pub fn unjudged(&self) -> u64 {
+        match &self.state {
+            State::Begin(head) | State::Document(head) => head.len() as u64,
+            State::File(judge) => judge.unjudged(),
+            State::Tar(tar) => tar.unjudged(),
+            State::Zip(zip) => zip.unjudged(),
+            State::Packed(packed) => packed.pushed - packed.judged,
+            State::Closed => 0,
+        }
+    }
+
+    /// How far the stream may be let through, as everything before was judged.
+    pub fn safe(&self) -> u64 {
+        self.pushed - self.unjudged()
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.pushed += bytes.len() as u64;
+        let Self { name, place, state, .. } = self;
+        match state {
+            State::Begin(head) => {
+                let (now, later) = bytes.split_at((ENOUGH - head.len()).min(bytes.len()));
+                head.extend_from_slice(now);
+                if head.len() == ENOUGH {
+                    self.begin();
+                    self.pushed -= later.len() as u64;
+                    self.push(later);
+                }
+            }
+            State::File(judge) => judge.push(name, bytes, place),
+            State::Document(document) if document.len() + bytes.len() > LARGEST_DOCUMENT => {
+                place.doubt(name, "a document larger than is read");
+                let mut judge = Judge::default();
+                judge.push(name, document, place);
+                judge.push(name, bytes, place);
+                document.zeroize();
+                self.state = State::File(judge);
+            }
+            State::Document(document) => document.extend_from_slice(bytes),
+            State::Tar(tar) => tar.push(bytes),
+            State::Zip(zip) => zip.push(bytes),
+            State::Packed(packed) => {
+                if let Err(why) = packed.push(bytes, place) {
+                    packed.give_up();
+                    place.doubt(name, why.text());
+                    self.state = State::Closed;
+                }
+            }
+            State::Closed => {}
+        }
+    }
+
+    /// Decides by the first bytes, and reads them.
+    fn begin(&mut self) {
+        let State::Begin(mut head) = std::mem::replace(&mut self.state, State::Closed) else { return };
+        self.state = self.opened(Form::of(&head, self.place.role));
+        self.pushed -= head.len() as u64;
+        self.push(&head);
+        head.zeroize();
+    }
+
+    fn opened(&self, form: Form) -> State {
+        let deep = || {
+            self.place.doubt(&self.name, "an archive so deep in others is not opened");
+            State::Closed
+        };
+        match form {
+            Form::File => State::File(Judge::default()),
+            Form::Document => State::Document(vec![]),
+            Form::Tar => match self.place.inside(&self.name, true) {
+                Some(inside) => State::Tar(Box::new(Tar::of(inside))),
+                None => deep(),
+            },
+            Form::Zip(at) => match self.place.inside(&self.name, false) {
+                Some(inside) => State::Zip(Box::new(Zip::new(at, inside))),
+                None => deep(),
+            },
+            // What is compressed twice is one in the other.
+            Form::Packed(unpack) => {
+                let depth = self.place.depth.checked_sub(u8::from(self.packed));
+                match depth {
+                    Some(depth) if depth > 0 => {
+                        let place = Place { depth, ..self.place.clone() };
+                        let inner = Self { packed: true, ..Self::of(&self.name, place) };
+                        State::Packed(Box::new(Packed::new(unpack, inner)))
+                    }
+                    _ => deep(),
+                }
+            }
+            Form::Closed(why) => {
+                self.place.doubt(&self.name, why);
+                State::Closed
+            }
+        }
+    }
+
+    pub fn end(&mut self) {
+        if matches!(self.state, State::Begin(_)) {
+            self.begin();
+        }
+        let Self { name, place, state, .. } = self;
+        match state {
+            State::Begin(_) | State::Closed => {}
+            State::File(judge) => judge.end(name, place),
+            State::Document(document) => {
+                match image::document(document) {
+                    Some(value) => {
+                        image::config(&value).into_iter().for_each(|(kind, at)| place.find(&at, kind, None));
+                        place.found.notes(|notes| {
+                            if notes.documents.len() < MOST_DOCUMENTS {
+                                notes.documents.push(value);
+                            }
+                        });
+                    }
+                    None => whole(name, document, &Place { role: Role::Files, ..place.clone() }),
+                }
+                document.zeroize();
+            }
+            State::Tar(tar) => {
+                if tar.broken() || !tar.is_between() {
+                    tar.give_up();
+                    place.doubt(name, "the archive breaks off or is not understood");
+                }
+            }
+            State::Zip(zip) => {
+                if let Some(why) = zip.end() {
+                    place.doubt(name, why);
+                }
+            }
+            State::Packed(packed) => {
+                if !packed.end(place) {
+                    place.doubt(name, Why::Damaged.text());
+                }
+            }
+        }
+    }
+
+    /// What came before the damage counts; that it breaks off there is said once, outside.
+    pub(super) fn give_up(&mut self) {
+        let Self { name, place, state, .. } = self;
+        match state {
+            State::Begin(head) => {
+                if let Some((kind, line)) = judge::all(head, place.lines) {
+                    place.find(name, kind, line);
+                }
+            }
+            State::File(judge) => judge.end(name, place),
+            State::Packed(packed) => packed.give_up(),
+            State::Tar(tar) => tar.give_up(),
+            State::Zip(zip) => zip.give_up(),
+            State::Document(_) | State::Closed => {}
+        }
+    }
+}
+
+/// Something compressed, and what is in it.
+#[derive(Debug)]
+pub(super) struct Packed {
+    unpack: Unpack,
+    inner: Stream,
+    pushed: u64,
+    judged: u64,
+    /// How far each piece reached, as it was pushed and as it came out, until that is judged. Where a file begins
+    /// in what is compressed is not known; that all that came out of a piece is judged, is. Some decoders give
+    /// out what a piece holds with a later one.
+    reached: VecDeque<(u64, Option<u64>)>,
+}
+
+impl Packed {
+    pub(super) fn new(unpack: Unpack, inner: Stream) -> Self {
+        Self { unpack, inner, pushed: 0, judged: 0, reached: VecDeque::new() }
+    }
+
+    /// How many of the bytes belong to what is compressed.
+    pub(super) fn push(&mut self, bytes: &[u8], place: &Place) -> Result<usize, Why> {
+        let Self { unpack, inner, .. } = self;
+        let before = inner.pushed;
+        let used = unpack.push(bytes, &mut |piece| {
+            let more = place.found.unpacked(piece.len());
+            inner.push(piece);
+            more
+        })?;
+        self.pushed += used as u64;
+        let out = self.inner.pushed + self.unpack.lag();
+        if self.unpack.is_immediate() {
+            self.reached.push_back((self.pushed, Some(out)));
+        } else {
+            if self.inner.pushed > before {
+                self.reached.iter_mut().for_each(|(_, reached)| {
+                    reached.get_or_insert(out);
+                });
+            }
+            self.reached.push_back((self.pushed, None));
+        }
+        let safe = self.inner.safe();
+        while let Some((pushed, _)) = self.reached.pop_front_if(|(_, out)| out.is_some_and(|out| out <= safe))
+        {
+            self.judged = pushed;
+        }
+        Ok(used)
+    }
+
+    /// False where it breaks off.
+    pub(super) fn end(&mut self, place: &Place) -> bool {
+        let Self { unpack, inner, .. } = self;
+        let whole = unpack.end(&mut |piece| {
+            let more = place.found.unpacked(piece.len());
+            inner.push(piece);
+            more
+        });
+        if whole {
+            self.inner.end()
+        } else {
+            self.inner.give_up()
+        }
+        self.judged = self.pushed;
+        whole
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.unpack.is_done()
+    }
+
+    pub(super) fn unjudged(&self) -> u64 {
+        self.pushed - self.judged
+    }
+
+    /// What came before the damage counts.
+    pub(super) fn give_up(&mut self) {
+        self.inner.give_up();
+    }
+}

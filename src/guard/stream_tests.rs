@@ -1,0 +1,449 @@
+//! Where keys are looked for: streams, archives, images.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use super::found::{NESTED, UNPACKED, UNPACKED_RATIO};
+use super::stream::Stream;
+use super::tests::{aws, pem, private, service_account};
+use super::walk_tests::Tree;
+use super::{Kind, image};
+
+pub(super) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(vec![]);
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, *bytes).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
+    let key = service_account();
+    let long = format!("{}/key.json", "deep/".repeat(60));
+    let big = vec![b'x'; 3 << 20];
+    let tar = tar_of(&[("a.txt", b"hello"), ("big", &big), (&long, key.as_bytes()), ("z", b"end")]);
+    let at = memchr::memmem::find(&tar, b"service_account").unwrap();
+    for cut in [1, 7, 511, 512, 513, 65_536, tar.len()] {
+        if cut < 7 && cfg!(debug_assertions) {
+            continue;
+        }
+        let mut reader = Stream::files();
+        let mut before = 0;
+        for (index, piece) in tar.chunks(cut).enumerate() {
+            reader.push_root(piece);
+            assert!(reader.safe() <= (index as u64 + 1) * cut as u64);
+            let finds = reader.take_finds();
+            if let [find] = &finds[..] {
+                assert_eq!((find.name.as_str(), find.kind), (long.as_str(), Kind::ServiceAccountKey));
+                assert!(before < at as u64, "{before} bytes were free before the key at {at} was judged");
+                before = u64::MAX;
+            }
+            before = before.max(reader.safe());
+        }
+        assert_eq!(before, u64::MAX, "nothing found in pieces of {cut}");
+        reader.end();
+        assert_eq!(reader.take_unverified(), Vec::<String>::new());
+    }
+    let mut reader = Stream::files();
+    reader.push_root(&[b'x'; 4096]);
+    assert!(!reader.is_archive());
+}
+
+/// The same finds as those of `scan`, however the stream is cut, and nothing of a key goes on before them.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
+#[test]
+fn an_image_is_judged_as_it_streams_by() {
+    let key = service_account();
+    let lower = tar_of(&[("app/main.py", b"print(1)"), ("app/key.json", key.as_bytes()), ("z", b"end")]);
+    let packed = gzip(&lower);
+    let config = serde_json::json!({
+        "config": {"Env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}, "rootfs": {"type": "layers"},
+    })
+    .to_string();
+    let upper = tar_of(&[("app/.wh.key.json", b""), ("app/other", b"x")]);
+    for lower in [&lower, &packed] {
+        let saved = tar_of(&[
+            ("two/layer.tar", &upper),
+            ("one/layer.tar", lower),
+            ("tiny", b"x"),
+            ("c.json", config.as_bytes()),
+        ]);
+        let end = memchr::memmem::find(&saved, lower).unwrap() + lower.len();
+        let start = end - lower.len();
+        let shows_key = |bytes: &[u8]| {
+            let mut plain = vec![];
+            let _ = flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain); // as far as it goes
+            memchr::memmem::find(bytes, b"service_account").is_some()
+                || memchr::memmem::find(&plain, b"service_account").is_some()
+        };
+        assert!(shows_key(&saved[start..end]));
+        let expected: Vec<_> =
+            image::scan(&saved[..]).unwrap().finds.into_iter().map(|f| (f.place, f.kind, f.layer)).collect();
+        assert_eq!(expected.len(), 2);
+        for cut in [7, 511, 512, 513, 8192, saved.len()] {
+            let mut reader = Stream::image();
+            let (mut found, mut before) = (vec![], 0);
+            for piece in saved.chunks(cut) {
+                reader.push_root(piece);
+                found.extend(reader.take_finds().into_iter().map(|f| (f.name, f.kind, f.layer)));
+                if found.is_empty() {
+                    before = reader.safe();
+                }
+            }
+            assert_eq!(found, expected, "in pieces of {cut}");
+            let free = usize::try_from(before).unwrap().clamp(start, end);
+            assert!(!shows_key(&saved[start..free]), "{before} bytes were free before the key was judged");
+            reader.end();
+            assert_eq!(reader.unjudged(), 0);
+            assert_eq!(reader.take_unverified(), Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn what_of_an_image_cannot_be_looked_at_is_said() {
+    let lower = tar_of(&[
+        ("app/main.py", b"print(1)"),
+        ("app/key.json", service_account().as_bytes()),
+        ("z", b"end"),
+    ]);
+    let packed = gzip(&lower);
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0, 0], &[0xff; 900]].concat();
+    let odd = tar_of(&[
+        ("a/layer.tar.zst", &zstd),
+        ("a/7z", &[0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c, 0, 4]),
+        ("b/layer.tar", &lower[..1700]),
+        ("c/layer.tar", &packed[..packed.len() * 2 / 3]),
+    ]);
+    let mut reader = Stream::image();
+    reader.push_root(&odd);
+    reader.end();
+    let doubts = reader.take_unverified();
+    let expected = [
+        "a/layer.tar.zst: cannot be decompressed",
+        "a/7z: a 7-Zip archive is not opened",
+        "b/layer.tar: the archive breaks off or is not understood",
+        "c/layer.tar: cannot be decompressed",
+    ];
+    assert_eq!(doubts, expected);
+    let mut reader = Stream::image();
+    reader.push_root(&tar_of(&[("1/layer.tar", &[&packed[..], b"what is no gzip"].concat())]));
+    assert_eq!(reader.take_finds().len(), 1, "what comes before the damage counts");
+    assert_eq!(reader.take_unverified(), ["1/layer.tar: cannot be decompressed"]);
+}
+
+/// However large it is, and wherever its files begin and end in what is sent.
+#[test]
+fn of_a_compressed_layer_no_more_is_held_than_one_file_needs() {
+    // Without a byte of padding between them, and hard to compress.
+    let mut state = 1_u64;
+    let mut noise = |length: usize| {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        };
+        (0..length).map(|_| next()).collect::<Vec<_>>()
+    };
+    let files: Vec<(String, Vec<u8>)> = (0..60).map(|n| (format!("f{n}"), noise(64 << 10))).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&tar_of(&files)).unwrap();
+    let saved = tar_of(&[("1/layer.tar", &gzip.finish().unwrap())]);
+    let mut reader = Stream::image();
+    let most = saved.chunks(8 << 10).map(|piece| {
+        reader.push_root(piece);
+        reader.unjudged()
+    });
+    let most = most.max().unwrap();
+    assert!(most < 100 << 10, "{most} bytes were held of {}", saved.len());
+    assert_eq!((reader.unjudged(), reader.take_unverified()), (0, vec![]));
+}
+
+#[test]
+fn images_are_read_with_every_layer() {
+    let key = service_account();
+    let lower = tar_of(&[
+        ("app/main.py", b"print(1)"),
+        ("app/key.json", key.as_bytes()),
+        ("etc/x.pem", pem(&private(), "MIIE", "\n").as_bytes()),
+    ]);
+    let upper = tar_of(&[("app/.wh.key.json", b""), ("app/other", b"x")]);
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&lower).unwrap();
+    let packed = gzip.finish().unwrap();
+    let config = serde_json::json!({
+        "config": {"Env": ["PATH=/bin", format!("AWS_SECRET_ACCESS_KEY={}", aws())], "Labels": {"note": key}},
+        "rootfs": {"type": "layers"},
+        "history": [{"created_by": "/bin/sh -c #(nop) COPY dir"}, {"created_by": format!("|1 AZURE_CLIENT_SECRET=abc8Q~{} /bin/sh", aws())}],
+    })
+    .to_string();
+    let manifest =
+        serde_json::json!([{"Config": "c.json", "Layers": ["one/layer.tar", "two/layer.tar"]}]).to_string();
+    for lower in [&lower, &packed] {
+        let saved = tar_of(&[
+            ("two/layer.tar", &upper),
+            ("one/layer.tar", lower),
+            ("c.json", config.as_bytes()),
+            ("manifest.json", manifest.as_bytes()),
+        ]);
+        let report = image::scan(&saved[..]).unwrap();
+        let mut found: Vec<String> = report
+            .finds
+            .iter()
+            .map(|f| format!("{} {:?} {} {}", f.place, f.kind, f.layer.as_deref().unwrap_or("-"), f.deleted))
+            .collect();
+        found.sort();
+        let expected = [
+            "app/key.json ServiceAccountKey one/layer.tar true",
+            "etc/x.pem PrivateKey one/layer.tar false",
+            "history step 2 AzureLogin - false",
+            "label note ServiceAccountKey - false",
+            "variable AWS_SECRET_ACCESS_KEY AwsKey - false",
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(report.unverified, Vec::<String>::new());
+    }
+    let report = image::scan(&[b'x'; 2048][..]).unwrap();
+    assert_eq!((report.finds, report.unverified), (vec![], vec![]), "a file that is no archive");
+    let cut = tar_of(&[("one/layer.tar", &lower[..lower.len() - 1536])]);
+    assert_eq!(image::scan(&cut[..]).unwrap().unverified.len(), 1, "a layer that breaks off is said");
+}
+
+/// What a real program makes of `input`.
+fn made(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(out.status.success(), "{program}");
+    out.stdout
+}
+
+fn zip_of(files: &[(&str, &[u8])], options: &[&str]) -> Vec<u8> {
+    let tree = Tree::new("zip");
+    for (name, bytes) in files {
+        let path = tree.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    let mut zip = Command::new("zip");
+    let zip = zip.args(options).args(["-q", "made.zip"]).args(names).current_dir(&tree.0);
+    assert!(zip.status().unwrap().success());
+    fs::read(tree.0.join("made.zip")).unwrap()
+}
+
+/// By `zip` into a pipe: sizes stand behind the files, not before them.
+fn piped_zip(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let tree = Tree::new("piped");
+    fs::write(tree.0.join(name), bytes).unwrap();
+    let out = Command::new("zip").args(["-q", "-", name]).current_dir(&tree.0).output().unwrap();
+    assert!(out.status.success());
+    out.stdout
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+/// Everything that is opened, with `key.json` in it: its name, its bytes, what the find is called.
+fn opened() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let key = service_account();
+    let key = key.as_bytes();
+    let tar = tar_of(&[("a.bin", &noise(70_000)), ("key.json", key), ("z", b"end")]);
+    let zip = zip_of(&[("a.bin", &noise(70_000)), ("deep/key.json", key)], &[]);
+    vec![
+        ("key.json.gz", gzip(key), "key.json.gz"),
+        ("key.json.bz2", made("bzip2", &["-c"], key), "key.json.bz2"),
+        ("key.json.xz", made("xz", &["-c"], key), "key.json.xz"),
+        ("key.json.zst", made("zstd", &["-q", "-c"], key), "key.json.zst"),
+        ("two.gz", [gzip(b"first"), gzip(key)].concat(), "two.gz"),
+        ("two.bz2", [made("bzip2", &["-c"], b"first"), made("bzip2", &["-c"], key)].concat(), "two.bz2"),
+        ("two.xz", [made("xz", &["-c"], b"first"), made("xz", &["-c"], key)].concat(), "two.xz"),
+        ("two.zst", [made("zstd", &["-qc"], b"first"), made("zstd", &["-qc"], key)].concat(), "two.zst"),
+        ("crc.xz", made("xz", &["-c", "--check=crc32"], key), "crc.xz"),
+        ("t.tar", tar.clone(), "t.tar!/key.json"),
+        ("t.tar.gz", gzip(&tar), "t.tar.gz!/key.json"),
+        ("t.tar.bz2", made("bzip2", &["-c"], &tar), "t.tar.bz2!/key.json"),
+        ("t.tar.xz", made("xz", &["-c"], &tar), "t.tar.xz!/key.json"),
+        ("t.tar.zst", made("zstd", &["-q", "-19", "-c"], &tar), "t.tar.zst!/key.json"),
+        ("long.tar.zst", made("zstd", &["-q", "--long", "-c"], &tar), "long.tar.zst!/key.json"),
+        ("a.whl", zip.clone(), "a.whl!/deep/key.json"),
+        ("stored.zip", zip_of(&[("key.json", key)], &["-0"]), "stored.zip!/key.json"),
+        ("zip64.zip", zip_of(&[("key.json", key)], &["-fz"]), "zip64.zip!/key.json"),
+        ("bz.zip", zip_of(&[("key.json", key)], &["-Z", "bzip2"]), "bz.zip!/key.json"),
+        ("piped.zip", piped_zip("key.json", key), "piped.zip!/key.json"),
+        ("app.pyz", [b"#!/usr/bin/env python3\n", &zip[..]].concat(), "app.pyz!/deep/key.json"),
+        ("in.zip", zip_of(&[("t.tar.gz", &gzip(&tar))], &[]), "in.zip!/t.tar.gz!/key.json"),
+        ("in.tar", tar_of(&[("in/a.whl", &zip)]), "in.tar!/in/a.whl!/deep/key.json"),
+    ]
+}
+
+#[test]
+fn archives_of_every_kind_are_opened_however_they_are_cut() {
+    for (name, bytes, expected) in opened() {
+        for cut in [97, 4096, usize::MAX] {
+            let mut stream = Stream::file(name);
+            let mut found = vec![];
+            for piece in bytes.chunks(cut.min(bytes.len())) {
+                stream.push_root(piece);
+                found.extend(stream.take_finds());
+            }
+            stream.end();
+            found.extend(stream.take_finds());
+            let found: Vec<_> = found.into_iter().map(|find| (find.name, find.kind)).collect();
+            assert_eq!(found, [(expected.to_string(), Kind::ServiceAccountKey)], "{name} in pieces of {cut}");
+            assert_eq!(stream.take_unverified(), Vec::<String>::new(), "{name} in pieces of {cut}");
+            assert_eq!(stream.unjudged(), 0, "{name}");
+        }
+    }
+}
+
+/// As a build context has them, and as a layer has them.
+#[test]
+fn archives_in_uploads_are_opened_before_their_bytes_go_on() {
+    for (name, bytes, expected) in opened() {
+        let context = tar_of(&[("Dockerfile", b"FROM scratch\n"), (name, &bytes), ("z", b"end")]);
+        let start = context.windows(bytes.len()).position(|window| window == bytes).unwrap();
+        let layer = tar_of(&[("1/layer.tar", &made("zstd", &["-qc"], &context))]);
+        for (mut stream, bytes, layer) in
+            [(Stream::files(), &context, None), (Stream::image(), &layer, Some("1/layer.tar"))]
+        {
+            let (mut found, mut before) = (vec![], 0);
+            for piece in bytes.chunks(997) {
+                stream.push_root(piece);
+                found.extend(stream.take_finds());
+                if found.is_empty() {
+                    before = stream.safe();
+                }
+            }
+            stream.end();
+            found.extend(stream.take_finds());
+            let found: Vec<_> =
+                found.iter().map(|find| (find.name.as_str(), find.layer.as_deref())).collect();
+            assert_eq!(found, [(expected, layer)], "{name}");
+            assert_eq!((stream.take_unverified(), stream.unjudged()), (vec![], 0), "{name}");
+            if layer.is_none() && !expected.contains('!') && !name.starts_with("two") {
+                assert!(before <= start as u64, "{name}: {before} bytes were free, the key began at {start}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_stays_shut_is_said() {
+    let key = service_account();
+    let tar = |name: &str, inner: &[u8]| tar_of(&[(name, inner)]);
+    let deep = tar("3.tar", &tar("2.tar", &tar("1.tar", key.as_bytes())));
+    let gz = |times: usize| (0..times).fold(key.as_bytes().to_vec(), |inner, _| gzip(&inner));
+    let mut torn = zip_of(&[("a.json", key.as_bytes())], &[]);
+    torn.truncate(torn.len() / 3);
+    let at = 8;
+    let mut unknown = zip_of(&[("a.json", key.as_bytes())], &[]);
+    unknown[at] = 9;
+    for (name, bytes, why) in [
+        ("x.zip", zip_of(&[("a.json", key.as_bytes())], &["-P", "pw"]), "x.zip!/a.json: it is encrypted"),
+        ("x.zip", unknown, "x.zip!/a.json: its compression is not one that is opened"),
+        ("x.zip", torn, "x.zip: the archive breaks off or is not understood"),
+        ("x.tar", tar("4.tar", &deep), "x.tar!/4.tar!/3.tar: an archive so deep in others is not opened"),
+        ("x.gz", gz(4), "x.gz: an archive so deep in others is not opened"),
+        (
+            "x.7z",
+            [&[0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c][..], &[0; 40]].concat(),
+            "x.7z: a 7-Zip archive is not opened",
+        ),
+        ("x.rar", [&b"Rar!\x1a\x07\x01\0"[..], &[0; 40]].concat(), "x.rar: a RAR archive is not opened"),
+        (
+            "x.lzma",
+            made("xz", &["-c", "--format=lzma"], key.as_bytes()),
+            "x.lzma: what is compressed with lzma is not opened",
+        ),
+    ] {
+        let mut stream = Stream::file(name);
+        stream.push_root(&bytes);
+        stream.end();
+        assert_eq!(stream.take_finds(), vec![], "{name}");
+        assert_eq!(stream.take_unverified(), [why], "{name}");
+    }
+    assert_eq!(NESTED, 2);
+}
+
+/// Counted, not timed: however small the bomb and whatever the machine.
+#[test]
+fn bombs_are_bounded_by_what_comes_out_of_them() {
+    const ALLOWED: u64 = 8 << 20;
+    let zst = made("zstd", &["-q", "-19", "-c"], &vec![0; 4 << 20]);
+    let bomb = zst.repeat(20);
+    assert!(bomb.len() < 20_000, "{} bytes", bomb.len());
+    let key = service_account();
+    let tar = tar_of(&[("bomb.zst", &bomb), ("key.json", key.as_bytes()), ("more.zst", &bomb)]);
+    let mut stream = Stream::files().with_allowance(ALLOWED);
+    stream.push_root(&tar);
+    stream.end();
+    assert_eq!(stream.take_finds().len(), 1, "what is not compressed is looked at all the same");
+    let doubts = stream.take_unverified();
+    let why = "becomes larger when decompressed than is looked at";
+    assert_eq!(doubts, [format!("bomb.zst: {why}"), format!("more.zst: {why}")]);
+    let most = ALLOWED + tar.len() as u64 * (UNPACKED_RATIO + 1) + (1 << 20);
+    assert!(stream.bytes() < most, "{} bytes", stream.bytes());
+    assert_eq!(UNPACKED, 1 << 30);
+}
+
+#[test]
+fn a_key_late_in_a_large_file_counts_and_has_its_line() {
+    let key = service_account();
+    for length in [10, 1 << 20, (1 << 20) - 300, (5 << 20) - 77] {
+        let filler = "0123456789abcde\n".repeat(length / 16);
+        let lines = filler.lines().count();
+        let text = format!("{filler}{key}{filler}");
+        for cut in [100_000, text.len()] {
+            let mut stream = Stream::file("big.txt").with_lines();
+            text.as_bytes().chunks(cut).for_each(|piece| stream.push_root(piece));
+            stream.end();
+            let finds = stream.take_finds();
+            assert_eq!(finds.len(), 1, "after {length} bytes");
+            let line = finds[0].line.unwrap() as usize;
+            assert!((lines + 1..=lines + 5).contains(&line), "line {line} after {lines}");
+        }
+        let report = image::scan(&tar_of(&[("big.txt", text.as_bytes())])[..]).unwrap();
+        assert_eq!(report.finds.len(), 1);
+    }
+    let pem = format!("a\nb\n{}c\n", pem(&private(), "MIIE", "\n"));
+    let report = image::scan(pem.as_bytes()).unwrap();
+    assert_eq!((report.finds[0].line, report.finds[0].place.as_str()), (Some(3), ""));
+}
+
+/// The crates that read archives quote what they do not understand.
+#[test]
+fn no_error_quotes_what_was_read() {
+    let key = pem(&private(), "MIIE", "\n");
+    for bytes in [gzip(key.as_bytes()), key.clone().into_bytes(), gzip(key.repeat(40).as_bytes())] {
+        let report = image::scan(&bytes[..]).unwrap();
+        assert_eq!(report.finds.len(), 1);
+        assert_eq!(report.unverified, Vec::<String>::new());
+    }
+    let odd = [&gzip(key.as_bytes())[..60], key.as_bytes()].concat();
+    let report = image::scan(&odd[..]).unwrap();
+    assert_eq!(report.unverified, ["the archive: cannot be decompressed"]);
+}

@@ -1,0 +1,433 @@
+//! Decompression of what is pushed: gzip, raw deflate, zstd, bzip2 and xz. Output goes to a sink in pieces of bounded
+//! size. What a decoder says of its input never leaves this file: it can quote the content.
+
+use std::fmt;
+
+use bzip2::{Decompress as Bzip2, Status as Bzip2Status};
+use flate2::{Decompress, FlushDecompress, Status};
+use lzma_rust2::{Action, Status as XzStatus, XzStream};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+/// Output at a time.
+const ROOM: usize = 64 << 10;
+/// Memory that a stream may ask for: the window of `zstd --long` and the dictionary of `xz -9e` fit.
+const LARGEST_WINDOW: u64 = 128 << 20;
+/// Name, comment and extra field of a gzip header (RFC 1952) together.
+const LONGEST_HEADER: usize = 256 << 10;
+
+/// Why a stream is not read any further.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Why {
+    /// It is not what it begins like, or damaged.
+    Damaged,
+    /// It needs more memory than a decoder gets.
+    Window,
+    /// The sink takes no more.
+    Stopped,
+}
+
+impl Why {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Damaged => "cannot be decompressed",
+            Self::Window => "needs more memory to be decompressed than it gets",
+            Self::Stopped => "becomes larger when decompressed than is looked at",
+        }
+    }
+}
+
+/// Takes a piece of output; false where it wants no more.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
+
+/// A decoder that is pushed.
+pub(super) struct Unpack {
+    form: Form,
+    room: Vec<u8>,
+}
+
+enum Form {
+    Gzip(Box<Gzip>),
+    Deflate {
+        inflate: Box<Decompress>,
+        done: bool,
+    },
+    Zstd(Box<Zstd>),
+    /// Between two streams of a file there is no decoder.
+    Bzip2(Option<Bzip2>),
+    Xz(Box<XzStream>),
+}
+
+impl fmt::Debug for Unpack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unpack")
+    }
+}
+
+impl Unpack {
+    /// The decoder for what begins with `head`, by the magic numbers of RFC 1952, RFC 8878, bzip2 and xz; `None` for
+    /// everything else.
+    pub(super) fn of(head: &[u8]) -> Option<Self> {
+        let form = match head {
+            [0x1f, 0x8b, 8, ..] => Form::Gzip(Box::default()),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Form::Zstd(Box::default()),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
+                Form::Bzip2(Some(Bzip2::new(false)))
+            }
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::xz_form(),
+            _ => return None,
+        };
+        Some(Self::with(form))
+    }
+
+    pub(super) fn deflate() -> Self {
+        Self::with(Form::Deflate { inflate: Box::new(Decompress::new(false)), done: false })
+    }
+
+    pub(super) fn zstd() -> Self {
+        Self::with(Form::Zstd(Box::default()))
+    }
+
+    pub(super) fn bzip2() -> Self {
+        Self::with(Form::Bzip2(Some(Bzip2::new(false))))
+    }
+
+    pub(super) fn xz() -> Self {
+        Self::with(Self::xz_form())
+    }
+
+    fn xz_form() -> Form {
+        let limit = u32::try_from(LARGEST_WINDOW >> 10).unwrap_or(u32::MAX);
+        Form::Xz(Box::new(XzStream::new_mem_limit(true, limit)))
+    }
+
+    fn with(form: Form) -> Self {
+        Self { form, room: vec![0; ROOM] }
+    }
+
+    /// How many of `bytes` belong to this stream: all of them but for raw deflate, which knows its end.
+    pub(super) fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<usize, Why> {
+        let Self { form, room } = self;
+        match form {
+            Form::Gzip(gzip) => gzip.push(bytes, room, sink),
+            Form::Deflate { inflate, done } => {
+                let (used, ended) = deflate(inflate, bytes, room, sink)?;
+                *done = ended;
+                return Ok(used);
+            }
+            Form::Zstd(zstd) => zstd.push(bytes, sink),
+            Form::Bzip2(bzip2) => bunzip(bzip2, bytes, room, sink),
+            Form::Xz(xz) => unxz(xz, bytes, room, sink, Action::Run).map(drop),
+        }
+        .map(|()| bytes.len())
+    }
+
+    /// At the end of its bytes: whether they were all of a stream.
+    pub(super) fn end(&mut self, sink: Sink<'_>) -> bool {
+        match &mut self.form {
+            Form::Gzip(gzip) => gzip.is_between(),
+            Form::Deflate { done, .. } => *done,
+            Form::Zstd(zstd) => zstd.is_between(),
+            Form::Bzip2(bzip2) => bzip2.is_none(),
+            Form::Xz(xz) => unxz(xz, &[], &mut self.room, sink, Action::Finish) == Ok(true),
+        }
+    }
+
+    /// Whether raw deflate has come to its end.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.form, Form::Deflate { done: true, .. })
+    }
+
+    /// Whether what was pushed is all out, but for bits of the last byte.
+    pub(super) fn is_immediate(&self) -> bool {
+        matches!(self.form, Form::Gzip(_) | Form::Deflate { .. })
+    }
+
+    /// How many bytes at most are decoded and not out yet.
+    pub(super) fn lag(&self) -> u64 {
+        match &self.form {
+            Form::Zstd(zstd) => zstd.lag(),
+            _ => 0,
+        }
+    }
+}
+
+/// What was used, and whether the stream ended there.
+fn deflate(
+    inflate: &mut Decompress,
+    bytes: &[u8],
+    room: &mut [u8],
+    sink: Sink<'_>,
+) -> Result<(usize, bool), Why> {
+    let mut used = 0;
+    loop {
+        let (read, written) = (inflate.total_in(), inflate.total_out());
+        let status = inflate.decompress(&bytes[used..], room, FlushDecompress::None);
+        let status = status.map_err(|_| Why::Damaged)?;
+        let read = usize::try_from(inflate.total_in() - read).unwrap_or(usize::MAX);
+        let written = usize::try_from(inflate.total_out() - written).unwrap_or(usize::MAX);
+        used += read;
+        if written > 0 && !sink(&room[..written]) {
+            return Err(Why::Stopped);
+        }
+        match status {
+            Status::StreamEnd => return Ok((used, true)),
+            _ if read == 0 && written == 0 => {
+                return if used == bytes.len() { Ok((used, false)) } else { Err(Why::Damaged) };
+            }
+            _ if used == bytes.len() && written < room.len() => return Ok((used, false)),
+            _ => {}
+        }
+    }
+}
+
+/// Members one behind the other (RFC 1952), and zeros behind the last.
+struct Gzip {
+    inflate: Decompress,
+    at: Member,
+    header: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Member {
+    /// Of the first one, and of others.
+    First,
+    Header,
+    Body,
+    /// Checksum and size, so many bytes of them left.
+    Trailer(usize),
+    Padding,
+}
+
+impl Default for Gzip {
+    fn default() -> Self {
+        Self { inflate: Decompress::new(false), at: Member::First, header: vec![] }
+    }
+}
+
+impl Gzip {
+    fn push(&mut self, mut bytes: &[u8], room: &mut [u8], sink: Sink<'_>) -> Result<(), Why> {
+        while let Some(first) = bytes.first() {
+            match self.at {
+                Member::Header if self.header.is_empty() && *first == 0 => self.at = Member::Padding,
+                Member::Padding => {
+                    return if bytes.iter().all(|b| *b == 0) { Ok(()) } else { Err(Why::Damaged) };
+                }
+                Member::First | Member::Header => {
+                    let before = self.header.len();
+                    self.header.extend_from_slice(&bytes[..bytes.len().min(LONGEST_HEADER)]);
+                    match header_length(&self.header)? {
+                        None if self.header.len() > LONGEST_HEADER => return Err(Why::Damaged),
+                        None => return Ok(()),
+                        Some(length) => {
+                            bytes = &bytes[length - before..];
+                            self.header.clear();
+                            self.inflate.reset(false);
+                            self.at = Member::Body;
+                        }
+                    }
+                }
+                Member::Body => {
+                    let (used, ended) = deflate(&mut self.inflate, bytes, room, sink)?;
+                    bytes = &bytes[used..];
+                    if ended {
+                        self.at = Member::Trailer(8);
+                    }
+                }
+                Member::Trailer(left) => {
+                    let used = left.min(bytes.len());
+                    bytes = &bytes[used..];
+                    self.at = if left == used { Member::Header } else { Member::Trailer(left - used) };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_between(&self) -> bool {
+        matches!(self.at, Member::Header | Member::Padding) && self.header.is_empty()
+    }
+}
+
+/// `None` as long as there is more to come.
+fn header_length(header: &[u8]) -> Result<Option<usize>, Why> {
+    let magic = [0x1f, 0x8b, 8];
+    if header.iter().zip(magic).any(|(is, should)| *is != should) {
+        return Err(Why::Damaged);
+    }
+    let Some(flags) = header.get(3) else { return Ok(None) };
+    let mut length = 10;
+    if flags & 4 != 0 {
+        let Some(size) = header.get(length..length + 2) else { return Ok(None) };
+        length += 2 + usize::from(u16::from_le_bytes([size[0], size[1]]));
+    }
+    for text in [8, 16] {
+        if flags & text != 0 {
+            let end = header.get(length..).and_then(|rest| memchr::memchr(0, rest));
+            let Some(end) = end else { return Ok(None) };
+            length += end + 1;
+        }
+    }
+    length += if flags & 2 != 0 { 2 } else { 0 };
+    Ok((header.len() >= length).then_some(length))
+}
+
+/// Frames one behind the other (RFC 8878), some of them to be skipped. A block is decoded once all of it is there.
+#[derive(Default)]
+struct Zstd {
+    decoder: FrameDecoder,
+    buffer: Vec<u8>,
+    /// Of a frame whose header was read: how many bytes its decoder keeps back.
+    window: Option<u64>,
+    checksum: bool,
+    skip: usize,
+    out: Vec<u8>,
+}
+
+impl Zstd {
+    fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<(), Why> {
+        let skipped = self.skip.min(bytes.len());
+        self.skip -= skipped;
+        self.buffer.extend_from_slice(&bytes[skipped..]);
+        let mut at = 0;
+        loop {
+            let used = match self.window {
+                None => self.header(at)?,
+                Some(_) => self.block(at, sink)?,
+            };
+            match used {
+                0 => break,
+                used => at += used,
+            }
+        }
+        self.skip += at.saturating_sub(self.buffer.len());
+        self.buffer.drain(..at.min(self.buffer.len()));
+        Ok(())
+    }
+
+    /// Of the header of a frame, how many bytes; 0 as long as there is more to come.
+    fn header(&mut self, at: usize) -> Result<usize, Why> {
+        let rest = self.buffer.get(at..).unwrap_or_default();
+        let [a, b, c, d, rest @ ..] = rest else { return Ok(0) };
+        if [*b, *c, *d] == [0x2a, 0x4d, 0x18] && *a & 0xf0 == 0x50 {
+            let Some(size) = rest.first_chunk() else { return Ok(0) };
+            return usize::try_from(u32::from_le_bytes(*size)).map(|size| 8 + size).map_err(|_| Why::Damaged);
+        }
+        if [*a, *b, *c, *d] != [0x28, 0xb5, 0x2f, 0xfd] {
+            return Err(Why::Damaged);
+        }
+        let Some(flags) = rest.first() else { return Ok(0) };
+        let single = flags & 0x20 != 0;
+        let size = match (flags >> 6, single) {
+            (0, false) => 0,
+            (0, true) => 1,
+            (more, _) => 1_usize << more,
+        };
+        let dictionary = [0, 1, 2, 4][usize::from(flags & 3)];
+        let length = 5 + usize::from(!single) + dictionary + size;
+        let Some(header) = self.buffer.get(at..at + length) else { return Ok(0) };
+        let window = if single {
+            let field = &header[length - size..];
+            let number = field.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+            number + if size == 2 { 256 } else { 0 }
+        } else {
+            let base = 1_u64 << (10 + (header[5] >> 3));
+            base + base / 8 * u64::from(header[5] & 7)
+        };
+        if window > LARGEST_WINDOW {
+            return Err(Why::Window);
+        }
+        self.decoder.init(header).map_err(|_| Why::Damaged)?;
+        self.window = Some(window);
+        self.checksum = flags & 4 != 0;
+        Ok(length)
+    }
+
+    /// The same of a block, with the checksum behind the last.
+    fn block(&mut self, at: usize, sink: Sink<'_>) -> Result<usize, Why> {
+        let rest = self.buffer.get(at..).unwrap_or_default();
+        let Some([a, b, c]) = rest.first_chunk() else { return Ok(0) };
+        let header = u32::from_le_bytes([*a, *b, *c, 0]);
+        let size = match header >> 1 & 3 {
+            1 => 1,
+            3 => return Err(Why::Damaged),
+            _ => usize::try_from(header >> 3).unwrap_or(usize::MAX),
+        };
+        let last = header & 1 != 0;
+        let length = 3 + size + if last && self.checksum { 4 } else { 0 };
+        let Some(block) = rest.get(..length) else { return Ok(0) };
+        self.decoder.decode_blocks(block, BlockDecodingStrategy::UptoBlocks(1)).map_err(|_| Why::Damaged)?;
+        self.out.clear();
+        self.decoder.collect_to_writer(&mut self.out).map_err(|_| Why::Damaged)?;
+        if last {
+            self.window = None;
+        }
+        for piece in self.out.chunks(ROOM) {
+            if !sink(piece) {
+                return Err(Why::Stopped);
+            }
+        }
+        Ok(length)
+    }
+
+    fn lag(&self) -> u64 {
+        self.window.unwrap_or(0)
+    }
+
+    fn is_between(&self) -> bool {
+        self.window.is_none() && self.buffer.is_empty() && self.skip == 0
+    }
+}
+
+fn bunzip(decoder: &mut Option<Bzip2>, mut bytes: &[u8], room: &mut [u8], sink: Sink<'_>) -> Result<(), Why> {
+    while !bytes.is_empty() {
+        let bzip2 = decoder.get_or_insert_with(|| Bzip2::new(false));
+        loop {
+            let (read, written) = (bzip2.total_in(), bzip2.total_out());
+            let status = bzip2.decompress(bytes, room).map_err(|_| Why::Damaged)?;
+            let read = usize::try_from(bzip2.total_in() - read).unwrap_or(usize::MAX);
+            let written = usize::try_from(bzip2.total_out() - written).unwrap_or(usize::MAX);
+            bytes = &bytes[read..];
+            if written > 0 && !sink(&room[..written]) {
+                return Err(Why::Stopped);
+            }
+            match status {
+                Bzip2Status::StreamEnd => {
+                    *decoder = None;
+                    break;
+                }
+                Bzip2Status::MemNeeded => return Err(Why::Window),
+                _ if bytes.is_empty() && written < room.len() => break,
+                _ if read == 0 && written == 0 => return Err(Why::Damaged),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the stream has ended.
+fn unxz(
+    xz: &mut XzStream,
+    mut bytes: &[u8],
+    room: &mut [u8],
+    sink: Sink<'_>,
+    action: Action,
+) -> Result<bool, Why> {
+    loop {
+        let step = xz.process(bytes, room, action).map_err(|error| match error.kind() {
+            std::io::ErrorKind::OutOfMemory => Why::Window,
+            _ => Why::Damaged,
+        })?;
+        bytes = &bytes[step.bytes_consumed..];
+        if step.bytes_produced > 0 && !sink(&room[..step.bytes_produced]) {
+            return Err(Why::Stopped);
+        }
+        match step.status {
+            XzStatus::StreamEnd => return if bytes.is_empty() { Ok(true) } else { Err(Why::Damaged) },
+            XzStatus::Ok if step.bytes_consumed == 0 && step.bytes_produced == 0 => {
+                return if bytes.is_empty() { Ok(false) } else { Err(Why::Damaged) };
+            }
+            XzStatus::Ok => {}
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Zip archives as they stream by (APPNOTE 6.3.10): their local headers, one file behind the other. The directory at
+//! the end says nothing that they do not say, but where a file is deleted or stored without its size.
+
+use super::found::Place;
+use super::stream::{Packed, Stream};
+use super::unpack::{Unpack, Why};
+
+const LOCAL: [u8; 4] = *b"PK\x03\x04";
+const HEADER: usize = 30;
+/// What may follow a file: another, the directory, its end, the records of zip64, data for decryption.
+const FOLLOWS: [[u8; 4]; 6] =
+    [LOCAL, *b"PK\x01\x02", *b"PK\x05\x06", *b"PK\x06\x06", *b"PK\x06\x08", *b"PK\x06\x07"];
+/// A data descriptor with its signature and sizes of 8 bytes.
+const LONGEST_DESCRIPTOR: usize = 24;
+
+/// Where a zip archive begins in a file that begins with `head`: programs in one (`.pyz`, `.pex`) have a line for
+/// the shell before it.
+pub(super) fn start(head: &[u8]) -> Option<usize> {
+    let at = match head {
+        [b'#', b'!', ..] => memchr::memchr(b'\n', head)? + 1,
+        _ => 0,
+    };
+    let signature = head.get(at..at + 4)?;
+    (signature == LOCAL || (signature == b"PK\x05\x06" && head.len() == at + 22)).then_some(at)
+}
+
+/// A reader that is pushed.
+#[derive(Debug)]
+pub(super) struct Zip {
+    place: Place,
+    state: State,
+    buffer: Vec<u8>,
+    position: u64,
+    safe: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Skip {
+        left: u64,
+        then_descriptor: bool,
+    },
+    Header,
+    File {
+        name: String,
+        body: Box<Body>,
+        /// `None` where it has to be seen from what is compressed.
+        left: Option<u64>,
+        descriptor: bool,
+    },
+    Descriptor,
+    /// Behind the last file.
+    Directory,
+    Closed,
+}
+
+#[derive(Debug)]
+enum Body {
+    Stored(Stream),
+    Packed(Packed),
+    /// It cannot be decompressed, which was said.
+    Shut,
+}
+
+impl Zip {
+    pub(super) fn new(at: usize, place: Place) -> Self {
+        let state = match at {
+            0 => State::Header,
+            at => State::Skip { left: at as u64, then_descriptor: false },
+        };
+        Self { place, state, buffer: vec![], position: 0, safe: 0 }
+    }
+
+    pub(super) fn unjudged(&self) -> u64 {
+        self.position - self.safe
+    }
+
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        loop {
+            let used = match &self.state {
+                State::Skip { .. } => self.skip(bytes),
+                State::Header => self.header(bytes),
+                State::File { .. } => self.file(bytes),
+                State::Descriptor => self.descriptor(bytes),
+                State::Directory | State::Closed => bytes.len(),
+            };
+            self.position += used as u64;
+            bytes = &bytes[used..];
+            let held = match &self.state {
+                State::File { body, .. } => body.unjudged(),
+                State::Header | State::Descriptor => self.buffer.len() as u64,
+                State::Skip { .. } | State::Directory | State::Closed => 0,
+            };
+            self.safe = self.position - held;
+            // A state may end without a byte of its own.
+            if bytes.is_empty() && !matches!(self.state, State::Skip { left: 0, .. }) {
+                return;
+            }
+        }
+    }
+
+    /// At its end: what is wrong with it.
+    pub(super) fn end(&mut self) -> Option<&'static str> {
+        match &mut self.state {
+            State::Directory | State::Closed => return None,
+            State::File { body, .. } => body.give_up(),
+            _ => {}
+        }
+        Some("the archive breaks off or is not understood")
+    }
+
+    /// Judges what there is of a file that breaks off.
+    pub(super) fn give_up(&mut self) {
+        if let State::File { body, .. } = &mut self.state {
+            body.give_up();
+        }
+    }
+
+    fn skip(&mut self, bytes: &[u8]) -> usize {
+        let State::Skip { left, then_descriptor } = &mut self.state else { return 0 };
+        let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        *left -= used as u64;
+        if *left == 0 {
+            self.state = if *then_descriptor { State::Descriptor } else { State::Header };
+        }
+        used
+    }
+
+    /// Fills the buffer up to `length`; with what of it belongs to the header where it is all there.
+    fn header(&mut self, bytes: &[u8]) -> usize {
+        let wanted = |buffer: &[u8]| match (buffer.get(..4), buffer.get(26..HEADER)) {
+            (None, _) => 4,
+            (Some(signature), _) if signature != LOCAL => 4,
+            (_, None) => HEADER,
+            (_, Some(of)) => HEADER + number(&of[..2]) + number(&of[2..]),
+        };
+        let mut used = 0;
+        loop {
+            let length = wanted(&self.buffer);
+            if self.buffer.len() == length {
+                break;
+            }
+            let more = (length - self.buffer.len()).min(bytes.len() - used);
+            if more == 0 {
+                return used;
+            }
+            self.buffer.extend_from_slice(&bytes[used..used + more]);
+            used += more;
+        }
+        let header = std::mem::take(&mut self.buffer);
+        self.state = match header.first_chunk() {
+            Some(&LOCAL) => self.entry(&header),
+            Some(signature) if FOLLOWS.contains(signature) => State::Directory,
+            _ => self.closed("the archive breaks off or is not understood"),
+        };
+        used
+    }
+
+    fn closed(&self, why: &str) -> State {
+        // Its own name is in the prefix.
+        let name = self.place.prefix.strip_suffix("!/").unwrap_or(&self.place.prefix);
+        Place { prefix: String::new(), ..self.place.clone() }.doubt(name, why);
+        State::Closed
+    }
+
+    fn entry(&mut self, header: &[u8]) -> State {
+        let (flags, method) = (number(&header[6..8]), number(&header[8..10]));
+        let (name, extra) = header[HEADER..].split_at(number(&header[26..28]));
+        let name = String::from_utf8_lossy(name).into_owned();
+        let size = match number(&header[18..22]) {
+            0xffff_ffff => zip64(extra, number(&header[22..26]) == 0xffff_ffff),
+            size => Some(size as u64),
+        };
+        let descriptor = flags & 8 != 0;
+        let unknown = descriptor && size.is_none_or(|size| size == 0);
+        let left = if unknown { None } else { size };
+        if left.is_none() && !unknown {
+            return self.closed("the archive breaks off or is not understood");
+        }
+        let shut = match method {
+            _ if flags & 0x41 != 0 => Some("it is encrypted"),
+            0 if unknown && !name.ends_with('/') => Some("it is stored without its size"),
+            0 | 8 => None,
+            12 | 93 | 95 if !unknown => None,
+            _ => Some("its compression is not one that is opened"),
+        };
+        if let Some(why) = shut {
+            self.place.doubt(&name, why);
+            return match left {
+                Some(left) => State::Skip { left, then_descriptor: descriptor },
+                None => self.closed("what follows in the archive cannot be read"),
+            };
+        }
+        if left == Some(0) || (method == 0 && unknown) {
+            return State::Skip { left: 0, then_descriptor: descriptor };
+        }
+        let packed = |unpack| Body::Packed(Packed::new(unpack, Stream::of(&name, self.place.clone())));
+        let body = match method {
+            0 => Body::Stored(Stream::of(&name, self.place.clone())),
+            12 => packed(Unpack::bzip2()),
+            93 => packed(Unpack::zstd()),
+            95 => packed(Unpack::xz()),
+            _ => packed(Unpack::deflate()),
+        };
+        State::File { name, body: Box::new(body), left, descriptor }
+    }
+
+    fn file(&mut self, bytes: &[u8]) -> usize {
+        let Self { place, state, .. } = self;
+        let State::File { name, body, left, descriptor } = state else { return 0 };
+        let most =
+            left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
+        let mut used = most;
+        match &mut **body {
+            Body::Stored(stream) => stream.push(&bytes[..most]),
+            Body::Packed(packed) => match packed.push(&bytes[..most], place) {
+                Ok(_) if left.is_some() => {}
+                Ok(belongs) => used = belongs,
+                Err(why) => {
+                    packed.give_up();
+                    place.doubt(name, why.text());
+                    **body = Body::Shut;
+                }
+            },
+            Body::Shut => {}
+        }
+        let done = match (&mut *left, &**body) {
+            (Some(left), _) => {
+                *left -= used as u64;
+                *left == 0
+            }
+            (None, Body::Packed(packed)) => packed.is_done(),
+            (None, _) => {
+                self.state = self.closed("what follows in the archive cannot be read");
+                return bytes.len();
+            }
+        };
+        if done {
+            let whole = match &mut **body {
+                Body::Stored(stream) => {
+                    stream.end();
+                    true
+                }
+                Body::Packed(packed) => packed.end(place),
+                Body::Shut => true,
+            };
+            if !whole {
+                place.doubt(name, Why::Damaged.text());
+            }
+            self.state = if *descriptor { State::Descriptor } else { State::Header };
+        }
+        used
+    }
+
+    /// Checksum and sizes, with or without a signature of their own: what follows tells where they end.
+    fn descriptor(&mut self, bytes: &[u8]) -> usize {
+        let before = self.buffer.len();
+        let most = (LONGEST_DESCRIPTOR + 4 - before).min(bytes.len());
+        self.buffer.extend_from_slice(&bytes[..most]);
+        let follows = |at: &usize| {
+            let next = self.buffer.get(*at..at + 4);
+            next.is_some_and(|next| FOLLOWS.iter().any(|signature| signature == next))
+        };
+        let Some(end) = [12, 16, 20, LONGEST_DESCRIPTOR].into_iter().find(follows) else {
+            if self.buffer.len() == LONGEST_DESCRIPTOR + 4 {
+                self.state = self.closed("the archive breaks off or is not understood");
+            }
+            return most;
+        };
+        // The signature belongs to the next header; it may have come before these bytes.
+        let next: Vec<u8> = self.buffer[end..].to_vec();
+        let used = (end + 4).saturating_sub(before);
+        self.buffer = next[..4].to_vec();
+        self.state = State::Header;
+        used
+    }
+}
+
+impl Body {
+    fn unjudged(&self) -> u64 {
+        match self {
+            Self::Stored(stream) => stream.unjudged(),
+            Self::Packed(packed) => packed.unjudged(),
+            Self::Shut => 0,
+        }
+    }
+
+    fn give_up(&mut self) {
+        match self {
+            Self::Stored(stream) => stream.give_up(),
+            Self::Packed(packed) => packed.give_up(),
+            Self::Shut => {}
+        }
+    }
+}
+
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+}
+
+/// The compressed size in the extra field of zip64, behind the other where that is there.
+fn zip64(mut extra: &[u8], both: bool) -> Option<u64> {
+    while let [a, b, c, d, rest @ ..] = extra {
+        let field = rest.get(..number(&[*c, *d]))?;
+        if [*a, *b] == [1, 0] {
+            let at = if both { 8 } else { 0 };
+            return Some(u64::from_le_bytes(*field.get(at..)?.first_chunk()?));
+        }
+        extra = &rest[field.len()..];
+    }
+    None
+}
