@@ -160,6 +160,11 @@ runtime = "$runtime"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 END
+    # A commit reads its policy from /etc alone, which is the machine's and has none: another layer above it.
+    mkdir -p "$state/etc/containers"
+    cp "$home/.config/containers/policy.json" "$state/etc/containers/"
+    for file in resolv.conf hosts hostname; do cp -L "/etc/$file" "$state/etc/" 2>/dev/null || true; done
+    mount -t overlay overlay -o "lowerdir=$state/etc:/etc" /etc
     echo $$ >"$state/pid"
     export HOME="$home" CONTAINERS_CONF="$home/containers.conf" CONTAINERS_REGISTRIES_CONF="$home/registries.conf"
     unset XDG_RUNTIME_DIR XDG_CONFIG_HOME

@@ -340,6 +340,7 @@ fn settings(
 ) -> Settings {
     Settings {
         upstream: session.engine.socket().to_owned(),
+        product: session.engine.product(),
         socket: PathBuf::new(),
         guard: Arc::new(config.guard.clone()),
         session: session.network.session.clone(),

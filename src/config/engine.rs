@@ -54,31 +54,20 @@ fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
     let path = unix_path(host).map_err(|what| format!("{from}: \"{}\" {what}", shown(host)))?;
     match look(&path) {
         Look::Socket => Ok(path),
-        Look::Podman => Err(format!("{from}: {}: {PODMAN}", path.display())),
         Look::Missing => Err(format!("{from}: {}: no such socket; is the engine running?", path.display())),
         Look::Other(what) => Err(format!("{from}: {}: {what}", path.display())),
     }
 }
 
-const PODMAN: &str =
-    "is Podman's socket, which does not work so far; start Docker or point DOCKER_HOST at it";
-
 enum Look {
     Socket,
-    Podman,
     Missing,
     Other(String),
 }
 
 fn look(path: &Path) -> Look {
     match fs::metadata(path) {
-        // podman-docker puts a link to its own socket where Docker's would be.
-        Ok(about) if about.file_type().is_socket() => match path.canonicalize() {
-            Ok(real) if real.file_name().is_some_and(|name| name.to_string_lossy().contains("podman")) => {
-                Look::Podman
-            }
-            _ => Look::Socket,
-        },
+        Ok(about) if about.file_type().is_socket() => Look::Socket,
         Ok(_) => Look::Other("is not a socket".into()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Look::Missing
@@ -141,34 +130,27 @@ fn usual(around: &Surroundings) -> Result<PathBuf, String> {
         home(".docker/run/docker.sock"),
         home(".colima/default/docker.sock"),
         runtime("docker.sock"),
+        // After Docker's: where both are, the docker command uses that one.
+        runtime("podman/podman.sock"),
+        Some("/run/podman/podman.sock".into()),
     ];
-    first(
-        places.into_iter().flatten(),
-        [runtime("podman/podman.sock"), Some("/run/podman/podman.sock".into())],
-    )
+    first(places.into_iter().flatten())
 }
 
-fn first(
-    docker: impl Iterator<Item = PathBuf>,
-    podman: impl IntoIterator<Item = Option<PathBuf>>,
-) -> Result<PathBuf, String> {
+fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
     let mut looked = Vec::new();
     let mut refused = None;
-    for path in docker {
+    for path in places {
         match look(&path) {
             Look::Socket => return Ok(path),
             Look::Missing => {}
-            Look::Podman => refused = refused.or_else(|| Some(format!("{}: {PODMAN}", path.display()))),
             Look::Other(what) => refused = refused.or_else(|| Some(format!("{}: {what}", path.display()))),
         }
         looked.push(path.display().to_string());
     }
-    let podman =
-        || podman.into_iter().flatten().find(|path| matches!(look(path), Look::Socket | Look::Podman));
-    match refused.or_else(|| podman().map(|path| format!("{}: {PODMAN}", path.display()))) {
-        Some(refused) => Err(refused),
-        None => Err(format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))),
-    }
+    Err(refused.unwrap_or_else(|| {
+        format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))
+    }))
 }
 
 #[cfg(test)]
@@ -181,9 +163,7 @@ mod tests {
     fn the_usual_places_in_order_and_what_they_are() {
         let at = tempdir();
         let path = |name: &str| at.join(name);
-        let _podman = UnixListener::bind(path("podman.sock")).unwrap();
-        let podman = || [Some(path("podman.sock"))];
-        let none = first([path("a.sock"), path("b.sock")].into_iter(), [None]).unwrap_err();
+        let none = first([path("a.sock"), path("b.sock")].into_iter()).unwrap_err();
         let places = format!("{} and {}", path("a.sock").display(), path("b.sock").display());
         assert_eq!(
             none,
@@ -192,13 +172,12 @@ mod tests {
                 places.replace(" and ", ", ")
             )
         );
-        let only = first([path("a.sock")].into_iter(), podman()).unwrap_err();
-        assert_eq!(only, format!("{}: {PODMAN}", path("podman.sock").display()));
+        // podman-docker puts a link to Podman's socket where Docker's would be; whose it is the engine says.
+        let _podman = UnixListener::bind(path("podman.sock")).unwrap();
         std::os::unix::fs::symlink(path("podman.sock"), path("link.sock")).unwrap();
-        let linked = first([path("link.sock")].into_iter(), [None]).unwrap_err();
-        assert_eq!(linked, format!("{}: {PODMAN}", path("link.sock").display()));
+        assert_eq!(first([path("a.sock"), path("link.sock")].into_iter()), Ok(path("link.sock")));
         let _docker = UnixListener::bind(path("b.sock")).unwrap();
-        let found = first([path("a.sock"), path("link.sock"), path("b.sock")].into_iter(), podman());
+        let found = first([path("a.sock"), path("b.sock"), path("podman.sock")].into_iter());
         assert_eq!(found, Ok(path("b.sock")));
         fs::remove_dir_all(at).unwrap();
     }

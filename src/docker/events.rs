@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use bollard::models::EventMessage;
+use bollard::models::{EventMessage, EventMessageTypeEnum};
 use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::{Stream, StreamExt};
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, Product};
 use crate::workload::ContainerId;
 
 /// One thing that happened to one container.
@@ -37,34 +37,90 @@ impl Engine {
         let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
         let filters = HashMap::from([
             ("type", vec!["container", "network"]),
-            ("event", vec!["start", "die", "destroy", "disconnect"]),
+            // Podman says `remove` for `destroy`.
+            ("event", vec!["start", "die", "destroy", "remove", "disconnect"]),
         ]);
         let options = EventsOptionsBuilder::new().filters(&filters).since(&since).build();
         let events = self.docker.events(Some(options));
-        events.filter_map(|event| async {
-            match event {
-                Ok(event) => read(event).map(Ok),
-                Err(error) => Some(Err(EngineError::of("read the engine's events", error))),
+        let engine = self.clone();
+        events.filter_map(move |event| {
+            let engine = engine.clone();
+            async move {
+                match event.map(read) {
+                    // Podman names the network, and the rest of us goes by its id.
+                    Ok(Some(ContainerEvent::Disconnected { container, network, at }))
+                        if engine.product == Product::Podman =>
+                    {
+                        let network = engine.network_called(&network).await.unwrap_or(network);
+                        Some(Ok(ContainerEvent::Disconnected { container, network, at }))
+                    }
+                    Ok(event) => event.map(Ok),
+                    Err(error) => Some(Err(EngineError::of("read the engine's events", error))),
+                }
             }
         })
     }
 }
 
+/// Networks have events of their own by the same names: those of a container say so.
 fn read(event: EventMessage) -> Option<ContainerEvent> {
+    let of_container = event.typ == Some(EventMessageTypeEnum::CONTAINER);
     let actor = event.actor?;
     let (id, at) = (actor.id?, event.time_nano);
     let mut facts = actor.attributes.unwrap_or_default();
     Some(match event.action?.as_str() {
+        // Docker's actor is the network, Podman's the container.
+        "disconnect" => match facts.remove("container") {
+            Some(container) => {
+                ContainerEvent::Disconnected { container: ContainerId::parse(&container)?, network: id, at }
+            }
+            None => {
+                let network = facts.remove("network")?;
+                ContainerEvent::Disconnected { container: ContainerId::parse(&id)?, network, at }
+            }
+        },
+        _ if !of_container => return None,
         "start" => ContainerEvent::Started(ContainerId::parse(&id)?),
         "die" => {
             let code = facts.remove("exitCode").and_then(|code| code.parse().ok());
             ContainerEvent::Died { container: ContainerId::parse(&id)?, code, at }
         }
-        "destroy" => ContainerEvent::Destroyed(ContainerId::parse(&id)?),
-        "disconnect" => {
-            let container = ContainerId::parse(&facts.remove("container")?)?;
-            ContainerEvent::Disconnected { container, network: id, at }
-        }
+        "destroy" | "remove" => ContainerEvent::Destroyed(ContainerId::parse(&id)?),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(text: &str) -> Option<ContainerEvent> {
+        read(serde_json::from_str(text).unwrap())
+    }
+
+    /// As recorded: Docker 20.10 and 28, Podman 5.8.
+    #[test]
+    fn what_both_engines_say_is_understood() {
+        let (id, network) = ("a1".repeat(32), "b2".repeat(32));
+        let container = ContainerId::parse(&id).unwrap();
+        let of = |kind: &str, action: &str, actor: &str, attributes: &str| {
+            event(&format!(
+                r#"{{"Type":"{kind}","Action":"{action}","Actor":{{"ID":"{actor}","Attributes":{attributes}}}}}"#
+            ))
+        };
+        let destroyed = Some(ContainerEvent::Destroyed(container.clone()));
+        assert_eq!(of("container", "destroy", &id, "{}"), destroyed);
+        assert_eq!(of("container", "remove", &id, "{}"), destroyed);
+        assert_eq!(of("network", "remove", &network, "{}"), None);
+        assert_eq!(of("network", "destroy", &network, "{}"), None);
+        let died = ContainerEvent::Died { container: container.clone(), code: Some(7), at: None };
+        assert_eq!(of("container", "die", &id, r#"{"exitCode":"7"}"#), Some(died));
+        let docker = of("network", "disconnect", &network, &format!(r#"{{"container":"{id}"}}"#));
+        let off = |network: String| {
+            Some(ContainerEvent::Disconnected { container: container.clone(), network, at: None })
+        };
+        assert_eq!(docker, off(network));
+        let podman = of("network", "disconnect", &id, r#"{"name":"","network":"kfp-creds"}"#);
+        assert_eq!(podman, off("kfp-creds".into()));
+    }
 }

@@ -8,12 +8,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bollard::query_parameters::{ImportImageOptions, ListImagesOptionsBuilder, RemoveImageOptions};
+use bollard::query_parameters::{ImportImageOptions, RemoveImageOptions};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Engine, EngineError, filters};
+use super::call::{filtered, segment};
+use super::{Engine, EngineError};
 
 /// Marks what is ours in the engine; its value tells which part.
 pub const ROLE_LABEL: &str = "kfp-creds.role";
@@ -96,34 +97,33 @@ impl Engine {
         names: &[&str],
         most: usize,
     ) -> Result<Vec<(String, String)>, EngineError> {
-        let listed = self.docker.list_images(None::<bollard::query_parameters::ListImagesOptions>).await;
-        let listed = listed.map_err(|error| EngineError::of("list images", error))?;
+        let listed = self.get("list images", "/images/json").await?;
         let mut found = vec![];
-        for image in listed.iter().take(most) {
+        for image in listed.as_array().into_iter().flatten().take(most) {
+            let id = image["Id"].as_str().unwrap_or_default();
             // Removed in the meantime is fine.
-            let Ok(seen) = self.docker.inspect_image(&image.id).await else { continue };
-            let env = seen.config.and_then(|config| config.env).unwrap_or_default();
-            let set = env.iter().filter_map(|entry| entry.split_once('='));
+            let Ok(seen) = self.inspect_image(id).await else { continue };
+            let env = seen["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let set = env.filter_map(|entry| entry.split_once('='));
             let set =
                 set.filter(|(name, value)| names.contains(name) && !value.is_empty()).map(|(name, _)| name);
-            let called = image.repo_tags.iter().find(|tag| *tag != "<none>:<none>").unwrap_or(&image.id);
-            found.extend(set.take(1).map(|name| (called.clone(), name.to_string())));
+            let called = tags(image).find(|tag| *tag != "<none>:<none>").unwrap_or(id);
+            found.extend(set.take(1).map(|name| (called.to_string(), name.to_string())));
         }
         Ok(found)
+    }
+
+    async fn inspect_image(&self, reference: &str) -> Result<Value, EngineError> {
+        self.get("inspect image", &format!("/images/{}/json", segment(reference))).await
     }
 
     /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
     /// may tag): what counts is that the only layer is ours, by digest.
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
-        match self
-            .docker
-            .inspect_image(&relay.reference())
-            .await
-            .map_err(|e| EngineError::of("inspect image", e))
-        {
+        match self.inspect_image(&relay.reference()).await {
             Ok(image) => {
-                let layers = image.root_fs.and_then(|root| root.layers).unwrap_or_default();
-                Ok(image.id.filter(|_| layers == [relay.diff_id.clone()]))
+                let id = image["Id"].as_str().filter(|_| image["RootFS"]["Layers"] == json!([relay.diff_id]));
+                Ok(id.map(Into::into))
             }
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -145,17 +145,30 @@ impl Engine {
     }
 
     async fn remove_older_relay_images(&self, current: &str) {
-        let filters = filters(&format!("{ROLE_LABEL}=relay"));
-        let options = ListImagesOptionsBuilder::new().all(false).filters(&filters).build();
-        for image in self.docker.list_images(Some(options)).await.unwrap_or_default() {
-            let ours = image.repo_tags.iter().any(|tag| tag.starts_with(NAME));
-            if image.id != current && ours {
+        let path = filtered("/images/json", "label", &format!("{ROLE_LABEL}=relay"));
+        let listed = self.get("list relay images", &path).await.unwrap_or_default();
+        for image in listed.as_array().into_iter().flatten() {
+            // Podman puts what has no registry under `localhost/`.
+            let ours = tags(image).any(|tag| tag.strip_prefix("localhost/").unwrap_or(tag).starts_with(NAME));
+            let id = image["Id"].as_str().unwrap_or_default();
+            if !same_image(id, current) && ours {
                 // In use by another session of another build: it stays, that session's end removes nothing of it.
-                let removed = self.docker.remove_image(&image.id, None::<RemoveImageOptions>, None).await;
-                tracing::debug!(image = image.id, ok = removed.is_ok(), "removed an older relay image");
+                let removed = self.docker.remove_image(id, None::<RemoveImageOptions>, None).await;
+                tracing::debug!(image = id, ok = removed.is_ok(), "removed an older relay image");
             }
         }
     }
+}
+
+/// An untagged image has none, or null.
+fn tags(image: &Value) -> impl Iterator<Item = &str> {
+    image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Ids with and without the name of the hash.
+fn same_image(one: &str, other: &str) -> bool {
+    let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_string();
+    bare(one) == bare(other)
 }
 
 fn digest(bytes: &[u8]) -> String {

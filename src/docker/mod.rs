@@ -1,10 +1,12 @@
 //! The engine, as far as we use it: the only room that names `bollard`. It reports and obeys; what a
 //! container may have is decided elsewhere.
 
+mod call;
 pub mod cells;
 pub mod events;
 pub mod image;
 pub mod network;
+mod podman;
 pub mod proxy;
 pub mod relay;
 
@@ -14,10 +16,10 @@ use std::path::{Path, PathBuf};
 
 use bollard::Docker;
 use bollard::errors::Error as BollardError;
-use bollard::query_parameters::{
-    InspectContainerOptions, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
-};
-use serde_json::Value;
+use bollard::query_parameters::{RemoveContainerOptionsBuilder, StopContainerOptionsBuilder};
+use serde_json::{Value, json};
+
+pub use self::podman::Product;
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -64,9 +66,10 @@ impl EngineError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// A network that containers still have endpoints on (403).
+    /// A network that containers still have endpoints on (403 on Docker, 500 on Podman).
     pub fn is_in_use(&self) -> bool {
-        matches!(self, Self::Refused { why, .. } if why.contains("active endpoints"))
+        let says = |why: &str| why.contains("active endpoints") || why.contains("network is being used");
+        matches!(self, Self::Refused { why, .. } if says(why))
     }
 
     /// A network of another has addresses of the range.
@@ -85,7 +88,8 @@ impl EngineError {
 pub struct Engine {
     docker: Docker,
     socket: PathBuf,
-    /// `docker 20.10.24`, for messages.
+    product: Product,
+    /// `docker 20.10.24` or `podman 5.8.6`, for messages.
     version: String,
     /// The newest API that it speaks, which is what our own calls use.
     api: (u64, u64),
@@ -117,9 +121,11 @@ impl Engine {
         let version = docker.version().await.map_err(unreachable)?;
         let unsuitable = |why: String| Err(EngineError::Unsuitable(socket.into(), why));
         let components = version.components.unwrap_or_default();
-        if components.iter().any(|part| part.name.contains("Podman")) {
-            return unsuitable("is Podman, which is not served yet: use Docker Engine 20.10 or newer".into());
-        }
+        let parts = components.iter().map(|part| (part.name.as_str(), part.version.as_str()));
+        let product = match Product::of(parts) {
+            Ok(product) => product,
+            Err(why) => return unsuitable(why),
+        };
         let (os, arch) = (version.os.unwrap_or_default(), version.arch.unwrap_or_default());
         let own = match std::env::consts::ARCH {
             "x86_64" => "amd64",
@@ -140,13 +146,17 @@ impl Engine {
                 "speaks API {api}: Docker Engine 20.10 (API 1.41) is the oldest that works"
             ));
         }
-        let version = format!("docker {}", version.version.unwrap_or_default());
-        Ok(Self { docker, socket: socket.into(), version, api: newest })
+        let version = format!("{} {}", product.name(), version.version.unwrap_or_default());
+        Ok(Self { docker, socket: socket.into(), product, version, api: newest })
     }
 
     /// The unix socket behind which it answers, past a proxy of ours.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    pub fn product(&self) -> Product {
+        self.product
     }
 
     /// `docker 20.10.24`, for messages.
@@ -161,38 +171,36 @@ impl Engine {
 
     /// Whether a container runs, and where it is on `network` (a network id).
     pub async fn look(&self, container: &str, network: &str) -> Result<Seen, EngineError> {
-        let options = None::<InspectContainerOptions>;
-        let found = self
-            .docker
-            .inspect_container(container, options)
-            .await
-            .map_err(|e| EngineError::of("inspect", e))?;
-        let state = found.state.unwrap_or_default();
-        let running = state.running.unwrap_or(false);
+        let found = self.inspect(container).await?;
+        let state = &found["State"];
+        let running = state["Running"] == true;
         // One that was never started has a time before 1970, and the exit code 0.
-        let started = state.started_at.as_deref().and_then(nanoseconds).filter(|at| *at > 0);
-        let exit_code = state.exit_code.filter(|_| !running && started.is_some());
-        let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-        let address = networks
-            .into_values()
-            .find(|endpoint| endpoint.network_id.as_deref() == Some(network))
-            .and_then(|endpoint| endpoint.ip_address)
-            .and_then(|address| address.parse().ok());
+        let started = state["StartedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
+        let exit_code = state["ExitCode"].as_i64().filter(|_| !running && started.is_some());
+        let networks = found["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+        let endpoint = networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network);
+        let address = endpoint.and_then(|endpoint| endpoint["IPAddress"].as_str()?.parse().ok());
         Ok(Seen { running, address, started, exit_code })
+    }
+
+    async fn inspect(&self, container: &str) -> Result<Value, EngineError> {
+        self.get("inspect", &format!("/containers/{}/json", call::segment(container))).await
     }
 
     /// What a container was created from, as the body of such a request, with the name it has; `None` where
     /// there is no such container. The engine has filled in what the request left out.
     pub async fn created(&self, container: &str) -> Result<Option<(Value, String)>, EngineError> {
-        let found = self.docker.inspect_container(container, None::<InspectContainerOptions>).await;
-        let found = match found.map_err(|e| EngineError::of("inspect", e)) {
+        let mut found = match self.inspect(container).await {
             Ok(found) => found,
             Err(error) if error.is_gone() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut body = serde_json::to_value(found.config.unwrap_or_default()).unwrap_or_default();
-        body["HostConfig"] = serde_json::to_value(found.host_config.unwrap_or_default()).unwrap_or_default();
-        Ok(Some((body, found.name.unwrap_or_default())))
+        let mut body = found["Config"].take();
+        if !body.is_object() {
+            body = json!({});
+        }
+        body["HostConfig"] = found["HostConfig"].take();
+        Ok(Some((body, found["Name"].as_str().unwrap_or_default().into())))
     }
 
     /// Asks a container to stop, and kills it after `grace` seconds.
@@ -253,5 +261,8 @@ mod tests {
         let busy = "error while removing network: network kfp-creds id 380f has active endpoints";
         assert!(refused(busy).is_in_use());
         assert!(!refused("Pool overlaps with other one on this address space").is_in_use());
+        let busy = "\"kfp-creds\" has associated containers with it. Use -f to forcibly delete containers and pods: \
+                    network is being used";
+        assert!(refused(busy).is_in_use());
     }
 }

@@ -8,16 +8,17 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bollard::models::{
-    ContainerSummary, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig,
-    Network as BollardNetwork, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
+    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, Network as BollardNetwork, NetworkConnectRequest,
+    NetworkCreateRequest, NetworkDisconnectRequest,
 };
-use bollard::query_parameters::{
-    InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
-};
+use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilder};
 
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Engine, EngineError, filters};
+use super::call::filtered;
+use super::podman::Range;
+use super::{Engine, EngineError, Product, filters};
 use crate::config::Pool;
 
 /// On every network of ours; the value is the session that made it.
@@ -106,6 +107,17 @@ impl Pool {
         format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
     }
 
+    /// What Podman may give by itself: as for Docker, and on a network where every address has a holder, the relay's,
+    /// which is held. Podman reserves no others there.
+    fn podman_range(self, full: bool) -> Range {
+        let last = self.base() + 4 * self.quarter() - 2;
+        let own = match full {
+            true => (self.relay(), self.relay()),
+            false => (Ipv4Addr::from(self.base() + 3 * self.quarter()), Ipv4Addr::from(last)),
+        };
+        Range { subnet: self.subnet(), own }
+    }
+
     /// Reserved by the engine even where the bridge gets no address: at the end of its own slice.
     fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base() + 4 * self.quarter() - 2)
@@ -182,6 +194,12 @@ impl Engine {
         kept: &[Ipv4Addr],
         session: &str,
     ) -> Result<Network, EngineError> {
+        let made = |id| Network { id, name: name.into(), session: session.into(), subnet: pool.subnet() };
+        if self.product == Product::Podman {
+            let range = pool.podman_range(!kept.is_empty());
+            let make = || self.make_podman_network(name, &range, session);
+            return self.create_network(name, pool, make).await.map(made);
+        }
         let named: HashMap<_, _> =
             kept.iter().map(|address| (format!("kept-{address}"), address.to_string())).collect();
         let range = IpamConfig {
@@ -204,27 +222,34 @@ impl Engine {
             labels: Some(labels),
             ..Default::default()
         };
-        let id = self.create_network(request, pool).await?;
-        Ok(Network { id, name: name.into(), session: session.into(), subnet: pool.subnet() })
+        let make = || async {
+            let made = self.docker.create_network(request.clone()).await;
+            made.map(|made| made.id).map_err(|e| EngineError::of("make the network", e))
+        };
+        self.create_network(name, pool, make).await.map(made)
     }
 
     /// The engine refuses a name and a range that somebody has by various statuses (names: 409 since Engine 25;
     /// ranges: 403, Podman 500) and words, and each of them means something else as well. So it is looked who
     /// holds them; and for a moment again, because a network that is being made is not listed yet, and one that
     /// is being removed is not any more.
-    async fn create_network(&self, request: NetworkCreateRequest, pool: Pool) -> Result<String, EngineError> {
+    async fn create_network<T: Future<Output = Result<String, EngineError>>>(
+        &self,
+        name: &str,
+        pool: Pool,
+        make: impl Fn() -> T,
+    ) -> Result<String, EngineError> {
         const MAY_BE_TAKEN: [u16; 4] = [400, 403, 409, 500];
         let began = Instant::now();
         loop {
-            let made = self.docker.create_network(request.clone()).await;
-            let error = match made.map_err(|e| EngineError::of("make the network", e)) {
-                Ok(made) => return Ok(made.id),
+            let error = match make().await {
+                Ok(id) => return Ok(id),
                 Err(error) => error,
             };
             if !matches!(&error, EngineError::Refused { status, .. } if MAY_BE_TAKEN.contains(status)) {
                 return Err(error);
             }
-            if let Some(taken) = self.in_the_way(&request.name, pool).await? {
+            if let Some(taken) = self.in_the_way(name, pool).await? {
                 return Err(taken);
             }
             if began.elapsed() > SEEN_WITHIN {
@@ -260,35 +285,33 @@ impl Engine {
 
     /// Containers that belong to a network, running or not.
     pub async fn containers_on(&self, network: &Network) -> Result<Vec<Member>, EngineError> {
-        let joined = self.list(HashMap::from([("network".into(), vec![network.id.clone()])])).await?;
+        let joined = self.list("network", &network.id, true).await?;
         // That list leaves out what was never started; of those, only ours carry the label.
-        let labelled = self.list(filters(SESSION_LABEL)).await?;
-        let on = |found: &ContainerSummary| {
-            let networks = found.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
-            networks.is_some_and(|networks| {
-                networks.contains_key(&network.name)
-                    && found.state == Some(ContainerSummaryStateEnum::CREATED)
-            })
+        let labelled = self.list("label", SESSION_LABEL, true).await?;
+        let on = |found: &Value| {
+            found["NetworkSettings"]["Networks"].get(&network.name).is_some() && found["State"] == "created"
         };
-        let ids: Vec<_> = joined.iter().map(|found| found.id.clone()).collect();
-        let created =
-            labelled.into_iter().filter(|found| on(found) && !ids.contains(&found.id)).collect::<Vec<_>>();
-        Ok(joined.into_iter().chain(created).filter_map(member).collect())
+        let created = labelled
+            .iter()
+            .filter(|found| on(found) && !joined.iter().any(|other| other["Id"] == found["Id"]));
+        Ok(joined.iter().chain(created).filter_map(member).collect())
     }
 
     /// Containers that a session labelled, wherever they are connected.
     pub async fn containers_of(&self, session: &str) -> Result<Vec<Member>, EngineError> {
-        let labelled = self.list(filters(&format!("{SESSION_LABEL}={session}"))).await?;
-        Ok(labelled.into_iter().filter_map(member).collect())
+        let labelled = self.list("label", &format!("{SESSION_LABEL}={session}"), true).await?;
+        Ok(labelled.iter().filter_map(member).collect())
     }
 
-    async fn list(
-        &self,
-        filters: HashMap<String, Vec<String>>,
-    ) -> Result<Vec<ContainerSummary>, EngineError> {
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let found = self.docker.list_containers(Some(options)).await;
-        found.map_err(|e| EngineError::of("list the containers on our network", e))
+    /// Containers that pass one filter; those that run, or `all`.
+    pub(super) async fn list(&self, key: &str, value: &str, all: bool) -> Result<Vec<Value>, EngineError> {
+        const WHAT: &str = "list the containers on our network";
+        let path = filtered(&format!("/containers/json?all={all}"), key, value);
+        match self.get(WHAT, &path).await? {
+            Value::Array(found) => Ok(found),
+            Value::Null => Ok(vec![]),
+            _ => Err(EngineError::Broken(WHAT, "the engine's answer is no list".into())),
+        }
     }
 
     /// Addresses that running containers hold on a network.
@@ -336,12 +359,23 @@ impl Engine {
     }
 }
 
-fn member(found: ContainerSummary) -> Option<Member> {
-    use ContainerSummaryStateEnum::{PAUSED, RESTARTING, RUNNING};
-    let mut labels = found.labels.unwrap_or_default();
-    let (session, mode) = (labels.remove(SESSION_LABEL), labels.remove(MODE_LABEL));
-    let running = matches!(found.state, Some(RUNNING | PAUSED | RESTARTING));
-    Some(Member { id: found.id?, running, session, mode })
+fn member(found: &Value) -> Option<Member> {
+    let label = |name: &str| found["Labels"][name].as_str().map(Into::into);
+    let id = found["Id"].as_str()?.into();
+    Some(Member {
+        id,
+        running: runs(&found["State"]),
+        session: label(SESSION_LABEL),
+        mode: label(MODE_LABEL),
+    })
+}
+
+/// By the engine's word for the state of a container. A word that we do not know counts as running: what may still
+/// run is not taken off its network.
+fn runs(state: &Value) -> bool {
+    const ENDED: [&str; 7] =
+        ["created", "exited", "dead", "removing", "stopped", "configured", "initialized"];
+    state.as_str().is_none_or(|state| !ENDED.contains(&state))
 }
 
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
@@ -374,10 +408,32 @@ mod tests {
         assert_eq!(pool.subnet(), "169.254.168.0/22");
         assert_eq!(pool.engine_slice(), "169.254.171.0/24");
         assert_eq!(pool.gateway(), Ipv4Addr::new(169, 254, 171, 254));
+        let podman = pool.podman_range(false);
+        assert_eq!(podman.own, (Ipv4Addr::new(169, 254, 171, 0), Ipv4Addr::new(169, 254, 171, 254)));
         let all: Vec<_> = pool.leasable().collect();
         assert_eq!(all.len(), 3 * 256 - 1 - TAKEN.len());
         assert_eq!(all[0], Ipv4Addr::new(169, 254, 168, 1));
         assert!(all.iter().all(|address| !TAKEN.contains(address) && address.octets()[2] != 171));
+    }
+
+    #[test]
+    fn a_state_that_nobody_knows_counts_as_running() {
+        for (state, running) in [
+            ("running", true),
+            ("paused", true),
+            ("restarting", true),
+            ("stopping", true),
+            ("what comes next", true),
+            ("exited", false),
+            ("stopped", false),
+            ("created", false),
+            ("initialized", false),
+        ] {
+            let found = serde_json::json!({"Id": "a", "State": state, "Labels": {MODE_LABEL: "run"}});
+            let member = member(&found).unwrap();
+            assert_eq!((member.running, member.mode.as_deref()), (running, Some("run")), "{state}");
+        }
+        assert!(member(&serde_json::json!({"Id": "a", "Labels": null})).unwrap().running);
     }
 
     #[test]

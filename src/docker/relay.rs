@@ -10,7 +10,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptions, CreateContainerOptionsBuilder,
-    ListContainersOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
+    StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -19,7 +19,7 @@ use tokio_util::io::StreamReader;
 
 use super::image::ROLE_LABEL;
 use super::network::{Network, SESSION_LABEL, fixed};
-use super::{Engine, EngineError, filters};
+use super::{Engine, EngineError};
 
 /// The names under which clients look for the server. The trailing-dot look-ups of some clients do not
 /// match a hosts file, so these are network aliases besides being hosts entries.
@@ -155,13 +155,10 @@ impl Engine {
     /// Ids and sessions of the relays that run. A label can be copied by `docker commit`, so a relay
     /// counts for a network only if it is a member of it.
     pub async fn running_relays(&self) -> Result<Vec<(String, String)>, EngineError> {
-        let filters = filters(&format!("{ROLE_LABEL}=relay"));
-        let options = ListContainersOptionsBuilder::new().all(false).filters(&filters).build();
-        let found = self.docker.list_containers(Some(options)).await;
-        let found = found.map_err(|e| EngineError::of("list relays", e))?;
-        let relays = found.into_iter().filter_map(|relay| {
-            let session = relay.labels.unwrap_or_default().remove(SESSION_LABEL)?;
-            Some((relay.id?, session))
+        let found = self.list("label", &format!("{ROLE_LABEL}=relay"), false).await?;
+        let relays = found.iter().filter_map(|relay| {
+            let session = relay["Labels"][SESSION_LABEL].as_str()?;
+            Some((relay["Id"].as_str()?.into(), session.into()))
         });
         Ok(relays.collect())
     }

@@ -64,10 +64,14 @@ async fn what_is_not_served_yet_is_refused_in_one_line() {
         format!(r#"{{"Version":"1","ApiVersion":"{api}","Os":"{os}","Arch":"{arch}"}}"#)
     };
     let podman = format!(
-        r#"{{"Version":"5","ApiVersion":"1.41","Os":"linux","Arch":"{own}","Components":[{{"Name":"Podman Engine","Version":"5"}}]}}"#
+        r#"{{"Version":"4.3.1","ApiVersion":"1.41","Os":"linux","Arch":"{own}","Components":[{{"Name":"Podman Engine","Version":"4.3.1"}}]}}"#
     );
     for (version, why) in [
-        (podman, "is Podman, which is not served yet: use Docker Engine 20.10 or newer".to_string()),
+        (
+            podman,
+            "is Podman 4.3.1: 5.0 is the oldest that works, because earlier ones lose exit codes; update Podman"
+                .to_string(),
+        ),
         (
             docker("1.44", "windows", own),
             format!("runs windows/{own} containers, and this program is linux/{own}: run it there"),

@@ -159,6 +159,13 @@ pub(crate) fn docker_at(socket: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+/// Whose engine the tests run against: some of what it says and gives by default is its own.
+pub(crate) fn is_podman() -> bool {
+    static PODMAN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let ask = || raw(&["version", "--format", "{{range .Server.Components}}{{.Name}} {{end}}"]);
+    *PODMAN.get_or_init(|| ask().contains("Podman"))
+}
+
 /// `docker` against the engine itself, past every session; the trimmed stdout of a success.
 pub(crate) fn raw(arguments: &[&str]) -> String {
     let out = docker_at(&engine_socket(), arguments);

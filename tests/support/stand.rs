@@ -94,6 +94,7 @@ impl Stand {
         let (lifecycle, tasks) = (Lifecycle::default(), Tasks::new());
         let settings = Settings {
             upstream: upstream.into(),
+            product: kfp_creds::docker::Product::Docker,
             session: "0123abcd".into(),
             mode: "run",
             rules: Rulebook::new(Rules {

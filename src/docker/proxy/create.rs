@@ -17,7 +17,8 @@ use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Refusal, Reply, collect, full};
-use super::{Ask, Wiring, json, writable};
+use super::{Ask, Wiring, json, podman, writable};
+use crate::docker::Product;
 use crate::docker::cells::Cell;
 use crate::observe::Line;
 use crate::policy::Decision;
@@ -70,7 +71,15 @@ impl Room {
         name: Option<&str>,
     ) -> Result<(Verdict, Option<Cell>), Refusal> {
         let rules = self.settings.rules.now();
-        let decision = rules.policy.decide(task);
+        let mut decision = rules.policy.decide(task);
+        if self.settings.product == Product::Podman {
+            if let Some(why) = podman::second_reading(body) {
+                return Err(Refusal::malformed(why));
+            }
+            if let (Decision::Attach(..), Some(why)) = (&decision, podman::not_attachable(body)) {
+                decision = Decision::Pass(why);
+            }
+        }
         let image = body["Image"].as_str().unwrap_or_default().to_string();
         if self.is_ours(Kind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));

@@ -18,7 +18,7 @@ use super::reserved::{Kind, captures};
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Body, Handover, RawClient, Refusal, Reply, collect, full, json_reply};
-use super::{Ask, json};
+use super::{Ask, json, podman};
 use crate::workload::ContainerId;
 
 impl Room {
@@ -31,6 +31,10 @@ impl Room {
         let (parts, body) = request.into_parts();
         match route {
             Route::Probe => Ok(self.probe()),
+            Route::Libpod => Err(Refusal::forbidden(
+                "Podman's own API (/libpod) would get past what is judged here; use the Docker-compatible one (docker, \
+                 docker-py)",
+            )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
             Route::Tunnel => {
@@ -316,6 +320,9 @@ impl Room {
 
     /// The classic builder runs its steps on a network that the query names.
     async fn build(&self, target: &Target) -> Result<(), Refusal> {
+        if let Some(key) = podman::build_key(target.query_keys()) {
+            return Err(Refusal::forbidden(format!("{key} of a build would get past what is judged here")));
+        }
         let mode = target.query("networkmode").unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else {
             if self.is_ours(Kind::Network, mode).await? {

@@ -134,7 +134,7 @@ fn rename(map: &mut Map<String, Value>, fields: &'static [(&'static str, Shape)]
 }
 
 /// Go's folding of struct keys, for names of ASCII letters: two other characters fold onto them.
-fn fold(key: &str) -> String {
+pub(super) fn fold(key: &str) -> String {
     key.chars()
         .map(|c| match c {
             '\u{17f}' => 's',

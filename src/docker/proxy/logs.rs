@@ -240,10 +240,10 @@ impl Room {
         }
     }
 
-    /// A client's look at a container whose logs it reads. Without an exit code the engine's 404 stands: a 0
+    /// A client's look at a container whose logs it reads. Without an exit code the engine's answer stands: a 0
     /// that never was would make a failed task look well.
     pub(super) async fn looked(&self, reference: &str, reply: Reply) -> Reply {
-        if reply.status() != StatusCode::NOT_FOUND {
+        if !is_gone(reply.status()) {
             return reply;
         }
         let kept = self.outputs.find(reference).filter(|kept| kept.asked.load(Ordering::Relaxed));
@@ -264,7 +264,7 @@ fn is_fleeting(inspected: &Value) -> bool {
         && ["Tty", "AttachStdout", "AttachStderr"].iter().all(|key| config[key] != true)
 }
 
-/// How the engine answers for logs around a removal: marked for it, file deleted already, forgotten.
+/// How the engine answers around a removal: marked for it, file deleted already, forgotten (Podman: 500 for a look).
 fn is_gone(status: StatusCode) -> bool {
     matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::INTERNAL_SERVER_ERROR)
 }

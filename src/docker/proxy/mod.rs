@@ -12,6 +12,7 @@
 //! | attach, exec start | raw bytes, copied, once the engine has answered 101; also for clients without `Upgrade` (`gate`, `wire`) |
 //! | BuildKit's tunnels | only as an upgrade without a body; then bytes, copied (`gate`, `wire`) |
 //! | `POST /networks/create` | no name and no label of ours (`gate`) |
+//! | `/libpod/…` | Podman's own API: refused whole (`podman` has what else Podman reads otherwise) |
 //! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
 //! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
 //!
@@ -31,6 +32,7 @@ mod judge_tests;
 mod logs;
 mod look;
 mod path;
+mod podman;
 mod preview;
 mod reserved;
 mod room;
@@ -60,6 +62,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
+use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
 use crate::observe::{Line, Voice};
@@ -79,6 +82,8 @@ pub use self::writable::{Writable, writable_by_a_container};
 pub struct Settings {
     /// The engine's socket.
     pub upstream: PathBuf,
+    /// Whose engine it is: each reads some places of a create in its own way.
+    pub product: Product,
     /// Our own socket, for programs that mount the engine's.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,

@@ -6,6 +6,8 @@
 
 use hyper::Uri;
 
+use super::json::fold;
+
 /// Query keys that decide something here. The engine reads the first of several, other readers the last.
 const SINGLE: &[&str] = &[
     "name",
@@ -21,6 +23,8 @@ const SINGLE: &[&str] = &[
     "labels",
     "remote",
 ];
+/// Others that decide something, of which there may be several.
+const REPEATED: &[&str] = &["t", "changes"];
 
 /// A request target after decoding.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -62,6 +66,8 @@ pub(super) enum Route {
     Commit,
     /// BuildKit's two tunnels.
     Tunnel,
+    /// Podman's own API, which can do everything that is judged here in other words.
+    Libpod,
     Other,
 }
 
@@ -77,7 +83,8 @@ impl Target {
         }
         let version = segments.first().filter(|first| looks_like_version(first)).cloned();
         if let Some(version) = &version {
-            if !is_version(version) {
+            let libpod = segments.get(1).is_some_and(|segment| is_libpod(segment));
+            if !is_version(version) && !libpod {
                 return Err("the API version in the path is not of the form v1.41");
             }
             segments.remove(0);
@@ -112,6 +119,10 @@ impl Target {
     /// The value of a query key, decoded.
     pub(super) fn query(&self, key: &str) -> Option<&str> {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn query_keys(&self) -> impl Iterator<Item = &str> {
+        self.pairs.iter().map(|(name, _)| name.as_str())
     }
 
     pub(super) fn queries<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
@@ -149,6 +160,7 @@ impl Target {
             ["build"] => Route::Build,
             ["commit"] => Route::Commit,
             ["session"] | ["grpc"] => Route::Tunnel,
+            [first, ..] if is_libpod(first) => Route::Libpod,
             ["containers", rest @ ..] => {
                 named(rest).map_or(Route::Other, |(name, action)| Route::Container { name, action })
             }
@@ -203,10 +215,15 @@ pub(super) fn encode(text: &str, out: &mut String) {
     }
 }
 
-/// The engine's own pattern is `v[0-9.]+`.
+fn is_libpod(segment: &str) -> bool {
+    segment.eq_ignore_ascii_case("libpod")
+}
+
+/// Docker's own pattern is `v[0-9.]+`, Podman's `v[0-9][0-9A-Za-z.-]*`.
 fn looks_like_version(segment: &str) -> bool {
+    let of_it = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
     segment.strip_prefix('v').is_some_and(|rest| {
-        !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        rest.starts_with(|first: char| first.is_ascii_digit() || first == '.') && rest.bytes().all(of_it)
     })
 }
 
@@ -231,6 +248,12 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, &'static str> {
     let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     if SINGLE.iter().any(|key| pairs.iter().filter(|(name, _)| name == key).count() > 1) {
         return Err("the query names the same key twice");
+    }
+    // Podman takes keys of any case, Docker those of one.
+    let judged = || SINGLE.iter().chain(REPEATED);
+    let folds = |name: &str| judged().any(|key| *key != name && fold(key) == fold(name));
+    if pairs.iter().any(|(name, _)| folds(name)) {
+        return Err("the query spells a key in another case");
     }
     Ok(pairs)
 }
@@ -279,6 +302,14 @@ mod tests {
             "/v01.41/containers/create",
             "/v1.041/containers/create",
             "/v1/containers/create",
+            "/v1.41-x/containers/create",
+            "/v5.0.0/containers/create",
+            "/v1.41rc1/containers/create",
+            "/containers/create?NAME=a",
+            "/containers/create?Name=a",
+            "/images/create?fromimage=a",
+            "/build?networkmode=a&networKmode=b",
+            "/build?T=a",
             "/v1.41.0/containers/create",
             "/v1..41/containers/create",
             "/containers/create?name=a&name=b",
@@ -305,6 +336,14 @@ mod tests {
             ("/containers/a/b/exec", false, container("a/b", "exec")),
             ("/containers/a/b", true, container("a/b", "")),
             ("/V1.41/containers/create", false, Route::Other),
+            ("/libpod/_ping", false, Route::Libpod),
+            ("/libpod", false, Route::Libpod),
+            ("/v5.0/libpod/containers/create", false, Route::Libpod),
+            ("/v5.0.0/libpod/containers/create", false, Route::Libpod),
+            ("/v5-x/libpod/networks/create", false, Route::Libpod),
+            ("/v5.0.0/%6cib%70od/containers/a", true, Route::Libpod),
+            ("/LIBPOD/info", false, Route::Libpod),
+            ("/containers/libpod/json", false, container("libpod", "json")),
             ("/exec/a/start", false, Route::ExecStart),
             ("/grpc", false, Route::Tunnel),
         ] {

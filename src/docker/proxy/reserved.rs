@@ -91,10 +91,11 @@ fn bare(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
 }
 
-/// `name:tag` as the engine shows it: without the default registry, with the default tag.
+/// `name:tag` as the engine shows it: without the default registry, or the one that Podman gives to what has none,
+/// with the default tag.
 fn familiar(reference: &str) -> String {
     let mut name = reference;
-    for prefix in ["index.docker.io/", "docker.io/", "library/"] {
+    for prefix in ["index.docker.io/", "docker.io/", "library/", "localhost/"] {
         name = name.strip_prefix(prefix).unwrap_or(name);
     }
     let name = name.split('@').next().unwrap_or(name);
@@ -143,6 +144,7 @@ mod tests {
             (Kind::Network, "a", Hit::Prefix),
             (Kind::Image, "kfp-creds-relay:0123", Hit::Sure),
             (Kind::Image, "docker.io/library/kfp-creds-relay:0123", Hit::Sure),
+            (Kind::Image, "localhost/kfp-creds-relay:0123", Hit::Sure),
             (Kind::Image, "sha256:ab12", Hit::Prefix),
             (Kind::Image, "kfp-creds-relay", Hit::No),
         ] {
@@ -150,6 +152,7 @@ mod tests {
         }
         assert!(ours.owns_repository("library/kfp-creds-relay"));
         assert!(ours.owns_repository("kfp-creds-relay:other"));
+        assert!(ours.owns_repository("localhost/kfp-creds-relay"));
         assert!(!ours.owns_repository("localhost:5000/kfp-creds-relay"));
         ours.release(Kind::Container, &id);
         assert_eq!(ours.hit(Kind::Container, "kfp-creds-relay"), Hit::No);

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
+use crate::support::session::{
+    Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
+};
 use crate::support::stand::call;
 
 /// In every secret of these tests, and in no output.
@@ -437,13 +439,21 @@ fn keys_for_a_swarm_are_told_of() {
     ] {
         let name = body["Name"].as_str().or_else(|| body["name"].as_str()).unwrap().to_string();
         let (status, text) = send(path, body);
-        assert!(status == 503 && text.contains("swarm"), "{status} {text}");
+        // Docker is in no swarm, Podman has none, and keeps secrets of its own.
+        assert!(is_podman() || (status == 503 && text.contains("swarm")), "{status} {text}");
         let line = session.wait_for(&format!("{name}, of the swarm"), Duration::from_secs(1));
         assert!(line.contains("a Google service-account key"), "{line}");
     }
     let (status, _) = send("configs/create", serde_json::json!({"Name": "four", "Data": encode("a = 1")}));
-    assert!(status == 503 && !session.said().contains("four, of the swarm"), "{}", session.said());
+    assert!(
+        (is_podman() || status == 503) && !session.said().contains("four, of the swarm"),
+        "{}",
+        session.said()
+    );
     assert!(!session.said().contains(CANARY));
+    if is_podman() {
+        call(&engine_socket(), "DELETE /v1.41/secrets/two", "");
+    }
 }
 
 /// 1 100 files of 100 MiB, which take no room on the disk: more than a look may read, however fast the machine is.

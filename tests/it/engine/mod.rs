@@ -24,6 +24,7 @@ mod names;
 mod node_clients;
 mod order;
 mod outputs;
+mod podman;
 mod proxy;
 mod reload;
 mod runs;

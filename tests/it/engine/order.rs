@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::between::Between;
 use crate::support::raw::{Container, address, ask, token, until};
-use crate::support::session::{Folder, Session, engine_socket, raw, task_image};
+use crate::support::session::{Folder, Session, engine_socket, is_podman, raw, task_image};
 
 const LATE: Duration = Duration::from_millis(2500);
 
@@ -49,7 +49,8 @@ fn a_die_that_comes_after_anothers_start_ends_its_own_lease_only() {
         (0..9).map(|_| Container::of(&session, &[&task_image(), "true"])).collect();
     let first = sleeper(&session);
     let at = address(&session, &first);
-    for action in ["die", "destroy"] {
+    let gone = if is_podman() { "remove" } else { "destroy" };
+    for action in ["die", gone] {
         between.hold(action, &first.0, 2 * LATE); // longer than the next one takes to start
     }
     raw(&["rm", "-f", &first.0]);
@@ -68,7 +69,7 @@ fn a_die_that_comes_after_anothers_start_ends_its_own_lease_only() {
     session.ok(&["start", &second.0]);
     assert_ne!(address(&session, &second), at);
     until("the die comes late", Duration::from_secs(15), || {
-        between.place("destroy", &first.0) > between.place("start", &second.0)
+        between.place(gone, &first.0) > between.place("start", &second.0)
     });
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(token(&second.exec(&ask()))["container"], second.0);

@@ -1,0 +1,149 @@
+//! Where Podman is another engine than Docker, behind the same API.
+//!
+//! Its Docker-compatible networks cannot be what ours has to be: they always have its DNS server, which answers
+//! for every outside name that it does not exist (our network is internal), and the bridge always has an
+//! address, with which the host's own route to 169.254.169.254 would lead to us. Networks made by its own API
+//! have neither.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use super::call::segment;
+use super::network::SESSION_LABEL;
+use super::{Engine, EngineError};
+
+/// The oldest that is served: 4.x loses the exit codes of removed containers and gives names where ids belong.
+pub(super) const OLDEST: u64 = 5;
+
+/// Whose engine answers.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Product {
+    #[default]
+    Docker,
+    Podman,
+}
+
+impl Product {
+    /// By the components that the engine names in its `/version`; the name of the socket proves nothing. The
+    /// error completes "the engine at SOCKET …".
+    pub(super) fn of<'a>(components: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {
+        let mut components = components;
+        let Some((_, version)) = components.find(|(name, _)| name.contains("Podman")) else {
+            return Ok(Self::Docker);
+        };
+        match version.split('.').next().and_then(|major| major.parse::<u64>().ok()) {
+            Some(major) if major >= OLDEST => Ok(Self::Podman),
+            _ => Err(format!(
+                "is Podman {version}: 5.0 is the oldest that works, because earlier ones lose exit codes; update Podman"
+            )),
+        }
+    }
+
+    /// As in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+}
+
+/// What a network is made of.
+pub(super) struct Range {
+    pub(super) subnet: String,
+    /// First and last of those that the engine may give by itself.
+    pub(super) own: (Ipv4Addr, Ipv4Addr),
+}
+
+impl Engine {
+    /// A network without a DNS server and without an address of the host's; its id.
+    pub(super) async fn make_podman_network(
+        &self,
+        name: &str,
+        range: &Range,
+        session: &str,
+    ) -> Result<String, EngineError> {
+        const WHAT: &str = "make the network";
+        let body = json!({
+            "name": name,
+            "driver": "bridge",
+            "internal": true,
+            "dns_enabled": false,
+            "ipv6_enabled": false,
+            "subnets": [{
+                "subnet": range.subnet,
+                "lease_range": { "start_ip": range.own.0, "end_ip": range.own.1 },
+            }],
+            "labels": { SESSION_LABEL: session },
+            "options": { "isolate": "true" },
+        });
+        let made = self.post(WHAT, "/v5.0.0/libpod/networks/create", &body).await?;
+        let id = made["id"].as_str().filter(|id| !id.is_empty());
+        let id = id.ok_or_else(|| EngineError::Broken(WHAT, "the answer names no network".into()))?;
+        if let Err(error) = harmless(&made) {
+            let _ = self.remove_network(id).await;
+            return Err(EngineError::Broken(WHAT, error.into()));
+        }
+        Ok(id.into())
+    }
+
+    /// The id of the network that Podman's events call by its name.
+    pub(super) async fn network_called(&self, name: &str) -> Option<String> {
+        let found = self.get("look at a network", &format!("/networks/{}", segment(name))).await.ok()?;
+        found["Id"].as_str().map(Into::into)
+    }
+}
+
+/// Whether what was made is what was asked for: a field that Podman does not know is ignored without a word, and
+/// with an address of the host's on it this network would take the host's route to its cloud's metadata server.
+fn harmless(made: &Value) -> Result<(), &'static str> {
+    if made["internal"] != true {
+        return Err("Podman did not make it internal");
+    }
+    if made["dns_enabled"] != false {
+        return Err("Podman put its DNS server on it");
+    }
+    let gateway = made["subnets"].as_array().into_iter().flatten().any(|subnet| !subnet["gateway"].is_null());
+    if gateway {
+        return Err("Podman gave the host an address on it");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn podman_is_known_by_its_components_and_old_ones_are_refused() {
+        let of = |components: &[(&str, &str)]| Product::of(components.iter().copied());
+        assert_eq!(of(&[("Engine", "20.10.24"), ("containerd", "1.6")]), Ok(Product::Docker));
+        assert_eq!(of(&[]), Ok(Product::Docker));
+        assert_eq!(of(&[("Podman Engine", "5.0.0"), ("Conmon", "2.1")]), Ok(Product::Podman));
+        assert_eq!(of(&[("Podman Engine", "6.1.1-dev")]), Ok(Product::Podman));
+        for old in ["4.9.5", "", "dev"] {
+            let why = of(&[("Podman Engine", old)]).unwrap_err();
+            assert!(
+                why.starts_with("is Podman") && why.contains("5.0 is the oldest") && !why.contains('\n'),
+                "{why}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_network_with_an_address_of_the_hosts_or_a_dns_server_is_not_kept() {
+        let good = json!({"internal": true, "dns_enabled": false, "subnets": [{"subnet": "10.0.0.0/24"}]});
+        assert_eq!(harmless(&good), Ok(()));
+        for (key, value) in [
+            ("internal", json!(false)),
+            ("dns_enabled", json!(true)),
+            ("subnets", json!([{"subnet": "10.0.0.0/24", "gateway": "10.0.0.1"}])),
+        ] {
+            let mut made = good.clone();
+            made[key] = value;
+            assert!(harmless(&made).is_err(), "{key}");
+        }
+        assert!(harmless(&json!({})).is_err());
+    }
+}

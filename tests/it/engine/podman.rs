@@ -1,0 +1,212 @@
+//! What Podman alone understands. Each is first shown to work at the bare engine, where that is Podman, and then
+//! refused by the proxy; Docker does not know these ways, and nothing comes of them there either.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::attacks::{Made, address, create, inspect, ours, relay_of, sleeper, unused};
+use crate::support::raw::{ask, token};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
+use crate::support::stand;
+
+/// Whose identity a container got, by what it printed; `None` where it did not run or got none.
+fn identity_of(name: &str) -> Option<String> {
+    let _ = docker_at(&engine_socket(), &["start", name]);
+    let _ = docker_at(&engine_socket(), &["wait", name]);
+    let logs = docker_at(&engine_socket(), &["logs", name]);
+    let told = String::from_utf8_lossy(&logs.stdout).into_owned();
+    told.contains("access_token").then(|| token(&told)["container"].as_str().unwrap().to_string())
+}
+
+/// What asks the victim's relay for a token, and ends.
+fn asks(victim: &str) -> Value {
+    json!(["sh", "-c", ask(), "sh", relay_of(victim)])
+}
+
+/// Podman's own API makes, joins and starts containers in words that nobody judges.
+#[test]
+fn podmans_own_api_is_closed_in_every_spelling() {
+    let session = Session::offline("", &["--all"]);
+    let (_made, victim) = sleeper(&session);
+    let body = json!({
+        "name": unused("libpod"),
+        "image": task_image(),
+        "command": asks(&victim),
+        "netns": {"nsmode": "container", "value": victim},
+    });
+    let made = Made("container", body["name"].as_str().unwrap().into());
+    let path = "/libpod/containers/create";
+    let (status, answer) = stand::call(&engine_socket(), &format!("POST /v5.0.0{path}"), &body.to_string());
+    if is_podman() {
+        assert_eq!(status, 201, "{answer}");
+        assert_eq!(identity_of(&made.1), Some(victim.clone()), "without us it is the victim");
+        raw(&["rm", "-f", &made.1]);
+    } else {
+        assert!(status >= 400, "{status} {answer}");
+    }
+    for spelling in [
+        format!("/v5.0{path}"),
+        format!("/v5.0.0{path}"),
+        format!("/v4.0.0{path}"),
+        format!("/v5{path}"),
+        format!("/v5.0.0-rc1{path}"),
+        path.into(),
+        format!("/v5.0.0/%6cibpod{}", &path[7..]),
+        format!("/v5.0.0/l%69bpo%64{}", &path[7..]),
+        format!("/%765.0.0{path}"),
+        format!("//v5.0.0{path}"),
+        format!("/v5.0.0/.{path}"),
+        format!("/v5.0.0/x/..{path}"),
+        format!("/v5.0.0%2flibpod{}", &path[7..]),
+        format!("http://d/v5.0.0{path}"),
+        format!("/v5.0.0{path}?name=x"),
+    ] {
+        let (status, answer) = stand::call(&session.socket, &format!("POST {spelling}"), &body.to_string());
+        assert!(status == 403 || status == 400, "{spelling}: {status} {answer}");
+        assert!(answer.contains("kfp-creds: "), "it is we who refuse {spelling}: {answer}");
+        assert_eq!(inspect(&made.1), Value::Null, "{spelling}");
+    }
+    for (method, rest) in [("GET", "_ping"), ("GET", "info"), ("DELETE", "networks/kfp-creds?force=true")] {
+        let (status, answer) = stand::call(&session.socket, &format!("{method} /v5.0.0/libpod/{rest}"), "");
+        assert_eq!(status, 403, "{rest} {answer}");
+    }
+    // A container that is called so is none of it.
+    let (status, _) = stand::call(&session.socket, "GET /containers/libpod/json", "");
+    assert_eq!(status, 404);
+}
+
+/// One text can hold several fields there: a path of a namespace, addresses, more networks, another mount.
+#[test]
+fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
+    let session = Session::offline("", &["--all"]);
+    let (_made, victim) = sleeper(&session);
+    let found = inspect(&victim);
+    let (network, at) = (ours(&session).0, address(&victim, &ours(&session).0));
+    let asking = |host: Value| json!({"Cmd": asks(&victim), "HostConfig": host});
+    let joins = asking(json!({"NetworkMode": format!("ns:/proc/{}/ns/net", found["State"]["Pid"])}));
+    if is_podman() {
+        let made = Made("container", unused("path"));
+        assert_eq!(create(&engine_socket(), &made.1, &joins).0, 201);
+        assert_eq!(identity_of(&made.1), Some(victim.clone()), "without us it is the victim");
+    }
+    let secret = Folder::new("secret");
+    std::fs::write(secret.0.join("text"), "what is in there").unwrap();
+    let other = Made("network", unused("other"));
+    raw(&["network", "create", "--internal", &other.1]);
+    let place = secret.0.display();
+    let reads = |made: &str| {
+        let mounts = inspect(made)["Mounts"].clone();
+        mounts.as_array().into_iter().flatten().any(|mount| mount["Source"] == place.to_string())
+    };
+    for (body, without_us) in [
+        (joins, "made"),
+        (asking(json!({"PidMode": format!("ns:/proc/{}/ns/pid", found["State"]["Pid"])})), "made"),
+        (asking(json!({"NetworkMode": format!("{},{network}", other.1)})), "made"),
+        // The engine gives an address that runs to nobody else; of one that has ended it does.
+        (asking(json!({"NetworkMode": format!("{network}:ip={at}")})), "made"),
+        (json!({"Volumes": {format!("{place}:/stolen"): {}}}), "mounted"),
+        (
+            json!({"HostConfig": {"Mounts": [{"Type": format!("bind,source={place}"), "Target": "/stolen"}]}}),
+            "mounted",
+        ),
+        (
+            json!({"HostConfig": {"Mounts": [{"Type": "bind", "Target": format!("/stolen,source={place}")}]}}),
+            "mounted",
+        ),
+    ] {
+        if is_podman() {
+            let made = Made("container", unused("bare"));
+            let (status, answer) = create(&engine_socket(), &made.1, &body);
+            assert_eq!(status, 201, "without us: {body} {answer}");
+            assert!(without_us != "mounted" || reads(&made.1), "without us: {body}");
+        }
+        let made = Made("container", unused("second"));
+        let (status, answer) = create(&session.socket, &made.1, &body);
+        if is_podman() {
+            assert_eq!(status, 400, "{body} {answer}");
+            assert_eq!(inspect(&made.1), Value::Null, "{body}");
+        } else {
+            // Docker takes it for the name of something that is not there.
+            assert_ne!(identity_of(&made.1), Some(victim.clone()), "{body}");
+            assert!(!reads(&made.1), "{body}");
+        }
+    }
+}
+
+/// Podman takes keys of a query in any case, and more forms of a version.
+#[test]
+fn no_spelling_of_a_query_or_a_version_gets_past_the_judgement() {
+    let session = Session::offline("", &["--all"]);
+    let body = |name: &str| json!({"Image": task_image(), "Cmd": ["true"], "Labels": {"kct-test": name}});
+    let post = |socket: &Path, path: &str, body: &Value| {
+        stand::call(socket, &format!("POST {path}"), &body.to_string())
+    };
+    let version = if is_podman() { "v1.41-x" } else { "v1.41" };
+    let (bare, ours) = (Made("container", unused("bare")), Made("container", unused("spelt")));
+    let path = |name: &str| format!("/{version}/containers/create?NAME={name}");
+    let (status, answer) = post(&engine_socket(), &path(&bare.1), &body("bare"));
+    assert_eq!(status, 201, "{answer}");
+    // Podman gives it the name, Docker one of its own choice.
+    assert_eq!(inspect(&bare.1) != Value::Null, is_podman());
+    let all = raw(&["ps", "-aq", "--filter", "label=kct-test=bare"]);
+    all.lines().for_each(|id| drop(raw(&["rm", "-f", id])));
+    for path in [
+        path(&ours.1),
+        format!("/v1.41-x/containers/create?name={}", ours.1),
+        format!("/v1.41/containers/create?Name={}", ours.1),
+        format!("/v1.41/containers/create?na%4De={}", ours.1),
+        format!("/v1.41.1/containers/create?name={}", ours.1),
+    ] {
+        let (status, answer) = post(&session.socket, &path, &body("spelt"));
+        assert_eq!(status, 400, "{path} {answer}");
+    }
+    assert_eq!(raw(&["ps", "-aq", "--filter", "label=kct-test=spelt"]), "");
+    let options = r#"nsoptions=[{"Name":"network","Host":true}]"#.replace('"', "%22");
+    for query in
+        [options.as_str(), "volume=/home:/x", "NSOPTIONS=%5B%5D", "Volume=/home:/x", "addcaps=%5B%5D"]
+    {
+        let (status, answer) = post(&session.socket, &format!("/build?{query}"), &json!({}));
+        assert!(matches!(status, 400 | 403) && answer.contains("kfp-creds: "), "{query} {status} {answer}");
+    }
+}
+
+/// Our network takes nothing of the host's: no address and no route, and name look-ups stay as they were.
+#[test]
+fn the_network_has_no_address_of_the_hosts_and_no_name_server() {
+    let session = Session::offline("", &["--all"]);
+    let other = Made("network", unused("other"));
+    raw(&["network", "create", "--internal", &other.1]);
+    let resolver = ["run", "--rm", "--network", &other.1, &task_image(), "cat", "/etc/resolv.conf"];
+    assert_eq!(session.ok(&resolver), raw(&resolver), "as without us");
+    let (network, _, _) = ours(&session);
+    let found: Value = serde_json::from_str(&raw(&["network", "inspect", &network])).unwrap();
+    assert_eq!(found[0]["Internal"], true, "{found}");
+    let subnet = found[0]["IPAM"]["Config"][0]["Subnet"].as_str().unwrap();
+    let (first, prefix) = subnet.split_once('/').unwrap();
+    let (first, bits) = (first.parse::<Ipv4Addr>().unwrap(), 32 - prefix.parse::<u32>().unwrap());
+    // This process is in the engine's network namespace: its routes show here.
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap();
+    for route in routes.lines().skip(1) {
+        let to = u32::from_str_radix(route.split_whitespace().nth(1).unwrap(), 16).unwrap().to_be();
+        assert_ne!(to >> bits, u32::from(first) >> bits, "{route}");
+    }
+}
+
+/// What Podman's events say otherwise: `remove` for `destroy`, and the container where Docker has the network.
+#[test]
+fn a_container_that_is_taken_off_our_network_or_removed_gives_up_what_it_had() {
+    let session = Session::offline("[network]\npool = \"10.219.40.0/28\"\n", &["--all"]);
+    let (network, _, _) = ours(&session);
+    let (made, id) = sleeper(&session);
+    raw(&["network", "disconnect", &network, &id]);
+    session.wait_for(&format!("cut off       {}", made.1), Duration::from_secs(5));
+    drop(made);
+    // Ten addresses: nobody after the tenth would get one if none came back.
+    for _ in 0..12 {
+        session.ok(&["run", "--rm", &task_image(), "true"]);
+    }
+    assert_eq!(session.said().matches("attached      ").count(), 13, "{}", session.said());
+}
