@@ -18,6 +18,7 @@ mod engine;
 mod engine_calls;
 mod explain;
 mod federation;
+mod fuzz;
 mod golden_metadata;
 mod golden_sources;
 mod golden_wire;
