@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Target;
 use crate::config::Overrides;
+use crate::quote;
 
 /// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
 #[derive(Debug, Parser)]
@@ -220,6 +222,34 @@ impl From<Shared> for Overrides {
             verbose,
         }
     }
+}
+
+/// What is wrong with a command line, without a value that could be a secret: clap quotes what it does not accept,
+/// and suggests what it could have meant.
+pub fn usage(mut error: clap::Error) -> String {
+    let safe = |text: &String| match text.split_once('=') {
+        Some((flag, value)) if flag.starts_with("--") && quote::is_plain(flag) && !flag.contains(' ') => {
+            format!("{flag}={}", quote::name(value))
+        }
+        _ => quote::name(text),
+    };
+    let mut hidden = false;
+    let told: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
+    for (kind, value) in told {
+        let quoted = match &value {
+            ContextValue::String(text) => ContextValue::String(safe(text)),
+            ContextValue::Strings(all) => ContextValue::Strings(all.iter().map(safe).collect()),
+            _ => continue,
+        };
+        if quoted != value {
+            hidden = true;
+            error.insert(kind, quoted);
+        }
+    }
+    if hidden {
+        error.remove(ContextKind::Suggested);
+    }
+    error.to_string()
 }
 
 const RUN_CODES: &str = "\

@@ -7,11 +7,11 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kfp_creds::cli::{Cli, Command, ConfigCommand, Shared};
+use kfp_creds::cli::{Cli, Command, ConfigCommand, Shared, usage};
 use kfp_creds::config::{self, Config, Overrides, Surroundings};
 use kfp_creds::failure::{Ended, Failure};
 use kfp_creds::observe::{self, Voice};
-use kfp_creds::{app, process, relay};
+use kfp_creds::{app, process, quote, relay};
 
 fn main() -> ExitCode {
     process::forbid_core_dumps();
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::try_parse() {
         Ok(cli) => surroundings().and_then(|around| dispatch(cli.command, &around)),
         Err(said) if !said.use_stderr() => said.print().map(|()| Ended::Done).map_err(lost),
-        Err(said) => Err(Failure::Usage(said.to_string())),
+        Err(said) => Err(Failure::Usage(usage(said))),
     };
     if let Err(failure) = &outcome {
         for line in failure.to_string().lines().filter(|line| !line.is_empty()) {
@@ -120,7 +120,7 @@ fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Fai
     let text = match command {
         ConfigCommand::Init { file } => {
             let path = config::init(file.as_deref(), around).map_err(bad_config)?;
-            format!("wrote {}\n", path.display())
+            format!("wrote {}\n", quote::path(&path))
         }
         ConfigCommand::Check { shared } => {
             config::resolve(&shared.into(), around).map_err(bad_config)?.summary()

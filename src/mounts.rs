@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::quote;
 use crate::workload::{Pattern, Task};
 use serde_json::{Map, Value, json};
 
@@ -64,7 +65,9 @@ impl fmt::Display for Mount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = if self.writable { "writable" } else { "read-only" };
         match &self.source {
-            Source::Path(path) => write!(f, "{} from {}, {mode}", self.target, path.display()),
+            Source::Path(path) => {
+                write!(f, "{} from {}, {mode}", quote::name(&self.target), quote::path(path))
+            }
             Source::Volume { name, .. } => write!(f, "{} from the volume {name}, {mode}", self.target),
             Source::Tmpfs => write!(f, "{}, empty memory", self.target),
         }

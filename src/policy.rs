@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use crate::quote;
 use crate::workload::{By, Identity, Pattern, Task};
 
 /// One `[[rule]]`: all patterns must match; the first rule that matches decides.
@@ -65,8 +66,14 @@ impl Policy {
         let before = &self.rules[..matching.unwrap_or(self.rules.len())];
         let miss = |(index, rule): (usize, &Rule)| {
             let Pattern { part, glob } = rule.miss(task)?;
-            let found = part.of(task).map_or_else(|| "it has none".into(), |value| format!("it is {value}"));
-            Some(format!("rule {} does not match: {part} has to be {glob}, and {found}", index + 1))
+            let found = part
+                .of(task)
+                .map_or_else(|| "it has none".into(), |value| format!("it is {}", quote::name(value)));
+            Some(format!(
+                "rule {} does not match: {part} has to be {}, and {found}",
+                index + 1,
+                quote::name(&glob.to_string())
+            ))
         };
         let misses = before.iter().enumerate().filter_map(miss).collect();
         let by = match matching {

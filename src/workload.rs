@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
+use crate::quote;
 use crate::token::{Boundary, CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
@@ -141,6 +142,13 @@ impl Pattern {
 
     pub fn fits(&self, task: &Task) -> bool {
         self.part.of(task).is_some_and(|value| self.glob.matches(value))
+    }
+}
+
+/// As the config has it.
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.part, quote::name(&self.glob.to_string()))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
+use crate::quote;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
@@ -71,7 +72,7 @@ pub async fn check(
     say("config", looks::file(config));
     match reach(config, around).await {
         Ok(engine) => {
-            say("engine", format!("{} at {}", engine.version(), engine.socket().display()).into());
+            say("engine", format!("{} at {}", engine.version(), quote::path(engine.socket())).into());
             say("rights", looks::rights(around));
             say("network", looks::network(&engine, config, around).await);
             say("images", looks::images(&engine).await);

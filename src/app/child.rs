@@ -94,7 +94,7 @@ impl Interrupts {
 pub(super) fn start(command: &[OsString], socket: &Path, extra: &[(String, String)]) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut child = Command::new(program);
-    child.args(arguments).env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    child.args(arguments).env("DOCKER_HOST", format!("unix://{}", socket.to_string_lossy()));
     // With a unix DOCKER_HOST the first two make clients fail; the third is another engine's name.
     for variable in ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"] {
         child.env_remove(variable);

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::sessions::{self, Peer};
 use crate::config::Surroundings;
 use crate::failure::{Ended, Failure};
+use crate::quote;
 
 /// What is to be cut off, and how far.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +39,10 @@ pub async fn cut_off(around: &Surroundings, ask: CutOff<'_>, print: impl Fn(&str
     let target = format!("/kill-switch?{}", query("account", account));
     everywhere(&peers, "GET", &target, |text| print(&plain(text))).await?;
     if !ask.yes {
-        return Err(Failure::Usage(format!("{account} is as it was: add --yes to disable it")));
+        return Err(Failure::Usage(format!(
+            "{} is as it was: add --yes to disable it",
+            quote::name(account)
+        )));
     }
     everywhere(&peers, "POST", &target, |text| print(&plain(text))).await
 }

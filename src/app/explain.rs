@@ -10,6 +10,7 @@ use crate::docker::proxy::{Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
 use crate::kfp;
 use crate::policy::Decision;
+use crate::quote;
 use crate::workload::Task;
 
 /// Larger than any create request that a person would look at.
@@ -70,7 +71,8 @@ pub async fn explain(
         return Err(failure);
     }
     Err(Failure::Usage(format!(
-        "{what} is neither a file nor a container of an engine for which a session runs"
+        "{} is neither a file nor a container of an engine for which a session runs",
+        quote::name(what)
     )))
 }
 
@@ -162,7 +164,7 @@ fn plain(text: &str) -> String {
 }
 
 fn wrong(path: &Path, why: impl std::fmt::Display) -> Failure {
-    Failure::Usage(format!("{}: {why}", path.display()))
+    Failure::Usage(format!("{}: {why}", quote::path(path)))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

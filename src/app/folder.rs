@@ -9,6 +9,7 @@ use tokio::net::UnixListener;
 
 use crate::config::Surroundings;
 use crate::failure::Failure;
+use crate::quote;
 
 /// Short: a unix socket's path may have 107 bytes.
 pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
@@ -20,7 +21,7 @@ pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
 
 /// A folder that only we can enter: its socket is as good as root on this machine.
 pub(super) fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
-    let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", folder.display()));
+    let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", quote::path(folder)));
     match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
         Ok(()) => {}
         Err(error) => return Err(broken(error.to_string())),

@@ -15,6 +15,7 @@ use crate::docker::network::Network;
 use crate::docker::{Engine, EngineError};
 use crate::failure::Failure;
 use crate::mint::MintFailure;
+use crate::quote;
 use crate::session::{Wanted, try_range};
 use crate::workload::Identity;
 
@@ -36,7 +37,7 @@ const MOST_IMAGES: usize = 50;
 pub(super) fn file(config: &Config) -> Found {
     let Some(file) = &config.file else { return "none: defaults".to_string().into() };
     let (rules, identities) = (config.policy.rules.len(), config.identities.len());
-    format!("{}: {rules} rules, {identities} identities, {} mounts", file.display(), config.mounts.len())
+    format!("{}: {rules} rules, {identities} identities, {} mounts", quote::path(file), config.mounts.len())
         .into()
 }
 
@@ -60,8 +61,8 @@ pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Found {
 pub(super) fn rights(around: &Surroundings) -> Found {
     let folder = runtime_folder(around);
     match private_folder(&folder) {
-        Ok(folder) => format!("the engine obeys, {} is ours alone", folder.display()).into(),
-        Err(failure) => Found::bad(failure, format!("rm -r {}", folder.display())),
+        Ok(folder) => format!("the engine obeys, {} is ours alone", quote::path(&folder)).into(),
+        Err(failure) => Found::bad(failure, format!("rm -r {}", quote::path(&folder))),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_
 use crate::lifecycle::Lifecycle;
 use crate::observe::Voice;
 use crate::process::{Tasks, aside};
+use crate::quote;
 
 /// How often the file is looked at: one `stat`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -101,14 +102,14 @@ async fn look(
 ) -> Result<Config, Unread> {
     let stays = "what was read before stays";
     let broken =
-        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", file.display()));
+        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(&file)));
     let (old, around) = (config.clone(), around.clone());
     // Sources of mounts are looked through for keys: not on the thread that serves.
     let mut reading = pin!(aside(move || config::reread(&old, &around)));
     let read = match tokio::time::timeout(SILENT, &mut reading).await {
         Ok(read) => read,
         Err(_) => {
-            let file = file.display();
+            let file = quote::path(&file);
             voice.notice(format!(
                 "{file} or what it mounts is on a file system that does not answer; {stays} until it does"
             ));
@@ -131,7 +132,7 @@ async fn look(
     }
     match writable_by_a_container(proxy, file).await {
         Ok(None) => Ok(new),
-        Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", place.display()))),
+        Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", quote::path(&place)))),
         Err(why) => Err(broken(why)),
     }
 }
@@ -139,7 +140,7 @@ async fn look(
 fn said(old: &Config, new: &Config, file: &Path, live: usize) -> String {
     let mut text = format!(
         "{} was read again: {} rules, {} identities, {} mounts for containers from now on",
-        file.display(),
+        quote::path(&file),
         new.policy.rules.len(),
         new.identities.len(),
         new.mounts.len(),

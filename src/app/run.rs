@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use super::house::House;
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
+use crate::quote;
 
 /// Runs `command` with its Docker calls going through us; the answer is its exit code.
 pub async fn run(
@@ -145,7 +147,7 @@ async fn until(at: Option<Instant>) {
 }
 
 fn not_started(command: &[OsString], error: &std::io::Error) -> Failure {
-    let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = command.first().map(|name| quote::path(Path::new(name))).unwrap_or_default();
     match error.kind() {
         ErrorKind::NotFound => Failure::NotFound(format!("{name}: command not found")),
         _ => Failure::CannotExecute(format!("{name}: cannot be executed: {error}")),

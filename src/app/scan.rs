@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use crate::failure::{Ended, Failure};
 use crate::guard::image::{self, Report};
 use crate::guard::walk::{Budget, Memory, look};
 use crate::guard::{Guard, Rules};
+use crate::quote;
 
 /// Looks at `target`: a path if there is one of that name, else an image of the engine. One line a find,
 /// exit code 1 if there is any; what could not be looked at is no clean end either.
@@ -31,7 +32,7 @@ pub async fn scan(
     let report = match std::fs::metadata(&path) {
         Ok(about) if about.is_dir() => blocking(move || Ok(folder(path, rules))).await?,
         Ok(_) => {
-            let name = path.display().to_string();
+            let name = quote::path(&path);
             let scanned = blocking(move || File::open(&path).and_then(image::scan)).await;
             let mut report = scanned.map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
             report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
@@ -41,7 +42,8 @@ pub async fn scan(
         }
         Err(error) if is_a_path(target) => {
             return Err(Failure::Usage(format!(
-                "{target}: {error}: name a directory, a tar file or an image"
+                "{}: {error}: name a directory, a tar file or an image",
+                quote::path(Path::new(target))
             )));
         }
         Err(_) => of_the_engine(config, around, target).await?,
@@ -56,6 +58,7 @@ fn is_a_path(target: &str) -> bool {
 }
 
 fn tell(report: &Report, target: &str, rules: &Rules, print: impl Fn(&str)) -> Result<Ended, Failure> {
+    let target = quote::name(target);
     let mut found = 0_u32;
     for find in &report.finds {
         if rules.allows_inside(&find.place) {

@@ -30,7 +30,7 @@ pub async fn serve(
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     let mut house = open(config, around, "serve", &mut signals, &voice).await?;
-    print(&format!("export DOCKER_HOST=unix://{}", house.socket.display()));
+    print(&format!("export DOCKER_HOST=unix://{}", house.socket.to_string_lossy()));
     for (name, value) in house.host.extra_environment() {
         print(&format!("export {name}={value}"));
     }

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use super::folder::runtime_folder;
 use crate::config::Surroundings;
 use crate::failure::Failure;
+use crate::quote;
 
 /// A call to the cloud is given 25 s there.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -40,7 +41,9 @@ pub(super) async fn find(around: &Surroundings, wanted: Option<&str>) -> Result<
     }
     found.sort_by(|a, b| a.session.cmp(&b.session));
     match wanted {
-        Some(wanted) if found.is_empty() => Err(Failure::Engine(format!("no session {wanted} runs"))),
+        Some(wanted) if found.is_empty() => {
+            Err(Failure::Engine(format!("no session {} runs", quote::name(wanted))))
+        }
         _ => Ok(found),
     }
 }

@@ -11,6 +11,7 @@ use super::control::Desk;
 use super::sessions::{self, Peer};
 use crate::config::Surroundings;
 use crate::failure::{Ended, Failure};
+use crate::quote;
 use crate::token::{HandedOut, Now};
 
 /// One session at one moment; what `GET /status` says. Times are RFC 3339, in UTC.
@@ -151,7 +152,7 @@ impl Status {
                 until: summary.outstanding.iter().map(crate::token::Deadline::wall).max().map(rfc3339),
             },
             audit: desk.recorder.audit().map(|audit| Audit {
-                file: audit.file().display().to_string(),
+                file: quote::path(audit.file()),
                 lost: audit.lost(),
                 losing: audit.losing(),
             }),

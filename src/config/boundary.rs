@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::keys::{RawBoundary, RawCondition};
-use super::read::{Layers, shown};
+use super::read::Layers;
+use crate::quote;
 use crate::token::{Boundary, BoundaryRule, Condition};
 
 /// The limits of the Security Token Service.
@@ -29,7 +30,7 @@ fn rule(say: &mut Layers, path: &str, raw: RawBoundary) -> BoundaryRule {
     if bucket.is_empty() {
         say.problem(path, "has to name a bucket");
     } else if let Err(what) = is_bucket(&bucket) {
-        say.problem(&inside("bucket"), format_args!("\"{}\" {what}", shown(&bucket)));
+        say.problem(&inside("bucket"), format_args!("{} {what}", quote::value(&bucket)));
     }
     if raw.permissions.is_empty() {
         say.problem(path, "has to name permissions, such as \"inRole:roles/storage.objectViewer\"");
@@ -43,8 +44,8 @@ fn rule(say: &mut Layers, path: &str, raw: RawBoundary) -> BoundaryRule {
         let fits = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
         if !named || !role.bytes().all(fits) {
             let what = format_args!(
-                "\"{}\" has to be a role, such as \"inRole:roles/storage.objectViewer\"",
-                shown(permission)
+                "{} has to be a role, such as \"inRole:roles/storage.objectViewer\"",
+                quote::value(permission)
             );
             say.problem(&inside("permissions"), what);
         }

@@ -14,7 +14,7 @@ use super::forms::{
 use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
 use super::mounts::mounts;
 use super::provider::{RawCredentials, provided};
-use super::read::{Layers, one_line, shown};
+use super::read::Layers;
 use super::rules::{choose, named, rules};
 use super::seeing::{audit, metrics};
 use super::{
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::observe;
 use crate::policy::Policy;
+use crate::quote;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
@@ -98,7 +99,7 @@ pub(super) fn resolve(
 
 impl RawConfig {
     fn of(table: toml::Table) -> Result<Self, String> {
-        table.try_into().map_err(|error: toml::de::Error| one_line(error.message()))
+        table.try_into().map_err(|error: toml::de::Error| quote::complaint(error.message()))
     }
 }
 
@@ -122,7 +123,7 @@ pub(super) fn judged_as<T>(
     match check(&value) {
         Ok(good) => Some(good),
         Err(what) => {
-            say.problem(path, format_args!("\"{}\" {what}", shown(&value)));
+            say.problem(path, format_args!("{} {what}", quote::value(&value)));
             None
         }
     }
@@ -158,13 +159,14 @@ fn source(
         Some("gcloud") => return SourceChoice::Gcloud,
         Some(other) => {
             let what = format_args!(
-                "\"{}\" has to be \"adc\", \"metadata\", \"gcloud\" or \"offline\"",
-                one_line(other)
+                "{} has to be \"adc\", \"metadata\", \"gcloud\" or \"offline\"",
+                quote::value(other)
             );
             say.problem("credentials", what);
         }
     }
     let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
+        _ if !say.is_path("credentials_file", &file) => None,
         (None, _) if file.is_empty() => {
             say.problem("credentials_file", "is empty; leave it out to use what Google's libraries find");
             None
@@ -300,7 +302,7 @@ fn others(say: &mut Layers, path: &str, given: Vec<String>, first: Option<&str>)
     let mut all: Vec<String> = Vec::new();
     for email in given {
         if first == Some(email.as_str()) || all.contains(&email) {
-            say.problem(path, format_args!("\"{}\" is there twice", shown(&email)));
+            say.problem(path, format_args!("{} is there twice", quote::value(&email)));
         }
         all.extend(judged(say, path, Some(email), account));
     }
@@ -327,11 +329,8 @@ fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
         let token = scope.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\,".contains(&b));
         let known = scope.starts_with("https://") || ["openid", "email", "profile"].contains(&scope.as_str());
         if !token || !known {
-            let shown = one_line(scope);
-            say.problem(
-                path,
-                format_args!("\"{shown}\" has to be a whole scope, such as \"{CLOUD_PLATFORM}\""),
-            );
+            let scope = quote::value(scope);
+            say.problem(path, format_args!("{scope} has to be a whole scope, such as \"{CLOUD_PLATFORM}\""));
         }
     }
     given.iter().map(String::as_str).collect()
@@ -342,7 +341,7 @@ fn audiences(say: &mut Layers, path: &str, given: Vec<String>) -> Vec<String> {
         if audience.is_empty() || audience.chars().any(|c| c.is_control() || c.is_whitespace()) {
             say.problem(
                 path,
-                format_args!("\"{}\" has to be one audience, without blanks", one_line(audience)),
+                format_args!("{} has to be one audience, without blanks", quote::value(audience)),
             );
         }
     }

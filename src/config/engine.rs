@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Surroundings;
 use super::find::digest_of;
-use super::read::{one_line, shown};
+use crate::quote;
 
 /// The engine's socket; it exists and is a socket, which is not to say that somebody listens.
 /// `chosen` is [`super::Config::engine`]. The error is one line for the terminal.
@@ -24,7 +24,9 @@ pub fn endpoint(chosen: Option<&str>, around: &Surroundings) -> Result<PathBuf, 
         return socket_of("DOCKER_HOST", host);
     }
     match context(around)? {
-        Some((name, from)) => socket_of(&format!("docker context {name} ({from})"), &host_of(&name, around)?),
+        Some((name, from)) => {
+            socket_of(&format!("docker context {} ({from})", quote::name(&name)), &host_of(&name, around)?)
+        }
         None => usual(around),
     }
 }
@@ -33,7 +35,9 @@ pub fn endpoint(chosen: Option<&str>, around: &Surroundings) -> Result<PathBuf, 
 pub(super) fn unix_path(host: &str) -> Result<PathBuf, String> {
     let (scheme, rest) = match host.split_once("://") {
         Some(parts) => parts,
-        None if host.starts_with('/') => return Err(format!("has to be written unix://{host}")),
+        None if host.starts_with('/') => {
+            return Err(format!("has to be written unix://{}", quote::path(Path::new(host))));
+        }
         None => return Err("has to be unix:///path: only an engine of this machine works so far".into()),
     };
     match scheme {
@@ -51,11 +55,11 @@ pub(super) fn unix_path(host: &str) -> Result<PathBuf, String> {
 
 /// `from` says where `host` was read.
 fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
-    let path = unix_path(host).map_err(|what| format!("{from}: \"{}\" {what}", shown(host)))?;
+    let path = unix_path(host).map_err(|what| format!("{from}: {} {what}", quote::value(host)))?;
     match look(&path) {
         Look::Socket => Ok(path),
-        Look::Missing => Err(format!("{from}: {}: no such socket; is the engine running?", path.display())),
-        Look::Other(what) => Err(format!("{from}: {}: {what}", path.display())),
+        Look::Missing => Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(&path))),
+        Look::Other(what) => Err(format!("{from}: {}: {what}", quote::path(&path))),
     }
 }
 
@@ -94,30 +98,30 @@ fn context(around: &Surroundings) -> Result<Option<(String, String)>, String> {
     };
     let Some(settings) = json(&file)? else { return Ok(None) };
     let name = settings.get("currentContext").and_then(Value::as_str).unwrap_or_default();
-    Ok((!matches!(name, "" | "default")).then(|| (name.to_owned(), file.display().to_string())))
+    Ok((!matches!(name, "" | "default")).then(|| (name.to_owned(), quote::path(&file))))
 }
 
 /// `Endpoints.docker.Host` of a context: docker names the directory by the SHA-256 of the context's name.
 fn host_of(name: &str, around: &Surroundings) -> Result<String, String> {
     let missing =
-        || format!("docker context {}: there is no such context; see: docker context ls", one_line(name));
+        || format!("docker context {}: there is no such context; see: docker context ls", quote::name(name));
     let directory = configuration(around).ok_or_else(missing)?.join("contexts/meta");
     let meta = json(&directory.join(digest_of(name.as_bytes())).join("meta.json"))?.ok_or_else(missing)?;
     let host = meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str).filter(|host| !host.is_empty());
     host.map(String::from)
-        .ok_or_else(|| format!("docker context {}: names no docker endpoint", one_line(name)))
+        .ok_or_else(|| format!("docker context {}: names no docker endpoint", quote::name(name)))
 }
 
 fn json(file: &Path) -> Result<Option<Value>, String> {
     match fs::read(file) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => Err(format!("{}: is not JSON (line {})", file.display(), error.line())),
+            Err(error) => Err(format!("{}: is not JSON (line {})", quote::path(file), error.line())),
         },
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(None)
         }
-        Err(error) => Err(format!("{}: cannot be read: {error}", file.display())),
+        Err(error) => Err(format!("{}: cannot be read: {error}", quote::path(file))),
     }
 }
 
@@ -144,9 +148,9 @@ fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
         match look(&path) {
             Look::Socket => return Ok(path),
             Look::Missing => {}
-            Look::Other(what) => refused = refused.or_else(|| Some(format!("{}: {what}", path.display()))),
+            Look::Other(what) => refused = refused.or_else(|| Some(format!("{}: {what}", quote::path(&path)))),
         }
-        looked.push(path.display().to_string());
+        looked.push(quote::path(&path));
     }
     Err(refused.unwrap_or_else(|| {
         format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::Surroundings;
 use super::read::Guarded;
+use crate::quote;
 
 /// The name of a project's file.
 pub const FILE: &str = "kfp-creds.toml";
@@ -42,9 +43,14 @@ pub(super) struct Located {
 /// The file that counts: the named one, else the nearest ancestor's, else the user's.
 pub(super) fn locate(named: Option<&Path>, around: &Surroundings) -> Result<Option<Located>, String> {
     if let Some(path) = named {
+        if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
+            return Err(format!(
+                "what names the config file (--config, KFP_CREDS_CONFIG) holds {shape}, not a path"
+            ));
+        }
         let path = around.cwd.join(path);
         return match read(&path, Found::Own)? {
-            None => Err(format!("{}: no such file", path.display())),
+            None => Err(format!("{}: no such file", quote::path(&path))),
             some => Ok(some),
         };
     }
@@ -60,7 +66,7 @@ pub(super) fn locate(named: Option<&Path>, around: &Surroundings) -> Result<Opti
 }
 
 fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
-    let failed = |error: io::Error| format!("{}: cannot be read: {error}", path.display());
+    let failed = |error: io::Error| format!("{}: cannot be read: {error}", quote::path(&path));
     // Opening a pipe that somebody left there must not wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -71,14 +77,14 @@ fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     };
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(format!("{}: is not a file", path.display()));
+        return Err(format!("{}: is not a file", quote::path(&path)));
     }
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > LARGEST {
-        return Err(format!("{}: is larger than 1 MiB", path.display()));
+        return Err(format!("{}: is larger than 1 MiB", quote::path(&path)));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", quote::path(&path)))?;
     let us = rustix::process::geteuid().as_raw();
     let exposed = exposure(about.mode(), about.uid(), us);
     let stamp = (about.mtime(), about.mtime_nsec(), about.size(), about.ino());
@@ -102,7 +108,7 @@ impl Located {
         }
         let names = guarded.iter().map(|one| format!("`{}` (line {})", one.key, one.line));
         let names = names.collect::<Vec<_>>().join(", ");
-        let path = self.path.display();
+        let path = quote::path(&self.path);
         if let Some(why) = self.exposed {
             return Err(format!("{path}: {names} cannot be taken from it: {why}; chmod or chown it"));
         }
@@ -117,7 +123,7 @@ impl Located {
 
     /// Why this content may not be taken up while a session runs, or nothing if it may.
     pub(super) fn content_is_trusted(&self, around: &Surroundings) -> Result<(), String> {
-        let path = self.path.display();
+        let path = quote::path(&self.path);
         if let Some(why) = self.exposed {
             return Err(format!("{path} changed and is not read again: {why}; chmod or chown it"));
         }
@@ -134,10 +140,11 @@ impl Located {
     /// The line of the state file. The path is resolved, so that a link elsewhere is another place.
     fn record(&self) -> Result<String, String> {
         let path = self.path.canonicalize();
-        let path = path.map_err(|error| format!("{}: cannot be resolved: {error}", self.path.display()))?;
+        let path =
+            path.map_err(|error| format!("{}: cannot be resolved: {error}", quote::path(&self.path)))?;
         match path.to_str() {
             Some(text) if !text.contains('\n') => Ok(format!("{} {text}", digest_of(self.text.as_bytes()))),
-            _ => Err(format!("{}: a path that is not plain text cannot be trusted", self.path.display())),
+            _ => Err(format!("{}: a path that is not plain text cannot be trusted", quote::path(&self.path))),
         }
     }
 }
@@ -157,7 +164,7 @@ impl Trusted {
         let lines = match read(&file, Found::Own)? {
             None => Vec::new(),
             Some(Located { exposed: Some(why), .. }) => {
-                return Err(format!("{}: {why}, so it proves nothing; remove it", file.display()));
+                return Err(format!("{}: {why}, so it proves nothing; remove it", quote::path(&file)));
             }
             Some(located) => located.text.lines().map(String::from).collect(),
         };
@@ -174,7 +181,7 @@ impl Trusted {
         let path = |line: &str| line.split_once(' ').map(|(_, path)| path.to_owned());
         self.lines.retain(|line| path(line) != path(&record));
         self.lines.push(record);
-        self.write().map_err(|error| format!("{}: cannot be written: {error}", self.file.display()))
+        self.write().map_err(|error| format!("{}: cannot be written: {error}", quote::path(&self.file)))
     }
 
     fn write(&self) -> io::Result<()> {

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::check::judged_as;
 use super::keys::RawGuard;
-use super::read::{Layers, shown};
+use super::read::Layers;
 use super::{SourceChoice, Surroundings};
 use crate::guard::{Guard, Mode, Rules};
 use crate::provided::TokenFrom;
+use crate::quote;
 
 /// Homes beside the own one that are looked at first.
 const MOST_HOMES: usize = 64;
@@ -46,8 +47,9 @@ pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Sur
     let mut allow = vec![];
     for text in &raw.allow {
         match (text.strip_prefix("~/"), around.home()) {
+            _ if !say.is_path("guard.allow", text) => {}
             _ if text.trim_matches(['/', '.', '~']).is_empty() => {
-                say.problem("guard.allow", format_args!("\"{}\" would except everything", shown(text)));
+                say.problem("guard.allow", format_args!("{} would except everything", quote::value(text)));
             }
             (Some(rest), Some(home)) => allow.push(home.join(rest)),
             (Some(_), None) => say.problem("guard.allow", "starts at your home, and HOME is not set"),

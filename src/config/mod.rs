@@ -39,6 +39,7 @@ use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
 use crate::provided::Provided;
+use crate::quote;
 use crate::record::audit;
 use crate::workload::Identity;
 
@@ -251,9 +252,9 @@ pub fn init(file: Option<&Path>, around: &Surroundings) -> Result<PathBuf, Probl
     match written {
         Ok(()) => Ok(path),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(format!("{}: is already there and stays as it is", path.display()).into())
+            Err(format!("{}: is already there and stays as it is", quote::path(&path)).into())
         }
-        Err(error) => Err(format!("{}: cannot be written: {error}", path.display()).into()),
+        Err(error) => Err(format!("{}: cannot be written: {error}", quote::path(&path)).into()),
     }
 }
 
@@ -266,7 +267,7 @@ pub struct Trust {
 
 impl fmt::Display for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "trusted {}, as it is now", self.file.display())?;
+        writeln!(f, "trusted {}, as it is now", quote::path(&self.file))?;
         for Guarded { key, line, value } in &self.guarded {
             writeln!(f, "  line {line}: {key} = {value}")?;
         }
@@ -283,9 +284,11 @@ pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems
     let guarded = layers.file(&located.path, &located.text);
     layers.verdict()?;
     if let Some(why) = located.exposed() {
-        return Err(
-            format!("{}: {why}, so it cannot be trusted; chmod or chown it", located.path.display()).into()
-        );
+        return Err(format!(
+            "{}: {why}, so it cannot be trusted; chmod or chown it",
+            quote::path(&located.path)
+        )
+        .into());
     }
     find::Trusted::open(around)?.add(&located)?;
     Ok(Trust { file: located.path, guarded })

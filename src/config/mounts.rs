@@ -11,6 +11,7 @@ use super::rules::patterns;
 use crate::guard::walk::{Budget, Memory, look_within};
 use crate::guard::{Guard, Mode};
 use crate::mounts::{Mount, Source, objection};
+use crate::quote;
 use crate::workload::Part;
 
 /// Most keys that are told of one mount.
@@ -64,7 +65,7 @@ pub(super) fn mounts(
                 looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
                 mounts.push(mount);
             }
-            Err(what) => say.objection(format!("--mount {text}: {what}")),
+            Err(what) => say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text)))),
         }
     }
     clashes(say, &mounts);
@@ -84,7 +85,7 @@ fn clashes(say: &mut Layers, mounts: &[Mount]) {
             (true, true) => "every container",
             _ => "the same containers",
         };
-        say.objection(format!("two mounts are for {who} at {}; leave one out", mount.target));
+        say.objection(format!("two mounts are for {who} at {}; leave one out", quote::name(&mount.target)));
     }
 }
 
@@ -122,8 +123,8 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
         };
         let what = format!("holds {what}; mount what lies beside it, or except it under [guard]");
         match said {
-            Said::Key(key) => say.problem(&key, format_args!("{} {what}", place.display())),
-            Said::Flag(text) => say.objection(format!("--mount {text}: {what}")),
+            Said::Key(key) => say.problem(&key, format_args!("{} {what}", quote::path(&place))),
+            Said::Flag(text) => say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text)))),
         }
     }
     seen.unverified
@@ -131,12 +132,15 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
 
 /// `SOURCE:TARGET[:ro|:rw]`, as `docker run -v` has it.
 fn flag(text: &str) -> Result<RawMount, String> {
+    if let Some(shape) = quote::no_path(text) {
+        return Err(format!("holds {shape}; it has to be SOURCE:TARGET"));
+    }
     let mut parts = text.split(':');
     let (source, target, mode) = (parts.next(), parts.next(), parts.next());
     let writable = match mode {
         None | Some("ro") => false,
         Some("rw") => true,
-        Some(other) => return Err(format!("`{other}` has to be ro or rw")),
+        Some(_) => return Err("has to end in :ro or :rw, or in its target".into()),
     };
     match (source, target, parts.next()) {
         (Some(source), Some(target), None) if !source.is_empty() => Ok(RawMount {
@@ -155,7 +159,7 @@ fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Ve
     match &raw.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),
         Some(target) => {
-            wrong.extend(objection(target).map(|why| ("target", format!("\"{target}\" {why}"))));
+            wrong.extend(objection(target).map(|why| ("target", format!("{} {why}", quote::value(target)))));
         }
     }
     let found = match (&raw.source, raw.tmpfs) {
@@ -185,14 +189,14 @@ fn source(text: &str, beside: &Path, around: &Surroundings) -> Result<Source, St
             let home = around.home().ok_or("starts at your home, and HOME is not set")?;
             home.join(rest.trim_start_matches('/'))
         }
-        Some(_) => return Err(format!("\"{text}\": write the home of another user out")),
+        Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),
         None => beside.join(text),
     };
     // As the engine will see it: without links and dots, and it has to be there.
     let path =
-        path.canonicalize().map_err(|error| format!("{} cannot be mounted: {error}", path.display()))?;
+        path.canonicalize().map_err(|error| format!("{} cannot be mounted: {error}", quote::path(&path)))?;
     match path.to_str() {
         Some(text) if !text.contains(':') => Ok(Source::Path(path)),
-        _ => Err(format!("{} has a name that the engine cannot be told", path.display())),
+        _ => Err(format!("{} has a name that the engine cannot be told", quote::path(&path))),
     }
 }

@@ -15,6 +15,7 @@ use super::forms::account;
 use super::keys::RawProvider;
 use super::read::Layers;
 use crate::provided::{Exec, Federation, Provided, TokenFrom};
+use crate::quote;
 
 /// `credentials`, which is a word or a table.
 #[derive(Debug)]
@@ -144,6 +145,9 @@ fn exec(
         say.problem("credentials.exec", "has to name a command");
         return None;
     };
+    if !say.is_path("credentials.exec", program) {
+        return None;
+    }
     let program = match program.contains('/') {
         true => path(program, base, around),
         false => PathBuf::from(program),
@@ -200,6 +204,9 @@ fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFro
         return Ok(TokenFrom::Variable(name.into()));
     }
     if let Some(file) = text.strip_prefix("file:").filter(|file| !file.is_empty()) {
+        if let Some(shape) = quote::no_path(file) {
+            return Err(format!("has to name a file, and holds {shape} in the place of its path"));
+        }
         return Ok(TokenFrom::File(path(file, base, around)));
     }
     if text.starts_with("http") {
@@ -230,7 +237,7 @@ fn source_url(text: &str) -> Result<String, String> {
 impl Provided {
     /// For `config check`.
     pub(super) fn summary(&self) -> String {
-        let command = |exec: &Exec| format!("the command {}", exec.program.display());
+        let command = |exec: &Exec| format!("the command {}", quote::path(&exec.program));
         match (&self.federation, &self.exec) {
             (None, Some(exec)) => command(exec),
             (None, None) => String::new(),
@@ -238,8 +245,8 @@ impl Provided {
                 let from = match &federation.from {
                     TokenFrom::Github => "GitHub".into(),
                     TokenFrom::Variable(name) => format!("the variable {name}"),
-                    TokenFrom::File(path) => path.display().to_string(),
-                    TokenFrom::Url(url) => super::read::shown(url),
+                    TokenFrom::File(path) => quote::path(path),
+                    TokenFrom::Url(url) => quote::name(url),
                     TokenFrom::Command => exec.as_ref().map(command).unwrap_or_default(),
                 };
                 let account = federation.service_account.as_ref();

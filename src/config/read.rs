@@ -9,6 +9,7 @@ use toml::{Spanned, Table, Value};
 
 use super::keys::{KEYS, Key, Kind};
 use super::{Overrides, Problems, Surroundings};
+use crate::quote;
 
 /// Keys that say one thing together: who says one of them replaces what lower layers said with either.
 const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "region"]];
@@ -52,12 +53,26 @@ pub struct Guarded {
 impl Layers {
     /// Says who said `path`, and what is wrong with it.
     pub(super) fn problem(&mut self, path: &str, what: impl std::fmt::Display) {
+        // A name in it is the user's.
+        let told = path.split('.').map(quote::name).collect::<Vec<_>>().join(".");
         let (rank, text) = match self.origins.get(path) {
-            Some(Origin { name, rank: rank @ Rank::File(_) }) => (*rank, format!("{name}: `{path}`: {what}")),
+            Some(Origin { name, rank: rank @ Rank::File(_) }) => (*rank, format!("{name}: `{told}`: {what}")),
             Some(Origin { name, rank }) => (*rank, format!("{name}: {what}")),
-            None => (Rank::Whole, format!("`{path}`: {what}")),
+            None => (Rank::Whole, format!("`{told}`: {what}")),
         };
         self.problems.push((rank, text));
+    }
+
+    /// Whether `text` can be a path; says what it holds in the place of one.
+    pub(super) fn is_path(&mut self, path: &str, text: &str) -> bool {
+        let shape = quote::no_path(text);
+        if let Some(shape) = shape {
+            self.problem(
+                path,
+                format_args!("holds {shape}, not a path; write it to a file, and name that file"),
+            );
+        }
+        shape.is_none()
     }
 
     /// A problem of the file as a whole.
@@ -79,13 +94,13 @@ impl Layers {
     pub(super) fn file(&mut self, name: &Path, text: &str) -> Vec<Guarded> {
         let at = |offset: usize| {
             let (line, column) = position(text, offset);
-            format!("{}:{line}:{column}", name.display())
+            format!("{}:{line}:{column}", quote::path(name))
         };
         let document = match DeTable::parse(text) {
             Ok(document) => document,
             Err(error) => {
                 let offset = error.span().map_or(0, |span| span.start);
-                let what = one_line(error.message());
+                let what = quote::complaint(error.message());
                 self.problems.push((Rank::File(offset), format!("{}: {what}", at(offset))));
                 return Vec::new();
             }
@@ -99,7 +114,7 @@ impl Layers {
             Err(error) if walk.problems.is_empty() => self.objection(format!(
                 "{}: {}",
                 at(error.span().map_or(0, |span| span.start)),
-                one_line(error.message())
+                quote::complaint(error.message())
             )),
             // The walk has said the same in better words.
             Err(_) => {}
@@ -110,7 +125,7 @@ impl Layers {
         walk.guarded.sort_by_key(|(_, span)| span.start);
         let guarded = walk.guarded.into_iter().map(|(key, span)| Guarded {
             line: position(text, span.start).0,
-            value: text.get(span).map(shown).unwrap_or_default(),
+            value: text.get(span).map(quoted).unwrap_or_default(),
             key,
         });
         guarded.collect()
@@ -134,7 +149,7 @@ impl Layers {
             match value {
                 Some(value) => layer.push((key.path, name, value)),
                 None => {
-                    let what = format!("{name}: \"{}\" is not {}", shown(text), key.kind.wanted());
+                    let what = format!("{name}: {} is not {}", quote::value(text), key.kind.wanted());
                     self.problems.push((Rank::Variable, what));
                 }
             }
@@ -145,6 +160,7 @@ impl Layers {
             if !known().any(|other| other == name)
                 && let Some(near) = nearest(name, known()).filter(|near| distance(name, near) <= 2)
             {
+                let name = quote::name(name);
                 let what = format!("{name}: not a variable that is known; did you mean {near}?");
                 self.problems.push((Rank::Variable, what));
             }
@@ -245,6 +261,7 @@ impl Walk {
                 ("array", wanted) if wanted.starts_with("a list") => "and nothing else".into(),
                 (found, _) => format!("not {}", article(found)),
             };
+            let path = quote::name(path);
             self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, {but}")));
         };
         // `credentials` is a word or a table.
@@ -279,6 +296,18 @@ impl Walk {
             let parent = pattern.strip_suffix(name).unwrap_or(pattern);
             self.problems.push((offset, unknown(parent, name)));
         }
+    }
+}
+
+/// A value of the file for a message: each of its texts is judged by itself.
+fn quoted(written: &str) -> String {
+    let text = |value: &Value| value.as_str().map(quote::object);
+    match toml::from_str::<Table>(&format!("value = {written}")).as_ref().map(|table| table.get("value")) {
+        Ok(Some(Value::Array(list))) if list.iter().all(Value::is_str) => {
+            format!("[{}]", list.iter().filter_map(text).collect::<Vec<_>>().join(", "))
+        }
+        Ok(Some(value)) => text(value).unwrap_or_else(|| quote::name(written)),
+        _ => quote::name(written),
     }
 }
 
@@ -317,7 +346,7 @@ fn unknown(parent: &str, name: &str) -> String {
     let elsewhere = || KEYS.iter().map(|key| key.path).min_by_key(|path| distance(name, leaf(path)));
     let meant = nearest(name, here.iter().copied()).filter(|known| near(known));
     let meant = meant.or_else(|| elsewhere().filter(|path| near(leaf(path))));
-    let shown = one_line(name);
+    let shown = quote::name(name);
     match meant {
         _ if !name.contains(['[', '*']) && KEYS.iter().any(|key| key.path == name) => {
             format!("unknown key `{shown}`; write it without quotes")
@@ -357,26 +386,6 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     (line, column)
 }
 
-/// The file may be anybody's: no control character and no essay reaches the terminal.
-pub(super) fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().count() > 200 {
-        line.push('…');
-    }
-    line
-}
-
-/// A value for a message. What stands in a URL as user or query may be a secret.
-pub(super) fn shown(text: &str) -> String {
-    let mut text = one_line(text);
-    if let Some((scheme, rest)) = text.split_once("://") {
-        let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?…"));
-        let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
-        text = format!("{scheme}://{user}{rest}{query}");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,17 +396,6 @@ mod tests {
             [("", "abc", 3), ("project", "projct", 1), ("Quota-Project", "quota_project", 0), ("ab", "ba", 2)]
         {
             assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn messages_hide_what_a_url_may_carry() {
-        for (text, expected) in [
-            ("https://user:p@ss@h.example/x?key=1", "https://…@h.example/x?…"),
-            ("tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
-            ("a@b\n", "a@b "),
-        ] {
-            assert_eq!(shown(text), expected);
         }
     }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::keys::RawRule;
-use super::read::{Layers, one_line};
+use super::read::Layers;
 use crate::policy::Rule;
+use crate::quote;
 use crate::workload::{Identity, Part, Pattern};
 
 type Identities = BTreeMap<String, Arc<Identity>>;
@@ -93,10 +94,10 @@ pub(super) fn named(
 ) -> Option<Arc<Identity>> {
     let found = identities.get(name).cloned();
     if found.is_none() && name != "none" {
-        let known = identities.keys().map(|name| one_line(name)).collect::<Vec<_>>().join(", ");
+        let known = identities.keys().map(|name| quote::name(name)).collect::<Vec<_>>().join(", ");
         say.problem(
             path,
-            format_args!("there is no identity \"{}\"; there are: none, {known}", one_line(name)),
+            format_args!("there is no identity {}; there are: none, {known}", quote::object(name)),
         );
     }
     found

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::Surroundings;
 use super::keys::{RawAudit, RawMetrics};
-use super::read::{Layers, shown};
+use super::read::Layers;
+use crate::quote;
 use crate::record::audit::Settings;
 
 const LARGEST: u64 = 10 << 20;
@@ -28,7 +29,7 @@ pub(super) fn audit(
     };
     let max_bytes = number("audit.max_bytes", raw.max_bytes, 4096, 1 << 40);
     let keep = number("audit.keep", raw.keep, 0, 1000);
-    let text = raw.file?;
+    let text = raw.file.filter(|text| say.is_path("audit.file", text))?;
     let base = if say.is_from_file("audit.file") { beside } else { &around.cwd };
     let file: PathBuf = match (text.strip_prefix("~/"), around.home()) {
         (None, _) if text.is_empty() => {
@@ -49,7 +50,8 @@ pub(super) fn metrics(say: &mut Layers, raw: RawMetrics) -> Option<SocketAddr> {
     let text = raw.listen?;
     let at = text.parse::<SocketAddr>().ok().filter(|at| at.ip().is_loopback());
     if at.is_none() {
-        let what = format!("\"{}\" has to be a loopback address, such as \"127.0.0.1:9464\"", shown(&text));
+        let what =
+            format!("{} has to be a loopback address, such as \"127.0.0.1:9464\"", quote::value(&text));
         say.problem("metrics.listen", what);
     }
     at

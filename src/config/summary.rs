@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::{Config, SourceChoice, read};
+use super::{Config, SourceChoice};
 use crate::guard::{Mode, Rules};
+use crate::quote;
 use crate::workload::Identity;
 
 impl Config {
@@ -37,12 +38,9 @@ impl Config {
     pub fn summary(&self) -> String {
         let mut text = String::new();
         let mut line = |name: &str, what: String| {
-            let _ = writeln!(text, "{name:<12}  {}", read::one_line(&what));
+            let _ = writeln!(text, "{name:<12}  {}", quote::one_line(&what));
         };
-        line(
-            "file",
-            self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| f.display().to_string()),
-        );
+        line("file", self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| quote::path(f)));
         line(
             "credentials",
             match &self.source {
@@ -50,7 +48,7 @@ impl Config {
                 SourceChoice::Provided(provided) => provided.summary(),
                 SourceChoice::Metadata => "this machine's metadata server".into(),
                 SourceChoice::Gcloud => "gcloud's active account".into(),
-                SourceChoice::Adc { file: Some(file) } => file.display().to_string(),
+                SourceChoice::Adc { file: Some(file) } => quote::path(file),
                 SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
             },
         );
@@ -65,11 +63,11 @@ impl Config {
             ("iam admin", self.endpoints.iam.clone()),
             ("sts", self.endpoints.sts.clone()),
             ("universe", self.endpoints.universe.clone()),
-            ("engine", self.engine.clone()),
+            ("engine", self.engine.as_deref().map(quote::name)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
-            ("audit", self.audit.as_ref().map(|audit| audit.file.display().to_string())),
+            ("audit", self.audit.as_ref().map(|audit| quote::path(&audit.file))),
             ("metrics", self.metrics.map(|at| at.to_string())),
         ] {
             if let Some(value) = value {
@@ -80,7 +78,7 @@ impl Config {
             line("identity", sentence(identity));
         }
         for (index, rule) in self.policy.rules.iter().enumerate() {
-            let given = rule.patterns.iter().map(|pattern| format!("{} {}", pattern.part, pattern.glob));
+            let given = rule.patterns.iter().map(|pattern| pattern.to_string());
             let given = given.collect::<Vec<_>>().join(", ");
             let identity = rule.identity.as_ref().map_or("none", |identity| &identity.name);
             let identity = format!("{identity}{}", choices(&rule.choose));
@@ -105,7 +103,7 @@ fn guarding(rules: &Rules) -> String {
     match rules.allow.is_empty() {
         true => mode.into(),
         false => {
-            let allowed = rules.allow.iter().map(|path| path.display().to_string());
+            let allowed = rules.allow.iter().map(|path| quote::path(path));
             format!("{mode}, except {}", allowed.collect::<Vec<_>>().join(" "))
         }
     }
@@ -123,9 +121,14 @@ fn sentence(identity: &Identity) -> String {
         let _ = write!(text, " and {other}");
     }
     let _ = write!(text, ", {} s", identity.lifetime.as_secs());
-    let _ = write!(text, ", scopes {}", identity.scopes);
+    let _ =
+        write!(text, ", scopes {}", identity.scopes.iter().map(quote::name).collect::<Vec<_>>().join(" "));
     if !identity.audiences.is_empty() {
-        let _ = write!(text, ", audiences {}", identity.audiences.join(" "));
+        let _ = write!(
+            text,
+            ", audiences {}",
+            identity.audiences.iter().map(|one| quote::name(one)).collect::<Vec<_>>().join(" ")
+        );
     }
     if let Some(subject) = &identity.subject {
         let _ = write!(text, ", standing in for {subject}");

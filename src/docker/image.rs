@@ -37,7 +37,7 @@ impl Relay {
         let mut folders = BTreeSet::new();
         for library in mapped_libraries(&fs::read_to_string("/proc/self/maps")?) {
             let bytes = fs::read(&library)?;
-            folders.extend(library.parent().map(|folder| folder.display().to_string()));
+            folders.extend(library.parent().map(|folder| folder.to_string_lossy().into_owned()));
             files.push((library, bytes));
         }
         if let Some(loader) = elf_interpreter(&files[0].1) {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::likely::{KNOWN, is_kernels, is_likely};
 use super::{Find, Guard, Kind, Rules, what};
 use crate::process::within;
+use crate::quote;
 
 /// What one look may cost.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +185,7 @@ impl Walk<'_> {
                 } else {
                     format!("cannot be read: {}", error.kind())
                 };
-                self.seen.unverified.push(format!("{} {why}", root.display()));
+                self.seen.unverified.push(format!("{} {why}", quote::path(root)));
                 None
             }
         }
@@ -200,7 +201,7 @@ impl Walk<'_> {
     }
 
     fn found(&mut self, number: usize, kind: Kind, place: &Path) {
-        let find = Find { kind, place: place.display().to_string() };
+        let find = Find { kind, place: quote::path(&place) };
         (self.tell)(number, &find);
         self.counts[number] += 1;
         self.seen.finds.push((number, find));
@@ -352,7 +353,7 @@ impl Walk<'_> {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            self.seen.unverified.push(format!("{}{more} cannot be read", first.display()));
+            self.seen.unverified.push(format!("{}{more} cannot be read", quote::path(&first)));
         }
         let left = self.folders.len() + self.later.len();
         if self.spent && !self.all_full() {

@@ -23,6 +23,7 @@ mod file;
 use file::Log;
 
 use super::Who;
+use crate::quote;
 use crate::token::{HandedOut, MintId, Scopes, TokenKind};
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
@@ -347,7 +348,7 @@ impl Writer {
 
     fn write(&mut self, batch: &[u8], entries: u64) {
         if let Err(error) = self.log.append(batch) {
-            self.state.lose(entries, &format!("{}: {error}", self.log.settings.file.display()));
+            self.state.lose(entries, &format!("{}: {error}", quote::path(&self.log.settings.file)));
             return;
         }
         if self.state.losing.load(Ordering::Acquire) {

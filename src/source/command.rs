@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 
@@ -38,7 +39,7 @@ pub(super) struct Command {
 /// The program alone: an argument may be a secret.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Command({})", self.program.display())
+        write!(f, "Command({})", quote::path(&self.program))
     }
 }
 
@@ -53,7 +54,7 @@ impl Command {
     /// Runs it with `input` on its stdin, and with `more` in its environment. It and its process group are
     /// ended when its time is up, or when nobody waits for it any more.
     pub(super) async fn run(&self, input: &str, more: &[(&str, &str)]) -> Result<Ran, SourceError> {
-        let name = self.program.display();
+        let name = quote::path(&self.program);
         let mut child = self.start(more).map_err(|error| match error.kind() {
             ErrorKind::NotFound => SourceError::refused(format!("the command {name} is not there")),
             ErrorKind::PermissionDenied => {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::provided::Exec;
+use crate::quote;
 use crate::source::command::Command;
 use crate::source::external::{Brought, Good, brought, span};
 use crate::source::google::life;
@@ -87,7 +88,7 @@ impl Provider {
     }
 
     fn name(&self) -> String {
-        self.command.program.display().to_string()
+        quote::path(&self.command.program)
     }
 
     pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::digest::{Digest, SHA256, digest};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::address::confidential;
 use crate::source::credential::{Credential, Kind};
@@ -56,13 +57,28 @@ struct ImpersonationFile {
     token_lifetime_seconds: Option<u64>,
 }
 
+/// A file that the user names has to be there. The error is a fragment that says who can name it.
+pub(super) fn named(path: PathBuf) -> Result<PathBuf, String> {
+    let names = "GOOGLE_APPLICATION_CREDENTIALS, --credentials-file, or credentials_file in kfp-creds.toml";
+    if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
+        return Err(format!(
+            "what names the credential file ({names}) holds {shape}, not a path; write the credential to a file that \
+             only you can read, and name that file"
+        ));
+    }
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(format!("the credential file {} is not there; correct what names it: {names}", quote::path(&path)))
+}
+
 /// Reads and understands a file; the error is a fragment that names it and quotes nothing from it.
 pub(super) fn read(
     path: &Path,
     endpoints: &Endpoints,
     variables: &Variables,
 ) -> Result<(Credential, Digest), String> {
-    let name = path.display();
+    let name = quote::path(path);
     let unread = |error: std::io::Error| format!("cannot read the credential file {name}: {error}");
     // Asked before it is opened: opening a pipe would wait for its writer.
     if !fs::metadata(path).map_err(unread)?.is_file() {

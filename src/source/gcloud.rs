@@ -14,6 +14,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::file::is_domain;
@@ -118,7 +119,7 @@ impl Program {
             SourceError::transient(format!("gcloud gave no answer within {} s", LONGEST_RUN.as_secs()))
         })?;
         let ended = ended.map_err(|error| {
-            SourceError::refused(format!("{} cannot be run: {error}", self.path.display()))
+            SourceError::refused(format!("{} cannot be run: {error}", quote::path(&self.path)))
         })?;
         let printed = Secret::new(ended.stdout);
         if ended.status.success() {
@@ -171,6 +172,10 @@ impl Defaults {
             ("CLOUDSDK_BILLING_QUOTA_PROJECT", &mut found.quota_project),
         ] {
             *value = variables.text(name).map(str::to_owned).or_else(|| value.take());
+        }
+        // They are told to people and containers; what cannot be a name is none.
+        for value in [&mut found.account, &mut found.project, &mut found.quota_project] {
+            *value = value.take().filter(|text| quote::is_plain(text));
         }
         found.universe = found.universe.filter(|universe| is_domain(universe));
         found.quota_project = match found.quota_project.as_deref() {

@@ -36,13 +36,14 @@ use std::time::Duration;
 use ring::digest::Digest;
 
 use crate::provided::Provided;
+use crate::quote;
 use crate::source::boundary;
 use crate::source::credential::{Credential, Kind};
 use crate::source::disable::disable;
 pub use crate::source::endpoints::Endpoints;
 pub(super) use crate::source::endpoints::UNIVERSE;
 use crate::source::exec::Provider;
-use crate::source::file::read;
+use crate::source::file::{self, read};
 use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;
@@ -107,14 +108,7 @@ impl Google {
         let named = place.google_application_credentials.clone().filter(|path| !path.as_os_str().is_empty());
         let usual = directory.as_ref().map(|path| path.join(gcloud::ADC));
         let path = match (named, usual) {
-            (Some(named), _) if !named.exists() => {
-                return Err(SourceError::refused(format!(
-                    "the credential file {} is not there; correct what names it: GOOGLE_APPLICATION_CREDENTIALS, \
-                     --credentials-file, or credentials_file in kfp-creds.toml",
-                    named.display()
-                )));
-            }
-            (Some(named), _) => named,
+            (Some(named), _) => file::named(named).map_err(SourceError::refused)?,
             (None, Some(usual)) if usual.exists() => usual,
             (None, usual) => return Self::unfiled(place, endpoints, upstream, usual.as_deref()),
         };
@@ -373,7 +367,7 @@ impl Source for Google {
 
 fn absent(usual: Option<&Path>) -> SourceError {
     let looked =
-        usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", path.display()));
+        usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", quote::path(path)));
     SourceError::absent(format!(
         "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
          run `{LOGIN}`, or start with --offline"

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::life;
@@ -53,8 +54,8 @@ impl fmt::Display for Again {
             Some(file) => write!(
                 f,
                 "; it writes gcloud's own file and not {}, which is in use here: put the new one in its place, or \
-                 leave GOOGLE_APPLICATION_CREDENTIALS and credentials.file out",
-                file.display()
+                 leave GOOGLE_APPLICATION_CREDENTIALS and credentials_file out",
+                quote::path(file)
             ),
         }
     }

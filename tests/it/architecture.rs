@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. A room imports from storeys below its own, and from itself.
 const STOREYS: [&[&str]; 7] = [
-    &["failure", "process", "secret", "token", "unparsable", "workload"],
+    &["failure", "process", "quote", "secret", "token", "unparsable", "workload"],
     &["guard", "kfp", "mounts", "observe", "policy", "provided", "record"],
     &["config", "doors", "registry", "source"],
     &["docker", "metadata", "mint", "relay"],
@@ -17,7 +17,8 @@ const STOREYS: [&[&str]; 7] = [
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.
-const NEIGHBOURS: [(&str, &str, &str); 4] = [
+const NEIGHBOURS: [(&str, &str, &str); 5] = [
+    ("quote", "workload", "patterns are the user's text"),
     ("secret", "token", "a token's value is a secret"),
     ("token", "workload", "an identity names scopes"),
     ("app", "session", "the wiring opens sessions"),

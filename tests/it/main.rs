@@ -26,6 +26,7 @@ mod google_auth;
 mod keys;
 mod leaks;
 mod leaks_federated;
+mod leaks_input;
 mod libraries;
 mod lifecycle;
 mod minting;

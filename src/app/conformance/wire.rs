@@ -6,6 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use url::{Host, Url};
 
+use crate::quote;
+
 /// A directory with everything in it is some ten KiB.
 const LARGEST: u64 = 4 << 20;
 
@@ -34,7 +36,7 @@ impl Target {
 
     /// Without its path.
     pub(super) fn shown(&self) -> String {
-        let host = self.0.host_str().unwrap_or_default();
+        let host = quote::name(self.0.host_str().unwrap_or_default());
         self.0.port().map_or_else(|| format!("http://{host}"), |port| format!("http://{host}:{port}"))
     }
 
@@ -51,7 +53,7 @@ impl Target {
             None => return Err("the target has no host".into()),
         };
         let found = tokio::net::lookup_host((name.as_str(), port)).await;
-        let found = found.map_err(|error| format!("{name} is not known: {error}"))?;
+        let found = found.map_err(|error| format!("{} is not known: {error}", quote::name(&name)))?;
         chosen(&name, found.collect())
     }
 }
@@ -59,9 +61,12 @@ impl Target {
 /// A cloud's own metadata server is asked only by who names it: never through another name that leads there.
 fn chosen(name: &str, found: Vec<SocketAddr>) -> Result<SocketAddr, String> {
     if !NAMES.contains(&name) && found.iter().any(|at| MAGIC.contains(&at.ip())) {
-        return Err(format!("{name} leads to a cloud's metadata server; name that itself if you mean it"));
+        return Err(format!(
+            "{} leads to a cloud's metadata server; name that itself if you mean it",
+            quote::name(name)
+        ));
     }
-    found.first().copied().ok_or_else(|| format!("{name} has no address"))
+    found.first().copied().ok_or_else(|| format!("{} has no address", quote::name(name)))
 }
 
 #[derive(Debug)]

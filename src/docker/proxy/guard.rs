@@ -114,7 +114,7 @@ impl Room {
 
 /// Whether there was any. With `look` as the places are, else by their names.
 fn turn_sockets(settings: &Settings, host: &mut Value, look: bool) -> bool {
-    let own = settings.socket.display().to_string();
+    let own = settings.socket.to_string_lossy().into_owned();
     let mut turned = false;
     for bind in host["Binds"].as_array_mut().into_iter().flatten() {
         let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };

@@ -21,6 +21,7 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use crate::process::Tasks;
+use crate::quote;
 
 /// Largest body that is held in memory: kfp puts source and inputs of a component into its create request.
 pub(super) const BODY_BOUND: usize = 32 << 20;
@@ -134,7 +135,7 @@ impl Engine {
     }
 
     fn silent(&self, error: String) -> Refusal {
-        let socket = self.socket.display();
+        let socket = quote::path(&self.socket);
         Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {socket}: {error}"))
     }
 

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::external::subject;
@@ -72,7 +73,7 @@ impl Certificate {
     }
 
     pub(super) fn place(&self) -> String {
-        format!("the certificate of {}", self.config.display())
+        format!("the certificate of {}", quote::path(&self.config))
     }
 
     /// With those that the config names now: certificates are renewed in their place.
@@ -94,7 +95,7 @@ impl Certificate {
                     (true, _) => {
                         return Err(SourceError::refused(format!(
                             "in the trust chain {} the own certificate has to come first",
-                            path.display()
+                            quote::path(path)
                         )));
                     }
                     (false, _) => chain.push(STANDARD.encode(&one)),
@@ -107,8 +108,9 @@ impl Certificate {
     /// The client for everybody who may ask for the certificate. Made anew when the files changed.
     pub(super) fn client(&self, plain: &Upstream) -> Result<Arc<Upstream>, SourceError> {
         let workload = self.workload()?;
-        let unread =
-            |path: &Path, error| SourceError::transient(format!("cannot read {}: {error}", path.display()));
+        let unread = |path: &Path, error| {
+            SourceError::transient(format!("cannot read {}: {error}", quote::path(path)))
+        };
         let chain = subject::read(&workload.cert_path).map_err(|error| unread(&workload.cert_path, error))?;
         let key = subject::read(&workload.key_path).map_err(|error| unread(&workload.key_path, error))?;
         let made_of =
@@ -121,7 +123,7 @@ impl Certificate {
             return Ok(client.clone());
         }
         let key = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| {
-            SourceError::transient(format!("{} holds no private key as PEM", workload.key_path.display()))
+            SourceError::transient(format!("{} holds no private key as PEM", quote::path(&workload.key_path)))
         })?;
         let made = plain.showing((pem(&workload.cert_path, chain.expose())?, key))?;
         *client = Some((made_of, made.clone()));
@@ -133,7 +135,7 @@ impl Certificate {
     }
 
     fn workload(&self) -> Result<Workload, SourceError> {
-        let name = self.config.display();
+        let name = quote::path(&self.config);
         let bytes = subject::read(&self.config).map_err(|error| {
             SourceError::transient(format!("the certificate config {name} cannot be read: {error}"))
         })?;
@@ -153,7 +155,7 @@ impl Certificate {
 /// At least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {
     let bytes = subject::read(path)
-        .map_err(|error| SourceError::transient(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| SourceError::transient(format!("cannot read {}: {error}", quote::path(path))))?;
     pem(path, bytes.expose())
 }
 
@@ -161,7 +163,7 @@ fn pem(path: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Source
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     all.ok()
         .filter(|all| !all.is_empty())
-        .ok_or_else(|| SourceError::transient(format!("{} holds no certificate as PEM", path.display())))
+        .ok_or_else(|| SourceError::transient(format!("{} holds no certificate as PEM", quote::path(path))))
 }
 
 fn default_config(variables: &Variables) -> Option<PathBuf> {

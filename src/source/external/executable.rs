@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Command;
@@ -58,7 +59,7 @@ impl Executable {
         if variables.text(ALLOWED) != Some("1") {
             return Err(format!(
                 "it names a program to run ({}), and that is only done with {ALLOWED}=1 in the environment",
-                program.display()
+                quote::path(&program)
             ));
         }
         let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
@@ -72,7 +73,7 @@ impl Executable {
     }
 
     pub(super) fn name(&self) -> String {
-        self.command.program.display().to_string()
+        quote::path(&self.command.program)
     }
 
     pub(super) fn keeps(&self) -> bool {
@@ -87,7 +88,7 @@ impl Executable {
         if let Some(kept) = self.kept(purpose)? {
             return Ok(kept);
         }
-        let output_file = self.output_file.as_ref().map(|path| path.display().to_string());
+        let output_file = self.output_file.as_ref().map(|path| path.to_string_lossy().into_owned());
         let mut more = vec![
             ("GOOGLE_EXTERNAL_ACCOUNT_AUDIENCE", purpose.audience),
             ("GOOGLE_EXTERNAL_ACCOUNT_TOKEN_TYPE", purpose.token_type),
@@ -118,7 +119,7 @@ impl Executable {
     /// somebody else writes there.
     fn kept(&self, purpose: &Purpose<'_>) -> Result<Option<Secret<String>>, SourceError> {
         let Some(path) = self.output_file.as_ref().filter(|_| !purpose.afresh) else { return Ok(None) };
-        let name = path.display();
+        let name = quote::path(path);
         let bytes = match subject::read(path) {
             Ok(bytes) if bytes.expose().is_empty() => return Ok(None),
             Ok(bytes) => bytes,

@@ -12,6 +12,7 @@ use hyper::Method;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::external::aws::Aws;
@@ -87,7 +88,7 @@ impl Subject {
     /// For messages.
     pub(super) fn place(&self) -> String {
         match self {
-            Self::File(file) => file.path.display().to_string(),
+            Self::File(file) => quote::path(&file.path),
             Self::Url(url) => short(&url.url),
             Self::Executable(executable) => executable.name(),
             Self::Aws(_) => "AWS".into(),
@@ -168,7 +169,7 @@ impl FileToken {
     }
 
     fn look(&self) -> Result<Secret<String>, SourceError> {
-        let name = self.path.display();
+        let name = quote::path(&self.path);
         let bytes = read(&self.path).map_err(|error| {
             SourceError::transient(format!("the subject token file {name} cannot be read: {error}"))
         })?;
@@ -234,7 +235,7 @@ impl Format {
 /// Scheme, host and path: a query may hold a secret.
 pub(super) fn short(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
-    url.get(..end).unwrap_or_default().to_owned()
+    quote::name(url.get(..end).unwrap_or_default())
 }
 
 #[cfg(test)]

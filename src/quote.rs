@@ -1,0 +1,383 @@
+//! How input is quoted in messages: the one place that decides whether a value may be shown.
+//!
+//! People put a secret where a path, a name or a URL belongs (`GOOGLE_APPLICATION_CREDENTIALS="$(cat key.json)"`),
+//! and messages are copied into tickets. So a value that has the shape of a secret is never shown, not even
+//! cut short: the message says what the shape is. Short passwords have no shape; they are asked for nowhere.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+
+/// Longer than every name, e-mail, URL and pattern that is of use; a path may be longer.
+const LONGEST: usize = 256;
+/// As the kernel has it.
+const LONGEST_PATH: usize = 4096;
+/// Random text is a secret from this length on.
+const RANDOM: usize = 20;
+/// Hexadecimal digits: a key of 128 bits.
+const HEX: usize = 32;
+/// Letters and digits without any separator between them.
+const UNBROKEN: usize = 36;
+/// How much of base64 is decoded to see what it holds.
+const BEGINNING: usize = 64;
+
+/// Beginnings of tokens and keys that say what they are.
+const TOKENS: [&str; 15] = [
+    "ya29.",
+    "1//0",
+    "GOCSPX-",
+    "AIza",
+    "AKIA",
+    "ASIA",
+    "ghp_",
+    "gho_",
+    "ghs_",
+    "github_pat_",
+    "glpat-",
+    "hvs.",
+    "xoxb-",
+    "sk-",
+    "dop_v1_",
+];
+
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    .with_decode_allow_trailing_bits(true);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+
+/// Whether a value has no shape of a secret, and may stand in messages as it is.
+pub fn is_plain(text: &str) -> bool {
+    hidden(text).is_none()
+}
+
+/// A value in quotation marks, or in its place what shape it has. Either is the subject of a sentence:
+/// `"x" has to be …`, `a value that holds JSON (not shown) has to be …`.
+pub fn value(text: &str) -> String {
+    match hidden(text) {
+        None => format!("\"{}\"", shown(text)),
+        Some(shape) => format!("a value that holds {shape} (not shown)"),
+    }
+}
+
+/// The same as the object of a sentence: `"x"` or `(JSON, not shown)`.
+pub fn object(text: &str) -> String {
+    match hidden(text) {
+        None => value(text),
+        Some(_) => name(text),
+    }
+}
+
+/// A name as it stands, or in its place what shape it has.
+pub fn name(text: &str) -> String {
+    match hidden(text) {
+        None => shown(text),
+        Some(shape) => format!("({shape}, not shown)"),
+    }
+}
+
+/// A path. One that cannot be one is not shown, and of the others no part that looks like a secret.
+pub fn path(path: &Path) -> String {
+    text_path(&path.to_string_lossy())
+}
+
+fn text_path(text: &str) -> String {
+    if text.len() > LONGEST_PATH {
+        return "(text that is longer than a path can be, not shown)".into();
+    }
+    let mut out = String::new();
+    let mut rest = text;
+    loop {
+        // What was joined to a directory starts somewhere inside, and may have slashes of its own.
+        if let Some(shape) = no_path(rest).or_else(|| is_blob(rest).then_some("random text")) {
+            return format!("{out}({shape}, not shown)");
+        }
+        let (part, more) = rest.split_once('/').map_or((rest, None), |(part, more)| (part, Some(more)));
+        match hidden(part) {
+            Some(shape) => out.push_str(&format!("({shape}, not shown)")),
+            None => out.push_str(&one_line(part)),
+        }
+        let Some(more) = more else { return out };
+        out.push('/');
+        rest = more;
+    }
+}
+
+/// What a text holds that can be no path; it completes "holds …, not a path".
+pub fn no_path(text: &str) -> Option<&'static str> {
+    let trimmed = text.trim();
+    if let Some(shape) = document(trimmed).or_else(|| user_in_url(trimmed)) {
+        return Some(shape);
+    }
+    match () {
+        () if trimmed.contains(['\n', '\r']) => Some("several lines"),
+        () if text.len() > LONGEST_PATH => Some("text that is longer than a path can be"),
+        () => None,
+    }
+}
+
+/// The shape of a text that must not be shown.
+fn hidden(text: &str) -> Option<&'static str> {
+    let trimmed = text.trim();
+    if let Some(shape) = document(trimmed).or_else(|| user_in_url(trimmed)) {
+        return Some(shape);
+    }
+    match () {
+        () if trimmed.contains(['\n', '\r']) => Some("several lines"),
+        () if TOKENS.iter().any(|token| begins(trimmed, token)) => Some("a token or key"),
+        () if is_random(trimmed) || is_blob(trimmed) => Some("random text"),
+        () if trimmed.len() > LONGEST => Some("long text"),
+        () => None,
+    }
+}
+
+/// JSON, PEM, a JWT, or one of them encoded.
+fn document(text: &str) -> Option<&'static str> {
+    if let Some(shape) = plain_document(text) {
+        return Some(shape);
+    }
+    if text.contains("%7B%22")
+        || text.contains("%7b%22")
+        || text.contains("%7B%0A")
+        || text.contains("-----BEGIN%20")
+    {
+        return Some("a URL-encoded credential");
+    }
+    // `base64` wraps its lines.
+    let encoded: String = text.chars().filter(|c| !c.is_whitespace()).take(BEGINNING).collect();
+    let decoded = decode(&encoded)?;
+    match plain_document(decoded.trim_start()) {
+        Some("JSON") => Some("base64 of JSON"),
+        Some("a PEM file") => Some("base64 of a PEM file"),
+        Some(_) => Some("base64 of a JSON Web Token"),
+        // Twice.
+        None => decode(decoded.trim_end())
+            .and_then(|inner| plain_document(inner.trim_start()))
+            .map(|_| "base64 of base64"),
+    }
+}
+
+fn plain_document(text: &str) -> Option<&'static str> {
+    let text = text.trim_start_matches(['\u{feff}', '"', '\'', ' ', '\n', '\r', '\t']);
+    let quoted = |text: &str| text.trim_start().starts_with(['"', '\'', '{', '[', '}', ']', '\\']);
+    let object =
+        |open: char| text.strip_prefix(open).is_some_and(|rest| rest.trim().is_empty() || quoted(rest));
+    match () {
+        () if object('{') || object('[') => Some("JSON"),
+        () if ["\"private_key\"", "\"client_secret\"", "\"refresh_token\""]
+            .iter()
+            .any(|key| text.contains(key)) =>
+        {
+            Some("JSON")
+        }
+        () if text.contains("-----BEGIN") || text.contains("PRIVATE KEY-----") => Some("a PEM file"),
+        () if is_jwt(text) => Some("a JSON Web Token"),
+        () => None,
+    }
+}
+
+/// The first characters of base64 as text, where they are some; at least six bytes of it.
+fn decode(encoded: &str) -> Option<String> {
+    let whole = encoded.get(..encoded.len() / 4 * 4).filter(|whole| whole.len() >= 8)?;
+    let bytes = STANDARD.decode(whole).or_else(|_| URL_SAFE.decode(whole)).ok()?;
+    let cut = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(bytes.get(..error.valid_up_to())?).ok()?,
+    };
+    (cut.len() >= 6).then(|| cut.to_owned())
+}
+
+/// `{"` in base64, and a point.
+fn is_jwt(text: &str) -> bool {
+    text.split(|c: char| !is_word(c) && c != '.').any(|word| {
+        word.split_once('.').is_some_and(|(head, _)| {
+            head.len() >= 12
+                && (head.starts_with("eyJ") || head.starts_with("ewo") || head.starts_with("eyA"))
+        })
+    })
+}
+
+/// `user@` or `user:password@` in front of a host.
+fn user_in_url(text: &str) -> Option<&'static str> {
+    let shape = "a URL with a user or a password in it";
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let named =
+            !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b));
+        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        // Who logs in by ssh has no password there.
+        if scheme == "ssh" && !rest.contains(':') {
+            return None;
+        }
+        // A password may hold what ends a host.
+        let cut = || {
+            host.rsplit_once(':')
+                .is_some_and(|(_, port)| !port.bytes().all(|b| b.is_ascii_digit() || b == b']'))
+        };
+        return (named && (host.contains('@') || rest.contains('@') && cut())).then_some(shape);
+    }
+    // Without a scheme: `user:password@host`.
+    let (user, host) = text.rsplit_once('@')?;
+    let password =
+        user.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+    (password && !host.is_empty() && !user.contains('/')).then_some(shape)
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '=')
+}
+
+fn begins(text: &str, token: &str) -> bool {
+    text.match_indices(token).any(|(at, _)| {
+        let fresh = text.get(..at).is_none_or(|before| !before.ends_with(is_word));
+        let rest = text.get(at + token.len()..).unwrap_or_default();
+        fresh && rest.chars().take_while(|c| is_word(*c) || *c == '.').count() >= 10
+    })
+}
+
+/// Whether a part of it is what a generator of keys writes, not what a person does.
+fn is_random(text: &str) -> bool {
+    let digest = |run: &str| text.split_once(run).is_some_and(|(before, _)| before.ends_with("sha256:"));
+    text.split(|c: char| !is_word(c)).any(|run| {
+        let plain = run.split(|c: char| !c.is_ascii_alphanumeric());
+        let unbroken = plain.clone().any(|part| {
+            let digits = part.bytes().filter(u8::is_ascii_digit).count();
+            let mixed = digits > 0 && digits < part.len();
+            let hex = part.len() >= HEX && part.bytes().all(|b| b.is_ascii_hexdigit());
+            mixed && (hex || part.len() >= UNBROKEN)
+        });
+        (unbroken || run.len() >= RANDOM && is_mixed(run)) && !digest(run)
+    })
+}
+
+/// Base64 as a whole, slashes included, as secret keys of AWS are.
+fn is_blob(text: &str) -> bool {
+    text.len() >= HEX && text.chars().all(|c| is_word(c) || c == '/') && is_mixed(text)
+}
+
+/// Upper case, lower case and digits, in turns: words change their case at their beginnings alone.
+fn is_mixed(run: &str) -> bool {
+    let class = |b: u8| match b {
+        b'A'..=b'Z' => Some(0),
+        b'a'..=b'z' => Some(1),
+        b'0'..=b'9' => Some(2),
+        _ => None,
+    };
+    let classes: Vec<Option<u8>> = run.bytes().map(class).collect();
+    let all = (0..3).all(|one| classes.contains(&Some(one)));
+    let turns = classes
+        .windows(2)
+        .filter(|pair| pair[0].is_some() && pair[1].is_some() && pair[0] != pair[1])
+        .count();
+    all && turns * 5 >= run.len() * 2
+}
+
+/// What may be shown, on one line; of a URL not what is asked, for that may be a secret.
+fn shown(text: &str) -> String {
+    let text = one_line(text);
+    match (text.contains("://"), text.split_once('?')) {
+        (true, Some((before, _))) => format!("{before}?…"),
+        _ => text,
+    }
+}
+
+/// What a parser says of a document, without what it quotes from it: the first text in quotation marks or
+/// backquotes is the document's, what follows is what the parser knows.
+pub fn complaint(text: &str) -> String {
+    let text = one_line(text);
+    for (open, close) in [("string \"", "\", expected"), ("`", "`")] {
+        let Some((before, rest)) = text.split_once(open) else { continue };
+        let Some((quoted, after)) = rest.split_once(close) else { continue };
+        if hidden(quoted).is_some() {
+            return format!(
+                "{before}{}{}",
+                name(quoted),
+                format!("{close}{after}").trim_start_matches(['"', '`'])
+            );
+        }
+    }
+    name(&text)
+}
+
+/// No control character reaches the terminal.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_told_and_never_shown() {
+        for (text, shape) in [
+            ("{\"a\": 1}", "JSON"),
+            (" {\n  \"a\": 1}", "JSON"),
+            ("[\"a\"]", "JSON"),
+            ("eyJhIjogMSwgImIiOiAyfQ==", "base64 of JSON"),
+            ("ewogICJ0eXBlIjogInNlcnZpY2Vf", "base64 of JSON"),
+            ("eyJhbGciOiJSUzI1NiJ9.e30.c2ln", "a JSON Web Token"),
+            ("https://u:p@h.example/x", "a URL with a user or a password in it"),
+            ("https://u:p/w?x@h.example/x", "a URL with a user or a password in it"),
+            ("https://u@h.example", "a URL with a user or a password in it"),
+            ("u:p@h.example", "a URL with a user or a password in it"),
+            ("a\nb", "several lines"),
+            ("GOCSPX-abcdefghij", "a token or key"),
+            ("env:ya29.abcdefghijk", "a token or key"),
+            ("0123456789abcdef0123456789abcdef", "random text"),
+            ("aB3dE6gH9jK2mN5pQ8sT1", "random text"),
+        ] {
+            assert_eq!(name(text), format!("({shape}, not shown)"), "{text}");
+            assert_eq!(value(text), format!("a value that holds {shape} (not shown)"));
+        }
+        assert_eq!(name(&"a ".repeat(200)), "(long text, not shown)");
+        assert_eq!(no_path(&format!("-----BEGIN {} KEY-----", "PRIVATE")), Some("a PEM file"));
+    }
+
+    #[test]
+    fn what_people_write_is_shown() {
+        for text in [
+            "",
+            "a",
+            "me@example.com",
+            "loader@my-project.iam.gserviceaccount.com",
+            "my-project-123456",
+            "tcp://10.0.0.1:2376",
+            "http://[::1]:80/x@y",
+            "https://www.googleapis.com/auth/cloud-platform",
+            "projects/123456/locations/global/workloadIdentityPools/POOL/providers/NAME",
+            "gcr.io/p/i@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+            "KFP_CREDS_CREDENTIALS_FILE",
+            "My-Project-2024-Credentials-File",
+            "{name}",
+        ] {
+            assert_eq!(name(text), text);
+        }
+        assert_eq!(value("https://h.example/x?key=1"), "\"https://h.example/x?…\"");
+        assert_eq!(name("a\u{7}b"), "a b");
+    }
+
+    #[test]
+    fn of_a_path_the_parts_are_judged() {
+        let shown = |text: &str| path(Path::new(text));
+        assert_eq!(shown("/home/me/key.json"), "/home/me/key.json");
+        assert_eq!(shown("/home/me/{\"a\": \"b/c\"}"), "/home/me/(JSON, not shown)");
+        assert_eq!(shown("/home/me/{\"private_key\": \"b/c\"}"), "(JSON, not shown)");
+        assert_eq!(shown("/x/0123456789abcdef0123456789abcdef/diff"), "/x/(random text, not shown)/diff");
+        assert_eq!(shown("/x/http://u:p@h/y"), "/x/(a URL with a user or a password in it, not shown)");
+    }
+
+    #[test]
+    fn a_complaint_keeps_what_the_parser_knows() {
+        assert_eq!(
+            complaint("unknown field `eyJhbGciOiJSUzI1NiJ9.e30.c2ln`, expected one of `a`, `b`"),
+            "unknown field (a JSON Web Token, not shown), expected one of `a`, `b`"
+        );
+        assert_eq!(
+            complaint("invalid type: string \"x\", expected a map"),
+            "invalid type: string \"x\", expected a map"
+        );
+    }
+}
