@@ -58,7 +58,9 @@ fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
     let path = unix_path(host).map_err(|what| format!("{from}: {} {what}", quote::value(host)))?;
     match look(&path) {
         Look::Socket => Ok(path),
-        Look::Missing => Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(&path))),
+        Look::Missing => {
+            Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(&path)))
+        }
         Look::Other(what) => Err(format!("{from}: {}: {what}", quote::path(&path))),
     }
 }
@@ -148,7 +150,9 @@ fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
         match look(&path) {
             Look::Socket => return Ok(path),
             Look::Missing => {}
-            Look::Other(what) => refused = refused.or_else(|| Some(format!("{}: {what}", quote::path(&path)))),
+            Look::Other(what) => {
+                refused = refused.or_else(|| Some(format!("{}: {what}", quote::path(&path))))
+            }
         }
         looked.push(quote::path(&path));
     }

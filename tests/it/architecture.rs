@@ -250,3 +250,15 @@ fn the_reader_of_imports_reads_them() {
     let code = code("use crate::{a, b::{c, d}, e}; // crate::no\nuse crate::f::g; let x = crate::h::i();");
     assert_eq!(imports(&code), ["a", "b", "e", "f", "h"]);
 }
+
+/// A path that somebody named may be a secret: `quote::path` decides what of it is shown.
+#[test]
+fn paths_are_shown_by_one_rule() {
+    let shows = ["disp", "lay()"].concat();
+    let wrong: Vec<String> = sources()
+        .into_iter()
+        .filter(|(_, text)| code(text).contains(&format!(".{shows}")))
+        .map(|(file, _)| file)
+        .collect();
+    assert!(wrong.is_empty(), "these show a path without crate::quote: {}", wrong.join(", "));
+}
