@@ -102,14 +102,14 @@ async fn look(
 ) -> Result<Config, Unread> {
     let stays = "what was read before stays";
     let broken =
-        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(&file)));
+        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
     let (old, around) = (config.clone(), around.clone());
     // Sources of mounts are looked through for keys: not on the thread that serves.
     let mut reading = pin!(aside(move || config::reread(&old, &around)));
     let read = match tokio::time::timeout(SILENT, &mut reading).await {
         Ok(read) => read,
         Err(_) => {
-            let file = quote::path(&file);
+            let file = quote::path(file);
             voice.notice(format!(
                 "{file} or what it mounts is on a file system that does not answer; {stays} until it does"
             ));
@@ -140,7 +140,7 @@ async fn look(
 fn said(old: &Config, new: &Config, file: &Path, live: usize) -> String {
     let mut text = format!(
         "{} was read again: {} rules, {} identities, {} mounts for containers from now on",
-        quote::path(&file),
+        quote::path(file),
         new.policy.rules.len(),
         new.identities.len(),
         new.mounts.len(),

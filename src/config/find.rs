@@ -66,7 +66,7 @@ pub(super) fn locate(named: Option<&Path>, around: &Surroundings) -> Result<Opti
 }
 
 fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
-    let failed = |error: io::Error| format!("{}: cannot be read: {error}", quote::path(&path));
+    let failed = |error: io::Error| format!("{}: cannot be read: {error}", quote::path(path));
     // Opening a pipe that somebody left there must not wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -77,14 +77,14 @@ fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     };
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(format!("{}: is not a file", quote::path(&path)));
+        return Err(format!("{}: is not a file", quote::path(path)));
     }
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > LARGEST {
-        return Err(format!("{}: is larger than 1 MiB", quote::path(&path)));
+        return Err(format!("{}: is larger than 1 MiB", quote::path(path)));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", quote::path(&path)))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", quote::path(path)))?;
     let us = rustix::process::geteuid().as_raw();
     let exposed = exposure(about.mode(), about.uid(), us);
     let stamp = (about.mtime(), about.mtime_nsec(), about.size(), about.ino());

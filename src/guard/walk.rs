@@ -201,7 +201,7 @@ impl Walk<'_> {
     }
 
     fn found(&mut self, number: usize, kind: Kind, place: &Path) {
-        let find = Find { kind, place: quote::path(&place) };
+        let find = Find { kind, place: quote::path(place) };
         (self.tell)(number, &find);
         self.counts[number] += 1;
         self.seen.finds.push((number, find));
@@ -353,7 +353,7 @@ impl Walk<'_> {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            self.seen.unverified.push(format!("{}{more} cannot be read", quote::path(&first)));
+            self.seen.unverified.push(format!("{}{more} cannot be read", quote::path(first)));
         }
         let left = self.folders.len() + self.later.len();
         if self.spent && !self.all_full() {
