@@ -5,25 +5,29 @@
 #   .work/engine/NAME    what one checkout's engine writes: images, containers, log, socket
 # shellcheck shell=sh
 
-engine_names='docker-20 docker-26 docker-28 podman-4 podman-5.4 podman-5'
+engine_names='docker-20 docker-26 docker-28 docker-28-rootless podman-4 podman-5.4 podman-5'
 # What scripts/test, scripts/demo and CI take unless they are told.
 newest=docker-28
 docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates'
 podman_packages='podman runc netavark aardvark-dns passt uidmap iptables nftables iproute2 busybox-static ca-certificates'
 
-# recipe NAME : sets suite, kind, wanted (packages) and files (the folder of .work/engines).
+# recipe NAME : sets suite, kind, wanted (packages), files (the folder of .work/engines) and its path, unpacked; empty where the
+# machine's own files are meant.
 recipe() {
     files=$1
     case $1 in
     docker-20) kind=docker suite=bookworm wanted=$docker_packages ;;
     docker-26) kind=docker suite=trixie wanted="$docker_packages docker-cli docker-buildx" ;;
     docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx rootlesskit slirp4netns uidmap" ;;
+    docker-28-rootless) kind=rootless suite=testing wanted="$docker_packages rootlesskit slirp4netns uidmap util-linux" ;;
     podman-4) kind=podman suite=bookworm wanted=$podman_packages ;;
     podman-5.4) kind=podman suite=trixie wanted=$podman_packages ;;
     podman-5) kind=podman suite=testing wanted=$podman_packages ;;
+    host-vm) kind=vm files='' ;;
+    docker-*-vm) recipe "${1%-vm}"; kind=vm ;;
     *) die "engine" "no engine is called $1; there are: $engine_names" ;;
     esac
-    unpacked=$work/engines/$files
+    unpacked=${files:+$work/engines/$files}
 }
 
 # Debian's archive as this machine's own apt reads it, or the usual place where the machine is not Debian's.
@@ -81,13 +85,16 @@ unpack() {
     for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
         ln -sf "${tool%%tables*}tables-nft${tool#*tables}" "$unpacked.new/usr/sbin/$tool"
     done
-    rm -rf "$unpacked" "$unpacked.apt"
     echo "$made_from" >"$unpacked.new/.made-from"
+    # An engine that runs from an older one keeps its files.
+    rm -rf "$unpacked.apt" "$unpacked.old"
+    [ ! -d "$unpacked" ] || mv "$unpacked" "$unpacked.old"
     mv "$unpacked.new" "$unpacked"
 }
 
 # have_files NAME : unpacks what is missing; several checkouts may ask at once.
 have_files() {
+    [ -n "$unpacked" ] || return 0
     made_from=$(hash_of "$suite" "$wanted" 1)
     mkdir -p "$work/engines"
     if stamped "$unpacked" "$made_from"; then return; fi
@@ -97,49 +104,110 @@ have_files() {
     exec 8>&-
 }
 
-# have_client : where the machine has no docker command, the one of the newest engine that is unpacked.
+# have_client : where the machine has no docker command, that of an unpacked engine which runs on its libraries.
 have_client() {
     if have docker; then return; fi
-    for files in docker-28 docker-26 docker-20 "$files"; do
-        client=$work/engines/$files/usr/bin/docker
-        "$client" --version >/dev/null 2>&1 || continue
+    client=$work/engines/$files/usr/bin/docker
+    [ -x "$client" ] || client=$("$root/scripts/engine" fetch "$newest")/usr/bin/docker
+    if "$client" --version >/dev/null 2>&1; then
         mkdir -p "$work/bin"
         ln -sf "$client" "$work/bin/docker"
-        return
-    done
-    packages docker.io
+    else
+        packages docker.io
+    fi
 }
 
-# in_own_files COMMAND... : this shell's mount and network namespace are its own; COMMAND then finds the engine's
-# /usr where the machine's was, an empty /run, and every other path of the machine as it is: binds mean the same.
-in_own_files() {
-    mount --make-rslave /
+# machine_parts FOLDER : a look at the network through FOLDER/sys shows this namespace; its cgroups are the machine's.
+machine_parts() {
     "$unpacked/usr/bin/busybox" ip link set lo up
     mkdir -p "$state/mnt"
-    # A look at the network through /sys has to show this namespace; its cgroups are the machine's.
     mount --rbind /sys/fs/cgroup "$state/mnt"
-    mount -t sysfs sysfs /sys
-    mount --rbind "$state/mnt" /sys/fs/cgroup
+    mount -t sysfs sysfs "$1/sys"
+    mount --rbind "$state/mnt" "$1/sys/fs/cgroup"
     umount -l "$state/mnt"
+}
+
+# own_files : this shell's mount and network namespace are its own. It then finds the engine's /usr where the machine's
+# was, an empty /run, and every other path of the machine as it is: binds mean the same.
+own_files() {
+    mount --make-rslave /
+    machine_parts ''
     # The socket's folder may be in /run.
     mount --bind "${socket%/*}" "$state/mnt"
     mount -t tmpfs -o mode=755 tmpfs /run
-    case $socket in
-    /run/*) mkdir -p "${socket%/*}"; mount --move "$state/mnt" "${socket%/*}" ;;
-    *) umount "$state/mnt" ;;
-    esac
+    mkdir -p /run/engine "${socket%/*}"
+    mount --bind "$state/mnt" /run/engine
+    case $socket in /run/*) mount --bind "$state/mnt" "${socket%/*}" ;; esac
+    umount "$state/mnt"
     # The machine's cache names libraries that are not in this /usr.
     [ ! -f /etc/ld.so.cache ] || mount --bind /dev/null /etc/ld.so.cache
     # Last, because the tools until here are the machine's.
     mount --rbind "$unpacked/usr" /usr
     hash -r
-    PATH=/usr/sbin:/usr/bin exec "$@"
+    PATH=/usr/sbin:/usr/bin
 }
 
 docker_daemon() {
     echo '{}' >"$state/daemon.json"
-    in_own_files dockerd --config-file "$state/daemon.json" --host "unix://$socket" --pidfile "$state/pid" \
+    own_files
+    exec dockerd --config-file "$state/daemon.json" --host "unix://$socket" --pidfile "$state/pid" \
         --data-root "$state/data" --exec-root "$exec_root" --shutdown-timeout 5
+}
+
+# Nothing of the machine's files, as in a virtual machine: binds name what is in there, and no path of the machine's
+# leads to its volumes. Only the socket's folder is shared.
+vm_daemon() {
+    inside=$state/root
+    mkdir -p "$inside" "$state/var/tmp"
+    mount --make-rslave /
+    mount -t tmpfs -o mode=755 tmpfs "$inside"
+    for part in usr proc sys dev etc run/engine var tmp mnt; do mkdir -p "$inside/$part"; done
+    for part in bin sbin lib lib64; do ln -s "usr/$part" "$inside/$part"; done
+    echo '{}' >"$inside/etc/daemon.json"
+    echo 'root:x:0:0:root:/:/bin/sh' >"$inside/etc/passwd"
+    echo 'root:x:0:' >"$inside/etc/group"
+    machine_parts "$inside"
+    mount --rbind "$unpacked/usr" "$inside/usr"
+    mount --rbind /proc "$inside/proc"
+    mount --rbind /dev "$inside/dev"
+    mount --bind "$state/var" "$inside/var"
+    mount --bind "${socket%/*}" "$inside/run/engine"
+    echo $$ >"$state/pid"
+    cd "$inside"
+    pivot_root . mnt
+    cd /
+    hash -r
+    PATH=/usr/sbin:/usr/bin
+    busybox umount -l /mnt
+    exec dockerd --config-file /etc/daemon.json --host unix:///run/engine/docker.sock --data-root /var/lib/docker --shutdown-timeout 5
+}
+
+# As a user without rights; the network of its containers is one more namespace, that of rootlesskit.
+rootless_daemon() {
+    user=4242
+    mkdir -p "$state/data" "$state/etc"
+    echo "engine:x:$user:$user::/run/engine:/bin/sh" >"$state/etc/passwd"
+    echo "engine:x:$user:" >"$state/etc/group"
+    echo 'engine:1000000:65536' | tee "$state/etc/subuid" >"$state/etc/subgid"
+    echo '{}' >"$state/etc/daemon.json"
+    for file in resolv.conf hosts; do cp -L "/etc/$file" "$state/etc/" 2>/dev/null || true; done
+    chown "$user:$user" "$state/data" "${socket%/*}"
+    mount -t overlay overlay -o "lowerdir=$state/etc:/etc" /etc
+    mkdir -p "$state/bind"
+    mount --bind "$state/data" "$state/bind"
+    own_files
+    # The state may be below a folder that only root may enter; so may the device be.
+    busybox mkdir /run/data
+    busybox mount --move "$state/bind" /run/data
+    busybox mknod -m 666 /run/tun c 10 200
+    busybox mount --bind /run/tun /dev/net/tun
+    busybox ln -s /usr/bin/busybox /run/sh
+    export XDG_RUNTIME_DIR=/run/engine
+    exec busybox su -s /run/sh engine -c 'exec rootlesskit --state-dir /run/engine/rootlesskit \
+        --net slirp4netns --mtu 65520 --disable-host-loopback --slirp4netns-sandbox=false --slirp4netns-seccomp=false \
+        --copy-up /etc --copy-up /run --propagation rslave \
+        dockerd --rootless --config-file /etc/daemon.json --host unix:///run/engine/docker.sock \
+        --pidfile /run/engine/pid --data-root /run/data --exec-root /run/engine/exec --shutdown-timeout 5'
 }
 
 # Podman reads its settings from a home of its own, not from the machine's /etc/containers.
@@ -168,6 +236,7 @@ END
     echo $$ >"$state/pid"
     export HOME="$home" CONTAINERS_CONF="$home/containers.conf" CONTAINERS_REGISTRIES_CONF="$home/registries.conf"
     unset XDG_RUNTIME_DIR XDG_CONFIG_HOME
-    in_own_files podman --root "$state/data" --runroot /run/podman-run --tmpdir /run/podman-tmp \
+    own_files
+    exec podman --root "$state/data" --runroot /run/podman-run --tmpdir /run/podman-tmp \
         --network-config-dir "$state/networks" system service --time 0 "unix://$socket"
 }

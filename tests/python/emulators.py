@@ -38,19 +38,38 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def bridge_address(docker_socket):
-    """The host's own address on the engine's default bridge."""
-    connection = http.client.HTTPConnection("localhost", timeout=5)
+def ask(docker_socket, method, path, body=None):
+    connection = http.client.HTTPConnection("localhost", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.connect(docker_socket)
-    connection.request("GET", "/networks/bridge")
-    network = json.load(connection.getresponse())
+    connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = response.read()
     connection.close()
-    # Not IPAM.Config.Gateway: engine 20.10 leaves it out until it has been restarted.
-    name = network["Options"]["com.docker.network.bridge.name"].encode()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        answer = fcntl.ioctl(any_socket, 0x8915, struct.pack("256s", name))  # SIOCGIFADDR
-    return socket.inet_ntoa(answer[20:24])
+    if response.status >= 400:
+        sys.exit(f"{method} {path}: {response.status} {answer.decode()}")
+    return json.loads(answer) if answer else None
+
+
+@contextlib.contextmanager
+def bridge_address(docker_socket):
+    """The host's own address on the engine's default bridge."""
+    network = ask(docker_socket, "GET", "/networks/bridge")
+    name = (network["Options"] or {}).get("com.docker.network.bridge.name")
+    if name:
+        # Not IPAM.Config.Gateway: engine 20.10 leaves it out until it has been restarted.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+        yield socket.inet_ntoa(answer[20:24])
+        return
+    # Podman's bridge is there only while a container is on it.
+    holder = {"Image": os.environ["KFP_CREDS_TASK_IMAGE"], "Cmd": ["sleep", "infinity"], "StopTimeout": 0}
+    container = ask(docker_socket, "POST", "/containers/create", holder)["Id"]
+    try:
+        ask(docker_socket, "POST", f"/containers/{container}/start")
+        yield network["IPAM"]["Config"][0]["Gateway"]
+    finally:
+        ask(docker_socket, "DELETE", f"/containers/{container}?force=1")
 
 
 def end_with_us():
@@ -148,7 +167,7 @@ def main():
         requests = given.log or os.path.join(place, "requests.jsonl")
         pathlib.Path(requests).write_text("", encoding="utf-8")
         log, keys, docker = Log(requests), Keys(given.jwks), Engine(docker_socket)
-        host = bridge_address(docker_socket)
+        host = stack.enter_context(bridge_address(docker_socket))
         gateways = {}
         for kind in ("bigquery", "storage"):
             gateways[kind] = Gateway(kind, f"http://127.0.0.1:{free_port()}", Judge(kind, keys, docker), log, host)

@@ -11,6 +11,7 @@ pub(crate) mod golden;
 pub(crate) mod issuer;
 pub(crate) mod listening;
 pub(crate) mod raw;
+pub(crate) mod release;
 pub(crate) mod replay;
 pub(crate) mod second_engine;
 pub(crate) mod session;

@@ -15,11 +15,22 @@ pub(crate) const IMAGE: &str = "kct-busybox:1";
 pub(crate) struct SecondEngine {
     folder: Folder,
     namespace: String,
+    /// The name for `scripts/engine daemon`; none: this machine's `dockerd`.
+    unpacked: Option<String>,
     daemon: Option<Child>,
 }
 
 impl SecondEngine {
     pub(crate) fn start() -> Self {
+        Self::of(unpacked())
+    }
+
+    /// One that shares no files with this machine, as in a virtual machine.
+    pub(crate) fn vm() -> Self {
+        Self::of(Some(format!("{}-vm", unpacked().as_deref().unwrap_or("host"))))
+    }
+
+    fn of(unpacked: Option<String>) -> Self {
         assert!(
             rustix::process::getuid().is_root(),
             "an engine of its own needs root: run scripts/test as root"
@@ -27,7 +38,7 @@ impl SecondEngine {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let namespace = format!("kct-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         ip(&["netns", "add", &namespace]);
-        let mut engine = Self { folder: Folder::new("engine"), namespace, daemon: None };
+        let mut engine = Self { folder: Folder::new("engine"), namespace, unpacked, daemon: None };
         ip(&["-n", &engine.namespace, "link", "set", "lo", "up"]);
         engine.up();
         engine.load();
@@ -47,10 +58,10 @@ impl SecondEngine {
         let log = std::fs::File::options().create(true).append(true).open(place("log")).unwrap();
         let mut daemon = Command::new("nsenter");
         daemon.arg(format!("--net=/run/netns/{}", self.namespace));
-        match unpacked() {
+        match &self.unpacked {
             Some(name) => {
                 let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine");
-                daemon.args(["unshare", "--mount", script, "daemon", &name, &text(&self.folder.0)]);
+                daemon.args(["unshare", "--mount", script, "daemon", name, &text(&self.folder.0)]);
             }
             None => {
                 daemon.args(["dockerd", "--host", &self.host(), "--data-root", &place("data")]);
@@ -124,7 +135,9 @@ impl Drop for SecondEngine {
 
 /// The Docker of `scripts/engine names` that the other tests use, if it is one of those: then this is another of it.
 fn unpacked() -> Option<String> {
-    std::env::var("KFP_CREDS_TEST_ENGINE_NAME").ok().filter(|name| name.starts_with("docker-"))
+    let name = std::env::var("KFP_CREDS_TEST_ENGINE_NAME").ok()?;
+    let rooted = name.strip_suffix("-rootless").unwrap_or(&name);
+    rooted.starts_with("docker-").then(|| rooted.to_string())
 }
 
 fn ip(arguments: &[&str]) {

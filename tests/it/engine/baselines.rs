@@ -10,6 +10,7 @@ use super::attacks::{
 };
 use super::floods::{ATTACKER, attack, facts};
 use crate::support::raw::{TOKEN, until};
+use crate::support::release::{Release, release};
 use crate::support::session::{Session, claims, docker_at, engine_socket, raw, task_image};
 use crate::support::stand;
 
@@ -323,8 +324,10 @@ pub(super) fn a_plain_server_answers(requests: &[String]) {
     let _ = &plain.server;
 }
 
-/// What the engine itself takes without a word, so that the bounds of the proxy are worth something.
+/// What the engine itself takes without a word, so that the bounds of the proxy are worth something. Since 26.1 that
+/// depends on the Go that built it: some of its patches bound the number of headers.
 pub(super) fn the_engine_takes(head: &str) {
     let reply = stand::raw(&engine_socket(), head);
-    assert!(reply.starts_with("HTTP/1.1 200"), "{}", &reply[..reply.len().min(200)]);
+    let bounded = release() != Release::Docker(20) && reply.starts_with("HTTP/1.1 431");
+    assert!(bounded || reply.starts_with("HTTP/1.1 200"), "{}", &reply[..reply.len().min(200)]);
 }

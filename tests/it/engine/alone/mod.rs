@@ -4,3 +4,4 @@ mod death;
 mod images;
 mod libraries;
 mod restart;
+mod vm;

@@ -16,11 +16,11 @@ fn asks() -> String {
 }
 
 /// And stays.
-fn stays() -> String {
+pub(super) fn stays() -> String {
     asks() + "; echo; exec sleep 120"
 }
 
-fn tokens(engine: &SecondEngine, container: &str) -> usize {
+pub(super) fn tokens(engine: &SecondEngine, container: &str) -> usize {
     String::from_utf8_lossy(&engine.docker(&["logs", container]).stdout).matches("access_token").count()
 }
 
