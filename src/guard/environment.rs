@@ -1,6 +1,6 @@
 //! Variables: secrets by name, and anything by content.
 
-use super::text::is_stand_in;
+use super::text::{is_azurites, is_stand_in, is_strong};
 use super::{Find, Kind, what};
 
 /// Names that carry a cloud secret. What has no stand-in here (an API key of another service) is not
@@ -14,8 +14,10 @@ pub(super) const SECRET: &[(&str, Kind)] = &[
     ("ARM_CLIENT_SECRET", Kind::AzureLogin),
     ("AZURE_STORAGE_KEY", Kind::AzureKey),
     ("AZURE_STORAGE_ACCOUNT_KEY", Kind::AzureKey),
-    ("AZURE_STORAGE_CONNECTION_STRING", Kind::AzureKey),
+    ("AZURE_STORAGE_SAS_TOKEN", Kind::SasToken),
+    ("AZURE_CLIENT_CERTIFICATE_PASSWORD", Kind::SecretVariable),
     ("ARM_ACCESS_KEY", Kind::AzureKey),
+    ("AWS_BEARER_TOKEN_BEDROCK", Kind::SecretVariable),
     ("GOOGLE_OAUTH_ACCESS_TOKEN", Kind::SecretVariable),
     ("CLOUDSDK_AUTH_ACCESS_TOKEN", Kind::SecretVariable),
     ("GOOGLE_OAUTH_REFRESH_TOKEN", Kind::AuthorizedUser),
@@ -24,6 +26,8 @@ pub(super) const SECRET: &[(&str, Kind)] = &[
 
 /// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
 const SHORTEST: usize = 16;
+/// People think passwords up.
+const SHORTEST_PASSWORD: usize = 8;
 
 /// Judges `NAME=value`.
 pub fn variable(entry: &str) -> Option<Find> {
@@ -35,10 +39,13 @@ pub fn variable(entry: &str) -> Option<Find> {
 pub fn named(name: &str, value: &[u8]) -> Option<Kind> {
     let bare = value.trim_ascii();
     let by_name = SECRET.iter().find(|(secret, _)| *secret == name).map(|(_, kind)| *kind);
+    let made = || match name.ends_with("PASSWORD") {
+        true => bare.len() >= SHORTEST_PASSWORD && !is_stand_in(bare),
+        false => is_strong(bare, SHORTEST) && !bare.iter().any(u8::is_ascii_whitespace),
+    };
     if let Some(kind) = by_name
-        && bare.len() >= SHORTEST
-        && !is_stand_in(bare)
-        && !bare.iter().any(u8::is_ascii_whitespace)
+        && made()
+        && !is_azurites(bare)
     {
         return Some(kind);
     }

@@ -2,17 +2,26 @@
 //!
 //! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
-//! Rooms: `content` what bytes are, `text` how they are read, `environment` variables, `walk` directories
+//! Rooms: `content` what bytes are, by `pem`, `binary` (DER, key stores), `fields` of text and `rules` for them, `logins` (files
+//! of known tools); `encoded` undoes base64 and escapes, `text` knows values, `published` keys that everybody has, `work` counts
+//! steps; `environment` variables, `walk` directories
 //! under a budget, `likely` which of their files come first, `stream` any file as it passes: `judge` files, `archive` tar
 //! archives, `zip`, `unpack` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
 
 mod archive;
+mod binary;
 pub mod content;
+mod encoded;
 pub mod environment;
+mod fields;
 pub mod found;
 pub mod image;
 mod judge;
 mod likely;
+mod logins;
+mod pem;
+mod published;
+mod rules;
 pub mod stream;
 #[cfg(test)]
 mod stream_tests;
@@ -23,6 +32,7 @@ mod unpack;
 pub mod walk;
 #[cfg(test)]
 mod walk_tests;
+mod work;
 mod zip;
 
 use std::fmt;
@@ -43,6 +53,11 @@ pub enum Kind {
     AwsKey,
     AzureLogin,
     AzureKey,
+    SasToken,
+    AwsLogin,
+    GoogleHmac,
+    OauthToken,
+    FederatedToken,
     Netrc,
     Kubeconfig,
     RegistryLogin,
@@ -53,7 +68,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for tables.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 20] = [
         Kind::ServiceAccountKey,
         Kind::AuthorizedUser,
         Kind::ExternalAccount,
@@ -64,6 +79,11 @@ impl Kind {
         Kind::AwsKey,
         Kind::AzureLogin,
         Kind::AzureKey,
+        Kind::SasToken,
+        Kind::AwsLogin,
+        Kind::GoogleHmac,
+        Kind::OauthToken,
+        Kind::FederatedToken,
         Kind::Netrc,
         Kind::Kubeconfig,
         Kind::RegistryLogin,
@@ -85,6 +105,11 @@ impl fmt::Display for Kind {
             Kind::AwsKey => "an AWS secret access key",
             Kind::AzureLogin => "an Azure login",
             Kind::AzureKey => "an Azure storage key",
+            Kind::SasToken => "an Azure SAS token",
+            Kind::AwsLogin => "an AWS login",
+            Kind::GoogleHmac => "a Google Storage HMAC key",
+            Kind::OauthToken => "an OAuth token",
+            Kind::FederatedToken => "a token that a cloud exchanges for its own",
             Kind::Netrc => "a netrc password",
             Kind::Kubeconfig => "a kubeconfig with a key or token",
             Kind::RegistryLogin => "a container registry login",

@@ -1,11 +1,10 @@
-//! Reading bytes that may be JSON, YAML, INI, source code or none of it: values by name, without parsing.
-//!
-//! A parser would need the whole document and would be stopped by the first comment; a key that stands in a
-//! notebook, a Terraform state or a string of another JSON is as much a key. Nothing here copies a value.
+//! What values look like: secrets of a machine's making, passwords, and what people write in their place.
 
 use memchr::memmem;
 
-/// Every place where `needle` stands.
+/// So much of a value tells what it is; work stays linear however often a long one is met.
+const ENOUGH: usize = 256;
+
 pub(super) fn places<'a>(bytes: &'a [u8], needle: &'a str) -> impl Iterator<Item = usize> + 'a {
     memmem::find_iter(bytes, needle.as_bytes())
 }
@@ -14,88 +13,92 @@ pub(super) fn has(bytes: &[u8], needle: &str) -> bool {
     memmem::find(bytes, needle.as_bytes()).is_some()
 }
 
-/// The values of the field `name`: `"name": "value"`, also with escaped or single quotes, `name = value`
-/// and `name: value`. Empty values and stand-ins are left out.
-pub(super) fn values<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    written(bytes, name).filter(|value| !is_stand_in(value))
-}
-
-/// The same with stand-ins.
-fn written<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    places(bytes, name).filter_map(move |at| {
-        let before = at.checked_sub(1).and_then(|at| bytes.get(at)).copied();
-        if before.is_some_and(is_word) {
-            return None;
-        }
-        value_after(bytes.get(at + name.len()..)?)
-    })
-}
-
-/// The values of a field that people fill: a password may hold any character and be short.
-pub(super) fn passwords<'a>(bytes: &'a [u8], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    written(bytes, name).filter(|value| !is_template(value))
-}
-
-pub(super) fn value<'a>(bytes: &'a [u8], name: &'a str) -> Option<&'a [u8]> {
-    values(bytes, name).next()
-}
-
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
-}
-
-/// What follows a name: quotes, one `=`, `:` or `=>`, quotes, then the value up to its end.
-fn value_after(rest: &[u8]) -> Option<&[u8]> {
-    let skip = |rest: &[u8], set: &[u8]| rest.iter().take(16).take_while(|b| set.contains(b)).count();
-    let rest = &rest[skip(rest, b"\\\"'")..];
-    let rest = &rest[skip(rest, b" \t")..];
-    let assigns = skip(rest, b"=:>");
-    if assigns == 0 {
-        return None;
-    }
-    let rest = &rest[assigns..];
-    let rest = &rest[skip(rest, b" \t")..];
-    let rest = &rest[skip(rest, b"\\\"'")..];
-    let end = rest
-        .iter()
-        .take(16 << 10)
-        .position(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b'\'' | b'\\' | b',' | b'#' | b'<' | 0));
-    let value = &rest[..end.unwrap_or_else(|| rest.len().min(16 << 10))];
-    (!value.is_empty()).then_some(value)
+/// Whether `words` stands in `value`, in whatever case.
+fn has_word(value: &[u8], word: &[u8]) -> bool {
+    value.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
 }
 
 /// What people write where a secret would be: `${KEY}`, `<your key>`, `xxxx`, `AKIA…EXAMPLE`, code.
 pub(super) fn is_stand_in(value: &[u8]) -> bool {
-    let odd = |b: &u8| matches!(b, b'$' | b'{' | b'}' | b'<' | b'>' | b'(' | b')' | b'*' | b'[' | b'%');
-    let same = value.iter().all(|b| b == &value[0]);
+    const WORDS: [&[u8]; 13] = [
+        b"example",
+        b"your",
+        b"xxxx",
+        b"changeme",
+        b"redacted",
+        b"placeholder",
+        b"os.environ",
+        b"....",
+        b"dummy",
+        b"insert",
+        b"replace",
+        b"sample",
+        b"not-a-real",
+    ];
+    let odd = |b: &u8| matches!(b, b'$' | b'{' | b'}' | b'<' | b'>' | b'(' | b')' | b'*' | b'[');
+    let value = &value[..value.len().min(ENOUGH)];
     value.len() < 8
-        || same
-        || value.iter().take(256).any(odd)
-        || has(value, "EXAMPLE")
-        || has(value, "YOUR")
-        || [&b"your"[..], b"xxxx", b"XXXX", b"changeme", b"REDACTED", b"null", b"None", b"os.environ"]
-            .iter()
-            .any(|word| value.starts_with(word))
+        || value.iter().all(|b| b == &value[0])
+        || value.iter().any(odd)
+        || [&b"null"[..], b"None"].contains(&value)
+        || WORDS.iter().any(|word| has_word(value, word))
 }
 
 /// What stands for a password as a whole: `${PASS}`, `$PASS`, `{{ pass }}`, `<pass>`, `xxxx`, `your-password`.
 pub(super) fn is_template(value: &[u8]) -> bool {
+    let value = &value[..value.len().min(ENOUGH)];
     let name = |name: &[u8]| name.iter().all(|b| b.is_ascii_uppercase() || *b == b'_');
     let words = |text: &[u8]| text.iter().all(|b| b.is_ascii_alphabetic() || matches!(b, b'-' | b'_'));
     let within = |start: &[u8], end: &[u8]| value.starts_with(start) && value.ends_with(end);
-    value.iter().all(|b| b == &value[0])
+    let Some(first) = value.first() else { return true };
+    value.iter().all(|b| b == first)
         || within(b"${", b"}")
         || within(b"$(", b")")
+        || within(b"%(", b")s")
         || within(b"{{", b"}}")
+        || within(b"{", b"}")
+        || within(b"%", b"%")
         || within(b"<", b">")
         || value.strip_prefix(b"$").is_some_and(name)
         || value.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"your") && words(value))
-        || [&b"changeme"[..], b"REDACTED", b"null", b"None"].contains(&value)
+        || [&b"changeme"[..], b"REDACTED", b"null", b"None", b"password", b"PASSWORD", b"..."]
+            .contains(&value)
 }
 
-/// A token of a machine's making has digits in it and is long; a name in source code is neither.
-pub(super) fn token<'a>(bytes: &'a [u8], name: &'a str) -> Option<&'a [u8]> {
-    values(bytes, name).find(|value| value.len() >= 16 && value.iter().any(u8::is_ascii_digit))
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Class {
+    Upper,
+    Lower,
+    Digit,
+    Other,
+}
+
+/// Whether a machine made it: letters and digits change places far more often than in words, names and counts.
+pub(super) fn is_random(value: &[u8]) -> bool {
+    let value = &value[..value.len().min(ENOUGH)];
+    let class = |b: &u8| match b {
+        b'A'..=b'Z' => Class::Upper,
+        b'a'..=b'z' => Class::Lower,
+        b'0'..=b'9' => Class::Digit,
+        _ => Class::Other,
+    };
+    let changes = value
+        .windows(2)
+        .filter(|pair| {
+            let (one, other) = (class(&pair[0]), class(&pair[1]));
+            one != other && one != Class::Other && other != Class::Other
+        })
+        .count();
+    let mut seen = [false; 256];
+    value.iter().for_each(|b| seen[usize::from(*b)] = true);
+    let different = seen.iter().filter(|seen| **seen).count();
+    let digits = value.iter().filter(|b| b.is_ascii_digit()).count();
+    digits >= value.len() / 24 + 1 && changes * 5 >= value.len() && different >= value.len().min(64) / 4 + 3
+}
+
+/// A secret of a machine's making.
+pub(super) fn is_strong(value: &[u8], least: usize) -> bool {
+    value.len() >= least && is_random(value) && !is_stand_in(value)
 }
 
 /// Forty characters as AWS makes secret access keys: mixed letters and digits.
@@ -104,15 +107,74 @@ pub(super) fn is_aws_secret(value: &[u8]) -> bool {
         && value.iter().all(|b| is_base64(*b))
         && value.iter().any(u8::is_ascii_uppercase)
         && value.iter().any(u8::is_ascii_lowercase)
-        && value.iter().any(u8::is_ascii_digit)
-        && !is_stand_in(value)
+        && is_strong(value, 40)
+}
+
+/// 64 bytes in base64, as Azure makes the keys of storage accounts. The key that every copy of Azurite has is
+/// no secret.
+pub(super) fn is_azure_key(value: &[u8]) -> bool {
+    value.len() == 88
+        && value.ends_with(b"==")
+        && value[..86].iter().all(|b| is_base64(*b))
+        && is_strong(&value[..86], 86)
+        && !is_azurites(value)
+}
+
+pub(super) fn is_azurites(value: &[u8]) -> bool {
+    has(&value[..value.len().min(4 * ENOUGH)], "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1")
+}
+
+/// `abc8Q~` and 34 more: how Entra ID makes the secrets of applications.
+pub(super) fn is_entra_secret(value: &[u8]) -> bool {
+    (37..=44).contains(&value.len())
+        && value[3].is_ascii_digit()
+        && &value[4..6] == b"Q~"
+        && value.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'~'))
+        && is_strong(&value[6..], 30)
 }
 
 pub(super) fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')
 }
 
+/// Of a token: base64 for URLs, and the dots of a JWT.
+pub(super) fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'+' | b'/')
+}
+
+/// The token at the beginning of `bytes`.
+pub(super) fn token(bytes: &[u8]) -> &[u8] {
+    let bytes = &bytes[..bytes.len().min(ENOUGH)];
+    &bytes[..bytes.iter().take_while(|b| is_of_token(**b)).count()]
+}
+
 /// Text, as far as the beginning shows.
 pub(super) fn is_text(bytes: &[u8]) -> bool {
     memchr::memchr(0, &bytes[..bytes.len().min(1024)]).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_no_secrets_and_what_machines_make_is() {
+        let random = ["8jK2mQ9xLp4Z", "vR7tYw3NbH6c"].concat();
+        for made in [&random, &random.to_lowercase(), "3f9a1c72-8be4-4d05-9c6e-a1b27f40d9e8"] {
+            assert!(is_strong(made.as_bytes(), 16), "{made}");
+        }
+        for word in [
+            "my-client-secret",
+            "client_secret_value",
+            "self.client_secret",
+            "super-secret-123",
+            "clientSecretValue",
+            "01234567890123456789",
+            "abcdefghijklmnop1234",
+            "this_is_a_test_secret_2",
+            "azure-client-secret-1234567890",
+        ] {
+            assert!(!is_strong(word.as_bytes(), 16), "{word}");
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod golden_metadata;
 mod golden_sources;
 mod golden_wire;
 mod google_auth;
+mod guard_set;
 mod keys;
 mod leaks;
 mod leaks_federated;

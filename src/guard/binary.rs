@@ -1,0 +1,115 @@
+//! Keys that are no text: DER, PKCS#12, Java's key stores. Known by their structure, from the first byte on.
+
+use memchr::memmem;
+
+/// A private key or a store with one. `bytes` is the whole file.
+pub(super) fn is_key(bytes: &[u8]) -> bool {
+    match bytes {
+        [0x30, 0x80, rest @ ..] => is_pkcs12(rest),
+        [0x30, ..] => is_der_key(bytes),
+        [0xfe, 0xed, 0xfe, 0xed, rest @ ..] | [0xce, 0xce, 0xce, 0xce, rest @ ..] => has_key_entry(rest),
+        _ => false,
+    }
+}
+
+/// RFC 5958 (also encrypted), RFC 8017 and RFC 5915 in DER, and PKCS#12 with a key bag: the outer length must be
+/// the file's.
+fn is_der_key(bytes: &[u8]) -> bool {
+    const VERSION_0: [u8; 3] = [0x02, 0x01, 0x00];
+    const VERSION_1: [u8; 4] = [0x02, 0x01, 0x01, 0x30];
+    const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    const EC: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+    /// X25519, X448, Ed25519 and Ed448 end in 110 to 113.
+    const CURVES: [u8; 4] = [0x06, 0x03, 0x2b, 0x65];
+    const PBES2: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05, 0x0d];
+    /// The older ciphers of RFC 8018 and RFC 7292: 1.2.840.113549.1.5.x and 1.2.840.113549.1.12.1.x.
+    const PBES1: [u8; 10] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x05];
+    const PKCS12_CIPHER: [u8; 11] = [0x06, 0x0a, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x01];
+    let Some((length, head)) = length_of(bytes) else { return false };
+    if length + head != bytes.len() || bytes.len() < 24 {
+        return false;
+    }
+    let inside = &bytes[head..];
+    let holds =
+        |part: &[u8], window: usize| memmem::find(&inside[..inside.len().min(window)], part).is_some();
+    if inside.starts_with(&VERSION_0) || inside.starts_with(&VERSION_1) {
+        // PKCS#1 has the modulus next, PKCS#8 the algorithm.
+        return (inside[3] == 0x02 && inside.len() > 256)
+            || (inside[3] == 0x30 && (holds(&RSA, 24) || holds(&EC, 24) || holds(&CURVES, 24)));
+    }
+    // The key is next, then the curve or the public key, or nothing.
+    let sec1 = match inside {
+        [0x02, 0x01, 0x01, 0x04, length @ 0x10..=0x48, rest @ ..] => {
+            matches!(rest.get(usize::from(*length)), None | Some(0xa0 | 0xa1))
+        }
+        _ => false,
+    };
+    let ciphers = || holds(&PBES2, 24) || holds(&PBES1, 24) || holds(&PKCS12_CIPHER, 24);
+    sec1 || (matches!(inside, [0x30, ..]) && ciphers()) || is_pkcs12(inside)
+}
+
+/// The length that the head says, and that of the head.
+fn length_of(bytes: &[u8]) -> Option<(usize, usize)> {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    Some(match bytes.get(1)? {
+        short @ 0..=0x7f => (usize::from(*short), 2),
+        long @ 0x81..=0x83 => {
+            let head = 2 + usize::from(long & 0x7f);
+            (number(bytes.get(2..head)?), head)
+        }
+        _ => return None,
+    })
+}
+
+/// RFC 7292: version 3, and a bag with a key or an encrypted key somewhere. `inside` is behind the outer head,
+/// whose length may be indefinite (BER, as Java's libraries write it).
+fn is_pkcs12(inside: &[u8]) -> bool {
+    /// 1 is a key as it is, 2 an encrypted one.
+    const KEY_BAG: [u8; 10] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01];
+    let mut bags = memmem::find_iter(inside, &KEY_BAG).map(|at| inside.get(at + KEY_BAG.len()));
+    inside.starts_with(&[0x02, 0x01, 0x03]) && bags.any(|bag| matches!(bag, Some(1 | 2)))
+}
+
+/// Entries of a JKS or JCEKS store (`sun.security.provider.JavaKeyStore`): 1 is a private key, 2 a certificate, 3 a
+/// secret key. A store of certificates alone is everybody's.
+fn has_key_entry(rest: &[u8]) -> bool {
+    const MOST_ENTRIES: u32 = 100_000;
+    let mut reader = Reader(rest);
+    let (Some(1 | 2), Some(entries)) = (reader.number(4), reader.number(4)) else { return false };
+    for _ in 0..entries.min(MOST_ENTRIES) {
+        match reader.number(4) {
+            Some(1 | 3) => return true,
+            Some(2) => {}
+            _ => return false,
+        }
+        // Alias, time, kind of the certificate, certificate.
+        let whole = reader.counted(2) && reader.skip(8) && reader.counted(2) && reader.counted(4);
+        if !whole {
+            return false;
+        }
+    }
+    false
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn number(&mut self, bytes: usize) -> Option<u32> {
+        let (number, rest) = self.0.split_at_checked(bytes)?;
+        self.0 = rest;
+        Some(number.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)))
+    }
+
+    fn skip(&mut self, bytes: usize) -> bool {
+        let rest = self.0.get(bytes..);
+        self.0 = rest.unwrap_or_default();
+        rest.is_some()
+    }
+
+    /// What has its length before it.
+    fn counted(&mut self, bytes: usize) -> bool {
+        self.number(bytes)
+            .and_then(|length| usize::try_from(length).ok())
+            .is_some_and(|length| self.skip(length))
+    }
+}

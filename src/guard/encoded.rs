@@ -1,0 +1,354 @@
+//! Text in another guise: base64 and hexadecimal, UTF-16, and the escapes of URLs, mail, HTML and JSON.
+//! Each is undone once, into a buffer that is wiped.
+
+use zeroize::Zeroizing;
+
+use super::text::has;
+use super::work::Work;
+
+/// The shortest run that is decoded: a registry login has hardly less.
+const SHORTEST_RUN: usize = 40;
+/// Shorter words are looked at only where lines of one width follow each other.
+const SHORTEST_WORD: usize = 8;
+/// Longest run that is decoded in one piece.
+const LONGEST_RUN: usize = 4 << 20;
+/// So many characters of a run tell whether text or a key is in it.
+const TASTE: usize = 64;
+
+type Bytes = Zeroizing<Vec<u8>>;
+
+/// What the runs of base64 or hexadecimal in `bytes` say, as far as it is text or a key. Lines of one width are one
+/// run, with indentation, quotes and escaped line ends between them. Each character is decoded once at most.
+pub(super) fn runs<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Bytes> + 'a {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        while let Some((run, end)) = next_run(bytes, from, work) {
+            from = end;
+            if run.len() >= SHORTEST_RUN
+                && let Some(plain) = decode(&run, work)
+            {
+                return Some(plain);
+            }
+        }
+        None
+    })
+}
+
+/// The six bits of each character, of both alphabets; 64 for what is none.
+const VALUES: [u8; 256] = {
+    let mut values = [64; 256];
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut at = 0;
+    while at < 64 {
+        values[alphabet[at] as usize] = at as u8;
+        at += 1;
+    }
+    values[b'-' as usize] = 62;
+    values[b'_' as usize] = 63;
+    values
+};
+
+fn is_of_run(byte: u8) -> bool {
+    VALUES[usize::from(byte)] < 64
+}
+
+/// The characters of the next run at or after `from`, and where to go on. Empty where it is too short.
+fn next_run(bytes: &[u8], from: usize, work: &Work) -> Option<(Bytes, usize)> {
+    let (start, mut end) = next_word(bytes, from, work)?;
+    let mut run = Zeroizing::new(vec![]);
+    let first = end - start;
+    let mut width = None;
+    while run.len() < LONGEST_RUN
+        && let Some(next) = next_line(bytes, end)
+    {
+        let line = &bytes[next..next + bytes[next..].iter().take_while(|b| is_of_run(**b)).count()];
+        work.add(line.len() + next - end);
+        // The first line may begin behind a name, the last may be shorter; those between are of one width.
+        let full = *width.get_or_insert(line.len().max(first));
+        if line.is_empty() || line.len() > full || full < SHORTEST_WORD {
+            break;
+        }
+        if run.is_empty() {
+            run.extend_from_slice(&bytes[start..end]);
+        }
+        run.extend_from_slice(line);
+        end = next + line.len();
+        if line.len() < full {
+            break;
+        }
+    }
+    if run.is_empty() && first >= SHORTEST_RUN {
+        run.extend_from_slice(&bytes[start..end]);
+    }
+    work.add(run.len());
+    Some((run, end))
+}
+
+/// The next word of at least [`SHORTEST_WORD`] characters. It looks at every eighth place: between two of them that
+/// are none of a word there is no word that long.
+fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
+    let mut low = from;
+    let mut probe = from + SHORTEST_WORD - 1;
+    loop {
+        if !is_of_run(*bytes.get(probe)?) {
+            low = probe + 1;
+            probe += SHORTEST_WORD;
+            work.add(1);
+            continue;
+        }
+        let back = bytes[low..probe].iter().rev().take_while(|b| is_of_run(**b)).count();
+        let mut start = probe - back;
+        let ahead = bytes[probe..].iter().take(SHORTEST_WORD).take_while(|b| is_of_run(**b)).count();
+        work.add(back + ahead + 1);
+        if start > 0 && bytes[start - 1] == b'\\' && matches!(bytes[start], b'n' | b'r' | b't') {
+            start += 1;
+        }
+        if (probe + ahead).saturating_sub(start) >= SHORTEST_WORD {
+            let more = bytes[probe + ahead..].iter().take_while(|b| is_of_run(**b)).count();
+            work.add(more);
+            return Some((start, probe + ahead + more));
+        }
+        low = probe + ahead;
+        probe = low + SHORTEST_WORD;
+    }
+}
+
+/// Where the next line's characters begin, if a line ends at `end` with nothing but padding, quotes and signs of
+/// a string that goes on.
+fn next_line(bytes: &[u8], end: usize) -> Option<usize> {
+    let rest = &bytes[end..bytes.len().min(end + 160)];
+    let closing = |b: &&u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'\r' | b'+' | b',' | b')');
+    let mut at = rest.iter().take(8).take_while(closing).count();
+    if rest.get(at) == Some(&b'\\') {
+        // `\n` in a string, or a line that goes on.
+        while let [b'\\', b'n' | b'r' | b'\\', ..] = rest.get(at..)? {
+            at += if rest[at + 1] == b'\\' { 1 } else { 2 };
+        }
+        at += usize::from(rest.get(at) == Some(&b'\\'));
+        at += rest[at..].iter().take(8).take_while(closing).count();
+    }
+    let line = rest.get(at) == Some(&b'\n');
+    at += usize::from(line);
+    let opening = |b: &&u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'#' | b'>' | b'*');
+    at += rest[at..].iter().take(128).take_while(opening).count();
+    (at > 0).then_some(end + at)
+}
+
+fn decode(run: &[u8], work: &Work) -> Option<Bytes> {
+    if run[..TASTE.min(run.len())].iter().all(u8::is_ascii_hexdigit) {
+        let digits = hexadecimal(&run[..TASTE.min(run.len()) & !1])?;
+        work.add(TASTE);
+        if tastes(&digits, true) {
+            work.add(run.len());
+            return hexadecimal(&run[..run.iter().take_while(|b| b.is_ascii_hexdigit()).count() & !1]);
+        }
+    }
+    // What stands before it may have been glued to it, so its beginning and its groups of four may be anywhere.
+    let places = [0, run.len() / 2, run.len().saturating_sub(TASTE)];
+    for (number, place) in places.into_iter().enumerate() {
+        for shift in 0..4 {
+            let from = place + shift;
+            work.add(8);
+            let taste = run.get(from..run.len().min(from + TASTE))?;
+            if is_plausible(taste) && tastes(&base64(taste), number + shift == 0) {
+                work.add(run.len() + TASTE);
+                return Some(base64(&run[from % 4..]));
+            }
+        }
+    }
+    None
+}
+
+/// Most runs are something else, which their first characters tell.
+fn is_plausible(taste: &[u8]) -> bool {
+    let Some([a, b, c, d]) = taste.first_chunk() else { return false };
+    let value = |b: &u8| u32::from(VALUES[usize::from(*b)]);
+    let bits = value(a) << 18 | value(b) << 12 | value(c) << 6 | value(d);
+    let plain = &bits.to_be_bytes()[1..];
+    plain.iter().all(|b| is_text_byte(b) || *b == 0) || STARTS.contains(&plain[0])
+}
+
+fn is_text_byte(b: &u8) -> bool {
+    matches!(b, b' '..=b'~' | b'\n' | b'\r' | b'\t')
+}
+
+/// First bytes of what is no text and can be or hold a key.
+const STARTS: [u8; 6] = [0x30, 0x80, 0xce, 0xfe, 0xff, 0xef];
+
+/// Text, or the beginning of a key that is none.
+fn tastes(plain: &[u8], start: bool) -> bool {
+    let text = is_text_byte;
+    let wide = |plain: &[u8], zero: usize| {
+        plain.chunks_exact(2).all(|pair| pair[zero] == 0 && (text(&pair[1 - zero]) || pair[1 - zero] == 0xfe))
+    };
+    let binary = start
+        && matches!(
+            plain,
+            [0x30, 0x80..=0x83, ..]
+                | [0x30, 0x2e..=0x7f, 0x02 | 0x30, ..]
+                | [0xfe, 0xed, 0xfe, 0xed, ..]
+                | [0xce, 0xce, 0xce, 0xce, ..]
+                | [0x80, 2..=5, ..]
+                | [b'S', b'Q', b'L', b'i', ..]
+                | [0xff, 0xfe, ..]
+                | [0xef, 0xbb, 0xbf, ..]
+        );
+    plain.len() >= 12 && (binary || plain.iter().all(text) || wide(plain, 1) || wide(plain, 0))
+}
+
+/// What is left over at the end is dropped.
+pub(super) fn base64(run: &[u8]) -> Bytes {
+    let value = |b: u8| u32::from(VALUES[usize::from(b)]);
+    let mut plain = Vec::with_capacity(run.len() / 4 * 3 + 3);
+    let mut groups = run.chunks_exact(4);
+    for four in groups.by_ref() {
+        let bits = value(four[0]) << 18 | value(four[1]) << 12 | value(four[2]) << 6 | value(four[3]);
+        plain.extend_from_slice(&bits.to_be_bytes()[1..]);
+    }
+    match *groups.remainder() {
+        [one, two] => plain.push((value(one) << 2 | value(two) >> 4) as u8),
+        [one, two, three] => {
+            let bits = value(one) << 10 | value(two) << 4 | value(three) >> 2;
+            plain.extend_from_slice(&(bits as u16).to_be_bytes());
+        }
+        _ => {}
+    }
+    plain.into()
+}
+
+fn hexadecimal(digits: &[u8]) -> Option<Bytes> {
+    let digit = |b: u8| char::from(b).to_digit(16);
+    let pairs = digits.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8));
+    pairs.collect::<Option<Vec<u8>>>().map(Zeroizing::new)
+}
+
+/// UTF-16 of either order, told by its mark or by its zeros, as single bytes; other signs become `?`.
+pub(super) fn narrowed(bytes: &[u8], work: &Work) -> Option<Bytes> {
+    let start = &bytes[..bytes.len().min(512) & !1];
+    let low = match bytes {
+        [0xff, 0xfe, ..] => 0,
+        [0xfe, 0xff, ..] => 1,
+        _ => {
+            let zeros = |at: usize| start.iter().skip(at).step_by(2).filter(|b| **b == 0).count();
+            let (even, odd) = (zeros(0), zeros(1));
+            let most = start.len() / 2 * 9 / 10;
+            match () {
+                () if start.len() >= 16 && odd > most && even * 20 < start.len() => 0,
+                () if start.len() >= 16 && even > most && odd * 20 < start.len() => 1,
+                () => return None,
+            }
+        }
+    };
+    work.add(bytes.len());
+    let sign = |pair: &[u8]| if pair[1 - low] == 0 { pair[low] } else { b'?' };
+    Some(Zeroizing::new(bytes.chunks_exact(2).map(sign).collect()))
+}
+
+/// The text without the escapes of HTML, URLs, mail (quoted-printable) and JSON, one after the other; `None` where
+/// there are none to speak of.
+pub(super) fn unescaped(bytes: &[u8], work: &Work) -> Option<Bytes> {
+    let mut text: Option<Bytes> = None;
+    for (is_used, undo) in [
+        (is_html as fn(&[u8]) -> bool, html as fn(&[u8]) -> Option<(u8, usize)>),
+        (is_url, url),
+        (is_mail, mail),
+        (is_json, json),
+    ] {
+        let before = text.as_deref().map_or(bytes, Vec::as_slice);
+        work.add(before.len());
+        if is_used(before) {
+            work.add(before.len() * 2);
+            text = Some(undone(before, undo));
+        }
+    }
+    text
+}
+
+/// `escape` says which byte the escape at the beginning stands for, and its length; byte 0 stands for nothing.
+fn undone(bytes: &[u8], escape: fn(&[u8]) -> Option<(u8, usize)>) -> Bytes {
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(first) = rest.first() {
+        let (byte, length) = escape(rest).unwrap_or((*first, 1));
+        if byte != 0 || length == 1 {
+            plain.push(byte);
+        }
+        rest = &rest[length.min(rest.len())..];
+    }
+    plain.into()
+}
+
+const NAMED: [(&[u8], u8); 5] =
+    [(b"&quot;", b'"'), (b"&amp;", b'&'), (b"&lt;", b'<'), (b"&gt;", b'>'), (b"&apos;", b'\'')];
+
+fn html(rest: &[u8]) -> Option<(u8, usize)> {
+    if rest[0] != b'&' {
+        return None;
+    }
+    if let Some((name, byte)) = NAMED.iter().find(|(name, _)| rest.starts_with(name)) {
+        return Some((*byte, name.len()));
+    }
+    let digits = rest.strip_prefix(b"&#")?;
+    let end = digits.iter().take(6).position(|b| *b == b';')?;
+    let text = std::str::from_utf8(&digits[..end]).ok()?;
+    let byte = match text.strip_prefix(['x', 'X']) {
+        Some(text) => u8::from_str_radix(text, 16),
+        None => text.parse(),
+    };
+    Some((byte.ok()?, end + 3))
+}
+
+fn is_html(bytes: &[u8]) -> bool {
+    ["&quot;", "&#34;", "&#x22;", "&#39;", "&#10;", "&amp;sig=", "&amp;se="]
+        .iter()
+        .any(|escape| has(bytes, escape))
+}
+
+fn pair(digits: &[u8]) -> Option<u8> {
+    let digit = |b: &u8| char::from(*b).to_digit(16);
+    Some((digit(digits.first()?)? << 4 | digit(digits.get(1)?)?) as u8)
+}
+
+fn url(rest: &[u8]) -> Option<(u8, usize)> {
+    match rest[0] {
+        b'%' => Some((pair(&rest[1..])?, 3)),
+        // Of a form; elsewhere a plus is escaped itself.
+        b'+' => Some((b' ', 1)),
+        _ => None,
+    }
+}
+
+fn is_url(bytes: &[u8]) -> bool {
+    let sign = |at: usize| pair(&bytes[at + 1..]).is_some_and(|b| b" \"'\n\r{}:,/+=&@;".contains(&b));
+    memchr::memchr_iter(b'%', bytes).filter(|at| sign(*at)).take(3).count() == 3
+}
+
+fn mail(rest: &[u8]) -> Option<(u8, usize)> {
+    match rest {
+        [b'=', b'\n', ..] => Some((0, 2)),
+        [b'=', b'\r', b'\n', ..] => Some((0, 3)),
+        [b'=', digits @ ..] => Some((pair(digits)?, 3)),
+        _ => None,
+    }
+}
+
+fn is_mail(bytes: &[u8]) -> bool {
+    let soft = memchr::memmem::find_iter(bytes, b"=\n").chain(memchr::memmem::find_iter(bytes, b"=\r\n"));
+    // A last group of base64 ends like that as well.
+    let soft = soft.filter(|at| bytes.get(at.wrapping_sub(1)) != Some(&b'=')).take(2).count();
+    soft == 2 || has(bytes, "=3D") || has(bytes, "quoted-printable")
+}
+
+/// Go and .NET write `<`, `>`, `&` and quotes of JSON so, and PHP slashes.
+fn json(rest: &[u8]) -> Option<(u8, usize)> {
+    match rest {
+        [b'\\', b'u', b'0', b'0', digits @ ..] => Some((pair(digits)?, 6)),
+        [b'\\', b'x', digits @ ..] => Some((pair(digits)?, 4)),
+        [b'\\', b'/', ..] => Some((b'/', 2)),
+        _ => None,
+    }
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    ["\\u00", "\\x22", "\\x0a", "\\/"].iter().any(|escape| has(bytes, escape))
+}

@@ -1,0 +1,237 @@
+//! Values by name in text that may be JSON, YAML, INI, a URL's query, source code or none of it: one pass, no parsing.
+//!
+//! A parser would need the whole document and would be stopped by the first comment; a key that stands in a
+//! notebook, a Terraform state or a string of another JSON is as much a key. Nothing here copies a value.
+
+use super::work::Work;
+
+/// Longest name that is read; what is longer is cut at its beginning.
+const LONGEST_NAME: usize = 64;
+/// Most blanks, quotes and signs between a name and its value.
+const GAP: usize = 16;
+/// Longest indentation between a name and a value on the next line.
+const INDENT: usize = 64;
+
+/// Most fields in the value of another, as in `--env=NAME=VALUE`.
+const MOST_WITHIN: u32 = 3;
+
+/// `name = value`, `"name": "value"`, `name: value`, `--name value`; also with escaped or single quotes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field<'a> {
+    pub(super) name: &'a [u8],
+    /// Up to a blank, a quote or a sign that no token has in it; never empty.
+    pub(super) value: &'a [u8],
+    /// Where the value begins.
+    pub(super) at: usize,
+}
+
+/// A name without case and punctuation: `client-secret`, `clientSecret` and `CLIENT_SECRET` are one.
+pub(super) struct Plain([u8; LONGEST_NAME], usize);
+
+impl Plain {
+    pub(super) fn of(name: &[u8]) -> Self {
+        let mut plain = Self([0; LONGEST_NAME], 0);
+        for byte in name.iter().take(LONGEST_NAME).filter(|b| b.is_ascii_alphanumeric()) {
+            plain.0[plain.1] = byte.to_ascii_lowercase();
+            plain.1 += 1;
+        }
+        plain
+    }
+
+    pub(super) fn text(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
+
+/// Fields whose name can be one of `interesting`, in the order of their places.
+pub(super) fn fields<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
+    work.add(bytes.len());
+    // The end of the last value: a value that begins before it ends there too, so each byte is looked at once.
+    let (mut end, mut within) = (0, 0);
+    memchr::memchr2_iter(b'=', b':', bytes).filter_map(move |at| {
+        if at < end && within >= MOST_WITHIN {
+            return None;
+        }
+        let name = name_before(bytes, at);
+        work.add(name.len() + 8);
+        if !is_interesting(name) {
+            return None;
+        }
+        let start = value_start(bytes, at)?;
+        work.add(start - at);
+        within += 1;
+        if start >= end {
+            within = 0;
+            end = start + ends(&bytes[start..]);
+            work.add(end - start);
+        }
+        let value = unclosed(bytes.get(start..end)?);
+        (!value.is_empty()).then_some(Field { name, value, at: start })
+    })
+}
+
+/// Without the bracket of a YAML or JSON map that ends there.
+fn unclosed(value: &[u8]) -> &[u8] {
+    let (Some(b'}'), false) = (value.last(), value.iter().take(256).any(|b| *b == b'{')) else {
+        return value;
+    };
+    &value[..value.len() - value.iter().rev().take(8).take_while(|b| **b == b'}').count()]
+}
+
+/// `--name value` and `"--name", "value"`, as in commands.
+pub(super) fn flags<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
+    work.add(bytes.len());
+    let mut next = 0;
+    memchr::memmem::find_iter(bytes, b"--").filter_map(move |at| {
+        let from = at + 2;
+        if from < next {
+            return None;
+        }
+        let rest = &bytes[from..];
+        let length = rest.iter().take(LONGEST_NAME).take_while(|b| is_of_name(**b)).count();
+        work.add(length + 8);
+        let name = &rest[..length];
+        if !is_interesting(name) {
+            return None;
+        }
+        let gap =
+            rest[length..].iter().take(GAP).take_while(|b| matches!(b, b' ' | b'"' | b'\'' | b',' | b'\\'));
+        let gap = gap.count();
+        let start = from + length + gap;
+        let end = start + ends(bytes.get(start..)?);
+        work.add(end - from);
+        next = end;
+        (gap > 0 && end > start).then(|| Field { name, value: &bytes[start..end], at: start })
+    })
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
+}
+
+/// The word that ends before the sign at `at`, quotes and blanks aside.
+fn name_before(bytes: &[u8], at: usize) -> &[u8] {
+    let before = &bytes[at.saturating_sub(LONGEST_NAME + GAP)..at];
+    let closed =
+        before.iter().rev().take(GAP).take_while(|b| matches!(b, b' ' | b'\t' | b'"' | b'\'' | b'\\' | b']'));
+    let before = &before[..before.len() - closed.count()];
+    let length = before.iter().rev().take(LONGEST_NAME).take_while(|b| is_of_name(**b)).count();
+    &before[before.len() - length..]
+}
+
+/// By the last two letters, so that most of a text costs nothing more.
+fn is_interesting(name: &[u8]) -> bool {
+    let last = |back: usize| name.len().checked_sub(back).map_or(0, |at| name[at].to_ascii_lowercase());
+    matches!(
+        &[last(2), last(1)],
+        b"ey"
+            | b"et"
+            | b"en"
+            | b"rd"
+            | b"th"
+            | b"hs"
+            | b"ig"
+            | b"se"
+            | b"sv"
+            | b"kn"
+            | b"ty"
+            | b"pe"
+            | b"id"
+            | b"nt"
+            | b"rl"
+            | b"ce"
+            | b"ud"
+            | b"ss"
+            | b"ls"
+            | b"me"
+            | b"ue"
+            | b"ta"
+            | b"ns"
+            | b"xt"
+            | b"y1"
+            | b"y2"
+            | b"ng"
+            | b"ds"
+    ) || (name.len() == 1 && matches!(name[0], b'd' | b'D'))
+}
+
+/// Where the value of the sign at `at` begins: behind `=`, `:=`, `=>`, blanks, quotes and the marks of YAML.
+fn value_start(bytes: &[u8], at: usize) -> Option<usize> {
+    let skip = |from: usize, set: &[u8], most: usize| {
+        from + bytes[from..].iter().take(most).take_while(|b| set.contains(b)).count()
+    };
+    let mut start = skip(at, b"=:>", 3);
+    start = skip(start, b" \t", GAP);
+    // YAML says that the text is on the lines below.
+    let line = skip(start, b"|>-+", 2);
+    let line = skip(line, b" \t\r", GAP);
+    if bytes.get(line) == Some(&b'\n') {
+        start = skip(line, b" \t\r\n", INDENT);
+    }
+    // `b"…"` and `["…"]`.
+    if matches!(bytes.get(start..start + 2)?, [b'b' | b'r' | b'f' | b'u' | b'[' | b'(', b'"' | b'\'']) {
+        start += 1;
+    }
+    start = skip(start, b"\\\"'", GAP);
+    (start < bytes.len()).then_some(start)
+}
+
+/// The length of the value at the beginning of `rest`.
+fn ends(rest: &[u8]) -> usize {
+    rest.iter().position(|b| is_end(*b)).unwrap_or(rest.len())
+}
+
+fn is_end(byte: u8) -> bool {
+    byte <= b' '
+        || matches!(
+            byte,
+            b'"' | b'\''
+                | b'\\'
+                | b','
+                | b'#'
+                | b'<'
+                | b'>'
+                | b';'
+                | b'&'
+                | b')'
+                | b']'
+                | b'|'
+                | b'`'
+                | 0x7f..
+        )
+}
+
+/// What a person filled in goes up to a blank or a quote: a password may hold any other sign.
+pub(super) fn filled<'a>(bytes: &'a [u8], field: &Field<'a>) -> &'a [u8] {
+    let rest = &bytes[field.at..bytes.len().min(field.at + 256)];
+    let end = rest.iter().position(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b'\'' | 0));
+    &rest[..end.unwrap_or(rest.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_in_every_notation() {
+        let work = Work::default();
+        for text in [
+            "secret_key = abc",
+            "\"secret-key\": \"abc\"",
+            "\\\"secretKey\\\": \\\"abc\\\"",
+            "secret_key: abc",
+            "x.secret_key => 'abc'",
+            "os.environ[\"SECRET_KEY\"] = b\"abc\"",
+            "secretKey: |-\n    abc\n",
+            "?a=b&secret_key=abc&c=d",
+        ] {
+            let found: Vec<_> = fields(text.as_bytes(), &work).collect();
+            let found = found.iter().find(|field| Plain::of(field.name).text().ends_with(b"secretkey"));
+            assert_eq!(found.map(|field| field.value), Some(&b"abc"[..]), "{text}");
+        }
+        for text in ["login --secret-key abc", "[\"--secret-key\", \"abc\"]"] {
+            let found = flags(text.as_bytes(), &work).next();
+            assert_eq!(found.map(|field| field.value), Some(&b"abc"[..]), "{text}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Files of known tools that are logins as a whole: kubeconfigs, registries, `.netrc`, gcloud's databases.
+
+use super::Kind;
+use super::encoded::base64;
+use super::fields::{Plain, fields, filled};
+use super::text::{has, is_stand_in, is_template};
+use super::work::Work;
+
+type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
+
+/// gcloud keeps logins in `credentials.db` and tokens in `access_tokens.db`; one without rows is harmless.
+pub(super) fn database(bytes: &[u8], work: &Work) -> Option<Kind> {
+    work.add(bytes.len() * 7);
+    let logins = has(bytes, "credentials") && has(bytes, "account_id");
+    let filled = has(bytes, "refresh_token") || has(bytes, "private_key") || has(bytes, "external_account");
+    let tokens = has(bytes, "access_tokens") && has(bytes, "ya29.");
+    ((logins && filled) || tokens).then_some(Kind::GcloudDatabase)
+}
+
+pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+    const STARTS: [&str; 9] = [
+        "apiVersion:",
+        "kind:",
+        "clusters:",
+        "contexts:",
+        "current-context:",
+        "users:",
+        "preferences:",
+        "{",
+        "---",
+    ];
+    work.add(bytes.len() * 3);
+    let first = first_line(bytes);
+    let begins = STARTS.iter().any(|start| first.starts_with(start.as_bytes()));
+    if !begins || !has(bytes, "clusters") || !has(bytes, "users") {
+        return None;
+    }
+    fields(bytes, work).find_map(|field| {
+        let made = match Plain::of(field.name).text() {
+            b"clientkeydata" | b"token" => !is_stand_in(field.value),
+            b"password" => !is_template(filled(bytes, &field)),
+            _ => false,
+        };
+        made.then(|| accept(Kind::Kubeconfig, field.value)).flatten()
+    })
+}
+
+/// `~/.docker/config.json` with a login in it; one that only names a helper has none.
+pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+    work.add(bytes.len() * 2);
+    let new = has(bytes, "auths");
+    if !new && !has(bytes, "docker.io") {
+        return None;
+    }
+    fields(bytes, work).find_map(|field| {
+        let made = match Plain::of(field.name).text() {
+            b"auth" => is_login(field.value),
+            b"identitytoken" => new && !is_stand_in(field.value),
+            _ => false,
+        };
+        made.then(|| accept(Kind::RegistryLogin, field.value)).flatten()
+    })
+}
+
+/// `USER:PASSWORD` in base64, and not the words themselves.
+fn is_login(value: &[u8]) -> bool {
+    let bare = value.strip_suffix(b"==").or_else(|| value.strip_suffix(b"=")).unwrap_or(value);
+    let plain = base64(&bare[..bare.len().min(4096)]);
+    let Some(colon) = plain.iter().position(|b| *b == b':') else { return false };
+    let (user, password) = (&plain[..colon], &plain[colon + 1..]);
+    let shown = |text: &[u8]| !text.is_empty() && text.iter().all(|b| matches!(b, b'!'..=b'~'));
+    shown(user) && shown(password) && !is_template(password) && user != password
+}
+
+/// The first that is neither blank nor a comment.
+fn first_line(bytes: &[u8]) -> &[u8] {
+    let mut lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    lines.find(|line| !line.is_empty() && !line.starts_with(b"#")).unwrap_or_default()
+}
+
+/// A file of `machine HOST login USER password SECRET`, comments and macros aside.
+pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+    work.add(bytes.len());
+    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b"#"));
+    let words = lines.flat_map(|line| line.split(u8::is_ascii_whitespace));
+    let mut words = words.filter(|word| !word.is_empty());
+    match words.next()? {
+        b"machine" => drop(words.next()),
+        b"default" => {}
+        _ => return None,
+    }
+    // Prose about machines goes on in another way.
+    let mut last = words.next()?;
+    if !matches!(last, b"login" | b"password" | b"account" | b"macdef") {
+        return None;
+    }
+    words.find_map(|word| {
+        let made = std::mem::replace(&mut last, word) == b"password" && !is_template(word);
+        made.then(|| accept(Kind::Netrc, word)).flatten()
+    })
+}

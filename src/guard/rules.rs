@@ -1,0 +1,273 @@
+//! What makes a key of fields: some values are keys by themselves, others only beside each other.
+//!
+//! One pass over the fields. Each that counts leaves a mark; a rule is a set of marks that stand within so many
+//! bytes. A value that could as well be a word, a name in a program or a stand-in leaves none.
+
+use super::Kind;
+use super::environment::SECRET;
+use super::fields::{Field, Plain};
+use super::text::{
+    has, is_aws_secret, is_azure_key, is_azurites, is_base64, is_entra_secret, is_of_token, is_random,
+    is_stand_in, is_strong, is_template,
+};
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Mark {
+    Refresh,
+    Access,
+    ClientSecret,
+    ClientId,
+    Tenant,
+    Password,
+    UserType,
+    ImpersonatedType,
+    SourceCredentials,
+    ImpersonationUrl,
+    ExternalType,
+    SubjectType,
+    CredentialSource,
+    Audience,
+    HomeAccount,
+    Secret,
+    Authority,
+    StartUrl,
+    Signature,
+    Expiry,
+    SignedVersion,
+    KeyType,
+    PrivateExponent,
+    FederatedAudience,
+    Issuer,
+    AwsId,
+    AwsSecret,
+    AzureName,
+    AzureKey,
+}
+
+const MARKS: usize = 29;
+
+/// The first mark is the secret, or what makes it this one; all of them stand within so many bytes.
+const RULES: &[(Kind, usize, &[Mark])] = {
+    use Mark::*;
+    &[
+        (Kind::AuthorizedUser, 8192, &[Refresh, UserType]),
+        (Kind::AzureLogin, 2048, &[ClientSecret, ClientId, Tenant]),
+        (Kind::AzureLogin, 1024, &[Password, ClientId, Tenant]),
+        (Kind::AzureLogin, 1024, &[Access, ClientId, Tenant]),
+        (Kind::AzureLogin, 8192, &[Secret, HomeAccount]),
+        (Kind::AzureLogin, 8192, &[Refresh, Authority]),
+        (Kind::AwsLogin, 8192, &[Access, StartUrl]),
+        (Kind::OauthToken, 8192, &[Refresh, ClientSecret]),
+        (Kind::OauthToken, 16384, &[Refresh, Access]),
+        (Kind::SasToken, 700, &[Signature, Expiry, SignedVersion]),
+        (Kind::PrivateKey, 8192, &[PrivateExponent, KeyType]),
+        (Kind::ImpersonatedAccount, 8192, &[ImpersonationUrl, SourceCredentials, ImpersonatedType]),
+        (Kind::ExternalAccount, 4096, &[Audience, CredentialSource, SubjectType, ExternalType]),
+        (Kind::FederatedToken, 4096, &[FederatedAudience, Issuer]),
+        (Kind::AwsKey, 1024, &[AwsSecret, AwsId]),
+        (Kind::AzureKey, 1024, &[AzureKey, AzureName]),
+    ]
+};
+
+/// What one field comes to.
+pub(super) enum Sense {
+    Nothing,
+    /// A key by itself.
+    Key(Kind),
+    Mark(Mark),
+}
+
+/// The marks of a text, and what they come to.
+#[derive(Debug)]
+pub(super) struct Marks<'a> {
+    last: [Option<Field<'a>>; MARKS],
+    /// `{"name": "X", "value": "…"}`: the value of the one is the name of the other.
+    named: Option<Field<'a>>,
+    /// A kubeconfig or a registry's login file is what has these; they are read by themselves.
+    pub(super) kubeconfig: bool,
+    pub(super) registry: bool,
+    /// Whether base64 was undone: the claims of a token are such a text, and examples of them are none.
+    decoded: bool,
+}
+
+impl<'a> Marks<'a> {
+    pub(super) fn new(decoded: bool) -> Self {
+        Self { last: [None; MARKS], named: None, kubeconfig: false, registry: false, decoded }
+    }
+
+    /// The keys that `field` is or completes, each with the field that is secret, until `accept` takes one.
+    pub(super) fn add(
+        &mut self,
+        field: Field<'a>,
+        accept: &dyn Fn(Kind, &[u8]) -> Option<Kind>,
+    ) -> Option<Kind> {
+        const NEAR: usize = 300;
+        let plain = Plain::of(field.name);
+        match plain.text() {
+            b"name" | b"key" => self.named = Some(field),
+            b"value" => {
+                if let Some(name) = self.named.take().filter(|name| field.at - name.at < NEAR) {
+                    let renamed = Field { name: name.value, ..field };
+                    return self.take(sense(&Plain::of(renamed.name), &renamed), renamed, accept);
+                }
+            }
+            b"currentcontext" => self.kubeconfig = true,
+            b"auth" | b"auths" | b"identitytoken" => self.registry = true,
+            _ => {}
+        }
+        self.take(sense(&plain, &field), field, accept)
+    }
+
+    fn take(
+        &mut self,
+        sense: Sense,
+        field: Field<'a>,
+        accept: &dyn Fn(Kind, &[u8]) -> Option<Kind>,
+    ) -> Option<Kind> {
+        let mark = match sense {
+            Sense::Nothing => return None,
+            Sense::Key(kind) => return accept(kind, field.value),
+            Sense::Mark(mark) => mark,
+        };
+        self.last[mark as usize] = Some(field);
+        RULES.iter().filter(|(_, _, marks)| marks.contains(&mark)).find_map(|(kind, window, marks)| {
+            let near = |mark: &Mark| {
+                self.last[*mark as usize].filter(|one| field.at.saturating_sub(one.at) <= *window)
+            };
+            let claims = *kind == Kind::FederatedToken;
+            if !marks.iter().all(|mark| near(mark).is_some()) || (claims && !self.decoded) {
+                return None;
+            }
+            // For whom a token is says nothing of the token.
+            accept(*kind, if claims { &[] } else { near(&marks[0])?.value })
+        })
+    }
+}
+
+/// A name says what a value should be, the value whether it is.
+fn sense(plain: &Plain, field: &Field<'_>) -> Sense {
+    let (name, value) = (plain.text(), field.value);
+    let ends = |end: &str| name.ends_with(end.as_bytes());
+    let mark = |counts: bool, mark| if counts { Sense::Mark(mark) } else { Sense::Nothing };
+    if let Some(kind) = variable(field) {
+        return Sense::Key(kind);
+    }
+    match () {
+        () if is_entra_secret(value) => Sense::Key(Kind::AzureLogin),
+        () if ends("secretaccesskey") || ends("awssecretkey") || ends("secretkey") || ends("awssecret") => {
+            match is_aws_secret(value) {
+                true if ends("gssecretaccesskey") => Sense::Key(Kind::GoogleHmac),
+                true => Sense::Key(Kind::AwsKey),
+                false => Sense::Nothing,
+            }
+        }
+        () if ends("sessiontoken") && value.len() >= 100 && is_strong(value, 100) => Sense::Key(Kind::AwsKey),
+        () if ends("refreshtoken") => mark(is_strong(value, 24), Mark::Refresh),
+        () if ends("accesstoken") => mark(is_strong(value, 32), Mark::Access),
+        () if ends("clientsecret") => mark(is_strong(value, 16), Mark::ClientSecret),
+        () if ends("clientid") || ends("appid") || ends("principalid") || ends("applicationid") => {
+            mark(value.len() >= 4 && !is_template(value), Mark::ClientId)
+        }
+        () if ends("tenant") || ends("tenantid") => mark(
+            !matches!(value[0], b'$' | b'{' | b'<' | b'%') && value != b"None" && value != b"null",
+            Mark::Tenant,
+        ),
+        () if ends("sharedaccesskey") => {
+            match value.len() == 44 && value.ends_with(b"=") && is_strong(value, 44) {
+                true => Sense::Key(Kind::AzureKey),
+                false => Sense::Nothing,
+            }
+        }
+        () if ends("accountkey") || ends("storagekey") || ends("windowsnet") => match is_azure_key(value) {
+            true => Sense::Key(Kind::AzureKey),
+            false => Sense::Nothing,
+        },
+        () if is_azure_key(value) => Sense::Mark(Mark::AzureKey),
+        () if ends("accountname") || ends("permissions") => Sense::Mark(Mark::AzureName),
+        () if ends("password") => mark(is_strong(value, 16), Mark::Password),
+        () if name == b"type" => kind_of_file(value),
+        () => rest(name, field),
+    }
+}
+
+fn kind_of_file(value: &[u8]) -> Sense {
+    Sense::Mark(match value {
+        b"authorized_user" | b"external_account_authorized_user" => Mark::UserType,
+        b"impersonated_service_account" => Mark::ImpersonatedType,
+        b"external_account" => Mark::ExternalType,
+        _ => return Sense::Nothing,
+    })
+}
+
+fn rest(name: &[u8], field: &Field<'_>) -> Sense {
+    let value = field.value;
+    let digits = |value: &[u8]| value.first().is_some_and(u8::is_ascii_digit);
+    let mark = match name {
+        b"sourcecredentials" => Some(Mark::SourceCredentials),
+        b"credentialsource" => Some(Mark::CredentialSource),
+        b"subjecttokentype" => value.starts_with(b"urn:").then_some(Mark::SubjectType),
+        b"audience" => (value.starts_with(b"//") && is_real(value)).then_some(Mark::Audience),
+        b"serviceaccountimpersonationurl" => {
+            (value.starts_with(b"http") && is_real(value)).then_some(Mark::ImpersonationUrl)
+        }
+        b"aud" => is_federated(value).then_some(Mark::FederatedAudience),
+        b"iss" => value.starts_with(b"http").then_some(Mark::Issuer),
+        b"homeaccountid" => Some(Mark::HomeAccount),
+        b"secret" if is_aws_secret(value) => Some(Mark::AwsSecret),
+        b"secret" => is_strong(value, 40).then_some(Mark::Secret),
+        b"authority" => value.starts_with(b"http").then_some(Mark::Authority),
+        b"starturl" => value.starts_with(b"http").then_some(Mark::StartUrl),
+        b"sig" => is_signature(value).then_some(Mark::Signature),
+        b"se" => digits(value).then_some(Mark::Expiry),
+        b"sv" => (value.starts_with(b"20") && value.len() == 10).then_some(Mark::SignedVersion),
+        b"skn" => Some(Mark::SignedVersion),
+        b"kty" => matches!(value, b"RSA" | b"EC" | b"OKP").then_some(Mark::KeyType),
+        b"d" => is_exponent(value).then_some(Mark::PrivateExponent),
+        _ if name.ends_with(b"accesskey") || name.ends_with(b"accesskeyid") => {
+            (value.starts_with(b"AKIA") || value.starts_with(b"ASIA")).then_some(Mark::AwsId)
+        }
+        _ => None,
+    };
+    mark.map_or(Sense::Nothing, Sense::Mark)
+}
+
+/// Variables that carry a cloud secret, wherever they are set.
+fn variable(field: &Field<'_>) -> Option<Kind> {
+    let shown = field.name.contains(&b'_') && field.name.last().is_some_and(u8::is_ascii_uppercase);
+    let value = field.value;
+    let (_, kind) = SECRET.iter().filter(|_| shown).find(|(name, _)| field.name == name.as_bytes())?;
+    (is_strong(value, 20) && !is_azurites(value)).then_some(*kind)
+}
+
+/// Projects have numbers and pools have names; documents have `$PROJECT_NUMBER` and `POOL_ID` there.
+fn is_real(value: &[u8]) -> bool {
+    let shouted = |part: &[u8]| {
+        part.len() > 2 && part.contains(&b'_') && part.iter().all(|b| b.is_ascii_uppercase() || *b == b'_')
+    };
+    !value.iter().take(512).any(|b| matches!(b, b'$' | b'{' | b'<' | b'[' | b'(' | b'*'))
+        && !has(&value[..value.len().min(512)], "YOUR")
+        && !value.split(|b| *b == b'/').take(16).any(shouted)
+}
+
+/// For whom an identity provider makes tokens that a cloud exchanges for its own.
+fn is_federated(value: &[u8]) -> bool {
+    const AUDIENCES: [&[u8]; 4] = [
+        b"api://AzureADTokenExchange",
+        b"sts.amazonaws.com",
+        b"//iam.googleapis.com/",
+        b"https://iam.googleapis.com/",
+    ];
+    AUDIENCES.iter().any(|audience| value.starts_with(audience))
+}
+
+/// 32 bytes in base64, or that escaped for a URL.
+fn is_signature(value: &[u8]) -> bool {
+    (43..=70).contains(&value.len())
+        && value.iter().all(|b| is_base64(*b) || matches!(b, b'%' | b'=' | b'-' | b'_'))
+        && is_random(value)
+        && !is_stand_in(value)
+}
+
+fn is_exponent(value: &[u8]) -> bool {
+    value.len() >= 40 && value.iter().take(256).all(|b| is_of_token(*b) || *b == b'=') && is_random(value)
+}
