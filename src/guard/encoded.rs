@@ -64,7 +64,7 @@ fn next_run(bytes: &[u8], from: usize, work: &Work) -> Option<(Bytes, usize)> {
         let line = &bytes[next..next + bytes[next..].iter().take_while(|b| is_of_run(**b)).count()];
         work.add(line.len() + next - end);
         // The first line may begin behind a name, the last may be shorter; those between are of one width.
-        let full = *width.get_or_insert(line.len().max(first));
+        let full = *width.get_or_insert_with(|| line.len().max(first));
         if line.is_empty() || line.len() > full || full < SHORTEST_WORD {
             break;
         }

@@ -3,7 +3,7 @@
 use super::Kind;
 use super::encoded::base64;
 use super::fields::{Plain, fields, filled};
-use super::text::{has, is_stand_in, is_template};
+use super::text::{has, is_base64, is_stand_in, is_template};
 use super::work::Work;
 
 type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
@@ -65,7 +65,11 @@ pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<
 /// `USER:PASSWORD` in base64, and not the words themselves.
 fn is_login(value: &[u8]) -> bool {
     let bare = value.strip_suffix(b"==").or_else(|| value.strip_suffix(b"=")).unwrap_or(value);
-    let plain = base64(&bare[..bare.len().min(4096)]);
+    let bare = &bare[..bare.len().min(4096)];
+    if !bare.iter().all(|b| is_base64(*b) || matches!(b, b'-' | b'_')) {
+        return false;
+    }
+    let plain = base64(bare);
     let Some(colon) = plain.iter().position(|b| *b == b':') else { return false };
     let (user, password) = (&plain[..colon], &plain[colon + 1..]);
     let shown = |text: &[u8]| !text.is_empty() && text.iter().all(|b| matches!(b, b'!'..=b'~'));

@@ -35,7 +35,7 @@ pub(super) fn bodies<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item 
     armored.chain(putty(bytes, work))
 }
 
-fn putty<'a>(bytes: &'a [u8], work: &Work) -> Option<Zeroizing<Vec<u8>>> {
+fn putty(bytes: &[u8], work: &Work) -> Option<Zeroizing<Vec<u8>>> {
     const LINES: &str = "Private-Lines:";
     if !bytes.starts_with(b"PuTTY-User-Key-File-") {
         return None;

@@ -93,7 +93,7 @@ pub(super) fn is_random(value: &[u8]) -> bool {
     value.iter().for_each(|b| seen[usize::from(*b)] = true);
     let different = seen.iter().filter(|seen| **seen).count();
     let digits = value.iter().filter(|b| b.is_ascii_digit()).count();
-    digits >= value.len() / 24 + 1 && changes * 5 >= value.len() && different >= value.len().min(64) / 4 + 3
+    digits > value.len() / 24 && changes * 5 >= value.len() && different >= value.len().min(64) / 4 + 3
 }
 
 /// A secret of a machine's making.

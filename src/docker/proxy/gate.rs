@@ -160,7 +160,7 @@ impl Room {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
-        let keys = self.keys_in_exec(&body);
+        let keys = self.keys_in_exec(&body).await?;
         if !keys.is_empty()
             && let Some(id) = self.locate(name).await?
         {

@@ -13,6 +13,7 @@ use super::path::Target;
 use super::room::Room;
 use super::wire::Refusal;
 use crate::guard::{Mode, environment, what};
+use crate::process;
 
 /// Most finds that are told of one request.
 pub(super) const MOST: usize = 4;
@@ -36,13 +37,14 @@ impl Room {
             return Ok(());
         }
         self.turn_sockets(&mut body["HostConfig"], task).await;
-        let mut found = keys_in_body(body);
-        found.extend(
-            image_env
-                .iter()
-                .filter_map(|entry| environment::variable(entry))
-                .map(|find| format!("the image's variable {} holds {}", find.place, find.kind)),
-        );
+        let (text, image_env) = (text_of(body), image_env.to_vec());
+        let length = length_of(&text) + image_env.iter().map(String::len).sum::<usize>();
+        let mut found = judged(length, move || {
+            let image = image_env.iter().filter_map(|entry| environment::variable(entry));
+            let image = image.map(|find| format!("the image's variable {} holds {}", find.place, find.kind));
+            keys_in_body(&text).into_iter().chain(image).collect::<Vec<_>>()
+        })
+        .await?;
         let sources = self.sources(&body["HostConfig"]).await?;
         let seen = self.look(sources).await;
         found.extend(seen.finds);
@@ -88,13 +90,17 @@ impl Room {
     }
 
     /// In environment and command of an exec.
-    pub(super) fn keys_in_exec(&self, body: &Value) -> Vec<String> {
+    pub(super) async fn keys_in_exec(&self, body: &Value) -> Result<Vec<String>, Refusal> {
         if self.settings.guard.rules.mode == Mode::Off {
-            return vec![];
+            return Ok(vec![]);
         }
-        let mut found = variables(&body["Env"], "variable");
-        found.extend(words(&body["Cmd"], "Cmd"));
-        found
+        let text = text_of(body);
+        judged(length_of(&text), move || {
+            let mut found = variables(&text["Env"], "variable");
+            found.extend(words(&text["Cmd"], "Cmd"));
+            found
+        })
+        .await
     }
 
     /// `--build-arg`s, which stay in the image's history, and `--label`s.
@@ -109,6 +115,41 @@ impl Room {
         let (arguments, marks) = (given("buildargs"), given("labels"));
         let found = named(&arguments, "build argument").chain(labels(&marks));
         self.decide(mode, "build", found.collect())
+    }
+}
+
+/// Judged where others are served meanwhile, unless it is short: a body can have 32 MiB. What cannot be judged does
+/// not pass.
+pub(super) async fn judged<T: Send + 'static>(
+    length: usize,
+    judge: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    const SHORT: usize = 8 << 10;
+    if length <= SHORT {
+        return Ok(judge());
+    }
+    process::aside(judge).await.ok_or_else(|| {
+        let why = "the guard could not judge this request; try again";
+        Refusal::new(hyper::StatusCode::INTERNAL_SERVER_ERROR, why)
+    })
+}
+
+/// What reaches a container as text, without the rest of the body.
+pub(super) fn text_of(body: &Value) -> Value {
+    let mut text = Value::Null;
+    for part in ["Env", "Cmd", "Entrypoint", "Labels"] {
+        text[part] = body[part].clone();
+    }
+    text
+}
+
+/// Bytes of all strings in it.
+pub(super) fn length_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(length_of).sum(),
+        Value::Object(map) => map.iter().map(|(name, value)| name.len() + length_of(value)).sum(),
+        _ => 0,
     }
 }
 
@@ -160,8 +201,8 @@ pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {
     }
 }
 
-pub(super) const ADVICE: &str = "leave it out (containers with an identity get tokens without a key), or \
-     except it in kfp-creds.toml under [guard]";
+pub(super) const ADVICE: &str = "leave it out (containers with an identity get tokens without a key); [guard] in \
+     kfp-creds.toml can except a file (allow = [PATH]) or only warn of everything (mode = \"warn\")";
 
 pub(super) fn variables(list: &Value, what: &str) -> Vec<String> {
     let found = strings(list).filter_map(environment::variable);

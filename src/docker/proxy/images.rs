@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::http::request::Parts;
 
 use super::create::rewritten;
-use super::guard::keys_in_body;
+use super::guard::{judged, keys_in_body, length_of, text_of};
 use super::json;
 use super::path::Target;
 use super::room::Room;
@@ -83,7 +83,8 @@ impl Room {
         } else {
             let mut body = json::parse(&bytes).map_err(Refusal::malformed)?;
             json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
-            found.extend(keys_in_body(&body));
+            let text = text_of(&body);
+            found.extend(judged(length_of(&text), move || keys_in_body(&text)).await?);
             rewritten(parts, &body)
         };
         self.decide(self.strictness(true), "commit", found)?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::create::rewritten;
-use super::guard::{labels, variables, words};
+use super::guard::{judged, labels, length_of, variables, words};
 use super::json;
 use super::path::Target;
 use super::room::Room;
@@ -25,7 +25,9 @@ impl Room {
             let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
             // The node that runs it can be another machine; what lies here at that place is what can be seen.
             let looked = self.look(self.sources(&mounts).await?).await;
-            let found = found(&body).into_iter().chain(looked.finds).collect();
+            let text = body.clone();
+            let found = judged(length_of(&text), move || found(&text)).await?;
+            let found = found.into_iter().chain(looked.finds).collect();
             self.decide(Mode::Warn, &format!("{name}, of the swarm"), found)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
