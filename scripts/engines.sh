@@ -5,7 +5,7 @@
 #   .work/engine/NAME    what one checkout's engine writes: images, containers, log, socket
 # shellcheck shell=sh
 
-engine_names='docker-20 docker-26 docker-28 docker-28-rootless podman-4 podman-5.4 podman-5'
+engine_names='docker-20 docker-26 docker-28 docker-28-rootless podman-4 podman-5.4 podman-5 podman-5-rootless'
 # What scripts/test, scripts/demo and CI take unless they are told.
 newest=docker-28
 docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates'
@@ -23,6 +23,7 @@ recipe() {
     podman-4) kind=podman suite=bookworm wanted=$podman_packages ;;
     podman-5.4) kind=podman suite=trixie wanted=$podman_packages ;;
     podman-5) kind=podman suite=testing wanted=$podman_packages ;;
+    podman-5-rootless) recipe podman-5; kind=podman_rootless ;;
     host-vm) kind=vm files='' ;;
     docker-*-vm) recipe "${1%-vm}"; kind=vm ;;
     *) die "engine" "no engine is called $1; there are: $engine_names" ;;
@@ -182,17 +183,22 @@ vm_daemon() {
     exec dockerd --config-file /etc/daemon.json --host unix:///run/engine/docker.sock --data-root /var/lib/docker --shutdown-timeout 5
 }
 
-# As a user without rights; the network of its containers is one more namespace, that of rootlesskit.
-rootless_daemon() {
+# over_etc : the files of $state/etc stand in the place of the machine's.
+over_etc() {
+    for file in resolv.conf hosts; do cp -L "/etc/$file" "$state/etc/" 2>/dev/null || true; done
+    mount -t overlay overlay -o "lowerdir=$state/etc:/etc" /etc
+}
+
+# The files of an engine that runs as a user without rights.
+user_files() {
     user=4242
     mkdir -p "$state/data" "$state/etc"
     echo "engine:x:$user:$user::/run/engine:/bin/sh" >"$state/etc/passwd"
     echo "engine:x:$user:" >"$state/etc/group"
     echo 'engine:1000000:65536' | tee "$state/etc/subuid" >"$state/etc/subgid"
     echo '{}' >"$state/etc/daemon.json"
-    for file in resolv.conf hosts; do cp -L "/etc/$file" "$state/etc/" 2>/dev/null || true; done
     chown "$user:$user" "$state/data" "${socket%/*}"
-    mount -t overlay overlay -o "lowerdir=$state/etc:/etc" /etc
+    over_etc
     mkdir -p "$state/bind"
     mount --bind "$state/data" "$state/bind"
     own_files
@@ -203,6 +209,11 @@ rootless_daemon() {
     busybox mount --bind /run/tun /dev/net/tun
     busybox ln -s /usr/bin/busybox /run/sh
     export XDG_RUNTIME_DIR=/run/engine
+}
+
+# The network of its containers is one more namespace, that of rootlesskit.
+rootless_daemon() {
+    user_files
     exec busybox su -s /run/sh engine -c 'exec rootlesskit --state-dir /run/engine/rootlesskit \
         --net slirp4netns --mtu 65520 --disable-host-loopback --slirp4netns-sandbox=false --slirp4netns-seccomp=false \
         --copy-up /etc --copy-up /run --propagation rslave \
@@ -210,17 +221,16 @@ rootless_daemon() {
         --pidfile /run/engine/pid --data-root /run/data --exec-root /run/engine/exec --shutdown-timeout 5'
 }
 
-# Podman reads its settings from a home of its own, not from the machine's /etc/containers.
-podman_daemon() {
-    home=$state/home
-    mkdir -p "$home/.config/containers"
-    echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$home/.config/containers/policy.json"
-    echo 'unqualified-search-registries = []' >"$home/registries.conf"
+# Podman's settings are in $state/etc/containers, in the place of the machine's. A commit reads its policy there alone.
+podman_settings() {
+    mkdir -p "$state/etc/containers"
+    echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$state/etc/containers/policy.json"
+    echo 'unqualified-search-registries = []' >"$state/etc/containers/registries.conf"
     # crun refuses a machine with cgroups of both versions; without a limit named here, Podman sets one that only
     # a process with CAP_SYS_RESOURCE may.
     runtime=crun
     if [ -d /sys/fs/cgroup/unified ]; then runtime=runc; fi
-    cat >"$home/containers.conf" <<END
+    cat >"$state/etc/containers/containers.conf" <<END
 [containers]
 default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)"]
 [engine]
@@ -228,15 +238,24 @@ runtime = "$runtime"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 END
-    # A commit reads its policy from /etc alone, which is the machine's and has none: another layer above it.
-    mkdir -p "$state/etc/containers"
-    cp "$home/.config/containers/policy.json" "$state/etc/containers/"
-    for file in resolv.conf hosts hostname; do cp -L "/etc/$file" "$state/etc/" 2>/dev/null || true; done
-    mount -t overlay overlay -o "lowerdir=$state/etc:/etc" /etc
+    unset XDG_RUNTIME_DIR XDG_CONFIG_HOME CONTAINERS_CONF CONTAINERS_REGISTRIES_CONF
+}
+
+podman_daemon() {
+    podman_settings
+    over_etc
+    mkdir -p "$state/home"
     echo $$ >"$state/pid"
-    export HOME="$home" CONTAINERS_CONF="$home/containers.conf" CONTAINERS_REGISTRIES_CONF="$home/registries.conf"
-    unset XDG_RUNTIME_DIR XDG_CONFIG_HOME
+    export HOME="$state/home"
     own_files
     exec podman --root "$state/data" --runroot /run/podman-run --tmpdir /run/podman-tmp \
         --network-config-dir "$state/networks" system service --time 0 "unix://$socket"
+}
+
+# The network of its containers is one more namespace, that of pasta.
+podman_rootless_daemon() {
+    podman_settings
+    user_files
+    exec busybox su -s /run/sh engine -c 'echo $$ >/run/engine/pid; export HOME=/run/engine; umask 022
+        exec podman --root /run/data --runroot /run/engine/containers system service --time 0 unix:///run/engine/docker.sock'
 }

@@ -201,6 +201,9 @@ fn a_container_that_is_taken_off_our_network_or_removed_gives_up_what_it_had() {
     let session = Session::offline("[network]\npool = \"10.219.40.0/28\"\n", &["--all"]);
     let (network, _, _) = ours(&session);
     let (made, id) = sleeper(&session);
+    // One that was not seen running has nothing to lose.
+    let told = raw(&["exec", &id, "sh", "-c", &ask()]);
+    assert_eq!(token(&told)["container"], id);
     raw(&["network", "disconnect", &network, &id]);
     session.wait_for(&format!("cut off       {}", made.1), Duration::from_secs(5));
     drop(made);
