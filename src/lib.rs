@@ -21,7 +21,9 @@
 //! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` (with `docker/proxy/frames.rs`) the output of auto-removed
 //! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours;
 //! `docker/proxy/guard.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`, `docker/proxy/images.rs`,
-//! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
+//! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out, and `docker/proxy/builds` out of BuildKit's contexts:
+//! `docker/proxy/builds/calls.rs` its calls, `docker/proxy/builds/answer.rs` their answers, `docker/proxy/builds/context.rs`
+//! and `docker/proxy/builds/upload.rs` what they hold, `docker/proxy/builds/message.rs` their form; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
 //! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up; `docker/proxy/podman.rs` what Podman alone would read in a create;
 //! `docker/proxy/wire.rs` moves bytes.
 //!

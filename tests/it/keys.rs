@@ -168,13 +168,27 @@ fn what_passes_without_a_look_is_said() {
             "not verified: an image whose files the engine",
         ),
         ("POST /build?remote=https://x.example/a.git", "not verified: the build's context, which the engine"),
-        ("POST /build?version=2&remote=client-session", "not verified: BuildKit fetches its context itself"),
     ] {
         assert!(!stand.said().contains(what), "{line}: {}", stand.said());
         assert_eq!(call(&stand.socket, line, "").0, 200, "{line}");
         assert!(stand.said().contains(what), "{line}: {}", stand.said());
     }
-    assert_eq!(reached(&engine), 3);
+    assert_eq!(reached(&engine), 2);
+}
+
+/// With `client-session` the context comes in a tunnel; an archive on stdin comes as the classic builder's does.
+#[test]
+fn the_body_of_a_build_by_buildkit_is_judged_as_well() {
+    let (_scratch, engine, stand) = fixture();
+    let keyed = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
+    let plain = archive("x/.env", "A=b\n");
+    let line = |remote: &str| format!("POST /build?version=2&session=s&remote={remote}");
+    assert_eq!(call(&stand.socket, &line("client-session"), "").0, 200);
+    assert_eq!(call(&stand.socket, &line("upload-request&buildid=b"), &plain).0, 200);
+    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+    let (status, answer) = call(&stand.socket, &line("upload-request&buildid=b"), &keyed);
+    assert!(status == 403 && answer.contains("an AWS secret access key at x/.env"), "{status} {answer}");
+    assert_eq!(reached(&engine), 2);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 
 mod architecture;
+mod builds;
 mod check;
 mod ci;
 mod config;

@@ -37,10 +37,8 @@ impl Room {
             )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
-            Route::Tunnel => {
-                self.say_buildkit();
-                self.raw(parts, target, body, raw).await
-            }
+            Route::BuildSession => self.build_session(parts, target, body, raw).await,
+            Route::BuildControl => self.raw(parts, target, body, raw).await,
             Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
             Route::Swarm if !looks => self.swarm(parts, target, body).await,
             Route::Build if !looks => {
@@ -83,7 +81,7 @@ impl Room {
     /// A request that may turn into raw bytes. No body goes on with it: the engine would read what follows the
     /// head as part of the stream. dockerode sends its options as a body besides the query; the engine does not
     /// read them, so they end here.
-    async fn raw(
+    pub(super) async fn raw(
         &self,
         mut parts: Parts,
         target: Target,
@@ -344,7 +342,7 @@ impl Room {
 }
 
 /// The client's end, where a request may turn into raw bytes.
-type Raw = Option<RawClient>;
+pub(super) type Raw = Option<RawClient>;
 
 /// An upgrade is known only where the engine's protocol has one, and only to the protocol that belongs
 /// there; elsewhere the header is dropped, which HTTP allows. `Upgrade: h2c` let through would be a second
@@ -354,7 +352,7 @@ fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusa
         Route::ExecStart => ("tcp", true),
         Route::Container { action, .. } if action == "attach" => ("tcp", true),
         Route::Container { action, .. } if action == "attach/ws" => ("websocket", false),
-        Route::Tunnel => ("h2c", false),
+        Route::BuildSession | Route::BuildControl => ("h2c", false),
         _ => return Ok(None),
     };
     let asked: Vec<HeaderValue> = request.headers().get_all(header::UPGRADE).iter().cloned().collect();
@@ -368,7 +366,7 @@ fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusa
     }
 }
 
-fn needs_upgrade() -> Refusal {
+pub(super) fn needs_upgrade() -> Refusal {
     Refusal::new(
         StatusCode::UPGRADE_REQUIRED,
         "this stream needs an `Upgrade` header, which the client did not send",

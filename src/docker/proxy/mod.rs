@@ -10,7 +10,7 @@
 //! | `docker cp`, builds, imports, loads, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first, then our record of one that it removed by itself (`logs`) |
 //! | attach, exec start | raw bytes, copied, once the engine has answered 101; also for clients without `Upgrade` (`gate`, `wire`) |
-//! | BuildKit's tunnels | only as an upgrade without a body; then bytes, copied (`gate`, `wire`) |
+//! | BuildKit's tunnels | only as an upgrade without a body; the contexts in them are looked through for keys (`builds`) |
 //! | `POST /networks/create` | no name and no label of ours (`gate`) |
 //! | `/libpod/…` | Podman's own API: refused whole (`podman` has what else Podman reads otherwise) |
 //! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
@@ -19,6 +19,7 @@
 //! Whoever can open the socket can do what the engine can do: it is 0600 in a 0700 directory, and the rules
 //! here keep identities apart, not users from their own engine.
 
+mod builds;
 mod confine;
 mod create;
 mod frames;

@@ -64,8 +64,10 @@ pub(super) enum Route {
     Swarm,
     Build,
     Commit,
-    /// BuildKit's two tunnels.
-    Tunnel,
+    /// BuildKit's tunnel in which the engine asks the client for the context.
+    BuildSession,
+    /// BuildKit's tunnel in which the client asks for the build.
+    BuildControl,
     /// Podman's own API, which can do everything that is judged here in other words.
     Libpod,
     Other,
@@ -159,7 +161,8 @@ impl Target {
             ["exec", .., "start"] => Route::ExecStart,
             ["build"] => Route::Build,
             ["commit"] => Route::Commit,
-            ["session"] | ["grpc"] => Route::Tunnel,
+            ["session"] => Route::BuildSession,
+            ["grpc"] => Route::BuildControl,
             [first, ..] if is_libpod(first) => Route::Libpod,
             ["containers", rest @ ..] => {
                 named(rest).map_or(Route::Other, |(name, action)| Route::Container { name, action })
@@ -345,7 +348,8 @@ mod tests {
             ("/LIBPOD/info", false, Route::Libpod),
             ("/containers/libpod/json", false, container("libpod", "json")),
             ("/exec/a/start", false, Route::ExecStart),
-            ("/grpc", false, Route::Tunnel),
+            ("/session", false, Route::BuildSession),
+            ("/grpc", false, Route::BuildControl),
         ] {
             assert_eq!(target(path).unwrap().route(delete), route, "{path}");
         }

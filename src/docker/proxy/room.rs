@@ -1,7 +1,7 @@
 //! What every judgement needs: the engine, the settings, and answers to "which container is that".
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ pub(super) struct Room {
     /// that exists becomes leased any more.
     arriving: Arc<RwLock<()>>,
     pub(super) memory: Memory,
-    /// Whether it was said that BuildKit's builds are not looked into.
-    pub(super) said_buildkit: AtomicBool,
+    /// How many builds by BuildKit were refused.
+    pub(super) refused_builds: AtomicU64,
 }
 
 impl Room {
@@ -54,7 +54,7 @@ impl Room {
             images: Mutex::default(),
             arriving: Arc::default(),
             memory: Memory::default(),
-            said_buildkit: AtomicBool::default(),
+            refused_builds: AtomicU64::default(),
         }
     }
 

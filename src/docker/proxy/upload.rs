@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,14 +17,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::path::Target;
 use super::room::Room;
 use super::wire::{Refusal, Reply};
-use crate::guard::Mode;
 use crate::guard::found::Entry;
 use crate::guard::stream::Stream;
+use crate::guard::{Mode, Rules};
 
 /// How long the rest of a refused upload is read, so that the client comes to read the answer.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Compressed bytes at a time: they may become a thousand times as many.
-const SIP: usize = 8 << 10;
+pub(super) const SIP: usize = 8 << 10;
 
 type Piece = Result<Frame<Bytes>, io::Error>;
 
@@ -51,7 +50,8 @@ impl Room {
         }
     }
 
-    /// The classic builder's context; BuildKit fetches its own through a tunnel.
+    /// The classic builder's context. BuildKit asks for its own in `POST /session`, but for an archive of which an old
+    /// client says `upload-request`.
     pub(super) async fn build_context(
         self: &Arc<Self>,
         parts: Parts,
@@ -59,14 +59,11 @@ impl Room {
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         self.guard_build_arguments(target)?;
-        let remote = target.query("remote").is_some_and(|remote| !remote.is_empty());
-        if target.query("version") == Some("2") {
-            self.say_buildkit();
-        }
+        let remote = target.query("remote").unwrap_or_default();
         match self.strictness(true) {
             Mode::Off => self.pass(parts, target, Either::Left(body)).await,
-            _ if target.query("version") == Some("2") => self.pass(parts, target, Either::Left(body)).await,
-            _ if remote => {
+            _ if remote == "client-session" => self.pass(parts, target, Either::Left(body)).await,
+            _ if !matches!(remote, "" | "upload-request") => {
                 self.unlooked("the build's context, which the engine fetches itself");
                 self.pass(parts, target, Either::Left(body)).await
             }
@@ -74,16 +71,6 @@ impl Room {
                 let look = Look { mode, who: "build context".into(), stream: Stream::files() };
                 self.upload(parts, target, body, look).await
             }
-        }
-    }
-
-    pub(super) fn say_buildkit(&self) {
-        let on = self.settings.guard.rules.mode != Mode::Off;
-        if on && !self.said_buildkit.swap(true, Ordering::Relaxed) {
-            self.settings.voice.notice(
-                "not verified: BuildKit fetches its context itself, past this session; look into the image with \
-                 kfp-creds scan IMAGE",
-            );
         }
     }
 
@@ -167,16 +154,17 @@ impl Room {
     }
 
     fn texts(&self, filter: &mut Filter) -> Vec<String> {
-        let finds = filter.stream.take_finds().into_iter();
-        let finds = finds.filter(|entry| !self.settings.guard.rules.allows_inside(&entry.name));
-        let layer = |entry: &Entry| entry.layer.as_ref().map(|layer| format!(" in layer {layer}"));
-        finds
-            .map(|entry| {
-                let layer = layer(&entry).unwrap_or_default();
-                format!("the archive holds {} at {}{layer}", entry.kind, entry.name)
-            })
-            .collect()
+        in_archive(filter.stream.take_finds(), &self.settings.guard.rules).collect()
     }
+}
+
+/// What is told of the finds in an archive.
+pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = String> {
+    let finds = finds.into_iter().filter(|entry| !rules.allows_inside(&entry.name));
+    finds.map(|entry| {
+        let layer = entry.layer.map(|layer| format!(" in layer {layer}")).unwrap_or_default();
+        format!("the archive holds {} at {}{layer}", entry.kind, entry.name)
+    })
 }
 
 /// How an upload is looked at.

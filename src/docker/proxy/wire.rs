@@ -166,10 +166,36 @@ impl Engine {
     /// connection with HTTP, where what follows is judged.
     pub(super) async fn forward<B>(
         &self,
-        mut request: Request<B>,
+        request: Request<B>,
         uri: Uri,
         raw: Option<RawClient>,
     ) -> Result<Reply, Refusal>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let protocol = raw.as_ref().map(|raw| match raw {
+            RawClient::Upgrade(_, protocol) => protocol.clone(),
+            RawClient::Bare(_) => HeaderValue::from_static("tcp"),
+        });
+        let (reply, engine) = self.switch(request, uri, protocol).await?;
+        match (engine, raw) {
+            (Some(engine), Some(RawClient::Upgrade(client, _))) => self.splice_upgraded(client, engine),
+            (Some(engine), Some(RawClient::Bare(client))) => {
+                return Err(hand_over(&client, reply.headers(), engine).await);
+            }
+            _ => {}
+        }
+        Ok(reply)
+    }
+
+    /// The same, and the engine's end where it switches to `protocol`: for the caller to serve.
+    pub(super) async fn switch<B>(
+        &self,
+        mut request: Request<B>,
+        uri: Uri,
+        protocol: Option<HeaderValue>,
+    ) -> Result<(Reply, Option<OnUpgrade>), Refusal>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -181,32 +207,25 @@ impl Engine {
         if !request.headers().contains_key(header::HOST) {
             request.headers_mut().insert(header::HOST, HeaderValue::from_static("docker"));
         }
-        let protocol = raw.as_ref().map(|raw| match raw {
-            RawClient::Upgrade(_, protocol) => protocol.clone(),
-            RawClient::Bare(_) => HeaderValue::from_static("tcp"),
-        });
+        let asked = protocol.is_some();
         if let Some(protocol) = protocol {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             request.headers_mut().insert(header::UPGRADE, protocol);
         }
         let mut reply = self.exchange(request).await?;
-        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let engine = hyper::upgrade::on(&mut reply);
-            match raw {
-                Some(RawClient::Upgrade(client, _)) => self.splice_upgraded(client, engine),
-                Some(RawClient::Bare(client)) => return Err(hand_over(&client, &reply, engine).await),
-                None => {
-                    return Err(Refusal::new(
-                        StatusCode::BAD_GATEWAY,
-                        "the engine switched protocols without being asked",
-                    ));
-                }
-            }
-            // Connection and Upgrade are part of the answer here, so nothing is stripped.
-            return Ok(reply.map(|_| full(Bytes::new())));
+        if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+            strip(reply.headers_mut(), head);
+            return Ok((reply.map(Either::Left), None));
         }
-        strip(reply.headers_mut(), head);
-        Ok(reply.map(Either::Left))
+        if !asked {
+            return Err(Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                "the engine switched protocols without being asked",
+            ));
+        }
+        let engine = hyper::upgrade::on(&mut reply);
+        // Connection and Upgrade are part of the answer here, so nothing is stripped.
+        Ok((reply.map(|_| full(Bytes::new())), Some(engine)))
     }
 
     fn splice_upgraded(&self, client: OnUpgrade, engine: OnUpgrade) {
@@ -225,16 +244,29 @@ impl Engine {
     }
 }
 
+/// A connection without HTTP/1.1: the stream, and what was read of it already.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) stream: UnixStream,
+    pub(super) early: Bytes,
+}
+
+/// A connection after its upgrade; `None` where it is gone.
+pub(super) async fn opened(upgraded: OnUpgrade) -> Option<Opened> {
+    let parts = upgraded.await.ok()?.downcast::<TokioIo<UnixStream>>().ok()?;
+    Some(Opened { stream: parts.io.into_inner(), early: parts.read_buf })
+}
+
 /// Gives the engine's stream to the task that owns the client's connection. Returns only where that task is
 /// gone, with the client: nobody reads the refusal.
-async fn hand_over(client: &Handover, reply: &Response<Incoming>, engine: OnUpgrade) -> Refusal {
+async fn hand_over(client: &Handover, headers: &HeaderMap, engine: OnUpgrade) -> Refusal {
     // An engine says raw-stream to clients that do not ask for an upgrade, whatever the frames are.
     let mut head =
         b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: close\r\n"
             .to_vec();
     let about_the_hop =
         [header::CONNECTION, header::UPGRADE, header::CONTENT_TYPE, header::TRANSFER_ENCODING];
-    for (name, value) in reply.headers() {
+    for (name, value) in headers {
         if !about_the_hop.contains(name) && name != header::CONTENT_LENGTH {
             head.extend_from_slice(name.as_str().as_bytes());
             head.extend_from_slice(b": ");

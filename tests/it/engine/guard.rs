@@ -408,16 +408,6 @@ fn everything_there_is_cannot_be_mounted() {
     refused(&session, &["create", "-v", "/:/host:ro", &task_image(), "true"], &["the engine's own socket"]);
 }
 
-/// What BuildKit takes, `--secret` included, goes through a tunnel: that is said, and nothing else is claimed.
-#[test]
-fn buildkit_is_said_not_to_be_looked_into() {
-    let session = session("deny");
-    let reply = build(&session.socket, b"", "version=2&t=kfpct-guard-never");
-    assert!(!reply.starts_with("HTTP/1.1 403"), "{reply}");
-    let line = session.wait_for("not verified: BuildKit", Duration::from_secs(5));
-    assert!(line.contains("kfp-creds scan IMAGE"), "{line}");
-}
-
 /// The containers of a swarm get no identity here, so a key for them is told of and passes: the engine, which
 /// is in no swarm, answers itself.
 #[test]

@@ -5,6 +5,7 @@ mod alone;
 mod attacks;
 mod baselines;
 mod basics;
+mod builds;
 mod cells;
 mod clients;
 mod conforming;

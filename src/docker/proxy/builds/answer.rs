@@ -1,0 +1,415 @@
+//! The client's answer to one call of the engine's, judged while it passes: no message of a file goes on before
+//! the file is judged.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Polling, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::context::{Context, Told};
+use super::message::{Messages, Unread};
+use super::upload::Upload;
+
+/// What comes up while an answer passes.
+#[derive(Debug)]
+pub(super) enum Matter {
+    /// Keys, one text each.
+    Found(Vec<String>),
+    /// It cannot be judged any further, and why.
+    Unread(&'static str),
+    /// It passes though it was not looked at, and why.
+    Unverified(String),
+}
+
+/// Decides on a matter and tells a person; an error is the text for the engine, and ends the answer.
+pub(super) type Decide = Arc<dyn Fn(&str, Matter) -> Result<(), String> + Send + Sync>;
+
+fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), String> {
+    if !told.found.is_empty() {
+        decide(who, Matter::Found(told.found))?;
+    }
+    told.unverified.into_iter().try_for_each(|why| decide(who, Matter::Unverified(why)))
+}
+
+/// How an answer is read.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Context(Context),
+    Upload(Box<Upload>),
+}
+
+impl Reading {
+    fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+        match self {
+            Reading::Context(context) => context.push(message),
+            Reading::Upload(upload) => upload.push(message),
+        }
+    }
+
+    fn release(&mut self) -> Option<Bytes> {
+        match self {
+            Reading::Context(context) => context.release(),
+            Reading::Upload(upload) => upload.release(),
+        }
+    }
+
+    /// At the end of the answer.
+    fn end(&mut self) -> Told {
+        match self {
+            Reading::Context(_) => Told::default(),
+            Reading::Upload(upload) => upload.end(),
+        }
+    }
+
+    /// Everything that waits for a judgement, which will not come.
+    fn give_up(&mut self) -> Vec<Bytes> {
+        match self {
+            Reading::Context(context) => context.give_up(),
+            Reading::Upload(upload) => upload.give_up(),
+        }
+    }
+}
+
+/// A body between the client's answer and the engine.
+pub(super) struct Answer<B = Incoming> {
+    inner: B,
+    /// Names it in messages.
+    who: String,
+    messages: Messages,
+    /// `None` once it passes unread.
+    reading: Option<Reading>,
+    decide: Decide,
+    out: VecDeque<Bytes>,
+    /// Sent when everything before it is.
+    trailers: Option<HeaderMap>,
+    ended: bool,
+}
+
+impl<B> Answer<B> {
+    pub(super) fn new(inner: B, who: String, reading: Reading, decide: Decide) -> Self {
+        Self {
+            inner,
+            who,
+            messages: Messages::default(),
+            reading: Some(reading),
+            decide,
+            out: VecDeque::new(),
+            trailers: None,
+            ended: false,
+        }
+    }
+
+    fn take(&mut self, bytes: Bytes) {
+        if let Err(why) = self.read(bytes) {
+            self.out.clear();
+            self.trailers = Some(refused(&why));
+            self.ended = true;
+        }
+    }
+
+    fn read(&mut self, bytes: Bytes) -> Result<(), String> {
+        if self.reading.is_none() {
+            self.out.push_back(bytes);
+            return Ok(());
+        }
+        if let Err(Unread(why)) = self.messages.push(bytes) {
+            return self.unread(why, None);
+        }
+        loop {
+            let message = match self.messages.next() {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(Unread(why)) => return self.unread(why, None),
+            };
+            let Some(reading) = &mut self.reading else { return Ok(()) };
+            match reading.push(message.clone()) {
+                Ok(told) => {
+                    decide(&self.decide, &self.who, told)?;
+                    self.out.extend(std::iter::from_fn(|| reading.release()));
+                }
+                Err(Unread(why)) => return self.unread(why, Some(message)),
+            }
+        }
+    }
+
+    /// Where that is not an error, it and everything after it passes.
+    fn unread(&mut self, why: &'static str, message: Option<Bytes>) -> Result<(), String> {
+        (self.decide)(&self.who, Matter::Unread(why))?;
+        let waiting = self.reading.take().map(|mut reading| reading.give_up()).unwrap_or_default();
+        self.out.extend(waiting.into_iter().chain(message).chain(self.messages.rest()));
+        Ok(())
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) {
+        self.ended = true;
+        self.trailers = trailers;
+        let Some(reading) = &mut self.reading else { return };
+        if let Err(why) = decide(&self.decide, &self.who, reading.end()) {
+            self.out.clear();
+            self.trailers = Some(refused(&why));
+            return;
+        }
+        self.out.extend(std::iter::from_fn(|| reading.release()));
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        polling: &mut Polling<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        loop {
+            if let Some(piece) = self.out.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if self.ended {
+                return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            }
+            match ready!(Pin::new(&mut self.inner).poll_frame(polling)) {
+                None => self.end(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.take(bytes),
+                    Err(frame) => self.end(frame.into_trailers().ok()),
+                },
+            }
+        }
+    }
+}
+
+/// The end of a call that is not permitted, as gRPC says it. The engine passes the text on to the person who builds.
+pub(super) fn refused(why: &str) -> HeaderMap {
+    status(7, why)
+}
+
+/// `grpc-status` and `grpc-message`, in gRPC's percent encoding.
+pub(super) fn status(code: u16, text: &str) -> HeaderMap {
+    let mut message = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0x7f.. => message.push_str(&format!("%{byte:02X}")),
+            // A name in a message is no reason for a second line.
+            0..0x20 => message.push('?'),
+            _ => message.push(char::from(byte)),
+        }
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::try_from(message) {
+        headers.insert(HeaderName::from_static("grpc-message"), message);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    use futures_util::stream;
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+    use crate::guard::Rules;
+
+    /// Recorded from buildx 0.29: eight entries, of which `key.pem` is 1 704 times `@`.
+    const CONTEXT: &[u8] =
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/context.bin"));
+    /// The archive that `docker build - <archive` sends; `key.pem` is the same.
+    const UPLOAD: &[u8] =
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/upload.bin"));
+
+    /// A key to nothing, of that length; made when the test runs.
+    fn with_key(recorded: &[u8]) -> Vec<u8> {
+        let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+        let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIB\n".repeat(40);
+        let mut key = format!("{dashes}BEGIN {label}{dashes}\n{body}").into_bytes();
+        key.truncate(1_704);
+        // In the archive a message ends within it.
+        let mut key = key.into_iter();
+        let mut bytes = recorded.to_vec();
+        for run in bytes.chunk_by_mut(|a, b| a == b).filter(|run| run.len() >= 16 && run[0] == b'@') {
+            run.fill_with(|| key.next().unwrap());
+        }
+        assert_eq!(key.len(), 0);
+        bytes
+    }
+
+    fn files(allow: &[&str]) -> Reading {
+        Reading::Context(Context::new(rules(allow)))
+    }
+
+    fn upload(allow: &[&str]) -> Reading {
+        Reading::Upload(Box::new(Upload::new(rules(allow))))
+    }
+
+    fn rules(allow: &[&str]) -> Rules {
+        Rules { allow: allow.iter().map(Into::into).collect(), ..Rules::default() }
+    }
+
+    #[derive(Debug, Default)]
+    struct Passed {
+        bytes: Vec<u8>,
+        trailers: Option<HeaderMap>,
+        matters: Vec<String>,
+    }
+
+    impl Passed {
+        fn message(&self) -> &str {
+            self.trailers
+                .as_ref()
+                .and_then(|trailers| trailers.get("grpc-message")?.to_str().ok())
+                .unwrap_or("")
+        }
+    }
+
+    /// Sends `bytes` in pieces of `size` through.
+    async fn pass(reading: Reading, bytes: &[u8], size: usize, deny: bool) -> Passed {
+        let matters = Arc::new(Mutex::new(vec![]));
+        let kept = matters.clone();
+        let decide: Decide = Arc::new(move |who, matter| {
+            let text = format!("{who}: {matter:?}");
+            kept.lock().unwrap().push(text.clone());
+            if deny && !matches!(matter, Matter::Unverified(_)) { Err(text) } else { Ok(()) }
+        });
+        let pieces = bytes.chunks(size).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))));
+        let mut end = HeaderMap::new();
+        end.insert("grpc-status", HeaderValue::from(0));
+        let frames: Vec<Result<_, Infallible>> = pieces.chain([Ok(Frame::trailers(end))]).collect();
+        let inner = StreamBody::new(stream::iter(frames));
+        let mut answer = Answer::new(inner, "build context".into(), reading, decide);
+        let mut passed = Passed::default();
+        while let Some(frame) = answer.frame().await {
+            match frame.unwrap().into_data() {
+                Ok(bytes) => passed.bytes.extend_from_slice(&bytes),
+                Err(frame) => passed.trailers = frame.into_trailers().ok(),
+            }
+        }
+        passed.matters = matters.lock().unwrap().clone();
+        passed
+    }
+
+    const SIZES: [usize; 5] = [1, 7, 1_000, 16_384, 1 << 20];
+
+    /// Messages of a file wait for its end, so that they may come later than in the recording, and none is lost.
+    fn sorted(bytes: &[u8]) -> Vec<Bytes> {
+        let mut messages = Messages::default();
+        messages.push(Bytes::copy_from_slice(bytes)).unwrap();
+        let mut all: Vec<Bytes> = std::iter::from_fn(|| messages.next().unwrap()).collect();
+        assert_eq!(messages.rest().count(), 0);
+        all.sort();
+        all
+    }
+
+    #[tokio::test]
+    async fn what_holds_no_key_passes_as_it_was() {
+        for size in SIZES {
+            for (reading, bytes) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
+                let passed = pass(reading, bytes, size, true).await;
+                assert_eq!(passed.matters, Vec::<String>::new());
+                assert_eq!(passed.trailers.as_ref().unwrap()["grpc-status"], "0");
+                assert_eq!(sorted(&passed.bytes), sorted(bytes), "pieces of {size}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_key_goes_on_and_the_engine_is_told_which_file_it_is() {
+        for size in SIZES {
+            for (reading, recorded) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
+                let passed = pass(reading, &with_key(recorded), size, true).await;
+                assert_eq!(passed.trailers.as_ref().unwrap()["grpc-status"], "7");
+                assert!(passed.message().contains("a private key at key.pem"), "{:?}", passed.message());
+                let parts = passed.bytes.windows(16).any(|part| part == b"MIIEvQIBADANBgkq");
+                assert!(!parts, "a part of the key went on, in pieces of {size}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn warned_and_allowed_keys_pass() {
+        for (reading, recorded) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
+            let bytes = with_key(recorded);
+            let passed = pass(reading, &bytes, 1_000, false).await;
+            assert_eq!(passed.matters.len(), 1, "{:?}", passed.matters);
+            assert_eq!(sorted(&passed.bytes), sorted(&bytes));
+        }
+        for (reading, recorded) in [(files(&["key.pem"]), CONTEXT), (upload(&["key.pem"]), UPLOAD)] {
+            let bytes = with_key(recorded);
+            let passed = pass(reading, &bytes, 1_000, true).await;
+            assert_eq!(passed.matters, Vec::<String>::new());
+            assert_eq!(sorted(&passed.bytes), sorted(&bytes));
+        }
+    }
+
+    fn message(packet: &[u8]) -> Vec<u8> {
+        [&[0, 0, 0, 0, u8::try_from(packet.len()).unwrap()], packet].concat()
+    }
+
+    /// Where keys are refused it ends the build, else it passes like everything after it.
+    #[tokio::test]
+    async fn what_is_not_understood_ends_the_build() {
+        let named = message(&[0x12, 5, 0x0a, 1, b'a', 0x10, 4]);
+        for (what, why) in [
+            (vec![1, 0, 0, 0, 0], "a compressed message"),
+            (vec![0, 0xff, 0, 0, 0], "a message of more than 16 MiB"),
+            (message(&[0x08, 5]), "a packet of an unknown type"),
+            (message(&[0x2a, 1, 0]), "a packet with an unknown field"),
+            (message(&[0x08, 2, 0x18, 9, 0x22, 1, b'x']), "data of a file that was not named"),
+            (message(&[0x08, 3, 0x22, 1, b'x']), "a packet of an unknown type"),
+            (message(&[0x08, 2, 0x08, 3]), "a message with a field that is there twice"),
+            (message(&[0x08]), "a message that is not protobuf"),
+        ] {
+            // The end of the file, so that it is judged.
+            let bytes = [&named[..], &what, &message(&[0x08, 2, 0x18, 9])].concat();
+            let denied = pass(files(&[]), &bytes, 3, true).await;
+            assert_eq!(denied.trailers.as_ref().unwrap()["grpc-status"], "7", "{why}");
+            assert!(denied.message().contains(why), "{why}: {}", denied.message());
+            let warned = pass(files(&[]), &bytes, 3, false).await;
+            assert_eq!(warned.bytes.len(), bytes.len(), "{why}");
+            assert_eq!(warned.matters.len(), 1, "{why}: {:?}", warned.matters);
+        }
+    }
+
+    /// Of files that come in turns; only the beginning of a long one waits.
+    #[tokio::test]
+    async fn a_long_file_passes_once_its_beginning_is_judged() {
+        let data = |id: u8, bytes: &[u8]| {
+            let length = bytes.len();
+            let varint =
+                [(length & 0x7f) as u8 | 0x80, (length >> 7 & 0x7f) as u8 | 0x80, (length >> 14) as u8];
+            let packet = [&[0x08, 2, 0x18, id, 0x22], &varint[..], bytes].concat();
+            [&[0][..], &u32::try_from(packet.len()).unwrap().to_be_bytes(), &packet].concat()
+        };
+        let piece = vec![b'z'; 32 << 10];
+        let mut context = Context::new(Rules::default());
+        let mut push = |bytes: &[u8]| {
+            assert_eq!(context.push(Bytes::copy_from_slice(bytes)), Ok(Told::default()));
+            std::iter::from_fn(|| context.release()).count()
+        };
+        assert_eq!(push(&message(&[0x12, 3, 0x0a, 1, b'a'])), 1);
+        assert_eq!(push(&message(&[0x12, 3, 0x0a, 1, b'b'])), 1);
+        for _ in 0..31 {
+            assert_eq!(push(&data(0, &piece)), 0);
+            assert_eq!(push(&data(1, &piece)), 0);
+        }
+        // All but what the next window has in common with this one.
+        assert_eq!(push(&data(0, &piece)), 30, "the beginning is whole");
+        assert_eq!(push(&data(0, &piece)), 0);
+        assert_eq!(push(&message(&[0x08, 2, 0x18, 1])), 32, "the other one has ended");
+        assert_eq!(push(&message(&[0x08, 2])), 4);
+    }
+
+    #[test]
+    fn a_message_is_one_line_of_what_grpc_permits() {
+        let headers = refused("100% of «a\nb»");
+        assert_eq!(headers["grpc-message"], "100%25 of %C2%ABa?b%C2%BB");
+    }
+}

@@ -1,0 +1,172 @@
+//! Calls from one side of a tunnel to the other: an HTTP/2 server towards the one that calls, and a client towards
+//! the one that answers.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::io::{self, Cursor};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::UnixStream;
+
+use super::answer::{Answer, Decide, Matter, Reading, refused, status};
+use super::context::Context;
+use super::upload::Upload;
+use crate::docker::proxy::wire::Opened;
+use crate::guard::Rules;
+
+/// How much of one answer may be under way, and of all: a context comes in one stream.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// A packet of a file is 32 KiB and some bytes.
+const FRAME: u32 = 64 << 10;
+/// Patterns of a `.dockerignore` are sent as headers. gRPC's own bound.
+const HEADERS: u32 = 16 << 20;
+
+pub(super) type Body = Either<Incoming, Either<Full<Bytes>, Answer>>;
+
+/// How calls are judged.
+#[derive(Clone)]
+pub(super) struct Judge {
+    pub(super) rules: Rules,
+    pub(super) decide: Decide,
+}
+
+/// A connection that is still to be made part of the runtime that serves it.
+#[derive(Debug)]
+pub(super) struct End {
+    stream: std::os::unix::net::UnixStream,
+    early: Bytes,
+}
+
+impl End {
+    pub(super) fn of(opened: Opened) -> io::Result<Self> {
+        Ok(Self { stream: opened.stream.into_std()?, early: opened.early })
+    }
+
+    fn open(self) -> io::Result<TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>> {
+        let (reader, writer) = UnixStream::from_std(self.stream)?.into_split();
+        // Bytes that came in one read with the head belong to the stream.
+        Ok(TokioIo::new(tokio::io::join(Cursor::new(self.early).chain(reader), writer)))
+    }
+}
+
+/// Carries calls from `caller` to `answerer` until one of them ends.
+pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<(), Box<dyn Error>> {
+    let (client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(HEADERS)
+        // Every call that is cancelled resets a stream, however long the connection lives.
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(usize::MAX)
+        .handshake(answerer.open()?)
+        .await?;
+    let service = service_fn(move |request| call(request, client.clone(), judge.clone()));
+    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADERS)
+        .max_concurrent_streams(None)
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(usize::MAX)
+        .auto_date_header(false)
+        .serve_connection(caller.open()?, service);
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        ended = serving => Ok(ended?),
+    }
+}
+
+async fn call(
+    request: Request<Incoming>,
+    mut client: SendRequest<Incoming>,
+    judge: Judge,
+) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_string();
+    let directory = request.headers().get("dir-name").and_then(|name| name.to_str().ok()).map(str::to_string);
+    let reading = match method(&path) {
+        Some(Method::Passes) => None,
+        Some(Method::Context) => {
+            Some((context_name(directory.as_deref()), Reading::Context(Context::new(judge.rules.clone()))))
+        }
+        Some(Method::Upload) => {
+            Some((context_name(None), Reading::Upload(Box::new(Upload::new(judge.rules.clone())))))
+        }
+        None => {
+            match (judge.decide)(&format!("build: {path}"), Matter::Unread("a call of an unknown kind")) {
+                Ok(()) => None,
+                Err(why) => return Ok(answered(refused(&why))),
+            }
+        }
+    };
+    let reply = match client.send_request(request).await {
+        Ok(reply) => reply,
+        // Unavailable, which is what gRPC makes of a connection that ends.
+        Err(_) => return Ok(answered(status(14, "the client that builds has gone"))),
+    };
+    let Some((who, reading)) = reading else { return Ok(reply.map(Either::Left)) };
+    let encoding = reply.headers().get("grpc-encoding").map(HeaderValue::as_bytes);
+    if !matches!(encoding, None | Some(b"identity"))
+        && let Err(why) = (judge.decide)(&who, Matter::Unread("a compressed stream"))
+    {
+        return Ok(answered(refused(&why)));
+    }
+    Ok(reply.map(|body| Either::Right(Either::Right(Answer::new(body, who, reading, judge.decide)))))
+}
+
+/// What the client that builds is asked for, and whether its answer can bring something into an image.
+enum Method {
+    Context,
+    Upload,
+    Passes,
+}
+
+/// All calls that an engine makes of a client, by BuildKit's `session` packages. What is exported goes the other way, a
+/// secret or a socket is there for one instruction only and does not stay, and a registry login goes to the registry.
+fn method(path: &str) -> Option<Method> {
+    match path {
+        "/moby.filesync.v1.FileSync/DiffCopy" | "/moby.filesync.v1.FileSync/TarStream" => {
+            Some(Method::Context)
+        }
+        "/moby.upload.v1.Upload/Pull" => Some(Method::Upload),
+        "/grpc.health.v1.Health/Check"
+        | "/grpc.health.v1.Health/Watch"
+        | "/moby.buildkit.secrets.v1.Secrets/GetSecret"
+        | "/moby.exporter.v1.Exporter/FinalizeExport"
+        | "/moby.exporter.v1.Exporter/FindExporters"
+        | "/moby.filesync.v1.Auth/Credentials"
+        | "/moby.filesync.v1.Auth/FetchToken"
+        | "/moby.filesync.v1.Auth/GetTokenAuthority"
+        | "/moby.filesync.v1.Auth/VerifyTokenAuthority"
+        | "/moby.filesync.v1.FileSend/DiffCopy"
+        | "/moby.sshforward.v1.SSH/CheckAgent"
+        | "/moby.sshforward.v1.SSH/ForwardAgent" => Some(Method::Passes),
+        _ => None,
+    }
+}
+
+/// `context` and `dockerfile` are the client's own names of the two that every build has.
+fn context_name(directory: Option<&str>) -> String {
+    match directory {
+        None | Some("context") => "build context".into(),
+        Some("dockerfile") => "build context (the Dockerfile's directory)".into(),
+        Some(name) => format!("build context {name}"),
+    }
+}
+
+/// An answer without a message.
+fn answered(headers: HeaderMap) -> Response<Body> {
+    let mut reply = Response::new(Either::Right(Either::Left(Full::default())));
+    *reply.headers_mut() = headers;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    reply
+}

@@ -1,0 +1,208 @@
+//! A build context as a client sends it: the packets of fsutil in `FileSync/DiffCopy` (read from fsutil's sender and
+//! recorded with buildx 0.29 and Engine 28.5).
+//!
+//! The client names every entry in a STAT packet; the entry's number is its place in that order. The engine asks for
+//! the files that it does not have, and each comes as DATA packets with that number, the last one empty. Several
+//! files come at once.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::message::{PREFIX, Unread, Value, fields, once};
+use crate::docker::proxy::upload::SIP;
+use crate::guard::Rules;
+use crate::guard::stream::Stream;
+
+/// Of Go's `fs.FileMode`: directory, symbolic link, device, pipe, socket, character device, irregular. Entries
+/// with none of these are files, the only ones that have data.
+const NO_FILE: u64 = 0x8f28_0000;
+/// Most bytes of files that wait for the rest of their beginning: clients send four files at once.
+const MOST_HELD: usize = 64 << 20;
+/// Most bytes of names: several million files.
+const MOST_NAMES: usize = 512 << 20;
+
+/// What a person is told of a message.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Told {
+    /// Keys, one text each.
+    pub(super) found: Vec<String>,
+    /// What was not looked at, and why.
+    pub(super) unverified: Vec<String>,
+}
+
+/// Judges the files of one context as they pass.
+#[derive(Debug)]
+pub(super) struct Context {
+    rules: Rules,
+    names: Names,
+    files: HashMap<u64, File>,
+    held: usize,
+    out: VecDeque<Bytes>,
+}
+
+/// A file that is on its way; `None` for one that may hold a key.
+#[derive(Debug, Default)]
+struct File(Option<Judged>);
+
+#[derive(Debug)]
+struct Judged {
+    stream: Stream,
+    /// Messages, each with the place of its end in the file, until that is judged.
+    waiting: VecDeque<(u64, Bytes)>,
+    came: u64,
+}
+
+#[derive(Debug, Default)]
+struct Packet<'a> {
+    kind: Option<u64>,
+    stat: Option<&'a [u8]>,
+    id: Option<u64>,
+    data: Option<&'a [u8]>,
+}
+
+impl Context {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, names: Names::default(), files: HashMap::new(), held: 0, out: VecDeque::new() }
+    }
+
+    /// One message from the client, with its prefix. What is told is to be decided on before [`Self::release`]: the
+    /// file is among what that gives.
+    pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+        let packet = Packet::read(&message[PREFIX..])?;
+        match packet.kind.unwrap_or(0) {
+            0 => {
+                if let Some(stat) = packet.stat {
+                    self.names.push(stat)?;
+                }
+            }
+            2 => {
+                let id = packet.id.unwrap_or(0);
+                let data = message.slice_ref(packet.data.unwrap_or_default());
+                return self.data(id, message, &data);
+            }
+            // 1 asks for a file, 3 ends the exchange, 4 says why it failed.
+            1 | 3 | 4 if packet.data.is_none_or(<[u8]>::is_empty) || packet.kind == Some(4) => {}
+            _ => return Err(Unread("a packet of an unknown type")),
+        }
+        self.out.push_back(message);
+        Ok(Told::default())
+    }
+
+    /// The next message that may go on.
+    pub(super) fn release(&mut self) -> Option<Bytes> {
+        self.out.pop_front()
+    }
+
+    /// What waits for the rest of its file.
+    pub(super) fn give_up(&mut self) -> Vec<Bytes> {
+        let judged = self.files.drain().filter_map(|(_, file)| file.0);
+        let waiting = judged.flat_map(|judged| judged.waiting).map(|(_, message)| message);
+        self.out.drain(..).chain(waiting).collect()
+    }
+
+    fn data(&mut self, id: u64, message: Bytes, part: &Bytes) -> Result<Told, Unread> {
+        if self.held + message.len() > MOST_HELD {
+            return Err(Unread("more files at once than any client sends"));
+        }
+        if !self.files.contains_key(&id) {
+            let file = self.begin(id)?;
+            self.files.insert(id, file);
+        }
+        let mut told = Told::default();
+        match self.files.get_mut(&id) {
+            Some(File(Some(judged))) => {
+                self.held += message.len();
+                judged.push(message, part, &mut told);
+                while let Some(message) = judged.release(part.is_empty()) {
+                    self.held -= message.len();
+                    self.out.push_back(message);
+                }
+            }
+            _ => self.out.push_back(message),
+        }
+        if part.is_empty() {
+            self.files.remove(&id);
+        }
+        Ok(told)
+    }
+
+    fn begin(&self, id: u64) -> Result<File, Unread> {
+        let name = self.names.get(id).ok_or(Unread("data of a file that was not named"))?;
+        if self.rules.allows_inside(&name) {
+            return Ok(File(None));
+        }
+        Ok(File(Some(Judged { stream: Stream::file(&name), waiting: VecDeque::new(), came: 0 })))
+    }
+}
+
+impl Judged {
+    fn push(&mut self, message: Bytes, part: &Bytes, told: &mut Told) {
+        self.came += part.len() as u64;
+        self.waiting.push_back((self.came, message));
+        part.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
+        if part.is_empty() {
+            self.stream.end();
+            told.unverified = self.stream.take_unverified();
+        }
+        let finds = self.stream.take_finds().into_iter();
+        told.found.extend(finds.map(|find| format!("it holds {} at {}", find.kind, find.name)));
+    }
+
+    fn release(&mut self, end: bool) -> Option<Bytes> {
+        let judged = if end { u64::MAX } else { self.stream.safe() };
+        self.waiting.pop_front_if(|(end, _)| *end <= judged).map(|(_, message)| message)
+    }
+}
+
+impl<'a> Packet<'a> {
+    fn read(message: &'a [u8]) -> Result<Self, Unread> {
+        let mut packet = Self::default();
+        for field in fields(message) {
+            match field? {
+                (1, Value::Number(kind)) => once(&mut packet.kind, kind)?,
+                (2, Value::Bytes(stat)) => once(&mut packet.stat, stat)?,
+                (3, Value::Number(id)) => once(&mut packet.id, id)?,
+                (4, Value::Bytes(data)) => once(&mut packet.data, data)?,
+                _ => return Err(Unread("a packet with an unknown field")),
+            }
+        }
+        Ok(packet)
+    }
+}
+
+/// The names of the files, one after the other: a context may have a million.
+#[derive(Debug, Default)]
+struct Names {
+    text: Vec<u8>,
+    /// Where the name of each entry ends; that of anything but a file is empty.
+    ends: Vec<u32>,
+}
+
+impl Names {
+    fn push(&mut self, stat: &[u8]) -> Result<(), Unread> {
+        let (mut path, mut mode) = (None, None);
+        for field in fields(stat) {
+            match field? {
+                (1, Value::Bytes(bytes)) => once(&mut path, bytes)?,
+                (2, Value::Number(bits)) => once(&mut mode, bits)?,
+                _ => {}
+            }
+        }
+        if mode.unwrap_or(0) & NO_FILE == 0 {
+            self.text.extend_from_slice(path.unwrap_or_default());
+        }
+        if self.text.len() > MOST_NAMES {
+            return Err(Unread("more names than a context can have"));
+        }
+        self.ends.push(u32::try_from(self.text.len()).unwrap_or(u32::MAX));
+        Ok(())
+    }
+
+    fn get(&self, id: u64) -> Option<String> {
+        let id = usize::try_from(id).ok().filter(|id| *id < self.ends.len())?;
+        let start = id.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        let name = &self.text[start..self.ends[id] as usize];
+        (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+    }
+}

@@ -1,0 +1,136 @@
+//! Builds by BuildKit. The client opens two tunnels (HTTP/2 after an upgrade): in `POST /grpc` it asks for the build,
+//! in `POST /session` the engine asks the client for what the build needs. What comes back there is the context, and
+//! it is judged while it passes.
+//!
+//! | file | what |
+//! |---|---|
+//! | `calls` | the calls of a tunnel, and which answers are judged |
+//! | `answer` | one answer: messages in, judged messages out, or the refusal |
+//! | `context`, `upload` | the two forms in which a context comes |
+//! | `message` | gRPC and protobuf |
+//!
+//! A tunnel has a thread of its own: looking into files takes time that requests for tokens do not have.
+
+mod answer;
+mod calls;
+mod context;
+mod message;
+mod upload;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
+use tokio_util::sync::CancellationToken;
+
+use self::answer::{Decide, Matter};
+use self::calls::{End, Judge, carry};
+use super::gate::{Raw, needs_upgrade};
+use super::path::Target;
+use super::room::Room;
+use super::wire::{RawClient, Refusal, Reply, collect, full, opened};
+use crate::guard::Mode;
+use crate::observe::Line;
+use crate::process;
+
+/// Under this the engine keeps a context, and asks only for what has changed since.
+const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
+
+const SESSION: &str = "POST /session";
+
+impl Room {
+    /// The tunnel in which the engine asks for the context.
+    pub(super) async fn build_session(
+        self: &Arc<Self>,
+        mut parts: Parts,
+        target: Target,
+        body: Incoming,
+        raw: Raw,
+    ) -> Result<Reply, Refusal> {
+        let mode = self.strictness(true);
+        if mode == Mode::Off {
+            return self.raw(parts, target, body, raw).await;
+        }
+        if !collect(body).await?.is_empty() {
+            return Err(Refusal::malformed("a request for a tunnel has no body"));
+        }
+        let Some(RawClient::Upgrade(client, protocol)) = raw else { return Err(needs_upgrade()) };
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.own_shared_key(&mut parts.headers);
+        let request = Request::from_parts(parts, full(bytes::Bytes::new()));
+        let (reply, engine) = self.engine.switch(request, uri, Some(protocol)).await?;
+        if let Some(engine) = engine {
+            let room = self.clone();
+            let serve = async move { room.serve_build(client, engine, mode).await };
+            self.settings.tasks.spawn("build session", serve);
+        }
+        Ok(reply)
+    }
+
+    /// What the engine has from elsewhere was judged by nobody, so this session's contexts are kept apart; after a
+    /// refusal also from those before it, of which a part may have arrived.
+    fn own_shared_key(&self, headers: &mut HeaderMap) {
+        let own = headers.get(&SHARED_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+        let refusals = self.refused_builds.load(Ordering::SeqCst);
+        let key = [own, format!(" kfp-creds {} {refusals}", self.settings.session).as_bytes()].concat();
+        if let Ok(key) = HeaderValue::from_bytes(&key) {
+            headers.insert(SHARED_KEY, key);
+        }
+    }
+
+    async fn serve_build(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode) {
+        let (Some(client), Some(engine)) = tokio::join!(opened(client), opened(engine)) else { return };
+        let (Ok(client), Ok(engine)) = (End::of(client), End::of(engine)) else { return };
+        let judge = Judge { rules: self.settings.guard.rules.clone(), decide: self.decide_build(mode) };
+        let stop = self.settings.tasks.stop().clone();
+        process::aside(move || apart(engine, client, judge, &stop)).await;
+    }
+
+    fn decide_build(self: &Arc<Self>, mode: Mode) -> Decide {
+        let room = self.clone();
+        Arc::new(move |who, matter| {
+            let decided = match matter {
+                Matter::Found(found) => room.decide(mode, who, found),
+                Matter::Unread(why) if mode == Mode::Deny => Err(Refusal::forbidden(format!(
+                    "{who}: {why}, which the key guard does not read; build past this session, and look into the \
+                     image with kfp-creds scan IMAGE"
+                ))),
+                Matter::Unread(why) => {
+                    room.settings.voice.notice(format!("{who}: not verified: {why}"));
+                    Ok(())
+                }
+                Matter::Unverified(why) => {
+                    room.settings.voice.notice(format!("{who}: not verified: {why}"));
+                    Ok(())
+                }
+            };
+            decided.map_err(|refusal| {
+                room.refused_builds.fetch_add(1, Ordering::SeqCst);
+                room.settings.voice.say(Line::Refused { what: SESSION, why: &refusal.why });
+                room.settings.recorder.refused_call(SESSION, &refusal.why);
+                format!("kfp-creds: {}", refusal.why)
+            })
+        })
+    }
+}
+
+/// On a thread of its own, to the end of the tunnel or the session.
+fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::warn!(%error, "a build session could not be served"),
+    };
+    let served = async {
+        tokio::select! {
+            served = carry(caller, answerer, judge) => served,
+            () = stop.cancelled() => Ok(()),
+        }
+    };
+    if let Err(error) = runtime.block_on(served) {
+        tracing::debug!(%error, "a build session broke");
+    }
+}

@@ -1,0 +1,64 @@
+//! A context that comes as one stream: `docker build - <context.tar`, in `Upload/Pull`.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::context::Told;
+use super::message::{PREFIX, Unread, Value, fields, once};
+use crate::docker::proxy::upload::{SIP, in_archive};
+use crate::guard::Rules;
+use crate::guard::stream::Stream;
+
+/// Judges an archive, or the one file that it is, as it passes.
+#[derive(Debug)]
+pub(super) struct Upload {
+    rules: Rules,
+    stream: Stream,
+    /// Messages, each with the place of its end in the stream, until that is judged.
+    waiting: VecDeque<(u64, Bytes)>,
+    came: u64,
+    ended: bool,
+}
+
+impl Upload {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, stream: Stream::files(), waiting: VecDeque::new(), came: 0, ended: false }
+    }
+
+    /// What is told is to be decided on before [`Self::release`].
+    pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+        let mut data = None;
+        for field in fields(&message[PREFIX..]) {
+            match field? {
+                (1, Value::Bytes(bytes)) => once(&mut data, bytes)?,
+                _ => return Err(Unread("an upload with an unknown field")),
+            }
+        }
+        let data = message.slice_ref(data.unwrap_or_default());
+        self.came += data.len() as u64;
+        self.waiting.push_back((self.came, message));
+        data.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
+        Ok(Told { found: self.found(), unverified: vec![] })
+    }
+
+    fn found(&mut self) -> Vec<String> {
+        in_archive(self.stream.take_finds(), &self.rules).collect()
+    }
+
+    pub(super) fn release(&mut self) -> Option<Bytes> {
+        let judged = if self.ended { u64::MAX } else { self.stream.safe() };
+        self.waiting.pop_front_if(|(end, _)| *end <= judged).map(|(_, message)| message)
+    }
+
+    /// At the end. Everything that waits may go on then.
+    pub(super) fn end(&mut self) -> Told {
+        self.stream.end();
+        self.ended = true;
+        Told { found: self.found(), unverified: self.stream.take_unverified() }
+    }
+
+    pub(super) fn give_up(&mut self) -> Vec<Bytes> {
+        self.waiting.drain(..).map(|(_, message)| message).collect()
+    }
+}

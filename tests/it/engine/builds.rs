@@ -1,0 +1,245 @@
+//! Builds by BuildKit: no key gets into a context, in whatever form it comes, and everything else is as without us.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::support::session::{Folder, Session, raw, task_image};
+
+/// Nothing that a service would take; made when the test runs.
+fn key() -> String {
+    let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIB\n".repeat(30);
+    format!("{dashes}BEGIN {label}{dashes}\n{body}{dashes}END {label}{dashes}\n")
+}
+
+fn session(mode: &str) -> Session {
+    Session::start("", &["--offline", "--all"], &[("KFP_CREDS_GUARD", mode)])
+}
+
+/// docker's plug-in: the system's, or that of `scripts/engine up docker-28`.
+fn buildx() -> PathBuf {
+    let unpacked = format!("{}/.work/engines/docker-28/usr", env!("CARGO_MANIFEST_DIR"));
+    let usr = ["/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec"].map(String::from);
+    let places = usr.into_iter().chain([format!("{unpacked}/libexec"), format!("{unpacked}/lib")]);
+    let mut plugins = places.map(|place| PathBuf::from(place).join("docker/cli-plugins/docker-buildx"));
+    plugins.find(|plugin| plugin.exists()).expect("no buildx: install it, or run scripts/engine up docker-28")
+}
+
+/// A folder with contexts in it, and the docker command line with buildx.
+struct Desk(Folder);
+
+impl Desk {
+    fn new() -> Self {
+        let folder = Folder::new("builds");
+        std::fs::create_dir_all(folder.0.join("config/cli-plugins")).unwrap();
+        std::os::unix::fs::symlink(buildx(), folder.0.join("config/cli-plugins/docker-buildx")).unwrap();
+        let desk = Self(folder);
+        // Other contents than those of any build before it.
+        desk.write("app/id.txt", &format!("{}\n", desk.0.0.display()));
+        desk.write("app/Dockerfile", "FROM scratch\nCOPY . /app\n");
+        desk.write("app/rows.csv", &"1,2,3,4,5,6,7\n".repeat(100_000));
+        desk
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.0.0.join(name)).unwrap();
+    }
+
+    /// `docker ARGUMENTS` in the folder, with `stdin`.
+    fn docker(&self, session: &Session, arguments: &[&str], stdin: &[u8]) -> Output {
+        let mut child = Command::new("timeout")
+            .args(["120", "docker"])
+            .args(arguments)
+            .current_dir(&self.0.0)
+            .env("DOCKER_HOST", format!("unix://{}", session.socket.display()))
+            .env("DOCKER_CONFIG", self.path("config"))
+            .env("DOCKER_BUILDKIT", "1")
+            .env("BUILDKIT_PROGRESS", "plain")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        child.wait_with_output().unwrap()
+    }
+
+    #[track_caller]
+    fn builds(&self, session: &Session, arguments: &[&str], stdin: &[u8]) -> String {
+        let out = self.docker(session, arguments, stdin);
+        assert!(out.status.success(), "docker {arguments:?}: {}{}", all(&out), session.said());
+        all(&out)
+    }
+
+    /// With one line that names the file and says what to do, there and on the terminal.
+    #[track_caller]
+    fn refuses(&self, session: &Session, arguments: &[&str], stdin: &[u8], words: &str) {
+        let out = self.docker(session, arguments, stdin);
+        let text = all(&out);
+        assert!(!out.status.success(), "docker {arguments:?} passed: {text}");
+        let line = text.lines().find(|line| line.starts_with("ERROR:")).unwrap_or_default();
+        assert!(line.contains(words) && line.contains("leave it out"), "docker {arguments:?}: {text}");
+        session.wait_for(words, Duration::from_secs(5));
+        assert!(!text.contains("MIIEvQIBADAN") && !session.said().contains("MIIEvQIBADAN"));
+    }
+}
+
+fn all(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// How much of the context was sent, as BuildKit says it: the last `transferring context: 1.40MB 0.1s done`.
+fn transferred(text: &str) -> f64 {
+    let said = text.lines().filter_map(|line| line.split_once("transferring context: "));
+    let mut sizes = said.filter_map(|(_, size)| {
+        let size = size.split(' ').next()?;
+        let unit = size.find(|c: char| c.is_alphabetic())?;
+        let scale = match &size[unit..] {
+            "B" => 1.0,
+            "kB" => 1e3,
+            "MB" => 1e6,
+            other => panic!("{other}"),
+        };
+        Some(size[..unit].parse::<f64>().ok()? * scale)
+    });
+    sizes.next_back().unwrap_or_else(|| panic!("{text}"))
+}
+
+fn archive(folder: &Path, arguments: &[&str]) -> Vec<u8> {
+    let out = Command::new("tar").arg("-C").arg(folder).args(arguments).arg(".").output().unwrap();
+    assert!(out.status.success());
+    out.stdout
+}
+
+#[test]
+fn a_key_in_a_context_is_refused_each_time_and_a_harmless_one_builds() {
+    let (desk, session) = (Desk::new(), session("deny"));
+    let image = format!("kfpct-builds-{}", std::process::id());
+    let build = ["build", "-t", &image, "app"];
+    // The engine has everything but the key by then.
+    desk.builds(&session, &build, b"");
+    desk.write("app/deep/key.pem", &key());
+    let words = "build context: it holds a private key at deep/key.pem";
+    for _ in 0..2 {
+        desk.refuses(&session, &build, b"", words);
+    }
+    desk.refuses(&session, &["buildx", "build", "app"], b"", words);
+    desk.write("docker-bake.json", r#"{"target": {"default": {"context": "app"}}}"#);
+    desk.refuses(&session, &["buildx", "bake"], b"", words);
+    desk.write("app/.dockerignore", "**/*.pem\n");
+    desk.builds(&session, &build, b"");
+    desk.remove("app/.dockerignore");
+    desk.refuses(&session, &build, b"", words);
+    desk.remove("app/deep/key.pem");
+    desk.builds(&session, &build, b"");
+    desk.builds(&session, &["buildx", "bake"], b"");
+    assert!(!session.said().contains("not verified"), "{}", session.said());
+    raw(&["rmi", "-f", &image]);
+}
+
+#[test]
+fn the_first_build_of_a_session_sends_everything_and_the_second_what_has_changed() {
+    let desk = Desk::new();
+    for round in 0..2 {
+        let session = session("deny");
+        let first = transferred(&desk.builds(&session, &["build", "app"], b""));
+        assert!(first > 1e6, "{first} bytes of a context of 1.4 MB, in round {round}");
+        desk.write("app/id.txt", &format!("{round}\n"));
+        let second = transferred(&desk.builds(&session, &["build", "app"], b""));
+        assert!(second < 1e4, "{second} bytes of a context of which a line has changed");
+        desk.write("app/key.pem", &key());
+        desk.refuses(&session, &["build", "app"], b"", "a private key at key.pem");
+        desk.remove("app/key.pem");
+        let after = transferred(&desk.builds(&session, &["build", "app"], b""));
+        assert!(after > 1e6, "{after} bytes after a refusal");
+    }
+}
+
+/// What comes by stdin.
+#[test]
+fn what_comes_by_stdin_is_looked_into() {
+    let (desk, session) = (Desk::new(), session("deny"));
+    desk.write("plain/a.txt", "a\n");
+    let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
+    let keyed = format!("FROM scratch\nCOPY a.txt /\nENV AWS_SECRET_ACCESS_KEY={aws}\n");
+    let words = "an AWS secret access key at Dockerfile";
+    desk.refuses(&session, &["build", "-f", "-", "plain"], keyed.as_bytes(), words);
+    desk.builds(&session, &["build", "-f", "-", "plain"], b"FROM scratch\nCOPY a.txt /\n");
+    for compressed in ["-c", "-cz"] {
+        let app = archive(&desk.0.0.join("app"), &[compressed]);
+        desk.builds(&session, &["build", "-"], &app);
+        desk.write("app/key.pem", &key());
+        let app = archive(&desk.0.0.join("app"), &[compressed]);
+        desk.refuses(
+            &session,
+            &["build", "-"],
+            &app,
+            "build context: the archive holds a private key at ./key.pem",
+        );
+        desk.remove("app/key.pem");
+    }
+}
+
+/// Directories besides the context. The frontend of Engine 20.10 knows none.
+#[test]
+fn named_contexts_are_looked_into() {
+    let (desk, session) = (Desk::new(), session("deny"));
+    desk.write("keys/key.pem", &key());
+    desk.write("plain/a.txt", "a\n");
+    let steps = b"FROM scratch\nCOPY --from=more . /more\n";
+    let plain = ["build", "--build-context", "more=plain", "-"];
+    if raw(&["version", "--format", "{{.Server.Version}}"]).starts_with("20.") {
+        let out = desk.docker(&session, &plain, steps);
+        assert!(all(&out).contains("unsupported frontend capability"), "{}", all(&out));
+        return;
+    }
+    let words = "build context more: it holds a private key at key.pem";
+    desk.refuses(&session, &["build", "--build-context", "more=keys", "-"], steps, words);
+    desk.builds(&session, &plain, steps);
+}
+
+/// It is there for one instruction, and not in the image.
+#[test]
+fn a_secret_of_a_build_passes() {
+    let (desk, session) = (Desk::new(), session("deny"));
+    desk.write("key.pem", &key());
+    let steps = format!("FROM {}\nRUN --mount=type=secret,id=k wc -c /run/secrets/k\n", task_image());
+    let said = desk.builds(
+        &session,
+        &["build", "--no-cache", "--secret", "id=k,src=key.pem", "-"],
+        steps.as_bytes(),
+    );
+    assert!(said.contains(&format!("{} /run/secrets/k", key().len())), "{said}");
+}
+
+#[test]
+fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
+    let desk = Desk::new();
+    desk.write("app/key.pem", &key());
+    let warned = session("warn");
+    desk.builds(&warned, &["build", "app"], b"");
+    warned.wait_for("build context: it holds a private key at key.pem", Duration::from_secs(5));
+    drop(warned);
+    let off = session("off");
+    desk.builds(&off, &["build", "app"], b"");
+    assert!(!off.said().contains("key.pem"), "{}", off.said());
+    drop(off);
+    desk.write("own.toml", "[guard]\nallow = [\"key.pem\"]\n");
+    let allowed = Session::start("", &["--offline", "--all", "--config", &desk.path("own.toml")], &[]);
+    desk.builds(&allowed, &["build", "app"], b"");
+    desk.write("app/other/key.pem", &key());
+    desk.refuses(&allowed, &["build", "app"], b"", "a private key at other/key.pem");
+}
