@@ -197,12 +197,15 @@ fn refusal(asked: &Asked<'_>) -> Option<Reply> {
     GUARDS.iter().find_map(|guard| guard(asked))
 }
 
-/// Reading is all there is. Guest attributes could be written on the real server, so these methods get as
+/// Reading is all there is. google-auth sends a POST for tokens, with its certificate chain in the body, where a
+/// workload has an agent identity: it gets a token that is not bound to the certificate. Guest attributes could be written on the real server, so these methods get as
 /// far as the refusal that their directory has for everybody.
 fn method(asked: &Asked<'_>) -> Option<Reply> {
     let method = asked.head.method;
     let closed = || asked.spot.is_some_and(|spot| matches!(spot.node(), Node::Closed));
+    let token = || asked.spot.is_some_and(|spot| matches!(spot.node(), Node::Token | Node::Identity));
     let known = matches!(*method, Method::GET | Method::HEAD)
+        || (*method == Method::POST && token())
         || (matches!(*method, Method::PUT | Method::DELETE) && closed());
     (!known).then(|| Reply { close: true, ..sentence(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") })
 }
@@ -216,7 +219,9 @@ fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
         if *name == X_FORWARDED_FOR || *name == FORWARDED {
             return Some(asked.refuse("The request was forwarded."));
         }
-        browser |= *name == ORIGIN || *name == REFERER || name.as_str().starts_with("sec-fetch-");
+        // Node's own `fetch` sends Sec-Fetch-Mode, and that alone; browsers say from which site they come as well.
+        let fetched = name.as_str().strip_prefix("sec-fetch-").is_some_and(|which| which != "mode");
+        browser |= *name == ORIGIN || *name == REFERER || fetched;
     }
     browser.then(|| asked.refuse("The request comes from a browser."))
 }

@@ -69,7 +69,8 @@ pub struct View {
 
 impl View {
     /// The names and the address under which clients know the server without being told.
-    pub const NAMES: [&str; 4] = ["metadata.google.internal", "metadata.goog", "metadata", "169.254.169.254"];
+    pub const NAMES: [&str; 5] =
+        ["metadata.google.internal", "metadata.goog", "metadata", "169.254.169.254", "[fd20:ce::254]"];
 
     pub(super) fn shown_region(&self) -> &str {
         if !self.region.is_empty() {

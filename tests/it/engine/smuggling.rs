@@ -227,7 +227,7 @@ fn sent_by_others(config: &str) {
         "Origin: null",
         "Referer: http://evil.example/",
         "Sec-Fetch-Site: same-origin",
-        "Sec-Fetch-Mode: cors",
+        "Sec-Fetch-Dest: empty",
     ]
     .map(|header| ask(token, &format!(r"{flavor}{header}\r\n")))
     .into();
