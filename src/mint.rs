@@ -18,15 +18,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf, Spans};
+use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf};
 use crate::process::Tasks;
 use crate::record::metrics::MintOutcome;
 use crate::record::{For, Making, Recorder, Who};
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 
-use crate::token::{AccessToken, HandedOut, IdentityToken, Now, Scopes, TokenKind};
+use crate::token::{AccessToken, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity};
 
 /// Access tokens are served while this much is left. Clients refresh between 225 s (Python, Go, Java) and
@@ -207,7 +207,7 @@ impl Mint {
         match self.access.look(ask, Now::read(), |_| self.access_work(ask, Some(who), true)) {
             Found::Serve(_, renewal) => self.launch(renewal),
             Found::Wait { ride, new, .. } => self.launch(new.then_some(ride)),
-            Found::Failed(_) => {}
+            Found::Failed(..) => {}
         }
     }
 
@@ -340,7 +340,16 @@ impl Mint {
                     self.launch(renewal);
                     return Ok(token);
                 }
-                Found::Failed(error) => return Err(error.into()),
+                Found::Failed(error, again) => {
+                    // While a mint backs off its callers are held as well: the next try may bring them a token.
+                    if matches!(error, SourceError::Transient(_)) {
+                        sleep_until(again.min(until)).await;
+                    }
+                    if again < until && matches!(error, SourceError::Transient(_)) {
+                        continue;
+                    }
+                    return Err(error.into());
+                }
                 Found::Wait { ride, new, old } => {
                     self.launch(new.then(|| ride.clone()));
                     (ride, old)
@@ -373,27 +382,4 @@ impl Mint {
 fn has(identity: &Identity, account: &Option<String>) -> bool {
     identity.service_account == *account
         || account.as_ref().is_some_and(|account| identity.others.contains(account))
-}
-
-impl Keep for AccessToken {
-    fn about(&self) -> HandedOut {
-        self.about()
-    }
-
-    /// Short lives scale: a quarter is the floor, three eighths the time to renew.
-    fn spans(life: Duration) -> Spans {
-        Spans { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
-    }
-}
-
-impl Keep for IdentityToken {
-    fn about(&self) -> HandedOut {
-        self.about()
-    }
-
-    /// Not renewed ahead: every audience would keep a flight busy every four minutes.
-    fn spans(life: Duration) -> Spans {
-        let served = ID_TOKEN_REUSE.min(life / 2);
-        Spans { served, calm: served }
-    }
 }

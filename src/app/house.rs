@@ -26,7 +26,6 @@ use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
-use crate::quote;
 use crate::record::Recorder;
 use crate::record::audit::Audit;
 use crate::registry;
@@ -325,7 +324,7 @@ pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engi
 /// With the audit log, if the config asks for one.
 pub(super) fn recorder(config: &Config, session: &str, voice: &Voice) -> Result<Recorder, Failure> {
     let Some(settings) = config.audit.clone() else { return Ok(Recorder::default()) };
-    let (file, voice) = (quote::path(&settings.file), voice.clone());
+    let (file, voice) = (crate::quote::path(&settings.file), voice.clone());
     let audit = Audit::open(settings, session, Arc::new(move |text| voice.notice(text)));
     let audit = audit.map_err(|error| broken(&format!("the audit log {file}"), error))?;
     Ok(Recorder::new(Some(audit)))

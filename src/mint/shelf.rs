@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use crate::source::flight::{Flight, Outcome};
 use crate::source::upstream::jittered;
 use crate::source::{Pending, SourceError};
-use crate::token::{Deadline, HandedOut, Now};
+use crate::token::{AccessToken, Deadline, HandedOut, IdentityToken, Now};
 
-use super::{BACKOFF, LONGEST_BACKOFF, REFUSAL_MEMORY};
+use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
 /// What tokens are looked up by: the whole request.
 pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
@@ -41,7 +41,8 @@ pub(super) enum Found<T> {
     /// A token to serve at once, and the renewal that was due, to be launched.
     Serve(Arc<T>, Option<Ride<T>>),
     /// It failed a moment ago, and nothing valid is left.
-    Failed(SourceError),
+    /// The last failure, and when it will be tried again.
+    Failed(SourceError, Instant),
     /// A flight to wait for; to be launched where it is `new`. `old` is still valid, for when it brings nothing.
     Wait { ride: Ride<T>, new: bool, old: Option<Arc<T>> },
 }
@@ -63,6 +64,29 @@ impl<T> Ride<T> {
 impl<T> Clone for Ride<T> {
     fn clone(&self) -> Self {
         Self { flight: self.flight.clone(), void: self.void.clone() }
+    }
+}
+
+impl Keep for AccessToken {
+    fn about(&self) -> HandedOut {
+        self.about()
+    }
+
+    /// Short lives scale: a quarter is the floor, three eighths the time to renew.
+    fn spans(life: Duration) -> Spans {
+        Spans { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
+    }
+}
+
+impl Keep for IdentityToken {
+    fn about(&self) -> HandedOut {
+        self.about()
+    }
+
+    /// Not renewed ahead: every audience would keep a flight busy every four minutes.
+    fn spans(life: Duration) -> Spans {
+        let served = ID_TOKEN_REUSE.min(life / 2);
+        Spans { served, calm: served }
     }
 }
 
@@ -93,8 +117,8 @@ impl<T: Keep> Entry<T> {
         self.ride.as_ref().filter(|ride| ride.flight.landed().is_none())
     }
 
-    fn failure(&self, now: Now) -> Option<&SourceError> {
-        self.failure.as_ref().filter(|(_, until)| now.mono < *until).map(|(error, _)| error)
+    fn failure(&self, now: Now) -> Option<&(SourceError, Instant)> {
+        self.failure.as_ref().filter(|(_, until)| now.mono < *until)
     }
 
     fn valid(&self, now: Now) -> Option<&Arc<T>> {
@@ -150,7 +174,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
             entries.insert(key.clone(), Entry::new(now));
         }
         let Some(entry) = entries.get_mut(key) else {
-            return Found::Failed(SourceError::transient("the token cache is at odds with itself"));
+            return Found::Failed(SourceError::refused("the token cache is at odds with itself"), now.mono);
         };
         entry.used = now.mono;
         if let Some((token, renewal)) = self.serve(entry, key, now, || work(true)) {
@@ -162,7 +186,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         }
         match (entry.failure(now), old) {
             (Some(_), Some(old)) => Found::Serve(old, None),
-            (Some(error), None) => Found::Failed(error.clone()),
+            (Some((error, again)), None) => Found::Failed(error.clone(), *again),
             (None, old) => Found::Wait { ride: self.depart(entry, key, work(false)), new: true, old },
         }
     }

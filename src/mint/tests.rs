@@ -154,11 +154,28 @@ async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
     }
     assert!(began.elapsed() < Duration::from_millis(350));
     assert_eq!(source.calls(), 1);
-    // During the pause nobody asks upstream; after it the next caller does.
-    assert!(text(&mint, &ask("a")).await.is_err());
-    assert_eq!(source.calls(), 1);
-    pass(1).await;
+    // During the pause nobody asks upstream; who comes then is held, and the next try brings a token.
+    let began = Instant::now();
     assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+    assert!(began.elapsed() > Duration::from_millis(100) && began.elapsed() < WAIT, "{:?}", began.elapsed());
+    assert_eq!(source.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_are_held_for_their_time_while_a_mint_backs_off() {
+    let source = Scripted::new(0, 3600);
+    let mint = mint(&source);
+    for _ in 0..8 {
+        source.next(0, transient());
+    }
+    // Until the pause between two tries is longer than anybody is held.
+    while source.calls() < 7 {
+        assert!(text(&mint, &ask("a")).await.is_err());
+    }
+    let (began, calls) = (Instant::now(), source.calls());
+    assert!(matches!(text(&mint, &ask("a")).await, Err(MintFailure::Transient(_))));
+    assert_eq!(source.calls(), calls, "nobody asks upstream before the pause is over");
+    assert!(began.elapsed() >= WAIT, "not held: {:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,10 @@ const OWNERS: [(&str, &[&str]); 6] = [
 
 /// Lines before the tests of a room; a longer one needs its reason here.
 const LONGEST: usize = 400;
-const LONGER: [(&str, usize); 0] = [];
+const LONGER: [(&str, usize); 1] = [
+    // One reader for each form of compression, which differ in little.
+    ("guard/unpack.rs", 440),
+];
 
 fn is_test(path: &Path) -> bool {
     path.file_stem().unwrap().to_string_lossy().ends_with("tests")
