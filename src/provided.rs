@@ -39,6 +39,29 @@ pub struct Federation {
     pub field: Option<String>,
     /// `NAME: VALUE` for a URL. `$VARIABLE` in the value stands for a variable of the environment.
     pub headers: Vec<String>,
+    /// The URL is asked by POST, as Azure DevOps wants it.
+    pub post: bool,
+}
+
+/// Metadata services of clouds at addresses that never leave the machine or its hypervisor: `http` is as good as
+/// `https` there. With what is there.
+pub const LINK_LOCAL: [(&str, &str); 7] = [
+    ("169.254.169.254", "the metadata server of Google, AWS and Azure"),
+    ("[fd00:ec2::254]", "the same of AWS, by IPv6"),
+    ("169.254.170.2", "the credentials of an AWS ECS task"),
+    ("169.254.170.23", "AWS EKS Pod Identity"),
+    ("[fd00:ec2::23]", "the same, by IPv6"),
+    ("100.100.100.200", "the metadata server of Alibaba Cloud"),
+    ("metadata.google.internal", "Google's by its name, which only a Google machine's resolver has"),
+];
+
+/// Whether `host` is one of them. Azure App Service gives each app an address of 169.254.128.0/22.
+pub fn is_link_local_service(host: &str) -> bool {
+    let app_service = host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| {
+        let [a, b, c, _] = ip.octets();
+        (a, b) == (169, 254) && (128..132).contains(&c)
+    });
+    app_service || LINK_LOCAL.iter().any(|(known, _)| *known == host)
 }
 
 /// Where the subject token comes from.
@@ -46,9 +69,11 @@ pub struct Federation {
 pub enum TokenFrom {
     /// GitHub Actions, with `permissions: id-token: write`.
     Github,
+    /// A job of Azure Pipelines to which `System.AccessToken` was given.
+    AzureDevops,
     Variable(String),
     File(PathBuf),
-    /// By GET.
+    /// By GET, or by POST where the federation says so.
     Url(String),
     /// The exec provider.
     Command,

@@ -174,6 +174,7 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
         home: around.home(),
         metadata: machine::detect(named, product.as_deref(), no_check),
         gcloud: on_path("gcloud", around),
+        chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
         variables: around.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
     let wanted = &config.endpoints;

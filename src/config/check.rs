@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::boundary::boundary;
 use super::find::Located;
 use super::forms::{
-    account, address, hostname, is_name, label, lifetime, log, place, pool, project, universe,
+    account, address, chain, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
 use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
 use super::mounts::mounts;
@@ -47,7 +47,8 @@ pub(super) fn resolve(
     let file = located.map(|located| located.path);
     let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
     let say = &mut layers;
-    let impersonate = judged(say, "impersonate", raw.impersonate, account);
+    let mut delegates = judged_as(say, "impersonate", raw.impersonate, chain).unwrap_or_default();
+    let impersonate = delegates.pop();
     let subject = judged(say, "subject", raw.subject, account);
     let identities = identities(say, raw.identity, impersonate.as_deref(), subject.as_deref());
     let policy = Policy {
@@ -72,6 +73,7 @@ pub(super) fn resolve(
         unverified,
         source,
         impersonate,
+        delegates,
         project: judged(say, "project", raw.project, project),
         numeric_project: numeric(say, raw.numeric_project),
         email: judged(say, "email", raw.email, account),

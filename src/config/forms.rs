@@ -15,12 +15,26 @@ pub(super) fn is_name(text: &str, longest: usize) -> bool {
 
 /// It becomes part of a URL path upstream and of JSON for containers.
 pub(super) fn account(text: &str) -> Result<(), String> {
+    // A service account's unique id.
+    if (15..=25).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(());
+    }
     let good = |b: u8| b.is_ascii_alphanumeric() || b".-_+@".contains(&b);
     let two = text.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains('@'));
     if two && text.len() <= 254 && text.bytes().all(good) {
         Ok(())
     } else {
         Err("has to be an e-mail".into())
+    }
+}
+
+/// A service account, or several as gcloud has them: each may make tokens of the next, and the last one counts.
+pub(super) fn chain(text: &str) -> Result<Vec<String>, String> {
+    let all: Vec<String> = text.split(',').map(|one| one.trim().to_owned()).collect();
+    match all.iter().find_map(|one| account(one).err()) {
+        None => Ok(all),
+        Some(why) if all.len() == 1 => Err(why),
+        Some(_) => Err("has to be e-mails of service accounts, separated by commas".into()),
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) struct RawProvider {
     pub token_from: Option<String>,
     pub token_field: Option<String>,
     pub token_headers: Vec<String>,
+    pub token_method: Option<String>,
     pub token_audience: Option<String>,
     pub token_type: Option<String>,
 }
@@ -232,15 +233,16 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_WORKLOAD_IDENTITY_PROVIDER").guarded(),
     key("credentials.service_account", Kind::Text, "the federated identity itself", "The service account that is impersonated with what the exchange brings.")
         .variable("KFP_CREDS_SERVICE_ACCOUNT").guarded(),
-    key("credentials.token_from", Kind::Text, "`exec`", "Where that token comes from: `\"github\"`, `\"env:NAME\"` (a variable), `\"file:PATH\"`, or a URL.")
+    key("credentials.token_from", Kind::Text, "`exec`", "Where that token comes from: `\"github\"`, `\"azure-devops\"`, `\"env:NAME\"` (a variable), `\"file:PATH\"`, or a URL.")
         .variable("KFP_CREDS_TOKEN_FROM").guarded(),
-    key("credentials.token_field", Kind::Text, "the whole text", "The field of a JSON object, in the file or from the URL, that holds the token.").guarded(),
+    key("credentials.token_field", Kind::Text, "the whole text", "The field of a JSON object, in the file or from the URL, that holds the token; `\"data.token\"` is one inside another.").guarded(),
     key("credentials.token_headers", Kind::List, "`[]`", "Headers for the URL, `\"NAME: VALUE\"` each; `$VARIABLE` in a value stands for a variable.").guarded(),
+    key("credentials.token_method", Kind::Text, "`\"GET\"`", "How the URL is asked: `\"GET\"`, or `\"POST\"`, without a body, as Azure DevOps wants it.").guarded(),
     key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, where the provider allows another one.").guarded(),
     key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The type of the token in the exchange, as RFC 8693 has it.").guarded(),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
-    key("impersonate", Kind::Text, "nobody", "The service account that stands in for the own account, in every identity that names none.")
+    key("impersonate", Kind::Text, "nobody", "The service account that stands in for the own account, in every identity that names none; `A,B`: B, by way of A, as gcloud has it.")
         .variable("KFP_CREDS_IMPERSONATE").flag("--impersonate"),
     key("project", Kind::Text, "what the credential says", "The project id that containers are told.")
         .variable("KFP_CREDS_PROJECT").flag("--project"),

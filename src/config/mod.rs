@@ -85,6 +85,8 @@ pub struct Overrides {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub source: SourceChoice,
+    /// Accounts between the own one and `impersonate`, each of which may make tokens of the next.
+    pub delegates: Vec<String>,
     /// An e-mail; already in every identity that names no service account of its own.
     pub impersonate: Option<String>,
     pub project: Option<String>,

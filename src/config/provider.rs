@@ -14,7 +14,7 @@ use super::check::{judged, judged_as};
 use super::forms::account;
 use super::keys::RawProvider;
 use super::read::Layers;
-use crate::provided::{Exec, Federation, Provided, TokenFrom};
+use crate::provided::{Exec, Federation, Provided, TokenFrom, is_link_local_service};
 use crate::quote;
 
 /// `credentials`, which is a word or a table.
@@ -116,13 +116,20 @@ fn federation(
     for (key, given, fits) in [
         ("token_field", raw.token_field.is_some(), file || url),
         ("token_headers", !raw.token_headers.is_empty(), url),
+        ("token_method", raw.token_method.is_some(), url),
         ("token_audience", raw.token_audience.is_some(), from == TokenFrom::Github),
     ] {
         if given && !fits {
             say.problem(&format!("credentials.{key}"), "means nothing for a token from there");
         }
     }
+    let post = judged_as(say, "credentials.token_method", raw.token_method, |text| match text {
+        "GET" => Ok(false),
+        "POST" => Ok(true),
+        _ => Err("has to be \"GET\" or \"POST\"".into()),
+    });
     Some(Federation {
+        post: post.unwrap_or_default(),
         provider: provider?,
         service_account,
         from,
@@ -189,7 +196,13 @@ fn pool(text: &str) -> Result<String, String> {
         ["projects", _, "locations", _, "workloadIdentityPools", _, "providers", _]
     );
     if workload && parts.iter().all(good) {
-        return Ok(rest.to_owned());
+        return match parts.get(1) {
+            Some(project) if !project.bytes().all(|b| b.is_ascii_digit()) => Err(format!(
+                "has to name the project by its number, not its id (gcloud projects describe {project} \
+                 --format='value(projectNumber)')"
+            )),
+            _ => Ok(rest.to_owned()),
+        };
     }
     Err("has to be a provider, such as \"projects/123456/locations/global/workloadIdentityPools/POOL/providers/NAME\""
         .into())
@@ -198,6 +211,9 @@ fn pool(text: &str) -> Result<String, String> {
 fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFrom, String> {
     if text == "github" {
         return Ok(TokenFrom::Github);
+    }
+    if text == "azure-devops" {
+        return Ok(TokenFrom::AzureDevops);
     }
     let name = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if let Some(name) = text.strip_prefix("env:").filter(name) {
@@ -212,16 +228,16 @@ fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFro
     if text.starts_with("http") {
         return source_url(text).map(TokenFrom::Url);
     }
-    Err("has to be \"github\", \"env:NAME\", \"file:PATH\" or a URL".into())
+    Err("has to be \"github\", \"azure-devops\", \"env:NAME\", \"file:PATH\" or a URL".into())
 }
 
 /// Unlike an endpoint it may have a query, and be the metadata service of a cloud's machine.
 fn source_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
     let local = match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.octets() == [169, 254, 169, 254],
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback() || is_link_local_service(&ip.to_string()),
+        Some(Host::Ipv6(ip)) => ip.is_loopback() || is_link_local_service(&format!("[{ip}]")),
+        Some(Host::Domain(name)) => name == "localhost" || is_link_local_service(name),
         None => false,
     };
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
@@ -244,6 +260,7 @@ impl Provided {
             (Some(federation), exec) => {
                 let from = match &federation.from {
                     TokenFrom::Github => "GitHub".into(),
+                    TokenFrom::AzureDevops => "Azure DevOps".into(),
                     TokenFrom::Variable(name) => format!("the variable {name}"),
                     TokenFrom::File(path) => quote::path(path),
                     TokenFrom::Url(url) => quote::name(url),

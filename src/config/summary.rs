@@ -17,6 +17,7 @@ impl Config {
                 ("credentials", format!("{source:?}")),
                 ("project", format!("{project:?} {numeric_project:?} {quota_project:?}")),
                 ("email", format!("{email:?}")),
+                ("impersonate", format!("{:?}", config.delegates)),
                 ("zone", zone.clone()),
                 ("instance", format!("{:?}", config.instance)),
                 ("attributes", format!("{:?} {:?}", config.instance_attributes, config.project_attributes)),
@@ -53,6 +54,9 @@ impl Config {
             },
         );
         line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
+        if !self.delegates.is_empty() {
+            line("delegates", self.delegates.join(", "));
+        }
         for (name, value) in [
             ("number", self.numeric_project.map(|number| number.to_string())),
             ("quota", self.quota_project.clone()),

@@ -2,6 +2,8 @@
 
 use hyper::Uri;
 
+use crate::provided::is_link_local_service;
+
 /// `https`, or this machine: what is sent there is a secret.
 pub(super) fn confidential(url: &str, key: &str) -> Result<(), String> {
     match parts(url) {
@@ -14,7 +16,7 @@ pub(super) fn confidential(url: &str, key: &str) -> Result<(), String> {
 /// The same, and the metadata services of clouds: their addresses never leave the machine's own host.
 pub(super) fn within(url: &str, key: &str) -> Result<(), String> {
     match parts(url) {
-        Some(("http", "169.254.169.254" | "[fd00:ec2::254]")) => Ok(()),
+        Some(("http", host)) if is_link_local_service(host) => Ok(()),
         _ => confidential(url, key),
     }
 }
@@ -74,5 +76,19 @@ mod tests {
         assert!(within("http://[fd00:ec2::254]/latest", "k").is_ok());
         assert!(within("http://169.254.169.254.example.com/", "k").is_err());
         assert!(within("http://169.254.169.253/", "k").is_err());
+        for good in [
+            "http://169.254.129.2:8081/msi/token",
+            "http://100.100.100.200/latest",
+            "http://metadata.google.internal/x",
+        ] {
+            assert!(within(good, "k").is_ok(), "{good}");
+        }
+        for bad in [
+            "http://169.254.133.2/",
+            "http://100.100.100.201/",
+            "http://metadata.google.internal.example.com/",
+        ] {
+            assert!(within(bad, "k").is_err(), "{bad}");
+        }
     }
 }

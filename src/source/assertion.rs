@@ -8,13 +8,14 @@
 //!   (`https://pubsub.googleapis.com/`), for which there is no exchange either. Its end is the one that we
 //!   sign, by Google's clock where an earlier answer showed it; else a wrong clock makes a token that is refused.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::secret::Secret;
-use crate::source::google::{id_token_expiry, life};
+use crate::source::google::id_token_expiry;
 use crate::source::jwt;
 use crate::source::upstream::{Call, Fault, Upstream};
 use crate::source::yup::Key;
@@ -32,18 +33,11 @@ struct Issued {
     id_token: Secret<String>,
 }
 
-/// Answer of the token endpoint to an assertion with `scope`.
-#[derive(Deserialize)]
-struct Exchanged {
-    access_token: Secret<String>,
-    expires_in: u64,
-}
-
 impl Key {
     /// An access token for exactly the scopes of `ask`, or for the one audience in their place.
     pub(super) async fn access(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         ask: &AccessRequest,
     ) -> Result<AccessToken, SourceError> {
         match (&ask.subject, audience(&ask.scopes)?) {
@@ -195,6 +189,7 @@ pub(super) fn delegation(
 }
 
 /// Why an assertion brought no token.
+#[derive(Debug)]
 pub(super) enum Redeemed {
     Fault(Fault),
     Useless(SourceError),
@@ -215,9 +210,7 @@ pub(super) async fn redeem(
 ) -> Result<AccessToken, Redeemed> {
     let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
     let answer = upstream.send(&Call::form(token_uri, &fields)).await.map_err(Redeemed::Fault)?;
-    let exchanged: Exchanged = answer.json()?;
-    let expires = Deadline::after(answer.sent, life(Duration::from_secs(exchanged.expires_in))?);
-    Ok(AccessToken::new(exchanged.access_token, expires, scopes.clone()))
+    Ok(answer.granted()?.access(&answer, scopes.clone())?)
 }
 
 pub(super) fn delegation_refused(account: &str, subject: &str, fault: Fault) -> SourceError {

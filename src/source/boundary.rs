@@ -7,12 +7,8 @@
 //! federated one where none is. Google documents boundaries for tokens of people and of service accounts, so a
 //! principal of a pool without a service account is let through here, and is the service's to refuse.
 
-use std::time::Duration;
-
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::life;
 use crate::source::upstream::{Call, Fault, Upstream};
@@ -20,13 +16,6 @@ use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, Now};
 
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-
-#[derive(Debug, Deserialize)]
-struct Narrowed {
-    access_token: Secret<String>,
-    /// Absent where the token came from a service account: then it lives as long as that one.
-    expires_in: Option<u64>,
-}
 
 /// `token`, narrowed down. It never outlives the one that it was made of.
 pub(super) async fn narrow(
@@ -44,12 +33,12 @@ pub(super) async fn narrow(
         ("options", &options),
     ];
     let answer = upstream.send(&Call::form(sts, &fields)).await.map_err(refused)?;
-    let narrowed: Narrowed = answer.json()?;
-    let rest = token.expires.remaining(Now::read());
-    let claimed = narrowed.expires_in.map_or(rest, Duration::from_secs);
+    let narrowed = answer.granted()?;
+    // Without a word on it, it lives as long as the one that it was made of.
+    let claimed = narrowed.life.unwrap_or_else(|| token.expires.remaining(Now::read()));
     let own = Deadline::after(answer.sent, life(claimed)?);
     let expires = if own.wall() < token.expires.wall() { own } else { token.expires };
-    Ok(AccessToken::new(narrowed.access_token, expires, token.scopes))
+    Ok(AccessToken::new(narrowed.token, expires, token.scopes))
 }
 
 /// The rules in the form that the service reads.

@@ -1,18 +1,20 @@
 //! One request to an upstream, and a good answer to it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::process::OWN_SOURCE;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::google::life;
 use crate::source::upstream::{Fault, host};
-use crate::token::Now;
+use crate::token::{AccessToken, Deadline, Now, Scopes};
 
 /// A request, as far as it varies.
 #[derive(Debug)]
@@ -105,6 +107,46 @@ impl Call<'_> {
     }
 }
 
+#[derive(Deserialize)]
+struct Written {
+    access_token: Option<Secret<String>>,
+    token_type: Option<String>,
+    expires_in: Option<Value>,
+    id_token: Option<Secret<String>>,
+    refresh_token: Option<Secret<String>>,
+}
+
+/// What a token endpoint gave.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) token: Secret<String>,
+    /// As the answer claims it.
+    pub(super) life: Option<Duration>,
+    pub(super) id_token: Option<Secret<String>>,
+    pub(super) refresh_token: Option<Secret<String>>,
+}
+
+impl Granted {
+    /// The access token, which lives from when it was asked for.
+    pub(super) fn access(self, answer: &Answer, scopes: Scopes) -> Result<AccessToken, SourceError> {
+        let claimed = self.life.ok_or_else(|| {
+            SourceError::transient(format!("{} gave no token with an expiry; try again", answer.host))
+        })?;
+        Ok(AccessToken::new(self.token, Deadline::after(answer.sent, life(claimed)?), scopes))
+    }
+}
+
+/// A number of seconds, also as a text: issuers and brokers write both. What is negative is over.
+pub(super) fn seconds(given: &Value) -> Option<Duration> {
+    let number = match given {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse::<f64>().ok().filter(|number| number.is_finite())?,
+        _ => return None,
+    };
+    // Beyond what a clock can hold it is as long as any.
+    Some(Duration::try_from_secs_f64(number.trunc().clamp(0.0, 1e15)).unwrap_or_default())
+}
+
 /// A 2xx answer.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -131,7 +173,30 @@ impl Answer {
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
         // serde's messages quote what they stumble over, which may be a token.
         serde_json::from_slice(self.body.expose()).map_err(|_| {
-            SourceError::transient(format!("{} gave an answer that is not understood", self.host))
+            let page = self.text().is_some_and(|text| text.starts_with('<'));
+            let hint = if page { ", but a web page: does this network want a login?" } else { "" };
+            SourceError::transient(format!("{} gave an answer that is not understood{hint}", self.host))
         })
+    }
+
+    /// The token of a good answer of a token endpoint (RFC 6749 section 5.1). An empty one is none.
+    pub(super) fn granted(&self) -> Result<Granted, SourceError> {
+        let written: Written = self.json()?;
+        if written.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+            return Err(SourceError::refused(format!(
+                "{} gave a token of a kind that is not known",
+                self.host
+            )));
+        }
+        let token = written.access_token.filter(|token| !token.expose().is_empty());
+        let token = token
+            .ok_or_else(|| SourceError::transient(format!("{} gave an empty token; try again", self.host)))?;
+        let life = match written.expires_in {
+            None | Some(Value::Null) => None,
+            Some(given) => Some(seconds(&given).ok_or_else(|| {
+                SourceError::transient(format!("{} gave a token whose expires_in is no number", self.host))
+            })?),
+        };
+        Ok(Granted { token, life, id_token: written.id_token, refresh_token: written.refresh_token })
     }
 }

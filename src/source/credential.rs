@@ -172,7 +172,6 @@ impl Credential {
 
     pub(super) fn reconnect(&self) {
         match &self.kind {
-            Kind::Key(key) => key.reconnect(),
             Kind::Federated(federated) => federated.reconnect(),
             Kind::Impersonated(impersonated) => impersonated.source().reconnect(),
             _ => {}

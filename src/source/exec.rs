@@ -43,6 +43,9 @@ const ALWAYS: [&str; 22] = [
     "no_proxy",
 ];
 
+/// gcloud renews a token that has less left than 3 minutes and 45 seconds.
+const BARE_LIFE: Duration = Duration::from_secs(225);
+
 impl Exec {
     pub(super) fn command(&self, variables: &Variables) -> Command {
         let names = ALWAYS.into_iter().chain(self.pass.iter().map(String::as_str));
@@ -99,7 +102,7 @@ impl Provider {
         let (got, now) = self.run(&wanted).await?;
         let name = self.name();
         match got.good {
-            Good::Access => {}
+            Good::Access | Good::Bare => {}
             Good::Identity | Good::Subject => {
                 return Err(SourceError::refused(format!(
                     "the command {name} brought a token to exchange; say in credentials.workload_identity_provider \
@@ -107,8 +110,11 @@ impl Provider {
                 )));
             }
         }
-        let expires = match (got.expires, got.life.as_ref().and_then(span).filter(|life| !life.is_zero())) {
+        let claimed = got.life.as_ref().and_then(span).filter(|life| !life.is_zero());
+        let expires = match (got.expires, claimed) {
             (Some(end), _) => deadline(end, now)?,
+            // Nothing says how long it lives: no longer than the least that gcloud prints.
+            (None, None) if got.good == Good::Bare => Deadline::after(now, BARE_LIFE),
             // From before it ran: too short rather than too long.
             (None, Some(claimed)) => Deadline::after(now, life(claimed)?),
             (None, None) => {
@@ -126,7 +132,8 @@ impl Provider {
     pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let (got, now) = self.run(&json!({"version": 1, "kind": "id_token", "audience": audience})).await?;
         let name = self.name();
-        let claims = jwt::unverified_claims(got.token.expose()).filter(|_| got.good == Good::Identity);
+        let claims = jwt::unverified_claims(got.token.expose())
+            .filter(|_| matches!(got.good, Good::Identity | Good::Bare));
         let claims = claims.ok_or_else(|| {
             SourceError::refused(format!(
                 "the command {name} brings no ID tokens; name a service account with --impersonate"
@@ -146,7 +153,7 @@ impl Provider {
 
     async fn run(&self, wanted: &Value) -> Result<(Brought, Now), SourceError> {
         let now = Now::read();
-        let got = brought(&self.command.run(&wanted.to_string(), &[]).await?, &self.name())?;
+        let got = brought(&self.command.run(&wanted.to_string(), &[]).await?, &self.name(), true)?;
         if let Some(account) = &got.account {
             *self.account.lock().unwrap_or_else(PoisonError::into_inner) = Some(account.clone());
         }

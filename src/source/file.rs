@@ -10,8 +10,10 @@ use zeroize::Zeroizing;
 
 use crate::quote;
 use crate::secret::Secret;
+use crate::source::SourceError;
 use crate::source::address::confidential;
 use crate::source::credential::{Credential, Kind};
+use crate::source::document::Json;
 use crate::source::external;
 use crate::source::gcloud;
 use crate::source::google::{Endpoints, UNIVERSE};
@@ -72,6 +74,16 @@ pub(super) fn named(path: PathBuf) -> Result<PathBuf, String> {
     Err(format!("the credential file {} is not there; correct what names it: {names}", quote::path(&path)))
 }
 
+/// Nothing was found anywhere; `usual` is where gcloud writes.
+pub(super) fn absent(usual: Option<&Path>) -> SourceError {
+    let looked =
+        usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", quote::path(path)));
+    SourceError::absent(format!(
+        "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
+         run `{LOGIN}`, or start with --offline"
+    ))
+}
+
 /// Reads and understands a file; the error is a fragment that names it and quotes nothing from it.
 pub(super) fn read(
     path: &Path,
@@ -95,16 +107,46 @@ pub(super) fn read(
     file.take(room).read_to_end(&mut bytes).map_err(unread)?;
     let bytes = Secret::new(std::mem::take(&mut *bytes));
     let digest = digest(&SHA256, bytes.expose());
-    // serde's own message would quote what it stumbled over.
-    let file: File = serde_json::from_slice(bytes.expose()).map_err(|error| {
-        format!("the credential file {name} is not valid (line {}); log in again: `{LOGIN}`", error.line())
-    })?;
     let place = |name| variables.text(name).map(Path::new);
-    let usual = gcloud::directory(place("CLOUDSDK_CONFIG"), place("HOME"));
-    let again = Again::into(path, usual.map(|folder| folder.join(gcloud::ADC)).as_deref());
+    let usual =
+        gcloud::directory(place("CLOUDSDK_CONFIG"), place("HOME")).map(|folder| folder.join(gcloud::ADC));
+    let text = bytes.expose().strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes.expose());
+    let document: Json = serde_json::from_slice(text).map_err(|error| {
+        // Only a login is made anew by logging in.
+        let login = usual.as_deref() == Some(path) || holds(text, "authorized_user");
+        let remedy = if login { format!("; log in again: `{LOGIN}`") } else { String::new() };
+        format!("the credential file {name} {}{remedy}", unread_as(text, error.line()))
+    })?;
+    let file = File::deserialize(document).map_err(|wrong| format!("the credential file {name}: {wrong}"))?;
+    let again = Again::into(path, usual.as_deref());
     let credential = understand(file, (endpoints, variables, &again), 0)
         .map_err(|why| format!("the credential file {name}: {why}"))?;
     Ok((credential, digest))
+}
+
+fn holds(bytes: &[u8], word: &str) -> bool {
+    bytes.windows(word.len()).any(|window| window == word.as_bytes())
+}
+
+/// What a file is that is no JSON; serde's own message would quote what it stumbled over.
+fn unread_as(bytes: &[u8], line: usize) -> String {
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    let key = "; download the key of a service account as JSON";
+    match quote::no_path(text) {
+        _ if bytes.trim_ascii().is_empty() => "is empty".into(),
+        _ if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || bytes.contains(&0) => {
+            "is not UTF-8 text (PowerShell writes UTF-16); save it as UTF-8".into()
+        }
+        _ if bytes.starts_with(&[0x30, 0x82]) => format!("is a P12 key, which is not supported{key}"),
+        Some("a PEM file") if !bytes.trim_ascii_start().starts_with(b"{") => {
+            format!("holds a PEM file, not the JSON of a credential{key}")
+        }
+        Some(shape) if shape.starts_with("base64 of") => {
+            format!("holds {shape}; decode it first (base64 -d)")
+        }
+        Some(shape @ "a JSON Web Token") => format!("holds {shape}, not the JSON of a credential"),
+        _ => format!("is not valid JSON (line {line})"),
+    }
 }
 
 type Secrets = Option<Secret<String>>;
@@ -216,7 +258,8 @@ fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<K
         client_secret: file.client_secret,
         workforce_pool_user_project: file.workforce_pool_user_project,
         credential_source: file.credential_source,
-        account: url.as_deref().and_then(impersonated::account_of).map(str::to_owned),
+        universe: universe.clone(),
+        account: url.as_deref().and_then(impersonated::account_of),
     };
     let federated = Kind::Federated(Box::new(fields.federated(endpoints, variables)?));
     let Some(url) = url else { return Ok(federated) };
@@ -233,7 +276,7 @@ fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated
     let chain: Vec<String> = delegates.iter().map(|one| impersonated::bare(one)).collect();
     let (endpoints, variables, again) = with;
     let outermost = impersonated::account_of(&url).filter(|_| depth == 0);
-    let again = outermost.map_or_else(|| again.clone(), |account| again.impersonating(account, &chain));
+    let again = outermost.map_or_else(|| again.clone(), |account| again.impersonating(&account, &chain));
     let with = (endpoints, variables, &again);
     let mut source =
         understand(*source, with, depth + 1).map_err(|why| format!("its source_credentials: {why}"))?;

@@ -36,7 +36,6 @@ use std::time::Duration;
 use ring::digest::Digest;
 
 use crate::provided::Provided;
-use crate::quote;
 use crate::source::boundary;
 use crate::source::credential::{Credential, Kind};
 use crate::source::disable::disable;
@@ -50,14 +49,13 @@ use crate::source::jwt;
 use crate::source::machine::{self, Machine};
 use crate::source::stamp::Stamp;
 use crate::source::upstream::{Answer, Upstream};
-use crate::source::user::LOGIN;
 use crate::source::variables::Variables;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken};
 
 /// The longest life that Google gives an access token (12 h, by organisation policy). Whatever an answer
 /// claims beyond it is not believed; it also keeps clock arithmetic in range.
-const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
+pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
 
 /// A metadata server is on the same machine, and nothing depends on the answers.
 const INTRODUCTION: Duration = Duration::from_secs(2);
@@ -77,6 +75,8 @@ pub struct Where {
     pub gcloud: Option<PathBuf>,
     /// All of the environment: credential files may name programs, and AWS keys stand there.
     pub variables: Variables,
+    /// The account to impersonate, last, and before it those that stand between it and the credential.
+    pub chain: Vec<String>,
 }
 
 /// Tokens from the credentials that a person has on the host.
@@ -88,6 +88,7 @@ pub struct Google {
     /// `None` where the credential is not in a file.
     path: Option<PathBuf>,
     gcloud: Defaults,
+    chain: Vec<String>,
     live: RwLock<Live>,
 }
 
@@ -118,7 +119,8 @@ impl Google {
         let gcloud = Defaults::read(directory.as_deref(), &place.variables);
         let live = Live { credential: Arc::new(credential), stamp, digest, doubted: None };
         let variables = place.variables.clone();
-        Ok(Self { upstream, endpoints, variables, path: Some(path), gcloud, live: RwLock::new(live) })
+        let chain = place.chain.clone();
+        Ok(Self { upstream, endpoints, variables, path: Some(path), gcloud, chain, live: RwLock::new(live) })
     }
 
     fn unfiled(
@@ -131,7 +133,7 @@ impl Google {
             return Self::machine(place, endpoints, upstream);
         }
         match Self::gcloud(place, endpoints, upstream) {
-            Err(SourceError::Absent(_)) => Err(absent(usual)),
+            Err(SourceError::Absent(_)) => Err(file::absent(usual)),
             settled => settled,
         }
     }
@@ -184,7 +186,8 @@ impl Google {
         let credential = Arc::new(Credential::unfiled(kind));
         let live = Live { credential, stamp: None, digest, doubted: None };
         let variables = Variables::default();
-        Self { upstream, endpoints, variables, path: None, gcloud, live: RwLock::new(live) }
+        let chain = place.chain.clone();
+        Self { upstream, endpoints, variables, path: None, gcloud, chain, live: RwLock::new(live) }
     }
 
     /// The file in use, where there is one.
@@ -237,7 +240,8 @@ impl Google {
             Some(account) => {
                 let endpoint = &self.endpoints.iam_credentials(&universe);
                 let token_uri = &self.endpoints.token(None, &universe);
-                Iam { upstream, endpoint, token_uri, base, account, delegates: &[] }.access(ask).await?
+                let delegates = self.delegates(account);
+                Iam { upstream, endpoint, token_uri, base, account, delegates }.access(ask).await?
             }
         };
         match &ask.boundary {
@@ -256,11 +260,14 @@ impl Google {
                 let universe = self.universe(base);
                 let endpoint = &self.endpoints.iam_credentials(&universe);
                 let token_uri = &self.endpoints.token(None, &universe);
-                Iam { upstream, endpoint, token_uri, base, account, delegates: &[] }
-                    .identity(&ask.audience)
-                    .await
+                let delegates = self.delegates(account);
+                Iam { upstream, endpoint, token_uri, base, account, delegates }.identity(&ask.audience).await
             }
         }
+    }
+
+    fn delegates(&self, account: &str) -> &[String] {
+        self.chain.split_last().filter(|(last, _)| *last == account).map_or(&[], |(_, between)| between)
     }
 
     fn supplied(&self) -> Reloaded {
@@ -363,15 +370,6 @@ impl Source for Google {
         self.upstream.reconnect();
         self.credential().reconnect();
     }
-}
-
-fn absent(usual: Option<&Path>) -> SourceError {
-    let looked =
-        usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", quote::path(path)));
-    SourceError::absent(format!(
-        "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
-         run `{LOGIN}`, or start with --offline"
-    ))
 }
 
 /// A lifetime as an answer claimed it: not zero, not beyond what Google gives.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::assertion::{Redeemed, delegation, delegation_refused, redeem, signed_by_the_clock};
 use crate::source::clock::RECONCILED;
@@ -19,6 +20,9 @@ use crate::source::google::{id_token_expiry, life};
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
+
+/// Seconds that IAM gives anybody who may impersonate.
+const LONGEST_WITHOUT_POLICY: u64 = 3600;
 
 /// What a call to the IAM Credentials API needs.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,9 @@ impl Iam<'_> {
         let answer = self.call("generateAccessToken", body).await?;
         let generated: GeneratedAccess = answer.json()?;
         let value = generated.access_token;
+        if value.expose().is_empty() {
+            return Err(SourceError::transient(format!("{} gave an empty token; try again", answer.host)));
+        }
         let end = OffsetDateTime::parse(&generated.expire_time, &Rfc3339).map_err(|_| {
             SourceError::transient("the IAM Credentials API gave no readable expiry; try again")
         })?;
@@ -99,7 +106,10 @@ impl Iam<'_> {
             let name = |account: &String| format!("projects/-/serviceAccounts/{account}");
             body["delegates"] = self.delegates.iter().map(name).collect();
         }
-        self.ask(method, &body).await?.map_err(|fault| self.refused(fault))
+        // Only an access token is asked for with a lifetime.
+        let life = body["lifetime"].as_str().and_then(|life| life.trim_end_matches('s').parse::<u64>().ok());
+        let long = life.is_some_and(|life| life > LONGEST_WITHOUT_POLICY);
+        self.ask(method, &body).await?.map_err(|fault| self.refused(fault, long))
     }
 
     pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
@@ -127,12 +137,51 @@ impl Iam<'_> {
         }
     }
 
-    fn refused(&self, fault: Fault) -> SourceError {
+    /// Whose call it is, for messages.
+    fn caller(&self) -> String {
+        let known = self.base.principal().or_else(|| self.base.email());
+        known.unwrap_or_else(|| "the host's account".into())
+    }
+
+    /// `long`: a life beyond an hour was asked for.
+    fn refused(&self, fault: Fault, long: bool) -> SourceError {
         let Fault::Denied(denial) = &fault else { return fault.into() };
         let account = self.account;
         match (denial.status, denial.reason.as_deref()) {
             (403, Some("SERVICE_DISABLED")) => SourceError::refused(format!(
                 "{denial}: the IAM Credentials API is off in the project that pays for the call; run `gcloud services enable iamcredentials.googleapis.com`"
+            )),
+            (403, Some("USER_PROJECT_DENIED")) => SourceError::refused(format!(
+                "{denial} (USER_PROJECT_DENIED): {} may not charge the quota project{}; grant it \
+                 roles/serviceusage.serviceUsageConsumer on that project, or name another one (gcloud auth \
+                 application-default set-quota-project, quota_project_id in the credential file)",
+                self.caller(),
+                self.base
+                    .quota_project()
+                    .map(|project| format!(" {}", quote::name(&project)))
+                    .unwrap_or_default(),
+            )),
+            (
+                403,
+                Some(
+                    "SECURITY_POLICY_VIOLATED"
+                    | "RESOURCES_NOT_IN_SAME_SERVICE_PERIMETER"
+                    | "NO_MATCHING_ACCESS_LEVEL",
+                ),
+            ) => SourceError::refused(format!(
+                "{denial} (SECURITY_POLICY_VIOLATED): a perimeter of VPC Service Controls keeps {} from {account}; its \
+                     administrator can let this machine in by an access level or an ingress rule",
+                self.caller(),
+            )),
+            (403, Some(reason @ ("CONSUMER_INVALID" | "BILLING_DISABLED" | "PROJECT_DELETED"))) => {
+                SourceError::refused(format!(
+                    "{denial} ({reason}): the project that pays for the call cannot be charged; look at the quota project"
+                ))
+            }
+            (403, _) if denial.is_transient() => fault.into(),
+            (400, _) if long => SourceError::refused(format!(
+                "{denial}: {account} may not have tokens that live longer than an hour unless the organisation's policy \
+                 constraints/iam.allowServiceAccountCredentialLifetimeExtension names it; shorten lifetime to 1h, or have it added"
             )),
             (403, _) if self.base.principal().is_some() => SourceError::refused(format!(
                 "{denial}: {} may not impersonate {account}; grant it roles/iam.workloadIdentityUser there",

@@ -18,10 +18,13 @@ pub(super) const DEEPEST: usize = 8;
 
 const PATH: &str = "/v1/projects/-/serviceAccounts/";
 
-/// The account of a `service_account_impersonation_url`.
-pub(super) fn account_of(url: &str) -> Option<&str> {
-    let (_, rest) = url.split_once(PATH)?;
-    rest.strip_suffix(":generateAccessToken").filter(|account| is_account(account))
+/// The account of a `service_account_impersonation_url`; the `@` may be escaped in it. Either method may be named, as
+/// both are asked for.
+pub(super) fn account_of(url: &str) -> Option<String> {
+    let (_, rest) = url.trim().split_once(PATH)?;
+    let account =
+        rest.strip_suffix(":generateAccessToken").or_else(|| rest.strip_suffix(":generateIdToken"))?;
+    Some(account.trim().replace("%40", "@")).filter(|account| is_account(account))
 }
 
 /// `projects/-/serviceAccounts/NAME`, or the name alone.
@@ -51,6 +54,7 @@ impl Impersonated {
         endpoints: &Endpoints,
     ) -> Result<Self, String> {
         let (base, _) = url
+            .trim()
             .split_once(PATH)
             .ok_or("its service_account_impersonation_url is not one of IAM Credentials")?;
         let account =
@@ -65,14 +69,7 @@ impl Impersonated {
         let endpoint = endpoints.iam_credentials.as_deref().unwrap_or(base).trim_end_matches('/').to_owned();
         let universe = endpoints.universe(source.universe.as_deref());
         let token_uri = endpoints.token(None, universe);
-        Ok(Self {
-            source: Arc::new(source),
-            account: account.into(),
-            delegates,
-            endpoint,
-            token_uri,
-            longest,
-        })
+        Ok(Self { source: Arc::new(source), account, delegates, endpoint, token_uri, longest })
     }
 
     pub(super) fn account(&self) -> &str {

@@ -10,14 +10,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::secret::Secret;
-use crate::source::google::{id_token_expiry, life};
+use crate::source::google::id_token_expiry;
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
 use crate::source::{AccessRequest, SourceError};
-use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Scopes};
+use crate::token::{AccessToken, IdentityToken, MintId, Scopes};
 
 const ACCOUNT: &str = "instance/service-accounts/default";
 
@@ -41,12 +40,6 @@ pub(super) struct Known {
     pub(super) email: Option<String>,
     pub(super) project: Option<String>,
     pub(super) universe: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Given {
-    access_token: Secret<String>,
-    expires_in: u64,
 }
 
 impl Machine {
@@ -82,11 +75,10 @@ impl Machine {
         let query =
             url::form_urlencoded::Serializer::new(String::new()).append_pair("scopes", &scopes).finish();
         let answer = self.ask(upstream, &format!("{ACCOUNT}/token?{query}")).await?;
-        let given: Given = answer.json()?;
+        let granted = answer.granted()?;
         self.learn(upstream).await;
-        let expires = Deadline::after(answer.sent, life(Duration::from_secs(given.expires_in))?);
         // A virtual machine's token has the scopes that the machine was given, whatever is asked for.
-        Ok(AccessToken::new(given.access_token, expires, Scopes::default()))
+        granted.access(&answer, Scopes::default())
     }
 
     pub(super) async fn identity(

@@ -208,13 +208,19 @@ impl Upstream {
         if let Some(date) = date.filter(|_| call.method == Method::POST) {
             self.skew.note(sent.wall, date);
         }
-        let body = Limited::new(body, LARGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|_| Fault::unreachable(call.url, "the answer broke off or was too large"))?;
+        let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(|error| {
+            let large = error.is::<http_body_util::LengthLimitError>();
+            Fault::unreachable(
+                call.url,
+                if large { "its answer is larger than 1 MiB" } else { "its answer broke off" },
+            )
+        })?;
         let body = Secret::new(body.to_bytes().to_vec());
         if !head.status.is_success() {
-            return Err(Fault::Denied(Denial::read(call.url, head.status.as_u16(), body.expose())));
+            let mut denial = Denial::read(call.url, head.status.as_u16(), body.expose());
+            // Google's endpoints answer in JSON, and never by a redirect.
+            denial.foreign &= call.method == Method::POST;
+            return Err(Fault::Denied(denial));
         }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
         Ok(Answer { host: host(call.url), body, date, sent, flavored })
@@ -313,7 +319,7 @@ impl From<Fault> for SourceError {
 
 /// An answer that is not 2xx: its status, and the codes in it.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} answered {status}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default())]
+#[error("{host} answered {status}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), self.hint())]
 pub(super) struct Denial {
     pub(super) host: String,
     pub(super) status: u16,
@@ -321,6 +327,8 @@ pub(super) struct Denial {
     pub(super) code: Option<String>,
     /// `error_subtype` of OAuth (`invalid_rapt`), `error.details[].reason` of google.rpc (`SERVICE_DISABLED`).
     pub(super) reason: Option<String>,
+    /// It is no answer of the API that was asked: a proxy, a firewall or the network's login page gave it.
+    pub(super) foreign: bool,
 }
 
 impl Denial {
@@ -329,23 +337,34 @@ impl Denial {
         let error = &body["error"];
         let details = error["details"].as_array();
         let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
+        // VPC Service Controls say it in a violation: google.rpc.PreconditionFailure.
+        let violation = details.and_then(|all| {
+            all.iter().find_map(|one| code(&one["violations"][0]["type"]).filter(|_| status == 403))
+        });
+        let violation = violation.map(|_| "SECURITY_POLICY_VIOLATED".to_owned());
         Self {
             host: host(url),
             status,
             code: code(error).or_else(|| code(&error["status"])),
-            reason: code(&body["error_subtype"]).or(reason),
+            reason: code(&body["error_subtype"]).or(reason).or(violation),
+            foreign: matches!(status, 300..=399 | 407 | 511) || status == 403 && !body.is_object(),
         }
     }
 
-    /// For exchanges that report a code without the answer it stood in.
-    pub(super) fn known(url: &str, status: u16, text: &str) -> Self {
-        Self { host: host(url), status, code: code(&Value::from(text)), reason: None }
+    fn hint(&self) -> &'static str {
+        match self.status {
+            _ if !self.foreign => "",
+            300..=399 => " (a redirect: a proxy or the login page of this network answers in its place)",
+            407 => " (a proxy wants a login; HTTPS_PROXY can hold it)",
+            511 => " (this network wants a login)",
+            _ => " (not in the API's form: a proxy or firewall on the way answers in its place)",
+        }
     }
 
-    /// Request time-out, too many requests, and everything that is the server's own trouble. A loop (508)
+    /// Somebody else's answer, request time-out, too many requests, and everything that is the server's own trouble. A loop (508)
     /// is none that passes.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self.status, 408 | 429 | 500..=507 | 509..=599)
+        self.foreign || matches!(self.status, 408 | 425 | 429 | 500..=507 | 509..=599)
     }
 
     pub(super) fn is(&self, code: &str) -> bool {
@@ -413,11 +432,11 @@ mod tests {
 
     #[test]
     fn transience_is_a_property_of_the_status() {
-        for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, false)]
+        for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, true)]
             .into_iter()
             .chain([(408, true), (429, true), (500, true), (503, true), (599, true)])
         {
-            assert_eq!(Denial::read("x", status, b"").is_transient(), transient, "{status}");
+            assert_eq!(Denial::read("x", status, b"{}").is_transient(), transient, "{status}");
         }
     }
 

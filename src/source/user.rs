@@ -3,17 +3,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use serde::Deserialize;
 
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, Scopes};
+use crate::token::{AccessToken, Scopes};
 
 /// What a person runs when the login does not work any more.
 pub(super) const LOGIN: &str = "gcloud auth application-default login";
@@ -80,15 +76,6 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Answer of the token endpoint.
-#[derive(Debug, Deserialize)]
-struct Refreshed {
-    access_token: Secret<String>,
-    expires_in: u64,
-    id_token: Option<Secret<String>>,
-    refresh_token: Option<Secret<String>>,
-}
-
 impl Login {
     pub(super) fn new(
         client_id: String,
@@ -130,11 +117,9 @@ impl Login {
             ],
         );
         let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
-        let refreshed: Refreshed = answer.json()?;
-        self.learn(refreshed.id_token, refreshed.refresh_token);
-        let value = refreshed.access_token;
-        let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
-        Ok(AccessToken::new(value, expires, Scopes::default()))
+        let mut granted = answer.granted()?;
+        self.learn(granted.id_token.take(), granted.refresh_token.take());
+        granted.access(&answer, Scopes::default())
     }
 
     /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,

@@ -7,16 +7,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use serde::Deserialize;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::life;
 use crate::source::upstream::{Call, Fault, Upstream};
 use crate::source::user::Again;
-use crate::token::{AccessToken, Deadline, Scopes};
+use crate::token::{AccessToken, Scopes};
 
 pub(super) struct Workforce {
     /// The pool's provider, as the file names it; it identifies no person.
@@ -36,13 +32,6 @@ impl fmt::Debug for Workforce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Workforce({:?})", self.audience)
     }
-}
-
-#[derive(Debug, Deserialize)]
-struct Refreshed {
-    access_token: Secret<String>,
-    expires_in: u64,
-    refresh_token: Option<Secret<String>>,
 }
 
 impl Workforce {
@@ -72,12 +61,11 @@ impl Workforce {
         let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
         let call = Call { basic: Some(&self.client), ..Call::form(&self.token_url, &fields) };
         let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
-        let refreshed: Refreshed = answer.json()?;
-        if let Some(new) = refreshed.refresh_token.filter(|new| !new.expose().is_empty()) {
+        let mut granted = answer.granted()?;
+        if let Some(new) = granted.refresh_token.take().filter(|new| !new.expose().is_empty()) {
             self.rotate(new);
         }
-        let expires = Deadline::after(answer.sent, life(Duration::from_secs(refreshed.expires_in))?);
-        Ok(AccessToken::new(refreshed.access_token, expires, Scopes::default()))
+        granted.access(&answer, Scopes::default())
     }
 
     fn rotate(&self, new: Secret<String>) {

@@ -2,25 +2,25 @@
 //!
 //! yup-oauth2 does the JWT-bearer exchange (RFC 7523). It logs requests and answers with their secrets
 //! through the `log` crate, caches per scope set without single flight, and has no time-outs; so it gets a
-//! storage that stores nothing, our client, our time-outs, and no bridge from `log` (`observe`).
-//! It also drops the status of an answer and reads bodies without a bound: what it cannot read counts as
-//! transient, and the time-out is the bound.
+//! storage that stores nothing, our time-outs, and no bridge from `log` (`observe`). It drops the status of an
+//! answer and reads bodies without a bound, so its transport ends in our own client (`transport`).
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::client::legacy;
+use hyper_util::rt::TokioExecutor;
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use yup_oauth2::authenticator::Authenticator;
-use yup_oauth2::error::{AuthErrorCode, TokenStorageError};
+use yup_oauth2::error::TokenStorageError;
 use yup_oauth2::storage::{TokenInfo, TokenStorage};
 use yup_oauth2::{CustomHyperClientBuilder, ServiceAccountAuthenticator, ServiceAccountKey};
 
@@ -29,20 +29,12 @@ use crate::source::SourceError;
 use crate::source::assertion::Redeemed;
 use crate::source::google::life;
 use crate::source::jwt;
-use crate::source::upstream::{Denial, Fault, Upstream};
+use crate::source::pem;
+use crate::source::transport::{Carrier, Transport};
+use crate::source::upstream::{Fault, Upstream};
 use crate::token::{AccessToken, Deadline, Now, Scopes};
 
-/// Codes of Google's own that do not pass: of the account or its project, and of the organisation's policies.
-const FOR_GOOD: [&str; 6] = [
-    "admin_policy_enforced",
-    "deleted_client",
-    "disabled_client",
-    "org_internal",
-    "policy_enforced",
-    "restricted_client",
-];
-
-type Connector = hyper_rustls::HttpsConnector<crate::source::proxied::Road>;
+type Exchanger = Authenticator<Transport>;
 
 /// A service-account key, ready to sign.
 pub(super) struct Key {
@@ -52,9 +44,8 @@ pub(super) struct Key {
     exchanges: bool,
     pem: Secret<String>,
     signer: RsaKeyPair,
-    /// Made on first use and kept, because yup copies the key into it. It holds on to the client of that time,
-    /// with its connections, so it goes with them.
-    exchanger: Mutex<Arc<OnceCell<Authenticator<Connector>>>>,
+    /// Made on first use and kept, because yup copies the key into it; with what carries its requests.
+    exchanger: OnceCell<(Exchanger, Arc<Carrier>)>,
 }
 
 impl fmt::Debug for Key {
@@ -72,41 +63,35 @@ impl Key {
         token_uri: String,
         exchanges: bool,
     ) -> Result<Self, &'static str> {
-        let der = PrivateKeyDer::from_pem_slice(pem.expose().as_bytes())
-            .map_err(|_| "its private_key is not a PEM private key")?;
+        let (der, pem) = pem::private_key(&pem).ok_or("its private_key is not a PEM private key")?;
         let signer = match &der {
             PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
             _ => return Err("its private_key is not an RSA key"),
         }
         .map_err(|_| "its private_key is not an RSA key of 2048 bits or more")?;
-        Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: Mutex::default() })
+        Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: OnceCell::new() })
     }
 
     pub(super) fn email(&self) -> &str {
         &self.email
     }
 
-    /// One exchange, for exactly `scopes`: through yup, unless this machine's clock is known to be wrong.
+    /// One exchange, for exactly `scopes`: through yup, unless this machine's clock is known to be wrong, as the
+    /// answer to yup's own attempt may have shown.
     pub(super) async fn exchange(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         scopes: &Scopes,
     ) -> Result<AccessToken, SourceError> {
         if upstream.skew().ahead() != 0 {
             return self.exchange_by_their_clock(upstream, scopes).await;
         }
         match self.exchange_through_yup(upstream, scopes).await {
-            Err(Redeemed::Fault(fault)) => {
-                // yup shows no Date; only a refusal is worth a question of its own.
-                if fault.is_invalid_grant() {
-                    let _ = upstream.clock(&self.token_uri).await;
-                }
-                match upstream.skew().ahead() {
-                    0 => Err(self.refused(fault)),
-                    _ => self.exchange_by_their_clock(upstream, scopes).await,
-                }
+            Err(Redeemed::Fault(fault)) if fault.is_invalid_grant() && upstream.skew().ahead() != 0 => {
+                self.exchange_by_their_clock(upstream, scopes).await
             }
+            Err(Redeemed::Fault(fault)) => Err(self.refused(fault)),
             Err(Redeemed::Useless(error)) => Err(error),
             Ok(token) => Ok(token),
         }
@@ -114,25 +99,25 @@ impl Key {
 
     async fn exchange_through_yup(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         scopes: &Scopes,
     ) -> Result<AccessToken, Redeemed> {
-        let made = self.exchanger.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let exchanger = made.get_or_try_init(|| self.exchanger(upstream)).await?;
+        let (exchanger, carrier) = self.exchanger.get_or_try_init(|| self.exchanger(upstream)).await?;
         let list: Vec<&str> = scopes.iter().collect();
         let limit = upstream.limits().call;
         let (token, left, sent) = upstream
             .persist(|| async {
                 let sent = Now::read();
                 let token = match tokio::time::timeout(limit, exchanger.token(&list)).await {
-                    Ok(outcome) => outcome.map_err(|error| self.fault(error))?,
+                    Ok(Ok(token)) => token,
+                    Ok(Err(error)) => return self.failed(carrier, &error).map(Err),
                     Err(_) => return Err(Fault::silent(&self.token_uri, limit)),
                 };
                 let left = token.expiration_time().map(|end| end - OffsetDateTime::now_utc());
-                Ok((token, left, sent))
+                Ok(Ok((token, left, sent)))
             })
             .await
-            .map_err(Redeemed::Fault)?;
+            .map_err(Redeemed::Fault)??;
         let value =
             token.token().filter(|value| !value.is_empty()).map(|value| Secret::new(value.to_owned()));
         let (Some(value), Some(left)) = (value, left) else {
@@ -142,11 +127,6 @@ impl Key {
         };
         let expires = Deadline::after(sent, life(Duration::try_from(left).unwrap_or_default())?);
         Ok(AccessToken::new(value, expires, scopes.clone()))
-    }
-
-    /// The client that it was made with has been replaced.
-    pub(super) fn reconnect(&self) {
-        *self.exchanger.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     /// Whether the token endpoint takes assertions of this key; else what it signs are the tokens.
@@ -172,7 +152,7 @@ impl Key {
         Ok(Secret::new(format!("{input}.{}", jwt::encode(signature))))
     }
 
-    async fn exchanger(&self, upstream: &Upstream) -> Result<Authenticator<Connector>, SourceError> {
+    async fn exchanger(&self, upstream: &Arc<Upstream>) -> Result<(Exchanger, Arc<Carrier>), SourceError> {
         let key = ServiceAccountKey {
             key_type: None,
             project_id: None,
@@ -185,36 +165,30 @@ impl Key {
             auth_provider_x509_cert_url: None,
             client_x509_cert_url: None,
         };
-        ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(upstream.client()))
+        let carrier = Carrier::new(upstream.clone(), self.token_uri.clone());
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .build(Transport(carrier.clone()));
+        ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(client))
             .with_storage(Box::new(Nowhere))
             .build()
             .await
+            .map(|exchanger| (exchanger, carrier))
             .map_err(|_| SourceError::refused("this service-account key cannot sign; make a new one"))
     }
 
-    fn fault(&self, error: yup_oauth2::Error) -> Fault {
-        use yup_oauth2::error::SendError;
-        match error {
-            yup_oauth2::Error::HttpClientError(SendError::Hyper(error)) => {
-                Fault::lost(&self.token_uri, &error)
-            }
-            yup_oauth2::Error::AuthError(error) => Fault::Denied(self.denial(&error.error)),
-            // The others quote the answer.
-            _ => Fault::unreachable(&self.token_uri, "its answer is not understood"),
-        }
-    }
-
-    /// yup keeps the code but not the status. Codes of RFC 6749 sections 4.1.2.1 and 5.2 decide, and those of
-    /// [`FOR_GOOD`]; one that is not listed is taken for a passing trouble, as a client gives up for good on the other reading.
-    fn denial(&self, code: &AuthErrorCode) -> Denial {
-        let status = match code {
-            AuthErrorCode::Other(code) if FOR_GOOD.contains(&code.as_str()) => 403,
-            AuthErrorCode::Other(_) => 503,
-            AuthErrorCode::InvalidClient | AuthErrorCode::UnauthorizedClient => 401,
-            AuthErrorCode::AccessDenied => 403,
-            _ => 400,
+    /// What kept an exchange from a token: a fault may pass with another try, anything else is final.
+    fn failed(&self, carrier: &Carrier, error: &yup_oauth2::Error) -> Result<SourceError, Fault> {
+        let known = match error {
+            yup_oauth2::Error::AuthError(error) => carrier.fault(error.error.as_str()),
+            _ => None,
         };
-        Denial::known(&self.token_uri, status, code.as_str())
+        match known {
+            Some(Redeemed::Fault(fault)) => Err(fault),
+            Some(Redeemed::Useless(error)) => Ok(error),
+            // yup's own errors quote what they stumbled over.
+            None => Err(Fault::unreachable(&self.token_uri, "its answer is not understood")),
+        }
     }
 
     pub(super) fn refused(&self, fault: Fault) -> SourceError {

@@ -70,6 +70,7 @@ fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Re
         token_type: None,
         field: None,
         headers: vec![],
+        post: false,
     };
     let place = Where { variables: variables.iter().cloned().collect(), ..Where::default() };
     let endpoints = Endpoints {
@@ -700,7 +701,7 @@ async fn troubles_pass_and_answers_are_bounded() {
     fake.fail(Failure::oauth(400, "canary_in_capitals_OR_not", None));
     refusal(google.access_token(&ask()).await);
     (0..3).for_each(|_| fake.fail(Failure::Huge((1 << 20) + 1)));
-    assert!(transient(google.access_token(&ask()).await).contains("too large"));
+    assert!(transient(google.access_token(&ask()).await).contains("larger than 1 MiB"));
     (0..3).for_each(|_| fake.fail(Failure::Hang));
     let began = Instant::now();
     transient(google.access_token(&ask()).await);

@@ -1,7 +1,7 @@
 //! AWS as the source: a signed `GetCallerIdentity` request, which the security token service sends on to
 //! learn who signed it. Signature Version 4 with HMAC-SHA256; no SDK.
 //!
-//! Keys come from the environment, else from the metadata service of the machine (IMDS) at the addresses that
+//! Keys come from the environment (`aws_keys`), else from the metadata service of the machine (IMDS) at the addresses that
 //! the credential file names, by a session token (version 2) where it names an address for that.
 
 use std::time::SystemTime;
@@ -9,13 +9,13 @@ use std::time::SystemTime;
 use hyper::Method;
 use ring::digest::{SHA256, digest};
 use ring::hmac;
-use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use url::Url;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::external::aws_keys::Keys;
 use crate::source::external::subject::{Format, short};
 use crate::source::upstream::{Answer, Call, Fault, Upstream};
 use crate::source::variables::Variables;
@@ -31,21 +31,6 @@ pub(super) struct Aws {
     /// With `{region}` in it.
     pub(super) verification_url: String,
     pub(super) variables: Variables,
-}
-
-struct Keys {
-    id: String,
-    secret: Secret<String>,
-    session_token: Option<Secret<String>>,
-}
-
-/// What IMDS answers for a role.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Answered {
-    access_key_id: String,
-    secret_access_key: Secret<String>,
-    token: Option<Secret<String>>,
 }
 
 impl Aws {
@@ -65,7 +50,7 @@ impl Aws {
         {
             return Err(SourceError::refused("what AWS calls this machine's region is not the name of one"));
         }
-        let keys = match self.keys_of_environment() {
+        let keys = match Keys::around(&self.variables, upstream).await? {
             Some(keys) => keys,
             None => self.keys_of_machine(upstream, &mut session).await?,
         };
@@ -73,14 +58,6 @@ impl Aws {
         let unfit =
             || SourceError::refused("the regional_cred_verification_url of the credential file is no URL");
         signed(&url, &region, audience, &keys, upstream.skew().now()).ok_or_else(unfit)
-    }
-
-    fn keys_of_environment(&self) -> Option<Keys> {
-        Some(Keys {
-            id: self.variables.text("AWS_ACCESS_KEY_ID")?.to_owned(),
-            secret: self.variables.secret("AWS_SECRET_ACCESS_KEY")?,
-            session_token: self.variables.secret("AWS_SESSION_TOKEN"),
-        })
     }
 
     /// `us-east-1d` is a zone of `us-east-1`.
@@ -105,7 +82,7 @@ impl Aws {
     ) -> Result<Keys, SourceError> {
         let url = self.url.as_deref().ok_or_else(|| {
             SourceError::refused(
-                "no AWS keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or url in the credential file",
+                "no AWS keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or url in the credential file",
             )
         })?;
         let role = self.ask(upstream, url, session).await?;
@@ -115,12 +92,7 @@ impl Aws {
         }
         let url = format!("{}/{}", url.trim_end_matches('/'), role.expose());
         let answer = self.raw(upstream, &url, session).await?;
-        let answered: Answered = answer.json()?;
-        Ok(Keys {
-            id: answered.access_key_id,
-            secret: answered.secret_access_key,
-            session_token: answered.token.filter(|token| !token.expose().is_empty()),
-        })
+        Keys::answered(&answer)
     }
 
     async fn ask(

@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+use hyper::Method;
+
 use crate::provided::{Federation, TokenFrom};
 use crate::secret::Secret;
 use crate::source::SourceError;
@@ -70,6 +72,7 @@ impl Federation {
         };
         Ok(match &self.from {
             TokenFrom::Github => Subject::Url(self.github(universe, variables)?),
+            TokenFrom::AzureDevops => Subject::Url(azure_devops(variables)?),
             TokenFrom::Variable(name) => {
                 let token = variables.secret(name).ok_or_else(|| {
                     SourceError::refused(format!(
@@ -82,7 +85,8 @@ impl Federation {
             TokenFrom::Url(url) => {
                 let headers = self.headers.iter().map(|line| header(line, variables));
                 let headers = headers.collect::<Result<_, _>>()?;
-                Subject::Url(UrlToken { url: url.clone(), headers, format: format() })
+                let method = if self.post { Method::POST } else { Method::GET };
+                Subject::Url(UrlToken { url: url.clone(), method, headers, format: format() })
             }
             TokenFrom::Command => {
                 let command = command.ok_or_else(|| SourceError::refused("no command brings the token"))?;
@@ -110,8 +114,31 @@ impl Federation {
         let url = format!("{url}{}{query}", if url.contains('?') { '&' } else { '?' });
         let bearer = Secret::new(format!("Bearer {}", bearer.expose()));
         let format = Format::Json { field: "value".into() };
-        Ok(UrlToken { url, headers: vec![("authorization".into(), bearer)], format })
+        Ok(UrlToken { url, method: Method::GET, headers: vec![("authorization".into(), bearer)], format })
     }
+}
+
+/// A token is made by a POST without a body, at an address that each job is told.
+fn azure_devops(variables: &Variables) -> Result<UrlToken, SourceError> {
+    let names = ["SYSTEM_OIDCREQUESTURI", "SYSTEM_ACCESSTOKEN"];
+    let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
+        return Err(SourceError::refused(
+            "this job may not have tokens (SYSTEM_OIDCREQUESTURI or SYSTEM_ACCESSTOKEN is not set); give the step \
+             `env: {SYSTEM_ACCESSTOKEN: $(System.AccessToken)}`",
+        ));
+    };
+    confidential(url, names[0])
+        .map_err(|_| SourceError::refused(format!("the variable {} is not an https address", names[0])))?;
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("api-version", "7.1");
+    // Without it the token is the pipeline's and no service connection's.
+    if let Some(connection) = variables.text("AZURESUBSCRIPTION_SERVICE_CONNECTION_ID") {
+        query.append_pair("serviceConnectionId", connection);
+    }
+    let url = format!("{url}{}{}", if url.contains('?') { '&' } else { '?' }, query.finish());
+    let bearer = Secret::new(format!("Bearer {}", bearer.expose()));
+    let format = Format::Json { field: "oidcToken".into() };
+    Ok(UrlToken { url, method: Method::POST, headers: vec![("authorization".into(), bearer)], format })
 }
 
 /// `NAME: VALUE`, with variables in the value.
@@ -153,6 +180,7 @@ mod tests {
             token_type,
             field,
             headers: vec![],
+            post: false,
         };
         let variables = [("T".to_owned(), "t".to_owned())].into_iter().collect();
         let endpoints = Endpoints { universe: "u.example".into(), ..Endpoints::default() };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use hyper::Method;
 use serde::{Deserialize, Deserializer};
 
 use crate::secret::Secret;
@@ -27,6 +28,7 @@ pub(in crate::source) struct Fields {
     pub(in crate::source) client_secret: Option<Secret<String>>,
     pub(in crate::source) workforce_pool_user_project: Option<String>,
     pub(in crate::source) credential_source: Option<Described>,
+    pub(in crate::source) universe: Option<String>,
     /// Of the impersonation on top.
     pub(in crate::source) account: Option<String>,
 }
@@ -60,8 +62,8 @@ struct Headers(Vec<(String, Secret<String>)>);
 
 impl<'de> Deserialize<'de> for Headers {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let all = BTreeMap::<String, Secret<String>>::deserialize(from)?;
-        Ok(Self(all.into_iter().collect()))
+        let all = Option::<BTreeMap<String, Secret<String>>>::deserialize(from)?;
+        Ok(Self(all.unwrap_or_default().into_iter().collect()))
     }
 }
 
@@ -79,10 +81,10 @@ impl Fields {
         let subject_token_type = need(self.subject_token_type, "subject_token_type")?;
         let token_url = match &endpoints.sts {
             Some(configured) => configured.clone(),
-            None => {
-                let named = need(self.token_url, "token_url")?;
-                confidential(&named, "token_url").map(|()| named)?
-            }
+            None => match self.token_url.map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()) {
+                Some(named) => confidential(&named, "token_url").map(|()| named)?,
+                None => endpoints.sts(endpoints.universe(self.universe.as_deref())),
+            },
         };
         let token_info_url = self.token_info_url.filter(|url| !url.is_empty());
         if let Some(url) = &token_info_url {
@@ -129,10 +131,10 @@ impl Described {
             return Ok(Subject::File(FileToken { path: path.clone(), format: format()? }));
         }
         if let Some(url) = &self.url {
-            within(url, "credential_source.url")?;
-            let url = url.clone();
+            within(url.trim(), "credential_source.url")?;
+            let url = url.trim().to_owned();
             let format = format()?;
-            return Ok(Subject::Url(UrlToken { url, headers: self.headers.0, format }));
+            return Ok(Subject::Url(UrlToken { url, method: Method::GET, headers: self.headers.0, format }));
         }
         if let Some(executable) = self.executable {
             return Executable::described(executable, variables).map(Subject::Executable);

@@ -3,6 +3,7 @@
 //! says the same in the config ([`crate::provided::Federation`]).
 
 mod aws;
+mod aws_keys;
 mod certificate;
 mod configured;
 mod described;
@@ -25,11 +26,10 @@ use time::format_description::well_known::Rfc3339;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::external::subject::{Purpose, Subject};
-use crate::source::google::life;
 use crate::source::jwt;
 use crate::source::stamp::Stamp;
 use crate::source::upstream::{Call, Denial, Fault, Upstream};
-use crate::token::{AccessToken, Deadline, Scopes};
+use crate::token::{AccessToken, Scopes};
 
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -58,14 +58,6 @@ impl fmt::Debug for Federated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Federated({:?}, from {})", self.audience, self.subject.place())
     }
-}
-
-/// RFC 8693 section 2.2.1. Google leaves `expires_in` out where the lifetime is that of the subject token.
-#[derive(Deserialize)]
-struct Exchanged {
-    access_token: Secret<String>,
-    expires_in: Option<u64>,
-    token_type: Option<String>,
 }
 
 /// RFC 7662 section 2.2.
@@ -194,17 +186,14 @@ impl Federated {
         fields.extend(options.as_deref().map(|options| ("options", options)));
         let call = Call { basic: self.client.as_ref(), ..Call::form(&self.token_url, &fields) };
         let answer = client.send(&call).await?;
-        Ok(answer.json::<Exchanged>().and_then(|exchanged| {
-            if exchanged.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-                return Err(SourceError::refused("the security token service gave a token of a kind that is not known"));
-            }
-            let Some(seconds) = exchanged.expires_in else {
+        // RFC 8693 section 2.2.1. Google leaves `expires_in` out where the lifetime is that of the subject token.
+        Ok(answer.granted().and_then(|granted| {
+            if granted.life.is_none() {
                 return Err(SourceError::refused(
                     "the security token service did not say how long its token lives, and such a token is not used",
                 ));
-            };
-            let expires = Deadline::after(answer.sent, life(Duration::from_secs(seconds))?);
-            Ok(AccessToken::new(exchanged.access_token, expires, scopes.clone()))
+            }
+            granted.access(&answer, scopes.clone())
         }))
     }
 

@@ -9,11 +9,14 @@ use serde_json::Value;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Ran;
+use crate::source::jwt;
 use crate::source::upstream;
 
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// A word of an error message is shorter.
+const SHORTEST_BARE: usize = 20;
 const SAML2: &str = "urn:ietf:params:oauth:token-type:saml2";
 
 #[derive(Deserialize)]
@@ -39,6 +42,8 @@ pub(in crate::source) enum Good {
     Identity,
     /// To be exchanged.
     Subject,
+    /// The command printed it alone, so what it is follows from what was asked for.
+    Bare,
 }
 
 /// A good response.
@@ -98,8 +103,13 @@ pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
 }
 
 /// What a command that ran brought; `name` is for messages.
-pub(in crate::source) fn brought(ran: &Ran, name: &str) -> Result<Brought, SourceError> {
+/// `bare_too`: it may be a token alone, as `gcloud auth print-access-token` and `vault read -field` print it.
+pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Result<Brought, SourceError> {
     let read = read(ran.output.expose(), SystemTime::now());
+    let read = match read {
+        Err(Nothing::Malformed(why)) if bare_too => bare(&ran.output).ok_or(Nothing::Malformed(why)),
+        read => read,
+    };
     let said = "what it says to that is on the terminal of kfp-creds";
     match read {
         Ok(brought) if ran.success => Ok(brought),
@@ -121,15 +131,33 @@ pub(in crate::source) fn brought(ran: &Ran, name: &str) -> Result<Brought, Sourc
     }
 }
 
+/// One word of the characters of tokens (RFC 6750 section 2.1); a JWT says itself when it ends.
+fn bare(output: &Secret<Vec<u8>>) -> Option<Brought> {
+    let text = std::str::from_utf8(output.expose()).ok()?.trim();
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
+    if text.len() < SHORTEST_BARE || !text.bytes().all(fits) {
+        return None;
+    }
+    let expires = jwt::unverified_claims(text).and_then(|claims| jwt::expiry(&claims));
+    Some(Brought {
+        good: Good::Bare,
+        token: Secret::new(text.to_owned()),
+        expires,
+        life: None,
+        account: None,
+    })
+}
+
 fn seconds(given: f64) -> Result<SystemTime, Nothing> {
     let since = Duration::try_from_secs_f64(given.trunc()).ok();
     let end = since.and_then(|since| UNIX_EPOCH.checked_add(since));
     end.ok_or(Nothing::Malformed("its expiration_time is not a time in seconds since 1970"))
 }
 
-/// `expires_in` as a span, where it is a number of seconds.
+/// `expires_in` as a span, where it is a number of seconds, also as text.
 pub(in crate::source) fn span(given: &Value) -> Option<Duration> {
-    Duration::try_from_secs_f64(given.as_f64()?.trunc()).ok()
+    let number = given.as_f64().or_else(|| given.as_str()?.trim().parse().ok())?;
+    Duration::try_from_secs_f64(number.trunc()).ok()
 }
 
 /// A number, or what looks like a code.
@@ -171,7 +199,8 @@ mod tests {
             (json!(60), Some(60)),
             (json!(60.9), Some(60)),
             (json!(0), Some(0)),
-            (json!("3600"), None),
+            (json!("3600"), Some(3600)),
+            (json!("soon"), None),
             (json!(-5), None),
             (json!(1e300), None),
             (json!(null), None),

@@ -2,19 +2,17 @@
 //!
 //! They live for minutes, so each is fetched for each exchange and kept nowhere.
 
-use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Method;
-use serde::Deserializer;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::document::Json;
 use crate::source::external::aws::Aws;
 use crate::source::external::certificate::Certificate;
 use crate::source::external::executable::Executable;
@@ -54,6 +52,8 @@ pub(super) struct FileToken {
 #[derive(Debug)]
 pub(super) struct UrlToken {
     pub(super) url: String,
+    /// GET, or POST where a token is made by asking (Azure DevOps).
+    pub(super) method: Method,
     /// Values may be secrets.
     pub(super) headers: Vec<(String, Secret<String>)>,
     pub(super) format: Format,
@@ -121,37 +121,6 @@ impl Subject {
     }
 }
 
-/// One text of a JSON object; the rest of it, which may be secret as well, is passed over.
-struct Field<'a>(&'a str);
-
-impl<'de> DeserializeSeed<'de> for Field<'_> {
-    type Value = Option<Secret<String>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Field<'_> {
-    type Value = Option<Secret<String>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == self.0 {
-                found = Some(map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-}
-
 /// How often a file is looked at that may be half written, and the pause between two looks.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
@@ -195,7 +164,10 @@ pub(super) fn read(path: &Path) -> std::io::Result<Secret<Vec<u8>>> {
 
 impl UrlToken {
     async fn token(&self, upstream: &Upstream) -> Result<Secret<String>, SourceError> {
-        let mut call = Call::bare(Method::GET, &self.url);
+        let mut call = Call::bare(self.method.clone(), &self.url);
+        if self.method == Method::POST {
+            call.content_type = "application/json";
+        }
         for (name, value) in &self.headers {
             call = call.named(name, value)?;
         }
@@ -219,10 +191,10 @@ impl Format {
                 Secret::new(text.trim().to_owned())
             }
             Self::Json { field } => {
-                let mut json = serde_json::Deserializer::from_slice(bytes.expose());
-                let found = Field(field).deserialize(&mut json).and_then(|found| json.end().map(|()| found));
-                let found = found.map_err(|_| format!("is not a JSON object with the text {field} in it"))?;
-                found.ok_or_else(|| format!("has no {field} in it"))?
+                let named = quote::name(field);
+                let no_text = || format!("is not a JSON object with the text {named} in it");
+                let json: Json = serde_json::from_slice(bytes.expose()).map_err(|_| no_text())?;
+                json.text(field).map_err(|_| no_text())?.ok_or_else(|| format!("has no {named} in it"))?
             }
         };
         if token.expose().is_empty() {
@@ -249,6 +221,11 @@ mod tests {
         };
         let json = Format::Json { field: "access_token".into() };
         assert_eq!(pick(&Format::Text, " a.b.c\n").as_deref(), Ok("a.b.c"));
+        let nested = Format::Json { field: "data.token".into() };
+        assert_eq!(pick(&nested, r#"{"data":{"token":"t"}}"#).as_deref(), Ok("t"));
+        assert_eq!(pick(&nested, r#"{"data":{"token":"u"},"data.token":"t"}"#).as_deref(), Ok("t"));
+        assert!(pick(&nested, r#"{"data":{"tokens":"canary"}}"#).unwrap_err().contains("has no data.token"));
+        assert!(pick(&nested, r#"{"data":"canary"}"#).unwrap_err().contains("has no data.token"));
         assert_eq!(pick(&json, r#"{"x":[{"access_token":1}],"access_token":"t","y":2}"#).as_deref(), Ok("t"));
         for (format, bad) in [
             (&Format::Text, ""),
