@@ -5,8 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::encoded::{base64, narrowed, runs, unescaped};
-use super::fields::{fields, flags};
+use super::encoded::{base64, inflated, narrowed, runs, unescaped};
+use super::fields::{fields, flags, spaced, tags};
 use super::rules::Marks;
 use super::text::{has, is_aws_secret, is_base64, is_stand_in, is_strong, is_text, places, token};
 use super::work::Work;
@@ -18,6 +18,8 @@ pub const HEAD: usize = 1 << 20;
 const OVERLAP: usize = 32 << 10;
 /// Below, nothing fits that is a key.
 const SHORTEST: usize = 24;
+/// For all of one file; what comes after is not inflated.
+const MOST_INFLATED: u64 = 1 << 20;
 /// Base64 of base64 of escaped text, and a little more.
 const DEEPEST: usize = 5;
 
@@ -48,12 +50,25 @@ pub(super) fn steps(bytes: &[u8]) -> (Option<Kind>, u64) {
     (judge.judge(bytes), judge.work.steps())
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Judge {
     work: Work,
+    /// Bytes that may still come out of what is compressed inside base64.
+    inflatable: Cell<u64>,
     published: Cell<u32>,
     /// Where all are wanted, none is accepted.
     collected: Option<RefCell<Vec<(Kind, u64)>>>,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self {
+            work: Work::default(),
+            inflatable: Cell::new(MOST_INFLATED),
+            published: Cell::new(0),
+            collected: None,
+        }
+    }
 }
 
 impl Judge {
@@ -90,7 +105,7 @@ impl Judge {
         if bytes.len() < SHORTEST || depth > DEEPEST {
             return None;
         }
-        let database = first && bytes.starts_with(b"SQLite format 3\0");
+        let database = first && (bytes.starts_with(b"SQLite format 3\0") || is_journal(bytes));
         let pickle = first && matches!(bytes, [0x80, 2..=5, ..]);
         if first && binary::is_key(bytes) {
             return self.accept(Kind::PrivateKey, bytes);
@@ -110,7 +125,10 @@ impl Judge {
         self.text(bytes, first, decoded).or_else(|| {
             let plain = unescaped(bytes, &self.work);
             plain.and_then(|plain| self.piece(&plain, first, depth + 1, decoded)).or_else(|| {
-                runs(bytes, &self.work).find_map(|plain| self.piece(&plain, true, depth + 1, true))
+                runs(bytes, &self.work).find_map(|plain| {
+                    let open = inflated(&plain, &self.inflatable, &self.work);
+                    self.piece(open.as_ref().unwrap_or(&plain), true, depth + 1, true)
+                })
             })
         })
     }
@@ -126,7 +144,8 @@ impl Judge {
         found
             .map(|kind| if kind == Kind::AuthorizedUser { user(bytes) } else { kind })
             .or_else(|| {
-                flags(bytes, &self.work).find_map(|field| {
+                let others_of = flags(bytes, &self.work).chain(tags(bytes, &self.work));
+                others_of.chain(spaced(bytes, &self.work)).find_map(|field| {
                     self.work.add(field.value.len().min(256) * 4);
                     others.add(field, &accept)
                 })
@@ -197,6 +216,11 @@ impl Judge {
             .or_else(|| found(Kind::AwsKey, "ASIA"))
             .or_else(|| found(Kind::GoogleHmac, "GOOG"))
     }
+}
+
+/// SQLite's write-ahead log, in which rows stand before they are in the database.
+fn is_journal(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x37, 0x7f, 0x06, 0x82 | 0x83, ..])
 }
 
 /// Which of Google's logins a refresh token belongs to.

@@ -1,6 +1,9 @@
 //! Text in another guise: base64 and hexadecimal, UTF-16, and the escapes of URLs, mail, HTML and JSON.
 //! Each is undone once, into a buffer that is wiped.
 
+use std::cell::Cell;
+use std::io::Read;
+
 use zeroize::Zeroizing;
 
 use super::text::has;
@@ -173,7 +176,7 @@ fn is_text_byte(b: &u8) -> bool {
 }
 
 /// First bytes of what is no text and can be or hold a key.
-const STARTS: [u8; 6] = [0x30, 0x80, 0xce, 0xfe, 0xff, 0xef];
+const STARTS: [u8; 7] = [0x30, 0x80, 0xce, 0xfe, 0xff, 0xef, 0x1f];
 
 /// Text, or the beginning of a key that is none.
 fn tastes(plain: &[u8], start: bool) -> bool {
@@ -189,6 +192,7 @@ fn tastes(plain: &[u8], start: bool) -> bool {
                 | [0xfe, 0xed, 0xfe, 0xed, ..]
                 | [0xce, 0xce, 0xce, 0xce, ..]
                 | [0x80, 2..=5, ..]
+                | [0x1f, 0x8b, 8, ..]
                 | [b'S', b'Q', b'L', b'i', ..]
                 | [0xff, 0xfe, ..]
                 | [0xef, 0xbb, 0xbf, ..]
@@ -220,6 +224,19 @@ fn hexadecimal(digits: &[u8]) -> Option<Bytes> {
     let digit = |b: u8| char::from(b).to_digit(16);
     let pairs = digits.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8));
     pairs.collect::<Option<Vec<u8>>>().map(Zeroizing::new)
+}
+
+/// What gzip holds, as Helm and user data of machines have it in base64; `left` is how much may still be inflated.
+pub(super) fn inflated(bytes: &[u8], left: &Cell<u64>, work: &Work) -> Option<Bytes> {
+    if !bytes.starts_with(&[0x1f, 0x8b, 8]) || left.get() == 0 {
+        return None;
+    }
+    let mut plain = Zeroizing::new(vec![]);
+    // What breaks off is judged as far as it goes.
+    let _ = flate2::read::GzDecoder::new(bytes).take(left.get()).read_to_end(&mut plain);
+    left.set(left.get() - plain.len() as u64);
+    work.add(plain.len());
+    (!plain.is_empty()).then_some(plain)
 }
 
 /// UTF-16 of either order, told by its mark or by its zeros, as single bytes; other signs become `?`.
@@ -319,8 +336,10 @@ fn url(rest: &[u8]) -> Option<(u8, usize)> {
 }
 
 fn is_url(bytes: &[u8]) -> bool {
-    let sign = |at: usize| pair(&bytes[at + 1..]).is_some_and(|b| b" \"'\n\r{}:,/+=&@;".contains(&b));
-    memchr::memchr_iter(b'%', bytes).filter(|at| sign(*at)).take(3).count() == 3
+    const SHORT: usize = 4096;
+    let sign = |at: usize| pair(&bytes[at + 1..]).is_some_and(|b| b" \"'\n\r{}:,/+=&@;%".contains(&b));
+    let least = if bytes.len() <= SHORT { 1 } else { 3 };
+    memchr::memchr_iter(b'%', bytes).filter(|at| sign(*at)).take(least).count() == least
 }
 
 fn mail(rest: &[u8]) -> Option<(u8, usize)> {

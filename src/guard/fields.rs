@@ -62,7 +62,7 @@ pub(super) fn fields<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item 
         within += 1;
         if start >= end {
             within = 0;
-            end = start + ends(&bytes[start..]);
+            end = start + ends_at(&bytes[start..]);
             work.add(end - start);
         }
         let value = unclosed(bytes.get(start..end)?);
@@ -98,11 +98,47 @@ pub(super) fn flags<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item =
             rest[length..].iter().take(GAP).take_while(|b| matches!(b, b' ' | b'"' | b'\'' | b',' | b'\\'));
         let gap = gap.count();
         let start = from + length + gap;
-        let end = start + ends(bytes.get(start..)?);
+        let end = start + ends_at(bytes.get(start..)?);
         work.add(end - from);
         next = end;
         (gap > 0 && end > start).then(|| Field { name, value: &bytes[start..end], at: start })
     })
+}
+
+/// `<name>value</name>`.
+pub(super) fn tags<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
+    work.add(bytes.len() * 2);
+    let mut last = 0;
+    memchr::memmem::find_iter(bytes, b"</").filter_map(move |at| {
+        let start = memchr::memrchr(b'>', &bytes[last..at]).map(|end| last + end + 1);
+        last = at;
+        let length = bytes[at + 2..].iter().take(LONGEST_NAME).take_while(|b| is_of_name(**b)).count();
+        work.add(length + 8);
+        let (name, start) = (&bytes[at + 2..at + 2 + length], start?);
+        let value = bytes[start..at].trim_ascii();
+        let whole = is_interesting(name) && !value.is_empty() && !value.iter().take(256).any(|b| is_end(*b));
+        whole.then_some(Field { name, value, at: start })
+    })
+}
+
+/// `NAME value`, as in Dockerfiles and the properties of Hadoop.
+pub(super) fn spaced<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
+    work.add(bytes.len() * 3);
+    let ends = ["key ", "KEY ", "net "].into_iter();
+    ends.flat_map(|end| memchr::memmem::find_iter(bytes, end.as_bytes()).map(move |at| at + end.len() - 1))
+        .filter_map(move |at| {
+            let name = name_before(bytes, at);
+            let start = at
+                + bytes[at..]
+                    .iter()
+                    .take(GAP)
+                    .take_while(|b| matches!(b, b' ' | b'\t' | b'"' | b'\''))
+                    .count();
+            let rest = &bytes[start..bytes.len().min(start + 256)];
+            let value = &rest[..ends_at(rest)];
+            work.add(name.len() + value.len() + 16);
+            (!value.is_empty()).then_some(Field { name, value, at: start })
+        })
 }
 
 fn is_of_name(byte: u8) -> bool {
@@ -177,7 +213,7 @@ fn value_start(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// The length of the value at the beginning of `rest`.
-fn ends(rest: &[u8]) -> usize {
+fn ends_at(rest: &[u8]) -> usize {
     rest.iter().position(|b| is_end(*b)).unwrap_or(rest.len())
 }
 

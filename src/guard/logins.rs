@@ -3,7 +3,7 @@
 use super::Kind;
 use super::encoded::base64;
 use super::fields::{Plain, fields, filled};
-use super::text::{has, is_base64, is_stand_in, is_template};
+use super::text::{has, is_base64, is_stand_in, is_strong, is_template};
 use super::work::Work;
 
 type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
@@ -52,10 +52,12 @@ pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<
     if !new && !has(bytes, "docker.io") {
         return None;
     }
+    let document = first_line(bytes).starts_with(b"{");
     fields(bytes, work).find_map(|field| {
         let made = match Plain::of(field.name).text() {
             b"auth" => is_login(field.value),
-            b"identitytoken" => new && !is_stand_in(field.value),
+            b"password" => new && document && !is_template(filled(bytes, &field)),
+            b"identitytoken" => new && is_strong(field.value, 16),
             _ => false,
         };
         made.then(|| accept(Kind::RegistryLogin, field.value)).flatten()

@@ -178,12 +178,17 @@ fn sense(plain: &Plain, field: &Field<'_>) -> Sense {
                 false => Sense::Nothing,
             }
         }
-        () if ends("accountkey") || ends("storagekey") || ends("windowsnet") => match is_azure_key(value) {
-            true => Sense::Key(Kind::AzureKey),
-            false => Sense::Nothing,
-        },
+        () if is_aws_id(name, value) => Sense::Mark(Mark::AwsId),
+        () if ends("accountkey") || ends("storagekey") || ends("accesskey") || ends("windowsnet") => {
+            match is_azure_key(value) {
+                true => Sense::Key(Kind::AzureKey),
+                false => Sense::Nothing,
+            }
+        }
         () if is_azure_key(value) => Sense::Mark(Mark::AzureKey),
-        () if ends("accountname") || ends("permissions") => Sense::Mark(Mark::AzureName),
+        () if ends("accountname") || ends("permissions") || name == b"account" => {
+            Sense::Mark(Mark::AzureName)
+        }
         () if ends("password") => mark(is_strong(value, 16), Mark::Password),
         () if name == b"type" => kind_of_file(value),
         () => rest(name, field),
@@ -223,9 +228,6 @@ fn rest(name: &[u8], field: &Field<'_>) -> Sense {
         b"skn" => Some(Mark::SignedVersion),
         b"kty" => matches!(value, b"RSA" | b"EC" | b"OKP").then_some(Mark::KeyType),
         b"d" => is_exponent(value).then_some(Mark::PrivateExponent),
-        _ if name.ends_with(b"accesskey") || name.ends_with(b"accesskeyid") => {
-            (value.starts_with(b"AKIA") || value.starts_with(b"ASIA")).then_some(Mark::AwsId)
-        }
         _ => None,
     };
     mark.map_or(Sense::Nothing, Sense::Mark)
@@ -237,6 +239,11 @@ fn variable(field: &Field<'_>) -> Option<Kind> {
     let value = field.value;
     let (_, kind) = SECRET.iter().filter(|_| shown).find(|(name, _)| field.name == name.as_bytes())?;
     (is_strong(value, 20) && !is_azurites(value)).then_some(*kind)
+}
+
+fn is_aws_id(name: &[u8], value: &[u8]) -> bool {
+    (name.ends_with(b"accesskey") || name.ends_with(b"accesskeyid"))
+        && (value.starts_with(b"AKIA") || value.starts_with(b"ASIA"))
 }
 
 /// Projects have numbers and pools have names; documents have `$PROJECT_NUMBER` and `POOL_ID` there.

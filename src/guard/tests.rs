@@ -400,6 +400,12 @@ fn work_is_linear_whatever_is_repeated() {
         "PuTTY-User-Key-File-",
         "Private-Lines:",
         "Proc-Type: DEK-Info: ",
+        "</",
+        "</name>",
+        "<name>secret_key</name><value>x</value>",
+        "key ",
+        "H4sIAAAA",
+        "%2525",
     ]
     .map(String::from)
     .into();

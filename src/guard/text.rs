@@ -61,8 +61,8 @@ pub(super) fn is_template(value: &[u8]) -> bool {
         || within(b"<", b">")
         || value.strip_prefix(b"$").is_some_and(name)
         || value.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"your") && words(value))
-        || [&b"changeme"[..], b"REDACTED", b"null", b"None", b"password", b"PASSWORD", b"..."]
-            .contains(&value)
+        || (words(value) && has_word(value, b"password"))
+        || [&b"changeme"[..], b"REDACTED", b"null", b"None", b"..."].contains(&value)
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -110,8 +110,8 @@ pub(super) fn is_aws_secret(value: &[u8]) -> bool {
         && is_strong(value, 40)
 }
 
-/// 64 bytes in base64, as Azure makes the keys of storage accounts. The key that every copy of Azurite has is
-/// no secret.
+/// 64 bytes in base64, as Azure makes the keys of storage accounts. The keys that every copy of Azurite and of
+/// Cosmos DB's emulator has are no secrets.
 pub(super) fn is_azure_key(value: &[u8]) -> bool {
     value.len() == 88
         && value.ends_with(b"==")
@@ -121,7 +121,8 @@ pub(super) fn is_azure_key(value: &[u8]) -> bool {
 }
 
 pub(super) fn is_azurites(value: &[u8]) -> bool {
-    has(&value[..value.len().min(4 * ENOUGH)], "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1")
+    let start = &value[..value.len().min(4 * ENOUGH)];
+    has(start, "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1") || has(start, "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEH")
 }
 
 /// `abc8Q~` and 34 more: how Entra ID makes the secrets of applications.

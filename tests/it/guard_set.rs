@@ -239,6 +239,13 @@ fn pickled(text: &str) -> Vec<u8> {
     )
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
 fn store(magic: [u8; 4], entry: u32) -> Vec<u8> {
     let mut store = magic.to_vec();
     let mut put = |bytes: &[u8]| store.extend_from_slice(bytes);
@@ -371,6 +378,18 @@ fn tools(files: &Files) -> Vec<Sample> {
         ("jwk, ec", format!("{{\"kty\": \"EC\", \"crv\": \"P-256\", \"x\": \"{}\", \"y\": \"{}\", \"d\": \"{}\"}}", exponent(32), exponent(32), exponent(32)).into()),
         ("jwk, base64", STANDARD.encode(format!("{{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"{}\",\"d\":\"{}\"}}", exponent(32), exponent(32))).into()),
         ("compose", format!("services:\n  a:\n    environment:\n      - AWS_SECRET_ACCESS_KEY={secret}\n      AZURE_CLIENT_SECRET: {}\n", entra()).into()),
+        ("hadoop", format!("<property>\n  <name>fs.s3a.secret.key</name>\n  <value>{secret}</value>\n</property>\n").into()),
+        ("sts", format!("<Credentials><SecretAccessKey>{secret}</SecretAccessKey></Credentials>\n").into()),
+        ("dockerfile", format!("FROM x\nENV AWS_SECRET_ACCESS_KEY {secret}\n").into()),
+        ("spark, properties", format!("spark.hadoop.fs.azure.account.key.x.dfs.core.windows.net {}\n", STANDARD.encode(bytes(64))).into()),
+        ("rclone, azure", format!("[a]\ntype = azureblob\naccount = x\nkey = {}\n", STANDARD.encode(bytes(64))).into()),
+        ("terraform state", format!("{{\"primary_access_key\": \"{}\"}}", STANDARD.encode(bytes(64))).into()),
+        ("airflow, aws", format!("AIRFLOW_CONN_AWS=aws://{id}:{}@/?region_name=eu-west-1\n", quoted(&secret, false)).into()),
+        ("a URL in a URL", quoted(&quoted(&files.service_account, false), false).into()),
+        ("gzip in base64", STANDARD.encode(gzip(&files.service_account)).into()),
+        ("docker, password", format!("{{\"auths\": {{\"r.example\": {{\"username\": \"me\", \"password\": \"{}\"}}}}}}", random(LETTERS, 14)).into()),
+        ("pem in a list", serde_json::to_string(&files.key.lines().collect::<Vec<_>>()).unwrap().into()),
+        ("write-ahead log", [&[0x37, 0x7f, 0x06, 0x82, 0, 0][..], format!("\0\0x{}\0", files.aws).as_bytes()].concat()),
         ("pem in spaces", files.key.replace('\n', " ").into()),
         ("pem, indented", files.key.lines().fold(String::from("tls:\n  key: |\n"), |all, line| all + "    " + line + "\n").into()),
         ("php", serde_json::to_string(&files.key).unwrap().replace('/', "\\/").into()),
@@ -424,6 +443,12 @@ fn alike(files: &Files) -> Vec<Sample> {
         ("docker documentation", format!("{{\"auths\": {{\"https://index.docker.io/v1/\": {{\"auth\": \"{}\"}}}}}}", STANDARD.encode("username:password"))),
         ("kubeconfig without", "apiVersion: v1\nclusters: []\ncurrent-context: x\nkind: Config\nusers:\n- name: a\n  user:\n    exec:\n      command: gke-gcloud-auth-plugin\n".into()),
         ("netrc, template", "machine a.example login $USER password $API_TOKEN\nmachine b.example password <token>\n".into()),
+        ("netrc, documentation", "machine a.example\nlogin me\npassword mypassword\n".into()),
+        ("cosmos emulator", format!("AccountEndpoint=https://localhost:8081/;AccountKey={}", ["C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8m", "GGyPMbIZnqyMsEcaGQy67XIw/Jw=="].concat())),
+        ("sealed", format!("kind: SealedSecret\nspec:\n  encryptedData:\n    password: {}\n", STANDARD.encode(bytes(400)))),
+        ("sops", format!("password: ENC[AES256_GCM,data:{},iv:{},tag:{},type:str]\n", STANDARD.encode(bytes(40)), STANDARD.encode(bytes(32)), STANDARD.encode(bytes(16)))),
+        ("ssh, public", format!("ssh-rsa AAAAB3NzaC1yc2E{} me@host\n", STANDARD.encode(bytes(270)))),
+        ("hadoop, template", "<property><name>fs.s3a.secret.key</name><value>${env.AWS_SECRET}</value></property>\n<property><name>x</name><value>true</value></property>\n".into()),
         ("prose", "machine learning needs no password here, and the token of a word is a secret of its own\n".into()),
         ("sas documentation", "https://s.blob.core.windows.net/c?sv=2022-11-02&se=2027-01-01&sr=c&sp=rl&sig=<signature>\n".into()),
         ("sas, x", "sv=2022-11-02&se=2027-01-01&sig=XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX&sp=r\n".into()),
