@@ -1,15 +1,15 @@
 # Sourced by scripts/engine, after lib.sh: engines unpacked from Debian's packages into a folder of their own and run
 # in namespaces of their own (mount and network, without an uplink). Nothing is installed on the machine.
 #
-#   .work/engines/NAME   the unpacked packages; only read, may be a link shared by several checkouts
+#   .work/engines        unpacked packages, a folder for each recipe; only read, may be a link shared by several checkouts
 #   .work/engine/NAME    what one checkout's engine writes: images, containers, log, socket
 # shellcheck shell=sh
 
 engine_names='docker-20 docker-26 docker-28 docker-28-rootless podman-4 podman-5.4 podman-5 podman-5-rootless'
 # What scripts/test, scripts/demo and CI take unless they are told.
 newest=docker-28
-docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates'
-podman_packages='podman runc netavark aardvark-dns passt uidmap iptables nftables iproute2 busybox-static ca-certificates'
+docker_packages='docker.io iptables nftables iproute2 busybox-static ca-certificates procps'
+podman_packages='podman runc netavark aardvark-dns passt uidmap iptables nftables iproute2 busybox-static ca-certificates procps'
 
 # recipe NAME : sets suite, kind, wanted (packages), files (the folder of .work/engines) and its path, unpacked; empty where the
 # machine's own files are meant.
@@ -18,17 +18,18 @@ recipe() {
     case $1 in
     docker-20) kind=docker suite=bookworm wanted=$docker_packages ;;
     docker-26) kind=docker suite=trixie wanted="$docker_packages docker-cli docker-buildx" ;;
-    docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx rootlesskit slirp4netns uidmap" ;;
-    docker-28-rootless) kind=rootless suite=testing wanted="$docker_packages rootlesskit slirp4netns uidmap util-linux" ;;
+    docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx rootlesskit slirp4netns uidmap util-linux" ;;
+    docker-28-rootless) recipe docker-28; kind=rootless ;;
     podman-4) kind=podman suite=bookworm wanted=$podman_packages ;;
     podman-5.4) kind=podman suite=trixie wanted=$podman_packages ;;
     podman-5) kind=podman suite=testing wanted=$podman_packages ;;
     podman-5-rootless) recipe podman-5; kind=podman_rootless ;;
-    host-vm) kind=vm files='' ;;
+    host-vm) kind=vm files='' suite='' wanted='' ;;
     docker-*-vm) recipe "${1%-vm}"; kind=vm ;;
     *) die "engine" "no engine is called $1; there are: $engine_names" ;;
     esac
-    unpacked=${files:+$work/engines/$files}
+    made_from=$(hash_of "$suite" "$wanted" 1)
+    unpacked=${files:+$work/engines/$files-$made_from}
 }
 
 # Debian's archive as this machine's own apt reads it, or the usual place where the machine is not Debian's.
@@ -86,29 +87,25 @@ unpack() {
     for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
         ln -sf "${tool%%tables*}tables-nft${tool#*tables}" "$unpacked.new/usr/sbin/$tool"
     done
-    echo "$made_from" >"$unpacked.new/.made-from"
-    # An engine that runs from an older one keeps its files.
-    rm -rf "$unpacked.apt" "$unpacked.old"
-    [ ! -d "$unpacked" ] || mv "$unpacked" "$unpacked.old"
+    rm -rf "$unpacked.apt"
     mv "$unpacked.new" "$unpacked"
 }
 
 # have_files NAME : unpacks what is missing; several checkouts may ask at once.
 have_files() {
     [ -n "$unpacked" ] || return 0
-    made_from=$(hash_of "$suite" "$wanted" 1)
     mkdir -p "$work/engines"
-    if stamped "$unpacked" "$made_from"; then return; fi
+    if [ -d "$unpacked" ]; then return; fi
     exec 8>"$unpacked.lock"
     flock 8
-    stamped "$unpacked" "$made_from" || timed "$name" fetch
+    [ -d "$unpacked" ] || timed "$name" fetch
     exec 8>&-
 }
 
 # have_client : where the machine has no docker command, that of an unpacked engine which runs on its libraries.
 have_client() {
     if have docker; then return; fi
-    client=$work/engines/$files/usr/bin/docker
+    client=$unpacked/usr/bin/docker
     [ -x "$client" ] || client=$("$root/scripts/engine" fetch "$newest")/usr/bin/docker
     if "$client" --version >/dev/null 2>&1; then
         mkdir -p "$work/bin"

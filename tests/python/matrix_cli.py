@@ -13,6 +13,8 @@ import subprocess
 import termios
 import time
 
+from matrix_py import contents
+
 LIMIT = 60
 FRAME = struct.pack("HHHH", 33, 99, 0, 0)
 
@@ -416,7 +418,7 @@ def images(verb):
         docker.out("tag", lane.image, tag)
         saved = docker.raw("save", tag)
         removed = docker("rmi", tag)
-        return [saved.returncode, saved.stdout.replace(lane.name.encode(), b"<lane>"), removed,
+        return [saved.returncode, contents(saved.stdout, lane.name), removed,
                 docker("load", stdin=saved.stdout), docker("images", "--format", "{{.Repository}} {{.Tag}} {{.Size}}", lane.name), docker("rmi", tag)]
 
     @verb("commit, history, export | import")
