@@ -102,6 +102,39 @@ fn files_that_the_documents_name_are_there() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The table of engines is made by `scripts/test --record`: it has a column for each engine that the scripts know and
+/// names every group of tests with an engine.
+#[test]
+fn the_table_of_engines_has_every_engine_and_every_group() {
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_string()).collect()
+    };
+    let text = read("docs/ENGINES.md");
+    let table: Vec<Vec<String>> = text.lines().filter(|line| line.starts_with('|')).map(cells).collect();
+    let columns: Vec<&str> = table[0][2..].iter().map(|head| head.split(' ').next().unwrap()).collect();
+    let scripts = read("scripts/engines.sh");
+    let names = scripts.lines().find_map(|line| line.strip_prefix("engine_names='")).unwrap();
+    // Podman 4 is refused.
+    let names: Vec<&str> =
+        names.trim_end_matches('\'').split(' ').filter(|name| *name != "podman-4").collect();
+    assert_eq!(columns, names, "docs/ENGINES.md and scripts/engines.sh");
+    let modules = |file: &str, before: &str| -> BTreeSet<String> {
+        let text = read(file);
+        let named = text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        named.filter(|name| *name != "alone").map(|name| format!("{before}{name}")).collect()
+    };
+    let mut there = modules("tests/it/engine/mod.rs", "");
+    there.append(&mut modules("tests/it/engine/alone/mod.rs", "alone::"));
+    let told: BTreeSet<String> =
+        table[2..].iter().flat_map(|row| row[1].split(' ').map(String::from).collect::<Vec<_>>()).collect();
+    let missing: Vec<_> = there.difference(&told).collect();
+    assert!(missing.is_empty(), "FEATURES in tests/python/engines.py does not name {missing:?}");
+    assert!(table.iter().all(|row| row.len() == columns.len() + 2));
+    let newest = scripts.lines().find_map(|line| line.strip_prefix("newest=")).unwrap();
+    let newest = 2 + columns.iter().position(|column| *column == newest).unwrap();
+    assert!(table[0][newest].contains(' '), "the newest engine has a version, because its tests ran");
+}
+
 /// "Decision 15" in a comment is a number that a reader can look up.
 /// `Type::function` beside a file's name: the function is there.
 #[test]
