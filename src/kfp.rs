@@ -5,15 +5,20 @@
 //! passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`. Names of rules and
 //! messages come from here. They are hints that pipeline code wrote, and no proof of anything.
 
+mod compiled;
+mod evidence;
 pub mod pipeline;
 mod yaml;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::workload::Task;
+use crate::workload::{Task, Unknown};
+
+pub use compiled::Compiled;
+pub use evidence::Evidence;
 
 /// `kfp.local` binds one root. More are looked at, for the user's own mounts, but not thousands: the command
 /// is scanned for each.
@@ -22,32 +27,73 @@ const MOST_ROOTS: usize = 16;
 /// The variable by which a container says whom it would like to be.
 pub const WISH: &str = "KFP_CREDS_IDENTITY";
 
+/// What a create request says of its task, and what the session may know better.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub task: Task,
+    /// Directories that are bound at their own path.
+    roots: Vec<String>,
+    /// The one of them that has runs below it.
+    root: Option<String>,
+    /// Where the paths in a command point, and their directories: of its outputs and of its inputs, which are the
+    /// outputs of other tasks. Empty where the request says itself which place is its own.
+    places: Vec<(Place, String)>,
+}
+
+impl Reading {
+    /// Directories whose existence says that a task was there before.
+    pub fn directories(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|(_, directory)| directory.as_str())
+    }
+}
+
+impl From<Task> for Reading {
+    fn from(task: Task) -> Self {
+        Self { task, ..Self::default() }
+    }
+}
+
+/// The task of [`read`], as far as the request alone tells.
+pub fn task(body: &Value, name: Option<&str>) -> Task {
+    read(body, name).task
+}
+
 /// Reads the body of a create request; `name` is its `?name=`. Untyped on purpose: clients leave keys out,
 /// write null for them, and the engine is who refuses wrong types. Never fails: what is not understood is
 /// absent. Of labels only the request's own count; an image cannot speak here.
 ///
 /// A container component names its task only by the paths in its command. Where these point at several
-/// tasks (its inputs do, too) the component stays unknown rather than guessed.
-pub fn task(body: &Value, name: Option<&str>) -> Task {
+/// tasks (its inputs do, too) the component stays unknown rather than guessed; [`Evidence`] may know more.
+pub fn read(body: &Value, name: Option<&str>) -> Reading {
     let binds = strings(body.pointer("/HostConfig/Binds"));
     let roots: Vec<&str> = binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).collect();
     let workspace = binds.iter().any(|bind| without_mode(bind).ends_with(":/kfp-workspace"));
     let command = strings(body.get("Cmd"));
     let input = executor_input(&command);
-    let place = match &input {
-        Some(input) => input
-            .outputs
-            .get("outputFile")
-            .and_then(Value::as_str)
-            .and_then(|path| roots.iter().find_map(|root| Place::of(path, root))),
+    let (place, root, places) = match &input {
+        Some(input) => {
+            let output = input.outputs.get("outputFile").and_then(Value::as_str);
+            let own = output
+                .and_then(|path| roots.iter().find_map(|root| Some((Place::of(path, root)?, Some(*root)))));
+            let (place, root) = own.unzip();
+            (place, root.flatten(), vec![])
+        }
         None => scanned(&command, &roots),
     };
     let rooted = !roots.is_empty() && (input.is_some() || place.is_some());
     let function =
         input.and_then(|_| argument(&command, "--function_to_execute").next()).filter(|name| is_name(name));
+    let kfp = workspace || rooted;
     let place = place.unwrap_or_default();
-    Task {
-        kfp: workspace || rooted,
+    let hidden = kfp && place.component.is_none();
+    let unknown = Unknown {
+        pipeline: hidden && place.pipeline.is_none(),
+        component: hidden,
+        function: hidden && function.is_none(),
+        iteration: hidden,
+    };
+    let task = Task {
+        kfp,
         pipeline: place.pipeline,
         run: place.run,
         component: place.component,
@@ -57,11 +103,14 @@ pub fn task(body: &Value, name: Option<&str>) -> Task {
         name: name.filter(|name| !name.is_empty()).map(String::from),
         labels: labels(body.get("Labels")),
         wish: wish(&strings(body.get("Env"))),
-    }
+        unknown,
+    };
+    let root = root.map(String::from);
+    Reading { task, root, roots: roots.into_iter().map(String::from).collect(), places }
 }
 
 /// Where in a run a path points.
-#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Place {
     pipeline: Option<String>,
     run: Option<String>,
@@ -105,17 +154,29 @@ fn is_name(part: &str) -> bool {
 }
 
 /// The place that the paths in a command agree on; its component only if they agree on that, too.
-fn scanned(command: &[&str], roots: &[&str]) -> Option<Place> {
-    let mut places: BTreeSet<Place> = BTreeSet::new();
+fn scanned<'a>(
+    command: &[&str],
+    roots: &[&'a str],
+) -> (Option<Place>, Option<&'a str>, Vec<(Place, String)>) {
+    let mut places: BTreeMap<Place, (String, &str)> = BTreeMap::new();
     for root in roots {
-        places.extend(command.iter().flat_map(|word| paths(word, root)).filter_map(|p| Place::of(p, root)));
+        for path in command.iter().flat_map(|word| paths(word, root)) {
+            if let Some(place) = Place::of(path, root) {
+                let directory = path.trim_end_matches(|c| c != '/' && c != '\\');
+                places.entry(place).or_insert_with(|| (directory.into(), root));
+            }
+        }
     }
-    let first = places.first()?.clone();
-    if places.len() == 1 {
-        return Some(first);
+    let Some((first, (_, root))) = places.first_key_value() else { return (None, None, vec![]) };
+    let (first, root) = (first.clone(), *root);
+    let one = places.len() == 1;
+    let same = places.keys().all(|place| (&place.pipeline, &place.run) == (&first.pipeline, &first.run));
+    let all = places.into_iter().map(|(place, (directory, _))| (place, directory)).collect();
+    match (one, same) {
+        (true, _) => (Some(first), Some(root), all),
+        (false, true) => (Some(Place { iteration: None, component: None, ..first }), Some(root), all),
+        (false, false) => (None, Some(root), all),
     }
-    let same = places.iter().all(|place| (&place.pipeline, &place.run) == (&first.pipeline, &first.run));
-    same.then_some(Place { iteration: None, component: None, ..first })
 }
 
 /// The paths in `word` that begin with `root`. Goes on behind each, so that the time is linear in `word`.

@@ -1,12 +1,16 @@
 //! Which container gets which identity. The rules are the operator's and are read at start.
+//!
+//! A rule matches, does not match, or is unknown: a kfp task does not always show which one it is. Rules are read in
+//! order, and the first that does not fail to match decides. If that one is unknown, and not every identity that is
+//! still possible is the same, the config says what the container gets: never what a later rule or the default gives.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use crate::quote;
-use crate::workload::{By, Identity, Pattern, Task};
+use crate::workload::{By, Fit, Identity, Pattern, Task};
 
-/// One `[[rule]]`: all patterns must match; the first rule that matches decides.
+/// One `[[rule]]`: all patterns must match.
 #[derive(Clone, Debug)]
 pub struct Rule {
     pub patterns: Vec<Pattern>,
@@ -14,12 +18,13 @@ pub struct Rule {
     pub choose: Vec<Arc<Identity>>,
     /// `None` is the word `none` of the config: no identity, and the container passes untouched.
     pub identity: Option<Arc<Identity>>,
+    /// Such a container may join the network of another one that has the same identity.
+    pub join: bool,
 }
 
 impl Rule {
-    /// The first pattern that does not match; `None` when the rule matches.
-    fn miss(&self, task: &Task) -> Option<&Pattern> {
-        self.patterns.iter().find(|pattern| !pattern.fits(task))
+    fn fit(&self, task: &Task) -> Fit {
+        self.patterns.iter().map(|pattern| pattern.fit(task)).min().unwrap_or(Fit::Yes)
     }
 }
 
@@ -42,6 +47,25 @@ pub struct Policy {
     pub choose: Vec<Arc<Identity>>,
     /// Containers that do not look like kfp tasks get the default as well (`--all`).
     pub all: bool,
+    /// For kfp tasks of which it is unknown whether a rule matches; `None` is no identity.
+    pub unknown: Option<Arc<Identity>>,
+}
+
+/// What the rules come to.
+#[derive(Clone, Copy, Debug)]
+enum Settled {
+    /// This rule decides, or none.
+    By(Option<usize>),
+    /// Whether this one matches is unknown, and it matters.
+    Doubt(usize),
+}
+
+/// Why the rule of this number, from 1, could not decide, and what makes it.
+pub fn doubt(rule: usize) -> String {
+    format!(
+        "whether rule {rule} matches is unknown, because this kfp task does not show which one it is; name its \
+         compiled pipeline in compiled_pipelines, or the identity of such tasks in unknown"
+    )
 }
 
 /// A decision with what led to it.
@@ -57,39 +81,69 @@ impl Policy {
     /// A rule that names a container decides, whatever it looks like; the default is for kfp tasks,
     /// and for everything with `--all`.
     pub fn decide(&self, task: &Task) -> Decision {
-        self.outcome(task, self.matching(task))
+        self.decision(task, self.settle(task))
     }
 
     /// The same decision, with its reasons.
     pub fn explain(&self, task: &Task) -> Explanation {
-        let matching = self.matching(task);
-        let before = &self.rules[..matching.unwrap_or(self.rules.len())];
-        let miss = |(index, rule): (usize, &Rule)| {
-            let Pattern { part, glob } = rule.miss(task)?;
-            let found = part
-                .of(task)
-                .map_or_else(|| "it has none".into(), |value| format!("it is {}", quote::name(value)));
-            Some(format!(
-                "rule {} does not match: {part} has to be {}, and {found}",
-                index + 1,
-                quote::name(&glob.to_string())
-            ))
+        let settled = self.settle(task);
+        let decisive = match settled {
+            Settled::By(by) => by,
+            Settled::Doubt(index) => Some(index),
         };
-        let misses = before.iter().enumerate().filter_map(miss).collect();
-        let by = match matching {
-            Some(index) => match self.rules.len() - index - 1 {
-                0 => format!("rule {} matches", index + 1),
-                1 => format!("rule {} matches; the one after it is not looked at", index + 1),
-                rest => format!("rule {} matches; the {rest} after it are not looked at", index + 1),
-            },
-            None if !task.kfp && !self.all => "no rule matches, and it is not a kfp task".into(),
-            None => "no rule matches: the default".into(),
+        let before = &self.rules[..decisive.unwrap_or(self.rules.len())];
+        let misses = before.iter().enumerate().filter_map(|(index, rule)| why(index, rule, task));
+        let mut misses: Vec<String> = misses.collect();
+        let after = |index: usize| match self.rules.len() - index - 1 {
+            0 => String::new(),
+            1 => "; the one after it is not looked at".into(),
+            rest => format!("; the {rest} after it are not looked at"),
         };
-        Explanation { misses, by, decision: self.outcome(task, matching) }
+        let by = match settled {
+            Settled::By(Some(index)) => format!("rule {} matches{}", index + 1, after(index)),
+            Settled::Doubt(index) => {
+                misses.extend(why(index, &self.rules[index], task));
+                let gets = self.unknown.as_ref().map_or("none", |identity| &identity.name);
+                format!("rule {} may match, and it matters: unknown = \"{gets}\" applies", index + 1)
+            }
+            Settled::By(None) if !task.kfp && !self.all => "no rule matches, and it is not a kfp task".into(),
+            Settled::By(None) => "no rule matches: the default".into(),
+        };
+        Explanation { misses, by, decision: self.decision(task, settled) }
     }
 
-    fn matching(&self, task: &Task) -> Option<usize> {
-        self.rules.iter().position(|rule| rule.miss(task).is_none())
+    /// Whether the rule that decided lets a container join the network of another one.
+    pub fn lets_join(&self, by: By) -> bool {
+        matches!(by, By::Rule(number) if self.rules.get(number - 1).is_some_and(|rule| rule.join))
+    }
+
+    fn settle(&self, task: &Task) -> Settled {
+        let mut possible = vec![];
+        let mut last = None;
+        for (index, rule) in self.rules.iter().enumerate() {
+            match rule.fit(task) {
+                Fit::No => {}
+                Fit::Unknown => possible.push(index),
+                Fit::Yes => {
+                    last = Some(index);
+                    break;
+                }
+            }
+        }
+        let Some(first) = possible.first() else { return Settled::By(last) };
+        let sure = self.outcome(task, last);
+        let same = |index: &usize| gives_the_same(&self.outcome(task, Some(*index)), &sure);
+        if possible.iter().all(same) { Settled::By(last) } else { Settled::Doubt(*first) }
+    }
+
+    fn decision(&self, task: &Task, settled: Settled) -> Decision {
+        match (settled, &self.unknown) {
+            (Settled::By(by), _) => self.outcome(task, by),
+            (Settled::Doubt(index), Some(identity)) => {
+                Decision::Attach(identity.clone(), By::Unknown(index + 1))
+            }
+            (Settled::Doubt(index), None) => Decision::Pass(doubt(index + 1)),
+        }
     }
 
     fn outcome(&self, task: &Task, matching: Option<usize>) -> Decision {
@@ -115,6 +169,33 @@ impl Policy {
         }
         identity.as_ref().map_or(Decision::Pass(none), |identity| Decision::Attach(identity.clone(), by))
     }
+}
+
+fn gives_the_same(one: &Decision, other: &Decision) -> bool {
+    match (one, other) {
+        (Decision::Attach(one, _), Decision::Attach(other, _)) => one.name == other.name,
+        (Decision::Pass(_), Decision::Pass(_)) => true,
+        (Decision::Attach(..), Decision::Pass(_)) | (Decision::Pass(_), Decision::Attach(..)) => false,
+    }
+}
+
+/// What keeps a rule from matching.
+fn why(index: usize, rule: &Rule, task: &Task) -> Option<String> {
+    let rank = |pattern: &&Pattern| pattern.fit(task);
+    let pattern = rule.patterns.iter().min_by_key(rank).filter(|pattern| !pattern.fits(task))?;
+    let Pattern { part, glob } = pattern;
+    let (number, fit) = (index + 1, pattern.fit(task));
+    let glob = quote::name(&glob.to_string());
+    Some(match (fit, part.of(task)) {
+        (Fit::Unknown, _) => {
+            format!("rule {number} is unknown: {part} has to be {glob}, and the task does not show it")
+        }
+        (_, Some(value)) => {
+            let value = quote::name(value);
+            format!("rule {number} does not match: {part} has to be {glob}, and it is {value}")
+        }
+        (_, None) => format!("rule {number} does not match: {part} has to be {glob}, and it has none"),
+    })
 }
 
 /// What `kfp-creds explain` prints.
@@ -166,7 +247,7 @@ impl fmt::Display for Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Part;
+    use crate::workload::{Part, Unknown};
 
     fn identity(name: &str) -> Arc<Identity> {
         Arc::new(Identity { name: name.into(), ..Identity::default() })
@@ -185,11 +266,11 @@ mod tests {
 
     fn rule(patterns: &[(Part, &str)], identity: Option<Arc<Identity>>) -> Rule {
         let patterns = patterns.iter().map(|(part, glob)| Pattern::new(part.clone(), glob)).collect();
-        Rule { patterns, choose: vec![], identity }
+        Rule { patterns, choose: vec![], identity, join: false }
     }
 
     fn policy(rules: Vec<Rule>) -> Policy {
-        Policy { rules, default: Some(identity("default")), choose: vec![], all: false }
+        Policy { rules, default: Some(identity("default")), choose: vec![], all: false, unknown: None }
     }
 
     fn named(policy: &Policy, task: &Task) -> String {
@@ -270,6 +351,100 @@ mod tests {
             "it may not choose the identity reader",
             "the default's list is no rule's"
         );
+    }
+
+    /// A kfp task that does not show which one it is.
+    fn hidden() -> Task {
+        Task { unknown: Unknown::PLACE, kfp: true, ..task("", "") }
+    }
+
+    #[test]
+    fn a_rule_that_could_match_is_not_passed_over() {
+        let narrow =
+            rule(&[(Part::Pipeline, "uploads"), (Part::Component, "upload")], Some(identity("narrow")));
+        let mut policy = policy(vec![narrow]);
+        let said = named(&policy, &hidden());
+        assert!(said.starts_with("whether rule 1 matches is unknown"), "{said}");
+        assert!(said.contains("compiled_pipelines") && said.contains(" unknown"), "{said}");
+        // What is shown of it may be enough to rule it out.
+        let elsewhere = Unknown { pipeline: false, ..Unknown::PLACE };
+        let elsewhere = Task { pipeline: Some("etl".into()), unknown: elsewhere, ..hidden() };
+        assert_eq!(named(&policy, &elsewhere), "default");
+        // A container of another kind has nothing to show.
+        policy.all = true;
+        assert_eq!(named(&policy, &task("", "")), "default");
+        policy.unknown = Some(identity("little"));
+        let Decision::Attach(little, By::Unknown(1)) = policy.decide(&hidden()) else { panic!() };
+        assert_eq!(little.name, "little");
+        policy.unknown = None;
+        policy.rules[0].identity = Some(identity("default"));
+        assert_eq!(named(&policy, &hidden()), "default", "it comes to the same");
+        policy.rules[0].identity = None;
+        assert!(named(&policy, &hidden()).starts_with("whether rule 1"), "a rule that says none, too");
+    }
+
+    #[test]
+    fn rules_are_read_in_order_where_one_is_unknown() {
+        let component = |glob: &str, name: &str| rule(&[(Part::Component, glob)], Some(identity(name)));
+        let image = |name: &str| rule(&[(Part::Image, "python*")], Some(identity(name)));
+        let decided = |rules: Vec<Rule>| named(&policy(rules), &hidden());
+        assert_eq!(
+            decided(vec![image("first"), component("a", "other")]),
+            "first",
+            "it matches, and is first"
+        );
+        assert!(decided(vec![component("a", "other"), image("first")]).starts_with("whether rule 1"));
+        assert_eq!(decided(vec![component("a", "first"), image("first"), component("b", "x")]), "first");
+        assert!(
+            decided(vec![component("a", "first"), component("b", "x"), image("first")])
+                .starts_with("whether rule 1")
+        );
+        for part in [Part::Pipeline, Part::Component, Part::Function, Part::Iteration] {
+            let rules = vec![rule(&[(part.clone(), "*")], Some(identity("it")))];
+            assert!(decided(rules).starts_with("whether rule 1"), "{part}");
+        }
+        for part in [Part::ComposeProject, Part::ComposeService, Part::Label("team".into())] {
+            assert_eq!(decided(vec![rule(&[(part, "*")], Some(identity("it")))]), "default");
+        }
+    }
+
+    /// Whatever such a task asks for.
+    #[test]
+    fn without_rules_on_what_is_unknown_nothing_changes() {
+        let wishing = |wish: &str| Task { wish: Some(wish.into()), ..hidden() };
+        let shown = |task: &Task| Task { unknown: Unknown::default(), ..task.clone() };
+        let labelled = rule(&[(Part::Label("team".into()), "a")], Some(identity("a")));
+        let mut policy = policy(vec![rule(&[(Part::Image, "busybox*")], None), labelled]);
+        policy.choose = vec![identity("reader")];
+        policy.unknown = Some(identity("little"));
+        for task in [hidden(), wishing("reader"), wishing("admin")] {
+            assert_eq!(named(&policy, &task), named(&policy, &shown(&task)));
+            assert_eq!(policy.explain(&task).to_string(), policy.explain(&shown(&task)).to_string());
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_explained() {
+        let rules = vec![
+            rule(&[(Part::Image, "busybox*"), (Part::Component, "a")], None),
+            rule(&[(Part::Component, "upload")], Some(identity("narrow"))),
+            rule(&[(Part::Image, "python*")], Some(identity("wide"))),
+        ];
+        let text = policy(rules.clone()).explain(&hidden()).to_string();
+        assert_eq!(
+            text,
+            format!(
+                "rule 1 does not match: image has to be busybox*, and it is python:3.11\n\
+                 rule 2 is unknown: component has to be upload, and the task does not show it\n\
+                 rule 2 may match, and it matters: unknown = \"none\" applies\nno identity: {}\n",
+                doubt(2)
+            )
+        );
+        let same =
+            Policy { rules: vec![rules[1].clone()], default: Some(identity("narrow")), ..policy(vec![]) };
+        let text = same.explain(&hidden()).to_string();
+        assert!(text.starts_with("rule 1 is unknown: component has to be upload"), "{text}");
+        assert!(text.contains("no rule matches: the default\nidentity      narrow"), "{text}");
     }
 
     #[test]

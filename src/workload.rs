@@ -69,6 +69,31 @@ pub struct Task {
     pub labels: BTreeMap<String, String>,
     /// `KFP_CREDS_IDENTITY` in the environment of the request: which identity it would like.
     pub wish: Option<String>,
+    pub unknown: Unknown,
+}
+
+/// What a kfp task has and its request does not show: of these `None` does not mean that there is none.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Unknown {
+    pub pipeline: bool,
+    pub component: bool,
+    pub function: bool,
+    pub iteration: bool,
+}
+
+impl Unknown {
+    /// Of a kfp task whose place in a pipeline nothing shows.
+    pub const PLACE: Self = Self { pipeline: true, component: true, function: true, iteration: true };
+
+    fn has(self, part: &Part) -> bool {
+        match part {
+            Part::Pipeline => self.pipeline,
+            Part::Component => self.component,
+            Part::Function => self.function,
+            Part::Iteration => self.iteration,
+            Part::Image | Part::ComposeProject | Part::ComposeService | Part::Label(_) => false,
+        }
+    }
 }
 
 /// `pipeline/component`, else the name, else the image.
@@ -141,8 +166,25 @@ impl Pattern {
     }
 
     pub fn fits(&self, task: &Task) -> bool {
-        self.part.of(task).is_some_and(|value| self.glob.matches(value))
+        self.fit(task) == Fit::Yes
     }
+
+    pub fn fit(&self, task: &Task) -> Fit {
+        match self.part.of(task) {
+            Some(value) if self.glob.matches(value) => Fit::Yes,
+            None if task.unknown.has(&self.part) => Fit::Unknown,
+            Some(_) | None => Fit::No,
+        }
+    }
+}
+
+/// Whether a pattern, or all patterns of a rule together, match. In this order, the least of all counts.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Fit {
+    No,
+    /// It would depend on what the task does not show.
+    Unknown,
+    Yes,
 }
 
 /// As the config has it.
@@ -207,6 +249,8 @@ pub enum By {
     Default,
     /// The number of the `[[rule]]`, from 1.
     Rule(usize),
+    /// Nobody knows whether the rule of this number matches, and the config says what such a task gets.
+    Unknown(usize),
 }
 
 impl fmt::Display for By {
@@ -214,6 +258,7 @@ impl fmt::Display for By {
         match self {
             Self::Default => f.write_str("default"),
             Self::Rule(number) => write!(f, "rule {number}"),
+            Self::Unknown(number) => write!(f, "unknown, for rule {number}"),
         }
     }
 }

@@ -37,8 +37,15 @@ fn policy(rules: usize) -> Policy {
         ],
         choose: vec![],
         identity: identity.clone(),
+        join: false,
     };
-    Policy { rules: (0..rules).map(rule).collect(), default: identity.clone(), choose: vec![], all: true }
+    Policy {
+        rules: (0..rules).map(rule).collect(),
+        default: identity.clone(),
+        choose: vec![],
+        all: true,
+        unknown: None,
+    }
 }
 
 /// Microseconds of `work`, many times.
@@ -54,7 +61,13 @@ fn times(rounds: usize, mut work: impl FnMut()) -> Vec<f64> {
 }
 
 fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
-    let rules = Rules { policy: policy(0), identities: vec![], mounts: vec![] };
+    let rules = Rules {
+        policy: policy(0),
+        identities: vec![],
+        mounts: vec![],
+        compiled: Arc::default(),
+        clear_entrypoint: true,
+    };
     let root = "/home/user/pipelines/local_outputs";
     let output = format!("{root}/nightly-2026-11-23-06-04-22-567757/transform/executor_output.json");
     // 67: a row with the escapes of both strings around it.

@@ -58,8 +58,15 @@ pub fn create_body(input: &[u8]) {
         scopes: Scopes::parse("https://www.googleapis.com/auth/cloud-platform"),
         ..Identity::default()
     };
-    let policy = Policy { rules: vec![], default: Some(Arc::new(identity)), choose: vec![], all: true };
-    let rules = Rules { policy, identities: vec![], mounts: vec![] };
+    let policy =
+        Policy { rules: vec![], default: Some(Arc::new(identity)), choose: vec![], all: true, unknown: None };
+    let rules = Rules {
+        policy,
+        identities: vec![],
+        mounts: vec![],
+        compiled: Arc::default(),
+        clear_entrypoint: true,
+    };
     let Ok(judged) = proxy::preview(input, &rules, false, Mode::Deny, kfp_creds::kfp::task) else {
         return;
     };

@@ -8,10 +8,10 @@ use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::proxy::{Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
-use crate::kfp;
+use crate::kfp::{self, pipeline::Specified};
 use crate::policy::Decision;
 use crate::quote;
-use crate::workload::Task;
+use crate::workload::{Task, Unknown};
 
 /// Larger than any create request that a person would look at.
 const LARGEST: u64 = 32 << 20;
@@ -32,7 +32,7 @@ pub async fn explain(
             &rules,
             config.cells.is_some(),
             config.guard.rules.mode,
-            kfp::task,
+            |body, name| kfp::Evidence::default().look(kfp::read(body, name), body, &rules.compiled),
         )
         .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
         let mut beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
@@ -89,7 +89,9 @@ pub(super) async fn explained_created(
     };
     let rules = proxy.rules.now();
     let (alone, guard) = (proxy.cells.is_some(), proxy.guard.rules.mode);
-    let preview = preview(body.to_string().as_bytes(), &rules, alone, guard, proxy.recognise)?;
+    let preview = preview(body.to_string().as_bytes(), &rules, alone, guard, |body, name| {
+        proxy.evidence.look((proxy.recognise)(body, name), body, &rules.compiled)
+    })?;
     let task = Task { name: Some(name.clone()), ..preview.task };
     let mut text = explained(&rules, &task) + &beyond_the_rules(&preview.outcome, &rules, &task);
     let name = name.trim_start_matches('/');
@@ -119,17 +121,33 @@ pub fn explain_pipeline(
         return Err(wrong(&path, "has no task that runs in a container"));
     }
     let rules = reload::rules(config);
-    for (index, task) in tasks.iter().enumerate() {
+    for (index, specified) in tasks.iter().enumerate() {
         if index > 0 {
             print("");
         }
+        let task = &specified.task;
         let inside = task.iteration.as_ref().map_or(String::new(), |inside| format!(" in {inside}"));
         print(&plain(&format!("{task}{inside}, image {}", task.image)));
-        for line in explained(&rules, task).lines() {
+        let (shown, how) = when_it_runs(specified, &rules);
+        for line in how.iter().copied().chain(explained(&rules, &shown).lines()) {
             print(&format!("  {line}"));
         }
     }
     Ok(Ended::Done)
+}
+
+/// The task as a session will know it, with a line where that is less than the pipeline says.
+fn when_it_runs(specified: &Specified, rules: &Rules) -> (Task, Option<&'static str>) {
+    let Specified { task, words, shows, .. } = specified;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if *shows || rules.compiled.find(&task.image, &words).is_some() {
+        return (task.clone(), None);
+    }
+    let hidden =
+        Task { pipeline: None, component: None, iteration: None, unknown: Unknown::PLACE, ..task.clone() };
+    let how = "unknown when it runs: its command names none of its outputs, and no file of compiled_pipelines \
+               tells it from the others";
+    (hidden, Some(how))
 }
 
 /// Which rule decides, and all that the container is given.

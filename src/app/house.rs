@@ -13,16 +13,14 @@ use super::broken;
 use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
+use super::proxied::{reserve, settings, wiring};
 use super::reload;
 use crate::config::{Config, Surroundings, engine};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{
-    self, Ask, Clients, Closing, Exits, Kind, Reserved, Rulebook, Settings, Wiring, Writable,
-};
-use crate::docker::relay::{NAMES, Tunnel};
+use crate::docker::proxy::{self, Kind, Settings};
+use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
-use crate::kfp;
 use crate::lifecycle::{Granting, Lifecycle};
 use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
@@ -31,7 +29,6 @@ use crate::record::audit::Audit;
 use crate::registry;
 use crate::secret::Secret;
 use crate::server::Server;
-use crate::server::views::UNKNOWN_PROJECT;
 use crate::session::{Session, Wanted};
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
@@ -243,6 +240,10 @@ impl House {
         Ok(place)
     }
 
+    pub(super) fn has_created(&self) -> bool {
+        self.proxy.created.load(Ordering::Relaxed)
+    }
+
     /// Whether somebody still has a connection to our socket, and not only because the end of a program
     /// is known here before the end of its connections.
     pub(super) async fn has_clients(&self) -> bool {
@@ -328,56 +329,6 @@ pub(super) fn recorder(config: &Config, session: &str, voice: &Voice) -> Result<
     let audit = Audit::open(settings, session, Arc::new(move |text| voice.notice(text)));
     let audit = audit.map_err(|error| broken(&format!("the audit log {file}"), error))?;
     Ok(Recorder::new(Some(audit)))
-}
-
-/// What the proxy is given, but for what is ours and what containers are told.
-fn settings(
-    config: &Config,
-    session: &Session,
-    ask: mpsc::Sender<Ask>,
-    voice: &Voice,
-    tasks: &Tasks,
-) -> Settings {
-    Settings {
-        upstream: session.engine.socket().to_owned(),
-        product: session.engine.product(),
-        socket: PathBuf::new(),
-        guard: Arc::new(config.guard.clone()),
-        session: session.network.session.clone(),
-        mode: "serve",
-        rules: Rulebook::new(reload::rules(config)),
-        writable: Writable::default(),
-        recognise: kfp::task,
-        voice: voice.clone(),
-        wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },
-        reserved: Reserved::default(),
-        exits: Exits::default(),
-        closing: Closing::default(),
-        clients: Clients::default(),
-        cells: None,
-        recorder: Recorder::default(),
-        ask,
-        tasks: tasks.clone(),
-    }
-}
-
-/// What containers are given so that their clients find us.
-fn wiring(session: &Session, host: &Host, config: &Config) -> Wiring {
-    Wiring {
-        relay: session.relay,
-        names: NAMES.map(String::from).to_vec(),
-        // A stand-in would make clients ask Google about a project of that name.
-        project: Some(host.project(config)).filter(|project| project != UNKNOWN_PROJECT),
-        quota_project: host.quota_project(config),
-    }
-}
-
-fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
-    let reserved = Reserved::default();
-    reserved.put(Kind::Container, &tunnel.container, &session.relay_name);
-    reserved.put(Kind::Network, &session.network.id, &session.network.name);
-    reserved.put(Kind::Image, &session.image, &session.image_name);
-    reserved
 }
 
 fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -> Arc<Lifecycle> {

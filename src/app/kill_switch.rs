@@ -55,13 +55,15 @@ mod tests {
             Arc::new(Identity { name: name.into(), service_account, kill_switch, ..Identity::default() })
         };
         let rules = Rules {
-            policy: Policy { rules: vec![], default: None, choose: vec![], all: false },
+            policy: Policy { rules: vec![], default: None, choose: vec![], all: false, unknown: None },
             identities: vec![
                 identity("a", "own@x", true),
                 identity("b", "shared@x", true),
                 identity("c", "shared@x", false),
             ],
             mounts: vec![],
+            compiled: Arc::default(),
+            clear_entrypoint: true,
         };
         let said = consequences(&rules, "own@x", 2).unwrap();
         assert!(

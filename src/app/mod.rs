@@ -13,6 +13,7 @@ mod kill_switch;
 mod looks;
 mod mends;
 mod page;
+mod proxied;
 mod reload;
 mod run;
 mod scan;

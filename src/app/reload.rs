@@ -29,6 +29,8 @@ pub(super) fn rules(config: &Config) -> Rules {
         policy: config.policy.clone(),
         identities: config.identities.values().cloned().collect(),
         mounts: config.mounts.clone(),
+        compiled: config.compiled.clone(),
+        clear_entrypoint: config.clear_entrypoint,
     }
 }
 

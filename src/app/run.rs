@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use super::broken;
 use super::child::{self, Asked, GRACE, Interrupts, Signals};
 use super::house::House;
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, SourceChoice, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
 use crate::quote;
+use crate::workload::Identity;
 
 /// Runs `command` with its Docker calls going through us; the answer is its exit code.
 pub async fn run(
@@ -36,8 +37,24 @@ pub async fn run(
              for editors and notebooks use `kfp-creds serve`",
         );
     }
+    if outcome.is_ok() && !house.has_created() && names_an_identity(config) {
+        voice.notice(
+            "no container was created: what ran in processes (SubprocessRunner) used your own login, and not the \
+             identity of this session",
+        );
+    }
     close(house, config.keep, &mut signals, &voice).await;
     outcome
+}
+
+/// Whether containers would have had anything but what the person's own login has.
+fn names_an_identity(config: &Config) -> bool {
+    let policy = &config.policy;
+    let plain = Identity::default();
+    matches!(config.source, SourceChoice::Offline)
+        || config.impersonate.is_some()
+        || !policy.rules.is_empty()
+        || policy.default.as_deref() != Some(&plain)
 }
 
 /// Closes the session. An engine that does not answer must not keep a person: two signals more leave the rest.

@@ -15,7 +15,7 @@ use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
 use super::mounts::mounts;
 use super::provider::{RawCredentials, provided};
 use super::read::Layers;
-use super::rules::{choose, named, rules};
+use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
 use super::{
     Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine, guarding,
@@ -56,6 +56,7 @@ pub(super) fn resolve(
         default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
         choose: choose(say, "choose", &raw.choose, &identities),
         all: raw.all.unwrap_or_default(),
+        unknown: named(say, "unknown", raw.unknown.as_deref().unwrap_or("none"), &identities),
     };
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&around.cwd).to_owned();
     let form = match flags {
@@ -84,11 +85,14 @@ pub(super) fn resolve(
         project_attributes: attributes(say, "project_attributes", raw.project_attributes),
         endpoints: endpoints(say, raw.endpoints),
         policy,
+        compiled: compiled(say, &raw.compiled_pipelines, &beside, around),
+        clear_entrypoint: raw.clear_entrypoint.unwrap_or(true),
         identities,
         keep: raw.keep.unwrap_or_default(),
         guard: key_guard,
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
+        client_proxies: super::proxies::Said::read(around),
         engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
         form,
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),

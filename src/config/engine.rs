@@ -85,7 +85,7 @@ fn look(path: &Path) -> Look {
     }
 }
 
-fn configuration(around: &Surroundings) -> Option<PathBuf> {
+pub(super) fn configuration(around: &Surroundings) -> Option<PathBuf> {
     let named = around.variable("DOCKER_CONFIG").map(|path| around.cwd.join(path));
     named.or_else(|| Some(around.home()?.join(".docker")))
 }
@@ -114,7 +114,7 @@ fn host_of(name: &str, around: &Surroundings) -> Result<String, String> {
         .ok_or_else(|| format!("docker context {}: names no docker endpoint", quote::name(name)))
 }
 
-fn json(file: &Path) -> Result<Option<Value>, String> {
+pub(super) fn json(file: &Path) -> Result<Option<Value>, String> {
     match fs::read(file) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),

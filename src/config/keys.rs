@@ -24,6 +24,9 @@ pub(super) struct RawConfig {
     pub region: Option<String>,
     pub default: Option<String>,
     pub choose: Vec<String>,
+    pub unknown: Option<String>,
+    pub compiled_pipelines: Vec<String>,
+    pub clear_entrypoint: Option<bool>,
     pub all: Option<bool>,
     pub keep: Option<bool>,
     pub engine: Option<String>,
@@ -150,6 +153,7 @@ pub(super) struct RawRule {
     pub labels: BTreeMap<String, String>,
     pub identity: Option<String>,
     pub choose: Vec<String>,
+    pub join: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -261,6 +265,9 @@ pub(super) const KEYS: &[Key] = &[
     key("default", Kind::Text, "`\"default\"`", "The identity of containers that no rule names: the name of one, or `\"none\"`.")
         .variable("KFP_CREDS_DEFAULT"),
     key("choose", Kind::List, "`[]`: nothing", "Identities that containers which no rule names may choose instead of the default, by `KFP_CREDS_IDENTITY=NAME` in their environment. Another name there, and they get none."),
+    key("unknown", Kind::Text, "`\"none\"`", "What a kfp task gets of which nobody knows whether a rule on its pipeline, component, function or iteration matches, because its create request does not show which task it is (a container component without outputs): the name of an identity, or `\"none\"`. It counts only where not every identity that is still possible is the same."),
+    key("compiled_pipelines", Kind::List, "`[]`", "Files of compiled pipelines (YAML or JSON), relative to the config file. A task that does not show which one it is is known by its image and command, where exactly one task of these files fits.").guarded(),
+    key("clear_entrypoint", Kind::Flag, "`true`", "A kfp task whose component gives a `command` is started without the `ENTRYPOINT` of its image, as in Kubernetes; never where the runner was given `entrypoint=`. `false` leaves it to the Docker engine, which runs the command behind the `ENTRYPOINT`."),
     key("all", Kind::Flag, "`false`", "The default identity is for every container, not for kfp tasks alone.")
         .variable("KFP_CREDS_ALL").flag("--all"),
     key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` are left running, without an identity.")
@@ -324,6 +331,7 @@ pub(super) const KEYS: &[Key] = &[
     key("rule[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
     key("rule[].labels.*", Kind::Text, "any", "A pattern for a label of the create request, never one of the image: `labels = { \"com.example.team\" = \"data-*\" }`."),
     key("rule[].identity", Kind::Text, "must be given", "What a container gets that matches all patterns of the rule: the name of an identity, or `\"none\"`. The first rule that matches decides."),
+    key("rule[].join", Kind::Flag, "`false`", "Such a container may join the network of another one that has the same identity (`network_mode: service:NAME` of Docker Compose, `container:NAME`). Both then have one lease, which ends with the container that is joined. Without this it is not created.").guarded(),
     key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. Another name there, and it gets none."),
     key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
@@ -403,6 +411,8 @@ mod tests {
                 "credentials.",
                 "mount[].source",
                 "guard.",
+                "compiled_pipelines",
+                "rule[].join",
                 "audit.file",
                 "metrics.",
                 "identity.*.kill_switch",

@@ -13,6 +13,7 @@ mod guarding;
 mod keys;
 mod mounts;
 mod provider;
+pub mod proxies;
 mod read;
 mod reference;
 mod rules;
@@ -35,6 +36,7 @@ pub use reference::reference;
 pub use schema::schema;
 
 use crate::guard::Guard;
+use crate::kfp::Compiled;
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
@@ -101,6 +103,10 @@ pub struct Config {
     pub project_attributes: BTreeMap<String, String>,
     pub endpoints: Endpoints,
     pub policy: Policy,
+    /// By which tasks are known that do not show which one they are.
+    pub compiled: Arc<Compiled>,
+    /// kfp tasks with a command run without the image's `ENTRYPOINT`.
+    pub clear_entrypoint: bool,
     /// By name; `default` is always there.
     pub identities: BTreeMap<String, Arc<Identity>>,
     /// `None`: no audit log.
@@ -118,6 +124,8 @@ pub struct Config {
     pub pool: Pool,
     /// With `isolation = "network"`: what networks of one container each are made of.
     pub cells: Option<Pool>,
+    /// What docker's own config says of proxies in containers.
+    pub client_proxies: proxies::Said,
     /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
     pub form: observe::Form,

@@ -1,13 +1,51 @@
-//! `[[rule]]`, `default` and `choose`: who gets what.
+//! `[[rule]]`, `default`, `choose` and `unknown`: who gets what; `compiled_pipelines`: how tasks are known.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::Surroundings;
 use super::keys::RawRule;
 use super::read::Layers;
+use crate::kfp::Compiled;
 use crate::policy::Rule;
 use crate::quote;
 use crate::workload::{Identity, Part, Pattern};
+
+/// Larger than any compiled pipeline that a person would look at.
+const LARGEST_PIPELINE: u64 = 32 << 20;
+
+/// Reads the files of `compiled_pipelines`; relative ones stand beside the config file.
+pub(super) fn compiled(
+    say: &mut Layers,
+    files: &[String],
+    beside: &Path,
+    around: &Surroundings,
+) -> Arc<Compiled> {
+    let mut compiled = Compiled::default();
+    for (index, file) in files.iter().enumerate() {
+        let path = match (file.strip_prefix("~/"), around.home()) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => beside.join(file),
+        };
+        if let Err(why) = pipeline(&path).and_then(|text| compiled.add(&text)) {
+            say.problem(&format!("compiled_pipelines[{}]", index + 1), format_args!("{why}"));
+        }
+    }
+    Arc::new(compiled)
+}
+
+fn pipeline(path: &Path) -> Result<String, String> {
+    let unread = |error: std::io::Error| format!("cannot be read: {error}");
+    if !std::fs::metadata(path).map_err(unread)?.is_file() {
+        return Err("is not a file".into());
+    }
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(unread)?;
+    file.take(LARGEST_PIPELINE + 1).read_to_string(&mut text).map_err(unread)?;
+    if text.len() as u64 > LARGEST_PIPELINE { Err("is larger than 32 MiB".into()) } else { Ok(text) }
+}
 
 type Identities = BTreeMap<String, Arc<Identity>>;
 
@@ -43,7 +81,7 @@ pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities
             }
         };
         let choose = choose(say, &format!("{rule}.choose"), &raw.choose, identities);
-        all.push(Rule { patterns, choose, identity });
+        all.push(Rule { patterns, choose, identity, join: raw.join });
     }
     all
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Config, SourceChoice};
 use crate::guard::{Mode, Rules};
+use crate::policy::Policy;
 use crate::quote;
 use crate::workload::Identity;
 
@@ -72,6 +73,7 @@ impl Config {
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
             ("audit", self.audit.as_ref().map(|audit| quote::path(&audit.file))),
+            ("unknown", unknown(&self.policy)),
             ("metrics", self.metrics.map(|at| at.to_string())),
         ] {
             if let Some(value) = value {
@@ -96,6 +98,10 @@ impl Config {
         }
         text
     }
+}
+
+fn unknown(policy: &Policy) -> Option<String> {
+    policy.unknown.as_ref().map(|identity| format!("{}, where no rule can tell", identity.name))
 }
 
 fn guarding(rules: &Rules) -> String {

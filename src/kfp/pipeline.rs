@@ -14,28 +14,42 @@ const DEEPEST: usize = 16;
 /// More than anybody reads.
 const MOST_TASKS: usize = 10_000;
 
-/// The tasks of a compiled pipeline (YAML or JSON), in the order of the file. In loops, what is true of the
-/// first iteration; iterations are numbered from 0.
-pub fn tasks(text: &str) -> Result<Vec<Task>, String> {
+/// One task of a compiled pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Specified {
+    /// As its create request will say it, and where that shows nothing, as the specification does.
+    pub task: Task,
+    /// Command and arguments, with placeholders.
+    pub words: Vec<String>,
+    /// Whether the specification gives a command, and not arguments alone.
+    pub commanded: bool,
+    /// Whether its create request shows which task it is: it has an `--executor_input` or the path of an output.
+    pub shows: bool,
+}
+
+/// The tasks of a compiled pipeline (YAML or JSON), in the order of the file, under the names that `kfp.local` gives
+/// them: those of their components, which it numbers where one is used again; of the graphs around a task only
+/// loops are in its path. In loops, what is true of the first iteration; iterations are numbered from 0.
+pub fn tasks(text: &str) -> Result<Vec<Specified>, String> {
     let spec = yaml::first_document(text)?;
     let name = spec["pipelineInfo"]["name"].as_str();
     let name = name.filter(|_| spec["root"].is_object() && spec["deploymentSpec"].is_object());
     let name = name.ok_or("is not a compiled pipeline (no pipelineInfo, root and deploymentSpec)")?;
     let mut found = Found { spec: &spec, pipeline: name, tasks: vec![] };
-    found.graph(&spec["root"], &[])?;
+    found.graph(&spec["root"], 0, &[])?;
     Ok(found.tasks)
 }
 
 struct Found<'a> {
     spec: &'a Value,
     pipeline: &'a str,
-    tasks: Vec<Task>,
+    tasks: Vec<Specified>,
 }
 
 impl<'a> Found<'a> {
-    /// `inside` is the way to this graph: the names of the tasks that are graphs themselves.
-    fn graph(&mut self, component: &'a Value, inside: &[String]) -> Result<(), String> {
-        if inside.len() > DEEPEST {
+    /// `inside` is the way to this graph; `path` what a path of outputs shows of it.
+    fn graph(&mut self, component: &'a Value, inside: usize, path: &[String]) -> Result<(), String> {
+        if inside > DEEPEST {
             return Err("has components that contain themselves".into());
         }
         for (name, task) in component["dag"]["tasks"].as_object().into_iter().flatten() {
@@ -46,21 +60,25 @@ impl<'a> Found<'a> {
             let component = &self.spec["components"][reference];
             if component["dag"].is_object() {
                 let loops = task["parameterIterator"].is_object() || task["artifactIterator"].is_object();
-                let step = if loops { format!("{name}-iteration-0") } else { name.clone() };
-                self.graph(component, &[inside, &[step]].concat())?;
+                let step = match loops {
+                    true => Some(format!("{name}-iteration-0")),
+                    false => name.contains("-iteration-").then(|| name.clone()),
+                };
+                self.graph(component, inside + 1, &[path, step.as_slice()].concat())?;
                 continue;
             }
             let label = component["executorLabel"].as_str().unwrap_or_default();
             let container = &self.spec["deploymentSpec"]["executors"][label]["container"];
             // An importer runs no container.
             if container.is_object() {
-                self.tasks.push(self.task(name, container, inside));
+                let name = reference.strip_prefix("comp-").unwrap_or(reference);
+                self.tasks.push(self.task(name, container, path));
             }
         }
         Ok(())
     }
 
-    fn task(&self, name: &str, container: &Value, inside: &[String]) -> Task {
+    fn task(&self, name: &str, container: &Value, inside: &[String]) -> Specified {
         let words = |key: &str| container[key].as_array().into_iter().flatten().filter_map(Value::as_str);
         let command: Vec<&str> = words("command").chain(words("args")).collect();
         let variables = container["env"].as_array().into_iter().flatten();
@@ -68,7 +86,8 @@ impl<'a> Found<'a> {
             variables.filter_map(|one| Some(format!("{}={}", one["name"].as_str()?, one["value"].as_str()?)));
         let variables: Vec<String> = variables.collect();
         let function = super::argument(&command, "--function_to_execute").find(|name| super::is_name(name));
-        Task {
+        let outputs = |word: &&str| word.contains("{{$.outputs.") || word.contains("{{$}}");
+        let task = Task {
             kfp: true,
             pipeline: Some(self.pipeline.into()),
             component: Some(name.into()),
@@ -77,6 +96,12 @@ impl<'a> Found<'a> {
             image: container["image"].as_str().unwrap_or_default().into(),
             wish: super::wish(&variables.iter().map(String::as_str).collect::<Vec<_>>()),
             ..Task::default()
+        };
+        Specified {
+            task,
+            commanded: words("command").next().is_some(),
+            shows: command.iter().any(outputs),
+            words: command.into_iter().map(String::from).collect(),
         }
     }
 }
@@ -88,7 +113,7 @@ mod tests {
     #[test]
     fn a_compiled_pipeline_says_what_it_will_create() {
         let text = include_str!("../../tests/golden/pipeline/nightly-etl.yaml");
-        let tasks = tasks(text).unwrap();
+        let tasks: Vec<Task> = tasks(text).unwrap().into_iter().map(|compiled| compiled.task).collect();
         let rows: Vec<_> = tasks
             .iter()
             .map(|task| {
@@ -99,11 +124,11 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "nightly-etl/transform-3 transform condition-4 -",
+                "nightly-etl/transform-3 transform - -",
                 "nightly-etl/extract extract - loader",
-                "nightly-etl/transform transform for-loop-1-iteration-0 -",
-                "nightly-etl/transform-2 transform for-loop-3-iteration-0 -",
-                "nightly-etl/transform transform my-etl -",
+                "nightly-etl/transform-2 transform for-loop-1-iteration-0 -",
+                "nightly-etl/transform-2-2 transform for-loop-3-iteration-0 -",
+                "nightly-etl/transform transform - -",
                 "nightly-etl/shell - - -",
             ]
         );
@@ -115,7 +140,7 @@ mod tests {
     fn json_is_read_too_and_nonsense_is_not() {
         let json = r#"{"pipelineInfo": {"name": "p"}, "deploymentSpec": {"executors": {"e": {"container": {"image": "x"}}}},
             "components": {"c": {"executorLabel": "e"}}, "root": {"dag": {"tasks": {"t": {"componentRef": {"name": "c"}}}}}}"#;
-        assert_eq!(tasks(json).unwrap()[0].to_string(), "p/t");
+        assert_eq!(tasks(json).unwrap()[0].task.to_string(), "p/c");
         let itself = json.replace(
             r#""executorLabel": "e""#,
             r#""dag": {"tasks": {"t": {"componentRef": {"name": "c"}}}}"#,

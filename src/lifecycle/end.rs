@@ -29,9 +29,13 @@ impl Lifecycle {
         let members = self.engine.containers_of(&self.network.session).await?;
         let state = self.state();
         let running = members.iter().filter(|member| member.running);
-        let tenant = |member: &Member| state.tenants.get(&ContainerId::parse(&member.id)?);
-        let row = |t: &Tenant| (t.grant.container.clone(), t.grant.task.clone());
-        Ok(running.filter_map(tenant).map(row).collect())
+        let row = |member: &Member| {
+            let id = ContainerId::parse(&member.id)?;
+            let tenant = state.tenants.get(&id).map(|tenant: &Tenant| &tenant.grant.task);
+            let task = tenant.or_else(|| state.joined.get(&id))?.clone();
+            Some((id, task))
+        };
+        Ok(running.filter_map(row).collect())
     }
 
     /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.

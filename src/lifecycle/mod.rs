@@ -8,6 +8,7 @@ pub mod by_hand;
 mod end;
 mod events;
 mod exit;
+mod joined;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -28,7 +29,7 @@ use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
 use crate::token::{Deadline, HandedOut, MintId};
-use crate::workload::{ContainerId, Grant};
+use crate::workload::{ContainerId, Grant, Task};
 
 pub use end::Summary;
 
@@ -60,6 +61,8 @@ struct State {
     writer: Writer,
     addresses: Addresses,
     tenants: HashMap<ContainerId, Tenant>,
+    /// Containers in the networks of tenants, whose leases they share.
+    joined: HashMap<ContainerId, Arc<Task>>,
     attached: u64,
     cut_off: u64,
     /// Expiries of tokens whose holders ended; two holders of one token count once.
@@ -115,6 +118,7 @@ impl Lifecycle {
             writer,
             addresses: Addresses::new(addresses),
             tenants: HashMap::new(),
+            joined: HashMap::new(),
             attached: 0,
             cut_off: 0,
             outstanding: HashMap::new(),
@@ -173,7 +177,11 @@ impl Lifecycle {
                 let _ = answer.send(());
             }
             Ask::IsLeased { container, answer } => {
-                let _ = answer.send(self.state().tenants.contains_key(&container));
+                let _ = answer.send(self.state().is_leased(&container));
+            }
+            Ask::LeasedAs { container, answer } => drop(answer.send(self.leased_as(&container))),
+            Ask::Joined { container, with, task, answer } => {
+                let _ = answer.send(self.join(container, &with, task));
             }
         }
     }

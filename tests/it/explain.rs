@@ -143,7 +143,7 @@ fn every_task_of_a_compiled_pipeline_is_explained() {
         extract.contains("identity      loader") && extract.contains("mount         /scratch, empty memory"),
         "{extract}"
     );
-    let looped = of("nightly-etl/transform in for-loop-1-iteration-0, image python:3.11\n");
+    let looped = of("nightly-etl/transform-2 in for-loop-1-iteration-0, image python:3.11\n");
     assert!(looped.contains("rule 1 matches; the one after it is not looked at"), "{looped}");
     assert!(looped.contains("identity      looper") && !looped.contains("/scratch"), "{looped}");
     assert!(of("nightly-etl/shell, image busybox@sha256:").contains("no identity: rule 2 says none"));

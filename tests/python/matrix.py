@@ -37,7 +37,7 @@ import matrix_py
 CLI = {"docker 28": "KFP_CREDS_DOCKER_CLI_28", "docker 20.10": "KFP_CREDS_DOCKER_CLI_20"}
 COMPOSE = "KFP_CREDS_DOCKER_COMPOSE"
 MAGIC = ("metadata.google.internal", "metadata", "metadata.goog")
-OURS = ("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT", "NO_PROXY", "no_proxy",
+OURS = ("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT", "CPL_MACHINE_IS_GCE", "NO_PROXY", "no_proxy",
         "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT")
 
 

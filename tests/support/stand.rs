@@ -11,6 +11,7 @@ use std::time::Duration;
 use kfp_creds::docker::proxy::{
     self, Ask, Clients, Closing, Exits, Reserved, Rulebook, Rules, Settings, Wiring, Writable,
 };
+use kfp_creds::kfp::Reading;
 use kfp_creds::observe::{Form, Voice};
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
@@ -73,9 +74,9 @@ pub(crate) struct Stand {
 }
 
 /// Labels and image are enough for tests, and whoever is `plain` is no task; kfp's own recogniser has its own.
-fn recognise(body: &Value, name: Option<&str>) -> Task {
+fn recognise(body: &Value, name: Option<&str>) -> Reading {
     let image = body["Image"].as_str().unwrap_or_default().to_string();
-    Task { kfp: image != "plain", image, name: name.map(Into::into), ..Task::default() }
+    Task { kfp: image != "plain", image, name: name.map(Into::into), ..Task::default() }.into()
 }
 
 impl Stand {
@@ -97,18 +98,11 @@ impl Stand {
             product: kfp_creds::docker::Product::Docker,
             session: "0123abcd".into(),
             mode: "run",
-            rules: Rulebook::new(Rules {
-                policy: Policy {
-                    rules: vec![],
-                    default: Some(Arc::new(identity())),
-                    choose: vec![],
-                    all: true,
-                },
-                identities: vec![],
-                mounts: vec![],
-            }),
+            rules: rules(),
             writable: Writable::default(),
             recognise,
+            client_proxies: Default::default(),
+            evidence: Default::default(),
             voice: Voice::new(Form::Text, heard.clone()),
             wiring: Wiring {
                 relay: Ipv4Addr::new(169, 254, 169, 254),
@@ -122,6 +116,7 @@ impl Stand {
             socket: socket.clone(),
             guard: Arc::default(),
             clients: Clients::default(),
+            created: Arc::default(),
             cells: None,
             recorder: kfp_creds::record::Recorder::default(),
             ask,
@@ -178,8 +173,27 @@ async fn answer(mut asked: mpsc::Receiver<Ask>, lifecycle: Lifecycle) {
             Ask::IsLeased { container, answer } => {
                 let _ = answer.send(lifecycle.leased.lock().unwrap().contains(&container));
             }
+            Ask::LeasedAs { answer, .. } => drop(answer.send(None)),
+            Ask::Joined { answer, .. } => drop(answer.send(false)),
         }
     }
+}
+
+/// Every container gets an identity.
+fn rules() -> Rulebook {
+    Rulebook::new(Rules {
+        policy: Policy {
+            rules: vec![],
+            default: Some(Arc::new(identity())),
+            choose: vec![],
+            all: true,
+            unknown: None,
+        },
+        identities: vec![],
+        mounts: vec![],
+        compiled: Arc::default(),
+        clear_entrypoint: true,
+    })
 }
 
 fn identity() -> Identity {

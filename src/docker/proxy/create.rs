@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -12,17 +13,21 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::judge::{self, Neighbour, Question, Verdict};
+use super::look::aside;
 use super::path::Target;
 use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Refusal, Reply, collect, full};
-use super::{Ask, Wiring, json, podman, writable};
+use super::{Ask, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::docker::Product;
 use crate::docker::cells::Cell;
 use crate::observe::Line;
-use crate::policy::Decision;
-use crate::workload::{ContainerId, Task};
+use crate::policy::{Decision, doubt};
+use crate::workload::{By, ContainerId, Identity, Task};
+
+/// Of how many directories in a command it is asked whether they are there.
+const MOST_DIRECTORIES: usize = 64;
 
 impl Room {
     pub(super) async fn create(
@@ -36,9 +41,11 @@ impl Room {
         let mut body = json::parse(&bytes).map_err(Refusal::malformed)?;
         drop(bytes);
         json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
+        proxies::apply(&mut body, &parts.headers, &self.settings.client_proxies);
         let name = target.query("name").map(str::to_string);
-        let task = Arc::new((self.settings.recognise)(&body, name.as_deref()));
-        let (verdict, cell) = self.verdict(&mut body, &task, name.as_deref()).await?;
+        let rules = self.settings.rules.now();
+        let task = Arc::new(self.task(&body, name.as_deref(), &rules).await);
+        let (verdict, cell) = self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
         let given = Given::of(&body);
         let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
@@ -47,7 +54,7 @@ impl Room {
         let (done, outcome) = oneshot::channel();
         let room = self.clone();
         let arriving = match &verdict {
-            Verdict::Attach { .. } => Some(self.arrive().await),
+            Verdict::Attach { .. } | Verdict::Join { .. } => Some(self.arrive().await),
             Verdict::Pass(_) | Verdict::Refuse(_) => None,
         };
         self.settings.tasks.spawn("create", async move {
@@ -63,61 +70,99 @@ impl Room {
         outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
     }
 
+    /// Which task this is, by the request and by what the session knows.
+    async fn task(&self, body: &Value, name: Option<&str>, rules: &Rules) -> Task {
+        let reading = (self.settings.recognise)(body, name);
+        let directories: Vec<String> =
+            reading.directories().take(MOST_DIRECTORIES).map(String::from).collect();
+        let exists = |directory: &String| std::fs::symlink_metadata(directory).is_ok();
+        let there = match directories.is_empty() {
+            true => vec![],
+            // Where a file server hangs, all count as there: the task is not known then.
+            false => {
+                let looked = directories.clone();
+                aside(move || looked.into_iter().filter(exists).collect()).await.unwrap_or(directories)
+            }
+        };
+        self.settings.evidence.task(reading, body, &rules.compiled, &there)
+    }
+
     /// With the network that the container will have, and is told of here.
     async fn verdict(
         &self,
         body: &mut Value,
         task: &Task,
         name: Option<&str>,
+        rules: &Rules,
     ) -> Result<(Verdict, Option<Cell>), Refusal> {
-        let rules = self.settings.rules.now();
-        let mut decision = rules.policy.decide(task);
-        if self.settings.product == Product::Podman {
-            if let Some(why) = podman::second_reading(body) {
-                return Err(Refusal::malformed(why));
-            }
-            if let (Decision::Attach(..), Some(why)) = (&decision, podman::not_attachable(body)) {
-                decision = Decision::Pass(why);
-            }
-        }
+        let decision = self.decision(body, task, rules)?;
         let image = body["Image"].as_str().unwrap_or_default().to_string();
         if self.is_ours(Kind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));
         }
         let neighbours = self.neighbours(&judge::container_references(body)).await?;
-        let mut our_networks = HashSet::new();
-        for reference in judge::network_references(body) {
-            if self.is_ours(Kind::Network, &reference).await? {
-                our_networks.insert(reference);
-            }
-        }
-        let image_env = self.image_env(&image).await?;
+        let our_networks = self.ours_among(judge::network_references(body)).await?;
+        let brings = self.image(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
+        let joins = self.joinable(body, &decision, rules, &neighbours).await?;
         let cell = match (&self.settings.cells, &decision) {
-            (Some(cells), Decision::Attach(..)) => Some(cells.take().await.map_err(broken)?),
-            (None, _) | (_, Decision::Pass(_)) => None,
+            (Some(cells), Decision::Attach(..)) if joins.is_none() => {
+                Some(cells.take().await.map_err(broken)?)
+            }
+            (None | Some(_), _) => None,
         };
         let shared = &self.settings.wiring;
-        let relay = cell.as_ref().map_or(shared.relay, |cell| cell.relay);
+        let own = cell.as_ref().map_or(shared.relay, |cell| cell.relay);
+        let relay = joins.as_ref().map_or(own, |joined| joined.relay);
         let question = Question {
             mounts: &mounts,
             decision: &decision,
             name,
-            image_env: &image_env,
+            image_env: &brings.env,
             neighbours: &neighbours,
             our_networks: &our_networks,
             wiring: &Wiring { relay, ..shared.clone() },
             session: &self.settings.session,
             mode: self.settings.mode,
-            alone: cell.is_some(),
+            // Who joins shares a network of one container, too.
+            alone: self.settings.cells.is_some() && matches!(decision, Decision::Attach(..)),
+            joins: joins.as_ref(),
         };
         let verdict = match judge::judge(body, &question) {
             Verdict::Refuse(refusal) => return Err(refusal),
             verdict => verdict,
         };
-        let ours = task.kfp || matches!(verdict, Verdict::Attach { .. });
-        self.guard_create(body, &image_env, ours, &task.to_string()).await?;
+        let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
+        self.guard_create(body, &brings.env, ours, &task.to_string()).await?;
+        if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
+            self.say_entrypoint(task, image);
+        }
         Ok((verdict, cell))
+    }
+
+    /// What the rules say, where the engine can do it.
+    fn decision(&self, body: &Value, task: &Task, rules: &Rules) -> Result<Decision, Refusal> {
+        let decision = rules.policy.decide(task);
+        if self.settings.product != Product::Podman {
+            return Ok(decision);
+        }
+        if let Some(why) = podman::second_reading(body) {
+            return Err(Refusal::malformed(why));
+        }
+        Ok(match (decision, podman::not_attachable(body)) {
+            (Decision::Attach(..), Some(why)) => Decision::Pass(why),
+            (decision, _) => decision,
+        })
+    }
+
+    async fn ours_among(&self, networks: Vec<String>) -> Result<HashSet<String>, Refusal> {
+        let mut ours = HashSet::new();
+        for reference in networks {
+            if self.is_ours(Kind::Network, &reference).await? {
+                ours.insert(reference);
+            }
+        }
+        Ok(ours)
     }
 
     async fn neighbours(&self, references: &[String]) -> Result<HashMap<String, Neighbour>, Refusal> {
@@ -160,6 +205,7 @@ impl Room {
         let id = answer["Id"].as_str().and_then(ContainerId::parse);
         let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
         let until = given.until;
+        self.settings.created.store(true, Ordering::Relaxed);
         self.note_writable(&id, &given).await;
         match name {
             Some(name) => self.watch_exit(&id, Some(&name), until).await,
@@ -170,35 +216,21 @@ impl Room {
         }
         match verdict {
             Verdict::Attach { identity, by, notices } => {
-                let (answer, answered) = oneshot::channel();
-                let ask = Ask::Attach {
-                    container: id.clone(),
-                    identity: identity.clone(),
-                    by,
-                    task: task.clone(),
-                    cell,
-                    answer,
-                };
-                let gone = || Err("the session has ended".to_string());
-                let outcome = match self.settings.ask.send(ask).await {
-                    Ok(()) => answered.await.unwrap_or_else(|_| gone()),
-                    Err(_) => gone(),
-                };
-                match outcome {
-                    Ok(address) => self.settings.voice.say(Line::Attached {
-                        task: &task.to_string(),
-                        container: id.short(),
-                        identity: &identity.name,
-                        address: &address.to_string(),
-                    }),
-                    Err(why) => {
-                        self.settings.recorder.attach_failed(&id, &task, &why);
-                        return Err(self.undo(&id, &task, why).await);
-                    }
+                if let Err(why) = self.attach(&id, &identity, by, &task, cell).await {
+                    self.settings.recorder.attach_failed(&id, &task, &why);
+                    return Err(self.undo(&id, &task, why).await);
                 }
-                for notice in notices {
-                    self.settings.voice.notice(format!("{task}: {notice}, so its clients may not ask us"));
+                if let By::Unknown(rule) = by {
+                    let gets = &identity.name;
+                    self.settings.voice.notice(format!("{task}: {}; it gets {gets}", doubt(rule)));
                 }
+                self.say_shadows(&task, notices);
+            }
+            Verdict::Join { identity, with, notices } => {
+                if let Err(why) = self.joined(&id, &with, &task, &identity).await {
+                    return Err(self.undo(&id, &task, why).await);
+                }
+                self.say_shadows(&task, notices);
             }
             Verdict::Pass(why) => {
                 self.settings.recorder.passed(&id, &task, &why);
@@ -207,6 +239,37 @@ impl Room {
             Verdict::Refuse(refusal) => return Err(refusal),
         }
         Ok(Response::from_parts(head, full(body)))
+    }
+
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        identity: &Arc<Identity>,
+        by: By,
+        task: &Arc<Task>,
+        cell: Option<Cell>,
+    ) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        let (container, task) = (id.clone(), task.clone());
+        let ask = Ask::Attach { container, identity: identity.clone(), by, task: task.clone(), cell, answer };
+        let gone = || "the session has ended".to_string();
+        let address = match self.settings.ask.send(ask).await {
+            Ok(()) => answered.await.unwrap_or_else(|_| Err(gone()))?,
+            Err(_) => return Err(gone()),
+        };
+        self.settings.voice.say(Line::Attached {
+            task: &task.to_string(),
+            container: id.short(),
+            identity: &identity.name,
+            address: &address.to_string(),
+        });
+        Ok(())
+    }
+
+    fn say_shadows(&self, task: &Task, notices: Vec<String>) {
+        for notice in notices {
+            self.settings.voice.notice(format!("{task}: {notice}, so its clients may not ask us"));
+        }
     }
 
     /// Before the client hears of the container, and so before anything in it can run.

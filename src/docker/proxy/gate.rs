@@ -39,6 +39,10 @@ impl Room {
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
             Route::BuildSession => self.build_session(parts, target, body, raw).await,
             Route::BuildControl => self.raw(parts, target, body, raw).await,
+            Route::Containers | Route::Networks if parts.method == Method::GET => {
+                let reply = self.pass(parts, &target, Either::Left(body)).await?;
+                self.hide_in_list(&route, reply).await
+            }
             Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
             Route::Swarm if !looks => self.swarm(parts, target, body).await,
             Route::Build if !looks => {
@@ -137,7 +141,7 @@ impl Room {
             }
             (&Method::GET, "json") => {
                 let reply = self.pass(parts, &target, Either::Left(body)).await?;
-                Ok(self.looked(name, reply).await)
+                self.hide_in_container(self.looked(name, reply).await).await
             }
             _ => self.pass(parts, &target, Either::Left(body)).await,
         }

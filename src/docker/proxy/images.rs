@@ -1,20 +1,16 @@
-//! Images that are made or changed without a build: loaded, imported, committed. What is run from one is judged by
+//! Images that are made or changed without a build: loaded, imported. What is run from one is judged by
 //! its environment; its files are looked at here, where they come by in a form that is read, or by `scan`.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 
-use super::create::rewritten;
-use super::guard::{judged, keys_in_body, length_of, text_of};
-use super::json;
 use super::path::Target;
 use super::room::Room;
 use super::upload::Look;
-use super::wire::{Refusal, Reply, collect, full};
+use super::wire::{Refusal, Reply};
 use crate::guard::stream::Stream;
 use crate::guard::{Mode, environment};
 
@@ -67,33 +63,10 @@ impl Room {
             }
         }
     }
-
-    /// `docker commit`: the files are the container's; environment, labels and command can be the request's.
-    pub(super) async fn commit(
-        &self,
-        parts: Parts,
-        target: &Target,
-        body: Incoming,
-    ) -> Result<Reply, Refusal> {
-        let bytes = collect(body).await?;
-        let mut found = changes(target);
-        let uri = target.uri().map_err(Refusal::malformed)?;
-        let request = if bytes.is_empty() {
-            hyper::Request::from_parts(parts, full(Bytes::new()))
-        } else {
-            let mut body = json::parse(&bytes).map_err(Refusal::malformed)?;
-            json::canonical(&mut body, json::CREATE).map_err(Refusal::malformed)?;
-            let text = text_of(&body);
-            found.extend(judged(length_of(&text), move || keys_in_body(&text)).await?);
-            rewritten(parts, &body)
-        };
-        self.decide(self.strictness(true), "commit", found)?;
-        self.engine.forward(request, uri, None).await
-    }
 }
 
 /// Instructions of a Dockerfile in the query.
-fn changes(target: &Target) -> Vec<String> {
+pub(super) fn changes(target: &Target) -> Vec<String> {
     let lines = target.queries("changes").flat_map(str::lines);
     let found = lines.filter_map(environment::instruction);
     found.map(|find| format!("the change of {} holds {}", find.place, find.kind)).collect()

@@ -7,20 +7,26 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::confine::{Capabilities, risky_sysctl};
 use super::json::HOST_FIELDS;
 use super::wire::Refusal;
+use super::wiring::{shadows, wire_up};
 use super::{Wiring, reserved};
-use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
 use crate::mounts::{self, Mount};
 use crate::policy::Decision;
-use crate::workload::{By, Identity};
+use crate::workload::{By, ContainerId, Identity};
 
 const OUR_LABELS: &str = "kfp-creds.";
-/// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
-const ROLE: (&str, &str) = ("kfp-creds.role", "task");
+
+/// A container whose network and lease another one may share.
+#[derive(Clone, Debug)]
+pub(super) struct Joined {
+    pub(super) container: ContainerId,
+    /// Where its network has the relay.
+    pub(super) relay: Ipv4Addr,
+}
 
 /// What the engine says a container reference of the body stands for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -52,6 +58,8 @@ pub(super) struct Question<'a> {
     pub(super) mode: &'a str,
     /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
     pub(super) alone: bool,
+    /// The leased container whose network it joins, where a rule allows that and both have one identity.
+    pub(super) joins: Option<&'a Joined>,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +68,12 @@ pub(super) enum Verdict {
     Attach {
         identity: Arc<Identity>,
         by: By,
+        notices: Vec<String>,
+    },
+    /// The same, but it has no lease of its own: it shares that of a container whose network it joins.
+    Join {
+        identity: Arc<Identity>,
+        with: ContainerId,
         notices: Vec<String>,
     },
     /// The container gets no identity, and why.
@@ -112,15 +126,26 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
         Decision::Attach(identity, by) => (identity.clone(), *by),
         Decision::Pass(why) => return Verdict::Pass(why.clone()),
     };
-    if let Some(why) = disqualified(body, question) {
-        return Verdict::Pass(why);
+    match (disqualified(body, question), question.joins) {
+        (Some(why), None) => return Verdict::Pass(why),
+        // It would have the identity all the same: the address is its neighbour's.
+        (Some(why), Some(joined)) => {
+            return Verdict::Refuse(Refusal::forbidden(format!(
+                "it cannot join the network of {}, which has an identity: {why}",
+                joined.container
+            )));
+        }
+        (None, _) => {}
     }
     if let Err(why) = mounts::add(question.mounts.iter().copied(), body) {
         return Verdict::Refuse(Refusal::malformed(why));
     }
     let notices = shadows(body, question);
     wire_up(body, question);
-    Verdict::Attach { identity, by, notices }
+    match question.joins {
+        Some(joined) => Verdict::Join { identity, with: joined.container.clone(), notices },
+        None => Verdict::Attach { identity, by, notices },
+    }
 }
 
 /// Places that are read here must have the type that the engine reads, or nothing said about them holds.
@@ -196,9 +221,14 @@ fn references(body: &mut Value, question: &Question<'_>) -> Result<(), Refusal> 
         let Some(name) = joined(&body["HostConfig"][key]).map(str::to_string) else { continue };
         match question.neighbours.get(&name) {
             Some(Neighbour::Other(id)) => body["HostConfig"][key] = format!("container:{id}").into(),
+            Some(Neighbour::Leased) if key == "NetworkMode" && question.joins.is_some() => {
+                let joined = question.joins.map(|joined| joined.container.as_str()).unwrap_or_default();
+                body["HostConfig"][key] = format!("container:{joined}").into();
+            }
             Some(Neighbour::Leased | Neighbour::Ours) => {
                 return Err(Refusal::forbidden(format!(
-                    "{key} container:{name} would share that container's identity; give this one its own"
+                    "{key} container:{name} would share that container's identity; give this one its own, or both the \
+                     same and allow the network by a [[rule]] with join = true"
                 )));
             }
             Some(Neighbour::Missing) | None => {
@@ -225,7 +255,9 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     match host["NetworkMode"].as_str().unwrap_or_default() {
         "host" => return Some("it uses the host's network".into()),
         "none" => return Some("it asked for no network".into()),
-        mode if mode.starts_with("container:") => return Some("it joins another container's network".into()),
+        mode if mode.starts_with("container:") && question.joins.is_none() => {
+            return Some("it joins another container's network".into());
+        }
         _ if body["NetworkDisabled"] == true => return Some("it asked for no network".into()),
         _ => {}
     }
@@ -239,162 +271,12 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     if let Some((name, _)) = sysctls.into_iter().find(|(name, _)| risky_sysctl(name)) {
         return Some(format!("it sets {name}, with which it could speak for a neighbour's address"));
     }
-    let names = [
-        ("name", question.name),
-        ("Hostname", body["Hostname"].as_str()),
-        ("Domainname", body["Domainname"].as_str()),
-    ];
-    names.into_iter().find_map(|(what, name)| {
-        let why = reserved::captures(name?, &question.wiring.names)?;
-        Some(format!("its {what} {why}"))
-    })
-}
-
-/// What the container carries that keeps client libraries from asking us.
-fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
-    let env = Environment { request: &body["Env"], image: question.image_env };
-    let address = question.wiring.relay.to_string();
-    let mut found = vec![];
-    for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
-        if env.value(name).is_some_and(|value| !value.is_empty()) {
-            found.push(format!("{name} is set"));
-        }
-    }
-    for (name, bad) in [("METADATA_SERVER_DETECTION", "none"), ("GCE_METADATA_MTLS_MODE", "strict")] {
-        if env.value(name).is_some_and(|value| value.trim().eq_ignore_ascii_case(bad)) {
-            found.push(format!("{name} is {bad}"));
-        }
-    }
-    for name in METADATA_VARIABLES {
-        if env.says(name) && env.value(name) != Some(address.as_str()) {
-            found.push(format!("{name} points elsewhere"));
-        }
-    }
-    let hosts = list(&body["HostConfig"]["ExtraHosts"]);
-    for name in &question.wiring.names {
-        if hosts.iter().any(|entry| host_entry(entry, name).is_some_and(|at| at != address)) {
-            found.push(format!("an extra host entry sends {name} elsewhere"));
-        }
-    }
-    if let Some(place) = gcloud_mount(body) {
-        found.push(format!("a gcloud directory is mounted at {place}"));
-    }
-    found
-}
-
-const METADATA_VARIABLES: [&str; 3] = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
-
-/// Where a mount puts a gcloud directory, with a login in it that wins over a metadata server.
-fn gcloud_mount(body: &Value) -> Option<String> {
-    let host = &body["HostConfig"];
-    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    // `source:target[:options]`; a source may hold a colon on Windows, so every part is looked at.
-    let binds = binds.flat_map(|bind| bind.split(':').skip(1));
-    let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
-    let ends = |path: &&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
-    binds.chain(mounts).find(ends).map(Into::into)
-}
-
-fn wire_up(body: &mut Value, question: &Question<'_>) {
-    let wiring = question.wiring;
-    let additions = environment(body, question);
-    let mut env = list(&body["Env"]);
-    env.retain(|entry| !additions.iter().any(|(name, _)| entry.split('=').next() == Some(*name)));
-    env.extend(additions.iter().map(|(name, value)| format!("{name}={value}")));
-    body["Env"] = env.into();
-    for part in ["Labels", "HostConfig"] {
-        if !body[part].is_object() {
-            body[part] = Map::new().into();
-        }
-    }
-    body["Labels"][SESSION_LABEL] = question.session.into();
-    body["Labels"][MODE_LABEL] = question.mode.into();
-    body["Labels"][ROLE.0] = ROLE.1.into();
-    let host = &mut body["HostConfig"];
-    let mut hosts = list(&host["ExtraHosts"]);
-    for name in &wiring.names {
-        if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
-            hosts.push(format!("{name}:{}", wiring.relay));
-        }
-    }
-    host["ExtraHosts"] = hosts.into();
-    if !question.alone && Capabilities::of(host).has("NET_RAW") {
-        let mut drop = list(&host["CapDrop"]);
-        drop.push("NET_RAW".into());
-        host["CapDrop"] = drop.into();
-    }
-}
-
-/// What is set in the environment: never over a value that is there, except the proxy exceptions, which
-/// are merged.
-fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, String)> {
-    let wiring = question.wiring;
-    let env = Environment { request: &body["Env"], image: question.image_env };
-    let mut out = vec![];
-    for name in METADATA_VARIABLES {
-        out.push((name, Some(wiring.relay.to_string())));
-    }
-    out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
-    out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
-    let mut out: Vec<(&'static str, String)> = out
-        .into_iter()
-        .filter(|(name, _)| !env.says(name))
-        .filter_map(|(name, value)| Some((name, value?)))
-        .collect();
-    // Clients read one spelling or the other, some the lower case first: both get what either has.
-    for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
-        let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
-        out.push((name, exceptions(had.unwrap_or_default(), wiring)));
-    }
-    out
-}
-
-fn exceptions(had: &str, wiring: &Wiring) -> String {
-    let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-    let relay = wiring.relay.to_string();
-    let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
-    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
-        if !all.contains(&name) {
-            all.push(name);
-        }
-    }
-    all.join(",")
-}
-
-/// What a variable will be in the container: the request's entry wins over the image's.
-struct Environment<'a> {
-    request: &'a Value,
-    image: &'a [String],
-}
-
-impl<'a> Environment<'a> {
-    /// The last entry for `name`; one without `=` unsets the variable.
-    fn entry(&self, name: &str) -> Option<&'a str> {
-        let is = |entry: &&str| entry.split('=').next() == Some(name);
-        let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
-        request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
-    }
-
-    /// True when somebody decided about `name`, be it to unset it.
-    fn says(&self, name: &str) -> bool {
-        self.entry(name).is_some()
-    }
-
-    fn value(&self, name: &str) -> Option<&'a str> {
-        self.entry(name)?.split_once('=').map(|(_, value)| value)
-    }
-}
-
-fn list(value: &Value) -> Vec<String> {
-    match value {
-        Value::String(one) => vec![one.clone()],
-        Value::Array(items) => items.iter().filter_map(Value::as_str).map(Into::into).collect(),
-        _ => vec![],
-    }
-}
-
-/// The address of an extra-hosts entry for `name`; newer clients may write `=` for the colon.
-fn host_entry<'a>(entry: &'a str, name: &str) -> Option<&'a str> {
-    let (host, at) = entry.split_once([':', '='])?;
-    host.eq_ignore_ascii_case(name).then_some(at)
+    let names = &question.wiring.names;
+    let name = question.name.and_then(|name| reserved::captures(name, names)).map(|why| ("name", why));
+    let host = |key: &'static str| {
+        let why = reserved::captures_as_host(body[key].as_str()?, names)?;
+        Some((key, why))
+    };
+    let found = name.or_else(|| host("Hostname")).or_else(|| host("Domainname"));
+    found.map(|(what, why)| format!("its {what} {why}"))
 }

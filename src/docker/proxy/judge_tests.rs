@@ -50,6 +50,7 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         session: "0123abcd",
         mode: "run",
         alone: false,
+        joins: None,
     };
     let verdict = judge(&mut body, &question);
     (verdict, body)
@@ -88,6 +89,7 @@ fn recorded_bodies_keep_everything_and_gain_only_what_is_documented() {
         assert!(matches!(verdict, Verdict::Attach { .. }), "{file:?}");
         assert_eq!(env(&changed, "GCE_METADATA_IP"), [RELAY], "{file:?}");
         assert_eq!(env(&changed, "no_proxy").len(), 1);
+        assert_eq!(env(&changed, "CPL_MACHINE_IS_GCE"), ["YES"]);
         assert_eq!(changed["Labels"][SESSION_LABEL], "0123abcd");
         assert_eq!(changed["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
         assert_eq!(changed["HostConfig"]["ExtraHosts"].as_array().unwrap().len(), 3);
@@ -149,7 +151,8 @@ fn proxy_exceptions_are_merged_from_either_spelling_and_from_the_image() {
         assert_eq!(env(&body, "NO_PROXY"), [upper]);
         assert_eq!(env(&body, "no_proxy"), [lower]);
     }
-    let (_, body) = verdict(json!({"Env": ["GOOGLE_CLOUD_PROJECT", "A=1"]}));
+    let (_, body) = verdict(json!({"Env": ["GOOGLE_CLOUD_PROJECT", "A=1", "CPL_MACHINE_IS_GCE=NO"]}));
+    assert_eq!(env(&body, "CPL_MACHINE_IS_GCE"), ["NO"]);
     assert!(env(&body, "GOOGLE_CLOUD_PROJECT").is_empty(), "unset by the request is a decision");
     assert!(env(&body, "GOOGLE_CLOUD_QUOTA_PROJECT").is_empty());
 }

@@ -9,6 +9,7 @@
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
 //! | `docker cp`, builds, imports, loads, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first, then our record of one that it removed by itself (`logs`) |
+//! | lists of containers and networks, `GET /containers/X/json` | without relays and without our networks (`hidden`) |
 //! | attach, exec start | raw bytes, copied, once the engine has answered 101; also for clients without `Upgrade` (`gate`, `wire`) |
 //! | BuildKit's tunnels | only as an upgrade without a body; the contexts in them are looked through for keys (`builds`) |
 //! | `POST /networks/create` | no name and no label of ours (`gate`) |
@@ -20,12 +21,16 @@
 //! here keep identities apart, not users from their own engine.
 
 mod builds;
+mod commit;
 mod confine;
 mod create;
+mod entrypoint;
 mod frames;
 mod gate;
 mod guard;
+mod hidden;
 mod images;
+mod join;
 mod json;
 mod judge;
 #[cfg(test)]
@@ -35,6 +40,7 @@ mod look;
 mod path;
 mod podman;
 mod preview;
+mod proxies;
 mod reserved;
 mod room;
 mod rulebook;
@@ -43,6 +49,7 @@ mod upload;
 mod volumes;
 mod wait;
 mod wire;
+mod wiring;
 mod writable;
 
 use std::convert::Infallible;
@@ -63,9 +70,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
+use crate::config::proxies::ClientProxies;
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
 use crate::guard::Guard;
+use crate::kfp::{Evidence, Reading};
 use crate::observe::{Line, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -95,13 +104,19 @@ pub struct Settings {
     pub rules: Rulebook,
     pub writable: Writable,
     /// Reads a create body (canonical JSON) and `?name=`.
-    pub recognise: fn(&Value, Option<&str>) -> Task,
+    pub recognise: fn(&Value, Option<&str>) -> Reading,
+    /// What the session knows besides of which task that is.
+    pub evidence: Evidence,
     pub voice: Voice,
     pub wiring: Wiring,
+    /// Of the docker clients' own config, which they look up by the address of the engine.
+    pub client_proxies: ClientProxies,
     pub reserved: Reserved,
     pub exits: Exits,
     pub closing: Closing,
     pub clients: Clients,
+    /// Set with the first container that is created through the proxy, whatever it gets.
+    pub created: Arc<AtomicBool>,
     /// Where every container gets a network of its own, besides that of [`Wiring::relay`].
     pub cells: Option<Cells>,
     pub recorder: Recorder,
@@ -177,6 +192,17 @@ pub enum Ask {
     Starting { container: ContainerId, answer: oneshot::Sender<()> },
     /// Does it hold an identity, running or not?
     IsLeased { container: ContainerId, answer: oneshot::Sender<bool> },
+    /// As whom it is leased, and where its own network has the relay, if it has a network of its own.
+    LeasedAs { container: ContainerId, answer: oneshot::Sender<Option<LeasedAs>> },
+    /// The engine has created it in the network of a leased container. From here on it is guarded and ended like one.
+    Joined { container: ContainerId, with: ContainerId, task: Arc<Task>, answer: oneshot::Sender<bool> },
+}
+
+/// What a container that joins another one shares with it.
+#[derive(Clone, Debug)]
+pub struct LeasedAs {
+    pub identity: Arc<Identity>,
+    pub relay: Option<Ipv4Addr>,
 }
 
 /// How long connections may finish what they are answering when the session stops.

@@ -47,6 +47,9 @@ pub(super) enum Route {
         action: String,
     },
     ExecStart,
+    /// Lists.
+    Containers,
+    Networks,
     NetworkCreate,
     Network {
         name: String,
@@ -152,6 +155,8 @@ impl Target {
         match parts.as_slice() {
             ["kfp-creds", "upstream"] => Route::Probe,
             ["containers", "create"] if !delete => Route::Create,
+            ["containers", "json"] if !delete => Route::Containers,
+            ["networks"] if !delete => Route::Networks,
             ["networks", "create"] if !delete => Route::NetworkCreate,
             ["images", "create"] if !delete => Route::ImageCreate,
             ["images", "load"] if !delete => Route::ImageLoad,
@@ -333,7 +338,8 @@ mod tests {
             ("/containers/create", false, Route::Create),
             ("/v1.41/containers/%63reate", false, Route::Create),
             ("/containers/create", true, container("create", "")),
-            ("/containers/json", false, Route::Other),
+            ("/containers/json", false, Route::Containers),
+            ("/v1.41/networks", false, Route::Networks),
             ("/containers/a/attach", false, container("a", "attach")),
             ("/containers/a/attach/ws", false, container("a", "attach/ws")),
             ("/containers/a/b/exec", false, container("a/b", "exec")),

@@ -41,7 +41,7 @@ pub fn preview(
     rules: &Rules,
     alone: bool,
     guard: Mode,
-    recognise: fn(&Value, Option<&str>) -> Task,
+    recognise: impl Fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
     if !body.is_object() {
@@ -67,9 +67,10 @@ pub fn preview(
         session: "",
         mode: "",
         alone,
+        joins: None,
     };
     let outcome = match judge::judge(&mut body, &question) {
-        Verdict::Attach { notices, .. } => Outcome::Attach(notices),
+        Verdict::Attach { notices, .. } | Verdict::Join { notices, .. } => Outcome::Attach(notices),
         Verdict::Pass(why) => Outcome::Pass(why),
         Verdict::Refuse(refusal) => Outcome::Refuse(refusal.why),
     };

@@ -122,6 +122,22 @@ pub(super) fn captures(name: &str, names: &[String]) -> Option<&'static str> {
     None
 }
 
+/// Domains under which clients look Google's services up.
+const GOOGLE: [&str; 3] = ["googleapis.com", "google.internal", "goog"];
+
+/// The same for a host name or domain. A dot does no harm there: only what stands before the first one becomes a name
+/// on our network (`wiring::shorten_host_name`).
+pub(super) fn captures_as_host(name: &str, names: &[String]) -> Option<&'static str> {
+    let whole = name.trim_end_matches('.').to_ascii_lowercase();
+    let under = |domain: &str| {
+        whole.strip_suffix(domain).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    };
+    if GOOGLE.iter().any(|domain| under(domain)) {
+        return Some("is a name of Google's services");
+    }
+    captures(whole.split('.').next().unwrap_or_default(), names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +183,15 @@ mod tests {
         }
         for good in ["", "plain", "my_task-2", "."] {
             assert!(captures(good, &names).is_none(), "{good}");
+        }
+        let id = "a1".repeat(32);
+        for bad in
+            ["metadata", "metadata.corp.example", "storage.GoogleAPIs.com.", "google.internal", "x.goog", &id]
+        {
+            assert!(captures_as_host(bad, &names).is_some(), "{bad}");
+        }
+        for good in ["", "dev", "dev.corp.example", "corp.example", "notgoogleapis.com", "goog.example"] {
+            assert!(captures_as_host(good, &names).is_none(), "{good}");
         }
     }
 }

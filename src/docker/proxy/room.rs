@@ -1,6 +1,6 @@
 //! What every judgement needs: the engine, the settings, and answers to "which container is that".
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::logs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
+use super::wiring::is_ours;
 use super::{Ask, Settings};
 use crate::docker::network::SESSION_LABEL;
 use crate::guard::walk::Memory;
@@ -23,18 +24,24 @@ use crate::workload::ContainerId;
 const IMAGE_FRESH: Duration = Duration::from_secs(5);
 
 /// What the names of our networks begin with.
-const NETWORKS: &str = "kfp-creds";
+pub(super) const NETWORKS: &str = "kfp-creds";
 /// The engine's own networks, which every create names and nobody can replace.
 const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
 
-type ImageEnv = Arc<[String]>;
+/// What an image brings to the containers that are made of it.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    /// `NAME=value`, each.
+    pub(super) env: Vec<String>,
+    pub(super) has_entrypoint: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) settings: Arc<Settings>,
     pub(super) engine: Engine,
     pub(super) outputs: Outputs,
-    images: Mutex<HashMap<String, (Instant, ImageEnv)>>,
+    images: Mutex<HashMap<String, (Instant, Arc<Image>)>>,
     /// Read while a container that will be leased is on its way from the engine's create to its lease. Whoever
     /// asks whether something is leased, to let it be reached into, waits for these first: afterwards nothing
     /// that exists becomes leased any more.
@@ -42,6 +49,10 @@ pub(super) struct Room {
     pub(super) memory: Memory,
     /// How many builds by BuildKit were refused.
     pub(super) refused_builds: AtomicU64,
+    /// Images of which it was said that tasks run without their `ENTRYPOINT`.
+    pub(super) said_entrypoint: Mutex<HashSet<String>>,
+    /// Ids of networks that the engine said are a session's.
+    pub(super) our_networks: Mutex<HashSet<String>>,
 }
 
 impl Room {
@@ -55,6 +66,8 @@ impl Room {
             arriving: Arc::default(),
             memory: Memory::default(),
             refused_builds: AtomicU64::default(),
+            said_entrypoint: Mutex::default(),
+            our_networks: Mutex::default(),
         }
     }
 
@@ -117,9 +130,18 @@ impl Room {
         let Some(found) = self.engine.look(&place("containers", container.as_str())).await? else {
             return Ok(false);
         };
-        let networks = found["NetworkSettings"]["Networks"].as_object();
-        let on_ours = networks.is_some_and(|all| all.keys().any(|name| name.starts_with(NETWORKS)));
-        Ok(on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string())
+        if is_of_a_session(&found) {
+            return Ok(true);
+        }
+        // The engine writes the id of the one that it joins.
+        let joined =
+            found["HostConfig"]["NetworkMode"].as_str().and_then(|mode| mode.strip_prefix("container:"));
+        let Some(joined) = joined.and_then(ContainerId::parse) else { return Ok(false) };
+        if self.is_leased(&joined).await {
+            return Ok(true);
+        }
+        let found = self.engine.look(&place("containers", joined.as_str())).await?;
+        Ok(found.is_some_and(|found| is_of_a_session(&found)))
     }
 
     /// Whether no key may get into it: it holds an identity, or it looks like a task of kfp. The engine's own record
@@ -133,7 +155,7 @@ impl Room {
         };
         let mut body = found["Config"].take();
         body["HostConfig"] = found["HostConfig"].take();
-        Ok((self.settings.recognise)(&body, None).kfp)
+        Ok(self.settings.evidence.is_kfp(&(self.settings.recognise)(&body, None)))
     }
 
     /// Asks `lifecycle`; when nobody answers, yes: the question comes from where a no would open a door.
@@ -143,25 +165,34 @@ impl Room {
         self.settings.ask.send(ask).await.is_err() || answered.await.unwrap_or(true)
     }
 
-    /// The environment that an image brings; empty for one that the engine does not have, because the
-    /// create will fail.
-    pub(super) async fn image_env(&self, reference: &str) -> Result<ImageEnv, Refusal> {
+    /// What an image brings; nothing for one that the engine does not have, because the create will fail.
+    pub(super) async fn image(&self, reference: &str) -> Result<Arc<Image>, Refusal> {
         if reference.is_empty() {
-            return Ok(Arc::new([]));
+            return Ok(Arc::default());
         }
         let now = Instant::now();
-        if let Some((_, env)) = self.fresh_images(now).get(reference) {
-            return Ok(env.clone());
+        if let Some((_, image)) = self.fresh_images(now).get(reference) {
+            return Ok(image.clone());
         }
         let found = self.engine.look(&place("images", reference)).await?;
-        let Some(found) = found else { return Ok(Arc::new([])) };
-        let env = found["Config"]["Env"].as_array().into_iter().flatten();
-        let env: ImageEnv = env.filter_map(Value::as_str).map(Into::into).collect();
-        self.fresh_images(now).insert(reference.into(), (now, env.clone()));
-        Ok(env)
+        let Some(found) = found else { return Ok(Arc::default()) };
+        let env = found["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        // An image that was made of an attached container, by a session that left our variables in it or without us.
+        let committed = found["Config"]["Labels"][SESSION_LABEL].is_string();
+        // A variable without a value is none.
+        let counts = |set: &&str| set.contains('=') && !(committed && is_ours(set));
+        let image = Arc::new(Image {
+            env: env.filter(counts).map(Into::into).collect(),
+            has_entrypoint: found["Config"]["Entrypoint"].as_array().is_some_and(|words| !words.is_empty()),
+        });
+        self.fresh_images(now).insert(reference.into(), (now, image.clone()));
+        Ok(image)
     }
 
-    fn fresh_images(&self, now: Instant) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, ImageEnv)>> {
+    fn fresh_images(
+        &self,
+        now: Instant,
+    ) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, Arc<Image>)>> {
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.retain(|_, (asked, _)| now.duration_since(*asked) < IMAGE_FRESH);
         images
@@ -176,6 +207,12 @@ impl Room {
         }
         Ok(())
     }
+}
+
+fn is_of_a_session(found: &Value) -> bool {
+    let networks = found["NetworkSettings"]["Networks"].as_object();
+    let on_ours = networks.is_some_and(|all| all.keys().any(|name| name.starts_with(NETWORKS)));
+    on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string()
 }
 
 /// `/containers/NAME/json`. The name comes from a client: its slashes stay, everything else is escaped.

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::kfp::Compiled;
 use crate::mounts::Mount;
 use crate::policy::Policy;
 use crate::workload::Identity;
@@ -15,6 +16,10 @@ pub struct Rules {
     pub identities: Vec<Arc<Identity>>,
     /// Added to containers that get an identity.
     pub mounts: Vec<Mount>,
+    /// By which tasks are known that do not show which one they are.
+    pub compiled: Arc<Compiled>,
+    /// kfp tasks with a command run without the image's `ENTRYPOINT`.
+    pub clear_entrypoint: bool,
 }
 
 /// Clones share it.

@@ -1,0 +1,59 @@
+//! `proxies` of docker's own config: what its clients put into the environment of containers, by the address of the
+//! engine. Under kfp-creds that address is a socket of ours, so the entry for the engine is applied here.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::Surroundings;
+use super::engine::{configuration, json};
+use crate::secret::Secret;
+
+/// The key of an entry and the variable that docker's clients set from it, in upper and lower case.
+const VARIABLES: [(&str, &str); 5] = [
+    ("httpProxy", "HTTP_PROXY"),
+    ("httpsProxy", "HTTPS_PROXY"),
+    ("ftpProxy", "FTP_PROXY"),
+    ("noProxy", "NO_PROXY"),
+    ("allProxy", "ALL_PROXY"),
+];
+
+/// One entry: variables (in upper case) with their values. A proxy's address can hold a password.
+pub type Entry = Vec<(&'static str, Arc<Secret<String>>)>;
+
+/// The whole of `proxies`.
+#[derive(Clone, Debug, Default)]
+pub struct Said(Vec<(String, Entry)>);
+
+/// What is applied to containers of one engine.
+#[derive(Clone, Debug, Default)]
+pub struct ClientProxies {
+    /// `None` where no entry is for this engine: then clients did already what there was to do.
+    pub engine: Option<Entry>,
+    /// What clients set for an address that they do not find.
+    pub default: Entry,
+}
+
+impl Said {
+    /// A file that is not there, or that no client could read, says nothing.
+    pub(super) fn read(around: &Surroundings) -> Self {
+        let file = configuration(around).map(|directory| directory.join("config.json"));
+        let said = file.and_then(|file| json(&file).ok().flatten()).unwrap_or_default();
+        let entry = |(address, entry): (&String, &Value)| {
+            let value = |key: &str| entry[key].as_str().filter(|value| !value.is_empty()).map(String::from);
+            let set =
+                VARIABLES.iter().filter_map(|(key, name)| Some((*name, Arc::new(Secret::new(value(key)?)))));
+            (address.clone(), set.collect())
+        };
+        Self(said["proxies"].as_object().into_iter().flatten().map(entry).collect())
+    }
+
+    pub fn of(&self, socket: &Path) -> ClientProxies {
+        let find = |wanted: &str| {
+            self.0.iter().find(|(address, _)| address == wanted).map(|(_, entry)| entry.clone())
+        };
+        let engine = find(&format!("unix://{}", socket.to_string_lossy()));
+        ClientProxies { engine, default: find("default").unwrap_or_default() }
+    }
+}

@@ -1,0 +1,108 @@
+//! The `ENTRYPOINT` of a kfp task's image. In Kubernetes, and so in every other place where a pipeline runs, a
+//! component's `command` takes its place; `kfp.local` sends command and arguments as Docker's `Cmd`, which the engine
+//! runs behind it.
+
+use serde_json::Value;
+
+use super::room::Room;
+use crate::kfp::Compiled;
+use crate::workload::Task;
+
+/// What a command begins with and a list of arguments does not.
+const PROGRAMS: [&str; 8] = ["sh", "bash", "dash", "ash", "/bin/sh", "/bin/bash", "python", "python3"];
+
+/// Clears it where the component gives a command; whether anything was changed. Where nothing says so, an image's
+/// own way stays: arguments alone are for its `ENTRYPOINT`.
+pub(super) fn clear(body: &mut Value, task: &Task, compiled: &Compiled) -> bool {
+    // Who passed `entrypoint=` to the runner has decided.
+    if !task.kfp || !body["Entrypoint"].is_null() {
+        return false;
+    }
+    let words: Vec<&str> = match &body["Cmd"] {
+        Value::Array(words) => words.iter().filter_map(Value::as_str).collect(),
+        _ => return false,
+    };
+    let commanded = match compiled.find(&task.image, &words) {
+        Some(specified) => specified.commanded,
+        None => task.function.is_some() || words.first().is_some_and(|first| is_program(first)),
+    };
+    if commanded {
+        // An empty list is not null: the engine then takes none from the image.
+        body["Entrypoint"] = Value::Array(vec![]);
+    }
+    commanded
+}
+
+fn is_program(word: &str) -> bool {
+    let versioned =
+        word.strip_prefix("python3.").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+    PROGRAMS.contains(&word) || versioned
+}
+
+impl Room {
+    /// Once for each image.
+    pub(super) fn say_entrypoint(&self, task: &Task, image: String) {
+        let mut said = self.said_entrypoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if said.insert(image) {
+            self.settings.voice.notice(format!(
+                "{task}: its command runs in the place of its image's ENTRYPOINT, as in Kubernetes; \
+                 clear_entrypoint = false runs it behind"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cleared(entrypoint: Value, command: &[&str], task: Task) -> bool {
+        let mut body = json!({ "Image": "i", "Cmd": command, "Entrypoint": entrypoint });
+        let before = body.clone();
+        let cleared = clear(&mut body, &task, &Compiled::default());
+        assert_eq!(cleared, body != before);
+        assert!(!cleared || body["Entrypoint"] == json!([]));
+        cleared
+    }
+
+    #[test]
+    fn a_command_takes_the_place_of_the_entrypoint_and_arguments_do_not() {
+        let kfp = Task { kfp: true, image: "i".into(), ..Task::default() };
+        for command in [&["sh", "-c", "true"][..], &["python3", "-u", "-m", "x"], &["python3.11", "x.py"]] {
+            assert!(cleared(Value::Null, command, kfp.clone()), "{command:?}");
+            assert!(
+                !cleared(Value::Null, command, Task { kfp: false, ..kfp.clone() }),
+                "{command:?} of no task"
+            );
+            for given in [json!([""]), json!([]), json!(["/own"]), json!("")] {
+                assert!(!cleared(given, command, kfp.clone()), "the runner said entrypoint=");
+            }
+        }
+        for arguments in [&["storage", "ls"][..], &["--x", "sh"], &[], &["sh.py"], &["python3.x"]] {
+            assert!(!cleared(Value::Null, arguments, kfp.clone()), "{arguments:?}");
+        }
+        let lightweight = Task { function: Some("f".into()), ..kfp };
+        assert!(cleared(Value::Null, &["mine", "--executor_input"], lightweight));
+    }
+
+    #[test]
+    fn a_compiled_pipeline_knows_whether_there_is_a_command() {
+        let kfp = Task { kfp: true, image: "i:1".into(), ..Task::default() };
+        for (container, words, clears) in [
+            (r#"{"image": "i:1", "command": ["gsutil"], "args": ["ls"]}"#, ["gsutil", "ls"], true),
+            (r#"{"image": "i:1", "args": ["sh", "ls"]}"#, ["sh", "ls"], false),
+        ] {
+            let mut compiled = Compiled::default();
+            let text = format!(
+                r#"{{"pipelineInfo": {{"name": "p"}}, "deploymentSpec": {{"executors": {{"e": {{"container": {container}}}}}}},
+                    "components": {{"comp-c": {{"executorLabel": "e"}}}},
+                    "root": {{"dag": {{"tasks": {{"t": {{"componentRef": {{"name": "comp-c"}}}}}}}}}}}}"#
+            );
+            compiled.add(&text).unwrap();
+            let mut body = json!({ "Image": "i:1", "Cmd": words });
+            assert_eq!(clear(&mut body, &kfp, &compiled), clears, "{container}");
+        }
+    }
+}

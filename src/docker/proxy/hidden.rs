@@ -1,0 +1,139 @@
+//! What is ours and clients do not see: relays and our networks in lists, and our network in what they look at of an
+//! attached container. Scripts take the first of two networks, glue two addresses together, and remove whatever
+//! `ps` lists. Nothing is hidden from `kfp-creds` itself, which asks the engine and not this proxy; what is named
+//! outright can still be looked at.
+
+use std::collections::HashSet;
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::{StatusCode, header};
+use memchr::memmem;
+use serde_json::Value;
+
+use super::path::Route;
+use super::reserved::{Hit, Kind};
+use super::room::{NETWORKS, Room};
+use super::wire::{BODY_BOUND, Refusal, Reply, full};
+use crate::docker::image::ROLE_LABEL;
+use crate::docker::network::SESSION_LABEL;
+
+impl Room {
+    pub(super) async fn hide_in_list(&self, route: &Route, reply: Reply) -> Result<Reply, Refusal> {
+        match route {
+            Route::Containers => self.hide_in_containers(reply).await,
+            _ => self.hide_in_networks(reply).await,
+        }
+    }
+
+    /// `GET /containers/json`.
+    async fn hide_in_containers(&self, reply: Reply) -> Result<Reply, Refusal> {
+        self.changed(reply, async |all| {
+            let Some(list) = all.as_array_mut() else { return false };
+            let before = list.len();
+            list.retain(|found| !self.is_relay(found));
+            let mut hidden = list.len() != before;
+            for found in list {
+                hidden |= self.hide_networks(&mut found["NetworkSettings"]).await;
+            }
+            hidden
+        })
+        .await
+    }
+
+    /// `GET /containers/X/json`.
+    pub(super) async fn hide_in_container(&self, reply: Reply) -> Result<Reply, Refusal> {
+        self.changed(reply, async |found| {
+            let named = found["Name"].as_str().unwrap_or_default();
+            if self.settings.reserved.hit(Kind::Container, named) == Hit::Sure {
+                return false;
+            }
+            self.hide_networks(&mut found["NetworkSettings"]).await
+        })
+        .await
+    }
+
+    /// `GET /networks`. The label cannot come through a proxy of ours, nor from an image.
+    async fn hide_in_networks(&self, reply: Reply) -> Result<Reply, Refusal> {
+        self.changed(reply, async |all| {
+            let Some(list) = all.as_array_mut() else { return false };
+            let before = list.len();
+            list.retain(|network| !network["Labels"][SESSION_LABEL].is_string());
+            list.len() != before
+        })
+        .await
+    }
+
+    /// By id, and a neighbouring session's by its label and where it is: an image could bring the label alone.
+    fn is_relay(&self, found: &Value) -> bool {
+        let id = found["Id"].as_str().unwrap_or_default();
+        let networks = found["NetworkSettings"]["Networks"].as_object();
+        self.settings.reserved.hit(Kind::Container, id) == Hit::Sure
+            || (found["Labels"][ROLE_LABEL] == "relay"
+                && networks
+                    .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
+    }
+
+    /// Whether there was one of ours.
+    async fn hide_networks(&self, settings: &mut Value) -> bool {
+        let Some(networks) = settings["Networks"].as_object_mut() else { return false };
+        let like_ours: Vec<(String, String)> = networks.iter().filter_map(like_ours).collect();
+        let mut hidden = false;
+        for (name, id) in like_ours {
+            if self.is_our_network(&name, &id).await {
+                networks.shift_remove(&name);
+                hidden = true;
+            }
+        }
+        hidden
+    }
+
+    /// A container that has not started shows no id of its networks. The engine is asked once for each.
+    async fn is_our_network(&self, name: &str, id: &str) -> bool {
+        let reference = if id.is_empty() { name } else { id };
+        if self.known_networks().contains(reference) {
+            return true;
+        }
+        let ours = self.is_ours(Kind::Network, reference).await.unwrap_or(false);
+        // Names can be given again, ids cannot.
+        if ours && !id.is_empty() {
+            self.known_networks().insert(id.into());
+        }
+        ours
+    }
+
+    fn known_networks(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.our_networks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine's answer, changed where `change` says that something was; otherwise byte by byte as it came.
+    async fn changed(
+        &self,
+        reply: Reply,
+        change: impl AsyncFnOnce(&mut Value) -> bool,
+    ) -> Result<Reply, Refusal> {
+        if reply.status() != StatusCode::OK {
+            return Ok(reply);
+        }
+        let (mut head, body) = reply.into_parts();
+        let broken =
+            |_| Refusal::new(StatusCode::BAD_GATEWAY, "the engine's answer ended early or is too large");
+        let bytes: Bytes = Limited::new(body, BODY_BOUND).collect().await.map_err(broken)?.to_bytes();
+        if memmem::find(&bytes, NETWORKS.as_bytes()).is_some()
+            && let Ok(mut value) = serde_json::from_slice::<Value>(&bytes)
+            && change(&mut value).await
+            && let Ok(rewritten) = serde_json::to_vec(&value)
+        {
+            head.headers.remove(header::CONTENT_LENGTH);
+            return Ok(Reply::from_parts(head, full(rewritten.into())));
+        }
+        Ok(Reply::from_parts(head, full(bytes)))
+    }
+}
+
+/// Name and id of a network that could be one of ours.
+fn like_ours((name, endpoint): (&String, &Value)) -> Option<(String, String)> {
+    let id = endpoint["NetworkID"].as_str().unwrap_or_default();
+    name.starts_with(NETWORKS).then(|| (name.clone(), id.to_owned()))
+}

@@ -1,0 +1,212 @@
+//! What is put into the body of a create that gets an identity, and what it carries that is in the way.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Map, Value};
+
+use super::Wiring;
+use super::confine::Capabilities;
+use super::judge::Question;
+use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
+
+/// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
+pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
+
+/// What the container carries that keeps client libraries from asking us.
+pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
+    let env = Environment { request: &body["Env"], image: question.image_env };
+    let address = question.wiring.relay.to_string();
+    let mut found = vec![];
+    for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
+        if env.value(name).is_some_and(|value| !value.is_empty()) {
+            found.push(format!("{name} is set"));
+        }
+    }
+    for (name, bad) in [("METADATA_SERVER_DETECTION", "none"), ("GCE_METADATA_MTLS_MODE", "strict")] {
+        if env.value(name).is_some_and(|value| value.trim().eq_ignore_ascii_case(bad)) {
+            found.push(format!("{name} is {bad}"));
+        }
+    }
+    for name in METADATA_VARIABLES {
+        if env.says(name) && env.value(name) != Some(address.as_str()) {
+            found.push(format!("{name} points elsewhere"));
+        }
+    }
+    let hosts = list(&body["HostConfig"]["ExtraHosts"]);
+    for name in &question.wiring.names {
+        if hosts.iter().any(|entry| host_entry(entry, name).is_some_and(|at| at != address)) {
+            found.push(format!("an extra host entry sends {name} elsewhere"));
+        }
+    }
+    if let Some(place) = gcloud_mount(body) {
+        found.push(format!("a gcloud directory is mounted at {place}"));
+    }
+    found
+}
+
+pub(super) const METADATA_VARIABLES: [&str; 3] =
+    ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
+
+/// Where a mount puts a gcloud directory, with a login in it that wins over a metadata server.
+fn gcloud_mount(body: &Value) -> Option<String> {
+    let host = &body["HostConfig"];
+    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    // `source:target[:options]`; a source may hold a colon on Windows, so every part is looked at.
+    let binds = binds.flat_map(|bind| bind.split(':').skip(1));
+    let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
+    let ends = |path: &&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
+    binds.chain(mounts).find(ends).map(Into::into)
+}
+
+pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
+    let wiring = question.wiring;
+    let additions = environment(body, question);
+    let mut env = list(&body["Env"]);
+    env.retain(|entry| !additions.iter().any(|(name, _)| entry.split('=').next() == Some(*name)));
+    env.extend(additions.iter().map(|(name, value)| format!("{name}={value}")));
+    body["Env"] = env.into();
+    for part in ["Labels", "HostConfig"] {
+        if !body[part].is_object() {
+            body[part] = Map::new().into();
+        }
+    }
+    body["Labels"][SESSION_LABEL] = question.session.into();
+    body["Labels"][MODE_LABEL] = question.mode.into();
+    body["Labels"][ROLE.0] = ROLE.1.into();
+    // Host names, and entries for them, are those of the container whose network it joins.
+    if question.joins.is_none() {
+        shorten_host_name(body);
+        add_hosts(&mut body["HostConfig"], wiring);
+    }
+    let host = &mut body["HostConfig"];
+    if !question.alone && Capabilities::of(host).has("NET_RAW") {
+        let mut drop = list(&host["CapDrop"]);
+        drop.push("NET_RAW".into());
+        host["CapDrop"] = drop.into();
+    }
+}
+
+fn add_hosts(host: &mut Value, wiring: &Wiring) {
+    let mut hosts = list(&host["ExtraHosts"]);
+    for name in &wiring.names {
+        if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
+            hosts.push(format!("{name}:{}", wiring.relay));
+        }
+    }
+    host["ExtraHosts"] = hosts.into();
+}
+
+/// The engine makes a host name an alias on every network, ours too, where a whole one would be looked up in the place
+/// of the real machine. As host name and domain, `hostname -f` is the same inside the container, and the whole form
+/// stays an alias on the networks of the user's own.
+fn shorten_host_name(body: &mut Value) {
+    let Some((host, rest)) = body["Hostname"].as_str().and_then(|whole| whole.split_once('.')) else {
+        return;
+    };
+    let whole = format!("{host}.{rest}");
+    let domain = match body["Domainname"].as_str().unwrap_or_default() {
+        "" => rest.to_owned(),
+        domain => format!("{rest}.{domain}"),
+    };
+    (body["Hostname"], body["Domainname"]) = (host.into(), domain.into());
+    for endpoint in body["NetworkingConfig"]["EndpointsConfig"].as_object_mut().into_iter().flatten() {
+        if let (name, Value::Object(endpoint)) = endpoint
+            && name != "bridge"
+            && name != "default"
+        {
+            let mut aliases = list(endpoint.get("Aliases").unwrap_or(&Value::Null));
+            aliases.push(whole.clone());
+            endpoint.insert("Aliases".into(), aliases.into());
+        }
+    }
+}
+
+/// What is set in the environment: never over a value that is there, except the proxy exceptions, which
+/// are merged.
+fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, String)> {
+    let wiring = question.wiring;
+    let env = Environment { request: &body["Env"], image: question.image_env };
+    let mut out = vec![];
+    for name in METADATA_VARIABLES {
+        out.push((name, Some(wiring.relay.to_string())));
+    }
+    // GDAL asks a metadata server only where it believes that it runs on a GCE instance.
+    out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));
+    out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
+    out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
+    let mut out: Vec<(&'static str, String)> = out
+        .into_iter()
+        .filter(|(name, _)| !env.says(name))
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect();
+    // Clients read one spelling or the other, some the lower case first: both get what either has.
+    for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
+        let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
+        out.push((name, exceptions(had.unwrap_or_default(), wiring)));
+    }
+    out
+}
+
+fn exceptions(had: &str, wiring: &Wiring) -> String {
+    let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+    let relay = wiring.relay.to_string();
+    let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
+    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all.join(",")
+}
+
+/// The exceptions of others among `all`.
+pub(super) fn without_exceptions(all: &str, names: &[String], relay: &str) -> String {
+    let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
+    let ours = |entry: &&str| names.iter().any(|name| name == entry) || *entry == relay || *entry == magic;
+    all.split(',').filter(|entry| !ours(entry)).collect::<Vec<_>>().join(",")
+}
+
+/// Whether an image's variable can be what a session of ours set: of one that was committed, its values are nobody's.
+pub(super) fn is_ours(variable: &str) -> bool {
+    let name = variable.split('=').next().unwrap_or_default();
+    METADATA_VARIABLES.contains(&name)
+        || ["CPL_MACHINE_IS_GCE", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT"].contains(&name)
+}
+
+/// What a variable will be in the container: the request's entry wins over the image's.
+struct Environment<'a> {
+    request: &'a Value,
+    image: &'a [String],
+}
+
+impl<'a> Environment<'a> {
+    /// The last entry for `name`; one without `=` unsets the variable.
+    fn entry(&self, name: &str) -> Option<&'a str> {
+        let is = |entry: &&str| entry.split('=').next() == Some(name);
+        let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
+        request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
+    }
+
+    /// True when somebody decided about `name`, be it to unset it.
+    fn says(&self, name: &str) -> bool {
+        self.entry(name).is_some()
+    }
+
+    fn value(&self, name: &str) -> Option<&'a str> {
+        self.entry(name)?.split_once('=').map(|(_, value)| value)
+    }
+}
+
+fn list(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(items) => items.iter().filter_map(Value::as_str).map(Into::into).collect(),
+        _ => vec![],
+    }
+}
+
+/// The address of an extra-hosts entry for `name`; newer clients may write `=` for the colon.
+pub(super) fn host_entry<'a>(entry: &'a str, name: &str) -> Option<&'a str> {
+    let (host, at) = entry.split_once([':', '='])?;
+    host.eq_ignore_ascii_case(name).then_some(at)
+}

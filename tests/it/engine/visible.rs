@@ -1,0 +1,152 @@
+//! What of ours clients see: nothing in lists, no network in what they look at, nothing in images of containers.
+
+use serde_json::Value;
+
+use super::attacks::{inspect, ours};
+use crate::support::raw::{Container, token};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
+
+#[test]
+fn lists_and_inspects_show_neither_relay_nor_network() {
+    seen("");
+}
+
+#[test]
+fn lists_and_inspects_show_neither_relay_nor_networks_in_isolation() {
+    seen(super::attacks::STRICT);
+}
+
+fn seen(config: &str) {
+    let session = Session::offline(config, &["--all"]);
+    let neighbour = Session::offline("", &[]);
+    let image = task_image();
+    let container = Container(session.ok(&["run", "-d", &image, "sleep", "90"]));
+    let created = Container(session.ok(&["create", &image, "true"]));
+    let (network, relay, relay_id) = ours(&session);
+    let (other_network, other_relay, _) = ours(&neighbour);
+
+    let names = session.ok(&["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Networks}}"]);
+    assert!(names.contains(&container.0) && names.contains(&created.0), "{names}");
+    for hidden in [&relay, &relay_id, &other_relay] {
+        assert!(!names.contains(hidden.as_str()), "{hidden} in {names}");
+    }
+    let mine = names.lines().find(|line| line.contains(&container.0)).unwrap();
+    assert!(!mine.contains("kfp-creds"), "{mine}");
+    let networks = session.ok(&["network", "ls", "--format", "{{.Name}}"]);
+    assert!(networks.contains("bridge"), "{networks}");
+    assert!(!networks.lines().any(|name| name == network || name == other_network), "{networks}");
+    for made in [&container, &created] {
+        let all = session.ok(&["inspect", "-f", "{{json .NetworkSettings.Networks}}", &made.0]);
+        let all: Value = serde_json::from_str(&all).unwrap();
+        assert_eq!(all.as_object().unwrap().keys().collect::<Vec<_>>(), ["bridge"]);
+    }
+    // One address, and the right one.
+    let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let address = session.ok(&["inspect", "-f", format, &container.0]);
+    assert_eq!(address, inspect(&container.0)["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]);
+    // The engine itself shows them, and what is named outright can be looked at.
+    assert!(raw(&["ps", "--format", "{{.Names}}"]).contains(&relay));
+    assert!(inspect(&container.0)["NetworkSettings"]["Networks"].to_string().contains("kfp-creds"));
+    session.ok(&["inspect", &relay]);
+    // What scripts do with a list.
+    let all = session.ok(&["ps", "-aq", "--filter", &format!("id={}", container.0)]);
+    session.ok(&["rm", "-f", &all]);
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("is reserved"), "{said}");
+}
+
+/// Committed in one session, run without any and in a later one.
+#[test]
+fn an_image_of_a_container_has_nothing_of_ours() {
+    let first = Session::offline("", &["--all"]);
+    let second = Session::offline("", &["--all"]);
+    let image = format!("kct-committed:{}", std::process::id());
+    let made =
+        Container(second.ok(&["create", "-e", "OWN=1", "-e", "NO_PROXY=a.example", &task_image(), "true"]));
+    second.ok(&["commit", &made.0, &image]);
+    let config: Value =
+        serde_json::from_str(&raw(&["image", "inspect", "-f", "{{json .Config}}", &image])).unwrap();
+    let env: Vec<&str> = config["Env"].as_array().unwrap().iter().map(|set| set.as_str().unwrap()).collect();
+    assert!(env.contains(&"OWN=1") && env.contains(&"NO_PROXY=a.example"), "{env:?}");
+    let set = |set: &&&str| {
+        set.split_once('=')
+            .is_some_and(|(name, _)| name.contains("GCE_") || name.contains("CLOUD") || name == "no_proxy")
+    };
+    assert_eq!(env.iter().find(set), None, "{env:?}");
+    assert_eq!(config["Labels"]["kfp-creds.session"], "");
+    let seen = raw(&["run", "--rm", "--network", "none", &image, "env"]);
+    assert!(!seen.contains("GCE_") && !seen.contains("GOOGLE_CLOUD") && seen.contains("OWN=1"), "{seen}");
+
+    let run = |session: &Session| {
+        let ask = crate::support::raw::ask();
+        token(&session.ok(&["run", "--rm", &image, "sh", "-c", &ask]))["container"].clone()
+    };
+    assert!(run(&first).is_string());
+    let said = first.end().1;
+    assert!(!said.contains("points elsewhere"), "{said}");
+    drop(made);
+    docker_at(&engine_socket(), &["rmi", &image]);
+}
+
+/// The container has it, its neighbours do not find it.
+#[test]
+fn a_whole_host_name_does_not_cost_the_identity() {
+    let session = Session::offline("", &["--all"]);
+    let image = task_image();
+    for name in
+        [&["--hostname", "dev.corp.example"][..], &["--hostname", "dev", "--domainname", "corp.example"]]
+    {
+        let arguments = [&["run", "-d"], name, &[&image, "sleep", "90"]].concat();
+        let container = Container(session.ok(&arguments));
+        assert_eq!(container.exec("hostname -f"), "dev.corp.example");
+        assert_eq!(container.asks().1, 200);
+        let look = "getent hosts dev.corp.example || echo nobody";
+        assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", look]), "nobody");
+    }
+    // On a network of the user's own it is found as before.
+    let own = crate::support::raw::Internal::new();
+    let _named = Container(session.ok(&[
+        "run",
+        "-d",
+        "--network",
+        &own.0,
+        "--hostname",
+        "db.corp.example",
+        &image,
+        "sleep",
+        "90",
+    ]));
+    let look = "getent hosts db.corp.example || echo nobody";
+    let found = session.ok(&["run", "--rm", "--network", &own.0, &image, "sh", "-c", look]);
+    assert!(found.contains("db.corp.example"), "{found}");
+}
+
+/// `~/.docker/config.json` names proxies by the engine's own address, and clients dial ours.
+#[test]
+fn proxies_for_the_engines_address_are_applied() {
+    let folder = Folder::new("proxies");
+    std::fs::create_dir_all(folder.0.join(".docker")).unwrap();
+    let entry = |name: &str| serde_json::json!({"httpProxy": format!("http://{name}.example:3128"), "noProxy": "own.example"});
+    let address = format!("unix://{}", engine_socket().display());
+    let config = serde_json::json!({"proxies": {address: entry("engine"), "default": entry("default")}});
+    std::fs::write(folder.0.join(".docker/config.json"), config.to_string()).unwrap();
+    let image = task_image();
+    let show = "env | grep -i _proxy | sort";
+    let script = format!(
+        "docker run --rm {image} sh -c '{show}'; docker run --rm -e HTTP_PROXY=http://asked {image} sh -c '{show}'"
+    );
+    let out =
+        program(&folder.0).args(["run", "--offline", "--all", "--", "sh", "-c", &script]).output().unwrap();
+    let (seen, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    assert!(!seen.contains("default.example"), "{seen}");
+    let count = |text: &str| seen.lines().filter(|line| line.starts_with(text)).count();
+    assert_eq!(
+        (count("HTTP_PROXY=http://engine.example:3128"), count("http_proxy=http://engine.example:3128")),
+        (1, 2),
+        "{seen}"
+    );
+    assert_eq!(count("HTTP_PROXY=http://asked"), 1, "{seen}");
+    assert_eq!(count("NO_PROXY=own.example,metadata.google.internal"), 2, "{seen}");
+}
