@@ -353,8 +353,16 @@ impl Engine {
 
     /// Gone already is a success. The engine refuses while a running container is on it.
     pub async fn remove_network(&self, network: &str) -> Result<(), EngineError> {
+        let named = match self.product {
+            Product::Docker => Ok(network.into()),
+            Product::Podman => self.network_named(network).await,
+        };
+        let network = match named {
+            Ok(network) => network,
+            Err(error) => return super::undone(Err(error)),
+        };
         super::undone(
-            self.docker.remove_network(network).await.map_err(|e| EngineError::of("remove our network", e)),
+            self.docker.remove_network(&network).await.map_err(|e| EngineError::of("remove our network", e)),
         )
     }
 }

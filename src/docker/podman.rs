@@ -88,6 +88,15 @@ impl Engine {
         Ok(id.into())
     }
 
+    /// The name of the network with this id. Podman looks for its containers by what it is asked to remove: by its id,
+    /// a network goes from under containers that run (seen on 5.8.6).
+    pub(super) async fn network_named(&self, id: &str) -> Result<String, EngineError> {
+        const WHAT: &str = "look at our network";
+        let found = self.get(WHAT, &format!("/networks/{}", segment(id))).await?;
+        let name = found["Name"].as_str().filter(|_| found["Id"] == id).map(Into::into);
+        name.ok_or_else(|| EngineError::Broken(WHAT, "the answer is about another network".into()))
+    }
+
     /// The id of the network that Podman's events call by its name.
     pub(super) async fn network_called(&self, name: &str) -> Option<String> {
         let found = self.get("look at a network", &format!("/networks/{}", segment(name))).await.ok()?;

@@ -1,12 +1,15 @@
 //! `isolation = "network"`: what a container's own network lives through.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use super::attacks::{STRICT, address, inspect, network_of, relay_of};
 use super::stress;
 use crate::support::raw::{Container, ask, token, until};
-use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
+use crate::support::session::{
+    Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
+};
 
 fn id(session: &Session) -> String {
     session.socket.file_stem().unwrap().to_string_lossy().into_owned()
@@ -205,14 +208,26 @@ fn the_relay_between_networks_is_no_way_from_one_to_another() {
     let container = sleeper(&session);
     let relay = inspect(&format!("kfp-creds-relay-{}", id(&session)));
     let sysctls = &relay["HostConfig"]["Sysctls"];
+    // Podman does not say which there are: the kernel does.
+    let space = format!("--net=/proc/{}/ns/net", relay["State"]["Pid"]);
     for (name, value) in [
         ("net.ipv4.ip_forward", "0"),
         ("net.ipv4.conf.all.rp_filter", "1"),
         ("net.ipv4.conf.all.arp_ignore", "2"),
     ] {
-        assert_eq!(sysctls[name], value, "{sysctls}");
+        if is_podman() {
+            let found = Command::new("nsenter").args([&space, "sysctl", "-n", name]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&found.stdout).trim(), value, "{name}");
+        } else {
+            assert_eq!(sysctls[name], value, "{sysctls}");
+        }
     }
     let networks = relay["NetworkSettings"]["Networks"].as_object().unwrap();
     assert_eq!(networks[&network_of(&container.0)]["IPAddress"], relay_of(&container.0));
-    assert_eq!(relay["HostConfig"]["CapDrop"], serde_json::json!(["ALL"]));
+    if is_podman() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", relay["State"]["Pid"])).unwrap();
+        assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+    } else {
+        assert_eq!(relay["HostConfig"]["CapDrop"], serde_json::json!(["ALL"]));
+    }
 }
