@@ -66,7 +66,7 @@ impl fmt::Display for Mount {
         let mode = if self.writable { "writable" } else { "read-only" };
         match &self.source {
             Source::Path(path) => {
-                write!(f, "{} from {}, {mode}", quote::name(&self.target), quote::path(path))
+                write!(f, "{} from {}, {mode}", quote::name(&self.target), path.to_string_lossy())
             }
             Source::Volume { name, .. } => write!(f, "{} from the volume {name}, {mode}", self.target),
             Source::Tmpfs => write!(f, "{}, empty memory", self.target),

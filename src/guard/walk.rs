@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use super::likely::{KNOWN, is_kernels, is_likely};
 use super::{Find, Guard, Kind, Rules, what};
 use crate::process::within;
-use crate::quote;
 
 /// What one look may cost.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +184,7 @@ impl Walk<'_> {
                 } else {
                     format!("cannot be read: {}", error.kind())
                 };
-                self.seen.unverified.push(format!("{} {why}", quote::path(root)));
+                self.seen.unverified.push(format!("{} {why}", root.to_string_lossy()));
                 None
             }
         }
@@ -201,7 +200,8 @@ impl Walk<'_> {
     }
 
     fn found(&mut self, number: usize, kind: Kind, place: &Path) {
-        let find = Find { kind, place: quote::path(place) };
+        // A name that is there is no secret, and rules and people have to find it again.
+        let find = Find { kind, place: place.to_string_lossy().into_owned() };
         (self.tell)(number, &find);
         self.counts[number] += 1;
         self.seen.finds.push((number, find));
@@ -353,7 +353,7 @@ impl Walk<'_> {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            self.seen.unverified.push(format!("{}{more} cannot be read", quote::path(first)));
+            self.seen.unverified.push(format!("{}{more} cannot be read", first.to_string_lossy()));
         }
         let left = self.folders.len() + self.later.len();
         if self.spent && !self.all_full() {

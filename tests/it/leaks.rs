@@ -275,6 +275,29 @@ fn a_login_leaks_nothing() {
     }
 }
 
+/// A login page of the network, or a proxy that wants a login, is there when the session starts, and gone later.
+#[test]
+fn a_foreign_answer_at_the_start_ends_no_session() {
+    for status in [302, 403, 407] {
+        let google = FakeGoogle::start();
+        let folder = Folder::new("start");
+        let (config, credential) = files(&folder.0, &google, &google.user(PERSON));
+        let body = "<html>canary-in-an-error-page</html>".to_string();
+        (0..3).for_each(|_| {
+            google.fail(Failure::Answer { status, content_type: "text/html", body: body.clone() })
+        });
+        let mut command = program(&folder.0);
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", &credential);
+        let server = Local::start(command, &["--config", &config]);
+        // What asks while the mint backs off is held, and served by the next try.
+        let served = (0..3).any(|_| server.get(&format!("{ACCOUNT}/token")).0.contains(" 200 "));
+        let (_, stderr) = server.end();
+        assert!(served, "{status}: {stderr}");
+        assert!(stderr.contains(&format!("no token yet: 127.0.0.1 answered {status} (")), "{stderr}");
+        assert!(!stderr.contains("canary"), "{stderr}");
+    }
+}
+
 /// Secrets where numbers and texts of another kind belong: what a parser would quote in its complaint.
 fn swapped(file: &str) -> String {
     let mut file: Value = serde_json::from_str(file).unwrap();
