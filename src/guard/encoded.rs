@@ -6,7 +6,6 @@ use std::io::Read;
 
 use zeroize::Zeroizing;
 
-use super::text::has;
 use super::work::Work;
 
 /// The shortest run that is decoded: a registry login has hardly less.
@@ -62,7 +61,7 @@ fn next_run(bytes: &[u8], from: usize, work: &Work) -> Option<(Bytes, usize)> {
     let first = end - start;
     let mut width = None;
     while run.len() < LONGEST_RUN
-        && let Some(next) = next_line(bytes, end)
+        && let Some(next) = next_line(bytes, end, first >= SHORTEST_RUN)
     {
         let line = &bytes[next..next + bytes[next..].iter().take_while(|b| is_of_run(**b)).count()];
         work.add(line.len() + next - end);
@@ -117,20 +116,29 @@ fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
 }
 
 /// Where the next line's characters begin, if a line ends at `end` with nothing but padding, quotes and signs of
-/// a string that goes on.
-fn next_line(bytes: &[u8], end: usize) -> Option<usize> {
+/// a string that goes on. Behind a `long` word a blank counts as well, which stands there where lines were joined.
+fn next_line(bytes: &[u8], end: usize, long: bool) -> Option<usize> {
+    let closes = |b: u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'\r' | b'+' | b',' | b')');
+    let first = *bytes.get(end)?;
+    if !closes(first) && !matches!(first, b'\n' | b'\\') {
+        return None;
+    }
     let rest = &bytes[end..bytes.len().min(end + 160)];
-    let closing = |b: &&u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'\r' | b'+' | b',' | b')');
-    let mut at = rest.iter().take(8).take_while(closing).count();
-    if rest.get(at) == Some(&b'\\') {
+    let closing = |from: usize| rest[from..].iter().take(8).take_while(|b| closes(**b)).count();
+    let mut at = closing(0);
+    let escaped = rest.get(at) == Some(&b'\\');
+    if escaped {
         // `\n` in a string, or a line that goes on.
         while let [b'\\', b'n' | b'r' | b'\\', ..] = rest.get(at..)? {
             at += if rest[at + 1] == b'\\' { 1 } else { 2 };
         }
         at += usize::from(rest.get(at) == Some(&b'\\'));
-        at += rest[at..].iter().take(8).take_while(closing).count();
+        at += closing(at);
     }
     let line = rest.get(at) == Some(&b'\n');
+    if !line && !escaped && !long {
+        return None;
+    }
     at += usize::from(line);
     let opening = |b: &&u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'#' | b'>' | b'*');
     at += rest[at..].iter().take(128).take_while(opening).count();
@@ -316,9 +324,9 @@ fn html(rest: &[u8]) -> Option<(u8, usize)> {
 }
 
 fn is_html(bytes: &[u8]) -> bool {
-    ["&quot;", "&#34;", "&#x22;", "&#39;", "&#10;", "&amp;sig=", "&amp;se="]
-        .iter()
-        .any(|escape| has(bytes, escape))
+    const ESCAPES: [&[u8]; 7] =
+        [b"&quot;", b"&#34;", b"&#x22;", b"&#39;", b"&#10;", b"&amp;sig=", b"&amp;se="];
+    memchr::memchr_iter(b'&', bytes).any(|at| ESCAPES.iter().any(|escape| bytes[at..].starts_with(escape)))
 }
 
 fn pair(digits: &[u8]) -> Option<u8> {
@@ -352,10 +360,18 @@ fn mail(rest: &[u8]) -> Option<(u8, usize)> {
 }
 
 fn is_mail(bytes: &[u8]) -> bool {
-    let soft = memchr::memmem::find_iter(bytes, b"=\n").chain(memchr::memmem::find_iter(bytes, b"=\r\n"));
-    // A last group of base64 ends like that as well.
-    let soft = soft.filter(|at| bytes.get(at.wrapping_sub(1)) != Some(&b'=')).take(2).count();
-    soft == 2 || has(bytes, "=3D") || has(bytes, "quoted-printable")
+    // Soft line ends, but a last group of base64 ends like one.
+    let (mut soft, mut before) = (0, usize::MAX);
+    memchr::memchr_iter(b'=', bytes).any(|at| {
+        let padding = before.wrapping_add(1) == at;
+        before = at;
+        match bytes[at + 1..] {
+            [b'\n', ..] | [b'\r', b'\n', ..] => soft += u32::from(!padding),
+            [b'3', b'D', ..] => return true,
+            _ => {}
+        }
+        soft >= 2
+    })
 }
 
 /// Go and .NET write `<`, `>`, `&` and quotes of JSON so, and PHP slashes.
@@ -369,5 +385,6 @@ fn json(rest: &[u8]) -> Option<(u8, usize)> {
 }
 
 fn is_json(bytes: &[u8]) -> bool {
-    ["\\u00", "\\x22", "\\x0a", "\\/"].iter().any(|escape| has(bytes, escape))
+    const ESCAPES: [&[u8]; 4] = [b"\\u00", b"\\x22", b"\\x0a", b"\\/"];
+    memchr::memchr_iter(b'\\', bytes).any(|at| ESCAPES.iter().any(|escape| bytes[at..].starts_with(escape)))
 }
