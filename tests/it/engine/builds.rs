@@ -187,7 +187,7 @@ fn what_comes_by_stdin_is_looked_into() {
             &session,
             &["build", "-"],
             &app,
-            "build context: the archive holds a private key at ./key.pem",
+            "build context: the archive holds a private key at key.pem",
         );
         desk.remove("app/key.pem");
     }
