@@ -52,18 +52,9 @@ impl Tasks {
     }
 }
 
-/// What blocking `work` comes to, if it does so before `limit` is over. It has a thread of its own: one that hangs
-/// for good (a dead file server answers nothing at all) takes no other's place.
-pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, ended) = std::sync::mpsc::sync_channel(1);
-    let begun = std::thread::Builder::new().name("aside".into()).spawn(move || {
-        let _ = done.send(work());
-    });
-    begun.ok().and_then(|_| ended.recv_timeout(limit).ok())
-}
-
-/// The same for a caller that waits while others are served, as long as it likes. `None` where there is no thread
-/// to be had, or `work` panicked.
+/// What blocking `work` comes to, while others are served. It has a thread of its own: one that hangs for good (a
+/// dead file server answers nothing at all) takes no other's place. `None` where there is no thread to be had, or
+/// `work` panicked.
 pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let begun = std::thread::Builder::new().name("aside".into()).spawn(move || drop(done.send(work())));

@@ -14,7 +14,8 @@ use crate::config::{Config, Surroundings};
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
 use crate::guard::image::{self, Report};
-use crate::guard::walk::{Budget, Memory, look};
+use crate::guard::memory::Memory;
+use crate::guard::walk::{Budget, look};
 use crate::guard::{Guard, Rules};
 use crate::quote;
 
@@ -103,14 +104,14 @@ async fn blocking<T: Send + 'static>(
 fn folder(path: PathBuf, rules: Rules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
     let seen = look(&[path], &guard, Budget::WHOLE, &Memory::default(), usize::MAX);
-    let finds = seen.finds.into_iter().map(|(_, find)| image::Located {
+    let finds = seen.finds.into_iter().zip(seen.lines).map(|((_, find), line)| image::Located {
         kind: find.kind,
         place: find.place,
         layer: None,
-        line: None,
+        line,
         deleted: false,
     });
-    Report { finds: finds.collect(), unverified: seen.unverified, bytes: 0 }
+    Report { finds: finds.collect(), unverified: seen.unverified, bytes: seen.bytes }
 }
 
 /// What `docker save` gives, read while it comes.

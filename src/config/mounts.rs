@@ -8,7 +8,8 @@ use super::Surroundings;
 use super::keys::RawMount;
 use super::read::Layers;
 use super::rules::patterns;
-use crate::guard::walk::{Budget, Memory, look_within};
+use crate::guard::memory::Memory;
+use crate::guard::walk::{Budget, look_within};
 use crate::guard::{Guard, Mode};
 use crate::mounts::{Mount, Source, objection};
 use crate::quote;
@@ -17,7 +18,7 @@ use crate::workload::Part;
 /// Most keys that are told of one mount.
 const MOST: usize = 4;
 /// A file server that hangs does not keep a session from its start.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// With what could not be looked through. `beside` is where relative sources of the file start; `flags` are relative to the working directory.
 pub(super) fn mounts(
@@ -114,7 +115,7 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
         return vec![];
     }
     let places: Vec<PathBuf> = looked.iter().map(|(place, _)| place.clone()).collect();
-    let seen = look_within(LONGEST_LOOK, &places, guard, Budget::REQUEST, &Memory::default(), MOST);
+    let seen = look_within(LONGEST_SILENCE, &places, guard, Budget::REQUEST, &Memory::default(), MOST);
     for (index, (place, said)) in looked.into_iter().enumerate() {
         let here = seen.finds.iter().filter(|(number, _)| *number == index);
         let Some(what) = here.map(|(_, find)| find.to_string()).reduce(|all, one| format!("{all}; {one}"))

@@ -112,7 +112,7 @@ impl Found {
         state.unpacked <= state.allowed.saturating_add(state.pushed.saturating_mul(UNPACKED_RATIO))
     }
 
-    #[cfg(test)]
+    /// Instead of [`UNPACKED`].
     pub(super) fn allow(&self, bytes: u64) {
         self.state().allowed = bytes;
     }

@@ -30,6 +30,40 @@ pub(super) fn is_kernels(path: &Path) -> bool {
     ["/proc", "/sys", "/dev"].iter().any(|kernels| path == Path::new(kernels))
 }
 
+/// Directories of what other people publish, and of version control. `.venv` and its like are known by the
+/// `pyvenv.cfg` in them.
+pub(super) fn is_package(name: &str) -> bool {
+    matches!(
+        name,
+        "node_modules" | "site-packages" | "dist-packages" | "__pycache__" | ".git" | ".hg" | ".svn" | ".bzr"
+    )
+}
+
+/// Names of credential files: what is called so in a package was put there by mistake.
+pub(super) fn is_well_known(name: &str) -> bool {
+    let known = KNOWN.iter().filter_map(|known| known.rsplit('/').next()).any(|known| known == name);
+    let others = [
+        ".git-credentials",
+        ".dockerconfigjson",
+        "_netrc",
+        "adc.json",
+        "credentials.json",
+        "key.json",
+        "keyfile.json",
+        "kubeconfig",
+        "sa.json",
+        "service-account.json",
+        "service_account.json",
+    ];
+    // `config` is a file of git's as well, and of a hundred packages: its content decides.
+    known
+        || others.contains(&name)
+        || name.starts_with(".env.")
+        || (name.ends_with(".json")
+            && ["gha-creds-", "client_secret"].iter().any(|start| name.starts_with(start)))
+        || ["-key.json", "_key.json", "-sa.json"].iter().any(|end| name.ends_with(end))
+}
+
 /// Names under which keys are usually kept.
 pub(super) fn is_likely(name: &str) -> bool {
     let name = name.to_ascii_lowercase();

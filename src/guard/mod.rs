@@ -4,9 +4,10 @@
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
 //! Rooms: `content` what bytes are, by `pem`, `binary` (DER, key stores), `fields` of text and `rules` for them, `logins` (files
 //! of known tools); `encoded` undoes base64 and escapes, `text` knows values, `published` keys that everybody has, `work` counts
-//! steps; `environment` variables, `walk` directories
-//! under a budget, `likely` which of their files come first, `stream` any file as it passes: `judge` files, `archive` tar
-//! archives, `zip`, `unpack` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
+//! steps; `environment` variables. `walk` and `tree` look through
+//! directories under a budget, `likely` says what comes first, `reading` reads a file, `memory` keeps what earlier
+//! looks came to, `seen` what this one does. `stream` is any file as it passes: `judge` files, `archive` tar, `zip`,
+//! `unpack` and `zstd` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
 
 mod archive;
 mod binary;
@@ -19,21 +20,26 @@ pub mod image;
 mod judge;
 mod likely;
 mod logins;
+pub mod memory;
 mod pem;
 mod published;
+mod reading;
 mod rules;
+pub mod seen;
 pub mod stream;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tree;
 mod unpack;
 pub mod walk;
 #[cfg(test)]
 mod walk_tests;
 mod work;
 mod zip;
+mod zstd;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -164,6 +170,18 @@ impl Rules {
                     place.starts_with(allowed.canonicalize().as_deref().unwrap_or(allowed))
                 })
         })
+    }
+
+    /// Without resolving anything: for every directory of a walk.
+    pub fn allows_plainly(&self, place: &Path) -> bool {
+        self.allow.iter().any(|allowed| place.starts_with(allowed))
+    }
+
+    /// The same for a place that may lie inside an archive (`ARCHIVE!/PATH`): excepted with its archive, and by
+    /// itself.
+    pub fn allows_place(&self, place: &str) -> bool {
+        let archive = place.split("!/").next().unwrap_or(place);
+        self.allows(Path::new(archive)) || self.allows_plainly(Path::new(place))
     }
 
     /// The same for a place inside an archive, written as there.

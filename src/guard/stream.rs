@@ -9,8 +9,9 @@ use super::archive::{Tar, checksum_fits};
 use super::found::{Entry, Notes, Place, Role};
 use super::image;
 use super::judge::{self, Judge};
-use super::unpack::{Unpack, Why};
-use super::zip::{self, Zip};
+use super::unpack::Unpack;
+use super::zip::{self, Zip, closed};
+use super::zstd::Why;
 
 /// So many bytes of a file tell what it is.
 const ENOUGH: usize = 512;
@@ -68,25 +69,6 @@ impl Form {
     }
 }
 
-/// Archives that are not opened, by their magic numbers.
-fn closed(head: &[u8]) -> Option<&'static str> {
-    let cpio = |head: &[u8]| head.len() >= 110 && head[6..110].iter().all(u8::is_ascii_hexdigit);
-    Some(match head {
-        [0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c, ..] => "a 7-Zip archive is not opened",
-        [b'R', b'a', b'r', b'!', 0x1a, 7, ..] => "a RAR archive is not opened",
-        [0x04, 0x22, 0x4d, 0x18, ..] => "what is compressed with lz4 is not opened",
-        [b'L', b'Z', b'I', b'P', 1, ..] => "what is compressed with lzip is not opened",
-        [0x1f, 0x9d, ..] => "what is compressed with compress is not opened",
-        [0x5d, 0, 0, _, _, _, _, _, _, _, _, _, _, 0, ..] => "what is compressed with lzma is not opened",
-        [b'M', b'S', b'C', b'F', 0, 0, 0, 0, ..] => "a cabinet is not opened",
-        [0xed, 0xab, 0xee, 0xdb, ..] => "an RPM package is not opened",
-        [b'h', b's', b'q', b's', ..] => "a squashfs image is not opened",
-        _ if head.starts_with(b"!<arch>\ndebian-binary") => "a Debian package is not opened",
-        _ if head.starts_with(b"07070") && cpio(head) => "a cpio archive is not opened",
-        _ => return None,
-    })
-}
-
 /// What a file that is wholly here comes to, without copying it where it is no archive.
 pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
     if matches!(Form::of(bytes, place.role), Form::File) {
@@ -98,6 +80,11 @@ pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
     let mut stream = Stream::of(name, place.clone());
     stream.push(bytes);
     stream.end();
+}
+
+/// Whether a file that begins with `head` is more than a file: an archive, something compressed.
+pub(super) fn is_opened(head: &[u8]) -> bool {
+    !matches!(Form::of(head, Role::Files), Form::File)
 }
 
 impl Stream {
@@ -123,7 +110,8 @@ impl Stream {
         self
     }
 
-    #[cfg(test)]
+    /// What comes out of decoders may be so many bytes, and [`super::found::UNPACKED_RATIO`] times what comes in.
+    #[must_use]
     pub(super) fn with_allowance(self, bytes: u64) -> Self {
         self.place.found.allow(bytes);
         self

@@ -55,7 +55,7 @@ fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
 }
 
 /// The same finds as those of `scan`, however the stream is cut, and nothing of a key goes on before them.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packed = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
     packed.write_all(bytes).unwrap();
     packed.finish().unwrap()
@@ -258,7 +258,7 @@ fn piped_zip(name: &str, bytes: &[u8]) -> Vec<u8> {
     out.stdout
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

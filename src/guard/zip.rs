@@ -3,7 +3,8 @@
 
 use super::found::Place;
 use super::stream::{Packed, Stream};
-use super::unpack::{Unpack, Why};
+use super::unpack::Unpack;
+use super::zstd::Why;
 
 const LOCAL: [u8; 4] = *b"PK\x03\x04";
 const HEADER: usize = 30;
@@ -22,6 +23,25 @@ pub(super) fn start(head: &[u8]) -> Option<usize> {
     };
     let signature = head.get(at..at + 4)?;
     (signature == LOCAL || (signature == b"PK\x05\x06" && head.len() == at + 22)).then_some(at)
+}
+
+/// Archives that are not opened, by their magic numbers.
+pub(super) fn closed(head: &[u8]) -> Option<&'static str> {
+    let cpio = |head: &[u8]| head.len() >= 110 && head[6..110].iter().all(u8::is_ascii_hexdigit);
+    Some(match head {
+        [0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c, ..] => "a 7-Zip archive is not opened",
+        [b'R', b'a', b'r', b'!', 0x1a, 7, ..] => "a RAR archive is not opened",
+        [0x04, 0x22, 0x4d, 0x18, ..] => "what is compressed with lz4 is not opened",
+        [b'L', b'Z', b'I', b'P', 1, ..] => "what is compressed with lzip is not opened",
+        [0x1f, 0x9d, ..] => "what is compressed with compress is not opened",
+        [0x5d, 0, 0, _, _, _, _, _, _, _, _, _, _, 0, ..] => "what is compressed with lzma is not opened",
+        [b'M', b'S', b'C', b'F', 0, 0, 0, 0, ..] => "a cabinet is not opened",
+        [0xed, 0xab, 0xee, 0xdb, ..] => "an RPM package is not opened",
+        [b'h', b's', b'q', b's', ..] => "a squashfs image is not opened",
+        _ if head.starts_with(b"!<arch>\ndebian-binary") => "a Debian package is not opened",
+        _ if head.starts_with(b"07070") && cpio(head) => "a cpio archive is not opened",
+        _ => return None,
+    })
 }
 
 /// A reader that is pushed.

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use hyper::StatusCode;
 use serde_json::Value;
 
 use super::Settings;
@@ -12,6 +13,7 @@ use super::look::{aside, split_bind, strings};
 use super::path::Target;
 use super::room::Room;
 use super::wire::Refusal;
+use crate::guard::walk::DID_NOT_ANSWER;
 use crate::guard::{Mode, environment, what};
 use crate::process;
 
@@ -48,10 +50,13 @@ impl Room {
         let sources = self.sources(&body["HostConfig"]).await?;
         let seen = self.look(sources).await;
         found.extend(seen.finds);
+        if found.is_empty() && seen.hung && mode == Mode::Deny {
+            let advice = "try again, or leave out the mount whose server is down";
+            let why = format!("{task}: not verified: {DID_NOT_ANSWER}; {advice}");
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+        }
         if ours {
-            for what in seen.unverified {
-                self.settings.voice.notice(format!("{task}: not verified: {what}"));
-            }
+            self.say_unverified(task, seen.unverified);
         }
         self.decide(mode, task, found)
     }

@@ -1,6 +1,7 @@
 //! What a create mounts, as places of the host, and the look through them.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,16 +11,18 @@ use super::room::Room;
 use super::volumes::devices;
 use super::wire::Refusal;
 use crate::guard::Guard;
-use crate::guard::walk::{Budget, look_within};
+use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::process;
 
-/// A look ends by itself, within its budget; this is for a file server that hangs and a machine that is too busy
-/// to begin. What was not looked at by then passes, so it is not short.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// For a question to a file server that hangs.
+const LONGEST_QUESTION: Duration = Duration::from_secs(1);
+/// A look ends by itself, within its budget, however long that takes; this is for a file server that hangs. What it
+/// holds is not known, and no container of ours gets it.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
 /// Asks the file system away from the thread that serves; `None` where that takes longer than a look may.
 pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::time::timeout(LONGEST_LOOK, process::aside(ask)).await.ok().flatten()
+    tokio::time::timeout(LONGEST_QUESTION, process::aside(ask)).await.ok().flatten()
 }
 
 /// A place of the host that a request would bring in, and how: `the bind of /x`.
@@ -34,6 +37,8 @@ pub(super) struct Source {
 pub(super) struct Looked {
     pub(super) finds: Vec<String>,
     pub(super) unverified: Vec<String>,
+    /// The file system did not answer.
+    pub(super) hung: bool,
 }
 
 impl Room {
@@ -74,6 +79,16 @@ impl Room {
         Ok(sources)
     }
 
+    /// What was not verified is said once in a session: every task of a pipeline has the same mounts.
+    pub(super) fn say_unverified(&self, who: &str, unverified: Vec<String>) {
+        for what in unverified {
+            let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
+            if new {
+                self.settings.voice.notice(format!("{who}: not verified: {what}"));
+            }
+        }
+    }
+
     /// Looks through the sources, together under one budget.
     pub(super) async fn look(&self, sources: Vec<Source>) -> Looked {
         if sources.is_empty() {
@@ -84,14 +99,14 @@ impl Room {
         let memory = self.memory.clone();
         let places: Vec<PathBuf> = sources.iter().map(|source| source.place.clone()).collect();
         let work = tokio::task::spawn_blocking(move || {
-            look_within(LONGEST_LOOK, &places, &guard, Budget::REQUEST, &memory, MOST)
+            look_within(LONGEST_SILENCE, &places, &guard, Budget::REQUEST, &memory, MOST)
         });
         let Ok(seen) = work.await else {
-            return Looked { unverified: vec!["the mounts".into()], ..Looked::default() };
+            return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
         };
         let finds = seen.finds.iter();
         let finds = finds.map(|(source, find)| format!("{} holds {find}", sources[*source].how)).collect();
-        Looked { finds, unverified: seen.unverified }
+        Looked { finds, unverified: seen.unverified, hung: seen.hung }
     }
 }
 

@@ -17,7 +17,7 @@ use super::wire::{Engine, Refusal};
 use super::wiring::is_ours;
 use super::{Ask, Settings};
 use crate::docker::network::SESSION_LABEL;
-use crate::guard::walk::Memory;
+use crate::guard::memory::Memory;
 use crate::workload::ContainerId;
 
 /// A tag can move; for this long an image's environment is not asked for again.
@@ -47,6 +47,8 @@ pub(super) struct Room {
     /// that exists becomes leased any more.
     arriving: Arc<RwLock<()>>,
     pub(super) memory: Memory,
+    /// What was said not to be verified of mounts.
+    pub(super) said: Mutex<HashSet<String>>,
     /// How many builds by BuildKit were refused.
     pub(super) refused_builds: AtomicU64,
     /// Images of which it was said that tasks run without their `ENTRYPOINT`.
@@ -65,6 +67,7 @@ impl Room {
             images: Mutex::default(),
             arriving: Arc::default(),
             memory: Memory::default(),
+            said: Mutex::default(),
             refused_builds: AtomicU64::default(),
             said_entrypoint: Mutex::default(),
             our_networks: Mutex::default(),

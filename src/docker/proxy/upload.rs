@@ -132,7 +132,7 @@ impl Room {
                 return;
             }
             if end {
-                self.say_unverified(&who, &mut filter.stream);
+                self.say_unlooked(&who, &mut filter.stream);
             }
             while let Some(piece) = filter.release(end) {
                 if pieces.send(Ok(Frame::data(piece))).await.is_err() {
@@ -146,7 +146,7 @@ impl Room {
         }
     }
 
-    fn say_unverified(&self, who: &str, stream: &mut Stream) {
+    fn say_unlooked(&self, who: &str, stream: &mut Stream) {
         let none = (!stream.is_archive()).then(|| "it is not a tar archive".to_string());
         for why in none.into_iter().chain(stream.take_unverified()) {
             self.settings.voice.notice(format!("{who}: not verified: {why}"));

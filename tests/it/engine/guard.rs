@@ -467,12 +467,12 @@ fn of_a_hundred_gigabytes_the_rest_is_said_and_the_well_known_place_is_found() {
     let container = session.ok(&["create", "-v", &bind, &task_image(), "true"]);
     raw(&["rm", "-f", &container]);
     let line = session.wait_for("not verified", Duration::from_secs(1));
-    assert!(line.contains("were not looked at"), "{line}");
+    assert!(line.contains("was not looked at"), "{line}");
     // The same of a mount that a session starts with.
     let mount = format!("{}:/data", big.display());
     let other = Session::offline("", &["--mount", &mount]);
     let line = other.wait_for("[[mount]]: not verified", Duration::from_secs(1));
-    assert!(line.contains("were not looked at"), "{line}");
+    assert!(line.contains("was not looked at"), "{line}");
     drop(other);
     write(big.join(".aws/credentials"), &format!("[x]\naws_secret_access_key = {}\n", aws()));
     refused(&session, &["create", "-v", &bind, &task_image(), "true"], &["an AWS secret access key"]);
@@ -491,12 +491,12 @@ fn a_key_that_was_found_counts_though_the_look_never_ends() {
     let out = create(&home);
     let text = all(&out);
     assert!(!out.status.success() && text.contains("application_default_credentials.json"), "{text}");
-    // Without a key it passes, and it is said that nobody knows.
+    // Without a key nobody knows, and no container gets it; the same each time.
     std::fs::remove_dir_all(folder.0.join("home/.config")).unwrap();
-    let out = create(&home);
-    assert!(out.status.success(), "{}", all(&out));
-    raw(&["rm", "-f", String::from_utf8_lossy(&out.stdout).trim()]);
-    session.wait_for("not verified: the mounts were not looked through in time", Duration::from_secs(1));
+    for _ in 0..2 {
+        let text = all(&create(&home));
+        assert!(text.contains("not verified: the file system did not answer; try again"), "{text}");
+    }
     // Nobody else waits, not even while its own place is asked for.
     let hung = format!("{}/x:/var/run/docker.sock", dead.display());
     let asked = std::thread::scope(|scope| {

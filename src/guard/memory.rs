@@ -1,0 +1,92 @@
+//! What earlier looks came to, so that a later one at the same tree costs little and comes to the same end.
+
+use std::collections::HashMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Find, Kind};
+
+/// Then all is forgotten: bounded memory matters more than one slow look.
+const REMEMBERED: usize = 500_000;
+const ROOTS: usize = 4096;
+
+/// A file as it is now: another one, or another content, has another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Now {
+    key: u64,
+    pub(super) size: u64,
+}
+
+impl Now {
+    pub(super) fn of(about: &fs::Metadata) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (about.dev(), about.ino(), about.size(), about.ctime(), about.ctime_nsec()).hash(&mut hasher);
+        Self { key: hasher.finish(), size: about.len() }
+    }
+}
+
+/// A file without a find.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clean {
+    /// What it costs of a budget, in this look as in the first.
+    pub(super) bytes: u64,
+    /// It is an archive that was not opened.
+    pub(super) shut: bool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    clean: HashMap<u64, Clean>,
+    /// By root, each with the file that it is in, as that was.
+    finds: HashMap<PathBuf, Vec<(Find, u64)>>,
+}
+
+/// Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<Known>>);
+
+impl Memory {
+    pub(super) fn clean(&self, now: Now) -> Option<Clean> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clean.get(&now.key).copied()
+    }
+
+    pub(super) fn keep(&self, now: Now, bytes: u64, shut: bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.clean.len() >= REMEMBERED {
+            known.clean.clear();
+        }
+        known.clean.insert(now.key, Clean { bytes, shut });
+    }
+
+    pub(super) fn keep_finds(&self, root: &Path, finds: Vec<Find>) {
+        let finds: Vec<(Find, u64)> =
+            finds.into_iter().filter_map(|find| Some((find.clone(), key_of(&find)?))).collect();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if finds.is_empty() {
+            known.finds.remove(root);
+            return;
+        }
+        if known.finds.len() >= ROOTS {
+            known.finds.clear();
+        }
+        known.finds.insert(root.into(), finds);
+    }
+
+    /// Those of an earlier look whose files are as they were.
+    pub(super) fn finds(&self, root: &Path) -> Vec<Find> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).finds.get(root).cloned();
+        let same = |(find, key): (Find, u64)| (key_of(&find) == Some(key)).then_some(find);
+        known.into_iter().flatten().filter_map(same).collect()
+    }
+}
+
+fn key_of(find: &Find) -> Option<u64> {
+    if find.kind == Kind::EngineSocket {
+        return None;
+    }
+    let file = find.place.split("!/").next()?;
+    fs::symlink_metadata(file).ok().map(|about| Now::of(&about).key)
+}

@@ -1,0 +1,79 @@
+//! One file of a directory: its beginning where somebody waits, all of it for `scan`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::found::Entry;
+use super::judge;
+use super::stream::{Stream, is_opened};
+use super::text::is_text;
+
+/// How much is read of a file where somebody waits: keys are small.
+const HEAD: u64 = 256 << 10;
+/// Of a text.
+const LONGEST_TEXT: u64 = 4 << 20;
+/// What an archive of at most [`HEAD`] bytes may become.
+const UNPACKED: u64 = 16 << 20;
+/// Bytes at a time.
+const PIECE: usize = 1 << 20;
+
+/// What a file came to.
+#[derive(Debug, Default)]
+pub(super) struct Judged {
+    pub(super) finds: Vec<Entry>,
+    pub(super) unverified: Vec<String>,
+    /// An archive that was not opened, or not wholly.
+    pub(super) shut: bool,
+    /// What it counts for, whoever looks again.
+    pub(super) bytes: u64,
+}
+
+/// Judges the beginning. Archives are opened where they are small.
+pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<Judged> {
+    let wanted = usize::try_from(size.min(HEAD)).unwrap_or_default();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(wanted + 1));
+    file.take(HEAD).read_to_end(&mut bytes)?;
+    let name = || path.display().to_string();
+    if is_opened(&bytes) {
+        if size > HEAD {
+            return Ok(Judged { shut: true, bytes: bytes.len() as u64, ..Judged::default() });
+        }
+        let mut stream = Stream::file(&name()).with_allowance(UNPACKED);
+        stream.push_root(&bytes);
+        stream.end();
+        let shut = !stream.take_unverified().is_empty();
+        return Ok(Judged { finds: stream.take_finds(), shut, bytes: stream.bytes(), unverified: vec![] });
+    }
+    if size > HEAD && is_text(&bytes) {
+        file.take(LONGEST_TEXT - HEAD).read_to_end(&mut bytes)?;
+    }
+    let find = judge::all(&bytes, false);
+    let finds = find.into_iter().map(|(kind, line)| Entry { name: name(), kind, layer: None, line });
+    Ok(Judged { finds: finds.collect(), bytes: bytes.len() as u64, ..Judged::default() })
+}
+
+/// Judges all of it, with lines. `step` hears that it goes on.
+pub(super) fn whole(path: &Path, file: &mut File, step: &dyn Fn()) -> io::Result<Judged> {
+    let mut stream = Stream::file(&path.display().to_string()).with_lines();
+    let size = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE);
+    let mut piece = Zeroizing::new(vec![0; size.clamp(1, PIECE)]);
+    loop {
+        step();
+        match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => stream.push_root(&piece[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.end();
+    Ok(Judged {
+        finds: stream.take_finds(),
+        unverified: stream.take_unverified(),
+        shut: false,
+        bytes: stream.bytes(),
+    })
+}
