@@ -48,11 +48,17 @@ pub enum Command {
         #[command(flatten)]
         shared: Shared,
     },
-    /// Looks for keys in a directory, a tar file or an image with all its layers
+    /// Looks for keys in a directory, a file, an archive or an image with all its layers
     #[command(after_help = SCAN_CODES)]
     Scan {
         #[command(flatten)]
         shared: Shared,
+        /// Prints one SARIF 2.1.0 document, for code hosts
+        #[arg(long, conflicts_with = "json")]
+        sarif: bool,
+        /// Leaves out what is in this file, the output of an earlier scan with --json
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
         /// A path if there is one of this name, else an image of the engine
         #[arg(value_name = "IMAGE|DIR|TAR")]
         target: String,
@@ -187,7 +193,7 @@ pub struct Shared {
     quiet: bool,
     /// Prints one JSON object per line
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Logs more; up to -vvv
     #[arg(short, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -257,8 +263,8 @@ Exit codes: that of the command, 128 + n where signal n ended it; 125 kfp-creds 
 command ran; 126 the command cannot be executed; 127 it was not found.";
 
 const SCAN_CODES: &str = "\
-Exit codes: 0 nothing found, 1 a key was found, 64 no such target, 69 engine not reachable,
-77 something could not be looked at, 78 bad config.";
+Exit codes: 0 all was looked at and nothing found, 1 a key was found, 64 no such target, 69 engine
+not reachable, 77 no key was found, but something could not be looked at, 78 bad config.";
 
 const CONFORMANCE_CODES: &str = "\
 Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";

@@ -58,9 +58,15 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
             let (config, voice) = resolve(shared, around)?;
             wait_for(app::check(&config, around, voice, print))?
         }
-        Command::Scan { shared, target } => {
+        Command::Scan { shared, sarif, baseline, target } => {
+            let form = match (sarif, shared.json) {
+                (true, _) => app::ScanForm::Sarif,
+                (_, true) => app::ScanForm::Json,
+                _ => app::ScanForm::Text,
+            };
             let (config, _) = resolve(shared, around)?;
-            wait_for(app::scan(&config, around, &target, print))?
+            let ask = app::ScanAsk { form, baseline: baseline.as_deref() };
+            wait_for(app::scan(&config, around, &target, ask, print))?
         }
         Command::Status { session, watch, json } => {
             wait_for(app::status(around, session.as_deref(), watch, json, print))?

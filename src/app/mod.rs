@@ -27,7 +27,7 @@ pub use cut_off::{CutOff, cut_off};
 pub use explain::{explain, explain_pipeline};
 pub use host::google;
 pub use run::run;
-pub use scan::scan;
+pub use scan::{Ask as ScanAsk, Form as ScanForm, scan};
 pub use serve::{listen, serve};
 pub use status::status;
 

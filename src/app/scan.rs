@@ -1,5 +1,7 @@
 //! `kfp-creds scan`: is there a key in a directory, an archive or an image, in whatever layer?
 
+mod said;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use self::said::{Baseline, Said, one_line};
 use super::house::reach;
 use crate::config::{Config, Surroundings};
 use crate::docker::EngineError;
@@ -19,75 +22,68 @@ use crate::guard::walk::{Budget, look};
 use crate::guard::{Guard, Rules};
 use crate::quote;
 
+pub use self::said::Form;
+
+/// What is asked for beside the target.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub form: Form,
+    /// The output of an earlier `scan --json`; what it has is not told again.
+    pub baseline: Option<&'a Path>,
+}
+
 /// Looks at `target`: a path if there is one of that name, else an image of the engine. One line a find,
 /// exit code 1 if there is any; what could not be looked at is no clean end either.
+///
+/// # Errors
+/// Where there is no such target, or no find but something that could not be looked at.
 pub async fn scan(
     config: &Config,
     around: &Surroundings,
     target: &str,
+    ask: Ask<'_>,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let began = Instant::now();
+    let baseline = match ask.baseline {
+        None => Baseline::default(),
+        Some(file) => {
+            let known = std::fs::read_to_string(around.cwd.join(file)).and_then(|text| Baseline::read(&text));
+            known.map_err(|error| Failure::Usage(format!("the baseline {}: {error}", quote::path(file))))?
+        }
+    };
     let path = around.cwd.join(target);
     let rules = config.guard.rules.clone();
-    let report = match std::fs::metadata(&path) {
+    let mut report = match std::fs::metadata(&path) {
         Ok(about) if about.is_dir() => blocking(move || Ok(folder(path, rules))).await?,
         Ok(_) => {
-            let name = quote::path(&path);
             let scanned = blocking(move || File::open(&path).and_then(image::scan)).await;
-            let mut report = scanned.map_err(|error| Failure::Usage(format!("{name}: {error}")))?;
-            report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
-                find.place.clone_from(&name);
-            });
-            report
+            scanned.map_err(|error| Failure::Usage(format!("{}: {error}", quote::path(Path::new(target)))))?
         }
         Err(error) if is_a_path(target) => {
-            return Err(Failure::Usage(format!(
-                "{}: {error}: name a directory, a tar file or an image",
-                quote::path(Path::new(target))
-            )));
+            return Err(Failure::Usage(format!("{target}: {error}: name a directory, a file or an image")));
         }
         Err(_) => of_the_engine(config, around, target).await?,
     };
+    report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
+        find.place = target.into();
+    });
     let spent = began.elapsed();
     tracing::info!(bytes = report.bytes, ms = spent.as_millis(), "scanned");
-    tell(&report, target, &config.guard.rules, print)
-}
-
-fn is_a_path(target: &str) -> bool {
-    target.starts_with(['/', '.', '~']) || target.ends_with(".tar") || target.ends_with(".tar.gz")
-}
-
-fn tell(report: &Report, target: &str, rules: &Rules, print: impl Fn(&str)) -> Result<Ended, Failure> {
     let target = quote::name(target);
-    let mut found = 0_u32;
-    for find in &report.finds {
-        if rules.allows_inside(&find.place) {
-            continue;
-        }
-        found += 1;
-        let layer = find.layer.as_ref().map(|layer| format!("  in layer {layer}")).unwrap_or_default();
-        let deleted = if find.deleted { ", deleted by a later layer and still in the image" } else { "" };
-        print(&one_line(&format!("{}: {}{layer}{deleted}", find.place, find.kind)));
-    }
-    for what in &report.unverified {
-        print(&one_line(&format!("not verified: {what}")));
-    }
-    match (found, report.unverified.len()) {
-        (0, 0) => {
-            print(&one_line(&format!("{target}: no key found")));
-            Ok(Ended::Done)
-        }
-        (0, unread) => Err(Failure::NotPermitted(format!(
+    let said = Said::of(&report, &target, &config.guard.rules, &baseline);
+    said.tell(ask.form, &print);
+    match said.counts() {
+        (0, 0) => Ok(Ended::Done),
+        (0, unread) => Err(Failure::NotPermitted(one_line(&format!(
             "{target}: no key found, but {unread} places could not be looked at"
-        ))),
+        )))),
         _ => Ok(Ended::Found),
     }
 }
 
-/// Names come out of archives.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+fn is_a_path(target: &str) -> bool {
+    target.starts_with(['/', '.', '~']) || target.ends_with(".tar") || target.ends_with(".tar.gz")
 }
 
 async fn blocking<T: Send + 'static>(
@@ -95,23 +91,28 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        // The kind alone: the text of an error can quote what was read.
-        Ok(Err(error)) => Err(Failure::Usage(error.kind().to_string())),
+        // Of this machine's own files and the engine's stream: no text of a decoder is in it.
+        Ok(Err(error)) => Err(Failure::Usage(error.to_string())),
         Err(error) => Err(Failure::Bug(format!("the scan ended early: {error}"))),
     }
 }
 
 fn folder(path: PathBuf, rules: Rules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
+    // Places as a reader of the target has them, wherever it lies.
+    let root = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let below = format!("{}/", root.display());
+    let short = |text: &str| text.replace(&below, "");
     let seen = look(&[path], &guard, Budget::WHOLE, &Memory::default(), usize::MAX);
     let finds = seen.finds.into_iter().zip(seen.lines).map(|((_, find), line)| image::Located {
         kind: find.kind,
-        place: find.place,
+        place: short(&find.place),
         layer: None,
         line,
         deleted: false,
     });
-    Report { finds: finds.collect(), unverified: seen.unverified, bytes: seen.bytes }
+    let unverified = seen.unverified.iter().map(|what| short(what)).collect();
+    Report { finds: finds.collect(), unverified, bytes: seen.bytes }
 }
 
 /// What `docker save` gives, read while it comes.

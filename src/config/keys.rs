@@ -282,9 +282,9 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ISOLATION"),
     key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "What `isolation = \"network\"` makes its networks of, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped and not removed keeps its network.")
         .variable("KFP_CREDS_CELLS"),
-    key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. See [GUARD.md](GUARD.md).")
+    key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. The look through the mounts of a request is counted: 200 000 names and 256 MiB; what lies beyond is said, *not verified*. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
-    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image.").guarded(),
+    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image; inside an archive it is `ARCHIVE!/PATH`, as messages write it.").guarded(),
     key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object a line, readable by you alone. A relative path starts at the config file. See `docs/AUDIT.md`.")
         .variable("KFP_CREDS_AUDIT_FILE").guarded(),
     key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log grows beyond this it is renamed to `FILE.1`, that to `FILE.2`, and so on. From 4096."),

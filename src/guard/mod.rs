@@ -177,18 +177,26 @@ impl Rules {
         self.allow.iter().any(|allowed| place.starts_with(allowed))
     }
 
-    /// The same for a place that may lie inside an archive (`ARCHIVE!/PATH`): excepted with its archive, and by
-    /// itself.
+    /// The same for a place that may lie inside an archive (`ARCHIVE!/PATH`): excepted by itself, and with each of the
+    /// archives around it.
     pub fn allows_place(&self, place: &str) -> bool {
         let archive = place.split("!/").next().unwrap_or(place);
-        self.allows(Path::new(archive)) || self.allows_plainly(Path::new(place))
+        self.allows(Path::new(archive)) || around(place).any(|place| self.allows_plainly(Path::new(place)))
     }
 
     /// The same for a place inside an archive, written as there.
     pub fn allows_inside(&self, name: &str) -> bool {
-        let name = Path::new(name.trim_start_matches("./").trim_start_matches('/'));
-        self.allow.iter().any(|allowed| allowed.is_relative() && name.starts_with(allowed))
+        let name = name.trim_start_matches("./").trim_start_matches('/');
+        around(name)
+            .map(Path::new)
+            .any(|name| self.allow.iter().any(|allowed| allowed.is_relative() && name.starts_with(allowed)))
     }
+}
+
+/// A place and the archives that it lies in: `a.tar!/b.zip!/c`, `a.tar`, `a.tar!/b.zip`.
+fn around(place: &str) -> impl Iterator<Item = &str> {
+    let archives = place.match_indices("!/").map(|(at, _)| &place[..at]);
+    std::iter::once(place).chain(archives)
 }
 
 /// The host's side: rules, and where keys are known to be.

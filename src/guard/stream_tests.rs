@@ -8,7 +8,7 @@ use super::found::{NESTED, UNPACKED, UNPACKED_RATIO};
 use super::stream::Stream;
 use super::tests::{aws, pem, private, service_account};
 use super::walk_tests::Tree;
-use super::{Kind, image};
+use super::{Kind, Rules, image};
 
 pub(super) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(vec![]);
@@ -446,4 +446,25 @@ fn no_error_quotes_what_was_read() {
     let odd = [&gzip(key.as_bytes())[..60], key.as_bytes()].concat();
     let report = image::scan(&odd[..]).unwrap();
     assert_eq!(report.unverified, ["the archive: cannot be decompressed"]);
+}
+
+#[test]
+fn exceptions_name_places_in_archives() {
+    let place = "dist/app.tar.gz!/lib/a.whl!/app/key.json";
+    for (allow, excepted) in [
+        ("dist", true),
+        ("dist/app.tar.gz", true),
+        ("dist/app.tar.gz!/lib", true),
+        ("dist/app.tar.gz!/lib/a.whl", true),
+        ("dist/app.tar.gz!/lib/a.whl!/app/key.json", true),
+        ("dist/app.tar", false),
+        ("dist/app.tar.gz!/other", false),
+        ("lib", false),
+        ("app/key.json", false),
+    ] {
+        let rules = Rules { allow: vec![allow.into()], ..Rules::default() };
+        assert_eq!(rules.allows_inside(place), excepted, "{allow}");
+        let absolute = Rules { allow: vec![format!("/w/{allow}").into()], ..Rules::default() };
+        assert_eq!(absolute.allows_place(&format!("/w/{place}")), excepted, "{allow}");
+    }
 }

@@ -280,7 +280,7 @@ impl<'a> Walk<'a> {
             Ok(about) => Now::of(&about),
             Err(error) => return self.unread(path, &error),
         };
-        if let Some(clean) = self.memory.clean(now) {
+        if let Some(clean) = self.memory.clean(now).filter(|_| !self.budget.whole) {
             self.seen.bytes += clean.bytes;
             if clean.shut {
                 self.shut.add(path);

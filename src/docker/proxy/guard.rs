@@ -135,7 +135,7 @@ pub(super) async fn judged<T: Send + 'static>(
     }
     process::aside(judge).await.ok_or_else(|| {
         let why = "the guard could not judge this request; try again";
-        Refusal::new(hyper::StatusCode::INTERNAL_SERVER_ERROR, why)
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
     })
 }
 
