@@ -16,7 +16,7 @@ NAMES = ["docker-20", "docker-26", "docker-28", "docker-28-rootless", "podman-5.
 # What a user calls it, and the modules below tests/it/engine/ that show it.
 FEATURES = [
     ("identity from the first instruction on, `check`, nothing left", "basics"),
-    ("kfp pipelines, newest and oldest kfp", "kfp"),
+    ("kfp pipelines, newest and oldest kfp", "kfp unknown"),
     ("sessions: several at once, killed, swept", "sessions names leaving runs interrupts"),
     ("exit codes and output, `run --rm` too", "outputs exit_codes"),
     ("stop, start, restart, restart policies", "starts"),
@@ -30,9 +30,9 @@ FEATURES = [
     ("mounts of the config", "mounts"),
     ("key guard: mounts, variables, builds, loads", "guard builds"),
     ("config read again", "reload"),
-    ("attacks on neighbours and on what is ours", "attacks floods baselines"),
+    ("attacks on neighbours and on what is ours", "attacks floods baselines joins"),
     ("requests read in two ways", "smuggling"),
-    ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix"),
+    ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible"),
     ("client libraries in containers", "clients node_clients conforming alone::libraries"),
     ("what is said, logged and measured", "seeing terminal leaks"),
     ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),
