@@ -22,7 +22,7 @@
 //! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours, `docker/proxy/hidden.rs` leaves it out of lists;
 //! `docker/proxy/guard.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`, `docker/proxy/images.rs`,
 //! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out, and `docker/proxy/builds` out of BuildKit's contexts:
-//! `docker/proxy/builds/calls.rs` its calls, `docker/proxy/builds/answer.rs` their answers, `docker/proxy/builds/context.rs`
+//! `docker/proxy/builds/control.rs` what is asked for, `docker/proxy/builds/calls.rs` its calls, `docker/proxy/builds/answer.rs` their answers, `docker/proxy/builds/context.rs`
 //! and `docker/proxy/builds/upload.rs` what they hold, `docker/proxy/builds/message.rs` their form;
 //! `docker/proxy/proxies.rs` adds docker's own proxies, `docker/proxy/commit.rs` takes out what we added; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
 //! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up; `docker/proxy/podman.rs` what Podman alone would read in a create;

@@ -12,6 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::builds::Tunnel;
 use super::create::rewritten;
 use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
@@ -37,8 +38,8 @@ impl Room {
             )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
-            Route::BuildSession => self.build_session(parts, target, body, raw).await,
-            Route::BuildControl => self.raw(parts, target, body, raw).await,
+            Route::BuildSession => self.build_tunnel(parts, target, body, raw, Tunnel::Session).await,
+            Route::BuildControl => self.build_tunnel(parts, target, body, raw, Tunnel::Control).await,
             Route::Containers | Route::Networks if parts.method == Method::GET => {
                 let reply = self.pass(parts, &target, Either::Left(body)).await?;
                 self.hide_in_list(&route, reply).await
@@ -162,6 +163,7 @@ impl Room {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
+        self.say_builder(name, &body);
         let keys = self.keys_in_exec(&body).await?;
         if !keys.is_empty()
             && let Some(id) = self.locate(name).await?

@@ -211,6 +211,19 @@ fn named_contexts_are_looked_into() {
     desk.builds(&session, &plain, steps);
 }
 
+#[test]
+fn a_build_argument_or_label_with_a_key_is_refused() {
+    let (desk, session) = (Desk::new(), session("deny"));
+    let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
+    let key = format!("AWS_SECRET_ACCESS_KEY={aws}");
+    for (flag, what) in [("--build-arg", "build argument"), ("--label", "label")] {
+        let words = format!("the {what} AWS_SECRET_ACCESS_KEY holds an AWS secret access key");
+        desk.refuses(&session, &["build", flag, &key, "app"], b"", &words);
+        desk.builds(&session, &["build", flag, "VERSION=1", "app"], b"");
+    }
+    assert!(!session.said().contains(&aws));
+}
+
 /// It is there for one instruction, and not in the image.
 #[test]
 fn a_secret_of_a_build_passes() {

@@ -28,7 +28,8 @@ pub(super) enum Matter {
 /// Decides on a matter and tells a person; an error is the text for the engine, and ends the answer.
 pub(super) type Decide = Arc<dyn Fn(&str, Matter) -> Result<(), String> + Send + Sync>;
 
-fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), String> {
+/// What is told of one message.
+pub(super) fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), String> {
     if !told.found.is_empty() {
         decide(who, Matter::Found(told.found))?;
     }

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io::{self, Cursor};
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::header::{self, HeaderMap, HeaderValue};
@@ -16,8 +16,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 
-use super::answer::{Answer, Decide, Matter, Reading, refused, status};
+use super::answer::{Answer, Decide, Matter, Reading, decide, refused, status};
 use super::context::Context;
+use super::control;
+use super::message::Unread;
 use super::upload::Upload;
 use crate::docker::proxy::wire::Opened;
 use crate::guard::Rules;
@@ -32,9 +34,19 @@ const HEADERS: u32 = 16 << 20;
 
 pub(super) type Body = Either<Incoming, Either<Full<Bytes>, Answer>>;
 
+/// Which of the tunnels it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::docker::proxy) enum Tunnel {
+    /// The engine calls the client.
+    Session,
+    /// The client calls the engine.
+    Control,
+}
+
 /// How calls are judged.
 #[derive(Clone)]
 pub(super) struct Judge {
+    pub(super) tunnel: Tunnel,
     pub(super) rules: Rules,
     pub(super) decide: Decide,
 }
@@ -88,10 +100,16 @@ pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<()
 
 async fn call(
     request: Request<Incoming>,
-    mut client: SendRequest<Incoming>,
+    mut client: SendRequest<Either<Incoming, Full<Bytes>>>,
     judge: Judge,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_string();
+    if judge.tunnel == Tunnel::Control {
+        return Ok(match asked(request, &path, &judge).await {
+            Ok(request) => passed(client.send_request(request).await),
+            Err(end) => answered(end),
+        });
+    }
     let directory = request.headers().get("dir-name").and_then(|name| name.to_str().ok()).map(str::to_string);
     let reading = match method(&path) {
         Some(Method::Passes) => None,
@@ -108,12 +126,11 @@ async fn call(
             }
         }
     };
-    let reply = match client.send_request(request).await {
-        Ok(reply) => reply,
-        // Unavailable, which is what gRPC makes of a connection that ends.
-        Err(_) => return Ok(answered(status(14, "the client that builds has gone"))),
+    let reply = client.send_request(request.map(Either::Left)).await;
+    let (who, reading, reply) = match (reading, reply) {
+        (Some((who, reading)), Ok(reply)) => (who, reading, reply),
+        (_, reply) => return Ok(passed(reply)),
     };
-    let Some((who, reading)) = reading else { return Ok(reply.map(Either::Left)) };
     let encoding = reply.headers().get("grpc-encoding").map(HeaderValue::as_bytes);
     if !matches!(encoding, None | Some(b"identity"))
         && let Err(why) = (judge.decide)(&who, Matter::Unread("a compressed stream"))
@@ -121,6 +138,39 @@ async fn call(
         return Ok(answered(refused(&why)));
     }
     Ok(reply.map(|body| Either::Right(Either::Right(Answer::new(body, who, reading, judge.decide)))))
+}
+
+/// An answer as it comes.
+fn passed(reply: hyper::Result<Response<Incoming>>) -> Response<Body> {
+    match reply {
+        Ok(reply) => reply.map(Either::Left),
+        // Unavailable, which is what gRPC makes of a connection that ends.
+        Err(_) => answered(status(14, "the other side of the build has gone")),
+    }
+}
+
+/// The client's request, where it may go on.
+async fn asked(
+    request: Request<Incoming>,
+    path: &str,
+    judge: &Judge,
+) -> Result<Request<Either<Incoming, Full<Bytes>>>, HeaderMap> {
+    let refusal = |why: String| refused(&why);
+    let unread = |why| (judge.decide)("build", Matter::Unread(why)).map_err(refusal);
+    if path == control::SESSION {
+        unread("a session inside the control tunnel")?;
+    }
+    let Some(field) = control::options(path) else { return Ok(request.map(Either::Left)) };
+    let (parts, body) = request.into_parts();
+    let Ok(body) = Limited::new(body, control::LONGEST).collect().await else {
+        return Err(status(14, "the request broke off, or is longer than 16 MiB"));
+    };
+    let bytes = body.to_bytes();
+    match control::judge(bytes.clone(), field) {
+        Ok(told) => decide(&judge.decide, "build", told).map_err(refusal)?,
+        Err(Unread(why)) => unread(why)?,
+    }
+    Ok(Request::from_parts(parts, Either::Right(Full::new(bytes))))
 }
 
 /// What the client that builds is asked for, and whether its answer can bring something into an image.

@@ -7,6 +7,7 @@
 //! | `calls` | the calls of a tunnel, and which answers are judged |
 //! | `answer` | one answer: messages in, judged messages out, or the refusal |
 //! | `context`, `upload` | the two forms in which a context comes |
+//! | `control` | what is asked for in the other tunnel |
 //! | `message` | gRPC and protobuf |
 //!
 //! A tunnel has a thread of its own: looking into files takes time that requests for tokens do not have.
@@ -14,6 +15,7 @@
 mod answer;
 mod calls;
 mod context;
+mod control;
 mod message;
 mod upload;
 
@@ -28,6 +30,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Decide, Matter};
+pub(super) use self::calls::Tunnel;
 use self::calls::{End, Judge, carry};
 use super::gate::{Raw, needs_upgrade};
 use super::path::Target;
@@ -40,16 +43,15 @@ use crate::process;
 /// Under this the engine keeps a context, and asks only for what has changed since.
 const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
 
-const SESSION: &str = "POST /session";
-
 impl Room {
-    /// The tunnel in which the engine asks for the context.
-    pub(super) async fn build_session(
+    /// One of BuildKit's tunnels.
+    pub(super) async fn build_tunnel(
         self: &Arc<Self>,
         mut parts: Parts,
         target: Target,
         body: Incoming,
         raw: Raw,
+        tunnel: Tunnel,
     ) -> Result<Reply, Refusal> {
         let mode = self.strictness(true);
         if mode == Mode::Off {
@@ -60,12 +62,14 @@ impl Room {
         }
         let Some(RawClient::Upgrade(client, protocol)) = raw else { return Err(needs_upgrade()) };
         let uri = target.uri().map_err(Refusal::malformed)?;
-        self.own_shared_key(&mut parts.headers);
+        if tunnel == Tunnel::Session {
+            self.own_shared_key(&mut parts.headers);
+        }
         let request = Request::from_parts(parts, full(bytes::Bytes::new()));
         let (reply, engine) = self.engine.switch(request, uri, Some(protocol)).await?;
         if let Some(engine) = engine {
             let room = self.clone();
-            let serve = async move { room.serve_build(client, engine, mode).await };
+            let serve = async move { room.serve_build(client, engine, mode, tunnel).await };
             self.settings.tasks.spawn("build session", serve);
         }
         Ok(reply)
@@ -82,16 +86,35 @@ impl Room {
         }
     }
 
-    async fn serve_build(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode) {
+    async fn serve_build(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: Tunnel) {
         let (Some(client), Some(engine)) = tokio::join!(opened(client), opened(engine)) else { return };
         let (Ok(client), Ok(engine)) = (End::of(client), End::of(engine)) else { return };
-        let judge = Judge { rules: self.settings.guard.rules.clone(), decide: self.decide_build(mode) };
+        let (caller, answerer) = match tunnel {
+            Tunnel::Session => (engine, client),
+            Tunnel::Control => (client, engine),
+        };
+        let rules = self.settings.guard.rules.clone();
+        let judge = Judge { tunnel, rules, decide: self.decide_build(mode, tunnel) };
         let stop = self.settings.tasks.stop().clone();
-        process::aside(move || apart(engine, client, judge, &stop)).await;
+        process::aside(move || apart(caller, answerer, judge, &stop)).await;
     }
 
-    fn decide_build(self: &Arc<Self>, mode: Mode) -> Decide {
+    /// A builder in a container has its tunnels inside an exec, where they are not seen.
+    pub(super) fn say_builder(&self, container: &str, exec: &serde_json::Value) {
+        let mut words = exec["Cmd"].as_array().into_iter().flatten();
+        if words.any(|word| word == "dial-stdio") {
+            self.unlooked(&format!(
+                "what the builder in {container} builds, for its context comes in an exec"
+            ));
+        }
+    }
+
+    fn decide_build(self: &Arc<Self>, mode: Mode, tunnel: Tunnel) -> Decide {
         let room = self.clone();
+        let what = match tunnel {
+            Tunnel::Session => "POST /session",
+            Tunnel::Control => "POST /grpc",
+        };
         Arc::new(move |who, matter| {
             let decided = match matter {
                 Matter::Found(found) => room.decide(mode, who, found),
@@ -110,8 +133,8 @@ impl Room {
             };
             decided.map_err(|refusal| {
                 room.refused_builds.fetch_add(1, Ordering::SeqCst);
-                room.settings.voice.say(Line::Refused { what: SESSION, why: &refusal.why });
-                room.settings.recorder.refused_call(SESSION, &refusal.why);
+                room.settings.voice.say(Line::Refused { what, why: &refusal.why });
+                room.settings.recorder.refused_call(what, &refusal.why);
                 format!("kfp-creds: {}", refusal.why)
             })
         })
