@@ -101,7 +101,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
     // Places as a reader of the target has them, wherever it lies.
     let root = path.canonicalize().unwrap_or_else(|_| path.clone());
-    let below = format!("{}/", root.display());
+    let below = format!("{}/", root.to_string_lossy());
     let short = |text: &str| text.replace(&below, "");
     let seen = look(&[path], &guard, Budget::WHOLE, &Memory::default(), usize::MAX);
     let finds = seen.finds.into_iter().zip(seen.lines).map(|((_, find), line)| image::Located {

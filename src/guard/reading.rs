@@ -36,7 +36,7 @@ pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<J
     let wanted = usize::try_from(size.min(HEAD)).unwrap_or_default();
     let mut bytes = Zeroizing::new(Vec::with_capacity(wanted + 1));
     file.take(HEAD).read_to_end(&mut bytes)?;
-    let name = || path.display().to_string();
+    let name = || path.to_string_lossy().into_owned();
     if is_opened(&bytes) {
         if size > HEAD {
             return Ok(Judged { shut: true, bytes: bytes.len() as u64, ..Judged::default() });
@@ -57,7 +57,7 @@ pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<J
 
 /// Judges all of it, with lines. `step` hears that it goes on.
 pub(super) fn whole(path: &Path, file: &mut File, step: &dyn Fn()) -> io::Result<Judged> {
-    let mut stream = Stream::file(&path.display().to_string()).with_lines();
+    let mut stream = Stream::file(&path.to_string_lossy()).with_lines();
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE);
     let mut piece = Zeroizing::new(vec![0; size.clamp(1, PIECE)]);
     loop {

@@ -97,7 +97,7 @@ impl<'a> Walk<'a> {
         let Some(engine) = &guard.engine else { return };
         let engine = engine.canonicalize().unwrap_or_else(|_| engine.clone());
         if engine.starts_with(root) && !self.rules.allows(&engine) {
-            self.found(number, Kind::EngineSocket, engine.display().to_string(), None);
+            self.found(number, Kind::EngineSocket, engine.to_string_lossy().into_owned(), None);
         }
     }
 
