@@ -11,6 +11,7 @@ pub mod pipeline;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -107,6 +108,12 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
     };
     let root = root.map(String::from);
     Reading { task, root, roots: roots.into_iter().map(String::from).collect(), places }
+}
+
+/// The pipeline roots that a task of kfp binds: places that kfp makes by itself, and its tasks below them.
+pub fn roots(body: &Value) -> Vec<PathBuf> {
+    let binds = strings(body.pointer("/HostConfig/Binds"));
+    binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).map(PathBuf::from).collect()
 }
 
 /// Where in a run a path points.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::linux;
+
 /// Spawns tasks so that none is forgotten at the end and none fails unseen.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
@@ -70,9 +72,9 @@ pub const OWN_SOURCE: &str = "x-kfp-creds-source";
 /// dumps are piped into a program (core(5)). What is not dumpable is not traced by other processes of the
 /// user either, and they cannot read its memory.
 pub fn forbid_core_dumps() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    use rustix::process::{Resource, Rlimit, setrlimit};
     let limit = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    if let Err(error) = limit.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+    if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| linux::forbid_dumps()) {
         tracing::warn!(%error, "could not switch core dumps off");
     }
 }

@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, unix::pipe};
 
+use crate::linux;
 use crate::process::Tasks;
 use crate::unparsable::Flavored;
 
@@ -106,7 +107,7 @@ fn listen(at: Ipv4Addr, interface: Option<&str>) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     if let Some(name) = interface {
-        socket.bind_device(Some(name.as_bytes()))?;
+        linux::hear_only(&socket, name)?;
     }
     socket.bind((at, 80).into())?;
     socket.listen(BACKLOG)

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
-use super::house::{House, reach};
+use super::house::House;
+use super::reach::reach;
 use super::{looks, mends};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
-use crate::quote;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
@@ -65,14 +65,15 @@ pub async fn check(
             }
         };
         print(&format!("{mark}  {what:<11} {text}"));
-        if let Some(mend) = mend {
+        // Many a failure says itself what to do.
+        if let Some(mend) = mend.filter(|mend| !text.contains(mend.as_str())) {
             print(&format!("    {:<11} {mend}", "mend"));
         }
     };
     say("config", looks::file(config));
     match reach(config, around).await {
         Ok(engine) => {
-            say("engine", format!("{} at {}", engine.version(), quote::path(engine.socket())).into());
+            say("engine", looks::engine(&engine).await);
             say("rights", looks::rights(around));
             say("network", looks::network(&engine, config, around).await);
             say("images", looks::images(&engine).await);

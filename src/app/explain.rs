@@ -83,7 +83,7 @@ pub(super) async fn explained_created(
     proxy: &Settings,
     wanted: &str,
 ) -> Result<Option<String>, String> {
-    let engine = Engine::connect(&proxy.upstream).await.map_err(|error| error.to_string())?;
+    let engine = Engine::reach(proxy.upstream.clone()).await.map_err(|error| error.to_string())?;
     let Some((body, name)) = engine.created(wanted).await.map_err(|error| error.to_string())? else {
         return Ok(None);
     };

@@ -14,8 +14,9 @@ use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
 use super::proxied::{reserve, settings, wiring};
+use super::reach::{reach, what_paths_mean};
 use super::reload;
-use crate::config::{Config, Surroundings, engine};
+use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
 use crate::docker::proxy::{self, Kind, Settings};
@@ -166,6 +167,7 @@ impl House {
                 self.desk.clone().serve_loopback(listener, Door::Metrics, self.tasks.clone()),
             );
         }
+        what_paths_mean(&self.session.engine).into_iter().for_each(|text| self.voice.notice(text));
         self.mounts(config).await?;
         let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
         self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
@@ -313,13 +315,6 @@ async fn running(lifecycle: &Lifecycle, voice: &Voice) -> Vec<(ContainerId, Arc<
         voice.notice(format!("which containers still run is not known: {error}"));
         vec![]
     })
-}
-
-/// The engine, past a proxy of ours if there is one: a session inside a session stands beside it.
-pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engine, Failure> {
-    let socket = engine::endpoint(config.engine.as_deref(), around).map_err(Failure::Engine)?;
-    let upstream = proxy::upstream_of(&socket).await.unwrap_or(socket);
-    Ok(Engine::connect(&upstream).await?)
 }
 
 /// With the audit log, if the config asks for one.

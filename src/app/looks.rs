@@ -41,11 +41,24 @@ pub(super) fn file(config: &Config) -> Found {
         .into()
 }
 
+/// Which one it is, and what Docker Desktop's administrator may have forbidden.
+pub(super) async fn engine(engine: &Engine) -> Found {
+    let text = format!("{} at {}", engine.version(), engine.upstream().endpoint());
+    match engine.is_isolating().await {
+        true => Found::Odd(
+            format!("{text}: Enhanced Container Isolation is on, so containers cannot mount docker.sock"),
+            "ask the administrator of Docker Desktop, where containers of yours need it".into(),
+        ),
+        false => text.into(),
+    }
+}
+
 pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Found {
     let text = failure.to_string();
     let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| around.variable(name).is_some());
-    if text.contains("not permitted") || text.contains("Permission denied") {
-        return Found::bad(failure, "sudo usermod -aG docker $USER, then log in anew");
+    // It runs, and says what to do.
+    if text.contains("you may not use it") || text.contains("; try: ") {
+        return Found::Bad(failure, None);
     }
     match chosen {
         Some(name) => Found::bad(failure, format!("unset {name}, or let it name an engine that runs")),

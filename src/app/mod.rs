@@ -14,6 +14,7 @@ mod looks;
 mod mends;
 mod page;
 mod proxied;
+mod reach;
 mod reload;
 mod run;
 mod scan;

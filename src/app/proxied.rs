@@ -28,7 +28,7 @@ pub(super) fn settings(
     tasks: &Tasks,
 ) -> Settings {
     Settings {
-        upstream: session.engine.socket().to_owned(),
+        upstream: session.engine.upstream().clone(),
         product: session.engine.product(),
         socket: PathBuf::new(),
         guard: Arc::new(config.guard.clone()),
@@ -37,7 +37,7 @@ pub(super) fn settings(
         rules: Rulebook::new(reload::rules(config)),
         writable: Writable::default(),
         recognise: kfp::read,
-        client_proxies: config.client_proxies.of(session.engine.socket()),
+        client_proxies: config.client_proxies.of(session.engine.upstream().endpoint()),
         evidence: kfp::Evidence::default(),
         voice: voice.clone(),
         wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use self::said::{Baseline, Said, one_line};
-use super::house::reach;
+use super::reach::reach;
 use crate::config::{Config, Surroundings};
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::boundary::boundary;
+use super::endpoint::Endpoint;
 use super::find::Located;
 use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, place, pool, project, universe,
@@ -17,9 +18,7 @@ use super::provider::{RawCredentials, provided};
 use super::read::Layers;
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
-use super::{
-    Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, engine, guarding,
-};
+use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding};
 use crate::observe;
 use crate::policy::Policy;
 use crate::quote;
@@ -93,7 +92,8 @@ pub(super) fn resolve(
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
         client_proxies: super::proxies::Said::read(around),
-        engine: judged(say, "engine", raw.engine, |text| engine::unix_path(text).map(drop)),
+        engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
+        plain_tcp: raw.plain_tcp.unwrap_or_default(),
         form,
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,

@@ -1,67 +1,107 @@
 //! Which Docker engine: `engine` of the config, `DOCKER_HOST`, `DOCKER_CONTEXT`, the current context, the
 //! usual sockets, in this order, as the docker command line goes about it.
 //!
-//! What works so far is an engine of this machine, on a unix socket. Everything else is refused in one line.
+//! A socket of this machine, TCP with TLS, or ssh; see [`Endpoint`]. Everything else is refused in one line.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::Surroundings;
+use super::endpoint::Endpoint;
 use super::find::digest_of;
 use crate::quote;
 
-/// The engine's socket; it exists and is a socket, which is not to say that somebody listens.
-/// `chosen` is [`super::Config::engine`]. The error is one line for the terminal.
-pub fn endpoint(chosen: Option<&str>, around: &Surroundings) -> Result<PathBuf, String> {
-    if let Some(host) = chosen {
-        return socket_of("engine", host);
-    }
-    if let Some(host) = around.variable("DOCKER_HOST") {
-        return socket_of("DOCKER_HOST", host);
-    }
-    match context(around)? {
-        Some((name, from)) => {
-            socket_of(&format!("docker context {} ({from})", quote::name(&name)), &host_of(&name, around)?)
+/// Where the engine answers; a socket exists and is one, which is not to say that somebody listens.
+/// `chosen` is [`super::Config::engine`], `plain` [`super::Config::plain_tcp`]. The error is one line for the
+/// terminal.
+pub fn endpoint(chosen: Option<&str>, plain: bool, around: &Surroundings) -> Result<Endpoint, String> {
+    let (from, host) = match (chosen, around.variable("DOCKER_HOST")) {
+        (Some(host), _) => ("engine", host),
+        (None, Some(host)) => ("DOCKER_HOST", host),
+        (None, None) => {
+            return match context(around)? {
+                Some((name, from)) => of_context(&name, &from, plain, around),
+                None => usual(around).map(Endpoint::Unix),
+            };
         }
-        None => usual(around),
+    };
+    let endpoint = read(from, host)?;
+    let set = |name| around.variable(name);
+    // As docker has it: the first asks for TLS with a look at the certificate, the second for TLS without one.
+    let verified = set("DOCKER_TLS_VERIFY").is_some()
+        || set("DOCKER_CERT_PATH").is_some()
+        || host.starts_with("https://");
+    if matches!(endpoint, Endpoint::Tcp { .. }) && !verified && set("DOCKER_TLS").is_some() {
+        return Err(format!(
+            "{from}: DOCKER_TLS looks at no certificate, so anybody could answer; {SECURED}"
+        ));
     }
+    let folder = set("DOCKER_CERT_PATH").map(|path| around.cwd.join(path)).or_else(|| configuration(around));
+    let folder = folder.filter(|_| verified);
+    let own = folder.as_ref().is_some_and(|folder| folder.join("cert.pem").exists());
+    secured(from, endpoint, folder.map(|folder| (folder, own)), plain)
 }
 
-/// The path of `unix:///path`. The error completes the sentence `"tcp://…" …`.
-pub(super) fn unix_path(host: &str) -> Result<PathBuf, String> {
-    let (scheme, rest) = match host.split_once("://") {
-        Some(parts) => parts,
-        None if host.starts_with('/') => {
-            return Err(format!("has to be written unix://{}", quote::path(Path::new(host))));
-        }
-        None => return Err("has to be unix:///path: only an engine of this machine works so far".into()),
-    };
-    match scheme {
-        "unix" | "http+unix" if rest.starts_with('/') => Ok(rest.into()),
-        "unix" | "http+unix" => Err("has to name an absolute path, unix:///path".into()),
-        "tcp" | "http" | "https" | "ssh" => Err(format!(
-            "is an engine at the other end of {scheme}; only an engine of this machine, on a unix socket, works \
-             so far"
-        )),
-        "npipe" => Err("is Docker for Windows; only Linux works so far (inside WSL, too)".into()),
-        "fd" => Err("is for the engine itself; say unix:///path".into()),
-        _ => Err("has to be unix:///path".into()),
-    }
-}
+const SECURED: &str =
+    "set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH to the folder of ca.pem, cert.pem and key.pem";
 
 /// `from` says where `host` was read.
-fn socket_of(from: &str, host: &str) -> Result<PathBuf, String> {
-    let path = unix_path(host).map_err(|what| format!("{from}: {} {what}", quote::value(host)))?;
-    match look(&path) {
-        Look::Socket => Ok(path),
+fn read(from: &str, host: &str) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::parse(host).map_err(|what| format!("{from}: {} {what}", quote::value(host)))?;
+    match endpoint.socket() {
+        Some(path) => socket_of(from, path).map(Endpoint::Unix),
+        None => Ok(endpoint),
+    }
+}
+
+/// TCP with the TLS that was asked for, or without where the operator's config lets it.
+fn secured(
+    from: &str,
+    endpoint: Endpoint,
+    tls: Option<(PathBuf, bool)>,
+    plain: bool,
+) -> Result<Endpoint, String> {
+    match (&endpoint, tls) {
+        (Endpoint::Tcp { .. }, Some((folder, own))) => Ok(endpoint.with_tls(&folder, own)),
+        (Endpoint::Tcp { .. }, None) if plain => Ok(endpoint.plain()),
+        (Endpoint::Tcp { .. }, None) => Err(format!(
+            "{from}: {} is TCP without TLS, on which everybody on the way is root at that engine; {SECURED}, use \
+             ssh://, or set plain_tcp = true in kfp-creds.toml",
+            endpoint.plain()
+        )),
+        (Endpoint::Unix(_) | Endpoint::Ssh(_), _) => Ok(endpoint),
+    }
+}
+
+/// What a docker context names, with its own certificates.
+fn of_context(name: &str, from: &str, plain: bool, around: &Surroundings) -> Result<Endpoint, String> {
+    let from = format!("docker context {} ({from})", quote::name(name));
+    let (host, unverified) = host_of(name, around)?;
+    let endpoint = read(&from, &host)?;
+    let folder = configuration(around).map(|home| home.join("contexts/tls"));
+    let folder = folder.map(|all| all.join(digest_of(name.as_bytes())).join("docker"));
+    let folder = folder.filter(|folder| folder.join("ca.pem").exists());
+    if matches!(endpoint, Endpoint::Tcp { .. }) && unverified {
+        return Err(format!(
+            "{from}: SkipTLSVerify looks at no certificate, so anybody could answer; {SECURED}"
+        ));
+    }
+    let own = folder.as_ref().is_some_and(|folder| folder.join("cert.pem").exists());
+    secured(&from, endpoint, folder.map(|folder| (folder, own)), plain)
+}
+
+fn socket_of(from: &str, path: &Path) -> Result<PathBuf, String> {
+    match look(path) {
+        Look::Socket => Ok(path.into()),
         Look::Missing => {
-            Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(&path)))
+            Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(path)))
         }
-        Look::Other(what) => Err(format!("{from}: {}: {what}", quote::path(&path))),
+        Look::Other(what) => Err(format!("{from}: {}: {what}", quote::path(path))),
     }
 }
 
@@ -79,7 +119,7 @@ fn look(path: &Path) -> Look {
             Look::Missing
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Look::Other("not permitted; are you in the group docker?".into())
+            Look::Other("not permitted: a folder on the way lets you not in; run this as its owner".into())
         }
         Err(error) => Look::Other(format!("cannot be reached: {error}")),
     }
@@ -103,14 +143,17 @@ fn context(around: &Surroundings) -> Result<Option<(String, String)>, String> {
     Ok((!matches!(name, "" | "default")).then(|| (name.to_owned(), quote::path(&file))))
 }
 
-/// `Endpoints.docker.Host` of a context: docker names the directory by the SHA-256 of the context's name.
-fn host_of(name: &str, around: &Surroundings) -> Result<String, String> {
+/// `Endpoints.docker.Host` of a context, and whether certificates are not looked at: docker names the directory by
+/// the SHA-256 of the context's name.
+fn host_of(name: &str, around: &Surroundings) -> Result<(String, bool), String> {
     let missing =
         || format!("docker context {}: there is no such context; see: docker context ls", quote::name(name));
     let directory = configuration(around).ok_or_else(missing)?.join("contexts/meta");
     let meta = json(&directory.join(digest_of(name.as_bytes())).join("meta.json"))?.ok_or_else(missing)?;
     let host = meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str).filter(|host| !host.is_empty());
-    host.map(String::from)
+    let unverified =
+        meta.pointer("/Endpoints/docker/SkipTLSVerify").and_then(Value::as_bool).unwrap_or(false);
+    host.map(|host| (host.to_owned(), unverified))
         .ok_or_else(|| format!("docker context {}: names no docker endpoint", quote::name(name)))
 }
 
@@ -127,14 +170,18 @@ pub(super) fn json(file: &Path) -> Result<Option<Value>, String> {
     }
 }
 
-/// The first of the usual sockets that is there.
+/// The first of the usual sockets that is there and on which somebody listens who lets us in; else the first.
 fn usual(around: &Surroundings) -> Result<PathBuf, String> {
     let home = |path: &str| around.home().map(|home| home.join(path));
     let runtime = |path: &str| around.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
     let places = [
         Some("/var/run/docker.sock".into()),
+        // Docker Desktop on macOS and on Linux, OrbStack, colima, Rancher Desktop.
         home(".docker/run/docker.sock"),
+        home(".docker/desktop/docker.sock"),
+        home(".orbstack/run/docker.sock"),
         home(".colima/default/docker.sock"),
+        home(".rd/docker.sock"),
         runtime("docker.sock"),
         // After Docker's: where both are, the docker command uses that one.
         runtime("podman/podman.sock"),
@@ -145,16 +192,21 @@ fn usual(around: &Surroundings) -> Result<PathBuf, String> {
 
 fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
     let mut looked = Vec::new();
-    let mut refused = None;
+    let (mut refused, mut silent) = (None, None);
     for path in places {
         match look(&path) {
-            Look::Socket => return Ok(path),
+            Look::Socket if UnixStream::connect(&path).is_ok() => return Ok(path),
+            // Why not is said when it is used.
+            Look::Socket => silent = silent.or_else(|| Some(path.clone())),
             Look::Missing => {}
             Look::Other(what) => {
                 refused = refused.or_else(|| Some(format!("{}: {what}", quote::path(&path))))
             }
         }
         looked.push(quote::path(&path));
+    }
+    if let Some(path) = silent {
+        return Ok(path);
     }
     Err(refused.unwrap_or_else(|| {
         format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))

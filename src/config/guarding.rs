@@ -34,6 +34,7 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) 
         homes: homes.collect(),
         files: files.filter_map(|file| file.canonicalize().ok()).collect(),
         engine: None,
+        made: vec![],
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) struct RawConfig {
     pub all: Option<bool>,
     pub keep: Option<bool>,
     pub engine: Option<String>,
+    pub plain_tcp: Option<bool>,
     pub log: Option<String>,
     pub isolation: Option<String>,
     pub network: RawNetwork,
@@ -272,8 +273,10 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ALL").flag("--all"),
     key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` are left running, without an identity.")
         .variable("KFP_CREDS_KEEP").flag("--keep"),
-    key("engine", Kind::Text, "`DOCKER_HOST`, the docker context, the usual sockets", "The Docker engine, as `unix:///path`; wins over `DOCKER_HOST`.")
+    key("engine", Kind::Text, "`DOCKER_HOST`, the docker context, the usual sockets", "The Docker engine, as `unix:///path`, `tcp://host:port` (with `DOCKER_TLS_VERIFY` and `DOCKER_CERT_PATH`) or `ssh://user@host`; wins over `DOCKER_HOST`.")
         .variable("KFP_CREDS_ENGINE").guarded(),
+    key("plain_tcp", Kind::Flag, "`false`", "The engine may be on TCP without TLS, where everybody on the way is root at it.")
+        .variable("KFP_CREDS_PLAIN_TCP").guarded(),
     key("log", Kind::Text, "`\"warn\"`", "What the diagnostic log shows: a level, or directives such as `\"info,kfp_creds=debug\"`.")
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
@@ -407,6 +410,7 @@ mod tests {
             let named = [
                 "endpoints.",
                 "engine",
+                "plain_tcp",
                 "credentials_file",
                 "credentials.",
                 "mount[].source",

@@ -6,6 +6,7 @@
 
 mod boundary;
 mod check;
+pub mod endpoint;
 pub mod engine;
 mod find;
 mod forms;
@@ -126,8 +127,10 @@ pub struct Config {
     pub cells: Option<Pool>,
     /// What docker's own config says of proxies in containers.
     pub client_proxies: proxies::Said,
-    /// `unix:///path`, in the place of `DOCKER_HOST`; see [`engine::endpoint`].
+    /// In the place of `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
+    /// An engine may be on TCP without TLS.
+    pub plain_tcp: bool,
     pub form: observe::Form,
     /// Directives for [`observe::install_log`].
     pub log: String,

@@ -1,12 +1,12 @@
 //! `proxies` of docker's own config: what its clients put into the environment of containers, by the address of the
 //! engine. Under kfp-creds that address is a socket of ours, so the entry for the engine is applied here.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::Surroundings;
+use super::endpoint::Endpoint;
 use super::engine::{configuration, json};
 use crate::secret::Secret;
 
@@ -49,11 +49,14 @@ impl Said {
         Self(said["proxies"].as_object().into_iter().flatten().map(entry).collect())
     }
 
-    pub fn of(&self, socket: &Path) -> ClientProxies {
+    pub fn of(&self, engine: &Endpoint) -> ClientProxies {
         let find = |wanted: &str| {
             self.0.iter().find(|(address, _)| address == wanted).map(|(_, entry)| entry.clone())
         };
-        let engine = find(&format!("unix://{}", socket.to_string_lossy()));
+        let engine = match engine.socket() {
+            Some(socket) => find(&format!("unix://{}", socket.to_string_lossy())),
+            None => find(&engine.to_string()),
+        };
         ClientProxies { engine, default: find("default").unwrap_or_default() }
     }
 }

@@ -28,7 +28,7 @@ impl Config {
                 ("keep", config.keep.to_string()),
                 ("guard", format!("{:?}", config.guard.rules)),
                 ("network", format!("{} {:?}", config.pool, config.cells)),
-                ("engine", format!("{:?}", config.engine)),
+                ("engine", format!("{:?} {}", config.engine, config.plain_tcp)),
                 ("log", config.log.clone()),
             ]
         };

@@ -9,7 +9,6 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
 
 use super::{CALL_SECONDS, Engine, EngineError};
 
@@ -49,18 +48,23 @@ impl Engine {
             .map_err(|_| broken("a name that no path can hold".into()))?;
         let answer = tokio::time::timeout(Duration::from_secs(CALL_SECONDS), self.exchange(request));
         let answer = answer.await.map_err(|_| broken("the engine does not answer".into()))?;
-        let (status, bytes) = answer.map_err(broken)?;
+        let (status, bytes) = answer.map_err(|words| {
+            tracing::debug!(what, words, "a call to the engine broke");
+            broken(super::advice::of_a_break(&words))
+        })?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if (200..300).contains(&status) {
             return Ok(value);
         }
-        let why = value["message"].as_str().or_else(|| value["cause"].as_str()).unwrap_or_default().into();
+        let why =
+            value["message"].as_str().or_else(|| value["cause"].as_str()).unwrap_or_default().to_owned();
+        tracing::debug!(what, status, why, "the engine refuses");
         Err(EngineError::Refused { what, status, why })
     }
 
     /// One request on a connection of its own.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(u16, Bytes), String> {
-        let stream = UnixStream::connect(self.socket()).await.map_err(|error| error.to_string())?;
+        let stream = self.upstream.connect().await.map_err(|error| error.to_string())?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
         // The sender goes with the answer, and the connection ends with the sender.

@@ -136,7 +136,17 @@ impl Engine {
         let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string()))?;
         let options = ImportImageOptions { quiet: true, ..Default::default() };
         let answers = self.docker.import_image(options, bollard::body_full(archive.into()), None);
-        answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| EngineError::of(WHAT, e))?;
+        let loaded = answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| EngineError::of(WHAT, e));
+        // It words this differently from version to version.
+        loaded.map_err(|error| match error {
+            EngineError::Refused { status: 400..500, .. } if self.desktop => EngineError::Broken(
+                WHAT,
+                "Docker Desktop refuses docker load, by which the relay comes: where its administrator has set \
+                 blockDockerLoad, ask for an exception"
+                    .into(),
+            ),
+            other => other,
+        })?;
         let id = self.find_relay_image(relay).await?;
         let id =
             id.ok_or_else(|| EngineError::Broken(WHAT, "the engine does not show what it loaded".into()))?;

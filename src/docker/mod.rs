@@ -1,6 +1,7 @@
 //! The engine, as far as we use it: the only room that names `bollard`. It reports and obeys; what a
 //! container may have is decided elsewhere.
 
+mod advice;
 mod call;
 pub mod cells;
 pub mod events;
@@ -9,17 +10,21 @@ pub mod network;
 mod podman;
 pub mod proxy;
 pub mod relay;
+pub mod upstream;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use bollard::Docker;
 use bollard::errors::Error as BollardError;
 use bollard::query_parameters::{RemoveContainerOptionsBuilder, StopContainerOptionsBuilder};
+use bollard::{BollardRequest, Docker};
+use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 pub use self::podman::Product;
+
+use self::upstream::Upstream;
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -27,18 +32,18 @@ const OLDEST_API: (u64, u64) = (1, 41);
 /// How long the engine may take for one call. Starting a container on a busy laptop takes seconds.
 const CALL_SECONDS: u64 = 60;
 
-/// Why the engine did not do what was asked. Lower-case fragments; the engine's own text is included
-/// because it names networks and addresses, never secrets.
+/// Why the engine did not do what was asked. Lower-case fragments that say what to do; the engine's own words are
+/// in the diagnostic log.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Nobody answers at this socket; with the transport's own words.
-    #[error("no engine answers at {0}: is it running, and may you use it? ({1})")]
-    Unreachable(PathBuf, String),
+    /// Nobody answers at this address, and why.
+    #[error("no engine answers at {0}: {1}")]
+    Unreachable(String, String),
     /// It answers and is not one that we serve; the text completes the sentence.
     #[error("the engine at {0} {1}")]
-    Unsuitable(PathBuf, String),
-    /// It answered with this HTTP status and these words.
-    #[error("{what}: {why}")]
+    Unsuitable(String, String),
+    /// It answered with this HTTP status and these words, which are not shown.
+    #[error("{what}: {}", advice::of(*status, why))]
     Refused { what: &'static str, status: u16, why: String },
     /// A network cannot be made, because the network of this name has addresses of its range.
     #[error("make the network: network {0} holds its range")]
@@ -55,9 +60,21 @@ impl EngineError {
     fn of(what: &'static str, error: BollardError) -> Self {
         match error {
             BollardError::DockerResponseServerError { status_code, message } => {
+                tracing::debug!(what, status_code, message, "the engine refuses");
                 Self::Refused { what, status: status_code, why: message }
             }
-            other => Self::Broken(what, other.to_string()),
+            BollardError::DockerStreamError { error } => {
+                tracing::debug!(what, error, "the engine breaks off");
+                Self::Refused { what, status: 500, why: error }
+            }
+            other => {
+                let words = other.to_string();
+                tracing::debug!(what, words, "a call to the engine broke");
+                match words.contains("304") {
+                    true => Self::Refused { what, status: 304, why: words },
+                    false => Self::Broken(what, advice::of_a_break(&words)),
+                }
+            }
         }
     }
 
@@ -83,14 +100,15 @@ impl EngineError {
     }
 }
 
-/// One engine behind one unix socket.
+/// One engine.
 #[derive(Clone, Debug)]
 pub struct Engine {
     docker: Docker,
-    socket: PathBuf,
+    upstream: Upstream,
     product: Product,
     /// `docker 20.10.24` or `podman 5.8.6`, for messages.
     version: String,
+    desktop: bool,
     /// The newest API that it speaks, which is what our own calls use.
     api: (u64, u64),
 }
@@ -108,18 +126,33 @@ pub struct Seen {
 }
 
 impl Engine {
+    /// The engine behind a unix socket; see [`Self::reach`].
+    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
+        Self::reach(socket.to_owned().into()).await
+    }
+
     /// Connects, and refuses in one line what this release does not serve: other systems, other
     /// architectures (the relay is our own executable) and engines older than 20.10.
-    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
-        let unreachable = |error: BollardError| EngineError::Unreachable(socket.into(), error.to_string());
-        let path = socket.to_string_lossy();
-        let docker = Docker::connect_with_unix(&path, CALL_SECONDS, bollard::API_DEFAULT_VERSION)
-            .map_err(unreachable)?
-            .negotiate_version()
-            .await
-            .map_err(unreachable)?;
+    pub async fn reach(upstream: Upstream) -> Result<Self, EngineError> {
+        let at = upstream.endpoint().to_string();
+        // bollard does not say why it could not connect.
+        if let Err(error) = upstream.connect().await {
+            return Err(EngineError::Unreachable(at, upstream.why(Some(&error)).await));
+        }
+        let docker = over(&upstream);
+        let version = async { docker?.negotiate_version().await };
+        let docker = match version.await {
+            Ok(docker) => docker,
+            Err(error) => {
+                tracing::debug!(%error, "no version of the engine's");
+                return Err(EngineError::Unreachable(at, upstream.why(None).await));
+            }
+        };
+        let unreachable = |error: BollardError| {
+            EngineError::Unreachable(at.clone(), advice::of_a_break(&error.to_string()))
+        };
         let version = docker.version().await.map_err(unreachable)?;
-        let unsuitable = |why: String| Err(EngineError::Unsuitable(socket.into(), why));
+        let unsuitable = |why: String| Err(EngineError::Unsuitable(at.clone(), why));
         let components = version.components.unwrap_or_default();
         let parts = components.iter().map(|part| (part.name.as_str(), part.version.as_str()));
         let product = match Product::of(parts) {
@@ -146,13 +179,15 @@ impl Engine {
                 "speaks API {api}: Docker Engine 20.10 (API 1.41) is the oldest that works"
             ));
         }
-        let version = format!("{} {}", product.name(), version.version.unwrap_or_default());
-        Ok(Self { docker, socket: socket.into(), product, version, api: newest })
+        let desktop = version.platform.is_some_and(|platform| platform.name.contains("Docker Desktop"));
+        let what = if desktop { " (Docker Desktop)" } else { "" };
+        let version = format!("{} {}{what}", product.name(), version.version.unwrap_or_default());
+        Ok(Self { docker, upstream, product, version, desktop, api: newest })
     }
 
-    /// The unix socket behind which it answers, past a proxy of ours.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// The way to it, past a proxy of ours.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     pub fn product(&self) -> Product {
@@ -162,6 +197,12 @@ impl Engine {
     /// `docker 20.10.24`, for messages.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether it is a Docker Desktop with Enhanced Container Isolation, by the runtime that does it.
+    pub async fn is_isolating(&self) -> bool {
+        let runtime = || async { self.docker.info().await.ok()?.default_runtime };
+        self.desktop && runtime().await.is_some_and(|runtime| runtime.contains("sysbox"))
     }
 
     /// Whether the engine answers at all.
@@ -222,6 +263,23 @@ impl Engine {
     }
 }
 
+/// bollard over our own way to the engine, a connection for each call.
+fn over(upstream: &Upstream) -> Result<Docker, BollardError> {
+    let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(upstream.clone());
+    let transport = move |request: BollardRequest| {
+        let answer = transport.request(request);
+        async move { answer.await.map_err(BollardError::from) }
+    };
+    Docker::connect_with_custom_transport(
+        transport,
+        Some("http://docker"),
+        CALL_SECONDS,
+        bollard::API_DEFAULT_VERSION,
+    )
+}
+
 /// RFC 3339, as engines write it, in nanoseconds since 1970.
 fn nanoseconds(text: &str) -> Option<i64> {
     let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
@@ -232,7 +290,6 @@ fn nanoseconds(text: &str) -> Option<i64> {
 fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
         Err(error) if error.is_gone() => Ok(()),
-        Err(EngineError::Broken(_, why)) if why.contains("304") => Ok(()),
         Err(EngineError::Refused { status: 304, .. }) => Ok(()),
         other => other,
     }

@@ -97,3 +97,15 @@ pub(super) fn is_likely(name: &str) -> bool {
         || ends.iter().any(|end| name.ends_with(end))
         || words.iter().any(|word| name.contains(word))
 }
+
+/// Whether `path` is below `ROOT/PIPELINE-TIMESTAMP`, which tasks of `kfp.local` make, often as root.
+pub(super) fn is_of_a_run(path: &Path, root: &Path) -> bool {
+    const STAMP: &[u8] = b"-0000-00-00-00-00-00-000000";
+    let Some(run) = path.strip_prefix(root).ok().and_then(|below| below.components().next()) else {
+        return false;
+    };
+    let name = run.as_os_str().as_encoded_bytes();
+    let Some(at) = name.len().checked_sub(STAMP.len()).filter(|at| *at > 0) else { return false };
+    let like = |(byte, form): (&u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == form };
+    name[at..].iter().zip(STAMP).all(like)
+}

@@ -208,4 +208,7 @@ pub struct Guard {
     pub files: Vec<PathBuf>,
     /// The engine's socket, where it is known.
     pub engine: Option<PathBuf>,
+    /// Pipeline roots: that one is not there yet, or that what earlier tasks made below it cannot be read, is as it
+    /// has to be.
+    pub made: Vec<PathBuf>,
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::likely::{KNOWN, is_kernels, is_likely, is_package, is_well_known};
+use super::likely::{KNOWN, is_kernels, is_likely, is_of_a_run, is_package, is_well_known};
 use super::memory::{Memory, Now};
 use super::reading::{self, Judged};
 use super::seen::{Budget, Places, Progress, Seen};
@@ -36,6 +36,8 @@ pub(super) struct Walk<'a> {
     shut: Places,
     /// Packages and version control.
     skimmed: Places,
+    /// As in [`Guard::made`], as they are named and as they are.
+    made: Vec<PathBuf>,
     seen: Seen,
 }
 
@@ -62,6 +64,7 @@ impl<'a> Walk<'a> {
             unreadable: Places::default(),
             shut: Places::default(),
             skimmed: Places::default(),
+            made: vec![],
             seen: Seen::default(),
         }
     }
@@ -76,11 +79,20 @@ impl<'a> Walk<'a> {
         here.map(|(_, find)| find.clone()).collect()
     }
 
+    /// Says nothing of pipeline roots that are not there, and of what is below their runs and cannot be read.
+    pub(super) fn expect(&mut self, made: &[PathBuf]) {
+        self.made =
+            made.iter().cloned().chain(made.iter().filter_map(|root| root.canonicalize().ok())).collect();
+    }
+
     /// The place that a root really is; an engine follows links too.
     pub(super) fn root(&mut self, root: &Path) -> Option<PathBuf> {
         match root.canonicalize() {
             Ok(real) => (!self.rules.allows(&real)).then_some(real),
             Err(error) => {
+                if error.kind() == io::ErrorKind::NotFound && self.made.iter().any(|made| made == root) {
+                    return None;
+                }
                 let why = if error.kind() == io::ErrorKind::NotFound {
                     "is not there".to_string()
                 } else {
@@ -324,7 +336,8 @@ impl<'a> Walk<'a> {
 
     fn unread(&mut self, path: &Path, error: &io::Error) {
         // Gone in the meantime is not unread.
-        if error.kind() != io::ErrorKind::NotFound {
+        let of_a_task = || self.made.iter().any(|root| is_of_a_run(path, root));
+        if error.kind() != io::ErrorKind::NotFound && !of_a_task() {
             self.unreadable.add(path);
         }
     }

@@ -73,6 +73,7 @@ fn look_aloud(
     progress: &Progress,
 ) -> Seen {
     let mut walk = Walk::new(roots.len(), &guard.rules, budget, memory, most, progress);
+    walk.expect(&guard.made);
     // What needs no walk comes first, root by root: a walk may come to where it hangs.
     let mut real = vec![];
     for (number, root) in roots.iter().enumerate() {

@@ -4,15 +4,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::net;
 
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::net::UnixDatagram;
 
-/// `RTMGRP_IPV4_IFADDR`.
-const ADDRESSES: u32 = 0x10;
+use crate::linux;
 
 /// Message types and attributes of linux/netlink.h, linux/rtnetlink.h and linux/if_addr.h.
 const DONE: u16 = 3;
@@ -51,10 +47,7 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) async fn open() -> io::Result<Self> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?; // NETLINK_ROUTE is 0
-        bind(&socket, &SocketAddrNetlink::new(0, ADDRESSES))?;
-        let socket = UnixDatagram::from_std(net::UnixDatagram::from(socket))?;
+        let socket = UnixDatagram::from_std(linux::addresses()?)?;
         let this = Self { socket, all: HashMap::new() };
         this.ask().await?;
         Ok(this)

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use kfp_creds::config::endpoint::{Endpoint, TlsFiles};
 use kfp_creds::config::{self, Config, Overrides, SourceChoice, Surroundings, engine};
 use kfp_creds::observe::Form;
 use kfp_creds::policy::Decision;
@@ -540,31 +541,29 @@ fn engines_of_this_machine_are_found_and_others_refused() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let host = format!("unix://{}", socket.display());
     let found = |env: &[(&str, &str)]| {
-        engine::endpoint(None, &place.around(env)).map_err(|problem| place.plain(&problem))
+        engine::endpoint(None, false, &place.around(env)).map_err(|problem| place.plain(&problem))
     };
-    assert_eq!(found(&[("DOCKER_HOST", &host)]), Ok(socket.clone()));
-    assert_eq!(found(&[("DOCKER_HOST", &format!("http+{host}"))]), Ok(socket.clone()));
+    assert_eq!(found(&[("DOCKER_HOST", &host)]), Ok(Endpoint::Unix(socket.clone())));
+    assert_eq!(found(&[("DOCKER_HOST", &format!("http+{host}"))]), Ok(Endpoint::Unix(socket.clone())));
     assert_eq!(
-        engine::endpoint(Some(&host), &place.around(&[("DOCKER_HOST", "tcp://x:1")])),
-        Ok(socket.clone())
+        engine::endpoint(Some(&host), false, &place.around(&[("DOCKER_HOST", "tcp://x:1")])),
+        Ok(Endpoint::Unix(socket.clone()))
     );
     place.write("file", "");
     symlink(&socket, place.path("link.sock")).unwrap();
     let unix = |name: &str| format!("unix://{}", place.path(name).display());
-    assert_eq!(found(&[("DOCKER_HOST", &unix("link.sock"))]), Ok(place.path("link.sock")));
-    let far = |scheme: &str, rest: &str| {
-        format!(
-            "DOCKER_HOST: \"{scheme}://{rest}\" is an engine at the other end of {scheme}; only an engine of this machine, \
-             on a unix socket, works so far"
-        )
-    };
+    assert_eq!(found(&[("DOCKER_HOST", &unix("link.sock"))]), Ok(Endpoint::Unix(place.path("link.sock"))));
     for (host, expected) in [
-        ("tcp://10.0.0.1:2376", far("tcp", "10.0.0.1:2376")),
-        ("ssh://user@host", far("ssh", "user@host")),
         (
             "ssh://user:hunter2@host",
-            "DOCKER_HOST: a value that holds a URL with a user or a password in it (not shown) is an engine at the \
-             other end of ssh; only an engine of this machine, on a unix socket, works so far"
+            "DOCKER_HOST: a value that holds a URL with a user or a password in it (not shown) has a password in it, \
+             which is not taken: use keys or an agent"
+                .into(),
+        ),
+        (
+            "ssh://-oProxyCommand=x",
+            "DOCKER_HOST: \"ssh://-oProxyCommand=x\" has to be ssh://user@host:port; names begin with a letter or a \
+             digit"
                 .into(),
         ),
         (
@@ -574,7 +573,7 @@ fn engines_of_this_machine_are_found_and_others_refused() {
         ("/x.sock", "DOCKER_HOST: \"/x.sock\" has to be written unix:///x.sock".into()),
         (
             "127.0.0.1:2375",
-            "DOCKER_HOST: \"127.0.0.1:2375\" has to be unix:///path: only an engine of this machine works so far"
+            "DOCKER_HOST: \"127.0.0.1:2375\" has to be unix:///path, tcp://host:port or ssh://user@host"
                 .into(),
         ),
         ("unix://x.sock", "DOCKER_HOST: \"unix://x.sock\" has to name an absolute path, unix:///path".into()),
@@ -600,11 +599,11 @@ fn docker_contexts_are_followed() {
     let local = "25bf8e1a2393f1108d37029b3df5593236c755742ec93465bbafa9b290bddcf6";
     context("home/.docker", "local", local, &format!("unix://{}", socket.display()));
     let found = |env: &[(&str, &str)]| {
-        engine::endpoint(None, &place.around(env)).map_err(|problem| place.plain(&problem))
+        engine::endpoint(None, false, &place.around(env)).map_err(|problem| place.plain(&problem))
     };
-    assert_eq!(found(&[("DOCKER_CONTEXT", "local")]), Ok(socket.clone()));
+    assert_eq!(found(&[("DOCKER_CONTEXT", "local")]), Ok(Endpoint::Unix(socket.clone())));
     place.write("home/.docker/config.json", r#"{"currentContext":"local","auths":{}}"#);
-    assert_eq!(found(&[]), Ok(socket.clone()));
+    assert_eq!(found(&[]), Ok(Endpoint::Unix(socket.clone())));
     assert_eq!(
         found(&[("DOCKER_CONTEXT", "gone")]),
         Err("docker context gone: there is no such context; see: docker context ls".into())
@@ -612,11 +611,52 @@ fn docker_contexts_are_followed() {
     assert!(found(&[("DOCKER_HOST", "tcp://x:1")]).is_err(), "DOCKER_HOST wins over the context");
     context("elsewhere", "local", local, "ssh://user@host");
     let elsewhere = place.path("elsewhere").display().to_string();
-    let problem = found(&[("DOCKER_CONFIG", &elsewhere), ("DOCKER_CONTEXT", "local")]).unwrap_err();
-    assert!(
-        problem.starts_with("docker context local (DOCKER_CONTEXT): \"ssh://user@host\" is an engine"),
-        "{problem}"
-    );
+    let other = || found(&[("DOCKER_CONFIG", &elsewhere), ("DOCKER_CONTEXT", "local")]);
+    assert_eq!(other().unwrap().to_string(), "ssh://user@host");
+    context("elsewhere", "local", local, "tcp://host:2376");
+    assert!(other().unwrap_err().contains("is TCP without TLS"), "{:?}", other());
+    // Its own certificates make it TLS.
+    let tls = format!("elsewhere/contexts/tls/{local}/docker");
+    for file in ["ca.pem", "cert.pem", "key.pem"] {
+        place.write(&format!("{tls}/{file}"), "");
+    }
+    let folder = place.path(&tls);
+    let files =
+        TlsFiles { ca: folder.join("ca.pem"), own: Some((folder.join("cert.pem"), folder.join("key.pem"))) };
+    assert_eq!(other(), Ok(Endpoint::Tcp { host: "host".into(), port: 2376, tls: Some(files) }));
     place.write("home/.docker/config.json", "{");
     assert_eq!(found(&[]), Err("home/.docker/config.json: is not JSON (line 1)".into()));
+}
+
+#[test]
+fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
+    let place = Place::new();
+    let found = |plain: bool, env: &[(&str, &str)]| engine::endpoint(None, plain, &place.around(env));
+    let host = ("DOCKER_HOST", "tcp://10.0.0.1");
+    let said = found(false, &[host]).unwrap_err();
+    assert!(
+        said.contains("tcp://10.0.0.1:2375 is TCP without TLS") && said.contains("plain_tcp = true"),
+        "{said}"
+    );
+    assert_eq!(found(true, &[host]).unwrap().to_string(), "tcp://10.0.0.1:2375");
+    place.write("certs/cert.pem", "");
+    let certs = place.path("certs").display().to_string();
+    for env in [
+        vec![host, ("DOCKER_TLS_VERIFY", "1"), ("DOCKER_CERT_PATH", certs.as_str())],
+        vec![host, ("DOCKER_CERT_PATH", &certs)],
+        vec![("DOCKER_HOST", "https://10.0.0.1:2376"), ("DOCKER_CERT_PATH", &certs)],
+    ] {
+        for plain in [false, true] {
+            let Ok(Endpoint::Tcp { port: 2376, tls: Some(files), .. }) = found(plain, &env) else {
+                panic!("{env:?}: {:?}", found(plain, &env));
+            };
+            assert!(files.own.is_some() && files.ca == place.path("certs/ca.pem"));
+        }
+    }
+    for plain in [false, true] {
+        let said = found(plain, &[host, ("DOCKER_TLS", "1")]).unwrap_err();
+        assert!(said.contains("looks at no certificate"), "{said}");
+    }
+    let ssh = engine::endpoint(Some("ssh://me@host:22/run/d.sock"), false, &place.around(&[]));
+    assert_eq!(ssh.unwrap().to_string(), "ssh://me@host:22/run/d.sock");
 }

@@ -91,3 +91,88 @@ async fn what_is_not_served_yet_is_refused_in_one_line() {
         assert!(said.ends_with(&why) && !said.contains('\n'), "{said}");
     }
 }
+
+/// Whoever may not open the socket is told so, and not to start what runs.
+#[test]
+fn a_socket_without_rights_is_told_apart_from_an_engine_that_does_not_run() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let (scratch, folder) = (Scratch::new(), Folder::new("rights"));
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let engine = FakeEngine::start(&scratch.0, |_| json("500 Oops", "{}"));
+    let said = |command: &str, mode: u32| {
+        open(&engine.socket, mode);
+        [&scratch.0, &folder.0].into_iter().for_each(|path| open(path, 0o777));
+        let mut process = program(&folder.0);
+        process.env("DOCKER_HOST", format!("unix://{}", engine.socket.display()));
+        process.env("XDG_RUNTIME_DIR", &folder.0).args([command, "--offline"]);
+        if command == "run" {
+            process.args(["--", "true"]);
+        }
+        if rustix::process::getuid().is_root() {
+            process.uid(4242).gid(4242);
+        }
+        let out = process.output().unwrap();
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    };
+    // The group of the socket is root's, or this user's own: only a group that has a name is advised.
+    for command in ["run", "check"] {
+        let told = said(command, 0o600);
+        assert!(told.contains("it is there, and you may not use it"), "{told}");
+        assert!(!told.contains("is the engine running") && !told.contains("systemctl"), "{told}");
+    }
+    if rustix::process::getuid().is_root() {
+        std::os::unix::fs::chown(&engine.socket, None, Some(4)).unwrap();
+        let group = std::fs::read_to_string("/etc/group").unwrap();
+        let name = group.lines().find(|line| line.contains(":x:4:")).unwrap().split(':').next().unwrap();
+        let told = said("run", 0o660);
+        let mend = format!("sudo usermod -aG {name} $USER, then log in anew");
+        assert!(told.contains(&mend) && told.trim().lines().count() == 1, "{told}");
+        // On its line and at the end, and not once more as what mends it.
+        assert_eq!(said("check", 0o660).matches(&mend).count(), 2);
+    }
+    std::fs::remove_file(&engine.socket).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&engine.socket).unwrap());
+    let told = said("run", 0o666);
+    assert!(told.contains("nobody listens: is the engine running?"), "{told}");
+}
+
+/// Docker Desktop's administrators can forbid `docker load`, and isolate containers.
+#[test]
+fn what_docker_desktop_forbids_is_named() {
+    let (scratch, folder) = (Scratch::new(), Folder::new("desktop"));
+    let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let engine = FakeEngine::start(&scratch.0, move |seen| {
+        let path = seen.line.split(' ').nth(1).unwrap();
+        let version = format!(
+            r#"{{"Platform":{{"Name":"Docker Desktop 4.48.0 (1)"}},"Version":"28.5.1","ApiVersion":"1.51","Os":"linux","Arch":"{arch}"}}"#
+        );
+        match path {
+            _ if path.ends_with("/version") => json("200 OK", &version),
+            _ if path.ends_with("/info") => json("200 OK", r#"{"DefaultRuntime":"sysbox-runc"}"#),
+            _ if path.contains("/networks/create") => json("201 Created", r#"{"Id":"net","Warning":""}"#),
+            _ if path.contains("/images/load") => {
+                json("403 Forbidden", r#"{"message":"not for you, 0xdeadbeef"}"#)
+            }
+            _ if path.contains("/images/json")
+                || path.contains("/networks")
+                || path.contains("/containers/json") =>
+            {
+                match seen.is("GET") {
+                    true => json("200 OK", "[]"),
+                    false => vec![Act::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())],
+                }
+            }
+            _ => json("404 Not Found", r#"{"message":"no such thing"}"#),
+        }
+    });
+    let mut check = program(&folder.0);
+    check.env("DOCKER_HOST", format!("unix://{}", engine.socket.display())).args(["check", "--offline"]);
+    let out = check.env("XDG_RUNTIME_DIR", &folder.0).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("docker 28.5.1 (Docker Desktop)"), "{text}");
+    assert!(text.contains("Enhanced Container Isolation is on"), "{text}");
+    assert!(text.contains("blockDockerLoad") && !text.contains("0xdeadbeef"), "{text}");
+}

@@ -559,7 +559,10 @@ fn a_proxy_of_ours_is_known_by_its_probe() {
     let (_scratch, engine, stand) = fixture(|_| json("404 Not Found", r#"{"message":"page not found"}"#));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let upstream = |socket| runtime.block_on(kfp_creds::docker::proxy::upstream_of(socket));
-    assert_eq!(upstream(&stand.socket), Some(engine.socket.clone()));
+    assert_eq!(
+        upstream(&stand.socket),
+        Some(kfp_creds::config::endpoint::Endpoint::Unix(engine.socket.clone()))
+    );
     assert_eq!(upstream(&engine.socket), None);
     assert_eq!(upstream(std::path::Path::new("/nonexistent/socket")), None);
 }

@@ -164,7 +164,9 @@ fn read(reader: &mut impl BufRead) -> Option<Seen> {
     for line in &lines[1..] {
         let (name, value) = line.split_once(':').expect("a header line");
         let old = headers.insert(name.to_ascii_lowercase(), value.trim().to_string());
-        assert!(old.is_none() || name.eq_ignore_ascii_case("x-repeated"), "{name} was sent twice");
+        // bollard says twice what it loads, and what it says first is not so.
+        let loads = lines[0].contains("/images/load") && name.eq_ignore_ascii_case("content-type");
+        assert!(old.is_none() || loads || name.eq_ignore_ascii_case("x-repeated"), "{name} was sent twice");
     }
     assert!(lines[0].ends_with(" HTTP/1.1"), "{}", lines[0]);
     assert!(headers.contains_key("host"), "no Host");

@@ -133,7 +133,7 @@ impl Room {
             verdict => verdict,
         };
         let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
-        self.guard_create(body, &brings.env, ours, &task.to_string()).await?;
+        self.guard_create(body, &brings.env, ours, task).await?;
         if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
             self.say_entrypoint(task, image);
         }

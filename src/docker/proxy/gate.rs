@@ -74,7 +74,12 @@ impl Room {
 
     /// Says which engine stands behind this socket, so that a proxy is never put before a proxy.
     fn probe(&self) -> Reply {
-        let body = serde_json::json!({ "kfp-creds": { "upstream": self.settings.upstream } });
+        let endpoint = self.settings.upstream.endpoint();
+        let upstream = match endpoint.socket() {
+            Some(path) => serde_json::json!(path),
+            None => serde_json::json!(endpoint),
+        };
+        let body = serde_json::json!({ "kfp-creds": { "upstream": upstream } });
         json_reply(StatusCode::OK, body.to_string())
     }
 

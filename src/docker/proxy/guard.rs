@@ -15,7 +15,9 @@ use super::room::Room;
 use super::wire::Refusal;
 use crate::guard::walk::DID_NOT_ANSWER;
 use crate::guard::{Mode, environment, what};
+use crate::kfp;
 use crate::process;
+use crate::workload::Task;
 
 /// Most finds that are told of one request.
 pub(super) const MOST: usize = 4;
@@ -32,8 +34,9 @@ impl Room {
         body: &mut Value,
         image_env: &[String],
         ours: bool,
-        task: &str,
+        task: &Task,
     ) -> Result<(), Refusal> {
+        let (roots, task) = (if task.kfp { kfp::roots(body) } else { vec![] }, &task.to_string());
         let mode = self.strictness(ours);
         if mode == Mode::Off {
             return Ok(());
@@ -48,7 +51,7 @@ impl Room {
         })
         .await?;
         let sources = self.sources(&body["HostConfig"]).await?;
-        let seen = self.look(sources).await;
+        let seen = self.look_beside(sources, &roots).await;
         found.extend(seen.finds);
         if found.is_empty() && seen.hung && mode == Mode::Deny {
             let advice = "try again, or leave out the mount whose server is down";
@@ -189,9 +192,8 @@ fn is_engine(settings: &Settings, source: &str, target: &str, look: bool) -> boo
         return false;
     }
     let real = |path: &Path| path.canonicalize().ok();
-    if place == settings.upstream
-        || (look && real(place).is_some_and(|place| Some(place) == real(&settings.upstream)))
-    {
+    let Some(engine) = settings.upstream.endpoint().socket() else { return false };
+    if place == engine || (look && real(place).is_some_and(|place| Some(place) == real(engine))) {
         return true;
     }
     let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");

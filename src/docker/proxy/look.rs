@@ -91,11 +91,31 @@ impl Room {
 
     /// Looks through the sources, together under one budget.
     pub(super) async fn look(&self, sources: Vec<Source>) -> Looked {
-        if sources.is_empty() {
-            return Looked::default();
+        self.look_beside(sources, &[]).await
+    }
+
+    /// The engine's socket on another machine, by its name: through it a container would get past this session, and
+    /// ours is not there to be mounted in its place.
+    fn sockets_there(&self, sources: &[Source]) -> Vec<String> {
+        if self.settings.upstream.endpoint().socket().is_some() {
+            return vec![];
         }
-        let guard =
-            Guard { engine: Some(self.settings.upstream.clone()), ..Guard::clone(&self.settings.guard) };
+        let sockets = sources.iter().filter(|source| source.place.ends_with("docker.sock"));
+        sockets.map(|source| format!("{} holds the engine's socket", source.how)).collect()
+    }
+
+    /// Looks through the sources; below `roots` kfp makes directories itself, of which nothing is said.
+    pub(super) async fn look_beside(&self, sources: Vec<Source>, roots: &[PathBuf]) -> Looked {
+        // Where the engine is another machine's, these are its paths: what has them here is something else. The
+        // session has said so.
+        let Some(socket) = self.settings.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
+            return Looked { finds: self.sockets_there(&sources), ..Looked::default() };
+        };
+        let guard = Guard {
+            engine: Some(socket.to_owned()),
+            made: roots.to_vec(),
+            ..Guard::clone(&self.settings.guard)
+        };
         let memory = self.memory.clone();
         let places: Vec<PathBuf> = sources.iter().map(|source| source.place.clone()).collect();
         let work = tokio::task::spawn_blocking(move || {

@@ -70,9 +70,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::room::Room;
 use self::wire::{Engine, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
+use crate::config::endpoint::Endpoint;
 use crate::config::proxies::ClientProxies;
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
+use crate::docker::upstream::Upstream;
 use crate::guard::Guard;
 use crate::kfp::{Evidence, Reading};
 use crate::observe::{Line, Voice};
@@ -90,8 +92,8 @@ pub use self::writable::{Writable, writable_by_a_container};
 /// What the proxy is given.
 #[derive(Debug)]
 pub struct Settings {
-    /// The engine's socket.
-    pub upstream: PathBuf,
+    /// The way to the engine.
+    pub upstream: Upstream,
     /// Whose engine it is: each reads some places of a create in its own way.
     pub product: Product,
     /// Our own socket, for programs that mount the engine's.
@@ -290,12 +292,15 @@ async fn handle(room: Arc<Room>, request: Request<Incoming>) -> Result<Reply, In
 }
 
 /// The engine behind `socket`, if `socket` is a proxy of ours.
-pub async fn upstream_of(socket: &Path) -> Option<PathBuf> {
-    let engine = Engine { socket: socket.into(), tasks: Tasks::new() };
+pub async fn upstream_of(socket: &Path) -> Option<Endpoint> {
+    let engine = Engine { upstream: socket.to_owned().into(), tasks: Tasks::new() };
     let look = async {
         let reply = engine.ask(Method::GET, "/kfp-creds/upstream").await.ok()?;
-        let found: Value = serde_json::from_slice(&wire::collect(reply.into_body()).await.ok()?).ok()?;
-        found["kfp-creds"]["upstream"].as_str().map(PathBuf::from)
+        let mut found: Value = serde_json::from_slice(&wire::collect(reply.into_body()).await.ok()?).ok()?;
+        match found["kfp-creds"]["upstream"].take() {
+            Value::String(path) => Some(Endpoint::Unix(path.into())),
+            other => serde_json::from_value(other).ok(),
+        }
     };
     tokio::time::timeout(Duration::from_secs(2), look).await.ok().flatten()
 }

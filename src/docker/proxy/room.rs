@@ -59,7 +59,7 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
-        let engine = Engine { socket: settings.upstream.clone(), tasks: settings.tasks.clone() };
+        let engine = Engine { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
         Self {
             settings,
             engine,

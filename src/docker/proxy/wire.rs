@@ -3,7 +3,6 @@
 //! A connection of its own per request costs tens of microseconds on a unix socket and buys that a client
 //! which goes away takes its stream at the engine with it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +14,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncWriteExt, Interest, copy};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, copy};
 use tokio::net::UnixStream;
-use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::net::unix::ReadHalf;
 use tokio::sync::mpsc;
 
+use crate::docker::upstream::{Stream, Upstream};
 use crate::process::Tasks;
-use crate::quote;
 
 /// Largest body that is held in memory: kfp puts source and inputs of a component into its create request.
 pub(super) const BODY_BOUND: usize = 32 << 20;
@@ -107,7 +106,7 @@ pub(super) struct RawStream {
 /// The engine's end.
 #[derive(Clone, Debug)]
 pub(super) struct Engine {
-    pub(super) socket: PathBuf,
+    pub(super) upstream: Upstream,
     pub(super) tasks: Tasks,
 }
 
@@ -118,8 +117,7 @@ impl Engine {
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| self.silent(error.to_string()))?;
+        let stream = self.upstream.connect().await.map_err(|error| self.silent(error.to_string()))?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MAX_HEADERS)
@@ -135,8 +133,8 @@ impl Engine {
     }
 
     fn silent(&self, error: String) -> Refusal {
-        let socket = quote::path(&self.socket);
-        Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {socket}: {error}"))
+        let at = self.upstream.endpoint();
+        Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {at}: {error}"))
     }
 
     /// A request of our own.
@@ -257,6 +255,23 @@ pub(super) async fn opened(upgraded: OnUpgrade) -> Option<Opened> {
     Some(Opened { stream: parts.io.into_inner(), early: parts.read_buf })
 }
 
+/// The same of an engine's end. One that is no unix socket is carried over a pair of them, because what is opened
+/// may go on on another thread.
+pub(super) async fn opened_engine(upgraded: OnUpgrade, tasks: &Tasks) -> Option<Opened> {
+    let parts = upgraded.await.ok()?.downcast::<TokioIo<Stream>>().ok()?;
+    let stream = match parts.io.into_inner() {
+        Stream::Unix(stream) => stream,
+        mut other => {
+            let (near, mut far) = UnixStream::pair().ok()?;
+            tasks.spawn("engine tunnel", async move {
+                let _ = tokio::io::copy_bidirectional(&mut far, &mut other).await;
+            });
+            near
+        }
+    };
+    Some(Opened { stream, early: parts.read_buf })
+}
+
 /// Gives the engine's stream to the task that owns the client's connection. Returns only where that task is
 /// gone, with the client: nobody reads the refusal.
 async fn hand_over(client: &Handover, headers: &HeaderMap, engine: OnUpgrade) -> Refusal {
@@ -316,7 +331,7 @@ fn strip(headers: &mut HeaderMap, head: bool) {
 /// `read` are bytes that came from the client in one read with the request's head: they belong to the stream.
 pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnUpgrade) {
     let Ok(engine) = engine.await else { return };
-    let Ok(engine) = engine.downcast::<TokioIo<UnixStream>>() else { return };
+    let Ok(engine) = engine.downcast::<TokioIo<Stream>>() else { return };
     let mut from_engine = engine.io.into_inner();
     let early = async {
         from_engine.write_all(read).await?;
@@ -326,17 +341,34 @@ pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnU
         return;
     }
     let (client_in, client_out) = from_client.split();
-    let (engine_in, engine_out) = from_engine.split();
+    let mut unix = match from_engine {
+        Stream::Unix(unix) => unix,
+        other => {
+            let (engine_in, engine_out) = tokio::io::split(other);
+            tokio::select! {
+                () = one_way(client_in, engine_out) => {}
+                // What has ended over TLS or ssh has ended in both directions.
+                () = to_its_end(engine_in, client_out) => {}
+            }
+            return;
+        }
+    };
+    let (engine_in, engine_out) = unix.split();
     tokio::select! {
         () = one_way(client_in, engine_out) => {}
         () = one_way(engine_in, client_out) => {}
     }
 }
 
+async fn to_its_end(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let _ = copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
+}
+
 /// Copies to the end of `from`, passes the end on, and returns when the peer of `from` is closed in both
 /// directions. A failed write is no reason to return: the other side may hold output that is still to be
 /// read, and its own copy ends the pair.
-async fn one_way(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) {
+async fn one_way(mut from: ReadHalf<'_>, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
     // A half-closed peer still reads. No event says "now the other half as well" without also firing

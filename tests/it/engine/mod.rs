@@ -11,6 +11,7 @@ mod clients;
 mod conforming;
 mod eth0;
 mod exit_codes;
+mod far;
 mod floods;
 mod golden_relay;
 mod guard;

@@ -35,7 +35,7 @@ use self::calls::{End, Judge, carry};
 use super::gate::{Raw, needs_upgrade};
 use super::path::Target;
 use super::room::Room;
-use super::wire::{RawClient, Refusal, Reply, collect, full, opened};
+use super::wire::{RawClient, Refusal, Reply, collect, full, opened, opened_engine};
 use crate::guard::Mode;
 use crate::observe::Line;
 use crate::process;
@@ -87,7 +87,8 @@ impl Room {
     }
 
     async fn serve_build(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: Tunnel) {
-        let (Some(client), Some(engine)) = tokio::join!(opened(client), opened(engine)) else { return };
+        let both = tokio::join!(opened(client), opened_engine(engine, &self.settings.tasks));
+        let (Some(client), Some(engine)) = both else { return };
         let (Ok(client), Ok(engine)) = (End::of(client), End::of(engine)) else { return };
         let (caller, answerer) = match tunnel {
             Tunnel::Session => (engine, client),

@@ -1,0 +1,326 @@
+//! The way to an engine, whatever it is: one connector, for our own calls and for those that the proxy passes on.
+//!
+//! Every connection is one stream of bytes in both directions whose writing half can be ended by itself: the
+//! end of a container's stdin is such an end.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::Uri;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::endpoint::{Endpoint, Ssh, TlsFiles};
+
+/// How long a connection to another machine may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
+
+/// The way to one engine; clones share it.
+#[derive(Clone)]
+pub struct Upstream {
+    endpoint: Arc<Endpoint>,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upstream({})", self.endpoint)
+    }
+}
+
+impl From<PathBuf> for Upstream {
+    /// A unix socket.
+    fn from(socket: PathBuf) -> Self {
+        Self { endpoint: Arc::new(Endpoint::Unix(socket)), tls: None }
+    }
+}
+
+impl From<&Path> for Upstream {
+    fn from(socket: &Path) -> Self {
+        socket.to_owned().into()
+    }
+}
+
+impl Upstream {
+    /// Reads what TLS needs. The error is one line.
+    pub fn new(endpoint: Endpoint) -> Result<Self, String> {
+        if !endpoint.is_sound() {
+            return Err("the engine's address holds what no address can".into());
+        }
+        let tls = match &endpoint {
+            Endpoint::Tcp { tls: Some(files), .. } => Some(Arc::new(client(files)?)),
+            Endpoint::Unix(_) | Endpoint::Tcp { .. } | Endpoint::Ssh(_) => None,
+        };
+        Ok(Self { endpoint: Arc::new(endpoint), tls })
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub async fn connect(&self) -> io::Result<Stream> {
+        let connecting = async {
+            match &*self.endpoint {
+                Endpoint::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+                Endpoint::Tcp { host, port, .. } => self.tcp(host, *port).await,
+                Endpoint::Ssh(ssh) => dial(ssh).map(|stream| Stream::Ssh(Box::new(stream))),
+            }
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection in 20 s");
+        timeout(CONNECT_WITHIN, connecting).await.map_err(late)?
+    }
+
+    async fn tcp(&self, host: &str, port: u16) -> io::Result<Stream> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        // Event streams and waits are silent for hours; what lies between forgets silent connections.
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+        let Some(config) = &self.tls else { return Ok(Stream::Tcp(stream)) };
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(config.clone()).connect(name, stream).await?;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    /// Why nobody answers there, and what to do about it.
+    pub(super) async fn why(&self, error: Option<&io::Error>) -> String {
+        match &*self.endpoint {
+            Endpoint::Unix(path) => why_not_here(path, error),
+            Endpoint::Tcp { tls, .. } => why_not_there(tls.is_some(), error),
+            Endpoint::Ssh(ssh) => why_not_by_ssh(ssh).await,
+        }
+    }
+}
+
+impl tower_service::Service<Uri> for Upstream {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move { this.connect().await.map(TokioIo::new) })
+    }
+}
+
+fn client(files: &TlsFiles) -> Result<ClientConfig, String> {
+    let unread =
+        |path: &PathBuf| format!("{}: cannot be read as PEM, or is not there", crate::quote::path(path));
+    let certificates = |path: &PathBuf| {
+        let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        all.ok().filter(|all| !all.is_empty()).ok_or_else(|| unread(path))
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(&files.ca)?);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots);
+    let Some((certificate, key)) = &files.own else { return Ok(builder.with_no_client_auth()) };
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|_| format!("{} (a key with a passphrase is not taken)", unread(key)))?;
+    let pair = builder.with_client_auth_cert(certificates(certificate)?, private);
+    pair.map_err(|_| {
+        format!("{} and {}: do not belong together", crate::quote::path(certificate), crate::quote::path(key))
+    })
+}
+
+/// One `docker system dial-stdio` at the other side.
+fn dial(ssh: &Ssh) -> io::Result<Dialled> {
+    let mut child =
+        command(ssh).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let stdout = stdout.ok_or_else(|| io::Error::other("ssh has no output"))?;
+    Ok(Dialled { stdin, stdout, _child: child })
+}
+
+fn command(ssh: &Ssh) -> Command {
+    let mut command = Command::new("ssh");
+    // Questions would be asked by many at once; keys or an agent answer without.
+    command.args(["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]);
+    if let Some(user) = &ssh.user {
+        command.args(["-l", user]);
+    }
+    if let Some(port) = ssh.port {
+        command.args(["-p", &port.to_string()]);
+    }
+    command.args(["--", &ssh.host, "docker"]);
+    if let Some(socket) = &ssh.socket {
+        command.args(["--host", &format!("unix://{socket}")]);
+    }
+    command.args(["system", "dial-stdio"]);
+    // Not of the terminal's group: an interrupt there would take the engine away in the middle of the end.
+    command.process_group(0).kill_on_drop(true);
+    command
+}
+
+/// Asks once more, for the exit code: ssh's own failures are 255, a missing docker is 127.
+async fn why_not_by_ssh(ssh: &Ssh) -> String {
+    let port = ssh.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+    let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+    let host = format!("{port}{user}{}", ssh.host);
+    let output = command(ssh).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output();
+    let output = match timeout(CONNECT_WITHIN, output).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return "needs the program ssh, which is not in PATH".into();
+        }
+        Ok(Err(_)) | Err(_) => return format!("ssh does not come through; try: ssh {host} docker version"),
+    };
+    tracing::debug!(said = %String::from_utf8_lossy(&output.stderr).trim_end(), "ssh");
+    match output.status.code() {
+        Some(255) => format!("ssh refuses or is refused (it must need no password); try: ssh {host} true"),
+        Some(127) => format!("has no docker command in the PATH of ssh; try: ssh {host} docker version"),
+        _ => {
+            format!("no engine answers there, or it does not obey that user; try: ssh {host} docker version")
+        }
+    }
+}
+
+fn why_not_there(tls: bool, error: Option<&io::Error>) -> String {
+    let refused = error.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match (refused, error.map(io::Error::kind)) {
+        (Some(rustls::Error::InvalidCertificate(_)), _) => {
+            "its certificate is not signed by ca.pem, is over, or is not for this name".into()
+        }
+        (Some(_), _) => {
+            "does not agree on TLS: is cert.pem one that it knows, and is this its TLS port?".into()
+        }
+        (None, Some(io::ErrorKind::ConnectionRefused)) => "nobody listens: is the engine running?".into(),
+        (None, Some(io::ErrorKind::TimedOut)) => "does not answer: is it reachable from here?".into(),
+        _ if tls => "does not answer as an engine: is cert.pem one that it knows?".into(),
+        _ => "does not answer as an engine: does it want TLS (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)?".into(),
+    }
+}
+
+fn why_not_here(path: &Path, error: Option<&io::Error>) -> String {
+    match error.map(io::Error::kind) {
+        Some(io::ErrorKind::PermissionDenied) => not_permitted(path),
+        Some(io::ErrorKind::NotFound) => {
+            "no such socket: is the engine running? (sudo systemctl start docker)".into()
+        }
+        Some(io::ErrorKind::ConnectionRefused) => {
+            "nobody listens: is the engine running? (sudo systemctl start docker)".into()
+        }
+        _ => "does not answer as an engine: does docker info?".into(),
+    }
+}
+
+/// The fix is the socket's group, where it has one that may use it.
+fn not_permitted(path: &Path) -> String {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let group = std::fs::metadata(path).ok().filter(|about| about.permissions().mode() & 0o020 != 0);
+    let group = group.map(|about| about.gid()).filter(|gid| *gid != 0).map(|gid| {
+        let all = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let named = all.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+        });
+        named.unwrap_or_else(|| gid.to_string())
+    });
+    match group {
+        Some(group) => {
+            format!("it is there, and you may not use it: sudo usermod -aG {group} $USER, then log in anew")
+        }
+        None => "it is there, and you may not use it: run this as its owner, or set DOCKER_HOST to an \
+                 engine of yours"
+            .into(),
+    }
+}
+
+/// One connection to an engine.
+#[derive(Debug)]
+pub enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Ssh(Box<Dialled>),
+}
+
+/// An ssh that copies between its own stdin and stdout and the engine; it ends with the connection.
+#[derive(Debug)]
+pub struct Dialled {
+    /// `None` once the writing half has ended.
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+    _child: Child,
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, into),
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, into),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, into),
+            Self::Ssh(stream) => Pin::new(&mut stream.stdout).poll_read(cx, into),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Ssh(stream) => match &mut stream.stdin {
+                Some(stdin) => Pin::new(stdin).poll_write(cx, bytes),
+                None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            },
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Ssh(stream) => match &mut stream.stdin {
+                Some(stdin) => Pin::new(stdin).poll_flush(cx),
+                None => Poll::Ready(Ok(())),
+            },
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Ssh(stream) => {
+                if let Some(stdin) = &mut stream.stdin {
+                    ready!(Pin::new(stdin).poll_flush(cx))?;
+                }
+                // The pipe's end is what dial-stdio passes on as the end of the writing half.
+                stream.stdin = None;
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
