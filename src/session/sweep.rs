@@ -191,13 +191,17 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut head = vec![0; 4096];
                 let read = stream.read(&mut head).await.unwrap();
+                if read == 0 {
+                    continue;
+                }
                 let head = String::from_utf8_lossy(&head[..read]).into_owned();
                 let (status, body) = self.answer(head.lines().next().unwrap_or_default());
                 let length =
                     if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
                 let head = "content-type: application/json\r\nconnection: close\r\n";
                 let reply = format!("HTTP/1.1 {status} x\r\n{head}{length}\r\n{body}");
-                stream.write_all(reply.as_bytes()).await.unwrap();
+                // Whoever only looks whether anybody listens has left by now.
+                let _ = stream.write_all(reply.as_bytes()).await;
             }
         }
 

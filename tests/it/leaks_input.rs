@@ -382,7 +382,7 @@ fn ordinary_values_are_quoted_as_they_are() {
     for (key, value) in [
         ("impersonate", "my-very-long-service-account-name_at_my-project-2024"),
         ("project", "My Project (production) 2024"),
-        ("engine", "tcp://10.0.0.1:2376"),
+        ("engine", "tcp://10.0.0.1:2376/v1"),
         ("metrics.listen", "metrics.eu-west-1.compute.internal:9464"),
         ("identity.a.scopes", "[\"bigquery.readonly\"]"),
         ("credentials.token_from", "ftp://tokens.example.com/v1/projects/my-project-123456/token"),

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::support::fake_google::rsa_key;
 use crate::support::session::{Folder, Session, raw, task_image};
 
-/// Nothing that a service would take; made when the test runs.
+/// A key that no service knows; made when the test runs.
 fn key() -> String {
-    let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
-    let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIB\n".repeat(30);
-    format!("{dashes}BEGIN {label}{dashes}\n{body}{dashes}END {label}{dashes}\n")
+    rsa_key().to_owned()
 }
 
 fn session(mode: &str) -> Session {

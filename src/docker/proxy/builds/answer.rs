@@ -214,8 +214,11 @@ mod tests {
     use std::convert::Infallible;
     use std::sync::Mutex;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use futures_util::stream;
     use http_body_util::{BodyExt, StreamBody};
+    use ring::rand::{SecureRandom, SystemRandom};
 
     use super::*;
     use crate::guard::Rules;
@@ -230,9 +233,22 @@ mod tests {
     /// A key to nothing, of that length; made when the test runs.
     fn with_key(recorded: &[u8]) -> Vec<u8> {
         let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
-        let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIB\n".repeat(40);
-        let mut key = format!("{dashes}BEGIN {label}{dashes}\n{body}").into_bytes();
-        key.truncate(1_704);
+        // The head of an RSA key in PKCS#8 (RFC 5208), then noise of the length that it names.
+        let mut der = vec![
+            0x30, 0x82, 0x04, 0xbe, 2, 1, 0, 0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1,
+            5, 0,
+        ];
+        der.extend([0x04, 0x82, 0x04, 0xa8, 0x30, 0x82, 0x04, 0xa4, 2, 1, 0]);
+        let head = der.len();
+        der.resize(1_218, 0);
+        SystemRandom::new().fill(&mut der[head..]).unwrap();
+        let text = STANDARD.encode(der);
+        let lines: Vec<&str> =
+            text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let body = lines.join("\n");
+        let key =
+            format!("{dashes}BEGIN {label}{dashes}\n{body}\n{dashes}END {label}{dashes}\n").into_bytes();
+        assert_eq!(key.len(), 1_704);
         // In the archive a message ends within it.
         let mut key = key.into_iter();
         let mut bytes = recorded.to_vec();
@@ -328,7 +344,7 @@ mod tests {
                 let passed = pass(reading, &with_key(recorded), size, true).await;
                 assert_eq!(passed.trailers.as_ref().unwrap()["grpc-status"], "7");
                 assert!(passed.message().contains("a private key at key.pem"), "{:?}", passed.message());
-                let parts = passed.bytes.windows(16).any(|part| part == b"MIIEvQIBADANBgkq");
+                let parts = passed.bytes.windows(16).any(|part| part == b"MIIEvgIBADANBgkq");
                 assert!(!parts, "a part of the key went on, in pieces of {size}");
             }
         }
