@@ -7,7 +7,14 @@ use std::process::{Command, Output};
 
 use crate::support::session::Folder;
 
-const HANDBOOKS: [&str; 4] = ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+const HANDBOOKS: [&str; 6] = [
+    "README.md",
+    "docs/GUIDE.md",
+    "docs/TROUBLESHOOTING.md",
+    "docs/ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -52,29 +59,31 @@ fn the_example_config_is_accepted_in_a_project_without_trust() {
 
 #[test]
 fn the_readmes_config_comes_to_what_the_readme_says() {
-    let readme = read("README.md");
-    let blocks = fenced(&readme, "toml");
-    let [config] = blocks.as_slice() else { panic!("one config in the README, not {}", blocks.len()) };
-    let summary = accepted(config);
-    let shown = fenced(&readme, "text").into_iter().find(|block| block.starts_with("project  ")).unwrap();
-    assert!(
-        summary.trim_end().ends_with(shown.trim_end()),
-        "config check says:\n{summary}\nthe README:\n{shown}"
-    );
+    for book in ["README.md", "docs/GUIDE.md"] {
+        let text = read(book);
+        let blocks = fenced(&text, "toml");
+        let [config] = blocks.as_slice() else { panic!("one config in {book}, not {}", blocks.len()) };
+        let summary = accepted(config);
+        let shown = fenced(&text, "text").into_iter().find(|block| block.starts_with("project  ")).unwrap();
+        assert!(
+            summary.trim_end().ends_with(shown.trim_end()),
+            "config check says:\n{summary}\n{book}:\n{shown}"
+        );
+    }
 }
 
-/// Every message in the table of the README is one that the program can say: what stands between the dots
+/// Every message in the table of docs/TROUBLESHOOTING.md is one that the program can say: what stands between the dots
 /// is in its source.
 #[test]
-fn the_messages_in_the_readme_are_the_programs() {
+fn the_messages_of_troubleshooting_are_the_programs() {
     let mut source = String::new();
     walk(&root().join("src"), &mut |path| source.push_str(&fs::read_to_string(path).unwrap()));
-    // A literal may go on in the next line behind a backslash, and name its values where the README has dots.
+    // A literal may go on in the next line behind a backslash, and name its values where the table has dots.
     let source = source.replace("\\\"", "\"");
     let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
     let source = lines.join("\n").replace("\\\n", "");
-    let readme = read("README.md");
-    let rows = readme.lines().skip_while(|line| *line != "| message | what to do |").skip(2);
+    let table = read("docs/TROUBLESHOOTING.md");
+    let rows = table.lines().skip_while(|line| *line != "| message | what to do |").skip(2);
     let messages: Vec<&str> = rows
         .take_while(|line| line.starts_with("| `"))
         .map(|line| line.trim_start_matches("| `").split('`').next().unwrap())
