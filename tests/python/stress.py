@@ -32,10 +32,11 @@ import docker
 TASKS = ("reader", "writer")
 LABEL = "kfp-creds-stress"
 PATH = "computeMetadata/v1/instance/service-accounts/default/token"
-# The first instruction asks; what is kept of the token is its claims alone. $0 output file, $1 exit code.
+# The first instruction asks; what is kept of the token is its claims alone. $0 output file, $1 exit code. As in kfp
+# nobody makes the output's directory before the task runs: an existing one says that its task was there before.
 ASK = (
-    """curl -s --noproxy '*' --max-time 5 -H 'Metadata-Flavor: Google' "http://%s/""" + PATH + """" """
-    """| sed -n 's/.*"access_token": *"[^.]*\\.\\([^.]*\\)\\..*/\\1/p' >"$0"; """
+    """claims=$(curl -s --noproxy '*' --max-time 5 -H 'Metadata-Flavor: Google' "http://%s/""" + PATH + """" """
+    """| sed -n 's/.*"access_token": *"[^.]*\\.\\([^.]*\\)\\..*/\\1/p'); mkdir -p "${0%%/*}"; echo "$claims" >"$0"; """
 )
 SCRIPTS = {
     # Without its environment a container is not attached, and asks nobody.
@@ -57,10 +58,9 @@ class Run:
         self.given = given
         self.root = tempfile.mkdtemp(prefix="stress-root-")
         stamp = time.strftime("%Y-%m-%d-%H-%M-%S") + f"-{random.randrange(10**6):06}"
-        self.place = os.path.join(self.root, f"stress-{stamp}")
+        self.day, micros = stamp.rsplit("-", 1)
+        self.first = int(micros)
         self.label = stamp
-        for task in TASKS:
-            os.makedirs(os.path.join(self.place, task))
         dice = random.Random(given.seed)
         # Not 0, and below what engines and shells use themselves.
         self.codes = [dice.randrange(1, 120) for _ in range(given.containers)]
@@ -70,7 +70,9 @@ class Run:
     def one(self, number):
         """The faults of one container, as names of counters."""
         task, code = TASKS[number % 2], self.codes[number]
-        output = os.path.join(self.place, task, str(number))
+        # A run of its own for each, so that no two write to the same task's directory.
+        stamp = f"{self.day}-{(self.first + number) % 10**6:06}"
+        output = os.path.join(self.root, f"stress-{stamp}", task, "claims")
         client = docker.from_env(timeout=120)
         try:
             began = time.monotonic()
