@@ -89,6 +89,7 @@ class Lane:
         text = re.sub(r"\b[0-9a-f]{12}\b", "<short id>", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?[+-]\d\d:?\d\d [A-Z]{3}|Z)?", "<time>", text)
         text = re.sub(r"\b(?:\d{1,3}\.){3}\d{1,3}\b(/\d+)?", "<address>", text)
+        text = re.sub(r"\bexecDuration=\d+", "execDuration=<seconds>", text)
         text = re.sub(r'("IPPrefixLen": )\d+', r"\1<bits>", text)
         text = re.sub(r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b", "<mac>", text)
         text = re.sub(r"\b(About |Less than )?(an?|\d+) (second|minute|hour)s?( ago)?\b *", "<ago> ", text)

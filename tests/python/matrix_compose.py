@@ -111,6 +111,7 @@ def verbs(program):
         seen["State"]["Pid"] = seen["NetworkSettings"]["SandboxKey"] = "<varies>"
         for endpoint in seen["NetworkSettings"]["Networks"].values():
             endpoint["Aliases"].sort()
+            (endpoint.get("DNSNames") or []).sort()
         seen["Config"]["Labels"]["com.docker.compose.config-hash"] = "<of the image's name>"
         return seen
 

@@ -102,7 +102,10 @@ impl Target {
         }
         let (query, pairs) = match uri.query() {
             None => (None, vec![]),
-            Some(query) => (Some(query.to_string()), pairs(query)?),
+            Some(query) => {
+                let create = matches!(segments.as_slice(), [.., a, b] if a == "containers" && b == "create");
+                (Some(query.to_string()), pairs(query, create)?)
+            }
         };
         Ok(Self { version, segments, query, pairs })
     }
@@ -242,7 +245,9 @@ fn is_version(segment: &str) -> bool {
         .is_some_and(|(major, minor)| number(major) && number(minor) && !minor.contains('.'))
 }
 
-fn pairs(query: &str) -> Result<Vec<(String, String)>, &'static str> {
+/// `create`: of a container. dockerode sends all of its options as a query besides the body (`Labels=…`); an engine
+/// reads no key but the name there.
+fn pairs(query: &str, create: bool) -> Result<Vec<(String, String)>, &'static str> {
     // Engines built with Go before 1.17 take `;` for a separator, later ones drop the pair.
     if query.contains(';') {
         return Err("the query has a semicolon");
@@ -254,11 +259,13 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, &'static str> {
         }
     }
     let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-    if SINGLE.iter().any(|key| pairs.iter().filter(|(name, _)| name == key).count() > 1) {
+    let single = if create { &SINGLE[..1] } else { SINGLE };
+    let repeated = if create { &[] } else { REPEATED };
+    if single.iter().any(|key| pairs.iter().filter(|(name, _)| name == key).count() > 1) {
         return Err("the query names the same key twice");
     }
     // Podman takes keys of any case, Docker those of one.
-    let judged = || SINGLE.iter().chain(REPEATED);
+    let judged = || single.iter().chain(repeated);
     let folds = |name: &str| judged().any(|key| *key != name && fold(key) == fold(name));
     if pairs.iter().any(|(name, _)| folds(name)) {
         return Err("the query spells a key in another case");

@@ -271,7 +271,9 @@ fn a_mounted_docker_sock_is_ours() {
             r#"{{"Image":"{image}","HostConfig":{{"mounts":[{{"Type":"volume","target":"/x","volumeoptions":{{"driverconfig":{{"options":{{"type":"none","o":"bind","device":"{folder}"}}}}}}}}]}}}}"#
         ),
     );
-    assert!(status == 403 && text.contains("engine's own socket"), "{status} {text}");
+    // An engine that keeps its data beside its socket may have images with keys there, which are named as well.
+    let beside = text.contains(&format!("a private key at {folder}/data/"));
+    assert!(status == 403 && (text.contains("engine's own socket") || beside), "{status} {text}");
 }
 
 fn scan(folder: &Path, target: &str) -> (Option<i32>, String) {
@@ -306,7 +308,7 @@ fn scan_finds_keys_in_images_archives_and_directories() {
     eprintln!("scan of the image took {:?}", began.elapsed());
     raw(&["rmi", "-f", &image]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("opt/key.json: a Google service-account key  in layer"), "{text}");
+    assert!(text.contains("opt/key.json:1: a Google service-account key  in layer"), "{text}");
     assert!(text.contains("deleted by a later layer"), "{text}");
     assert!(text.contains("variable AWS_SECRET_ACCESS_KEY: an AWS secret access key"), "{text}");
 }
@@ -326,7 +328,10 @@ fn scan_looks_into_tar_files_of_both_kinds() {
     };
     for name in ["keys.tar", "keys.tar.gz"] {
         let (code, text) = scan(&folder.0, &tar(&home, name));
-        assert!(code == Some(1) && text.contains("application_default_credentials.json: a Google"), "{text}");
+        assert!(
+            code == Some(1) && text.contains("application_default_credentials.json:1: a Google"),
+            "{text}"
+        );
     }
     assert_eq!(scan(&folder.0, &tar(&plain, "plain.tar.gz")).0, Some(0));
     let image = format!("kfpct-guard-tar-{}", std::process::id());
@@ -340,7 +345,7 @@ fn scan_looks_into_tar_files_of_both_kinds() {
     raw(&["rmi", "-f", &image]);
     let (code, text) = scan(&folder.0, &saved);
     assert!(
-        code == Some(1) && text.contains("opt/key.json: a Google service-account key  in layer"),
+        code == Some(1) && text.contains("opt/key.json:1: a Google service-account key  in layer"),
         "{text}"
     );
 }
@@ -508,8 +513,8 @@ fn a_key_that_was_found_counts_though_the_look_never_ends() {
         }
         asking.join().unwrap()
     });
-    assert!(asked.status.success(), "{}", all(&asked));
-    raw(&["rm", "-f", String::from_utf8_lossy(&asked.stdout).trim()]);
+    let text = all(&asked);
+    assert!(!asked.status.success() && text.contains("the file system did not answer"), "{text}");
     let out = create(&plain);
     assert!(out.status.success(), "{}", all(&out));
     raw(&["rm", "-f", String::from_utf8_lossy(&out.stdout).trim()]);

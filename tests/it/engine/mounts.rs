@@ -10,8 +10,8 @@ fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
     std::fs::write(folder.0.join("single.txt"), "file").unwrap();
     let single = format!("{}:/single.txt", folder.0.join("single.txt").display());
     let config = format!(
-        "[[mount]]\nimage = \"kfp-creds-task*\"\nsource = \"{}\"\ntarget = \"/data\"\n\
-         [[mount]]\nimage = \"other\"\nsource = \"/\"\ntarget = \"/host\"\n\
+        "[[mount]]\nimage = \"kfp-creds-task*\"\nsource = \"{0}\"\ntarget = \"/data\"\n\
+         [[mount]]\nimage = \"other\"\nsource = \"{0}\"\ntarget = \"/host\"\n\
          [[mount]]\ntmpfs = true\ntarget = \"/scratch\"\n",
         folder.0.join("images").display()
     );

@@ -262,7 +262,7 @@ fn sent_by_others(config: &str) {
         r"CONNECT metadata:80 HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\n{flavor}\r\n"
     ));
     refused.push(format!(
-        r"POST {token} HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\n{flavor}Content-Length: 0\r\n\r\n"
+        r"PUT {token} HTTP/1.1\r\nHost: metadata\r\nConnection: close\r\n{flavor}Content-Length: 0\r\n\r\n"
     ));
     let arguments: Vec<&str> = ["raw"].into_iter().chain(refused.iter().map(String::as_str)).collect();
     let answers = attack(&session, &arguments);
