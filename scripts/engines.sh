@@ -32,10 +32,9 @@ recipe() {
     unpacked=${files:+$work/engines/$files-$made_from}
 }
 
-# Debian's archive as this machine's own apt reads it, or the usual place where the machine is not Debian's.
+# Debian's archive as this machine's own apt reads it.
 archive() {
-    from=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep '/debian/$' | head -n 1)
-    echo "${from:-http://deb.debian.org/debian/}"
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep '/debian/$' | head -n 1
 }
 
 # The Release file of testing may be out of date where a mirror stands still. It is taken then, and that is said.
@@ -56,7 +55,9 @@ fetch() {
     rm -rf "$unpacked.apt" "$unpacked.new"
     mkdir -p "$unpacked.apt/state/lists/partial" "$unpacked.apt/cache/archives/partial" "$unpacked.apt/empty"
     : >"$unpacked.apt/status"
-    echo "deb [signed-by=$keyring] $(archive) $suite main" >"$unpacked.apt/sources"
+    mirror=$(archive)
+    [ -n "$mirror" ] || die "$name" "cannot be fetched: this machine's apt sources name no Debian archive"
+    echo "deb [signed-by=$keyring] $mirror $suite main" >"$unpacked.apt/sources"
     set -- apt-get -q -y -o Dir::Etc::SourceList="$unpacked.apt/sources" -o Dir::Etc::SourceParts="$unpacked.apt/empty" \
         -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts="$unpacked.apt/empty" \
         -o Dir::State="$unpacked.apt/state" -o Dir::State::Status="$unpacked.apt/status" \

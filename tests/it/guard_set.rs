@@ -427,7 +427,7 @@ fn alike(files: &Files) -> Vec<Sample> {
         ("azurite, key", format!("AZURE_STORAGE_KEY={azurite}\n")),
         ("federation, example", "{\"type\": \"external_account\", \"audience\": \"//iam.googleapis.com/projects/$PROJECT_NUMBER/locations/global/workloadIdentityPools/$POOL_ID/providers/$PROVIDER_ID\", \"subject_token_type\": \"urn:ietf:params:oauth:token-type:jwt\", \"credential_source\": {\"file\": \"/t\"}}".into()),
         ("federation, words", "{\"type\": \"external_account\", \"audience\": \"//iam.googleapis.com/projects/PROJECT_NUMBER/locations/global/workloadIdentityPools/POOL_ID/providers/PROVIDER_ID\", \"subject_token_type\": \"urn:ietf:params:oauth:token-type:jwt\", \"credential_source\": {\"file\": \"/t\"}}".into()),
-        ("service account, template", "{\"type\": \"service_account\", \"private_key\": \"-----BEGIN PRIVATE KEY-----\\nYOUR KEY HERE\\n-----END PRIVATE KEY-----\\n\", \"client_email\": \"x\"}".replace("PRIVATE KEY", &private)),
+        ("service account, template", "{\"type\": \"service_account\", \"private_key\": \"-----BEGIN LABEL-----\\nYOUR KEY HERE\\n-----END LABEL-----\\n\", \"client_email\": \"x\"}".replace("LABEL", &private)),
         ("dots", format!("{dashes}BEGIN {private}{dashes}\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC...\n{dashes}END {private}{dashes}\n")),
         ("pem check", format!("if not key.startswith(\"{dashes}BEGIN {private}{dashes}\"):\n    raise ValueError(\"the key has to be in PEM and unencrypted, see the documentation\")\n")),
         ("pem prose", format!("A file begins with {dashes}BEGIN {private}{dashes} and then has the key in base64 with lines of sixty four characters each until the end is reached\n")),
