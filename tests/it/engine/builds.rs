@@ -17,13 +17,11 @@ fn session(mode: &str) -> Session {
     Session::start("", &["--offline", "--all"], &[("KFP_CREDS_GUARD", mode)])
 }
 
-/// docker's plug-in: the system's, or that of `scripts/engine up docker-28`.
+/// docker's plug-in for BuildKit, as `scripts/setup --all` found it.
 fn buildx() -> PathBuf {
-    let unpacked = format!("{}/.work/engines/docker-28/usr", env!("CARGO_MANIFEST_DIR"));
-    let usr = ["/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec"].map(String::from);
-    let places = usr.into_iter().chain([format!("{unpacked}/libexec"), format!("{unpacked}/lib")]);
-    let mut plugins = places.map(|place| PathBuf::from(place).join("docker/cli-plugins/docker-buildx"));
-    plugins.find(|plugin| plugin.exists()).expect("no buildx: install it, or run scripts/engine up docker-28")
+    let plugin =
+        std::env::var_os("KFP_CREDS_DOCKER_BUILDX").expect("run scripts/setup --all, then `. .work/env`");
+    PathBuf::from(plugin)
 }
 
 /// A folder with contexts in it, and the docker command line with buildx.
