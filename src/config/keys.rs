@@ -231,122 +231,122 @@ impl Key {
 pub(super) const KEYS: &[Key] = &[
     key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
-    key("credentials.exec", Kind::List, "none", "A command that brings tokens, in the place of a word for `credentials`: program and arguments. What it is told and has to answer is in [PROVIDERS.md](PROVIDERS.md).").guarded(),
-    key("credentials.pass", Kind::List, "`[]`", "Names of variables that the command sees, besides `PATH`, `HOME` and the like.").guarded(),
+    key("credentials.exec", Kind::List, "none", "A command that prints tokens, as program and arguments, instead of a word for `credentials`. [PROVIDERS.md](PROVIDERS.md) describes its input and output.").guarded(),
+    key("credentials.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
     key("credentials.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
-    key("credentials.workload_identity_provider", Kind::Text, "none", "The provider that exchanges a token of somebody else's issuer: `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/NAME`. See [CI.md](CI.md).")
+    key("credentials.workload_identity_provider", Kind::Text, "none", "The provider that exchanges a token of another issuer: `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/NAME`. See [CI.md](CI.md).")
         .variable("KFP_CREDS_WORKLOAD_IDENTITY_PROVIDER").guarded(),
-    key("credentials.service_account", Kind::Text, "the federated identity itself", "The service account that is impersonated with what the exchange brings.")
+    key("credentials.service_account", Kind::Text, "the federated identity itself", "The service account to impersonate with the exchanged token.")
         .variable("KFP_CREDS_SERVICE_ACCOUNT").guarded(),
-    key("credentials.token_from", Kind::Text, "`exec`", "Where that token comes from: `\"github\"`, `\"azure-devops\"`, `\"env:NAME\"` (a variable), `\"file:PATH\"`, or a URL.")
+    key("credentials.token_from", Kind::Text, "`exec`", "The source of the token to exchange: `\"github\"`, `\"azure-devops\"`, `\"env:NAME\"` (a variable), `\"file:PATH\"`, or a URL.")
         .variable("KFP_CREDS_TOKEN_FROM").guarded(),
-    key("credentials.token_field", Kind::Text, "the whole text", "The field of a JSON object, in the file or from the URL, that holds the token; `\"data.token\"` is one inside another.").guarded(),
-    key("credentials.token_headers", Kind::List, "`[]`", "Headers for the URL, `\"NAME: VALUE\"` each; `$VARIABLE` in a value stands for a variable.").guarded(),
-    key("credentials.token_method", Kind::Text, "`\"GET\"`", "How the URL is asked: `\"GET\"`, or `\"POST\"`, without a body, as Azure DevOps wants it.").guarded(),
-    key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, where the provider allows another one.").guarded(),
-    key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The type of the token in the exchange, as RFC 8693 has it.").guarded(),
+    key("credentials.token_field", Kind::Text, "the whole text", "The field that holds the token, if the file or URL contains a JSON object; `\"data.token\"` names a nested field.").guarded(),
+    key("credentials.token_headers", Kind::List, "`[]`", "Headers for the URL, each `\"NAME: VALUE\"`; `$VARIABLE` in a value is expanded.").guarded(),
+    key("credentials.token_method", Kind::Text, "`\"GET\"`", "The HTTP method for the URL: `\"GET\"`, or `\"POST\"` without a body, as Azure DevOps requires.").guarded(),
+    key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, if the provider expects another one.").guarded(),
+    key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The token type in the exchange, as defined by RFC 8693.").guarded(),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
-    key("impersonate", Kind::Text, "nobody", "The service account that stands in for the own account, in every identity that names none; `A,B`: B, by way of A, as gcloud has it.")
+    key("impersonate", Kind::Text, "nobody", "The service account to impersonate for every identity that names none; `A,B` impersonates B through A, as in gcloud.")
         .variable("KFP_CREDS_IMPERSONATE").flag("--impersonate"),
-    key("project", Kind::Text, "what the credential says", "The project id that containers are told.")
+    key("project", Kind::Text, "what the credential says", "The project id that containers see.")
         .variable("KFP_CREDS_PROJECT").flag("--project"),
     key("numeric_project", Kind::Number, "a stand-in", "The project's number, 1 or more.")
         .variable("KFP_CREDS_NUMERIC_PROJECT"),
-    key("email", Kind::Text, "what the credential says", "The e-mail of the own account that containers are told.")
+    key("email", Kind::Text, "what the credential says", "The e-mail of your own account that containers see.")
         .variable("KFP_CREDS_EMAIL"),
     key("quota_project", Kind::Text, "what the credential says", "The project that is charged for quota (`GOOGLE_CLOUD_QUOTA_PROJECT`).")
         .variable("KFP_CREDS_QUOTA_PROJECT"),
-    key("subject", Kind::Text, "nobody", "The person whom the service account stands in for, by domain-wide delegation, in every identity that says nothing else. ID tokens stay the service account's.")
+    key("subject", Kind::Text, "nobody", "The person for whom the service account acts, by domain-wide delegation, in every identity without a `subject` of its own. ID tokens remain those of the service account.")
         .variable("KFP_CREDS_SUBJECT"),
-    key("zone", Kind::Text, "`\"us-central1-a\"`", "The zone that containers are told.")
+    key("zone", Kind::Text, "`\"us-central1-a\"`", "The zone that containers see.")
         .variable("KFP_CREDS_ZONE"),
-    key("region", Kind::Text, "that of the zone", "Short for the zone `REGION-1`, as serverless runtimes say it; not together with `zone`.")
+    key("region", Kind::Text, "that of the zone", "Short for the zone `REGION-1`, as in serverless runtimes; excludes `zone`.")
         .variable("KFP_CREDS_REGION"),
-    key("default", Kind::Text, "`\"default\"`", "The identity of containers that no rule names: the name of one, or `\"none\"`.")
+    key("default", Kind::Text, "`\"default\"`", "The identity of kfp tasks that no rule matches: a name, or `\"none\"`.")
         .variable("KFP_CREDS_DEFAULT"),
-    key("choose", Kind::List, "`[]`: nothing", "Identities that containers which no rule names may choose instead of the default, by `KFP_CREDS_IDENTITY=NAME` in their environment. Another name there, and they get none."),
-    key("unknown", Kind::Text, "`\"none\"`", "What a kfp task gets of which nobody knows whether a rule on its pipeline, component, function or iteration matches, because its create request does not show which task it is (a container component without outputs): the name of an identity, or `\"none\"`. It counts only where not every identity that is still possible is the same."),
-    key("compiled_pipelines", Kind::List, "`[]`", "Files of compiled pipelines (YAML or JSON), relative to the config file. A task that does not show which one it is is known by its image and command, where exactly one task of these files fits.").guarded(),
-    key("clear_entrypoint", Kind::Flag, "`true`", "A kfp task whose component gives a `command` is started without the `ENTRYPOINT` of its image, as in Kubernetes; never where the runner was given `entrypoint=`. `false` leaves it to the Docker engine, which runs the command behind the `ENTRYPOINT`."),
-    key("all", Kind::Flag, "`false`", "The default identity is for every container, not for kfp tasks alone.")
+    key("choose", Kind::List, "`[]`: nothing", "Identities that a container without a matching rule may choose instead of the default, by `KFP_CREDS_IDENTITY=NAME` in its environment. With any other name it gets no identity."),
+    key("unknown", Kind::Text, "`\"none\"`", "The identity, or `\"none\"`, of a kfp task whose create request does not show which task it is (a container component without outputs), so that a rule on pipeline, component, function or iteration may or may not match. It applies only if the remaining rules could give different identities."),
+    key("compiled_pipelines", Kind::List, "`[]`", "Compiled pipelines (YAML or JSON), relative to the config file. A task whose request does not show its name is recognised by image and command, if exactly one task of these files has them.").guarded(),
+    key("clear_entrypoint", Kind::Flag, "`true`", "A kfp task whose component has a `command` starts without the `ENTRYPOINT` of its image, as in Kubernetes, unless the runner was given `entrypoint=`. With `false` the Docker engine passes the command to the `ENTRYPOINT`."),
+    key("all", Kind::Flag, "`false`", "Every container gets the default identity, not only kfp tasks.")
         .variable("KFP_CREDS_ALL").flag("--all"),
-    key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` are left running, without an identity.")
+    key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` keep running, without an identity.")
         .variable("KFP_CREDS_KEEP").flag("--keep"),
     key("engine", Kind::Text, "`DOCKER_HOST`, the docker context, the usual sockets", "The Docker engine, as `unix:///path`, `tcp://host:port` (with `DOCKER_TLS_VERIFY` and `DOCKER_CERT_PATH`) or `ssh://user@host`; wins over `DOCKER_HOST`.")
         .variable("KFP_CREDS_ENGINE").guarded(),
-    key("plain_tcp", Kind::Flag, "`false`", "The engine may be on TCP without TLS, where everybody on the way is root at it.")
+    key("plain_tcp", Kind::Flag, "`false`", "Allows an engine on TCP without TLS, where everybody on the network path has root access to it.")
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
-    key("log", Kind::Text, "`\"warn\"`", "What the diagnostic log shows: a level, or directives such as `\"info,kfp_creds=debug\"`.")
+    key("log", Kind::Text, "`\"warn\"`", "Level of the diagnostic log, or directives such as `\"info,kfp_creds=debug\"`.")
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
         .variable("KFP_CREDS_POOL"),
-    key("isolation", Kind::Text, "`\"shared\"`", "`\"shared\"`: one network for all containers with an identity, none of which keeps `NET_RAW`. `\"network\"`: one for each, with nobody on it but the relay; containers keep `NET_RAW`, and find the server by environment and hosts entries alone.")
+    key("isolation", Kind::Text, "`\"shared\"`", "`\"shared\"`: one network for all containers with an identity, which lose `NET_RAW`. `\"network\"`: a network for each container, shared only with the relay; containers keep `NET_RAW`, and find the server only by environment and hosts entries.")
         .variable("KFP_CREDS_ISOLATION"),
-    key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "What `isolation = \"network\"` makes its networks of, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped and not removed keeps its network.")
+    key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "The range for the networks of `isolation = \"network\"`, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped but not removed keeps its network.")
         .variable("KFP_CREDS_CELLS"),
-    key("guard.mode", Kind::Text, "`\"deny\"`", "What becomes of a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses it, `\"warn\"` says it, `\"off\"` does not look. The look through the mounts of a request is counted: 200 000 names and 256 MiB; what lies beyond is said, *not verified*. See [GUARD.md](GUARD.md).")
+    key("guard.mode", Kind::Text, "`\"deny\"`", "What to do about a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses the request, `\"warn\"` prints a line, `\"off\"` does not look. The mounts of a request are searched up to 200 000 names and 256 MiB; the rest is reported as *not verified*. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
-    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path stands for one beside the config file, and for one inside a build context or an image; inside an archive it is `ARCHIVE!/PATH`, as messages write it.").guarded(),
-    key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object a line, readable by you alone. A relative path starts at the config file. See `docs/AUDIT.md`.")
+    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path means a path beside the config file, in a build context, or in an image; inside an archive write `ARCHIVE!/PATH`, as messages do.").guarded(),
+    key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object per line, readable only by you. A relative path starts at the config file. See `docs/AUDIT.md`.")
         .variable("KFP_CREDS_AUDIT_FILE").guarded(),
-    key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log grows beyond this it is renamed to `FILE.1`, that to `FILE.2`, and so on. From 4096."),
-    key("audit.keep", Kind::Number, "`5`", "How many renamed logs are kept."),
-    key("metrics.listen", Kind::Text, "none", "A loopback address for Prometheus, such as `\"127.0.0.1:9464\"`. The control socket has the same text.")
+    key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log exceeds this size it is renamed to `FILE.1`, which becomes `FILE.2`, and so on. At least 4096."),
+    key("audit.keep", Kind::Number, "`5`", "Number of renamed logs to keep."),
+    key("metrics.listen", Kind::Text, "none", "A loopback address for Prometheus, such as `\"127.0.0.1:9464\"`. The control socket serves the same metrics.")
         .variable("KFP_CREDS_METRICS_LISTEN").guarded(),
     key("endpoints.token", Kind::Text, "what the credential says", "The whole URL of the OAuth token endpoint. `https`, or `http` on loopback.")
         .variable("KFP_CREDS_ENDPOINT_TOKEN").guarded(),
     key("endpoints.iam_credentials", Kind::Text, "`https://iamcredentials.UNIVERSE`", "The base URL of the IAM credentials API, without a path.")
         .variable("KFP_CREDS_ENDPOINT_IAM_CREDENTIALS").guarded(),
-    key("endpoints.iam", Kind::Text, "`https://iam.UNIVERSE`", "The base URL of the IAM API, without a path; only `cut-off --disable-account` asks there.")
+    key("endpoints.iam", Kind::Text, "`https://iam.UNIVERSE`", "The base URL of the IAM API, without a path; only `cut-off --disable-account` uses it.")
         .variable("KFP_CREDS_ENDPOINT_IAM").guarded(),
     key("endpoints.sts", Kind::Text, "`https://sts.UNIVERSE/v1/token`", "The whole URL of the security token service.")
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
         .variable("KFP_CREDS_UNIVERSE").guarded(),
     key("instance.hostname", Kind::Text, "made of task and project", "`instance/hostname`, the same for every container."),
-    key("instance.machine_type", Kind::Text, "`\"e2-standard-4\"`", "The short name of the machine type that containers are told."),
+    key("instance.machine_type", Kind::Text, "`\"e2-standard-4\"`", "The short name of the machine type that containers see."),
     key("instance.description", Kind::Text, "empty", "`instance/description`, at most 2048 bytes."),
     key("instance.tags", Kind::List, "`[]`", "`instance/tags`."),
     key("attributes.*", Kind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
-    key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account that containers of this identity are. `[identity.default]` cannot say it: `impersonate` does."),
-    key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after its first as a VM lists them: a container asks for them by e-mail."),
-    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes that this identity has, at least one. A token of fewer, and no others, is what `enforce_scopes=true` asks for (`docs/METADATA.md`)."),
-    key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that ID tokens may be asked for."),
-    key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "How long access tokens live: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only where the organisation's policy allows it."),
+    key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account of this identity. For `[identity.default]` use `impersonate` instead."),
+    key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after the first as on a VM; a container requests them by e-mail."),
+    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes of this identity, at least one. `enforce_scopes=true` in a request returns a token with fewer scopes (`docs/METADATA.md`)."),
+    key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that containers may request ID tokens for."),
+    key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of access tokens: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only if the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
-    key("identity.*.strict", Kind::Flag, "`false`", "A request for a scope outside `scopes` is refused instead of narrowed, and one for an ID token with `format=full`, which only Google can make, instead of answered without."),
-    key("identity.*.rate", Kind::Number, "no limit", "How many tokens all containers of this identity together may ask for in a minute; beyond it access tokens are a 429 and ID tokens a 404."),
-    key("identity.*.subject", Kind::Text, "`subject`", "The person whom the service account of this identity stands in for; `\"\"`: nobody."),
-    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens can do what its rules allow on Cloud Storage, and nothing anywhere else. ID tokens are not limited by it; `audiences` limits those. At most 10 rules."),
-    key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles that are available there, such as `\"inRole:roles/storage.objectViewer\"`. The account has to have them itself."),
-    key("identity.*.boundary[].condition.expression", Kind::Text, "none", "What has to be true of an object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
+    key("identity.*.strict", Kind::Flag, "`false`", "Refuses a request for a scope outside `scopes` instead of narrowing it, and a request for an ID token with `format=full`, which only Google can make, instead of answering without it."),
+    key("identity.*.rate", Kind::Number, "no limit", "Tokens per minute that all containers of this identity together may request; beyond it requests for access tokens get 429 and those for ID tokens 404."),
+    key("identity.*.subject", Kind::Text, "`subject`", "The person for whom the service account of this identity acts; `\"\"`: nobody."),
+    key("identity.*.boundary[].bucket", Kind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens allow only what its rules permit on Cloud Storage, and nothing elsewhere. It does not limit ID tokens; `audiences` does. At most 10 rules."),
+    key("identity.*.boundary[].permissions", Kind::List, "must be given", "The roles available there, such as `\"inRole:roles/storage.objectViewer\"`. The account must have them itself."),
+    key("identity.*.boundary[].condition.expression", Kind::Text, "none", "A condition on the object, such as `\"resource.name.startsWith('projects/_/buckets/B/objects/in/')\"`."),
     key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),
     key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
-    key("identity.*.kill_switch", Kind::Flag, "`false`", "`cut-off --disable-account` may disable this identity's service accounts, which ends every token of them, also those that others hold. Only for accounts that nobody else uses.").guarded(),
+    key("identity.*.kill_switch", Kind::Flag, "`false`", "Allows `cut-off --disable-account` to disable this identity's service accounts, which invalidates all their tokens, including those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
     key("rule[].iteration", Kind::Text, "any", "A pattern for the place in a loop, such as `\"for-loop-1-iteration-2\"`."),
-    key("rule[].image", Kind::Text, "any", "A pattern for the image, as the request writes it, with its tag or digest."),
+    key("rule[].image", Kind::Text, "any", "A pattern for the image name in the request, with its tag or digest."),
     key("rule[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
     key("rule[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
     key("rule[].labels.*", Kind::Text, "any", "A pattern for a label of the create request, never one of the image: `labels = { \"com.example.team\" = \"data-*\" }`."),
-    key("rule[].identity", Kind::Text, "must be given", "What a container gets that matches all patterns of the rule: the name of an identity, or `\"none\"`. The first rule that matches decides."),
-    key("rule[].join", Kind::Flag, "`false`", "Such a container may join the network of another one that has the same identity (`network_mode: service:NAME` of Docker Compose, `container:NAME`). Both then have one lease, which ends with the container that is joined. Without this it is not created.").guarded(),
-    key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. Another name there, and it gets none."),
-    key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount is for every container with an identity; `--mount SOURCE:TARGET[:rw]` is short for that."),
+    key("rule[].identity", Kind::Text, "must be given", "The identity, or `\"none\"`, of a container that matches all patterns of the rule. The first rule that matches decides."),
+    key("rule[].join", Kind::Flag, "`false`", "Lets such a container join the network of a container with the same identity (`network_mode: service:NAME` in Docker Compose, `container:NAME`). Both then share one lease, which ends with the container that was joined. Without this key the request is refused.").guarded(),
+    key("rule[].choose", Kind::List, "`[]`: nothing", "Identities that such a container may choose instead, by `KFP_CREDS_IDENTITY=NAME` in its environment. With any other name it gets no identity."),
+    key("mount[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name. Without any pattern the mount applies to every container with an identity, like `--mount SOURCE:TARGET[:rw]`."),
     key("mount[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("mount[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
     key("mount[].iteration", Kind::Text, "any", "A pattern for the place in a loop."),
-    key("mount[].image", Kind::Text, "any", "A pattern for the image, as the request writes it."),
+    key("mount[].image", Kind::Text, "any", "A pattern for the image name in the request."),
     key("mount[].compose_project", Kind::Text, "any", "A pattern for the project of Docker Compose."),
     key("mount[].compose_service", Kind::Text, "any", "A pattern for the service of Docker Compose."),
     key("mount[].labels.*", Kind::Text, "any", "A pattern for a label of the create request."),
-    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of a volume that the engine has.").guarded(),
-    key("mount[].tmpfs", Kind::Flag, "`false`", "Empty memory in the place of a source."),
-    key("mount[].target", Kind::Text, "must be given", "The absolute path in the container. Not where the container or kfp mounts something already."),
+    key("mount[].source", Kind::Text, "must be given, or `tmpfs`", "A file or directory of this machine (`~` is your home; a relative path with a slash starts at the config file), or the name of an existing volume.").guarded(),
+    key("mount[].tmpfs", Kind::Flag, "`false`", "An empty tmpfs instead of a source."),
+    key("mount[].target", Kind::Text, "must be given", "The absolute path in the container, where neither the container nor kfp mounts anything."),
     key("mount[].writable", Kind::Flag, "`false`", "The container may write to it."),
 ];
 

@@ -28,21 +28,21 @@ pub fn reference() -> String {
 const HEAD: &str = "\
 # Configuration
 
-Made from `src/config/keys.rs` by `cargo test`; do not edit by hand.
+Generated from `src/config/keys.rs` by `cargo test`; do not edit by hand.
 
-One file is used: `--config FILE` or `KFP_CREDS_CONFIG`, else the nearest `kfp-creds.toml` in the working
+One file is used: `--config FILE` or `KFP_CREDS_CONFIG`, otherwise the nearest `kfp-creds.toml` in the working
 directory or above it, else `$XDG_CONFIG_HOME/kfp-creds/config.toml` (`~/.config` where that is unset).
-Flags win over the environment, the environment wins over the file, the file wins over the defaults. The
+Flags override the environment, the environment overrides the file, and the file overrides the defaults. The
 pairs `credentials`/`credentials_file` and `zone`/`region` are replaced as a pair. An empty variable counts
-as unset. `kfp-creds config init` writes a starter, `kfp-creds config check` says everything that is wrong.
+as unset. `kfp-creds config init` writes a starter, `kfp-creds config check` lists every mistake.
 
 | key | value | default | flag, variable | what it does |
 |---|---|---|---|---|
 ";
 
 const FOOT: &str = "
-† A file that was found in a project may say this only after `kfp-creds config trust`, which holds for the
-file's present content. Nobody may say it in a file that other users can write.
+† In a file that was found in a project, this key takes effect only after `kfp-creds config trust`, which applies to the
+file's present content. In a file that other users can write it is always refused.
 
 An identity named `default` always exists; `[identity.default]` changes it. `none` is not a name. Names of
 identities: letters, digits, `-`, `_`, at most 63.
