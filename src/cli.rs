@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::Target;
+use crate::app::{self, Target};
 use crate::config::Overrides;
 use crate::quote;
 
@@ -26,6 +26,10 @@ pub enum Command {
     Run {
         #[command(flatten)]
         shared: Shared,
+        /// Also gives the default identity to processes of the command (SubprocessRunner), in the place of your login;
+        /// one identity for all of them, and an agreement, no isolation: they can still read your files
+        #[arg(long)]
+        processes: bool,
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -41,6 +45,12 @@ pub enum Command {
         /// Serves whoever can connect to ADDR, without the secret path
         #[arg(long, requires = "listen")]
         open: bool,
+        /// Names the session: its socket is NAME.sock beside those of all sessions [default: default, if that is free]
+        #[arg(long, value_name = "NAME", conflicts_with = "listen", value_parser = name)]
+        name: Option<String>,
+        /// Ends when its stdin ends, and so with the program that started it
+        #[arg(long)]
+        stdin: bool,
     },
     /// Says whether run would work: engine, rights, network, credential, one token minted
     #[command(after_help = CODES)]
@@ -66,7 +76,7 @@ pub enum Command {
     /// Shows who holds which token until when, in the sessions that run
     #[command(after_help = CODES)]
     Status {
-        /// Only this session
+        /// Only this session, by its id or name
         #[arg(long, value_name = "ID")]
         session: Option<String>,
         /// Again every second, until stopped
@@ -75,6 +85,16 @@ pub enum Command {
         /// Prints one JSON array
         #[arg(long)]
         json: bool,
+    },
+    /// Says by its exit code whether sessions serve: 0 if so, 69 if one does not answer, 66 if no token can be made
+    #[command(after_help = CODES)]
+    Health {
+        /// Only the session of this name or id
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The server that `serve --listen ADDR` runs, instead of a session
+        #[arg(long, value_name = "ADDR", conflicts_with = "name", value_parser = loopback)]
+        listen: Option<SocketAddr>,
     },
     /// Gives a container no more tokens, although it runs; what it holds stays good until it expires
     #[command(after_help = CODES)]
@@ -92,7 +112,7 @@ pub enum Command {
         /// Does so; without it, only what else would break is said
         #[arg(long, requires = "disable_account")]
         yes: bool,
-        /// Only in this session
+        /// Only in this session, by its id or name
         #[arg(long, value_name = "ID")]
         session: Option<String>,
     },
@@ -283,6 +303,13 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+fn name(text: &str) -> Result<String, String> {
+    match app::is_name(text) {
+        true => Ok(text.into()),
+        false => Err("has to be lower-case letters, digits, - and _, at most 32, and no session's id".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -298,7 +325,7 @@ mod tests {
     fn the_command_keeps_its_own_flags() {
         for line in ["run --all -- python x.py --all -v", "run --all python x.py --all -v"] {
             let cli = Cli::try_parse_from(["kfp-creds"].into_iter().chain(line.split(' '))).unwrap();
-            let Command::Run { shared, command } = cli.command else { panic!("{line}") };
+            let Command::Run { shared, command, .. } = cli.command else { panic!("{line}") };
             assert_eq!(command, ["python", "x.py", "--all", "-v"]);
             assert!(shared.all && shared.verbose == 0);
         }
@@ -313,6 +340,8 @@ mod tests {
             "serve --open",
             "serve --listen 0.0.0.0:8174",
             "serve --listen 8174",
+            "serve --name ../up",
+            "serve --name x --listen 127.0.0.1:0",
             "check --quiet --json",
             "check --offline --impersonate a@b",
             "config",

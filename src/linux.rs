@@ -2,17 +2,23 @@
 //! runs in a Linux container, wherever the engine is.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use tokio::net::TcpSocket;
 
 #[cfg(target_os = "linux")]
 mod here {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
     use rustix::net::netlink::SocketAddrNetlink;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
-    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    use rustix::process::{
+        DumpableBehavior, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open, set_dumpable_behavior,
+    };
 
-    use super::{TcpSocket, UnixDatagram, io};
+    use super::{OwnedFd, TcpSocket, UnixDatagram, io};
 
     /// `RTMGRP_IPV4_IFADDR`.
     const ADDRESSES: u32 = 0x10;
@@ -31,11 +37,20 @@ mod here {
         bind(&socket, &SocketAddrNetlink::new(0, ADDRESSES))?;
         Ok(socket.into())
     }
+
+    pub(super) fn inherited(number: i32) -> io::Result<OwnedFd> {
+        let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+        Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)
+    }
+
+    pub(super) fn send_to_abstract(socket: &UnixDatagram, name: &str, bytes: &[u8]) -> io::Result<usize> {
+        socket.send_to_addr(bytes, &SocketAddr::from_abstract_name(name)?)
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
 mod here {
-    use super::{TcpSocket, UnixDatagram, io};
+    use super::{OwnedFd, TcpSocket, UnixDatagram, io};
 
     /// There the limit on core dumps is all there is.
     pub(super) fn forbid_dumps() -> io::Result<()> {
@@ -47,6 +62,14 @@ mod here {
     }
 
     pub(super) fn addresses() -> io::Result<UnixDatagram> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn inherited(_: i32) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn send_to_abstract(_: &UnixDatagram, _: &str, _: &[u8]) -> io::Result<usize> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -65,4 +88,14 @@ pub fn hear_only(socket: &TcpSocket, interface: &str) -> io::Result<()> {
 /// the same calls: sent to and received from.
 pub fn addresses() -> io::Result<UnixDatagram> {
     here::addresses()
+}
+
+/// A descriptor of this process's own that it was started with, by its number, as another one with an owner (Linux 5.6).
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    here::inherited(number)
+}
+
+/// Sends to a socket of the abstract namespace (unix(7)).
+pub fn send_to_abstract(socket: &UnixDatagram, name: &str, bytes: &[u8]) -> io::Result<usize> {
+    here::send_to_abstract(socket, name, bytes)
 }

@@ -42,17 +42,18 @@ fn surroundings() -> Result<Surroundings, Failure> {
 
 fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
     match command {
-        Command::Run { shared, command } => {
+        Command::Run { shared, processes, command } => {
             let (config, voice) = resolve(shared, around)?;
-            wait_for(app::run(&config, around, &command, voice))?
+            let ask = app::RunAsk { command: &command, processes };
+            wait_for(app::run(&config, around, ask, voice))?
         }
-        Command::Serve { shared, listen: None, .. } => {
+        Command::Serve { shared, listen, open, name, stdin } => {
             let (config, voice) = resolve(shared, around)?;
-            wait_for(app::serve(&config, around, voice, print))?
-        }
-        Command::Serve { shared, listen: Some(at), open } => {
-            let (config, voice) = resolve(shared, around)?;
-            wait_for(app::listen(&config, around, at, open, voice, print))?
+            let ask = app::ServeAsk { name: name.as_deref(), open, stdin };
+            match listen {
+                None => wait_for(app::serve(&config, around, ask, voice, print))?,
+                Some(at) => wait_for(app::listen(&config, around, at, ask, voice, print))?,
+            }
         }
         Command::Check { shared } => {
             let (config, voice) = resolve(shared, around)?;
@@ -71,6 +72,8 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         Command::Status { session, watch, json } => {
             wait_for(app::status(around, session.as_deref(), watch, json, print))?
         }
+        Command::Health { listen: Some(at), .. } => wait_for(app::health_of_listener(at))?,
+        Command::Health { name, .. } => wait_for(app::health(around, name.as_deref()))?,
         Command::CutOff { container, session, disable_account, yes, .. } => {
             let account = disable_account.as_deref();
             let ask =

@@ -10,7 +10,10 @@ use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+use super::ready::UNSET;
 
 /// From the first signal to SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
@@ -33,6 +36,7 @@ pub(super) struct Signals {
     interrupt: Option<unix::Signal>,
     quit: Option<unix::Signal>,
     terminate: Option<unix::Signal>,
+    input: Option<oneshot::Receiver<()>>,
 }
 
 impl Signals {
@@ -47,7 +51,21 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             quit: listen(SignalKind::quit())?,
             terminate: listen(SignalKind::terminate())?,
+            input: None,
         })
+    }
+
+    /// The end of our stdin asks us to end, once: whoever held its other end is gone, however that came. What is
+    /// written there means nothing.
+    pub(super) fn with_input(mut self) -> io::Result<Self> {
+        let (done, ended) = oneshot::channel();
+        let read = move || {
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            let _ = done.send(());
+        };
+        std::thread::Builder::new().name("stdin".into()).spawn(read)?;
+        self.input = Some(ended);
+        Ok(self)
     }
 
     pub(super) async fn next(&mut self) -> Asked {
@@ -56,6 +74,7 @@ impl Signals {
             () = received(&mut self.interrupt) => Asked::Interrupt,
             () = received(&mut self.quit) => Asked::Quit,
             () = received(&mut self.terminate) => Asked::Terminate,
+            () = ended(&mut self.input) => Asked::Hangup,
         }
     }
 }
@@ -69,6 +88,16 @@ fn ignored(status: &str) -> u64 {
 async fn received(signal: &mut Option<unix::Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn ended(input: &mut Option<oneshot::Receiver<()>>) {
+    match input {
+        Some(reading) => {
+            let _ = reading.await;
+            *input = None;
+        }
         None => std::future::pending().await,
     }
 }
@@ -91,12 +120,16 @@ impl Interrupts {
 }
 
 /// The child stays in our process group, so that the terminal's Ctrl-C reaches it without us.
-pub(super) fn start(command: &[OsString], socket: &Path, extra: &[(String, String)]) -> io::Result<Child> {
+pub(super) fn start(
+    command: &[OsString],
+    socket: &Path,
+    extra: &[(String, String)],
+    unset: &[&str],
+) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut child = Command::new(program);
     child.args(arguments).env("DOCKER_HOST", format!("unix://{}", socket.to_string_lossy()));
-    // With a unix DOCKER_HOST the first two make clients fail; the third is another engine's name.
-    for variable in ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"] {
+    for variable in UNSET.iter().chain(unset) {
         child.env_remove(variable);
     }
     child.envs(extra.iter().map(|(name, value)| (name, value)));
@@ -155,12 +188,13 @@ mod tests {
         let socket = Path::new("/tmp/x.sock");
         let run = async |script: &str| {
             let command = ["sh", "-c", script].map(OsString::from);
-            let mut child = start(&command, socket, &[("EXTRA".into(), "1".into())]).unwrap();
+            let mut child = start(&command, socket, &[("EXTRA".into(), "1".into())], &["HOME"]).unwrap();
             Ended::from(child.wait().await.unwrap())
         };
         assert_eq!(run("exit 7").await, Ended::Child(7));
         assert_eq!(run("kill -TERM $$").await, Ended::Child(143));
-        let wired = "test \"$DOCKER_HOST$EXTRA\" = unix:///tmp/x.sock1 && test -z \"$DOCKER_TLS_VERIFY\"";
+        let wired =
+            "test \"$DOCKER_HOST$EXTRA\" = unix:///tmp/x.sock1 && test -z \"$DOCKER_TLS_VERIFY$HOME\"";
         assert_eq!(run(wired).await, Ended::Child(0));
     }
 }

@@ -1,18 +1,21 @@
 //! A session's rooms, built in order and ended in order: what `run` and `serve` have in common.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::broken;
 use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
+use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
 use super::reload;
@@ -229,6 +232,18 @@ impl House {
                 voice.notice(text);
             }
         });
+    }
+
+    /// Serves the Docker API on a socket that somebody else opened, too.
+    pub(super) fn serve_also(&self, listener: UnixListener) {
+        self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
+    }
+
+    /// Serves the default identity to processes of this machine; the variables that lead them there.
+    pub(super) async fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
+        let at = (Ipv4Addr::LOCALHOST, 0).into();
+        let with = (&self.tasks, &self.voice, &self.proxy.recorder);
+        processes::serve(at, false, &self.host, config, with).await.map(|(_, variables)| variables)
     }
 
     /// Opens the page on a port of the system's choice, behind `capability`; where it is.

@@ -1,5 +1,6 @@
 //! The only wiring: rooms are built here, handed to each other, run and ended.
 
+mod activation;
 mod check;
 mod child;
 mod conformance;
@@ -7,14 +8,18 @@ mod control;
 mod cut_off;
 mod explain;
 mod folder;
+mod health;
 mod host;
 mod house;
 mod kill_switch;
 mod looks;
 mod mends;
+mod name;
 mod page;
+mod processes;
 mod proxied;
 mod reach;
+mod ready;
 mod reload;
 mod run;
 mod scan;
@@ -26,10 +31,12 @@ pub use check::check;
 pub use conformance::{Target, conformance};
 pub use cut_off::{CutOff, cut_off};
 pub use explain::{explain, explain_pipeline};
+pub use health::{health, health_of_listener};
 pub use host::google;
-pub use run::run;
+pub use name::is_name;
+pub use run::{Ask as RunAsk, run};
 pub use scan::{Ask as ScanAsk, Form as ScanForm, scan};
-pub use serve::{listen, serve};
+pub use serve::{Ask as ServeAsk, listen, serve};
 pub use status::status;
 
 use std::fmt::Display;

@@ -10,26 +10,39 @@ use tokio::time::Instant;
 use super::broken;
 use super::child::{self, Asked, GRACE, Interrupts, Signals};
 use super::house::House;
+use super::processes::{NoLogin, WINNING};
 use crate::config::{Config, SourceChoice, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
 use crate::quote;
 use crate::workload::Identity;
 
-/// Runs `command` with its Docker calls going through us; the answer is its exit code.
+/// How a `run` is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The program and its arguments.
+    pub command: &'a [OsString],
+    /// Processes of the command have the default identity, too.
+    pub processes: bool,
+}
+
+/// Runs the command with its Docker calls going through us; the answer is its exit code.
 pub async fn run(
     config: &Config,
     around: &Surroundings,
-    command: &[OsString],
+    ask: Ask<'_>,
     voice: Voice,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     // Should we be killed, the next start leaves running what this end would leave running.
     let mode = if config.keep { "serve" } else { "run" };
     let mut house = open(config, around, mode, &mut signals, &voice).await?;
-    let outcome = match child::start(command, &house.socket, &house.host.extra_environment()) {
-        Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
-        Err(error) => Err(not_started(command, &error)),
+    let outcome = match surround(&house, config, ask).await {
+        Ok(around) => match child::start(ask.command, &house.socket, &around.set, around.unset) {
+            Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
+            Err(error) => Err(not_started(ask.command, &error)),
+        },
+        Err(failure) => Err(failure),
     };
     if outcome.is_ok() && house.has_clients().await {
         voice.notice(
@@ -37,14 +50,35 @@ pub async fn run(
              for editors and notebooks use `kfp-creds serve`",
         );
     }
-    if outcome.is_ok() && !house.has_created() && names_an_identity(config) {
+    if outcome.is_ok() && !ask.processes && !house.has_created() && names_an_identity(config) {
         voice.notice(
             "no container was created: what ran in processes (SubprocessRunner) used your own login, and not the \
-             identity of this session",
+             identity of this session, which --processes gives them",
         );
     }
     close(house, config.keep, &mut signals, &voice).await;
     outcome
+}
+
+/// What the command's environment has and has not, besides the engine.
+#[derive(Debug, Default)]
+struct Around {
+    set: Vec<(String, String)>,
+    unset: &'static [&'static str],
+    /// Lasts as long as the command.
+    _no_login: Option<NoLogin>,
+}
+
+async fn surround(house: &House, config: &Config, ask: Ask<'_>) -> Result<Around, Failure> {
+    let mut set = house.host.extra_environment();
+    if !ask.processes {
+        return Ok(Around { set, ..Around::default() });
+    }
+    let folder = house.socket.parent().unwrap_or(Path::new("/tmp"));
+    let no_login = NoLogin::new(folder, &house.session.network.session)?;
+    set.extend(house.serve_processes(config).await?);
+    set.push(no_login.variable());
+    Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })
 }
 
 /// Whether containers would have had anything but what the person's own login has.

@@ -6,55 +6,119 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::net::TcpListener;
+use tokio::net::UnixListener;
 
+use super::activation::{self, Given};
 use super::broken;
 use super::child::Signals;
+use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
-use super::house::{recorder, session_id};
+use super::house::{House, recorder, session_id};
+use super::name::Name;
+use super::processes;
+use super::ready::{Ready, UNSET};
 use super::run::{close, open};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
-use crate::observe::Voice;
+use crate::observe::{Form, Voice};
 use crate::process::Tasks;
-use crate::registry;
 use crate::secret::Secret;
-use crate::server::Server;
+
+/// How a `serve` is wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// See [`is_name`](super::is_name).
+    pub name: Option<&'a str>,
+    /// `--listen` without the secret path.
+    pub open: bool,
+    /// Ends with its stdin.
+    pub stdin: bool,
+}
 
 /// Prints the line that puts a shell into the session, and stays. `print` writes to stdout.
 pub async fn serve(
     config: &Config,
     around: &Surroundings,
+    ask: Ask<'_>,
     voice: Voice,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
-    let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    let mut house = open(config, around, "serve", &mut signals, &voice).await?;
-    print(&format!("export DOCKER_HOST=unix://{}", house.socket.to_string_lossy()));
-    for (name, value) in house.host.extra_environment() {
-        print(&format!("export {name}={value}"));
-    }
-    match house.show_page(capability()?).await {
-        // A comment, so that the shell may be given all of stdout.
-        Ok(place) => print(&format!("# who holds which token: {place}")),
-        Err(failure) => voice.notice(failure.to_string()),
-    }
-    voice.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
-    let outcome = tokio::select! {
-        _ = signals.next() => Ok(Ended::Done),
-        Some(failure) = house.failed.recv() => Err(failure),
+    let mut signals = signals(ask)?;
+    let given = activation::given(around)?;
+    let name = match (given.is_empty(), ask.name) {
+        (true, wanted) => Name::take(&private_folder(&runtime_folder(around))?, wanted, &voice)?,
+        (false, None) => None,
+        (false, Some(_)) => {
+            return Err(Failure::Usage(
+                "LISTEN_FDS: the socket has its path already; leave --name out".into(),
+            ));
+        }
     };
+    let mut house = open(config, around, "serve", &mut signals, &voice).await?;
+    let outcome = match show(&house, name.as_ref(), given, config.form, &voice, print).await {
+        Ok(()) => {
+            activation::tell(around, "READY=1");
+            tokio::select! {
+                _ = signals.next() => Ok(Ended::Done),
+                Some(failure) = house.failed.recv() => Err(failure),
+            }
+        }
+        Err(failure) => Err(failure),
+    };
+    activation::tell(around, "STOPPING=1");
     close(house, true, &mut signals, &voice).await;
     outcome
 }
 
-/// The metadata server on a loopback address, without an engine. Unless `open`, every path begins with a
-/// capability that only the printed lines tell: every user of the machine can reach a loopback port.
+fn signals(ask: Ask<'_>) -> Result<Signals, Failure> {
+    let signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
+    if ask.stdin { signals.with_input().map_err(|e| broken("read stdin", e)) } else { Ok(signals) }
+}
+
+/// Opens what a person or a program uses of the session, and prints where it is.
+async fn show(
+    house: &House,
+    name: Option<&Name>,
+    given: Vec<Given>,
+    form: Form,
+    voice: &Voice,
+    print: impl Fn(&str),
+) -> Result<(), Failure> {
+    let id = &house.session.network.session;
+    let mut socket = house.socket.clone();
+    if let Some(name) = name {
+        socket = name.point_to(id).map_err(|e| broken(&format!("give the name {}", name.text), e))?;
+    }
+    for given in given {
+        let listener = UnixListener::from_std(given.listener);
+        house.serve_also(listener.map_err(|e| broken("serve the socket that was passed on", e))?);
+        socket = given.path;
+    }
+    let socket = socket.to_string_lossy().into_owned();
+    let page = match house.show_page(capability()?).await {
+        Ok(place) => Some(place),
+        Err(failure) => {
+            voice.notice(failure.to_string());
+            None
+        }
+    };
+    let host = ("DOCKER_HOST".into(), format!("unix://{socket}"));
+    let environment = std::iter::once(host).chain(house.host.extra_environment());
+    let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
+    Ready { session, name, page, unset: &UNSET, socket: Some(socket), ..Ready::new(environment) }
+        .print(form, print);
+    if form != Form::Json {
+        voice.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
+    }
+    Ok(())
+}
+
+/// The metadata server on a loopback address, without an engine.
 pub async fn listen(
     config: &Config,
     around: &Surroundings,
     at: SocketAddr,
-    open: bool,
+    ask: Ask<'_>,
     voice: Voice,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
@@ -63,46 +127,26 @@ pub async fn listen(
             "{at} is not a loopback address: tokens would be served to the network"
         )));
     }
-    let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    let identity = config.policy.default.clone().ok_or_else(|| {
-        Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
-    })?;
+    let mut signals = signals(ask)?;
     let tasks = Tasks::new();
     let recorder = recorder(config, &session_id()?, &voice)?;
     let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
     voice.while_slow("waiting for a first token", host.first_mint(config, &voice)).await?;
-    let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
-    let at = listener.local_addr().map_err(|e| broken("listen", e))?;
-    let capability = if open { None } else { Some(capability()?) };
-    let (_writer, reader, _questions) = registry::new();
-    let server = Server::new(
-        reader,
-        host.mint.clone(),
-        host.views(config, Some(at.to_string())),
-        std::net::Ipv4Addr::UNSPECIFIED,
-        voice.clone(),
-        recorder.clone(),
-    );
-    let place = match &capability {
-        Some(capability) => format!("{at}/{}", capability.expose()),
-        None => at.to_string(),
-    };
-    // The one place where the capability is shown: it is for whoever reads our stdout.
-    for name in ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"] {
-        print(&format!("export {name}={place}"));
+    let with = (&tasks, &voice, &recorder);
+    let (at, environment) = processes::serve(at, ask.open, &host, config, with).await?;
+    Ready::new(environment.into_iter().chain(host.extra_environment())).print(config.form, print);
+    activation::tell(around, "READY=1");
+    if config.form != Form::Json {
+        voice.notice(format!("serving {} on {at}; Ctrl-C ends it", host.account(config)));
     }
-    for (name, value) in host.extra_environment() {
-        print(&format!("export {name}={value}"));
-    }
-    voice.notice(format!("serving {} on {at}; Ctrl-C ends it", host.account(config)));
-    tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
     signals.next().await;
+    activation::tell(around, "STOPPING=1");
     tasks.finish(std::time::Duration::from_secs(1)).await;
     recorder.finish(std::time::Duration::from_secs(1)).await;
     Ok(Ended::Done)
 }
 
-fn capability() -> Result<Secret<String>, Failure> {
+pub(super) fn capability() -> Result<Secret<String>, Failure> {
     let mut bytes = [0_u8; 24];
     SystemRandom::new()
         .fill(&mut bytes)

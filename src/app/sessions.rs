@@ -25,15 +25,15 @@ pub(super) struct Peer {
     socket: PathBuf,
 }
 
-/// All sessions of this user, in the order of their names, or the one named.
+/// All sessions of this user, in the order of their ids, or the one of this id or name.
 pub(super) async fn find(around: &Surroundings, wanted: Option<&str>) -> Result<Vec<Peer>, Failure> {
     let folder = runtime_folder(around);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
         let socket = entry.path();
-        let Some(session) = name_of(&socket).filter(|name| wanted.is_none_or(|wanted| wanted == name)) else {
-            continue;
-        };
+        // A name is a link to a session that is listed by its id as well.
+        let all = wanted.is_none() && !socket.is_symlink();
+        let Some(session) = name_of(&socket).filter(|name| all || wanted == Some(name)) else { continue };
         // The socket of a session that was killed is still there, and nobody answers.
         if UnixStream::connect(&socket).await.is_ok() {
             found.push(Peer { session, socket });

@@ -116,14 +116,16 @@ async fn dead(
     Ok(Some(networks))
 }
 
-/// Sockets on which nobody listens.
+/// Sockets on which nobody listens, and links to sockets that are gone.
 async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
     let mut dead = vec![];
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let socket = path.extension().is_some_and(|extension| extension == "sock" || extension == "ctl");
-        if socket && UnixStream::connect(&path).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
-        {
+        let nobody = |error: std::io::Error| {
+            matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
+        };
+        if socket && UnixStream::connect(&path).await.is_err_and(nobody) {
             dead.push(path);
         }
     }

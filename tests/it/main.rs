@@ -34,6 +34,7 @@ mod lifecycle;
 mod minting;
 mod panics;
 mod proxy;
+mod serving;
 mod sources_files;
 mod sources_host;
 mod stampede;

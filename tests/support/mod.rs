@@ -15,6 +15,7 @@ pub(crate) mod raw;
 pub(crate) mod release;
 pub(crate) mod replay;
 pub(crate) mod second_engine;
+pub(crate) mod served;
 pub(crate) mod session;
 pub(crate) mod stand;
 pub(crate) mod wire;

@@ -129,7 +129,7 @@ fn remove_left(kfp: &Kfp, folder: &Folder) {
 }
 
 /// Whether a line of ours is about what else this engine has seen, and no part of a test's own story: the first
-/// session of a build loads its image, a busy machine makes steps slow, the second of two at a time has another network, and the one after a
+/// session of a build loads its image, a busy machine makes steps slow, the second of two at a time has another network and name, and the one after a
 /// session that was killed sweeps.
 pub(crate) fn is_sometimes(line: &str) -> bool {
     let line = line.strip_prefix("kfp-creds: ").unwrap_or(line);
@@ -137,6 +137,7 @@ pub(crate) fn is_sometimes(line: &str) -> bool {
         "...           ",
         "notice        169.254.169.254 is not ours",
         "notice        swept session",
+        "notice        the name default is taken",
     ]
     .iter()
     .any(|start| line.starts_with(start))
@@ -299,7 +300,8 @@ impl Session {
             stdout.read_line(&mut line).unwrap();
             let line = line.trim();
             if let Some(path) = line.strip_prefix("export DOCKER_HOST=unix://") {
-                socket = Some(PathBuf::from(path));
+                // The first of several has a name, which is a link; its own socket is called by its id.
+                socket = Some(Path::new(path).canonicalize().unwrap());
             } else if let Some(url) = line.strip_prefix("export KFP_CREDS_JWKS_URL=") {
                 jwks = Some(url.to_string());
             }

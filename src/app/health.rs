@@ -1,0 +1,64 @@
+//! `kfp-creds health`: whether a session, or a metadata server on loopback, serves; for health checks, by its exit code.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::sessions;
+use super::status::Status;
+use crate::config::Surroundings;
+use crate::failure::{Ended, Failure};
+
+/// What answers is on this machine.
+const WITHIN: Duration = Duration::from_secs(5);
+/// More than the head of any answer of ours.
+const HEAD: u64 = 8 << 10;
+
+/// Looks at the session of this name or id, or at every one of this user's; fails with the first that does not serve.
+pub async fn health(around: &Surroundings, name: Option<&str>) -> Result<Ended, Failure> {
+    let peers = sessions::find(around, name).await?;
+    if peers.is_empty() {
+        return Err(Failure::Engine("no session runs".into()));
+    }
+    for peer in peers {
+        let said = peer.call("GET", "/status").await?;
+        let status: Status = serde_json::from_str(&said)
+            .map_err(|_| Failure::Engine(format!("session {} is of another version", peer.session)))?;
+        // Both are RFC 3339 in UTC, of one length: text orders them.
+        let since = status.source.last_failure.filter(|at| status.source.last_mint.as_ref() < Some(at));
+        if since.is_some() {
+            let why = status.source.why.unwrap_or_default();
+            return Err(Failure::NoCredential(format!(
+                "session {}: no token is minted: {why}",
+                peer.session
+            )));
+        }
+    }
+    Ok(Ended::Done)
+}
+
+/// Asks the server of `serve --listen` for its first page; anything that it answers with our header is an answer,
+/// also that the secret path is missing.
+pub async fn health_of_listener(at: SocketAddr) -> Result<Ended, Failure> {
+    let asking = async {
+        let mut stream = TcpStream::connect(at).await?;
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(HEAD).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = match timeout(WITHIN, asking).await {
+        Ok(answer) => answer.map_err(|error| Failure::Engine(format!("{at}: {error}")))?,
+        Err(_) => return Err(Failure::Engine(format!("{at}: no answer within {} s", WITHIN.as_secs()))),
+    };
+    let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    if head.starts_with("http/1.1 ") && head.contains("\r\nmetadata-flavor: google\r\n") {
+        return Ok(Ended::Done);
+    }
+    Err(Failure::Engine(format!("{at}: what answers there is no metadata server")))
+}

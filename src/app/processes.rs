@@ -1,0 +1,84 @@
+//! The metadata server on loopback, for processes of this machine: `serve --listen`, and `run --processes`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use tokio::net::TcpListener;
+
+use super::broken;
+use super::folder::private_folder;
+use super::host::Host;
+use super::serve::capability;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::observe::Voice;
+use crate::process::Tasks;
+use crate::record::Recorder;
+use crate::registry;
+use crate::server::Server;
+
+/// What wins over a metadata server in Google's libraries and in gcloud, or keeps them from asking one.
+pub(super) const WINNING: [&str; 5] = [
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "NO_GCE_CHECK",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+    "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN",
+];
+
+/// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a capability that
+/// only the variables tell, because every user of the machine can reach a loopback port. The address, and the
+/// variables that lead clients there.
+pub(super) async fn serve(
+    at: SocketAddr,
+    open: bool,
+    host: &Host,
+    config: &Config,
+    (tasks, voice, recorder): (&Tasks, &Voice, &Recorder),
+) -> Result<(SocketAddr, Vec<(String, String)>), Failure> {
+    let identity = config.policy.default.clone().ok_or_else(|| {
+        Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
+    })?;
+    let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
+    let at = listener.local_addr().map_err(|e| broken("listen", e))?;
+    let capability = if open { None } else { Some(capability()?) };
+    let (_writer, reader, _questions) = registry::new();
+    let server = Server::new(
+        reader,
+        host.mint.clone(),
+        host.views(config, Some(at.to_string())),
+        Ipv4Addr::UNSPECIFIED,
+        voice.clone(),
+        recorder.clone(),
+    );
+    // The one place where the capability is shown: it is for whoever is given the variables.
+    let place = match &capability {
+        Some(capability) => format!("{at}/{}", capability.expose()),
+        None => at.to_string(),
+    };
+    tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
+    let names = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
+    Ok((at, names.map(|name| (name.to_owned(), place.clone())).to_vec()))
+}
+
+/// An empty directory in the place of gcloud's, where the login file would be that wins over a metadata server.
+/// It goes when this is dropped, with what was written there.
+#[derive(Debug)]
+pub(super) struct NoLogin(PathBuf);
+
+impl NoLogin {
+    /// Beside the sockets, for the session `id`.
+    pub(super) fn new(folder: &Path, id: &str) -> Result<Self, Failure> {
+        private_folder(&folder.join(format!("{id}.gcloud"))).map(Self)
+    }
+
+    pub(super) fn variable(&self) -> (String, String) {
+        ("CLOUDSDK_CONFIG".into(), self.0.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for NoLogin {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

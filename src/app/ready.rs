@@ -1,0 +1,62 @@
+//! What a session tells whoever started it once it is ready: lines for a shell, or one line of JSON for a program.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::observe::Form;
+
+/// With a unix `DOCKER_HOST` the first two make clients fail; the third is another engine's name.
+pub(super) const UNSET: [&str; 3] = ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"];
+
+/// The line of `serve --json`. What does not apply is `null`: a session without an engine has no `socket`.
+#[derive(Debug, Serialize)]
+pub(super) struct Ready {
+    pub(super) ready: bool,
+    pub(super) pid: u32,
+    /// Eight hex digits, for `status` and `cut-off`.
+    pub(super) session: Option<String>,
+    pub(super) name: Option<String>,
+    /// Where the Docker API is.
+    pub(super) socket: Option<String>,
+    /// Variables to set, and
+    pub(super) environment: Map<String, Value>,
+    /// those to remove, for programs that use the session.
+    pub(super) unset: &'static [&'static str],
+    /// Who holds which token. Whoever knows the address may look.
+    pub(super) page: Option<String>,
+    /// The public keys of the offline source.
+    pub(super) jwks: Option<String>,
+}
+
+impl Ready {
+    pub(super) fn new(environment: impl IntoIterator<Item = (String, String)>) -> Self {
+        let environment: Map<String, Value> =
+            environment.into_iter().map(|(name, value)| (name, value.into())).collect();
+        let told = |name: &str| environment.get(name).and_then(Value::as_str).map(String::from);
+        Self {
+            ready: true,
+            pid: std::process::id(),
+            session: None,
+            name: None,
+            socket: None,
+            jwks: told("KFP_CREDS_JWKS_URL"),
+            page: None,
+            unset: &[],
+            environment,
+        }
+    }
+
+    pub(super) fn print(&self, form: Form, print: impl Fn(&str)) {
+        if form == Form::Json {
+            print(&serde_json::to_string(self).unwrap_or_default());
+            return;
+        }
+        for (name, value) in &self.environment {
+            print(&format!("export {name}={}", value.as_str().unwrap_or_default()));
+        }
+        if let Some(place) = &self.page {
+            // A comment, so that the shell may be given all of stdout.
+            print(&format!("# who holds which token: {place}"));
+        }
+    }
+}
