@@ -1,0 +1,75 @@
+"""``%load_ext kfp_creds`` and ``%kfp_creds start | status | stop``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
+
+from ._errors import KfpCredsError, UsageError
+from ._session import Session, current, start, stop
+from ._status import Status
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are exceptions: a kernel does not end for a typing error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def exit(self, status: int = 0, message: Optional[str] = None) -> NoReturn:
+        raise UsageError(message or "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="%kfp_creds", add_help=False, description="credentials for the pipelines of this notebook")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    begin = verbs.add_parser("start", add_help=False)
+    begin.add_argument("--config")
+    begin.add_argument("--identity")
+    begin.add_argument("--project")
+    begin.add_argument("--credentials-file")
+    begin.add_argument("--mount", action="append", dest="mounts", default=[])
+    begin.add_argument("--offline", action="store_true")
+    begin.add_argument("--all", action="store_true")
+    begin.add_argument("--listen", nargs="?", const=True, default=False)
+    begin.add_argument("--name")
+    verbs.add_parser("status", add_help=False)
+    verbs.add_parser("stop", add_help=False)
+    return parser
+
+
+def run(line: str) -> Optional[Status]:
+    """What a line of the magic does; the status where there is one to show."""
+    asked = vars(_parser().parse_args(shlex.split(line)))
+    verb = asked.pop("verb")
+    active: Optional[Session] = current()
+    if verb == "stop":
+        stop()
+        return None
+    if verb == "start":
+        return start(**asked).status()
+    if active is None:
+        raise KfpCredsError("no session is active in this kernel: %kfp_creds start")
+    return active.status()
+
+
+def register(shell: "InteractiveShell") -> None:
+    def kfp_creds(line: str) -> Any:
+        """%kfp_creds start [--offline] [--all] [--config FILE] [--identity NAME] [--mount SRC:DST] [--listen] | status | stop"""
+        try:
+            return run(line)
+        except KfpCredsError as error:
+            # The line that says what to do, without the trace of this package.
+            print(f"kfp-creds: {error}", file=sys.stderr)
+            raise _Quiet(str(error)) from None
+
+    class _Quiet(KfpCredsError):
+        def _render_traceback_(self) -> list[str]:
+            return []
+
+    shell.register_magic_function(kfp_creds, magic_kind="line", magic_name="kfp_creds")
