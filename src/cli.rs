@@ -1,11 +1,15 @@
 //! The command line.
 
+pub mod plugin;
+
 use std::ffi::OsString;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::app::{self, Target};
 use crate::config::Overrides;
@@ -138,10 +142,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Writes, checks or trusts a config file
+    /// Writes, checks, shows or trusts a config file
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Prints completions for a shell
+    Completions { shell: Shell },
+    /// Prints the manual page, or writes those of all commands into a directory
+    Man {
+        /// Has to be there
+        #[arg(value_name = "DIR")]
+        into: Option<PathBuf>,
     },
     /// Carries requests from the metadata network to its stdout; started by kfp-creds in a container
     #[command(hide = true)]
@@ -169,6 +181,11 @@ pub enum ConfigCommand {
     },
     /// Prints all that is wrong with the config, or what it comes to
     Check {
+        #[command(flatten)]
+        shared: Shared,
+    },
+    /// Prints every key that is set, and by whom: a flag, a variable or a line of the file
+    Show {
         #[command(flatten)]
         shared: Shared,
     },
@@ -250,6 +267,26 @@ impl From<Shared> for Overrides {
     }
 }
 
+/// Completions for `shell`, as text.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let (mut command, mut text) = (Cli::command(), Vec::new());
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    text
+}
+
+/// The manual page of the program, as roff.
+pub fn manual() -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+    Ok(text)
+}
+
+/// Writes a manual page for the program and for each of its commands: `kfp-creds-run.1`.
+pub fn manual_pages(into: &Path) -> io::Result<()> {
+    clap_mangen::generate_to(Cli::command(), into)
+}
+
 /// What is wrong with a command line, without a value that could be a secret: clap quotes what it does not accept,
 /// and suggests what it could have meant.
 pub fn usage(mut error: clap::Error) -> String {
@@ -312,13 +349,24 @@ fn name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_shell_and_the_manual_know_every_command() {
+        let manual = String::from_utf8(manual().unwrap()).unwrap();
+        let shells = [Shell::Bash, Shell::Zsh, Shell::Fish].map(completions);
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let name = command.get_name();
+            assert!(manual.contains(&name.replace('-', "\\-")), "{name}: {manual}");
+            for shell in &shells {
+                assert!(String::from_utf8_lossy(shell).contains(name), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kfp_creds::cli::{Cli, Command, ConfigCommand, Shared, usage};
+use kfp_creds::cli::plugin::{self, Called};
+use kfp_creds::cli::{self, Cli, Command, ConfigCommand, Shared, usage};
 use kfp_creds::config::{self, Config, Overrides, Surroundings};
 use kfp_creds::failure::{Ended, Failure};
 use kfp_creds::observe::{self, Voice};
@@ -15,9 +17,21 @@ use kfp_creds::{app, process, quote, relay};
 
 fn main() -> ExitCode {
     process::forbid_core_dumps();
-    let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
-    let outcome = match Cli::try_parse() {
-        Ok(cli) => surroundings().and_then(|around| dispatch(cli.command, &around)),
+    let (arguments, variables) = match plugin::called(std::env::args_os().collect()) {
+        Called::Plainly(arguments) => (arguments, vec![]),
+        Called::AsPlugin(arguments, variables) => (arguments, variables),
+        Called::ForMetadata => {
+            print(&plugin::metadata());
+            return ExitCode::SUCCESS;
+        }
+        Called::Wrongly(why) => {
+            let _ = writeln!(std::io::stderr(), "kfp-creds: {why}");
+            return ExitCode::from(64);
+        }
+    };
+    let run = arguments.get(1).is_some_and(|command| command == "run");
+    let outcome = match Cli::try_parse_from(arguments) {
+        Ok(cli) => surroundings(variables).and_then(|around| dispatch(cli.command, &around)),
         Err(said) if !said.use_stderr() => said.print().map(|()| Ended::Done).map_err(lost),
         Err(said) => Err(Failure::Usage(usage(said))),
     };
@@ -30,14 +44,20 @@ fn main() -> ExitCode {
     ExitCode::from(exit_code(run, &outcome))
 }
 
-/// The one place that reads the process's environment.
-fn surroundings() -> Result<Surroundings, Failure> {
+/// The one place that reads the process's environment. `variables` are said by the command line and win.
+fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Surroundings, Failure> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let cwd = std::env::current_dir();
     let cwd =
         cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
-    Ok(Surroundings { env: std::env::vars_os().filter_map(text).collect(), cwd })
+    let mut around = Surroundings { env: std::env::vars_os().filter_map(text).collect(), cwd };
+    for (name, value) in variables {
+        around.env.remove(name);
+        let value = value.and_then(|value| value.into_string().ok());
+        around.env.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    Ok(around)
 }
 
 fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
@@ -89,6 +109,8 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         }
         Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, around),
+        Command::Completions { shell } => write(&cli::completions(shell)),
+        Command::Man { into } => manual(into.as_deref()),
         Command::Probe { at } => probe(at),
         Command::Relay { at, cells } => {
             observe::install_log("warn", std::io::stderr);
@@ -134,13 +156,24 @@ fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Fai
         ConfigCommand::Check { shared } => {
             config::resolve(&shared.into(), around).map_err(bad_config)?.summary()
         }
+        ConfigCommand::Show { shared } => config::show(&shared.into(), around).map_err(bad_config)?,
         ConfigCommand::Schema => config::schema(),
         ConfigCommand::Trust { file } => {
             let flags = Overrides { config: file, ..Overrides::default() };
             config::trust(&flags, around).map_err(bad_config)?.to_string()
         }
     };
-    std::io::stdout().write_all(text.as_bytes()).map(|()| Ended::Done).map_err(lost)
+    write(text.as_bytes())
+}
+
+fn manual(into: Option<&Path>) -> Result<Ended, Failure> {
+    let Some(into) = into else { return write(&cli::manual().map_err(lost)?) };
+    let cannot = |error| Failure::NotPermitted(format!("{}: {error}", quote::path(into)));
+    cli::manual_pages(into).map(|()| Ended::Done).map_err(cannot)
+}
+
+fn write(text: &[u8]) -> Result<Ended, Failure> {
+    std::io::stdout().write_all(text).map(|()| Ended::Done).map_err(lost)
 }
 
 /// What is meant for a shell or a reader of stdout. A reader that left is no reason to end.

@@ -58,6 +58,14 @@ def run(line: str) -> Optional[Status]:
     return active.status()
 
 
+def _without_trace(error: KfpCredsError) -> KfpCredsError:
+    """The same error as IPython shows it: not at all, for it was printed."""
+    kind = type(error)
+    quiet = type(kind.__name__, (kind,), {"_render_traceback_": lambda self: []})
+    shown: KfpCredsError = quiet(str(error), error.code)
+    return shown
+
+
 def register(shell: "InteractiveShell") -> None:
     def kfp_creds(line: str) -> Any:
         """%kfp_creds start [--offline] [--all] [--config FILE] [--identity NAME] [--mount SRC:DST] [--listen] | status | stop"""
@@ -66,10 +74,6 @@ def register(shell: "InteractiveShell") -> None:
         except KfpCredsError as error:
             # The line that says what to do, without the trace of this package.
             print(f"kfp-creds: {error}", file=sys.stderr)
-            raise _Quiet(str(error)) from None
-
-    class _Quiet(KfpCredsError):
-        def _render_traceback_(self) -> list[str]:
-            return []
+            raise _without_trace(error) from None
 
     shell.register_magic_function(kfp_creds, magic_kind="line", magic_name="kfp_creds")

@@ -250,6 +250,7 @@ class Session:
             _close(process.stdin)
             code = process.wait()
             self._reader.join(5)
+            _close(process.stderr)
             raise of_exit(code, "\n".join(self._said))
         self._ready = json.loads(line)
         self._process, self._owner = process, os.getpid()

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 _HEAD = ("container", "task", "identity", "state", "tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Status:
     """Who holds which tokens. In a notebook it shows itself as a table."""
 
@@ -57,6 +57,9 @@ class Status:
             lines.append("no container has an identity now")
         lines += ["  ".join(cells) for cells in rows]
         return "\n".join(lines)
+
+    # What a terminal's IPython shows.
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """Names come from pipelines: everything is text."""

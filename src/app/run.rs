@@ -74,7 +74,7 @@ async fn surround(house: &House, config: &Config, ask: Ask<'_>) -> Result<Around
     if !ask.processes {
         return Ok(Around { set, ..Around::default() });
     }
-    let folder = house.socket.parent().unwrap_or(Path::new("/tmp"));
+    let folder = house.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
     let no_login = NoLogin::new(folder, &house.session.network.session)?;
     set.extend(house.serve_processes(config).await?);
     set.push(no_login.variable());

@@ -20,6 +20,7 @@ mod reference;
 mod rules;
 mod schema;
 mod seeing;
+mod shown;
 mod summary;
 
 use std::collections::BTreeMap;
@@ -213,22 +214,36 @@ pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Probl
     judge(find::locate(named(flags, around), around)?, flags, around)
 }
 
+/// `config show`: every key that is set, what it says and who says it, in the order of their names.
+pub fn show(flags: &Overrides, around: &Surroundings) -> Result<String, Problems> {
+    let file = find::locate(named(flags, around), around)?;
+    let shown = shown::text(&layers(file.as_ref(), flags, around));
+    // Only what is valid as a whole means anything.
+    judge(file, flags, around)?;
+    Ok(shown)
+}
+
 /// The same for a file that was read already.
 fn judge(file: Option<find::Located>, flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
+    let layers = layers(file.as_ref(), flags, around);
+    // Paths mean what they mean where they were written: in a file, beside the file.
+    let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
+    let from_file = layers.is_from_file("credentials_file");
+    let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
+    check::resolve(layers, &base, around, flags, file)
+}
+
+fn layers(file: Option<&find::Located>, flags: &Overrides, around: &Surroundings) -> Layers {
     let mut layers = Layers::default();
-    if let Some(located) = &file {
+    if let Some(located) = file {
         let guarded = layers.file(&located.path, &located.text);
         if let Err(objection) = located.objection(&guarded, around) {
             layers.objection(objection);
         }
     }
-    // Paths mean what they mean where they were written: in a file, beside the file.
-    let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
     layers.environment(around);
     layers.flags(flags);
-    let from_file = layers.is_from_file("credentials_file");
-    let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
-    check::resolve(layers, &base, around, flags, file)
+    layers
 }
 
 /// Why a file that changed was not taken up.

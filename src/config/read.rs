@@ -219,6 +219,11 @@ impl Layers {
         }
     }
 
+    /// Every key that is set, with its origin, in the order of their names.
+    pub(super) fn origins(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.origins.iter().map(|(path, origin)| (path.as_str(), origin.name.as_str()))
+    }
+
     /// Did the file say `path`, and nobody after it?
     pub(super) fn is_from_file(&self, path: &str) -> bool {
         self.origins.get(path).is_some_and(|origin| matches!(origin.rank, Rank::File(_)))

@@ -106,3 +106,78 @@ fn a_service_manager_is_told_of_readiness_and_of_the_end() {
     served.signal("-TERM");
     assert_eq!(heard(), "STOPPING=1");
 }
+
+fn said(arguments: &[&str], folder: &Folder) -> String {
+    let out = program(&folder.0).args(arguments).output().unwrap();
+    assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn a_shell_and_man_are_given_what_they_read() {
+    let folder = Folder::new("shells");
+    let script = folder.0.join("completions");
+    std::fs::write(&script, said(&["completions", "bash"], &folder)).unwrap();
+    let typed = "source \"$0\" && COMP_WORDS=(kfp-creds ser) COMP_CWORD=1 && _kfp__creds kfp-creds ser && echo ${COMPREPLY[@]}";
+    let out = Command::new("bash").args(["-c", typed]).arg(&script).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "serve\n", "{out:?}");
+    assert!(said(&["man"], &folder).contains(".TH kfp-creds 1"));
+    let pages = folder.0.join("man");
+    std::fs::create_dir(&pages).unwrap();
+    assert_eq!(said(&["man", pages.to_str().unwrap()], &folder), "");
+    assert!(std::fs::read_to_string(pages.join("kfp-creds-run.1")).unwrap().contains("processes"));
+}
+
+#[test]
+fn config_show_names_who_set_each_key_and_shows_no_secret() {
+    let folder = Folder::new("shown");
+    let secret = format!("ya29.{}", "a1B2c3D4e5F6g7H8".repeat(4));
+    let text = format!(
+        "project = \"p\"\nzone = \"us-central1-a\"\n[attributes]\nx = \"{secret}\"\n\
+         [[rule]]\nimage = \"a/*\"\nidentity = \"none\"\n"
+    );
+    std::fs::write(folder.0.join("kfp-creds.toml"), text).unwrap();
+    let mut command = program(&folder.0);
+    command.args(["config", "show", "--offline"]).env("KFP_CREDS_PROJECT", "q");
+    let out = command.output().unwrap();
+    let shown = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let line = |key: &str| {
+        let line = shown.lines().find(|line| line.split(' ').next() == Some(key));
+        line.unwrap_or_else(|| panic!("no {key}: {shown}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("project"), "project \"q\" KFP_CREDS_PROJECT");
+    assert_eq!(line("credentials"), "credentials \"offline\" --offline");
+    assert!(
+        line("zone").starts_with("zone \"us-central1-a\" ") && line("zone").ends_with("kfp-creds.toml:2:1")
+    );
+    assert!(line("rule[1].image").contains("\"a/*\""), "{shown}");
+    assert!(line("attributes.x").contains("not shown") && !shown.contains(&secret), "{shown}");
+    assert!(said(&["config", "show"], &Folder::new("unset")).starts_with("nothing is set"));
+}
+
+/// docker itself, where it is installed, with the program as its plugin.
+#[test]
+fn docker_has_the_program_as_a_plugin() {
+    let folder = Folder::new("plugin");
+    let plugins = folder.0.join(".docker/cli-plugins");
+    std::fs::create_dir_all(&plugins).unwrap();
+    let plugin = plugins.join("docker-creds");
+    std::os::unix::fs::symlink(crate::support::session::PROGRAM, &plugin).unwrap();
+    let usual = program(&folder.0);
+    let docker = |arguments: &[&str]| {
+        let mut command = Command::new("docker");
+        command.env_clear().envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env("DOCKER_CONFIG", folder.0.join(".docker")).current_dir(&folder.0);
+        command.args(arguments).output().unwrap()
+    };
+    let out = docker(&["creds", "config", "show"]);
+    assert_eq!(
+        (out.status.code(), &*String::from_utf8_lossy(&out.stdout)),
+        (Some(0), "nothing is set: every key has its default (docs/CONFIG.md)\n"),
+        "{out:?}"
+    );
+    assert!(String::from_utf8_lossy(&docker(&["--help"]).stdout).contains("creds*"));
+    let out = docker(&["creds", "run", "--no-such-flag"]);
+    assert_eq!(out.status.code(), Some(125), "{out:?}");
+}
