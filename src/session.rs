@@ -30,6 +30,8 @@ use crate::server::Server;
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// A relay that died is replaced within this, or the session says that it cannot go on.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+/// How long the engine may take to remove a relay that has ended, before it counts like any other container.
+const RELAY_GOES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
 const SPARE: [u8; 2] = [198, 18];
@@ -215,10 +217,18 @@ impl Session {
     }
 }
 
-/// Takes what does not run off a network of ours, and says how many run.
+/// Takes what does not run off a network of ours, and says how many run. The engine removes a relay that has ended,
+/// and Podman keeps the address of one that is taken off the network meanwhile, for as long as there is the network.
 async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
-    let (running, stopped): (Vec<_>, Vec<_>) =
-        engine.containers_on(network).await?.into_iter().partition(|member| member.running);
+    let deadline = Instant::now() + RELAY_GOES_WITHIN;
+    let members = loop {
+        let members = engine.containers_on(network).await?;
+        if !members.iter().any(|member| member.relay && !member.running) || Instant::now() > deadline {
+            break members;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let (running, stopped): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.running);
     for member in stopped {
         if let Err(error) = engine.disconnect_container(&network.id, &member.id).await {
             tracing::debug!(%error, container = member.id, "could not detach");

@@ -13,10 +13,8 @@ use bollard::models::{
 };
 use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilder};
 
-use serde_json::Value;
 use tokio::time::Instant;
 
-use super::call::filtered;
 use super::podman::Range;
 use super::{Engine, EngineError, Product, filters};
 use crate::config::Pool;
@@ -33,6 +31,8 @@ pub const SHARED_NAME: &str = "kfp-creds";
 /// The address that every Google client knows.
 pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
+/// From this API on (Engine 25) no two networks have one name.
+const UNIQUE_NAMES: (u64, u64) = (1, 44);
 /// From this API on (Engine 28) a network's interface in a container can be named, and has to be: which of several
 /// networks becomes `eth0` is random since then (moby #49935). Ours has a name of its own, so `eth0` is never ours.
 const NAMES_INTERFACES: (u64, u64) = (1, 48);
@@ -136,17 +136,6 @@ pub struct Network {
     pub subnet: String,
 }
 
-/// A container on a network of ours.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Member {
-    pub id: String,
-    pub running: bool,
-    /// What its label says; an image can bring that too, so it counts only together with the membership.
-    pub session: Option<String>,
-    /// `run`, or `serve` where it is left running; like the session's.
-    pub mode: Option<String>,
-}
-
 impl Engine {
     /// All networks that carry our label. The label is trustworthy: networks cannot be committed or pulled.
     pub async fn our_networks(&self) -> Result<Vec<Network>, EngineError> {
@@ -179,6 +168,16 @@ impl Engine {
         }
         let same = all.iter().any(|network| network.name.as_deref() == Some(name));
         Ok(same.then(|| EngineError::NameTaken(name.into())))
+    }
+
+    /// Whether another network has this name too. Engines before 25 let it, and then start no container on either.
+    async fn is_named_twice(&self, name: &str) -> Result<bool, EngineError> {
+        if self.product == Product::Podman || self.api >= UNIQUE_NAMES {
+            return Ok(false);
+        }
+        let all = self.docker.list_networks(None).await;
+        let all = all.map_err(|e| EngineError::of("list networks", e))?;
+        Ok(all.iter().filter(|network| network.name.as_deref() == Some(name)).count() > 1)
     }
 
     /// Makes a network. [`EngineError::RangeTaken`] and [`EngineError::NameTaken`] tell who is in the way.
@@ -243,7 +242,11 @@ impl Engine {
         let began = Instant::now();
         loop {
             let error = match make().await {
-                Ok(id) => return Ok(id),
+                Ok(id) if name != SHARED_NAME || !self.is_named_twice(name).await? => return Ok(id),
+                Ok(id) => {
+                    self.remove_network(&id).await?;
+                    return Err(EngineError::NameTaken(name.into()));
+                }
                 Err(error) => error,
             };
             if !matches!(&error, EngineError::Refused { status, .. } if MAY_BE_TAKEN.contains(status)) {
@@ -281,37 +284,6 @@ impl Engine {
         let request = NetworkDisconnectRequest { container: container.into(), force: Some(true) };
         let outcome = self.docker.disconnect_network(network, request).await;
         super::undone(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
-    }
-
-    /// Containers that belong to a network, running or not.
-    pub async fn containers_on(&self, network: &Network) -> Result<Vec<Member>, EngineError> {
-        let joined = self.list("network", &network.id, true).await?;
-        // That list leaves out what was never started; of those, only ours carry the label.
-        let labelled = self.list("label", SESSION_LABEL, true).await?;
-        let on = |found: &Value| {
-            found["NetworkSettings"]["Networks"].get(&network.name).is_some() && found["State"] == "created"
-        };
-        let created = labelled
-            .iter()
-            .filter(|found| on(found) && !joined.iter().any(|other| other["Id"] == found["Id"]));
-        Ok(joined.iter().chain(created).filter_map(member).collect())
-    }
-
-    /// Containers that a session labelled, wherever they are connected.
-    pub async fn containers_of(&self, session: &str) -> Result<Vec<Member>, EngineError> {
-        let labelled = self.list("label", &format!("{SESSION_LABEL}={session}"), true).await?;
-        Ok(labelled.iter().filter_map(member).collect())
-    }
-
-    /// Containers that pass one filter; those that run, or `all`.
-    pub(super) async fn list(&self, key: &str, value: &str, all: bool) -> Result<Vec<Value>, EngineError> {
-        const WHAT: &str = "list the containers on our network";
-        let path = filtered(&format!("/containers/json?all={all}"), key, value);
-        match self.get(WHAT, &path).await? {
-            Value::Array(found) => Ok(found),
-            Value::Null => Ok(vec![]),
-            _ => Err(EngineError::Broken(WHAT, "the engine's answer is no list".into())),
-        }
     }
 
     /// Addresses that running containers hold on a network.
@@ -367,25 +339,6 @@ impl Engine {
     }
 }
 
-fn member(found: &Value) -> Option<Member> {
-    let label = |name: &str| found["Labels"][name].as_str().map(Into::into);
-    let id = found["Id"].as_str()?.into();
-    Some(Member {
-        id,
-        running: runs(&found["State"]),
-        session: label(SESSION_LABEL),
-        mode: label(MODE_LABEL),
-    })
-}
-
-/// By the engine's word for the state of a container. A word that we do not know counts as running: what may still
-/// run is not taken off its network.
-fn runs(state: &Value) -> bool {
-    const ENDED: [&str; 7] =
-        ["created", "exited", "dead", "removing", "stopped", "configured", "initialized"];
-    state.as_str().is_none_or(|state| !ENDED.contains(&state))
-}
-
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
     EndpointIpamConfig { ipv4_address: Some(at.to_string()), ..Default::default() }
 }
@@ -422,26 +375,6 @@ mod tests {
         assert_eq!(all.len(), 3 * 256 - 1 - TAKEN.len());
         assert_eq!(all[0], Ipv4Addr::new(169, 254, 168, 1));
         assert!(all.iter().all(|address| !TAKEN.contains(address) && address.octets()[2] != 171));
-    }
-
-    #[test]
-    fn a_state_that_nobody_knows_counts_as_running() {
-        for (state, running) in [
-            ("running", true),
-            ("paused", true),
-            ("restarting", true),
-            ("stopping", true),
-            ("what comes next", true),
-            ("exited", false),
-            ("stopped", false),
-            ("created", false),
-            ("initialized", false),
-        ] {
-            let found = serde_json::json!({"Id": "a", "State": state, "Labels": {MODE_LABEL: "run"}});
-            let member = member(&found).unwrap();
-            assert_eq!((member.running, member.mode.as_deref()), (running, Some("run")), "{state}");
-        }
-        assert!(member(&serde_json::json!({"Id": "a", "Labels": null})).unwrap().running);
     }
 
     #[test]

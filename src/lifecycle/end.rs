@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::exit::Untold;
 use super::{Lifecycle, State, Tenant, by_hand};
 use crate::docker::EngineError;
-use crate::docker::network::Member;
+use crate::docker::members::Member;
 use crate::mint::Mint;
 use crate::record::metrics::Cause;
 use crate::token::{Deadline, Now};

@@ -11,7 +11,8 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::{BACK_WITHIN, detach_stopped};
-use crate::docker::network::{Member, Network};
+use crate::docker::members::Member;
+use crate::docker::network::Network;
 use crate::docker::{Engine, EngineError};
 use crate::observe::Voice;
 
@@ -150,6 +151,8 @@ mod tests {
     struct Foreign {
         mode: &'static str,
         back: Option<Duration>,
+        /// How long the engine still lists the relay that has ended.
+        going: Duration,
         began: Instant,
         asked: Mutex<Vec<String>>,
     }
@@ -162,6 +165,10 @@ mod tests {
             let relay = relay.then(|| {
                 format!(r#"{{"Id":"relay","State":"running","Labels":{{"kfp-creds.session":"{SESSION}"}}}}"#)
             });
+            let going = format!(
+                r#"{{"Id":"old","State":"exited","Labels":{{"kfp-creds.role":"relay","kfp-creds.session":"{SESSION}"}}}}"#
+            );
+            let going = (self.began.elapsed() < self.going).then_some(going);
             let state = if asked("/task/stop") { "exited" } else { "running" };
             let task = format!(
                 r#"{{"Id":"task","State":"{state}","Labels":{{"kfp-creds.session":"{SESSION}","kfp-creds.mode":"{}"}}}}"#,
@@ -179,7 +186,8 @@ mod tests {
                 _ if line.contains("kfp-creds.role") => (200, format!("[{}]", relay.unwrap_or_default())),
                 _ if line.contains("kfp-creds.session") => (200, "[]".into()),
                 _ if line.contains("/containers/json") => {
-                    (200, format!("[{}]", relay.into_iter().chain([task]).collect::<Vec<_>>().join(",")))
+                    let there = relay.into_iter().chain(going).chain([task]);
+                    (200, format!("[{}]", there.collect::<Vec<_>>().join(",")))
                 }
                 _ if line.starts_with("DELETE") && state == "running" => {
                     (403, r#"{"message":"network net has active endpoints"}"#.into())
@@ -207,20 +215,31 @@ mod tests {
             }
         }
 
-        /// Sweeps beside such a session: after how long, what stays, and what was changed at the engine.
         async fn swept(
             mode: &'static str,
             back: Option<Duration>,
             socket_left: bool,
         ) -> (Duration, usize, Vec<String>) {
+            Self::swept_while(mode, back, Duration::ZERO, socket_left).await
+        }
+
+        /// Sweeps beside such a session: after how long, what stays, and what was changed at the engine.
+        async fn swept_while(
+            mode: &'static str,
+            back: Option<Duration>,
+            going: Duration,
+            socket_left: bool,
+        ) -> (Duration, usize, Vec<String>) {
             let folder = std::env::temp_dir().join(format!(
-                "kc-sweep-{}-{mode}-{}",
+                "kc-sweep-{}-{mode}-{}-{}",
                 std::process::id(),
-                back.is_some()
+                back.is_some(),
+                going.as_secs()
             ));
             std::fs::create_dir_all(&folder).unwrap();
             let listener = UnixListener::bind(folder.join("engine")).unwrap();
-            let foreign = Arc::new(Self { mode, back, began: Instant::now(), asked: Mutex::default() });
+            let foreign =
+                Arc::new(Self { mode, back, going, began: Instant::now(), asked: Mutex::default() });
             Tasks::new().spawn("engine", foreign.clone().serve(listener));
             let engine = Engine::connect(&folder.join("engine")).await.unwrap();
             if socket_left {
@@ -280,5 +299,13 @@ mod tests {
         let (after, left, _) = Foreign::swept("run", None, true).await;
         about(after, 0);
         assert_eq!(left, 0);
+    }
+    /// Podman keeps the address of one that is taken off the network while it is removed.
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_the_engine_removes_is_waited_for() {
+        let going = Duration::from_secs(1);
+        let (after, left, changes) = Foreign::swept_while("serve", None, going, true).await;
+        about(after, 1);
+        assert_eq!((left, changes), (1, vec!["DELETE /networks/net".to_string()]));
     }
 }

@@ -1,0 +1,99 @@
+//! Who is on our networks, by the engine's lists.
+
+use serde_json::Value;
+
+use super::call::filtered;
+use super::image::ROLE_LABEL;
+use super::network::{MODE_LABEL, Network, SESSION_LABEL};
+use super::{Engine, EngineError};
+
+/// A container on a network of ours.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Member {
+    pub id: String,
+    pub running: bool,
+    /// What its label says; an image can bring that too, so it counts only together with the membership.
+    pub session: Option<String>,
+    /// `run`, or `serve` where it is left running; like the session's.
+    pub mode: Option<String>,
+    /// By its label: a relay, which the engine removes when it ends.
+    pub relay: bool,
+}
+
+impl Engine {
+    /// Containers that belong to a network, running or not.
+    pub async fn containers_on(&self, network: &Network) -> Result<Vec<Member>, EngineError> {
+        let joined = self.list("network", &network.id, true).await?;
+        // That list leaves out what was never started; of those, only ours carry the label.
+        let labelled = self.list("label", SESSION_LABEL, true).await?;
+        let on = |found: &Value| {
+            found["NetworkSettings"]["Networks"].get(&network.name).is_some() && found["State"] == "created"
+        };
+        let created = labelled
+            .iter()
+            .filter(|found| on(found) && !joined.iter().any(|other| other["Id"] == found["Id"]));
+        Ok(joined.iter().chain(created).filter_map(member).collect())
+    }
+
+    /// Containers that a session labelled, wherever they are connected.
+    pub async fn containers_of(&self, session: &str) -> Result<Vec<Member>, EngineError> {
+        let labelled = self.list("label", &format!("{SESSION_LABEL}={session}"), true).await?;
+        Ok(labelled.iter().filter_map(member).collect())
+    }
+
+    /// Containers that pass one filter; those that run, or `all`.
+    pub(super) async fn list(&self, key: &str, value: &str, all: bool) -> Result<Vec<Value>, EngineError> {
+        const WHAT: &str = "list the containers on our network";
+        let path = filtered(&format!("/containers/json?all={all}"), key, value);
+        match self.get(WHAT, &path).await? {
+            Value::Array(found) => Ok(found),
+            Value::Null => Ok(vec![]),
+            _ => Err(EngineError::Broken(WHAT, "the engine's answer is no list".into())),
+        }
+    }
+}
+
+fn member(found: &Value) -> Option<Member> {
+    let label = |name: &str| found["Labels"][name].as_str().map(Into::into);
+    let id = found["Id"].as_str()?.into();
+    Some(Member {
+        id,
+        running: runs(&found["State"]),
+        session: label(SESSION_LABEL),
+        mode: label(MODE_LABEL),
+        relay: found["Labels"][ROLE_LABEL] == "relay",
+    })
+}
+
+/// By the engine's word for the state of a container. A word that we do not know counts as running: what may still
+/// run is not taken off its network.
+fn runs(state: &Value) -> bool {
+    const ENDED: [&str; 7] =
+        ["created", "exited", "dead", "removing", "stopped", "configured", "initialized"];
+    state.as_str().is_none_or(|state| !ENDED.contains(&state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_nobody_knows_counts_as_running() {
+        for (state, running) in [
+            ("running", true),
+            ("paused", true),
+            ("restarting", true),
+            ("stopping", true),
+            ("what comes next", true),
+            ("exited", false),
+            ("stopped", false),
+            ("created", false),
+            ("initialized", false),
+        ] {
+            let found = serde_json::json!({"Id": "a", "State": state, "Labels": {MODE_LABEL: "run"}});
+            let member = member(&found).unwrap();
+            assert_eq!((member.running, member.mode.as_deref()), (running, Some("run")), "{state}");
+        }
+        assert!(member(&serde_json::json!({"Id": "a", "Labels": null})).unwrap().running);
+    }
+}
