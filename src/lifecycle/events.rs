@@ -12,6 +12,7 @@ use crate::workload::ContainerId;
 impl Lifecycle {
     /// Follows the engine's events until the session stops; after a break it looks for what was missed.
     pub async fn follow_events(self: Arc<Self>) {
+        let mut ends = self.exits.ends();
         loop {
             // Before the look: what happens between it and the subscription is told by the subscription.
             let since = SystemTime::now();
@@ -20,6 +21,10 @@ impl Lifecycle {
             loop {
                 let event = tokio::select! {
                     () = self.tasks.stop().cancelled() => return,
+                    Some(container) = ends.recv() => {
+                        self.clone().expect_die(container);
+                        continue;
+                    }
                     event = events.next() => event,
                 };
                 match event {
@@ -56,7 +61,7 @@ impl Lifecycle {
     }
 
     /// The event says so even where the container was over before anybody could look.
-    fn has_run(&self, container: &ContainerId) {
+    pub(super) fn has_run(&self, container: &ContainerId) {
         if let Some(tenant) = self.state().tenants.get_mut(container) {
             tenant.started = true;
         }

@@ -126,6 +126,35 @@ impl Lifecycle {
         });
     }
 
+    /// The engine has answered the proxy's wait for `container`. Where no event ends its lease, that event was lost.
+    pub(super) fn expect_die(self: Arc<Self>, container: ContainerId) {
+        let Some((epoch, network)) = self.leased(&container) else { return };
+        self.tasks.clone().spawn("die", async move {
+            tokio::select! {
+                () = self.tasks.stop().cancelled() => return,
+                () = tokio::time::sleep(DIE_WITHIN) => {}
+            }
+            let same = || self.leased(&container).is_some_and(|(now, _)| now == epoch);
+            if !same() {
+                return;
+            }
+            let seen = self.engine.look(container.as_str(), &network).await;
+            // It may have been started again meanwhile: that run is another lease.
+            if seen.as_ref().is_ok_and(|seen| !seen.running) && same() {
+                let code = seen.ok().and_then(|seen| seen.exit_code).or_else(|| self.exits.code(&container));
+                self.has_run(&container);
+                self.ended_unseen(&container, code);
+            }
+        });
+    }
+
+    /// The epoch of its lease, and its network.
+    fn leased(&self, container: &ContainerId) -> Option<(u64, String)> {
+        let state = self.state();
+        let tenant = state.tenants.get(container)?;
+        Some((tenant.lease.as_ref()?.epoch(), tenant.network.clone()))
+    }
+
     /// Whether `at` lies before the run to which its lease belongs.
     fn is_earlier(&self, container: &ContainerId, at: Moment) -> bool {
         let begun = self.state().tenants.get(container).and_then(|tenant| tenant.begun);

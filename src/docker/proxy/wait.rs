@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::room::Room;
 use super::wire::{Refusal, Reply, json_reply};
@@ -32,6 +32,7 @@ pub struct Exits(Arc<Mutex<Book>>);
 struct Book {
     entries: HashMap<ContainerId, Entry>,
     order: VecDeque<ContainerId>,
+    ends: Option<mpsc::UnboundedSender<ContainerId>>,
 }
 
 #[derive(Debug)]
@@ -76,6 +77,23 @@ impl Exits {
             Exit::Known(code, _) => Some(*code),
             Exit::Watching | Exit::Lost => None,
         })
+    }
+
+    /// Every container whose exit becomes known from now on, for one listener.
+    pub fn ends(&self) -> mpsc::UnboundedReceiver<ContainerId> {
+        let (sender, ends) = mpsc::unbounded_channel();
+        self.with(|book| book.ends = Some(sender));
+        ends
+    }
+
+    fn settle(&self, container: &ContainerId, exit: &watch::Sender<Exit>, outcome: Exit) {
+        exit.send_replace(outcome);
+        self.with(|book| {
+            if let Some(ends) = &book.ends {
+                // The listener goes with the session.
+                let _ = ends.send(container.clone());
+            }
+        });
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
@@ -214,12 +232,13 @@ impl Room {
                 return;
             }
         };
+        let (exits, container) = (self.settings.exits.clone(), container.clone());
         self.settings.tasks.clone().spawn("exit watch", async move {
             let outcome = match reply.into_body().collect().await {
                 Ok(body) => known(body.to_bytes()),
                 Err(_) => Exit::Lost,
             };
-            exit.send_replace(outcome);
+            exits.settle(&container, &exit, outcome);
         });
     }
 
