@@ -4,7 +4,7 @@ Every container writes two lines that only it writes, one on each stream, and en
 one JSON object that says how each step went, by what the client saw; exits 0 when no code was lost:
 
     codes   right | wrong | 404 | <status>
-    logs    whole | short | 404 (or another status of the logs request) | inspect 404 (docker-py looks for a tty)
+    logs    whole | short: what came | 404 (or another status of the logs request) | inspect 404 (docker-py looks for a tty)
 """
 
 import argparse
@@ -41,7 +41,7 @@ def logs_of(client, container, number):
     except docker.errors.APIError as error:
         asked = "inspect " if error.response.url.endswith("/json") else ""
         return f"{asked}{error.status_code}"
-    return "whole" if sorted(text.splitlines()) == [f"err {number}", f"out {number}"] else "short"
+    return "whole" if sorted(text.splitlines()) == [f"err {number}", f"out {number}"] else f"short: {text!r}"
 
 
 def code_of(container, code):

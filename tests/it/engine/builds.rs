@@ -6,7 +6,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::support::fake_google::rsa_key;
-use crate::support::session::{Folder, Session, raw, task_image};
+use crate::support::far_engine::{certificates, fake_ssh, serve};
+use crate::support::session::{Folder, Session, engine_socket, raw, task_image};
 
 /// A key that no service knows; made when the test runs.
 fn key() -> String {
@@ -252,4 +253,43 @@ fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
     desk.builds(&allowed, &["build", "app"], b"");
     desk.write("app/other/key.pem", &key());
     desk.refuses(&allowed, &["build", "app"], b"", "a private key at other/key.pem");
+}
+
+/// The context of a build, and a refusal, over whatever carries the connection to the engine.
+fn a_context_is_looked_into(session: &Session) {
+    let desk = Desk::new();
+    let sent = transferred(&desk.builds(session, &["build", "app"], b""));
+    assert!(sent > 1e6, "{sent} bytes of a context of 1.4 MB");
+    desk.write("app/key.pem", &key());
+    for _ in 0..2 {
+        desk.refuses(session, &["build", "app"], b"", "build context: it holds a private key at key.pem");
+    }
+    desk.remove("app/key.pem");
+    desk.builds(session, &["build", "app"], b"");
+    assert!(!session.said().contains("BuildKit"), "{}", session.said());
+}
+
+#[test]
+fn a_context_for_an_engine_behind_tls_is_looked_into() {
+    let folder = Folder::new("tls");
+    certificates(&folder.0);
+    let host = format!("tcp://127.0.0.1:{}", serve(Some(&folder.0), engine_socket()));
+    let certs = folder.0.display().to_string();
+    let environment = [
+        ("DOCKER_HOST", host.as_str()),
+        ("DOCKER_TLS_VERIFY", "1"),
+        ("DOCKER_CERT_PATH", &certs),
+        ("KFP_CREDS_GUARD", "deny"),
+    ];
+    a_context_is_looked_into(&Session::start("", &["--offline", "--all"], &environment));
+}
+
+#[test]
+fn a_context_for_an_engine_behind_ssh_is_looked_into() {
+    let folder = Folder::new("ssh");
+    let bin = fake_ssh(&folder.0, &engine_socket(), &["--", "build.example"]);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let environment =
+        [("DOCKER_HOST", "ssh://build.example"), ("PATH", path.as_str()), ("KFP_CREDS_GUARD", "deny")];
+    a_context_is_looked_into(&Session::start("", &["--offline", "--all"], &environment));
 }

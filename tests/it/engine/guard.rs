@@ -396,6 +396,80 @@ fn a_loaded_image_with_a_key_is_refused_and_one_without_is_loaded() {
     }
 }
 
+/// An image as an OCI layout and nothing else, without the `manifest.json` that Docker's archives have: a layer with
+/// `file` in it. Podman and Docker's containerd store load such archives.
+fn oci_layout(name: &str, file: &str, text: &str, environment: &str) -> Vec<u8> {
+    fn add(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, bytes).unwrap();
+    }
+    fn digest(bytes: &[u8]) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+    let mut layer = tar::Builder::new(vec![]);
+    add(&mut layer, file, text.as_bytes());
+    let plain = layer.into_inner().unwrap();
+    let layer = gzip(&plain);
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = serde_json::json!({
+        "architecture": architecture, "os": "linux", "config": {"Env": [environment]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&plain))]},
+    });
+    let config = config.to_string().into_bytes();
+    let of = |kind: &str, bytes: &[u8]| {
+        serde_json::json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"),
+            "digest": format!("sha256:{}", digest(bytes)), "size": bytes.len(),
+        })
+    };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": of("config.v1+json", &config), "layers": [of("layer.v1.tar+gzip", &layer)],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let mut found = of("manifest.v1+json", &manifest);
+    found["annotations"] = serde_json::json!({
+        "io.containerd.image.name": format!("docker.io/library/{name}:latest"),
+        "org.opencontainers.image.ref.name": "latest",
+    });
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [found]}).to_string();
+    let mut archive = tar::Builder::new(vec![]);
+    add(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    add(&mut archive, "index.json", index.as_bytes());
+    for blob in [&config, &layer, &manifest] {
+        add(&mut archive, &format!("blobs/sha256/{}", digest(blob)), blob);
+    }
+    archive.into_inner().unwrap()
+}
+
+/// The engine decides whether it can load one; what is in it is judged before.
+#[test]
+fn a_loaded_oci_layout_with_a_key_is_refused() {
+    let folder = Folder::new("layout");
+    let image = format!("kfpct-guard-layout-{}", std::process::id());
+    let saved = |name: &str, file: &str, text: &str, environment: &str| {
+        let path = folder.0.join(format!("{name}.tar"));
+        std::fs::write(&path, oci_layout(&image, file, text, environment)).unwrap();
+        path.display().to_string()
+    };
+    let session = session("deny");
+    let words = ["load: the archive holds a Google service-account key at opt/key.json in layer"];
+    refused(&session, &["load", "-i", &saved("keyed", "opt/key.json", &key(), "A=b")], &words);
+    let secret = format!("AWS_SECRET_ACCESS_KEY={}", aws());
+    let words = ["an AWS secret access key at variable AWS_SECRET_ACCESS_KEY"];
+    refused(&session, &["load", "-i", &saved("env", "opt/motd", "hello", &secret)], &words);
+    let plain = saved("plain", "opt/motd", "hello", "A=b");
+    let (ours, bare) =
+        (session.docker(&["load", "-i", &plain]), docker_at(&engine_socket(), &["load", "-i", &plain]));
+    assert_eq!(ours.status.code(), bare.status.code(), "{}\nwithout us: {}", all(&ours), all(&bare));
+    assert!(!all(&ours).contains("kfp-creds: "), "{}", all(&ours));
+    assert!(!is_podman() || ours.status.success(), "Podman loads it: {}", all(&ours));
+    docker_at(&engine_socket(), &["rmi", "-f", &image]);
+}
+
 #[test]
 fn the_images_own_environment_counts() {
     let session = session("deny");
@@ -548,6 +622,37 @@ fn a_volume_of_the_config_with_a_key_ends_the_start() {
     }
     assert!(!text.contains(CANARY));
     assert_eq!(raw(&["volume", "ls", "-q", "-f", &format!("name={absent}")]), "", "it came into being");
+}
+
+/// kfp makes its pipeline root itself, at its first task: the first line that a newcomer reads is not about that.
+#[test]
+fn a_pipeline_root_that_is_not_there_yet_is_not_told_of() {
+    let (session, folder) = (session("deny"), Folder::new("roots"));
+    let image = task_image();
+    let input = |root: &str| {
+        let output = format!("{root}/my-etl-2026-11-23-06-04-22-567757/comp/executor_output.json");
+        serde_json::json!({"outputs": {"outputFile": output}}).to_string()
+    };
+    let create = |root: &str, command: &[&str]| {
+        let bind = format!("{root}:{root}:rw");
+        // Podman makes no directory for a bind, and says so after it was judged.
+        let out = session.docker(&[&["create", "-v", &bind, &image][..], command].concat());
+        assert!(is_podman() || out.status.success(), "{}", all(&out));
+        let id = String::from_utf8_lossy(&out.stdout).trim().to_string();
+        docker_at(&engine_socket(), &["rm", "-f", &id]);
+    };
+    let root = folder.0.join("local_outputs").display().to_string();
+    create(
+        &root,
+        &["sh", "-c", "true", "sh", "--executor_input", &input(&root), "--function_to_execute", "comp"],
+    );
+    assert!(!session.said().contains("local_outputs"), "{}", session.said());
+    assert!(!session.said().contains("not verified"), "{}", session.said());
+    // Of any other place it is told.
+    let other = folder.0.join("elsewhere").display().to_string();
+    create(&other, &["true"]);
+    let line = session.wait_for("not verified", Duration::from_secs(2));
+    assert!(line.contains(&format!("{other} is not there")), "{line}");
 }
 
 /// The calls of Testcontainers' Ryuk, from a container to which a program gave the engine's socket: it looks
