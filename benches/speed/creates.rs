@@ -42,6 +42,18 @@ pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<
         "",
     );
 
+    let alone = Hand { socket: engine::socket(), stage, second: false };
+    let pairs = self::pairs(plan.rounds(25, 5), |turn| through.whole(turn), |turn| alone.whole(turn))?;
+    let more = of_pairs(&pairs, difference);
+    let shown = format!("{} more ({})", interval(more, 1.0, " ms"), medians(&pairs));
+    table.row(
+        "creates",
+        "a short container from create to removal, over one without a second network",
+        (more.value, shown),
+        Target::Stated,
+        " ms",
+    );
+
     let pairs = self::pairs(plan.rounds(15, 4), |_| through.run(), |turn| by_hand.commands(turn))?;
     let share = of_pairs(&pairs, ratio);
     let shown = format!("{} ({})", interval(share, 1.0, ""), medians(&pairs));

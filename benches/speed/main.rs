@@ -11,6 +11,7 @@
 )]
 
 mod bare;
+mod builds;
 mod creates;
 mod engine;
 mod figures;
@@ -131,6 +132,9 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
         if plan.wants("start") {
             start::measure(&plan, &mut table)?;
         }
+    }
+    if plan.wants("builds") {
+        builds::measure(&plan, &mut table)?;
     }
     start::size(&plan, &mut table)?;
     table.print();
