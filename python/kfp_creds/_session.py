@@ -131,7 +131,7 @@ class Session:
 
     @property
     def page(self) -> Optional[str]:
-        """The address of the page that shows who holds which token. Whoever knows it may look."""
+        """The address of the status page, with the secret path that gives access to it."""
         return self._ready.get("page")
 
     @property
@@ -350,9 +350,8 @@ def _told(kind: str, event: Mapping[str, Any]) -> str:
     return f"{kind}: " + ", ".join(f"{name} {value}" for name, value in event.items() if value is not None)
 
 
-def session(**options: Any) -> Session:
-    """``with kfp_creds.session(…): my_pipeline()``. The options are those of :class:`Session`."""
-    return Session(**options)
+#: ``with kfp_creds.session(…): my_pipeline()``
+session = Session
 
 
 def start(**options: Any) -> Session:

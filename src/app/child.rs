@@ -55,8 +55,8 @@ impl Signals {
         })
     }
 
-    /// The end of our stdin asks us to end, once: whoever held its other end is gone, however that came. What is
-    /// written there means nothing.
+    /// Also ends, once, at the end of stdin: the process that held the other end has closed it or has died. The
+    /// content of stdin is ignored.
     pub(super) fn with_input(mut self) -> io::Result<Self> {
         let (done, ended) = oneshot::channel();
         let read = move || {

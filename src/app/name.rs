@@ -15,8 +15,8 @@ const DEFAULT: &str = "default";
 /// What a unix socket's path leaves for it.
 const LONGEST: usize = 32;
 
-/// A name that this process has until it is dropped. `NAME.pid` is locked meanwhile, so that a process that was killed
-/// has none, and holds the process's id.
+/// A name that this process has until the value is dropped. `NAME.pid` holds the process id and is locked, and the
+/// kernel releases the lock of a process that was killed.
 #[derive(Debug)]
 pub(super) struct Name {
     pub(super) text: String,
@@ -45,8 +45,8 @@ pub fn is_name(text: &str) -> bool {
 }
 
 impl Name {
-    /// The name that was asked for, or a refusal that says which process has it; without one the default, unless
-    /// somebody has that, which is told.
+    /// Takes the requested name, or refuses and names the process that has it. Without a requested name, takes the
+    /// default one; if that is taken, prints a notice and returns `None`.
     pub(super) fn take(folder: &Path, wanted: Option<&str>, voice: &Voice) -> Result<Option<Self>, Failure> {
         let text = wanted.unwrap_or(DEFAULT);
         let holder = match Self::lock(folder, text) {
@@ -79,7 +79,7 @@ impl Name {
                 }
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            // Whoever had it before removes the file at the end, and may have done so since it was opened.
+            // The previous holder removes the file at its end, and may have done so since it was opened.
             let locked = file.metadata()?.ino();
             if std::fs::metadata(&path).is_ok_and(|there| there.ino() == locked) {
                 file.set_len(0)?;

@@ -17,7 +17,7 @@ use crate::record::Recorder;
 use crate::registry;
 use crate::server::Server;
 
-/// What wins over a metadata server in Google's libraries and in gcloud, or keeps them from asking one.
+/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or stop them from using one.
 pub(super) const WINNING: [&str; 5] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
     "NO_GCE_CHECK",
@@ -51,7 +51,7 @@ pub(super) async fn serve(
         voice.clone(),
         recorder.clone(),
     );
-    // The one place where the capability is shown: it is for whoever is given the variables.
+    // The one place where the capability is exposed: the variables go to stdout or to the command of `run`.
     let place = match &capability {
         Some(capability) => format!("{at}/{}", capability.expose()),
         None => at.to_string(),
@@ -61,8 +61,8 @@ pub(super) async fn serve(
     Ok((at, names.map(|name| (name.to_owned(), place.clone())).to_vec()))
 }
 
-/// An empty directory in the place of gcloud's, where the login file would be that wins over a metadata server.
-/// It goes when this is dropped, with what was written there.
+/// An empty directory in place of gcloud's, whose login file would take precedence over a metadata server. It is
+/// removed with its content when this is dropped.
 #[derive(Debug)]
 pub(super) struct NoLogin(PathBuf);
 

@@ -1,4 +1,4 @@
-//! What a session tells whoever started it once it is ready: lines for a shell, or one line of JSON for a program.
+//! What `serve` prints on stdout once it is ready: lines for a shell, or one line of JSON for a program.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -22,7 +22,7 @@ pub(super) struct Ready {
     pub(super) environment: Map<String, Value>,
     /// those to remove, for programs that use the session.
     pub(super) unset: &'static [&'static str],
-    /// Who holds which token. Whoever knows the address may look.
+    /// The address of the status page, with the secret path that gives access to it.
     pub(super) page: Option<String>,
     /// The public keys of the offline source.
     pub(super) jwks: Option<String>,
