@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use crate::config::{Config, SourceChoice, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::Voice;
 use crate::quote;
+use crate::source::google::adc;
 use crate::workload::Identity;
 
 /// How a `run` is wanted.
@@ -50,9 +51,10 @@ pub async fn run(
              for editors and notebooks use `kfp-creds serve`",
         );
     }
-    if outcome.is_ok() && !ask.processes && !house.has_created() && names_an_identity(config) {
+    let alone = outcome.is_ok() && !ask.processes && !house.has_created();
+    if alone && names_an_identity(config) && has_login(around) {
         voice.notice(
-            "no container was created: what ran in processes (SubprocessRunner) used your own login, and not the \
+            "no container was created: what ran in processes (SubprocessRunner) had your own login, and not the \
              identity of this session, which --processes gives them",
         );
     }
@@ -81,14 +83,23 @@ async fn surround(house: &House, config: &Config, ask: Ask<'_>) -> Result<Around
     Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })
 }
 
-/// Whether containers would have had anything but what the person's own login has.
+/// Whether containers would have had anything but what the person's own login has. Offline, nobody expects a
+/// process to have what the session signs.
 fn names_an_identity(config: &Config) -> bool {
     let policy = &config.policy;
     let plain = Identity::default();
-    matches!(config.source, SourceChoice::Offline)
-        || config.impersonate.is_some()
-        || !policy.rules.is_empty()
-        || policy.default.as_deref() != Some(&plain)
+    !matches!(config.source, SourceChoice::Offline)
+        && (config.impersonate.is_some()
+            || !policy.rules.is_empty()
+            || policy.default.as_deref() != Some(&plain))
+}
+
+/// Whether Google's libraries find a credential file in the environment that the command has from us.
+fn has_login(around: &Surroundings) -> bool {
+    let variable = |name| around.variable(name).map(PathBuf::from);
+    let home = around.home();
+    let file = adc(variable("GOOGLE_APPLICATION_CREDENTIALS"), variable("CLOUDSDK_CONFIG"), home.as_deref());
+    file.is_some_and(|file| around.cwd.join(file).is_file())
 }
 
 /// Closes the session. An engine that does not answer must not keep a person: two signals more leave the rest.

@@ -232,6 +232,12 @@ pub(super) fn directory(cloudsdk_config: Option<&Path>, home: Option<&Path>) -> 
     set.map(Path::to_owned).or_else(|| Some(home?.join(".config").join("gcloud")))
 }
 
+/// Where Google's libraries look for a credential file, there or not: a variable that names one is final.
+pub fn adc(named: Option<PathBuf>, cloudsdk_config: Option<PathBuf>, home: Option<&Path>) -> Option<PathBuf> {
+    let named = named.filter(|path| !path.as_os_str().is_empty());
+    named.or_else(|| Some(directory(cloudsdk_config.as_deref(), home)?.join(ADC)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

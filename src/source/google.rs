@@ -19,7 +19,7 @@
 //! | `external_account_authorized_user` | refresh-token grant at the Security Token Service (`workforce`) |
 //! | `impersonated_service_account` | IAM Credentials on top of any of these (`impersonated`) |
 //! | `external_account` | token exchange at the Security Token Service (`external`); with an impersonation URL `impersonated` on top |
-//! | `gdch_service_account` | refused: not supported yet |
+//! | `gdch_service_account` | refused: its tokens have an audience, for which a metadata server is not asked |
 //! | anything else | refused: unknown |
 //!
 //! On top of each: another service account by impersonation (`impersonate`), whom it stands in for by
@@ -43,6 +43,7 @@ pub use crate::source::endpoints::Endpoints;
 pub(super) use crate::source::endpoints::UNIVERSE;
 use crate::source::exec::Provider;
 use crate::source::file::{self, read};
+pub use crate::source::gcloud::adc;
 use crate::source::gcloud::{self, Defaults, Program};
 use crate::source::impersonate::{Iam, remaining};
 use crate::source::jwt;

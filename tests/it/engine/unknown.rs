@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use crate::support::session::{Folder, Kfp, PROGRAM, Ran, nobody, program, raw};
+use crate::support::fake_google::FakeGoogle;
+use crate::support::session::{Folder, Kfp, Ran, nobody, program, raw};
 
 /// `tests/python/pipelines/NAME.py`, compiled.
 fn compiled(kfp: &Kfp, folder: &Folder, name: &str) -> String {
@@ -167,26 +168,36 @@ fn a_command_of_a_task_replaces_the_entrypoint_of_its_image() {
 /// What runs as a process has the person's own login, which is not what was asked for.
 #[test]
 fn a_run_without_containers_says_whose_login_was_used() {
-    let folder = Folder::new("none");
-    let said = |flags: &[&str], command: &[&str]| {
-        let out = Command::new(PROGRAM)
-            .env_clear()
-            .envs(program(&folder.0).get_envs().filter_map(|(name, value)| Some((name, value?))))
-            .current_dir(&folder.0)
-            .arg("run")
-            .args(flags)
-            .arg("--")
-            .args(command)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&out.stderr).matches("no container was created").count()
+    const PIPELINE: &str = "pipeline@target-project.iam.gserviceaccount.com";
+    let (google, folder) = (FakeGoogle::start(), Folder::new("none"));
+    google.allow("alice@example.com", PIPELINE);
+    let (here, elsewhere) = (folder.0.join(".config/gcloud"), folder.0.join("elsewhere.json"));
+    std::fs::create_dir_all(&here).unwrap();
+    let usual = here.join("application_default_credentials.json");
+    std::fs::write(&elsewhere, google.user("alice@example.com")).unwrap();
+    let endpoints = format!("token = \"{}\"\niam_credentials = \"{}\"\n", google.token_uri(), google.url());
+    let config = folder.0.join("own.toml");
+    std::fs::write(&config, format!("[endpoints]\n{endpoints}")).unwrap();
+    let said = |flags: &[&str], set: &[(&str, &str)], command: &[&str]| {
+        let mut run = program(&folder.0);
+        run.env("KFP_CREDS_CONFIG", &config).envs(set.iter().copied());
+        let out = run.arg("run").args(flags).arg("--").args(command).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains("ready  "), "{said}");
+        said.matches("no container was created").count()
     };
-    assert_eq!(said(&["--offline"], &["true"]), 1);
+    let elsewhere = elsewhere.to_str().unwrap();
+    let (named, own) = (["--impersonate", PIPELINE], ["--credentials-file", elsewhere]);
+    let both = [&named[..], &own].concat();
+    assert_eq!(said(&both, &[], &["true"]), 0, "the command finds no login");
+    let set = [("GOOGLE_APPLICATION_CREDENTIALS", elsewhere)];
+    assert_eq!(said(&named, &set, &["true"]), 1);
+    std::fs::write(&usual, google.user("alice@example.com")).unwrap();
+    assert_eq!(said(&both, &[], &["true"]), 1);
+    assert_eq!(said(&own, &[], &["true"]), 0, "it is the login that containers have");
+    assert_eq!(said(&["--offline"], &[], &["true"]), 0);
     let image = crate::support::session::task_image();
-    assert_eq!(
-        said(&["--offline"], &["docker", "run", "--rm", "--network", "none", &image, "true"]),
-        0,
-        "it is a container"
-    );
-    assert_eq!(said(&["--offline"], &["/nowhere/to/be/found"]), 0);
+    let create = ["docker", "run", "--rm", "--network", "none", &image, "true"];
+    assert_eq!(said(&named, &[], &create), 0, "it is a container");
+    assert_eq!(said(&named, &[], &["/nowhere/to/be/found"]), 0);
 }
