@@ -189,8 +189,12 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
         }
         Some("external_account") => external_account(file, with)?,
         Some(known @ "gdch_service_account") => {
+            // google-auth exchanges an ES256 assertion for a token of the audience that its caller names
+            // (`with_gdch_audience`); no request to a metadata server has one.
             return Err(format!(
-                "its type {known} is not supported yet; use a user login (`{LOGIN}`) or a service-account key"
+                "its type {known} is of Google Distributed Cloud, whose tokens are for the one audience that a program \
+                 names; a metadata server is asked without one, so such a credential cannot be handed out; use a user \
+                 login (`{LOGIN}`) or a service-account key"
             ));
         }
         _ => return Err("its type is not known; is this a Google credential file?".into()),

@@ -69,7 +69,12 @@ impl Key {
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
             _ => return Err("its private_key is not an RSA key"),
         }
-        .map_err(|_| "its private_key is not an RSA key of 2048 bits or more")?;
+        .map_err(|error| match error.to_string().as_str() {
+            "TooSmall" => {
+                "its private_key has less than 2048 bits, with which nothing is signed here; make a new key"
+            }
+            _ => "its private_key is not an RSA key that can be read",
+        })?;
         Ok(Self { email, key_id, token_uri, exchanges, pem, signer, exchanger: OnceCell::new() })
     }
 

@@ -709,10 +709,15 @@ fn files_that_are_not_understood_are_refused_clearly() {
         (json!({"type": "authorized_user", "client_id": "canary"}).to_string(), "no client_secret"),
         (json!({"type": "service_account", "client_email": "canary"}).to_string(), "no private_key"),
     ];
-    cases.push((json!({"type": "gdch_service_account", "x": "canary"}).to_string(), "not supported yet"));
+    cases.push((
+        json!({"type": "gdch_service_account", "x": "canary"}).to_string(),
+        "is of Google Distributed Cloud",
+    ));
     cases.push((json!({"type": "external_account", "x": "canary"}).to_string(), "no audience"));
     key["private_key"] = json!("canary");
     cases.push((key.to_string(), "private_key"));
+    key["private_key"] = json!(openssl(&["genrsa", "1024"], ""));
+    cases.push((key.to_string(), "has less than 2048 bits"));
     key["private_key"] = json!(rsa_key().replace("MII", "MIX"));
     cases.push((key.to_string(), "private_key"));
     for (file, words) in cases {
