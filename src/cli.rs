@@ -169,6 +169,11 @@ pub enum Command {
     Probe {
         /// The address that the relay has on the network
         at: Ipv4Addr,
+        #[arg(long, default_value_t = 80)]
+        port: u16,
+        /// Behind which the server's own paths begin
+        #[arg(long, default_value = "")]
+        below: String,
     },
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -111,7 +111,7 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
         Command::Config { command } => configure(command, around),
         Command::Completions { shell } => write(&cli::completions(shell)),
         Command::Man { into } => manual(into.as_deref()),
-        Command::Probe { at } => probe(at),
+        Command::Probe { at, port, below } => probe(SocketAddrV4::new(at, port), &below),
         Command::Relay { at, cells } => {
             observe::install_log("warn", std::io::stderr);
             let ended = wait_for(relay::run(at, cells))?;
@@ -121,9 +121,9 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
 }
 
 /// Exit code 0 for a token, 1 for another answer, 2 for none: all that a container without output can say.
-fn probe(at: Ipv4Addr) -> Result<Ended, Failure> {
-    let path = "/computeMetadata/v1/instance/service-accounts/default/token";
-    match wait_for(relay::ask(at, path))? {
+fn probe(at: SocketAddrV4, below: &str) -> Result<Ended, Failure> {
+    let path = format!("{below}/computeMetadata/v1/instance/service-accounts/default/token");
+    match wait_for(relay::ask(at, &path))? {
         Ok(200) => Ok(Ended::Done),
         Ok(_) => Ok(Ended::Child(1)),
         Err(_) => Ok(Ended::Child(2)),

@@ -193,6 +193,11 @@ impl Reader {
         }
     }
 
+    /// Whether there is a lease at `address`, confirmed or not.
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        self.table.find(address).is_some()
+    }
+
     /// Every live lease, for messages and `status`.
     pub fn leases(&self) -> Vec<Lease> {
         self.table.leases.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()

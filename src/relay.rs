@@ -10,7 +10,7 @@ mod links;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -236,14 +236,16 @@ fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
 /// Asks the host for `/` the way a container does. The host sees the relay's own address as the caller
 /// and knows by it that the network, the listener and the tunnel work.
 async fn probe(at: Ipv4Addr) -> io::Result<()> {
-    ask(at, "/").await.map(drop)
+    ask(SocketAddrV4::new(at, 80), "/").await.map(drop)
 }
 
 /// One request from inside a container; the status of the answer. Nothing behind it is read: it may be a token.
-pub async fn ask(at: Ipv4Addr, path: &str) -> io::Result<u16> {
-    let mut stream = TcpStream::connect((at, 80)).await?;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n");
+pub async fn ask(at: SocketAddrV4, path: &str) -> io::Result<u16> {
+    let mut stream = TcpStream::connect(at).await?;
+    let host = at.ip();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut line = [0_u8; 12];
     stream.read_exact(&mut line).await?;

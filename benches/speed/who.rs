@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kfp_creds::docker::proxy::{Rules, preview};
-use kfp_creds::guard::{Mode, image};
+use kfp_creds::docker::proxy::{Networks, Rules, preview};
+use kfp_creds::guard::{self, image};
 use kfp_creds::kfp;
 use kfp_creds::policy::{Policy, Rule};
 use kfp_creds::workload::{Identity, Part, Pattern, Task};
@@ -84,12 +84,18 @@ fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
         "HostConfig": {"Binds": [format!("{root}:{root}:rw"), "/tmp/w:/kfp-workspace:rw"], "AutoRemove": true},
     })
     .to_string();
-    let judged = preview(body.as_bytes(), &rules, false, Mode::Deny, kfp::task)?;
+    let judged = preview(body.as_bytes(), &rules, Networks::default(), &guard::Rules::default(), kfp::task)?;
     if judged.task.component.as_deref() != Some("transform") || judged.body.len() < body.len() {
         return Err("the body was not understood".into());
     }
     let mut found = times(plan.rounds(200, 40), || {
-        let _ = black_box(preview(black_box(body.as_bytes()), &rules, false, Mode::Deny, kfp::task));
+        let _ = black_box(preview(
+            black_box(body.as_bytes()),
+            &rules,
+            Networks::default(),
+            &guard::Rules::default(),
+            kfp::task,
+        ));
     });
     let (middle, high) = (median(&found) / 1e3, percentile(&mut found, 95.0) / 1e3);
     let shown =

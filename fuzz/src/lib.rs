@@ -12,8 +12,8 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use kfp_creds::config::{self, Overrides, Surroundings};
-use kfp_creds::docker::proxy::{self, Outcome, Rules};
-use kfp_creds::guard::{self, Mode};
+use kfp_creds::docker::proxy::{self, Networks, Outcome, Rules};
+use kfp_creds::guard;
 use kfp_creds::metadata::{self, RequestHead, Step, View};
 use kfp_creds::mint::Mint;
 use kfp_creds::observe::{Form, Voice};
@@ -67,7 +67,9 @@ pub fn create_body(input: &[u8]) {
         compiled: Arc::default(),
         clear_entrypoint: true,
     };
-    let Ok(judged) = proxy::preview(input, &rules, false, Mode::Deny, kfp_creds::kfp::task) else {
+    let Ok(judged) =
+        proxy::preview(input, &rules, Networks::default(), &guard::Rules::default(), kfp_creds::kfp::task)
+    else {
         return;
     };
     if !matches!(judged.outcome, Outcome::Attach(_)) {
@@ -89,7 +91,7 @@ pub fn tunnel(input: &[u8]) {
         let voice = Voice::new(Form::Text, std::io::sink());
         let mint = Mint::new(Arc::new(source), Tasks::new(), Recorder::default());
         let (_writer, reader, _questions) = kfp_creds::registry::new();
-        let views = Views { base: View::default(), project: None, email: None, cells: false };
+        let views = Views { base: View::default(), project: None, email: None, cells: false, loopback: None };
         let server =
             Server::new(reader, mint, views, Ipv4Addr::new(169, 254, 169, 254), voice, Recorder::default());
         let (mut relay, host) = tokio::io::duplex(1 << 16);

@@ -2,6 +2,7 @@
 //! only; what it makes it removes again.
 
 use std::cell::RefCell;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -123,11 +124,12 @@ async fn probe(house: &House, identity: Arc<Identity>) -> Result<String, Failure
     let (engine, session) = (&house.session.engine, &house.session);
     let cell = house.cell().await?;
     let relay = cell.as_ref().map_or(session.relay, |cell| cell.relay);
-    let made = engine.make_probe(&session.image, relay).await?;
+    let made = engine.make_probe(&session.image, SocketAddrV4::new(relay, 80), None).await?;
     let container =
         ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
-    let attached = house.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell).await;
+    let attached =
+        house.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell.into()).await;
     let started = Instant::now();
     let ended = match attached {
         Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),

@@ -164,7 +164,9 @@ impl Desk {
             return text(StatusCode::FORBIDDEN, "the Host header names another server\n");
         }
         let path = match door {
-            Door::Page(capability) => under(capability, request.uri().path()).unwrap_or("no such path"),
+            Door::Page(capability) => {
+                under(capability, request.uri().path()).map_or("no such path", |(_, path)| path)
+            }
             Door::Control | Door::Metrics => request.uri().path(),
         };
         match (request.method(), path, door) {

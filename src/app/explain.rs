@@ -6,7 +6,7 @@ use super::cut_off::query;
 use super::{reload, sessions};
 use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
-use crate::docker::proxy::{Outcome, Rules, Settings, preview};
+use crate::docker::proxy::{Networks, Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
 use crate::kfp::{self, pipeline::Specified};
 use crate::policy::Decision;
@@ -30,8 +30,8 @@ pub async fn explain(
         let preview = preview(
             read(&path)?.as_bytes(),
             &rules,
-            config.cells.is_some(),
-            config.guard.rules.mode,
+            Networks { alone: config.cells.is_some(), host_loopback: config.host_loopback },
+            &config.guard.rules,
             |body, name| kfp::Evidence::default().look(kfp::read(body, name), body, &rules.compiled),
         )
         .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
@@ -88,8 +88,9 @@ pub(super) async fn explained_created(
         return Ok(None);
     };
     let rules = proxy.rules.now();
-    let (alone, guard) = (proxy.cells.is_some(), proxy.guard.rules.mode);
-    let preview = preview(body.to_string().as_bytes(), &rules, alone, guard, |body, name| {
+    let networks = Networks { alone: proxy.cells.is_some(), host_loopback: proxy.loopback.is_some() };
+    let guard = &proxy.guard.rules;
+    let preview = preview(body.to_string().as_bytes(), &rules, networks, guard, |body, name| {
         proxy.evidence.look((proxy.recognise)(body, name), body, &rules.compiled)
     })?;
     let task = Task { name: Some(name.clone()), ..preview.task };

@@ -123,6 +123,7 @@ impl Host {
             project: config.project.clone(),
             email: config.email.clone(),
             cells: config.cells.is_some(),
+            loopback: None,
         }
     }
 

@@ -15,6 +15,7 @@ use super::broken;
 use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
+use super::host_loopback;
 use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
@@ -22,7 +23,7 @@ use super::reload;
 use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, Kind, Settings};
+use crate::docker::proxy::{self, Ask, Kind, Settings};
 use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
 use crate::lifecycle::{Granting, Lifecycle};
@@ -30,9 +31,10 @@ use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::record::audit::Audit;
-use crate::registry;
+use crate::registry::{self, Questions};
 use crate::secret::Secret;
 use crate::server::Server;
+use crate::server::views::Views;
 use crate::session::{Session, Wanted};
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
@@ -83,15 +85,18 @@ impl House {
         let folder = private_folder(&runtime_folder(around))?;
         let wanted =
             Wanted { session: &session_id()?, pool: config.pool, cells: config.cells, sockets: &folder };
+        let bound = host_loopback::bind(config).await?;
         let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.
         let id = session.network.session.clone();
         recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
-        let views = host.views(config, Some(session.relay.to_string()));
+        let loopback = bound.as_ref().map(|bound| bound.paths.at().to_string());
+        let views = Views { loopback, ..host.views(config, Some(session.relay.to_string())) };
         let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
         let server = Server::new(reader, mint, views, at, voice.clone(), to);
+        let loopback = host_loopback::proved(bound, &session, &server, &voice, &tasks).await;
         let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
         let lifecycle = manage(&session, granting, &voice, &tasks);
         let (ask, asks) = mpsc::channel(64);
@@ -100,6 +105,7 @@ impl House {
             wiring: wiring(&session, &host, config),
             reserved: reserve(&session, &tunnel),
             cells: session.cells(&tunnel, server.doors(), &tasks),
+            loopback,
             mode,
             exits: lifecycle.exits(),
             recorder,
@@ -122,12 +128,7 @@ impl House {
             stopping: Arc::default(),
             reminded: Arc::default(),
         };
-        tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
-        tasks.spawn("events", lifecycle.clone().follow_events());
-        let (proxy, voice) = (house.proxy.clone(), voice.clone());
-        let following =
-            reload::follow(config.clone(), around.clone(), proxy, lifecycle, voice, tasks.clone());
-        tasks.spawn("config", following);
+        house.follow(config, around, asks, questions);
         house.keep_relay(server.clone(), tunnel, failing);
         if let Err(error) = house.go_live(&server, config).await {
             house.close(true).await;
@@ -142,6 +143,22 @@ impl House {
             Some(cells) => cells.take().await.map(Some).map_err(Failure::Engine),
             None => Ok(None),
         }
+    }
+
+    /// What the engine, the config file and the other rooms say from now on.
+    fn follow(
+        &self,
+        config: &Config,
+        around: &Surroundings,
+        asks: mpsc::Receiver<Ask>,
+        questions: Questions,
+    ) {
+        let (tasks, lifecycle) = (&self.tasks, &self.lifecycle);
+        tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
+        tasks.spawn("events", lifecycle.clone().follow_events());
+        let (config, proxy, voice) = (config.clone(), self.proxy.clone(), self.voice.clone());
+        let around = around.clone();
+        tasks.spawn("config", reload::follow(config, around, proxy, lifecycle.clone(), voice, tasks.clone()));
     }
 
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {

@@ -10,6 +10,7 @@ mod explain;
 mod folder;
 mod health;
 mod host;
+mod host_loopback;
 mod house;
 mod kill_switch;
 mod looks;

@@ -15,7 +15,7 @@ use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::registry;
-use crate::server::Server;
+use crate::server::{Entrance, Server};
 
 /// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or stop them from using one.
 pub(super) const WINNING: [&str; 5] = [
@@ -56,7 +56,8 @@ pub(super) async fn serve(
         Some(capability) => format!("{at}/{}", capability.expose()),
         None => at.to_string(),
     };
-    tasks.spawn("listener", server.serve_listener(listener, identity, capability, tasks.clone()));
+    let entrance = Entrance::Local { identity, capability };
+    tasks.spawn("listener", server.serve_listener(listener, entrance, tasks.stop().clone(), tasks.clone()));
     let names = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
     Ok((at, names.map(|name| (name.to_owned(), place.clone())).to_vec()))
 }

@@ -47,6 +47,7 @@ pub(super) fn settings(
         clients: Clients::default(),
         created: Arc::default(),
         cells: None,
+        loopback: None,
         recorder: Recorder::default(),
         ask,
         tasks: tasks.clone(),

@@ -3,9 +3,6 @@
 
 use std::net::SocketAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::UnixListener;
 
 use super::activation::{self, Given};
@@ -20,6 +17,7 @@ use super::ready::{Ready, UNSET};
 use super::run::{close, open};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
+use crate::loopback;
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
 use crate::secret::Secret;
@@ -147,9 +145,5 @@ pub async fn listen(
 }
 
 pub(super) fn capability() -> Result<Secret<String>, Failure> {
-    let mut bytes = [0_u8; 24];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
-    Ok(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
+    loopback::capability().ok_or_else(|| Failure::NotPermitted("no randomness to be had".into()))
 }

@@ -58,11 +58,6 @@ pub(super) fn resolve(
         unknown: named(say, "unknown", raw.unknown.as_deref().unwrap_or("none"), &identities),
     };
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&around.cwd).to_owned();
-    let form = match flags {
-        Overrides { json: true, .. } => observe::Form::Json,
-        Overrides { quiet: true, .. } => observe::Form::Quiet,
-        _ => observe::Form::Text,
-    };
     let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), around);
     let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, around), &source, around);
     let (mounts, unverified) = mounts(say, raw.mount, &flags.mounts, &beside, around, &key_guard);
@@ -91,16 +86,25 @@ pub(super) fn resolve(
         guard: key_guard,
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
+        host_loopback: raw.network.host_loopback.unwrap_or_default(),
         client_proxies: super::proxies::Said::read(around),
         engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
         plain_tcp: raw.plain_tcp.unwrap_or_default(),
-        form,
+        form: form(flags),
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,
         stamp,
         flags: flags.clone(),
     };
     layers.verdict().map(|()| config)
+}
+
+fn form(flags: &Overrides) -> observe::Form {
+    match flags {
+        Overrides { json: true, .. } => observe::Form::Json,
+        Overrides { quiet: true, .. } => observe::Form::Quiet,
+        _ => observe::Form::Text,
+    }
 }
 
 impl RawConfig {

@@ -67,6 +67,7 @@ pub(super) struct RawProvider {
 pub(super) struct RawNetwork {
     pub pool: Option<String>,
     pub cells: Option<String>,
+    pub host_loopback: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -285,9 +286,11 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ISOLATION"),
     key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "The range for the networks of `isolation = \"network\"`, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped but not removed keeps its network.")
         .variable("KFP_CREDS_CELLS"),
+    key("network.host_loopback", Kind::Flag, "`false`", "Whether containers on the host's network (`network_mode = \"host\"`) get identities too, through a listener on this machine's loopback and a secret path for each container. Works only where the engine shares the loopback of this machine: not with an engine in a VM, a rootless or a remote one. Whoever can inspect containers can read the paths, see [THREATS.md](THREATS.md).")
+        .variable("KFP_CREDS_HOST_LOOPBACK").guarded(),
     key("guard.mode", Kind::Text, "`\"deny\"`", "What to do about a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses the request, `\"warn\"` prints a line, `\"off\"` does not look. The mounts of a request are searched up to 200 000 names and 256 MiB; the rest is reported as *not verified*. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
-    key("guard.allow", Kind::List, "`[]`", "Files and directories that may hold keys. A relative path means a path beside the config file, in a build context, or in an image; inside an archive write `ARCHIVE!/PATH`, as messages do.").guarded(),
+    key("guard.allow", Kind::List, "`[]`", "What may hold keys. Files and directories: a relative path means a path beside the config file, in a build context, or in an image; inside an archive write `ARCHIVE!/PATH`, as messages do. By name: `env:NAME` (a variable of a request or an image), `label:NAME`, `build-arg:NAME`, `command:FLAG` and `entrypoint:FLAG` (the word that belongs to a flag, else by its place: `command:3`). A refusal prints the entry.").guarded(),
     key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object per line, readable only by you. A relative path starts at the config file. See `docs/AUDIT.md`.")
         .variable("KFP_CREDS_AUDIT_FILE").guarded(),
     key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log exceeds this size it is renamed to `FILE.1`, which becomes `FILE.2`, and so on. At least 4096."),

@@ -126,6 +126,8 @@ pub struct Config {
     pub pool: Pool,
     /// With `isolation = "network"`: what networks of one container each are made of.
     pub cells: Option<Pool>,
+    /// Containers on the host's network are served on its loopback.
+    pub host_loopback: bool,
     /// What docker's own config says of proxies in containers.
     pub client_proxies: proxies::Said,
     /// In the place of `DOCKER_HOST`; see [`engine::endpoint`].

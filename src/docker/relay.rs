@@ -1,7 +1,7 @@
 //! The relay's container: how it is made, and the tunnel that its own stdin and stdout are.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use bollard::container::LogOutput;
 use bollard::models::{
@@ -118,15 +118,25 @@ impl Engine {
         }
     }
 
-    /// Makes a container that asks the relay for a token and ends; it runs nothing of anybody's but ours.
-    pub async fn make_probe(&self, image: &str, relay: Ipv4Addr) -> Result<String, EngineError> {
+    /// Makes a container that asks for a token at `at` and ends; it runs nothing of anybody's but ours. With `below`, on
+    /// the engine's host network, and there below this path.
+    pub async fn make_probe(
+        &self,
+        image: &str,
+        at: SocketAddrV4,
+        below: Option<&str>,
+    ) -> Result<String, EngineError> {
+        let (host, port) = (at.ip().to_string(), at.port().to_string());
+        let mut command = vec!["/kfp-creds", "probe", &host, "--port", &port];
+        command.extend(below.iter().flat_map(|below| ["--below", below]));
         let body = ContainerCreateBody {
             image: Some(image.into()),
-            entrypoint: Some(vec!["/kfp-creds".into(), "probe".into(), relay.to_string()]),
+            entrypoint: Some(command.into_iter().map(String::from).collect()),
             user: Some("65534:65534".into()),
             host_config: Some(HostConfig {
                 readonly_rootfs: Some(true),
                 cap_drop: Some(vec!["ALL".into()]),
+                network_mode: below.map(|_| "host".into()),
                 log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
                 ..Default::default()
             }),

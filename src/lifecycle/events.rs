@@ -99,6 +99,7 @@ mod tests {
     use super::*;
     use crate::docker::Engine;
     use crate::docker::network::Network;
+    use crate::docker::proxy::Place;
     use crate::lifecycle::Granting;
     use crate::mint::Mint;
     use crate::observe::{Form, Voice};
@@ -153,7 +154,7 @@ mod tests {
         for container in ids.clone() {
             let identity = Arc::new(Identity::default());
             let grant = Grant { container, identity, by: By::Default, task: Arc::new(Task::default()) };
-            lifecycle.attach(grant, None).await.unwrap();
+            lifecycle.attach(grant, Place::Shared).await.unwrap();
         }
         std::fs::remove_dir_all(&folder).unwrap();
         let [ran, ended, never] = ids;

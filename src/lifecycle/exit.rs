@@ -207,9 +207,9 @@ impl Lifecycle {
         self.cut_off(container, Cause::Ended, code);
         let mut state = self.state();
         state.joined.remove(container);
-        if let Some(Tenant { address, cell, .. }) = state.tenants.remove(container) {
+        if let Some(Tenant { address, place, .. }) = state.tenants.remove(container) {
             state.addresses.give_back(address);
-            drop(cell);
+            drop(place);
         }
     }
 

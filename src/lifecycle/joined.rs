@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use super::{Lifecycle, State};
-use crate::docker::proxy::LeasedAs;
+use crate::docker::proxy::{LeasedAs, Place};
 use crate::workload::{ContainerId, Task};
 
 impl Lifecycle {
     pub(super) fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {
         let state = self.state();
         let tenant = state.tenants.get(container).filter(|tenant| !tenant.barred)?;
-        let relay = tenant.cell.as_ref().map(|cell| cell.relay);
+        let relay = match &tenant.place {
+            Place::Shared => None,
+            Place::Cell(cell) => Some(cell.relay),
+            // Its path is in its own environment alone.
+            Place::Loopback(_) => return None,
+        };
         Some(LeasedAs { identity: tenant.grant.identity.clone(), relay })
     }
 

@@ -19,10 +19,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::docker::Engine;
-use crate::docker::cells::Cell;
 use crate::docker::events::Moment;
 use crate::docker::network::Network;
-use crate::docker::proxy::{Ask, Exits};
+use crate::docker::proxy::{Ask, Exits, Place};
 use crate::mint::Mint;
 use crate::observe::Voice;
 use crate::process::Tasks;
@@ -76,10 +75,10 @@ struct State {
 struct Tenant {
     grant: Grant,
     address: Ipv4Addr,
-    /// The id of the network on which it has that address.
+    /// The id of the network on which it has that address; empty where it has none, on the host's network.
     network: String,
-    /// Where it has that network for itself: held as long as the container is there.
-    cell: Option<Cell>,
+    /// What is its own there, held as long as the container is there.
+    place: Place,
     /// `None` between an end and the next start.
     lease: Option<Lease>,
     /// What ended leases handed out, as far as it was good then.
@@ -160,11 +159,11 @@ impl Lifecycle {
 
     fn answer(self: Arc<Self>, ask: Ask) {
         match ask {
-            Ask::Attach { container, identity, by, task, cell, answer } => {
+            Ask::Attach { container, identity, by, task, place, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
                     let grant = Grant { container: container.clone(), identity, by, task };
-                    let outcome = this.attach(grant, cell).await;
+                    let outcome = this.attach(grant, place).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
                         // Nobody waits for it any more: the create was given up on the way.
@@ -186,25 +185,28 @@ impl Lifecycle {
         }
     }
 
-    /// Connects a created container at an address of ours, in its `cell` or on the shared network, and admits
-    /// it. Only after this may its create be answered: whoever starts it then finds the lease in place before
+    /// Connects a created container at an address of ours, in a network of its own or on the shared one, and admits
+    /// it; on the host's network there is nothing to connect. Only after this may its create be answered: whoever starts it then finds the lease in place before
     /// the first instruction.
-    pub async fn attach(&self, grant: Grant, mut cell: Option<Cell>) -> Result<Ipv4Addr, String> {
+    pub async fn attach(&self, grant: Grant, mut place: Place) -> Result<Ipv4Addr, String> {
         let container = grant.container.clone();
-        let (network, address) = match &mut cell {
-            Some(cell) => {
+        let (network, address) = match &mut place {
+            Place::Cell(cell) => {
                 cell.occupy();
                 (cell.network.clone(), cell.address)
             }
-            None => (self.network.id.clone(), self.take_address()?),
+            Place::Shared => (self.network.id.clone(), self.take_address()?),
+            Place::Loopback(path) => (String::new(), path.address()),
         };
-        if let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await {
+        if !network.is_empty()
+            && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
+        {
             self.state().addresses.give_back(address);
             return Err(format!("kfp-creds could not attach the container: {error}"));
         }
         let identity = grant.identity.clone();
         let told = grant.clone();
-        if !self.admit(grant, address, network, cell) {
+        if !self.admit(grant, address, network, place) {
             return Err("the session has ended".into());
         }
         self.recorder.attached(&told, &self.account(&identity), address);
@@ -224,7 +226,7 @@ impl Lifecycle {
     }
 
     /// False once the session has ended: nobody would cut this lease off.
-    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, cell: Option<Cell>) -> bool {
+    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Place) -> bool {
         let mut state = self.state();
         if state.closed {
             return false;
@@ -234,7 +236,7 @@ impl Lifecycle {
         let tenant = Tenant {
             address,
             network,
-            cell,
+            place,
             lease: Some(lease),
             held: vec![],
             created: Instant::now(),
@@ -303,7 +305,8 @@ impl Lifecycle {
         if let Some(tenant) = tenants.get_mut(container)
             && let Some(lease) = &tenant.lease
             && seen.running
-            && seen.address == Some(tenant.address)
+            // On the host's network its path tells who it is: nobody else was given it.
+            && (seen.address == Some(tenant.address) || matches!(tenant.place, Place::Loopback(_)))
         {
             tenant.started = true;
             tenant.begun = tenant.begun.or(seen.started);
@@ -323,7 +326,9 @@ impl Lifecycle {
             if matches!(&seen, Ok(seen) if seen.running) {
                 continue;
             }
-            if let Err(error) = self.engine.disconnect_container(&network, container.as_str()).await {
+            if !network.is_empty()
+                && let Err(error) = self.engine.disconnect_container(&network, container.as_str()).await
+            {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }

@@ -1,8 +1,8 @@
 //! From a request to its answer: who calls, what may they have, one step of the protocol, a token where
 //! it is wanted, and a last look at the lease before any byte goes out.
 //!
-//! Two entrances lead here: the tunnel from the relay (callers are containers) and, with
-//! `serve --listen`, a loopback listener (the caller is whoever holds the path capability).
+//! Two entrances lead here: the tunnel from the relay (callers are containers) and a loopback listener (`entrance`:
+//! whoever holds the capability of `serve --listen`, or containers on the host's network by paths of their own).
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -17,24 +17,21 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::doors::Doors;
 use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
 use crate::mint::Mint;
 use crate::observe::Voice;
-use crate::process::{OWN_SOURCE, Tasks};
+use crate::process::OWN_SOURCE;
 use crate::record::metrics::{Answered, Route};
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Reader};
 use crate::relay;
-use crate::secret::Secret;
 use crate::token::Issued;
-use crate::unparsable::Flavored;
-use crate::workload::Identity;
 
 mod caller;
+mod entrance;
 pub mod jwks;
 mod rates;
 mod refusals;
@@ -42,6 +39,8 @@ mod tokens;
 pub mod views;
 
 use caller::Caller;
+pub use entrance::Entrance;
+pub(crate) use entrance::under;
 use rates::Rates;
 use refusals::Refusals;
 use views::Views;
@@ -136,6 +135,10 @@ impl Server {
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
             Some(_) if headers.contains_key(OWN_SOURCE) => own_source(),
+            // Leases of this range belong to the paths on loopback, and nobody calls from it through a network.
+            Some(from) if from.is_loopback() => {
+                respond(metadata::failure_reply(Failure::UnknownCaller, "nobody calls from there"))
+            }
             Some(from) => {
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?
             }
@@ -246,100 +249,6 @@ impl Server {
             }
         }
     }
-
-    /// Serves the protocol on loopback for programs without Docker. With a capability, every path has to
-    /// begin with it: a port on loopback can be reached by every user of the machine.
-    pub async fn serve_listener(
-        self: Arc<Self>,
-        listener: TcpListener,
-        identity: Arc<Identity>,
-        capability: Option<Secret<String>>,
-        tasks: Tasks,
-    ) {
-        let capability = Arc::new(capability);
-        loop {
-            let accepted = tokio::select! {
-                () = tasks.stop().cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            };
-            let _ = stream.set_nodelay(true);
-            let (this, identity, capability) = (self.clone(), identity.clone(), capability.clone());
-            let stop = tasks.stop().clone();
-            tasks.spawn("local connection", async move {
-                let service = service_fn(move |request| {
-                    this.clone().from_loopback(request, identity.clone(), capability.clone())
-                });
-                let serving = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(Duration::from_secs(75))
-                    .max_buf_size(16 * 1024)
-                    .serve_connection(TokioIo::new(Flavored::new(stream)), service);
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    served = serving => if let Err(error) = served {
-                        tracing::debug!(%error, "a local connection ended");
-                    }
-                }
-            });
-        }
-    }
-
-    async fn from_loopback(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        identity: Arc<Identity>,
-        capability: Arc<Option<Secret<String>>>,
-    ) -> Result<Response<Full<Bytes>>, CutOff> {
-        let deadline = Instant::now() + HOLD;
-        let (head, _) = request.into_parts();
-        if head.headers.contains_key(OWN_SOURCE) {
-            return Ok(own_source());
-        }
-        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let target = match capability.as_ref() {
-            None => target,
-            Some(capability) => match under(capability, target) {
-                Some(rest) => rest,
-                None => {
-                    return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path")));
-                }
-            },
-        };
-        let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
-        let host = head.uri.authority().map(|named| named.as_str()).or(host);
-        let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
-        let mut reply = self.answer(Caller::Local(identity), &asked, deadline).await?;
-        if let Some(capability) = capability.as_ref() {
-            stay_under(capability, reply.headers_mut());
-        }
-        Ok(reply)
-    }
-}
-
-/// The rest of `target` behind the capability, compared in constant time.
-pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<&'a str> {
-    let rest = target.strip_prefix('/')?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (given, rest) = rest.split_at(end);
-    let expected = ring::digest::digest(&ring::digest::SHA256, capability.expose().as_bytes());
-    let given = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
-    // Equal digests compared byte by byte tell nothing about the capability's own bytes.
-    (expected.as_ref() == given.as_ref()).then_some(if rest.is_empty() { "/" } else { rest })
-}
-
-/// A redirect leads to where the same caller may go: it has shown the capability already.
-fn stay_under(capability: &Secret<String>, headers: &mut HeaderMap) {
-    let location = headers.get(hyper::header::LOCATION).and_then(|location| location.to_str().ok());
-    let Some((host, path)) = location.and_then(|at| at.strip_prefix("http://")?.split_once('/')) else {
-        return;
-    };
-    if let Ok(location) = HeaderValue::from_str(&format!("http://{host}/{}/{path}", capability.expose())) {
-        headers.insert(hyper::header::LOCATION, location);
-    }
 }
 
 /// A source of ours, this one's or another session's, took us for the machine's own metadata server. Nobody
@@ -357,19 +266,4 @@ fn respond(reply: Reply) -> Response<Full<Bytes>> {
     *response.headers_mut() = metadata::headers(&reply);
     *response.body_mut() = Full::new(reply.body.into_bytes());
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_capability_is_the_whole_first_segment() {
-        let capability = Secret::new("s3cr3t".to_string());
-        assert_eq!(under(&capability, "/s3cr3t/computeMetadata/v1/?a=b"), Some("/computeMetadata/v1/?a=b"));
-        assert_eq!(under(&capability, "/s3cr3t"), Some("/"));
-        for bad in ["/", "/s3cr3", "/s3cr3tx/a", "/computeMetadata/v1/", "s3cr3t/", "//s3cr3t/a"] {
-            assert_eq!(under(&capability, bad), None, "{bad}");
-        }
-    }
 }

@@ -23,6 +23,8 @@ pub struct Views {
     pub email: Option<String>,
     /// Each container has a network of its own, and reaches the relay at another address.
     pub cells: bool,
+    /// Where containers on the host's network ask, `127.0.0.1:PORT`.
+    pub loopback: Option<String>,
 }
 
 impl Views {
@@ -32,12 +34,17 @@ impl Views {
         // Fifteen hex digits fit every signed 64-bit integer a client may parse the id into.
         let number = u64::from_str_radix(&id[..15], 16).unwrap_or_default();
         let name = grant.task.name.clone().unwrap_or_else(|| grant.container.short().to_string());
-        let own = || [cells::relay_beside(address).to_string()].into();
+        let hosts = match (&self.loopback, self.cells) {
+            (Some(at), _) if address.is_loopback() => [at.clone()].into(),
+            (_, true) => [cells::relay_beside(address).to_string()].into(),
+            (_, false) => self.base.hosts.clone(),
+        };
+        let ip = if address.is_loopback() { Ipv4Addr::LOCALHOST } else { address };
         View {
             instance_id: number,
             instance_name: name,
-            ip: address.to_string(),
-            hosts: if self.cells { own() } else { self.base.hosts.clone() },
+            ip: ip.to_string(),
+            hosts,
             ..self.local(&grant.identity, principal)
         }
     }

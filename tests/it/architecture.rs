@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const STOREYS: [&[&str]; 7] = [
     &["failure", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
     &["guard", "kfp", "mounts", "observe", "policy", "provided", "record"],
-    &["config", "doors", "registry", "source"],
+    &["config", "doors", "loopback", "registry", "source"],
     &["docker", "metadata", "mint", "relay"],
     &["lifecycle", "server"],
     &["session", "app"],

@@ -161,7 +161,7 @@ fn is_minted(path: &str) -> bool {
 
 /// What is told where neither config, nor credentials, nor a container say more.
 fn stand_in() -> View {
-    let views = Views { base: View::default(), project: None, email: None, cells: false };
+    let views = Views { base: View::default(), project: None, email: None, cells: false, loopback: None };
     views.local(&Identity::default(), &Principal::default())
 }
 

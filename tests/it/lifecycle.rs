@@ -115,7 +115,7 @@ impl Bench {
             by: By::Default,
             task: Arc::new(task),
         };
-        self.lifecycle.attach(grant, None).await.unwrap();
+        self.lifecycle.attach(grant, kfp_creds::docker::proxy::Place::Shared).await.unwrap();
     }
 
     fn only(&self) -> Member {

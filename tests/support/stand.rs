@@ -118,6 +118,7 @@ impl Stand {
             clients: Clients::default(),
             created: Arc::default(),
             cells: None,
+            loopback: None,
             recorder: kfp_creds::record::Recorder::default(),
             ask,
             tasks: tasks.clone(),

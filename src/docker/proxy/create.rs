@@ -1,6 +1,7 @@
 //! `POST /containers/create`: judge, create, register the exit, attach, and only then answer.
 
 use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,9 +20,8 @@ use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
 use super::wire::{Refusal, Reply, collect, full};
-use super::{Ask, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use super::{Ask, Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::docker::Product;
-use crate::docker::cells::Cell;
 use crate::observe::Line;
 use crate::policy::{Decision, doubt};
 use crate::workload::{By, ContainerId, Identity, Task};
@@ -45,7 +45,7 @@ impl Room {
         let name = target.query("name").map(str::to_string);
         let rules = self.settings.rules.now();
         let task = Arc::new(self.task(&body, name.as_deref(), &rules).await);
-        let (verdict, cell) = self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
+        let (verdict, place) = self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
         let given = Given::of(&body);
         let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
@@ -60,7 +60,7 @@ impl Room {
         self.settings.tasks.spawn("create", async move {
             let reply = match room.engine.forward(request, uri, None).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    room.created(reply, verdict, cell, task, name, given).await
+                    room.created(reply, verdict, place, task, name, given).await
                 }
                 other => other,
             };
@@ -87,14 +87,14 @@ impl Room {
         self.settings.evidence.task(reading, body, &rules.compiled, &there)
     }
 
-    /// With the network that the container will have, and is told of here.
+    /// With the place where the container will find us, and is told of here.
     async fn verdict(
         &self,
         body: &mut Value,
         task: &Task,
         name: Option<&str>,
         rules: &Rules,
-    ) -> Result<(Verdict, Option<Cell>), Refusal> {
+    ) -> Result<(Verdict, Place), Refusal> {
         let decision = self.decision(body, task, rules)?;
         let image = body["Image"].as_str().unwrap_or_default().to_string();
         if self.is_ours(Kind::Image, &image).await? {
@@ -105,14 +105,16 @@ impl Room {
         let brings = self.image(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
         let joins = self.joinable(body, &decision, rules, &neighbours).await?;
-        let cell = match (&self.settings.cells, &decision) {
-            (Some(cells), Decision::Attach(..)) if joins.is_none() => {
-                Some(cells.take().await.map_err(broken)?)
-            }
-            (None | Some(_), _) => None,
+        let place = match &decision {
+            Decision::Attach(..) if joins.is_none() => self.place(body).await?,
+            Decision::Attach(..) | Decision::Pass(_) => Place::Shared,
         };
         let shared = &self.settings.wiring;
-        let own = cell.as_ref().map_or(shared.relay, |cell| cell.relay);
+        let (own, path) = match &place {
+            Place::Shared => (shared.relay, None),
+            Place::Cell(cell) => (cell.relay, None),
+            Place::Loopback(path) => (Ipv4Addr::LOCALHOST, Some(path.place())),
+        };
         let relay = joins.as_ref().map_or(own, |joined| joined.relay);
         let question = Question {
             mounts: &mounts,
@@ -125,7 +127,10 @@ impl Room {
             session: &self.settings.session,
             mode: self.settings.mode,
             // Who joins shares a network of one container, too.
-            alone: self.settings.cells.is_some() && matches!(decision, Decision::Attach(..)),
+            alone: self.settings.cells.is_some()
+                && matches!(decision, Decision::Attach(..))
+                && path.is_none(),
+            path: path.as_deref(),
             joins: joins.as_ref(),
         };
         let verdict = match judge::judge(body, &question) {
@@ -137,7 +142,21 @@ impl Room {
         if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
             self.say_entrypoint(task, image);
         }
-        Ok((verdict, cell))
+        Ok((verdict, place))
+    }
+
+    /// Where a container that gets an identity will find us.
+    async fn place(&self, body: &Value) -> Result<Place, Refusal> {
+        if body["HostConfig"]["NetworkMode"] == "host"
+            && let Some(paths) = &self.settings.loopback
+        {
+            let path = paths.take().ok_or_else(|| broken("no path on loopback to be had"))?;
+            return Ok(Place::Loopback(path));
+        }
+        match &self.settings.cells {
+            Some(cells) => Ok(Place::Cell(cells.take().await.map_err(broken)?)),
+            None => Ok(Place::Shared),
+        }
     }
 
     /// What the rules say, where the engine can do it.
@@ -194,7 +213,7 @@ impl Room {
         self: &Arc<Self>,
         reply: Reply,
         verdict: Verdict,
-        cell: Option<Cell>,
+        place: Place,
         task: Arc<Task>,
         name: Option<String>,
         given: Given,
@@ -216,7 +235,7 @@ impl Room {
         }
         match verdict {
             Verdict::Attach { identity, by, notices } => {
-                if let Err(why) = self.attach(&id, &identity, by, &task, cell).await {
+                if let Err(why) = self.attach(&id, &identity, by, &task, place).await {
                     self.settings.recorder.attach_failed(&id, &task, &why);
                     return Err(self.undo(&id, &task, why).await);
                 }
@@ -247,21 +266,24 @@ impl Room {
         identity: &Arc<Identity>,
         by: By,
         task: &Arc<Task>,
-        cell: Option<Cell>,
+        place: Place,
     ) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         let (container, task) = (id.clone(), task.clone());
-        let ask = Ask::Attach { container, identity: identity.clone(), by, task: task.clone(), cell, answer };
+        let on_loopback = matches!(place, Place::Loopback(_));
+        let ask =
+            Ask::Attach { container, identity: identity.clone(), by, task: task.clone(), place, answer };
         let gone = || "the session has ended".to_string();
         let address = match self.settings.ask.send(ask).await {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(gone()))?,
             Err(_) => return Err(gone()),
         };
+        let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());
         self.settings.voice.say(Line::Attached {
             task: &task.to_string(),
             container: id.short(),
             identity: &identity.name,
-            address: &address.to_string(),
+            address: &at.unwrap_or_else(|| address.to_string()),
         });
         Ok(())
     }

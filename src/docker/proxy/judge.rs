@@ -58,6 +58,8 @@ pub(super) struct Question<'a> {
     pub(super) mode: &'a str,
     /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
     pub(super) alone: bool,
+    /// Where it finds us on the host's network: `127.0.0.1:PORT/SECRET`.
+    pub(super) path: Option<&'a str>,
     /// The leased container whose network it joins, where a rule allows that and both have one identity.
     pub(super) joins: Option<&'a Joined>,
 }
@@ -253,7 +255,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
         return Some("it is privileged, so it could take a neighbour's identity".into());
     }
     match host["NetworkMode"].as_str().unwrap_or_default() {
-        "host" => return Some("it uses the host's network".into()),
+        "host" if question.path.is_none() => return Some("it uses the host's network".into()),
         "none" => return Some("it asked for no network".into()),
         mode if mode.starts_with("container:") && question.joins.is_none() => {
             return Some("it joins another container's network".into());

@@ -24,6 +24,17 @@ fn other() -> String {
 
 /// Judges `body` as it would come from a client; names: `leased`, `relay`, `friend`; networks: `kfp-creds`.
 fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &Decision) -> (Verdict, Value) {
+    judged(body, name, image_env, decision, None)
+}
+
+/// `path`: where the host's loopback is served for it.
+fn judged(
+    body: Value,
+    name: Option<&str>,
+    image_env: &[&str],
+    decision: &Decision,
+    path: Option<&str>,
+) -> (Verdict, Value) {
     let mut body = strict::parse(body.to_string().as_bytes()).unwrap();
     strict::canonical(&mut body, strict::CREATE).unwrap();
     let neighbours = HashMap::from([
@@ -50,6 +61,7 @@ fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &D
         session: "0123abcd",
         mode: "run",
         alone: false,
+        path,
         joins: None,
     };
     let verdict = judge(&mut body, &question);
@@ -281,4 +293,53 @@ fn our_labels_are_ours() {
     let (passed, body) = verdict_for(json!({"Labels": labels}), None, &[], &Decision::Pass("by rule".into()));
     assert!(matches!(passed, Verdict::Pass(why) if why == "by rule"));
     assert_eq!(body["Labels"], json!({"KFP-CREDS.x": "1"}));
+}
+
+#[test]
+fn a_whole_host_name_is_an_alias_on_networks_of_the_users_own() {
+    let aliases = |mut body: Value| {
+        body["Hostname"] = "db.corp.example".into();
+        let (verdict, mut body) = verdict(body);
+        assert!(matches!(verdict, Verdict::Attach { .. }), "{verdict:?}");
+        assert_eq!((&body["Hostname"], &body["Domainname"]), (&"db".into(), &"corp.example".into()));
+        body["NetworkingConfig"]["EndpointsConfig"].take()
+    };
+    let whole = json!({"Aliases": ["db.corp.example"]});
+    let mode = |mode: &str| json!({"HostConfig": {"NetworkMode": mode}});
+    assert_eq!(aliases(mode("own")), json!({ "own": whole }));
+    let both = |mode: &str, endpoints: Value| json!({"HostConfig": {"NetworkMode": mode}, "NetworkingConfig": {"EndpointsConfig": endpoints}});
+    assert_eq!(aliases(both("own", Value::Null)), json!({ "own": whole }));
+    assert_eq!(aliases(both("own", json!({"own": null}))), json!({ "own": whole }));
+    assert_eq!(
+        aliases(both("own", json!({"own": {"Aliases": ["store"], "MacAddress": "02:00:00:00:00:01"}}))),
+        json!({"own": {"Aliases": ["store", "db.corp.example"], "MacAddress": "02:00:00:00:00:01"}})
+    );
+    assert_eq!(aliases(both("own", json!({"other": {}}))), json!({ "other": whole }));
+    for engines in ["", "bridge", "default", "nat", "slirp4netns:mtu=1500", "pasta"] {
+        assert_eq!(aliases(mode(engines)), Value::Null, "{engines}");
+    }
+    assert_eq!(aliases(both("bridge", json!({"bridge": {}}))), json!({"bridge": {}}));
+}
+
+#[test]
+fn a_container_on_the_hosts_network_is_told_its_path_and_nothing_else() {
+    let place = "127.0.0.1:4711/s3cr3t";
+    let on_host = |host: Value| judged(json!({ "HostConfig": host }), None, &[], &attach(), Some(place));
+    let (verdict, body) = on_host(json!({"NetworkMode": "host"}));
+    assert!(matches!(verdict, Verdict::Attach { .. }) && notices(&verdict).is_empty(), "{verdict:?}");
+    for name in ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"] {
+        assert_eq!(env(&body, name), [place]);
+    }
+    let host = &body["HostConfig"];
+    assert!(host["ExtraHosts"].is_null() && host["CapDrop"] == json!(["NET_RAW"]), "{host}");
+    for risky in [
+        json!({"NetworkMode": "host", "Privileged": true}),
+        json!({"NetworkMode": "host", "CapAdd": ["NET_ADMIN"]}),
+        json!({"NetworkMode": "host", "CapAdd": ["CAP_NET_RAW"]}),
+        json!({"NetworkMode": "host", "PidMode": "host"}),
+    ] {
+        assert!(matches!(on_host(risky.clone()).0, Verdict::Pass(_)), "{risky}");
+    }
+    let (verdict, _) = judged(json!({"HostConfig": {"NetworkMode": "host"}}), None, &[], &attach(), None);
+    assert!(matches!(&verdict, Verdict::Pass(why) if why.contains("host's network")), "{verdict:?}");
 }

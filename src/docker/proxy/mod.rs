@@ -45,6 +45,7 @@ mod reserved;
 mod room;
 mod rulebook;
 mod swarm;
+mod texts;
 mod upload;
 mod volumes;
 mod wait;
@@ -77,12 +78,13 @@ use crate::docker::cells::{Cell, Cells};
 use crate::docker::upstream::Upstream;
 use crate::guard::Guard;
 use crate::kfp::{Evidence, Reading};
+use crate::loopback;
 use crate::observe::{Line, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
-pub use self::preview::{Outcome, Preview, preview};
+pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
 pub use self::volumes::wrong_with_volumes;
@@ -121,6 +123,8 @@ pub struct Settings {
     pub created: Arc<AtomicBool>,
     /// Where every container gets a network of its own, besides that of [`Wiring::relay`].
     pub cells: Option<Cells>,
+    /// For containers on the network of this machine, where they get identities.
+    pub loopback: Option<loopback::Paths>,
     pub recorder: Recorder,
     /// To `lifecycle`.
     pub ask: mpsc::Sender<Ask>,
@@ -186,8 +190,7 @@ pub enum Ask {
         identity: Arc<Identity>,
         by: By,
         task: Arc<Task>,
-        /// The network that it was told of in its create; `None` for the shared one.
-        cell: Option<Cell>,
+        place: Place,
         answer: oneshot::Sender<Result<Ipv4Addr, String>>,
     },
     /// A start or restart is about to reach the engine.
@@ -198,6 +201,23 @@ pub enum Ask {
     LeasedAs { container: ContainerId, answer: oneshot::Sender<Option<LeasedAs>> },
     /// The engine has created it in the network of a leased container. From here on it is guarded and ended like one.
     Joined { container: ContainerId, with: ContainerId, task: Arc<Task>, answer: oneshot::Sender<bool> },
+}
+
+/// Where a container finds us, as it was told in its create.
+#[derive(Debug)]
+pub enum Place {
+    /// At the relay, on the network that containers share.
+    Shared,
+    /// At the relay, on a network of its own.
+    Cell(Cell),
+    /// At a listener on the loopback of this machine, whose network it has.
+    Loopback(loopback::Path),
+}
+
+impl From<Option<Cell>> for Place {
+    fn from(cell: Option<Cell>) -> Self {
+        cell.map_or(Self::Shared, Self::Cell)
+    }
 }
 
 /// What a container that joins another one shares with it.

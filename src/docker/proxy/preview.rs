@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::guard::{keys_in_body, refusing, strictness};
+use super::guard::strictness;
 use super::judge::{self, Neighbour, Question, Verdict};
+use super::texts::{Key, keys_in_body, refusing};
 use super::{Rules, Wiring, json};
 use crate::docker::relay::NAMES;
-use crate::guard::Mode;
+use crate::guard::{self, Mode};
 use crate::workload::Task;
 
 /// A request that was judged.
@@ -34,13 +35,21 @@ pub enum Outcome {
     Refuse(String),
 }
 
-/// Judges the body of a create request; `alone` where each container has a network of its own. An error where
-/// it is none.
+/// How containers find us.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Networks {
+    /// Each has a network of its own.
+    pub alone: bool,
+    /// Those on the host's network do, too.
+    pub host_loopback: bool,
+}
+
+/// Judges the body of a create request. An error where it is none.
 pub fn preview(
     bytes: &[u8],
     rules: &Rules,
-    alone: bool,
-    guard: Mode,
+    Networks { alone, host_loopback }: Networks,
+    guard: &guard::Rules,
     recognise: impl Fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
@@ -53,6 +62,7 @@ pub fn preview(
     let relay = Ipv4Addr::new(169, 254, 169, 254);
     let wiring =
         Wiring { relay, names: NAMES.map(String::from).to_vec(), project: None, quota_project: None };
+    let path = (host_loopback && body["HostConfig"]["NetworkMode"] == "host").then_some("127.0.0.1");
     let others = judge::container_references(&body);
     let neighbours = others.into_iter().map(|name| (name.clone(), Neighbour::Other(name)));
     let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(&task)).collect();
@@ -66,7 +76,8 @@ pub fn preview(
         mounts: &mounts,
         session: "",
         mode: "",
-        alone,
+        alone: alone && path.is_none(),
+        path,
         joins: None,
     };
     let outcome = match judge::judge(&mut body, &question) {
@@ -76,9 +87,9 @@ pub fn preview(
     };
     let ours = task.kfp || matches!(outcome, Outcome::Attach(_));
     let refused = matches!(outcome, Outcome::Refuse(_));
-    let (outcome, told) = match (strictness(guard, ours), keys_in_body(&body)) {
+    let (outcome, told) = match (strictness(guard.mode, ours), keys_in_body(&body, guard)) {
         (Mode::Deny, keys) if !refused && !keys.is_empty() => (Outcome::Refuse(refusing(&keys)), vec![]),
-        (Mode::Warn, keys) if !refused => (outcome, keys),
+        (Mode::Warn, keys) if !refused => (outcome, keys.into_iter().map(|Key { text, .. }| text).collect()),
         _ => (outcome, vec![]),
     };
     Ok(Preview { task, outcome, told, body: serde_json::to_vec(&body).unwrap_or_default() })

@@ -15,7 +15,7 @@ pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 /// What the container carries that keeps client libraries from asking us.
 pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
-    let address = question.wiring.relay.to_string();
+    let address = asked_at(question);
     let mut found = vec![];
     for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
         if env.value(name).is_some_and(|value| !value.is_empty()) {
@@ -33,7 +33,7 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
         }
     }
     let hosts = list(&body["HostConfig"]["ExtraHosts"]);
-    for name in &question.wiring.names {
+    for name in question.wiring.names.iter().filter(|_| question.path.is_none()) {
         if hosts.iter().any(|entry| host_entry(entry, name).is_some_and(|at| at != address)) {
             found.push(format!("an extra host entry sends {name} elsewhere"));
         }
@@ -73,8 +73,9 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     body["Labels"][SESSION_LABEL] = question.session.into();
     body["Labels"][MODE_LABEL] = question.mode.into();
     body["Labels"][ROLE.0] = ROLE.1.into();
-    // Host names, and entries for them, are those of the container whose network it joins.
-    if question.joins.is_none() {
+    // Host names, and entries for them, are those of the container whose network it joins. On the host's network no
+    // name can lead to a port and a path.
+    if question.joins.is_none() && question.path.is_none() {
         shorten_host_name(body);
         add_hosts(&mut body["HostConfig"], wiring);
     }
@@ -109,16 +110,47 @@ fn shorten_host_name(body: &mut Value) {
         domain => format!("{rest}.{domain}"),
     };
     (body["Hostname"], body["Domainname"]) = (host.into(), domain.into());
+    name_the_network(body);
     for endpoint in body["NetworkingConfig"]["EndpointsConfig"].as_object_mut().into_iter().flatten() {
-        if let (name, Value::Object(endpoint)) = endpoint
-            && name != "bridge"
-            && name != "default"
+        if let (name, endpoint) = endpoint
+            && has_aliases(name)
         {
+            if endpoint.is_null() {
+                *endpoint = Map::new().into();
+            }
+            let Value::Object(endpoint) = endpoint else { continue };
             let mut aliases = list(endpoint.get("Aliases").unwrap_or(&Value::Null));
             aliases.push(whole.clone());
             endpoint.insert("Aliases".into(), aliases.into());
         }
     }
+}
+
+/// Clients leave the endpoint out where they want nothing of it: `docker run --network own` names the network in its
+/// mode alone. The engine reads that as an endpoint without settings.
+fn name_the_network(body: &mut Value) {
+    let mode = body["HostConfig"]["NetworkMode"].as_str().filter(|mode| has_aliases(mode));
+    let Some(mode) = mode.map(String::from) else { return };
+    if !body["NetworkingConfig"].is_object() {
+        body["NetworkingConfig"] = Map::new().into();
+    }
+    let endpoints = &mut body["NetworkingConfig"]["EndpointsConfig"];
+    if endpoints.as_object().is_none_or(Map::is_empty) {
+        *endpoints = serde_json::json!({ mode: {} });
+    }
+}
+
+/// Whether this is a network of the user's own, by how it is named. The engine refuses aliases on its own ones.
+fn has_aliases(network: &str) -> bool {
+    // Podman's modes can have options (`slirp4netns:…`).
+    let mode = network.split(':').next().unwrap_or_default();
+    !["", "bridge", "container", "default", "host", "nat", "none", "ns", "pasta", "private", "slirp4netns"]
+        .contains(&mode)
+}
+
+/// What clients are to take for the metadata server.
+fn asked_at(question: &Question<'_>) -> String {
+    question.path.map_or_else(|| question.wiring.relay.to_string(), String::from)
 }
 
 /// What is set in the environment: never over a value that is there, except the proxy exceptions, which
@@ -128,7 +160,7 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     let env = Environment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
     for name in METADATA_VARIABLES {
-        out.push((name, Some(wiring.relay.to_string())));
+        out.push((name, Some(asked_at(question))));
     }
     // GDAL asks a metadata server only where it believes that it runs on a GCE instance.
     out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));

@@ -15,6 +15,7 @@ mod far;
 mod floods;
 mod golden_relay;
 mod guard;
+mod host_network;
 mod interfaces;
 mod interrupts;
 mod joins;

@@ -1,0 +1,99 @@
+//! `network.host_loopback`: a listener for containers on the network of this machine, where the engine shares its loopback.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::broken;
+use crate::config::Config;
+use crate::docker::{EngineError, Product};
+use crate::failure::Failure;
+use crate::loopback::{Path, Paths};
+use crate::observe::Voice;
+use crate::process::Tasks;
+use crate::server::{Entrance, Server};
+use crate::session::Session;
+
+/// For the container that proves it.
+const PROOF_WITHIN: Duration = Duration::from_secs(10);
+
+/// A listener that nobody serves yet.
+#[derive(Debug)]
+pub(super) struct Bound {
+    listener: TcpListener,
+    pub(super) paths: Paths,
+}
+
+/// `None` where the config does not want one.
+pub(super) async fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
+    if !config.host_loopback {
+        return Ok(None);
+    }
+    let failed = |error| broken("listen on loopback (network.host_loopback)", error);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
+    let SocketAddr::V4(at) = listener.local_addr().map_err(failed)? else {
+        return Err(failed(std::io::ErrorKind::AddrNotAvailable.into()));
+    };
+    Ok(Some(Bound { listener, paths: Paths::new(at) }))
+}
+
+/// Serves it, where there is one and the engine shares the loopback.
+pub(super) async fn proved(
+    bound: Option<Bound>,
+    session: &Session,
+    server: &Arc<Server>,
+    voice: &Voice,
+    tasks: &Tasks,
+) -> Option<Paths> {
+    bound?.proved(session, server, voice, tasks).await
+}
+
+impl Bound {
+    /// Serves it, once a container on the engine's host network has come to it. Nothing else proves that the two
+    /// loopbacks are one: the engine may run in a VM that forwards its socket, in a namespace of its own, or elsewhere.
+    /// `None` where it is not so, which is said.
+    async fn proved(
+        self,
+        session: &Session,
+        server: &Arc<Server>,
+        voice: &Voice,
+        tasks: &Tasks,
+    ) -> Option<Paths> {
+        let stop = tasks.stop().child_token();
+        let (at, entrance) = (self.paths.at(), Entrance::Leases(self.paths.clone()));
+        let serving = server.clone().serve_listener(self.listener, entrance, stop.clone(), tasks.clone());
+        tasks.spawn("host loopback", serving);
+        let Err(why) = prove(session, at, &self.paths).await else { return Some(self.paths) };
+        stop.cancel();
+        voice.notice(format!(
+            "network.host_loopback: containers on the host's network get no identity, because {why}"
+        ));
+        None
+    }
+}
+
+async fn prove(session: &Session, at: SocketAddrV4, paths: &Paths) -> Result<(), String> {
+    let engine = &session.engine;
+    if engine.product() == Product::Podman {
+        return Err("that needs Docker Engine".into());
+    }
+    if engine.upstream().endpoint().socket().is_none() {
+        return Err("the engine is another machine's".into());
+    }
+    let path: Path = paths.take().ok_or("there is no randomness to be had")?;
+    let below = format!("/{}", path.segment());
+    let failed = |error: EngineError| format!("no container could be run there: {error}");
+    let container = engine.make_probe(&session.image, at, Some(&below)).await.map_err(failed)?;
+    let ran = tokio::time::timeout(PROOF_WITHIN, engine.run_to_end(&container)).await;
+    let removed = engine.remove(&container).await;
+    match ran {
+        _ if path.was_asked() => removed.map_err(failed),
+        Ok(Err(error)) => Err(failed(error)),
+        Ok(Ok(_)) | Err(_) => {
+            Err("the engine's loopback is not this machine's: it runs in a VM, rootless or in a namespace"
+                .into())
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The loopback listener: of `serve --listen`, for programs without Docker, and of `network.host_loopback`, for containers
+//! on this machine's network.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::caller::Caller;
+use super::{CutOff, HOLD, Server, own_source, respond};
+use crate::loopback::Paths;
+use crate::metadata::{self, Failure, RequestHead};
+use crate::process::{OWN_SOURCE, Tasks};
+use crate::secret::Secret;
+use crate::unparsable::Flavored;
+use crate::workload::Identity;
+
+/// Who is let in at a loopback listener. A port on loopback can be reached by every user of the machine.
+#[derive(Debug)]
+pub enum Entrance {
+    /// Programs of this machine, all as `identity`. With a capability, every path has to begin with it.
+    Local { identity: Arc<Identity>, capability: Option<Secret<String>> },
+    /// Containers on this machine's network, each by its own path.
+    Leases(Paths),
+}
+
+impl Server {
+    /// Serves the protocol on loopback, until `stop`.
+    pub async fn serve_listener(
+        self: Arc<Self>,
+        listener: TcpListener,
+        entrance: Entrance,
+        stop: CancellationToken,
+        tasks: Tasks,
+    ) {
+        let entrance = Arc::new(entrance);
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let (this, entrance, stop) = (self.clone(), entrance.clone(), stop.clone());
+            tasks.spawn("local connection", async move {
+                let service =
+                    service_fn(move |request| this.clone().from_loopback(request, entrance.clone()));
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(75))
+                    .max_buf_size(16 * 1024)
+                    .serve_connection(TokioIo::new(Flavored::new(stream)), service);
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    served = serving => if let Err(error) = served {
+                        tracing::debug!(%error, "a local connection ended");
+                    }
+                }
+            });
+        }
+    }
+
+    async fn from_loopback(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        entrance: Arc<Entrance>,
+    ) -> Result<Response<Full<Bytes>>, CutOff> {
+        let deadline = Instant::now() + HOLD;
+        let (head, _) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
+            return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path")));
+        };
+        if head.headers.contains_key(OWN_SOURCE) {
+            return Ok(own_source());
+        }
+        let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
+        let host = head.uri.authority().map(|named| named.as_str()).or(host);
+        let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
+        let mut reply = self.answer(caller, &asked, deadline).await?;
+        if let Some(secret) = secret {
+            stay_under(secret, reply.headers_mut());
+        }
+        Ok(reply)
+    }
+
+    /// Who comes in with this target, under which secret, and what is asked for behind it. `None` where nothing may be
+    /// told: no such secret, or one whose lease has ended.
+    async fn entered<'a>(
+        &self,
+        entrance: &Entrance,
+        target: &'a str,
+        deadline: Instant,
+    ) -> Option<(Caller, Option<&'a str>, &'a str)> {
+        match entrance {
+            Entrance::Local { identity, capability: None } => {
+                Some((Caller::Local(identity.clone()), None, target))
+            }
+            Entrance::Local { identity, capability: Some(capability) } => {
+                let (secret, rest) = under(capability, target)?;
+                Some((Caller::Local(identity.clone()), Some(secret), rest))
+            }
+            Entrance::Leases(paths) => {
+                let (address, secret, rest) = paths.find(target)?;
+                if !self.reader.has(address) {
+                    return None;
+                }
+                let lease = self.reader.ask(address, deadline).await?;
+                Some((Caller::Container(lease), Some(secret), rest))
+            }
+        }
+    }
+}
+
+/// The capability as it stands in `target`, compared in constant time, and the rest behind it.
+pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<(&'a str, &'a str)> {
+    let rest = target.strip_prefix('/')?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (given, rest) = rest.split_at(end);
+    let expected = ring::digest::digest(&ring::digest::SHA256, capability.expose().as_bytes());
+    let digest = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
+    // Equal digests compared byte by byte tell nothing about the capability's own bytes.
+    (expected.as_ref() == digest.as_ref()).then_some((given, if rest.is_empty() { "/" } else { rest }))
+}
+
+/// A redirect leads to where the same caller may go: it has shown the capability already.
+fn stay_under(secret: &str, headers: &mut HeaderMap) {
+    let location = headers.get(hyper::header::LOCATION).and_then(|location| location.to_str().ok());
+    let Some((host, path)) = location.and_then(|at| at.strip_prefix("http://")?.split_once('/')) else {
+        return;
+    };
+    if let Ok(location) = HeaderValue::from_str(&format!("http://{host}/{secret}/{path}")) {
+        headers.insert(hyper::header::LOCATION, location);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_capability_is_the_whole_first_segment() {
+        let capability = Secret::new("s3cr3t".to_string());
+        let rest = |target| under(&capability, target).map(|(_, rest)| rest);
+        assert_eq!(rest("/s3cr3t/computeMetadata/v1/?a=b"), Some("/computeMetadata/v1/?a=b"));
+        assert_eq!(rest("/s3cr3t"), Some("/"));
+        for bad in ["/", "/s3cr3", "/s3cr3tx/a", "/computeMetadata/v1/", "s3cr3t/", "//s3cr3t/a"] {
+            assert_eq!(rest(bad), None, "{bad}");
+        }
+    }
+}
