@@ -54,6 +54,36 @@ impl Tasks {
     }
 }
 
+/// hyper's executor for a connection whose tasks belong together: where one panics, the others wait for it in vain, so that
+/// who serves the connection has to end it.
+#[derive(Clone, Debug, Default)]
+pub struct Together(CancellationToken);
+
+impl Together {
+    /// Resolves when one of the tasks has panicked.
+    pub async fn broken(&self) {
+        self.0.cancelled().await;
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Together
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let unfinished = self.0.clone().drop_guard();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it looks at the outcome: what does not end cancels all"
+        )]
+        tokio::spawn(async move {
+            work.await;
+            unfinished.disarm();
+        });
+    }
+}
+
 /// What blocking `work` comes to, while others are served. It has a thread of its own: one that hangs for good (a
 /// dead file server answers nothing at all) takes no other's place. `None` where there is no thread to be had, or
 /// `work` panicked.

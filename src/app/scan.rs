@@ -16,6 +16,7 @@ use super::reach::reach;
 use crate::config::{Config, Surroundings};
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
+use crate::guard::found::Passed;
 use crate::guard::image::{self, Report};
 use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, look};
@@ -68,6 +69,9 @@ pub async fn scan(
     report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
         find.place = target.into();
     });
+    if report.passed.first.is_empty() {
+        report.passed.first = target.into();
+    }
     let spent = began.elapsed();
     tracing::info!(bytes = report.bytes, ms = spent.as_millis(), "scanned");
     let target = quote::name(target);
@@ -112,7 +116,8 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
         deleted: false,
     });
     let unverified = seen.unverified.iter().map(|what| short(what)).collect();
-    Report { finds: finds.collect(), unverified, bytes: seen.bytes }
+    let passed = Passed { first: short(&seen.passed.first), ..seen.passed };
+    Report { finds: finds.collect(), unverified, passed, bytes: seen.bytes }
 }
 
 /// What `docker save` gives, read while it comes.

@@ -6,6 +6,7 @@ use super::check::judged_as;
 use super::keys::RawGuard;
 use super::read::Layers;
 use super::{SourceChoice, Surroundings};
+use crate::guard::excepted::Named;
 use crate::guard::{Guard, Mode, Rules};
 use crate::provided::TokenFrom;
 use crate::quote;
@@ -45,8 +46,19 @@ pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Sur
         "off" => Ok(Mode::Off),
         _ => Err("has to be \"deny\", \"warn\" or \"off\"".into()),
     });
-    let mut allow = vec![];
+    let (mut allow, mut named) = (vec![], vec![]);
     for text in &raw.allow {
+        match Named::parse(text) {
+            Some(Ok(name)) => {
+                named.push(name);
+                continue;
+            }
+            Some(Err(why)) => {
+                say.problem("guard.allow", why);
+                continue;
+            }
+            None => {}
+        }
         match (text.strip_prefix("~/"), around.home()) {
             _ if !say.is_path("guard.allow", text) => {}
             _ if text.trim_matches(['/', '.', '~']).is_empty() => {
@@ -62,5 +74,5 @@ pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Sur
             }
         }
     }
-    Rules { mode: mode.unwrap_or_default(), allow }
+    Rules { mode: mode.unwrap_or_default(), allow, named }
 }

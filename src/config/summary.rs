@@ -110,12 +110,12 @@ fn guarding(rules: &Rules) -> String {
         Mode::Warn => "warn",
         Mode::Off => "off",
     };
-    match rules.allow.is_empty() {
+    let paths = rules.allow.iter().map(|path| quote::path(path));
+    let names = rules.named.iter().map(|named| named.part.entry(&quote::name(&named.name)));
+    let allowed: Vec<String> = paths.chain(names).collect();
+    match allowed.is_empty() {
         true => mode.into(),
-        false => {
-            let allowed = rules.allow.iter().map(|path| quote::path(path));
-            format!("{mode}, except {}", allowed.collect::<Vec<_>>().join(" "))
-        }
+        false => format!("{mode}, except {}", allowed.join(" ")),
     }
 }
 

@@ -29,10 +29,11 @@ pub fn what(bytes: &[u8]) -> Option<Kind> {
     Judge::default().judge(bytes)
 }
 
-/// The same, with the number of published keys that were passed over.
-pub fn judged(bytes: &[u8]) -> (Option<Kind>, u32) {
+/// The same, with the digests of the published keys that were passed over, each as often as it was met.
+pub fn judged(bytes: &[u8]) -> (Option<Kind>, Vec<u64>) {
     let judge = Judge::default();
-    (judge.judge(bytes), judge.published.get())
+    let found = judge.judge(bytes);
+    (found, judge.published.into_inner())
 }
 
 /// Digests of all that is a key in `bytes`, published or not: what a list of published keys is made of.
@@ -55,7 +56,7 @@ struct Judge {
     work: Work,
     /// Bytes that may still come out of what is compressed inside base64.
     inflatable: Cell<u64>,
-    published: Cell<u32>,
+    published: RefCell<Vec<u64>>,
     /// Where all are wanted, none is accepted.
     collected: Option<RefCell<Vec<(Kind, u64)>>>,
 }
@@ -65,7 +66,7 @@ impl Default for Judge {
         Self {
             work: Work::default(),
             inflatable: Cell::new(MOST_INFLATED),
-            published: Cell::new(0),
+            published: RefCell::default(),
             collected: None,
         }
     }
@@ -93,8 +94,8 @@ impl Judge {
             }
             return None;
         }
-        if published::knows(material) {
-            self.published.set(self.published.get() + 1);
+        if let Some(digest) = published::known(material) {
+            self.published.borrow_mut().push(digest);
             return None;
         }
         Some(kind)

@@ -26,8 +26,12 @@ pub(super) fn runs<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = 
     std::iter::from_fn(move || {
         while let Some((run, end)) = next_run(bytes, from, work) {
             from = end;
+            let run = match &run {
+                Run::Word(word) => *word,
+                Run::Lines(lines) => lines.as_slice(),
+            };
             if run.len() >= SHORTEST_RUN
-                && let Some(plain) = decode(&run, work)
+                && let Some(plain) = decode(run, work)
             {
                 return Some(plain);
             }
@@ -54,13 +58,20 @@ fn is_of_run(byte: u8) -> bool {
     VALUES[usize::from(byte)] < 64
 }
 
-/// The characters of the next run at or after `from`, and where to go on. Empty where it is too short.
-fn next_run(bytes: &[u8], from: usize, work: &Work) -> Option<(Bytes, usize)> {
+/// Characters to decode: most runs are one word, which is not copied.
+enum Run<'a> {
+    Word(&'a [u8]),
+    Lines(Bytes),
+}
+
+/// The characters of the next run at or after `from`, and where to go on. It can be too short.
+fn next_run<'a>(bytes: &'a [u8], from: usize, work: &Work) -> Option<(Run<'a>, usize)> {
     let (start, mut end) = next_word(bytes, from, work)?;
-    let mut run = Zeroizing::new(vec![]);
+    // Made with the second line: wiping a buffer costs something even where nothing is in it.
+    let mut run: Option<Bytes> = None;
     let first = end - start;
     let mut width = None;
-    while run.len() < LONGEST_RUN
+    while run.as_ref().is_none_or(|run| run.len() < LONGEST_RUN)
         && let Some(next) = next_line(bytes, end, first >= SHORTEST_RUN)
     {
         let line = &bytes[next..next + bytes[next..].iter().take_while(|b| is_of_run(**b)).count()];
@@ -70,20 +81,16 @@ fn next_run(bytes: &[u8], from: usize, work: &Work) -> Option<(Bytes, usize)> {
         if line.is_empty() || line.len() > full || full < SHORTEST_WORD {
             break;
         }
-        if run.is_empty() {
-            run.extend_from_slice(&bytes[start..end]);
-        }
+        let run = run.get_or_insert_with(|| Zeroizing::new(bytes[start..end].to_vec()));
         run.extend_from_slice(line);
         end = next + line.len();
         if line.len() < full {
             break;
         }
     }
-    if run.is_empty() && first >= SHORTEST_RUN {
-        run.extend_from_slice(&bytes[start..end]);
-    }
+    let Some(run) = run else { return Some((Run::Word(&bytes[start..end]), end)) };
     work.add(run.len());
-    Some((run, end))
+    Some((Run::Lines(run), end))
 }
 
 /// The next word of at least [`SHORTEST_WORD`] characters. It looks at every eighth place: between two of them that
@@ -273,33 +280,37 @@ pub(super) fn narrowed(bytes: &[u8], work: &Work) -> Option<Bytes> {
 /// there are none to speak of.
 pub(super) fn unescaped(bytes: &[u8], work: &Work) -> Option<Bytes> {
     let mut text: Option<Bytes> = None;
-    for (is_used, undo) in [
-        (is_html as fn(&[u8]) -> bool, html as fn(&[u8]) -> Option<(u8, usize)>),
-        (is_url, url),
-        (is_mail, mail),
-        (is_json, json),
+    for (is_used, signs, undo) in [
+        (is_html as fn(&[u8]) -> bool, [b'&', b'&'], html as fn(&[u8]) -> Option<(u8, usize)>),
+        (is_url, [b'%', b'+'], url),
+        (is_mail, [b'=', b'='], mail),
+        (is_json, [b'\\', b'\\'], json),
     ] {
         let before = text.as_deref().map_or(bytes, Vec::as_slice);
         work.add(before.len());
         if is_used(before) {
             work.add(before.len() * 2);
-            text = Some(undone(before, undo));
+            text = Some(undone(before, signs, undo));
         }
     }
     text
 }
 
-/// `escape` says which byte the escape at the beginning stands for, and its length; byte 0 stands for nothing.
-fn undone(bytes: &[u8], escape: fn(&[u8]) -> Option<(u8, usize)>) -> Bytes {
+/// An escape begins with one of `signs`; `escape` says which byte the one at the beginning stands for, and its length;
+/// byte 0 stands for nothing.
+fn undone(bytes: &[u8], signs: [u8; 2], escape: fn(&[u8]) -> Option<(u8, usize)>) -> Bytes {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
-    while let Some(first) = rest.first() {
-        let (byte, length) = escape(rest).unwrap_or((*first, 1));
+    while let Some(at) = memchr::memchr2(signs[0], signs[1], rest) {
+        plain.extend_from_slice(&rest[..at]);
+        rest = &rest[at..];
+        let (byte, length) = escape(rest).unwrap_or((rest[0], 1));
         if byte != 0 || length == 1 {
             plain.push(byte);
         }
         rest = &rest[length.min(rest.len())..];
     }
+    plain.extend_from_slice(rest);
     plain.into()
 }
 

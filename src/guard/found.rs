@@ -1,7 +1,7 @@
 //! What the readers of one look have in common: what was found, what could not be looked at, and how much may be
 //! decompressed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -36,10 +36,54 @@ pub(super) struct Notes {
     pub(super) documents: Vec<Value>,
 }
 
+/// Published keys that were passed over.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Passed {
+    pub keys: usize,
+    pub files: usize,
+    /// The first of the files.
+    pub first: String,
+}
+
+impl Passed {
+    /// The keys of a file, by their digests.
+    pub(super) fn of(name: &str, keys: &BTreeSet<u64>) -> Self {
+        match keys.len() {
+            0 => Self::default(),
+            keys => Self { keys, files: 1, first: name.into() },
+        }
+    }
+
+    pub fn add(&mut self, other: Self) {
+        if self.files == 0 {
+            self.first = other.first;
+        }
+        self.keys += other.keys;
+        self.files += other.files;
+    }
+
+    /// The note about them.
+    pub fn told(&self) -> Option<String> {
+        let first = &self.first;
+        let keys = match self.keys {
+            0 => return None,
+            1 => "1 published test key".to_string(),
+            keys => format!("{keys} published test keys"),
+        };
+        let more = match self.files.saturating_sub(1) {
+            0 => String::new(),
+            1 => " and 1 more file".to_string(),
+            more => format!(" and {more} more files"),
+        };
+        Some(format!("{keys} in {first}{more}: known by digest, not refused"))
+    }
+}
+
 #[derive(Debug)]
 struct State {
     finds: Vec<Entry>,
     unverified: Vec<String>,
+    passed: Passed,
     more: u64,
     pushed: u64,
     unpacked: u64,
@@ -52,6 +96,7 @@ impl Default for State {
         Self {
             finds: vec![],
             unverified: vec![],
+            passed: Passed::default(),
             more: 0,
             pushed: 0,
             unpacked: 0,
@@ -98,6 +143,10 @@ impl Found {
             more => all.push(format!("{more} places more")),
         }
         all
+    }
+
+    pub(super) fn take_passed(&self) -> Passed {
+        std::mem::take(&mut self.state().passed)
     }
 
     /// So many bytes of the outermost stream came.
@@ -190,6 +239,13 @@ impl Place {
 
     pub(super) fn find(&self, name: &str, kind: Kind, line: Option<u32>) {
         self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line });
+    }
+
+    /// Published keys of a file, by their digests.
+    pub(super) fn pass(&self, name: &str, keys: &BTreeSet<u64>) {
+        if !keys.is_empty() {
+            self.found.state().passed.add(Passed::of(&self.full(name), keys));
+        }
     }
 
     pub(super) fn doubt(&self, name: &str, why: &str) {

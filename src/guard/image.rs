@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use serde_json::Value;
 
 use super::archive::last;
-use super::found::{Entry, Place, Role};
+use super::excepted::{Part, in_image};
+use super::found::{Entry, Passed, Place, Role};
 use super::stream::Stream;
 use super::{Kind, environment, what};
 
@@ -38,6 +39,8 @@ impl From<Entry> for Located {
 pub struct Report {
     pub finds: Vec<Located>,
     pub unverified: Vec<String>,
+    /// Published keys.
+    pub passed: Passed,
     /// Bytes that were read, and that came out of decompression.
     pub bytes: u64,
 }
@@ -80,7 +83,8 @@ pub fn scan(mut input: impl Read) -> io::Result<Report> {
             None => {}
         }
     }
-    Ok(Report { finds, unverified: stream.take_unverified(), bytes: stream.bytes() })
+    let passed = stream.take_passed();
+    Ok(Report { finds, unverified: stream.take_unverified(), passed, bytes: stream.bytes() })
 }
 
 /// Environment, labels and history of an image: what is a key, and where.
@@ -90,12 +94,12 @@ pub(super) fn config(document: &Value) -> Vec<(Kind, String)> {
         let config = &document[part];
         for entry in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             if let Some(find) = environment::variable(entry) {
-                found.push((find.kind, format!("variable {}", find.place)));
+                found.push((find.kind, in_image(Part::Variable, &find.place)));
             }
         }
         for (name, value) in config["Labels"].as_object().into_iter().flatten() {
             if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
-                found.push((kind, format!("label {name}")));
+                found.push((kind, in_image(Part::Label, name)));
             }
         }
     }

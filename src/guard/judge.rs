@@ -1,8 +1,10 @@
 //! One file that is pushed, judged in windows, so that a key late in a large file counts as well.
 
+use std::collections::BTreeSet;
+
 use zeroize::Zeroize;
 
-use super::content::HEAD;
+use super::content::{HEAD, judged};
 use super::found::Place;
 use super::text::is_text;
 use super::{Kind, what};
@@ -18,6 +20,8 @@ pub(super) struct Judge {
     judged: usize,
     lines: u32,
     found: bool,
+    /// Published keys, by their digests: windows overlap.
+    passed: BTreeSet<u64>,
 }
 
 impl Judge {
@@ -41,6 +45,7 @@ impl Judge {
         }
         self.window.zeroize();
         self.judged = 0;
+        place.pass(name, &std::mem::take(&mut self.passed));
     }
 
     pub(super) fn unjudged(&self) -> u64 {
@@ -48,7 +53,9 @@ impl Judge {
     }
 
     fn look(&mut self, name: &str, place: &Place) {
-        if let Some(kind) = what(&self.window) {
+        let (found, passed) = judged(&self.window);
+        self.passed.extend(passed);
+        if let Some(kind) = found {
             let line = place.lines.then(|| line(&self.window)).flatten();
             place.find(name, kind, line.map(|line| self.lines + line));
             self.found = true;
@@ -68,19 +75,22 @@ impl Judge {
     }
 }
 
-/// The same of a file that is all here, without a copy of it. With the line where one is wanted.
-pub(super) fn all(bytes: &[u8], lines: bool) -> Option<(Kind, Option<u32>)> {
-    let mut start = 0;
+/// The same of a file that is all here, without a copy of it: the find, with its line where one is wanted, and published
+/// keys by their digests.
+pub(super) fn all(bytes: &[u8], lines: bool) -> (Option<(Kind, Option<u32>)>, BTreeSet<u64>) {
+    let (mut start, mut passed) = (0, BTreeSet::new());
     loop {
         let window = &bytes[start..bytes.len().min(start + HEAD)];
-        if let Some(kind) = what(window) {
+        let (found, keys) = judged(window);
+        passed.extend(keys);
+        if let Some(kind) = found {
             let before = || memchr::memchr_iter(b'\n', &bytes[..start]).count();
             let line = lines.then(|| line(window)).flatten();
             let line = line.map(|line| line + u32::try_from(before()).unwrap_or(u32::MAX));
-            return Some((kind, line));
+            return (Some((kind, line)), passed);
         }
         if start + HEAD >= bytes.len() {
-            return None;
+            return (None, passed);
         }
         start += HEAD - SHARED;
     }

@@ -100,8 +100,8 @@ pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kin
     if !matches!(last, b"login" | b"password" | b"account" | b"macdef") {
         return None;
     }
-    words.find_map(|word| {
-        let made = std::mem::replace(&mut last, word) == b"password" && !is_template(word);
-        made.then(|| accept(Kind::Netrc, word)).flatten()
-    })
+    let filled = words.any(|word| std::mem::replace(&mut last, word) == b"password" && !is_template(word));
+    // A password alone is too short to be known by its digest, as others may have thought of it: the file as a whole is
+    // what somebody published.
+    filled.then(|| accept(Kind::Netrc, bytes)).flatten()
 }

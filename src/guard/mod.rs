@@ -4,7 +4,7 @@
 //! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
 //! Rooms: `content` what bytes are, by `pem`, `binary` (DER, key stores), `fields` of text and `rules` for them, `logins` (files
 //! of known tools); `encoded` undoes base64 and escapes, `text` knows values, `published` keys that everybody has, `work` counts
-//! steps; `environment` variables. `walk` and `tree` look through
+//! steps; `environment` variables, `excepted` what may hold keys by its name. `walk` and `tree` look through
 //! directories under a budget, `likely` says what comes first, `reading` reads a file, `memory` keeps what earlier
 //! looks came to, `seen` what this one does. `stream` is any file as it passes: `judge` files, `archive` tar, `zip`,
 //! `unpack` and `zstd` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
@@ -14,6 +14,7 @@ mod binary;
 pub mod content;
 mod encoded;
 pub mod environment;
+pub mod excepted;
 mod fields;
 pub mod found;
 pub mod image;
@@ -45,6 +46,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use content::what;
+use excepted::{Named, Part};
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -158,9 +160,16 @@ pub struct Rules {
     /// Files and directories whose content is not judged. Absolute paths stand for places of the host;
     /// relative ones for places inside a build context.
     pub allow: Vec<PathBuf>,
+    /// Texts of requests and images that are not judged.
+    pub named: Vec<Named>,
 }
 
 impl Rules {
+    /// Whether the operator has excepted this text.
+    pub fn allows_named(&self, part: Part, name: &str) -> bool {
+        self.named.iter().any(|named| named.part == part && named.name == name)
+    }
+
     /// Whether the operator has excepted this place; links of both are resolved where they can be.
     pub fn allows(&self, place: &Path) -> bool {
         let resolved = place.canonicalize();
@@ -184,8 +193,11 @@ impl Rules {
         self.allows(Path::new(archive)) || around(place).any(|place| self.allows_plainly(Path::new(place)))
     }
 
-    /// The same for a place inside an archive, written as there.
+    /// The same for a place inside an archive, written as there, or in the config of an image.
     pub fn allows_inside(&self, name: &str) -> bool {
+        if excepted::of_image(name).is_some_and(|(part, name)| self.allows_named(part, name)) {
+            return true;
+        }
         let name = name.trim_start_matches("./").trim_start_matches('/');
         around(name)
             .map(Path::new)

@@ -14,8 +14,8 @@ pub(super) fn digest(material: &[u8]) -> u64 {
     hash(&SHA256, material).as_ref().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
-/// Whether this key was published.
-pub(super) fn knows(material: &[u8]) -> bool {
+/// The digest, where this key was published.
+pub(super) fn known(material: &[u8]) -> Option<u64> {
     static KNOWN: OnceLock<Vec<u64>> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {
         let digests = LIST.lines().filter_map(|line| u64::from_str_radix(line.get(..16)?, 16).ok());
@@ -23,5 +23,6 @@ pub(super) fn knows(material: &[u8]) -> bool {
         known.sort_unstable();
         known
     });
-    !material.is_empty() && known.binary_search(&digest(material)).is_ok()
+    let digest = (!material.is_empty()).then(|| digest(material))?;
+    known.binary_search(&digest).is_ok().then_some(digest)
 }

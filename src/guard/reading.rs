@@ -6,7 +6,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use super::found::Entry;
+use super::found::{Entry, Passed};
 use super::judge;
 use super::stream::{Stream, is_opened};
 use super::text::is_text;
@@ -25,6 +25,8 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Judged {
     pub(super) finds: Vec<Entry>,
     pub(super) unverified: Vec<String>,
+    /// Published keys.
+    pub(super) passed: Passed,
     /// An archive that was not opened, or not wholly.
     pub(super) shut: bool,
     /// What it counts for, whoever looks again.
@@ -45,14 +47,16 @@ pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<J
         stream.push_root(&bytes);
         stream.end();
         let shut = !stream.take_unverified().is_empty();
-        return Ok(Judged { finds: stream.take_finds(), shut, bytes: stream.bytes(), unverified: vec![] });
+        let (finds, passed) = (stream.take_finds(), stream.take_passed());
+        return Ok(Judged { finds, shut, bytes: stream.bytes(), passed, unverified: vec![] });
     }
     if size > HEAD && is_text(&bytes) {
         file.take(LONGEST_TEXT - HEAD).read_to_end(&mut bytes)?;
     }
-    let find = judge::all(&bytes, false);
+    let (find, passed) = judge::all(&bytes, false);
+    let passed = Passed::of(&name(), &passed);
     let finds = find.into_iter().map(|(kind, line)| Entry { name: name(), kind, layer: None, line });
-    Ok(Judged { finds: finds.collect(), bytes: bytes.len() as u64, ..Judged::default() })
+    Ok(Judged { finds: finds.collect(), passed, bytes: bytes.len() as u64, ..Judged::default() })
 }
 
 /// Judges all of it, with lines. `step` hears that it goes on.
@@ -73,6 +77,7 @@ pub(super) fn whole(path: &Path, file: &mut File, step: &dyn Fn()) -> io::Result
     Ok(Judged {
         finds: stream.take_finds(),
         unverified: stream.take_unverified(),
+        passed: stream.take_passed(),
         shut: false,
         bytes: stream.bytes(),
     })

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::Find;
+use super::found::Passed;
 
 /// What one look may cost.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub struct Seen {
     pub lines: Vec<Option<u32>>,
     /// What was not judged, and why; lower-case fragments.
     pub unverified: Vec<String>,
+    /// Published keys, of the files that this look read.
+    pub passed: Passed,
     /// The file system did not answer, and what it holds is not known.
     pub hung: bool,
     /// The work: files judged, names met, bytes counted.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use zeroize::Zeroize;
 
 use super::archive::{Tar, checksum_fits};
-use super::found::{Entry, Notes, Place, Role};
+use super::found::{Entry, Notes, Passed, Place, Role};
 use super::image;
 use super::judge::{self, Judge};
 use super::unpack::Unpack;
@@ -72,14 +72,20 @@ impl Form {
 /// What a file that is wholly here comes to, without copying it where it is no archive.
 pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
     if matches!(Form::of(bytes, place.role), Form::File) {
-        if let Some((kind, line)) = judge::all(bytes, place.lines) {
-            place.find(name, kind, line);
-        }
+        in_file(name, bytes, place);
         return;
     }
     let mut stream = Stream::of(name, place.clone());
     stream.push(bytes);
     stream.end();
+}
+
+fn in_file(name: &str, bytes: &[u8], place: &Place) {
+    let (found, passed) = judge::all(bytes, place.lines);
+    if let Some((kind, line)) = found {
+        place.find(name, kind, line);
+    }
+    place.pass(name, &passed);
 }
 
 /// Whether a file that begins with `head` is more than a file: an archive, something compressed.
@@ -134,6 +140,11 @@ impl Stream {
     /// What was not looked at, and why; all of it is known after the end.
     pub fn take_unverified(&mut self) -> Vec<String> {
         self.place.found.take_unverified()
+    }
+
+    /// Published keys, of files that have ended.
+    pub fn take_passed(&mut self) -> Passed {
+        self.place.found.take_passed()
     }
 
     /// Bytes that came and that came out of decoders.
@@ -299,11 +310,7 @@ impl Stream {
     pub(super) fn give_up(&mut self) {
         let Self { name, place, state, .. } = self;
         match state {
-            State::Begin(head) => {
-                if let Some((kind, line)) = judge::all(head, place.lines) {
-                    place.find(name, kind, line);
-                }
-            }
+            State::Begin(head) => in_file(name, head, place),
             State::File(judge) => judge.end(name, place),
             State::Packed(packed) => packed.give_up(),
             State::Tar(tar) => tar.give_up(),

@@ -435,3 +435,16 @@ fn work_is_linear_whatever_is_repeated() {
     }
     assert!(worst.0 > 5, "nothing was counted: {worst:?}");
 }
+
+/// Whoever chose the same password has not published it.
+#[test]
+fn a_netrc_is_known_by_the_whole_of_it() {
+    use super::content::digests;
+    use super::published::digest;
+    let login = |password: &str| format!("machine imap login bob port imaps password {password}\n");
+    let file = [login("b0bwillknow"), login("AnotherOne7")].concat();
+    assert_eq!(digests(file.as_bytes()), [(Kind::Netrc, digest(file.as_bytes()))]);
+    assert_eq!(what(file.as_bytes()), Some(Kind::Netrc));
+    let other = file.replace("bob", "eve");
+    assert_ne!(digests(file.as_bytes()), digests(other.as_bytes()));
+}

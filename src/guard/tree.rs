@@ -327,6 +327,7 @@ impl<'a> Walk<'a> {
             self.memory.keep(now, judged.bytes, judged.shut);
         }
         self.seen.unverified.extend(judged.unverified);
+        self.seen.passed.add(judged.passed);
         for entry in judged.finds {
             if !self.rules.allows_place(&entry.name) && !self.full(number) {
                 self.found(number, entry.kind, entry.name, entry.line);

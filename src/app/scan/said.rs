@@ -10,6 +10,7 @@ use std::io;
 
 use serde_json::{Value, json};
 
+use crate::guard::found::Passed;
 use crate::guard::image::{Located, Report};
 use crate::guard::{Kind, Rules};
 
@@ -17,11 +18,14 @@ use crate::guard::{Kind, Rules};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Form {
     Text,
-    /// One object a line: first the finds, then what is not verified.
+    /// One object a line: first the finds, then what is not verified, then published keys.
     Json,
     /// SARIF 2.1.0, one document.
     Sarif,
 }
+
+/// The event of published keys, which are no finds and which no baseline needs to know.
+const PUBLISHED: &str = "published";
 
 /// Fingerprints that somebody has looked at: those in the output of an earlier `scan --json`.
 #[derive(Clone, Debug, Default)]
@@ -32,13 +36,16 @@ impl Baseline {
     /// Where a line is no object with a fingerprint; without a word of its content.
     pub(super) fn read(text: &str) -> io::Result<Self> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let known = lines.map(|(number, line)| {
+        let known = lines.filter_map(|(number, line)| {
             let object: Option<Value> = serde_json::from_str(line).ok();
+            if object.as_ref().is_some_and(|object| object["event"] == PUBLISHED) {
+                return None;
+            }
             let fingerprint = object.as_ref().and_then(|object| object["fingerprint"].as_str());
-            fingerprint.map(String::from).ok_or_else(|| {
+            Some(fingerprint.map(String::from).ok_or_else(|| {
                 let why = format!("line {} has no fingerprint; it is the output of scan --json", number + 1);
                 io::Error::new(io::ErrorKind::InvalidData, why)
-            })
+            }))
         });
         known.collect::<io::Result<_>>().map(Self)
     }
@@ -50,6 +57,7 @@ pub(super) struct Said<'a> {
     target: &'a str,
     finds: Vec<&'a Located>,
     unverified: Vec<&'a str>,
+    passed: &'a Passed,
     pub(super) known: usize,
 }
 
@@ -65,7 +73,7 @@ impl<'a> Said<'a> {
         finds.retain(|find| !baseline.0.contains(&fingerprint(find)));
         unverified.retain(|what| !baseline.0.contains(&digest(&["not verified", what])));
         let known = all - finds.len() - unverified.len();
-        Self { target, finds, unverified, known }
+        Self { target, finds, unverified, passed: &report.passed, known }
     }
 
     /// How many finds, and how many places that could not be looked at.
@@ -90,6 +98,9 @@ impl<'a> Said<'a> {
         }
         for what in &self.unverified {
             print(&one_line(&format!("not verified: {what}")));
+        }
+        if let Some(note) = self.passed.told() {
+            print(&one_line(&format!("note: {note}")));
         }
         let known = match self.known {
             0 => String::new(),
@@ -120,6 +131,12 @@ impl<'a> Said<'a> {
             let fingerprint = digest(&["not verified", what]);
             print(&json!({ "event": "not-verified", "what": what, "fingerprint": fingerprint }).to_string());
         }
+        if let Some(note) = self.passed.told() {
+            let Passed { keys, files, first } = self.passed;
+            let line =
+                json!({ "event": PUBLISHED, "keys": keys, "files": files, "path": first, "what": note });
+            print(&line.to_string());
+        }
     }
 
     /// One run. Places are relative to what was scanned; what was not verified is a notification of the invocation.
@@ -133,6 +150,7 @@ impl<'a> Said<'a> {
             .unverified
             .iter()
             .map(|what| json!({ "level": "warning", "message": { "text": format!("not verified: {what}") } }))
+            .chain(self.passed.told().map(|note| json!({ "level": "note", "message": { "text": note } })))
             .collect();
         json!({
             "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -243,6 +261,7 @@ mod tests {
                 find("z/key.json", Kind::ServiceAccountKey, Some(3), None),
             ],
             unverified: vec!["x.zip!/b: it is encrypted".into()],
+            passed: Passed { keys: 3, files: 2, first: "lib/test.py".into() },
             bytes: 1,
         }
     }
@@ -261,14 +280,22 @@ mod tests {
         let objects: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         let column = |name: &str| objects.iter().map(|one| one[name].clone()).collect::<Vec<_>>();
         let none = Value::Null;
-        assert_eq!(column("path"), [json!("a b/x.whl!/.env"), json!("a/id_rsa"), json!("z/key.json"), none]);
-        assert_eq!(column("event"), ["find", "find", "find", "not-verified"]);
+        let published = json!("lib/test.py");
+        assert_eq!(
+            column("path"),
+            [json!("a b/x.whl!/.env"), json!("a/id_rsa"), json!("z/key.json"), none, published]
+        );
+        assert_eq!(column("event"), ["find", "find", "find", "not-verified", "published"]);
+        assert_eq!((&objects[4]["keys"], &objects[4]["files"]), (&json!(3), &json!(2)));
+        let note = "3 published test keys in lib/test.py and 1 more file: known by digest, not refused";
+        assert_eq!(objects[4]["what"], note);
         assert_eq!(column("kind")[..3], ["aws-key", "private-key", "service-account-key"]);
         assert_eq!(column("line")[..3], [1, 1, 3]);
         assert_eq!(objects[1]["layer"], "1/layer.tar");
         let all = Baseline::read(&lines.join("\n")).unwrap();
-        assert_eq!(told(Form::Json, &all), (vec![], (0, 0), 4));
-        assert_eq!(told(Form::Text, &all).0, ["t: no key found beside 4 that the baseline knows"]);
+        assert_eq!(told(Form::Json, &all), (vec![lines[4].clone()], (0, 0), 4));
+        let clean = "t: no key found beside 4 that the baseline knows";
+        assert_eq!(told(Form::Text, &all).0, [&format!("note: {note}"), clean]);
         let some = Baseline::read(&lines[1]).unwrap();
         assert_eq!(told(Form::Json, &some).1, (2, 1));
         let why = Baseline::read("{\"fingerprint\": \"v1:1\"}\nsecret").unwrap_err().to_string();
@@ -305,6 +332,11 @@ mod tests {
         assert_eq!(results[2]["locations"][0]["physicalLocation"]["region"]["startLine"], 3);
         let invocation = &run["invocations"][0];
         assert_eq!(invocation["executionSuccessful"], false);
-        assert!(invocation["toolExecutionNotifications"][0]["message"]["text"].is_string());
+        let notifications = &invocation["toolExecutionNotifications"];
+        assert_eq!(
+            (&notifications[0]["level"], &notifications[1]["level"]),
+            (&json!("warning"), &json!("note"))
+        );
+        assert!(notifications.as_array().unwrap().iter().all(|one| one["message"]["text"].is_string()));
     }
 }

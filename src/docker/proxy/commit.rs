@@ -8,11 +8,12 @@ use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
 use super::create::rewritten;
-use super::guard::{judged, keys_in_body, length_of, text_of};
+use super::guard::judged;
 use super::images::changes;
 use super::json as strict;
 use super::path::Target;
 use super::room::Room;
+use super::texts::{keys_in_body, length_of, text_of};
 use super::wire::{Refusal, Reply, collect};
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
 use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
@@ -26,7 +27,8 @@ impl Room {
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let bytes = collect(body).await?;
-        let mut found = changes(target);
+        let rules = self.settings.guard.rules.clone();
+        let mut found = changes(target, &rules);
         let uri = target.uri().map_err(Refusal::malformed)?;
         let mut body = match bytes.is_empty() {
             true => Value::Null,
@@ -34,7 +36,7 @@ impl Room {
         };
         strict::canonical(&mut body, strict::CREATE).map_err(Refusal::malformed)?;
         let text = text_of(&body);
-        found.extend(judged(length_of(&text), move || keys_in_body(&text)).await?);
+        found.extend(judged(length_of(&text), move || keys_in_body(&text, &rules)).await?);
         self.decide(self.strictness(true), "commit", found)?;
         let source = target.query("container").unwrap_or_default();
         if let Some(id) = self.locate(source).await?

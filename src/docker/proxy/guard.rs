@@ -9,12 +9,16 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::Settings;
-use super::look::{aside, split_bind, strings};
+use super::look::{aside, split_bind};
 use super::path::Target;
 use super::room::Room;
+use super::texts::{
+    Key, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
+};
 use super::wire::Refusal;
+use crate::guard::Mode;
+use crate::guard::excepted::Part;
 use crate::guard::walk::DID_NOT_ANSWER;
-use crate::guard::{Mode, environment, what};
 use crate::kfp;
 use crate::process;
 use crate::workload::Task;
@@ -42,12 +46,11 @@ impl Room {
             return Ok(());
         }
         self.turn_sockets(&mut body["HostConfig"], task).await;
-        let (text, image_env) = (text_of(body), image_env.to_vec());
+        let (text, image_env, rules) = (text_of(body), image_env.to_vec(), self.settings.guard.rules.clone());
         let length = length_of(&text) + image_env.iter().map(String::len).sum::<usize>();
         let mut found = judged(length, move || {
-            let image = image_env.iter().filter_map(|entry| environment::variable(entry));
-            let image = image.map(|find| format!("the image's variable {} holds {}", find.place, find.kind));
-            keys_in_body(&text).into_iter().chain(image).collect::<Vec<_>>()
+            let image = image_env.iter().filter_map(|entry| variable("image's variable", entry, &rules));
+            keys_in_body(&text, &rules).into_iter().chain(image).collect::<Vec<_>>()
         })
         .await?;
         let sources = self.sources(&body["HostConfig"]).await?;
@@ -65,15 +68,15 @@ impl Room {
     }
 
     /// One line a find; the same text to the client where it refuses.
-    pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<String>) -> Result<(), Refusal> {
+    pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<Key>) -> Result<(), Refusal> {
         found.dedup();
         found.truncate(MOST);
         match mode {
             _ if found.is_empty() => Ok(()),
             Mode::Off => Ok(()),
             Mode::Warn => {
-                for text in found {
-                    self.settings.voice.notice(format!("{who}: {text}"));
+                for key in found {
+                    self.settings.voice.notice(format!("{who}: {}", key.text));
                 }
                 Ok(())
             }
@@ -98,14 +101,14 @@ impl Room {
     }
 
     /// In environment and command of an exec.
-    pub(super) async fn keys_in_exec(&self, body: &Value) -> Result<Vec<String>, Refusal> {
+    pub(super) async fn keys_in_exec(&self, body: &Value) -> Result<Vec<Key>, Refusal> {
         if self.settings.guard.rules.mode == Mode::Off {
             return Ok(vec![]);
         }
-        let text = text_of(body);
+        let (text, rules) = (text_of(body), self.settings.guard.rules.clone());
         judged(length_of(&text), move || {
-            let mut found = variables(&text["Env"], "variable");
-            found.extend(words(&text["Cmd"], "Cmd"));
+            let mut found = variables(&text["Env"], &rules);
+            found.extend(words(&text["Cmd"], "Cmd", Part::Command, &rules));
             found
         })
         .await
@@ -121,8 +124,10 @@ impl Room {
             serde_json::from_str(target.query(key).unwrap_or_default()).unwrap_or_default()
         };
         let (arguments, marks) = (given("buildargs"), given("labels"));
-        let found = named(&arguments, "build argument").chain(labels(&marks));
-        self.decide(mode, "build", found.collect())
+        let rules = &self.settings.guard.rules;
+        let mut found = values(&arguments, "build argument", Part::BuildArgument, rules);
+        found.extend(labels(&marks, rules));
+        self.decide(mode, "build", found)
     }
 }
 
@@ -140,25 +145,6 @@ pub(super) async fn judged<T: Send + 'static>(
         let why = "the guard could not judge this request; try again";
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
     })
-}
-
-/// What reaches a container as text, without the rest of the body.
-pub(super) fn text_of(body: &Value) -> Value {
-    let mut text = Value::Null;
-    for part in ["Env", "Cmd", "Entrypoint", "Labels"] {
-        text[part] = body[part].clone();
-    }
-    text
-}
-
-/// Bytes of all strings in it.
-pub(super) fn length_of(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(list) => list.iter().map(length_of).sum(),
-        Value::Object(map) => map.iter().map(|(name, value)| name.len() + length_of(value)).sum(),
-        _ => 0,
-    }
 }
 
 /// Whether there was any. With `look` as the places are, else by their names.
@@ -206,47 +192,4 @@ pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {
         Mode::Deny if !ours => Mode::Warn,
         mode => mode,
     }
-}
-
-pub(super) const ADVICE: &str = "leave it out (containers with an identity get tokens without a key); [guard] in \
-     kfp-creds.toml can except a file (allow = [PATH]) or only warn of everything (mode = \"warn\")";
-
-pub(super) fn variables(list: &Value, what: &str) -> Vec<String> {
-    let found = strings(list).filter_map(environment::variable);
-    found.map(|find| format!("the {what} {} holds {}", find.place, find.kind)).collect()
-}
-
-/// What reaches the container as text.
-pub(super) fn keys_in_body(body: &Value) -> Vec<String> {
-    let mut found = variables(&body["Env"], "variable");
-    found.extend(texts(body));
-    found
-}
-
-/// Why a request with these is refused.
-pub(super) fn refusing(found: &[String]) -> String {
-    format!("{}; {ADVICE}", found.join("; "))
-}
-
-fn texts(body: &Value) -> Vec<String> {
-    let mut found: Vec<String> =
-        words(&body["Cmd"], "Cmd").chain(words(&body["Entrypoint"], "Entrypoint")).collect();
-    found.extend(labels(&body["Labels"]));
-    found
-}
-
-pub(super) fn labels(map: &Value) -> impl Iterator<Item = String> {
-    named(map, "label")
-}
-
-fn named<'a>(map: &'a Value, what: &'a str) -> impl Iterator<Item = String> + 'a {
-    map.as_object().into_iter().flatten().filter_map(move |(name, value)| {
-        let kind = environment::named(name, value.as_str()?.as_bytes())?;
-        Some(format!("the {what} {name} holds {kind}"))
-    })
-}
-
-pub(super) fn words<'a>(command: &'a Value, place: &'a str) -> impl Iterator<Item = String> + 'a {
-    let values = strings(command).chain(command.as_str());
-    values.filter_map(|text| what(text.as_bytes())).map(move |kind| format!("{place} holds {kind}"))
 }

@@ -9,10 +9,11 @@ use hyper::http::request::Parts;
 
 use super::path::Target;
 use super::room::Room;
+use super::texts::{Key, instruction};
 use super::upload::Look;
 use super::wire::{Refusal, Reply};
 use crate::guard::stream::Stream;
-use crate::guard::{Mode, environment};
+use crate::guard::{Mode, Rules};
 
 impl Room {
     /// What passes without a look is said, where there is a guard.
@@ -51,7 +52,7 @@ impl Room {
         if pulled || mode == Mode::Off {
             return self.pass(parts, target, Either::Left(body)).await;
         }
-        self.decide(mode, "import", changes(target))?;
+        self.decide(mode, "import", changes(target, &self.settings.guard.rules))?;
         match target.query("fromSrc") {
             Some("-") => {
                 let look = Look { mode, who: "import".into(), stream: Stream::files() };
@@ -66,8 +67,7 @@ impl Room {
 }
 
 /// Instructions of a Dockerfile in the query.
-pub(super) fn changes(target: &Target) -> Vec<String> {
+pub(super) fn changes(target: &Target, rules: &Rules) -> Vec<Key> {
     let lines = target.queries("changes").flat_map(str::lines);
-    let found = lines.filter_map(environment::instruction);
-    found.map(|find| format!("the change of {} holds {}", find.place, find.kind)).collect()
+    lines.filter_map(|line| instruction(line, rules)).collect()
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::guard::MOST;
 use super::room::Room;
+use super::texts::Key;
 use super::volumes::devices;
 use super::wire::Refusal;
 use crate::guard::Guard;
@@ -35,7 +36,7 @@ pub(super) struct Source {
 /// What a look came to, as a person is told.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
-    pub(super) finds: Vec<String>,
+    pub(super) finds: Vec<Key>,
     pub(super) unverified: Vec<String>,
     /// The file system did not answer.
     pub(super) hung: bool,
@@ -96,12 +97,12 @@ impl Room {
 
     /// The engine's socket on another machine, by its name: through it a container would get past this session, and
     /// ours is not there to be mounted in its place.
-    fn sockets_there(&self, sources: &[Source]) -> Vec<String> {
+    fn sockets_there(&self, sources: &[Source]) -> Vec<Key> {
         if self.settings.upstream.endpoint().socket().is_some() {
             return vec![];
         }
         let sockets = sources.iter().filter(|source| source.place.ends_with("docker.sock"));
-        sockets.map(|source| format!("{} holds the engine's socket", source.how)).collect()
+        sockets.map(|source| Key::plain(format!("{} holds the engine's socket", source.how))).collect()
     }
 
     /// Looks through the sources; below `roots` kfp makes directories itself, of which nothing is said.
@@ -125,7 +126,9 @@ impl Room {
             return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
         };
         let finds = seen.finds.iter();
-        let finds = finds.map(|(source, find)| format!("{} holds {find}", sources[*source].how)).collect();
+        let finds = finds
+            .map(|(source, find)| Key::in_file(format!("{} holds {find}", sources[*source].how), find))
+            .collect();
         Looked { finds, unverified: seen.unverified, hung: seen.hung }
     }
 }

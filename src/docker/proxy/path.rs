@@ -129,6 +129,15 @@ impl Target {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
+    /// The same request with this one value in the query.
+    pub(super) fn with_query(&self, key: &str, value: &str) -> Self {
+        let mut pairs = self.pairs.clone();
+        pairs.retain(|(name, _)| name != key);
+        pairs.push((key.into(), value.into()));
+        let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();
+        Self { query: Some(query), pairs, ..self.clone() }
+    }
+
     pub(super) fn query_keys(&self) -> impl Iterator<Item = &str> {
         self.pairs.iter().map(|(name, _)| name.as_str())
     }

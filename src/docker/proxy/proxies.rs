@@ -5,7 +5,7 @@ use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
 
 use super::look::strings;
-use crate::config::proxies::ClientProxies;
+use crate::config::proxies::{ClientProxies, Entry};
 
 /// Clients that read that config, by what they call themselves.
 const READERS: [&str; 3] = ["Docker-Client/", "docker-sdk-python/", "compose/"];
@@ -13,11 +13,8 @@ const READERS: [&str; 3] = ["Docker-Client/", "docker-sdk-python/", "compose/"];
 /// Sets what the client would have set had it dialled the engine, and never over what the person asked for.
 pub(super) fn apply(body: &mut Value, headers: &HeaderMap, proxies: &ClientProxies) {
     let Some(entry) = &proxies.engine else { return };
-    let client = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // A body of another form is refused later.
-    if !READERS.iter().any(|reader| client.contains(reader))
-        || !(body["Env"].is_null() || body["Env"].is_array())
-    {
+    if !reads_config(headers) || !(body["Env"].is_null() || body["Env"].is_array()) {
         return;
     }
     let mut env: Vec<String> = strings(&body["Env"]).map(String::from).collect();
@@ -37,6 +34,59 @@ pub(super) fn apply(body: &mut Value, headers: &HeaderMap, proxies: &ClientProxi
     if env != before {
         body["Env"] = env.into();
     }
+}
+
+/// What build arguments should be changed, given those that are there: a value, or `None` where one is to go. Clients set
+/// them as they set variables.
+pub(super) fn of_build(
+    proxies: &ClientProxies,
+    given: &dyn Fn(&str) -> Option<String>,
+) -> Vec<(String, Option<String>)> {
+    let Some(entry) = &proxies.engine else { return vec![] };
+    let value = |of: &Entry, name: &str| {
+        of.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.expose().clone())
+    };
+    let mut names: Vec<&str> = entry.iter().chain(&proxies.default).map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    names.dedup();
+    let names = names.into_iter().flat_map(|name| [name.to_string(), name.to_ascii_lowercase()]);
+    let change = |name: String| {
+        let (own, has) = (value(entry, &name), given(&name));
+        let is_ours_to_say = has.is_none() || has == value(&proxies.default, &name);
+        (is_ours_to_say && own != has).then_some((name, own))
+    };
+    names.filter_map(change).collect()
+}
+
+/// `buildargs` of the classic builder, as it should be; `None` where it stays.
+pub(super) fn build_arguments(
+    given: Option<&str>,
+    headers: &HeaderMap,
+    proxies: &ClientProxies,
+) -> Option<String> {
+    if !reads_config(headers) {
+        return None;
+    }
+    let mut all: Value = serde_json::from_str(given.unwrap_or("{}")).ok()?;
+    let arguments = all.as_object_mut()?;
+    // One without a value takes that of the builder: somebody has decided about it.
+    let has = |name: &str| arguments.get(name).map(|value| value.as_str().unwrap_or_default().to_owned());
+    let changes = of_build(proxies, &has);
+    if changes.is_empty() {
+        return None;
+    }
+    for (name, value) in changes {
+        match value {
+            Some(value) => drop(arguments.insert(name, value.into())),
+            None => drop(arguments.remove(&name)),
+        }
+    }
+    Some(all.to_string())
+}
+
+fn reads_config(headers: &HeaderMap) -> bool {
+    let client = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    READERS.iter().any(|reader| client.contains(reader))
 }
 
 #[cfg(test)]
@@ -68,5 +118,30 @@ mod tests {
         assert_eq!(applied("curl/8", Value::Null, &proxies), Value::Null, "who reads no config");
         let none = ClientProxies { engine: None, ..proxies };
         assert_eq!(applied("Docker-Client/28.2.2", asked.clone(), &none), asked);
+    }
+
+    #[test]
+    fn build_arguments_are_those_that_the_client_would_have_set() {
+        let entry = |value: &str| vec![("HTTP_PROXY", std::sync::Arc::new(Secret::new(value.to_string())))];
+        let mut proxies = ClientProxies { engine: Some(entry("http://own")), default: entry("http://other") };
+        let headers = HeaderMap::from_iter([(USER_AGENT, "Docker-Client/28.2.2 (linux)".parse().unwrap())]);
+        let built = |given: Option<&str>, proxies: &ClientProxies| {
+            let built = build_arguments(given, &headers, proxies)?;
+            Some(serde_json::from_str::<Value>(&built).unwrap())
+        };
+        let own = json!({"HTTP_PROXY": "http://own", "http_proxy": "http://own"});
+        assert_eq!(built(None, &proxies), Some(own.clone()));
+        let taken = r#"{"HTTP_PROXY": "http://other", "http_proxy": "http://other"}"#;
+        assert_eq!(built(Some(taken), &proxies), Some(own));
+        let asked = r#"{"A": "1", "HTTP_PROXY": "http://asked", "http_proxy": null}"#;
+        assert_eq!(built(Some(asked), &proxies), None);
+        assert_eq!(built(Some("[]"), &proxies), None);
+        let curl = HeaderMap::from_iter([(USER_AGENT, "curl/8".parse().unwrap())]);
+        assert_eq!(build_arguments(None, &curl, &proxies), None);
+        // The engine's entry has none of those that the client took from `default`.
+        proxies.engine = Some(vec![]);
+        assert_eq!(built(Some(taken), &proxies), Some(json!({})));
+        proxies.engine = None;
+        assert_eq!(built(Some(taken), &proxies), None);
     }
 }

@@ -9,12 +9,14 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::create::rewritten;
-use super::guard::{judged, labels, length_of, variables, words};
+use super::guard::judged;
 use super::json;
 use super::path::Target;
 use super::room::Room;
+use super::texts::{Key, labels, length_of, variables, words};
 use super::wire::{Refusal, Reply, collect};
-use crate::guard::{Mode, what};
+use crate::guard::excepted::Part;
+use crate::guard::{Mode, Rules, what};
 
 impl Room {
     pub(super) async fn swarm(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
@@ -25,8 +27,8 @@ impl Room {
             let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
             // The node that runs it can be another machine; what lies here at that place is what can be seen.
             let looked = self.look(self.sources(&mounts).await?).await;
-            let text = body.clone();
-            let found = judged(length_of(&text), move || found(&text)).await?;
+            let (text, rules) = (body.clone(), self.settings.guard.rules.clone());
+            let found = judged(length_of(&text), move || found(&text, &rules)).await?;
             let found = found.into_iter().chain(looked.finds).collect();
             self.decide(Mode::Warn, &format!("{name}, of the swarm"), found)?;
         }
@@ -35,13 +37,15 @@ impl Room {
     }
 }
 
-fn found(body: &Value) -> Vec<String> {
+fn found(body: &Value, rules: &Rules) -> Vec<Key> {
     let container = &body["TaskTemplate"]["ContainerSpec"];
-    let mut found = variables(&container["Env"], "variable");
-    found.extend(words(&container["Command"], "Command").chain(words(&container["Args"], "Args")));
-    found.extend(labels(&body["Labels"]).chain(labels(&container["Labels"])));
+    let mut found = variables(&container["Env"], rules);
+    found.extend(words(&container["Command"], "Command", Part::Entrypoint, rules));
+    found.extend(words(&container["Args"], "Args", Part::Command, rules));
+    found.extend(labels(&body["Labels"], rules));
+    found.extend(labels(&container["Labels"], rules));
     // RFC 4648, as the API has it.
     let data = body["Data"].as_str().and_then(|data| STANDARD.decode(data).ok()).map(Zeroizing::new);
-    found.extend(data.and_then(|data| what(&data)).map(|kind| format!("it holds {kind}")));
+    found.extend(data.and_then(|data| what(&data)).map(|kind| Key::plain(format!("it holds {kind}"))));
     found
 }

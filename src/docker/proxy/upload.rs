@@ -15,7 +15,9 @@ use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
 use super::path::Target;
+use super::proxies;
 use super::room::Room;
+use super::texts::Key;
 use super::wire::{Refusal, Reply};
 use crate::guard::found::Entry;
 use crate::guard::stream::Stream;
@@ -58,6 +60,9 @@ impl Room {
         target: &Target,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
+        let given = target.query("buildargs");
+        let arguments = proxies::build_arguments(given, &parts.headers, &self.settings.client_proxies);
+        let target = &arguments.map_or_else(|| target.clone(), |all| target.with_query("buildargs", &all));
         self.guard_build_arguments(target)?;
         let remote = target.query("remote").unwrap_or_default();
         match self.strictness(true) {
@@ -121,7 +126,7 @@ impl Room {
             };
             let Some(done) = judged else { return };
             filter = done;
-            if let Err(refusal) = self.decide(mode, &who, self.texts(&mut filter)) {
+            if let Err(refusal) = self.decide(mode, &who, self.keys(&mut filter)) {
                 let _ = pieces.send(Err(io::Error::other("a key"))).await;
                 drop(pieces);
                 if let Err(Some(refusal)) = tell.send(Some(refusal)) {
@@ -151,19 +156,22 @@ impl Room {
         for why in none.into_iter().chain(stream.take_unverified()) {
             self.settings.voice.notice(format!("{who}: not verified: {why}"));
         }
+        if let Some(note) = stream.take_passed().told() {
+            self.settings.voice.notice(format!("{who}: {note}"));
+        }
     }
 
-    fn texts(&self, filter: &mut Filter) -> Vec<String> {
+    fn keys(&self, filter: &mut Filter) -> Vec<Key> {
         in_archive(filter.stream.take_finds(), &self.settings.guard.rules).collect()
     }
 }
 
 /// What is told of the finds in an archive.
-pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = String> {
+pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = Key> {
     let finds = finds.into_iter().filter(|entry| !rules.allows_inside(&entry.name));
     finds.map(|entry| {
         let layer = entry.layer.map(|layer| format!(" in layer {layer}")).unwrap_or_default();
-        format!("the archive holds {} at {}{layer}", entry.kind, entry.name)
+        Key::inside(format!("the archive holds {} at {}{layer}", entry.kind, entry.name), &entry.name)
     })
 }
 

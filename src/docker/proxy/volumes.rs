@@ -79,7 +79,7 @@ pub async fn wrong_with_volumes(settings: &Arc<Settings>, mounts: &[Mount]) -> R
     }
     if settings.guard.rules.mode == Mode::Deny {
         let looked = room.look(sources).await;
-        wrong.extend(looked.finds);
+        wrong.extend(looked.finds.into_iter().map(|key| key.text));
         for what in looked.unverified {
             settings.voice.notice(format!("a volume of [[mount]]: not verified: {what}"));
         }

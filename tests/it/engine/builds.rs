@@ -19,7 +19,7 @@ fn session(mode: &str) -> Session {
 }
 
 /// docker's plug-in for BuildKit, as `scripts/setup --all` found it.
-fn buildx() -> PathBuf {
+pub(super) fn buildx() -> PathBuf {
     let plugin =
         std::env::var_os("KFP_CREDS_DOCKER_BUILDX").expect("run scripts/setup --all, then `. .work/env`");
     PathBuf::from(plugin)
@@ -292,4 +292,59 @@ fn a_context_for_an_engine_behind_ssh_is_looked_into() {
     let environment =
         [("DOCKER_HOST", "ssh://build.example"), ("PATH", path.as_str()), ("KFP_CREDS_GUARD", "deny")];
     a_context_is_looked_into(&Session::start("", &["--offline", "--all"], &environment));
+}
+
+/// A key that a package publishes: tornado's, as the package was installed for the tests.
+fn published_key() -> String {
+    let fallback = format!("{}/.work/venv-notebooks/bin", env!("CARGO_MANIFEST_DIR"));
+    let bin = std::env::var("KFP_CREDS_TEST_NOTEBOOKS").unwrap_or(fallback);
+    let library = Path::new(&bin).parent().unwrap().join("lib");
+    let pythons = std::fs::read_dir(&library)
+        .unwrap_or_else(|e| panic!("{}: {e}; run scripts/setup", library.display()));
+    let mut keys = pythons.map(|python| python.unwrap().path().join("site-packages/tornado/test/test.key"));
+    std::fs::read_to_string(keys.find(|key| key.exists()).expect("tornado's test key")).unwrap()
+}
+
+#[test]
+fn published_test_keys_pass_with_one_note() {
+    const NOTE: &str = ": known by digest, not refused";
+    let (desk, session, key) = (Desk::new(), session("deny"), published_key());
+    desk.write("app/lib/a.key", &key);
+    desk.write("app/lib/b.py", &format!("KEY = {key:?}\n"));
+    let tag = format!("kfpct-published-{}", std::process::id());
+    desk.builds(&session, &["build", "-t", &tag, "app"], b"");
+    let archive = archive(&desk.0.0.join("app"), &["-c"]);
+    desk.builds(&session, &["build", "-"], &archive);
+    let saved = desk.path("saved.tar");
+    raw(&["save", "-o", &saved, &tag]);
+    session.ok(&["load", "-i", &saved]);
+    session.wait_for("load: ", Duration::from_secs(5));
+    let said = session.said();
+    let notes: Vec<&str> = said.lines().filter(|line| line.contains(NOTE)).collect();
+    assert_eq!(notes.len(), 3, "{said}");
+    assert!(
+        notes
+            .iter()
+            .all(|note| note.contains("2 published test keys in ") && note.contains(" and 1 more file"))
+    );
+    let of = |who: &str| notes.iter().filter(|note| note.contains(who)).count();
+    assert_eq!((of("build context: "), of("load: ")), (2, 1), "{notes:?}");
+    raw(&["rmi", "-f", &tag]);
+
+    let scan = |flag: &[&str]| {
+        let out =
+            crate::support::session::program(&desk.0.0).arg("scan").args(flag).arg("app").output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", all(&out));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let note = format!("2 published test keys in lib/a.key and 1 more file{NOTE}");
+    assert_eq!(scan(&[]), format!("note: {note}\napp: no key found\n"));
+    let json: serde_json::Value = serde_json::from_str(&scan(&["--json"])).unwrap();
+    assert_eq!(
+        (&json["event"], &json["keys"], &json["what"]),
+        (&"published".into(), &2.into(), &note.clone().into())
+    );
+    let sarif: serde_json::Value = serde_json::from_str(&scan(&["--sarif"])).unwrap();
+    let told = &sarif["runs"][0]["invocations"][0]["toolExecutionNotifications"];
+    assert_eq!(told, &serde_json::json!([{"level": "note", "message": {"text": note}}]));
 }

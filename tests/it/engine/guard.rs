@@ -150,6 +150,32 @@ fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
     assert!(!allowed.said().contains("service-account key"), "{}", allowed.said());
 }
 
+/// What a refusal prints goes into the config as it is, and the same request passes.
+#[test]
+fn the_line_of_a_refusal_lets_the_request_pass() {
+    let (_folder, home, _) = places();
+    let image = task_image();
+    let (bind, set) = (format!("{home}:/x:ro"), format!("MY_SETTING=aws_secret_access_key = {}", aws()));
+    let script = format!("true # aws_secret_access_key = {}", aws());
+    let request = ["run", "--rm", "-v", &bind, "-e", &set, &image, "sh", "-c", &script];
+    let denied = session("deny");
+    let text = all(&denied.docker(&request));
+    let (_, line) =
+        text.trim().split_once("under [guard] in kfp-creds.toml: ").unwrap_or_else(|| panic!("{text}"));
+    let line = line.lines().next().unwrap();
+    for entry in ["\"env:MY_SETTING\"", "\"command:-c\"", "application_default_credentials.json\""] {
+        assert!(line.contains(entry), "{line}");
+    }
+    drop(denied);
+    let folder = Folder::new("allow");
+    let config = write(folder.0.join("own.toml"), &format!("[guard]\n{line}\n"));
+    let allowed = Session::start("", &["--offline", "--all", "--config", config.to_str().unwrap()], &[]);
+    allowed.ok(&request);
+    let other = set.replace("MY_SETTING", "OTHER");
+    refused(&allowed, &["run", "--rm", "-e", &other, &image, "true"], &["env:OTHER"]);
+    refused(&allowed, &["run", "--rm", &image, "true", &script], &["command:2"]);
+}
+
 #[test]
 fn a_container_that_is_not_ours_is_warned_about_and_left_alone() {
     let (_folder, home, _) = places();

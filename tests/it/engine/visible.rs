@@ -105,6 +105,16 @@ fn a_whole_host_name_does_not_cost_the_identity() {
         let look = "getent hosts dev.corp.example || echo nobody";
         assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", look]), "nobody");
     }
+    // On a network of the user's own it is found as before, and beside other aliases.
+    let own = crate::support::raw::Internal::new();
+    for more in [&[][..], &["--network-alias", "store"]] {
+        let host = ["run", "-d", "--network", &own.0, "--hostname", "db.corp.example"];
+        let named = Container(session.ok(&[&host[..], more, &[&image, "sleep", "90"]].concat()));
+        let look = "getent hosts db.corp.example || echo nobody";
+        let found = session.ok(&["run", "--rm", "--network", &own.0, &image, "sh", "-c", look]);
+        assert!(found.contains("db.corp.example"), "{more:?}: {found}");
+        assert_eq!(named.asks().1, 200);
+    }
 }
 
 /// `~/.docker/config.json` names proxies by the engine's own address, and clients dial ours.
@@ -134,4 +144,35 @@ fn proxies_for_the_engines_address_are_applied() {
     );
     assert_eq!(count("HTTP_PROXY=http://asked"), 1, "{seen}");
     assert_eq!(count("NO_PROXY=own.example,metadata.google.internal"), 2, "{seen}");
+}
+
+/// Build arguments too, which docker sets from the same entries, with either builder.
+#[test]
+fn proxies_for_the_engines_address_reach_builds() {
+    let folder = Folder::new("build-proxies");
+    let plugins = folder.0.join(".docker/cli-plugins");
+    std::fs::create_dir_all(&plugins).unwrap();
+    std::os::unix::fs::symlink(super::builds::buildx(), plugins.join("docker-buildx")).unwrap();
+    let address = format!("unix://{}", engine_socket().display());
+    let entry = |name: &str| serde_json::json!({"httpProxy": format!("http://{name}.example:3128")});
+    let config = serde_json::json!({"proxies": {address: entry("engine"), "default": entry("default")}});
+    std::fs::write(folder.0.join(".docker/config.json"), config.to_string()).unwrap();
+    let file = format!("FROM {}\nRUN echo built with $HTTP_PROXY $http_proxy\n", task_image());
+    std::fs::write(folder.0.join("Dockerfile"), file).unwrap();
+    for kit in ["0", "1"] {
+        let build = format!("DOCKER_BUILDKIT={kit} docker build --no-cache --network none .");
+        let asked = build.replace("--network", "--build-arg HTTP_PROXY=http://asked --network");
+        for (build, seen) in [
+            (build, "built with http://engine.example:3128 http://engine.example:3128"),
+            (asked, "built with http://asked http://engine.example:3128"),
+        ] {
+            let mut run = program(&folder.0);
+            run.env("BUILDKIT_PROGRESS", "plain").args(["run", "--offline", "--", "sh", "-c", &build]);
+            let out = run.output().unwrap();
+            let text = [out.stdout, out.stderr].concat();
+            let text = String::from_utf8_lossy(&text);
+            assert!(out.status.success() && text.contains(seen), "{build}: {text}");
+            assert!(!text.contains("default.example"), "{build}: {text}");
+        }
+    }
 }

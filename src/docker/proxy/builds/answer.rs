@@ -13,16 +13,19 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use super::context::{Context, Told};
 use super::message::{Messages, Unread};
 use super::upload::Upload;
+use crate::docker::proxy::texts::Key;
 
 /// What comes up while an answer passes.
 #[derive(Debug)]
 pub(super) enum Matter {
     /// Keys, one text each.
-    Found(Vec<String>),
+    Found(Vec<Key>),
     /// It cannot be judged any further, and why.
     Unread(&'static str),
     /// It passes though it was not looked at, and why.
     Unverified(String),
+    /// It passes, and a person should know.
+    Note(String),
 }
 
 /// Decides on a matter and tells a person; an error is the text for the engine, and ends the answer.
@@ -33,13 +36,14 @@ pub(super) fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), Strin
     if !told.found.is_empty() {
         decide(who, Matter::Found(told.found))?;
     }
-    told.unverified.into_iter().try_for_each(|why| decide(who, Matter::Unverified(why)))
+    told.unverified.into_iter().try_for_each(|why| decide(who, Matter::Unverified(why)))?;
+    told.notes.into_iter().try_for_each(|note| decide(who, Matter::Note(note)))
 }
 
 /// How an answer is read.
 #[derive(Debug)]
 pub(super) enum Reading {
-    Context(Context),
+    Context(Box<Context>),
     Upload(Box<Upload>),
 }
 
@@ -61,7 +65,7 @@ impl Reading {
     /// At the end of the answer.
     fn end(&mut self) -> Told {
         match self {
-            Reading::Context(_) => Told::default(),
+            Reading::Context(context) => context.end(),
             Reading::Upload(upload) => upload.end(),
         }
     }
@@ -260,7 +264,7 @@ mod tests {
     }
 
     fn files(allow: &[&str]) -> Reading {
-        Reading::Context(Context::new(rules(allow)))
+        Reading::Context(Box::new(Context::new(rules(allow))))
     }
 
     fn upload(allow: &[&str]) -> Reading {
@@ -294,7 +298,11 @@ mod tests {
         let decide: Decide = Arc::new(move |who, matter| {
             let text = format!("{who}: {matter:?}");
             kept.lock().unwrap().push(text.clone());
-            if deny && !matches!(matter, Matter::Unverified(_)) { Err(text) } else { Ok(()) }
+            if deny && !matches!(matter, Matter::Unverified(_) | Matter::Note(_)) {
+                Err(text)
+            } else {
+                Ok(())
+            }
         });
         let pieces = bytes.chunks(size).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))));
         let mut end = HeaderMap::new();

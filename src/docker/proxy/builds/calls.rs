@@ -12,7 +12,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 
@@ -21,8 +21,10 @@ use super::context::Context;
 use super::control;
 use super::message::Unread;
 use super::upload::Upload;
+use crate::config::proxies::ClientProxies;
 use crate::docker::proxy::wire::Opened;
 use crate::guard::Rules;
+use crate::process::Together;
 
 /// How much of one answer may be under way, and of all: a context comes in one stream.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -48,6 +50,7 @@ pub(in crate::docker::proxy) enum Tunnel {
 pub(super) struct Judge {
     pub(super) tunnel: Tunnel,
     pub(super) rules: Rules,
+    pub(super) proxies: ClientProxies,
     pub(super) decide: Decide,
 }
 
@@ -70,9 +73,14 @@ impl End {
     }
 }
 
-/// Carries calls from `caller` to `answerer` until one of them ends.
+/// Why a tunnel ended although both its ends were there.
+pub(super) const BROKEN: &str = "a task panicked; please report this";
+
+/// Carries calls from `caller` to `answerer` until one of them ends, or a call breaks: both are dropped then, so that the
+/// build ends with an error.
 pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<(), Box<dyn Error>> {
-    let (client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+    let tasks = Together::default();
+    let (client, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
@@ -83,7 +91,7 @@ pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<()
         .handshake(answerer.open()?)
         .await?;
     let service = service_fn(move |request| call(request, client.clone(), judge.clone()));
-    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    let serving = hyper::server::conn::http2::Builder::new(tasks.clone())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADERS)
@@ -95,6 +103,7 @@ pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<()
     tokio::select! {
         ended = connection => Ok(ended?),
         ended = serving => Ok(ended?),
+        () = tasks.broken() => Err(BROKEN.into()),
     }
 }
 
@@ -113,9 +122,10 @@ async fn call(
     let directory = request.headers().get("dir-name").and_then(|name| name.to_str().ok()).map(str::to_string);
     let reading = match method(&path) {
         Some(Method::Passes) => None,
-        Some(Method::Context) => {
-            Some((context_name(directory.as_deref()), Reading::Context(Context::new(judge.rules.clone()))))
-        }
+        Some(Method::Context) => Some((
+            context_name(directory.as_deref()),
+            Reading::Context(Box::new(Context::new(judge.rules.clone()))),
+        )),
         Some(Method::Upload) => {
             Some((context_name(None), Reading::Upload(Box::new(Upload::new(judge.rules.clone())))))
         }
@@ -166,10 +176,11 @@ async fn asked(
         return Err(status(14, "the request broke off, or is longer than 16 MiB"));
     };
     let bytes = body.to_bytes();
-    match control::judge(bytes.clone(), field) {
+    match control::judge(bytes.clone(), field, &judge.rules) {
         Ok(told) => decide(&judge.decide, "build", told).map_err(refusal)?,
         Err(Unread(why)) => unread(why)?,
     }
+    let bytes = control::with_proxies(bytes, path, &judge.proxies);
     Ok(Request::from_parts(parts, Either::Right(Full::new(bytes))))
 }
 
@@ -219,4 +230,59 @@ fn answered(headers: HeaderMap) -> Response<Body> {
     *reply.headers_mut() = headers;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use hyper_util::rt::TokioExecutor;
+
+    use super::*;
+
+    const CONTEXT: &[u8] =
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/context.bin"));
+
+    fn ends() -> (End, TokioIo<UnixStream>) {
+        let (own, far) = UnixStream::pair().unwrap();
+        let opened = Opened { stream: own, early: Bytes::new() };
+        (End::of(opened).unwrap(), TokioIo::new(far))
+    }
+
+    /// The engine calls for a context, and what judges it panics.
+    #[tokio::test]
+    async fn a_panic_ends_the_tunnel_with_an_error() {
+        let ((caller, engine), (answerer, client)) = (ends(), ends());
+        let decide: Decide = Arc::new(|_, _| panic!("on purpose"));
+        let (rules, proxies) = (Rules::default(), ClientProxies::default());
+        let judge = Judge { tunnel: Tunnel::Session, rules, proxies, decide };
+        let answer = service_fn(|_: Request<Incoming>| async {
+            // A message that is compressed, which is to be decided on.
+            let bytes = [CONTEXT, &[1, 0, 0, 0, 0]].concat();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(bytes))))
+        });
+        let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let asked = async {
+            let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (mut call, connection) = builder.handshake::<_, Full<Bytes>>(engine).await.unwrap();
+            let request = Request::builder()
+                .uri("http://engine/moby.filesync.v1.FileSync/DiffCopy")
+                .body(Full::default())
+                .unwrap();
+            let got = async {
+                let whole = call.send_request(request).await?.into_body().collect().await?.to_bytes();
+                Ok::<_, hyper::Error>(whole)
+            };
+            // It ends by itself, as the connection does.
+            let (got, _) = tokio::join!(got, connection);
+            got
+        };
+        let all = async {
+            tokio::join!(carry(caller, answerer, judge), serve.serve_connection(client, answer), asked)
+        };
+        let (carried, _, got) = tokio::time::timeout(Duration::from_secs(10), all).await.expect("it hangs");
+        assert_eq!(carried.unwrap_err().to_string(), BROKEN);
+        assert!(got.is_err(), "{got:?}");
+    }
 }

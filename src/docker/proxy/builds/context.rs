@@ -10,8 +10,10 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use super::message::{PREFIX, Unread, Value, fields, once};
+use crate::docker::proxy::texts::Key;
 use crate::docker::proxy::upload::SIP;
 use crate::guard::Rules;
+use crate::guard::found::Passed;
 use crate::guard::stream::Stream;
 
 /// Of Go's `fs.FileMode`: directory, symbolic link, device, pipe, socket, character device, irregular. Entries
@@ -26,9 +28,11 @@ const MOST_NAMES: usize = 512 << 20;
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Told {
     /// Keys, one text each.
-    pub(super) found: Vec<String>,
+    pub(super) found: Vec<Key>,
     /// What was not looked at, and why.
     pub(super) unverified: Vec<String>,
+    /// What passes, and is said.
+    pub(super) notes: Vec<String>,
 }
 
 /// Judges the files of one context as they pass.
@@ -39,6 +43,8 @@ pub(super) struct Context {
     files: HashMap<u64, File>,
     held: usize,
     out: VecDeque<Bytes>,
+    /// Published keys, of files that have passed.
+    passed: Passed,
 }
 
 /// A file that is on its way; `None` for one that may hold a key.
@@ -63,7 +69,8 @@ struct Packet<'a> {
 
 impl Context {
     pub(super) fn new(rules: Rules) -> Self {
-        Self { rules, names: Names::default(), files: HashMap::new(), held: 0, out: VecDeque::new() }
+        let (files, passed) = (HashMap::new(), Passed::default());
+        Self { rules, names: Names::default(), files, held: 0, out: VecDeque::new(), passed }
     }
 
     /// One message from the client, with its prefix. What is told is to be decided on before [`Self::release`]: the
@@ -94,6 +101,12 @@ impl Context {
         self.out.pop_front()
     }
 
+    /// At the end.
+    pub(super) fn end(&mut self) -> Told {
+        let notes = std::mem::take(&mut self.passed).told();
+        Told { notes: notes.into_iter().collect(), ..Told::default() }
+    }
+
     /// What waits for the rest of its file.
     pub(super) fn give_up(&mut self) -> Vec<Bytes> {
         let judged = self.files.drain().filter_map(|(_, file)| file.0);
@@ -121,8 +134,10 @@ impl Context {
             }
             _ => self.out.push_back(message),
         }
-        if part.is_empty() {
-            self.files.remove(&id);
+        if part.is_empty()
+            && let Some(File(Some(mut judged))) = self.files.remove(&id)
+        {
+            self.passed.add(judged.stream.take_passed());
         }
         Ok(told)
     }
@@ -146,7 +161,9 @@ impl Judged {
             told.unverified = self.stream.take_unverified();
         }
         let finds = self.stream.take_finds().into_iter();
-        told.found.extend(finds.map(|find| format!("it holds {} at {}", find.kind, find.name)));
+        told.found.extend(
+            finds.map(|find| Key::inside(format!("it holds {} at {}", find.kind, find.name), &find.name)),
+        );
     }
 
     fn release(&mut self, end: bool) -> Option<Bytes> {

@@ -1,9 +1,17 @@
 //! What a client asks for in `POST /grpc`: build arguments and labels, which stay in the image, and contexts that
 //! the engine fetches itself.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
 use super::context::Told;
 use super::message::{Messages, PREFIX, Unread, Value, fields, once};
-use crate::guard::environment;
+use crate::config::proxies::ClientProxies;
+use crate::docker::proxy::proxies::of_build;
+use crate::docker::proxy::texts::value as text;
+use crate::guard::Rules;
+use crate::guard::excepted::Part;
 
 /// The longest request is one message.
 pub(super) const LONGEST: usize = (16 << 20) + PREFIX;
@@ -21,14 +29,14 @@ pub(super) fn options(path: &str) -> Option<u64> {
 pub(super) const SESSION: &str = "/moby.buildkit.v1.Control/Session";
 
 /// Judges the options of a whole request, which are in the field `number`.
-pub(super) fn judge(request: bytes::Bytes, number: u64) -> Result<Told, Unread> {
+pub(super) fn judge(request: Bytes, number: u64, rules: &Rules) -> Result<Told, Unread> {
     let mut messages = Messages::default();
     messages.push(request)?;
     let mut told = Told::default();
     while let Some(message) = messages.next()? {
         for field in fields(&message[PREFIX..]) {
             match field? {
-                (found, Value::Bytes(entry)) if found == number => option(entry, &mut told)?,
+                (found, Value::Bytes(entry)) if found == number => option(entry, rules, &mut told)?,
                 _ => {}
             }
         }
@@ -37,8 +45,80 @@ pub(super) fn judge(request: bytes::Bytes, number: u64) -> Result<Told, Unread> 
     Ok(told)
 }
 
+/// With the proxies of docker's own config for this engine as build arguments, where the request is for a frontend. Of two
+/// entries with one key the later one counts (protobuf's maps).
+pub(super) fn with_proxies(request: Bytes, path: &str, proxies: &ClientProxies) -> Bytes {
+    let (Some(number), Some(frontend)) = (options(path), frontend(path)) else { return request };
+    with_arguments(&request, number, frontend, proxies).unwrap_or(request)
+}
+
+/// The field of a request in which the frontend's name is.
+fn frontend(path: &str) -> Option<u64> {
+    match path {
+        "/moby.buildkit.v1.Control/Solve" => Some(6),
+        "/moby.buildkit.v1.frontend.LLBBridge/Solve" => Some(2),
+        _ => None,
+    }
+}
+
+/// `None` where nothing changes, or the request is not one message.
+fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientProxies) -> Option<Bytes> {
+    let body = request.get(PREFIX..)?;
+    let length = u32::from_be_bytes(request.get(1..PREFIX)?.try_into().ok()?);
+    if proxies.engine.is_none() || request[0] != 0 || length as usize != body.len() {
+        return None;
+    }
+    let (mut given, mut named) = (HashMap::new(), false);
+    for field in fields(body) {
+        match field.ok()? {
+            (found, Value::Bytes(name)) if found == frontend => named = !name.is_empty(),
+            (found, Value::Bytes(entry)) if found == number => {
+                let (mut key, mut value) = (vec![], vec![]);
+                for part in fields(entry) {
+                    match part.ok()? {
+                        (1, Value::Bytes(bytes)) => key = bytes.to_vec(),
+                        (2, Value::Bytes(bytes)) => value = bytes.to_vec(),
+                        _ => return None,
+                    }
+                }
+                given.insert(String::from_utf8(key).ok()?, String::from_utf8_lossy(&value).into_owned());
+            }
+            _ => {}
+        }
+    }
+    let changes = of_build(proxies, &|name| given.get(&format!("build-arg:{name}")).cloned());
+    if !named || changes.is_empty() {
+        return None;
+    }
+    let mut body = body.to_vec();
+    for (name, value) in changes {
+        // An argument that is to go is left empty: entries cannot be taken out by adding one.
+        let entry = [
+            delimited(1, format!("build-arg:{name}").as_bytes()),
+            delimited(2, value.unwrap_or_default().as_bytes()),
+        ];
+        body.extend(delimited(number, &entry.concat()));
+    }
+    let length = u32::try_from(body.len()).ok()?;
+    Some([&[0][..], &length.to_be_bytes(), &body].concat().into())
+}
+
+/// A field of bytes, as protobuf writes it.
+fn delimited(number: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![];
+    for mut part in [number << 3 | 2, bytes.len() as u64] {
+        while part >= 0x80 {
+            out.push(u8::try_from(part & 0x7f).unwrap_or_default() | 0x80);
+            part >>= 7;
+        }
+        out.push(u8::try_from(part).unwrap_or_default());
+    }
+    out.extend_from_slice(bytes);
+    out
+}
+
 /// One entry of a map, which protobuf writes as a message of key and value.
-fn option(entry: &[u8], told: &mut Told) -> Result<(), Unread> {
+fn option(entry: &[u8], rules: &Rules, told: &mut Told) -> Result<(), Unread> {
     let (mut key, mut value) = (None, None);
     for field in fields(entry) {
         match field? {
@@ -48,12 +128,10 @@ fn option(entry: &[u8], told: &mut Told) -> Result<(), Unread> {
         }
     }
     let (key, value) = (String::from_utf8_lossy(key.unwrap_or_default()), value.unwrap_or_default());
-    let named = |what: &str, name: &str| {
-        environment::named(name, value).map(|kind| format!("the {what} {name} holds {kind}"))
-    };
+    let named = |what, part, name: &str| text(what, part, name, value, rules);
     match key.split_once(':') {
-        Some(("build-arg", name)) => told.found.extend(named("build argument", name)),
-        Some(("label", name)) => told.found.extend(named("label", name)),
+        Some(("build-arg", name)) => told.found.extend(named("build argument", Part::BuildArgument, name)),
+        Some(("label", name)) => told.found.extend(named("label", Part::Label, name)),
         _ if (key == "context" || key.starts_with("context:")) && is_fetched(value) => {
             told.unverified.push("a context that the engine fetches itself".into());
         }
@@ -71,8 +149,6 @@ fn is_fetched(context: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
@@ -90,6 +166,7 @@ mod tests {
 
     #[test]
     fn arguments_and_labels_with_keys_are_found_and_fetched_contexts_said() {
+        let rules = Rules::default();
         let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
         for (key, value, found, unverified) in [
             ("build-arg:AWS_SECRET_ACCESS_KEY", aws.as_str(), 1, 0),
@@ -102,11 +179,58 @@ mod tests {
             ("context:more", "local:more", 0, 0),
             ("context", "http://buildkit-session/u", 0, 0),
         ] {
-            let told = judge(request(7, &[("target", "x"), (key, value)]), 7).unwrap();
+            let told = judge(request(7, &[("target", "x"), (key, value)]), 7, &rules).unwrap();
             assert_eq!((told.found.len(), told.unverified.len()), (found, unverified), "{key}: {told:?}");
             assert!(!format!("{told:?}").contains(&aws));
-            assert_eq!(judge(request(3, &[(key, value)]), 7), Ok(Told::default()), "another field");
+            assert_eq!(judge(request(3, &[(key, value)]), 7, &rules), Ok(Told::default()), "another field");
         }
-        assert!(judge(Bytes::from_static(&[1, 0, 0, 0, 0]), 7).is_err());
+        assert!(judge(Bytes::from_static(&[1, 0, 0, 0, 0]), 7, &rules).is_err());
+    }
+
+    #[test]
+    fn proxies_become_build_arguments_of_a_frontend() {
+        let entry =
+            |value: &str| vec![("HTTP_PROXY", std::sync::Arc::new(crate::secret::Secret::new(value.into())))];
+        let proxies = ClientProxies { engine: Some(entry("http://own")), default: entry("http://other") };
+        let solve = "/moby.buildkit.v1.Control/Solve";
+        let of = |frontend: &str, options: &[(&str, &str)]| {
+            let bare = request(7, options);
+            let body = [&bare[PREFIX..], &field(6, frontend.as_bytes())].concat();
+            let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+            Bytes::from([&[0][..], &length, &body].concat())
+        };
+        let arguments = |request: Bytes| {
+            let mut messages = Messages::default();
+            messages.push(request).unwrap();
+            let message = messages.next().unwrap().unwrap();
+            let mut found = std::collections::BTreeMap::new();
+            for one in fields(&message[PREFIX..]) {
+                let (7, Value::Bytes(entry)) = one.unwrap() else { continue };
+                let parts: Vec<_> = fields(entry).map(Result::unwrap).collect();
+                let [(1, Value::Bytes(key)), (2, Value::Bytes(value))] = parts[..] else {
+                    panic!("{parts:?}")
+                };
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                found.insert(text(key), text(value));
+            }
+            found
+        };
+        let wanted = [("build-arg:HTTP_PROXY", "http://own"), ("build-arg:http_proxy", "http://own")];
+        let wanted = wanted.map(|(name, value)| (name.to_string(), value.to_string())).into();
+        for given in [&[][..], &[("build-arg:HTTP_PROXY", "http://other")]] {
+            assert_eq!(
+                arguments(with_proxies(of("dockerfile.v0", given), solve, &proxies)),
+                wanted,
+                "{given:?}"
+            );
+        }
+        let asked = of("dockerfile.v0", &[("build-arg:HTTP_PROXY", "x"), ("build-arg:http_proxy", "")]);
+        let whole = of("", &[]);
+        for same in [asked, whole] {
+            assert_eq!(with_proxies(same.clone(), solve, &proxies), same);
+            assert_eq!(with_proxies(same.clone(), "/moby.buildkit.v1.Control/Status", &proxies), same);
+        }
+        let none = ClientProxies { engine: None, ..proxies };
+        assert_eq!(with_proxies(of("dockerfile.v0", &[]), solve, &none), of("dockerfile.v0", &[]));
     }
 }

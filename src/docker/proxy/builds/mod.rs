@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::{Decide, Matter};
 pub(super) use self::calls::Tunnel;
-use self::calls::{End, Judge, carry};
+use self::calls::{BROKEN, End, Judge, carry};
 use super::gate::{Raw, needs_upgrade};
 use super::path::Target;
 use super::room::Room;
@@ -95,9 +95,15 @@ impl Room {
             Tunnel::Control => (client, engine),
         };
         let rules = self.settings.guard.rules.clone();
-        let judge = Judge { tunnel, rules, decide: self.decide_build(mode, tunnel) };
+        let proxies = self.settings.client_proxies.clone();
+        let judge = Judge { tunnel, rules, proxies, decide: self.decide_build(mode, tunnel) };
         let stop = self.settings.tasks.stop().clone();
-        process::aside(move || apart(caller, answerer, judge, &stop)).await;
+        // Where the thread itself panicked, both ends are dropped with it.
+        let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
+        if whole != Some(true) {
+            let why = "what looks at its context broke; please report this";
+            self.settings.voice.notice(format!("the build ends with an error: {why}"));
+        }
     }
 
     /// A builder in a container has its tunnels inside an exec, where they are not seen.
@@ -131,6 +137,10 @@ impl Room {
                     room.settings.voice.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
+                Matter::Note(note) => {
+                    room.settings.voice.notice(format!("{who}: {note}"));
+                    Ok(())
+                }
             };
             decided.map_err(|refusal| {
                 room.refused_builds.fetch_add(1, Ordering::SeqCst);
@@ -142,11 +152,14 @@ impl Room {
     }
 }
 
-/// On a thread of its own, to the end of the tunnel or the session.
-fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) {
+/// On a thread of its own, to the end of the tunnel or the session. False where it broke on our side.
+fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) -> bool {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return tracing::warn!(%error, "a build session could not be served"),
+        Err(error) => {
+            tracing::warn!(%error, "a build session could not be served");
+            return false;
+        }
     };
     let served = async {
         tokio::select! {
@@ -154,7 +167,7 @@ fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) {
             () = stop.cancelled() => Ok(()),
         }
     };
-    if let Err(error) = runtime.block_on(served) {
-        tracing::debug!(%error, "a build session broke");
-    }
+    let Err(error) = runtime.block_on(served) else { return true };
+    tracing::debug!(%error, "a build session broke");
+    error.to_string() != BROKEN
 }

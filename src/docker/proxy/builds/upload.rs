@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::context::Told;
 use super::message::{PREFIX, Unread, Value, fields, once};
+use crate::docker::proxy::texts::Key;
 use crate::docker::proxy::upload::{SIP, in_archive};
 use crate::guard::Rules;
 use crate::guard::stream::Stream;
@@ -39,10 +40,10 @@ impl Upload {
         self.came += data.len() as u64;
         self.waiting.push_back((self.came, message));
         data.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
-        Ok(Told { found: self.found(), unverified: vec![] })
+        Ok(Told { found: self.found(), ..Told::default() })
     }
 
-    fn found(&mut self) -> Vec<String> {
+    fn found(&mut self) -> Vec<Key> {
         in_archive(self.stream.take_finds(), &self.rules).collect()
     }
 
@@ -55,7 +56,8 @@ impl Upload {
     pub(super) fn end(&mut self) -> Told {
         self.stream.end();
         self.ended = true;
-        Told { found: self.found(), unverified: self.stream.take_unverified() }
+        let (unverified, notes) = (self.stream.take_unverified(), self.stream.take_passed().told());
+        Told { found: self.found(), unverified, notes: notes.into_iter().collect() }
     }
 
     pub(super) fn give_up(&mut self) -> Vec<Bytes> {

@@ -1,0 +1,129 @@
+//! What of a request `guard.allow` excepts by its name: a variable, a label, a build argument, a word of a command.
+//! As narrow as a path: one name, and whatever is in it.
+
+use super::text::is_random;
+use crate::quote;
+
+/// Longest flag by which a word is named.
+const LONGEST_FLAG: usize = 32;
+
+/// Where a request, or the config of an image, has the text.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Part {
+    Variable,
+    Label,
+    BuildArgument,
+    Command,
+    Entrypoint,
+}
+
+impl Part {
+    const ALL: [Self; 5] =
+        [Self::Variable, Self::Label, Self::BuildArgument, Self::Command, Self::Entrypoint];
+
+    /// Before the colon of an entry.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Variable => "env",
+            Self::Label => "label",
+            Self::BuildArgument => "build-arg",
+            Self::Command => "command",
+            Self::Entrypoint => "entrypoint",
+        }
+    }
+
+    /// The entry of `guard.allow` that excepts `name`.
+    pub fn entry(self, name: &str) -> String {
+        format!("{}:{name}", self.word())
+    }
+}
+
+/// An entry of `guard.allow` that is no path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Named {
+    pub part: Part,
+    pub name: String,
+}
+
+impl Named {
+    /// `None` for a path.
+    ///
+    /// # Errors
+    /// Where it names nothing, or more than a name; the text does not quote it.
+    pub fn parse(entry: &str) -> Option<Result<Self, &'static str>> {
+        let (word, name) = entry.split_once(':')?;
+        let part = Part::ALL.into_iter().find(|part| part.word() == word)?;
+        Some(match name {
+            "" => Err("names a kind and nothing of it; write env:NAME, for example"),
+            _ if name.contains('=') => Err("takes a name without its value: env:NAME"),
+            _ => Ok(Self { part, name: name.into() }),
+        })
+    }
+}
+
+/// The entry for a path, which may begin like another kind of entry.
+pub fn path_entry(path: &str) -> String {
+    match Named::parse(path) {
+        Some(_) => format!("./{path}"),
+        None => path.into(),
+    }
+}
+
+/// How the word at `at` of a command is named: by the flag that it is or belongs to (`--executor_input`, `-c`), else by
+/// its place, from 1 on.
+pub fn word(words: &[&str], at: usize) -> String {
+    let own = words.get(at).and_then(|word| word.split_once('=')).map(|(flag, _)| flag);
+    let before = at.checked_sub(1).and_then(|before| words.get(before)).copied();
+    let flag = own.filter(|flag| is_flag(flag)).or_else(|| before.filter(|flag| is_flag(flag)));
+    flag.map_or_else(|| (at + 1).to_string(), String::from)
+}
+
+fn is_flag(word: &str) -> bool {
+    let bare = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).unwrap_or_default();
+    bare.len() <= LONGEST_FLAG
+        && bare.starts_with(|c: char| c.is_ascii_alphabetic())
+        && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        && (bare.len() < 8 || !is_random(bare.as_bytes()))
+        && quote::is_plain(word)
+}
+
+/// How the config of an image writes a place.
+pub(super) fn in_image(part: Part, name: &str) -> String {
+    match part {
+        Part::Label => format!("label {name}"),
+        _ => format!("variable {name}"),
+    }
+}
+
+/// What [`in_image`] wrote.
+pub fn of_image(place: &str) -> Option<(Part, &str)> {
+    let variable = place.strip_prefix("variable ").map(|name| (Part::Variable, name));
+    variable.or_else(|| Some((Part::Label, place.strip_prefix("label ")?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_names_or_paths() {
+        let named = |entry| Named::parse(entry).map(|named| named.map(|named| (named.part, named.name)));
+        assert_eq!(named("env:MY_KEY"), Some(Ok((Part::Variable, "MY_KEY".into()))));
+        assert_eq!(named("command:--token"), Some(Ok((Part::Command, "--token".into()))));
+        assert!(matches!(named("env:"), Some(Err(_))) && matches!(named("env:A=b"), Some(Err(_))));
+        for path in ["tests/data", "a:b", "/x/env:A", "./env:A", "environment"] {
+            assert_eq!(named(path), None, "{path}");
+            assert_eq!(path_entry(path), path);
+        }
+        assert_eq!(path_entry("env:A"), "./env:A");
+    }
+
+    #[test]
+    fn a_word_is_named_by_its_flag_or_its_place() {
+        let words = ["sh", "-c", "echo", "--token=x", "--executor_input", "{}", "-9xQ", "last"];
+        let names: Vec<String> = (0..words.len()).map(|at| word(&words, at)).collect();
+        assert_eq!(names, ["1", "2", "-c", "--token", "5", "--executor_input", "7", "8"]);
+        let secret = ["-", "vR7tYw3NbH6c", "8jK2mQ9xLp4Z"].concat();
+        assert_eq!(word(&[&secret, "x"], 1), "2", "what looks made by a machine is no flag");
+    }
+}
