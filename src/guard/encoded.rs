@@ -93,32 +93,27 @@ fn next_run<'a>(bytes: &'a [u8], from: usize, work: &Work) -> Option<(Run<'a>, u
     Some((Run::Lines(run), end))
 }
 
-/// The next word of at least [`SHORTEST_WORD`] characters. It looks at every eighth place: between two of them that
-/// are none of a word there is no word that long.
+/// The next word of at least [`SHORTEST_WORD`] characters. It looks at as many bytes from behind: the last of them that is
+/// none of a word is where the search goes on.
 fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
-    let mut low = from;
-    let mut probe = from + SHORTEST_WORD - 1;
+    let mut start = from;
     loop {
-        if !is_of_run(*bytes.get(probe)?) {
-            low = probe + 1;
-            probe += SHORTEST_WORD;
-            work.add(1);
+        let window = bytes.get(start..start + SHORTEST_WORD)?;
+        if let Some(at) = window.iter().rposition(|b| !is_of_run(*b)) {
+            work.add(SHORTEST_WORD - at);
+            start += at + 1;
             continue;
         }
-        let back = bytes[low..probe].iter().rev().take_while(|b| is_of_run(**b)).count();
-        let mut start = probe - back;
-        let ahead = bytes[probe..].iter().take(SHORTEST_WORD).take_while(|b| is_of_run(**b)).count();
-        work.add(back + ahead + 1);
+        let more = bytes[start + SHORTEST_WORD..].iter().take_while(|b| is_of_run(**b)).count();
+        let end = start + SHORTEST_WORD + more;
+        work.add(end - start);
         if start > 0 && bytes[start - 1] == b'\\' && matches!(bytes[start], b'n' | b'r' | b't') {
             start += 1;
         }
-        if (probe + ahead).saturating_sub(start) >= SHORTEST_WORD {
-            let more = bytes[probe + ahead..].iter().take_while(|b| is_of_run(**b)).count();
-            work.add(more);
-            return Some((start, probe + ahead + more));
+        if end - start >= SHORTEST_WORD {
+            return Some((start, end));
         }
-        low = probe + ahead;
-        probe = low + SHORTEST_WORD;
+        start = end;
     }
 }
 
