@@ -417,6 +417,7 @@ mod tests {
                 "credentials_file",
                 "credentials.",
                 "mount[].source",
+                "network.host_loopback",
                 "guard.",
                 "compiled_pipelines",
                 "rule[].join",

@@ -29,6 +29,7 @@ FEATURES = [
     ("hundreds of containers, none missed", "stress"),
     ("`isolation = \"network\"`", "cells"),
     ("interfaces and addresses in the container", "interfaces eth0"),
+    ("containers on the host's network", "host_network"),
     ("mounts of the config", "mounts"),
     ("key guard: mounts, variables, builds, loads", "guard builds"),
     ("config read again", "reload"),
