@@ -35,7 +35,7 @@ FEATURES = [
     ("config read again", "reload"),
     ("attacks on neighbours and on what is ours", "attacks floods baselines joins"),
     ("requests read in two ways", "smuggling"),
-    ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible"),
+    ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible python_clients"),
     ("client libraries in containers", "clients node_clients conforming alone::libraries"),
     ("what is said, logged and measured", "seeing terminal leaks"),
     ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),

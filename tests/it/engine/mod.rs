@@ -31,6 +31,7 @@ mod order;
 mod outputs;
 mod podman;
 mod proxy;
+mod python_clients;
 mod python_package;
 mod reload;
 mod runs;
