@@ -1,6 +1,7 @@
 //! `kfp-creds` puts a GCE-compatible metadata server on a Docker network, attaches every container of a
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
-//! host. No key file and no socket enters a container, and no mount but those that the operator asks for.
+//! host. No key file and no socket enters a container. What is mounted is what the operator asks for, and what
+//! a task's inputs name in Cloud Storage.
 //!
 //! # The map
 //!
@@ -28,6 +29,9 @@
 //! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up; `docker/proxy/podman.rs` what Podman alone would read in a create;
 //! `docker/proxy/wire.rs` moves bytes.
 //!
+//! Inputs in Cloud Storage: `inputs.rs` which objects a task names (storey 1); `docker/proxy/inputs.rs` asks for them and mounts
+//! them; `app/inputs.rs` fetches them, `app/cache.rs` keeps them; `source/storage.rs` is the client, `source/storage/crc32c.rs` its sums.
+//!
 //! # One container, one request
 //!
 //! `POST /containers/create` reaches [`docker::proxy`]: judged, created, its exit code registered, then
@@ -54,6 +58,7 @@ pub mod docker;
 pub mod doors;
 pub mod failure;
 pub mod guard;
+pub mod inputs;
 pub mod kfp;
 pub mod lifecycle;
 pub mod linux;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Lowest first. A room imports from storeys below its own, and from itself.
 const STOREYS: [&[&str]; 7] = [
     &["failure", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
-    &["guard", "kfp", "mounts", "observe", "policy", "provided", "record"],
+    &["guard", "inputs", "kfp", "mounts", "observe", "policy", "provided", "record"],
     &["config", "doors", "loopback", "registry", "source"],
     &["docker", "metadata", "mint", "relay"],
     &["lifecycle", "server"],
