@@ -12,13 +12,15 @@ use super::find::Located;
 use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
-use super::keys::{RawConfig, RawEndpoints, RawIdentity, RawInstance};
+use super::keys::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::mounts::mounts;
 use super::provider::{RawCredentials, provided};
 use super::read::Layers;
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
-use super::{Config, Endpoints, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding};
+use super::{
+    Config, Endpoints, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding,
+};
 use crate::observe;
 use crate::policy::Policy;
 use crate::quote;
@@ -42,8 +44,7 @@ pub(super) fn resolve(
     located: Option<Located>,
 ) -> Result<Config, Problems> {
     layers.verdict()?;
-    let stamp = located.as_ref().map(|located| located.stamp);
-    let file = located.map(|located| located.path);
+    let (stamp, file) = located.map(|located| (located.stamp, located.path)).unzip();
     let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
     let say = &mut layers;
     let mut delegates = judged_as(say, "impersonate", raw.impersonate, chain).unwrap_or_default();
@@ -84,6 +85,7 @@ pub(super) fn resolve(
         identities,
         keep: raw.keep.unwrap_or_default(),
         guard: key_guard,
+        gcs: gcs(say, &raw.gcs),
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
         host_loopback: raw.network.host_loopback.unwrap_or_default(),
@@ -198,6 +200,15 @@ fn cells(say: &mut Layers, isolation: Option<String>, range: Option<String>) -> 
     (each == Some(true)).then_some(range)
 }
 
+fn gcs(say: &mut Layers, raw: &RawGcs) -> Gcs {
+    let usual = Gcs::default();
+    let max_bytes = raw.max_bytes.map(|most| u64::try_from(most).unwrap_or_default());
+    if max_bytes == Some(0) {
+        say.problem("gcs.max_bytes", "has to be 1 or more; gcs.fetch = false fetches nothing");
+    }
+    Gcs { fetch: raw.fetch.unwrap_or(usual.fetch), max_bytes: max_bytes.unwrap_or(usual.max_bytes) }
+}
+
 fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {
     let number = number?;
     match u64::try_from(number) {
@@ -256,6 +267,7 @@ fn endpoints(say: &mut Layers, raw: RawEndpoints) -> Endpoints {
         iam_credentials: judged_as(say, "endpoints.iam_credentials", raw.iam_credentials, base),
         iam: judged_as(say, "endpoints.iam", raw.iam, base),
         sts: judged_as(say, "endpoints.sts", raw.sts, address),
+        storage: judged_as(say, "endpoints.storage", raw.storage, base),
         universe: judged(say, "endpoints.universe", raw.universe, universe),
     }
 }

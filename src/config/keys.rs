@@ -38,6 +38,7 @@ pub(super) struct RawConfig {
     pub metrics: RawMetrics,
     pub endpoints: RawEndpoints,
     pub guard: RawGuard,
+    pub gcs: RawGcs,
     pub instance: RawInstance,
     pub attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
@@ -79,6 +80,13 @@ pub(super) struct RawGuard {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawGcs {
+    pub fetch: Option<bool>,
+    pub max_bytes: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawInstance {
     pub hostname: Option<String>,
     pub machine_type: Option<String>,
@@ -107,6 +115,7 @@ pub(super) struct RawEndpoints {
     pub iam_credentials: Option<String>,
     pub iam: Option<String>,
     pub sts: Option<String>,
+    pub storage: Option<String>,
     pub universe: Option<String>,
 }
 
@@ -291,6 +300,10 @@ pub(super) const KEYS: &[Key] = &[
     key("guard.mode", Kind::Text, "`\"deny\"`", "What to do about a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses the request, `\"warn\"` prints a line, `\"off\"` does not look. The mounts of a request are searched up to 200 000 names and 256 MiB; the rest is reported as *not verified*. See [GUARD.md](GUARD.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
     key("guard.allow", Kind::List, "`[]`", "What may hold keys. Files and directories: a relative path means a path beside the config file, in a build context, or in an image; inside an archive write `ARCHIVE!/PATH`, as messages do. By name: `env:NAME` (a variable of a request or an image), `label:NAME`, `build-arg:NAME`, `command:FLAG` and `entrypoint:FLAG` (the word that belongs to a flag, else by its place: `command:3`). A refusal prints the entry.").guarded(),
+    key("gcs.fetch", Kind::Flag, "`true`", "Objects in Cloud Storage that the inputs of a kfp task name (`dsl.importer(\"gs://…\")`, arguments below `/gcs/`) are fetched with a token of the task's identity before its container is created, and mounted read-only at `/gcs/BUCKET`. See [GUIDE.md](GUIDE.md#inputs-in-cloud-storage).")
+        .variable("KFP_CREDS_GCS_FETCH"),
+    key("gcs.max_bytes", Kind::Number, "`4294967296` (4 GiB)", "How many bytes are fetched for one task, from 1. Objects and folders that do not fit are left out, with one line.")
+        .variable("KFP_CREDS_GCS_MAX_BYTES"),
     key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object per line, readable only by you. A relative path starts at the config file. See `docs/AUDIT.md`.")
         .variable("KFP_CREDS_AUDIT_FILE").guarded(),
     key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log exceeds this size it is renamed to `FILE.1`, which becomes `FILE.2`, and so on. At least 4096."),
@@ -305,6 +318,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_IAM").guarded(),
     key("endpoints.sts", Kind::Text, "`https://sts.UNIVERSE/v1/token`", "The whole URL of the security token service.")
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
+    key("endpoints.storage", Kind::Text, "`https://storage.UNIVERSE`", "The base URL of Cloud Storage, without a path. Inputs of tasks are fetched there (`gcs.fetch`). With `credentials = \"offline\"` nothing is fetched unless this names an emulator.")
+        .variable("KFP_CREDS_ENDPOINT_STORAGE").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
         .variable("KFP_CREDS_UNIVERSE").guarded(),
     key("instance.hostname", Kind::Text, "made of task and project", "`instance/hostname`, the same for every container."),
@@ -369,6 +384,7 @@ mod tests {
         let tables = [
             "network",
             "guard",
+            "gcs",
             "instance",
             "endpoints",
             "identity",
@@ -385,6 +401,7 @@ mod tests {
             ("[credentials]", "credentials."),
             ("[network]", "network."),
             ("[guard]", "guard."),
+            ("[gcs]", "gcs."),
             ("[instance]", "instance."),
             ("[endpoints]", "endpoints."),
             ("[audit]", "audit."),

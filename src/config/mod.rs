@@ -123,6 +123,8 @@ pub struct Config {
     pub keep: bool,
     /// What becomes of keys that a request would bring into a container.
     pub guard: Guard,
+    /// What is fetched for tasks whose inputs are in Cloud Storage.
+    pub gcs: Gcs,
     pub pool: Pool,
     /// With `isolation = "network"`: what networks of one container each are made of.
     pub cells: Option<Pool>,
@@ -171,8 +173,24 @@ pub struct Endpoints {
     pub iam: Option<String>,
     /// Whole URL.
     pub sts: Option<String>,
+    /// Scheme and authority only.
+    pub storage: Option<String>,
     /// A domain such as `googleapis.com`.
     pub universe: Option<String>,
+}
+
+/// `[gcs]`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gcs {
+    pub fetch: bool,
+    /// For one task.
+    pub max_bytes: u64,
+}
+
+impl Default for Gcs {
+    fn default() -> Self {
+        Self { fetch: true, max_bytes: 4 << 30 }
+    }
 }
 
 /// What containers are told of the machine they run on, where it is not the stand-in.

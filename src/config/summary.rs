@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::{Config, SourceChoice};
+use super::{Config, Gcs, SourceChoice};
 use crate::guard::{Mode, Rules};
 use crate::policy::Policy;
 use crate::quote;
@@ -27,6 +27,7 @@ impl Config {
                 ("metrics", format!("{:?}", config.metrics)),
                 ("keep", config.keep.to_string()),
                 ("guard", format!("{:?}", config.guard.rules)),
+                ("gcs", format!("{:?}", config.gcs)),
                 ("network", format!("{} {:?}", config.pool, config.cells)),
                 ("engine", format!("{:?} {}", config.engine, config.plain_tcp)),
                 ("log", config.log.clone()),
@@ -55,10 +56,8 @@ impl Config {
             },
         );
         line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
-        if !self.delegates.is_empty() {
-            line("delegates", self.delegates.join(", "));
-        }
         for (name, value) in [
+            ("delegates", (!self.delegates.is_empty()).then(|| self.delegates.join(", "))),
             ("number", self.numeric_project.map(|number| number.to_string())),
             ("quota", self.quota_project.clone()),
             ("e-mail", self.email.clone()),
@@ -67,6 +66,8 @@ impl Config {
             ("iam", self.endpoints.iam_credentials.clone()),
             ("iam admin", self.endpoints.iam.clone()),
             ("sts", self.endpoints.sts.clone()),
+            ("storage", self.endpoints.storage.clone()),
+            ("gcs", (self.gcs != Gcs::default()).then(|| fetching(self.gcs))),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.as_deref().map(quote::name)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
@@ -102,6 +103,13 @@ impl Config {
 
 fn unknown(policy: &Policy) -> Option<String> {
     policy.unknown.as_ref().map(|identity| format!("{}, where no rule can tell", identity.name))
+}
+
+fn fetching(gcs: Gcs) -> String {
+    match gcs.fetch {
+        true => format!("at most {} bytes are fetched for a task", gcs.max_bytes),
+        false => "nothing is fetched from Cloud Storage".into(),
+    }
 }
 
 fn guarding(rules: &Rules) -> String {

@@ -13,13 +13,22 @@ pub struct Endpoints {
     pub iam: Option<String>,
     /// `https://sts.googleapis.com/v1/token` by default.
     pub sts: Option<String>,
+    /// `https://storage.googleapis.com` by default, without a path; what the inputs of tasks name is read there.
+    pub storage: Option<String>,
     /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
     pub universe: String,
 }
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { token: None, iam_credentials: None, iam: None, sts: None, universe: UNIVERSE.into() }
+        Self {
+            token: None,
+            iam_credentials: None,
+            iam: None,
+            sts: None,
+            storage: None,
+            universe: UNIVERSE.into(),
+        }
     }
 }
 
@@ -47,6 +56,12 @@ impl Endpoints {
     pub(super) fn sts(&self, universe: &str) -> String {
         self.sts.clone().unwrap_or_else(|| format!("https://sts.{universe}/v1/token"))
     }
+
+    /// `universe` is that of the credential, where the config names none.
+    pub fn storage(&self, universe: Option<&str>) -> String {
+        let given = self.storage.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://storage.{}", self.universe(universe)))
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +77,7 @@ mod tests {
                 endpoints.iam_credentials(universe),
                 endpoints.iam(universe),
                 endpoints.sts(universe),
+                endpoints.storage(file),
             ]
         };
         let of = |universe: &str| {
@@ -70,6 +86,7 @@ mod tests {
                 format!("https://iamcredentials.{universe}"),
                 format!("https://iam.{universe}"),
                 format!("https://sts.{universe}/v1/token"),
+                format!("https://storage.{universe}"),
             ]
         };
         let usual = Endpoints::default();
@@ -77,8 +94,10 @@ mod tests {
         assert_eq!(places(&usual, Some("file.example")), of("file.example"));
         let configured = Endpoints { universe: "config.example".into(), ..Endpoints::default() };
         assert_eq!(places(&configured, Some("file.example")), of("config.example"));
-        let named = Endpoints { iam: Some("https://iam.corp.example/".into()), ..configured };
+        let corp = |name: &str| Some(format!("https://{name}.corp.example/"));
+        let named = Endpoints { iam: corp("iam"), storage: corp("storage"), ..configured };
         assert_eq!(places(&named, None)[2], "https://iam.corp.example");
+        assert_eq!(places(&named, None)[4], "https://storage.corp.example");
         assert_eq!(places(&named, None)[3], of("config.example")[3]);
     }
 }

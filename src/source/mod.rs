@@ -30,6 +30,7 @@ mod jwt;
 pub mod machine;
 mod pem;
 mod stamp;
+pub mod storage;
 mod transport;
 mod user;
 pub mod variables;

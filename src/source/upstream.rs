@@ -219,7 +219,7 @@ impl Upstream {
         if !head.status.is_success() {
             let mut denial = Denial::read(call.url, head.status.as_u16(), body.expose());
             // Google's endpoints answer in JSON, and never by a redirect.
-            denial.foreign &= call.method == Method::POST;
+            denial.foreign &= call.method == Method::POST || call.bearer.is_some();
             return Err(Fault::Denied(denial));
         }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
@@ -332,11 +332,13 @@ pub(super) struct Denial {
 }
 
 impl Denial {
-    fn read(url: &str, status: u16, body: &[u8]) -> Self {
+    pub(super) fn read(url: &str, status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let error = &body["error"];
         let details = error["details"].as_array();
         let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
+        // As the JSON API of Cloud Storage says it.
+        let reason = reason.or_else(|| code(&error["errors"][0]["reason"]));
         // VPC Service Controls say it in a violation: google.rpc.PreconditionFailure.
         let violation = details.and_then(|all| {
             all.iter().find_map(|one| code(&one["violations"][0]["type"]).filter(|_| status == 403))

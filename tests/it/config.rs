@@ -138,6 +138,8 @@ fn flags_win_over_variables_over_the_file() {
         ("KFP_CREDS_ALL", "0"),
         ("KFP_CREDS_KEEP", "true"),
         ("KFP_CREDS_POOL", "192.168.7.16/28"),
+        ("KFP_CREDS_GCS_FETCH", "false"),
+        ("KFP_CREDS_GCS_MAX_BYTES", "1024"),
         ("KFP_CREDS_ENDPOINT_TOKEN", "http://127.0.0.1:5/token"),
     ];
     let said = Overrides { project: Some("flag".into()), verbose: 2, json: true, ..flags() };
@@ -149,6 +151,7 @@ fn flags_win_over_variables_over_the_file() {
     assert_eq!((config.zone.as_str(), config.log.as_str()), ("europe-west4-1", "debug"));
     assert_eq!(config.pool.to_string(), "192.168.7.16/28");
     assert_eq!(config.endpoints.token.as_deref(), Some("http://127.0.0.1:5/token"));
+    assert_eq!((config.gcs.fetch, config.gcs.max_bytes), (false, 1024));
     assert_eq!(config.form, Form::Json);
     let zone = place.resolve(&[("KFP_CREDS_ZONE", "a-b")], flags()).unwrap().zone;
     assert_eq!(zone, "a-b", "a zone above replaces a region below");

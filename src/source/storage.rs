@@ -1,0 +1,313 @@
+//! Objects of Cloud Storage, by its JSON API: what an object is, which are below a prefix, and what is in one.
+//!
+//! <https://cloud.google.com/storage/docs/json_api/v1/objects>. Everything goes through the one HTTP client, with its
+//! proxy and its bounds; a redirect is not followed, because the token would go with it. Objects with the
+//! `Content-Encoding` gzip are taken as they are stored, as Cloud Storage FUSE shows them.
+
+mod crc32c;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::Method;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::process;
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::upstream::{Answer, Call, Denial, Fault, Upstream};
+
+/// Names in one page: of the longest, they stay below what an answer may have.
+const PAGE: usize = 500;
+const MOST_PAGES: usize = 200;
+/// Pieces of an object that wait for the disk.
+const WAITING: usize = 16;
+/// Of an error's text.
+const LONGEST_ERROR: usize = 64 << 10;
+
+/// Where objects are read.
+#[derive(Debug)]
+pub struct Storage {
+    upstream: Arc<Upstream>,
+    /// Scheme and authority.
+    endpoint: String,
+}
+
+/// Who reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    pub token: &'a Secret<String>,
+    /// For messages.
+    pub account: &'a str,
+    /// The project that pays, `userProject`.
+    pub user_project: Option<&'a str>,
+}
+
+/// One generation of an object.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Found {
+    /// As the server writes it, unchecked.
+    pub name: String,
+    /// Changes whenever the content does.
+    pub generation: u64,
+    /// In bytes.
+    pub size: u64,
+    /// Of the content, Castagnoli.
+    pub crc32c: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct Written {
+    name: String,
+    generation: String,
+    size: String,
+    crc32c: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    #[serde(default)]
+    items: Vec<Written>,
+    next_page_token: Option<String>,
+}
+
+impl Storage {
+    /// `endpoint`: scheme and authority, such as `https://storage.googleapis.com`.
+    pub fn new(upstream: Arc<Upstream>, endpoint: String) -> Self {
+        Self { upstream, endpoint }
+    }
+
+    /// The live generation of an object; `None` where there is none, or no such bucket. The error says what to do.
+    pub async fn object(
+        &self,
+        by: Reader<'_>,
+        bucket: &str,
+        name: &str,
+    ) -> Result<Option<Found>, SourceError> {
+        let url = self.url(by, bucket, Some(name), &[("fields", "name,generation,size,crc32c")]);
+        match self.ask(by, &url).await {
+            Ok(answer) => found(answer.json()?, &answer).map(Some),
+            Err(Fault::Denied(denial)) if denial.status == 404 => Ok(None),
+            Err(fault) => Err(told(fault, by, bucket)),
+        }
+    }
+
+    /// The live objects whose names begin with `prefix`, in the order of their names; an error where there are more
+    /// than `most`.
+    pub async fn list(
+        &self,
+        by: Reader<'_>,
+        bucket: &str,
+        prefix: &str,
+        most: usize,
+    ) -> Result<Vec<Found>, SourceError> {
+        let (mut all, mut next) = (vec![], None::<String>);
+        let most_results = PAGE.to_string();
+        for _ in 0..MOST_PAGES {
+            let mut query = vec![
+                ("prefix", prefix),
+                ("maxResults", &most_results),
+                ("fields", "items(name,generation,size,crc32c),nextPageToken"),
+            ];
+            query.extend(next.as_deref().map(|token| ("pageToken", token)));
+            let url = self.url(by, bucket, None, &query);
+            let answer = self.ask(by, &url).await.map_err(|fault| told(fault, by, bucket))?;
+            let page: Page = answer.json()?;
+            for item in page.items {
+                all.push(found(item, &answer)?);
+            }
+            if all.len() > most {
+                break;
+            }
+            next = page.next_page_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(all);
+            }
+        }
+        Err(SourceError::refused(format!("it has more than {most} objects; name a smaller folder")))
+    }
+
+    /// Writes the content of `found` to a new file. On an error what is there is a part of it, or nothing.
+    pub async fn download(
+        &self,
+        by: Reader<'_>,
+        bucket: &str,
+        object: &Found,
+        file: &Path,
+    ) -> Result<(), SourceError> {
+        let generation = object.generation.to_string();
+        let query = [("alt", "media"), ("generation", generation.as_str())];
+        let url = self.url(by, bucket, Some(&object.name), &query);
+        let received = self.upstream.persist(|| self.receive(by, &url, object, file)).await;
+        let kept = received.map_err(|fault| told(fault, by, bucket))?;
+        kept.map_err(|error| {
+            SourceError::refused(format!("it cannot be written to this machine's disk: {error}"))
+        })
+    }
+
+    fn url(&self, by: Reader<'_>, bucket: &str, name: Option<&str>, query: &[(&str, &str)]) -> String {
+        let mut url = format!("{}/storage/v1/b/{}/o", self.endpoint, encoded(bucket));
+        url.extend(name.map(|name| format!("/{}", encoded(name))));
+        let payer = by.user_project.map(|project| ("userProject", project));
+        for (at, (key, value)) in query.iter().copied().chain(payer).enumerate() {
+            url.push(if at == 0 { '?' } else { '&' });
+            url.push_str(&format!("{key}={}", encoded(value)));
+        }
+        url
+    }
+
+    async fn ask(&self, by: Reader<'_>, url: &str) -> Result<Answer, Fault> {
+        self.upstream.send(&Call { bearer: Some(by.token), ..Call::bare(Method::GET, url) }).await
+    }
+
+    /// One try. The inner error is this machine's, and no other try would mend it.
+    async fn receive(
+        &self,
+        by: Reader<'_>,
+        url: &str,
+        object: &Found,
+        file: &Path,
+    ) -> Result<io::Result<()>, Fault> {
+        // Without this the server would unpack what is stored packed.
+        let headers = &[("accept-encoding", "gzip")];
+        let call = Call { bearer: Some(by.token), headers, ..Call::bare(Method::GET, url) };
+        let (request, client, silence) =
+            (call.request()?, self.upstream.client(), self.upstream.limits().call);
+        let asked = timeout(silence, client.request(request)).await;
+        let answer =
+            asked.map_err(|_| Fault::silent(url, silence))?.map_err(|error| Fault::lost(url, &error))?;
+        let (head, body) = answer.into_parts();
+        if !head.status.is_success() {
+            let read = timeout(silence, Limited::new(body, LONGEST_ERROR).collect()).await;
+            let text = read.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+            return Err(Fault::Denied(Denial::read(url, head.status.as_u16(), &text)));
+        }
+        let (pieces, arriving) = mpsc::channel(WAITING);
+        let (file, wanted) = (file.to_owned(), object.clone());
+        let (sent, kept) = tokio::join!(
+            self.pump(url, body, pieces),
+            process::aside(move || keep(&file, &wanted, arriving))
+        );
+        match kept {
+            None => Ok(Err(io::Error::other("no thread can be had"))),
+            Some(Err(error)) => Ok(Err(error)),
+            Some(Ok(came)) => sent.and_then(|()| came.map_err(|why| Fault::unreachable(url, why))).map(Ok),
+        }
+    }
+
+    /// Hands the pieces on as they come, none of which may be long in coming.
+    async fn pump(&self, url: &str, mut body: Incoming, to: mpsc::Sender<Bytes>) -> Result<(), Fault> {
+        let silence = self.upstream.limits().call;
+        while let Some(frame) =
+            timeout(silence, body.frame()).await.map_err(|_| Fault::silent(url, silence))?
+        {
+            let frame = frame.map_err(|_| Fault::unreachable(url, "its answer broke off"))?;
+            // Who keeps them has an error of its own.
+            if let Ok(piece) = frame.into_data()
+                && to.send(piece).await.is_err()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// On a thread of its own. The inner error says what is wrong with what came.
+fn keep(
+    file: &Path,
+    wanted: &Found,
+    mut pieces: mpsc::Receiver<Bytes>,
+) -> io::Result<Result<(), &'static str>> {
+    let mut file = File::create(file)?;
+    let (mut came, mut sum) = (0, 0);
+    while let Some(piece) = pieces.blocking_recv() {
+        came += piece.len() as u64;
+        if came > wanted.size {
+            return Ok(Err("it sends more than it said that the object has"));
+        }
+        sum = crc32c::add(sum, &piece);
+        file.write_all(&piece)?;
+    }
+    Ok(match (came == wanted.size, wanted.crc32c.is_none_or(|wanted| wanted == sum)) {
+        (false, _) => Err("its answer broke off"),
+        (true, false) => Err("what it sends is not what it said that the object is (CRC32C)"),
+        (true, true) => Ok(()),
+    })
+}
+
+fn found(written: Written, answer: &Answer) -> Result<Found, SourceError> {
+    let sum = |text: &str| Some(u32::from_be_bytes(STANDARD.decode(text).ok()?.try_into().ok()?));
+    let read = || {
+        Some(Found {
+            generation: written.generation.parse().ok()?,
+            size: written.size.parse().ok()?,
+            crc32c: written.crc32c.as_deref().and_then(sum),
+            name: written.name.clone(),
+        })
+    };
+    let unlike = || SourceError::transient(format!("{} gave an answer that is not understood", answer.host));
+    read().ok_or_else(unlike)
+}
+
+/// What a person can do about it.
+fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
+    let Fault::Denied(denial) = &fault else { return fault.into() };
+    let account = by.account;
+    let reason = denial.reason.as_deref();
+    if denial.foreign {
+        return fault.into();
+    }
+    SourceError::refused(match denial.status {
+        400 if reason == Some("required") && by.user_project.is_none() => {
+            format!("{denial}: who reads from this bucket pays for it; say who, by quota_project")
+        }
+        401 => format!(
+            "{denial}: it does not take the token of {account}; is endpoints.storage the right place?"
+        ),
+        403 if reason == Some("USER_PROJECT_DENIED") => format!(
+            "{denial} (USER_PROJECT_DENIED): {account} may not charge the quota project; grant it \
+             roles/serviceusage.serviceUsageConsumer there, or name another one (quota_project)"
+        ),
+        403 if reason == Some("SECURITY_POLICY_VIOLATED") => format!(
+            "{denial} (SECURITY_POLICY_VIOLATED): a perimeter of VPC Service Controls keeps {account} from it"
+        ),
+        403 => {
+            format!("{denial}: {account} may not read it; grant it roles/storage.objectViewer on {bucket}")
+        }
+        404 => format!("{denial}: there is no bucket {bucket}, or no such object any more"),
+        _ => return fault.into(),
+    })
+}
+
+/// For one segment of a path, or a value of a query.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_segment_whatever_it_holds() {
+        assert_eq!(encoded("a/b c?d=e&ü#.~-_"), "a%2Fb%20c%3Fd%3De%26%C3%BC%23.~-_");
+    }
+}

@@ -1,0 +1,188 @@
+//! The client of Cloud Storage against a fake at the wire, which checks what it is sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kfp_creds::secret::Secret;
+use kfp_creds::source::SourceError;
+use kfp_creds::source::storage::{Reader, Storage};
+use kfp_creds::source::upstream::{Limits, Upstream};
+
+use crate::support::fake_google::CANARY;
+use crate::support::fake_storage::{FakeStorage, Play};
+use crate::support::session::Folder;
+
+const ACCOUNT: &str = "reader@p.iam.gserviceaccount.com";
+
+struct Bench {
+    fake: FakeStorage,
+    storage: Storage,
+    token: Secret<String>,
+    folder: Folder,
+}
+
+fn limits() -> Limits {
+    let (call, pause) = (Duration::from_secs(2), Duration::from_millis(5));
+    Limits { call, mint: Duration::from_secs(10), tries: 3, pause }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let fake = FakeStorage::start(|token| (token == "ya29.canary-reading").then(|| ACCOUNT.to_string()));
+        fake.allow(ACCOUNT, "bucket");
+        let upstream: Arc<Upstream> = Upstream::new(limits(), vec![]).unwrap();
+        let storage = Storage::new(upstream, fake.url());
+        Self {
+            storage,
+            fake,
+            token: Secret::new("ya29.canary-reading".into()),
+            folder: Folder::new("objects"),
+        }
+    }
+
+    fn by(&self) -> Reader<'_> {
+        Reader { token: &self.token, account: ACCOUNT, user_project: None }
+    }
+
+    /// The content of an object, by what its metadata say first.
+    async fn read(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+        let found = self.storage.object(self.by(), "bucket", name).await?.expect("it is there");
+        let file = self.folder.0.join("file");
+        self.storage.download(self.by(), "bucket", &found, &file).await?;
+        Ok(std::fs::read(file).unwrap())
+    }
+}
+
+#[track_caller]
+fn refused<T>(outcome: Result<T, SourceError>, words: &str) {
+    match outcome {
+        Err(SourceError::Refused(why)) => {
+            assert!(why.contains(words) && !why.contains(CANARY), "{why}");
+        }
+        Err(other) => panic!("not final: {other}"),
+        Ok(_) => panic!("it passed"),
+    }
+}
+
+#[track_caller]
+fn transient<T>(outcome: Result<T, SourceError>, words: &str) {
+    match outcome {
+        Err(SourceError::Transient(why)) => {
+            assert!(why.contains(words) && !why.contains(CANARY), "{why}");
+        }
+        Err(other) => panic!("final: {other}"),
+        Ok(_) => panic!("it passed"),
+    }
+}
+
+#[tokio::test]
+async fn an_object_comes_whole_in_its_generation() {
+    let bench = Bench::new();
+    let large: Vec<u8> = (0..500_001_u32).map(|n| ((n * 7) >> 3) as u8).collect();
+    for (name, content) in [("dir/ü #?&%.csv", b"1,2\n".to_vec()), ("empty", vec![]), ("large", large)] {
+        bench.fake.put("bucket", name, content.clone());
+        assert!(bench.read(name).await.unwrap() == content, "{name}");
+    }
+    assert!(bench.fake.asked().iter().all(|asked| asked.account == ACCOUNT), "{:?}", bench.fake.asked());
+    // It was replaced between the two questions.
+    bench.fake.put("bucket", "a", "old");
+    let old = bench.storage.object(bench.by(), "bucket", "a").await.unwrap().unwrap();
+    bench.fake.put("bucket", "a", "new");
+    let file = bench.folder.0.join("file");
+    refused(bench.storage.download(bench.by(), "bucket", &old, &file).await, "no such object any more");
+    assert_eq!(bench.storage.object(bench.by(), "bucket", "b").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn who_pays_is_said_in_every_request() {
+    let bench = Bench::new();
+    bench.fake.put("bucket", "dir/a", "x");
+    bench.fake.wants_payer("payer-project");
+    refused(bench.read("dir/a").await, "who reads from this bucket pays");
+    let by = |project: &'static str| Reader { user_project: Some(project), ..bench.by() };
+    refused(bench.storage.object(by("another"), "bucket", "dir/a").await, "may not charge the quota project");
+    let by = by("payer-project");
+    let found = bench.storage.list(by, "bucket", "dir/", 10).await.unwrap();
+    bench.storage.download(by, "bucket", &found[0], &bench.folder.0.join("file")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_is_read_page_by_page_to_its_bound() {
+    let bench = Bench::new();
+    for number in 0..25 {
+        bench.fake.put("bucket", &format!("dir/{number:02}"), "x");
+    }
+    bench.fake.put("bucket", "dir-other", "x");
+    bench.fake.pages_of(7);
+    let all = bench.storage.list(bench.by(), "bucket", "dir/", 25).await.unwrap();
+    let names: Vec<String> = all.into_iter().map(|found| found.name).collect();
+    assert_eq!(names, (0..25).map(|number| format!("dir/{number:02}")).collect::<Vec<_>>());
+    refused(bench.storage.list(bench.by(), "bucket", "dir/", 24).await, "more than 24 objects");
+    assert_eq!(bench.storage.list(bench.by(), "bucket", "none/", 10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn refusals_say_what_to_do() {
+    let bench = Bench::new();
+    bench.fake.put("bucket", "a", "x");
+    refused(
+        bench.storage.object(bench.by(), "others", "a").await,
+        "reader@p.iam.gserviceaccount.com may not read it; grant it roles/storage.objectViewer on others",
+    );
+    let stranger = Secret::new("ya29.another".into());
+    let by = Reader { token: &stranger, ..bench.by() };
+    refused(bench.storage.object(by, "bucket", "a").await, "does not take the token");
+    bench.fake.play("list", Play::Status(404));
+    refused(bench.storage.list(bench.by(), "bucket", "x/", 10).await, "there is no bucket bucket");
+}
+
+#[tokio::test]
+async fn what_passes_is_tried_again() {
+    for play in [Play::Status(503), Play::CutShort, Play::Longer, Play::Other, Play::Hang] {
+        let bench = Bench::new();
+        bench.fake.put("bucket", "a", "the content");
+        bench.fake.play("object", Play::Status(429));
+        bench.fake.play("media", play.clone());
+        bench.fake.play("media", Play::Late(Duration::from_millis(50)));
+        assert_eq!(bench.read("a").await.unwrap(), b"the content", "{play:?}");
+        assert_eq!(bench.fake.downloads(), 2, "{play:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_pass_is_told_as_what_it_is() {
+    for (play, words) in [
+        (Play::Status(500), "answered 500"),
+        (Play::CutShort, "its answer broke off"),
+        (Play::Longer, "more than it said"),
+        (Play::Other, "is not what it said that the object is (CRC32C)"),
+        (Play::Hang, "no answer within"),
+        (Play::Redirect, "answered 307 (a redirect"),
+        (Play::Page, "not in the API's form"),
+    ] {
+        let bench = Bench::new();
+        bench.fake.put("bucket", "a", "the content");
+        (0..3).for_each(|_| bench.fake.play("media", play.clone()));
+        transient(bench.read("a").await, words);
+        assert_eq!(bench.fake.downloads(), 3, "{play:?}: as often as any call");
+    }
+}
+
+/// The token would go with it.
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let bench = Bench::new();
+    bench.fake.put("bucket", "a", "x");
+    (0..3).for_each(|_| bench.fake.play("object", Play::Redirect));
+    transient(bench.storage.object(bench.by(), "bucket", "a").await, "answered 307 (a redirect");
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_is_told_and_not_tried_again() {
+    let bench = Bench::new();
+    bench.fake.put("bucket", "a", "x");
+    let found = bench.storage.object(bench.by(), "bucket", "a").await.unwrap().unwrap();
+    let nowhere = bench.folder.0.join("no/such/folder");
+    refused(bench.storage.download(bench.by(), "bucket", &found, &nowhere).await, "this machine's disk");
+    assert_eq!(bench.fake.downloads(), 1);
+}
