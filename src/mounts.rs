@@ -121,6 +121,13 @@ pub fn add<'a>(mounts: impl Iterator<Item = &'a Mount>, body: &mut Value) -> Res
     Ok(())
 }
 
+/// Whether the request mounts something at `at`, above it or below it.
+pub fn touches(body: &Value, at: &str) -> bool {
+    let within =
+        |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+    targets(body).iter().any(|own| own == at || within(own, at) || within(at, own))
+}
+
 /// Where the request mounts something itself.
 fn targets(body: &Value) -> Vec<String> {
     let host = &body["HostConfig"];
@@ -176,6 +183,22 @@ mod tests {
         let mut body = json!({ "HostConfig": { "Binds": ["/data:/elsewhere:ro"], "Mounts": null } });
         add([mount("x", "/data")].iter(), &mut body).unwrap();
         assert!(add([mount("x", "/a"), mount("x", "/a/")].iter(), &mut json!({})).is_err());
+    }
+
+    #[test]
+    fn a_place_is_touched_at_above_and_below() {
+        for (target, touched) in [
+            ("/gcs/bucket", true),
+            ("/gcs/bucket/", true),
+            ("/gcs/bucket/a/b", true),
+            ("/gcs", true),
+            ("/gcs/bucket-2", false),
+            ("/gc", false),
+            ("/data/gcs/bucket", false),
+        ] {
+            let body = json!({ "HostConfig": { "Binds": [format!("/x:{target}:ro")] } });
+            assert_eq!(touches(&body, "/gcs/bucket"), touched, "{target}");
+        }
     }
 
     #[test]

@@ -67,6 +67,13 @@ pub fn create_body(input: &[u8]) {
         compiled: Arc::default(),
         clear_entrypoint: true,
     };
+    // What its inputs name becomes paths of this machine.
+    if let Ok(body) = serde_json::from_slice(input) {
+        for object in kfp_creds::inputs::of(&body).objects {
+            assert!(kfp_creds::inputs::unfit(object.name()).is_none(), "{object}");
+            assert!(!object.bucket().contains('/') && !object.bucket().starts_with('.'), "{object}");
+        }
+    }
     let Ok(judged) =
         proxy::preview(input, &rules, Networks::default(), &guard::Rules::default(), kfp_creds::kfp::task)
     else {

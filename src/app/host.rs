@@ -178,14 +178,7 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
         chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
         variables: around.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
-    let wanted = &config.endpoints;
-    let endpoints = Endpoints {
-        token: wanted.token.clone(),
-        iam_credentials: wanted.iam_credentials.clone(),
-        iam: wanted.iam.clone(),
-        sts: wanted.sts.clone(),
-        universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
-    };
+    let endpoints = endpoints(config);
     let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
         SourceChoice::Provided(provided) => Google::provided(&place, endpoints, upstream, provided),
@@ -196,8 +189,20 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
     .map_err(no_credential)
 }
 
+pub(super) fn endpoints(config: &Config) -> Endpoints {
+    let wanted = &config.endpoints;
+    Endpoints {
+        token: wanted.token.clone(),
+        iam_credentials: wanted.iam_credentials.clone(),
+        iam: wanted.iam.clone(),
+        sts: wanted.sts.clone(),
+        storage: wanted.storage.clone(),
+        universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
+    }
+}
+
 /// As curl reads them: the lower-case name wins.
-fn proxies(around: &Surroundings) -> Proxies {
+pub(super) fn proxies(around: &Surroundings) -> Proxies {
     let first = |names: &[&str]| names.iter().find_map(|name| around.variable(name)).map(String::from);
     Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }

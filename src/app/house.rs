@@ -16,6 +16,7 @@ use super::control::{About, Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
 use super::host_loopback;
+use super::inputs::Inputs;
 use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
@@ -60,6 +61,7 @@ pub(super) struct House {
     pub(super) session: Arc<Session>,
     pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
+    inputs: Option<Arc<Inputs>>,
     /// Of the control socket.
     control: PathBuf,
     desk: Arc<Desk>,
@@ -99,7 +101,8 @@ impl House {
         let loopback = host_loopback::proved(bound, &session, &server, &voice, &tasks).await;
         let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
         let lifecycle = manage(&session, granting, &voice, &tasks);
-        let (ask, asks) = mpsc::channel(64);
+        let ((ask, asks), (failing, failed)) = (mpsc::channel(64), mpsc::channel(1));
+        let (inputs, fetching) = Inputs::start(config, around, &host, &id, &tasks).unzip();
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
             wiring: wiring(&session, &host, config),
@@ -107,12 +110,12 @@ impl House {
             cells: session.cells(&tunnel, server.doors(), &tasks),
             loopback,
             mode,
+            fetching,
             exits: lifecycle.exits(),
             recorder,
             ..settings(config, &session, ask, &voice, &tasks)
         });
         let desk = Desk::new(About::of(mode, &session, &host, config), &lifecycle, &host, &proxy);
-        let (failing, failed) = mpsc::channel(1);
         let mut house = Self {
             host,
             socket: proxy.socket.clone(),
@@ -125,6 +128,7 @@ impl House {
             control: folder.join(format!("{id}.ctl")),
             desk,
             proxy,
+            inputs,
             stopping: Arc::default(),
             reminded: Arc::default(),
         };
@@ -307,6 +311,9 @@ impl House {
         let summary = self.lifecycle.cut_off_all();
         // Ending the tunnel ends the relay.
         self.tasks.finish(Duration::from_secs(3)).await;
+        if let Some(inputs) = &self.inputs {
+            inputs.close().await;
+        }
         // While the network stays, a socket on which nobody listens tells the next start that nobody is here.
         match self.session.close().await {
             Ok(()) => drop(std::fs::remove_file(&self.socket)),

@@ -1,6 +1,7 @@
 //! The only wiring: rooms are built here, handed to each other, run and ended.
 
 mod activation;
+mod cache;
 mod check;
 mod child;
 mod conformance;
@@ -12,6 +13,7 @@ mod health;
 mod host;
 mod host_loopback;
 mod house;
+mod inputs;
 mod kill_switch;
 mod looks;
 mod mends;

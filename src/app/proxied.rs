@@ -49,6 +49,7 @@ pub(super) fn settings(
         cells: None,
         loopback: None,
         recorder: Recorder::default(),
+        fetching: None,
         ask,
         tasks: tasks.clone(),
     }

@@ -25,6 +25,7 @@ mod golden_sources;
 mod golden_wire;
 mod google_auth;
 mod guard_set;
+mod inputs;
 mod keys;
 mod leaks;
 mod leaks_federated;
@@ -38,6 +39,7 @@ mod serving;
 mod sources_files;
 mod sources_host;
 mod stampede;
+mod storage;
 mod suspend;
 mod verbosity;
 

@@ -31,6 +31,7 @@ FEATURES = [
     ("interfaces and addresses in the container", "interfaces eth0"),
     ("containers on the host's network", "host_network"),
     ("mounts of the config", "mounts"),
+    ("inputs of tasks in Cloud Storage, at `/gcs`", "inputs"),
     ("key guard: mounts, variables, builds, loads", "guard builds"),
     ("config read again", "reload"),
     ("attacks on neighbours and on what is ours", "attacks floods baselines joins"),

@@ -6,6 +6,7 @@ pub(crate) mod between;
 pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;
+pub(crate) mod fake_storage;
 pub(crate) mod far_engine;
 pub(crate) mod federation;
 pub(crate) mod golden;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kfp_creds::docker::proxy::{
-    self, Ask, Clients, Closing, Exits, Reserved, Rulebook, Rules, Settings, Wiring, Writable,
+    self, Ask, Clients, Closing, Exits, Fetching, Reserved, Rulebook, Rules, Settings, Wiring, Writable,
 };
 use kfp_creds::kfp::Reading;
 use kfp_creds::observe::{Form, Voice};
@@ -88,6 +88,11 @@ impl Stand {
     }
 
     pub(crate) fn at(dir: &Path, upstream: &Path) -> Self {
+        Self::fetching(dir, upstream, None)
+    }
+
+    /// Where what tasks name is fetched.
+    pub(crate) fn fetching(dir: &Path, upstream: &Path, fetching: Option<Fetching>) -> Self {
         let socket = dir.join("proxy.sock");
         let (ask, asked) = mpsc::channel(64);
         let heard = Heard::default();
@@ -120,6 +125,7 @@ impl Stand {
             cells: None,
             loopback: None,
             recorder: kfp_creds::record::Recorder::default(),
+            fetching,
             ask,
             tasks: tasks.clone(),
         };

@@ -9,17 +9,18 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::inputs::{self, Brought};
 use super::judge::{self, Neighbour, Question, Verdict};
 use super::look::aside;
 use super::path::Target;
 use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
-use super::wire::{Refusal, Reply, collect, full};
+use super::wire::{Body, Refusal, Reply, collect, full};
 use super::{Ask, Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::docker::Product;
 use crate::observe::Line;
@@ -45,10 +46,16 @@ impl Room {
         let name = target.query("name").map(str::to_string);
         let rules = self.settings.rules.now();
         let task = Arc::new(self.task(&body, name.as_deref(), &rules).await);
-        let (verdict, place) = self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
+        let Judged { verdict, place, brought } =
+            self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
         let given = Given::of(&body);
-        let request = rewritten(parts, &body);
         let uri = target.uri().map_err(Refusal::malformed)?;
+        let again = (!brought.is_empty()).then(|| {
+            let mut plain = body.clone();
+            inputs::take_out(&mut plain, &brought);
+            (rewritten(parts.clone(), &plain), uri.clone())
+        });
+        let request = rewritten(parts, &body);
         // On a task of its own: a client that hangs up must not leave a container that exists and is
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
@@ -58,7 +65,7 @@ impl Room {
             Verdict::Pass(_) | Verdict::Refuse(_) => None,
         };
         self.settings.tasks.spawn("create", async move {
-            let reply = match room.engine.forward(request, uri, None).await {
+            let reply = match room.forward_create(request, uri, again, &brought, &task).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
                     room.created(reply, verdict, place, task, name, given).await
                 }
@@ -68,6 +75,22 @@ impl Room {
             let _ = done.send(reply);
         });
         outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
+    }
+
+    /// The engine is asked again without what was fetched where it does not see that.
+    async fn forward_create(
+        &self,
+        request: Request<Body>,
+        uri: Uri,
+        again: Option<(Request<Body>, Uri)>,
+        brought: &Brought,
+        task: &Task,
+    ) -> Result<Reply, Refusal> {
+        let reply = self.engine.forward(request, uri, None).await?;
+        match again.filter(|_| !reply.status().is_success()) {
+            Some(again) => self.without_inputs(reply, again, brought, task).await,
+            None => Ok(reply),
+        }
     }
 
     /// Which task this is, by the request and by what the session knows.
@@ -94,7 +117,7 @@ impl Room {
         task: &Task,
         name: Option<&str>,
         rules: &Rules,
-    ) -> Result<(Verdict, Place), Refusal> {
+    ) -> Result<Judged, Refusal> {
         let decision = self.decision(body, task, rules)?;
         let image = body["Image"].as_str().unwrap_or_default().to_string();
         if self.is_ours(Kind::Image, &image).await? {
@@ -137,12 +160,18 @@ impl Room {
             Verdict::Refuse(refusal) => return Err(refusal),
             verdict => verdict,
         };
+        let brought = match &verdict {
+            Verdict::Attach { identity, .. } | Verdict::Join { identity, .. } => {
+                self.bring_inputs(body, identity, task).await?
+            }
+            Verdict::Pass(_) | Verdict::Refuse(_) => vec![],
+        };
         let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
         self.guard_create(body, &brings.env, ours, task).await?;
         if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
             self.say_entrypoint(task, image);
         }
-        Ok((verdict, place))
+        Ok(Judged { verdict, place, brought })
     }
 
     /// Where a container that gets an identity will find us.
@@ -324,6 +353,16 @@ impl Room {
     }
 }
 
+/// What becomes of a create.
+#[derive(Debug)]
+struct Judged {
+    verdict: Verdict,
+    /// Where the container will find us, and was told of.
+    place: Place,
+    /// What was fetched for it and is mounted.
+    brought: Brought,
+}
+
 /// What is still asked about a body when it has gone to the engine.
 #[derive(Debug)]
 struct Given {
@@ -341,7 +380,7 @@ impl Given {
 }
 
 /// The request as it was judged.
-pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<super::wire::Body> {
+pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<Body> {
     // Half the time of `to_string`, which goes through a formatter; a value cannot fail.
     let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
     parts.headers.insert(hyper::header::CONTENT_LENGTH, bytes.len().into());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::guard::MOST;
+use super::inputs::told;
 use super::room::Room;
 use super::texts::Key;
 use super::volumes::devices;
@@ -45,11 +46,12 @@ pub(super) struct Looked {
 impl Room {
     /// Everything of the host that this HostConfig mounts.
     pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
-        let mut sources = vec![];
+        let (mut sources, fetching) = (vec![], self.settings.fetching.as_ref());
         for bind in strings(&host["Binds"]) {
-            let Some((source, _)) = split_bind(bind) else { continue };
+            let Some((source, rest)) = split_bind(bind) else { continue };
+            let target = rest.split(':').next().unwrap_or_default();
             match source.starts_with('/') {
-                true => sources.push(Source { how: format!("the bind of {source}"), place: source.into() }),
+                true => sources.push(Source { how: told(source, target, fetching), place: source.into() }),
                 false => sources.extend(self.volume(source).await?),
             }
         }
@@ -57,7 +59,9 @@ impl Room {
             let source = mount["Source"].as_str().unwrap_or_default();
             match mount["Type"].as_str() {
                 Some("bind") => {
-                    sources.push(Source { how: format!("the bind of {source}"), place: source.into() });
+                    let target = mount["Target"].as_str().unwrap_or_default();
+                    let how = told(source, target, fetching);
+                    sources.push(Source { how, place: source.into() });
                 }
                 Some("volume") => {
                     let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];

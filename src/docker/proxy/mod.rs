@@ -3,7 +3,7 @@
 //!
 //! | request | what happens |
 //! |---|---|
-//! | `POST /containers/create` | read strictly, judged by `judge`, created, its exit registered, attached, answered |
+//! | `POST /containers/create` | read strictly, judged by `judge`, given what its inputs name (`inputs`), created, its exit registered, attached, answered |
 //! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
 //! | `GET /containers/X/logs` | the engine first, then what it left out of an auto-removed container's (`logs`) |
 //! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
@@ -30,6 +30,7 @@ mod gate;
 mod guard;
 mod hidden;
 mod images;
+mod inputs;
 mod join;
 mod json;
 mod judge;
@@ -84,6 +85,7 @@ use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
+pub use self::inputs::{Fetch, Fetched, Fetching};
 pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rulebook::{Rulebook, Rules};
@@ -126,6 +128,8 @@ pub struct Settings {
     /// For containers on the network of this machine, where they get identities.
     pub loopback: Option<loopback::Paths>,
     pub recorder: Recorder,
+    /// Who fetches what the inputs of tasks name in Cloud Storage; `None` where that is switched off.
+    pub fetching: Option<Fetching>,
     /// To `lifecycle`.
     pub ask: mpsc::Sender<Ask>,
     pub tasks: Tasks,

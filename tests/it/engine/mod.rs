@@ -16,6 +16,7 @@ mod floods;
 mod golden_relay;
 mod guard;
 mod host_network;
+mod inputs;
 mod interfaces;
 mod interrupts;
 mod joins;

@@ -1,0 +1,245 @@
+//! What the inputs of a kfp task name in Cloud Storage, mounted at `/gcs/BUCKET` before it is created.
+//!
+//! The proxy knows neither tokens nor Google. It asks for what the task names on behalf of the task's identity, mounts
+//! the directories that it is given, read-only, and leaves out what is not to be had: the task fails then as it would
+//! without us. Outputs are not written there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{Request, Response, StatusCode, Uri};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::look::{split_bind, strings};
+use super::podman;
+use super::room::Room;
+use super::wire::{Body, Refusal, Reply, full};
+use crate::docker::Product;
+use crate::inputs::{self, Object};
+use crate::mounts::{self, Mount, Source};
+use crate::workload::{Identity, Task};
+
+/// How long a create waits for its inputs.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Who fetches, and where what was fetched is.
+#[derive(Clone, Debug)]
+pub struct Fetching {
+    pub ask: mpsc::Sender<Fetch>,
+    /// Everything that is mounted from here was fetched.
+    pub folder: PathBuf,
+}
+
+/// Wanted for a container that is about to be created.
+#[derive(Debug)]
+pub struct Fetch {
+    pub identity: Arc<Identity>,
+    pub objects: BTreeSet<Object>,
+    /// Closed when nobody waits any more.
+    pub answer: oneshot::Sender<Fetched>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// The directory that is to be at `/gcs/BUCKET`, by bucket.
+    pub buckets: BTreeMap<String, PathBuf>,
+    /// For a person, about this task.
+    pub lines: Vec<String>,
+    /// Why this session fetches nothing at all.
+    pub off: Option<String>,
+}
+
+/// What was mounted into one create: places of this machine.
+pub(super) type Brought = Vec<PathBuf>;
+
+impl Room {
+    /// Mounts what a task names, as `identity` may read it. Waits 30 s at most; then there is no container.
+    pub(super) async fn bring_inputs(
+        &self,
+        body: &mut Value,
+        identity: &Arc<Identity>,
+        task: &Task,
+    ) -> Result<Brought, Refusal> {
+        let Some(fetching) = self.settings.fetching.as_ref().filter(|_| task.kfp) else { return Ok(vec![]) };
+        let mut named = inputs::of(body);
+        for line in named.refused {
+            self.settings.voice.notice(format!("{task}: {line}"));
+        }
+        named.objects.retain(|object| self.is_free(body, object, task));
+        if named.objects.is_empty() {
+            return Ok(vec![]);
+        }
+        if self.settings.upstream.endpoint().socket().is_none() {
+            self.say_not_shared(task);
+            return Ok(vec![]);
+        }
+        if self.said_not_shared() {
+            return Ok(vec![]);
+        }
+        let fetched = self.fetch(fetching, identity, named.objects, task).await?;
+        if let Some(why) = fetched.off {
+            self.say_once(task, why);
+        }
+        for line in fetched.lines {
+            self.settings.voice.notice(format!("{task}: {line}"));
+        }
+        let before = body["HostConfig"].clone();
+        let places: Brought = fetched.buckets.values().cloned().collect();
+        let added = match relabels(body) {
+            true => bind(body, &fetched.buckets),
+            false => {
+                let mounts: Vec<Mount> = fetched.buckets.into_iter().map(mount).collect();
+                mounts::add(mounts.iter(), body).err()
+            }
+        };
+        let misread = || podman::second_reading(body).filter(|_| self.settings.product == Product::Podman);
+        if let Some(why) = added.or_else(misread) {
+            body["HostConfig"] = before;
+            self.settings.voice.notice(format!("{task}: what was fetched is not mounted: {why}"));
+            return Ok(vec![]);
+        }
+        Ok(places)
+    }
+
+    async fn fetch(
+        &self,
+        fetching: &Fetching,
+        identity: &Arc<Identity>,
+        objects: BTreeSet<Object>,
+        task: &Task,
+    ) -> Result<Fetched, Refusal> {
+        let first = objects.first().map(ToString::to_string).unwrap_or_default();
+        let (answer, answered) = oneshot::channel();
+        let ask = Fetch { identity: identity.clone(), objects, answer };
+        let wait = async {
+            fetching.ask.send(ask).await.ok()?;
+            answered.await.ok()
+        };
+        match timeout(LONGEST_WAIT, self.settings.voice.while_slow("fetching the inputs of a task", wait))
+            .await
+        {
+            Ok(fetched) => Ok(fetched.unwrap_or_default()),
+            Err(_) => {
+                let (seconds, more) = (LONGEST_WAIT.as_secs(), "and what else it names");
+                Err(Refusal::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!(
+                        "{task}: {first} {more} is not here within {seconds} s; it goes on being fetched, so try again in \
+                         this session, or leave it out (gcs.fetch = false)"
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Whether nothing is mounted where its bucket would be.
+    fn is_free(&self, body: &Value, object: &Object, task: &Task) -> bool {
+        let at = format!("{}/{}", inputs::ROOT, object.bucket());
+        let taken = mounts::touches(body, &at);
+        if taken {
+            let line =
+                format!("{task}: {object} is not fetched: the container has a mount of its own at {at}");
+            self.settings.voice.notice(line);
+        }
+        !taken
+    }
+
+    /// The engine's answer to a create, and where it does not see what was brought, its answer to one without.
+    pub(super) async fn without_inputs(
+        &self,
+        reply: Reply,
+        (again, uri): (Request<Body>, Uri),
+        brought: &Brought,
+        task: &Task,
+    ) -> Result<Reply, Refusal> {
+        let (head, text) = reply.into_parts();
+        let text = text.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        if !brought.iter().any(|place| names(&text, place)) {
+            return Ok(Response::from_parts(head, full(text)));
+        }
+        self.say_not_shared(task);
+        self.engine.forward(again, uri, None).await
+    }
+
+    /// Such engines are other machines, or stand in one of their own.
+    fn say_not_shared(&self, task: &Task) {
+        let at = self.settings.upstream.endpoint();
+        self.say_once(task, format!("{NOT_SHARED}: the engine at {at} does not see this machine's files"));
+    }
+
+    fn said_not_shared(&self) -> bool {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.iter().any(|line| line.starts_with(NOT_SHARED))
+    }
+
+    fn say_once(&self, task: &Task, line: String) {
+        let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone());
+        if new {
+            self.settings.voice.notice(format!("{task}: {line}"));
+        }
+    }
+}
+
+const NOT_SHARED: &str = "what tasks name in Cloud Storage is not fetched";
+
+fn names(answer: &Bytes, place: &Path) -> bool {
+    String::from_utf8_lossy(answer).contains(&*place.to_string_lossy())
+}
+
+fn mount((bucket, place): (String, PathBuf)) -> Mount {
+    Mount {
+        patterns: vec![],
+        source: Source::Path(place),
+        target: format!("{}/{bucket}", inputs::ROOT),
+        writable: false,
+    }
+}
+
+/// Whether the engine's machine has SELinux, which kfp sees and asks for labels on its own binds.
+fn relabels(body: &Value) -> bool {
+    strings(&body["HostConfig"]["Binds"]).any(|bind| {
+        let options = bind.rsplit(':').next().unwrap_or_default();
+        bind.matches(':').count() > 1 && options.split(',').any(|option| option == "z" || option == "Z")
+    })
+}
+
+/// The same as binds: only those can ask for a label. What stands in the way; a lower-case fragment.
+fn bind(body: &mut Value, buckets: &BTreeMap<String, PathBuf>) -> Option<String> {
+    let binds = body["HostConfig"]["Binds"].as_array_mut()?;
+    for (bucket, place) in buckets {
+        let place = place.to_string_lossy();
+        if place.contains(':') {
+            return Some("the folder of caches has a colon in its name, which no bind can have".into());
+        }
+        binds.push(format!("{place}:{}/{bucket}:ro,z", inputs::ROOT).into());
+    }
+    None
+}
+
+/// The body as it would be without what was brought.
+pub(super) fn take_out(body: &mut Value, brought: &Brought) {
+    let ours = |source: &str| brought.iter().any(|place| place.to_string_lossy() == source);
+    let Some(host) = body["HostConfig"].as_object_mut() else { return };
+    if let Some(Value::Array(mounts)) = host.get_mut("Mounts") {
+        mounts.retain(|mount| !ours(mount["Source"].as_str().unwrap_or_default()));
+    }
+    if let Some(Value::Array(binds)) = host.get_mut("Binds") {
+        binds.retain(|bind| !ours(bind.as_str().and_then(split_bind).unwrap_or_default().0));
+    }
+}
+
+/// How a bind is told: what was fetched by its bucket.
+pub(super) fn told(source: &str, target: &str, fetching: Option<&Fetching>) -> String {
+    let fetched = fetching.is_some_and(|fetching| Path::new(source).starts_with(&fetching.folder));
+    match target.strip_prefix("/gcs/").filter(|_| fetched) {
+        Some(bucket) => format!("what was fetched from gs://{bucket}"),
+        None => format!("the bind of {source}"),
+    }
+}
