@@ -34,8 +34,9 @@ const KEPT: usize = 1 << 20;
 const KEPT_TOGETHER: usize = 64 << 20;
 /// How long after the end of a container its client may still ask.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-/// How long a client's logs wait for the end of the output after the engine has ended them.
-const LAST_WORD: Duration = Duration::from_secs(10);
+/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends the stream of
+/// an attach only when the process that removes the container is done, which takes seconds on a busy machine.
+const LAST_WORD: Duration = Duration::from_secs(30);
 
 /// Bytes of standard output and standard error.
 type Streams = [Vec<u8>; 2];
