@@ -97,14 +97,17 @@ fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = Between::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
-    // Every run ends with a code of its own.
-    let script = "n=$(cat /n 2>/dev/null || echo 0); echo $((n + 1)) >/n; sleep 2; exit $((n + 20))";
+    // Every run ends when it is told to, with a code of its own.
+    let script = "n=$(cat /n 2>/dev/null || echo 0); echo $((n + 1)) >/n
+        while [ ! -e /end-$n ]; do sleep 0.05; done; exit $((n + 20))";
     let container = Container::of(&session, &[&task_image(), "sh", "-c", script]);
     session.ok(&["start", &container.0]);
-    between.hold_beyond_start("die", &container.0, Duration::from_millis(500));
+    between.hold_beyond_start("die", &container.0, Duration::from_millis(100));
+    container.exec(": >/end-0");
     raw(&["wait", &container.0]);
     session.ok(&["start", &container.0]);
     until("tokens again", Duration::from_secs(5), || container.asks().1 == 200);
+    container.exec(": >/end-1");
     raw(&["wait", &container.0]);
     until("both are told", Duration::from_secs(8), || cuts(&folder.0).len() == 2);
     std::thread::sleep(Duration::from_millis(1500));
