@@ -5,29 +5,43 @@
 //!
 //! # The map
 //!
-//! A room imports only from the storeys below its own (`tests/it/architecture.rs` holds it).
+//! A room is a file, or a folder with its files, which the head of its `mod.rs` names. It imports only from the
+//! storeys below its own (`tests/it/architecture.rs`), and no files import each other in a circle (`tests/it/circles.rs`).
 //!
-//! | storey | rooms |
-//! |---|---|
-//! | 6 | `main.rs` parse, dispatch, exit code; `cli.rs` the command line, `cli/plugin.rs` as docker calls it; `lib.rs` this map |
-//! | 5 | `app`: `app/run.rs`, `app/serve.rs`, `app/check.rs` one file a command, `app/looks.rs` what check looks at, `app/mends.rs` what mends a token; `app/status.rs`, `app/cut_off.rs`, `app/explain.rs`; `app/scan.rs`, `app/scan/said.rs` what it came to; `app/conformance.rs` any server against the protocol, `app/conformance/case.rs`, `app/conformance/wire.rs`; `app/reach.rs` the engine; `app/reload.rs` follows the config file; `app/house.rs` builds and ends a session, `app/proxied.rs` what its proxy is given; `app/control.rs` answers about it, `app/sessions.rs` asks, `app/page.rs` shows it; `app/kill_switch.rs` ends an account; `app/host.rs` its engine-free half; `app/host_loopback.rs` containers on the host's network; `app/folder.rs` where sockets are, `app/name.rs` under which name, `app/activation.rs` whose a service manager opened; `app/ready.rs` what is told when all is ready, `app/health.rs` whether it still serves; `app/child.rs` the command under `run`, `app/processes.rs` the server for processes; `session.rs` the session as the engine sees it: network, relay; `session/sweep.rs` what dead ones left |
-//! | 4 | `server` request to answer; `server/tokens.rs` what it may have, `server/rates.rs`, `server/views.rs` what a caller sees; `server/jwks.rs` the offline keys; `server/caller.rs` who asks; `server/entrance.rs` on loopback; `server/refusals.rs` why there is no token, on the terminal; `lifecycle` attach, confirm, cut off; `lifecycle/by_hand.rs` cut off by a person, `lifecycle/addresses.rs` the pool, `lifecycle/events.rs` what the engine tells, `lifecycle/exit.rs` the end of a container, `lifecycle/joined.rs` who shares a lease, `lifecycle/end.rs` the end |
-//! | 3 | `metadata` the protocol as a pure step: `metadata/tree.rs` every path, `metadata/target.rs` what is asked, `metadata/render.rs` forms, `metadata/reply.rs` bytes, `metadata/view.rs` values; `mint.rs` (request) to token, one flight per key, `mint/shelf.rs` its cache; `docker` the engine: `docker/upstream.rs` the way to it, `docker/advice.rs` what its words mean, `docker/call.rs` calls read as JSON, `docker/podman.rs` where Podman is another, `docker/network.rs`, `docker/members.rs` who is on it, `docker/cells.rs` a network for each container, `docker/image.rs`, `docker/relay.rs`, `docker/events.rs`, and the API proxy (below); `relay.rs` the part inside the container network, `relay/cells.rs` on many networks, `relay/links.rs` which there are |
-//! | 2 | `config` flags over environment over file: `config/keys.rs` every key, `config/read.rs`, `config/find.rs` and trust, `config/check.rs` meaning, `config/forms.rs` what values look like, `config/rules.rs`, `config/boundary.rs`, `config/provider.rs`, `config/seeing.rs`, `config/mounts.rs`, `config/guarding.rs` where keys are likeliest, `config/reference.rs` and `config/schema.rs` for readers and editors, `config/summary.rs` what it comes to, `config/shown.rs` who set what, `config/engine.rs` which engine, `config/endpoint.rs` where it answers, `config/proxies.rs` what docker's config says of proxies; `registry.rs` which address has which lease; `doors.rs` where the relay listens; `loopback.rs` paths of containers on the host's network; `source` where tokens come from: `source/google.rs` where credentials are found, `source/file.rs` credential files, `source/document.rs` their JSON, `source/pem.rs` keys in it, `source/credential.rs` their kinds, `source/user.rs`, `source/yup.rs` service-account keys, `source/assertion.rs` what they sign, `source/workforce.rs`, `source/impersonate.rs`, `source/impersonated.rs` files of it, `source/disable.rs` the kill switch, `source/boundary.rs` narrowed tokens, `source/machine.rs` the host's metadata server, `source/external` federation: `source/external/described.rs` files of it, `source/external/configured.rs` CI jobs, `source/external/subject.rs` what is exchanged, `source/external/executable.rs`, `source/external/response.rs`, `source/external/aws.rs`, `source/external/aws_keys.rs`, `source/external/certificate.rs`; `source/exec.rs` commands that bring tokens, `source/command.rs` runs them, `source/variables.rs`, `source/stamp.rs`, `source/address.rs` where secrets may go, `source/endpoints.rs` where Google is, `source/proxied.rs` the way out, `source/call.rs` a request, `source/transport.rs` how yup-oauth2 sends one, `source/clock.rs` by whose clock is signed, `source/offline.rs`, `source/upstream.rs` the HTTP client, `source/flight.rs` one call for many callers, `source/gcloud.rs`, `source/jwt.rs` |
-//! | 1 | `provided.rs` sources that the config sets up; `kfp.rs` recognises tasks; `kfp/evidence.rs` by what a session has seen, `kfp/compiled.rs` by compiled pipelines, `kfp/pipeline.rs` reads these, `kfp/yaml.rs` their form; `mounts.rs` what is mounted besides what is asked for; `policy.rs` which container gets which identity; `guard` is there a key in it: `guard/content.rs` by content, `guard/pem.rs`, `guard/binary.rs` DER and key stores, `guard/fields.rs` names and values in text, `guard/rules.rs` what they come to, `guard/logins.rs` files of known tools, `guard/encoded.rs` base64 and escapes, `guard/text.rs` what values look like, `guard/published.rs` keys that everybody has, `guard/work.rs` steps, `guard/environment.rs` variables, `guard/excepted.rs` what may hold keys by its name, `guard/walk.rs` and `guard/tree.rs` directories under a budget, `guard/seen.rs` what that comes to, `guard/reading.rs` a file of one, `guard/memory.rs` earlier looks, `guard/likely.rs` names that come first, `guard/stream.rs` any file as it passes: `guard/judge.rs`, `guard/archive.rs` tar, `guard/zip.rs`, `guard/unpack.rs` and `guard/zstd.rs` decompression, `guard/found.rs` what came of it; `guard/image.rs` whole images; `observe.rs` every line a person reads; `record.rs` what happened: `record/audit.rs` the log, `record/audit/file.rs` its files, `record/metrics.rs` the counters, `record/quiet.rs` repetitions |
-//! | 0 | `secret.rs` the one door; `token.rs` deadlines, tokens, `token/scopes.rs` what they may be used for; `workload.rs` container, task, identity, grant; `process.rs` tasks and limits; `quote.rs` how input is quoted in messages; `failure.rs` how a command ends; `linux.rs` what other systems do not have; `unparsable.rs` our headers on hyper's own refusals |
-//!
-//! The proxy: `docker/proxy` listens; `docker/proxy/path.rs` and `docker/proxy/json.rs` read strictly;
-//! `docker/proxy/judge.rs` and `docker/proxy/confine.rs` judge a create, `docker/proxy/wiring.rs` puts in what it needs, `docker/proxy/join.rs` lets containers share a network, `docker/proxy/entrypoint.rs` keeps a task's command its own; `docker/proxy/create.rs` carries it
-//! out; `docker/proxy/wait.rs` keeps exit codes, `docker/proxy/logs.rs` (with `docker/proxy/frames.rs`) the output of auto-removed
-//! containers; `docker/proxy/gate.rs` and `docker/proxy/reserved.rs` guard what is leased and what is ours, `docker/proxy/hidden.rs` leaves it out of lists;
-//! `docker/proxy/guard.rs`, `docker/proxy/texts.rs`, `docker/proxy/look.rs`, `docker/proxy/upload.rs`, `docker/proxy/images.rs`,
-//! `docker/proxy/volumes.rs` and `docker/proxy/swarm.rs` keep keys out, and `docker/proxy/builds` out of BuildKit's contexts:
-//! `docker/proxy/builds/control.rs` what is asked for, `docker/proxy/builds/calls.rs` its calls, `docker/proxy/builds/answer.rs` their answers, `docker/proxy/builds/context.rs`
-//! and `docker/proxy/builds/upload.rs` what they hold, `docker/proxy/builds/message.rs` their form;
-//! `docker/proxy/proxies.rs` adds docker's own proxies, `docker/proxy/commit.rs` takes out what we added; `docker/proxy/rulebook.rs` has the rules that stand, `docker/proxy/writable.rs` what
-//! containers could write, `docker/proxy/preview.rs` what would be judged without an engine; `docker/proxy/room.rs` looks things up; `docker/proxy/podman.rs` what Podman alone would read in a create;
-//! `docker/proxy/wire.rs` moves bytes.
+//! | storey | room | |
+//! |---|---|---|
+//! | 6 | `main` | parses, dispatches, exits |
+//! | | `cli` | the command line |
+//! | | `lib` | this map |
+//! | 5 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
+//! | | `session` | a session as the engine sees it: network, relay, and what dead sessions left |
+//! | 4 | `lifecycle` | attaches, confirms and cuts off containers |
+//! | | `server` | from request to answer |
+//! | 3 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
+//! | | `metadata` | the metadata protocol as a pure step |
+//! | | `mint` | from request to token: cache, one call for many callers |
+//! | | `relay` | the part of this program that runs inside the container network |
+//! | 2 | `config` | flags over environment over file |
+//! | | `doors` | where the relay listens |
+//! | | `loopback` | paths of containers on the host's network |
+//! | | `registry` | which address has which lease |
+//! | | `source` | where tokens come from |
+//! | 1 | `guard` | finds keys in files, archives, images and variables |
+//! | | `inputs` | which objects of Cloud Storage a task names |
+//! | | `kfp` | recognises tasks of Kubeflow pipelines |
+//! | | `mounts` | what is mounted besides what a create asks for |
+//! | | `observe` | every line that a person reads |
+//! | | `policy` | which container gets which identity |
+//! | | `provided` | sources that the config sets up |
+//! | | `record` | audit log and metrics |
+//! | 0 | `failure` | how a command ends |
+//! | | `linux` | what other systems do not have |
+//! | | `process` | tasks and time limits |
+//! | | `quote` | how input is quoted in messages |
+//! | | `secret` | secrets, with one door |
+//! | | `token` | tokens, deadlines, scopes |
+//! | | `unparsable` | our headers on hyper's own refusals |
+//! | | `workload` | container, task, identity, grant |
 //!
 //! Inputs in Cloud Storage: `inputs.rs` which objects a task names (storey 1); `docker/proxy/inputs.rs` asks for them and mounts
 //! them; `app/inputs.rs` fetches them, `app/cache.rs` keeps them; `source/storage.rs` is the client, `source/storage/crc32c.rs` its sums.

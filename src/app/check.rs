@@ -6,44 +6,17 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::finding::Finding;
 use super::host::Host;
 use super::house::House;
+use super::looks;
 use super::reach::reach;
-use super::{looks, mends};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
-
-/// What one look came to.
-#[derive(Debug)]
-pub(super) enum Found {
-    Good(String),
-    /// It works, and may be in the way of something: what, and what mends it.
-    Odd(String, String),
-    /// It has to be mended: the failure, and the command that does it, where there is one.
-    Bad(Failure, Option<String>),
-}
-
-impl From<String> for Found {
-    fn from(text: String) -> Self {
-        Self::Good(text)
-    }
-}
-
-impl Found {
-    /// With what mends such a failure in general.
-    pub(super) fn failed(failure: Failure) -> Self {
-        let mend = mends::failure(&failure);
-        Self::Bad(failure, mend)
-    }
-
-    pub(super) fn bad(failure: impl Into<Failure>, mend: impl Into<String>) -> Self {
-        Self::Bad(failure.into(), Some(mend.into()))
-    }
-}
 
 /// Prints one line per look, `ok`, `??`, `!!`, or `--` for one that was left out, with what mends it below; fails with the first thing that
 /// has to be mended.
@@ -55,11 +28,11 @@ pub async fn check(
 ) -> Result<Ended, Failure> {
     let tasks = Tasks::new();
     let first = RefCell::new(None);
-    let say = |what: &str, found: Found| {
+    let say = |what: &str, found: Finding| {
         let (mark, text, mend) = match found {
-            Found::Good(text) => ("ok", text, None),
-            Found::Odd(text, mend) => ("??", text, Some(mend)),
-            Found::Bad(failure, mend) => {
+            Finding::Good(text) => ("ok", text, None),
+            Finding::Odd(text, mend) => ("??", text, Some(mend)),
+            Finding::Bad(failure, mend) => {
                 let text = failure.to_string();
                 first.borrow_mut().get_or_insert(failure);
                 ("!!", text, mend)
@@ -93,7 +66,7 @@ pub async fn check(
             say("project", looks::project(&host, config));
             tasks.finish(Duration::from_secs(1)).await;
         }
-        Err(failure) => say("credential", Found::failed(failure)),
+        Err(failure) => say("credential", Finding::failed(failure)),
     }
     if first.borrow().is_none() {
         let quiet = Voice::new(Form::Quiet, std::io::sink());
@@ -105,18 +78,18 @@ pub async fn check(
 }
 
 /// The whole way, once: a session, and in it a container of our own image that asks for a token.
-async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Found {
+async fn inside(config: &Config, around: &Surroundings, voice: Voice) -> Finding {
     let identity = config.policy.default.clone().or_else(|| config.identities.values().next().cloned());
     let Some(identity) = identity else { return "no identity to try one with".to_string().into() };
     let house = match House::open(config, around, "run", voice).await {
         Ok(house) => house,
-        Err(failure) => return Found::failed(failure),
+        Err(failure) => return Finding::failed(failure),
     };
     let outcome = probe(&house, identity).await;
     house.close(false).await;
     match outcome {
         Ok(text) => text.into(),
-        Err(failure) => Found::failed(failure),
+        Err(failure) => Finding::failed(failure),
     }
 }
 

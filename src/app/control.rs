@@ -27,9 +27,8 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::explain::{explained, explained_created};
 use super::host::Host;
-use super::status::Status;
+use super::status::{About, Status};
 use super::{kill_switch, page};
-use crate::config::Config;
 use crate::docker::proxy::{Rulebook, Rules, Settings};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
@@ -42,37 +41,8 @@ use crate::record::Recorder;
 use crate::record::metrics::Gauges;
 use crate::secret::Secret;
 use crate::server::under;
-use crate::session::Session;
 use crate::token::Now;
 use crate::workload::Identity;
-
-/// What the session is, for its whole life.
-#[derive(Clone, Debug)]
-pub(super) struct About {
-    pub(super) session: String,
-    pub(super) mode: &'static str,
-    pub(super) since: std::time::SystemTime,
-    pub(super) engine: String,
-    pub(super) network: String,
-    pub(super) relay: String,
-    pub(super) project: String,
-    pub(super) account: String,
-}
-
-impl About {
-    pub(super) fn of(mode: &'static str, session: &Session, host: &Host, config: &Config) -> Self {
-        Self {
-            session: session.network.session.clone(),
-            mode,
-            since: std::time::SystemTime::now(),
-            engine: session.engine.version().into(),
-            network: session.network.name.clone(),
-            relay: session.relay.to_string(),
-            project: host.project(config),
-            account: host.account(config),
-        }
-    }
-}
 
 /// Everything that is asked about.
 #[derive(Debug)]
@@ -99,6 +69,10 @@ impl Desk {
         let (mint, voice) = (host.mint.clone(), proxy.voice.clone());
         let (lifecycle, proxy) = (lifecycle.clone(), proxy.clone());
         Arc::new(Self { about, lifecycle, mint, rules, recorder, voice, proxy })
+    }
+
+    fn status(&self) -> Status {
+        Status::of(&self.about, &self.mint, &self.lifecycle, &self.recorder, &self.rules.now().identities)
     }
 
     /// Answers on the control socket until the session stops.
@@ -172,8 +146,8 @@ impl Desk {
         match (request.method(), path, door) {
             (&Method::GET, "/metrics", Door::Control | Door::Metrics) => self.metrics(),
             (&Method::GET, "/", Door::Page(_)) => page::reply(),
-            (&Method::GET, "/status", Door::Page(_)) => json_reply(&Status::of(self)),
-            (&Method::GET, "/status", Door::Control) => json_reply(&Status::of(self)),
+            (&Method::GET, "/status", Door::Page(_)) => json_reply(&self.status()),
+            (&Method::GET, "/status", Door::Control) => json_reply(&self.status()),
             (&Method::GET, "/explain", Door::Control) => {
                 self.explain(&query("container").unwrap_or_default())
             }

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::broken;
-use super::control::{About, Desk, Door};
+use super::control::{Desk, Door};
 use super::folder::{listen, private_folder, runtime_folder};
 use super::host::Host;
 use super::host_loopback;
@@ -21,6 +21,7 @@ use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
 use super::reload;
+use super::status::About;
 use crate::config::{Config, Surroundings};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::check::Found;
+use super::finding::Finding;
 use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
 use super::house::session_id;
@@ -34,7 +34,7 @@ const SHADOWS: [&str; 5] = [
 /// Images that are looked at; the newest first.
 const MOST_IMAGES: usize = 50;
 
-pub(super) fn file(config: &Config) -> Found {
+pub(super) fn file(config: &Config) -> Finding {
     let Some(file) = &config.file else { return "none: defaults".to_string().into() };
     let (rules, identities) = (config.policy.rules.len(), config.identities.len());
     format!("{}: {rules} rules, {identities} identities, {} mounts", quote::path(file), config.mounts.len())
@@ -42,10 +42,10 @@ pub(super) fn file(config: &Config) -> Found {
 }
 
 /// Which one it is, and what Docker Desktop's administrator may have forbidden.
-pub(super) async fn engine(engine: &Engine) -> Found {
+pub(super) async fn engine(engine: &Engine) -> Finding {
     let text = format!("{} at {}", engine.version(), engine.upstream().endpoint());
     match engine.is_isolating().await {
-        true => Found::Odd(
+        true => Finding::Odd(
             format!("{text}: Enhanced Container Isolation is on, so containers cannot mount docker.sock"),
             "ask the administrator of Docker Desktop, where containers of yours need it".into(),
         ),
@@ -53,38 +53,38 @@ pub(super) async fn engine(engine: &Engine) -> Found {
     }
 }
 
-pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Found {
+pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Finding {
     let text = failure.to_string();
     let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| around.variable(name).is_some());
     // It runs, and says what to do.
     if text.contains("you may not use it") || text.contains("; try: ") {
-        return Found::Bad(failure, None);
+        return Finding::Bad(failure, None);
     }
     match chosen {
-        Some(name) => Found::bad(failure, format!("unset {name}, or let it name an engine that runs")),
-        None if text.contains("docker context") => Found::bad(failure, "docker context use default"),
+        Some(name) => Finding::bad(failure, format!("unset {name}, or let it name an engine that runs")),
+        None if text.contains("docker context") => Finding::bad(failure, "docker context use default"),
         None if text.contains("no Docker engine") || text.contains("no engine answers") => {
-            Found::bad(failure, "sudo systemctl start docker")
+            Finding::bad(failure, "sudo systemctl start docker")
         }
-        None => Found::failed(failure),
+        None => Finding::failed(failure),
     }
 }
 
 /// Our own sockets are as good as root on this machine; the place for them has to be ours alone.
-pub(super) fn rights(around: &Surroundings) -> Found {
+pub(super) fn rights(around: &Surroundings) -> Finding {
     let folder = runtime_folder(around);
     match private_folder(&folder) {
         Ok(folder) => format!("the engine obeys, {} is ours alone", quote::path(&folder)).into(),
-        Err(failure) => Found::bad(failure, format!("rm -r {}", quote::path(&folder))),
+        Err(failure) => Finding::bad(failure, format!("rm -r {}", quote::path(&folder))),
     }
 }
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.
-pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundings) -> Found {
+pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundings) -> Finding {
     let wanted = private_folder(&runtime_folder(around)).and_then(|folder| Ok((folder, session_id()?)));
     let (folder, session) = match wanted {
         Ok(wanted) => wanted,
-        Err(failure) => return Found::failed(failure),
+        Err(failure) => return Finding::failed(failure),
     };
     let wanted = Wanted { session: &session, pool: config.pool, cells: config.cells, sockets: &folder };
     if let Some(range) = config.cells {
@@ -92,7 +92,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundi
     }
     let ours = match engine.our_networks().await {
         Ok(ours) => ours,
-        Err(error) => return Found::failed(error.into()),
+        Err(error) => return Finding::failed(error.into()),
     };
     match try_range(engine, &wanted, config.pool).await {
         Ok(()) => format!("{} can be had", config.pool).into(),
@@ -109,9 +109,9 @@ pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundi
                 "{holder} holds {}: sessions get another address, which PHP clients do not find",
                 config.pool
             );
-            Found::Odd(text, mend)
+            Finding::Odd(text, mend)
         }
-        Err(error) => Found::failed(error.into()),
+        Err(error) => Finding::failed(error.into()),
     }
 }
 
@@ -122,7 +122,7 @@ async fn is_ours(engine: &Engine, before: Vec<Network>, holder: &str) -> bool {
 }
 
 /// The same where each container has a network: the first one that is free.
-async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Found {
+async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
     let mut held = 0;
     for cell in cells::of(range) {
         match try_range(engine, wanted, cell).await {
@@ -134,31 +134,31 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Found {
                 .into();
             }
             Err(error) if error.is_range_taken() => held += 1,
-            Err(error) => return Found::failed(error.into()),
+            Err(error) => return Finding::failed(error.into()),
         }
     }
     let failure = Failure::Engine(format!("all {held} networks of {range} are held"));
-    Found::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
+    Finding::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
 }
 
 /// What images bring that wins over a metadata server.
-pub(super) async fn images(engine: &Engine) -> Found {
+pub(super) async fn images(engine: &Engine) -> Finding {
     match engine.images_that_set(&SHADOWS, MOST_IMAGES).await {
         Ok(found) if found.is_empty() => "none brings a variable that wins over us".to_string().into(),
         Ok(found) => {
             let (image, name) = &found[0];
             let more =
                 if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
-            Found::Odd(
+            Finding::Odd(
                 format!("{image} sets {name}{more}: its clients may not ask us"),
                 format!("ENV {name}= in its Dockerfile, or leave the variable out"),
             )
         }
-        Err(error) => Found::failed(error.into()),
+        Err(error) => Finding::failed(error.into()),
     }
 }
 
-pub(super) fn routes(config: &Config) -> Found {
+pub(super) fn routes(config: &Config) -> Finding {
     let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     let within = routes_into(&table, config.pool);
     if within.is_empty() {
@@ -166,7 +166,7 @@ pub(super) fn routes(config: &Config) -> Found {
     }
     let text = within.join(", ");
     if within.iter().any(|route| route.starts_with("169.254.169.254/32")) {
-        return Found::Odd(
+        return Finding::Odd(
             format!("{text}: this machine has a metadata server of its own, as in a cloud"),
             "keep containers without an identity off it: sudo iptables -I DOCKER-USER -d 169.254.169.254 -j DROP".into(),
         );
@@ -192,21 +192,21 @@ fn routes_into(table: &str, pool: Pool) -> Vec<String> {
 }
 
 /// What the shell sets that the pipeline's own process will see.
-pub(super) fn shell(around: &Surroundings) -> Found {
+pub(super) fn shell(around: &Surroundings) -> Finding {
     let set: Vec<&str> = SHADOWS.into_iter().filter(|name| around.variable(name).is_some()).collect();
     match set.as_slice() {
         [] => "sets nothing that wins over us".to_string().into(),
         [one] if *one == "GOOGLE_APPLICATION_CREDENTIALS" => {
             format!("{one} names the credential; containers do not see it").into()
         }
-        many => Found::Odd(
+        many => Finding::Odd(
             format!("{} set: programs on this machine heed it, containers do not see it", many.join(", ")),
             format!("unset {}", many.join(" ")),
         ),
     }
 }
 
-pub(super) fn credential(host: &Host, config: &Config) -> Found {
+pub(super) fn credential(host: &Host, config: &Config) -> Finding {
     let kind = host.source.principal().kind;
     let ends = match kind {
         "service account key" => "; does not expire by itself",
@@ -217,7 +217,7 @@ pub(super) fn credential(host: &Host, config: &Config) -> Found {
     format!("{kind}, {}{ends}", host.own_account(config)).into()
 }
 
-pub(super) async fn clock(host: &Host) -> Found {
+pub(super) async fn clock(host: &Host) -> Finding {
     match host.source.clock().await {
         Ok(None) => "nobody to compare with".to_string().into(),
         Ok(Some(seconds)) => {
@@ -229,15 +229,17 @@ pub(super) async fn clock(host: &Host) -> Found {
             let mend = "sudo timedatectl set-ntp true";
             match seconds.abs() {
                 few if few <= NOTABLE_SKEW => format!("{by}: good").into(),
-                more if more <= REFUSED_SKEW => Found::Odd(by, mend.into()),
-                _ => Found::bad(
+                more if more <= REFUSED_SKEW => Finding::Odd(by, mend.into()),
+                _ => Finding::bad(
                     Failure::NotPermitted(format!("{by}: what is signed here is refused there")),
                     mend,
                 ),
             }
         }
         // Said with the token, better.
-        Err(error) => Found::Odd(format!("not known: {error}"), "curl -sI https://www.googleapis.com".into()),
+        Err(error) => {
+            Finding::Odd(format!("not known: {error}"), "curl -sI https://www.googleapis.com".into())
+        }
     }
 }
 
@@ -269,21 +271,21 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
     found
 }
 
-pub(super) fn token(host: &Host, account: String, found: Result<Duration, MintFailure>) -> Found {
+pub(super) fn token(host: &Host, account: String, found: Result<Duration, MintFailure>) -> Finding {
     match found {
         Ok(left) => format!("{account}: minted, good for {} s", left.as_secs()).into(),
         Err(error) => {
             let email = account.split(' ').next().unwrap_or_default();
             let mend = mends::token(email, &error, host.source.principal().kind);
-            Found::Bad(Failure::NoCredential(format!("{account}: {error}")), mend)
+            Finding::Bad(Failure::NoCredential(format!("{account}: {error}")), mend)
         }
     }
 }
 
-pub(super) fn project(host: &Host, config: &Config) -> Found {
+pub(super) fn project(host: &Host, config: &Config) -> Finding {
     let project = host.project(config);
     if project == crate::server::views::UNKNOWN_PROJECT {
-        return Found::Odd(
+        return Finding::Odd(
             "not known: containers are told a stand-in".into(),
             "project = \"…\" in kfp-creds.toml, or gcloud config set project …".into(),
         );

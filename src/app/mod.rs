@@ -8,6 +8,7 @@ mod conformance;
 mod control;
 mod cut_off;
 mod explain;
+mod finding;
 mod folder;
 mod health;
 mod host;

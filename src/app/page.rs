@@ -11,7 +11,16 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 
+use crate::failure::Failure;
+use crate::loopback;
+use crate::secret::Secret;
+
 const PAGE: &str = include_str!("page.html");
+
+/// A path that only those know to whom it is shown.
+pub(super) fn capability() -> Result<Secret<String>, Failure> {
+    loopback::capability().ok_or_else(|| Failure::NotPermitted("no randomness to be had".into()))
+}
 
 pub(super) fn reply() -> Response<Full<Bytes>> {
     let mut reply = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes())));

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::broken;
 use super::folder::private_folder;
 use super::host::Host;
-use super::serve::capability;
+use super::page::capability;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::observe::Voice;

@@ -12,15 +12,14 @@ use super::folder::{private_folder, runtime_folder};
 use super::host::Host;
 use super::house::{House, recorder, session_id};
 use super::name::Name;
+use super::page::capability;
 use super::processes;
 use super::ready::{Ready, UNSET};
 use super::run::{close, open};
 use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
-use crate::loopback;
 use crate::observe::{Form, Voice};
 use crate::process::Tasks;
-use crate::secret::Secret;
 
 /// How a `serve` is wanted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -142,8 +141,4 @@ pub async fn listen(
     tasks.finish(std::time::Duration::from_secs(1)).await;
     recorder.finish(std::time::Duration::from_secs(1)).await;
     Ok(Ended::Done)
-}
-
-pub(super) fn capability() -> Result<Secret<String>, Failure> {
-    loopback::capability().ok_or_else(|| Failure::NotPermitted("no randomness to be had".into()))
 }

@@ -1,18 +1,52 @@
 //! `kfp-creds status`: what the sessions of this user do, asked at their control sockets.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::control::Desk;
+use super::host::Host;
 use super::sessions::{self, Peer};
-use crate::config::Surroundings;
+use crate::config::{Config, Surroundings};
 use crate::failure::{Ended, Failure};
+use crate::lifecycle::Lifecycle;
+use crate::mint::Mint;
 use crate::quote;
+use crate::record::Recorder;
+use crate::session::Session;
 use crate::token::{HandedOut, Now};
+use crate::workload::Identity;
+
+/// What the session is, for its whole life.
+#[derive(Clone, Debug)]
+pub(super) struct About {
+    pub(super) session: String,
+    pub(super) mode: &'static str,
+    pub(super) since: SystemTime,
+    pub(super) engine: String,
+    pub(super) network: String,
+    pub(super) relay: String,
+    pub(super) project: String,
+    pub(super) account: String,
+}
+
+impl About {
+    pub(super) fn of(mode: &'static str, session: &Session, host: &Host, config: &Config) -> Self {
+        Self {
+            session: session.network.session.clone(),
+            mode,
+            since: SystemTime::now(),
+            engine: session.engine.version().into(),
+            network: session.network.name.clone(),
+            relay: session.relay.to_string(),
+            project: host.project(config),
+            account: host.account(config),
+        }
+    }
+}
 
 /// One session at one moment; what `GET /status` says. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -98,12 +132,18 @@ pub(super) struct Audit {
 }
 
 impl Status {
-    pub(super) fn of(desk: &Desk) -> Self {
-        let (about, now) = (&desk.about, Now::read());
-        let (health, principal) = (desk.mint.health(), desk.mint.principal());
-        let summary = desk.lifecycle.summary();
+    pub(super) fn of(
+        about: &About,
+        mint: &Mint,
+        lifecycle: &Lifecycle,
+        recorder: &Recorder,
+        identities: &[Arc<Identity>],
+    ) -> Self {
+        let now = Now::read();
+        let (health, principal) = (mint.health(), mint.principal());
+        let summary = lifecycle.summary();
         let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
-        let who = |identity: &std::sync::Arc<crate::workload::Identity>| Who {
+        let who = |identity: &Arc<Identity>| Who {
             name: identity.name.clone(),
             account: identity.service_account.clone(),
             others: identity.others.clone(),
@@ -131,10 +171,7 @@ impl Status {
             since: rfc3339(about.since),
             engine: about.engine.clone(),
             network: about.network.clone(),
-            relay: Relay {
-                address: about.relay.clone(),
-                replaced: desk.recorder.metrics().relays_replaced(),
-            },
+            relay: Relay { address: about.relay.clone(), replaced: recorder.metrics().relays_replaced() },
             source: Health {
                 kind: principal.kind.into(),
                 account: about.account.clone(),
@@ -143,15 +180,15 @@ impl Status {
                 last_failure,
                 why,
             },
-            identities: desk.rules.now().identities.iter().map(who).collect(),
-            leases: desk.lifecycle.members().into_iter().map(row).collect(),
+            identities: identities.iter().map(who).collect(),
+            leases: lifecycle.members().into_iter().map(row).collect(),
             totals: Totals {
                 attached: summary.attached,
                 cut_off: summary.cut_off,
                 outstanding: summary.outstanding.len(),
                 until: summary.outstanding.iter().map(crate::token::Deadline::wall).max().map(rfc3339),
             },
-            audit: desk.recorder.audit().map(|audit| Audit {
+            audit: recorder.audit().map(|audit| Audit {
                 file: quote::path(audit.file()),
                 lost: audit.lost(),
                 losing: audit.losing(),

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::keys::{RawBoundary, RawCondition};
-use super::read::Layers;
+use super::layers::Layers;
+use super::raw::{RawBoundary, RawCondition};
 use crate::quote;
 use crate::token::{Boundary, BoundaryRule, Condition};
 

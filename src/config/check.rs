@@ -12,10 +12,11 @@ use super::find::Located;
 use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, place, pool, project, universe,
 };
-use super::keys::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
+use super::layers::{Layers, judged, judged_as};
 use super::mounts::mounts;
-use super::provider::{RawCredentials, provided};
-use super::read::Layers;
+use super::provider::provided;
+use super::raw::RawCredentials;
+use super::raw::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
 use super::{
@@ -112,32 +113,6 @@ fn form(flags: &Overrides) -> observe::Form {
 impl RawConfig {
     fn of(table: toml::Table) -> Result<Self, String> {
         table.try_into().map_err(|error: toml::de::Error| quote::complaint(error.message()))
-    }
-}
-
-/// Keeps a value that `check` accepts; says what is wrong with another.
-pub(super) fn judged(
-    say: &mut Layers,
-    path: &str,
-    value: Option<String>,
-    check: impl Fn(&str) -> Result<(), String>,
-) -> Option<String> {
-    judged_as(say, path, value, |text| check(text).map(|()| text.to_owned()))
-}
-
-pub(super) fn judged_as<T>(
-    say: &mut Layers,
-    path: &str,
-    value: Option<String>,
-    check: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    let value = value?;
-    match check(&value) {
-        Ok(good) => Some(good),
-        Err(what) => {
-            say.problem(path, format_args!("{} {what}", quote::value(&value)));
-            None
-        }
     }
 }
 

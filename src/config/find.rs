@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Surroundings;
-use super::read::Guarded;
+use super::layers::Guarded;
 use crate::quote;
 
 /// The name of a project's file.

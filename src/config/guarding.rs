@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::check::judged_as;
-use super::keys::RawGuard;
-use super::read::Layers;
+use super::layers::Layers;
+use super::layers::judged_as;
+use super::raw::RawGuard;
 use super::{SourceChoice, Surroundings};
 use crate::guard::excepted::Named;
 use crate::guard::{Guard, Mode, Rules};

@@ -1,21 +1,23 @@
 //! What the user wants: flags over environment over one file over defaults, checked whole, resolved once.
 //!
 //! The environment and the file system are arguments ([`Surroundings`]); nothing here reads the process's
-//! own. Rooms: `keys` (every key), `read` (layers and positions), `find` (where the file is, trust),
+//! own. Rooms: `keys` (every key), `raw` (the shape that is read), `layers` (file, environment, flags), `document` (positions in the file), `find` (where the file is, trust),
 //! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
 mod boundary;
 mod check;
+mod document;
 pub mod endpoint;
 pub mod engine;
 mod find;
 mod forms;
 mod guarding;
 mod keys;
+mod layers;
 mod mounts;
 mod provider;
 pub mod proxies;
-mod read;
+mod raw;
 mod reference;
 mod rules;
 mod schema;
@@ -32,8 +34,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use find::FILE;
-pub use read::Guarded;
-use read::Layers;
+pub use layers::Guarded;
+use layers::Layers;
 pub use reference::reference;
 pub use schema::schema;
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Surroundings;
-use super::keys::RawMount;
-use super::read::Layers;
+use super::layers::Layers;
+use super::raw::RawMount;
 use super::rules::patterns;
 use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, look_within};

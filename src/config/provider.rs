@@ -4,50 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use url::{Host, Url};
 
 use super::Surroundings;
-use super::check::{judged, judged_as};
 use super::forms::account;
-use super::keys::RawProvider;
-use super::read::Layers;
+use super::layers::Layers;
+use super::layers::{judged, judged_as};
+use super::raw::RawProvider;
 use crate::provided::{Exec, Federation, Provided, TokenFrom, is_link_local_service};
 use crate::quote;
-
-/// `credentials`, which is a word or a table.
-#[derive(Debug)]
-pub(super) enum RawCredentials {
-    Word(String),
-    Table(Box<RawProvider>),
-}
-
-impl<'de> Deserialize<'de> for RawCredentials {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = RawCredentials;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a word or a table")
-            }
-
-            fn visit_str<E>(self, word: &str) -> Result<Self::Value, E> {
-                Ok(RawCredentials::Word(word.into()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                let table = RawProvider::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(RawCredentials::Table(Box::new(table)))
-            }
-        }
-
-        from.deserialize_any(Either)
-    }
-}
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

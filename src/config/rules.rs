@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Surroundings;
-use super::keys::RawRule;
-use super::read::Layers;
+use super::layers::Layers;
+use super::raw::RawRule;
 use crate::kfp::Compiled;
 use crate::policy::Rule;
 use crate::quote;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::Surroundings;
-use super::keys::{RawAudit, RawMetrics};
-use super::read::Layers;
+use super::layers::Layers;
+use super::raw::{RawAudit, RawMetrics};
 use crate::quote;
 use crate::record::audit::Settings;
 

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::read::Layers;
+use super::layers::Layers;
 use crate::quote;
 
 /// One line for each value: key, value, origin. A value that could be a secret is not shown.

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::call::filtered;
 use super::image::ROLE_LABEL;
-use super::network::{MODE_LABEL, Network, SESSION_LABEL};
+use super::labels::{MODE_LABEL, SESSION_LABEL};
+use super::network::Network;
 use super::{Engine, EngineError};
 
 /// A container on a network of ours.

@@ -6,6 +6,7 @@ mod call;
 pub mod cells;
 pub mod events;
 pub mod image;
+pub mod labels;
 pub mod members;
 pub mod network;
 mod podman;

@@ -15,15 +15,10 @@ use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilde
 
 use tokio::time::Instant;
 
+use super::labels::SESSION_LABEL;
 use super::podman::Range;
 use super::{Engine, EngineError, Product, filters};
 use crate::config::Pool;
-
-/// On every network of ours; the value is the session that made it.
-pub const SESSION_LABEL: &str = "kfp-creds.session";
-/// On every container of ours, `run` or `serve`: what a sweep does with it where a dead session left it running.
-/// Not on networks, for one that had to stay is taken over by the next session, whichever that is.
-pub const MODE_LABEL: &str = "kfp-creds.mode";
 
 /// The network that holds the magic address has this name; others carry their session in it.
 pub const SHARED_NAME: &str = "kfp-creds";

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::call::segment;
-use super::network::SESSION_LABEL;
+use super::labels::SESSION_LABEL;
 use super::{Engine, EngineError};
 
 /// The oldest that is served: 4.x loses the exit codes of removed containers and gives names where ids belong.

@@ -18,7 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::StreamReader;
 
 use super::image::ROLE_LABEL;
-use super::network::{Network, SESSION_LABEL, fixed};
+use super::labels::SESSION_LABEL;
+use super::network::{Network, fixed};
 use super::{Engine, EngineError};
 
 /// The names under which clients look for the server. The trailing-dot look-ups of some clients do not

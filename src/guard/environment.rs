@@ -1,28 +1,8 @@
 //! Variables: secrets by name, and anything by content.
 
+use super::rules::SECRET;
 use super::text::{is_azurites, is_stand_in, is_strong};
 use super::{Find, Kind, what};
-
-/// Names that carry a cloud secret. What has no stand-in here (an API key of another service) is not
-/// judged by name: nothing could take its place.
-pub(super) const SECRET: &[(&str, Kind)] = &[
-    ("AWS_SECRET_ACCESS_KEY", Kind::AwsKey),
-    ("AWS_SECRET_KEY", Kind::AwsKey),
-    ("AWS_SESSION_TOKEN", Kind::AwsKey),
-    ("AZURE_CLIENT_SECRET", Kind::AzureLogin),
-    ("AZURE_PASSWORD", Kind::AzureLogin),
-    ("ARM_CLIENT_SECRET", Kind::AzureLogin),
-    ("AZURE_STORAGE_KEY", Kind::AzureKey),
-    ("AZURE_STORAGE_ACCOUNT_KEY", Kind::AzureKey),
-    ("AZURE_STORAGE_SAS_TOKEN", Kind::SasToken),
-    ("AZURE_CLIENT_CERTIFICATE_PASSWORD", Kind::SecretVariable),
-    ("ARM_ACCESS_KEY", Kind::AzureKey),
-    ("AWS_BEARER_TOKEN_BEDROCK", Kind::SecretVariable),
-    ("GOOGLE_OAUTH_ACCESS_TOKEN", Kind::SecretVariable),
-    ("CLOUDSDK_AUTH_ACCESS_TOKEN", Kind::SecretVariable),
-    ("GOOGLE_OAUTH_REFRESH_TOKEN", Kind::AuthorizedUser),
-    ("GOOGLE_PRIVATE_KEY", Kind::PrivateKey),
-];
 
 /// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
 const SHORTEST: usize = 16;

@@ -9,7 +9,6 @@
 //! looks came to, `seen` what this one does. `stream` is any file as it passes: `judge` files, `archive` tar, `zip`,
 //! `unpack` and `zstd` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
 
-mod archive;
 mod binary;
 pub mod content;
 mod encoded;
@@ -17,7 +16,6 @@ pub mod environment;
 pub mod excepted;
 mod fields;
 pub mod found;
-pub mod image;
 mod judge;
 mod likely;
 mod logins;
@@ -39,7 +37,6 @@ pub mod walk;
 #[cfg(test)]
 mod walk_tests;
 mod work;
-mod zip;
 mod zstd;
 
 use std::fmt;
@@ -47,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 pub use content::what;
 use excepted::{Named, Part};
+pub use stream::image;
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,12 +4,32 @@
 //! bytes. A value that could as well be a word, a name in a program or a stand-in leaves none.
 
 use super::Kind;
-use super::environment::SECRET;
 use super::fields::{Field, Plain};
 use super::text::{
     has, is_aws_secret, is_azure_key, is_azurites, is_base64, is_entra_secret, is_of_token, is_random,
     is_stand_in, is_strong, is_template,
 };
+
+/// Names that carry a cloud secret. What has no stand-in here (an API key of another service) is not
+/// judged by name: nothing could take its place.
+pub(super) const SECRET: &[(&str, Kind)] = &[
+    ("AWS_SECRET_ACCESS_KEY", Kind::AwsKey),
+    ("AWS_SECRET_KEY", Kind::AwsKey),
+    ("AWS_SESSION_TOKEN", Kind::AwsKey),
+    ("AZURE_CLIENT_SECRET", Kind::AzureLogin),
+    ("AZURE_PASSWORD", Kind::AzureLogin),
+    ("ARM_CLIENT_SECRET", Kind::AzureLogin),
+    ("AZURE_STORAGE_KEY", Kind::AzureKey),
+    ("AZURE_STORAGE_ACCOUNT_KEY", Kind::AzureKey),
+    ("AZURE_STORAGE_SAS_TOKEN", Kind::SasToken),
+    ("AZURE_CLIENT_CERTIFICATE_PASSWORD", Kind::SecretVariable),
+    ("ARM_ACCESS_KEY", Kind::AzureKey),
+    ("AWS_BEARER_TOKEN_BEDROCK", Kind::SecretVariable),
+    ("GOOGLE_OAUTH_ACCESS_TOKEN", Kind::SecretVariable),
+    ("CLOUDSDK_AUTH_ACCESS_TOKEN", Kind::SecretVariable),
+    ("GOOGLE_OAUTH_REFRESH_TOKEN", Kind::AuthorizedUser),
+    ("GOOGLE_PRIVATE_KEY", Kind::PrivateKey),
+];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Mark {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::exit::good_tokens;
 use super::{Lifecycle, State, Summary};
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
@@ -23,20 +24,8 @@ pub struct Member {
 impl Member {
     /// All tokens in its hands.
     pub fn tokens(&self, now: Now) -> Vec<HandedOut> {
-        tokens(&self.held, self.lease.as_ref(), now)
+        good_tokens(&self.held, self.lease.as_ref(), now)
     }
-}
-
-/// What is still good of ended leases and of the live one. Both may have handed out the same one.
-pub(super) fn tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -> Vec<HandedOut> {
-    let good = |token: &&HandedOut| !token.expires.is_over(now);
-    let mut all: Vec<HandedOut> = held.iter().filter(good).copied().collect();
-    for token in lease.iter().flat_map(|lease| lease.issued().alive(now)) {
-        if all.iter().all(|known| known.id != token.id) {
-            all.push(token);
-        }
-    }
-    all
 }
 
 impl State {

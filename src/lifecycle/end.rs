@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::exit::Untold;
-use super::{Lifecycle, State, Tenant, by_hand};
+use super::exit::{Untold, good_tokens};
+use super::{Lifecycle, State, Tenant};
 use crate::docker::EngineError;
 use crate::docker::members::Member;
 use crate::mint::Mint;
@@ -53,7 +53,7 @@ impl Lifecycle {
         }
         for tenant in state.tenants.values_mut() {
             let Some(lease) = tenant.lease.take() else { continue };
-            let alive = by_hand::tokens(&tenant.held, Some(&lease), now);
+            let alive = good_tokens(&tenant.held, Some(&lease), now);
             self.recorder.cut_off(&tenant.grant, Cause::Session, None, &alive);
         }
         self.mint.forget_all();

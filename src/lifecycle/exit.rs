@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Lifecycle, State, Tenant, by_hand};
+use super::{Lifecycle, State, Tenant};
 use crate::docker::events::Moment;
 use crate::observe::{Line, expiry};
 use crate::record::metrics::Cause;
@@ -26,6 +26,18 @@ pub(super) struct Untold {
     epoch: u64,
     grant: Grant,
     alive: Vec<HandedOut>,
+}
+
+/// What is still good of ended leases and of the live one. Both may have handed out the same one.
+pub(super) fn good_tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -> Vec<HandedOut> {
+    let good = |token: &&HandedOut| !token.expires.is_over(now);
+    let mut all: Vec<HandedOut> = held.iter().filter(good).copied().collect();
+    for token in lease.iter().flat_map(|lease| lease.issued().alive(now)) {
+        if all.iter().all(|known| known.id != token.id) {
+            all.push(token);
+        }
+    }
+    all
 }
 
 impl Lifecycle {
@@ -56,7 +68,7 @@ impl Lifecycle {
         if lease.is_some() {
             writer.cut_off(tenant.address, container);
         }
-        tenant.held = by_hand::tokens(&tenant.held, lease.as_ref(), Now::read());
+        tenant.held = good_tokens(&tenant.held, lease.as_ref(), Now::read());
         let epoch = lease.as_ref().map_or(0, Lease::epoch);
         let untold = Untold { epoch, grant: tenant.grant.clone(), alive: tenant.held.clone() };
         if let Some(lease) = lease {

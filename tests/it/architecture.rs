@@ -61,7 +61,7 @@ const LONGER: [(&str, usize); 4] = [
     // One arm for each request that is not passed on as it came.
     ("docker/proxy/gate.rs", 410),
     // One state of a stream, from its first byte to its last.
-    ("guard/stream.rs", 410),
+    ("guard/stream/mod.rs", 410),
     // One reader for each form of compression, which differ in little.
     ("guard/unpack.rs", 440),
 ];
@@ -71,11 +71,11 @@ fn is_test(path: &Path) -> bool {
 }
 
 /// A file up to its unit tests.
-fn before_tests(text: &str) -> &str {
+pub(crate) fn before_tests(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()
 }
 
-fn sources() -> BTreeMap<String, String> {
+pub(crate) fn sources() -> BTreeMap<String, String> {
     fn walk(folder: &Path, root: &Path, found: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
@@ -208,8 +208,8 @@ fn rooms_keep_their_size_and_are_on_the_map() {
         if lines > limit {
             wrong.push(format!("{file}: {lines} lines before its tests, the budget is {limit}"));
         }
-        if !map.contains(&format!("`{}`", file.trim_end_matches("/mod.rs"))) {
-            wrong.push(format!("{file} is not on the map in src/lib.rs"));
+        if !map.contains(&format!("| `{}` |", room(&file))) {
+            wrong.push(format!("{file} is in no room of the map in src/lib.rs"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -10,6 +10,7 @@ mod architecture;
 mod builds;
 mod check;
 mod ci;
+mod circles;
 mod config;
 mod conformance;
 mod dependencies;

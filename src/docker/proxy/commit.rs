@@ -7,16 +7,16 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
-use super::create::rewritten;
 use super::guard::judged;
 use super::images::changes;
 use super::json as strict;
+use super::json::rewritten;
 use super::path::Target;
 use super::room::Room;
 use super::texts::{keys_in_body, length_of, text_of};
 use super::wire::{Refusal, Reply, collect};
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
-use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
+use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
 impl Room {
     /// The files are the container's; environment, labels and command can be the request's.

@@ -5,7 +5,6 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -14,9 +13,10 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::inputs::{self, Brought};
-use super::judge::{self, Neighbour, Question, Verdict};
+use super::judge::{self, Verdict};
 use super::look::aside;
 use super::path::Target;
+use super::question::{Neighbour, Question};
 use super::reserved::Kind;
 use super::room::Room;
 use super::wait::Until;
@@ -53,9 +53,9 @@ impl Room {
         let again = (!brought.is_empty()).then(|| {
             let mut plain = body.clone();
             inputs::take_out(&mut plain, &brought);
-            (rewritten(parts.clone(), &plain), uri.clone())
+            (json::rewritten(parts.clone(), &plain), uri.clone())
         });
-        let request = rewritten(parts, &body);
+        let request = json::rewritten(parts, &body);
         // On a task of its own: a client that hangs up must not leave a container that exists and is
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
@@ -377,15 +377,6 @@ impl Given {
         let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
         Self { until: Until::of(body), writable, indirect: writable::is_indirect(body) }
     }
-}
-
-/// The request as it was judged.
-pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<Body> {
-    // Half the time of `to_string`, which goes through a formatter; a value cannot fail.
-    let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
-    parts.headers.insert(hyper::header::CONTENT_LENGTH, bytes.len().into());
-    parts.headers.remove(hyper::header::TRANSFER_ENCODING);
-    Request::from_parts(parts, full(bytes))
 }
 
 fn broken(why: impl Into<String>) -> Refusal {

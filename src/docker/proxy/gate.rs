@@ -13,12 +13,13 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::builds::Tunnel;
-use super::create::rewritten;
+use super::json::rewritten;
 use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
 use super::room::Room;
+use super::upgrade::{Raw, needs_upgrade, upgrade};
 use super::wait::Until;
-use super::wire::{Body, Handover, RawClient, Refusal, Reply, collect, full, json_reply};
+use super::wire::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
 use super::{Ask, json, podman};
 use crate::workload::ContainerId;
 
@@ -350,38 +351,6 @@ impl Room {
         }
         Ok(())
     }
-}
-
-/// The client's end, where a request may turn into raw bytes.
-pub(super) type Raw = Option<RawClient>;
-
-/// An upgrade is known only where the engine's protocol has one, and only to the protocol that belongs
-/// there; elsewhere the header is dropped, which HTTP allows. `Upgrade: h2c` let through would be a second
-/// door to every endpoint.
-fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusal> {
-    let (protocol, bare) = match route {
-        Route::ExecStart => ("tcp", true),
-        Route::Container { action, .. } if action == "attach" => ("tcp", true),
-        Route::Container { action, .. } if action == "attach/ws" => ("websocket", false),
-        Route::BuildSession | Route::BuildControl => ("h2c", false),
-        _ => return Ok(None),
-    };
-    let asked: Vec<HeaderValue> = request.headers().get_all(header::UPGRADE).iter().cloned().collect();
-    match asked.as_slice() {
-        [] if bare => Ok(request.extensions_mut().remove::<Handover>().map(RawClient::Bare)),
-        [] => Ok(None),
-        [one] if one.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) => {
-            Ok(Some(RawClient::Upgrade(hyper::upgrade::on(request), one.clone())))
-        }
-        _ => Err(Refusal::malformed(format!("only an upgrade to {protocol} is possible here"))),
-    }
-}
-
-pub(super) fn needs_upgrade() -> Refusal {
-    Refusal::new(
-        StatusCode::UPGRADE_REQUIRED,
-        "this stream needs an `Upgrade` header, which the client did not send",
-    )
 }
 
 fn empty() -> Body {

@@ -9,7 +9,8 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::Settings;
-use super::look::{aside, split_bind};
+use super::json::split_bind;
+use super::look::{MOST, aside};
 use super::path::Target;
 use super::room::Room;
 use super::texts::{
@@ -22,9 +23,6 @@ use crate::guard::walk::DID_NOT_ANSWER;
 use crate::kfp;
 use crate::process;
 use crate::workload::Task;
-
-/// Most finds that are told of one request.
-pub(super) const MOST: usize = 4;
 
 impl Room {
     /// `ours`: whether a find refuses.

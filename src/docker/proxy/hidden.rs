@@ -17,7 +17,7 @@ use super::reserved::{Hit, Kind};
 use super::room::{NETWORKS, Room};
 use super::wire::{BODY_BOUND, Refusal, Reply, full};
 use crate::docker::image::ROLE_LABEL;
-use crate::docker::network::SESSION_LABEL;
+use crate::docker::labels::SESSION_LABEL;
 
 impl Room {
     pub(super) async fn hide_in_list(&self, route: &Route, reply: Reply) -> Result<Reply, Refusal> {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::look::{split_bind, strings};
+use super::json::{split_bind, strings};
 use super::podman;
 use super::room::Room;
 use super::wire::{Body, Refusal, Reply, full};

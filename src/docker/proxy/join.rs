@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::judge::{Joined, Neighbour};
+use super::question::{Joined, Neighbour};
 use super::room::Room;
 use super::wire::Refusal;
 use super::{Ask, LeasedAs, Rules};

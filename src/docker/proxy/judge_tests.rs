@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::judge::{Neighbour, Question, Verdict, container_references, judge, network_references};
+use super::judge::{Verdict, container_references, judge, network_references};
+use super::question::{Neighbour, Question};
 use super::{Wiring, json as strict};
-use crate::docker::network::SESSION_LABEL;
+use crate::docker::labels::SESSION_LABEL;
 use crate::policy::Decision;
 use crate::token::Scopes;
 use crate::workload::{By, Identity};

@@ -7,9 +7,8 @@
 //! first, always, and nothing about the container changes: it is removed when it would be, whatever becomes
 //! of this process.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,147 +19,16 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
 
 use super::frames::{ENGINE, Frames, Part};
+use super::outputs::{Capture, KEPT, Streams};
 use super::path::Target;
 use super::room::Room;
-use super::wire::{Reply, full, json_reply};
+use super::wire::{Reply, full};
 use crate::workload::ContainerId;
 
-/// Longest output that is kept of one container: those that write more live long enough to be read.
-const KEPT: usize = 1 << 20;
-/// And of all containers together.
-const KEPT_TOGETHER: usize = 64 << 20;
 /// How long after the end of a container its client may still ask.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends the stream of
-/// an attach only when the process that removes the container is done, which takes seconds on a busy machine.
-const LAST_WORD: Duration = Duration::from_secs(30);
-
-/// Bytes of standard output and standard error.
-type Streams = [Vec<u8>; 2];
-
-/// What is kept, by container.
-#[derive(Debug, Default)]
-pub(super) struct Outputs {
-    kept: Mutex<HashMap<ContainerId, Arc<Kept>>>,
-    together: Arc<AtomicUsize>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    heard: Mutex<Heard>,
-    ended: watch::Sender<bool>,
-    /// What the engine said of the container before it started.
-    inspected: Value,
-    /// A client has asked for the logs, so its look at the container belongs to that.
-    asked: AtomicBool,
-    together: Arc<AtomicUsize>,
-}
-
-#[derive(Debug, Default)]
-struct Heard {
-    streams: Streams,
-    /// Which stream spoke, and how many bytes.
-    order: Vec<(usize, usize)>,
-    too_long: bool,
-}
-
-impl Outputs {
-    fn open(&self, container: &ContainerId, inspected: Value) -> Arc<Kept> {
-        let kept = Arc::new(Kept {
-            heard: Mutex::default(),
-            ended: watch::Sender::new(false),
-            inspected,
-            asked: AtomicBool::new(false),
-            together: self.together.clone(),
-        });
-        self.all().insert(container.clone(), kept.clone());
-        kept
-    }
-
-    fn close(&self, container: &ContainerId, kept: &Arc<Kept>) {
-        let mut all = self.all();
-        if all.get(container).is_some_and(|known| Arc::ptr_eq(known, kept)) {
-            all.remove(container);
-        }
-    }
-
-    /// By full id only, as libraries ask: a name may be another container's by now.
-    fn find(&self, reference: &str) -> Option<Arc<Kept>> {
-        self.all().get(&ContainerId::parse(reference)?).cloned()
-    }
-
-    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Arc<Kept>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        let heard = self.heard.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.together.fetch_sub(heard.streams.iter().map(Vec::len).sum(), Ordering::Relaxed);
-    }
-}
-
-impl Kept {
-    fn hear(&self, stream: usize, payload: &[u8]) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.too_long {
-            return;
-        }
-        let length: usize = heard.streams.iter().map(Vec::len).sum();
-        let together = self.together.fetch_add(payload.len(), Ordering::Relaxed);
-        if length + payload.len() > KEPT || together + payload.len() > KEPT_TOGETHER {
-            self.together.fetch_sub(length + payload.len(), Ordering::Relaxed);
-            *heard = Heard { too_long: true, ..Heard::default() };
-            return;
-        }
-        heard.streams[stream].extend_from_slice(payload);
-        match heard.order.last_mut() {
-            Some((last, length)) if *last == stream => *length += payload.len(),
-            _ => heard.order.push((stream, payload.len())),
-        }
-    }
-
-    /// Everything after `told`, in frames, once the output has ended; empty when that was all. `None` when it is
-    /// not known, or when what was told is not how the output begins: then nothing can be added to it.
-    async fn rest(&self, told: &Streams, wants: [bool; 2]) -> Option<Bytes> {
-        let mut ended = self.ended.subscribe();
-        tokio::time::timeout(LAST_WORD, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins = |stream: usize| !wants[stream] || heard.streams[stream].starts_with(&told[stream]);
-        if heard.too_long || !begins(0) || !begins(1) {
-            return None;
-        }
-        let mut skip = [told[0].len(), told[1].len()];
-        let (mut at, mut frames) = ([0, 0], vec![]);
-        for &(stream, length) in heard.order.iter().filter(|(stream, _)| wants[*stream]) {
-            let piece = heard.streams[stream].get(at[stream]..at[stream] + length)?;
-            at[stream] += length;
-            let piece = piece.get(skip[stream].min(length)..)?;
-            skip[stream] = skip[stream].saturating_sub(length);
-            if !piece.is_empty() {
-                frames.extend_from_slice(&[if stream == 0 { 1 } else { 2 }, 0, 0, 0]);
-                frames.extend_from_slice(&u32::try_from(piece.len()).ok()?.to_be_bytes());
-                frames.extend_from_slice(piece);
-            }
-        }
-        Some(frames.into())
-    }
-
-    /// The container as it would look had it not been removed.
-    fn look(&self, code: i64) -> Reply {
-        let mut inspected = self.inspected.clone();
-        let state = &mut inspected["State"];
-        state["Status"] = "exited".into();
-        state["Running"] = false.into();
-        state["ExitCode"] = code.into();
-        json_reply(StatusCode::OK, inspected.to_string())
-    }
-}
-
 impl Room {
     /// Before a start reaches the engine: attaches to a container whose output only its logs would hold.
     pub(super) async fn keep_output(self: &Arc<Self>, container: &ContainerId) {
@@ -216,7 +84,7 @@ impl Room {
         let (head, body) = reply.into_parts();
         match body {
             Either::Left(engine) if head.status == StatusCode::OK => {
-                let tale = Tale {
+                let tale = LogStream {
                     engine: Some(engine),
                     frames: Frames::default(),
                     told: Streams::default(),
@@ -225,7 +93,7 @@ impl Room {
                     wants,
                     follows,
                 };
-                let body = StreamBody::new(futures_util::stream::unfold(tale, Tale::next));
+                let body = StreamBody::new(futures_util::stream::unfold(tale, LogStream::next));
                 Response::from_parts(head, Either::Right(Either::Right(body.boxed_unsync())))
             }
             body if is_gone(head.status) => match kept.rest(&Streams::default(), wants).await {
@@ -285,7 +153,7 @@ fn is_yes(value: Option<&str>) -> bool {
     !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
 }
 
-async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Kept) {
+async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Capture) {
     let mut stream = TokioIo::new(stream);
     let (mut frames, mut piece) = (Frames::default(), vec![0; 16 << 10]);
     // Read to the end even when it is too long: an attach that nobody reads would hold the container up.
@@ -299,18 +167,18 @@ async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Kept) {
 }
 
 /// The engine's logs on their way to a client.
-struct Tale {
+struct LogStream {
     engine: Option<Incoming>,
     frames: Frames,
     told: Streams,
     /// What the engine says itself: that it finds the logs no more. It goes on only where they are not known here either.
     excuse: Vec<u8>,
-    kept: Arc<Kept>,
+    kept: Arc<Capture>,
     wants: [bool; 2],
     follows: bool,
 }
 
-impl Tale {
+impl LogStream {
     async fn next(mut self) -> Option<(Result<Frame<Bytes>, hyper::Error>, Self)> {
         loop {
             let error = match self.engine.as_mut()?.frame().await {
@@ -360,51 +228,5 @@ impl Tale {
             }
         });
         passes.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kept() -> (Outputs, Arc<Kept>) {
-        let outputs = Outputs::default();
-        let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
-        let kept = outputs.open(&id, Value::Null);
-        (outputs, kept)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_output_that_is_too_long_is_not_kept_in_part() {
-        let (outputs, kept) = kept();
-        kept.hear(0, &vec![b'x'; KEPT]);
-        assert_eq!(outputs.together.load(Ordering::Relaxed), KEPT);
-        kept.hear(1, b"y");
-        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
-        kept.hear(0, b"z");
-        kept.ended.send_replace(true);
-        assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_end_is_waited_for_and_not_for_ever() {
-        let (_outputs, kept) = kept();
-        kept.hear(0, b"one");
-        assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
-        let teller = kept.clone();
-        let rest = async move { teller.rest(&[b"o".to_vec(), vec![]], [true, true]).await };
-        let (rest, ()) = tokio::join!(rest, async { _ = kept.ended.send_replace(true) });
-        assert_eq!(rest.unwrap(), b"\x01\0\0\0\0\0\0\x02ne".as_slice());
-    }
-
-    #[test]
-    fn what_is_kept_is_counted_until_it_is_dropped() {
-        let (outputs, kept) = kept();
-        kept.hear(1, b"four");
-        let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
-        outputs.close(&id, &kept);
-        drop(kept);
-        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
-        assert!(outputs.all().is_empty());
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::guard::MOST;
 use super::inputs::told;
+use super::json::{split_bind, strings};
 use super::room::Room;
 use super::texts::Key;
-use super::volumes::devices;
 use super::wire::Refusal;
 use crate::guard::Guard;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
@@ -26,6 +25,9 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::time::timeout(LONGEST_QUESTION, process::aside(ask)).await.ok().flatten()
 }
+
+/// Most finds that are told of one request.
+pub(super) const MOST: usize = 4;
 
 /// A place of the host that a request would bring in, and how: `the bind of /x`.
 #[derive(Clone, Debug)]
@@ -137,20 +139,24 @@ impl Room {
     }
 }
 
-pub(super) fn strings(list: &Value) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str)
-}
-
-/// Source and rest of `source:target[:options]`; a lone target has no source. A drive letter's colon
-/// belongs to the source.
-pub(super) fn split_bind(bind: &str) -> Option<(&str, &str)> {
-    let drive = matches!(bind.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic());
-    let colon = bind[if drive { 2 } else { 0 }..].find(':')? + if drive { 2 } else { 0 };
-    Some((&bind[..colon], &bind[colon + 1..]))
+/// Host paths in the options of the local driver: `device`, and the layers of an overlay.
+pub(super) fn devices(options: &Value, volume: &str) -> Vec<Source> {
+    let mut places: Vec<&str> = options["device"].as_str().into_iter().collect();
+    for option in options["o"].as_str().unwrap_or_default().split(',') {
+        for key in ["lowerdir=", "upperdir="] {
+            places.extend(option.strip_prefix(key).into_iter().flat_map(|layers| layers.split(':')));
+        }
+    }
+    let places = places.into_iter().filter(|place| place.starts_with('/'));
+    places
+        .map(|place| Source { how: format!("volume {volume}, bound to {place},"), place: place.into() })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -164,5 +170,17 @@ mod tests {
         ] {
             assert_eq!(split_bind(bind), split, "{bind}");
         }
+    }
+
+    #[test]
+    fn a_volume_is_bound_to_what_its_options_say() {
+        let places = |options: Value| devices(&options, "v").into_iter().map(|s| s.place).collect::<Vec<_>>();
+        assert_eq!(places(json!({"type": "none", "o": "bind", "device": "/k"})), [PathBuf::from("/k")]);
+        assert_eq!(
+            places(json!({"type": "overlay", "o": "lowerdir=/a:/b,upperdir=/c", "device": "overlay"})),
+            ["/a", "/b", "/c"].map(PathBuf::from)
+        );
+        assert!(places(json!({"type": "nfs", "device": ":/x"})).is_empty());
+        assert!(places(Value::Null).is_empty());
     }
 }

@@ -38,15 +38,18 @@ mod judge;
 mod judge_tests;
 mod logs;
 mod look;
+mod outputs;
 mod path;
 mod podman;
 mod preview;
 mod proxies;
+mod question;
 mod reserved;
 mod room;
 mod rulebook;
 mod swarm;
 mod texts;
+mod upgrade;
 mod upload;
 mod volumes;
 mod wait;
@@ -103,7 +106,7 @@ pub struct Settings {
     /// Our own socket, for programs that mount the engine's.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,
-    /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::network::SESSION_LABEL) on every container that is attached.
+    /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::labels::SESSION_LABEL) on every container that is attached.
     pub session: String,
     /// `run` or `serve`; the value of the label that tells a sweep what to do with it.
     pub mode: &'static str,

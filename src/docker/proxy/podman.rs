@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::look::strings;
+use super::json::strings;
 
 /// Keys of a build's query with which its steps get files, capabilities or namespaces of the host's, another
 /// container's network among them. Docker has none of these, and ignores them.

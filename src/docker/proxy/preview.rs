@@ -7,7 +7,8 @@ use std::net::Ipv4Addr;
 use serde_json::Value;
 
 use super::guard::strictness;
-use super::judge::{self, Neighbour, Question, Verdict};
+use super::judge::{self, Verdict};
+use super::question::{Neighbour, Question};
 use super::texts::{Key, keys_in_body, refusing};
 use super::{Rules, Wiring, json};
 use crate::docker::relay::NAMES;

@@ -4,7 +4,7 @@
 use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
 
-use super::look::strings;
+use super::json::strings;
 use crate::config::proxies::{ClientProxies, Entry};
 
 /// Clients that read that config, by what they call themselves.

@@ -10,13 +10,13 @@ use serde_json::Value;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, oneshot};
 use tokio::time::Instant;
 
-use super::logs::Outputs;
+use super::outputs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
 use super::wire::{Engine, Refusal};
 use super::wiring::is_ours;
 use super::{Ask, Settings};
-use crate::docker::network::SESSION_LABEL;
+use crate::docker::labels::SESSION_LABEL;
 use crate::guard::memory::Memory;
 use crate::workload::ContainerId;
 

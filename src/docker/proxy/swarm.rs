@@ -8,9 +8,9 @@ use hyper::http::request::Parts;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::create::rewritten;
 use super::guard::judged;
 use super::json;
+use super::json::rewritten;
 use super::path::Target;
 use super::room::Room;
 use super::texts::{Key, labels, length_of, variables, words};

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::look::strings;
+use super::json::strings;
 use crate::guard::excepted::{Part, path_entry, word};
 use crate::guard::{Find, Rules, environment, what};
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::create::rewritten;
-use super::look::Source;
+use super::json::rewritten;
+use super::look::{Source, devices};
 use super::path::{Target, encode};
 use super::room::Room;
 use super::wire::{Refusal, Reply, collect};
@@ -102,39 +102,4 @@ fn places(found: &Value, name: &str) -> Vec<Source> {
     }
     let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
     place.map(|place| Source { how: format!("volume {name}"), place: place.into() }).into_iter().collect()
-}
-
-/// Host paths in the options of the local driver: `device`, and the layers of an overlay.
-pub(super) fn devices(options: &Value, volume: &str) -> Vec<Source> {
-    let mut places: Vec<&str> = options["device"].as_str().into_iter().collect();
-    for option in options["o"].as_str().unwrap_or_default().split(',') {
-        for key in ["lowerdir=", "upperdir="] {
-            places.extend(option.strip_prefix(key).into_iter().flat_map(|layers| layers.split(':')));
-        }
-    }
-    let places = places.into_iter().filter(|place| place.starts_with('/'));
-    places
-        .map(|place| Source { how: format!("volume {volume}, bound to {place},"), place: place.into() })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_volume_is_bound_to_what_its_options_say() {
-        let places = |options: Value| devices(&options, "v").into_iter().map(|s| s.place).collect::<Vec<_>>();
-        assert_eq!(places(json!({"type": "none", "o": "bind", "device": "/k"})), [PathBuf::from("/k")]);
-        assert_eq!(
-            places(json!({"type": "overlay", "o": "lowerdir=/a:/b,upperdir=/c", "device": "overlay"})),
-            ["/a", "/b", "/c"].map(PathBuf::from)
-        );
-        assert!(places(json!({"type": "nfs", "device": ":/x"})).is_empty());
-        assert!(places(Value::Null).is_empty());
-    }
 }

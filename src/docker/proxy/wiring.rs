@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::Wiring;
 use super::confine::Capabilities;
-use super::judge::Question;
-use crate::docker::network::{MODE_LABEL, SESSION_LABEL};
+use super::question::Question;
+use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
 /// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
 pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");

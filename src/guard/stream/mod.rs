@@ -1,17 +1,20 @@
 //! One file as it streams by, whatever it is: a file to be judged, an archive, something compressed, one in another.
 //! What is opened is decided by how it begins, not by what it is called: engines and programs do so too.
 
+mod archive;
+pub mod image;
+mod zip;
+
 use std::collections::VecDeque;
 
 use zeroize::Zeroize;
 
-use super::archive::{Tar, checksum_fits};
-use super::found::{Entry, Notes, Passed, Place, Role};
-use super::image;
-use super::judge::{self, Judge};
-use super::unpack::Unpack;
-use super::zip::{self, Zip, closed};
-use super::zstd::Why;
+use crate::guard::found::{Entry, Notes, Passed, Place, Role};
+use crate::guard::judge::{self, Judge};
+use crate::guard::unpack::Unpack;
+use crate::guard::zstd::Why;
+use archive::{Tar, checksum_fits};
+use zip::{Zip, closed};
 
 /// So many bytes of a file tell what it is.
 const ENOUGH: usize = 512;
@@ -106,7 +109,7 @@ impl Stream {
 
     /// One file, with its name for messages. Archives in it are opened.
     pub fn file(name: &str) -> Self {
-        Self::of(name, Place { depth: super::found::NESTED, ..Place::root(Role::Files) })
+        Self::of(name, Place { depth: crate::guard::found::NESTED, ..Place::root(Role::Files) })
     }
 
     /// Finds come with their lines.
@@ -116,7 +119,7 @@ impl Stream {
         self
     }
 
-    /// What comes out of decoders may be so many bytes, and [`super::found::UNPACKED_RATIO`] times what comes in.
+    /// What comes out of decoders may be so many bytes, and [`crate::guard::found::UNPACKED_RATIO`] times what comes in.
     #[must_use]
     pub(super) fn with_allowance(self, bytes: u64) -> Self {
         self.place.found.allow(bytes);

@@ -1,7 +1,7 @@
 //! Tar streams as they pass: headers are read here, what stands in the entries is for [`Stream`].
 
-use super::found::{Place, Role};
-use super::stream::{self, Stream};
+use super::{self as stream, Stream};
+use crate::guard::found::{Place, Role};
 
 const BLOCK: usize = 512;
 /// GNU long names and pax records; the engine's own readers take at most this.

@@ -5,11 +5,11 @@ use std::io::{self, Read};
 
 use serde_json::Value;
 
+use super::Stream;
 use super::archive::last;
-use super::excepted::{Part, in_image};
-use super::found::{Entry, Passed, Place, Role};
-use super::stream::Stream;
-use super::{Kind, environment, what};
+use crate::guard::excepted::{Part, in_image};
+use crate::guard::found::{Entry, Passed, Place, Role};
+use crate::guard::{Kind, environment, what};
 
 /// Bytes at a time: large enough that most files of a layer lie in one piece and are judged in place.
 const PIECE: usize = 1 << 20;

@@ -1,13 +1,13 @@
 //! From text to one table: the file with its positions, the environment and the flags, laid over each other.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
-use toml::de::{DeTable, DeValue};
-use toml::{Spanned, Table, Value};
+use toml::de::DeTable;
+use toml::{Table, Value};
 
-use super::keys::{KEYS, Key, Kind};
+use super::document::{Walk, distance, nearest, position, quoted};
+use super::keys::{KEYS, Kind};
 use super::{Overrides, Problems, Surroundings};
 use crate::quote;
 
@@ -230,183 +230,28 @@ impl Layers {
     }
 }
 
-/// One pass over a document: every unknown key and wrong type with its offset, and where each key stands.
-#[derive(Debug, Default)]
-struct Walk {
-    problems: Vec<(usize, String)>,
-    places: Vec<(String, usize)>,
-    guarded: Vec<(String, Range<usize>)>,
+/// Keeps a value that `check` accepts; says what is wrong with another.
+pub(super) fn judged(
+    say: &mut Layers,
+    path: &str,
+    value: Option<String>,
+    check: impl Fn(&str) -> Result<(), String>,
+) -> Option<String> {
+    judged_as(say, path, value, |text| check(text).map(|()| text.to_owned()))
 }
 
-impl Walk {
-    /// `pattern` is the place in the words of [`KEYS`], `path` in the words of the file.
-    fn table(&mut self, table: &DeTable<'_>, pattern: &str, path: &str) {
-        for (name, value) in table {
-            let (name, offset) = (name.get_ref().as_ref(), name.span().start);
-            let path = format!("{path}{name}");
-            let chosen = format!("{pattern}*");
-            // A quoted key with a dot in it is one name, not a path that happens to read like one.
-            if knows(|key| key.starts_with(&chosen)) {
-                self.value(&chosen, &path, name, offset, value);
-            } else if name.contains(['.', '[', '*']) {
-                self.problems.push((offset, unknown(pattern, name)));
-            } else {
-                self.value(&format!("{pattern}{name}"), &path, name, offset, value);
-            }
+pub(super) fn judged_as<T>(
+    say: &mut Layers,
+    path: &str,
+    value: Option<String>,
+    check: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    let value = value?;
+    match check(&value) {
+        Ok(good) => Some(good),
+        Err(what) => {
+            say.problem(path, format_args!("{} {what}", quote::value(&value)));
+            None
         }
-    }
-
-    fn value(&mut self, pattern: &str, path: &str, name: &str, offset: usize, value: &Spanned<DeValue<'_>>) {
-        self.places.push((path.into(), offset));
-        let inside = format!("{pattern}.");
-        let each = format!("{pattern}[].");
-        let mut wrong = |wanted: &str| {
-            let but = match (value.get_ref().type_str(), wanted) {
-                ("integer", "a whole number") => "and a smaller one".into(),
-                ("array", wanted) if wanted.starts_with("a list") => "and nothing else".into(),
-                (found, _) => format!("not {}", article(found)),
-            };
-            let path = quote::name(path);
-            self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, {but}")));
-        };
-        // `credentials` is a word or a table.
-        let table = value.get_ref().is_table() && knows(|key| key.starts_with(&inside));
-        if let Some(key) = KEYS.iter().find(|key| key.path == pattern).filter(|_| !table) {
-            if !fits(key, value.get_ref()) {
-                wrong(key.kind.wanted());
-            } else if key.guarded {
-                self.guarded.push((path.into(), value.span()));
-            }
-        } else if knows(|key| key.starts_with(&inside)) {
-            match value.get_ref().as_table() {
-                Some(table) => self.table(table, &inside, &format!("{path}.")),
-                None => wrong("a table"),
-            }
-        } else if knows(|key| key.starts_with(&each)) {
-            let tables =
-                value.get_ref().as_array().filter(|list| list.iter().all(|v| v.get_ref().is_table()));
-            match tables {
-                Some(tables) => {
-                    for (index, one) in tables.iter().enumerate() {
-                        let path = format!("{path}[{}]", index + 1);
-                        self.places.push((path.clone(), one.span().start));
-                        if let Some(table) = one.get_ref().as_table() {
-                            self.table(table, &each, &format!("{path}."));
-                        }
-                    }
-                }
-                None => wrong(&format!("a list of tables, each under [[{name}]]")),
-            }
-        } else {
-            let parent = pattern.strip_suffix(name).unwrap_or(pattern);
-            self.problems.push((offset, unknown(parent, name)));
-        }
-    }
-}
-
-/// A value of the file for a message: each of its texts is judged by itself.
-fn quoted(written: &str) -> String {
-    let text = |value: &Value| value.as_str().map(quote::object);
-    match toml::from_str::<Table>(&format!("value = {written}")).as_ref().map(|table| table.get("value")) {
-        Ok(Some(Value::Array(list))) if list.iter().all(Value::is_str) => {
-            format!("[{}]", list.iter().filter_map(text).collect::<Vec<_>>().join(", "))
-        }
-        Ok(Some(value)) => text(value).unwrap_or_else(|| quote::name(written)),
-        _ => quote::name(written),
-    }
-}
-
-fn knows(matches: impl Fn(&str) -> bool) -> bool {
-    KEYS.iter().any(|key| matches(key.path))
-}
-
-fn fits(key: &Key, value: &DeValue<'_>) -> bool {
-    match key.kind {
-        Kind::Text => value.is_str(),
-        Kind::Flag => value.is_bool(),
-        Kind::Number => {
-            value.as_integer().is_some_and(|n| i64::from_str_radix(n.as_str(), n.radix()).is_ok())
-        }
-        Kind::List => value.as_array().is_some_and(|list| list.iter().all(|one| one.get_ref().is_str())),
-    }
-}
-
-fn article(kind: &str) -> String {
-    let vowel = kind.starts_with(['a', 'e', 'i', 'o', 'u']);
-    format!("{} {kind}", if vowel { "an" } else { "a" })
-}
-
-/// The message for a key that nobody knows: the nearest one at its place, else the same word at another place.
-fn unknown(parent: &str, name: &str) -> String {
-    let mut here: Vec<&str> = Vec::new();
-    for rest in KEYS.iter().filter_map(|key| key.path.strip_prefix(parent)) {
-        let word = rest.split(['.', '[']).next().unwrap_or(rest);
-        if !here.contains(&word) {
-            here.push(word);
-        }
-    }
-    let allowed = name.chars().count().div_ceil(3).max(2);
-    let near = |known: &str| distance(name, known) <= allowed;
-    let leaf = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
-    let elsewhere = || KEYS.iter().map(|key| key.path).min_by_key(|path| distance(name, leaf(path)));
-    let meant = nearest(name, here.iter().copied()).filter(|known| near(known));
-    let meant = meant.or_else(|| elsewhere().filter(|path| near(leaf(path))));
-    let shown = quote::name(name);
-    match meant {
-        _ if !name.contains(['[', '*']) && KEYS.iter().any(|key| key.path == name) => {
-            format!("unknown key `{shown}`; write it without quotes")
-        }
-        Some(meant) => format!("unknown key `{shown}`; did you mean `{}`?", meant.replace('*', "NAME")),
-        None => format!("unknown key `{shown}`; known here: {}", here.join(", ")),
-    }
-}
-
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known.min_by_key(|known| distance(name, known))
-}
-
-/// Levenshtein's distance, with `-` and `_` taken for the same and case for nothing. A very long word is far.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len() > 200 {
-        return usize::MAX;
-    }
-    let fold = |c: char| if c == '-' { '_' } else { c.to_ascii_lowercase() };
-    let b: Vec<char> = b.chars().map(fold).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().map(fold).enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in b.iter().enumerate() {
-            let best = (row[j].min(row[j + 1]) + 1).min(diagonal + usize::from(a != *b));
-            diagonal = std::mem::replace(&mut row[j + 1], best);
-        }
-    }
-    row[b.len()]
-}
-
-/// Line and column of a byte offset, both from 1, the column in characters.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset.min(text.len())).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-    (line, column)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn distances() {
-        for (a, b, expected) in
-            [("", "abc", 3), ("project", "projct", 1), ("Quota-Project", "quota_project", 0), ("ab", "ba", 2)]
-        {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
-    }
-
-    #[test]
-    fn columns_count_characters() {
-        assert_eq!(position("ä = 1\nöö x", "ä = 1\nöö ".len()), (2, 4));
-        assert_eq!(position("", 9), (1, 1));
     }
 }

@@ -1,10 +1,10 @@
 //! Zip archives as they stream by (APPNOTE 6.3.10): their local headers, one file behind the other. The directory at
 //! the end says nothing that they do not say, but where a file is deleted or stored without its size.
 
-use super::found::Place;
-use super::stream::{Packed, Stream};
-use super::unpack::Unpack;
-use super::zstd::Why;
+use super::{Packed, Stream};
+use crate::guard::found::Place;
+use crate::guard::unpack::Unpack;
+use crate::guard::zstd::Why;
 
 const LOCAL: [u8; 4] = *b"PK\x03\x04";
 const HEADER: usize = 30;

@@ -1,0 +1,191 @@
+//! What was heard of containers whose logs the engine cannot tell any more.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::wire::{Reply, json_reply};
+use crate::workload::ContainerId;
+
+/// Longest output that is kept of one container: those that write more live long enough to be read.
+pub(super) const KEPT: usize = 1 << 20;
+/// And of all containers together.
+const KEPT_TOGETHER: usize = 64 << 20;
+/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends the stream of
+/// an attach only when the process that removes the container is done, which takes seconds on a busy machine.
+const LAST_WORD: Duration = Duration::from_secs(30);
+
+/// Bytes of standard output and standard error.
+pub(super) type Streams = [Vec<u8>; 2];
+
+/// What is kept, by container.
+#[derive(Debug, Default)]
+pub(super) struct Outputs {
+    kept: Mutex<HashMap<ContainerId, Arc<Capture>>>,
+    together: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Capture {
+    heard: Mutex<Captured>,
+    pub(super) ended: watch::Sender<bool>,
+    /// What the engine said of the container before it started.
+    inspected: Value,
+    /// A client has asked for the logs, so its look at the container belongs to that.
+    pub(super) asked: AtomicBool,
+    together: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Captured {
+    streams: Streams,
+    /// Which stream spoke, and how many bytes.
+    order: Vec<(usize, usize)>,
+    too_long: bool,
+}
+
+impl Outputs {
+    pub(super) fn open(&self, container: &ContainerId, inspected: Value) -> Arc<Capture> {
+        let kept = Arc::new(Capture {
+            heard: Mutex::default(),
+            ended: watch::Sender::new(false),
+            inspected,
+            asked: AtomicBool::new(false),
+            together: self.together.clone(),
+        });
+        self.all().insert(container.clone(), kept.clone());
+        kept
+    }
+
+    pub(super) fn close(&self, container: &ContainerId, kept: &Arc<Capture>) {
+        let mut all = self.all();
+        if all.get(container).is_some_and(|known| Arc::ptr_eq(known, kept)) {
+            all.remove(container);
+        }
+    }
+
+    /// By full id only, as libraries ask: a name may be another container's by now.
+    pub(super) fn find(&self, reference: &str) -> Option<Arc<Capture>> {
+        self.all().get(&ContainerId::parse(reference)?).cloned()
+    }
+
+    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Arc<Capture>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let heard = self.heard.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.together.fetch_sub(heard.streams.iter().map(Vec::len).sum(), Ordering::Relaxed);
+    }
+}
+
+impl Capture {
+    pub(super) fn hear(&self, stream: usize, payload: &[u8]) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.too_long {
+            return;
+        }
+        let length: usize = heard.streams.iter().map(Vec::len).sum();
+        let together = self.together.fetch_add(payload.len(), Ordering::Relaxed);
+        if length + payload.len() > KEPT || together + payload.len() > KEPT_TOGETHER {
+            self.together.fetch_sub(length + payload.len(), Ordering::Relaxed);
+            *heard = Captured { too_long: true, ..Captured::default() };
+            return;
+        }
+        heard.streams[stream].extend_from_slice(payload);
+        match heard.order.last_mut() {
+            Some((last, length)) if *last == stream => *length += payload.len(),
+            _ => heard.order.push((stream, payload.len())),
+        }
+    }
+
+    /// Everything after `told`, in frames, once the output has ended; empty when that was all. `None` when it is
+    /// not known, or when what was told is not how the output begins: then nothing can be added to it.
+    pub(super) async fn rest(&self, told: &Streams, wants: [bool; 2]) -> Option<Bytes> {
+        let mut ended = self.ended.subscribe();
+        tokio::time::timeout(LAST_WORD, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = |stream: usize| !wants[stream] || heard.streams[stream].starts_with(&told[stream]);
+        if heard.too_long || !begins(0) || !begins(1) {
+            return None;
+        }
+        let mut skip = [told[0].len(), told[1].len()];
+        let (mut at, mut frames) = ([0, 0], vec![]);
+        for &(stream, length) in heard.order.iter().filter(|(stream, _)| wants[*stream]) {
+            let piece = heard.streams[stream].get(at[stream]..at[stream] + length)?;
+            at[stream] += length;
+            let piece = piece.get(skip[stream].min(length)..)?;
+            skip[stream] = skip[stream].saturating_sub(length);
+            if !piece.is_empty() {
+                frames.extend_from_slice(&[if stream == 0 { 1 } else { 2 }, 0, 0, 0]);
+                frames.extend_from_slice(&u32::try_from(piece.len()).ok()?.to_be_bytes());
+                frames.extend_from_slice(piece);
+            }
+        }
+        Some(frames.into())
+    }
+
+    /// The container as it would look had it not been removed.
+    pub(super) fn look(&self, code: i64) -> Reply {
+        let mut inspected = self.inspected.clone();
+        let state = &mut inspected["State"];
+        state["Status"] = "exited".into();
+        state["Running"] = false.into();
+        state["ExitCode"] = code.into();
+        json_reply(StatusCode::OK, inspected.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept() -> (Outputs, Arc<Capture>) {
+        let outputs = Outputs::default();
+        let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
+        let kept = outputs.open(&id, Value::Null);
+        (outputs, kept)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_output_that_is_too_long_is_not_kept_in_part() {
+        let (outputs, kept) = kept();
+        kept.hear(0, &vec![b'x'; KEPT]);
+        assert_eq!(outputs.together.load(Ordering::Relaxed), KEPT);
+        kept.hear(1, b"y");
+        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
+        kept.hear(0, b"z");
+        kept.ended.send_replace(true);
+        assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_waited_for_and_not_for_ever() {
+        let (_outputs, kept) = kept();
+        kept.hear(0, b"one");
+        assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
+        let teller = kept.clone();
+        let rest = async move { teller.rest(&[b"o".to_vec(), vec![]], [true, true]).await };
+        let (rest, ()) = tokio::join!(rest, async { _ = kept.ended.send_replace(true) });
+        assert_eq!(rest.unwrap(), b"\x01\0\0\0\0\0\0\x02ne".as_slice());
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_until_it_is_dropped() {
+        let (outputs, kept) = kept();
+        kept.hear(1, b"four");
+        let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
+        outputs.close(&id, &kept);
+        drop(kept);
+        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
+        assert!(outputs.all().is_empty());
+    }
+}
