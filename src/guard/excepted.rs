@@ -95,7 +95,7 @@ pub(super) fn in_image(part: Part, name: &str) -> String {
     }
 }
 
-/// What [`in_image`] wrote.
+/// What `in_image` wrote.
 pub fn of_image(place: &str) -> Option<(Part, &str)> {
     let variable = place.strip_prefix("variable ").map(|name| (Part::Variable, name));
     variable.or_else(|| Some((Part::Label, place.strip_prefix("label ")?)))
