@@ -10,19 +10,19 @@
 //!
 //! | storey | room | |
 //! |---|---|---|
-//! | 6 | `main` | parses, dispatches, exits |
+//! | 7 | `main` | parses, dispatches, exits |
 //! | | `cli` | the command line |
 //! | | `lib` | this map |
-//! | 5 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
+//! | 6 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
 //! | | `session` | a session as the engine sees it: network, relay, and what dead sessions left |
-//! | 4 | `lifecycle` | attaches, confirms and cuts off containers |
+//! | 5 | `lifecycle` | attaches, confirms and cuts off containers |
 //! | | `server` | from request to answer |
-//! | 3 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
+//! | 4 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
 //! | | `metadata` | the metadata protocol as a pure step |
 //! | | `mint` | from request to token: cache, one call for many callers |
 //! | | `relay` | the part of this program that runs inside the container network |
-//! | 2 | `config` | flags over environment over file |
-//! | | `doors` | where the relay listens |
+//! | 3 | `config` | flags over environment over file |
+//! | 2 | `doors` | where the relay listens |
 //! | | `loopback` | paths of containers on the host's network |
 //! | | `registry` | which address has which lease |
 //! | | `source` | where tokens come from |
@@ -32,7 +32,6 @@
 //! | | `mounts` | what is mounted besides what a create asks for |
 //! | | `observe` | every line that a person reads |
 //! | | `policy` | which container gets which identity |
-//! | | `provided` | sources that the config sets up |
 //! | | `record` | audit log and metrics |
 //! | 0 | `failure` | how a command ends |
 //! | | `linux` | what other systems do not have |
@@ -83,7 +82,6 @@ pub mod mounts;
 pub mod observe;
 pub mod policy;
 pub mod process;
-pub mod provided;
 pub mod quote;
 pub mod record;
 pub mod registry;

@@ -22,9 +22,9 @@ use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
 use kfp_creds::server::Server;
 use kfp_creds::server::views::Views;
-use kfp_creds::source::google::{Endpoints, Google, Where};
+use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
+use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::offline::Offline;
-use kfp_creds::source::upstream::{Limits, Upstream};
 use kfp_creds::token::Scopes;
 use kfp_creds::workload::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -121,7 +121,8 @@ pub fn tunnel(input: &[u8]) {
 /// A credential file, as far as it is read before anything is asked of a network. Its error shows nothing of it.
 pub fn credential_file(input: &[u8]) {
     let scratch = Scratch::new("credential.json", input);
-    let place = Where { google_application_credentials: Some(scratch.0.clone()), ..Where::default() };
+    let place =
+        SearchPaths { google_application_credentials: Some(scratch.0.clone()), ..SearchPaths::default() };
     // One for all inputs: it reads the machine's certificate authorities.
     static UPSTREAM: LazyLock<Arc<Upstream>> =
         LazyLock::new(|| Upstream::new(Limits::default(), Vec::new()).expect("a client"));

@@ -18,11 +18,10 @@ use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::server::jwks;
 use crate::server::views::Views;
-use crate::source::google::{Endpoints, Google, Where};
-use crate::source::machine;
+use crate::source::google::{Google, SearchPaths, metadata_server};
+use crate::source::http::client::{Limits, Upstream};
+use crate::source::http::proxy::Proxies;
 use crate::source::offline::Offline;
-use crate::source::proxied::Proxies;
-use crate::source::upstream::{Limits, Upstream};
 use crate::source::{Reloaded, Source, SourceError};
 use crate::token::Now;
 use crate::workload::Identity;
@@ -169,16 +168,16 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
     let (named, no_check) = (around.variable("GCE_METADATA_HOST"), around.variable("NO_GCE_CHECK"));
     // Who chose the metadata server by name means it, whatever keeps libraries from looking for one.
     let no_check = no_check.filter(|_| config.source != SourceChoice::Metadata);
-    let place = Where {
+    let place = SearchPaths {
         google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
         cloudsdk_config: variable("CLOUDSDK_CONFIG"),
         home: around.home(),
-        metadata: machine::detect(named, product.as_deref(), no_check),
+        metadata: metadata_server::detect(named, product.as_deref(), no_check),
         gcloud: on_path("gcloud", around),
         chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
         variables: around.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
-    let endpoints = endpoints(config);
+    let endpoints = config.endpoints.clone();
     let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
         SourceChoice::Provided(provided) => Google::provided(&place, endpoints, upstream, provided),
@@ -187,18 +186,6 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
     }
     .map_err(no_credential)
-}
-
-pub(super) fn endpoints(config: &Config) -> Endpoints {
-    let wanted = &config.endpoints;
-    Endpoints {
-        token: wanted.token.clone(),
-        iam_credentials: wanted.iam_credentials.clone(),
-        iam: wanted.iam.clone(),
-        sts: wanted.sts.clone(),
-        storage: wanted.storage.clone(),
-        universe: wanted.universe.clone().unwrap_or_else(|| Endpoints::default().universe),
-    }
 }
 
 /// As curl reads them: the lower-case name wins.

@@ -22,8 +22,8 @@ use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::Who;
 use crate::source::flight::Flight;
+use crate::source::http::client::{Limits, Upstream};
 use crate::source::storage::{Found, Reader, Storage};
-use crate::source::upstream::{Limits, Upstream};
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, SCOPE_PREFIX};
 use crate::workload::Identity;
@@ -206,7 +206,7 @@ impl Inputs {
 
     async fn connect(&self) -> Result<Arc<Storage>, SourceError> {
         let universe = self.mint.principal().universe.clone();
-        let endpoint = host::endpoints(&self.config).storage(universe.as_deref());
+        let endpoint = self.config.endpoints.storage(universe.as_deref());
         let proxies = host::proxies(&self.around);
         // It reads the machine's certificate authorities.
         let made =

@@ -21,7 +21,7 @@ use crate::workload::Identity;
 
 /// Clocks that differ by more make tokens look expired, or not valid yet, to somebody.
 const NOTABLE_SKEW: i64 = 30;
-/// Beyond this nothing is made up for (`source::clock`), and Google refuses what is signed here.
+/// Beyond this nothing is made up for (`source::http::clock`), and Google refuses what is signed here.
 const REFUSED_SKEW: i64 = 600;
 /// Clients in containers look at these before they ask a metadata server.
 const SHADOWS: [&str; 5] = [

@@ -19,12 +19,11 @@ use super::raw::RawCredentials;
 use super::raw::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
-use super::{
-    Config, Endpoints, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding,
-};
+use super::{Config, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding};
 use crate::observe;
 use crate::policy::Policy;
 use crate::quote;
+use crate::source::google::Endpoints;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 

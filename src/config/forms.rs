@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::Pool;
+use crate::source::http::secure_url::is_loopback;
 
 /// Of an identity or an attribute.
 pub(super) fn is_name(text: &str, longest: usize) -> bool {
@@ -89,12 +90,7 @@ pub(super) fn universe(text: &str) -> Result<(), String> {
 /// A place that keys and tokens are sent to: never in the clear, except within this machine.
 pub(super) fn address(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
-    let loopback = match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
+    let loopback = url.host_str().is_some_and(is_loopback);
     match url.scheme() {
         "https" => {}
         "http" if loopback => {}

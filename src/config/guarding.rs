@@ -8,8 +8,8 @@ use super::raw::RawGuard;
 use super::{SourceChoice, Surroundings};
 use crate::guard::excepted::Named;
 use crate::guard::{Guard, Mode, Rules};
-use crate::provided::TokenFrom;
 use crate::quote;
+use crate::source::google::TokenFrom;
 
 /// Homes beside the own one that are looked at first.
 const MOST_HOMES: usize = 64;

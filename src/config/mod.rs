@@ -44,9 +44,9 @@ use crate::kfp::Compiled;
 use crate::mounts::Mount;
 use crate::observe;
 use crate::policy::Policy;
-use crate::provided::Provided;
 use crate::quote;
 use crate::record::audit;
+use crate::source::google::{Endpoints, Provided};
 use crate::workload::Identity;
 
 /// What the process was started in; made once, in `main.rs`.
@@ -162,23 +162,6 @@ pub enum SourceChoice {
     Provided(Box<Provided>),
     /// A key made at start; never chosen silently.
     Offline,
-}
-
-/// Places upstream that differ from Google's public ones. URLs have no user, query, fragment or last slash.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Endpoints {
-    /// Whole URL.
-    pub token: Option<String>,
-    /// Scheme and authority only.
-    pub iam_credentials: Option<String>,
-    /// Scheme and authority only.
-    pub iam: Option<String>,
-    /// Whole URL.
-    pub sts: Option<String>,
-    /// Scheme and authority only.
-    pub storage: Option<String>,
-    /// A domain such as `googleapis.com`.
-    pub universe: Option<String>,
 }
 
 /// `[gcs]`.

@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::Surroundings;
 use super::forms::account;
 use super::layers::Layers;
 use super::layers::{judged, judged_as};
 use super::raw::RawProvider;
-use crate::provided::{Exec, Federation, Provided, TokenFrom, is_link_local_service};
 use crate::quote;
+use crate::source::google::{Exec, Federation, Provided, TokenFrom};
+use crate::source::http::secure_url::{is_link_local_service, is_loopback};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -199,12 +200,7 @@ fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFro
 /// Unlike an endpoint it may have a query, and be the metadata service of a cloud's machine.
 fn source_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
-    let local = match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_loopback() || is_link_local_service(&ip.to_string()),
-        Some(Host::Ipv6(ip)) => ip.is_loopback() || is_link_local_service(&format!("[{ip}]")),
-        Some(Host::Domain(name)) => name == "localhost" || is_link_local_service(name),
-        None => false,
-    };
+    let local = url.host_str().is_some_and(|host| is_loopback(host) || is_link_local_service(host));
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
         return Err("has to be a URL without user and fragment".into());
     }

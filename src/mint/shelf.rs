@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::source::flight::{Flight, Outcome};
-use crate::source::upstream::jittered;
+use crate::source::http::client::jittered;
 use crate::source::{Pending, SourceError};
 use crate::token::{AccessToken, Deadline, HandedOut, IdentityToken, Now};
 

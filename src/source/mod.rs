@@ -1,41 +1,25 @@
 //! Where tokens come from. [`Source`] is the one trait that rooms share.
 //!
+//! `google` has Google's credentials, a file for each kind; `offline` a key made at start; `http` the client for all of
+//! them; `command` runs commands that bring something; `flight` makes one call for many callers; `expiry` how long
+//! tokens live; `jwt`, `stamp` (whether a file changed) and `variables` are small tools.
+//!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Host::open` (`app/host.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
-pub mod external;
 pub mod google;
+pub mod http;
 pub mod offline;
-pub mod proxied;
-pub mod upstream;
-
-mod address;
-mod assertion;
-mod boundary;
-mod call;
-mod clock;
-mod command;
-mod credential;
-mod disable;
-mod document;
-mod endpoints;
-pub mod exec;
-mod file;
-pub(crate) mod flight;
-mod gcloud;
-mod impersonate;
-mod impersonated;
-mod jwt;
-pub mod machine;
-mod pem;
-mod stamp;
 pub mod storage;
-mod transport;
-mod user;
 pub mod variables;
-mod workforce;
-mod yup;
+
+pub(crate) mod flight;
+
+mod command;
+mod expiry;
+mod jwt;
+mod stamp;
 
 use std::fmt::Debug;
 use std::future::Future;

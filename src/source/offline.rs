@@ -11,7 +11,8 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Map, Value, json};
 
 use crate::secret::Secret;
-use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, boundary, jwt};
+use crate::source::google::downscope;
+use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, jwt};
 use crate::token::{AccessToken, Boundary, Deadline, IdentityToken, MintId, Now};
 use crate::workload::ContainerId;
 
@@ -114,7 +115,7 @@ impl Source for Offline {
         Box::pin(async move {
             let mut more = Map::from_iter([("scope".to_owned(), json!(ask.scopes.to_string()))]);
             more.extend(ask.subject.as_ref().map(|subject| ("subject".to_owned(), json!(subject))));
-            let options = |of: &Boundary| ("boundary".to_owned(), boundary::options(of));
+            let options = |of: &Boundary| ("boundary".to_owned(), downscope::options(of));
             more.extend(ask.boundary.as_deref().map(options));
             let life = ask.lifetime.clamp(1, LONGEST_LIFE);
             let (value, expires) =

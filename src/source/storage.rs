@@ -24,7 +24,9 @@ use tokio::time::timeout;
 use crate::process;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::upstream::{Answer, Call, Denial, Fault, Upstream};
+use crate::source::http::client::Upstream;
+use crate::source::http::fault::{Denial, Fault};
+use crate::source::http::request::{Answer, Call};
 
 /// Names in one page: of the longest, they stay below what an answer may have.
 const PAGE: usize = 500;

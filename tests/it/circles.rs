@@ -10,42 +10,7 @@ use std::path::Path;
 use crate::architecture::{before_tests, sources};
 
 /// Circles that are there on purpose, each with its reason.
-const ALLOWED: &[(&[&str], &str)] = &[
-    (
-        &[
-            "source::assertion",
-            "source::boundary",
-            "source::call",
-            "source::credential",
-            "source::disable",
-            "source::exec",
-            "source::external",
-            "source::external::response",
-            "source::file",
-            "source::gcloud",
-            "source::google",
-            "source::impersonate",
-            "source::impersonated",
-            "source::machine",
-            "source::transport",
-            "source::upstream",
-            "source::user",
-            "source::workforce",
-            "source::yup",
-        ],
-        "still to be taken apart: a file for each kind of credential",
-    ),
-    (
-        &[
-            "source::external::aws",
-            "source::external::aws_keys",
-            "source::external::certificate",
-            "source::external::executable",
-            "source::external::subject",
-        ],
-        "still to be taken apart: what all subject tokens share",
-    ),
-];
+const ALLOWED: &[(&[&str], &str)] = &[];
 
 /// `source::google` is `["source", "google"]`.
 type Module = Vec<String>;

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use kfp_creds::mint::{Mint, MintFailure};
 use kfp_creds::process::Tasks;
-use kfp_creds::provided::{self, Exec, Provided, TokenFrom};
 use kfp_creds::record::Recorder;
-use kfp_creds::source::google::{Endpoints, Google, Where};
-use kfp_creds::source::upstream::{Limits, Upstream};
+use kfp_creds::source::google::{self, Endpoints, Exec, Google, Provided, SearchPaths, TokenFrom};
+use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
 use kfp_creds::token::{AccessToken, Boundary, BoundaryRule, CLOUD_PLATFORM, Deadline, Now, Scopes};
 use rustls::pki_types::pem::PemObject;
@@ -49,11 +48,11 @@ fn impersonation(fake: &Federation) -> Value {
     json!({"service_account_impersonation_url": url})
 }
 
-fn place(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Where {
+fn place(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> SearchPaths {
     let path = folder.0.join("adc.json");
     fs::write(&path, file).unwrap();
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Where { google_application_credentials: Some(path), variables, ..Where::default() }
+    SearchPaths { google_application_credentials: Some(path), variables, ..SearchPaths::default() }
 }
 
 fn source(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Google {
@@ -62,7 +61,7 @@ fn source(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Google {
 
 /// The source of a job, set in the config.
 fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Result<Google, SourceError> {
-    let federation = provided::Federation {
+    let federation = google::Federation {
         provider: POOL.into(),
         service_account: Some(RUNNER.into()),
         from,
@@ -72,7 +71,7 @@ fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Re
         headers: vec![],
         post: false,
     };
-    let place = Where { variables: variables.iter().cloned().collect(), ..Where::default() };
+    let place = SearchPaths { variables: variables.iter().cloned().collect(), ..SearchPaths::default() };
     let endpoints = Endpoints {
         sts: Some(format!("{}/v1/token", fake.url())),
         iam_credentials: Some(fake.google.url()),
@@ -737,7 +736,8 @@ async fn a_command_is_a_source_like_any_other() {
     let exec = Exec { program: helper, arguments: vec![], pass: vec![], timeout: Duration::from_secs(5) };
     let endpoints = Endpoints { iam_credentials: Some(fake.google.url()), ..Endpoints::default() };
     let provided = Provided { exec: Some(exec), federation: None };
-    let google = Arc::new(Google::provided(&Where::default(), endpoints, upstream(), &provided).unwrap());
+    let google =
+        Arc::new(Google::provided(&SearchPaths::default(), endpoints, upstream(), &provided).unwrap());
     let minted = google.access_token(&ask()).await.unwrap();
     assert!((1190..=1200).contains(&left(minted.expires)), "{}", left(minted.expires));
     let told: Value =

@@ -287,7 +287,17 @@ fn variables() -> BTreeSet<String> {
         .filter(|word| word.starts_with("KFP_CREDS_") && upper(word))
         .map(Into::into)
         .collect();
-    for folder in ["src", "src/app", "src/config", "src/source", "src/source/external"] {
+    for folder in [
+        "src",
+        "src/app",
+        "src/config",
+        "src/source",
+        "src/source/google",
+        "src/source/google/external_account",
+        "src/source/google/external_account/subject",
+        "src/source/google/service_account",
+        "src/source/http",
+    ] {
         for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_none_or(|extension| extension != "rs") {

@@ -13,9 +13,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kfp_creds::mint::{Mint, MintFailure};
 use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
-use kfp_creds::source::google::{Endpoints, Google, Where};
+use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
+use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::offline::Offline;
-use kfp_creds::source::upstream::{Limits, Upstream};
 use kfp_creds::source::{AccessRequest, IdentityRequest, Reloaded, Source, SourceError};
 use kfp_creds::token::{AccessToken, CLOUD_PLATFORM, Deadline, IdentityToken, Now, Scopes};
 use kfp_creds::workload::ContainerId;
@@ -81,14 +81,15 @@ pub(crate) fn upstream() -> Arc<Upstream> {
     Upstream::new(quick(), Vec::new()).unwrap()
 }
 
-pub(crate) fn find(place: &Where, endpoints: Endpoints) -> Result<Google, SourceError> {
+pub(crate) fn find(place: &SearchPaths, endpoints: Endpoints) -> Result<Google, SourceError> {
     Google::find(place, endpoints, upstream())
 }
 
 /// The source that a credential file makes.
 pub(crate) fn source(scratch: &Scratch, file: &str, fake: &FakeGoogle) -> Google {
     let named = Some(scratch.write("credential.json", file));
-    find(&Where { google_application_credentials: named, ..Where::default() }, fake.endpoints()).unwrap()
+    find(&SearchPaths { google_application_credentials: named, ..SearchPaths::default() }, fake.endpoints())
+        .unwrap()
 }
 
 pub(crate) fn ask(account: Option<&str>) -> AccessRequest {
@@ -243,8 +244,10 @@ async fn the_token_uri_of_a_key_file_counts_unless_one_is_configured() {
     let (fake, other, scratch) = (FakeGoogle::start(), FakeGoogle::start(), Scratch::new());
     let file = fake.service_account(KEY_ACCOUNT, rsa_key());
     other.service_account(KEY_ACCOUNT, rsa_key());
-    let named =
-        Where { google_application_credentials: Some(scratch.write("key.json", &file)), ..Where::default() };
+    let named = SearchPaths {
+        google_application_credentials: Some(scratch.write("key.json", &file)),
+        ..SearchPaths::default()
+    };
     find(&named, Endpoints::default()).unwrap().access_token(&ask(None)).await.unwrap();
     find(&named, other.endpoints()).unwrap().access_token(&ask(None)).await.unwrap();
     assert_eq!((fake.calls().len(), other.calls().len()), (1, 1));
@@ -253,9 +256,9 @@ async fn the_token_uri_of_a_key_file_counts_unless_one_is_configured() {
     {
         let mut file: Value = serde_json::from_str(&file).unwrap();
         file["token_uri"] = json!(bad);
-        let named = Where {
+        let named = SearchPaths {
             google_application_credentials: Some(scratch.write("key.json", &file.to_string())),
-            ..Where::default()
+            ..SearchPaths::default()
         };
         refusal(find(&named, Endpoints::default()));
     }
@@ -413,7 +416,7 @@ async fn an_endpoint_that_is_not_there_is_transient_and_named() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let path = scratch.write("user.json", &fake.user(USER));
-    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let endpoints = Endpoints { token: Some(format!("http://{closed}/token")), ..Endpoints::default() };
     let why = transient(find(&place, endpoints).unwrap().access_token(&ask(None)).await);
     assert!(why.contains("127.0.0.1") && why.to_lowercase().contains("refused"), "{why}");
@@ -656,7 +659,7 @@ fn credentials_are_looked_for_in_order() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let (user, key) = (fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key()));
     let home = scratch.0.join("home");
-    let nowhere = Where { home: Some(home.clone()), ..Where::default() };
+    let nowhere = SearchPaths { home: Some(home.clone()), ..SearchPaths::default() };
     let nothing = find(&nowhere, fake.endpoints()).unwrap_err();
     let text = nothing.to_string();
     assert!(matches!(nothing, SourceError::Absent(_)), "{nothing:?}");
@@ -667,7 +670,7 @@ fn credentials_are_looked_for_in_order() {
     ] {
         assert!(text.contains(word), "{text}");
     }
-    assert!(matches!(find(&Where::default(), fake.endpoints()), Err(SourceError::Absent(_))));
+    assert!(matches!(find(&SearchPaths::default(), fake.endpoints()), Err(SourceError::Absent(_))));
 
     scratch.write("home/.config/gcloud/application_default_credentials.json", &user);
     scratch.write("home/.config/gcloud/configurations/config_default", "[core]\naccount = no\n");
@@ -682,12 +685,13 @@ fn credentials_are_looked_for_in_order() {
     assert_eq!(google.principal().project.as_deref(), Some("gcloud-project"));
 
     scratch.write("sdk/application_default_credentials.json", &key);
-    let elsewhere = Where { cloudsdk_config: Some(scratch.0.join("sdk")), ..nowhere };
+    let elsewhere = SearchPaths { cloudsdk_config: Some(scratch.0.join("sdk")), ..nowhere };
     let google = find(&elsewhere, fake.endpoints()).unwrap();
     assert_eq!(google.principal().email.as_deref(), Some(KEY_ACCOUNT));
     assert_eq!(google.principal().project.as_deref(), Some("sa-project"), "the file comes before gcloud");
 
-    let named = |path: PathBuf| Where { google_application_credentials: Some(path), ..elsewhere.clone() };
+    let named =
+        |path: PathBuf| SearchPaths { google_application_credentials: Some(path), ..elsewhere.clone() };
     let google = find(&named(scratch.write("named.json", &user)), fake.endpoints()).unwrap();
     assert_eq!(google.principal().kind, "user login");
     assert_eq!(google.path(), Some(scratch.0.join("named.json").as_path()));
@@ -722,7 +726,7 @@ fn files_that_are_not_understood_are_refused_clearly() {
     cases.push((key.to_string(), "private_key"));
     for (file, words) in cases {
         let path = scratch.write("file.json", &file);
-        let place = Where { google_application_credentials: Some(path), ..Where::default() };
+        let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
         let why = refusal(find(&place, fake.endpoints()));
         assert!(why.contains(words) && why.contains("file.json"), "{why}");
     }
@@ -884,7 +888,7 @@ async fn https_endpoints_are_verified_and_extra_roots_count() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let (certificate, port, server) = tls_server(&scratch);
     let path = scratch.write("user.json", &fake.user(USER));
-    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let endpoints =
         Endpoints { token: Some(format!("https://localhost:{port}/token")), ..Endpoints::default() };
     // Who answers in a moment is the same one, so it is not asked again.

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kfp_creds::mint::Mint;
 use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
-use kfp_creds::source::google::{Endpoints, Google, Where};
-use kfp_creds::source::proxied::Proxies;
-use kfp_creds::source::upstream::{Limits, Upstream};
+use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
+use kfp_creds::source::http::client::{Limits, Upstream};
+use kfp_creds::source::http::proxy::Proxies;
 use kfp_creds::source::{AccessRequest, Reloaded, Source};
 use kfp_creds::token::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, Scopes};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
@@ -99,8 +99,10 @@ async fn files_nest_and_identities_go_on_top() {
     for _ in 0..9 {
         deep = impersonated(&fake, FIRST, &deep, &[]);
     }
-    let place =
-        Where { google_application_credentials: Some(scratch.write("deep.json", &deep)), ..Where::default() };
+    let place = SearchPaths {
+        google_application_credentials: Some(scratch.write("deep.json", &deep)),
+        ..SearchPaths::default()
+    };
     assert!(refusal(find(&place, fake.endpoints())).contains("deeper than 8"));
 }
 
@@ -128,7 +130,7 @@ async fn a_file_may_shorten_lives_and_names_its_endpoint() {
     // Nothing but the file says where IAM is.
     let endpoints = Endpoints { token: Some(fake.token_uri()), ..Endpoints::default() };
     let path = scratch.write("file.json", &file.to_string());
-    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let token = find(&place, endpoints.clone()).unwrap().access_token(&ask(None)).await.unwrap();
     assert!((690..=700).contains(&left(token.expires)), "{}", left(token.expires));
     for (url, words) in [
@@ -159,9 +161,9 @@ async fn a_file_may_shorten_lives_and_names_its_endpoint() {
 async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let file = fake.workforce("person");
-    let place = Where {
+    let place = SearchPaths {
         google_application_credentials: Some(scratch.write("credential.json", &file)),
-        ..Where::default()
+        ..SearchPaths::default()
     };
     // Its own token_url counts where none is configured.
     let google = find(&place, Endpoints::default()).unwrap();
@@ -197,7 +199,8 @@ async fn the_command_to_log_in_again_is_the_one_that_helps() {
         let path = scratch.write(name, file);
         let home = scratch.0.to_str().unwrap().to_owned();
         let variables = [("CLOUDSDK_CONFIG".to_owned(), home)].into_iter().collect();
-        let place = Where { google_application_credentials: Some(path), variables, ..Where::default() };
+        let place =
+            SearchPaths { google_application_credentials: Some(path), variables, ..SearchPaths::default() };
         let google = find(&place, fake.endpoints()).unwrap();
         fake.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt")));
         refusal(google.access_token(&ask(None)).await)
@@ -362,7 +365,7 @@ async fn another_universe_gets_tokens_that_the_key_signed() {
     let mut file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
     file["universe_domain"] = json!("cloud.example");
     let path = scratch.write("key.json", &file.to_string());
-    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let endpoints = Endpoints { iam_credentials: Some(fake.url()), ..Endpoints::default() };
     let google = find(&place, endpoints.clone()).unwrap();
     assert_eq!(google.principal().universe.as_deref(), Some("cloud.example"));
@@ -413,7 +416,7 @@ async fn every_call_goes_to_the_universe() {
     let mut user: Value = serde_json::from_str(&fake.user(USER)).unwrap();
     user["universe_domain"] = json!("cloud.example");
     let path = scratch.write("c.json", &impersonated(&fake, RUNNER, &user.to_string(), &[]));
-    let place = Where { google_application_credentials: Some(path), ..Where::default() };
+    let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let (proxies, noted) = dead_end();
     let limits = Limits { tries: 1, ..quick() };
     let open = |endpoints| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use kfp_creds::mint::Mint;
 use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
-use kfp_creds::source::google::{Google, Where};
+use kfp_creds::source::google::{Google, SearchPaths};
 use kfp_creds::source::{Reloaded, Source, SourceError};
 use serde_json::json;
 
@@ -66,8 +66,8 @@ impl FakeMachine {
         self.set(|state| state.asked.iter().filter(|target| target.contains("/token")).count())
     }
 
-    fn place(&self) -> Where {
-        Where { metadata: Some(self.at.to_string()), ..Where::default() }
+    fn place(&self) -> SearchPaths {
+        SearchPaths { metadata: Some(self.at.to_string()), ..SearchPaths::default() }
     }
 
     fn set<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> T {
@@ -252,9 +252,9 @@ fn files_come_before_the_machine_and_the_machine_before_gcloud() {
     let gcloud = fake_gcloud(&scratch, 3600);
     let home = Some(scratch.0.join("home"));
     scratch.write("home/.config/gcloud/configurations/config_default", "[core]\naccount = g@example.com\n");
-    let all = Where { home: home.clone(), gcloud: Some(gcloud), ..machine.place() };
+    let all = SearchPaths { home: home.clone(), gcloud: Some(gcloud), ..machine.place() };
     assert_eq!(find(&all, fake.endpoints()).unwrap().principal().kind, "this machine's service account");
-    let without = Where { metadata: None, ..all.clone() };
+    let without = SearchPaths { metadata: None, ..all.clone() };
     let google = find(&without, fake.endpoints()).unwrap();
     assert_eq!(google.principal().kind, "gcloud's account");
     assert!(google.notice().unwrap().contains("g@example.com"));
@@ -270,7 +270,7 @@ fn files_come_before_the_machine_and_the_machine_before_gcloud() {
         Google::gcloud(&all, fake.endpoints(), upstream()).unwrap().principal().kind,
         "gcloud's account"
     );
-    for place in [Where { gcloud: None, ..all.clone() }, Where { home: None, ..all }] {
+    for place in [SearchPaths { gcloud: None, ..all.clone() }, SearchPaths { home: None, ..all }] {
         let missing = Google::gcloud(&place, fake.endpoints(), upstream());
         assert!(matches!(missing, Err(SourceError::Absent(_))), "{missing:?}");
     }
@@ -352,10 +352,10 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let config = "sdk/configurations/config_default";
     scratch.write(config, "[core]\naccount = g@example.com\nproject = g-project\n");
-    let place = Where {
+    let place = SearchPaths {
         cloudsdk_config: Some(scratch.0.join("sdk")),
         gcloud: Some(fake_gcloud(&scratch, 2000)),
-        ..Where::default()
+        ..SearchPaths::default()
     };
     let google = Arc::new(Google::gcloud(&place, fake.endpoints(), upstream()).unwrap());
     let principal = google.principal();
@@ -424,7 +424,12 @@ fn gclouds_variables_name_the_account_and_the_project() {
     let principal = |variables: &[(&str, &str)]| {
         let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let sdk = Some(scratch.0.join("sdk"));
-        let place = Where { cloudsdk_config: sdk, gcloud: Some(path.clone()), variables, ..Where::default() };
+        let place = SearchPaths {
+            cloudsdk_config: sdk,
+            gcloud: Some(path.clone()),
+            variables,
+            ..SearchPaths::default()
+        };
         Google::gcloud(&place, fake.endpoints(), upstream()).unwrap().principal()
     };
     let named = |variables: &[(&str, &str)]| {
@@ -460,7 +465,7 @@ async fn another_account_of_gcloud_does_not_impersonate_as_the_old_one() {
         fake.adopt(&format!("ya29.canary-of-{of}"), &format!("{of}@example.com"));
     };
     let sdk = Some(scratch.0.join("sdk"));
-    let place = Where { cloudsdk_config: sdk, gcloud: Some(path), ..Where::default() };
+    let place = SearchPaths { cloudsdk_config: sdk, gcloud: Some(path), ..SearchPaths::default() };
     let google = Google::gcloud(&place, fake.endpoints(), upstream()).unwrap();
     fake.allow("a@example.com", RUNNER);
     tokens("a");

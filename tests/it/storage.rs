@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kfp_creds::secret::Secret;
 use kfp_creds::source::SourceError;
+use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::storage::{Reader, Storage};
-use kfp_creds::source::upstream::{Limits, Upstream};
 
 use crate::support::fake_google::CANARY;
 use crate::support::fake_storage::{FakeStorage, Play};

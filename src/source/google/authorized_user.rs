@@ -1,0 +1,161 @@
+//! A person's login (`authorized_user`): the refresh-token grant of RFC 6749 section 6.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::quote;
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::http::client::Upstream;
+use crate::source::http::fault::{Denial, Fault};
+use crate::source::http::request::Call;
+use crate::source::jwt;
+use crate::token::{AccessToken, Scopes};
+
+/// What a person runs when the login does not work any more.
+pub(super) const LOGIN: &str = "gcloud auth application-default login";
+
+/// How a person logs in again, so that this session has it.
+#[derive(Clone, Debug)]
+pub(super) struct LoginCommand {
+    command: String,
+    /// The file in use, where the command does not write it.
+    elsewhere: Option<PathBuf>,
+}
+
+impl LoginCommand {
+    pub(super) fn into(file: &Path, usual: Option<&Path>) -> Self {
+        let elsewhere = (usual != Some(file)).then(|| file.to_owned());
+        Self { command: LOGIN.into(), elsewhere }
+    }
+
+    /// The same for a login that stands below an impersonation in its file.
+    pub(super) fn impersonating(&self, account: &str, delegates: &[String]) -> Self {
+        let chain: Vec<&str> = delegates.iter().map(String::as_str).chain([account]).collect();
+        let command = format!("{LOGIN} --impersonate-service-account={}", chain.join(","));
+        Self { command, elsewhere: self.elsewhere.clone() }
+    }
+
+    /// The same for a login through a workforce pool, which has a configuration of its own.
+    pub(super) fn with_config(&self) -> Self {
+        let command = format!("{LOGIN} --login-config=FILE");
+        Self { command, elsewhere: self.elsewhere.clone() }
+    }
+}
+
+impl fmt::Display for LoginCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "run `{}` on the host", self.command)?;
+        match &self.elsewhere {
+            None => Ok(()),
+            Some(file) => write!(
+                f,
+                "; it writes gcloud's own file and not {}, which is in use here: put the new one in its place, or \
+                 leave GOOGLE_APPLICATION_CREDENTIALS and credentials_file out",
+                quote::path(file)
+            ),
+        }
+    }
+}
+
+pub(super) struct AuthorizedUser {
+    client_id: String,
+    client_secret: Secret<String>,
+    /// As the file had it, or as the last refresh rotated it.
+    refresh_token: Mutex<Arc<Secret<String>>>,
+    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
+    /// way with it would look like a login that has expired.
+    turn: tokio::sync::Mutex<()>,
+    /// From the file, or from the ID token that came with a refresh.
+    email: Mutex<Option<String>>,
+    again: LoginCommand,
+}
+
+impl fmt::Debug for AuthorizedUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login({:?})", self.email())
+    }
+}
+
+impl AuthorizedUser {
+    pub(super) fn new(
+        client_id: String,
+        client_secret: Secret<String>,
+        refresh_token: Secret<String>,
+        email: Option<String>,
+        again: LoginCommand,
+    ) -> Self {
+        Self {
+            client_id,
+            client_secret,
+            refresh_token: Mutex::new(Arc::new(refresh_token)),
+            turn: tokio::sync::Mutex::default(),
+            email: Mutex::new(email),
+            again,
+        }
+    }
+
+    pub(super) fn email(&self) -> Option<String> {
+        self.email.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One refresh. No scope parameter is sent: narrower scopes than the granted ones are answered with
+    /// `invalid_scope` for some grants, and the token then has what the person consented to.
+    pub(super) async fn access(
+        &self,
+        upstream: &Upstream,
+        token_uri: &str,
+    ) -> Result<AccessToken, SourceError> {
+        let _turn = self.turn.lock().await;
+        let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let call = Call::form(
+            token_uri,
+            &[
+                ("grant_type", "refresh_token"),
+                ("client_id", &self.client_id),
+                ("client_secret", self.client_secret.expose()),
+                ("refresh_token", refresh_token.expose()),
+            ],
+        );
+        let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
+        let mut granted = answer.granted()?;
+        self.learn(granted.id_token.take(), granted.refresh_token.take());
+        granted.access(&answer, Scopes::default())
+    }
+
+    /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,
+    /// and nothing but the e-mail to show is taken from it.
+    fn learn(&self, id_token: Option<Secret<String>>, rotated: Option<Secret<String>>) {
+        if let Some(rotated) = rotated.filter(|token| !token.expose().is_empty()) {
+            // In memory only: the file belongs to gcloud.
+            *self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(rotated);
+        }
+        let Some(id_token) = id_token else { return };
+        let claims = jwt::unverified_claims(id_token.expose()).unwrap_or_default();
+        if let Some(email) = claims["email"].as_str().filter(|email| !email.is_empty()) {
+            *self.email.lock().unwrap_or_else(PoisonError::into_inner) = Some(email.to_owned());
+        }
+    }
+}
+
+fn refused(fault: Fault, again: &LoginCommand) -> SourceError {
+    match &fault {
+        Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial, again),
+        Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
+            SourceError::refused(format!("{denial}: this login's client is not accepted any more; {again}"))
+        }
+        _ => fault.into(),
+    }
+}
+
+fn expired(denial: &Denial, again: &LoginCommand) -> SourceError {
+    match denial.reason.as_deref() {
+        Some(reason @ ("invalid_rapt" | "rapt_required")) => SourceError::refused(format!(
+            "the organisation asks for a new login now and then, and it is due ({reason}); {again}"
+        )),
+        _ => SourceError::refused(format!(
+            "the login on the host has expired or was withdrawn (invalid_grant); {again}"
+        )),
+    }
+}

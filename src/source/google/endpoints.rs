@@ -1,0 +1,97 @@
+//! Where Google is: the places upstream, by universe, unless the config names others.
+
+pub(super) const UNIVERSE: &str = "googleapis.com";
+
+/// Google's endpoints, configurable because private and regional ones are real (decision 18). URLs have no user, query,
+/// fragment or last slash.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Endpoints {
+    /// `https://oauth2.googleapis.com/token` by default.
+    pub token: Option<String>,
+    /// `https://iamcredentials.googleapis.com` by default, without a path.
+    pub iam_credentials: Option<String>,
+    /// `https://iam.googleapis.com` by default, without a path; only the kill switch asks there.
+    pub iam: Option<String>,
+    /// `https://sts.googleapis.com/v1/token` by default.
+    pub sts: Option<String>,
+    /// `https://storage.googleapis.com` by default, without a path; what the inputs of tasks name is read there.
+    pub storage: Option<String>,
+    /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
+    pub universe: Option<String>,
+}
+
+impl Endpoints {
+    pub(super) fn universe<'a>(&'a self, file: Option<&'a str>) -> &'a str {
+        let own = self.universe.as_deref().filter(|own| !own.is_empty() && *own != UNIVERSE);
+        own.or(file).unwrap_or(UNIVERSE)
+    }
+
+    pub(super) fn token(&self, file: Option<&str>, universe: &str) -> String {
+        let given = self.token.as_deref().or(file);
+        given.map_or_else(|| format!("https://oauth2.{universe}/token"), str::to_owned)
+    }
+
+    pub(super) fn iam(&self, universe: &str) -> String {
+        let given = self.iam.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iam.{universe}"))
+    }
+
+    pub(super) fn iam_credentials(&self, universe: &str) -> String {
+        let given = self.iam_credentials.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://iamcredentials.{universe}"))
+    }
+
+    pub(super) fn sts(&self, universe: &str) -> String {
+        self.sts.clone().unwrap_or_else(|| format!("https://sts.{universe}/v1/token"))
+    }
+
+    /// `universe` is that of the credential, where the config names none.
+    pub fn storage(&self, universe: Option<&str>) -> String {
+        let given = self.storage.as_deref().map(|given| given.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("https://storage.{}", self.universe(universe)))
+    }
+}
+
+/// Hosts are made of it, and containers are told it.
+pub(super) fn is_domain(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    text.len() <= 253 && text.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_follows_the_universe_unless_it_is_named() {
+        let places = |endpoints: &Endpoints, file: Option<&str>| {
+            let universe = endpoints.universe(file);
+            [
+                endpoints.token(None, universe),
+                endpoints.iam_credentials(universe),
+                endpoints.iam(universe),
+                endpoints.sts(universe),
+                endpoints.storage(file),
+            ]
+        };
+        let of = |universe: &str| {
+            [
+                format!("https://oauth2.{universe}/token"),
+                format!("https://iamcredentials.{universe}"),
+                format!("https://iam.{universe}"),
+                format!("https://sts.{universe}/v1/token"),
+                format!("https://storage.{universe}"),
+            ]
+        };
+        let usual = Endpoints::default();
+        assert_eq!(places(&usual, None), of("googleapis.com"));
+        assert_eq!(places(&usual, Some("file.example")), of("file.example"));
+        let configured = Endpoints { universe: Some("config.example".into()), ..Endpoints::default() };
+        assert_eq!(places(&configured, Some("file.example")), of("config.example"));
+        let corp = |name: &str| Some(format!("https://{name}.corp.example/"));
+        let named = Endpoints { iam: corp("iam"), storage: corp("storage"), ..configured };
+        assert_eq!(places(&named, None)[2], "https://iam.corp.example");
+        assert_eq!(places(&named, None)[4], "https://storage.corp.example");
+        assert_eq!(places(&named, None)[3], of("config.example")[3]);
+    }
+}

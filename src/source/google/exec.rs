@@ -1,0 +1,206 @@
+//! The exec provider: a command that brings tokens, the way to plug in what is not known here. What it is told
+//! and what it has to answer is documented in `docs/PROVIDERS.md`; the answers of executable-sourced
+//! credentials (AIP-4117) are among them.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::quote;
+use crate::source::command::Command;
+use crate::source::expiry::life;
+use crate::source::google::configured::Exec;
+use crate::source::google::external_account::{Brought, Good, brought, span};
+use crate::source::variables::Variables;
+use crate::source::{AccessRequest, SourceError, jwt};
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
+
+/// What a command sees of the environment without being given it: who runs it, where things are, how the
+/// machine reaches the network. Nothing of it is a secret.
+const ALWAYS: [&str; 22] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TMPDIR",
+    "TZ",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
+
+/// gcloud renews a token that has less left than 3 minutes and 45 seconds.
+const BARE_LIFE: Duration = Duration::from_secs(225);
+
+impl Exec {
+    pub(super) fn command(&self, variables: &Variables) -> Command {
+        let names = ALWAYS.into_iter().chain(self.pass.iter().map(String::as_str));
+        let given = names.filter_map(|name| Some((name.to_owned(), variables.text(name)?.to_owned())));
+        Command {
+            program: self.program.clone(),
+            arguments: self.arguments.clone(),
+            environment: given.collect(),
+            timeout: self.timeout,
+        }
+    }
+}
+
+/// A command that brings access and ID tokens itself.
+#[derive(Debug)]
+pub(super) struct Provider {
+    command: Command,
+    /// Whose tokens they are, as the last answer said.
+    account: Mutex<Option<String>>,
+    /// Whose they were at the last look.
+    seen: Mutex<Option<String>>,
+}
+
+impl Provider {
+    pub(super) fn new(command: Command) -> Self {
+        Self { command, account: Mutex::default(), seen: Mutex::default() }
+    }
+
+    pub(super) fn email(&self) -> Option<String> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// True where the last answer named another account than the one at the last look.
+    pub(super) fn switched(&self) -> bool {
+        let now = self.email();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *seen, now.clone());
+        before.is_some() && before != now
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.command.timeout
+    }
+
+    fn name(&self) -> String {
+        quote::path(&self.command.program)
+    }
+
+    pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+        let scopes: Vec<&str> = ask.scopes.iter().collect();
+        let wanted = json!({
+            "version": 1, "kind": "access_token", "scopes": scopes, "lifetime_seconds": ask.lifetime,
+        });
+        let (got, now) = self.run(&wanted).await?;
+        let name = self.name();
+        match got.good {
+            Good::Access | Good::Bare => {}
+            Good::Identity | Good::Subject => {
+                return Err(SourceError::refused(format!(
+                    "the command {name} brought a token to exchange; say in credentials.workload_identity_provider \
+                     who exchanges it"
+                )));
+            }
+        }
+        let claimed = got.life.as_ref().and_then(span).filter(|life| !life.is_zero());
+        let expires = match (got.expires, claimed) {
+            (Some(end), _) => deadline(end, now)?,
+            // Nothing says how long it lives: no longer than the least that gcloud prints.
+            (None, None) if got.good == Good::Bare => Deadline::after(now, BARE_LIFE),
+            // From before it ran: too short rather than too long.
+            (None, Some(claimed)) => Deadline::after(now, life(claimed)?),
+            (None, None) => {
+                return Err(SourceError::refused(format!(
+                    "the command {name} did not say how long its token lives (expiration_time, or expires_in as a number), and \
+                     such a token is not used"
+                )));
+            }
+        };
+        // It was told what is wanted, and its answer does not say what it gave.
+        Ok(AccessToken::new(got.token, expires, Scopes::default()))
+    }
+
+    /// Handed out only when it is for this audience: another one would be good somewhere else.
+    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+        let (got, now) = self.run(&json!({"version": 1, "kind": "id_token", "audience": audience})).await?;
+        let name = self.name();
+        let claims = jwt::unverified_claims(got.token.expose())
+            .filter(|_| matches!(got.good, Good::Identity | Good::Bare));
+        let claims = claims.ok_or_else(|| {
+            SourceError::refused(format!(
+                "the command {name} brings no ID tokens; name a service account with --impersonate"
+            ))
+        })?;
+        if !is_for(&claims["aud"], audience) {
+            return Err(SourceError::refused(format!(
+                "the command {name} brought an ID token for another audience"
+            )));
+        }
+        let end = jwt::expiry(&claims).ok_or_else(|| {
+            SourceError::refused(format!("the command {name} brought an ID token without an expiry"))
+        })?;
+        let end = got.expires.map_or(end, |said| said.min(end));
+        Ok(IdentityToken { value: got.token, expires: deadline(end, now)?, id: MintId::random() })
+    }
+
+    async fn run(&self, wanted: &Value) -> Result<(Brought, Now), SourceError> {
+        let now = Now::read();
+        let got = brought(&self.command.run(&wanted.to_string(), &[]).await?, &self.name(), true)?;
+        if let Some(account) = &got.account {
+            *self.account.lock().unwrap_or_else(PoisonError::into_inner) = Some(account.clone());
+        }
+        Ok((got, now))
+    }
+}
+
+/// Command and we live by the same clock.
+fn deadline(end: SystemTime, now: Now) -> Result<Deadline, SourceError> {
+    Ok(Deadline::after(now, life(end.duration_since(now.wall).unwrap_or_default())?))
+}
+
+/// RFC 7519 section 4.1.3: one audience, or a list. A list is for others as well.
+fn is_for(aud: &Value, audience: &str) -> bool {
+    aud == audience || aud.as_array().is_some_and(|all| all.len() == 1 && all[0] == audience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_passed_on_purpose() {
+        let variables: Variables = [("PATH", "/bin"), ("SECRET", "s"), ("VAULT_ADDR", "v"), ("EMPTY", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into_iter()
+            .collect();
+        let exec = Exec {
+            program: "a".into(),
+            arguments: vec![],
+            pass: vec!["VAULT_ADDR".into(), "EMPTY".into(), "UNSET".into()],
+            timeout: Duration::from_secs(1),
+        };
+        let names: Vec<_> = exec.command(&variables).environment.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["PATH", "VAULT_ADDR"]);
+    }
+
+    #[test]
+    fn an_audience_is_one() {
+        for (aud, fits) in [
+            (json!("a"), true),
+            (json!(["a"]), true),
+            (json!(["a", "b"]), false),
+            (json!("b"), false),
+            (json!(null), false),
+        ] {
+            assert_eq!(is_for(&aud, "a"), fits, "{aud}");
+        }
+    }
+}

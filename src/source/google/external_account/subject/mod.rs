@@ -1,0 +1,258 @@
+//! Subject tokens: what this machine or this job has to show to the security token service.
+//!
+//! They live for minutes, so each is fetched for each exchange and kept nowhere.
+
+pub(super) mod aws;
+mod aws_keys;
+pub(super) mod certificate;
+pub(super) mod executable;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Method;
+
+use crate::quote;
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::google::document::Json;
+use crate::source::google::external_account::subject::aws::Aws;
+use crate::source::google::external_account::subject::certificate::Certificate;
+use crate::source::google::external_account::subject::executable::Executable;
+use crate::source::http::client::Upstream;
+use crate::source::http::request::Call;
+
+/// No token is near this size; what is larger was named by mistake.
+const LARGEST_TOKEN: u64 = 1 << 20;
+
+/// Where a subject token comes from.
+#[derive(Debug)]
+pub(crate) enum Subject {
+    File(FileToken),
+    Url(UrlToken),
+    Executable(Executable),
+    Aws(Box<Aws>),
+    Certificate(Certificate),
+    /// A variable, which holds the same for as long as we run.
+    Variable {
+        name: String,
+        token: Secret<String>,
+    },
+}
+
+/// Whether the token stands alone, or in a field of a JSON object.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Format {
+    Text,
+    Json { field: String },
+}
+
+#[derive(Debug)]
+pub(crate) struct FileToken {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+}
+
+#[derive(Debug)]
+pub(crate) struct UrlToken {
+    pub(crate) url: String,
+    /// GET, or POST where a token is made by asking (Azure DevOps).
+    pub(crate) method: Method,
+    /// Values may be secrets.
+    pub(crate) headers: Vec<(String, Secret<String>)>,
+    pub(crate) format: Format,
+}
+
+/// What an exchange is for, as far as a subject token depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Purpose<'a> {
+    pub(crate) audience: &'a str,
+    pub(crate) token_type: &'a str,
+    pub(crate) account: Option<&'a str>,
+    /// An earlier token was not accepted: nothing that was kept counts.
+    pub(crate) afresh: bool,
+}
+
+impl Subject {
+    pub(crate) async fn token(
+        &self,
+        upstream: &Upstream,
+        purpose: &Purpose<'_>,
+    ) -> Result<Secret<String>, SourceError> {
+        match self {
+            Self::File(file) => file.token().await,
+            Self::Url(url) => url.token(upstream).await,
+            Self::Executable(executable) => executable.token(purpose).await,
+            Self::Aws(aws) => aws.token(upstream, purpose.audience).await,
+            Self::Certificate(certificate) => certificate.token(),
+            Self::Variable { token, .. } => Ok(Secret::new(token.expose().clone())),
+        }
+    }
+
+    /// For messages.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Self::File(file) => quote::path(&file.path),
+            Self::Url(url) => short(&url.url),
+            Self::Executable(executable) => executable.name(),
+            Self::Aws(_) => "AWS".into(),
+            Self::Certificate(certificate) => certificate.place(),
+            Self::Variable { name, .. } => format!("the variable {name}"),
+        }
+    }
+
+    /// Whether a second look may find another token although the first brought one.
+    pub(crate) fn may_change(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Executable(executable) => executable.keeps(),
+            _ => false,
+        }
+    }
+
+    /// Whether it says when it was made, by our word.
+    pub(crate) fn is_signed_here(&self) -> bool {
+        matches!(self, Self::Aws(_))
+    }
+
+    /// The files whose change means that an exchange may go better now.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File(file) => vec![file.path.clone()],
+            Self::Certificate(certificate) => certificate.files(),
+            _ => vec![],
+        }
+    }
+}
+
+/// How often a file is looked at that may be half written, and the pause between two looks.
+const LOOKS: u32 = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+impl FileToken {
+    /// Whoever replaces the file in place leaves it empty or broken for a moment.
+    async fn token(&self) -> Result<Secret<String>, SourceError> {
+        for _ in 1..LOOKS {
+            if let Ok(token) = self.look() {
+                return Ok(token);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        self.look()
+    }
+
+    fn look(&self) -> Result<Secret<String>, SourceError> {
+        let name = quote::path(&self.path);
+        let bytes = read(&self.path).map_err(|error| {
+            SourceError::transient(format!("the subject token file {name} cannot be read: {error}"))
+        })?;
+        self.format.pick(&bytes).map_err(|why| {
+            SourceError::transient(format!(
+                "the subject token file {name} {why}; whoever writes it has to mend that"
+            ))
+        })
+    }
+}
+
+/// Reads a file that should hold a credential, and waits for no pipe's writer.
+pub(crate) fn read(path: &Path) -> std::io::Result<Secret<Vec<u8>>> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes =
+        Vec::with_capacity(usize::try_from(about.len().min(LARGEST_TOKEN)).unwrap_or_default() + 1);
+    fs::File::open(path)?.take(LARGEST_TOKEN).read_to_end(&mut bytes)?;
+    Ok(Secret::new(bytes))
+}
+
+impl UrlToken {
+    async fn token(&self, upstream: &Upstream) -> Result<Secret<String>, SourceError> {
+        let mut call = Call::bare(self.method.clone(), &self.url);
+        if self.method == Method::POST {
+            call.content_type = "application/json";
+        }
+        for (name, value) in &self.headers {
+            call = call.named(name, value)?;
+        }
+        let place = short(&self.url);
+        let answer = upstream.send(&call).await.map_err(|fault| {
+            let why = format!("no subject token from {place}: {fault}");
+            if fault.is_transient() { SourceError::transient(why) } else { SourceError::refused(why) }
+        })?;
+        self.format
+            .pick(answer.bytes())
+            .map_err(|why| SourceError::refused(format!("what {place} answered as a subject token {why}")))
+    }
+}
+
+impl Format {
+    /// The error completes a sentence about where the bytes came from, and quotes nothing from them.
+    pub(crate) fn pick(&self, bytes: &Secret<Vec<u8>>) -> Result<Secret<String>, String> {
+        let token = match self {
+            Self::Text => {
+                let text = std::str::from_utf8(bytes.expose()).map_err(|_| "is not text")?;
+                Secret::new(text.trim().to_owned())
+            }
+            Self::Json { field } => {
+                let named = quote::name(field);
+                let no_text = || format!("is not a JSON object with the text {named} in it");
+                let json: Json = serde_json::from_slice(bytes.expose()).map_err(|_| no_text())?;
+                json.text(field).map_err(|_| no_text())?.ok_or_else(|| format!("has no {named} in it"))?
+            }
+        };
+        if token.expose().is_empty() {
+            return Err("is empty".into());
+        }
+        Ok(token)
+    }
+}
+
+/// Scheme, host and path: a query may hold a secret.
+pub(crate) fn short(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    quote::name(url.get(..end).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_picked_from_text_and_json() {
+        let pick = |format: &Format, text: &str| {
+            format.pick(&Secret::new(text.as_bytes().to_vec())).map(|token| token.expose().clone())
+        };
+        let json = Format::Json { field: "access_token".into() };
+        assert_eq!(pick(&Format::Text, " a.b.c\n").as_deref(), Ok("a.b.c"));
+        let nested = Format::Json { field: "data.token".into() };
+        assert_eq!(pick(&nested, r#"{"data":{"token":"t"}}"#).as_deref(), Ok("t"));
+        assert_eq!(pick(&nested, r#"{"data":{"token":"u"},"data.token":"t"}"#).as_deref(), Ok("t"));
+        assert!(pick(&nested, r#"{"data":{"tokens":"canary"}}"#).unwrap_err().contains("has no data.token"));
+        assert!(pick(&nested, r#"{"data":"canary"}"#).unwrap_err().contains("has no data.token"));
+        assert_eq!(pick(&json, r#"{"x":[{"access_token":1}],"access_token":"t","y":2}"#).as_deref(), Ok("t"));
+        for (format, bad) in [
+            (&Format::Text, ""),
+            (&Format::Text, " \n"),
+            (&json, ""),
+            (&json, "canary"),
+            (&json, "[]"),
+            (&json, "{}"),
+            (&json, r#"{"access_token":""}"#),
+            (&json, r#"{"access_token":["canary"]}"#),
+            (&json, r#"{"access_token":"canary"} and more"#),
+            (&json, r#"{"access_token":"canary""#),
+        ] {
+            let why = pick(format, bad).unwrap_err();
+            assert!(!why.contains("canary"), "{why}");
+        }
+    }
+
+    #[test]
+    fn places_hold_no_query() {
+        assert_eq!(short("https://h.example/p?key=1#x"), "https://h.example/p");
+        assert_eq!(short("https://h.example"), "https://h.example");
+    }
+}

@@ -1,0 +1,107 @@
+//! A person's login through a workforce pool (`external_account_authorized_user`): the refresh-token grant at the
+//! Security Token Service, with the client's own authentication (RFC 6749 section 2.3.1).
+//!
+//! The service may answer with a new refresh token, which ends the old one. The new one is kept in memory,
+//! because the file belongs to gcloud; that it happened is said once, as the file may be of no use any more.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::google::authorized_user::LoginCommand;
+use crate::source::http::client::Upstream;
+use crate::source::http::fault::Fault;
+use crate::source::http::request::Call;
+use crate::token::{AccessToken, Scopes};
+
+pub(super) struct ExternalAccountAuthorizedUser {
+    /// The pool's provider, as the file names it; it identifies no person.
+    audience: Option<String>,
+    token_url: String,
+    /// `client_id:client_secret`.
+    client: Secret<String>,
+    refresh_token: Mutex<Arc<Secret<String>>>,
+    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
+    /// way with it would look like a login that has expired.
+    turn: tokio::sync::Mutex<()>,
+    rotated: AtomicBool,
+    again: LoginCommand,
+}
+
+impl fmt::Debug for ExternalAccountAuthorizedUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workforce({:?})", self.audience)
+    }
+}
+
+impl ExternalAccountAuthorizedUser {
+    pub(super) fn new(
+        audience: Option<String>,
+        token_url: String,
+        client_id: &str,
+        client_secret: &Secret<String>,
+        refresh_token: Secret<String>,
+        again: LoginCommand,
+    ) -> Self {
+        Self {
+            audience,
+            token_url,
+            client: Secret::new(format!("{client_id}:{}", client_secret.expose())),
+            refresh_token: Mutex::new(Arc::new(refresh_token)),
+            turn: tokio::sync::Mutex::default(),
+            rotated: AtomicBool::new(false),
+            again,
+        }
+    }
+
+    /// One refresh. As with every login no scope is sent, and the token has what was consented to.
+    pub(super) async fn access(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
+        let _turn = self.turn.lock().await;
+        let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
+        let call = Call { basic: Some(&self.client), ..Call::form(&self.token_url, &fields) };
+        let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
+        let mut granted = answer.granted()?;
+        if let Some(new) = granted.refresh_token.take().filter(|new| !new.expose().is_empty()) {
+            self.rotate(new);
+        }
+        granted.access(&answer, Scopes::default())
+    }
+
+    fn rotate(&self, new: Secret<String>) {
+        let mut kept = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = kept.expose() == new.expose();
+        *kept = Arc::new(new);
+        drop(kept);
+        if !same && !self.rotated.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the login's refresh token was replaced by its issuer, and the new one is kept in memory alone: when \
+                 this session has ended, the credential file may need a new login: {}",
+                self.again
+            );
+        }
+    }
+
+    /// Of the same pool: more is not known without asking, and it is too little to be sure.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let own = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let other = other.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        own.expose() == other.expose()
+    }
+}
+
+fn refused(fault: Fault, again: &LoginCommand) -> SourceError {
+    match &fault {
+        Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
+            "the workforce login on the host has expired or was withdrawn (invalid_grant); {again} (FILE is the login configuration of your pool)"
+        )),
+        Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
+            SourceError::refused(format!(
+                "{denial}: this login's client is not accepted any more; {again} (FILE is the login configuration of your pool)"
+            ))
+        }
+        _ => fault.into(),
+    }
+}

@@ -1,0 +1,298 @@
+//! gcloud: its configuration, the last place where account and project are looked up (decision 19), and its
+//! own login as a source, where there are no application default credentials.
+//!
+//! The program is asked, and its credential store left alone: `gcloud config config-helper --format=json` is
+//! the command for tools that need a token *and its expiry* (`gcloud auth print-access-token` prints none).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::quote;
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::expiry::life;
+use crate::source::google::endpoints::is_domain;
+use crate::source::jwt;
+use crate::source::variables::Variables;
+use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
+
+/// It is Python and reads much before it works.
+const LONGEST_RUN: Duration = Duration::from_secs(20);
+/// gcloud answers from a cache; what has less than this left is renewed by it first.
+const LEAST_LEFT: &str = "30m";
+/// What a person runs when gcloud's login does not work any more.
+const LOGIN: &str = "gcloud auth login";
+
+/// The program, asked for tokens of its active account.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: PathBuf,
+    directory: Option<PathBuf>,
+    /// It inherits them.
+    variables: Variables,
+    /// Its configuration at the last look: it is asked for on every request.
+    known: Mutex<Defaults>,
+}
+
+/// What `config-helper` prints, as far as it is needed.
+#[derive(Debug, Deserialize)]
+struct Helped {
+    credential: Credential,
+}
+
+#[derive(Debug, Deserialize)]
+struct Credential {
+    access_token: Secret<String>,
+    token_expiry: String,
+}
+
+impl Program {
+    pub(super) fn new(path: PathBuf, directory: Option<PathBuf>, variables: Variables) -> Self {
+        let known = Mutex::new(Defaults::read(directory.as_deref(), &variables));
+        Self { path, directory, variables, known }
+    }
+
+    pub(super) fn defaults(&self) -> Defaults {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the configuration again; true where another account is the active one.
+    pub(super) fn switched(&self) -> bool {
+        let now = Defaults::read(self.directory.as_deref(), &self.variables);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let switched = known.account != now.account;
+        *known = now;
+        switched
+    }
+
+    pub(super) async fn access(&self) -> Result<AccessToken, SourceError> {
+        let now = Now::read();
+        let minimum = format!("--min-expiry={LEAST_LEFT}");
+        let printed = self.run(&["config", "config-helper", "--format=json", &minimum]).await?;
+        let unread = || SourceError::transient("gcloud's answer is not understood; is it a recent one?");
+        let helped: Helped = serde_json::from_slice(printed.expose()).map_err(|_| unread())?;
+        let end = OffsetDateTime::parse(&helped.credential.token_expiry, &Rfc3339).map_err(|_| unread())?;
+        let value = helped.credential.access_token;
+        if value.expose().is_empty() {
+            return Err(unread());
+        }
+        // gcloud computed it by this machine's clock.
+        let left = std::time::SystemTime::from(end).duration_since(now.wall).unwrap_or_default();
+        let expires = Deadline::after(now, life(left)?);
+        Ok(AccessToken::new(value, expires, Scopes::default()))
+    }
+
+    /// Possible where the active account is a service account; a person's has one audience, which is gcloud.
+    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+        let account = self.defaults().account.unwrap_or_default();
+        if !account.ends_with(".gserviceaccount.com") {
+            return Err(SourceError::refused(
+                "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
+            ));
+        }
+        let now = Now::read();
+        let wanted = format!("--audiences={audience}");
+        let printed = self.run(&["auth", "print-identity-token", &wanted]).await?;
+        let text = std::str::from_utf8(printed.expose()).unwrap_or_default().trim();
+        let end = jwt::unverified_claims(text).and_then(|claims| jwt::expiry(&claims));
+        let end = end
+            .ok_or_else(|| SourceError::transient("gcloud printed no ID token with an expiry; try again"))?;
+        let left = end.duration_since(now.wall).unwrap_or_default();
+        let expires = Deadline::after(now, life(left)?);
+        Ok(IdentityToken { value: Secret::new(text.to_owned()), expires, id: MintId::random() })
+    }
+
+    /// What it prints on stderr is for a person and may be long: its kind of trouble is recognised, not quoted.
+    async fn run(&self, arguments: &[&str]) -> Result<Secret<Vec<u8>>, SourceError> {
+        let mut command = tokio::process::Command::new(&self.path);
+        command.args(arguments).env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1").kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ended = tokio::time::timeout(LONGEST_RUN, command.output()).await;
+        let ended = ended.map_err(|_| {
+            SourceError::transient(format!("gcloud gave no answer within {} s", LONGEST_RUN.as_secs()))
+        })?;
+        let ended = ended.map_err(|error| {
+            SourceError::refused(format!("{} cannot be run: {error}", quote::path(&self.path)))
+        })?;
+        let printed = Secret::new(ended.stdout);
+        if ended.status.success() {
+            return Ok(printed);
+        }
+        let said = Secret::new(ended.stderr);
+        if is_logged_out(&String::from_utf8_lossy(said.expose()).to_lowercase()) {
+            return Err(SourceError::refused(format!(
+                "gcloud's login has expired or was withdrawn; run `{LOGIN}` on the host"
+            )));
+        }
+        Err(SourceError::transient(format!(
+            "gcloud failed ({}); see what `gcloud config config-helper` says",
+            ended.status
+        )))
+    }
+}
+
+/// Whether what gcloud said, in lower case, is about the login itself. It advises to log in whenever a refresh
+/// failed, for want of a network too, so its advice is no sign.
+fn is_logged_out(said: &str) -> bool {
+    const ENDED: [&str; 2] = ["invalid_grant", "invalid_rapt"];
+    /// Words of Python's HTTP libraries; the host's name among them may be one of re-authentication.
+    const UNREACHED: [&str; 6] =
+        ["connectionpool", "max retries", "resolv", "timed out", "connection aborted", "unreachable"];
+    const AGAIN: [&str; 3] = ["reauth", "active account selected", "any valid credentials"];
+    let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    any(&ENDED) || (!any(&UNREACHED) && any(&AGAIN))
+}
+
+/// What gcloud would use: its variables, else the active configuration.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Defaults {
+    pub(super) account: Option<String>,
+    pub(super) project: Option<String>,
+    pub(super) quota_project: Option<String>,
+    pub(super) universe: Option<String>,
+}
+
+impl Defaults {
+    /// What is missing or unreadable is absent: this is a fallback for names, never a credential.
+    pub(super) fn read(directory: Option<&Path>, variables: &Variables) -> Self {
+        let mut found = directory
+            .map(|directory| Self::configured(directory, variables.text("CLOUDSDK_ACTIVE_CONFIG_NAME")))
+            .unwrap_or_default();
+        for (name, value) in [
+            ("CLOUDSDK_CORE_ACCOUNT", &mut found.account),
+            ("CLOUDSDK_CORE_PROJECT", &mut found.project),
+            ("CLOUDSDK_CORE_UNIVERSE_DOMAIN", &mut found.universe),
+            ("CLOUDSDK_BILLING_QUOTA_PROJECT", &mut found.quota_project),
+        ] {
+            *value = variables.text(name).map(str::to_owned).or_else(|| value.take());
+        }
+        // They are told to people and containers; what cannot be a name is none.
+        for value in [&mut found.account, &mut found.project, &mut found.quota_project] {
+            *value = value.take().filter(|text| quote::is_plain(text));
+        }
+        found.universe = found.universe.filter(|universe| is_domain(universe));
+        found.quota_project = match found.quota_project.as_deref() {
+            Some("CURRENT_PROJECT") => found.project.clone(),
+            Some(id) if !id.bytes().any(|b| b.is_ascii_uppercase()) => Some(id.to_owned()),
+            // `LEGACY` and the like: no project, or one of gcloud's own.
+            _ => None,
+        };
+        found
+    }
+
+    /// `configurations/config_NAME`; without a name the one of `active_config`.
+    fn configured(directory: &Path, named: Option<&str>) -> Self {
+        let active = named
+            .map(str::to_owned)
+            .unwrap_or_else(|| fs::read_to_string(directory.join("active_config")).unwrap_or_default());
+        let active = match active.trim() {
+            "" => "default",
+            // The name becomes part of a path.
+            name if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') => name,
+            _ => return Self::default(),
+        };
+        let file = directory.join("configurations").join(format!("config_{active}"));
+        fs::read_to_string(file).map(|text| Self::parse(&text)).unwrap_or_default()
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut found = Self::default();
+        let mut section = "";
+        for line in text.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                section = name.trim();
+            } else if let Some((key, value)) = line.split_once('=') {
+                let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+                match (section, key.trim()) {
+                    ("core", "account") => found.account = value,
+                    ("core", "project") => found.project = value,
+                    ("core", "universe_domain") => found.universe = value,
+                    ("billing", "quota_project") => found.quota_project = value,
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The file that `gcloud auth application-default login` writes, in its directory.
+pub(super) const ADC: &str = "application_default_credentials.json";
+
+/// `$CLOUDSDK_CONFIG`, else `~/.config/gcloud`.
+pub(super) fn directory(cloudsdk_config: Option<&Path>, home: Option<&Path>) -> Option<PathBuf> {
+    let set = cloudsdk_config.filter(|path| !path.as_os_str().is_empty());
+    set.map(Path::to_owned).or_else(|| Some(home?.join(".config").join("gcloud")))
+}
+
+/// Where Google's libraries look for a credential file, there or not: a variable that names one is final.
+pub fn adc(named: Option<PathBuf>, cloudsdk_config: Option<PathBuf>, home: Option<&Path>) -> Option<PathBuf> {
+    let named = named.filter(|path| !path.as_os_str().is_empty());
+    named.or_else(|| Some(directory(cloudsdk_config.as_deref(), home)?.join(ADC)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_core_counts() {
+        let text = "quota_project = no\n[billing]\nquota_project=payer\n[compute]\nproject = wrong\n# project = no\n[core]\n account = dev@example.com\nproject=my-project\ndisable_prompts = True\n[x]\naccount = wrong\n";
+        let found = Defaults::parse(text);
+        assert_eq!(found.account.as_deref(), Some("dev@example.com"));
+        assert_eq!(found.project.as_deref(), Some("my-project"));
+        assert_eq!(found.quota_project.as_deref(), Some("payer"));
+        assert_eq!(Defaults::parse("project = x\nnonsense"), Defaults::default());
+    }
+
+    #[test]
+    fn who_pays_and_where_are_names_or_nothing() {
+        let read = |name: &str, value: &str| {
+            let all = [("CLOUDSDK_CORE_PROJECT", "p"), (name, value)];
+            Defaults::read(
+                None,
+                &all.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect(),
+            )
+        };
+        for (said, meant) in
+            [("payer", Some("payer")), ("CURRENT_PROJECT", Some("p")), ("LEGACY", None), ("", None)]
+        {
+            let found = read("CLOUDSDK_BILLING_QUOTA_PROJECT", said);
+            assert_eq!(found.quota_project.as_deref(), meant, "{said}");
+        }
+        assert_eq!(read("CLOUDSDK_CORE_UNIVERSE_DOMAIN", "u.example").universe.as_deref(), Some("u.example"));
+        assert_eq!(read("CLOUDSDK_CORE_UNIVERSE_DOMAIN", "u.example/x").universe, None);
+    }
+
+    #[test]
+    fn a_login_has_ended_only_where_that_is_said() {
+        let offline = "error: (gcloud.config.config-helper) there was a problem refreshing your current auth \
+                       tokens: httpsconnectionpool(host='oauth2.googleapis.com', port=443): max retries exceeded \
+                       (nameresolutionerror: failed to resolve); please run: $ gcloud auth login";
+        for passing in [
+            offline,
+            &offline.replace("oauth2", "reauth"),
+            "problem refreshing your current auth tokens: internal_failure; please run: $ gcloud auth login",
+            "read timed out; please run: $ gcloud auth login",
+            "crashed",
+        ] {
+            assert!(!is_logged_out(passing), "{passing}");
+        }
+        for ended in [
+            "problem refreshing your current auth tokens: ('invalid_grant: bad request')",
+            "invalid_grant: reauth related error (invalid_rapt)",
+            "reauthentication failed. cannot prompt during non-interactive execution.",
+            "you do not currently have an active account selected.",
+            "your current active account does not have any valid credentials",
+        ] {
+            assert!(is_logged_out(ended), "{ended}");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Google's credentials on the host: where they are looked for, which kinds are understood.
+//!
+//! Application Default Credentials, in this order (the first that exists counts):
+//!
+//! 1. the file that `GOOGLE_APPLICATION_CREDENTIALS` names. When the variable is set the file must be
+//!    there and good: a broken configured credential is an error, never a reason to be somebody else;
+//! 2. `application_default_credentials.json` in `$CLOUDSDK_CONFIG`, else in `~/.config/gcloud`;
+//! 3. the metadata server of the machine (`metadata_server`), where the operator's `GCE_METADATA_HOST` or the name that
+//!    the firmware has for the machine says that there is one. Nothing is probed over the network, and
+//!    `NO_GCE_CHECK=true` leaves it out.
+//!
+//! Where there are none, gcloud's active account is used, if gcloud is there and has one (`gcloud`). Both of
+//! the last are said in a line of their own, and can be chosen with `credentials`.
+//!
+//! | `type` in the file | |
+//! |---|---|
+//! | `service_account` | JWT-bearer exchange, or what the key signs itself (`service_account`); its `token_uri` counts unless [`Endpoints`] name one |
+//! | `authorized_user` | refresh-token grant (`authorized_user`) |
+//! | `external_account_authorized_user` | refresh-token grant at the Security Token Service (`external_account_authorized_user`) |
+//! | `impersonated_service_account` | IAM Credentials on top of any of these (`impersonated`) |
+//! | `external_account` | token exchange at the Security Token Service (`external_account`); with an impersonation URL `impersonated` on top |
+//! | `gdch_service_account` | refused: its tokens have an audience, for which a metadata server is not asked |
+//! | anything else | refused: unknown |
+//!
+//! On top of each: another service account by impersonation (`iam`), whom it stands in for by
+//! domain-wide delegation (`service_account`), and the narrowing of the token (`downscope`), in this order.
+//!
+//! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, the metadata server,
+//! gcloud's configuration. Project: the file (`project_id`), the metadata server, gcloud's configuration. So
+//! [`Source::principal`] knows more after the first mint.
+
+pub mod endpoints;
+pub mod metadata_server;
+
+pub(crate) mod downscope;
+
+mod authorized_user;
+mod configured;
+mod document;
+mod exec;
+mod external_account;
+mod external_account_authorized_user;
+mod file;
+mod gcloud;
+mod iam;
+mod impersonated;
+mod pem;
+mod search;
+mod service_account;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::source::flight::{Kept, Outcome};
+use crate::source::google::exec::Provider;
+use crate::source::google::external_account::ExternalAccount;
+use crate::source::google::gcloud::Program;
+pub use configured::{Exec, Federation, Provided, TokenFrom};
+pub use endpoints::Endpoints;
+pub use gcloud::adc;
+pub use search::{Google, SearchPaths};
+
+use crate::source::google::authorized_user::AuthorizedUser;
+use crate::source::google::external_account_authorized_user::ExternalAccountAuthorizedUser;
+use crate::source::google::iam::Iam;
+use crate::source::google::impersonated::Impersonated;
+use crate::source::google::metadata_server::MetadataServer;
+use crate::source::google::service_account::ServiceAccount;
+use crate::source::http::client::Upstream;
+use crate::source::{AccessRequest, Pending, SourceError};
+use crate::token::{AccessToken, CLOUD_PLATFORM, IdentityToken, Scopes};
+
+/// Base tokens are asked for an hour, whatever the identity's own tokens live.
+const BASE_LIFE: u64 = 3600;
+
+/// A credential, of a file or of what is set up.
+#[derive(Debug)]
+struct Credential {
+    kind: Kind,
+    token_uri: String,
+    project: Option<String>,
+    quota_project: Option<String>,
+    universe: Option<String>,
+    base: Kept,
+}
+
+#[derive(Debug)]
+enum Kind {
+    ServiceAccount(Box<ServiceAccount>),
+    AuthorizedUser(AuthorizedUser),
+    ExternalAccountAuthorizedUser(ExternalAccountAuthorizedUser),
+    ExternalAccount(Box<ExternalAccount>),
+    Exec(Provider),
+    Impersonated(Box<Impersonated>),
+    MetadataServer(MetadataServer),
+    Gcloud(Program),
+}
+
+impl Credential {
+    /// One that comes from no file.
+    fn unfiled(kind: Kind) -> Self {
+        Self {
+            kind,
+            token_uri: String::new(),
+            project: None,
+            quota_project: None,
+            universe: None,
+            base: Kept::default(),
+        }
+    }
+
+    /// For messages.
+    fn word(&self) -> &'static str {
+        match &self.kind {
+            Kind::ServiceAccount(_) => "service account key",
+            Kind::AuthorizedUser(_) => "user login",
+            Kind::ExternalAccountAuthorizedUser(_) => "workforce login",
+            Kind::ExternalAccount(federated) => federated.kind(),
+            Kind::Exec(_) => "command",
+            Kind::Impersonated(impersonated) => match &impersonated.source().kind {
+                Kind::ExternalAccount(federated) => federated.kind(),
+                _ => "impersonated service account",
+            },
+            Kind::MetadataServer(_) => "this machine's service account",
+            Kind::Gcloud(_) => "gcloud's account",
+        }
+    }
+
+    /// Whether its own tokens have the scopes that are asked for.
+    fn narrows(&self) -> bool {
+        match &self.kind {
+            Kind::ServiceAccount(_) | Kind::ExternalAccount(_) | Kind::Impersonated(_) => true,
+            Kind::AuthorizedUser(_)
+            | Kind::ExternalAccountAuthorizedUser(_)
+            | Kind::Exec(_)
+            | Kind::MetadataServer(_)
+            | Kind::Gcloud(_) => false,
+        }
+    }
+
+    fn email(&self) -> Option<String> {
+        match &self.kind {
+            Kind::ServiceAccount(key) => Some(key.email().to_owned()),
+            Kind::AuthorizedUser(login) => login.email(),
+            Kind::ExternalAccountAuthorizedUser(_) | Kind::ExternalAccount(_) => None,
+            Kind::Exec(provider) => provider.email(),
+            Kind::Impersonated(impersonated) => Some(impersonated.account().to_owned()),
+            Kind::MetadataServer(machine) => machine.known().email,
+            Kind::Gcloud(program) => program.defaults().account,
+        }
+    }
+
+    fn project(&self) -> Option<String> {
+        self.project.clone().or_else(|| match &self.kind {
+            Kind::MetadataServer(machine) => machine.known().project,
+            Kind::Gcloud(program) => program.defaults().project,
+            Kind::Impersonated(impersonated) => impersonated.source().project(),
+            _ => None,
+        })
+    }
+
+    fn universe(&self) -> Option<String> {
+        self.universe.clone().or_else(|| match &self.kind {
+            Kind::MetadataServer(machine) => machine.known().universe,
+            Kind::Gcloud(program) => program.defaults().universe,
+            Kind::Impersonated(impersonated) => impersonated.source().universe(),
+            _ => None,
+        })
+    }
+
+    fn quota_project(&self) -> Option<String> {
+        self.quota_project.clone().or_else(|| match &self.kind {
+            Kind::Gcloud(program) => program.defaults().quota_project,
+            _ => None,
+        })
+    }
+
+    /// The principal of a pool, for messages: as it was introduced, else by its provider.
+    fn principal(&self) -> Option<String> {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => Some(federated.principal()),
+            _ => None,
+        }
+    }
+
+    /// What a command of it may take, beyond what calls upstream may.
+    fn patience(&self) -> Duration {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => federated.patience(),
+            Kind::Exec(provider) => provider.patience(),
+            Kind::Impersonated(impersonated) => impersonated.source().patience(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The client for calls with its tokens.
+    fn client(&self, plain: &Arc<Upstream>) -> Result<Arc<Upstream>, SourceError> {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => federated.client(plain),
+            _ => Ok(plain.clone()),
+        }
+    }
+
+    /// Whether a file that it reads for each token changed since the last look.
+    fn supplied(&self) -> bool {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => federated.supplied(),
+            Kind::Impersonated(impersonated) => impersonated.source().supplied(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is another account's since the last look, as gcloud's can be, and a command's. The base token was
+    /// the old one's then.
+    fn switched(&self) -> bool {
+        let switched = match &self.kind {
+            Kind::Gcloud(program) => program.switched(),
+            Kind::Exec(provider) => provider.switched(),
+            _ => false,
+        };
+        if switched {
+            self.base.clear();
+        }
+        switched
+    }
+
+    fn reconnect(&self) {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => federated.reconnect(),
+            Kind::Impersonated(impersonated) => impersonated.source().reconnect(),
+            _ => {}
+        }
+    }
+
+    /// The account to impersonate, unless it is the credential's own.
+    fn other<'a>(&self, account: Option<&'a str>) -> Option<&'a str> {
+        let own = match &self.kind {
+            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) | Kind::Exec(_) => None,
+            _ => self.email(),
+        };
+        account.filter(|account| own.as_deref() != Some(*account))
+    }
+
+    /// Boxed, as a credential may be made of another one.
+    fn access<'a>(
+        self: &'a Arc<Self>,
+        upstream: &'a Arc<Upstream>,
+        ask: &'a AccessRequest,
+    ) -> Pending<'a, Result<AccessToken, SourceError>> {
+        Box::pin(async move {
+            match &self.kind {
+                Kind::ServiceAccount(key) => key.access(upstream, ask).await,
+                Kind::Impersonated(impersonated) => impersonated.access(upstream, ask).await,
+                _ if ask.subject.is_some() => Err(SourceError::refused(
+                    "only a service account can stand in for a subject; name it with --impersonate",
+                )),
+                Kind::AuthorizedUser(login) => login.access(upstream, &self.token_uri).await,
+                Kind::ExternalAccountAuthorizedUser(login) => login.access(upstream).await,
+                Kind::ExternalAccount(federated) => federated.access(upstream, &ask.scopes).await,
+                Kind::Exec(provider) => provider.access(ask).await,
+                Kind::MetadataServer(machine) => machine.access(upstream, ask).await,
+                Kind::Gcloud(program) => program.access().await,
+            }
+        })
+    }
+
+    /// An ID token of the credential's own account.
+    async fn identity(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        endpoints: &Endpoints,
+        audience: &str,
+    ) -> Result<IdentityToken, SourceError> {
+        match &self.kind {
+            Kind::ServiceAccount(key) if key.exchanges() => key.identity(upstream, audience).await,
+            // Where nothing is exchanged, IAM makes them, with a token that the key signed.
+            Kind::ServiceAccount(key) => {
+                let endpoint = &endpoints.iam_credentials(endpoints.universe(self.universe.as_deref()));
+                let (account, token_uri) = (key.email(), key.token_uri());
+                let iam = Iam { upstream, endpoint, token_uri, base: self, account, delegates: &[] };
+                iam.identity(audience).await
+            }
+            Kind::Impersonated(impersonated) => impersonated.identity(upstream, audience).await,
+            Kind::MetadataServer(machine) => machine.identity(upstream, audience).await,
+            Kind::Gcloud(program) => program.identity(audience).await,
+            Kind::Exec(provider) => provider.identity(audience).await,
+            Kind::ExternalAccount(_) => Err(SourceError::refused(
+                "a federated identity has no ID tokens of its own; name a service account, with --impersonate or where \
+                 the federation is set up",
+            )),
+            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) => Err(SourceError::refused(
+                "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
+            )),
+        }
+    }
+
+    /// The credential's own token, for calls to the IAM Credentials API.
+    async fn base(self: &Arc<Self>, upstream: &Arc<Upstream>) -> Outcome<AccessToken> {
+        let start = || {
+            let (own, upstream) = (self.clone(), upstream.clone());
+            let scopes = Scopes::parse(CLOUD_PLATFORM);
+            let ask = AccessRequest { scopes, lifetime: BASE_LIFE, ..AccessRequest::default() };
+            async move { own.access(&upstream, &ask).await }
+        };
+        self.base.token(start).await
+    }
+
+    fn forget_base(&self, token: &Arc<AccessToken>) {
+        self.base.forget(token);
+    }
+
+    /// False also where it cannot be known: serving tokens of somebody else is the worse mistake.
+    fn is_same_account(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::ServiceAccount(own), Kind::ServiceAccount(other)) => own.email() == other.email(),
+            (Kind::AuthorizedUser(own), Kind::AuthorizedUser(other)) => {
+                own.email().is_some() && own.email() == other.email()
+            }
+            (Kind::ExternalAccountAuthorizedUser(own), Kind::ExternalAccountAuthorizedUser(other)) => {
+                own.is_same(other)
+            }
+            (Kind::ExternalAccount(own), Kind::ExternalAccount(other)) => own.is_same(other),
+            (Kind::Impersonated(own), Kind::Impersonated(other)) => own.account() == other.account(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The one HTTP client towards Google: bounded in time, in tries and in bytes.
+//!
+//! No text made here holds a body: an answer is reduced to its status and the error code that it
+//! carries, in the forms of RFC 6749 section 5.2 and of google.rpc.Status.
+
+use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::Method;
+use hyper::header::DATE;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::secret::Secret;
+use crate::source::SourceError;
+use crate::source::http::clock::{Skew, apart, http_date};
+use crate::source::http::fault::{Denial, Fault, host};
+use crate::source::http::proxy::{Proxies, ProxyConnector};
+use crate::source::http::request::{Answer, Call};
+use crate::token::Now;
+
+/// A token answer is a few KiB; what is larger than this is not one.
+const LARGEST_ANSWER: usize = 1 << 20;
+
+/// Idle connections are closed by Google after some minutes; ours go earlier, so that none is found dead.
+const IDLE: Duration = Duration::from_secs(60);
+const IDLE_PER_HOST: usize = 4;
+
+/// How long and how often is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// One call, from connect to the last byte.
+    pub call: Duration,
+    /// Everything that one mint needs, retries and base token included.
+    pub mint: Duration,
+    /// Calls per exchange; more than one only where trying again can help.
+    pub tries: u32,
+    /// The pause before the second call; it grows fourfold and is jittered.
+    pub pause: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            call: Duration::from_secs(10),
+            mint: Duration::from_secs(25),
+            tries: 3,
+            pause: Duration::from_millis(250),
+        }
+    }
+}
+
+pub(crate) type Client = legacy::Client<HttpsConnector<ProxyConnector>, String>;
+
+/// A pooled client for `https`, and for `http` because endpoints are configurable (decision 18).
+#[derive(Debug)]
+pub struct Upstream {
+    roots: Arc<RootCertStore>,
+    proxies: Proxies,
+    connector: HttpsConnector<ProxyConnector>,
+    client: RwLock<Client>,
+    limits: Limits,
+    skew: Skew,
+}
+
+/// A certificate chain, the leaf first, and the leaf's key: what TLS shows of a client.
+pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+impl Upstream {
+    /// Connects directly. Trusts the system's roots and `extra` ones (private endpoints, tests).
+    pub fn new(limits: Limits, extra: Vec<CertificateDer<'static>>) -> Result<Arc<Self>, SourceError> {
+        Self::through(&Proxies::default(), limits, extra)
+    }
+
+    /// Like [`Self::new`], with the proxies of the host.
+    pub fn through(
+        proxies: &Proxies,
+        limits: Limits,
+        extra: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<Self>, SourceError> {
+        let mut roots = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        if native.certs.is_empty() {
+            tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
+        }
+        roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
+        Self::build(Arc::new(roots), proxies, (limits, Skew::default()), None)
+    }
+
+    /// The same, with a client certificate for servers that ask for one.
+    pub(crate) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
+        Self::build(self.roots.clone(), &self.proxies, (self.limits, self.skew.clone()), Some(shown))
+    }
+
+    fn build(
+        roots: Arc<RootCertStore>,
+        proxies: &Proxies,
+        (limits, skew): (Limits, Skew),
+        shown: Option<Shown>,
+    ) -> Result<Arc<Self>, SourceError> {
+        // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| SourceError::refused(format!("cannot set TLS up: {error}")))?
+            .with_root_certificates(roots.clone());
+        let unfit = |_| {
+            SourceError::refused(
+                "the client certificate and its key do not belong together, or are of a kind that TLS does not take",
+            )
+        };
+        let tls = match shown {
+            None => tls.with_no_client_auth(),
+            Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(unfit)?,
+        };
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(limits.call / 2));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(ProxyConnector::new(http, proxies)?);
+        let client = RwLock::new(client(&connector));
+        Ok(Arc::new(Self { roots, proxies: proxies.clone(), connector, client, limits, skew }))
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The client of now, with its connections: who holds on to it lets go at [`Self::reconnect`].
+    pub(crate) fn client(&self) -> Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets pooled connections: after a sleep they look open and swallow the first request.
+    pub(crate) fn reconnect(&self) {
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client(&self.connector);
+    }
+
+    /// Sends `call`, again where that can help.
+    pub(crate) async fn send(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+        self.persist(|| async {
+            match tokio::time::timeout(self.limits.call, self.once(call)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Fault::silent(call.url, self.limits.call)),
+            }
+        })
+        .await
+    }
+
+    /// Repeats `attempt` while its fault is transient and tries are left.
+    pub(crate) async fn persist<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let mut pause = self.limits.pause;
+        for _ in 1..self.limits.tries {
+            match attempt().await {
+                Err(fault) if fault.passes() => {
+                    tracing::debug!(%fault, "trying again");
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause *= 4;
+                }
+                settled => return settled,
+            }
+        }
+        attempt().await
+    }
+
+    /// By how many seconds this machine's clock is ahead of the server's, from the Date of any answer of it,
+    /// good or bad; to the second, as the header is.
+    pub(crate) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
+        let request = Call::form(url, &[]).request()?;
+        let client = self.client();
+        let asked = tokio::time::timeout(self.limits.call, client.request(request)).await;
+        let answer = asked.map_err(|_| Fault::silent(url, self.limits.call))?;
+        let answer = answer.map_err(|error| Fault::lost(url, &error))?;
+        let (here, date) = (SystemTime::now(), answer.headers().get(DATE));
+        let Some(there) = date.and_then(|date| http_date(date.to_str().ok()?)) else { return Ok(None) };
+        self.skew.note(here, there);
+        Ok(Some(apart(here, there)))
+    }
+
+    /// The upstream's clock, as far as it is known.
+    pub(crate) fn skew(&self) -> &Skew {
+        &self.skew
+    }
+
+    pub(crate) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
+        let request = call.request()?;
+        let client = self.client();
+        // Lifetimes count from before the request went out, so that they are never too long.
+        let sent = Now::read();
+        let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
+        let (head, body) = response.into_parts();
+        let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
+        // What is asked by GET is on this machine, or of the job's own system: its clock proves nothing.
+        if let Some(date) = date.filter(|_| call.method == Method::POST) {
+            self.skew.note(sent.wall, date);
+        }
+        let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(|error| {
+            let large = error.is::<http_body_util::LengthLimitError>();
+            Fault::unreachable(
+                call.url,
+                if large { "its answer is larger than 1 MiB" } else { "its answer broke off" },
+            )
+        })?;
+        let body = Secret::new(body.to_bytes().to_vec());
+        if !head.status.is_success() {
+            let mut denial = Denial::read(call.url, head.status.as_u16(), body.expose());
+            // Google's endpoints answer in JSON, and never by a redirect.
+            denial.foreign &= call.method == Method::POST || call.bearer.is_some();
+            return Err(Fault::Denied(denial));
+        }
+        let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");
+        Ok(Answer { host: host(call.url), body, date, sent, flavored })
+    }
+}
+
+fn client(connector: &HttpsConnector<ProxyConnector>) -> Client {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(IDLE_PER_HOST)
+        .build(connector.clone())
+}
+
+/// Between half and one and a half of `pause`, so that many clients do not come back together.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    let mut byte = [128];
+    // Without randomness the plain pause is good enough.
+    let _ = SystemRandom::new().fill(&mut byte);
+    pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_mints_are_bounded_as_promised() {
+        let limits = Limits::default();
+        assert_eq!((limits.call.as_secs(), limits.mint.as_secs()), (10, 25));
+    }
+
+    #[test]
+    fn jitter_stays_in_its_bounds() {
+        let pause = Duration::from_millis(1000);
+        for _ in 0..200 {
+            let some = jittered(pause);
+            assert!((500..=1500).contains(&some.as_millis()), "{some:?}");
+        }
+    }
+}

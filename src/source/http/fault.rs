@@ -1,0 +1,206 @@
+//! Why a call brought nothing: no answer, or one that is reduced to its status and codes.
+//!
+//! No text made here holds a body.
+
+use std::error::Error;
+use std::time::Duration;
+
+use hyper::Uri;
+use hyper_util::client::legacy;
+use serde_json::Value;
+
+use crate::source::SourceError;
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("cannot reach {host}: {why}")]
+    Unreachable { host: String, why: String },
+    /// TLS does not trust who answers; somebody on the way may be gone later, but not in a moment.
+    #[error("cannot reach {host}: {why}")]
+    Untrusted { host: String, why: String },
+    #[error("{host} cannot be asked: {why}")]
+    Unfit { host: String, why: String },
+    #[error(transparent)]
+    Denied(Denial),
+}
+
+impl Fault {
+    pub(crate) fn unreachable(url: &str, why: impl Into<String>) -> Self {
+        Self::Unreachable { host: host(url), why: why.into() }
+    }
+
+    pub(crate) fn unfit(url: &str, why: impl Into<String>) -> Self {
+        Self::Unfit { host: host(url), why: why.into() }
+    }
+
+    pub(crate) fn silent(url: &str, after: Duration) -> Self {
+        Self::unreachable(url, format!("no answer within {} s", after.as_secs_f32()))
+    }
+
+    /// The innermost cause is what a person can act on (`connection refused`, `UnknownIssuer`); these
+    /// errors come from the transport and know nothing of what was sent.
+    pub(crate) fn lost(url: &str, error: &legacy::Error) -> Self {
+        let mut why = error.to_string();
+        let mut trusted = true;
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            why = inner.to_string();
+            trusted &= !is_distrust(inner);
+            cause = inner.source();
+        }
+        let host = host(url);
+        if trusted { Self::Unreachable { host, why } } else { Self::Untrusted { host, why } }
+    }
+
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Untrusted { .. } => true,
+            Self::Unfit { .. } => false,
+            Self::Denied(denial) => denial.is_transient(),
+        }
+    }
+
+    /// Whether another call in a moment may bring more.
+    pub(crate) fn passes(&self) -> bool {
+        self.is_transient() && !matches!(self, Self::Untrusted { .. })
+    }
+
+    /// RFC 6749 section 5.2: the grant itself is not accepted, which is also said of one that is not valid yet.
+    pub(crate) fn is_invalid_grant(&self) -> bool {
+        matches!(self, Self::Denied(denial) if denial.is("invalid_grant"))
+    }
+}
+
+/// The transport wraps what TLS says into errors of input and output, one in the other, and `source` of such a
+/// one passes over what is in it.
+fn is_distrust(error: &(dyn Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| is_distrust(inner))
+}
+
+/// The fault as it stands, for callers that know no better remedy.
+impl From<Fault> for SourceError {
+    fn from(fault: Fault) -> Self {
+        if fault.is_transient() {
+            Self::transient(fault.to_string())
+        } else {
+            Self::refused(fault.to_string())
+        }
+    }
+}
+
+/// An answer that is not 2xx: its status, and the codes in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{host} answered {status}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), self.hint())]
+pub(crate) struct Denial {
+    pub(crate) host: String,
+    pub(crate) status: u16,
+    /// `error` of OAuth (`invalid_grant`), `error.status` of google.rpc (`PERMISSION_DENIED`).
+    pub(crate) code: Option<String>,
+    /// `error_subtype` of OAuth (`invalid_rapt`), `error.details[].reason` of google.rpc (`SERVICE_DISABLED`).
+    pub(crate) reason: Option<String>,
+    /// It is no answer of the API that was asked: a proxy, a firewall or the network's login page gave it.
+    pub(crate) foreign: bool,
+}
+
+impl Denial {
+    pub(crate) fn read(url: &str, status: u16, body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = &body["error"];
+        let details = error["details"].as_array();
+        let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
+        // As the JSON API of Cloud Storage says it.
+        let reason = reason.or_else(|| code(&error["errors"][0]["reason"]));
+        // VPC Service Controls say it in a violation: google.rpc.PreconditionFailure.
+        let violation = details.and_then(|all| {
+            all.iter().find_map(|one| code(&one["violations"][0]["type"]).filter(|_| status == 403))
+        });
+        let violation = violation.map(|_| "SECURITY_POLICY_VIOLATED".to_owned());
+        Self {
+            host: host(url),
+            status,
+            code: code(error).or_else(|| code(&error["status"])),
+            reason: code(&body["error_subtype"]).or(reason).or(violation),
+            foreign: matches!(status, 300..=399 | 407 | 511) || status == 403 && !body.is_object(),
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match self.status {
+            _ if !self.foreign => "",
+            300..=399 => " (a redirect: a proxy or the login page of this network answers in its place)",
+            407 => " (a proxy wants a login; HTTPS_PROXY can hold it)",
+            511 => " (this network wants a login)",
+            _ => " (not in the API's form: a proxy or firewall on the way answers in its place)",
+        }
+    }
+
+    /// Somebody else's answer, request time-out, too many requests, and everything that is the server's own trouble. A loop (508)
+    /// is none that passes.
+    pub(crate) fn is_transient(&self) -> bool {
+        self.foreign || matches!(self.status, 408 | 425 | 429 | 500..=507 | 509..=599)
+    }
+
+    pub(crate) fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+}
+
+/// Only what looks like a code passes (words of one case, joined by `_`): a server may put anything into its
+/// errors, what we sent included, and a client's secret is as short as a code.
+pub(crate) fn code(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    let of = |case: fn(&u8) -> bool| text.bytes().all(|b| b == b'_' || case(&b));
+    let word = of(u8::is_ascii_lowercase) || of(u8::is_ascii_uppercase);
+    (!text.is_empty() && text.len() <= 40 && word).then(|| text.to_owned())
+}
+
+pub(crate) fn host(url: &str) -> String {
+    url.parse()
+        .ok()
+        .and_then(|uri: Uri| uri.host().map(str::to_owned))
+        .unwrap_or_else(|| "the endpoint".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_leave_an_error_body() {
+        let read =
+            |status, body: &str| Denial::read("https://a.example/t", status, body.as_bytes()).to_string();
+        assert_eq!(
+            read(400, r#"{"error":"invalid_grant","error_description":"s3cret"}"#),
+            "a.example answered 400 invalid_grant"
+        );
+        assert_eq!(
+            read(403, r#"{"error":{"status":"PERMISSION_DENIED","message":"s3cret"}}"#),
+            "a.example answered 403 PERMISSION_DENIED"
+        );
+        for body in [
+            "<html>s3cret</html>",
+            r#"{"error":"s3 cret"}"#,
+            r#"{"error":["s3cret"]}"#,
+            r#"{"error":"GOCSPX-sEcret"}"#,
+            "",
+            "[]",
+        ] {
+            assert_eq!(read(503, body), "a.example answered 503", "{body}");
+        }
+    }
+
+    #[test]
+    fn transience_is_a_property_of_the_status() {
+        for (status, transient) in [(400, false), (401, false), (403, false), (404, false), (301, true)]
+            .into_iter()
+            .chain([(408, true), (429, true), (500, true), (503, true), (599, true)])
+        {
+            assert_eq!(Denial::read("x", status, b"{}").is_transient(), transient, "{status}");
+        }
+    }
+}
