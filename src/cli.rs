@@ -332,7 +332,7 @@ const CONFORMANCE_CODES: &str = "\
 Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";
 
 const CODES: &str = "\
-Exit codes: 64 usage, 66 no usable credential, 69 engine not reachable, 70 bug, 77 not permitted,
+Exit codes: 64 usage, 66 no usable credential or no such file, 69 engine not reachable, 70 bug, 77 not permitted,
 78 bad config.";
 
 /// Whoever reaches the address gets tokens, so it is one that only this machine reaches.

@@ -27,6 +27,9 @@ pub enum Failure {
     /// The command line asks for something that makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// A file that the command line names is not there.
+    #[error("{0}")]
+    NoInput(String),
     /// No credential, or one that cannot mint.
     #[error("{0}")]
     NoCredential(String),

@@ -22,7 +22,7 @@
 //! | | `mint` | from request to token: cache, one call for many callers |
 //! | | `relay` | the part of this program that runs inside the container network |
 //! | 3 | `config` | flags over environment over file |
-//! | 2 | `doors` | where the relay listens |
+//! | 2 | `readiness` | where the relay listens |
 //! | | `loopback` | paths of containers on the host's network |
 //! | | `registry` | which address has which lease |
 //! | | `source` | where tokens come from |
@@ -30,7 +30,7 @@
 //! | | `inputs` | which objects of Cloud Storage a task names |
 //! | | `kfp` | recognises tasks of Kubeflow pipelines |
 //! | | `mounts` | what is mounted besides what a create asks for |
-//! | | `observe` | every line that a person reads |
+//! | | `console` | every line that a person reads |
 //! | | `policy` | which container gets which identity |
 //! | | `record` | audit log and metrics |
 //! | 0 | `failure` | how a command ends |
@@ -58,17 +58,23 @@
 //!
 //! # Words
 //!
-//! *source*: where host credentials come from. *identity*: a named entry of the config. *rule*: which
-//! container gets which identity. *grant*: what one container may have. *lease*: a live grant at an address.
-//! *mint*: make or reuse a token. *attach*, *detach*: a container and our network. *admit*, *cut off*: a
-//! lease. *relay*: the container that answers at the magic address. *cell*: a network of one container and the
-//! relay. *session*: one `run` or `serve`.
+//! One word for one idea, in code, messages and documents:
+//!
+//! * *source*: where host credentials come from; *identity*: a named entry of the config; *rule*: which container gets
+//!   which identity; *grant*: what one container may have; *mint*: make a token, or use one again.
+//! * *lease*: a live grant at an address. A lease is *admitted*. It *ends* with its container, or is *cut off* by a person.
+//! * *attach*, *detach*: a container and our network. *relay*: the container that answers at the magic address. *cell*: a
+//!   network of one container and the relay. *listening*: where the relay accepts requests.
+//! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it (`session`).
+//!   *control server*: answers about a session. *console*: what a person reads.
+//! * *finding*, *fix*: what a probe of `check` came to, and what repairs it.
+//! * *room*: a file or folder of `src`; *storey*: rooms that import only from below.
 
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod docker;
-pub mod doors;
 pub mod failure;
 pub mod guard;
 pub mod inputs;
@@ -79,10 +85,10 @@ pub mod loopback;
 pub mod metadata;
 pub mod mint;
 pub mod mounts;
-pub mod observe;
 pub mod policy;
 pub mod process;
 pub mod quote;
+pub mod readiness;
 pub mod record;
 pub mod registry;
 pub mod relay;

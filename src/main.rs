@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use kfp_creds::cli::plugin::{self, Called};
 use kfp_creds::cli::{self, Cli, Command, ConfigCommand, Shared, usage};
-use kfp_creds::config::{self, Config, Overrides, Surroundings};
+use kfp_creds::config::{self, Config, Environment, Overrides};
+use kfp_creds::console::{self, Console};
 use kfp_creds::failure::{Ended, Failure};
-use kfp_creds::observe::{self, Voice};
 use kfp_creds::{app, process, quote, relay};
 
 fn main() -> ExitCode {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     };
     let run = arguments.get(1).is_some_and(|command| command == "run");
     let outcome = match Cli::try_parse_from(arguments) {
-        Ok(cli) => surroundings(variables).and_then(|around| dispatch(cli.command, &around)),
+        Ok(cli) => surroundings(variables).and_then(|env| dispatch(cli.command, &env)),
         Err(said) if !said.use_stderr() => said.print().map(|()| Ended::Done).map_err(lost),
         Err(said) => Err(Failure::Usage(usage(said))),
     };
@@ -45,39 +45,39 @@ fn main() -> ExitCode {
 }
 
 /// The one place that reads the process's environment. `variables` are said by the command line and win.
-fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Surroundings, Failure> {
+fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Environment, Failure> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let cwd = std::env::current_dir();
     let cwd =
         cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
-    let mut around = Surroundings { env: std::env::vars_os().filter_map(text).collect(), cwd };
+    let mut env = Environment { variables: std::env::vars_os().filter_map(text).collect(), cwd };
     for (name, value) in variables {
-        around.env.remove(name);
+        env.variables.remove(name);
         let value = value.and_then(|value| value.into_string().ok());
-        around.env.extend(value.map(|value| (name.to_owned(), value)));
+        env.variables.extend(value.map(|value| (name.to_owned(), value)));
     }
-    Ok(around)
+    Ok(env)
 }
 
-fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
+fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
     match command {
         Command::Run { shared, processes, command } => {
-            let (config, voice) = resolve(shared, around)?;
+            let (config, console) = resolve(shared, env)?;
             let ask = app::RunAsk { command: &command, processes };
-            wait_for(app::run(&config, around, ask, voice))?
+            wait_for(app::run(&config, env, ask, console))?
         }
         Command::Serve { shared, listen, open, name, stdin } => {
-            let (config, voice) = resolve(shared, around)?;
+            let (config, console) = resolve(shared, env)?;
             let ask = app::ServeAsk { name: name.as_deref(), open, stdin };
             match listen {
-                None => wait_for(app::serve(&config, around, ask, voice, print))?,
-                Some(at) => wait_for(app::listen(&config, around, at, ask, voice, print))?,
+                None => wait_for(app::serve(&config, env, ask, console, print))?,
+                Some(at) => wait_for(app::listen(&config, env, at, ask, console, print))?,
             }
         }
         Command::Check { shared } => {
-            let (config, voice) = resolve(shared, around)?;
-            wait_for(app::check(&config, around, voice, print))?
+            let (config, console) = resolve(shared, env)?;
+            wait_for(app::check(&config, env, console, print))?
         }
         Command::Scan { shared, sarif, baseline, target } => {
             let form = match (sarif, shared.json) {
@@ -85,35 +85,35 @@ fn dispatch(command: Command, around: &Surroundings) -> Result<Ended, Failure> {
                 (_, true) => app::ScanForm::Json,
                 _ => app::ScanForm::Text,
             };
-            let (config, _) = resolve(shared, around)?;
+            let (config, _) = resolve(shared, env)?;
             let ask = app::ScanAsk { form, baseline: baseline.as_deref() };
-            wait_for(app::scan(&config, around, &target, ask, print))?
+            wait_for(app::scan(&config, env, &target, ask, print))?
         }
         Command::Status { session, watch, json } => {
-            wait_for(app::status(around, session.as_deref(), watch, json, print))?
+            wait_for(app::status(env, session.as_deref(), watch, json, print))?
         }
         Command::Health { listen: Some(at), .. } => wait_for(app::health_of_listener(at))?,
-        Command::Health { name, .. } => wait_for(app::health(around, name.as_deref()))?,
+        Command::Health { name, .. } => wait_for(app::health(env, name.as_deref()))?,
         Command::CutOff { container, session, disable_account, yes, .. } => {
             let account = disable_account.as_deref();
             let ask =
                 app::CutOff { session: session.as_deref(), container: container.as_deref(), account, yes };
-            wait_for(app::cut_off(around, ask, print))?
+            wait_for(app::cut_off(env, ask, print))?
         }
         Command::Explain { shared, what, kfp } => {
-            let (config, _) = resolve(shared, around)?;
+            let (config, _) = resolve(shared, env)?;
             match (what, kfp) {
-                (None, Some(file)) => app::explain_pipeline(&config, around, &file, print),
-                (what, _) => wait_for(app::explain(&config, around, &what.unwrap_or_default(), print))?,
+                (None, Some(file)) => app::explain_pipeline(&config, env, &file, print),
+                (what, _) => wait_for(app::explain(&config, env, &what.unwrap_or_default(), print))?,
             }
         }
         Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
-        Command::Config { command } => configure(command, around),
+        Command::Config { command } => configure(command, env),
         Command::Completions { shell } => write(&cli::completions(shell)),
         Command::Man { into } => manual(into.as_deref()),
         Command::Probe { at, port, below } => probe(SocketAddrV4::new(at, port), &below),
         Command::Relay { at, cells } => {
-            observe::install_log("warn", std::io::stderr);
+            console::install_log("warn", std::io::stderr);
             let ended = wait_for(relay::run(at, cells))?;
             ended.map(|()| Ended::Done).map_err(|error| Failure::NotPermitted(format!("the relay: {error}")))
         }
@@ -130,11 +130,11 @@ fn probe(at: SocketAddrV4, below: &str) -> Result<Ended, Failure> {
     }
 }
 
-fn resolve(shared: Shared, around: &Surroundings) -> Result<(Config, Voice), Failure> {
-    let config = config::resolve(&shared.into(), around).map_err(bad_config)?;
-    observe::install_log(&config.log, std::io::stderr);
-    let voice = Voice::new(config.form, std::io::stderr());
-    Ok((config, voice))
+fn resolve(shared: Shared, env: &Environment) -> Result<(Config, Console), Failure> {
+    let config = config::resolve(&shared.into(), env).map_err(bad_config)?;
+    console::install_log(&config.log, std::io::stderr);
+    let console = Console::new(config.form, std::io::stderr());
+    Ok((config, console))
 }
 
 /// One thread serves everything: the work is moving bytes, and a second thread was measured to buy nothing.
@@ -147,20 +147,20 @@ fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     Ok(done)
 }
 
-fn configure(command: ConfigCommand, around: &Surroundings) -> Result<Ended, Failure> {
+fn configure(command: ConfigCommand, env: &Environment) -> Result<Ended, Failure> {
     let text = match command {
         ConfigCommand::Init { file } => {
-            let path = config::init(file.as_deref(), around).map_err(bad_config)?;
+            let path = config::init(file.as_deref(), env).map_err(bad_config)?;
             format!("wrote {}\n", quote::path(&path))
         }
         ConfigCommand::Check { shared } => {
-            config::resolve(&shared.into(), around).map_err(bad_config)?.summary()
+            config::resolve(&shared.into(), env).map_err(bad_config)?.summary()
         }
-        ConfigCommand::Show { shared } => config::show(&shared.into(), around).map_err(bad_config)?,
+        ConfigCommand::Show { shared } => config::show(&shared.into(), env).map_err(bad_config)?,
         ConfigCommand::Schema => config::schema(),
         ConfigCommand::Trust { file } => {
             let flags = Overrides { config: file, ..Overrides::default() };
-            config::trust(&flags, around).map_err(bad_config)?.to_string()
+            config::trust(&flags, env).map_err(bad_config)?.to_string()
         }
     };
     write(text.as_bytes())
@@ -197,7 +197,7 @@ fn exit_code(run: bool, outcome: &Result<Ended, Failure>) -> u8 {
         Ok(Ended::Found) => 1,
         Ok(Ended::Child(code)) => *code,
         Err(Failure::Usage(_)) => own(64),
-        Err(Failure::NoCredential(_)) => own(66),
+        Err(Failure::NoInput(_) | Failure::NoCredential(_)) => own(66),
         Err(Failure::Engine(_)) => own(69),
         Err(Failure::Bug(_)) => own(70),
         Err(Failure::NotPermitted(_)) => own(77),

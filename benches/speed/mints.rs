@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kfp_creds::app;
-use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::config::{self, Environment, Overrides};
 use kfp_creds::source::google::Google;
 use kfp_creds::source::{AccessRequest, Source as _};
 use kfp_creds::token::{CLOUD_PLATFORM, Scopes};
@@ -124,10 +124,10 @@ fn source(kind: &Kind, place: &Path) -> Outcome<Google> {
     env.insert("HOME".into(), place.display().to_string());
     env.insert("NO_GCE_CHECK".into(), "true".into());
     env.insert("GOOGLE_APPLICATION_CREDENTIALS".into(), file.display().to_string());
-    let around = Surroundings { env, cwd: place.to_owned() };
+    let env = Environment { variables: env, cwd: place.to_owned() };
     let flags = Overrides { config: Some(config), ..Overrides::default() };
-    let config = config::resolve(&flags, &around).map_err(|problems| problems.to_string())?;
-    Ok(app::google(&config, &around)?)
+    let config = config::resolve(&flags, &env).map_err(|problems| problems.to_string())?;
+    Ok(app::google(&config, &env)?)
 }
 
 fn script(path: &Path, answer: &Value) -> Outcome<()> {

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::config::{self, Environment, Overrides};
+use kfp_creds::console::{Console, Form};
 use kfp_creds::docker::proxy::{self, Networks, Outcome, Rules};
 use kfp_creds::guard;
 use kfp_creds::metadata::{self, RequestHead, Step, View};
 use kfp_creds::mint::Mint;
-use kfp_creds::observe::{Form, Voice};
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
 use kfp_creds::record::Recorder;
@@ -95,12 +95,12 @@ pub fn tunnel(input: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let source = Offline::new("project", "offline@kfp-creds.invalid").expect("a key");
-        let voice = Voice::new(Form::Text, std::io::sink());
+        let console = Console::new(Form::Text, std::io::sink());
         let mint = Mint::new(Arc::new(source), Tasks::new(), Recorder::default());
         let (_writer, reader, _questions) = kfp_creds::registry::new();
         let views = Views { base: View::default(), project: None, email: None, cells: false, loopback: None };
         let server =
-            Server::new(reader, mint, views, Ipv4Addr::new(169, 254, 169, 254), voice, Recorder::default());
+            Server::new(reader, mint, views, Ipv4Addr::new(169, 254, 169, 254), console, Recorder::default());
         let (mut relay, host) = tokio::io::duplex(1 << 16);
         let served = server.serve_tunnel(host);
         let spoken = async {
@@ -136,8 +136,8 @@ pub fn credential_file(input: &[u8]) {
 pub fn config_file(input: &[u8]) {
     let scratch = Scratch::new("kfp-creds.toml", input);
     let flags = Overrides { config: Some(scratch.0.clone()), ..Overrides::default() };
-    let around = Surroundings { env: BTreeMap::new(), cwd: std::env::temp_dir() };
-    if let Ok(config) = config::resolve(&flags, &around) {
+    let env = Environment { variables: BTreeMap::new(), cwd: std::env::temp_dir() };
+    if let Ok(config) = config::resolve(&flags, &env) {
         assert!(config.identities.contains_key("default"));
         let _ = config.summary();
     }

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
 
 use super::broken;
-use crate::config::Surroundings;
+use crate::config::Environment;
 use crate::failure::Failure;
 use crate::linux;
 
@@ -22,8 +22,8 @@ pub(super) struct Given {
 }
 
 /// The sockets that were passed on to this process; none where nobody passes any.
-pub(super) fn given(around: &Surroundings) -> Result<Vec<Given>, Failure> {
-    let number = |name| around.variable(name).and_then(|text| text.parse::<i32>().ok());
+pub(super) fn given(env: &Environment) -> Result<Vec<Given>, Failure> {
+    let number = |name| env.variable(name).and_then(|text| text.parse::<i32>().ok());
     let ours = number("LISTEN_PID").and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id());
     let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
     if !(0..=MOST).contains(&count) {
@@ -44,8 +44,8 @@ fn take(number: i32) -> Result<Given, Failure> {
 }
 
 /// `READY=1` or `STOPPING=1`, where somebody wants to know. Who does not listen any more is no reason to end.
-pub(super) fn tell(around: &Surroundings, state: &str) {
-    let Some(place) = around.variable("NOTIFY_SOCKET") else { return };
+pub(super) fn tell(env: &Environment, state: &str) {
+    let Some(place) = env.variable("NOTIFY_SOCKET") else { return };
     let told = UnixDatagram::unbound().and_then(|socket| match place.strip_prefix('@') {
         Some(name) => linux::send_to_abstract(&socket, name, state.as_bytes()),
         None => socket.send_to(state.as_bytes(), place),
@@ -59,18 +59,18 @@ pub(super) fn tell(around: &Surroundings, state: &str) {
 mod tests {
     use super::*;
 
-    fn around(variables: &[(&str, &str)]) -> Surroundings {
+    fn env(variables: &[(&str, &str)]) -> Environment {
         let env = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Surroundings { env, ..Surroundings::default() }
+        Environment { variables: env, ..Environment::default() }
     }
 
     #[test]
     fn what_was_passed_on_to_another_process_is_not_taken() {
-        let parent = around(&[("LISTEN_PID", "1"), ("LISTEN_FDS", "1")]);
+        let parent = env(&[("LISTEN_PID", "1"), ("LISTEN_FDS", "1")]);
         assert!(given(&parent).unwrap().is_empty());
-        assert!(given(&around(&[])).unwrap().is_empty());
+        assert!(given(&env(&[])).unwrap().is_empty());
         let own = std::process::id().to_string();
-        assert!(given(&around(&[("LISTEN_PID", &own), ("LISTEN_FDS", "100000")])).is_err());
+        assert!(given(&env(&[("LISTEN_PID", &own), ("LISTEN_FDS", "100000")])).is_err());
     }
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         let name = format!("kc-notify-{own}");
         let heard = |socket: UnixDatagram, place: &str| {
-            tell(&around(&[("NOTIFY_SOCKET", place)]), "READY=1");
+            tell(&env(&[("NOTIFY_SOCKET", place)]), "READY=1");
             let mut bytes = [0; 32];
             let many = socket.recv(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes[..many]).into_owned()
@@ -91,6 +91,6 @@ mod tests {
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         assert_eq!(heard(UnixDatagram::bind_addr(&address).unwrap(), &format!("@{name}")), "READY=1");
         std::fs::remove_file(&path).unwrap();
-        tell(&around(&[("NOTIFY_SOCKET", "/nowhere/at/all")]), "READY=1");
+        tell(&env(&[("NOTIFY_SOCKET", "/nowhere/at/all")]), "READY=1");
     }
 }

@@ -12,17 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::folder::{private_folder, runtime_folder};
-use crate::config::Surroundings;
+use super::runtime_dir::{private_folder, runtime_folder};
+use crate::config::Environment;
 use crate::quote;
 
 const LOCK: &str = "lock";
 
 /// Where the folders of sessions are.
-pub(super) fn root(around: &Surroundings) -> PathBuf {
-    let named = around.variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = named.or_else(|| Some(around.home()?.join(".cache")));
-    cache.map_or_else(|| runtime_folder(around), |cache| cache.join("kfp-creds")).join("gcs")
+pub(super) fn root(env: &Environment) -> PathBuf {
+    let named = env.variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = named.or_else(|| Some(env.home()?.join(".cache")));
+    cache.map_or_else(|| runtime_folder(env), |cache| cache.join("kfp-creds")).join("gcs")
 }
 
 /// The folder of a session. It is made when something is fetched.

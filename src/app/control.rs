@@ -25,15 +25,15 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::credentials::Credentials;
 use super::explain::{explained, explained_created};
-use super::host::Host;
 use super::status::{About, Status};
 use super::{kill_switch, page};
-use crate::docker::proxy::{Rulebook, Rules, Settings};
+use crate::console::Console;
+use crate::docker::proxy::{LiveRules, Rules, Settings};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
 use crate::mint::Mint;
-use crate::observe::Voice;
 use crate::policy::Decision;
 use crate::process::Tasks;
 use crate::quote;
@@ -46,29 +46,29 @@ use crate::workload::Identity;
 
 /// Everything that is asked about.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct ControlServer {
     pub(super) about: About,
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) mint: Arc<Mint>,
-    pub(super) rules: Rulebook,
+    pub(super) rules: LiveRules,
     pub(super) recorder: Recorder,
-    pub(super) voice: Voice,
+    pub(super) console: Console,
     proxy: Arc<Settings>,
 }
 
 type Reply = Response<Full<Bytes>>;
 
-impl Desk {
+impl ControlServer {
     pub(super) fn new(
         about: About,
         lifecycle: &Arc<Lifecycle>,
-        host: &Host,
+        credentials: &Credentials,
         proxy: &Arc<Settings>,
     ) -> Arc<Self> {
         let (rules, recorder) = (proxy.rules.clone(), proxy.recorder.clone());
-        let (mint, voice) = (host.mint.clone(), proxy.voice.clone());
+        let (mint, console) = (credentials.mint.clone(), proxy.console.clone());
         let (lifecycle, proxy) = (lifecycle.clone(), proxy.clone());
-        Arc::new(Self { about, lifecycle, mint, rules, recorder, voice, proxy })
+        Arc::new(Self { about, lifecycle, mint, rules, recorder, console, proxy })
     }
 
     fn status(&self) -> Status {
@@ -83,21 +83,26 @@ impl Desk {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.clone().attend(stream, Door::Control, &tasks),
+                Ok((stream, _)) => self.clone().attend(stream, Listener::Control, &tasks),
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
             }
         }
     }
 
     /// Serves the counters or the page on loopback until the session stops.
-    pub(super) async fn serve_loopback(self: Arc<Self>, listener: TcpListener, door: Door, tasks: Tasks) {
+    pub(super) async fn serve_loopback(
+        self: Arc<Self>,
+        listener: TcpListener,
+        through: Listener,
+        tasks: Tasks,
+    ) {
         loop {
             let accepted = tokio::select! {
                 () = tasks.stop().cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.clone().attend(stream, door.clone(), &tasks),
+                Ok((stream, _)) => self.clone().attend(stream, through.clone(), &tasks),
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
             }
         }
@@ -106,15 +111,15 @@ impl Desk {
     fn attend(
         self: Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        door: Door,
+        through: Listener,
         tasks: &Tasks,
     ) {
         let stop = tasks.stop().clone();
         tasks.spawn("control connection", async move {
-            let door = Arc::new(door);
+            let through = Arc::new(through);
             let service = service_fn(move |request| {
-                let (this, door) = (self.clone(), door.clone());
-                async move { Ok::<_, Infallible>(this.answer(&request, &door).await) }
+                let (this, through) = (self.clone(), through.clone());
+                async move { Ok::<_, Infallible>(this.answer(&request, &through).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -127,49 +132,49 @@ impl Desk {
         });
     }
 
-    async fn answer<B>(&self, request: &Request<B>, door: &Door) -> Reply {
+    async fn answer<B>(&self, request: &Request<B>, through: &Listener) -> Reply {
         let query = |name: &str| {
             let pairs = request.uri().query().unwrap_or_default();
             url::form_urlencoded::parse(pairs.as_bytes())
                 .find(|(key, _)| key == name)
                 .map(|(_, value)| value.into_owned())
         };
-        if !matches!(door, Door::Control) && !is_local(request) {
+        if !matches!(through, Listener::Control) && !is_local(request) {
             return text(StatusCode::FORBIDDEN, "the Host header names another server\n");
         }
-        let path = match door {
-            Door::Page(capability) => {
+        let path = match through {
+            Listener::Page(capability) => {
                 under(capability, request.uri().path()).map_or("no such path", |(_, path)| path)
             }
-            Door::Control | Door::Metrics => request.uri().path(),
+            Listener::Control | Listener::Metrics => request.uri().path(),
         };
-        match (request.method(), path, door) {
-            (&Method::GET, "/metrics", Door::Control | Door::Metrics) => self.metrics(),
-            (&Method::GET, "/", Door::Page(_)) => page::reply(),
-            (&Method::GET, "/status", Door::Page(_)) => json_reply(&self.status()),
-            (&Method::GET, "/status", Door::Control) => json_reply(&self.status()),
-            (&Method::GET, "/explain", Door::Control) => {
+        match (request.method(), path, through) {
+            (&Method::GET, "/metrics", Listener::Control | Listener::Metrics) => self.metrics(),
+            (&Method::GET, "/", Listener::Page(_)) => page::reply(),
+            (&Method::GET, "/status", Listener::Page(_)) => json_reply(&self.status()),
+            (&Method::GET, "/status", Listener::Control) => json_reply(&self.status()),
+            (&Method::GET, "/explain", Listener::Control) => {
                 self.explain(&query("container").unwrap_or_default())
             }
-            (&Method::GET, "/explain/created", Door::Control) => {
+            (&Method::GET, "/explain/created", Listener::Control) => {
                 self.explain_created(&query("container").unwrap_or_default()).await
             }
-            (&Method::POST, "/cut-off", Door::Control) if query("all").is_some() => {
+            (&Method::POST, "/cut-off", Listener::Control) if query("all").is_some() => {
                 self.cut_off(&self.lifecycle.members())
             }
-            (&Method::POST, "/cut-off", Door::Control) => {
+            (&Method::POST, "/cut-off", Listener::Control) => {
                 match select(&self.lifecycle.members(), &query("container").unwrap_or_default()) {
                     Ok(found) => self.cut_off(&found),
                     Err((status, why)) => text(status, &why),
                 }
             }
-            (&Method::GET, "/kill-switch", Door::Control) => {
+            (&Method::GET, "/kill-switch", Listener::Control) => {
                 match self.consequences(&query("account").unwrap_or_default()) {
                     Ok(said) => text(StatusCode::OK, &said),
                     Err((status, why)) => text(status, &why),
                 }
             }
-            (&Method::POST, "/kill-switch", Door::Control) => {
+            (&Method::POST, "/kill-switch", Listener::Control) => {
                 self.disable(&query("account").unwrap_or_default()).await
             }
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
@@ -192,7 +197,7 @@ impl Desk {
         match self.mint.disable(account).await {
             Ok(()) => {
                 self.recorder.disabled(account, None);
-                self.voice.notice(format!("{account} was disabled by hand: every token of it has ended"));
+                self.console.notice(format!("{account} was disabled by hand: every token of it has ended"));
                 text(StatusCode::OK, &format!("disabled {account}\n"))
             }
             Err(error) => {
@@ -265,7 +270,7 @@ fn explained_live(rules: &Rules, member: &Member) -> String {
 
 /// By which way a request came, and so what it may ask.
 #[derive(Clone, Debug)]
-pub(super) enum Door {
+pub(super) enum Listener {
     Control,
     Metrics,
     /// Whoever knows the path may look, and only look.
@@ -274,8 +279,9 @@ pub(super) enum Door {
 
 /// Against DNS rebinding: a web page can make a name of its own point to this machine.
 fn is_local<B>(request: &Request<B>) -> bool {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let credentials =
+        request.headers().get(HOST).and_then(|credentials| credentials.to_str().ok()).unwrap_or_default();
+    let name = credentials.rsplit_once(':').map_or(credentials, |(name, _)| name);
     matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
 }
 

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::sessions::{self, Peer};
-use crate::config::Surroundings;
+use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 use crate::quote;
 
@@ -22,8 +22,8 @@ pub struct CutOff<'a> {
 }
 
 /// Cuts off first, for that can wait for nobody; disabling an account is said before it is done.
-pub async fn cut_off(around: &Surroundings, ask: CutOff<'_>, print: impl Fn(&str)) -> Result<Ended, Failure> {
-    let peers = sessions::find(around, ask.session).await?;
+pub async fn cut_off(env: &Environment, ask: CutOff<'_>, print: impl Fn(&str)) -> Result<Ended, Failure> {
+    let peers = sessions::find(env, ask.session).await?;
     if peers.is_empty() {
         return Err(Failure::Engine("no session runs".into()));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::cut_off::query;
 use super::{reload, sessions};
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, Environment};
 use crate::docker::Engine;
 use crate::docker::proxy::{Networks, Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
@@ -20,11 +20,11 @@ const LARGEST: u64 = 32 << 20;
 /// names (images, containers, directories) is looked at when it is created.
 pub async fn explain(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     what: &str,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
-    let path = around.cwd.join(what);
+    let path = env.cwd.join(what);
     if path.is_file() {
         let rules = reload::rules(config);
         let preview = preview(
@@ -42,7 +42,10 @@ pub async fn explain(
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
     }
-    let mut peers = sessions::find(around, None).await?;
+    if is_file_name(what) {
+        return Err(Failure::NoInput(format!("there is no file {}", quote::path(Path::new(what)))));
+    }
+    let mut peers = sessions::find(env, None).await?;
     let mut lost = None;
     // The session that gave it an identity knows best; of one that got none, each can say what its rules say.
     for target in ["/explain", "/explain/created"] {
@@ -74,6 +77,14 @@ pub async fn explain(
         "{} is neither a file nor a container of an engine for which a session runs",
         quote::name(what)
     )))
+}
+
+/// Whether `what` can only be meant as a file: no container, and no task of a pipeline, is called like that. The engine
+/// writes names with one slash in front.
+fn is_file_name(what: &str) -> bool {
+    let absolute = what.strip_prefix('/').is_some_and(|rest| rest.contains('/'));
+    let relative = ["./", "../", "~/"].iter().any(|start| what.starts_with(start));
+    absolute || relative || [".json", ".yaml", ".yml"].iter().any(|end| what.ends_with(end))
 }
 
 /// What the rules of a session say of a container that is there and has no identity in it; `None` where there is
@@ -112,11 +123,11 @@ pub(super) async fn explained_created(
 /// The same for every task of a compiled pipeline.
 pub fn explain_pipeline(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     file: &Path,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
-    let path = around.cwd.join(file);
+    let path = env.cwd.join(file);
     let tasks = kfp::pipeline::tasks(&read(&path)?).map_err(|why| wrong(&path, why))?;
     if tasks.is_empty() {
         return Err(wrong(&path, "has no task that runs in a container"));

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::sessions;
 use super::status::Status;
-use crate::config::Surroundings;
+use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 
 /// What answers is on this machine.
@@ -18,8 +18,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 const HEAD: u64 = 8 << 10;
 
 /// Looks at the session of this name or id, or at every one of this user's; fails with the first that does not serve.
-pub async fn health(around: &Surroundings, name: Option<&str>) -> Result<Ended, Failure> {
-    let peers = sessions::find(around, name).await?;
+pub async fn health(env: &Environment, name: Option<&str>) -> Result<Ended, Failure> {
+    let peers = sessions::find(env, name).await?;
     if peers.is_empty() {
         return Err(Failure::Engine("no session runs".into()));
     }

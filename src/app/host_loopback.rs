@@ -8,13 +8,13 @@ use tokio::net::TcpListener;
 
 use super::broken;
 use crate::config::Config;
+use crate::console::Console;
 use crate::docker::{EngineError, Product};
 use crate::failure::Failure;
 use crate::loopback::{Path, Paths};
-use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::server::{Entrance, Server};
-use crate::session::Session;
+use crate::session::MetadataNetwork;
 
 /// For the container that proves it.
 const PROOF_WITHIN: Duration = Duration::from_secs(10);
@@ -42,12 +42,12 @@ pub(super) async fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
 /// Serves it, where there is one and the engine shares the loopback.
 pub(super) async fn proved(
     bound: Option<Bound>,
-    session: &Session,
+    session: &MetadataNetwork,
     server: &Arc<Server>,
-    voice: &Voice,
+    console: &Console,
     tasks: &Tasks,
 ) -> Option<Paths> {
-    bound?.proved(session, server, voice, tasks).await
+    bound?.proved(session, server, console, tasks).await
 }
 
 impl Bound {
@@ -56,9 +56,9 @@ impl Bound {
     /// `None` where it is not so, which is said.
     async fn proved(
         self,
-        session: &Session,
+        session: &MetadataNetwork,
         server: &Arc<Server>,
-        voice: &Voice,
+        console: &Console,
         tasks: &Tasks,
     ) -> Option<Paths> {
         let stop = tasks.stop().child_token();
@@ -67,14 +67,14 @@ impl Bound {
         tasks.spawn("host loopback", serving);
         let Err(why) = prove(session, at, &self.paths).await else { return Some(self.paths) };
         stop.cancel();
-        voice.notice(format!(
+        console.notice(format!(
             "network.host_loopback: containers on the host's network get no identity, because {why}"
         ));
         None
     }
 }
 
-async fn prove(session: &Session, at: SocketAddrV4, paths: &Paths) -> Result<(), String> {
+async fn prove(session: &MetadataNetwork, at: SocketAddrV4, paths: &Paths) -> Result<(), String> {
     let engine = &session.engine;
     if engine.product() == Product::Podman {
         return Err("that needs Docker Engine".into());

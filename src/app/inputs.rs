@@ -14,8 +14,8 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 use super::cache::{self, Cache, Kept};
-use super::host::{self, Host};
-use crate::config::{Config, SourceChoice, Surroundings};
+use super::credentials::{self, Credentials};
+use crate::config::{Config, Environment, SourceChoice};
 use crate::docker::proxy::{Fetch, Fetched, Fetching};
 use crate::inputs::{self, Object};
 use crate::mint::Mint;
@@ -45,12 +45,12 @@ const SCOPES: [&str; 4] =
 #[derive(Debug)]
 pub(super) struct Inputs {
     config: Config,
-    around: Surroundings,
+    env: Environment,
     mint: Arc<Mint>,
     storage: OnceCell<Result<Arc<Storage>, SourceError>>,
     cache: Arc<Cache>,
     flights: Mutex<HashMap<Key, Flight<PathBuf>>>,
-    room: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
     tasks: Tasks,
 }
 
@@ -95,12 +95,12 @@ impl Inputs {
     /// Sweeps what dead sessions left, and answers the proxy from now on; `None` where the config fetches nothing.
     pub(super) fn start(
         config: &Config,
-        around: &Surroundings,
-        host: &Host,
+        env: &Environment,
+        credentials: &Credentials,
         session: &str,
         tasks: &Tasks,
     ) -> Option<(Arc<Self>, Fetching)> {
-        let root = cache::root(around);
+        let root = cache::root(env);
         let swept = root.clone();
         tasks.spawn("sweep of inputs", async move {
             let _ = crate::process::aside(move || cache::sweep(&swept)).await;
@@ -112,12 +112,12 @@ impl Inputs {
         let folder = root.join(session);
         let inputs = Arc::new(Self {
             config: config.clone(),
-            around: around.clone(),
-            mint: host.mint.clone(),
+            env: env.clone(),
+            mint: credentials.mint.clone(),
             storage: OnceCell::new(),
             cache: Arc::new(Cache::new(root, session)),
             flights: Mutex::default(),
-            room: Arc::new(Semaphore::new(AT_A_TIME)),
+            turns: Arc::new(Semaphore::new(AT_A_TIME)),
             tasks: tasks.clone(),
         });
         tasks.spawn("inputs", inputs.clone().attend(asks));
@@ -207,7 +207,7 @@ impl Inputs {
     async fn connect(&self) -> Result<Arc<Storage>, SourceError> {
         let universe = self.mint.principal().universe.clone();
         let endpoint = self.config.endpoints.storage(universe.as_deref());
-        let proxies = host::proxies(&self.around);
+        let proxies = credentials::proxies(&self.env);
         // It reads the machine's certificate authorities.
         let made =
             crate::process::aside(move || Upstream::through(&proxies, Limits::default(), vec![])).await;
@@ -318,10 +318,10 @@ impl Inputs {
         {
             return flight.clone();
         }
-        let (asking, storage, room) = (asking.clone(), storage.clone(), self.room.clone());
+        let (asking, storage, turns) = (asking.clone(), storage.clone(), self.turns.clone());
         let (bucket, found, place) = (key.bucket.clone(), wanted.found.clone(), self.cache.place());
         let flight = Flight::new(async move {
-            let _turn = room.acquire().await;
+            let _turn = turns.acquire().await;
             let outcome = storage.download(asking.reader(), &bucket, &found, &place).await;
             if outcome.is_err() {
                 let _ = std::fs::remove_file(&place);

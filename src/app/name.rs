@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::broken;
+use crate::console::Console;
 use crate::failure::Failure;
-use crate::observe::Voice;
 
 /// That of a session for which no name is given, while nobody has it.
 const DEFAULT: &str = "default";
@@ -47,7 +47,11 @@ pub fn is_name(text: &str) -> bool {
 impl Name {
     /// Takes the requested name, or refuses and names the process that has it. Without a requested name, takes the
     /// default one; if that is taken, prints a notice and returns `None`.
-    pub(super) fn take(folder: &Path, wanted: Option<&str>, voice: &Voice) -> Result<Option<Self>, Failure> {
+    pub(super) fn take(
+        folder: &Path,
+        wanted: Option<&str>,
+        console: &Console,
+    ) -> Result<Option<Self>, Failure> {
         let text = wanted.unwrap_or(DEFAULT);
         let holder = match Self::lock(folder, text) {
             Ok(name) => return Ok(Some(name)),
@@ -60,7 +64,7 @@ impl Name {
                 "the name {text} is taken by {holder}: end that, or choose another --name"
             )));
         }
-        voice.notice(format!("the name {text} is taken by {holder}: this session has a socket of its own"));
+        console.notice(format!("the name {text} is taken by {holder}: this session has a socket of its own"));
         Ok(None)
     }
 
@@ -115,7 +119,7 @@ impl Drop for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Form;
+    use crate::console::Form;
 
     fn folder(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("kc-name-{name}-{}", std::process::id()));
@@ -125,8 +129,8 @@ mod tests {
     }
 
     fn take(folder: &Path, wanted: Option<&str>) -> Result<Option<String>, String> {
-        let voice = Voice::new(Form::Text, io::sink());
-        let taken = Name::take(folder, wanted, &voice);
+        let console = Console::new(Form::Text, io::sink());
+        let taken = Name::take(folder, wanted, &console);
         // Kept: a name lasts as long as its holder.
         taken.map(|name| name.map(|name| Box::leak(Box::new(name)).text.clone())).map_err(|e| e.to_string())
     }

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 
 use super::broken;
-use super::folder::private_folder;
-use super::host::Host;
+use super::credentials::Credentials;
 use super::page::capability;
+use super::runtime_dir::private_folder;
 use crate::config::Config;
+use crate::console::Console;
 use crate::failure::Failure;
-use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::registry;
@@ -32,9 +32,9 @@ pub(super) const WINNING: [&str; 5] = [
 pub(super) async fn serve(
     at: SocketAddr,
     open: bool,
-    host: &Host,
+    host: &Credentials,
     config: &Config,
-    (tasks, voice, recorder): (&Tasks, &Voice, &Recorder),
+    (tasks, console, recorder): (&Tasks, &Console, &Recorder),
 ) -> Result<(SocketAddr, Vec<(String, String)>), Failure> {
     let identity = config.policy.default.clone().ok_or_else(|| {
         Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
@@ -48,7 +48,7 @@ pub(super) async fn serve(
         host.mint.clone(),
         host.views(config, Some(at.to_string())),
         Ipv4Addr::UNSPECIFIED,
-        voice.clone(),
+        console.clone(),
         recorder.clone(),
     );
     // The one place where the capability is exposed: the variables go to stdout or to the command of `run`.

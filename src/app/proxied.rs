@@ -5,26 +5,26 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::host::Host;
+use super::credentials::Credentials;
 use super::reload;
 use crate::config::Config;
+use crate::console::Console;
 use crate::docker::proxy::{
-    Ask, Clients, Closing, Exits, Kind, Reserved, Rulebook, Settings, Wiring, Writable,
+    Clients, Closing, ExitCodes, Kind, LifecycleRequest, LiveRules, Reserved, Settings, Wiring, Writable,
 };
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::kfp;
-use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::server::views::UNKNOWN_PROJECT;
-use crate::session::Session;
+use crate::session::MetadataNetwork;
 
 /// What the proxy is given, but for what is ours and what containers are told.
 pub(super) fn settings(
     config: &Config,
-    session: &Session,
-    ask: mpsc::Sender<Ask>,
-    voice: &Voice,
+    session: &MetadataNetwork,
+    ask: mpsc::Sender<LifecycleRequest>,
+    console: &Console,
     tasks: &Tasks,
 ) -> Settings {
     Settings {
@@ -34,15 +34,15 @@ pub(super) fn settings(
         guard: Arc::new(config.guard.clone()),
         session: session.network.session.clone(),
         mode: "serve",
-        rules: Rulebook::new(reload::rules(config)),
+        rules: LiveRules::new(reload::rules(config)),
         writable: Writable::default(),
         recognise: kfp::read,
         client_proxies: config.client_proxies.of(session.engine.upstream().endpoint()),
         evidence: kfp::Evidence::default(),
-        voice: voice.clone(),
+        console: console.clone(),
         wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },
         reserved: Reserved::default(),
-        exits: Exits::default(),
+        exits: ExitCodes::default(),
         closing: Closing::default(),
         clients: Clients::default(),
         created: Arc::default(),
@@ -56,17 +56,17 @@ pub(super) fn settings(
 }
 
 /// What containers are given so that their clients find us.
-pub(super) fn wiring(session: &Session, host: &Host, config: &Config) -> Wiring {
+pub(super) fn wiring(session: &MetadataNetwork, credentials: &Credentials, config: &Config) -> Wiring {
     Wiring {
         relay: session.relay,
         names: NAMES.map(String::from).to_vec(),
         // A stand-in would make clients ask Google about a project of that name.
-        project: Some(host.project(config)).filter(|project| project != UNKNOWN_PROJECT),
-        quota_project: host.quota_project(config),
+        project: Some(credentials.project(config)).filter(|project| project != UNKNOWN_PROJECT),
+        quota_project: credentials.quota_project(config),
     }
 }
 
-pub(super) fn reserve(session: &Session, tunnel: &Tunnel) -> Reserved {
+pub(super) fn reserve(session: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
     reserved.put(Kind::Container, &tunnel.container, &session.relay_name);
     reserved.put(Kind::Network, &session.network.id, &session.network.name);

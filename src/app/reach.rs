@@ -1,14 +1,14 @@
 //! The engine that a session uses, and what is different when it is another machine's.
 
-use crate::config::{Config, Surroundings, engine};
+use crate::config::{Config, Environment, engine};
 use crate::docker::upstream::Upstream;
 use crate::docker::{Engine, proxy};
 use crate::failure::Failure;
 
 /// The engine, past a proxy of ours if there is one: a session inside a session stands beside it.
-pub(super) async fn reach(config: &Config, around: &Surroundings) -> Result<Engine, Failure> {
+pub(super) async fn reach(config: &Config, env: &Environment) -> Result<Engine, Failure> {
     let mut endpoint =
-        engine::endpoint(config.engine.as_deref(), config.plain_tcp, around).map_err(Failure::Engine)?;
+        engine::endpoint(config.engine.as_deref(), config.plain_tcp, env).map_err(Failure::Engine)?;
     if let Some(socket) = endpoint.socket()
         && let Some(behind) = proxy::upstream_of(socket).await
     {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::observe::Form;
+use crate::console::Form;
 
 /// With a unix `DOCKER_HOST` the first two make clients fail; the third is another engine's name.
 pub(super) const UNSET: [&str; 3] = ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"];

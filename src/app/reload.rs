@@ -10,10 +10,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, Config, Surroundings, Unread};
+use crate::config::{self, Config, Environment, Unread};
+use crate::console::Console;
 use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
-use crate::observe::Voice;
 use crate::process::{Tasks, aside};
 use crate::quote;
 
@@ -45,10 +45,10 @@ fn stamp(path: &Path) -> Stamp {
 /// Follows the file until the session stops. `config` is the one that the session began with.
 pub(super) async fn follow(
     mut config: Config,
-    around: Surroundings,
+    env: Environment,
     proxy: Arc<Settings>,
     lifecycle: Arc<Lifecycle>,
-    voice: Voice,
+    console: Console,
     tasks: Tasks,
 ) {
     let Some(file) = config.file.clone() else { return };
@@ -75,44 +75,44 @@ pub(super) async fn follow(
         waiting = false;
         let read = tokio::select! {
             () = tasks.stop().cancelled() => return,
-            read = look(&config, &around, &proxy, &file, &voice) => read,
+            read = look(&config, &env, &proxy, &file, &console) => read,
         };
         match read {
             Ok(new) => {
                 let live = lifecycle.members().iter().filter(|member| member.lease.is_some()).count();
                 proxy.rules.replace(rules(&new));
-                voice.notice(said(&config, &new, &file, live));
+                console.notice(said(&config, &new, &file, live));
                 config = new;
             }
             Err(Unread::Untrusted(why)) => {
                 waiting = true;
                 if !again {
-                    voice.notice(why);
+                    console.notice(why);
                 }
             }
-            Err(Unread::Broken(why)) => voice.notice(why),
+            Err(Unread::Broken(why)) => console.notice(why),
         }
     }
 }
 
 async fn look(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     proxy: &Arc<Settings>,
     file: &Path,
-    voice: &Voice,
+    console: &Console,
 ) -> Result<Config, Unread> {
     let stays = "what was read before stays";
     let broken =
         |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
-    let (old, around) = (config.clone(), around.clone());
+    let (old, env) = (config.clone(), env.clone());
     // Sources of mounts are looked through for keys: not on the thread that serves.
-    let mut reading = pin!(aside(move || config::reread(&old, &around)));
+    let mut reading = pin!(aside(move || config::reread(&old, &env)));
     let read = match tokio::time::timeout(SILENT, &mut reading).await {
         Ok(read) => read,
         Err(_) => {
             let file = quote::path(file);
-            voice.notice(format!(
+            console.notice(format!(
                 "{file} or what it mounts is on a file system that does not answer; {stays} until it does"
             ));
             reading.await

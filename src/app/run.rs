@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::broken;
 use super::child::{self, Asked, GRACE, Interrupts, Signals};
-use super::house::House;
 use super::processes::{NoLogin, WINNING};
-use crate::config::{Config, SourceChoice, Surroundings};
+use super::session::Session;
+use crate::config::{Config, Environment, SourceChoice};
+use crate::console::Console;
 use crate::failure::{Ended, Failure};
-use crate::observe::Voice;
 use crate::quote;
 use crate::source::google::adc;
 use crate::workload::Identity;
@@ -30,35 +30,35 @@ pub struct Ask<'a> {
 /// Runs the command with its Docker calls going through us; the answer is its exit code.
 pub async fn run(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     ask: Ask<'_>,
-    voice: Voice,
+    console: Console,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     // Should we be killed, the next start leaves running what this end would leave running.
     let mode = if config.keep { "serve" } else { "run" };
-    let mut house = open(config, around, mode, &mut signals, &voice).await?;
-    let outcome = match surround(&house, config, ask).await {
-        Ok(around) => match child::start(ask.command, &house.socket, &around.set, around.unset) {
-            Ok(child) => attend(&mut house, child, &mut signals, config.keep, &voice).await,
+    let mut session = open(config, env, mode, &mut signals, &console).await?;
+    let outcome = match surround(&session, config, ask).await {
+        Ok(env) => match child::start(ask.command, &session.socket, &env.set, env.unset) {
+            Ok(child) => attend(&mut session, child, &mut signals, config.keep, &console).await,
             Err(error) => Err(not_started(ask.command, &error)),
         },
         Err(failure) => Err(failure),
     };
-    if outcome.is_ok() && house.has_clients().await {
-        voice.notice(
+    if outcome.is_ok() && session.has_clients().await {
+        console.notice(
             "the command ended, but something it started still uses Docker through kfp-creds: \
              for editors and notebooks use `kfp-creds serve`",
         );
     }
-    let alone = outcome.is_ok() && !ask.processes && !house.has_created();
-    if alone && names_an_identity(config) && has_login(around) {
-        voice.notice(
+    let alone = outcome.is_ok() && !ask.processes && !session.has_created();
+    if alone && names_an_identity(config) && has_login(env) {
+        console.notice(
             "no container was created: what ran in processes (SubprocessRunner) had your own login, and not the \
              identity of this session, which --processes gives them",
         );
     }
-    close(house, config.keep, &mut signals, &voice).await;
+    close(session, config.keep, &mut signals, &console).await;
     outcome
 }
 
@@ -71,14 +71,14 @@ struct Around {
     _no_login: Option<NoLogin>,
 }
 
-async fn surround(house: &House, config: &Config, ask: Ask<'_>) -> Result<Around, Failure> {
-    let mut set = house.host.extra_environment();
+async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Around, Failure> {
+    let mut set = session.credentials.extra_environment();
     if !ask.processes {
         return Ok(Around { set, ..Around::default() });
     }
-    let folder = house.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
-    let no_login = NoLogin::new(folder, &house.session.network.session)?;
-    set.extend(house.serve_processes(config).await?);
+    let folder = session.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
+    let no_login = NoLogin::new(folder, &session.session.network.session)?;
+    set.extend(session.serve_processes(config).await?);
     set.push(no_login.variable());
     Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })
 }
@@ -95,23 +95,23 @@ fn names_an_identity(config: &Config) -> bool {
 }
 
 /// Whether Google's libraries find a credential file in the environment that the command has from us.
-fn has_login(around: &Surroundings) -> bool {
-    let variable = |name| around.variable(name).map(PathBuf::from);
-    let home = around.home();
+fn has_login(env: &Environment) -> bool {
+    let variable = |name| env.variable(name).map(PathBuf::from);
+    let home = env.home();
     let file = adc(variable("GOOGLE_APPLICATION_CREDENTIALS"), variable("CLOUDSDK_CONFIG"), home.as_deref());
-    file.is_some_and(|file| around.cwd.join(file).is_file())
+    file.is_some_and(|file| env.cwd.join(file).is_file())
 }
 
 /// Closes the session. An engine that does not answer must not keep a person: two signals more leave the rest.
-pub(super) async fn close(house: House, keep: bool, signals: &mut Signals, voice: &Voice) {
-    let mut closing = std::pin::pin!(house.close(keep));
+pub(super) async fn close(session: Session, keep: bool, signals: &mut Signals, console: &Console) {
+    let mut closing = std::pin::pin!(session.close(keep));
     for advice in [
         "still ending; once more to leave what is left to the next start",
         "left as it is: the next start of kfp-creds removes it",
     ] {
         tokio::select! {
             () = &mut closing => return,
-            _ = signals.next() => voice.notice(advice),
+            _ = signals.next() => console.notice(advice),
         }
     }
 }
@@ -119,20 +119,20 @@ pub(super) async fn close(house: House, keep: bool, signals: &mut Signals, voice
 /// Opens a session. A signal meanwhile lets it finish, so that it can be closed in good order.
 pub(super) async fn open(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     mode: &'static str,
     signals: &mut Signals,
-    voice: &Voice,
-) -> Result<House, Failure> {
-    let mut opening = std::pin::pin!(House::open(config, around, mode, voice.clone()));
+    console: &Console,
+) -> Result<Session, Failure> {
+    let mut opening = std::pin::pin!(Session::open(config, env, mode, console.clone()));
     tokio::select! {
         opened = &mut opening => return opened,
         _ = signals.next() => {}
     }
-    voice.notice("ending as soon as what was begun can be undone; once more to leave it to the next start");
+    console.notice("ending as soon as what was begun can be undone; once more to leave it to the next start");
     tokio::select! {
-        opened = &mut opening => if let Ok(house) = opened {
-            close(house, false, signals, voice).await;
+        opened = &mut opening => if let Ok(session) = opened {
+            close(session, false, signals, console).await;
         },
         _ = signals.next() => {}
     }
@@ -140,11 +140,11 @@ pub(super) async fn open(
 }
 
 async fn attend(
-    house: &mut House,
+    session: &mut Session,
     mut child: tokio::process::Child,
     signals: &mut Signals,
     keep: bool,
-    voice: &Voice,
+    console: &Console,
 ) -> Result<Ended, Failure> {
     let mut kill_at = None;
     let mut relay_gone = None;
@@ -165,24 +165,24 @@ async fn attend(
                 } else if at_terminal && interrupts.are_the_commands(now) {
                     remind_at = Some(now + Interrupts::WITHIN);
                 } else {
-                    end(house, &child, asked, keep, voice);
+                    end(session, &child, asked, keep, console);
                     kill_at = Some(now + GRACE);
                 }
             }
             () = until(remind_at) => {
                 remind_at = None;
-                house.remind_of_running(
+                session.remind_of_running(
                     "the command goes on after Ctrl-C, and its containers run; three within 2 s end the session",
                 );
             }
             () = until(kill_at) => {
-                voice.notice(format!("the command did not end within {} s and is killed", GRACE.as_secs()));
+                console.notice(format!("the command did not end within {} s and is killed", GRACE.as_secs()));
                 let _ = child.start_kill();
                 kill_at = Some(Instant::now() + Duration::from_secs(3600));
             }
-            Some(failure) = house.failed.recv() => {
-                voice.notice("no container can get a token any more: ending the command");
-                house.refuse_creates();
+            Some(failure) = session.failed.recv() => {
+                console.notice("no container can get a token any more: ending the command");
+                session.refuse_creates();
                 relay_gone = Some(failure);
                 child::pass_on(&child, Asked::Terminate);
                 kill_at = Some(Instant::now() + GRACE);
@@ -192,12 +192,12 @@ async fn attend(
 }
 
 /// The session ends, and with it the command.
-fn end(house: &House, child: &tokio::process::Child, asked: Asked, keep: bool, voice: &Voice) {
+fn end(session: &Session, child: &tokio::process::Child, asked: Asked, keep: bool, console: &Console) {
     child::pass_on(child, asked);
-    house.refuse_creates();
-    voice.notice("ending: no new containers, running ones are stopped; once more to end at once");
+    session.refuse_creates();
+    console.notice("ending: no new containers, running ones are stopped; once more to end at once");
     if !keep {
-        house.begin_stop();
+        session.begin_stop();
     }
 }
 

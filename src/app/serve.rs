@@ -8,17 +8,17 @@ use tokio::net::UnixListener;
 use super::activation::{self, Given};
 use super::broken;
 use super::child::Signals;
-use super::folder::{private_folder, runtime_folder};
-use super::host::Host;
-use super::house::{House, recorder, session_id};
+use super::credentials::Credentials;
 use super::name::Name;
 use super::page::capability;
 use super::processes;
 use super::ready::{Ready, UNSET};
 use super::run::{close, open};
-use crate::config::{Config, Surroundings};
+use super::runtime_dir::{private_folder, runtime_folder};
+use super::session::{Session, recorder, session_id};
+use crate::config::{Config, Environment};
+use crate::console::{Console, Form};
 use crate::failure::{Ended, Failure};
-use crate::observe::{Form, Voice};
 use crate::process::Tasks;
 
 /// How a `serve` is wanted.
@@ -35,15 +35,15 @@ pub struct Ask<'a> {
 /// Prints the line that puts a shell into the session, and stays. `print` writes to stdout.
 pub async fn serve(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     ask: Ask<'_>,
-    voice: Voice,
+    console: Console,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let mut signals = signals(ask)?;
-    let given = activation::given(around)?;
+    let given = activation::given(env)?;
     let name = match (given.is_empty(), ask.name) {
-        (true, wanted) => Name::take(&private_folder(&runtime_folder(around))?, wanted, &voice)?,
+        (true, wanted) => Name::take(&private_folder(&runtime_folder(env))?, wanted, &console)?,
         (false, None) => None,
         (false, Some(_)) => {
             return Err(Failure::Usage(
@@ -51,19 +51,19 @@ pub async fn serve(
             ));
         }
     };
-    let mut house = open(config, around, "serve", &mut signals, &voice).await?;
-    let outcome = match show(&house, name.as_ref(), given, config.form, &voice, print).await {
+    let mut session = open(config, env, "serve", &mut signals, &console).await?;
+    let outcome = match show(&session, name.as_ref(), given, config.form, &console, print).await {
         Ok(()) => {
-            activation::tell(around, "READY=1");
+            activation::tell(env, "READY=1");
             tokio::select! {
                 _ = signals.next() => Ok(Ended::Done),
-                Some(failure) = house.failed.recv() => Err(failure),
+                Some(failure) = session.failed.recv() => Err(failure),
             }
         }
         Err(failure) => Err(failure),
     };
-    activation::tell(around, "STOPPING=1");
-    close(house, true, &mut signals, &voice).await;
+    activation::tell(env, "STOPPING=1");
+    close(session, true, &mut signals, &console).await;
     outcome
 }
 
@@ -74,38 +74,38 @@ fn signals(ask: Ask<'_>) -> Result<Signals, Failure> {
 
 /// Opens what a person or a program uses of the session, and prints where it is.
 async fn show(
-    house: &House,
+    session: &Session,
     name: Option<&Name>,
     given: Vec<Given>,
     form: Form,
-    voice: &Voice,
+    console: &Console,
     print: impl Fn(&str),
 ) -> Result<(), Failure> {
-    let id = &house.session.network.session;
-    let mut socket = house.socket.clone();
+    let id = &session.session.network.session;
+    let mut socket = session.socket.clone();
     if let Some(name) = name {
         socket = name.point_to(id).map_err(|e| broken(&format!("give the name {}", name.text), e))?;
     }
     for given in given {
         let listener = UnixListener::from_std(given.listener);
-        house.serve_also(listener.map_err(|e| broken("serve the socket that was passed on", e))?);
+        session.serve_also(listener.map_err(|e| broken("serve the socket that was passed on", e))?);
         socket = given.path;
     }
     let socket = socket.to_string_lossy().into_owned();
-    let page = match house.show_page(capability()?).await {
+    let page = match session.show_page(capability()?).await {
         Ok(place) => Some(place),
         Err(failure) => {
-            voice.notice(failure.to_string());
+            console.notice(failure.to_string());
             None
         }
     };
-    let host = ("DOCKER_HOST".into(), format!("unix://{socket}"));
-    let environment = std::iter::once(host).chain(house.host.extra_environment());
+    let credentials = ("DOCKER_HOST".into(), format!("unix://{socket}"));
+    let environment = std::iter::once(credentials).chain(session.credentials.extra_environment());
     let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
     Ready { session, name, page, unset: &UNSET, socket: Some(socket), ..Ready::new(environment) }
         .print(form, print);
     if form != Form::Json {
-        voice.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
+        console.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
     }
     Ok(())
 }
@@ -113,10 +113,10 @@ async fn show(
 /// The metadata server on a loopback address, without an engine.
 pub async fn listen(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     at: SocketAddr,
     ask: Ask<'_>,
-    voice: Voice,
+    console: Console,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     if !at.ip().is_loopback() {
@@ -126,18 +126,18 @@ pub async fn listen(
     }
     let mut signals = signals(ask)?;
     let tasks = Tasks::new();
-    let recorder = recorder(config, &session_id()?, &voice)?;
-    let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
-    voice.while_slow("waiting for a first token", host.first_mint(config, &voice)).await?;
-    let with = (&tasks, &voice, &recorder);
-    let (at, environment) = processes::serve(at, ask.open, &host, config, with).await?;
-    Ready::new(environment.into_iter().chain(host.extra_environment())).print(config.form, print);
-    activation::tell(around, "READY=1");
+    let recorder = recorder(config, &session_id()?, &console)?;
+    let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
+    console.while_slow("waiting for a first token", credentials.first_mint(config, &console)).await?;
+    let with = (&tasks, &console, &recorder);
+    let (at, environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
+    Ready::new(environment.into_iter().chain(credentials.extra_environment())).print(config.form, print);
+    activation::tell(env, "READY=1");
     if config.form != Form::Json {
-        voice.notice(format!("serving {} on {at}; Ctrl-C ends it", host.account(config)));
+        console.notice(format!("serving {} on {at}; Ctrl-C ends it", credentials.account(config)));
     }
     signals.next().await;
-    activation::tell(around, "STOPPING=1");
+    activation::tell(env, "STOPPING=1");
     tasks.finish(std::time::Duration::from_secs(1)).await;
     recorder.finish(std::time::Duration::from_secs(1)).await;
     Ok(Ended::Done)

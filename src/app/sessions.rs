@@ -10,8 +10,8 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::folder::runtime_folder;
-use crate::config::Surroundings;
+use super::runtime_dir::runtime_folder;
+use crate::config::Environment;
 use crate::failure::Failure;
 use crate::quote;
 
@@ -26,8 +26,8 @@ pub(super) struct Peer {
 }
 
 /// All sessions of this user, in the order of their ids, or the one of this id or name.
-pub(super) async fn find(around: &Surroundings, wanted: Option<&str>) -> Result<Vec<Peer>, Failure> {
-    let folder = runtime_folder(around);
+pub(super) async fn find(env: &Environment, wanted: Option<&str>) -> Result<Vec<Peer>, Failure> {
+    let folder = runtime_folder(env);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
         let socket = entry.path();

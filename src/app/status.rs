@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::host::Host;
+use super::credentials::Credentials;
 use super::sessions::{self, Peer};
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, Environment};
 use crate::failure::{Ended, Failure};
 use crate::lifecycle::Lifecycle;
 use crate::mint::Mint;
 use crate::quote;
 use crate::record::Recorder;
-use crate::session::Session;
+use crate::session::MetadataNetwork;
 use crate::token::{HandedOut, Now};
 use crate::workload::Identity;
 
@@ -34,7 +34,12 @@ pub(super) struct About {
 }
 
 impl About {
-    pub(super) fn of(mode: &'static str, session: &Session, host: &Host, config: &Config) -> Self {
+    pub(super) fn of(
+        mode: &'static str,
+        session: &MetadataNetwork,
+        credentials: &Credentials,
+        config: &Config,
+    ) -> Self {
         Self {
             session: session.network.session.clone(),
             mode,
@@ -42,8 +47,8 @@ impl About {
             engine: session.engine.version().into(),
             network: session.network.name.clone(),
             relay: session.relay.to_string(),
-            project: host.project(config),
-            account: host.account(config),
+            project: credentials.project(config),
+            account: credentials.account(config),
         }
     }
 }
@@ -246,7 +251,7 @@ impl fmt::Display for Status {
             );
         }
         let Totals { attached, cut_off, outstanding, until } = &self.totals;
-        let _ = write!(text, "{attached} attached, {cut_off} cut off");
+        let _ = write!(text, "{attached} attached, {cut_off} ended");
         let _ = match until {
             Some(until) => writeln!(text, "; those hold {outstanding} tokens, the last until {until}"),
             None => writeln!(text, "; those hold no token"),
@@ -286,7 +291,7 @@ impl Status {
 /// Prints what the sessions of this user do: all of them, or the one named. That none runs is an answer
 /// like any other (exit code 0), unless one was named.
 pub async fn status(
-    around: &Surroundings,
+    env: &Environment,
     session: Option<&str>,
     watch: bool,
     json: bool,
@@ -294,7 +299,7 @@ pub async fn status(
 ) -> Result<Ended, Failure> {
     loop {
         let mut found = Vec::new();
-        for peer in sessions::find(around, session).await? {
+        for peer in sessions::find(env, session).await? {
             // One that ends while it is asked is one that does not run.
             if let Ok(text) = ask(&peer).await {
                 found.push(text);
@@ -370,7 +375,7 @@ mod tests {
             CONTAINER     TASK                            IDENTITY        ADDRESS          STATE    SINCE                 TOKENS\n\
             000000000000  etl/load?[2J                    loader          169.254.168.2    live     2026-11-23T12:00:00Z  \
             1, the last until 2026-11-23T13:00:00Z (in 3000 s)\n\
-            1 attached, 0 cut off; those hold no token\n";
+            1 attached, 0 ended; those hold no token\n";
         assert_eq!(full(1).to_string(), expected);
         assert!(full(0).to_string().contains("no container has an identity now"));
     }

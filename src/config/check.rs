@@ -19,8 +19,8 @@ use super::raw::RawCredentials;
 use super::raw::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
-use super::{Config, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, Surroundings, guarding};
-use crate::observe;
+use super::{Config, Environment, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, guarding};
+use crate::console;
 use crate::policy::Policy;
 use crate::quote;
 use crate::source::google::Endpoints;
@@ -39,7 +39,7 @@ const LONGEST_DESCRIPTION: usize = 2048;
 pub(super) fn resolve(
     mut layers: Layers,
     base: &Path,
-    around: &Surroundings,
+    env: &Environment,
     flags: &Overrides,
     located: Option<Located>,
 ) -> Result<Config, Problems> {
@@ -58,12 +58,12 @@ pub(super) fn resolve(
         all: raw.all.unwrap_or_default(),
         unknown: named(say, "unknown", raw.unknown.as_deref().unwrap_or("none"), &identities),
     };
-    let beside = file.as_deref().and_then(Path::parent).unwrap_or(&around.cwd).to_owned();
-    let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), around);
-    let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, around), &source, around);
-    let (mounts, unverified) = mounts(say, raw.mount, &flags.mounts, &beside, around, &key_guard);
+    let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
+    let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), env);
+    let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, env), &source, env);
+    let (mounts, unverified) = mounts(say, raw.mount, &flags.mounts, &beside, env, &key_guard);
     let config = Config {
-        audit: audit(say, raw.audit, &beside, around),
+        audit: audit(say, raw.audit, &beside, env),
         metrics: metrics(say, raw.metrics),
         mounts,
         unverified,
@@ -80,7 +80,7 @@ pub(super) fn resolve(
         project_attributes: attributes(say, "project_attributes", raw.project_attributes),
         endpoints: endpoints(say, raw.endpoints),
         policy,
-        compiled: compiled(say, &raw.compiled_pipelines, &beside, around),
+        compiled: compiled(say, &raw.compiled_pipelines, &beside, env),
         clear_entrypoint: raw.clear_entrypoint.unwrap_or(true),
         identities,
         keep: raw.keep.unwrap_or_default(),
@@ -89,7 +89,7 @@ pub(super) fn resolve(
         pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
         cells: cells(say, raw.isolation, raw.network.cells),
         host_loopback: raw.network.host_loopback.unwrap_or_default(),
-        client_proxies: super::proxies::Said::read(around),
+        client_proxies: super::proxies::Said::read(env),
         engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
         plain_tcp: raw.plain_tcp.unwrap_or_default(),
         form: form(flags),
@@ -101,11 +101,11 @@ pub(super) fn resolve(
     layers.verdict().map(|()| config)
 }
 
-fn form(flags: &Overrides) -> observe::Form {
+fn form(flags: &Overrides) -> console::Form {
     match flags {
-        Overrides { json: true, .. } => observe::Form::Json,
-        Overrides { quiet: true, .. } => observe::Form::Quiet,
-        _ => observe::Form::Text,
+        Overrides { json: true, .. } => console::Form::Json,
+        Overrides { quiet: true, .. } => console::Form::Quiet,
+        _ => console::Form::Text,
     }
 }
 
@@ -120,7 +120,7 @@ fn source(
     credentials: Option<RawCredentials>,
     file: Option<String>,
     (base, beside): (&Path, &Path),
-    around: &Surroundings,
+    env: &Environment,
 ) -> SourceChoice {
     let credentials = match credentials {
         None => None,
@@ -129,7 +129,7 @@ fn source(
             if file.is_some() {
                 say.problem("credentials_file", "credentials is a table; say one of them");
             }
-            if let Some(provided) = provided(say, *table, beside, around) {
+            if let Some(provided) = provided(say, *table, beside, env) {
                 return SourceChoice::Provided(Box::new(provided));
             }
             None
@@ -151,7 +151,7 @@ fn source(
             say.problem("credentials", what);
         }
     }
-    let file = file.and_then(|file| match (file.strip_prefix("~/"), around.home()) {
+    let file = file.and_then(|file| match (file.strip_prefix("~/"), env.home()) {
         _ if !say.is_path("credentials_file", &file) => None,
         (None, _) if file.is_empty() => {
             say.problem("credentials_file", "is empty; leave it out to use what Google's libraries find");

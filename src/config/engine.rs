@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Surroundings;
+use super::Environment;
 use super::endpoint::Endpoint;
 use super::find::digest_of;
 use crate::quote;
@@ -19,19 +19,19 @@ use crate::quote;
 /// Where the engine answers; a socket exists and is one, which is not to say that somebody listens.
 /// `chosen` is [`super::Config::engine`], `plain` [`super::Config::plain_tcp`]. The error is one line for the
 /// terminal.
-pub fn endpoint(chosen: Option<&str>, plain: bool, around: &Surroundings) -> Result<Endpoint, String> {
-    let (from, host) = match (chosen, around.variable("DOCKER_HOST")) {
+pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<Endpoint, String> {
+    let (from, host) = match (chosen, env.variable("DOCKER_HOST")) {
         (Some(host), _) => ("engine", host),
         (None, Some(host)) => ("DOCKER_HOST", host),
         (None, None) => {
-            return match context(around)? {
-                Some((name, from)) => of_context(&name, &from, plain, around),
-                None => usual(around).map(Endpoint::Unix),
+            return match context(env)? {
+                Some((name, from)) => of_context(&name, &from, plain, env),
+                None => usual(env).map(Endpoint::Unix),
             };
         }
     };
     let endpoint = read(from, host)?;
-    let set = |name| around.variable(name);
+    let set = |name| env.variable(name);
     // As docker has it: the first asks for TLS with a look at the certificate, the second for TLS without one.
     let verified = set("DOCKER_TLS_VERIFY").is_some()
         || set("DOCKER_CERT_PATH").is_some()
@@ -41,7 +41,7 @@ pub fn endpoint(chosen: Option<&str>, plain: bool, around: &Surroundings) -> Res
             "{from}: DOCKER_TLS looks at no certificate, so anybody could answer; {SECURED}"
         ));
     }
-    let folder = set("DOCKER_CERT_PATH").map(|path| around.cwd.join(path)).or_else(|| configuration(around));
+    let folder = set("DOCKER_CERT_PATH").map(|path| env.cwd.join(path)).or_else(|| configuration(env));
     let folder = folder.filter(|_| verified);
     let own = folder.as_ref().is_some_and(|folder| folder.join("cert.pem").exists());
     secured(from, endpoint, folder.map(|folder| (folder, own)), plain)
@@ -79,11 +79,11 @@ fn secured(
 }
 
 /// What a docker context names, with its own certificates.
-fn of_context(name: &str, from: &str, plain: bool, around: &Surroundings) -> Result<Endpoint, String> {
+fn of_context(name: &str, from: &str, plain: bool, env: &Environment) -> Result<Endpoint, String> {
     let from = format!("docker context {} ({from})", quote::name(name));
-    let (host, unverified) = host_of(name, around)?;
+    let (host, unverified) = host_of(name, env)?;
     let endpoint = read(&from, &host)?;
-    let folder = configuration(around).map(|home| home.join("contexts/tls"));
+    let folder = configuration(env).map(|home| home.join("contexts/tls"));
     let folder = folder.map(|all| all.join(digest_of(name.as_bytes())).join("docker"));
     let folder = folder.filter(|folder| folder.join("ca.pem").exists());
     if matches!(endpoint, Endpoint::Tcp { .. }) && unverified {
@@ -125,17 +125,17 @@ fn look(path: &Path) -> Look {
     }
 }
 
-pub(super) fn configuration(around: &Surroundings) -> Option<PathBuf> {
-    let named = around.variable("DOCKER_CONFIG").map(|path| around.cwd.join(path));
-    named.or_else(|| Some(around.home()?.join(".docker")))
+pub(super) fn configuration(env: &Environment) -> Option<PathBuf> {
+    let named = env.variable("DOCKER_CONFIG").map(|path| env.cwd.join(path));
+    named.or_else(|| Some(env.home()?.join(".docker")))
 }
 
 /// The context in use and where it is said; `default` is the engine of the usual sockets, not a context.
-fn context(around: &Surroundings) -> Result<Option<(String, String)>, String> {
-    if let Some(name) = around.variable("DOCKER_CONTEXT") {
+fn context(env: &Environment) -> Result<Option<(String, String)>, String> {
+    if let Some(name) = env.variable("DOCKER_CONTEXT") {
         return Ok((name != "default").then(|| (name.to_owned(), "DOCKER_CONTEXT".into())));
     }
-    let Some(file) = configuration(around).map(|directory| directory.join("config.json")) else {
+    let Some(file) = configuration(env).map(|directory| directory.join("config.json")) else {
         return Ok(None);
     };
     let Some(settings) = json(&file)? else { return Ok(None) };
@@ -145,10 +145,10 @@ fn context(around: &Surroundings) -> Result<Option<(String, String)>, String> {
 
 /// `Endpoints.docker.Host` of a context, and whether certificates are not looked at: docker names the directory by
 /// the SHA-256 of the context's name.
-fn host_of(name: &str, around: &Surroundings) -> Result<(String, bool), String> {
+fn host_of(name: &str, env: &Environment) -> Result<(String, bool), String> {
     let missing =
         || format!("docker context {}: there is no such context; see: docker context ls", quote::name(name));
-    let directory = configuration(around).ok_or_else(missing)?.join("contexts/meta");
+    let directory = configuration(env).ok_or_else(missing)?.join("contexts/meta");
     let meta = json(&directory.join(digest_of(name.as_bytes())).join("meta.json"))?.ok_or_else(missing)?;
     let host = meta.pointer("/Endpoints/docker/Host").and_then(Value::as_str).filter(|host| !host.is_empty());
     let unverified =
@@ -171,9 +171,9 @@ pub(super) fn json(file: &Path) -> Result<Option<Value>, String> {
 }
 
 /// The first of the usual sockets that is there and on which somebody listens who lets us in; else the first.
-fn usual(around: &Surroundings) -> Result<PathBuf, String> {
-    let home = |path: &str| around.home().map(|home| home.join(path));
-    let runtime = |path: &str| around.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
+fn usual(env: &Environment) -> Result<PathBuf, String> {
+    let home = |path: &str| env.home().map(|home| home.join(path));
+    let runtime = |path: &str| env.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
     let places = [
         Some("/var/run/docker.sock".into()),
         // Docker Desktop on macOS and on Linux, OrbStack, colima, Rancher Desktop.

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::Surroundings;
+use super::Environment;
 use super::layers::Guarded;
 use crate::quote;
 
@@ -41,25 +41,25 @@ pub(super) struct Located {
 }
 
 /// The file that counts: the named one, else the nearest ancestor's, else the user's.
-pub(super) fn locate(named: Option<&Path>, around: &Surroundings) -> Result<Option<Located>, String> {
+pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
     if let Some(path) = named {
         if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
             return Err(format!(
                 "what names the config file (--config, KFP_CREDS_CONFIG) holds {shape}, not a path"
             ));
         }
-        let path = around.cwd.join(path);
+        let path = env.cwd.join(path);
         return match read(&path, Found::Own)? {
             None => Err(format!("{}: no such file", quote::path(&path))),
             some => Ok(some),
         };
     }
-    for directory in around.cwd.ancestors() {
+    for directory in env.cwd.ancestors() {
         if let Some(located) = read(&directory.join(FILE), Found::Project)? {
             return Ok(Some(located));
         }
     }
-    match user_directory(around, "XDG_CONFIG_HOME", ".config") {
+    match user_directory(env, "XDG_CONFIG_HOME", ".config") {
         Some(directory) => read(&directory.join("config.toml"), Found::Own),
         None => Ok(None),
     }
@@ -102,7 +102,7 @@ fn exposure(mode: u32, owner: u32, us: u32) -> Option<&'static str> {
 
 impl Located {
     /// Why this file may not say `guarded`, or nothing if it may.
-    pub(super) fn objection(&self, guarded: &[Guarded], around: &Surroundings) -> Result<(), String> {
+    pub(super) fn objection(&self, guarded: &[Guarded], env: &Environment) -> Result<(), String> {
         if guarded.is_empty() {
             return Ok(());
         }
@@ -112,7 +112,7 @@ impl Located {
         if let Some(why) = self.exposed {
             return Err(format!("{path}: {names} cannot be taken from it: {why}; chmod or chown it"));
         }
-        if self.found == Found::Own || Trusted::open(around)?.holds(self) {
+        if self.found == Found::Own || Trusted::open(env)?.holds(self) {
             return Ok(());
         }
         Err(format!(
@@ -122,12 +122,12 @@ impl Located {
     }
 
     /// Why this content may not be taken up while a session runs, or nothing if it may.
-    pub(super) fn content_is_trusted(&self, around: &Surroundings) -> Result<(), String> {
+    pub(super) fn content_is_trusted(&self, env: &Environment) -> Result<(), String> {
         let path = quote::path(&self.path);
         if let Some(why) = self.exposed {
             return Err(format!("{path} changed and is not read again: {why}; chmod or chown it"));
         }
-        if self.found == Found::Own || Trusted::open(around)?.holds(self) {
+        if self.found == Found::Own || Trusted::open(env)?.holds(self) {
             return Ok(());
         }
         Err(format!("{path} changed; the session takes it up once you trust it: kfp-creds config trust"))
@@ -157,8 +157,8 @@ pub(super) struct Trusted {
 }
 
 impl Trusted {
-    pub(super) fn open(around: &Surroundings) -> Result<Self, String> {
-        let directory = user_directory(around, "XDG_STATE_HOME", ".local/state");
+    pub(super) fn open(env: &Environment) -> Result<Self, String> {
+        let directory = user_directory(env, "XDG_STATE_HOME", ".local/state");
         let directory = directory.ok_or("HOME is not set, so there is no list of trusted files")?;
         let file = directory.join("trusted");
         let lines = match read(&file, Found::Own)? {
@@ -210,9 +210,9 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 }
 
 /// `$VARIABLE/kfp-creds`, or `~/FALLBACK/kfp-creds`. A relative value counts as unset (XDG base directories).
-fn user_directory(around: &Surroundings, variable: &str, fallback: &str) -> Option<PathBuf> {
-    let named = around.variable(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = named.or_else(|| Some(around.home()?.join(fallback)))?;
+fn user_directory(env: &Environment, variable: &str, fallback: &str) -> Option<PathBuf> {
+    let named = env.variable(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = named.or_else(|| Some(env.home()?.join(fallback)))?;
     Some(base.join("kfp-creds"))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::layers::Layers;
 use super::layers::judged_as;
 use super::raw::RawGuard;
-use super::{SourceChoice, Surroundings};
+use super::{Environment, SourceChoice};
 use crate::guard::excepted::Named;
 use crate::guard::{Guard, Mode, Rules};
 use crate::quote;
@@ -15,7 +15,7 @@ use crate::source::google::TokenFrom;
 const MOST_HOMES: usize = 64;
 
 /// The homes of the machine, and the files that the session itself logs in with.
-pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) -> Guard {
+pub(super) fn guard(rules: Rules, source: &SourceChoice, env: &Environment) -> Guard {
     let named = match source {
         SourceChoice::Adc { file } => file.clone(),
         SourceChoice::Provided(provided) => match provided.federation.as_ref().map(|of| &of.from) {
@@ -24,12 +24,12 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) 
         },
         SourceChoice::Offline | SourceChoice::Metadata | SourceChoice::Gcloud => None,
     };
-    let variable = |name| around.variable(name).map(PathBuf::from);
+    let variable = |name| env.variable(name).map(PathBuf::from);
     let cloudsdk =
         variable("CLOUDSDK_CONFIG").map(|folder| folder.join("application_default_credentials.json"));
     let files = [named, variable("GOOGLE_APPLICATION_CREDENTIALS"), cloudsdk].into_iter().flatten();
     let others = std::fs::read_dir("/home").into_iter().flatten().flatten().map(|entry| entry.path());
-    let homes = around.home().into_iter().chain([PathBuf::from("/root")]).chain(others.take(MOST_HOMES));
+    let homes = env.home().into_iter().chain([PathBuf::from("/root")]).chain(others.take(MOST_HOMES));
     Guard {
         rules,
         homes: homes.collect(),
@@ -39,7 +39,7 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, around: &Surroundings) 
     }
 }
 
-pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Surroundings) -> Rules {
+pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, env: &Environment) -> Rules {
     let mode = judged_as(say, "guard.mode", raw.mode, |text| match text {
         "deny" => Ok(Mode::Deny),
         "warn" => Ok(Mode::Warn),
@@ -59,7 +59,7 @@ pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, around: &Sur
             }
             None => {}
         }
-        match (text.strip_prefix("~/"), around.home()) {
+        match (text.strip_prefix("~/"), env.home()) {
             _ if !say.is_path("guard.allow", text) => {}
             _ if text.trim_matches(['/', '.', '~']).is_empty() => {
                 say.problem("guard.allow", format_args!("{} would except everything", quote::value(text)));

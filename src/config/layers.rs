@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::document::{Walk, distance, nearest, position, quoted};
 use super::keys::{KEYS, Kind};
-use super::{Overrides, Problems, Surroundings};
+use super::{Environment, Overrides, Problems};
 use crate::quote;
 
 /// Keys that say one thing together: who says one of them replaces what lower layers said with either.
@@ -132,11 +132,11 @@ impl Layers {
     }
 
     /// Lays the environment over what is there.
-    pub(super) fn environment(&mut self, around: &Surroundings) {
+    pub(super) fn environment(&mut self, env: &Environment) {
         let mut layer = Vec::new();
         for key in KEYS {
             let Some(name) = key.variable else { continue };
-            let Some(text) = around.variable(name) else { continue };
+            let Some(text) = env.variable(name) else { continue };
             let value = match key.kind {
                 Kind::Text | Kind::List => Some(Value::from(text)),
                 Kind::Number => text.parse::<i64>().ok().map(Value::from),
@@ -156,7 +156,7 @@ impl Layers {
         }
         self.lay(Rank::Variable, layer);
         let known = || KEYS.iter().filter_map(|key| key.variable).chain(["KFP_CREDS_CONFIG"]);
-        for name in around.env.keys().filter(|name| name.starts_with("KFP_CREDS_")) {
+        for name in env.variables.keys().filter(|name| name.starts_with("KFP_CREDS_")) {
             if !known().any(|other| other == name)
                 && let Some(near) = nearest(name, known()).filter(|near| distance(name, near) <= 2)
             {

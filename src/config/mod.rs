@@ -1,6 +1,6 @@
 //! What the user wants: flags over environment over one file over defaults, checked whole, resolved once.
 //!
-//! The environment and the file system are arguments ([`Surroundings`]); nothing here reads the process's
+//! The environment and the file system are arguments ([`Environment`]); nothing here reads the process's
 //! own. Rooms: `keys` (every key), `raw` (the shape that is read), `layers` (file, environment, flags), `document` (positions in the file), `find` (where the file is, trust),
 //! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
 
@@ -39,10 +39,10 @@ use layers::Layers;
 pub use reference::reference;
 pub use schema::schema;
 
+use crate::console;
 use crate::guard::Guard;
 use crate::kfp::Compiled;
 use crate::mounts::Mount;
-use crate::observe;
 use crate::policy::Policy;
 use crate::quote;
 use crate::record::audit;
@@ -51,17 +51,17 @@ use crate::workload::Identity;
 
 /// What the process was started in; made once, in `main.rs`.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub struct Environment {
     /// Variables whose name and value are UTF-8; others cannot mean anything to us.
-    pub env: BTreeMap<String, String>,
+    pub variables: BTreeMap<String, String>,
     /// Absolute.
     pub cwd: PathBuf,
 }
 
-impl Surroundings {
+impl Environment {
     /// A variable that is set to something; an empty one counts as unset.
     pub fn variable(&self, name: &str) -> Option<&str> {
-        self.env.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     pub fn home(&self) -> Option<PathBuf> {
@@ -138,8 +138,8 @@ pub struct Config {
     pub engine: Option<String>,
     /// An engine may be on TCP without TLS.
     pub plain_tcp: bool,
-    pub form: observe::Form,
-    /// Directives for [`observe::install_log`].
+    pub form: console::Form,
+    /// Directives for [`console::install_log`].
     pub log: String,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
@@ -215,38 +215,38 @@ impl From<String> for Problems {
 }
 
 /// Reads, layers and checks. Fails with everything that is wrong, not with the first of it.
-pub fn resolve(flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
-    judge(find::locate(named(flags, around), around)?, flags, around)
+pub fn resolve(flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
+    judge(find::locate(named(flags, env), env)?, flags, env)
 }
 
 /// `config show`: every key that is set, what it says and who says it, in the order of their names.
-pub fn show(flags: &Overrides, around: &Surroundings) -> Result<String, Problems> {
-    let file = find::locate(named(flags, around), around)?;
-    let shown = shown::text(&layers(file.as_ref(), flags, around));
+pub fn show(flags: &Overrides, env: &Environment) -> Result<String, Problems> {
+    let file = find::locate(named(flags, env), env)?;
+    let shown = shown::text(&layers(file.as_ref(), flags, env));
     // Only what is valid as a whole means anything.
-    judge(file, flags, around)?;
+    judge(file, flags, env)?;
     Ok(shown)
 }
 
 /// The same for a file that was read already.
-fn judge(file: Option<find::Located>, flags: &Overrides, around: &Surroundings) -> Result<Config, Problems> {
-    let layers = layers(file.as_ref(), flags, around);
+fn judge(file: Option<find::Located>, flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
+    let layers = layers(file.as_ref(), flags, env);
     // Paths mean what they mean where they were written: in a file, beside the file.
     let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
     let from_file = layers.is_from_file("credentials_file");
-    let base = beside.filter(|_| from_file).unwrap_or_else(|| around.cwd.clone());
-    check::resolve(layers, &base, around, flags, file)
+    let base = beside.filter(|_| from_file).unwrap_or_else(|| env.cwd.clone());
+    check::resolve(layers, &base, env, flags, file)
 }
 
-fn layers(file: Option<&find::Located>, flags: &Overrides, around: &Surroundings) -> Layers {
+fn layers(file: Option<&find::Located>, flags: &Overrides, env: &Environment) -> Layers {
     let mut layers = Layers::default();
     if let Some(located) = file {
         let guarded = layers.file(&located.path, &located.text);
-        if let Err(objection) = located.objection(&guarded, around) {
+        if let Err(objection) = located.objection(&guarded, env) {
             layers.objection(objection);
         }
     }
-    layers.environment(around);
+    layers.environment(env);
     layers.flags(flags);
     layers
 }
@@ -260,23 +260,23 @@ pub enum Unread {
 }
 
 /// Reads the file of `config` again, as it was found then. Content that is not trusted is not parsed.
-pub fn reread(config: &Config, around: &Surroundings) -> Result<Config, Unread> {
+pub fn reread(config: &Config, env: &Environment) -> Result<Config, Unread> {
     let broken = |why: String| Unread::Broken(why);
-    let located = find::locate(named(&config.flags, around), around).map_err(broken)?;
+    let located = find::locate(named(&config.flags, env), env).map_err(broken)?;
     let Some(located) = located.filter(|located| Some(&located.path) == config.file.as_ref()) else {
         return Err(broken("another config file counts here now".into()));
     };
-    located.content_is_trusted(around).map_err(Unread::Untrusted)?;
-    judge(Some(located), &config.flags, around).map_err(|problems| Unread::Broken(problems.to_string()))
+    located.content_is_trusted(env).map_err(Unread::Untrusted)?;
+    judge(Some(located), &config.flags, env).map_err(|problems| Unread::Broken(problems.to_string()))
 }
 
-fn named<'a>(flags: &'a Overrides, around: &'a Surroundings) -> Option<&'a Path> {
-    flags.config.as_deref().or_else(|| around.variable("KFP_CREDS_CONFIG").map(Path::new))
+fn named<'a>(flags: &'a Overrides, env: &'a Environment) -> Option<&'a Path> {
+    flags.config.as_deref().or_else(|| env.variable("KFP_CREDS_CONFIG").map(Path::new))
 }
 
 /// `config init`: writes the commented starter as `file`, else in the working directory.
-pub fn init(file: Option<&Path>, around: &Surroundings) -> Result<PathBuf, Problems> {
-    let path = around.cwd.join(file.unwrap_or_else(|| Path::new(FILE)));
+pub fn init(file: Option<&Path>, env: &Environment) -> Result<PathBuf, Problems> {
+    let path = env.cwd.join(file.unwrap_or_else(|| Path::new(FILE)));
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -309,8 +309,8 @@ impl fmt::Display for Trust {
 }
 
 /// `config trust`: trusts the present content of `file`, else of the file that counts here.
-pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems> {
-    let Some(located) = find::locate(named(flags, around), around)? else {
+pub fn trust(flags: &Overrides, env: &Environment) -> Result<Trust, Problems> {
+    let Some(located) = find::locate(named(flags, env), env)? else {
         return Err(format!("there is no {FILE} here or above; nothing to trust").into());
     };
     let mut layers = Layers::default();
@@ -323,6 +323,6 @@ pub fn trust(flags: &Overrides, around: &Surroundings) -> Result<Trust, Problems
         )
         .into());
     }
-    find::Trusted::open(around)?.add(&located)?;
+    find::Trusted::open(env)?.add(&located)?;
     Ok(Trust { file: located.path, guarded })
 }

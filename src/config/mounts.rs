@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Surroundings;
+use super::Environment;
 use super::layers::Layers;
 use super::raw::RawMount;
 use super::rules::patterns;
@@ -26,7 +26,7 @@ pub(super) fn mounts(
     raw: Vec<RawMount>,
     flags: &[String],
     beside: &Path,
-    around: &Surroundings,
+    env: &Environment,
     guard: &Guard,
 ) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn mounts(
             ],
             std::mem::take(&mut raw.labels),
         );
-        match read(raw, beside, around) {
+        match read(raw, beside, env) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Key(format!("{path}.source")))));
                 mounts.push(Mount { patterns, ..mount });
@@ -61,7 +61,7 @@ pub(super) fn mounts(
         }
     }
     for text in flags {
-        match flag(text).and_then(|raw| read(raw, &around.cwd, around).map_err(all)) {
+        match flag(text).and_then(|raw| read(raw, &env.cwd, env).map_err(all)) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
                 mounts.push(mount);
@@ -155,7 +155,7 @@ fn flag(text: &str) -> Result<RawMount, String> {
 }
 
 /// Each problem names the key that is wrong, or none.
-fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Vec<(&'static str, String)>> {
+fn read(raw: RawMount, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
     match &raw.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),
@@ -167,7 +167,7 @@ fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Ve
         (None, true) => Ok(Source::Tmpfs),
         (Some(_), true) => Err(("tmpfs", "has no source: it is empty memory".into())),
         (None, false) => Err(("", "needs a source, or tmpfs = true".into())),
-        (Some(text), false) => source(text, beside, around).map_err(|what| ("source", what)),
+        (Some(text), false) => source(text, beside, env).map_err(|what| ("source", what)),
     };
     let found = found.map_err(|what| wrong.push(what));
     match (found, raw.target) {
@@ -179,7 +179,7 @@ fn read(raw: RawMount, beside: &Path, around: &Surroundings) -> Result<Mount, Ve
 }
 
 /// With a slash, or `.`, or `~` it is a path of this machine; a plain word is a volume of the engine.
-fn source(text: &str, beside: &Path, around: &Surroundings) -> Result<Source, String> {
+fn source(text: &str, beside: &Path, env: &Environment) -> Result<Source, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !text.starts_with(['.', '~']) && !text.is_empty() && text.bytes().all(plain) {
         let near = beside.join(text);
@@ -187,7 +187,7 @@ fn source(text: &str, beside: &Path, around: &Surroundings) -> Result<Source, St
     }
     let path: PathBuf = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => {
-            let home = around.home().ok_or("starts at your home, and HOME is not set")?;
+            let home = env.home().ok_or("starts at your home, and HOME is not set")?;
             home.join(rest.trim_start_matches('/'))
         }
         Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::Surroundings;
+use super::Environment;
 use super::forms::account;
 use super::layers::Layers;
 use super::layers::{judged, judged_as};
@@ -22,24 +22,23 @@ pub(super) fn provided(
     say: &mut Layers,
     raw: RawProvider,
     beside: &Path,
-    around: &Surroundings,
+    env: &Environment,
 ) -> Option<Provided> {
     let base = |say: &Layers, path: &str| match say.is_from_file(path) {
         true => beside.to_owned(),
-        false => around.cwd.clone(),
+        false => env.cwd.clone(),
     };
     let timeout = judged_as(say, "credentials.timeout", raw.timeout.clone(), seconds);
     let exec = raw.exec.as_ref().and_then(|words| {
         let at = base(say, "credentials.exec");
-        exec(say, words, raw.pass.clone(), timeout.unwrap_or(TIMEOUT), &at, around)
+        exec(say, words, raw.pass.clone(), timeout.unwrap_or(TIMEOUT), &at, env)
     });
     if raw.exec.is_none() && (!raw.pass.is_empty() || timeout.is_some()) {
         say.problem("credentials", "pass and timeout are for a command, and there is no exec");
     }
     let at = base(say, "credentials.token_from");
-    let from = judged_as(say, "credentials.token_from", raw.token_from.clone(), |text| {
-        token_from(text, &at, around)
-    });
+    let from =
+        judged_as(say, "credentials.token_from", raw.token_from.clone(), |text| token_from(text, &at, env));
     if raw.workload_identity_provider.is_some() {
         let federation = federation(say, raw, from, exec.is_some())?;
         return Some(Provided { exec, federation: Some(federation) });
@@ -112,7 +111,7 @@ fn exec(
     pass: Vec<String>,
     timeout: Duration,
     base: &Path,
-    around: &Surroundings,
+    env: &Environment,
 ) -> Option<Exec> {
     let Some((program, arguments)) = words.split_first().filter(|(program, _)| !program.is_empty()) else {
         say.problem("credentials.exec", "has to name a command");
@@ -122,7 +121,7 @@ fn exec(
         return None;
     }
     let program = match program.contains('/') {
-        true => path(program, base, around),
+        true => path(program, base, env),
         false => PathBuf::from(program),
     };
     for name in &pass {
@@ -134,8 +133,8 @@ fn exec(
     Some(Exec { program, arguments: arguments.to_vec(), pass, timeout })
 }
 
-fn path(text: &str, base: &Path, around: &Surroundings) -> PathBuf {
-    match (text.strip_prefix("~/"), around.home()) {
+fn path(text: &str, base: &Path, env: &Environment) -> PathBuf {
+    match (text.strip_prefix("~/"), env.home()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => base.join(text.trim_start_matches("./")),
     }
@@ -174,7 +173,7 @@ fn pool(text: &str) -> Result<String, String> {
         .into())
 }
 
-fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFrom, String> {
+fn token_from(text: &str, base: &Path, env: &Environment) -> Result<TokenFrom, String> {
     if text == "github" {
         return Ok(TokenFrom::Github);
     }
@@ -189,7 +188,7 @@ fn token_from(text: &str, base: &Path, around: &Surroundings) -> Result<TokenFro
         if let Some(shape) = quote::no_path(file) {
             return Err(format!("has to name a file, and holds {shape} in the place of its path"));
         }
-        return Ok(TokenFrom::File(path(file, base, around)));
+        return Ok(TokenFrom::File(path(file, base, env)));
     }
     if text.starts_with("http") {
         return source_url(text).map(TokenFrom::Url);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Surroundings;
+use super::Environment;
 use super::endpoint::Endpoint;
 use super::engine::{configuration, json};
 use crate::secret::Secret;
@@ -37,8 +37,8 @@ pub struct ClientProxies {
 
 impl Said {
     /// A file that is not there, or that no client could read, says nothing.
-    pub(super) fn read(around: &Surroundings) -> Self {
-        let file = configuration(around).map(|directory| directory.join("config.json"));
+    pub(super) fn read(env: &Environment) -> Self {
+        let file = configuration(env).map(|directory| directory.join("config.json"));
         let said = file.and_then(|file| json(&file).ok().flatten()).unwrap_or_default();
         let entry = |(address, entry): (&String, &Value)| {
             let value = |key: &str| entry[key].as_str().filter(|value| !value.is_empty()).map(String::from);

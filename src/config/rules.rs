@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Surroundings;
+use super::Environment;
 use super::layers::Layers;
 use super::raw::RawRule;
 use crate::kfp::Compiled;
@@ -21,11 +21,11 @@ pub(super) fn compiled(
     say: &mut Layers,
     files: &[String],
     beside: &Path,
-    around: &Surroundings,
+    env: &Environment,
 ) -> Arc<Compiled> {
     let mut compiled = Compiled::default();
     for (index, file) in files.iter().enumerate() {
-        let path = match (file.strip_prefix("~/"), around.home()) {
+        let path = match (file.strip_prefix("~/"), env.home()) {
             (Some(rest), Some(home)) => home.join(rest),
             _ => beside.join(file),
         };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::Surroundings;
+use super::Environment;
 use super::layers::Layers;
 use super::raw::{RawAudit, RawMetrics};
 use crate::quote;
@@ -13,12 +13,7 @@ const LARGEST: u64 = 10 << 20;
 const KEEP: u32 = 5;
 
 /// `beside` is where relative paths of the file start.
-pub(super) fn audit(
-    say: &mut Layers,
-    raw: RawAudit,
-    beside: &Path,
-    around: &Surroundings,
-) -> Option<Settings> {
+pub(super) fn audit(say: &mut Layers, raw: RawAudit, beside: &Path, env: &Environment) -> Option<Settings> {
     let mut number = |key: &str, value: Option<i64>, least: i64, most: i64| {
         let value = value?;
         if !(least..=most).contains(&value) {
@@ -30,8 +25,8 @@ pub(super) fn audit(
     let max_bytes = number("audit.max_bytes", raw.max_bytes, 4096, 1 << 40);
     let keep = number("audit.keep", raw.keep, 0, 1000);
     let text = raw.file.filter(|text| say.is_path("audit.file", text))?;
-    let base = if say.is_from_file("audit.file") { beside } else { &around.cwd };
-    let file: PathBuf = match (text.strip_prefix("~/"), around.home()) {
+    let base = if say.is_from_file("audit.file") { beside } else { &env.cwd };
+    let file: PathBuf = match (text.strip_prefix("~/"), env.home()) {
         (None, _) if text.is_empty() => {
             say.problem("audit.file", "is empty; leave it out for no audit log");
             return None;

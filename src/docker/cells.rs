@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::network::{Network, SHARED_NAME, TAKEN};
 use super::{Engine, EngineError};
 use crate::config::Pool;
-use crate::doors::Doors;
 use crate::process::Tasks;
+use crate::readiness::Listening;
 
 /// How many networks are kept ready: as many tasks as a pipeline starts at once, on most laptops.
 const READY: usize = 6;
@@ -74,7 +74,7 @@ pub struct Cells(Arc<Inner>);
 struct Inner {
     engine: Engine,
     session: String,
-    doors: Doors,
+    listening: Listening,
     tasks: Tasks,
     /// The relay's container id.
     relay: watch::Sender<String>,
@@ -86,7 +86,7 @@ struct Inner {
 struct State {
     /// Ranges without a network, the longest unused first.
     free: VecDeque<Pool>,
-    ready: VecDeque<Room>,
+    ready: VecDeque<Slot>,
     making: usize,
     taken: Option<Instant>,
     /// Creates that wait for a network, in their order.
@@ -98,10 +98,10 @@ struct State {
 }
 
 /// Or why not, with the range if it is free again.
-type Made = Result<Room, (Option<Pool>, EngineError)>;
+type Made = Result<Slot, (Option<Pool>, EngineError)>;
 
 #[derive(Debug)]
-struct Room {
+struct Slot {
     network: String,
     range: Pool,
     /// Cancelled, it is taken down.
@@ -111,7 +111,7 @@ struct Room {
 /// The network of one container.
 #[derive(Debug)]
 pub struct Cell {
-    room: Option<Room>,
+    slot: Option<Slot>,
     used: bool,
     home: Weak<Inner>,
     pub relay: Ipv4Addr,
@@ -129,10 +129,10 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        let Some(room) = self.room.take() else { return };
+        let Some(slot) = self.slot.take() else { return };
         match self.home.upgrade() {
-            Some(home) if !self.used => home.put(room),
-            _ => room.end.cancel(),
+            Some(home) if !self.used => home.put(slot),
+            _ => slot.end.cancel(),
         }
     }
 }
@@ -144,7 +144,7 @@ impl Cells {
         session: String,
         ranges: impl Iterator<Item = Pool>,
         relay: &str,
-        doors: Doors,
+        listening: Listening,
         tasks: Tasks,
     ) -> Self {
         let state = State {
@@ -159,7 +159,7 @@ impl Cells {
         };
         let (relay, _) = watch::channel(relay.to_owned());
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Self(Arc::new(Inner { engine, session, doors, tasks, relay, state, changed }))
+        Self(Arc::new(Inner { engine, session, listening, tasks, relay, state, changed }))
     }
 
     /// The relay was replaced: the new one is connected to every network.
@@ -176,12 +176,12 @@ impl Cells {
             state.ready.pop_front()
         };
         let cell = match ready {
-            Some(room) => inner.cell(room),
+            Some(slot) => inner.cell(slot),
             None => self.next_made().await?,
         };
         inner.changed.notify_one(); // there is one less ready
         // A relay that is being replaced is not there yet.
-        let there = timeout(WITHIN, inner.doors.wait(cell.relay)).await;
+        let there = timeout(WITHIN, inner.listening.wait(cell.relay)).await;
         there.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
     }
 
@@ -247,36 +247,36 @@ impl Inner {
         Ok(range)
     }
 
-    fn cell(self: &Arc<Self>, room: Room) -> Cell {
+    fn cell(self: &Arc<Self>, slot: Slot) -> Cell {
         Cell {
-            relay: room.range.relay(),
-            address: container_in(room.range),
-            network: room.network.clone(),
-            room: Some(room),
+            relay: slot.range.relay(),
+            address: container_in(slot.range),
+            network: slot.network.clone(),
+            slot: Some(slot),
             used: false,
             home: Arc::downgrade(self),
         }
     }
 
     /// To whoever waits longest, else to those that are ready.
-    fn put(self: &Arc<Self>, room: Room) {
+    fn put(self: &Arc<Self>, slot: Slot) {
         let mut state = self.state();
-        let mut cell = self.cell(room);
+        let mut cell = self.cell(slot);
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.send(Ok(cell)) {
                 Err(Ok(back)) => cell = back, // it has given up
                 Ok(()) | Err(Err(_)) => return,
             }
         }
-        state.ready.extend(cell.room.take());
+        state.ready.extend(cell.slot.take());
     }
 
     /// Hands on what was made; how long to wait before the next one.
     fn made(self: &Arc<Self>, made: Made) -> Duration {
         self.state().making -= 1;
         let (range, error) = match made {
-            Ok(room) => {
-                self.put(room);
+            Ok(slot) => {
+                self.put(slot);
                 let mut state = self.state();
                 (state.failures, state.overlaps) = (0, 0);
                 return Duration::ZERO;
@@ -310,12 +310,12 @@ impl Inner {
         let network = made.map_err(|error| (Some(range), error))?.id;
         let end = CancellationToken::new();
         self.tasks.spawn("cell", self.clone().tend(network.clone(), range, end.clone()));
-        if timeout(WITHIN, self.doors.wait(range.relay())).await.is_err() {
+        if timeout(WITHIN, self.listening.wait(range.relay())).await.is_err() {
             end.cancel(); // and it is given back once it is down
             let why = "the relay does not listen on a network that it was connected to".to_string();
             return Err((None, EngineError::Broken("make a network", why)));
         }
-        Ok(Room { network, range, end })
+        Ok(Slot { network, range, end })
     }
 
     /// Connects the relay, and every one that replaces it, until `end`; then takes the network down.
@@ -352,7 +352,7 @@ impl Inner {
             tracing::info!(%error, network, "the network of a container that is gone stays");
             return;
         }
-        self.doors.close(range.relay());
+        self.listening.close(range.relay());
         self.state().free.push_back(range);
         self.changed.notify_one();
     }

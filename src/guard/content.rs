@@ -208,8 +208,8 @@ impl Judge {
                     return None;
                 }
                 self.work.add(2 * NEAR);
-                let around = &bytes[at.saturating_sub(NEAR)..bytes.len().min(at + NEAR)];
-                let secret = around.split(|b| !is_base64(*b)).find(|word| is_aws_secret(word))?;
+                let near = &bytes[at.saturating_sub(NEAR)..bytes.len().min(at + NEAR)];
+                let secret = near.split(|b| !is_base64(*b)).find(|word| is_aws_secret(word))?;
                 self.accept(kind, secret)
             })
         };

@@ -97,12 +97,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::console::{Console, Form};
     use crate::docker::Engine;
     use crate::docker::network::Network;
     use crate::docker::proxy::Place;
     use crate::lifecycle::Granting;
     use crate::mint::Mint;
-    use crate::observe::{Form, Voice};
     use crate::process::Tasks;
     use crate::record::Recorder;
     use crate::registry;
@@ -148,8 +148,8 @@ mod tests {
         let (writer, _reader, _questions) = registry::new();
         let granting = Granting { writer, mint, recorder };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 0, 0, last));
-        let voice = Voice::new(Form::Quiet, std::io::sink());
-        let lifecycle = Lifecycle::new(engine, network, addresses, granting, voice, tasks);
+        let console = Console::new(Form::Quiet, std::io::sink());
+        let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks);
         let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
         for container in ids.clone() {
             let identity = Arc::new(Identity::default());

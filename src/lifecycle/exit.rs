@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Lifecycle, State, Tenant};
+use crate::console::{Line, expiry};
 use crate::docker::events::Moment;
-use crate::observe::{Line, expiry};
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
 use crate::token::{Deadline, HandedOut, Now};
@@ -83,7 +83,7 @@ impl Lifecycle {
         let Untold { grant, alive, .. } = untold;
         self.recorder.cut_off(grant, cause, exit_code, alive);
         let (now, last) = (Now::read(), alive.iter().map(|token| token.expires).max_by_key(Deadline::wall));
-        self.voice.say(Line::CutOff {
+        self.console.say(Line::CutOff {
             task: &grant.task.to_string(),
             container: grant.container.short(),
             by_hand: cause == Cause::ByHand,

@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::console::Console;
 use crate::docker::Engine;
 use crate::docker::events::Moment;
 use crate::docker::network::Network;
-use crate::docker::proxy::{Ask, Exits, Place};
+use crate::docker::proxy::{ExitCodes, LifecycleRequest, Place};
 use crate::mint::Mint;
-use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
@@ -49,8 +49,8 @@ pub struct Lifecycle {
     mint: Arc<Mint>,
     recorder: Recorder,
     /// Filled by the proxy: exit codes also of containers that the engine has removed.
-    exits: Exits,
-    voice: Voice,
+    exits: ExitCodes,
+    console: Console,
     tasks: Tasks,
     state: Mutex<State>,
 }
@@ -108,11 +108,11 @@ impl Lifecycle {
         network: Network,
         addresses: impl Iterator<Item = Ipv4Addr>,
         granting: Granting,
-        voice: Voice,
+        console: Console,
         tasks: Tasks,
     ) -> Arc<Self> {
         let Granting { writer, mint, recorder } = granting;
-        let exits = Exits::default();
+        let exits = ExitCodes::default();
         let state = State {
             writer,
             addresses: Addresses::new(addresses),
@@ -123,11 +123,11 @@ impl Lifecycle {
             outstanding: HashMap::new(),
             closed: false,
         };
-        Arc::new(Self { engine, network, mint, recorder, exits, voice, tasks, state: Mutex::new(state) })
+        Arc::new(Self { engine, network, mint, recorder, exits, console, tasks, state: Mutex::new(state) })
     }
 
     /// Where the proxy keeps exit codes.
-    pub fn exits(&self) -> Exits {
+    pub fn exits(&self) -> ExitCodes {
         self.exits.clone()
     }
 
@@ -136,7 +136,11 @@ impl Lifecycle {
     }
 
     /// Answers the proxy's requests and the server's questions until both are gone or the session stops.
-    pub async fn attend(self: Arc<Self>, mut asks: mpsc::Receiver<Ask>, mut questions: Questions) {
+    pub async fn attend(
+        self: Arc<Self>,
+        mut asks: mpsc::Receiver<LifecycleRequest>,
+        mut questions: Questions,
+    ) {
         let mut tidy = tokio::time::interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
         loop {
             tokio::select! {
@@ -157,9 +161,9 @@ impl Lifecycle {
         }
     }
 
-    fn answer(self: Arc<Self>, ask: Ask) {
+    fn answer(self: Arc<Self>, ask: LifecycleRequest) {
         match ask {
-            Ask::Attach { container, identity, by, task, place, answer } => {
+            LifecycleRequest::Attach { container, identity, by, task, place, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
                     let grant = Grant { container: container.clone(), identity, by, task };
@@ -171,15 +175,15 @@ impl Lifecycle {
                     }
                 });
             }
-            Ask::Starting { container, answer } => {
+            LifecycleRequest::Starting { container, answer } => {
                 self.readmit(&container);
                 let _ = answer.send(());
             }
-            Ask::IsLeased { container, answer } => {
+            LifecycleRequest::IsLeased { container, answer } => {
                 let _ = answer.send(self.state().is_leased(&container));
             }
-            Ask::LeasedAs { container, answer } => drop(answer.send(self.leased_as(&container))),
-            Ask::Joined { container, with, task, answer } => {
+            LifecycleRequest::LeasedAs { container, answer } => drop(answer.send(self.leased_as(&container))),
+            LifecycleRequest::Joined { container, with, task, answer } => {
                 let _ = answer.send(self.join(container, &with, task));
             }
         }
@@ -332,7 +336,7 @@ impl Lifecycle {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }
-            self.voice.notice(format!("{container} never started and gave its address back"));
+            self.console.notice(format!("{container} never started and gave its address back"));
             self.forget(&container);
         }
     }

@@ -14,19 +14,19 @@ use hyper::header::HeaderValue;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::links::{Link, Links};
-use super::{Callers, Client, Doorman, LISTENS, listen, serve};
+use super::{Acceptor, Callers, Client, LISTENS, listen, serve};
 use crate::process::Tasks;
 
 /// On the relay's own network, where nobody else belongs: hears the probe, which comes from the address itself.
 /// (The kernel takes no packet from outside with an address of its own.)
-pub(super) fn own_doorman(at: Ipv4Addr) -> io::Result<Doorman> {
+pub(super) fn own_acceptor(at: Ipv4Addr) -> io::Result<Acceptor> {
     let network = Some(Link { index: 0, name: String::new(), address: at, prefix: 32 });
-    Ok(Doorman { listener: listen(at, None)?, network })
+    Ok(Acceptor { listener: listen(at, None)?, network })
 }
 
 /// Serves every network that this namespace is connected to, as they come and go, but not the relay's own, whose
 /// address is `at` and which has `own`. Ends only with an error.
-pub(super) async fn serve_each(own: Doorman, at: Ipv4Addr, client: Client, tasks: Tasks) -> io::Result<()> {
+pub(super) async fn serve_each(own: Acceptor, at: Ipv4Addr, client: Client, tasks: Tasks) -> io::Result<()> {
     let callers = Callers::default();
     tasks.spawn("own listener", serve(own, client.clone(), callers.clone(), tasks.clone()));
     let mut links = Links::open().await?;
@@ -51,8 +51,8 @@ pub(super) async fn serve_each(own: Doorman, at: Ipv4Addr, client: Client, tasks
 fn opened(link: &Link, client: &Client, callers: &Callers, tasks: &Tasks) -> io::Result<DropGuard> {
     let listener = listen(link.address, Some(&link.name))?;
     let (end, at) = (CancellationToken::new(), link.address);
-    let doorman = Doorman { listener, network: Some(link.clone()) };
-    let serving = serve(doorman, client.clone(), callers.clone(), tasks.clone());
+    let acceptor = Acceptor { listener, network: Some(link.clone()) };
+    let serving = serve(acceptor, client.clone(), callers.clone(), tasks.clone());
     let (ended, mut client) = (end.clone(), client.clone());
     tasks.spawn("listener", async move {
         if tell(at, &mut client).await.is_none() {
@@ -75,7 +75,7 @@ async fn tell(at: Ipv4Addr, client: &mut Client) -> Option<()> {
     client.send_request(news).await.ok().map(drop)
 }
 
-impl Doorman {
+impl Acceptor {
     /// Whether this caller can be from the network of this listener.
     pub(super) fn knows(&self, from: IpAddr) -> bool {
         match (&self.network, from) {

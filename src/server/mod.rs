@@ -19,11 +19,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use crate::doors::Doors;
+use crate::console::Console;
 use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
 use crate::mint::Mint;
-use crate::observe::Voice;
 use crate::process::OWN_SOURCE;
+use crate::readiness::Listening;
 use crate::record::metrics::{Answered, Route};
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Reader};
@@ -55,7 +55,7 @@ pub struct Server {
     mint: Arc<Mint>,
     views: Views,
     relay: Ipv4Addr,
-    doors: Doors,
+    listening: Listening,
     refusals: Refusals,
     /// Views by epoch (0 on loopback), each with what the source said of itself when it was made.
     made: Mutex<HashMap<u64, Arc<View>>>,
@@ -71,29 +71,29 @@ pub struct Server {
 pub struct CutOff;
 
 impl Server {
-    /// `voice` says why tokens are refused; what is handed out and refused is told to `recorder`.
+    /// `console` says why tokens are refused; what is handed out and refused is told to `recorder`.
     pub fn new(
         reader: Reader,
         mint: Arc<Mint>,
         views: Views,
         relay: Ipv4Addr,
-        voice: Voice,
+        console: Console,
         recorder: Recorder,
     ) -> Arc<Self> {
-        let doors = Doors::default();
+        let listening = Listening::default();
         let (made, rates, local) = (Mutex::default(), Rates::default(), Issued::default());
-        let refusals = Refusals::new(voice);
-        Arc::new(Self { reader, mint, views, relay, doors, refusals, made, recorder, rates, local })
+        let refusals = Refusals::new(console);
+        Arc::new(Self { reader, mint, views, relay, listening, refusals, made, recorder, rates, local })
     }
 
     /// Resolves once the relay's own request came through network, listener and tunnel.
     pub async fn probed(&self) {
-        self.doors.wait(self.relay).await;
+        self.listening.wait(self.relay).await;
     }
 
     /// Where the relay on the tunnel listens.
-    pub fn doors(&self) -> Doors {
-        self.doors.clone()
+    pub fn listening(&self) -> Listening {
+        self.listening.clone()
     }
 
     /// Serves HTTP/2 on the relay's tunnel until it breaks or the relay is gone.
@@ -111,7 +111,7 @@ impl Server {
             .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(tunnel), service)
             .await;
-        self.doors.close_all();
+        self.listening.close_all();
         if let Err(error) = served {
             tracing::debug!(%error, "the tunnel broke");
         }
@@ -126,7 +126,11 @@ impl Server {
         let mut headers = head.headers;
         // Only the relay can write on the tunnel, and it sets these itself: the one thing that is trusted.
         if let Some(at) = headers.remove(relay::LISTENS) {
-            at.to_str().ok().and_then(|at| at.parse().ok()).into_iter().for_each(|at| self.doors.open(at));
+            at.to_str()
+                .ok()
+                .and_then(|at| at.parse().ok())
+                .into_iter()
+                .for_each(|at| self.listening.open(at));
             return Ok(Response::new(Full::default()));
         }
         let from =
@@ -167,7 +171,7 @@ impl Server {
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, CutOff> {
         let caller = if from == self.relay {
-            self.doors.open(self.relay);
+            self.listening.open(self.relay);
             Caller::Relay
         } else {
             match self.reader.ask(from, deadline).await {

@@ -3,18 +3,18 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use crate::observe::{Line, Voice};
+use crate::console::{Console, Line};
 
 /// Says each reason once, and again only after tokens could be minted meanwhile: clients retry.
 #[derive(Debug)]
 pub(super) struct Refusals {
-    voice: Voice,
+    console: Console,
     said: Mutex<HashSet<String>>,
 }
 
 impl Refusals {
-    pub(super) fn new(voice: Voice) -> Self {
-        Self { voice, said: Mutex::default() }
+    pub(super) fn new(console: Console) -> Self {
+        Self { console, said: Mutex::default() }
     }
 
     /// `why` comes from the source, which makes its texts of few words of its own: a caller cannot make
@@ -22,7 +22,7 @@ impl Refusals {
     pub(super) fn tell(&self, whom: &str, why: &str) {
         let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(why.to_owned());
         if new {
-            self.voice.say(Line::Refused { what: &format!("a token for {whom}"), why });
+            self.console.say(Line::Refused { what: &format!("a token for {whom}"), why });
         }
     }
 
@@ -38,7 +38,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::observe::Form;
+    use crate::console::Form;
 
     #[derive(Clone, Default)]
     struct Heard(Arc<Mutex<Vec<u8>>>);
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_reason_is_said_once_until_it_is_over() {
         let heard = Heard::default();
-        let refusals = Refusals::new(Voice::new(Form::Quiet, heard.clone()));
+        let refusals = Refusals::new(Console::new(Form::Quiet, heard.clone()));
         let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
         refusals.tell("a", "log in again");
         refusals.tell("b", "log in again");

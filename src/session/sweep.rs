@@ -11,10 +11,10 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::{BACK_WITHIN, detach_stopped};
+use crate::console::Console;
 use crate::docker::members::Member;
 use crate::docker::network::Network;
 use crate::docker::{Engine, EngineError};
-use crate::observe::Voice;
 
 /// How long a session that we cannot ask may be without a relay before it counts as dead. Where containers of it
 /// run that would be stopped, it is given all the time that a relay may take to come back.
@@ -26,7 +26,7 @@ const GAP: Duration = Duration::from_secs(2);
 pub(super) async fn sweep(
     engine: &Engine,
     sockets: &Path,
-    voice: &Voice,
+    console: &Console,
 ) -> Result<Vec<Network>, EngineError> {
     let mut left = vec![];
     let mut alive = vec![];
@@ -53,7 +53,7 @@ pub(super) async fn sweep(
         }
         if gone > 0 {
             let what = if gone == 1 { "its network".into() } else { format!("{gone} of its networks") };
-            voice.notice(format!("swept session {session}: {what}, {stopped} of its containers stopped"));
+            console.notice(format!("swept session {session}: {what}, {stopped} of its containers stopped"));
         }
     }
     let held =
@@ -141,7 +141,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::observe::Form;
+    use crate::console::Form;
     use crate::process::Tasks;
 
     const SESSION: &str = "0badcafe";
@@ -245,9 +245,9 @@ mod tests {
             if socket_left {
                 drop(UnixListener::bind(folder.join(format!("{SESSION}.sock"))).unwrap());
             }
-            let voice = Voice::new(Form::Quiet, std::io::sink());
+            let console = Console::new(Form::Quiet, std::io::sink());
             let began = Instant::now();
-            let left = sweep(&engine, &folder, &voice).await.unwrap();
+            let left = sweep(&engine, &folder, &console).await.unwrap();
             let after = began.elapsed();
             std::fs::remove_dir_all(&folder).unwrap();
             let asked = foreign.asked.lock().unwrap();

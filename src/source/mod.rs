@@ -5,7 +5,7 @@
 //! tokens live; `jwt`, `stamp` (whether a file changed) and `variables` are small tools.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
-//! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Host::open` (`app/host.rs`); (4) cases
+//! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
 pub mod google;

@@ -172,7 +172,7 @@ impl Storage {
         self.upstream.send(&Call { bearer: Some(by.token), ..Call::bare(Method::GET, url) }).await
     }
 
-    /// One try. The inner error is this machine's, and no other try would mend it.
+    /// One try. The inner error is this machine's, and no other try would help.
     async fn receive(
         &self,
         by: Reader<'_>,

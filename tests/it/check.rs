@@ -62,7 +62,7 @@ fn check_at(
     (out.status.code(), String::from_utf8([out.stdout, out.stderr].concat()).unwrap())
 }
 
-/// The line of a look, and that of what mends it.
+/// The line of a look, and that of what fixes it.
 fn look<'a>(text: &'a str, mark: &str, what: &str) -> [&'a str; 2] {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&format!("{mark}  {what}")));
     [lines.next().unwrap_or_else(|| panic!("no {mark} {what}:\n{text}")), lines.next().unwrap_or_default()]
@@ -75,18 +75,18 @@ fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
     google.allow("another@example.com", RUNNER);
     let (code, text) = check(&google, &more, |_| {});
     assert_eq!(code, Some(66), "{text}");
-    let [found, mend] = look(&text, "!!", "token");
+    let [found, fix] = look(&text, "!!", "token");
     assert!(found.contains(&format!("{KEY_ACCOUNT} may not impersonate {RUNNER}")), "{text}");
     let bind = format!(
         "gcloud iam service-accounts add-iam-policy-binding {RUNNER} --role=roles/iam.serviceAccountTokenCreator \
          --member='serviceAccount:{KEY_ACCOUNT}'"
     );
-    assert!(mend.starts_with("    mend") && mend.ends_with(&bind), "{text}");
-    let [found, mend] = look(&text, "??", "images");
+    assert!(fix.starts_with("    fix ") && fix.ends_with(&bind), "{text}");
+    let [found, fix] = look(&text, "??", "images");
     assert!(found.ends_with("shy:1 sets NO_GCE_CHECK: its clients may not ask us"), "{text}");
-    assert!(mend.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");
+    assert!(fix.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");
     look(&text, "ok", "network");
-    assert!(text.contains("--  container   not tried: mend the above first\n"), "{text}");
+    assert!(text.contains("--  container   not tried: fix the above first\n"), "{text}");
 }
 
 #[test]
@@ -94,9 +94,9 @@ fn an_engine_that_fails_in_its_own_way() {
     for (failing, line) in [("/networks", "network"), ("/images/json", "images")] {
         let (code, text) = check_at(failing, &FakeGoogle::start(), "", |_| {});
         assert_eq!(code, Some(69), "{text}");
-        let [found, mend] = look(&text, "!!", line);
+        let [found, fix] = look(&text, "!!", line);
         assert!(found.contains("something of its own"), "{text}");
-        assert!(mend.starts_with("    mend") && mend.contains("journalctl -u docker"), "{text}");
+        assert!(fix.starts_with("    fix ") && fix.contains("journalctl -u docker"), "{text}");
     }
 }
 
@@ -105,9 +105,9 @@ fn a_clock_that_is_off() {
     let google = FakeGoogle::start();
     google.clock_off_by(700, true);
     let (code, text) = check(&google, "", |_| {});
-    let [found, mend] = look(&text, "!!", "clock");
+    let [found, fix] = look(&text, "!!", "clock");
     assert!(code != Some(0) && found.contains("s behind Google's: what is signed here is refused"), "{text}");
-    assert!(mend.contains("timedatectl set-ntp true"), "{text}");
+    assert!(fix.contains("timedatectl set-ntp true"), "{text}");
 }
 
 #[test]
@@ -117,8 +117,8 @@ fn an_engine_that_is_not_there() {
             command.env("DOCKER_HOST", host);
         });
         assert_eq!(code, Some(69), "{text}");
-        let [_, mend] = look(&text, "!!", "engine");
-        assert!(mend.contains("unset DOCKER_HOST"), "{host}\n{text}");
+        let [_, fix] = look(&text, "!!", "engine");
+        assert!(fix.contains("unset DOCKER_HOST"), "{host}\n{text}");
         look(&text, "ok", "token");
         look(&text, "--", "container");
     }

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kfp_creds::config::endpoint::{Endpoint, TlsFiles};
-use kfp_creds::config::{self, Config, Overrides, SourceChoice, Surroundings, engine};
-use kfp_creds::observe::Form;
+use kfp_creds::config::{self, Config, Environment, Overrides, SourceChoice, engine};
+use kfp_creds::console::Form;
 use kfp_creds::policy::Decision;
 use kfp_creds::workload::Task;
 
@@ -40,14 +40,14 @@ impl Place {
     }
 
     /// Started in `project/deep/er`.
-    fn around(&self, env: &[(&str, &str)]) -> Surroundings {
+    fn env(&self, env: &[(&str, &str)]) -> Environment {
         let own = [("HOME".to_string(), self.path("home").display().to_string())];
         let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        Surroundings { env: env.chain(own).collect(), cwd: self.path("project/deep/er") }
+        Environment { variables: env.chain(own).collect(), cwd: self.path("project/deep/er") }
     }
 
     fn resolve(&self, env: &[(&str, &str)], flags: Overrides) -> Result<Config, String> {
-        config::resolve(&flags, &self.around(env)).map_err(|problems| self.plain(&problems.to_string()))
+        config::resolve(&flags, &self.env(env)).map_err(|problems| self.plain(&problems.to_string()))
     }
 
     /// Messages without this directory's name.
@@ -60,7 +60,7 @@ impl Place {
         Command::new(env!("CARGO_BIN_EXE_kfp-creds"))
             .args(arguments)
             .env_clear()
-            .envs(self.around(&[]).env)
+            .envs(self.env(&[]).variables)
             .current_dir(self.path("project/deep/er"))
             .output()
             .unwrap()
@@ -345,8 +345,8 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
     let over = Overrides { offline: true, ..flags() };
     assert_eq!(reject(&place, &[], over), refused);
 
-    let around = place.around(&[]);
-    let trust = config::trust(&flags(), &around).unwrap();
+    let env = place.env(&[]);
+    let trust = config::trust(&flags(), &env).unwrap();
     assert_eq!(
         place.plain(&trust.to_string()),
         "trusted project/kfp-creds.toml, as it is now\n  line 2: credentials_file = \"key.json\"\n  line 3: \
@@ -368,7 +368,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
 
     // Trusting it again replaces its line; the list is the user's alone.
     place.write("project/kfp-creds.toml", &format!("{GUARDED}\n"));
-    config::trust(&flags(), &around).unwrap();
+    config::trust(&flags(), &env).unwrap();
     let list = place.path("home/.local/state/kfp-creds/trusted");
     let text = fs::read_to_string(&list).unwrap();
     assert_eq!(text.lines().count(), 1);
@@ -397,7 +397,7 @@ fn the_users_own_files_need_no_trust_unless_others_can_write_them() {
     fs::set_permissions(&own, fs::Permissions::from_mode(0o666)).unwrap();
     fs::set_permissions(&project, fs::Permissions::from_mode(0o666)).unwrap();
     assert_eq!(reject(&place, &[], named()), format!("project/kfp-creds.toml: {names}"));
-    let refused = config::trust(&flags(), &place.around(&[])).unwrap_err().to_string();
+    let refused = config::trust(&flags(), &place.env(&[])).unwrap_err().to_string();
     assert_eq!(
         place.plain(&refused),
         "project/kfp-creds.toml: everybody can write it, so it cannot be trusted; chmod or chown it"
@@ -544,12 +544,12 @@ fn engines_of_this_machine_are_found_and_others_refused() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let host = format!("unix://{}", socket.display());
     let found = |env: &[(&str, &str)]| {
-        engine::endpoint(None, false, &place.around(env)).map_err(|problem| place.plain(&problem))
+        engine::endpoint(None, false, &place.env(env)).map_err(|problem| place.plain(&problem))
     };
     assert_eq!(found(&[("DOCKER_HOST", &host)]), Ok(Endpoint::Unix(socket.clone())));
     assert_eq!(found(&[("DOCKER_HOST", &format!("http+{host}"))]), Ok(Endpoint::Unix(socket.clone())));
     assert_eq!(
-        engine::endpoint(Some(&host), false, &place.around(&[("DOCKER_HOST", "tcp://x:1")])),
+        engine::endpoint(Some(&host), false, &place.env(&[("DOCKER_HOST", "tcp://x:1")])),
         Ok(Endpoint::Unix(socket.clone()))
     );
     place.write("file", "");
@@ -602,7 +602,7 @@ fn docker_contexts_are_followed() {
     let local = "25bf8e1a2393f1108d37029b3df5593236c755742ec93465bbafa9b290bddcf6";
     context("home/.docker", "local", local, &format!("unix://{}", socket.display()));
     let found = |env: &[(&str, &str)]| {
-        engine::endpoint(None, false, &place.around(env)).map_err(|problem| place.plain(&problem))
+        engine::endpoint(None, false, &place.env(env)).map_err(|problem| place.plain(&problem))
     };
     assert_eq!(found(&[("DOCKER_CONTEXT", "local")]), Ok(Endpoint::Unix(socket.clone())));
     place.write("home/.docker/config.json", r#"{"currentContext":"local","auths":{}}"#);
@@ -634,7 +634,7 @@ fn docker_contexts_are_followed() {
 #[test]
 fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
     let place = Place::new();
-    let found = |plain: bool, env: &[(&str, &str)]| engine::endpoint(None, plain, &place.around(env));
+    let found = |plain: bool, env: &[(&str, &str)]| engine::endpoint(None, plain, &place.env(env));
     let host = ("DOCKER_HOST", "tcp://10.0.0.1");
     let said = found(false, &[host]).unwrap_err();
     assert!(
@@ -660,6 +660,6 @@ fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
         let said = found(plain, &[host, ("DOCKER_TLS", "1")]).unwrap_err();
         assert!(said.contains("looks at no certificate"), "{said}");
     }
-    let ssh = engine::endpoint(Some("ssh://me@host:22/run/d.sock"), false, &place.around(&[]));
+    let ssh = engine::endpoint(Some("ssh://me@host:22/run/d.sock"), false, &place.env(&[]));
     assert_eq!(ssh.unwrap().to_string(), "ssh://me@host:22/run/d.sock");
 }

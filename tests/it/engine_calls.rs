@@ -128,10 +128,10 @@ fn a_socket_without_rights_is_told_apart_from_an_engine_that_does_not_run() {
         let group = std::fs::read_to_string("/etc/group").unwrap();
         let name = group.lines().find(|line| line.contains(":x:4:")).unwrap().split(':').next().unwrap();
         let told = said("run", 0o660);
-        let mend = format!("sudo usermod -aG {name} $USER, then log in anew");
-        assert!(told.contains(&mend) && told.trim().lines().count() == 1, "{told}");
-        // On its line and at the end, and not once more as what mends it.
-        assert_eq!(said("check", 0o660).matches(&mend).count(), 2);
+        let fix = format!("sudo usermod -aG {name} $USER, then log in anew");
+        assert!(told.contains(&fix) && told.trim().lines().count() == 1, "{told}");
+        // On its line and at the end, and not once more as what fixes it.
+        assert_eq!(said("check", 0o660).matches(&fix).count(), 2);
     }
     std::fs::remove_file(&engine.socket).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&engine.socket).unwrap());

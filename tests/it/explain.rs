@@ -150,3 +150,16 @@ fn every_task_of_a_compiled_pipeline_is_explained() {
     assert_eq!(run("kfp-creds.toml").0, Some(64));
     assert_eq!(run("nothing.yaml").0, Some(64));
 }
+
+#[test]
+fn a_file_that_is_not_there_is_told_with_exit_code_66() {
+    for missing in ["/no/such/file", "./no-such-file", "no-such-file.json"] {
+        let (code, text) = explained(missing);
+        assert_eq!(code, Some(66), "{text}");
+        assert!(text.contains(&format!("there is no file {missing}\n")), "{text}");
+    }
+    // These can be a container's name, and a task's.
+    for name in ["/web", "city-sales/extract"] {
+        assert_eq!(explained(name).0, Some(64), "{name}");
+    }
+}

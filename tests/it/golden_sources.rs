@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use kfp_creds::app;
-use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::config::{self, Environment, Overrides};
 use kfp_creds::source::google::Google;
 use kfp_creds::source::{AccessRequest, IdentityRequest, Source, SourceError};
 use kfp_creds::token::{Deadline, Now, Scopes};
@@ -92,28 +92,28 @@ impl Case {
         }
     }
 
-    fn around(&self) -> Surroundings {
+    fn env(&self) -> Environment {
         let mut env: BTreeMap<String, String> = BTreeMap::new();
         env.insert("HOME".into(), self.place.0.display().to_string());
         env.insert("PATH".into(), "/usr/bin:/bin".into());
         env.insert("NO_GCE_CHECK".into(), "true".into());
         let text = self.text("environment").unwrap_or_default();
         env.extend(text.lines().filter_map(|line| line.split_once('=')).map(|(n, v)| (n.into(), v.into())));
-        Surroundings { env, cwd: self.place.0.clone() }
+        Environment { variables: env, cwd: self.place.0.clone() }
     }
 
     /// What the case came to, in the words of `expected.json`.
     async fn outcome(&self) -> Value {
         self.replay
             .play(self.json("exchange.json").map_or_else(Vec::new, |all| all.as_array().unwrap().clone()));
-        let around = self.around();
+        let env = self.env();
         let named = self.place.0.join("kfp-creds.toml");
         let flags = Overrides { config: named.exists().then_some(named), ..Overrides::default() };
-        let config = match config::resolve(&flags, &around) {
+        let config = match config::resolve(&flags, &env) {
             Ok(config) => config,
             Err(problems) => return json!({"config": self.bare(&problems.to_string())}),
         };
-        let source = match app::google(&config, &around) {
+        let source = match app::google(&config, &env) {
             Ok(source) => source,
             Err(failure) => return json!({"start": self.bare(&failure.to_string())}),
         };

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use clap::{CommandFactory, Parser};
 use kfp_creds::cli::{self, Cli};
-use kfp_creds::config::{self, Overrides, Surroundings};
+use kfp_creds::config::{self, Environment, Overrides};
 use serde_json::json;
 
 use crate::support::fake_google::rsa_key;
@@ -97,9 +97,9 @@ fn shapes() -> Vec<Given> {
     ]
 }
 
-fn around(folder: &Path) -> Surroundings {
+fn env(folder: &Path) -> Environment {
     let env = [("HOME", folder.display().to_string())];
-    Surroundings { env: env.map(|(name, value)| (name.into(), value)).into(), cwd: folder.to_owned() }
+    Environment { variables: env.map(|(name, value)| (name.into(), value)).into(), cwd: folder.to_owned() }
 }
 
 /// Every key of the config with its kind, from its documentation.
@@ -133,7 +133,7 @@ fn line(path: &str, value: &str) -> String {
 #[test]
 fn no_config_key_shows_a_secret() {
     let folder = Folder::new("doors");
-    let around = around(&folder.0);
+    let env = env(&folder.0);
     let file = folder.0.join("given.toml");
     let flags = Overrides { config: Some(file.clone()), ..Overrides::default() };
     let mut refused = 0;
@@ -145,7 +145,7 @@ fn no_config_key_shows_a_secret() {
                 [line(&key, &text), format!("{text} = 1"), format!("{}\n{}", line(&key, &text), given.value)]
             {
                 std::fs::write(&file, &written).unwrap();
-                let said = match config::resolve(&flags, &around) {
+                let said = match config::resolve(&flags, &env) {
                     Ok(config) => config.summary(),
                     Err(problems) => {
                         refused += 1;
@@ -157,7 +157,7 @@ fn no_config_key_shows_a_secret() {
                 if !["a key", "a JWT", "a secret key"].contains(&given.name) || !written.ends_with(&text) {
                     continue;
                 }
-                let trusted = config::trust(&flags, &around);
+                let trusted = config::trust(&flags, &env);
                 given.assert_absent(
                     &key,
                     &trusted.map_or_else(|why| why.to_string(), |trust| trust.to_string()),
@@ -169,7 +169,7 @@ fn no_config_key_shows_a_secret() {
 }
 
 /// Each command with one of its arguments, and the value that goes there; from the definition.
-fn doors(value: &str) -> Vec<Vec<String>> {
+fn listening(value: &str) -> Vec<Vec<String>> {
     fn below(command: &clap::Command, path: &[String], value: &str, all: &mut Vec<Vec<String>>) {
         let with =
             |more: &[&str]| [path, &more.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()].concat();
@@ -200,9 +200,9 @@ fn doors(value: &str) -> Vec<Vec<String>> {
 fn no_complaint_about_the_command_line_shows_a_secret() {
     let mut refused = 0;
     for given in shapes() {
-        let doors = doors(&given.value);
-        assert!(doors.len() > 80, "the command line reads otherwise now");
-        for door in doors {
+        let listening = listening(&given.value);
+        assert!(listening.len() > 80, "the command line reads otherwise now");
+        for door in listening {
             if let Err(error) = Cli::try_parse_from(&door) {
                 refused += 1;
                 given.assert_absent(&format!("{:?}", &door[1..door.len() - 1]), &cli::usage(error));
@@ -255,7 +255,7 @@ fn no_argument_shows_a_secret_when_it_is_used() {
     let folder = Folder::new("doors");
     let mut ran = 0;
     for given in shapes() {
-        for door in doors(&given.value) {
+        for door in listening(&given.value) {
             // Not those that clap refuses, which have a test of their own, nor what runs in containers.
             let hidden = ["relay", "probe"].contains(&door[1].as_str());
             if hidden
@@ -386,7 +386,7 @@ fn a_credential_in_place_of_its_path_is_told_as_what_it_is() {
 #[test]
 fn ordinary_values_are_quoted_as_they_are() {
     let folder = Folder::new("doors");
-    let around = around(&folder.0);
+    let env = env(&folder.0);
     let file = folder.0.join("given.toml");
     let flags = Overrides { config: Some(file.clone()), ..Overrides::default() };
     for (key, value) in [
@@ -404,7 +404,7 @@ fn ordinary_values_are_quoted_as_they_are() {
     ] {
         let text = if value.starts_with('[') { value.to_owned() } else { format!("{value:?}") };
         std::fs::write(&file, line(key, &text)).unwrap();
-        let said = config::resolve(&flags, &around).unwrap_err().to_string();
+        let said = config::resolve(&flags, &env).unwrap_err().to_string();
         let shown = value.trim_matches(['[', ']', '"']);
         assert!(said.contains(&format!("\"{shown}\"")), "{key}: {said}");
     }
@@ -414,10 +414,12 @@ fn ordinary_values_are_quoted_as_they_are() {
         "C:/Users/Anna/Keys/key1.json",
         "relative/folder/of/my/project/credentials/key",
     ] {
-        let around =
-            Surroundings { env: BTreeMap::from([("HOME".into(), "/nonexistent".into())]), cwd: "/".into() };
+        let env = Environment {
+            variables: BTreeMap::from([("HOME".into(), "/nonexistent".into())]),
+            cwd: "/".into(),
+        };
         let flags = Overrides { config: Some(path.into()), ..Overrides::default() };
-        let said = config::resolve(&flags, &around).unwrap_err().to_string();
+        let said = config::resolve(&flags, &env).unwrap_err().to_string();
         assert!(said.contains(path), "{said}");
     }
 }

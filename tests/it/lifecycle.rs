@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use kfp_creds::console::{Console, Form};
 use kfp_creds::docker::Engine;
 use kfp_creds::docker::network::Network;
-use kfp_creds::docker::proxy::Ask;
+use kfp_creds::docker::proxy::LifecycleRequest;
 use kfp_creds::lifecycle::by_hand::Member;
 use kfp_creds::lifecycle::{Granting, Lifecycle};
 use kfp_creds::mint::Mint;
-use kfp_creds::observe::{Form, Voice};
 use kfp_creds::process::Tasks;
 use kfp_creds::record::audit::{Audit, Settings};
 use kfp_creds::record::{Recorder, Who};
@@ -47,7 +47,7 @@ fn died(container: &ContainerId) -> String {
 struct Bench {
     lifecycle: Arc<Lifecycle>,
     mint: Arc<Mint>,
-    ask: mpsc::Sender<Ask>,
+    ask: mpsc::Sender<LifecycleRequest>,
     recorder: Recorder,
     heard: Heard,
     audit: PathBuf,
@@ -100,8 +100,8 @@ impl Bench {
         };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 9, 0, last));
         let granting = Granting { writer, mint: mint.clone(), recorder: recorder.clone() };
-        let voice = Voice::new(Form::Text, heard.clone());
-        let lifecycle = Lifecycle::new(engine, network, addresses, granting, voice, tasks.clone());
+        let console = Console::new(Form::Text, heard.clone());
+        let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks.clone());
         let (ask, asks) = mpsc::channel(4);
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
         Self { lifecycle, mint, ask, recorder, heard, audit, held, tasks, _scratch: scratch }
@@ -126,7 +126,7 @@ impl Bench {
 
     async fn start(&self, digit: char) {
         let (answer, answered) = oneshot::channel();
-        self.ask.send(Ask::Starting { container: container(digit), answer }).await.unwrap();
+        self.ask.send(LifecycleRequest::Starting { container: container(digit), answer }).await.unwrap();
         answered.await.unwrap();
     }
 

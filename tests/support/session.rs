@@ -23,8 +23,11 @@ pub(crate) fn task_image() -> String {
 
 /// The Python with docker-py and kfp that `scripts/setup` makes.
 pub(crate) fn python() -> String {
-    let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv/bin/python");
-    std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| fallback.display().to_string())
+    std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| {
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv/bin/python");
+        assert!(python.exists(), "{} is not there: run scripts/setup --all", python.display());
+        python.display().to_string()
+    })
 }
 
 /// What a pipeline of the tests runs in: a Python with kfp, and the image of its tasks.

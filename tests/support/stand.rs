@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kfp_creds::console::{Console, Form};
 use kfp_creds::docker::proxy::{
-    self, Ask, Clients, Closing, Exits, Fetching, Reserved, Rulebook, Rules, Settings, Wiring, Writable,
+    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Reserved, Rules, Settings,
+    Wiring, Writable,
 };
 use kfp_creds::kfp::Reading;
-use kfp_creds::observe::{Form, Voice};
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
 use kfp_creds::token::Scopes;
@@ -63,7 +64,7 @@ pub(crate) struct Lifecycle {
 
 pub(crate) struct Stand {
     pub(crate) socket: PathBuf,
-    pub(crate) exits: Exits,
+    pub(crate) exits: ExitCodes,
     pub(crate) reserved: Reserved,
     pub(crate) closing: Closing,
     pub(crate) lifecycle: Lifecycle,
@@ -96,7 +97,7 @@ impl Stand {
         let socket = dir.join("proxy.sock");
         let (ask, asked) = mpsc::channel(64);
         let heard = Heard::default();
-        let (exits, reserved, closing) = (Exits::default(), Reserved::default(), Closing::default());
+        let (exits, reserved, closing) = (ExitCodes::default(), Reserved::default(), Closing::default());
         let (lifecycle, tasks) = (Lifecycle::default(), Tasks::new());
         let settings = Settings {
             upstream: upstream.into(),
@@ -108,7 +109,7 @@ impl Stand {
             recognise,
             client_proxies: Default::default(),
             evidence: Default::default(),
-            voice: Voice::new(Form::Text, heard.clone()),
+            console: Console::new(Form::Text, heard.clone()),
             wiring: Wiring {
                 relay: Ipv4Addr::new(169, 254, 169, 254),
                 names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
@@ -162,10 +163,10 @@ impl Drop for Stand {
     }
 }
 
-async fn answer(mut asked: mpsc::Receiver<Ask>, lifecycle: Lifecycle) {
+async fn answer(mut asked: mpsc::Receiver<LifecycleRequest>, lifecycle: Lifecycle) {
     while let Some(ask) = asked.recv().await {
         match ask {
-            Ask::Attach { container, answer, .. } => {
+            LifecycleRequest::Attach { container, answer, .. } => {
                 let fails = lifecycle.fails.lock().unwrap().clone();
                 let outcome = fails.map_or(Ok(Ipv4Addr::new(169, 254, 168, 2)), Err);
                 if outcome.is_ok() {
@@ -173,22 +174,22 @@ async fn answer(mut asked: mpsc::Receiver<Ask>, lifecycle: Lifecycle) {
                 }
                 let _ = answer.send(outcome);
             }
-            Ask::Starting { container, answer } => {
+            LifecycleRequest::Starting { container, answer } => {
                 lifecycle.starting.lock().unwrap().push(container);
                 let _ = answer.send(());
             }
-            Ask::IsLeased { container, answer } => {
+            LifecycleRequest::IsLeased { container, answer } => {
                 let _ = answer.send(lifecycle.leased.lock().unwrap().contains(&container));
             }
-            Ask::LeasedAs { answer, .. } => drop(answer.send(None)),
-            Ask::Joined { answer, .. } => drop(answer.send(false)),
+            LifecycleRequest::LeasedAs { answer, .. } => drop(answer.send(None)),
+            LifecycleRequest::Joined { answer, .. } => drop(answer.send(false)),
         }
     }
 }
 
 /// Every container gets an identity.
-fn rules() -> Rulebook {
-    Rulebook::new(Rules {
+fn rules() -> LiveRules {
+    LiveRules::new(Rules {
         policy: Policy {
             rules: vec![],
             default: Some(Arc::new(identity())),

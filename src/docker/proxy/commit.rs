@@ -7,18 +7,18 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
+use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
 use super::images::changes;
 use super::json as strict;
 use super::json::rewritten;
 use super::path::Target;
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::{keys_in_body, length_of, text_of};
-use super::wire::{Refusal, Reply, collect};
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
-impl Room {
+impl Proxy {
     /// The files are the container's; environment, labels and command can be the request's.
     pub(super) async fn commit(
         &self,
@@ -48,7 +48,7 @@ impl Room {
             leave_out(&mut body, &container, projects, &wiring.names);
         }
         let request = match body {
-            Value::Null => hyper::Request::from_parts(parts, super::wire::full(bytes)),
+            Value::Null => hyper::Request::from_parts(parts, super::engine_client::full(bytes)),
             body => {
                 // A client that sends no body says nothing of its type, and the engine wants to hear it.
                 parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -12,25 +12,25 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::engine_client::{Body, Refusal, Reply, collect, full};
+use super::exit_codes::Condition;
 use super::inputs::{self, Brought};
 use super::judge::{self, Verdict};
-use super::look::aside;
+use super::mount_sources::aside;
 use super::path::Target;
 use super::question::{Neighbour, Question};
 use super::reserved::Kind;
-use super::room::Room;
-use super::wait::Until;
-use super::wire::{Body, Refusal, Reply, collect, full};
-use super::{Ask, Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use super::state::Proxy;
+use super::{LifecycleRequest, Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use crate::console::Line;
 use crate::docker::Product;
-use crate::observe::Line;
 use crate::policy::{Decision, doubt};
 use crate::workload::{By, ContainerId, Identity, Task};
 
 /// Of how many directories in a command it is asked whether they are there.
 const MOST_DIRECTORIES: usize = 64;
 
-impl Room {
+impl Proxy {
     pub(super) async fn create(
         self: &Arc<Self>,
         parts: Parts,
@@ -59,15 +59,15 @@ impl Room {
         // On a task of its own: a client that hangs up must not leave a container that exists and is
         // neither attached nor removed.
         let (done, outcome) = oneshot::channel();
-        let room = self.clone();
+        let proxy = self.clone();
         let arriving = match &verdict {
             Verdict::Attach { .. } | Verdict::Join { .. } => Some(self.arrive().await),
             Verdict::Pass(_) | Verdict::Refuse(_) => None,
         };
         self.settings.tasks.spawn("create", async move {
-            let reply = match room.forward_create(request, uri, again, &brought, &task).await {
+            let reply = match proxy.forward_create(request, uri, again, &brought, &task).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    room.created(reply, verdict, place, task, name, given).await
+                    proxy.created(reply, verdict, place, task, name, given).await
                 }
                 other => other,
             };
@@ -270,7 +270,7 @@ impl Room {
                 }
                 if let By::Unknown(rule) = by {
                     let gets = &identity.name;
-                    self.settings.voice.notice(format!("{task}: {}; it gets {gets}", doubt(rule)));
+                    self.settings.console.notice(format!("{task}: {}; it gets {gets}", doubt(rule)));
                 }
                 self.say_shadows(&task, notices);
             }
@@ -282,7 +282,7 @@ impl Room {
             }
             Verdict::Pass(why) => {
                 self.settings.recorder.passed(&id, &task, &why);
-                self.settings.voice.say(Line::NotAttached { task: &task.to_string(), why: &why });
+                self.settings.console.say(Line::NotAttached { task: &task.to_string(), why: &why });
             }
             Verdict::Refuse(refusal) => return Err(refusal),
         }
@@ -300,15 +300,21 @@ impl Room {
         let (answer, answered) = oneshot::channel();
         let (container, task) = (id.clone(), task.clone());
         let on_loopback = matches!(place, Place::Loopback(_));
-        let ask =
-            Ask::Attach { container, identity: identity.clone(), by, task: task.clone(), place, answer };
+        let ask = LifecycleRequest::Attach {
+            container,
+            identity: identity.clone(),
+            by,
+            task: task.clone(),
+            place,
+            answer,
+        };
         let gone = || "the session has ended".to_string();
         let address = match self.settings.ask.send(ask).await {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(gone()))?,
             Err(_) => return Err(gone()),
         };
         let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());
-        self.settings.voice.say(Line::Attached {
+        self.settings.console.say(Line::Attached {
             task: &task.to_string(),
             container: id.short(),
             identity: &identity.name,
@@ -319,7 +325,7 @@ impl Room {
 
     fn say_shadows(&self, task: &Task, notices: Vec<String>) {
         for notice in notices {
-            self.settings.voice.notice(format!("{task}: {notice}, so its clients may not ask us"));
+            self.settings.console.notice(format!("{task}: {notice}, so its clients may not ask us"));
         }
     }
 
@@ -366,7 +372,7 @@ struct Judged {
 /// What is still asked about a body when it has gone to the engine.
 #[derive(Debug)]
 struct Given {
-    until: Until,
+    until: Condition,
     /// Only `HostConfig` of it.
     writable: Value,
     indirect: bool,
@@ -375,7 +381,7 @@ struct Given {
 impl Given {
     fn of(body: &Value) -> Self {
         let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
-        Self { until: Until::of(body), writable, indirect: writable::is_indirect(body) }
+        Self { until: Condition::of(body), writable, indirect: writable::is_indirect(body) }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::room::Room;
+use super::state::Proxy;
 use crate::kfp::Compiled;
 use crate::workload::Task;
 
@@ -39,12 +39,12 @@ fn is_program(word: &str) -> bool {
     PROGRAMS.contains(&word) || versioned
 }
 
-impl Room {
+impl Proxy {
     /// Once for each image.
     pub(super) fn say_entrypoint(&self, task: &Task, image: String) {
         let mut said = self.said_entrypoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if said.insert(image) {
-            self.settings.voice.notice(format!(
+            self.settings.console.notice(format!(
                 "{task}: its command runs in the place of its image's ENTRYPOINT, as in Kubernetes; \
                  clear_entrypoint = false runs it behind"
             ));

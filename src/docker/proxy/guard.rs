@@ -9,14 +9,14 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::Settings;
+use super::engine_client::Refusal;
 use super::json::split_bind;
-use super::look::{MOST, aside};
+use super::mount_sources::{MOST, aside};
 use super::path::Target;
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::{
     Key, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
 };
-use super::wire::Refusal;
 use crate::guard::Mode;
 use crate::guard::excepted::Part;
 use crate::guard::walk::DID_NOT_ANSWER;
@@ -24,7 +24,7 @@ use crate::kfp;
 use crate::process;
 use crate::workload::Task;
 
-impl Room {
+impl Proxy {
     /// `ours`: whether a find refuses.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
         strictness(self.settings.guard.rules.mode, ours)
@@ -74,7 +74,7 @@ impl Room {
             Mode::Off => Ok(()),
             Mode::Warn => {
                 for key in found {
-                    self.settings.voice.notice(format!("{who}: {}", key.text));
+                    self.settings.console.notice(format!("{who}: {}", key.text));
                 }
                 Ok(())
             }
@@ -95,7 +95,7 @@ impl Room {
         for part in ["Binds", "Mounts"] {
             host[part] = turned[part].take();
         }
-        self.settings.voice.notice(format!("{task}: the mounted docker.sock leads to this session"));
+        self.settings.console.notice(format!("{task}: the mounted docker.sock leads to this session"));
     }
 
     /// In environment and command of an exec.

@@ -12,14 +12,14 @@ use hyper::{StatusCode, header};
 use memchr::memmem;
 use serde_json::Value;
 
+use super::engine_client::{BODY_BOUND, Refusal, Reply, full};
 use super::path::Route;
 use super::reserved::{Hit, Kind};
-use super::room::{NETWORKS, Room};
-use super::wire::{BODY_BOUND, Refusal, Reply, full};
+use super::state::{NETWORKS, Proxy};
 use crate::docker::image::ROLE_LABEL;
 use crate::docker::labels::SESSION_LABEL;
 
-impl Room {
+impl Proxy {
     pub(super) async fn hide_in_list(&self, route: &Route, reply: Reply) -> Result<Reply, Refusal> {
         match route {
             Route::Containers => self.hide_in_containers(reply).await,

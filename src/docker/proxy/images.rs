@@ -7,20 +7,20 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 
+use super::engine_client::{Refusal, Reply};
 use super::path::Target;
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::{Key, instruction};
 use super::upload::Look;
-use super::wire::{Refusal, Reply};
 use crate::guard::stream::Stream;
 use crate::guard::{Mode, Rules};
 
-impl Room {
+impl Proxy {
     /// What passes without a look is said, where there is a guard.
     pub(super) fn unlooked(&self, what: &str) {
         if self.settings.guard.rules.mode != Mode::Off {
             let advice = "look into the image with kfp-creds scan IMAGE";
-            self.settings.voice.notice(format!("not verified: {what}; {advice}"));
+            self.settings.console.notice(format!("not verified: {what}; {advice}"));
         }
     }
 

@@ -16,10 +16,10 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::engine_client::{Body, Refusal, Reply, full};
 use super::json::{split_bind, strings};
 use super::podman;
-use super::room::Room;
-use super::wire::{Body, Refusal, Reply, full};
+use super::state::Proxy;
 use crate::docker::Product;
 use crate::inputs::{self, Object};
 use crate::mounts::{self, Mount, Source};
@@ -59,7 +59,7 @@ pub struct Fetched {
 /// What was mounted into one create: places of this machine.
 pub(super) type Brought = Vec<PathBuf>;
 
-impl Room {
+impl Proxy {
     /// Mounts what a task names, as `identity` may read it. Waits 30 s at most; then there is no container.
     pub(super) async fn bring_inputs(
         &self,
@@ -70,7 +70,7 @@ impl Room {
         let Some(fetching) = self.settings.fetching.as_ref().filter(|_| task.kfp) else { return Ok(vec![]) };
         let mut named = inputs::of(body);
         for line in named.refused {
-            self.settings.voice.notice(format!("{task}: {line}"));
+            self.settings.console.notice(format!("{task}: {line}"));
         }
         named.objects.retain(|object| self.is_free(body, object, task));
         if named.objects.is_empty() {
@@ -88,7 +88,7 @@ impl Room {
             self.say_once(task, why);
         }
         for line in fetched.lines {
-            self.settings.voice.notice(format!("{task}: {line}"));
+            self.settings.console.notice(format!("{task}: {line}"));
         }
         let before = body["HostConfig"].clone();
         let places: Brought = fetched.buckets.values().cloned().collect();
@@ -102,7 +102,7 @@ impl Room {
         let misread = || podman::second_reading(body).filter(|_| self.settings.product == Product::Podman);
         if let Some(why) = added.or_else(misread) {
             body["HostConfig"] = before;
-            self.settings.voice.notice(format!("{task}: what was fetched is not mounted: {why}"));
+            self.settings.console.notice(format!("{task}: what was fetched is not mounted: {why}"));
             return Ok(vec![]);
         }
         Ok(places)
@@ -122,7 +122,7 @@ impl Room {
             fetching.ask.send(ask).await.ok()?;
             answered.await.ok()
         };
-        match timeout(LONGEST_WAIT, self.settings.voice.while_slow("fetching the inputs of a task", wait))
+        match timeout(LONGEST_WAIT, self.settings.console.while_slow("fetching the inputs of a task", wait))
             .await
         {
             Ok(fetched) => Ok(fetched.unwrap_or_default()),
@@ -146,7 +146,7 @@ impl Room {
         if taken {
             let line =
                 format!("{task}: {object} is not fetched: the container has a mount of its own at {at}");
-            self.settings.voice.notice(line);
+            self.settings.console.notice(line);
         }
         !taken
     }
@@ -182,7 +182,7 @@ impl Room {
     fn say_once(&self, task: &Task, line: String) {
         let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone());
         if new {
-            self.settings.voice.notice(format!("{task}: {line}"));
+            self.settings.console.notice(format!("{task}: {line}"));
         }
     }
 }

@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::engine_client::Refusal;
 use super::question::{Joined, Neighbour};
-use super::room::Room;
-use super::wire::Refusal;
-use super::{Ask, LeasedAs, Rules};
+use super::state::Proxy;
+use super::{LeasedAs, LifecycleRequest, Rules};
 use crate::policy::Decision;
 use crate::workload::{ContainerId, Identity, Task};
 
-impl Room {
+impl Proxy {
     /// The leased container whose network `body` asks for, if this one may have it.
     pub(super) async fn joinable(
         &self,
@@ -36,7 +36,7 @@ impl Room {
 
     async fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {
         let (answer, answered) = oneshot::channel();
-        let ask = Ask::LeasedAs { container: container.clone(), answer };
+        let ask = LifecycleRequest::LeasedAs { container: container.clone(), answer };
         self.settings.ask.send(ask).await.ok()?;
         answered.await.ok().flatten()
     }
@@ -50,15 +50,19 @@ impl Room {
         identity: &Identity,
     ) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
-        let ask =
-            Ask::Joined { container: container.clone(), with: with.clone(), task: task.clone(), answer };
+        let ask = LifecycleRequest::Joined {
+            container: container.clone(),
+            with: with.clone(),
+            task: task.clone(),
+            answer,
+        };
         if self.settings.ask.send(ask).await.is_err() || !answered.await.unwrap_or_default() {
             return Err(format!("{with}, whose network it joins, has no identity any more"));
         }
         let name = &identity.name;
         let why = format!("it shares the network and the lease of {with}, as {name}");
         self.settings.recorder.passed(container, task, &why);
-        self.settings.voice.notice(format!("{task} ({container}): {why}, which ends with that container"));
+        self.settings.console.notice(format!("{task} ({container}): {why}, which ends with that container"));
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use hyper::{Request, header};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::wire::{Body, full};
+use super::engine_client::{Body, full};
 
 /// Reads one strict document. The error names what is wrong, never a value.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde_json::Value;
 
-use super::confine::{Capabilities, risky_sysctl};
+use super::capabilities::{Capabilities, risky_sysctl};
+use super::engine_client::Refusal;
 use super::json::HOST_FIELDS;
 use super::question::{Neighbour, Question};
 use super::reserved;
-use super::wire::Refusal;
 use super::wiring::{shadows, wire_up};
 use crate::mounts::{self};
 use crate::policy::Decision;

@@ -20,16 +20,16 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
+use super::engine_client::{Reply, full};
 use super::frames::{ENGINE, Frames, Part};
 use super::outputs::{Capture, KEPT, Streams};
 use super::path::Target;
-use super::room::Room;
-use super::wire::{Reply, full};
+use super::state::Proxy;
 use crate::workload::ContainerId;
 
 /// How long after the end of a container its client may still ask.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-impl Room {
+impl Proxy {
     /// Before a start reaches the engine: attaches to a container whose output only its logs would hold.
     pub(super) async fn keep_output(self: &Arc<Self>, container: &ContainerId) {
         let path = format!("/containers/{}/json", container.as_str());
@@ -39,20 +39,20 @@ impl Room {
         }
         let Some(stream) = self.listen(container).await else { return };
         let kept = self.outputs.open(container, inspected);
-        let (room, container) = (self.clone(), container.clone());
+        let (proxy, container) = (self.clone(), container.clone());
         self.settings.tasks.spawn("output", async move {
             let whole = tokio::select! {
                 () = hear_out(stream, &kept) => true,
-                () = room.settings.tasks.stop().cancelled() => false,
+                () = proxy.settings.tasks.stop().cancelled() => false,
             };
             if whole {
                 kept.ended.send_replace(true);
                 tokio::select! {
                     () = tokio::time::sleep(KEPT_FOR) => {}
-                    () = room.settings.tasks.stop().cancelled() => {}
+                    () = proxy.settings.tasks.stop().cancelled() => {}
                 }
             }
-            room.outputs.close(&container, &kept);
+            proxy.outputs.close(&container, &kept);
         });
     }
 
@@ -84,7 +84,7 @@ impl Room {
         let (head, body) = reply.into_parts();
         match body {
             Either::Left(engine) if head.status == StatusCode::OK => {
-                let tale = LogStream {
+                let stream = LogStream {
                     engine: Some(engine),
                     frames: Frames::default(),
                     told: Streams::default(),
@@ -93,7 +93,7 @@ impl Room {
                     wants,
                     follows,
                 };
-                let body = StreamBody::new(futures_util::stream::unfold(tale, LogStream::next));
+                let body = StreamBody::new(futures_util::stream::unfold(stream, LogStream::next));
                 Response::from_parts(head, Either::Right(Either::Right(body.boxed_unsync())))
             }
             body if is_gone(head.status) => match kept.rest(&Streams::default(), wants).await {
@@ -223,8 +223,8 @@ impl LogStream {
             if let Part::Payload(payload) = part {
                 // One byte more than is ever kept is enough to see that it is too long.
                 let told = &mut told[usize::from(stream == 2)];
-                let room = (KEPT + 1).saturating_sub(told.len());
-                told.extend_from_slice(payload.get(..payload.len().min(room)).unwrap_or_default());
+                let proxy = (KEPT + 1).saturating_sub(told.len());
+                told.extend_from_slice(payload.get(..payload.len().min(proxy)).unwrap_or_default());
             }
         });
         passes.into()

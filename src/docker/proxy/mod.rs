@@ -21,12 +21,14 @@
 //! here keep identities apart, not users from their own engine.
 
 mod builds;
+mod capabilities;
 mod commit;
-mod confine;
 mod create;
+mod dispatch;
+mod engine_client;
 mod entrypoint;
+mod exit_codes;
 mod frames;
-mod gate;
 mod guard;
 mod hidden;
 mod images;
@@ -37,7 +39,7 @@ mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod logs;
-mod look;
+mod mount_sources;
 mod outputs;
 mod path;
 mod podman;
@@ -45,15 +47,13 @@ mod preview;
 mod proxies;
 mod question;
 mod reserved;
-mod room;
-mod rulebook;
+mod rules;
+mod state;
 mod swarm;
 mod texts;
 mod upgrade;
 mod upload;
 mod volumes;
-mod wait;
-mod wire;
 mod wiring;
 mod writable;
 
@@ -73,27 +73,28 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use self::room::Room;
-use self::wire::{Engine, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
+use self::engine_client::{EngineClient, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
+use self::state::Proxy;
 use crate::config::endpoint::Endpoint;
 use crate::config::proxies::ClientProxies;
+use crate::console::{Console, Line};
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
 use crate::docker::upstream::Upstream;
 use crate::guard::Guard;
 use crate::kfp::{Evidence, Reading};
 use crate::loopback;
-use crate::observe::{Line, Voice};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
+pub use self::exit_codes::ExitCodes;
 pub use self::inputs::{Fetch, Fetched, Fetching};
 pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
-pub use self::rulebook::{Rulebook, Rules};
+pub use self::rules::{LiveRules, Rules};
 pub use self::volumes::wrong_with_volumes;
-pub use self::wait::Exits;
+pub use self::wiring::SHADOWS;
 pub use self::writable::{Writable, writable_by_a_container};
 
 /// What the proxy is given.
@@ -110,18 +111,18 @@ pub struct Settings {
     pub session: String,
     /// `run` or `serve`; the value of the label that tells a sweep what to do with it.
     pub mode: &'static str,
-    pub rules: Rulebook,
+    pub rules: LiveRules,
     pub writable: Writable,
     /// Reads a create body (canonical JSON) and `?name=`.
     pub recognise: fn(&Value, Option<&str>) -> Reading,
     /// What the session knows besides of which task that is.
     pub evidence: Evidence,
-    pub voice: Voice,
+    pub console: Console,
     pub wiring: Wiring,
     /// Of the docker clients' own config, which they look up by the address of the engine.
     pub client_proxies: ClientProxies,
     pub reserved: Reserved,
-    pub exits: Exits,
+    pub exits: ExitCodes,
     pub closing: Closing,
     pub clients: Clients,
     /// Set with the first container that is created through the proxy, whatever it gets.
@@ -134,7 +135,7 @@ pub struct Settings {
     /// Who fetches what the inputs of tasks name in Cloud Storage; `None` where that is switched off.
     pub fetching: Option<Fetching>,
     /// To `lifecycle`.
-    pub ask: mpsc::Sender<Ask>,
+    pub ask: mpsc::Sender<LifecycleRequest>,
     pub tasks: Tasks,
 }
 
@@ -189,7 +190,7 @@ impl Drop for Entered {
 
 /// What the proxy asks of `lifecycle`. A dropped `answer` is a no to `Attach`, a yes to `IsLeased`.
 #[derive(Debug)]
-pub enum Ask {
+pub enum LifecycleRequest {
     /// The engine has created it; connect it and admit it. Only then is the create answered. With an error
     /// the container is removed, and the text goes to the client.
     Attach {
@@ -240,7 +241,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Serves until the tasks are told to stop.
 pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
     let stop = settings.tasks.stop().clone();
-    let room = Arc::new(Room::new(settings));
+    let proxy = Arc::new(Proxy::new(settings));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -248,7 +249,7 @@ pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
         };
         match accepted {
             Ok((stream, _)) => {
-                room.settings.tasks.spawn("proxy connection", connection(room.clone(), stream))
+                proxy.settings.tasks.spawn("proxy connection", connection(proxy.clone(), stream))
             }
             Err(error) => {
                 // Out of descriptors, most likely: they come back when streams end.
@@ -259,14 +260,14 @@ pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
     }
 }
 
-async fn connection(room: Arc<Room>, stream: UnixStream) {
-    let _entered = room.settings.clients.enter();
-    let stop = room.settings.tasks.stop().clone();
+async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
+    let _entered = proxy.settings.clients.enter();
+    let stop = proxy.settings.tasks.stop().clone();
     let (hand, mut handed) = mpsc::channel(1);
     let handover = Handover(hand);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(handover.clone());
-        handle(room.clone(), request)
+        handle(proxy.clone(), request)
     });
     // Half-close stays off: with it, a client that leaves an idle stream is never noticed. An HTTP/2 preface
     // is refused by this parser, which is what keeps every endpoint behind the judgement.
@@ -306,13 +307,13 @@ async fn stream_to(mut client: UnixStream, read: &[u8], raw: RawStream) {
     }
 }
 
-async fn handle(room: Arc<Room>, request: Request<Incoming>) -> Result<Reply, Infallible> {
+async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Reply, Infallible> {
     let what = format!("{} {}", request.method(), request.uri().path());
-    let reply = room.answer(request).await;
+    let reply = proxy.answer(request).await;
     Ok(reply.unwrap_or_else(|refusal| {
         if refusal.status != StatusCode::NOT_FOUND {
-            room.settings.voice.say(Line::Refused { what: &what, why: &refusal.why });
-            room.settings.recorder.refused_call(&what, &refusal.why);
+            proxy.settings.console.say(Line::Refused { what: &what, why: &refusal.why });
+            proxy.settings.recorder.refused_call(&what, &refusal.why);
         }
         refusal.reply()
     }))
@@ -320,10 +321,11 @@ async fn handle(room: Arc<Room>, request: Request<Incoming>) -> Result<Reply, In
 
 /// The engine behind `socket`, if `socket` is a proxy of ours.
 pub async fn upstream_of(socket: &Path) -> Option<Endpoint> {
-    let engine = Engine { upstream: socket.to_owned().into(), tasks: Tasks::new() };
+    let engine = EngineClient { upstream: socket.to_owned().into(), tasks: Tasks::new() };
     let look = async {
         let reply = engine.ask(Method::GET, "/kfp-creds/upstream").await.ok()?;
-        let mut found: Value = serde_json::from_slice(&wire::collect(reply.into_body()).await.ok()?).ok()?;
+        let mut found: Value =
+            serde_json::from_slice(&engine_client::collect(reply.into_body()).await.ok()?).ok()?;
         match found["kfp-creds"]["upstream"].take() {
             Value::String(path) => Some(Endpoint::Unix(path.into())),
             other => serde_json::from_value(other).ok(),

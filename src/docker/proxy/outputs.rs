@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::wire::{Reply, json_reply};
+use super::engine_client::{Reply, json_reply};
 use crate::workload::ContainerId;
 
 /// Longest output that is kept of one container: those that write more live long enough to be read.

@@ -8,17 +8,17 @@ use hyper::http::request::Parts;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
 use super::json;
 use super::json::rewritten;
 use super::path::Target;
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::{Key, labels, length_of, variables, words};
-use super::wire::{Refusal, Reply, collect};
 use crate::guard::excepted::Part;
 use crate::guard::{Mode, Rules, what};
 
-impl Room {
+impl Proxy {
     pub(super) async fn swarm(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::SWARM).map_err(Refusal::malformed)?;

@@ -4,8 +4,8 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 
+use super::engine_client::{Handover, RawClient, Refusal};
 use super::path::Route;
-use super::wire::{Handover, RawClient, Refusal};
 
 /// The client's end, where a request may turn into raw bytes.
 pub(super) type Raw = Option<RawClient>;

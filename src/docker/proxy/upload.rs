@@ -14,11 +14,11 @@ use hyper::body::{Frame, Incoming};
 use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
+use super::engine_client::{Refusal, Reply};
 use super::path::Target;
 use super::proxies;
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::Key;
-use super::wire::{Refusal, Reply};
 use crate::guard::found::Entry;
 use crate::guard::stream::Stream;
 use crate::guard::{Mode, Rules};
@@ -30,7 +30,7 @@ pub(super) const SIP: usize = 8 << 10;
 
 type Piece = Result<Frame<Bytes>, io::Error>;
 
-impl Room {
+impl Proxy {
     /// Files for a container: `docker cp`.
     pub(super) async fn archive(
         self: &Arc<Self>,
@@ -89,8 +89,8 @@ impl Room {
         let uri = target.uri().map_err(Refusal::malformed)?;
         let (pieces, rest) = mpsc::channel::<Piece>(1);
         let (tell, told) = oneshot::channel();
-        let room = self.clone();
-        self.settings.tasks.spawn("upload", async move { room.pump(body, pieces, look, tell).await });
+        let proxy = self.clone();
+        self.settings.tasks.spawn("upload", async move { proxy.pump(body, pieces, look, tell).await });
         let stream = stream::unfold(rest, |mut rest| async move { Some((rest.recv().await?, rest)) });
         let stream = StreamBody::new(Box::pin(stream));
         let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
@@ -131,7 +131,7 @@ impl Room {
                 drop(pieces);
                 if let Err(Some(refusal)) = tell.send(Some(refusal)) {
                     // The engine has answered already, and nobody waits for the reason.
-                    self.settings.voice.notice(refusal.why);
+                    self.settings.console.notice(refusal.why);
                 }
                 let _ = tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
                 return;
@@ -154,10 +154,10 @@ impl Room {
     fn say_unlooked(&self, who: &str, stream: &mut Stream) {
         let none = (!stream.is_archive()).then(|| "it is not a tar archive".to_string());
         for why in none.into_iter().chain(stream.take_unverified()) {
-            self.settings.voice.notice(format!("{who}: not verified: {why}"));
+            self.settings.console.notice(format!("{who}: not verified: {why}"));
         }
         if let Some(note) = stream.take_passed().told() {
-            self.settings.voice.notice(format!("{who}: {note}"));
+            self.settings.console.notice(format!("{who}: {note}"));
         }
     }
 

@@ -6,16 +6,16 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::engine_client::{Refusal, Reply, collect};
 use super::json::rewritten;
-use super::look::{Source, devices};
+use super::mount_sources::{Source, devices};
 use super::path::{Target, encode};
-use super::room::Room;
-use super::wire::{Refusal, Reply, collect};
+use super::state::Proxy;
 use super::{Settings, json};
 use crate::guard::Mode;
 use crate::mounts::{self, Mount};
 
-impl Room {
+impl Proxy {
     /// A named volume: what it is bound to, else where the engine keeps it.
     pub(super) async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
         Ok(self.found(name).await?.map(|found| places(&found, name)).unwrap_or_default())
@@ -68,20 +68,20 @@ impl Room {
 /// one with a key in it would have every create refused. Directories were looked at when the config was read;
 /// volumes are the engine's to name. What could not be looked at is said.
 pub async fn wrong_with_volumes(settings: &Arc<Settings>, mounts: &[Mount]) -> Result<Vec<String>, String> {
-    let room = Room::new(settings.clone());
+    let proxy = Proxy::new(settings.clone());
     let (mut wrong, mut sources) = (vec![], vec![]);
     for mount in mounts {
         let mounts::Source::Volume { name, beside } = &mount.source else { continue };
-        match room.found(name).await.map_err(|refusal| refusal.why)? {
+        match proxy.found(name).await.map_err(|refusal| refusal.why)? {
             Some(found) => sources.extend(places(&found, name)),
             None => wrong.push(absent(name, beside.as_deref())),
         }
     }
     if settings.guard.rules.mode == Mode::Deny {
-        let looked = room.look(sources).await;
+        let looked = proxy.look(sources).await;
         wrong.extend(looked.finds.into_iter().map(|key| key.text));
         for what in looked.unverified {
-            settings.voice.notice(format!("a volume of [[mount]]: not verified: {what}"));
+            settings.console.notice(format!("a volume of [[mount]]: not verified: {what}"));
         }
     }
     wrong.dedup();

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Map, Value};
 
 use super::Wiring;
-use super::confine::Capabilities;
+use super::capabilities::Capabilities;
 use super::question::Question;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
@@ -17,14 +17,13 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
     let address = asked_at(question);
     let mut found = vec![];
-    for name in ["GOOGLE_APPLICATION_CREDENTIALS", "NO_GCE_CHECK", "CLOUDSDK_CONFIG"] {
-        if env.value(name).is_some_and(|value| !value.is_empty()) {
-            found.push(format!("{name} is set"));
-        }
-    }
-    for (name, bad) in [("METADATA_SERVER_DETECTION", "none"), ("GCE_METADATA_MTLS_MODE", "strict")] {
-        if env.value(name).is_some_and(|value| value.trim().eq_ignore_ascii_case(bad)) {
-            found.push(format!("{name} is {bad}"));
+    for (name, bad) in SHADOWS.into_iter().filter(|(name, _)| !METADATA_VARIABLES.contains(name)) {
+        match (env.value(name).map(str::trim), bad) {
+            (Some(value), Some(bad)) if value.eq_ignore_ascii_case(bad) => {
+                found.push(format!("{name} is {bad}"))
+            }
+            (Some(value), None) if !value.is_empty() => found.push(format!("{name} is set")),
+            _ => {}
         }
     }
     for name in METADATA_VARIABLES {
@@ -43,6 +42,19 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     }
     found
 }
+
+/// Variables that client libraries read before they ask a metadata server, or that say where it is; with the one value
+/// that keeps them from asking, where others do not.
+pub const SHADOWS: [(&str, Option<&str>); 8] = [
+    ("GOOGLE_APPLICATION_CREDENTIALS", None),
+    ("NO_GCE_CHECK", None),
+    ("CLOUDSDK_CONFIG", None),
+    ("METADATA_SERVER_DETECTION", Some("none")),
+    ("GCE_METADATA_MTLS_MODE", Some("strict")),
+    ("GCE_METADATA_HOST", None),
+    ("GCE_METADATA_IP", None),
+    ("GCE_METADATA_ROOT", None),
+];
 
 pub(super) const METADATA_VARIABLES: [&str; 3] =
     ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];

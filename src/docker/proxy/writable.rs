@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::look::aside;
-use super::wire::Engine;
-use super::{Settings, confine};
+use super::engine_client::EngineClient;
+use super::mount_sources::aside;
+use super::{Settings, capabilities};
 
 /// Directories and files that containers of this session were given to write. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +61,7 @@ pub(super) fn is_indirect(body: &Value) -> bool {
 fn given(host: &Value) -> Vec<PathBuf> {
     let everything = host["Privileged"] == true
         || host["PidMode"] == "host"
-        || confine::Capabilities::of(host).has("SYS_ADMIN");
+        || capabilities::Capabilities::of(host).has("SYS_ADMIN");
     if everything {
         // With the machine's disks or processes in its hands, a container writes where it likes.
         return vec!["/".into()];
@@ -103,7 +103,7 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
     if let Some(place) = settings.writable.covers(&file) {
         return Ok(Some(place));
     }
-    let engine = Engine { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
+    let engine = EngineClient { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
     let ask = async |path: &str| {
         let found = engine.look(path).await.map_err(|refusal| refusal.why)?;
         found.ok_or_else(|| "the engine does not list its containers".to_string())

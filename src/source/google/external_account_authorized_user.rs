@@ -84,7 +84,7 @@ impl ExternalAccountAuthorizedUser {
         }
     }
 
-    /// Of the same pool: more is not known without asking, and it is too little to be sure.
+    /// Only the same login: whose another one is cannot be known without asking.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let own = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let other = other.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -376,7 +376,7 @@ fn a_container_that_connects_itself_gets_nothing_at_any_address() {
     assert!(in_use(&taken), "{taken}");
     // Of one that ended: it was cut off at its end.
     session.ok(&["kill", &made.1]);
-    session.wait_for(&format!("cut off       {}", made.1), Duration::from_secs(5));
+    session.wait_for(&format!("ended         {}", made.1), Duration::from_secs(5));
     refused(by_hand(&network, Some(&leased), &relay));
     // Of one that was created and does not run yet: its lease counts only where it is seen running.
     let waiting = Made("container", unused("waiting"));

@@ -17,12 +17,12 @@ fn a_container_gets_a_token_of_its_own_with_its_first_instruction() {
     let claims = claims(answer["access_token"].as_str().unwrap());
     assert_eq!(claims["container"], container);
     assert_eq!(answer["token_type"], "Bearer");
-    let said = session.wait_for("cut off", Duration::from_secs(5));
+    let said = session.wait_for("ended", Duration::from_secs(5));
     assert!(said.contains(&container[..12]) && said.contains("exit code 0"), "{said}");
     session.ok(&["rm", &container]);
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("ended         1 attached, 1 cut off, 1 token outstanding"), "{said}");
+    assert!(said.contains("session ended 1 attached, 1 ended, 1 token outstanding"), "{said}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn check_goes_the_whole_way_and_leaves_nothing() {
     ];
     // What other sessions and images of this engine are is theirs, and the shell of the tests is careful.
     let found: Vec<&str> = looks.iter().filter_map(|look| look.split_whitespace().nth(1)).collect();
-    let found: Vec<&str> = found.into_iter().filter(|look| *look != "mend").collect();
+    let found: Vec<&str> = found.into_iter().filter(|look| *look != "fix").collect();
     assert_eq!(found, all, "{text}{}", String::from_utf8_lossy(&out.stderr));
     assert!(!text.contains("!!") && text.contains("ok  token"), "{text}");
     assert!(out.status.success() && text.contains("got a token at"), "{text}");

@@ -111,8 +111,8 @@ fn a_container_that_starts_again_finds_its_network() {
     for action in [&["restart", "-t", "0"][..], &["kill"], &["stop", "-t", "0"]] {
         session.ok(&[action, &[&container.0]].concat());
         if action[0] != "restart" {
-            let cut = || session.said().matches("cut off  ").count() >= 2;
-            until("it is cut off", Duration::from_secs(5), cut);
+            let cut = || session.said().matches("ended  ").count() >= 2;
+            until("its end is told", Duration::from_secs(5), cut);
             session.ok(&["start", &container.0]);
         }
         assert_eq!(container.asks().1, 200, "{action:?}");
@@ -187,7 +187,7 @@ fn no_attach_and_no_exit_code_is_lost_in_isolation() {
     assert!(faultless, "{report}\n{}", session.said());
     let name = id(&session);
     let (_, said) = session.end();
-    assert!(said.contains("ended         48 attached, 48 cut off, 48 tokens outstanding"), "{said}");
+    assert!(said.contains("session ended 48 attached, 48 ended, 48 tokens outstanding"), "{said}");
     assert!(networks(&name).is_empty(), "{said}");
 }
 

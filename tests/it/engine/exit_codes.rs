@@ -30,7 +30,7 @@ fn cuts(folder: &Path) -> Vec<Value> {
 /// What was told of its ends, on the terminal and in the audit log: the exit codes, in order.
 fn told(session: &Session, folder: &Folder, container: &str) -> (Vec<String>, Vec<Value>) {
     let said = session.said();
-    let lines = said.lines().filter(|line| line.contains("cut off  ") && line.contains(&container[..12]));
+    let lines = said.lines().filter(|line| line.contains("ended  ") && line.contains(&container[..12]));
     let code =
         |line: &str| line.split("exit code ").nth(1).map(|rest| rest.trim_end_matches(')').to_string());
     let code = |line: &str| code(line.split(';').next().unwrap()).unwrap_or_default();
@@ -76,7 +76,7 @@ fn every_way_to_end_is_told_once_with_its_code() {
         until("it is told", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len() + 1);
         assert_eq!(cuts(&folder.0).last().unwrap()["exit_code"], 5, "{}", session.said());
         let (_, said) = session.end();
-        assert!(said.contains(&format!("{n} attached, {n} cut off", n = ended.len() + 1)), "{said}");
+        assert!(said.contains(&format!("{n} attached, {n} ended", n = ended.len() + 1)), "{said}");
     }
 }
 
@@ -152,7 +152,7 @@ fn what_ends_with_the_session_is_told_once() {
     let containers: Vec<Container> =
         ids.lines().filter(|line| line.len() == 64).map(|id| Container(id.into())).collect();
     assert_eq!((containers.len(), cuts(&folder.0).len()), (2, 2), "{said}");
-    assert!(said.contains("2 attached, 2 cut off"), "{said}");
+    assert!(said.contains("2 attached, 2 ended"), "{said}");
     let of = |container: &Container| {
         cuts(&folder.0).into_iter().find(|cut| cut["container"] == container.0.as_str()).unwrap()
     };

@@ -35,7 +35,7 @@ fn works(session: Session, place: &str) {
     session.ok(&["restart", "-t", "0", &sleeper.0]);
     until("tokens again", Duration::from_secs(10), || sleeper.asks().1 == 200);
     session.ok(&["rm", "-f", &sleeper.0]);
-    until("all ends are told", Duration::from_secs(10), || session.said().matches("cut off  ").count() == 4);
+    until("all ends are told", Duration::from_secs(10), || session.said().matches("ended  ").count() == 4);
     let said = session.said();
     assert!(said.contains("exit code 6") && said.contains("exit code 137"), "{said}");
     let notices = said.lines().filter(|line| line.contains("are paths of that machine")).count();

@@ -59,7 +59,7 @@ fn goes_on(prompt: &str, command: &[&str]) {
     let (code, said) = typed(steps, command);
     assert_eq!(code, Some(0), "{said}");
     assert!(!said.contains("ending:") && !said.contains("is killed"), "{said}");
-    assert!(said.contains("1 attached, 1 cut off"), "{said}");
+    assert!(said.contains("1 attached, 1 ended"), "{said}");
 }
 
 #[test]

@@ -46,8 +46,8 @@ fn shared(more: &str) {
     assert!(!made && why.contains("would share that container's identity"), "{why}");
     // The lease ends with the container whose it is.
     raw(&["kill", &database.0]);
-    until("cut off", Duration::from_secs(5), || {
-        session.said().lines().any(|line| line.contains("cut off") && line.contains(database.short()))
+    until("its end is told", Duration::from_secs(5), || {
+        session.said().lines().any(|line| line.contains("ended  ") && line.contains(database.short()))
     });
     assert_ne!(application.asks().1, 200, "{at}");
 }

@@ -34,15 +34,15 @@ fn assert_own(said: &Value) {
     assert!(said["expires_in"].as_f64().is_some_and(|left| (3500.0..=3600.0).contains(&left)), "{said}");
 }
 
-/// Every container was attached and cut off, and its task was recognised.
+/// Every container was attached and ended, and its task was recognised.
 fn assert_attached(ran: &Ran, tasks: &[&str]) {
     let attached = ran.said("attached");
     let named: Vec<&str> = attached.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(named, tasks, "{}", ran.stderr);
-    let ended = ran.said("ended");
+    let ended = ran.said("session ended");
     let count = tasks.len();
     assert!(
-        matches!(ended[..], [line] if line.contains(&format!(" {count} attached, {count} cut off,"))),
+        matches!(ended[..], [line] if line.contains(&format!(" {count} attached, {count} ended,"))),
         "{ended:?}"
     );
 }
@@ -113,7 +113,7 @@ fn failures(kfp: &Kfp, times: usize) {
     assert_eq!((&report["lost"], &report["times"]), (&0.into(), &times.into()), "{}", ran.stderr);
     assert!(text(&report, "error").contains("FAILURE"), "{report}");
     assert_eq!(ran.code, Some(1), "the exit code of the pipeline is passed on");
-    let codes = ran.said("cut off").iter().filter(|line| line.contains(", exit code 3)")).count();
+    let codes = ran.said("ended").iter().filter(|line| line.contains(", exit code 3)")).count();
     assert_eq!(codes, times, "{}", ran.stderr);
 }
 
@@ -150,7 +150,7 @@ fn every_attempt_of_a_retry_is_a_container_of_its_own() {
     let report = ran.report();
     assert_ne!(text(&report, "first"), text(&report, "second"));
     assert_attached(&ran, &["retries/second-time", "retries/second-time", "retries/whoami"]);
-    let ends: Vec<bool> = ran.said("cut off").iter().map(|line| line.contains("exit code 7")).collect();
+    let ends: Vec<bool> = ran.said("ended").iter().map(|line| line.contains("exit code 7")).collect();
     assert_eq!(ends, [true, false, false], "{}", ran.stderr);
 }
 

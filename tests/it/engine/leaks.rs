@@ -158,7 +158,7 @@ fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
     let [status, metrics] = ["GET /status", "GET /metrics"].map(|what| stand::call(&control, what, "").1);
     let page = page_of(&session);
     session.ok(&["rm", "-f", &container]);
-    session.wait_for("cut off", Duration::from_secs(5));
+    session.wait_for("ended", Duration::from_secs(5));
     let (_, said) = session.end();
     let written = std::fs::read_to_string(&audit).unwrap();
     assert!(metrics.contains("kfp_creds_") && page.contains("<html"), "{metrics}{page}");

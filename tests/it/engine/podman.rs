@@ -205,7 +205,7 @@ fn a_container_that_is_taken_off_our_network_or_removed_gives_up_what_it_had() {
     let told = raw(&["exec", &id, "sh", "-c", &ask()]);
     assert_eq!(token(&told)["container"], id);
     raw(&["network", "disconnect", &network, &id]);
-    session.wait_for(&format!("cut off       {}", made.1), Duration::from_secs(5));
+    session.wait_for(&format!("ended         {}", made.1), Duration::from_secs(5));
     drop(made);
     // Ten addresses: nobody after the tenth would get one if none came back.
     for _ in 0..12 {

@@ -53,7 +53,7 @@ fn the_audit_log_says_who_got_what_and_no_token() {
     let called = unique("audited");
     let shown = session.ok(&["run", "--name", &called, &task_image(), "sh", "-c", &script]);
     let id = session.ok(&["inspect", "-f", "{{.Id}}", &called]);
-    session.wait_for("cut off", Duration::from_secs(5));
+    session.wait_for("ended", Duration::from_secs(5));
     session.ok(&["run", "--rm", "--network", "none", &task_image(), "true"]);
     session.ok(&["rm", &called]);
     let (_, told) = session.end();
@@ -222,7 +222,7 @@ fn metrics_count_and_have_no_word_of_a_container() {
     let at = format!("127.0.0.1:{port}");
     let session = Session::start("", &["--offline", "--all"], &[("KFP_CREDS_METRICS_LISTEN", at.as_str())]);
     session.ok(&["run", "--rm", "--name", "kc-metered-in-vain", &task_image(), "sh", "-c", TOKEN]);
-    session.wait_for("cut off", Duration::from_secs(5));
+    session.wait_for("ended", Duration::from_secs(5));
     let fetch = |arguments: &[&str]| {
         let out = std::process::Command::new("curl").arg("-s").args(arguments).output().unwrap();
         String::from_utf8(out.stdout).unwrap()

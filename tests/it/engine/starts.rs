@@ -40,7 +40,7 @@ fn a_small_pool_is_cycled_and_its_end_is_said() {
 
 /// The end is seen a moment after `docker rm` is answered.
 fn gone(session: &Session, container: &Container) {
-    let cut = || session.said().lines().any(|l| l.contains("cut off  ") && l.contains(container.short()));
+    let cut = || session.said().lines().any(|l| l.contains("ended  ") && l.contains(container.short()));
     until("the end is seen", Duration::from_secs(3), cut);
 }
 
@@ -87,7 +87,7 @@ fn a_container_that_starts_again_is_itself_again() {
     session.ok(&["rm", "-f", &container.0]);
     gone(&session, &container);
     let said = session.said();
-    let cut = said.lines().filter(|l| l.contains("cut off  ") && l.contains(container.short())).count();
+    let cut = said.lines().filter(|l| l.contains("ended  ") && l.contains(container.short())).count();
     assert_eq!(cut, 5, "one line for each of its runs:\n{said}");
 }
 

@@ -44,7 +44,7 @@ fn no_attach_no_identity_and_no_exit_code_is_lost() {
     assert!(faultless, "{report}\n{}", session.said());
     let (code, said) = session.end();
     assert_eq!(code, Some(0));
-    let ended = format!("ended         {count} attached, {count} cut off, {count} tokens outstanding");
+    let ended = format!("session ended {count} attached, {count} ended, {count} tokens outstanding");
     assert!(said.contains(&ended), "{said}");
 }
 
@@ -166,5 +166,5 @@ fn addresses_that_come_back_are_worth_nothing_to_who_waits_at_them() {
     assert!(answers > 100, "{answers}");
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("ended         25 attached, 25 cut off, 25 tokens outstanding"), "{said}");
+    assert!(said.contains("session ended 25 attached, 25 ended, 25 tokens outstanding"), "{said}");
 }

@@ -39,7 +39,7 @@ fn normal(line: &str) -> String {
 fn by_container<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     let id = |line: &str| {
         let rest = line.rsplit_once('(').filter(|_| line.starts_with("attached"));
-        let rest = rest.or_else(|| line.split_once("  (").filter(|_| line.starts_with("cut off")));
+        let rest = rest.or_else(|| line.split_once("  (").filter(|_| line.starts_with("ended ")));
         rest.map(|(_, id)| id[..12].to_string())
     };
     let mut order: Vec<Option<String>> = Vec::new();
@@ -145,10 +145,10 @@ fn quiet_says_nothing_on_a_good_day() {
 
 #[test]
 fn what_changes_from_run_to_run_becomes_a_word() {
-    let line = "cut off       a/b  (0123456789ab, exit code 0); its last token expires 2026-11-23T13:17:38Z (in 3598 s)";
+    let line = "ended         a/b  (0123456789ab, exit code 0); its last token expires 2026-11-23T13:17:38Z (in 3598 s)";
     assert_eq!(
         normal(line),
-        "cut off       a/b  (CONTAINER, exit code 0); its last token expires TIME (in SECONDS s)"
+        "ended         a/b  (CONTAINER, exit code 0); its last token expires TIME (in SECONDS s)"
     );
     let line = "ready         x@y  project p  (offline; docker 20.10.24+dfsg1; network kfp-creds-0a1b2c3d 198.18.0.191)";
     assert_eq!(
@@ -159,9 +159,9 @@ fn what_changes_from_run_to_run_becomes_a_word() {
         "ready",
         "attached  a (00000000000a)",
         "attached  b (00000000000b)",
-        "cut off  b  (00000000000b)",
-        "cut off  a  (00000000000a, exit code 0); x (in 1 s)",
-        "ended",
+        "ended  b  (00000000000b)",
+        "ended  a  (00000000000a, exit code 0); x (in 1 s)",
+        "session ended",
     ];
     assert_eq!(by_container(&lines), [lines[0], lines[1], lines[4], lines[2], lines[3], lines[5]]);
 }

@@ -22,7 +22,7 @@ use super::control;
 use super::message::Unread;
 use super::upload::Upload;
 use crate::config::proxies::ClientProxies;
-use crate::docker::proxy::wire::Opened;
+use crate::docker::proxy::engine_client::Opened;
 use crate::guard::Rules;
 use crate::process::Together;
 

@@ -32,18 +32,18 @@ use tokio_util::sync::CancellationToken;
 use self::answer::{Decide, Matter};
 pub(super) use self::calls::Tunnel;
 use self::calls::{BROKEN, End, Judge, carry};
+use super::engine_client::{RawClient, Refusal, Reply, collect, full, opened, opened_engine};
 use super::path::Target;
-use super::room::Room;
+use super::state::Proxy;
 use super::upgrade::{Raw, needs_upgrade};
-use super::wire::{RawClient, Refusal, Reply, collect, full, opened, opened_engine};
+use crate::console::Line;
 use crate::guard::Mode;
-use crate::observe::Line;
 use crate::process;
 
 /// Under this the engine keeps a context, and asks only for what has changed since.
 const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
 
-impl Room {
+impl Proxy {
     /// One of BuildKit's tunnels.
     pub(super) async fn build_tunnel(
         self: &Arc<Self>,
@@ -68,8 +68,8 @@ impl Room {
         let request = Request::from_parts(parts, full(bytes::Bytes::new()));
         let (reply, engine) = self.engine.switch(request, uri, Some(protocol)).await?;
         if let Some(engine) = engine {
-            let room = self.clone();
-            let serve = async move { room.serve_build(client, engine, mode, tunnel).await };
+            let proxy = self.clone();
+            let serve = async move { proxy.serve_build(client, engine, mode, tunnel).await };
             self.settings.tasks.spawn("build session", serve);
         }
         Ok(reply)
@@ -102,7 +102,7 @@ impl Room {
         let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
         if whole != Some(true) {
             let why = "what looks at its context broke; please report this";
-            self.settings.voice.notice(format!("the build ends with an error: {why}"));
+            self.settings.console.notice(format!("the build ends with an error: {why}"));
         }
     }
 
@@ -117,35 +117,35 @@ impl Room {
     }
 
     fn decide_build(self: &Arc<Self>, mode: Mode, tunnel: Tunnel) -> Decide {
-        let room = self.clone();
+        let proxy = self.clone();
         let what = match tunnel {
             Tunnel::Session => "POST /session",
             Tunnel::Control => "POST /grpc",
         };
         Arc::new(move |who, matter| {
             let decided = match matter {
-                Matter::Found(found) => room.decide(mode, who, found),
+                Matter::Found(found) => proxy.decide(mode, who, found),
                 Matter::Unread(why) if mode == Mode::Deny => Err(Refusal::forbidden(format!(
                     "{who}: {why}, which the key guard does not read; build past this session, and look into the \
                      image with kfp-creds scan IMAGE"
                 ))),
                 Matter::Unread(why) => {
-                    room.settings.voice.notice(format!("{who}: not verified: {why}"));
+                    proxy.settings.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
                 Matter::Unverified(why) => {
-                    room.settings.voice.notice(format!("{who}: not verified: {why}"));
+                    proxy.settings.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
                 Matter::Note(note) => {
-                    room.settings.voice.notice(format!("{who}: {note}"));
+                    proxy.settings.console.notice(format!("{who}: {note}"));
                     Ok(())
                 }
             };
             decided.map_err(|refusal| {
-                room.refused_builds.fetch_add(1, Ordering::SeqCst);
-                room.settings.voice.say(Line::Refused { what, why: &refusal.why });
-                room.settings.recorder.refused_call(what, &refusal.why);
+                proxy.refused_builds.fetch_add(1, Ordering::SeqCst);
+                proxy.settings.console.say(Line::Refused { what, why: &refusal.why });
+                proxy.settings.recorder.refused_call(what, &refusal.why);
                 format!("kfp-creds: {}", refusal.why)
             })
         })

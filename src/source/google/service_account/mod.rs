@@ -2,7 +2,7 @@
 //!
 //! yup-oauth2 does the JWT-bearer exchange (RFC 7523). It logs requests and answers with their secrets
 //! through the `log` crate, caches per scope set without single flight, and has no time-outs; so it gets a
-//! storage that stores nothing, our time-outs, and no bridge from `log` (`observe`). It drops the status of an
+//! storage that stores nothing, our time-outs, and no bridge from `log` (`console`). It drops the status of an
 //! answer and reads bodies without a bound, so its transport ends in our own client (`transport`).
 
 pub(super) mod assertion;

@@ -68,7 +68,7 @@ fn a_session_survives_the_restart_of_its_engine() {
     });
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.lines().any(|l| l.contains("cut off  ") && l.contains(&auto[..12])), "{said}");
+    assert!(said.lines().any(|l| l.contains("ended  ") && l.contains(&auto[..12])), "{said}");
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Aws {
         {
             return Err(SourceError::refused("what AWS calls this machine's region is not the name of one"));
         }
-        let keys = match Keys::around(&self.variables, upstream).await? {
+        let keys = match Keys::env(&self.variables, upstream).await? {
             Some(keys) => keys,
             None => self.keys_of_machine(upstream, &mut session).await?,
         };

@@ -42,10 +42,7 @@ struct Answered {
 
 impl Keys {
     /// `None` where the environment says nothing of them; the machine is asked then.
-    pub(crate) async fn around(
-        variables: &Variables,
-        upstream: &Upstream,
-    ) -> Result<Option<Self>, SourceError> {
+    pub(crate) async fn env(variables: &Variables, upstream: &Upstream) -> Result<Option<Self>, SourceError> {
         if let Some(keys) = Self::of_variables(variables) {
             return Ok(Some(keys));
         }

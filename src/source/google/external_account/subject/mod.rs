@@ -150,7 +150,7 @@ impl FileToken {
         })?;
         self.format.pick(&bytes).map_err(|why| {
             SourceError::transient(format!(
-                "the subject token file {name} {why}; whoever writes it has to mend that"
+                "the subject token file {name} {why}; fix the program that writes it"
             ))
         })
     }

@@ -10,12 +10,12 @@ use serde_json::Value;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, oneshot};
 use tokio::time::Instant;
 
+use super::engine_client::{EngineClient, Refusal};
 use super::outputs::Outputs;
 use super::path::encode;
 use super::reserved::{Hit, Kind};
-use super::wire::{Engine, Refusal};
 use super::wiring::is_ours;
-use super::{Ask, Settings};
+use super::{LifecycleRequest, Settings};
 use crate::docker::labels::SESSION_LABEL;
 use crate::guard::memory::Memory;
 use crate::workload::ContainerId;
@@ -37,9 +37,9 @@ pub(super) struct Image {
 }
 
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Proxy {
     pub(super) settings: Arc<Settings>,
-    pub(super) engine: Engine,
+    pub(super) engine: EngineClient,
     pub(super) outputs: Outputs,
     images: Mutex<HashMap<String, (Instant, Arc<Image>)>>,
     /// Read while a container that will be leased is on its way from the engine's create to its lease. Whoever
@@ -57,9 +57,9 @@ pub(super) struct Room {
     pub(super) our_networks: Mutex<HashSet<String>>,
 }
 
-impl Room {
+impl Proxy {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
-        let engine = Engine { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
+        let engine = EngineClient { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
         Self {
             settings,
             engine,
@@ -164,7 +164,7 @@ impl Room {
     /// Asks `lifecycle`; when nobody answers, yes: the question comes from where a no would open a door.
     pub(super) async fn is_leased(&self, container: &ContainerId) -> bool {
         let (answer, answered) = oneshot::channel();
-        let ask = Ask::IsLeased { container: container.clone(), answer };
+        let ask = LifecycleRequest::IsLeased { container: container.clone(), answer };
         self.settings.ask.send(ask).await.is_err() || answered.await.unwrap_or(true)
     }
 

@@ -64,9 +64,9 @@ type Client = SendRequest<Empty<Bytes>>;
 /// that it is connected to later, one container on each.
 pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
     let own = if cells {
-        cells::own_doorman(at)?
+        cells::own_acceptor(at)?
     } else {
-        Doorman { listener: listen(Ipv4Addr::UNSPECIFIED, None)?, network: None }
+        Acceptor { listener: listen(Ipv4Addr::UNSPECIFIED, None)?, network: None }
     };
     let tasks = Tasks::new();
     let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
@@ -115,14 +115,14 @@ fn listen(at: Ipv4Addr, interface: Option<&str>) -> io::Result<TcpListener> {
 
 /// A listener, and the network whose containers it serves; everybody where there is one network only.
 #[derive(Debug)]
-struct Doorman {
+struct Acceptor {
     listener: TcpListener,
     network: Option<links::Link>,
 }
 
-async fn serve(doorman: Doorman, client: Client, callers: Callers, tasks: Tasks) {
+async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Tasks) {
     loop {
-        let (stream, from) = match doorman.listener.accept().await {
+        let (stream, from) = match acceptor.listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
                 // Out of file descriptors: those of finished connections come back.
@@ -130,7 +130,7 @@ async fn serve(doorman: Doorman, client: Client, callers: Callers, tasks: Tasks)
                 continue;
             }
         };
-        if !doorman.knows(from.ip()) {
+        if !acceptor.knows(from.ip()) {
             continue;
         }
         let Some(place) = callers.admit(from.ip()) else {

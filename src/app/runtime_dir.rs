@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-use crate::config::Surroundings;
+use crate::config::Environment;
 use crate::failure::Failure;
 use crate::quote;
 
 /// Short: a unix socket's path may have 107 bytes.
-pub(super) fn runtime_folder(around: &Surroundings) -> PathBuf {
-    match around.variable("XDG_RUNTIME_DIR") {
+pub(super) fn runtime_folder(env: &Environment) -> PathBuf {
+    match env.variable("XDG_RUNTIME_DIR") {
         Some(folder) if folder.len() < 60 => Path::new(folder).join("kfp-creds"),
         _ => PathBuf::from(format!("/tmp/kfp-creds-{}", rustix::process::getuid().as_raw())),
     }

@@ -1,5 +1,5 @@
-//! Every request but a create: what is ours is refused, what could reach into a leased container is judged,
-//! and the rest passes.
+//! Where each request goes. What is ours is refused, what could reach into a leased container is judged, and the rest
+//! passes.
 
 use std::sync::Arc;
 
@@ -13,17 +13,17 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::builds::Tunnel;
+use super::engine_client::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
+use super::exit_codes::Condition;
 use super::json::rewritten;
 use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
-use super::room::Room;
+use super::state::Proxy;
 use super::upgrade::{Raw, needs_upgrade, upgrade};
-use super::wait::Until;
-use super::wire::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
-use super::{Ask, json, podman};
+use super::{LifecycleRequest, json, podman};
 use crate::workload::ContainerId;
 
-impl Room {
+impl Proxy {
     pub(super) async fn answer(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
         sane(request.method(), request.headers())?;
         let target = Target::parse(request.uri()).map_err(Refusal::malformed)?;
@@ -241,10 +241,11 @@ impl Room {
         };
         let target = target.with_container(id.as_str(), action);
         if self.settings.exits.idle(&id) {
-            self.watch_exit(&id, None, Until::Exit).await;
+            self.watch_exit(&id, None, Condition::Exit).await;
         }
         let (answer, answered) = oneshot::channel();
-        if self.settings.ask.send(Ask::Starting { container: id.clone(), answer }).await.is_ok() {
+        if self.settings.ask.send(LifecycleRequest::Starting { container: id.clone(), answer }).await.is_ok()
+        {
             let _ = answered.await;
         }
         if action == "start" && self.is_leased(&id).await {
@@ -258,7 +259,7 @@ impl Room {
             self.settings.exits.started(&id, before);
         } else if action == "restart" && self.settings.exits.idle(&id) {
             // The registration before was for the run that the restart ended.
-            self.watch_exit(&id, None, Until::Exit).await;
+            self.watch_exit(&id, None, Condition::Exit).await;
         }
         reply
     }

@@ -1,12 +1,12 @@
-//! What mends what failed, for `check`: a refused token, by whose refusal it is, and an engine, by what it says. A
+//! Suggested fixes for `check`: a refused token, by whose refusal it is, and an engine, by what it says. A
 //! command that would not help is worse than none.
 
 use crate::failure::Failure;
 use crate::mint::MintFailure;
 
-/// What mends whatever else fails, unless it says so itself.
+/// A fix for whatever else fails, unless it says so itself.
 pub(super) fn failure(failure: &Failure) -> Option<String> {
-    let mend = match failure {
+    let hint = match failure {
         Failure::Engine(text) => return Some(engine(text)),
         Failure::Config(_) => "kfp-creds config check",
         Failure::NoCredential(text) if says_it_itself(text) => return None,
@@ -15,7 +15,7 @@ pub(super) fn failure(failure: &Failure) -> Option<String> {
         }
         _ => return None,
     };
-    Some(mend.into())
+    Some(hint.into())
 }
 
 /// By what the engine or the way to it says; engines word it differently, so where nothing is known, the
@@ -23,7 +23,7 @@ pub(super) fn failure(failure: &Failure) -> Option<String> {
 fn engine(text: &str) -> String {
     let text = text.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let mend = match () {
+    let hint = match () {
         () if has(&["authorization denied"]) => {
             "docker info --format '{{.Plugins.Authorization}}' names the plugin that forbids it: ask who runs it"
         }
@@ -46,7 +46,7 @@ fn engine(text: &str) -> String {
         }
         () => "sudo journalctl -u docker --since -10min says why, and docker info whether the engine is well",
     };
-    mend.into()
+    hint.into()
 }
 
 fn says_it_itself(text: &str) -> bool {
@@ -137,16 +137,16 @@ mod tests {
         ] {
             let text =
                 format!("x answered 403: {who} may not impersonate run@x; grant it roles/iam.{role} there");
-            let mend = format!(
+            let hint = format!(
                 "gcloud iam service-accounts add-iam-policy-binding run@x --role=roles/iam.{role} --member='{member}'"
             );
-            assert_eq!(refused("", &text), Some(mend), "{text}");
+            assert_eq!(refused("", &text), Some(hint), "{text}");
         }
     }
 
     #[test]
     fn an_engine_that_fails_has_a_mend_whatever_it_says() {
-        for (text, mend) in [
+        for (text, hint) in [
             (
                 "make a network: could not find an available, non-overlapping IPv4 address pool",
                 "docker network prune",
@@ -161,7 +161,7 @@ mod tests {
             ("list networks: something new", "sudo journalctl -u docker"),
         ] {
             let told = failure(&Failure::Engine(text.into())).unwrap();
-            assert!(told.starts_with(mend), "{text}: {told}");
+            assert!(told.starts_with(hint), "{text}: {told}");
         }
         assert!(failure(&Failure::Config("a.toml: x".into())).is_some());
         assert!(
@@ -186,7 +186,7 @@ mod tests {
         ] {
             assert_eq!(refused("federation", &text), Some(describe.clone()), "{text}");
         }
-        for (kind, text, mend) in [
+        for (kind, text, hint) in [
             (
                 "user login",
                 "there is no service account gone@x",
@@ -199,7 +199,7 @@ mod tests {
                 "gcloud iam service-accounts keys list --iam-account=own@x",
             ),
         ] {
-            assert_eq!(refused(kind, text).as_deref(), Some(mend), "{text}");
+            assert_eq!(refused(kind, text).as_deref(), Some(hint), "{text}");
         }
         for (kind, text) in [
             ("user login", "the login has expired; run `gcloud auth application-default login` on the host"),

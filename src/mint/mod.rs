@@ -7,9 +7,9 @@
 //!
 //! A token that is still valid beats every error and every delay.
 
+mod cache;
 #[cfg(test)]
 mod forgetting_tests;
-mod shelf;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::mint::shelf::{Found, Keep, Key, Ride, Shelf};
+use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
 use crate::process::Tasks;
 use crate::record::metrics::MintOutcome;
 use crate::record::{For, Making, Recorder, Who};
@@ -79,8 +79,8 @@ impl From<SourceError> for MintFailure {
 pub struct Mint {
     source: Arc<dyn Source>,
     tasks: Tasks,
-    access: Arc<Shelf<AccessRequest, AccessToken>>,
-    identity: Arc<Shelf<IdentityRequest, IdentityToken>>,
+    access: Arc<Cache<AccessRequest, AccessToken>>,
+    identity: Arc<Cache<IdentityRequest, IdentityToken>>,
     log: Arc<Log>,
 }
 
@@ -101,7 +101,7 @@ struct Log {
 }
 
 impl Log {
-    async fn of<T: Keep>(
+    async fn of<T: Cacheable>(
         &self,
         kind: TokenKind,
         making: Making,
@@ -146,7 +146,7 @@ impl Mint {
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         let log = Arc::new(Log { recorder, ..Log::default() });
         log.ask_who(&*source);
-        Arc::new(Self { source, tasks, access: Shelf::new(ENTRIES), identity: Shelf::new(ENTRIES), log })
+        Arc::new(Self { source, tasks, access: Cache::new(ENTRIES), identity: Cache::new(ENTRIES), log })
     }
 
     pub fn health(&self) -> Health {
@@ -206,7 +206,7 @@ impl Mint {
     pub fn ahead(&self, ask: &AccessRequest, who: Who<'_>) {
         match self.access.look(ask, Now::read(), |_| self.access_work(ask, Some(who), true)) {
             Found::Serve(_, renewal) => self.launch(renewal),
-            Found::Wait { ride, new, .. } => self.launch(new.then_some(ride)),
+            Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
             Found::Failed(..) => {}
         }
     }
@@ -326,16 +326,16 @@ impl Mint {
         )
     }
 
-    async fn serve<K: Key, T: Keep>(
+    async fn serve<K: Key, T: Cacheable>(
         &self,
-        shelf: &Shelf<K, T>,
+        cache: &Cache<K, T>,
         ask: &K,
         wait: Duration,
         work: impl Fn(bool) -> Pending<'static, Result<T, SourceError>>,
     ) -> Result<Arc<T>, MintFailure> {
         let until = Instant::now() + wait;
         loop {
-            let (ride, old) = match shelf.look(ask, Now::read(), &work) {
+            let (in_flight, old) = match cache.look(ask, Now::read(), &work) {
                 Found::Serve(token, renewal) => {
                     self.launch(renewal);
                     return Ok(token);
@@ -350,30 +350,30 @@ impl Mint {
                     }
                     return Err(error.into());
                 }
-                Found::Wait { ride, new, old } => {
-                    self.launch(new.then(|| ride.clone()));
-                    (ride, old)
+                Found::Wait { in_flight, new, old } => {
+                    self.launch(new.then(|| in_flight.clone()));
+                    (in_flight, old)
                 }
             };
-            let failure = match timeout_at(until, ride.flight.clone().outcome()).await {
-                Ok(_) if ride.is_void() => continue,
+            let failure = match timeout_at(until, in_flight.flight.clone().outcome()).await {
+                Ok(_) if in_flight.is_void() => continue,
                 Ok(Ok(token)) => return Ok(token),
                 Ok(Err(error)) => error.into(),
                 Err(_) => MintFailure::Slow,
             };
-            let valid = |token: &Arc<T>| !ride.is_void() && !token.about().expires.is_over(Now::read());
+            let valid = |token: &Arc<T>| !in_flight.is_void() && !token.about().expires.is_over(Now::read());
             return old.filter(valid).ok_or(failure);
         }
     }
 
     /// Drives a flight to its end, whoever waits or leaves.
-    fn launch<T: Keep>(&self, ride: Option<Ride<T>>) {
-        let Some(ride) = ride else { return };
+    fn launch<T: Cacheable>(&self, in_flight: Option<InFlight<T>>) {
+        let Some(in_flight) = in_flight else { return };
         let stop = self.tasks.stop().clone();
         self.tasks.spawn("mint", async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                _ = ride.flight.outcome() => {}
+                _ = in_flight.flight.outcome() => {}
             }
         });
     }

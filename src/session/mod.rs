@@ -16,14 +16,14 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Pool;
+use crate::console::{Console, Line};
 use crate::docker::cells::{self, Cells};
 use crate::docker::image::Relay;
 use crate::docker::network::{MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
-use crate::doors::Doors;
-use crate::observe::{Line, Voice};
 use crate::process::Tasks;
+use crate::readiness::Listening;
 use crate::server::Server;
 
 /// How long the way container - relay - host may take to stand at the start.
@@ -51,7 +51,7 @@ pub struct Wanted<'a> {
 
 /// A session's part of the engine.
 #[derive(Debug)]
-pub struct Session {
+pub struct MetadataNetwork {
     pub engine: Engine,
     pub network: Network,
     pub pool: Pool,
@@ -67,7 +67,7 @@ pub struct Session {
     ranges: Option<VecDeque<Pool>>,
 }
 
-impl Session {
+impl MetadataNetwork {
     /// The addresses that this session may lease.
     pub fn leasable(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.pool.leasable().filter(|address| !self.taken.contains(address))
@@ -77,21 +77,21 @@ impl Session {
     pub async fn open(
         engine: Engine,
         wanted: &Wanted<'_>,
-        voice: &Voice,
+        console: &Console,
     ) -> Result<(Self, Tunnel), EngineError> {
         // The image as well: a session of another build removes older ones that are not in use yet.
         let _lock = lock(&wanted.sockets.join("lock")).await?;
-        let (image, image_name) = relay_image(&engine, voice).await?;
-        let left = voice
+        let (image, image_name) = relay_image(&engine, console).await?;
+        let left = console
             .while_slow(
                 "looking whether sessions that do not answer are dead",
-                sweep::sweep(&engine, wanted.sockets, voice),
+                sweep::sweep(&engine, wanted.sockets, console),
             )
             .await?;
         let mut ranges = wanted.cells.map(|range| cell_ranges(range, wanted.session));
         let (network, pool) = match &mut ranges {
-            Some(ranges) => own_network(&engine, wanted, ranges, voice).await?,
-            None => network(&engine, wanted, left, voice).await?,
+            Some(ranges) => own_network(&engine, wanted, ranges, console).await?,
+            None => network(&engine, wanted, left, console).await?,
         };
         let taken = engine.addresses_on(&network.id).await?;
         let relay_name = format!("kfp-creds-relay-{}", network.session);
@@ -112,10 +112,11 @@ impl Session {
     }
 
     /// The networks of one container each, if that is what is wanted: some are being made from now on.
-    pub fn cells(&self, relay: &Tunnel, doors: Doors, tasks: &Tasks) -> Option<Cells> {
+    pub fn cells(&self, relay: &Tunnel, listening: Listening, tasks: &Tasks) -> Option<Cells> {
         let ranges = self.ranges.clone()?;
         let (engine, session) = (self.engine.clone(), self.network.session.clone());
-        let cells = Cells::new(engine, session, ranges.into_iter(), &relay.container, doors, tasks.clone());
+        let cells =
+            Cells::new(engine, session, ranges.into_iter(), &relay.container, listening, tasks.clone());
         tasks.spawn("cells", cells.clone().keep_ready());
         Some(cells)
     }
@@ -127,7 +128,7 @@ impl Session {
         server: Arc<Server>,
         first: Tunnel,
         tasks: Tasks,
-        voice: Voice,
+        console: Console,
         renewed: impl Fn(&str) + Send + 'static,
     ) -> Result<(), EngineError> {
         let mut tunnel = first;
@@ -141,7 +142,8 @@ impl Session {
             tracing::debug!(relay, "the relay is gone; starting another");
             tunnel = self.replace_relay(&relay, &tasks).await?;
             renewed(&tunnel.container);
-            voice.notice(format!("the relay died and was replaced after {} ms", died.elapsed().as_millis()));
+            console
+                .notice(format!("the relay died and was replaced after {} ms", died.elapsed().as_millis()));
         }
     }
 
@@ -238,14 +240,14 @@ async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, Eng
 }
 
 /// The image's id and name.
-async fn relay_image(engine: &Engine, voice: &Voice) -> Result<(String, String), EngineError> {
+async fn relay_image(engine: &Engine, console: &Console) -> Result<(String, String), EngineError> {
     let made = tokio::task::spawn_blocking(Relay::of_this_program).await;
     let broken = |why: String| EngineError::Broken("make the relay image", why);
     let relay = made.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
     if let Some(id) = engine.find_relay_image(&relay).await? {
         return Ok((id, relay.reference()));
     }
-    voice.say(Line::Progress { text: "loading the relay image into the engine (once per build)" });
+    console.say(Line::Progress { text: "loading the relay image into the engine (once per build)" });
     Ok((engine.load_relay_image(&relay).await?, relay.reference()))
 }
 
@@ -274,7 +276,7 @@ async fn own_network(
     engine: &Engine,
     wanted: &Wanted<'_>,
     ranges: &mut VecDeque<Pool>,
-    voice: &Voice,
+    console: &Console,
 ) -> Result<(Network, Pool), EngineError> {
     let name = format!("{SHARED_NAME}-{}", wanted.session);
     let mut error = EngineError::Broken("make a network", "network.cells has no room for one".into());
@@ -282,7 +284,7 @@ async fn own_network(
         let Some(range) = ranges.pop_front() else { break };
         match engine.make_cell(&name, range, wanted.session).await {
             Ok(network) => {
-                voice.notice(
+                console.notice(
                     "isolation: every container gets a network of its own, on which its clients find the relay by \
                      environment and hosts entries; every client but PHP's follows those",
                 );
@@ -305,7 +307,7 @@ async fn network(
     engine: &Engine,
     wanted: &Wanted<'_>,
     left: Vec<Network>,
-    voice: &Voice,
+    console: &Console,
 ) -> Result<(Network, Pool), EngineError> {
     let own_name = format!("{SHARED_NAME}-{}", wanted.session);
     let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
@@ -334,7 +336,7 @@ async fn network(
         let pool = Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: 24 };
         match engine.make_network(&own_name, pool, wanted.session).await {
             Ok(network) => {
-                voice.notice(format!(
+                console.notice(format!(
                     "169.254.169.254 is not ours in this session ({owner}): containers find {} by environment \
                      and hosts entries, which every client but PHP's follows",
                     pool.relay()

@@ -8,26 +8,26 @@ use tokio::sync::watch;
 
 /// Clones share the list.
 #[derive(Clone, Debug, Default)]
-pub struct Doors(watch::Sender<HashSet<Ipv4Addr>>);
+pub struct Listening(watch::Sender<HashSet<Ipv4Addr>>);
 
-impl Doors {
+impl Listening {
     pub fn open(&self, at: Ipv4Addr) {
-        self.0.send_if_modified(|doors| doors.insert(at));
+        self.0.send_if_modified(|listening| listening.insert(at));
     }
 
     pub fn close(&self, at: Ipv4Addr) {
-        self.0.send_if_modified(|doors| doors.remove(&at));
+        self.0.send_if_modified(|listening| listening.remove(&at));
     }
 
     /// The relay is gone, and with it all that it opened.
     pub fn close_all(&self) {
-        self.0.send_if_modified(|doors| !std::mem::take(doors).is_empty());
+        self.0.send_if_modified(|listening| !std::mem::take(listening).is_empty());
     }
 
     /// Resolves once the relay listens at `at`.
     pub async fn wait(&self, at: Ipv4Addr) {
         // It ends with an error only when every sender is gone, and this is one.
-        let _ = self.0.subscribe().wait_for(|doors| doors.contains(&at)).await;
+        let _ = self.0.subscribe().wait_for(|listening| listening.contains(&at)).await;
     }
 }
 
@@ -40,15 +40,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_let_through_by_its_own_door_only() {
         let (one, other) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
-        let doors = Doors::default();
-        let open = async |at| tokio::time::timeout(Duration::from_secs(1), doors.wait(at)).await.is_ok();
-        doors.open(one);
+        let listening = Listening::default();
+        let open = async |at| tokio::time::timeout(Duration::from_secs(1), listening.wait(at)).await.is_ok();
+        listening.open(one);
         assert!(open(one).await && !open(other).await);
-        let (waited, ()) = tokio::join!(open(other), async { doors.open(other) });
+        let (waited, ()) = tokio::join!(open(other), async { listening.open(other) });
         assert!(waited);
-        doors.close(one);
+        listening.close(one);
         assert!(!open(one).await && open(other).await);
-        doors.close_all();
+        listening.close_all();
         assert!(!open(other).await);
     }
 }

@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::finding::Finding;
-use super::folder::{private_folder, runtime_folder};
-use super::host::Host;
-use super::house::session_id;
-use super::mends;
-use crate::config::{Config, Pool, Surroundings};
+use super::hints;
+use crate::app::credentials::Credentials;
+use crate::app::runtime_dir::{private_folder, runtime_folder};
+use crate::app::session::session_id;
+use crate::config::{Config, Environment, Pool};
 use crate::docker::cells;
 use crate::docker::network::Network;
+use crate::docker::proxy::SHADOWS;
 use crate::docker::{Engine, EngineError};
 use crate::failure::Failure;
 use crate::mint::MintFailure;
@@ -23,14 +24,6 @@ use crate::workload::Identity;
 const NOTABLE_SKEW: i64 = 30;
 /// Beyond this nothing is made up for (`source::http::clock`), and Google refuses what is signed here.
 const REFUSED_SKEW: i64 = 600;
-/// Clients in containers look at these before they ask a metadata server.
-const SHADOWS: [&str; 5] = [
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "NO_GCE_CHECK",
-    "CLOUDSDK_CONFIG",
-    "GCE_METADATA_HOST",
-    "GCE_METADATA_IP",
-];
 /// Images that are looked at; the newest first.
 const MOST_IMAGES: usize = 50;
 
@@ -53,9 +46,9 @@ pub(super) async fn engine(engine: &Engine) -> Finding {
     }
 }
 
-pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Finding {
+pub(super) fn no_engine(failure: Failure, env: &Environment) -> Finding {
     let text = failure.to_string();
-    let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| around.variable(name).is_some());
+    let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| env.variable(name).is_some());
     // It runs, and says what to do.
     if text.contains("you may not use it") || text.contains("; try: ") {
         return Finding::Bad(failure, None);
@@ -71,8 +64,8 @@ pub(super) fn no_engine(failure: Failure, around: &Surroundings) -> Finding {
 }
 
 /// Our own sockets are as good as root on this machine; the place for them has to be ours alone.
-pub(super) fn rights(around: &Surroundings) -> Finding {
-    let folder = runtime_folder(around);
+pub(super) fn rights(env: &Environment) -> Finding {
+    let folder = runtime_folder(env);
     match private_folder(&folder) {
         Ok(folder) => format!("the engine obeys, {} is ours alone", quote::path(&folder)).into(),
         Err(failure) => Finding::bad(failure, format!("rm -r {}", quote::path(&folder))),
@@ -80,8 +73,8 @@ pub(super) fn rights(around: &Surroundings) -> Finding {
 }
 
 /// Making a network is the only sure way to learn whether its range and the right to it can be had.
-pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundings) -> Finding {
-    let wanted = private_folder(&runtime_folder(around)).and_then(|folder| Ok((folder, session_id()?)));
+pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment) -> Finding {
+    let wanted = private_folder(&runtime_folder(env)).and_then(|folder| Ok((folder, session_id()?)));
     let (folder, session) = match wanted {
         Ok(wanted) => wanted,
         Err(failure) => return Finding::failed(failure),
@@ -104,12 +97,12 @@ pub(super) async fn network(engine: &Engine, config: &Config, around: &Surroundi
             text.into()
         }
         Err(EngineError::RangeTaken(holder)) => {
-            let mend = format!("docker network rm {holder}, or network.pool = \"…\" in kfp-creds.toml");
+            let fix = format!("docker network rm {holder}, or network.pool = \"…\" in kfp-creds.toml");
             let text = format!(
                 "{holder} holds {}: sessions get another address, which PHP clients do not find",
                 config.pool
             );
-            Finding::Odd(text, mend)
+            Finding::Odd(text, fix)
         }
         Err(error) => Finding::failed(error.into()),
     }
@@ -143,7 +136,7 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
 
 /// What images bring that wins over a metadata server.
 pub(super) async fn images(engine: &Engine) -> Finding {
-    match engine.images_that_set(&SHADOWS, MOST_IMAGES).await {
+    match engine.images_that_set(&SHADOWS.map(|(name, _)| name), MOST_IMAGES).await {
         Ok(found) if found.is_empty() => "none brings a variable that wins over us".to_string().into(),
         Ok(found) => {
             let (image, name) = &found[0];
@@ -192,8 +185,15 @@ fn routes_into(table: &str, pool: Pool) -> Vec<String> {
 }
 
 /// What the shell sets that the pipeline's own process will see.
-pub(super) fn shell(around: &Surroundings) -> Finding {
-    let set: Vec<&str> = SHADOWS.into_iter().filter(|name| around.variable(name).is_some()).collect();
+pub(super) fn shell(env: &Environment) -> Finding {
+    let set: Vec<&str> = SHADOWS
+        .into_iter()
+        .filter(|(name, bad)| {
+            let value = env.variable(name).map(str::trim);
+            value.is_some_and(|value| bad.is_none_or(|bad| value.eq_ignore_ascii_case(bad)))
+        })
+        .map(|(name, _)| name)
+        .collect();
     match set.as_slice() {
         [] => "sets nothing that wins over us".to_string().into(),
         [one] if *one == "GOOGLE_APPLICATION_CREDENTIALS" => {
@@ -206,19 +206,19 @@ pub(super) fn shell(around: &Surroundings) -> Finding {
     }
 }
 
-pub(super) fn credential(host: &Host, config: &Config) -> Finding {
-    let kind = host.source.principal().kind;
+pub(super) fn credential(credentials: &Credentials, config: &Config) -> Finding {
+    let kind = credentials.source.principal().kind;
     let ends = match kind {
         "service account key" => "; does not expire by itself",
         "user login" => "; lasts until it is withdrawn, or your organisation asks to log in again",
         "offline" => "; ends with each session",
         _ => "",
     };
-    format!("{kind}, {}{ends}", host.own_account(config)).into()
+    format!("{kind}, {}{ends}", credentials.own_account(config)).into()
 }
 
-pub(super) async fn clock(host: &Host) -> Finding {
-    match host.source.clock().await {
+pub(super) async fn clock(credentials: &Credentials) -> Finding {
+    match credentials.source.clock().await {
         Ok(None) => "nobody to compare with".to_string().into(),
         Ok(Some(seconds)) => {
             let by = format!(
@@ -226,13 +226,13 @@ pub(super) async fn clock(host: &Host) -> Finding {
                 seconds.abs(),
                 if seconds < 0 { "behind Google's" } else { "ahead of Google's" }
             );
-            let mend = "sudo timedatectl set-ntp true";
+            let fix = "sudo timedatectl set-ntp true";
             match seconds.abs() {
                 few if few <= NOTABLE_SKEW => format!("{by}: good").into(),
-                more if more <= REFUSED_SKEW => Finding::Odd(by, mend.into()),
+                more if more <= REFUSED_SKEW => Finding::Odd(by, fix.into()),
                 _ => Finding::bad(
                     Failure::NotPermitted(format!("{by}: what is signed here is refused there")),
-                    mend,
+                    fix,
                 ),
             }
         }
@@ -244,7 +244,10 @@ pub(super) async fn clock(host: &Host) -> Finding {
 }
 
 /// One for each account of the config: the own one where an identity uses it, and every other one.
-pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<Duration, MintFailure>)> {
+pub(super) async fn tokens(
+    credentials: &Credentials,
+    config: &Config,
+) -> Vec<(String, Result<Duration, MintFailure>)> {
     let mut asked = HashSet::new();
     let mut found = vec![];
     for identity in config.identities.values() {
@@ -261,29 +264,33 @@ pub(super) async fn tokens(host: &Host, config: &Config) -> Vec<(String, Result<
                 continue;
             }
             let one = Identity { service_account: account.clone(), ..Identity::clone(identity) };
-            let request = host.mint.request(&one, None, None);
-            let minted = host.mint.access(&request, None, Duration::from_secs(25)).await;
+            let request = credentials.mint.request(&one, None, None);
+            let minted = credentials.mint.access(&request, None, Duration::from_secs(25)).await;
             let left = minted.map(|token| token.expires.remaining(crate::token::Now::read()));
-            let account = account.unwrap_or_else(|| host.own_account(config));
+            let account = account.unwrap_or_else(|| credentials.own_account(config));
             found.push((format!("{account} ({})", identity.name), left));
         }
     }
     found
 }
 
-pub(super) fn token(host: &Host, account: String, found: Result<Duration, MintFailure>) -> Finding {
+pub(super) fn token(
+    credentials: &Credentials,
+    account: String,
+    found: Result<Duration, MintFailure>,
+) -> Finding {
     match found {
         Ok(left) => format!("{account}: minted, good for {} s", left.as_secs()).into(),
         Err(error) => {
             let email = account.split(' ').next().unwrap_or_default();
-            let mend = mends::token(email, &error, host.source.principal().kind);
-            Finding::Bad(Failure::NoCredential(format!("{account}: {error}")), mend)
+            let fix = hints::token(email, &error, credentials.source.principal().kind);
+            Finding::Bad(Failure::NoCredential(format!("{account}: {error}")), fix)
         }
     }
 }
 
-pub(super) fn project(host: &Host, config: &Config) -> Finding {
-    let project = host.project(config);
+pub(super) fn project(credentials: &Credentials, config: &Config) -> Finding {
+    let project = credentials.project(config);
     if project == crate::server::views::UNKNOWN_PROJECT {
         return Finding::Odd(
             "not known: containers are told a stand-in".into(),

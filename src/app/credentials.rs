@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::broken;
-use crate::config::{Config, SourceChoice, Surroundings};
+use crate::config::{Config, Environment, SourceChoice};
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::metadata::View;
 use crate::mint::{Mint, MintFailure};
-use crate::observe::Voice;
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::server::jwks;
@@ -32,19 +32,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const SLEPT: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
-pub(super) struct Host {
+pub(super) struct Credentials {
     pub(super) source: Arc<dyn Source>,
     pub(super) mint: Arc<Mint>,
     /// Where the offline source's public keys are served.
     keys: Option<String>,
 }
 
-impl Host {
+impl Credentials {
     pub(super) async fn open(
         config: &Config,
-        around: &Surroundings,
+        env: &Environment,
         tasks: &Tasks,
-        voice: &Voice,
+        console: &Console,
         recorder: Recorder,
     ) -> Result<Self, Failure> {
         let mut keys = None;
@@ -61,20 +61,20 @@ impl Host {
             | SourceChoice::Metadata
             | SourceChoice::Gcloud
             | SourceChoice::Provided(_) => {
-                let google = google(config, around)?;
-                google.notice().into_iter().for_each(|text| voice.notice(text));
+                let google = google(config, env)?;
+                google.notice().into_iter().for_each(|text| console.notice(text));
                 google.introduce().await;
                 Arc::new(google)
             }
         };
         let mint = Mint::new(source.clone(), tasks.clone(), recorder);
-        tasks.spawn("source", watch(mint.clone(), tasks.clone(), voice.clone()));
+        tasks.spawn("source", watch(mint.clone(), tasks.clone(), console.clone()));
         Ok(Self { source, mint, keys })
     }
 
     /// Mints for the default identity, so that a broken login is said at once. What may work later is
     /// said and does not stop the session.
-    pub(super) async fn first_mint(&self, config: &Config, voice: &Voice) -> Result<(), Failure> {
+    pub(super) async fn first_mint(&self, config: &Config, console: &Console) -> Result<(), Failure> {
         let Some(identity) = first_identity(config) else { return Ok(()) };
         if self.source.per_container() {
             return Ok(());
@@ -84,11 +84,11 @@ impl Host {
             Ok(_) => Ok(()),
             Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why.to_string())),
             Err(MintFailure::Transient(why)) => {
-                voice.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
+                console.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
                 Ok(())
             }
             Err(MintFailure::Slow) => {
-                voice.notice("no token yet: the upstream is slow; containers get 503 until one is minted");
+                console.notice("no token yet: the upstream is slow; containers get 503 until one is minted");
                 Ok(())
             }
         }
@@ -157,28 +157,28 @@ fn no_credential(error: SourceError) -> Failure {
 }
 
 /// The source that the config chooses, where Google's own credentials are behind it in the end.
-pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure> {
-    let variable = |name| around.variable(name).map(PathBuf::from);
+pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
+    let variable = |name| env.variable(name).map(PathBuf::from);
     let file = match &config.source {
         SourceChoice::Adc { file } => file.clone(),
         _ => None,
     };
     // Firmware says what the machine is; reading it asks nobody.
     let product = std::fs::read_to_string("/sys/class/dmi/id/product_name").ok();
-    let (named, no_check) = (around.variable("GCE_METADATA_HOST"), around.variable("NO_GCE_CHECK"));
+    let (named, no_check) = (env.variable("GCE_METADATA_HOST"), env.variable("NO_GCE_CHECK"));
     // Who chose the metadata server by name means it, whatever keeps libraries from looking for one.
     let no_check = no_check.filter(|_| config.source != SourceChoice::Metadata);
     let place = SearchPaths {
         google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
         cloudsdk_config: variable("CLOUDSDK_CONFIG"),
-        home: around.home(),
+        home: env.home(),
         metadata: metadata_server::detect(named, product.as_deref(), no_check),
-        gcloud: on_path("gcloud", around),
+        gcloud: on_path("gcloud", env),
         chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
-        variables: around.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        variables: env.variables.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     };
     let endpoints = config.endpoints.clone();
-    let upstream = Upstream::through(&proxies(around), Limits::default(), vec![]).map_err(no_credential)?;
+    let upstream = Upstream::through(&proxies(env), Limits::default(), vec![]).map_err(no_credential)?;
     match &config.source {
         SourceChoice::Provided(provided) => Google::provided(&place, endpoints, upstream, provided),
         SourceChoice::Metadata => Google::machine(&place, endpoints, upstream),
@@ -189,17 +189,17 @@ pub fn google(config: &Config, around: &Surroundings) -> Result<Google, Failure>
 }
 
 /// As curl reads them: the lower-case name wins.
-pub(super) fn proxies(around: &Surroundings) -> Proxies {
-    let first = |names: &[&str]| names.iter().find_map(|name| around.variable(name)).map(String::from);
+pub(super) fn proxies(env: &Environment) -> Proxies {
+    let first = |names: &[&str]| names.iter().find_map(|name| env.variable(name)).map(String::from);
     Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }
 
 /// The first file of this name that can be run.
-fn on_path(name: &str, around: &Surroundings) -> Option<PathBuf> {
+fn on_path(name: &str, env: &Environment) -> Option<PathBuf> {
     let executable = |path: &PathBuf| {
         std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
-    let path = around.variable("PATH")?;
+    let path = env.variable("PATH")?;
     // A relative entry would be a program of whatever directory this was started in.
     let places = std::env::split_paths(path).filter(|folder| folder.is_absolute());
     places.map(|folder| folder.join(name)).find(executable)
@@ -210,7 +210,7 @@ fn first_identity(config: &Config) -> Option<Arc<Identity>> {
 }
 
 /// Picks up a new login, and wakes what a sleep of the machine left behind.
-async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
+async fn watch(mint: Arc<Mint>, tasks: Tasks, console: Console) {
     let mut last = Now::read();
     loop {
         tokio::select! {
@@ -226,15 +226,15 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, voice: Voice) {
         last = now;
         match mint.reload() {
             Reloaded::Same | Reloaded::Supplied => {}
-            Reloaded::Renewed => voice.notice("the credential file changed: the new login is in use"),
+            Reloaded::Renewed => console.notice("the credential file changed: the new login is in use"),
             Reloaded::OtherAccount => {
-                voice.notice(
+                console.notice(
                     "the credential file changed: the new login is in use; it may be another account, so \
                      earlier tokens were dropped",
                 );
             }
             Reloaded::Broken(why) => {
-                voice
+                console
                     .notice(format!("the credential file is not usable ({why}); the old login stays in use"));
             }
         }

@@ -105,12 +105,12 @@ pub(super) struct RawStream {
 
 /// The engine's end.
 #[derive(Clone, Debug)]
-pub(super) struct Engine {
+pub(super) struct EngineClient {
     pub(super) upstream: Upstream,
     pub(super) tasks: Tasks,
 }
 
-impl Engine {
+impl EngineClient {
     /// One exchange. Dropping the future or the reply's body closes the connection.
     pub(super) async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, Refusal>
     where

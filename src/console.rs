@@ -27,7 +27,7 @@ pub enum Line<'a> {
     NotAttached { task: &'a str, why: &'a str },
     /// A request that was refused, and why.
     Refused { what: &'a str, why: &'a str },
-    /// A container ended: nothing is minted for it any more. `outstanding` is when its last token expires.
+    /// A container ended, or was cut off by a person: nothing is minted for it any more. `outstanding` is when its last token expires.
     CutOff {
         task: &'a str,
         container: &'a str,
@@ -40,7 +40,7 @@ pub enum Line<'a> {
     Notice { text: &'a str },
     /// A slow first step, so that waiting has a reason.
     Progress { text: &'a str },
-    /// The end of the session.
+    /// The end of the session; `cut_off` counts leases, however they ended.
     Ended { attached: u64, cut_off: u64, outstanding: u64, until: Option<String> },
 }
 
@@ -59,10 +59,8 @@ impl fmt::Display for Line<'_> {
             Line::NotAttached { task, why } => write!(f, "not attached  {task}: {why}"),
             Line::Refused { what, why } => write!(f, "refused       {what}: {why}"),
             Line::CutOff { task, container, by_hand, exit_code, outstanding } => {
-                write!(f, "cut off       {task}  ({container}")?;
-                if *by_hand {
-                    f.write_str(", by hand")?;
-                }
+                let (word, how) = if *by_hand { ("cut off", ", by hand") } else { ("ended", "") };
+                write!(f, "{word:<14}{task}  ({container}{how}")?;
                 if let Some(code) = exit_code {
                     write!(f, ", exit code {code}")?;
                 }
@@ -75,7 +73,7 @@ impl fmt::Display for Line<'_> {
             Line::Notice { text } => write!(f, "notice        {text}"),
             Line::Progress { text } => write!(f, "...           {text}"),
             Line::Ended { attached, cut_off, outstanding, until } => {
-                write!(f, "ended         {attached} attached, {cut_off} cut off, ")?;
+                write!(f, "session ended {attached} attached, {cut_off} ended, ")?;
                 match (until, outstanding) {
                     (None, _) => f.write_str("no token outstanding"),
                     (Some(until), 1) => write!(f, "1 token outstanding until {until}"),
@@ -101,18 +99,18 @@ const SLOW: Duration = Duration::from_secs(2);
 
 /// The one writer of [`Line`]s; clones share it.
 #[derive(Clone)]
-pub struct Voice {
+pub struct Console {
     form: Form,
     out: Arc<Mutex<dyn Write + Send>>,
 }
 
-impl fmt::Debug for Voice {
+impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Voice({:?})", self.form)
+        write!(f, "Console({:?})", self.form)
     }
 }
 
-impl Voice {
+impl Console {
     pub fn new(form: Form, out: impl Write + Send + 'static) -> Self {
         Self { form, out: Arc::new(Mutex::new(out)) }
     }
@@ -200,8 +198,8 @@ mod tests {
     #[test]
     fn hostile_names_stay_on_one_line() {
         let heard = Heard::default();
-        let voice = Voice::new(Form::Text, heard.clone());
-        voice.say(Line::NotAttached { task: "evil\n\x1b[2Jname", why: "no" });
+        let console = Console::new(Form::Text, heard.clone());
+        console.say(Line::NotAttached { task: "evil\n\x1b[2Jname", why: "no" });
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: not attached  evil??[2Jname: no\n");
     }
@@ -209,9 +207,9 @@ mod tests {
     #[test]
     fn quiet_still_says_what_needs_a_person() {
         let heard = Heard::default();
-        let voice = Voice::new(Form::Quiet, heard.clone());
-        voice.say(Line::Progress { text: "loading" });
-        voice.notice("log in again");
+        let console = Console::new(Form::Quiet, heard.clone());
+        console.say(Line::Progress { text: "loading" });
+        console.notice("log in again");
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: notice        log in again\n");
     }
@@ -219,10 +217,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_step_says_what_it_waits_for() {
         let heard = Heard::default();
-        let voice = Voice::new(Form::Text, heard.clone());
+        let console = Console::new(Form::Text, heard.clone());
         let step = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
-        voice.while_slow("quick", step(1)).await;
-        voice.while_slow("slow", step(3)).await;
+        console.while_slow("quick", step(1)).await;
+        console.while_slow("slow", step(3)).await;
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: ...           slow\n");
     }
@@ -238,6 +236,6 @@ mod tests {
         let some = targets("warn,kfp_creds::server=debug,kfp_creds::mint");
         assert!(!some.would_enable("kfp_creds::relay", &Level::INFO));
         assert!(some.would_enable("kfp_creds::server", &Level::DEBUG));
-        assert!(some.would_enable("kfp_creds::mint::shelf", &Level::TRACE));
+        assert!(some.would_enable("kfp_creds::mint::cache", &Level::TRACE));
     }
 }

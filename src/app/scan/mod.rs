@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use self::said::{Baseline, Said, one_line};
 use super::reach::reach;
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, Environment};
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
 use crate::guard::found::Passed;
@@ -40,7 +40,7 @@ pub struct Ask<'a> {
 /// Where there is no such target, or no find but something that could not be looked at.
 pub async fn scan(
     config: &Config,
-    around: &Surroundings,
+    env: &Environment,
     target: &str,
     ask: Ask<'_>,
     print: impl Fn(&str),
@@ -49,11 +49,11 @@ pub async fn scan(
     let baseline = match ask.baseline {
         None => Baseline::default(),
         Some(file) => {
-            let known = std::fs::read_to_string(around.cwd.join(file)).and_then(|text| Baseline::read(&text));
+            let known = std::fs::read_to_string(env.cwd.join(file)).and_then(|text| Baseline::read(&text));
             known.map_err(|error| Failure::Usage(format!("the baseline {}: {error}", quote::path(file))))?
         }
     };
-    let path = around.cwd.join(target);
+    let path = env.cwd.join(target);
     let rules = config.guard.rules.clone();
     let mut report = match std::fs::metadata(&path) {
         Ok(about) if about.is_dir() => blocking(move || Ok(folder(path, rules))).await?,
@@ -64,7 +64,7 @@ pub async fn scan(
         Err(error) if is_a_path(target) => {
             return Err(Failure::Usage(format!("{target}: {error}: name a directory, a file or an image")));
         }
-        Err(_) => of_the_engine(config, around, target).await?,
+        Err(_) => of_the_engine(config, env, target).await?,
     };
     report.finds.iter_mut().filter(|find| find.place.is_empty()).for_each(|find| {
         find.place = target.into();
@@ -121,8 +121,8 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
 }
 
 /// What `docker save` gives, read while it comes.
-async fn of_the_engine(config: &Config, around: &Surroundings, image: &str) -> Result<Report, Failure> {
-    let engine = reach(config, around).await?;
+async fn of_the_engine(config: &Config, env: &Environment, image: &str) -> Result<Report, Failure> {
+    let engine = reach(config, env).await?;
     let (pieces, rest) = mpsc::channel(16);
     let scanning = blocking(move || image::scan(Stream { rest, piece: Bytes::new() }));
     let copying = async {

@@ -14,8 +14,8 @@ use hyper::{Method, StatusCode};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::room::Room;
-use super::wire::{Refusal, Reply, json_reply};
+use super::engine_client::{Refusal, Reply, json_reply};
+use super::state::Proxy;
 use crate::workload::ContainerId;
 
 /// Containers whose exit is remembered; the oldest that have ended are forgotten beyond it.
@@ -26,10 +26,10 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// The exit codes of this session's containers; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Exits(Arc<Mutex<Book>>);
+pub struct ExitCodes(Arc<Mutex<Records>>);
 
 #[derive(Debug, Default)]
-struct Book {
+struct Records {
     entries: HashMap<ContainerId, Entry>,
     order: VecDeque<ContainerId>,
     ends: Option<mpsc::UnboundedSender<ContainerId>>,
@@ -45,14 +45,14 @@ struct Entry {
 
 /// When the exit that counts is known.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Until {
+pub(super) enum Condition {
     Exit,
     /// The engine starts it again by itself, and its answer about an exit before that can be a 0 that never
     /// was (20.10); only the last run counts.
     Removal,
 }
 
-impl Until {
+impl Condition {
     /// By the restart policy of a create body, whatever the case of its keys.
     pub(super) fn of(body: &Value) -> Self {
         let policy = body["HostConfig"]["RestartPolicy"].as_object().into_iter().flatten();
@@ -70,7 +70,7 @@ enum Exit {
     Lost,
 }
 
-impl Exits {
+impl ExitCodes {
     /// The exit code of the container's last run, once it is known.
     pub fn code(&self, container: &ContainerId) -> Option<i64> {
         self.with(|book| match &*book.entries.get(container)?.exit.borrow() {
@@ -96,7 +96,7 @@ impl Exits {
         });
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut Records) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -196,7 +196,7 @@ impl Exits {
     }
 }
 
-impl Book {
+impl Records {
     fn shrink(&mut self) {
         while self.order.len() > REMEMBERED {
             let ended = |id: &ContainerId| {
@@ -210,19 +210,19 @@ impl Book {
     }
 }
 
-impl Room {
+impl Proxy {
     /// Registers for the next exit of `container`. When this returns the engine has the registration, so no
     /// exit can be missed; the code is read in the background.
     pub(super) async fn watch_exit(
         self: &Arc<Self>,
         container: &ContainerId,
         name: Option<&str>,
-        until: Until,
+        until: Condition,
     ) {
         let exit = self.settings.exits.record(container, name);
         let condition = match until {
-            Until::Exit => "next-exit",
-            Until::Removal => "removed",
+            Condition::Exit => "next-exit",
+            Condition::Removal => "removed",
         };
         let path = format!("/containers/{}/wait?condition={condition}", container.as_str());
         let reply = match self.engine.ask(Method::POST, &path).await {

@@ -22,15 +22,15 @@ pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
 impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
 
 /// A token that can be kept.
-pub(super) trait Keep: Debug + Send + Sync + 'static {
+pub(super) trait Cacheable: Debug + Send + Sync + 'static {
     fn about(&self) -> HandedOut;
 
     /// How long a token that has `life` left is served, and after how long it is renewed ahead.
-    fn spans(life: Duration) -> Spans;
+    fn spans(life: Duration) -> Lifetimes;
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spans {
+pub(super) struct Lifetimes {
     pub(super) served: Duration,
     pub(super) calm: Duration,
 }
@@ -39,59 +39,59 @@ pub(super) struct Spans {
 #[derive(Debug)]
 pub(super) enum Found<T> {
     /// A token to serve at once, and the renewal that was due, to be launched.
-    Serve(Arc<T>, Option<Ride<T>>),
+    Serve(Arc<T>, Option<InFlight<T>>),
     /// It failed a moment ago, and nothing valid is left.
     /// The last failure, and when it will be tried again.
     Failed(SourceError, Instant),
     /// A flight to wait for; to be launched where it is `new`. `old` is still valid, for when it brings nothing.
-    Wait { ride: Ride<T>, new: bool, old: Option<Arc<T>> },
+    Wait { in_flight: InFlight<T>, new: bool, old: Option<Arc<T>> },
 }
 
 /// A flight as callers hold it.
 #[derive(Debug)]
-pub(super) struct Ride<T> {
+pub(super) struct InFlight<T> {
     pub(super) flight: Flight<T>,
     void: Arc<AtomicBool>,
 }
 
-impl<T> Ride<T> {
+impl<T> InFlight<T> {
     /// The cache was dropped meanwhile (another account): neither what lands nor what was there before counts.
     pub(super) fn is_void(&self) -> bool {
         self.void.load(Ordering::Acquire)
     }
 }
 
-impl<T> Clone for Ride<T> {
+impl<T> Clone for InFlight<T> {
     fn clone(&self) -> Self {
         Self { flight: self.flight.clone(), void: self.void.clone() }
     }
 }
 
-impl Keep for AccessToken {
+impl Cacheable for AccessToken {
     fn about(&self) -> HandedOut {
         self.about()
     }
 
     /// Short lives scale: a quarter is the floor, three eighths the time to renew.
-    fn spans(life: Duration) -> Spans {
-        Spans { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
+    fn spans(life: Duration) -> Lifetimes {
+        Lifetimes { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
     }
 }
 
-impl Keep for IdentityToken {
+impl Cacheable for IdentityToken {
     fn about(&self) -> HandedOut {
         self.about()
     }
 
     /// Not renewed ahead: every audience would keep a flight busy every four minutes.
-    fn spans(life: Duration) -> Spans {
+    fn spans(life: Duration) -> Lifetimes {
         let served = ID_TOKEN_REUSE.min(life / 2);
-        Spans { served, calm: served }
+        Lifetimes { served, calm: served }
     }
 }
 
 #[derive(Debug)]
-struct Stock<T> {
+struct Cached<T> {
     token: Arc<T>,
     served: Deadline,
     calm: Deadline,
@@ -99,22 +99,22 @@ struct Stock<T> {
 
 #[derive(Debug)]
 struct Entry<T> {
-    stock: Option<Stock<T>>,
-    ride: Option<Ride<T>>,
+    cached: Option<Cached<T>>,
+    in_flight: Option<InFlight<T>>,
     /// The last outcome was this, and it stands until then.
     failure: Option<(SourceError, Instant)>,
     failures: u32,
     used: Instant,
 }
 
-impl<T: Keep> Entry<T> {
+impl<T: Cacheable> Entry<T> {
     fn new(now: Now) -> Self {
-        Self { stock: None, ride: None, failure: None, failures: 0, used: now.mono }
+        Self { cached: None, in_flight: None, failure: None, failures: 0, used: now.mono }
     }
 
     /// The flight under way. One that landed without settling had panicked.
-    fn flying(&self) -> Option<&Ride<T>> {
-        self.ride.as_ref().filter(|ride| ride.flight.landed().is_none())
+    fn flying(&self) -> Option<&InFlight<T>> {
+        self.in_flight.as_ref().filter(|in_flight| in_flight.flight.landed().is_none())
     }
 
     fn failure(&self, now: Now) -> Option<&(SourceError, Instant)> {
@@ -122,23 +122,23 @@ impl<T: Keep> Entry<T> {
     }
 
     fn valid(&self, now: Now) -> Option<&Arc<T>> {
-        let stock = self.stock.as_ref()?;
-        (!stock.token.about().expires.is_over(now)).then_some(&stock.token)
+        let cached = self.cached.as_ref()?;
+        (!cached.token.about().expires.is_over(now)).then_some(&cached.token)
     }
 
-    fn fresh(&self, now: Now) -> Option<&Stock<T>> {
-        self.stock.as_ref().filter(|stock| !stock.served.is_over(now))
+    fn fresh(&self, now: Now) -> Option<&Cached<T>> {
+        self.cached.as_ref().filter(|cached| !cached.served.is_over(now))
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Shelf<K, T> {
+pub(super) struct Cache<K, T> {
     own: Weak<Self>,
     entries: Mutex<HashMap<K, Entry<T>>>,
     capacity: usize,
 }
 
-impl<K: Key, T: Keep> Shelf<K, T> {
+impl<K: Key, T: Cacheable> Cache<K, T> {
     pub(super) fn new(capacity: usize) -> Arc<Self> {
         Arc::new_cyclic(|own| Self { own: own.clone(), entries: Mutex::default(), capacity })
     }
@@ -153,7 +153,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         key: &K,
         now: Now,
         work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
-    ) -> Option<(Arc<T>, Option<Ride<T>>)> {
+    ) -> Option<(Arc<T>, Option<InFlight<T>>)> {
         let mut entries = self.lock();
         let entry = entries.get_mut(key)?;
         entry.used = now.mono;
@@ -181,13 +181,13 @@ impl<K: Key, T: Keep> Shelf<K, T> {
             return Found::Serve(token, renewal);
         }
         let old = entry.valid(now).cloned();
-        if let Some(ride) = entry.flying() {
-            return Found::Wait { ride: ride.clone(), new: false, old };
+        if let Some(in_flight) = entry.flying() {
+            return Found::Wait { in_flight: in_flight.clone(), new: false, old };
         }
         match (entry.failure(now), old) {
             (Some(_), Some(old)) => Found::Serve(old, None),
             (Some((error, again)), None) => Found::Failed(error.clone(), *again),
-            (None, old) => Found::Wait { ride: self.depart(entry, key, work(false)), new: true, old },
+            (None, old) => Found::Wait { in_flight: self.depart(entry, key, work(false)), new: true, old },
         }
     }
 
@@ -197,10 +197,10 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         key: &K,
         now: Now,
         work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
-    ) -> Option<(Arc<T>, Option<Ride<T>>)> {
-        let stock = entry.fresh(now)?;
-        let token = stock.token.clone();
-        let due = stock.calm.is_over(now) && entry.flying().is_none() && entry.failure(now).is_none();
+    ) -> Option<(Arc<T>, Option<InFlight<T>>)> {
+        let cached = entry.fresh(now)?;
+        let token = cached.token.clone();
+        let due = cached.calm.is_over(now) && entry.flying().is_none() && entry.failure(now).is_none();
         Some((token, due.then(|| self.depart(entry, key, work()))))
     }
 
@@ -210,35 +210,35 @@ impl<K: Key, T: Keep> Shelf<K, T> {
         entry: &mut Entry<T>,
         key: &K,
         work: Pending<'static, Result<T, SourceError>>,
-    ) -> Ride<T> {
+    ) -> InFlight<T> {
         let void = Arc::new(AtomicBool::new(false));
-        let (shelf, key, ticket) = (self.own.clone(), key.clone(), void.clone());
+        let (cache, key, ticket) = (self.own.clone(), key.clone(), void.clone());
         let flight = Flight::new(async move {
             let outcome = work.await.and_then(alive).map(Arc::new);
-            if let Some(shelf) = shelf.upgrade() {
-                shelf.settle(&key, &ticket, &outcome);
+            if let Some(cache) = cache.upgrade() {
+                cache.settle(&key, &ticket, &outcome);
             }
             outcome
         });
-        let ride = Ride { flight, void };
-        entry.ride = Some(ride.clone());
-        ride
+        let in_flight = InFlight { flight, void };
+        entry.in_flight = Some(in_flight.clone());
+        in_flight
     }
 
     /// Only the entry's own flight may settle it: what was forgotten meanwhile must not come back.
     fn settle(&self, key: &K, ticket: &Arc<AtomicBool>, outcome: &Outcome<T>) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(key) else { return };
-        if !entry.ride.as_ref().is_some_and(|ride| Arc::ptr_eq(&ride.void, ticket)) {
+        if !entry.in_flight.as_ref().is_some_and(|in_flight| Arc::ptr_eq(&in_flight.void, ticket)) {
             return;
         }
-        entry.ride = None;
+        entry.in_flight = None;
         let now = Now::read();
         match outcome {
             Ok(token) => {
-                let Spans { served, calm } = T::spans(token.about().expires.remaining(now));
+                let Lifetimes { served, calm } = T::spans(token.about().expires.remaining(now));
                 let (served, calm) = (Deadline::after(now, served), Deadline::after(now, calm));
-                entry.stock = Some(Stock { token: token.clone(), served, calm });
+                entry.cached = Some(Cached { token: token.clone(), served, calm });
                 entry.failure = None;
                 entry.failures = 0;
             }
@@ -264,8 +264,8 @@ impl<K: Key, T: Keep> Shelf<K, T> {
     /// Drops everything and voids what is under way: it belongs to an account that is gone.
     pub(super) fn void_all(&self) {
         for (_, entry) in self.lock().drain() {
-            if let Some(ride) = entry.ride {
-                ride.void.store(true, Ordering::Release);
+            if let Some(in_flight) = entry.in_flight {
+                in_flight.void.store(true, Ordering::Release);
             }
         }
     }
@@ -284,7 +284,7 @@ impl<K: Key, T: Keep> Shelf<K, T> {
 }
 
 /// A token that is over when it comes is none.
-fn alive<T: Keep>(token: T) -> Result<T, SourceError> {
+fn alive<T: Cacheable>(token: T) -> Result<T, SourceError> {
     if token.about().expires.is_over(Now::read()) {
         return Err(SourceError::transient(
             "the token that came has already expired; check this machine's clock",
@@ -294,7 +294,7 @@ fn alive<T: Keep>(token: T) -> Result<T, SourceError> {
 }
 
 /// Expired entries go first, then the one that was used longest ago.
-fn make_room<K: Key, T: Keep>(entries: &mut HashMap<K, Entry<T>>, capacity: usize, now: Now) {
+fn make_room<K: Key, T: Cacheable>(entries: &mut HashMap<K, Entry<T>>, capacity: usize, now: Now) {
     if entries.len() < capacity {
         return;
     }

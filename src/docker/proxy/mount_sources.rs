@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::engine_client::Refusal;
 use super::inputs::told;
 use super::json::{split_bind, strings};
-use super::room::Room;
+use super::state::Proxy;
 use super::texts::Key;
-use super::wire::Refusal;
 use crate::guard::Guard;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::process;
@@ -45,7 +45,7 @@ pub(super) struct Looked {
     pub(super) hung: bool,
 }
 
-impl Room {
+impl Proxy {
     /// Everything of the host that this HostConfig mounts.
     pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
         let (mut sources, fetching) = (vec![], self.settings.fetching.as_ref());
@@ -74,7 +74,7 @@ impl Room {
                 }
                 // Their content is the engine's, and no directory of this machine.
                 Some(kind @ ("image" | "cluster")) => {
-                    self.settings.voice.notice(format!("not verified: the {kind} mount of {source}"));
+                    self.settings.console.notice(format!("not verified: the {kind} mount of {source}"));
                 }
                 _ => {}
             }
@@ -91,7 +91,7 @@ impl Room {
         for what in unverified {
             let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
             if new {
-                self.settings.voice.notice(format!("{who}: not verified: {what}"));
+                self.settings.console.notice(format!("{who}: not verified: {what}"));
             }
         }
     }

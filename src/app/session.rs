@@ -12,24 +12,24 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::broken;
-use super::control::{Desk, Door};
-use super::folder::{listen, private_folder, runtime_folder};
-use super::host::Host;
+use super::control::{ControlServer, Listener};
+use super::credentials::Credentials;
 use super::host_loopback;
 use super::inputs::Inputs;
 use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
 use super::reload;
+use super::runtime_dir::{listen, private_folder, runtime_folder};
 use super::status::About;
-use crate::config::{Config, Surroundings};
+use crate::config::{Config, Environment};
+use crate::console::{Console, Line, expiry};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, Ask, Kind, Settings};
+use crate::docker::proxy::{self, Kind, LifecycleRequest, Settings};
 use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
 use crate::lifecycle::{Granting, Lifecycle};
-use crate::observe::{Line, Voice, expiry};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::record::audit::Audit;
@@ -37,7 +37,7 @@ use crate::registry::{self, Questions};
 use crate::secret::Secret;
 use crate::server::Server;
 use crate::server::views::Views;
-use crate::session::{Session, Wanted};
+use crate::session::{MetadataNetwork, Wanted};
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
 
@@ -50,96 +50,96 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// A running session.
 #[derive(Debug)]
-pub(super) struct House {
-    pub(super) host: Host,
+pub(super) struct Session {
+    pub(super) credentials: Credentials,
     /// The socket to give to Docker clients.
     pub(super) socket: PathBuf,
     pub(super) failed: mpsc::Receiver<Failure>,
-    voice: Voice,
+    console: Console,
     /// Whether the session ever was ready: what never began has no end to speak of.
     live: bool,
     tasks: Tasks,
-    pub(super) session: Arc<Session>,
+    pub(super) session: Arc<MetadataNetwork>,
     pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
     inputs: Option<Arc<Inputs>>,
     /// Of the control socket.
     control: PathBuf,
-    desk: Arc<Desk>,
+    control_server: Arc<ControlServer>,
     /// Held while containers are stopped: who comes second finds what the first has left.
     stopping: Arc<tokio::sync::Mutex<()>>,
     /// Whether it was said that containers run on after Ctrl-C.
     reminded: Arc<AtomicBool>,
 }
 
-impl House {
+impl Session {
     /// Everything up to the moment where a container can be created: engine, source, network, relay,
     /// proxy, a probe the whole way, and one mint, so that a broken login is said once and at once.
     pub(super) async fn open(
         config: &Config,
-        around: &Surroundings,
+        env: &Environment,
         mode: &'static str,
-        voice: Voice,
+        console: Console,
     ) -> Result<Self, Failure> {
         let tasks = Tasks::new();
-        let engine = reach(config, around).await?;
-        let recorder = recorder(config, "", &voice)?;
-        let host = Host::open(config, around, &tasks, &voice, recorder.clone()).await?;
-        let folder = private_folder(&runtime_folder(around))?;
+        let engine = reach(config, env).await?;
+        let recorder = recorder(config, "", &console)?;
+        let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
+        let folder = private_folder(&runtime_folder(env))?;
         let wanted =
             Wanted { session: &session_id()?, pool: config.pool, cells: config.cells, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
-        let (session, tunnel) = Session::open(engine, &wanted, &voice).await?;
+        let (session, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
         let session = Arc::new(session);
         // That of a network which was taken over, else the new one.
         let id = session.network.session.clone();
         recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
         let loopback = bound.as_ref().map(|bound| bound.paths.at().to_string());
-        let views = Views { loopback, ..host.views(config, Some(session.relay.to_string())) };
-        let (mint, at, to) = (host.mint.clone(), session.relay, recorder.clone());
-        let server = Server::new(reader, mint, views, at, voice.clone(), to);
-        let loopback = host_loopback::proved(bound, &session, &server, &voice, &tasks).await;
-        let granting = Granting { writer, mint: host.mint.clone(), recorder: recorder.clone() };
-        let lifecycle = manage(&session, granting, &voice, &tasks);
+        let views = Views { loopback, ..credentials.views(config, Some(session.relay.to_string())) };
+        let (mint, at, to) = (credentials.mint.clone(), session.relay, recorder.clone());
+        let server = Server::new(reader, mint, views, at, console.clone(), to);
+        let loopback = host_loopback::proved(bound, &session, &server, &console, &tasks).await;
+        let granting = Granting { writer, mint: credentials.mint.clone(), recorder: recorder.clone() };
+        let lifecycle = manage(&session, granting, &console, &tasks);
         let ((ask, asks), (failing, failed)) = (mpsc::channel(64), mpsc::channel(1));
-        let (inputs, fetching) = Inputs::start(config, around, &host, &id, &tasks).unzip();
+        let (inputs, fetching) = Inputs::start(config, env, &credentials, &id, &tasks).unzip();
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
-            wiring: wiring(&session, &host, config),
+            wiring: wiring(&session, &credentials, config),
             reserved: reserve(&session, &tunnel),
-            cells: session.cells(&tunnel, server.doors(), &tasks),
+            cells: session.cells(&tunnel, server.listening(), &tasks),
             loopback,
             mode,
             fetching,
             exits: lifecycle.exits(),
             recorder,
-            ..settings(config, &session, ask, &voice, &tasks)
+            ..settings(config, &session, ask, &console, &tasks)
         });
-        let desk = Desk::new(About::of(mode, &session, &host, config), &lifecycle, &host, &proxy);
-        let mut house = Self {
-            host,
+        let about = About::of(mode, &session, &credentials, config);
+        let mut opened = Self {
+            control_server: ControlServer::new(about, &lifecycle, &credentials, &proxy),
+            credentials,
             socket: proxy.socket.clone(),
             failed,
-            voice: voice.clone(),
+            console: console.clone(),
             live: false,
             tasks: tasks.clone(),
             session: session.clone(),
             lifecycle: lifecycle.clone(),
             control: folder.join(format!("{id}.ctl")),
-            desk,
             proxy,
             inputs,
             stopping: Arc::default(),
             reminded: Arc::default(),
         };
-        house.follow(config, around, asks, questions);
-        house.keep_relay(server.clone(), tunnel, failing);
-        if let Err(error) = house.go_live(&server, config).await {
-            house.close(true).await;
+        opened.follow(config, env, asks, questions);
+        opened.keep_relay(server.clone(), tunnel, failing);
+        if let Err(error) = opened.go_live(&server, config).await {
+            opened.close(true).await;
             return Err(error);
         }
-        Ok(house)
+        Ok(opened)
     }
 
     /// A network for one container, where each has its own.
@@ -154,20 +154,20 @@ impl House {
     fn follow(
         &self,
         config: &Config,
-        around: &Surroundings,
-        asks: mpsc::Receiver<Ask>,
+        env: &Environment,
+        asks: mpsc::Receiver<LifecycleRequest>,
         questions: Questions,
     ) {
         let (tasks, lifecycle) = (&self.tasks, &self.lifecycle);
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
-        let (config, proxy, voice) = (config.clone(), self.proxy.clone(), self.voice.clone());
-        let around = around.clone();
-        tasks.spawn("config", reload::follow(config, around, proxy, lifecycle.clone(), voice, tasks.clone()));
+        let (config, proxy, console) = (config.clone(), self.proxy.clone(), self.console.clone());
+        let env = env.clone();
+        tasks.spawn("config", reload::follow(config, env, proxy, lifecycle.clone(), console, tasks.clone()));
     }
 
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
-        let (session, tasks, voice) = (self.session.clone(), self.tasks.clone(), self.voice.clone());
+        let (session, tasks, console) = (self.session.clone(), self.tasks.clone(), self.console.clone());
         let (reserved, recorder) = (self.proxy.reserved.clone(), self.proxy.recorder.clone());
         let cells = self.proxy.cells.clone();
         self.tasks.spawn("relay", async move {
@@ -177,7 +177,7 @@ impl House {
                 reserved.put(Kind::Container, id, &name);
                 cells.iter().for_each(|cells| cells.renewed(id));
             };
-            if let Err(error) = session.keep_relay(server, tunnel, tasks, voice, renewed).await {
+            if let Err(error) = session.keep_relay(server, tunnel, tasks, console, renewed).await {
                 let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
             }
         });
@@ -189,28 +189,29 @@ impl House {
             let listener = listener.map_err(|e| broken(&format!("serve metrics on {at}"), e))?;
             self.tasks.spawn(
                 "metrics",
-                self.desk.clone().serve_loopback(listener, Door::Metrics, self.tasks.clone()),
+                self.control_server.clone().serve_loopback(listener, Listener::Metrics, self.tasks.clone()),
             );
         }
-        what_paths_mean(&self.session.engine).into_iter().for_each(|text| self.voice.notice(text));
+        what_paths_mean(&self.session.engine).into_iter().for_each(|text| self.console.notice(text));
         self.mounts(config).await?;
         let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
-        self.tasks.spawn("control", self.desk.clone().serve(listener, self.tasks.clone()));
+        self.tasks.spawn("control", self.control_server.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed =
-            self.voice.while_slow("waiting for the relay to answer", self.session.wait_ready(server));
-        let minted =
-            self.voice.while_slow("waiting for a first token", self.host.first_mint(config, &self.voice));
+            self.console.while_slow("waiting for the relay to answer", self.session.wait_ready(server));
+        let minted = self
+            .console
+            .while_slow("waiting for a first token", self.credentials.first_mint(config, &self.console));
         let (probed, minted) = tokio::join!(probed, minted);
         probed?;
         minted?;
         self.live = true;
-        let principal = self.host.source.principal();
-        self.voice.say(Line::Ready {
+        let principal = self.credentials.source.principal();
+        self.console.say(Line::Ready {
             source: principal.kind,
-            account: &self.host.account(config),
-            project: &self.host.project(config),
+            account: &self.credentials.account(config),
+            project: &self.credentials.project(config),
             engine: self.session.engine.version(),
             network: &format!("{} {}", self.session.network.name, self.session.relay),
         });
@@ -220,7 +221,7 @@ impl House {
     /// What every create would be refused for, and what nobody means.
     async fn mounts(&self, config: &Config) -> Result<(), Failure> {
         for what in &config.unverified {
-            self.voice.notice(format!("[[mount]]: not verified: {what}"));
+            self.console.notice(format!("[[mount]]: not verified: {what}"));
         }
         let wrong = proxy::wrong_with_volumes(&self.proxy, &config.mounts).await;
         let wrong = wrong.map_err(Failure::Engine)?;
@@ -237,21 +238,26 @@ impl House {
 
     /// Stops the containers that run now, while the command may still be ending.
     pub(super) fn begin_stop(&self) {
-        let (lifecycle, engine, voice, stopping) =
-            (self.lifecycle.clone(), self.session.engine.clone(), self.voice.clone(), self.stopping.clone());
+        let (lifecycle, engine, console, stopping) = (
+            self.lifecycle.clone(),
+            self.session.engine.clone(),
+            self.console.clone(),
+            self.stopping.clone(),
+        );
         self.tasks.spawn("stop", async move {
             let _alone = stopping.lock().await;
-            stop_containers(&lifecycle, &engine, &voice).await;
+            stop_containers(&lifecycle, &engine, &console).await;
         });
     }
 
     /// Says `text`, once in a session, if containers run. On the side: the engine may take its time.
     pub(super) fn remind_of_running(&self, text: &'static str) {
-        let (lifecycle, voice, said) = (self.lifecycle.clone(), self.voice.clone(), self.reminded.clone());
+        let (lifecycle, console, said) =
+            (self.lifecycle.clone(), self.console.clone(), self.reminded.clone());
         self.tasks.spawn("remind", async move {
             let running = lifecycle.running().await.is_ok_and(|running| !running.is_empty());
             if running && !said.swap(true, Ordering::Relaxed) {
-                voice.notice(text);
+                console.notice(text);
             }
         });
     }
@@ -264,8 +270,8 @@ impl House {
     /// Serves the default identity to processes of this machine; the variables that lead them there.
     pub(super) async fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
         let at = (Ipv4Addr::LOCALHOST, 0).into();
-        let with = (&self.tasks, &self.voice, &self.proxy.recorder);
-        processes::serve(at, false, &self.host, config, with).await.map(|(_, variables)| variables)
+        let with = (&self.tasks, &self.console, &self.proxy.recorder);
+        processes::serve(at, false, &self.credentials, config, with).await.map(|(_, variables)| variables)
     }
 
     /// Opens the page on a port of the system's choice, behind `capability`; where it is.
@@ -274,8 +280,9 @@ impl House {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let at = listener.local_addr().map_err(failed)?;
         let place = format!("http://{at}/{}/", capability.expose());
-        let door = Door::Page(Arc::new(capability));
-        self.tasks.spawn("page", self.desk.clone().serve_loopback(listener, door, self.tasks.clone()));
+        let through = Listener::Page(Arc::new(capability));
+        self.tasks
+            .spawn("page", self.control_server.clone().serve_loopback(listener, through, self.tasks.clone()));
         Ok(place)
     }
 
@@ -301,12 +308,12 @@ impl House {
     pub(super) async fn close(self, keep: bool) {
         self.refuse_creates();
         if keep {
-            for (container, task) in running(&self.lifecycle, &self.voice).await {
-                self.voice.notice(format!("{task} ({container}) keeps running, without identity"));
+            for (container, task) in running(&self.lifecycle, &self.console).await {
+                self.console.notice(format!("{task} ({container}) keeps running, without identity"));
             }
         } else {
             let _alone = self.stopping.lock().await;
-            stop_containers(&self.lifecycle, &self.session.engine, &self.voice).await;
+            stop_containers(&self.lifecycle, &self.session.engine, &self.console).await;
         }
         self.lifecycle.tell_ends().await;
         let summary = self.lifecycle.cut_off_all();
@@ -319,7 +326,7 @@ impl House {
         match self.session.close().await {
             Ok(()) => drop(std::fs::remove_file(&self.socket)),
             Err(error) => {
-                self.voice.notice(format!("the network {} stays: {error}", self.session.network.name));
+                self.console.notice(format!("the network {} stays: {error}", self.session.network.name));
             }
         }
         let _ = std::fs::remove_file(&self.control);
@@ -329,7 +336,7 @@ impl House {
         }
         let now = Now::read();
         let last = summary.outstanding.iter().max_by_key(|end| end.wall());
-        self.voice.say(Line::Ended {
+        self.console.say(Line::Ended {
             attached: summary.attached,
             cut_off: summary.cut_off,
             outstanding: summary.outstanding.len() as u64,
@@ -339,40 +346,40 @@ impl House {
 }
 
 /// All at the same time.
-async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, voice: &Voice) {
-    let running = running(lifecycle, voice).await;
+async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, console: &Console) {
+    let running = running(lifecycle, console).await;
     let stops = running.iter().map(|(container, task)| async move {
         match engine.stop(container.as_str(), STOP_GRACE_SECONDS).await {
-            Ok(()) => voice.notice(format!("stopped {task} ({container})")),
-            Err(error) => voice.notice(format!("could not stop {task} ({container}): {error}")),
+            Ok(()) => console.notice(format!("stopped {task} ({container})")),
+            Err(error) => console.notice(format!("could not stop {task} ({container}): {error}")),
         }
     });
     futures_util::future::join_all(stops).await;
 }
 
-async fn running(lifecycle: &Lifecycle, voice: &Voice) -> Vec<(ContainerId, Arc<Task>)> {
+async fn running(lifecycle: &Lifecycle, console: &Console) -> Vec<(ContainerId, Arc<Task>)> {
     lifecycle.running().await.unwrap_or_else(|error| {
-        voice.notice(format!("which containers still run is not known: {error}"));
+        console.notice(format!("which containers still run is not known: {error}"));
         vec![]
     })
 }
 
 /// With the audit log, if the config asks for one.
-pub(super) fn recorder(config: &Config, session: &str, voice: &Voice) -> Result<Recorder, Failure> {
+pub(super) fn recorder(config: &Config, session: &str, console: &Console) -> Result<Recorder, Failure> {
     let Some(settings) = config.audit.clone() else { return Ok(Recorder::default()) };
-    let (file, voice) = (crate::quote::path(&settings.file), voice.clone());
-    let audit = Audit::open(settings, session, Arc::new(move |text| voice.notice(text)));
+    let (file, console) = (crate::quote::path(&settings.file), console.clone());
+    let audit = Audit::open(settings, session, Arc::new(move |text| console.notice(text)));
     let audit = audit.map_err(|error| broken(&format!("the audit log {file}"), error))?;
     Ok(Recorder::new(Some(audit)))
 }
 
-fn manage(session: &Session, granting: Granting, voice: &Voice, tasks: &Tasks) -> Arc<Lifecycle> {
+fn manage(session: &MetadataNetwork, granting: Granting, console: &Console, tasks: &Tasks) -> Arc<Lifecycle> {
     Lifecycle::new(
         session.engine.clone(),
         session.network.clone(),
         session.leasable(),
         granting,
-        voice.clone(),
+        console.clone(),
         tasks.clone(),
     )
 }

@@ -24,9 +24,9 @@ pub struct Rules {
 
 /// Clones share it.
 #[derive(Clone, Debug)]
-pub struct Rulebook(Arc<RwLock<Arc<Rules>>>);
+pub struct LiveRules(Arc<RwLock<Arc<Rules>>>);
 
-impl Rulebook {
+impl LiveRules {
     pub fn new(rules: Rules) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(rules))))
     }
