@@ -70,6 +70,30 @@ fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
     assert!(body.contains("not known"), "{body}");
 }
 
+/// The new run can be over, and its container removed, before the restart is answered.
+#[test]
+fn a_restart_that_ends_at_once_keeps_its_exit_code() {
+    let waits = AtomicUsize::new(0);
+    let (_scratch, _engine, stand) = fixture(move |seen| {
+        let ended = |code: u8| json("200 OK", &format!(r#"{{"StatusCode":{code}}}"#));
+        if seen.line.contains("wait?condition=removed") {
+            ended(5)
+        } else if seen.line.contains("wait?condition=next-exit") {
+            // What the restart ends; and then there is no container.
+            if waits.fetch_add(1, Ordering::SeqCst) < 2 { ended(137) } else { json("404 Not Found", "{}") }
+        } else if seen.line.contains("/restart") {
+            vec![Act::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())]
+        } else {
+            created(b"")(seen)
+        }
+    });
+    assert_eq!(call(&stand.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
+    assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+    assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/restart"), "").0, 204);
+    let (status, body) = call(&stand.socket, "POST /containers/n/wait", "");
+    assert_eq!((status, body.trim()), (200, r#"{"StatusCode":5}"#));
+}
+
 #[test]
 fn a_container_that_never_ran_has_no_exit() {
     let (_scratch, _engine, stand) = fixture(created(b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"));

@@ -251,15 +251,18 @@ impl Proxy {
         if action == "start" && self.is_leased(&id).await {
             self.keep_output(&id).await;
         }
+        let removal = match action {
+            "restart" => self.register_wait(&id, Condition::Removal).await,
+            _ => None,
+        };
         // Before the engine answers: the container may have ended by then.
         let before = self.settings.exits.started(&id, true);
         let reply = self.pass(parts, &target, empty()).await;
         let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
         if failed {
             self.settings.exits.started(&id, before);
-        } else if action == "restart" && self.settings.exits.idle(&id) {
-            // The registration before was for the run that the restart ended.
-            self.watch_exit(&id, None, Condition::Exit).await;
+        } else if action == "restart" {
+            self.watch_restarted(&id, removal).await;
         }
         reply
     }

@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::BodyExt;
-use hyper::{Method, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
@@ -220,24 +223,51 @@ impl Proxy {
         until: Condition,
     ) {
         let exit = self.settings.exits.record(container, name);
+        let registered = self.register_wait(container, until).await;
+        self.follow(container, exit, Vec::from_iter(registered));
+    }
+
+    /// After a restart, which ended the run that was watched. The new run can be over by now, and the container
+    /// removed, so `removal` is a registration from before the restart.
+    pub(super) async fn watch_restarted(
+        self: &Arc<Self>,
+        container: &ContainerId,
+        removal: Option<Response<Incoming>>,
+    ) {
+        let exit = self.settings.exits.record(container, None);
+        let next = self.register_wait(container, Condition::Exit).await;
+        self.follow(container, exit, next.into_iter().chain(removal).collect());
+    }
+
+    /// The engine's answer, whose body comes with the exit; `None` where it does not know the container.
+    pub(super) async fn register_wait(
+        &self,
+        container: &ContainerId,
+        until: Condition,
+    ) -> Option<Response<Incoming>> {
         let condition = match until {
             Condition::Exit => "next-exit",
             Condition::Removal => "removed",
         };
         let path = format!("/containers/{}/wait?condition={condition}", container.as_str());
-        let reply = match self.engine.ask(Method::POST, &path).await {
-            Ok(reply) if reply.status() == StatusCode::OK => reply,
-            Ok(_) | Err(_) => {
-                exit.send_replace(Exit::Lost);
-                return;
-            }
-        };
+        let reply = self.engine.ask(Method::POST, &path).await;
+        reply.ok().filter(|reply| reply.status() == StatusCode::OK)
+    }
+
+    /// The first of these answers that has a code counts.
+    fn follow(&self, container: &ContainerId, exit: watch::Sender<Exit>, answers: Vec<Response<Incoming>>) {
+        if answers.is_empty() {
+            exit.send_replace(Exit::Lost);
+            return;
+        }
         let (exits, container) = (self.settings.exits.clone(), container.clone());
         self.settings.tasks.clone().spawn("exit watch", async move {
-            let outcome = match reply.into_body().collect().await {
-                Ok(body) => known(body.to_bytes()),
-                Err(_) => Exit::Lost,
-            };
+            let bodies = answers.into_iter().map(|answer| answer.into_body().collect());
+            let mut bodies = FuturesUnordered::from_iter(bodies);
+            let mut outcome = Exit::Lost;
+            while let (Exit::Lost, Some(body)) = (&outcome, bodies.next().await) {
+                outcome = body.map_or(Exit::Lost, |body| known(body.to_bytes()));
+            }
             exits.settle(&container, &exit, outcome);
         });
     }
