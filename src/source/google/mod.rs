@@ -27,7 +27,7 @@
 //!
 //! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, the metadata server,
 //! gcloud's configuration. Project: the file (`project_id`), the metadata server, gcloud's configuration. So
-//! [`Source::principal`] knows more after the first mint.
+//! [`Source::principal`](crate::source::Source::principal) knows more after the first mint.
 
 pub mod endpoints;
 pub mod metadata_server;

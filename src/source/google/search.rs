@@ -30,7 +30,7 @@ pub struct SearchPaths {
     pub google_application_credentials: Option<PathBuf>,
     pub cloudsdk_config: Option<PathBuf>,
     pub home: Option<PathBuf>,
-    /// Where this machine's metadata server is, if it has one: see [`machine::detect`].
+    /// Where this machine's metadata server is, if it has one: see [`metadata_server::detect`].
     pub metadata: Option<String>,
     /// The program.
     pub gcloud: Option<PathBuf>,
