@@ -1,8 +1,8 @@
-//! Keys that are no text: DER, PKCS#12, Java's key stores. Known by their structure, from the first byte on.
+//! Recognises binary keys by their structure, from the first byte: DER, PKCS#12, Java's key stores.
 
 use memchr::memmem;
 
-/// A private key or a store with one. `bytes` is the whole file.
+/// Whether this is a private key or a store with one. `bytes` is the whole file.
 pub(super) fn is_key(bytes: &[u8]) -> bool {
     match bytes {
         [0x30, 0x80, rest @ ..] => is_pkcs12(rest),
@@ -12,8 +12,8 @@ pub(super) fn is_key(bytes: &[u8]) -> bool {
     }
 }
 
-/// RFC 5958 (also encrypted), RFC 8017 and RFC 5915 in DER, and PKCS#12 with a key bag: the outer length must be
-/// the file's.
+/// Whether this is a key of RFC 5958 (also encrypted), RFC 8017 or RFC 5915 in DER, or PKCS#12 with a key
+/// bag. The outer length must be the file's.
 fn is_der_key(bytes: &[u8]) -> bool {
     const VERSION_0: [u8; 3] = [0x02, 0x01, 0x00];
     const VERSION_1: [u8; 4] = [0x02, 0x01, 0x01, 0x30];
@@ -37,7 +37,7 @@ fn is_der_key(bytes: &[u8]) -> bool {
         return (inside[3] == 0x02 && inside.len() > 256)
             || (inside[3] == 0x30 && (holds(&RSA, 24) || holds(&EC, 24) || holds(&CURVES, 24)));
     }
-    // The key is next, then the curve or the public key, or nothing.
+    // SEC 1: after the version comes the key, then the curve, the public key, or nothing.
     let sec1 = match inside {
         [0x02, 0x01, 0x01, 0x04, length @ 0x10..=0x48, rest @ ..] => {
             matches!(rest.get(usize::from(*length)), None | Some(0xa0 | 0xa1))
@@ -48,7 +48,7 @@ fn is_der_key(bytes: &[u8]) -> bool {
     sec1 || (matches!(inside, [0x30, ..]) && ciphers()) || is_pkcs12(inside)
 }
 
-/// The length that the head says, and that of the head.
+/// The length that the DER head states, and the length of the head itself.
 fn length_of(bytes: &[u8]) -> Option<(usize, usize)> {
     let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     Some(match bytes.get(1)? {
@@ -61,17 +61,17 @@ fn length_of(bytes: &[u8]) -> Option<(usize, usize)> {
     })
 }
 
-/// RFC 7292: version 3, and a bag with a key or an encrypted key somewhere. `inside` is behind the outer head,
-/// whose length may be indefinite (BER, as Java's libraries write it).
+/// Whether this is PKCS#12 (RFC 7292): version 3, and a bag with a key or an encrypted key anywhere. `inside`
+/// begins after the outer head, whose length may be indefinite (BER, as Java's libraries write it).
 fn is_pkcs12(inside: &[u8]) -> bool {
-    /// 1 is a key as it is, 2 an encrypted one.
+    /// Followed by 1 for a plain key, 2 for an encrypted one.
     const KEY_BAG: [u8; 10] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01];
     let mut bags = memmem::find_iter(inside, &KEY_BAG).map(|at| inside.get(at + KEY_BAG.len()));
     inside.starts_with(&[0x02, 0x01, 0x03]) && bags.any(|bag| matches!(bag, Some(1 | 2)))
 }
 
-/// Entries of a JKS or JCEKS store (`sun.security.provider.JavaKeyStore`): 1 is a private key, 2 a certificate, 3 a
-/// secret key. A store of certificates alone is everybody's.
+/// Whether a JKS or JCEKS store (`sun.security.provider.JavaKeyStore`) has a key: of its entries, 1 is a
+/// private key, 2 a certificate, 3 a secret key. A store with only certificates is public.
 fn has_key_entry(rest: &[u8]) -> bool {
     const MOST_ENTRIES: u32 = 100_000;
     let mut reader = Reader(rest);
@@ -82,7 +82,7 @@ fn has_key_entry(rest: &[u8]) -> bool {
             Some(2) => {}
             _ => return false,
         }
-        // Alias, time, kind of the certificate, certificate.
+        // An entry: alias, time, type of certificate, certificate.
         let whole = reader.counted(2) && reader.skip(8) && reader.counted(2) && reader.counted(4);
         if !whole {
             return false;
@@ -106,7 +106,7 @@ impl Reader<'_> {
         rest.is_some()
     }
 
-    /// What has its length before it.
+    /// Skips a field that is preceded by its length.
     fn counted(&mut self, bytes: usize) -> bool {
         self.number(bytes)
             .and_then(|length| usize::try_from(length).ok())

@@ -1,7 +1,7 @@
-//! What bytes are: the one function that everything else asks.
+//! Classifies bytes: every other part of the guard calls this.
 //!
-//! Work is linear: each rule looks at each byte a bounded number of times, what is encoded is decoded once, and
-//! what comes out of it is judged in the same way, a few levels deep. A test counts the steps.
+//! Work is linear: each rule reads each byte a bounded number of times; encoded data is decoded once and the
+//! result judged the same way, a few levels deep. A test counts the steps.
 
 use std::cell::{Cell, RefCell};
 
@@ -12,31 +12,31 @@ use super::text::{has, is_aws_secret, is_base64, is_stand_in, is_strong, is_text
 use super::work::Work;
 use super::{Kind, binary, logins, pem, published};
 
-/// How much of a file is judged at a time.
+/// How many bytes are judged at a time.
 pub const HEAD: usize = 1 << 20;
-/// A key that lies across two such pieces is whole in one of them.
+/// Overlap of consecutive pieces, so that a key on their border is whole in one of them.
 const OVERLAP: usize = 32 << 10;
-/// Below, nothing fits that is a key.
+/// The shortest content that can be a key.
 const SHORTEST: usize = 24;
-/// For all of one file; what comes after is not inflated.
+/// Bytes inflated for one file; beyond that nothing is inflated.
 const MOST_INFLATED: u64 = 1 << 20;
-/// Base64 of base64 of escaped text, and a little more.
+/// Levels of decoding: base64 of base64 of escaped text, and a few more.
 const DEEPEST: usize = 5;
 
-/// The kind of secret that `bytes` (a file, a value, or the beginning of either) hold; the first that is
-/// found. Keys that were published are none. Time is linear in the length.
+/// The first kind of secret that is found in `bytes` (a file, a value, or the beginning of either). Published
+/// keys do not count. Time is linear in the length.
 pub fn what(bytes: &[u8]) -> Option<Kind> {
     Judge::default().judge(bytes)
 }
 
-/// The same, with the digests of the published keys that were passed over, each as often as it was met.
+/// The same, with the digests of published keys that were met, one for each occurrence.
 pub fn judged(bytes: &[u8]) -> (Option<Kind>, Vec<u64>) {
     let judge = Judge::default();
     let found = judge.judge(bytes);
     (found, judge.published.into_inner())
 }
 
-/// Digests of all that is a key in `bytes`, published or not: what a list of published keys is made of.
+/// Digests of all keys in `bytes`, published or not: the list of published keys is made from them.
 pub fn digests(bytes: &[u8]) -> Vec<(Kind, u64)> {
     let judge = Judge { collected: Some(RefCell::default()), ..Judge::default() };
     let last = judge.judge(bytes);
@@ -54,10 +54,10 @@ pub(super) fn steps(bytes: &[u8]) -> (Option<Kind>, u64) {
 #[derive(Debug)]
 struct Judge {
     work: Work,
-    /// Bytes that may still come out of what is compressed inside base64.
+    /// Bytes that may still be inflated from compressed data inside base64.
     inflatable: Cell<u64>,
     published: RefCell<Vec<u64>>,
-    /// Where all are wanted, none is accepted.
+    /// If set, every key is collected and none is accepted as a find.
     collected: Option<RefCell<Vec<(Kind, u64)>>>,
 }
 
@@ -85,7 +85,7 @@ impl Judge {
         }
     }
 
-    /// `material` is what makes the key this key: the same for the same key in another guise.
+    /// `material` identifies the key: it is the same for the same key in another encoding.
     fn accept(&self, kind: Kind, material: &[u8]) -> Option<Kind> {
         self.work.add(material.len());
         if let Some(collected) = &self.collected {
@@ -101,7 +101,7 @@ impl Judge {
         Some(kind)
     }
 
-    /// `first`: whether it is the beginning of what is judged; `decoded`: whether base64 was undone.
+    /// `first`: whether `bytes` begin what is judged; `decoded`: whether they were decoded from base64.
     fn piece(&self, bytes: &[u8], first: bool, depth: usize, decoded: bool) -> Option<Kind> {
         if bytes.len() < SHORTEST || depth > DEEPEST {
             return None;
@@ -159,7 +159,7 @@ impl Judge {
             .or_else(|| self.pairs(bytes))
     }
 
-    /// With the account's name around it, a Google key.
+    /// Private keys in PEM; with a service account's fields in the same text, a Google key.
     fn private_keys(&self, bytes: &[u8]) -> Option<Kind> {
         let kind =
             pem::bodies(bytes, &self.work).find_map(|body| self.accept(Kind::PrivateKey, &base64(&body)))?;
@@ -168,7 +168,7 @@ impl Judge {
         Some(if google { Kind::ServiceAccountKey } else { kind })
     }
 
-    /// Google's refresh and access tokens, which begin in a way of their own, wherever they stand.
+    /// Google's refresh and access tokens, which have prefixes of their own, at any position.
     fn google_tokens(&self, bytes: &[u8]) -> Option<Kind> {
         self.work.add(bytes.len() * 2);
         let tokens = |start: &'static str| {
@@ -195,7 +195,7 @@ impl Judge {
         })
     }
 
-    /// The id of a key of AWS or of Google's storage with a secret beside it, as in the CSV of the console.
+    /// The id of an AWS or Google storage key with a secret near it, as in the CSV of the console.
     fn pairs(&self, bytes: &[u8]) -> Option<Kind> {
         const NEAR: usize = 200;
         let found = |kind, start: &'static str| {
@@ -219,12 +219,12 @@ impl Judge {
     }
 }
 
-/// SQLite's write-ahead log, in which rows stand before they are in the database.
+/// Whether this is SQLite's write-ahead log, which holds rows before the database does.
 fn is_journal(bytes: &[u8]) -> bool {
     matches!(bytes, [0x37, 0x7f, 0x06, 0x82 | 0x83, ..])
 }
 
-/// Which of Google's logins a refresh token belongs to.
+/// The kind of Google login that a refresh token belongs to.
 fn user(bytes: &[u8]) -> Kind {
     match () {
         () if has(bytes, "external_account_authorized_user") => Kind::ExternalAccountUser,

@@ -1,5 +1,5 @@
-//! Text in another guise: base64 and hexadecimal, UTF-16, and the escapes of URLs, mail, HTML and JSON.
-//! Each is undone once, into a buffer that is wiped.
+//! Decodes text: base64 and hexadecimal, UTF-16, and the escapes of URLs, mail, HTML and JSON. Each is
+//! decoded once, into a buffer that is wiped.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -8,19 +8,20 @@ use zeroize::Zeroizing;
 
 use super::work::Work;
 
-/// The shortest run that is decoded: a registry login has hardly less.
+/// The shortest run that is decoded: few registry logins are shorter.
 const SHORTEST_RUN: usize = 40;
-/// Shorter words are looked at only where lines of one width follow each other.
+/// The shortest word; words below [`SHORTEST_RUN`] count only as part of consecutive lines of one width.
 const SHORTEST_WORD: usize = 8;
-/// Longest run that is decoded in one piece.
+/// The longest run that is decoded in one piece.
 const LONGEST_RUN: usize = 4 << 20;
-/// So many characters of a run tell whether text or a key is in it.
+/// The number of characters that show whether a run holds text or a key.
 const TASTE: usize = 64;
 
 type Bytes = Zeroizing<Vec<u8>>;
 
-/// What the runs of base64 or hexadecimal in `bytes` say, as far as it is text or a key. Lines of one width are one
-/// run, with indentation, quotes and escaped line ends between them. Each character is decoded once at most.
+/// The decoded runs of base64 or hexadecimal in `bytes`, as far as they are text or a key. Lines of one width
+/// form one run, with indentation, quotes and escaped line ends between them. Each character is decoded once
+/// at most.
 pub(super) fn runs<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Bytes> + 'a {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -40,7 +41,7 @@ pub(super) fn runs<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = 
     })
 }
 
-/// The six bits of each character, of both alphabets; 64 for what is none.
+/// The six bits of each character, in both alphabets; 64 for any other character.
 const VALUES: [u8; 256] = {
     let mut values = [64; 256];
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -58,16 +59,16 @@ fn is_of_run(byte: u8) -> bool {
     VALUES[usize::from(byte)] < 64
 }
 
-/// Characters to decode: most runs are one word, which is not copied.
+/// The characters to decode. Most runs are one word, which is not copied.
 enum Run<'a> {
     Word(&'a [u8]),
     Lines(Bytes),
 }
 
-/// The characters of the next run at or after `from`, and where to go on. It can be too short.
+/// The characters of the next run at or after `from`, and where to continue. The run can be too short.
 fn next_run<'a>(bytes: &'a [u8], from: usize, work: &Work) -> Option<(Run<'a>, usize)> {
     let (start, mut end) = next_word(bytes, from, work)?;
-    // Made with the second line: wiping a buffer costs something even where nothing is in it.
+    // Allocated with the second line: wiping even an empty buffer has a cost.
     let mut run: Option<Bytes> = None;
     let first = end - start;
     let mut width = None;
@@ -76,7 +77,7 @@ fn next_run<'a>(bytes: &'a [u8], from: usize, work: &Work) -> Option<(Run<'a>, u
     {
         let line = &bytes[next..next + bytes[next..].iter().take_while(|b| is_of_run(**b)).count()];
         work.add(line.len() + next - end);
-        // The first line may begin behind a name, the last may be shorter; those between are of one width.
+        // The first line may begin after a name and the last may be shorter; those between have one width.
         let full = *width.get_or_insert_with(|| line.len().max(first));
         if line.is_empty() || line.len() > full || full < SHORTEST_WORD {
             break;
@@ -93,8 +94,8 @@ fn next_run<'a>(bytes: &'a [u8], from: usize, work: &Work) -> Option<(Run<'a>, u
     Some((Run::Lines(run), end))
 }
 
-/// The next word of at least [`SHORTEST_WORD`] characters. It looks at as many bytes from behind: the last of them that is
-/// none of a word is where the search goes on.
+/// The next word of at least [`SHORTEST_WORD`] characters. Checks windows of that size from their end: the
+/// search continues after the last byte that cannot be in a word.
 fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
     let mut start = from;
     loop {
@@ -117,8 +118,8 @@ fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
     }
 }
 
-/// Where the next line's characters begin, if a line ends at `end` with nothing but padding, quotes and signs of
-/// a string that goes on. Behind a `long` word a blank counts as well, which stands there where lines were joined.
+/// Where the next line's characters begin, if a line ends at `end` with only padding, quotes and signs of a
+/// continued string. After a `long` word a blank counts too: lines may have been joined with blanks.
 fn next_line(bytes: &[u8], end: usize, long: bool) -> Option<usize> {
     let closes = |b: u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'\r' | b'+' | b',' | b')');
     let first = *bytes.get(end)?;
@@ -130,7 +131,7 @@ fn next_line(bytes: &[u8], end: usize, long: bool) -> Option<usize> {
     let mut at = closing(0);
     let escaped = rest.get(at) == Some(&b'\\');
     if escaped {
-        // `\n` in a string, or a line that goes on.
+        // `\n` in a string, or a continued line.
         while let [b'\\', b'n' | b'r' | b'\\', ..] = rest.get(at..)? {
             at += if rest[at + 1] == b'\\' { 1 } else { 2 };
         }
@@ -156,7 +157,7 @@ fn decode(run: &[u8], work: &Work) -> Option<Bytes> {
             return hexadecimal(&run[..run.iter().take_while(|b| b.is_ascii_hexdigit()).count() & !1]);
         }
     }
-    // What stands before it may have been glued to it, so its beginning and its groups of four may be anywhere.
+    // Preceding text may be joined to the run, so its start and its groups of four may be at any offset.
     let places = [0, run.len() / 2, run.len().saturating_sub(TASTE)];
     for (number, place) in places.into_iter().enumerate() {
         for shift in 0..4 {
@@ -172,7 +173,7 @@ fn decode(run: &[u8], work: &Work) -> Option<Bytes> {
     None
 }
 
-/// Most runs are something else, which their first characters tell.
+/// Whether the first characters could decode to text or a key; most runs fail here.
 fn is_plausible(taste: &[u8]) -> bool {
     let Some([a, b, c, d]) = taste.first_chunk() else { return false };
     let value = |b: &u8| u32::from(VALUES[usize::from(*b)]);
@@ -185,10 +186,10 @@ fn is_text_byte(b: &u8) -> bool {
     matches!(b, b' '..=b'~' | b'\n' | b'\r' | b'\t')
 }
 
-/// First bytes of what is no text and can be or hold a key.
+/// First bytes of binary data that can be or hold a key.
 const STARTS: [u8; 7] = [0x30, 0x80, 0xce, 0xfe, 0xff, 0xef, 0x1f];
 
-/// Text, or the beginning of a key that is none.
+/// Whether `plain` is text, or the beginning of a binary key.
 fn tastes(plain: &[u8], start: bool) -> bool {
     let text = is_text_byte;
     let wide = |plain: &[u8], zero: usize| {
@@ -210,7 +211,7 @@ fn tastes(plain: &[u8], start: bool) -> bool {
     plain.len() >= 12 && (binary || plain.iter().all(text) || wide(plain, 1) || wide(plain, 0))
 }
 
-/// What is left over at the end is dropped.
+/// Decodes base64; an incomplete last character is dropped.
 pub(super) fn base64(run: &[u8]) -> Bytes {
     let value = |b: u8| u32::from(VALUES[usize::from(b)]);
     let mut plain = Vec::with_capacity(run.len() / 4 * 3 + 3);
@@ -236,20 +237,22 @@ fn hexadecimal(digits: &[u8]) -> Option<Bytes> {
     pairs.collect::<Option<Vec<u8>>>().map(Zeroizing::new)
 }
 
-/// What gzip holds, as Helm and user data of machines have it in base64; `left` is how much may still be inflated.
+/// The content of gzip data, which Helm and the user data of machines store as base64; `left` is how much may
+/// still be inflated.
 pub(super) fn inflated(bytes: &[u8], left: &Cell<u64>, work: &Work) -> Option<Bytes> {
     if !bytes.starts_with(&[0x1f, 0x8b, 8]) || left.get() == 0 {
         return None;
     }
     let mut plain = Zeroizing::new(vec![]);
-    // What breaks off is judged as far as it goes.
+    // Incomplete data is judged as far as it goes.
     let _ = flate2::read::GzDecoder::new(bytes).take(left.get()).read_to_end(&mut plain);
     left.set(left.get() - plain.len() as u64);
     work.add(plain.len());
     (!plain.is_empty()).then_some(plain)
 }
 
-/// UTF-16 of either order, told by its mark or by its zeros, as single bytes; other signs become `?`.
+/// UTF-16 of either byte order, recognised by its mark or its zeros, as single bytes; other characters become
+/// `?`.
 pub(super) fn narrowed(bytes: &[u8], work: &Work) -> Option<Bytes> {
     let start = &bytes[..bytes.len().min(512) & !1];
     let low = match bytes {
@@ -271,8 +274,8 @@ pub(super) fn narrowed(bytes: &[u8], work: &Work) -> Option<Bytes> {
     Some(Zeroizing::new(bytes.chunks_exact(2).map(sign).collect()))
 }
 
-/// The text without the escapes of HTML, URLs, mail (quoted-printable) and JSON, one after the other; `None` where
-/// there are none to speak of.
+/// The text without the escapes of HTML, URLs, mail (quoted-printable) and JSON, undone in this order; `None`
+/// if it has too few escapes.
 pub(super) fn unescaped(bytes: &[u8], work: &Work) -> Option<Bytes> {
     let mut text: Option<Bytes> = None;
     for (is_used, signs, undo) in [
@@ -291,8 +294,8 @@ pub(super) fn unescaped(bytes: &[u8], work: &Work) -> Option<Bytes> {
     text
 }
 
-/// An escape begins with one of `signs`; `escape` says which byte the one at the beginning stands for, and its length;
-/// byte 0 stands for nothing.
+/// Undoes escapes, which begin with one of `signs`. `escape` returns the byte that an escape stands for and
+/// the escape's length; byte 0 stands for nothing.
 fn undone(bytes: &[u8], signs: [u8; 2], escape: fn(&[u8]) -> Option<(u8, usize)>) -> Bytes {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -343,7 +346,7 @@ fn pair(digits: &[u8]) -> Option<u8> {
 fn url(rest: &[u8]) -> Option<(u8, usize)> {
     match rest[0] {
         b'%' => Some((pair(&rest[1..])?, 3)),
-        // Of a form; elsewhere a plus is escaped itself.
+        // Forms write a blank as a plus; elsewhere a plus is itself escaped.
         b'+' => Some((b' ', 1)),
         _ => None,
     }
@@ -366,7 +369,7 @@ fn mail(rest: &[u8]) -> Option<(u8, usize)> {
 }
 
 fn is_mail(bytes: &[u8]) -> bool {
-    // Soft line ends, but a last group of base64 ends like one.
+    // Counts soft line ends, but not the padding of base64, which ends a line the same way.
     let (mut soft, mut before) = (0, usize::MAX);
     memchr::memchr_iter(b'=', bytes).any(|at| {
         let padding = before.wrapping_add(1) == at;
@@ -380,7 +383,7 @@ fn is_mail(bytes: &[u8]) -> bool {
     })
 }
 
-/// Go and .NET write `<`, `>`, `&` and quotes of JSON so, and PHP slashes.
+/// Go and .NET escape `<`, `>`, `&` and quotes in JSON this way, and PHP slashes.
 fn json(rest: &[u8]) -> Option<(u8, usize)> {
     match rest {
         [b'\\', b'u', b'0', b'0', digits @ ..] => Some((pair(digits)?, 6)),

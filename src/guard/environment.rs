@@ -1,4 +1,4 @@
-//! Variables: secrets by name, and anything by content.
+//! Judges variables: by name for known secrets, and by content for all.
 
 use super::rules::SECRET;
 use super::text::{is_azurites, is_stand_in, is_strong};
@@ -6,7 +6,7 @@ use super::{Find, Kind, what};
 
 /// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
 const SHORTEST: usize = 16;
-/// People think passwords up.
+/// Shorter passwords are stand-ins; people choose passwords, so they may be shorter than secrets of machines.
 const SHORTEST_PASSWORD: usize = 8;
 
 /// Judges `NAME=value`.

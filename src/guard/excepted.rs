@@ -1,13 +1,13 @@
-//! What of a request `guard.allow` excepts by its name: a variable, a label, a build argument, a word of a command.
-//! As narrow as a path: one name, and whatever is in it.
+//! Parts of a request that `guard.allow` excepts by name: a variable, a label, a build argument, a word of a
+//! command. As narrow as a path: one name, with any value.
 
 use super::text::is_random;
 use crate::quote;
 
-/// Longest flag by which a word is named.
+/// The longest flag that can name a word.
 const LONGEST_FLAG: usize = 32;
 
-/// Where a request, or the config of an image, has the text.
+/// The part of a request, or of an image's config, that holds the text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Part {
     Variable,
@@ -21,7 +21,7 @@ impl Part {
     const ALL: [Self; 5] =
         [Self::Variable, Self::Label, Self::BuildArgument, Self::Command, Self::Entrypoint];
 
-    /// Before the colon of an entry.
+    /// The word before the colon of an entry.
     fn word(self) -> &'static str {
         match self {
             Self::Variable => "env",
@@ -38,7 +38,7 @@ impl Part {
     }
 }
 
-/// An entry of `guard.allow` that is no path.
+/// An entry of `guard.allow` that is not a path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Named {
     pub part: Part,
@@ -49,7 +49,7 @@ impl Named {
     /// `None` for a path.
     ///
     /// # Errors
-    /// Where it names nothing, or more than a name; the text does not quote it.
+    /// If the entry has no name or more than a name; the error does not quote it.
     pub fn parse(entry: &str) -> Option<Result<Self, &'static str>> {
         let (word, name) = entry.split_once(':')?;
         let part = Part::ALL.into_iter().find(|part| part.word() == word)?;
@@ -61,7 +61,7 @@ impl Named {
     }
 }
 
-/// The entry for a path, which may begin like another kind of entry.
+/// The entry for a path; one that looks like another kind of entry gets `./`.
 pub fn path_entry(path: &str) -> String {
     match Named::parse(path) {
         Some(_) => format!("./{path}"),
@@ -69,8 +69,8 @@ pub fn path_entry(path: &str) -> String {
     }
 }
 
-/// How the word at `at` of a command is named: by the flag that it is or belongs to (`--executor_input`, `-c`), else by
-/// its place, from 1 on.
+/// The name of the word at `at` of a command: the flag that it is or belongs to (`--executor_input`, `-c`),
+/// else its position, from 1.
 pub fn word(words: &[&str], at: usize) -> String {
     let own = words.get(at).and_then(|word| word.split_once('=')).map(|(flag, _)| flag);
     let before = at.checked_sub(1).and_then(|before| words.get(before)).copied();
@@ -87,7 +87,7 @@ fn is_flag(word: &str) -> bool {
         && quote::is_plain(word)
 }
 
-/// How the config of an image writes a place.
+/// The place of a text in the config of an image.
 pub(super) fn in_image(part: Part, name: &str) -> String {
     match part {
         Part::Label => format!("label {name}"),
@@ -95,7 +95,7 @@ pub(super) fn in_image(part: Part, name: &str) -> String {
     }
 }
 
-/// What `in_image` wrote.
+/// Parses a place that `in_image` wrote.
 pub fn of_image(place: &str) -> Option<(Part, &str)> {
     let variable = place.strip_prefix("variable ").map(|name| (Part::Variable, name));
     variable.or_else(|| Some((Part::Label, place.strip_prefix("label ")?)))

@@ -1,31 +1,33 @@
-//! Values by name in text that may be JSON, YAML, INI, a URL's query, source code or none of it: one pass, no parsing.
+//! Finds named values in text that may be JSON, YAML, INI, a URL's query, source code or anything else: one
+//! pass, no parsing.
 //!
-//! A parser would need the whole document and would be stopped by the first comment; a key that stands in a
-//! notebook, a Terraform state or a string of another JSON is as much a key. Nothing here copies a value.
+//! A parser would need the whole document and would stop at the first comment; a key inside a notebook, a
+//! Terraform state or a JSON string within JSON counts as well. Nothing here copies a value.
 
 use super::work::Work;
 
-/// Longest name that is read; what is longer is cut at its beginning.
+/// Longest name that is read; a longer one loses its beginning.
 const LONGEST_NAME: usize = 64;
 /// Most blanks, quotes and signs between a name and its value.
 const GAP: usize = 16;
 /// Longest indentation between a name and a value on the next line.
 const INDENT: usize = 64;
 
-/// Most fields in the value of another, as in `--env=NAME=VALUE`.
+/// Most fields inside the value of another, as in `--env=NAME=VALUE`.
 const MOST_WITHIN: u32 = 3;
 
-/// `name = value`, `"name": "value"`, `name: value`, `--name value`; also with escaped or single quotes.
+/// A field: `name = value`, `"name": "value"`, `name: value`, `--name value`; also with escaped or single
+/// quotes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Field<'a> {
     pub(super) name: &'a [u8],
-    /// Up to a blank, a quote or a sign that no token has in it; never empty.
+    /// Ends before a blank, a quote or a sign that no token contains; never empty.
     pub(super) value: &'a [u8],
     /// Where the value begins.
     pub(super) at: usize,
 }
 
-/// A name without case and punctuation: `client-secret`, `clientSecret` and `CLIENT_SECRET` are one.
+/// A name without case and punctuation: `client-secret`, `clientSecret` and `CLIENT_SECRET` become equal.
 pub(super) struct Plain([u8; LONGEST_NAME], usize);
 
 impl Plain {
@@ -43,10 +45,10 @@ impl Plain {
     }
 }
 
-/// Fields whose name can be one of `interesting`, in the order of their places.
+/// Fields whose name may matter ([`is_interesting`]), in order of position.
 pub(super) fn fields<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
     work.add(bytes.len());
-    // The end of the last value: a value that begins before it ends there too, so each byte is looked at once.
+    // The end of the last value. A value that begins before it has the same end, so each byte is read once.
     let (mut end, mut within) = (0, 0);
     memchr::memchr2_iter(b'=', b':', bytes).filter_map(move |at| {
         if at < end && within >= MOST_WITHIN {
@@ -70,7 +72,7 @@ pub(super) fn fields<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item 
     })
 }
 
-/// Without the bracket of a YAML or JSON map that ends there.
+/// The value without the closing bracket of a YAML or JSON map after it.
 fn unclosed(value: &[u8]) -> &[u8] {
     let (Some(b'}'), false) = (value.last(), value.iter().take(256).any(|b| *b == b'{')) else {
         return value;
@@ -145,7 +147,7 @@ fn is_of_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
 }
 
-/// The word that ends before the sign at `at`, quotes and blanks aside.
+/// The word before the sign at `at`, ignoring quotes and blanks between them.
 fn name_before(bytes: &[u8], at: usize) -> &[u8] {
     let before = &bytes[at.saturating_sub(LONGEST_NAME + GAP)..at];
     let closed =
@@ -155,7 +157,7 @@ fn name_before(bytes: &[u8], at: usize) -> &[u8] {
     &before[before.len() - length..]
 }
 
-/// By the last two letters, so that most of a text costs nothing more.
+/// Whether a name may matter, by its last two letters, so that most text needs no further work.
 fn is_interesting(name: &[u8]) -> bool {
     let last = |back: usize| name.len().checked_sub(back).map_or(0, |at| name[at].to_ascii_lowercase());
     matches!(
@@ -191,14 +193,14 @@ fn is_interesting(name: &[u8]) -> bool {
     ) || (name.len() == 1 && matches!(name[0], b'd' | b'D'))
 }
 
-/// Where the value of the sign at `at` begins: behind `=`, `:=`, `=>`, blanks, quotes and the marks of YAML.
+/// Where the value for the sign at `at` begins: after `=`, `:=`, `=>`, blanks, quotes and YAML's block marks.
 fn value_start(bytes: &[u8], at: usize) -> Option<usize> {
     let skip = |from: usize, set: &[u8], most: usize| {
         from + bytes[from..].iter().take(most).take_while(|b| set.contains(b)).count()
     };
     let mut start = skip(at, b"=:>", 3);
     start = skip(start, b" \t", GAP);
-    // YAML says that the text is on the lines below.
+    // A YAML block mark: the text is on the lines below.
     let line = skip(start, b"|>-+", 2);
     let line = skip(line, b" \t\r", GAP);
     if bytes.get(line) == Some(&b'\n') {
@@ -237,7 +239,7 @@ fn is_end(byte: u8) -> bool {
         )
 }
 
-/// What a person filled in goes up to a blank or a quote: a password may hold any other sign.
+/// The value up to a blank or a quote only: a password may contain any other sign.
 pub(super) fn filled<'a>(bytes: &'a [u8], field: &Field<'a>) -> &'a [u8] {
     let rest = &bytes[field.at..bytes.len().min(field.at + 256)];
     let end = rest.iter().position(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b'\'' | 0));

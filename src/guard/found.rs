@@ -1,4 +1,4 @@
-//! What the readers of one look have in common: what was found, what could not be looked at, and how much may be
+//! State shared by the readers of one scan: what was found, what could not be scanned, and how much may be
 //! decompressed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,24 +8,24 @@ use serde_json::Value;
 
 use super::Kind;
 
-/// Most places that are named of those that could not be looked at; of the others their number.
+/// Most unscanned places that are named; beyond that only their number is given.
 const MOST_UNVERIFIED: usize = 64;
-/// What may be decompressed in any case, and for each byte of what is looked at. Deflate reaches 1 032 on zeros
-/// and real files 20; of zstd and xz a kilobyte may be gigabytes.
+/// Bytes that may be decompressed in any case, and additionally for each byte of input. Deflate reaches 1 032
+/// on zeros and real files 20; with zstd and xz a kilobyte may be gigabytes.
 pub const UNPACKED: u64 = 1 << 30;
 pub const UNPACKED_RATIO: u64 = 200;
-/// Archives that are opened inside another archive.
+/// How many levels of archives are opened inside another archive.
 pub const NESTED: u8 = 2;
 
-/// What stands in an archive.
+/// One find in an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Entry {
-    /// Its path; inside a further archive `ARCHIVE!/PATH`.
+    /// The file's path; inside a further archive `ARCHIVE!/PATH`.
     pub name: String,
     pub kind: Kind,
-    /// The archive in this archive that holds it, where it is a layer of an image.
+    /// The inner archive that holds it, if that is a layer of an image.
     pub layer: Option<String>,
-    /// Where in the file, from 1 on; `None` where it has no lines, or nobody asked.
+    /// The line in the file, from 1; `None` if the file has no lines or lines were not requested.
     pub line: Option<u32>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Notes {
     pub(super) documents: Vec<Value>,
 }
 
-/// Published keys that were passed over.
+/// Published keys that were found and not reported as finds.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Passed {
     pub keys: usize,
@@ -46,7 +46,7 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// The keys of a file, by their digests.
+    /// The published keys of one file, by their digests.
     pub(super) fn of(name: &str, keys: &BTreeSet<u64>) -> Self {
         match keys.len() {
             0 => Self::default(),
@@ -62,7 +62,7 @@ impl Passed {
         self.files += other.files;
     }
 
-    /// The note about them.
+    /// The note about the keys, for the user.
     pub fn told(&self) -> Option<String> {
         let first = &self.first;
         let keys = match self.keys {
@@ -106,7 +106,7 @@ impl Default for State {
     }
 }
 
-/// Clones share it.
+/// Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found(Arc<Mutex<State>>);
 
@@ -149,19 +149,19 @@ impl Found {
         std::mem::take(&mut self.state().passed)
     }
 
-    /// So many bytes of the outermost stream came.
+    /// Counts bytes of the outermost stream.
     pub(super) fn pushed(&self, bytes: usize) {
         self.state().pushed += bytes as u64;
     }
 
-    /// So many bytes came out of a decoder; false where that is more than is looked at.
+    /// Counts bytes that came out of a decoder; false if they exceed the limit.
     pub(super) fn unpacked(&self, bytes: usize) -> bool {
         let mut state = self.state();
         state.unpacked += bytes as u64;
         state.unpacked <= state.allowed.saturating_add(state.pushed.saturating_mul(UNPACKED_RATIO))
     }
 
-    /// Instead of [`UNPACKED`].
+    /// Sets the limit that replaces [`UNPACKED`].
     pub(super) fn allow(&self, bytes: u64) {
         self.state().allowed = bytes;
     }
@@ -176,34 +176,34 @@ impl Found {
     }
 }
 
-/// What an archive is in a look.
+/// How an archive is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Role {
     /// Files.
     Files,
-    /// An image, as `docker save` and the OCI layout have it: archives in it are layers, documents tell of
-    /// environment, labels and history.
+    /// An image in the format of `docker save` or the OCI layout: archives in it are layers; its documents
+    /// hold environment, labels and history.
     Image,
-    /// A layer of one; names of deletions are kept.
+    /// A layer of an image; names of deletions are kept.
     Layer,
 }
 
-/// Where a reader stands.
+/// A reader's position in nested archives.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) found: Found,
-    /// Before names: the archives around, each with `!/` behind it.
+    /// Prefix of names: the archives around, each followed by `!/`.
     pub(super) prefix: String,
     pub(super) layer: Option<String>,
     pub(super) role: Role,
-    /// How many archives may still be opened, one in another.
+    /// How many more levels of archives may be opened.
     pub(super) depth: u8,
-    /// Whether lines are wanted, which costs a second look at what was found.
+    /// Whether line numbers are wanted, which costs a second pass over text with a find.
     pub(super) lines: bool,
 }
 
 impl Place {
-    /// Of a stream that is an archive itself.
+    /// The place of an outermost stream.
     pub(super) fn root(role: Role) -> Self {
         Self {
             found: Found::default(),
@@ -215,7 +215,7 @@ impl Place {
         }
     }
 
-    /// Inside the archive `name`; `None` where it is one too deep.
+    /// The place inside the archive `name`; `None` if it is nested too deep.
     pub(super) fn inside(&self, name: &str, is_tar: bool) -> Option<Self> {
         let mut inside = self.clone();
         inside.role = Role::Files;
@@ -241,7 +241,7 @@ impl Place {
         self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line });
     }
 
-    /// Published keys of a file, by their digests.
+    /// Records published keys of a file by their digests.
     pub(super) fn pass(&self, name: &str, keys: &BTreeSet<u64>) {
         if !keys.is_empty() {
             self.found.state().passed.add(Passed::of(&self.full(name), keys));

@@ -1,4 +1,4 @@
-//! One file that is pushed, judged in windows, so that a key late in a large file counts as well.
+//! Judges one file as it is pushed, in windows, so that a key late in a large file is found too.
 
 use std::collections::BTreeSet;
 
@@ -9,24 +9,24 @@ use super::found::Place;
 use super::text::is_text;
 use super::{Kind, what};
 
-/// What two windows have in common: a key on their border is whole in one of them.
+/// Overlap of two windows: a key on their border is whole in one of them.
 const SHARED: usize = 64 << 10;
 
-/// It holds one window at most.
+/// The state of one file; holds one window at most.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     window: Vec<u8>,
-    /// How much of the window was judged.
+    /// How much of the window is already judged.
     judged: usize,
     lines: u32,
     found: bool,
-    /// Published keys, by their digests: windows overlap.
+    /// Published keys, by their digests: a set, because windows overlap.
     passed: BTreeSet<u64>,
 }
 
 impl Judge {
     pub(super) fn push(&mut self, name: &str, mut bytes: &[u8], place: &Place) {
-        // Of one file one find is enough.
+        // One find per file is enough.
         while !bytes.is_empty() && !self.found {
             let room = HEAD - self.window.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -75,8 +75,8 @@ impl Judge {
     }
 }
 
-/// The same of a file that is all here, without a copy of it: the find, with its line where one is wanted, and published
-/// keys by their digests.
+/// Judges a file that is all here, without copying it. Returns the find, with its line if `lines` is set, and
+/// the digests of published keys.
 pub(super) fn all(bytes: &[u8], lines: bool) -> (Option<(Kind, Option<u32>)>, BTreeSet<u64>) {
     let (mut start, mut passed) = (0, BTreeSet::new());
     loop {
@@ -96,14 +96,14 @@ pub(super) fn all(bytes: &[u8], lines: bool) -> (Option<(Kind, Option<u32>)>, BT
     }
 }
 
-/// The line, from 1 on, on which what is found in a text begins: the last one from which on it is still found, in
-/// the shortest beginning in which it is.
+/// The line (from 1) on which the find in a text begins: in the shortest beginning that has the find, the
+/// last line from which on it is still found.
 fn line(text: &[u8]) -> Option<u32> {
     if !is_text(text) {
         return None;
     }
     let ends: Vec<usize> = memchr::memchr_iter(b'\n', text).map(|end| end + 1).chain([text.len()]).collect();
-    // How many lines it takes from the beginning on.
+    // How many lines from the beginning are needed to have the find.
     let count = partition(ends.len(), |count| what(&text[..ends[count]]).is_none());
     let end = *ends.get(count)?;
     let start = |line: usize| if line == 0 { 0 } else { ends[line - 1] };
@@ -111,7 +111,7 @@ fn line(text: &[u8]) -> Option<u32> {
     u32::try_from(first.max(1)).ok()
 }
 
-/// How many of the numbers below `end` come first, as long as `first` holds.
+/// How many of the numbers below `end` satisfy `first`; all that do come before those that do not.
 fn partition(end: usize, first: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, end);
     while low < high {

@@ -1,8 +1,8 @@
-//! Where keys are likeliest, by the names of files.
+//! Names of files and directories by how likely they hold keys.
 
 use std::path::Path;
 
-/// Where keys are kept, below a home or any directory that is the end of such a path.
+/// Paths where keys are kept: below a home, or continued from any directory that such a path leads through.
 pub(super) const KNOWN: &[&str] = &[
     ".config/gcloud/application_default_credentials.json",
     ".config/gcloud/credentials.db",
@@ -25,13 +25,13 @@ pub(super) const KNOWN: &[&str] = &[
     ".env",
 ];
 
-/// File systems of the kernel's own: no file of a user's, and no end.
+/// Whether this is a file system of the kernel: it holds no files of users and is endless.
 pub(super) fn is_kernels(path: &Path) -> bool {
     ["/proc", "/sys", "/dev"].iter().any(|kernels| path == Path::new(kernels))
 }
 
-/// Directories of what other people publish, and of version control. `.venv` and its like are known by the
-/// `pyvenv.cfg` in them.
+/// Whether this is a directory of published packages or of version control. `.venv` and the like are
+/// recognised by their `pyvenv.cfg`.
 pub(super) fn is_package(name: &str) -> bool {
     matches!(
         name,
@@ -39,7 +39,7 @@ pub(super) fn is_package(name: &str) -> bool {
     )
 }
 
-/// Names of credential files: what is called so in a package was put there by mistake.
+/// Whether this is the name of a credential file: one in a package was put there by mistake.
 pub(super) fn is_well_known(name: &str) -> bool {
     let known = KNOWN.iter().filter_map(|known| known.rsplit('/').next()).any(|known| known == name);
     let others = [
@@ -55,7 +55,7 @@ pub(super) fn is_well_known(name: &str) -> bool {
         "service-account.json",
         "service_account.json",
     ];
-    // `config` is a file of git's as well, and of a hundred packages: its content decides.
+    // `config` is also a file of git's and of a hundred packages: its content decides.
     known
         || others.contains(&name)
         || name.starts_with(".env.")
@@ -64,7 +64,7 @@ pub(super) fn is_well_known(name: &str) -> bool {
         || ["-key.json", "_key.json", "-sa.json"].iter().any(|end| name.ends_with(end))
 }
 
-/// Names under which keys are usually kept.
+/// Whether keys are usually kept under such a name.
 pub(super) fn is_likely(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let ends = [

@@ -1,4 +1,5 @@
-//! Files of known tools that are logins as a whole: kubeconfigs, registries, `.netrc`, gcloud's databases.
+//! Recognises files of known tools that are logins as a whole: kubeconfigs, registries, `.netrc`, gcloud's
+//! databases.
 
 use super::Kind;
 use super::encoded::base64;
@@ -8,7 +9,8 @@ use super::work::Work;
 
 type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
 
-/// gcloud keeps logins in `credentials.db` and tokens in `access_tokens.db`; one without rows is harmless.
+/// gcloud keeps logins in `credentials.db` and tokens in `access_tokens.db`; a database without rows is
+/// harmless.
 pub(super) fn database(bytes: &[u8], work: &Work) -> Option<Kind> {
     work.add(bytes.len() * 7);
     let logins = has(bytes, "credentials") && has(bytes, "account_id");
@@ -45,7 +47,7 @@ pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Optio
     })
 }
 
-/// `~/.docker/config.json` with a login in it; one that only names a helper has none.
+/// `~/.docker/config.json` with a login in it; a file that only names a helper has none.
 pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
     work.add(bytes.len() * 2);
     let new = has(bytes, "auths");
@@ -64,7 +66,7 @@ pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<
     })
 }
 
-/// `USER:PASSWORD` in base64, and not the words themselves.
+/// Whether this is a real `USER:PASSWORD` in base64, and not a stand-in.
 fn is_login(value: &[u8]) -> bool {
     let bare = value.strip_suffix(b"==").or_else(|| value.strip_suffix(b"=")).unwrap_or(value);
     let bare = &bare[..bare.len().min(4096)];
@@ -78,13 +80,13 @@ fn is_login(value: &[u8]) -> bool {
     shown(user) && shown(password) && !is_template(password) && user != password
 }
 
-/// The first that is neither blank nor a comment.
+/// The first line that is neither blank nor a comment.
 fn first_line(bytes: &[u8]) -> &[u8] {
     let mut lines = bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
     lines.find(|line| !line.is_empty() && !line.starts_with(b"#")).unwrap_or_default()
 }
 
-/// A file of `machine HOST login USER password SECRET`, comments and macros aside.
+/// A file of `machine HOST login USER password SECRET`, ignoring comments and macros.
 pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
     work.add(bytes.len());
     let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b"#"));
@@ -95,13 +97,13 @@ pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kin
         b"default" => {}
         _ => return None,
     }
-    // Prose about machines goes on in another way.
+    // Prose that begins with `machine` does not continue with such a word.
     let mut last = words.next()?;
     if !matches!(last, b"login" | b"password" | b"account" | b"macdef") {
         return None;
     }
     let filled = words.any(|word| std::mem::replace(&mut last, word) == b"password" && !is_template(word));
-    // A password alone is too short to be known by its digest, as others may have thought of it: the file as a whole is
-    // what somebody published.
+    // A password alone is too short for a digest to identify it, as others may have chosen the same one: the
+    // digest of the whole file is what tells that it was published.
     filled.then(|| accept(Kind::Netrc, bytes)).flatten()
 }

@@ -1,4 +1,5 @@
-//! What earlier looks came to, so that a later one at the same tree costs little and comes to the same end.
+//! Remembers the results of earlier scans, so that a later scan of the same tree is cheap and has the same
+//! result.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Find, Kind};
 
-/// Then all is forgotten: bounded memory matters more than one slow look.
+/// Number of remembered files at which all are forgotten: bounded memory matters more than one slow scan.
 const REMEMBERED: usize = 500_000;
 const ROOTS: usize = 4096;
 
-/// A file as it is now: another one, or another content, has another.
+/// A file in its present state: another file or other content has another key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Now {
     key: u64,
@@ -31,20 +32,20 @@ impl Now {
 /// A file without a find.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clean {
-    /// What it costs of a budget, in this look as in the first.
+    /// What it costs of a budget, in a later scan as in the first.
     pub(super) bytes: u64,
-    /// It is an archive that was not opened.
+    /// Whether it is an archive that was not opened.
     pub(super) shut: bool,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     clean: HashMap<u64, Clean>,
-    /// By root, each with the file that it is in, as that was.
+    /// Finds by root, each with the key of its file at that time.
     finds: HashMap<PathBuf, Vec<(Find, u64)>>,
 }
 
-/// Clones share it.
+/// Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Memory(Arc<Mutex<Known>>);
 
@@ -75,7 +76,7 @@ impl Memory {
         known.finds.insert(root.into(), finds);
     }
 
-    /// Those of an earlier look whose files are as they were.
+    /// The finds of an earlier scan whose files are unchanged.
     pub(super) fn finds(&self, root: &Path) -> Vec<Find> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).finds.get(root).cloned();
         let same = |(find, key): (Find, u64)| (key_of(&find) == Some(key)).then_some(find);

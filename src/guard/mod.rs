@@ -1,13 +1,16 @@
-//! Is there a key in it? Judged by content, with bounded work, and without ever holding on to what is found.
+//! Finds keys by content, with bounded work, and without ever keeping what it finds.
 //!
-//! The guard is there for mistakes: a directory that happens to hold a login, a `.env` that goes into a
-//! build, a key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
-//! Rooms: `content` what bytes are, by `pem`, `binary` (DER, key stores), `fields` of text and `rules` for them, `logins` (files
-//! of known tools); `encoded` undoes base64 and escapes, `text` knows values, `published` keys that everybody has, `work` counts
-//! steps; `environment` variables, `excepted` what may hold keys by its name. `walk` and `tree` look through
-//! directories under a budget, `likely` says what comes first, `reading` reads a file, `memory` keeps what earlier
-//! looks came to, `seen` what this one does. `stream` is any file as it passes: `judge` files, `archive` tar, `zip`,
-//! `unpack` and `zstd` what is compressed, `found` what they have in common; `image` an image that is read as a whole.
+//! The guard catches mistakes: a directory that happens to hold a login, a `.env` that goes into a build, a
+//! key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
+//!
+//! * Content: `content` classifies bytes, using `pem`, `binary` (DER, key stores), `fields` of text and the
+//!   `rules` for them, and `logins` (files of known tools); `encoded` undoes base64 and escapes, `text`
+//!   classifies values, `published` lists public test keys, `work` counts steps.
+//! * Requests: `environment` checks variables, `excepted` reads the exceptions that `guard.allow` names.
+//! * Directories: `walk` and `tree` search them under a budget, `likely` orders the files, `reading` reads
+//!   one file, `memory` keeps results of earlier scans, `seen` the result of this one.
+//! * Streams: `stream` checks any file as it passes: `judge` single files, `archive` tar, `zip`, `unpack` and
+//!   `zstd` compressed data; `found` is their shared state, `image` reads an image as a whole.
 
 mod binary;
 pub mod content;
@@ -46,7 +49,7 @@ pub use content::what;
 use excepted::{Named, Part};
 pub use stream::image;
 
-/// What was found.
+/// The kind of secret that was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     ServiceAccountKey,
@@ -68,7 +71,7 @@ pub enum Kind {
     Kubeconfig,
     RegistryLogin,
     SecretVariable,
-    /// Whoever can open it can do what the engine can do, past every rule of the session.
+    /// A process that can open it can do whatever the engine can do, past every rule of the session.
     EngineSocket,
 }
 
@@ -125,11 +128,11 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One find: what, and where. There is no field that could carry the secret.
+/// One find: its kind and its place. No field could carry the secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Find {
     pub kind: Kind,
-    /// A path, or `NAME` of a variable.
+    /// A path, or the name of a variable.
     pub place: String,
 }
 
@@ -139,26 +142,26 @@ impl fmt::Display for Find {
     }
 }
 
-/// What becomes of a find.
+/// What the guard does with a find.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Mode {
     /// The request is refused.
     #[default]
     Deny,
-    /// One line; the request passes.
+    /// One line is printed; the request passes.
     Warn,
-    /// Nothing is looked at.
+    /// Nothing is scanned.
     Off,
 }
 
-/// The operator's part: how strict, and where keys may be.
+/// The operator's settings: how strict the guard is, and where keys may be.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rules {
     pub mode: Mode,
-    /// Files and directories whose content is not judged. Absolute paths stand for places of the host;
-    /// relative ones for places inside a build context.
+    /// Files and directories whose content is not judged. Absolute paths are places on the host, relative
+    /// ones places inside a build context.
     pub allow: Vec<PathBuf>,
-    /// Texts of requests and images that are not judged.
+    /// Named texts of requests and images that are not judged.
     pub named: Vec<Named>,
 }
 
@@ -168,7 +171,7 @@ impl Rules {
         self.named.iter().any(|named| named.part == part && named.name == name)
     }
 
-    /// Whether the operator has excepted this place; links of both are resolved where they can be.
+    /// Whether the operator has excepted this place; links in both paths are resolved where possible.
     pub fn allows(&self, place: &Path) -> bool {
         let resolved = place.canonicalize();
         self.allow.iter().any(|allowed| {
@@ -179,19 +182,19 @@ impl Rules {
         })
     }
 
-    /// Without resolving anything: for every directory of a walk.
+    /// The same without resolving links: cheap enough for every directory of a walk.
     pub fn allows_plainly(&self, place: &Path) -> bool {
         self.allow.iter().any(|allowed| place.starts_with(allowed))
     }
 
-    /// The same for a place that may lie inside an archive (`ARCHIVE!/PATH`): excepted by itself, and with each of the
-    /// archives around it.
+    /// The same for a place that may lie inside an archive (`ARCHIVE!/PATH`): the place itself or any of the
+    /// archives around it may be excepted.
     pub fn allows_place(&self, place: &str) -> bool {
         let archive = place.split("!/").next().unwrap_or(place);
         self.allows(Path::new(archive)) || around(place).any(|place| self.allows_plainly(Path::new(place)))
     }
 
-    /// The same for a place inside an archive, written as there, or in the config of an image.
+    /// The same for a place inside an archive, by its name there, or in the config of an image.
     pub fn allows_inside(&self, name: &str) -> bool {
         if excepted::of_image(name).is_some_and(|(part, name)| self.allows_named(part, name)) {
             return true;
@@ -203,22 +206,22 @@ impl Rules {
     }
 }
 
-/// A place and the archives that it lies in: `a.tar!/b.zip!/c`, `a.tar`, `a.tar!/b.zip`.
+/// A place, and the archives that contain it: `a.tar!/b.zip!/c`, `a.tar`, `a.tar!/b.zip`.
 fn around(place: &str) -> impl Iterator<Item = &str> {
     let archives = place.match_indices("!/").map(|(at, _)| &place[..at]);
     std::iter::once(place).chain(archives)
 }
 
-/// The host's side: rules, and where keys are known to be.
+/// What the guard knows of the host: the rules, and the places known to hold keys.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     pub rules: Rules,
-    /// Looked at first: the user's home, the credential file that the session itself uses.
+    /// Scanned first: the user's home, and the credential file that the session itself uses.
     pub homes: Vec<PathBuf>,
     pub files: Vec<PathBuf>,
-    /// The engine's socket, where it is known.
+    /// The engine's socket, if it is known.
     pub engine: Option<PathBuf>,
-    /// Pipeline roots: that one is not there yet, or that what earlier tasks made below it cannot be read, is as it
-    /// has to be.
+    /// Pipeline roots. It is normal, so not reported, that one does not exist yet or that files of earlier
+    /// tasks below it cannot be read.
     pub made: Vec<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Private keys in PEM, also in strings of other languages, and PuTTY's.
+//! Finds private keys in PEM, also within strings of other languages, and PuTTY's.
 
 use zeroize::Zeroizing;
 
@@ -9,17 +9,17 @@ use super::work::Work;
 const SHORTEST: usize = 60;
 /// Longest body that is read: an RSA key of 16384 bits has 12 600 characters.
 const LONGEST: usize = 16 << 10;
-/// Headers (RFC 1421) stand in so many bytes.
+/// Headers (RFC 1421) lie within this many bytes.
 const HEADERS: usize = 512;
 
-/// The bodies of private keys: base64 without anything else.
+/// The bodies of private keys, reduced to their base64.
 pub(super) fn bodies<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Zeroizing<Vec<u8>>> + 'a {
     const WORDS: &str = "PRIVATE KEY";
     work.add(bytes.len());
     let mut next = places(bytes, WORDS).peekable();
     let armored = std::iter::from_fn(move || {
         let at = next.next()?;
-        // A body ends before the words stand again, so each byte is looked at once.
+        // A body ends before the words occur again, so each byte is read once.
         Some((at, next.peek().copied().unwrap_or(bytes.len())))
     });
     let armored = armored.filter_map(move |(at, end)| {
@@ -47,7 +47,7 @@ fn putty(bytes: &[u8], work: &Work) -> Option<Zeroizing<Vec<u8>>> {
     (!body.is_empty()).then_some(body.into())
 }
 
-/// Line ends may be escaped, once or more, and lines quoted.
+/// The base64 of a body. Line ends may be escaped, once or more, and lines may be quoted.
 fn body(after: &[u8], work: &Work) -> Option<Zeroizing<Vec<u8>>> {
     let mut rest = behind_headers(after);
     let mut body = Zeroizing::new(Vec::new());
@@ -78,7 +78,7 @@ fn behind_headers(after: &[u8]) -> &[u8] {
         return after;
     }
     let blank = places(start, "\n\n").chain(places(start, "\n\r\n")).chain(places(start, "\\n\\n")).min();
-    // Headers without a blank line after them: the last of them ends its line.
+    // Headers without a blank line after them: the body begins after the line of the last header.
     let last = || memchr::memrchr(b':', start).and_then(|at| Some(at + memchr::memchr(b'\n', &start[at..])?));
     &after[blank.or_else(last).unwrap_or(0)..]
 }

@@ -1,7 +1,8 @@
-//! Private keys that everybody has: test keys in packages, known by the digest of the key itself.
+//! Published private keys: test keys in packages, recognised by the digest of the key itself.
 //!
-//! `published.txt` is made by `scripts/published-keys` from packages as their registries hand them out; it says which. What a
-//! package says of itself (`RECORD` of a wheel, `md5sums` of Debian) is no proof: it comes from the same archive as the file.
+//! `scripts/published-keys` makes `published.txt` from packages as their registries serve them; the file
+//! names them. A package's own checksums (`RECORD` of a wheel, `md5sums` of Debian) are no proof: they come
+//! from the same archive as the file.
 
 use std::sync::OnceLock;
 
@@ -9,12 +10,12 @@ use ring::digest::{SHA256, digest as hash};
 
 const LIST: &str = include_str!("published.txt");
 
-/// Beginning of the SHA-256 of what makes a key this key: for a private key its bytes without PEM.
+/// The first 8 bytes of the SHA-256 of what identifies a key: for a private key, its bytes without PEM.
 pub(super) fn digest(material: &[u8]) -> u64 {
     hash(&SHA256, material).as_ref().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
-/// The digest, where this key was published.
+/// The digest, if this key was published.
 pub(super) fn known(material: &[u8]) -> Option<u64> {
     static KNOWN: OnceLock<Vec<u64>> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! One file of a directory: its beginning where somebody waits, all of it for `scan`.
+//! Reads one file of a directory: its beginning for a request, all of it for the command `scan`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,29 +11,29 @@ use super::judge;
 use super::stream::{Stream, is_opened};
 use super::text::is_text;
 
-/// How much is read of a file where somebody waits: keys are small.
+/// How much of a file is read for a request: keys are small.
 const HEAD: u64 = 256 << 10;
-/// Of a text.
+/// The same for a text file.
 const LONGEST_TEXT: u64 = 4 << 20;
-/// What an archive of at most [`HEAD`] bytes may become.
+/// How many bytes an archive of at most [`HEAD`] bytes may unpack to.
 const UNPACKED: u64 = 16 << 20;
-/// Bytes at a time.
+/// Bytes read at a time.
 const PIECE: usize = 1 << 20;
 
-/// What a file came to.
+/// The result for one file.
 #[derive(Debug, Default)]
 pub(super) struct Judged {
     pub(super) finds: Vec<Entry>,
     pub(super) unverified: Vec<String>,
-    /// Published keys.
+    /// Published keys that were met.
     pub(super) passed: Passed,
-    /// An archive that was not opened, or not wholly.
+    /// Whether the file is an archive that was not opened, or not completely.
     pub(super) shut: bool,
-    /// What it counts for, whoever looks again.
+    /// Bytes that the file costs of a budget, in this scan and in later ones.
     pub(super) bytes: u64,
 }
 
-/// Judges the beginning. Archives are opened where they are small.
+/// Judges the beginning of a file. Small archives are opened.
 pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<Judged> {
     let wanted = usize::try_from(size.min(HEAD)).unwrap_or_default();
     let mut bytes = Zeroizing::new(Vec::with_capacity(wanted + 1));
@@ -59,7 +59,7 @@ pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<J
     Ok(Judged { finds: finds.collect(), passed, bytes: bytes.len() as u64, ..Judged::default() })
 }
 
-/// Judges all of it, with lines. `step` hears that it goes on.
+/// Judges all of a file, with line numbers. Calls `step` before each read, as a sign of progress.
 pub(super) fn whole(path: &Path, file: &mut File, step: &dyn Fn()) -> io::Result<Judged> {
     let mut stream = Stream::file(&path.to_string_lossy()).with_lines();
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE);

@@ -1,7 +1,7 @@
-//! What makes a key of fields: some values are keys by themselves, others only beside each other.
+//! Decides which fields are keys: some values are keys by themselves, others only next to each other.
 //!
-//! One pass over the fields. Each that counts leaves a mark; a rule is a set of marks that stand within so many
-//! bytes. A value that could as well be a word, a name in a program or a stand-in leaves none.
+//! One pass over the fields. Each relevant field leaves a mark; a rule is a set of marks within a number of
+//! bytes. A value that could also be a word, a name in a program or a stand-in leaves no mark.
 
 use super::Kind;
 use super::fields::{Field, Plain};
@@ -10,8 +10,8 @@ use super::text::{
     is_stand_in, is_strong, is_template,
 };
 
-/// Names that carry a cloud secret. What has no stand-in here (an API key of another service) is not
-/// judged by name: nothing could take its place.
+/// Names of variables that carry a cloud secret. A secret that this program cannot replace (an API key of
+/// another service) is not judged by name.
 pub(super) const SECRET: &[(&str, Kind)] = &[
     ("AWS_SECRET_ACCESS_KEY", Kind::AwsKey),
     ("AWS_SECRET_KEY", Kind::AwsKey),
@@ -66,7 +66,8 @@ pub(super) enum Mark {
 
 const MARKS: usize = 29;
 
-/// The first mark is the secret, or what makes it this one; all of them stand within so many bytes.
+/// Kind, largest distance in bytes, marks. The first mark is the secret itself or what determines the kind;
+/// all marks have to lie within the distance.
 const RULES: &[(Kind, usize, &[Mark])] = {
     use Mark::*;
     &[
@@ -89,7 +90,7 @@ const RULES: &[(Kind, usize, &[Mark])] = {
     ]
 };
 
-/// What one field comes to.
+/// The meaning of one field.
 pub(super) enum Sense {
     Nothing,
     /// A key by itself.
@@ -97,16 +98,17 @@ pub(super) enum Sense {
     Mark(Mark),
 }
 
-/// The marks of a text, and what they come to.
+/// The marks of a text, from which keys are recognised.
 #[derive(Debug)]
 pub(super) struct Marks<'a> {
     last: [Option<Field<'a>>; MARKS],
-    /// `{"name": "X", "value": "…"}`: the value of the one is the name of the other.
+    /// The name field of `{"name": "X", "value": "…"}`: its value is the name of the `value` field.
     named: Option<Field<'a>>,
-    /// A kubeconfig or a registry's login file is what has these; they are read by themselves.
+    /// Whether fields of a kubeconfig or of a registry's login file were met; `logins` reads these files.
     pub(super) kubeconfig: bool,
     pub(super) registry: bool,
-    /// Whether base64 was undone: the claims of a token are such a text, and examples of them are none.
+    /// Whether the text was decoded from base64. The claims of a token are; claims in plain text are
+    /// examples, so they do not count.
     decoded: bool,
 }
 
@@ -115,7 +117,8 @@ impl<'a> Marks<'a> {
         Self { last: [None; MARKS], named: None, kubeconfig: false, registry: false, decoded }
     }
 
-    /// The keys that `field` is or completes, each with the field that is secret, until `accept` takes one.
+    /// Adds `field`, and offers `accept` each key that it is or completes, with the secret value, until one
+    /// is accepted.
     pub(super) fn add(
         &mut self,
         field: Field<'a>,
@@ -158,13 +161,13 @@ impl<'a> Marks<'a> {
             if !marks.iter().all(|mark| near(mark).is_some()) || (claims && !self.decoded) {
                 return None;
             }
-            // For whom a token is says nothing of the token.
+            // The audience of a token does not identify the token, so no value is given.
             accept(*kind, if claims { &[] } else { near(&marks[0])?.value })
         })
     }
 }
 
-/// A name says what a value should be, the value whether it is.
+/// What a field means: the name tells what its value should be, the value whether it is that.
 fn sense(plain: &Plain, field: &Field<'_>) -> Sense {
     let (name, value) = (plain.text(), field.value);
     let ends = |end: &str| name.ends_with(end.as_bytes());
@@ -253,7 +256,7 @@ fn rest(name: &[u8], field: &Field<'_>) -> Sense {
     mark.map_or(Sense::Nothing, Sense::Mark)
 }
 
-/// Variables that carry a cloud secret, wherever they are set.
+/// The kind of secret if this is a variable that carries a cloud secret, set in any notation.
 fn variable(field: &Field<'_>) -> Option<Kind> {
     let shown = field.name.contains(&b'_') && field.name.last().is_some_and(u8::is_ascii_uppercase);
     let value = field.value;
@@ -266,7 +269,8 @@ fn is_aws_id(name: &[u8], value: &[u8]) -> bool {
         && (value.starts_with(b"AKIA") || value.starts_with(b"ASIA"))
 }
 
-/// Projects have numbers and pools have names; documents have `$PROJECT_NUMBER` and `POOL_ID` there.
+/// Whether a resource name is real: documentation has `$PROJECT_NUMBER` and `POOL_ID` instead of a project's
+/// number and a pool's name.
 fn is_real(value: &[u8]) -> bool {
     let shouted = |part: &[u8]| {
         part.len() > 2 && part.contains(&b'_') && part.iter().all(|b| b.is_ascii_uppercase() || *b == b'_')
@@ -276,7 +280,7 @@ fn is_real(value: &[u8]) -> bool {
         && !value.split(|b| *b == b'/').take(16).any(shouted)
 }
 
-/// For whom an identity provider makes tokens that a cloud exchanges for its own.
+/// Whether this is an audience for which identity providers issue tokens that a cloud exchanges for its own.
 fn is_federated(value: &[u8]) -> bool {
     const AUDIENCES: [&[u8]; 4] = [
         b"api://AzureADTokenExchange",
@@ -287,7 +291,7 @@ fn is_federated(value: &[u8]) -> bool {
     AUDIENCES.iter().any(|audience| value.starts_with(audience))
 }
 
-/// 32 bytes in base64, or that escaped for a URL.
+/// 32 bytes in base64, possibly escaped for a URL.
 fn is_signature(value: &[u8]) -> bool {
     (43..=70).contains(&value.len())
         && value.iter().all(|b| is_base64(*b) || matches!(b, b'%' | b'=' | b'-' | b'_'))

@@ -1,4 +1,4 @@
-//! What a look through directories may cost, and what it came to.
+//! Budget and result of a scan through directories.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -7,52 +7,53 @@ use std::sync::{Arc, Mutex};
 use super::Find;
 use super::found::Passed;
 
-/// What one look may cost.
+/// The budget of one scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     /// Names in directories.
     pub entries: usize,
-    /// Bytes of files, counted whether they are read or known from an earlier look.
+    /// Bytes of files, whether read now or known from an earlier scan.
     pub bytes: u64,
-    /// `scan` looks at everything: whole files, archives of every size, packages and version control.
+    /// Whether to scan everything, as the command `scan` does: whole files, archives of every size, packages
+    /// and version control.
     pub whole: bool,
 }
 
 impl Budget {
-    /// For a request that somebody waits for.
+    /// For a request, whose caller waits.
     pub const REQUEST: Budget = Budget { entries: 200_000, bytes: 256 << 20, whole: false };
 
-    /// For `scan`, which is asked to look at everything.
+    /// For the command `scan`, which checks everything.
     pub const WHOLE: Budget = Budget { entries: usize::MAX, bytes: u64::MAX, whole: true };
 }
 
-/// What a look came to.
+/// The result of a scan.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
-    /// Each with the number of the root that it belongs to.
+    /// Each find with the number of its root.
     pub finds: Vec<(usize, Find)>,
-    /// Of each find, the line; `None` where there is none or [`Budget::whole`] is off.
+    /// The line of each find; `None` if it has none or [`Budget::whole`] is off.
     pub lines: Vec<Option<u32>>,
     /// What was not judged, and why; lower-case fragments.
     pub unverified: Vec<String>,
-    /// Published keys, of the files that this look read.
+    /// Published keys in the files that this scan read.
     pub passed: Passed,
-    /// The file system did not answer, and what it holds is not known.
+    /// Whether the file system did not answer, so that its content is unknown.
     pub hung: bool,
-    /// The work: files judged, names met, bytes counted.
+    /// The work done: files judged, names met, bytes counted.
     pub files: usize,
     pub entries: usize,
     pub bytes: u64,
 }
 
-/// What a look has come to so far, for who waits for it.
+/// Progress of a running scan, for the thread that waits for it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
     pub(super) steps: Arc<AtomicU64>,
     pub(super) found: Arc<Mutex<Vec<(usize, Find)>>>,
 }
 
-/// Places of one kind that are told together: the first by name, and how many more.
+/// Places that are reported together: the first one by name, and how many more.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     count: usize,

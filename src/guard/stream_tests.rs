@@ -1,4 +1,4 @@
-//! Where keys are looked for: streams, archives, images.
+//! Tests of where keys are searched: streams, archives, images.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,6 +21,8 @@ pub(super) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// The finds are those of `scan`, however the stream is cut, and no byte of a key is forwarded before its
+/// find.
 #[test]
 fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
     let key = service_account();
@@ -54,7 +56,7 @@ fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
     assert!(!reader.is_archive());
 }
 
-/// The same finds as those of `scan`, however the stream is cut, and nothing of a key goes on before them.
+/// `bytes` compressed with gzip.
 pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packed = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
     packed.write_all(bytes).unwrap();
@@ -142,10 +144,10 @@ fn what_of_an_image_cannot_be_looked_at_is_said() {
     assert_eq!(reader.take_unverified(), ["1/layer.tar: cannot be decompressed"]);
 }
 
-/// However large it is, and wherever its files begin and end in what is sent.
+/// The bound holds however large the layer is, and wherever its files begin and end in the pushed pieces.
 #[test]
 fn of_a_compressed_layer_no_more_is_held_than_one_file_needs() {
-    // Without a byte of padding between them, and hard to compress.
+    // Files without any padding between them, and hard to compress.
     let mut state = 1_u64;
     let mut noise = |length: usize| {
         let mut next = || {
@@ -219,7 +221,7 @@ fn images_are_read_with_every_layer() {
     assert_eq!(image::scan(&cut[..]).unwrap().unverified.len(), 1, "a layer that breaks off is said");
 }
 
-/// What a real program makes of `input`.
+/// The output of a real program for `input`.
 fn made(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -249,7 +251,7 @@ fn zip_of(files: &[(&str, &[u8])], options: &[&str]) -> Vec<u8> {
     fs::read(tree.0.join("made.zip")).unwrap()
 }
 
-/// By `zip` into a pipe: sizes stand behind the files, not before them.
+/// A zip archive that `zip` wrote to a pipe: sizes come after the files, not before them.
 fn piped_zip(name: &str, bytes: &[u8]) -> Vec<u8> {
     let tree = Tree::new("piped");
     fs::write(tree.0.join(name), bytes).unwrap();
@@ -267,7 +269,7 @@ pub(super) fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
-/// Everything that is opened, with `key.json` in it: its name, its bytes, what the find is called.
+/// Every format that is opened, with `key.json` in it: its name, its bytes, and the place of the find.
 fn opened() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let key = service_account();
     let key = key.as_bytes();
@@ -320,7 +322,7 @@ fn archives_of_every_kind_are_opened_however_they_are_cut() {
     }
 }
 
-/// As a build context has them, and as a layer has them.
+/// Archives lie in a build context, and in a layer.
 #[test]
 fn archives_in_uploads_are_opened_before_their_bytes_go_on() {
     for (name, bytes, expected) in opened() {
@@ -389,7 +391,7 @@ fn what_stays_shut_is_said() {
     assert_eq!(NESTED, 2);
 }
 
-/// Counted, not timed: however small the bomb and whatever the machine.
+/// Output is counted, not timed, so the bound holds for however small a bomb and on any machine.
 #[test]
 fn bombs_are_bounded_by_what_comes_out_of_them() {
     const ALLOWED: u64 = 8 << 20;
@@ -434,7 +436,7 @@ fn a_key_late_in_a_large_file_counts_and_has_its_line() {
     assert_eq!((report.finds[0].line, report.finds[0].place.as_str()), (Some(3), ""));
 }
 
-/// The crates that read archives quote what they do not understand.
+/// The crates that read archives quote input that they cannot parse.
 #[test]
 fn no_error_quotes_what_was_read() {
     let key = pem(&private(), "MIIE", "\n");

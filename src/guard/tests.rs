@@ -1,4 +1,4 @@
-//! What keys are, by their content.
+//! Tests of keys by their content.
 
 use std::fs;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use super::walk_tests::Tree;
 use super::{Kind, what};
 
-/// Nothing here is a key; everything is put together when the test runs, so that the tree holds no text
-/// that looks like one.
+/// Text that looks like a key but is none. Every such text is put together when the test runs, so that the
+/// repository holds none.
 fn body(start: &str, length: usize) -> String {
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let letters = (0..length).map(|n| char::from(alphabet[(n * n + 7 * n) % 64]));
@@ -304,7 +304,7 @@ fn openssls_own_keys_are_found() {
     run("req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=x -days 1");
     found("pkcs12 -export -inkey k.pem -in c.pem -passout pass:x");
     found("pkcs12 -export -inkey k.pem -in c.pem -passout pass: -keypbe NONE -certpbe NONE -nomac");
-    // What everybody may have.
+    // Public files, which are not keys.
     for public in [
         "x509 -in c.pem -outform DER",
         "x509 -in c.pem",
@@ -317,14 +317,15 @@ fn openssls_own_keys_are_found() {
     }
 }
 
-/// Work goes by the length, whatever stands there: steps are counted, not timed.
+/// Work is linear in the length, whatever the content: steps are counted, not timed.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn work_is_linear_whatever_is_repeated() {
     use super::content::steps;
-    /// Of the longest file that is judged at once, and enough for the others: what is not linear shows there too.
+    /// The length of the longest file that is judged at once, and a shorter one for the other texts:
+    /// nonlinear work shows there too.
     const LENGTHS: [usize; 2] = [1 << 20, 96 << 10];
-    /// Steps for each byte: the passes, and what the levels of decoding add.
+    /// Most steps for each byte: the passes, and what the levels of decoding add.
     const MOST: u64 = 150;
     let dashes = "-----";
     let key = pem(&private(), "MIIEvQIBADANBg", "\n");
@@ -429,14 +430,15 @@ fn work_is_linear_whatever_is_repeated() {
                 worst = (each, part.clone());
             }
             assert!(each <= MOST, "{part:?}: {each} steps for each byte");
-            // Once more as what base64 hides.
+            // Once more with the text in base64.
             text = encoded(&text);
         }
     }
     assert!(worst.0 > 5, "nothing was counted: {worst:?}");
 }
 
-/// Whoever chose the same password has not published it.
+/// A netrc counts as published only as a whole: another file may have the same password without being
+/// published.
 #[test]
 fn a_netrc_is_known_by_the_whole_of_it() {
     use super::content::digests;

@@ -1,8 +1,9 @@
-//! What values look like: secrets of a machine's making, passwords, and what people write in their place.
+//! Classifies values: secrets that a machine made, passwords, and the stand-ins that people write in their
+//! place.
 
 use memchr::memmem;
 
-/// So much of a value tells what it is; work stays linear however often a long one is met.
+/// How many bytes of a value are examined, so that work stays linear however often a long value is met.
 const ENOUGH: usize = 256;
 
 pub(super) fn places<'a>(bytes: &'a [u8], needle: &'a str) -> impl Iterator<Item = usize> + 'a {
@@ -13,12 +14,13 @@ pub(super) fn has(bytes: &[u8], needle: &str) -> bool {
     memmem::find(bytes, needle.as_bytes()).is_some()
 }
 
-/// Whether `words` stands in `value`, in whatever case.
+/// Whether `word` occurs in `value`, in any case.
 fn has_word(value: &[u8], word: &[u8]) -> bool {
     value.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word))
 }
 
-/// What people write where a secret would be: `${KEY}`, `<your key>`, `xxxx`, `AKIA…EXAMPLE`, code.
+/// Whether this is what people write in place of a secret: `${KEY}`, `<your key>`, `xxxx`, `AKIA…EXAMPLE`,
+/// code.
 pub(super) fn is_stand_in(value: &[u8]) -> bool {
     const WORDS: [&[u8]; 13] = [
         b"example",
@@ -44,7 +46,8 @@ pub(super) fn is_stand_in(value: &[u8]) -> bool {
         || WORDS.iter().any(|word| has_word(value, word))
 }
 
-/// What stands for a password as a whole: `${PASS}`, `$PASS`, `{{ pass }}`, `<pass>`, `xxxx`, `your-password`.
+/// Whether the whole value is a stand-in for a password: `${PASS}`, `$PASS`, `{{ pass }}`, `<pass>`, `xxxx`,
+/// `your-password`.
 pub(super) fn is_template(value: &[u8]) -> bool {
     let value = &value[..value.len().min(ENOUGH)];
     let name = |name: &[u8]| name.iter().all(|b| b.is_ascii_uppercase() || *b == b'_');
@@ -73,7 +76,8 @@ enum Class {
     Other,
 }
 
-/// Whether a machine made it: letters and digits change places far more often than in words, names and counts.
+/// Whether a machine made the value: letters and digits alternate far more often than in words, names and
+/// counts.
 pub(super) fn is_random(value: &[u8]) -> bool {
     let value = &value[..value.len().min(ENOUGH)];
     let class = |b: &u8| match b {
@@ -96,12 +100,12 @@ pub(super) fn is_random(value: &[u8]) -> bool {
     digits > value.len() / 24 && changes * 5 >= value.len() && different >= value.len().min(64) / 4 + 3
 }
 
-/// A secret of a machine's making.
+/// Whether this is a secret that a machine made, of at least `least` bytes.
 pub(super) fn is_strong(value: &[u8], least: usize) -> bool {
     value.len() >= least && is_random(value) && !is_stand_in(value)
 }
 
-/// Forty characters as AWS makes secret access keys: mixed letters and digits.
+/// Whether this looks like an AWS secret access key: forty characters, mixed letters and digits.
 pub(super) fn is_aws_secret(value: &[u8]) -> bool {
     value.len() == 40
         && value.iter().all(|b| is_base64(*b))
@@ -110,8 +114,8 @@ pub(super) fn is_aws_secret(value: &[u8]) -> bool {
         && is_strong(value, 40)
 }
 
-/// 64 bytes in base64, as Azure makes the keys of storage accounts. The keys that every copy of Azurite and of
-/// Cosmos DB's emulator has are no secrets.
+/// Whether this is a key of an Azure storage account: 64 bytes in base64. The keys that every copy of Azurite
+/// and of Cosmos DB's emulator has are not secrets.
 pub(super) fn is_azure_key(value: &[u8]) -> bool {
     value.len() == 88
         && value.ends_with(b"==")
@@ -125,7 +129,7 @@ pub(super) fn is_azurites(value: &[u8]) -> bool {
     has(start, "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1") || has(start, "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEH")
 }
 
-/// `abc8Q~` and 34 more: how Entra ID makes the secrets of applications.
+/// Whether this is an application secret of Entra ID: `abc8Q~` and 34 more characters.
 pub(super) fn is_entra_secret(value: &[u8]) -> bool {
     (37..=44).contains(&value.len())
         && value[3].is_ascii_digit()
@@ -138,7 +142,7 @@ pub(super) fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/')
 }
 
-/// Of a token: base64 for URLs, and the dots of a JWT.
+/// Characters of a token: base64 for URLs, and the dots of a JWT.
 pub(super) fn is_of_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'+' | b'/')
 }
@@ -149,7 +153,7 @@ pub(super) fn token(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.iter().take_while(|b| is_of_token(**b)).count()]
 }
 
-/// Text, as far as the beginning shows.
+/// Whether this is text, judged by its beginning.
 pub(super) fn is_text(bytes: &[u8]) -> bool {
     memchr::memchr(0, &bytes[..bytes.len().min(1024)]).is_none()
 }

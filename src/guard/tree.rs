@@ -1,6 +1,6 @@
-//! A directory's keys, within a budget: well-known places first, then breadth first by name, likely names before
-//! others, packages and version control last. The budget is counted, never timed: the same tree comes to the same
-//! end on every machine. What was not looked at is said.
+//! Searches a directory for keys within a budget: well-known places first, then breadth first in name order,
+//! likely names before others, packages and version control last. The budget counts work, not time, so the
+//! same tree gives the same result on every machine. What was not scanned is reported.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -23,20 +23,20 @@ pub(super) struct Walk<'a> {
     budget: Budget,
     most: usize,
     progress: &'a Progress,
-    /// Finds by root.
+    /// Number of finds for each root.
     counts: Vec<usize>,
     spent: bool,
     folders: VecDeque<(usize, PathBuf)>,
-    /// Below packages and version control.
+    /// Directories of packages and version control, for the end.
     packages: VecDeque<(usize, PathBuf)>,
-    /// Files whose names promise nothing, for when the others are done.
+    /// Files without a likely name, for when the others are done.
     later: VecDeque<(usize, PathBuf)>,
     unreadable: Places,
     /// Archives that were not opened.
     shut: Places,
-    /// Packages and version control.
+    /// Packages and version control, scanned for well-known names only.
     skimmed: Places,
-    /// As in [`Guard::made`], as they are named and as they are.
+    /// The roots of [`Guard::made`], as written and with links resolved.
     made: Vec<PathBuf>,
     seen: Seen,
 }
@@ -69,7 +69,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// For later, with all that is below.
+    /// Queues a directory with everything below it.
     pub(super) fn enter(&mut self, number: usize, folder: PathBuf) {
         self.folders.push_back((number, folder));
     }
@@ -79,13 +79,14 @@ impl<'a> Walk<'a> {
         here.map(|(_, find)| find.clone()).collect()
     }
 
-    /// Says nothing of pipeline roots that are not there, and of what is below their runs and cannot be read.
+    /// From here on, does not report pipeline roots that do not exist, nor unreadable files below their runs.
     pub(super) fn expect(&mut self, made: &[PathBuf]) {
         self.made =
             made.iter().cloned().chain(made.iter().filter_map(|root| root.canonicalize().ok())).collect();
     }
 
-    /// The place that a root really is; an engine follows links too.
+    /// The root with links resolved, since an engine follows links too; `None` if it is excepted or
+    /// unreadable.
     pub(super) fn root(&mut self, root: &Path) -> Option<PathBuf> {
         match root.canonicalize() {
             Ok(real) => (!self.rules.allows(&real)).then_some(real),
@@ -104,7 +105,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whoever has a directory with the engine's socket has the engine.
+    /// Reports the engine's socket below `root`: a container with that directory can control the engine.
     pub(super) fn socket(&mut self, number: usize, root: &Path, guard: &Guard) {
         let Some(engine) = &guard.engine else { return };
         let engine = engine.canonicalize().unwrap_or_else(|_| engine.clone());
@@ -121,8 +122,8 @@ impl<'a> Walk<'a> {
         self.seen.lines.push(line);
     }
 
-    /// Takes what an earlier look found at this root and what is still there, unchanged: then there is nothing to
-    /// walk for, and no other look can come to another end.
+    /// Takes over the finds of an earlier scan at this root whose files are unchanged. With one of them the
+    /// root needs no walk: no scan could have another result.
     pub(super) fn remembered(&mut self, number: usize, root: &Path) -> bool {
         for find in self.memory.finds(root) {
             if !self.rules.allows_place(&find.place) && !self.full(number) {
@@ -132,7 +133,7 @@ impl<'a> Walk<'a> {
         self.counts[number] > 0
     }
 
-    /// What is known to hold keys, wherever it lies below `root`.
+    /// Checks the places that are known to hold keys, at any depth below `root`.
     pub(super) fn known(&mut self, number: usize, root: &Path, guard: &Guard) {
         let mut places: Vec<PathBuf> =
             guard.files.iter().filter(|file| file.starts_with(root)).cloned().collect();
@@ -169,7 +170,7 @@ impl<'a> Walk<'a> {
         self.counts.iter().all(|count| *count >= self.most)
     }
 
-    /// True when there is nothing left to spend.
+    /// True when the budget is spent.
     fn over(&mut self) -> bool {
         self.spent |= self.seen.entries > self.budget.entries || self.seen.bytes > self.budget.bytes;
         self.spent
@@ -200,8 +201,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Names in their order, which is not the order in which a file system has them. `None` where the directory
-    /// cannot be read, or has more names than may be looked at: then none of them is.
+    /// The names in a directory, sorted, as a file system returns them in any order. `None` if the directory
+    /// cannot be read or has more names than the budget allows: then none of them is checked.
     fn names(&mut self, folder: &Path) -> Option<Vec<(OsString, fs::FileType)>> {
         self.step();
         let entries = match fs::read_dir(folder) {
@@ -256,7 +257,8 @@ impl<'a> Walk<'a> {
             } else if kind.is_file() {
                 if is_likely(&text) { first.push(path) } else { self.later.push_back((number, path)) }
             }
-            // A link leads somewhere in this tree, where it is met, or out of it, where no container follows.
+            // Links are skipped: the target is either in this tree and scanned there, or outside it, where no
+            // container can follow.
         }
         for file in first {
             if self.full(number) || self.over() {
@@ -266,7 +268,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What other people publish, and what cannot be read without unpacking: well-known names alone.
+    /// Checks well-known names only: other people publish the content of packages, and version control stores
+    /// files packed.
     fn package(&mut self, number: usize, folder: &Path) {
         let Some(names) = self.names(folder) else { return };
         for (name, kind) in names {
@@ -336,7 +339,7 @@ impl<'a> Walk<'a> {
     }
 
     fn unread(&mut self, path: &Path, error: &io::Error) {
-        // Gone in the meantime is not unread.
+        // A file deleted in the meantime does not count as unreadable.
         let of_a_task = || self.made.iter().any(|root| is_of_a_run(path, root));
         if error.kind() != io::ErrorKind::NotFound && !of_a_task() {
             self.unreadable.add(path);
@@ -361,7 +364,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Never through a link, and never waiting for the writer of a pipe.
+/// Opens a file without following a link and without waiting for the writer of a pipe.
 fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::OFlags;
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;

@@ -1,5 +1,5 @@
-//! Decompression of what is pushed: gzip, raw deflate, zstd, bzip2 and xz. Output goes to a sink in pieces of bounded
-//! size. What a decoder says of its input never leaves this file: it can quote the content.
+//! Decompresses data as it is pushed: gzip, raw deflate, zstd, bzip2 and xz. Output goes to a sink in pieces
+//! of bounded size. A decoder's error text never leaves this file: it can quote the content.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use lzma_rust2::{Action, Status as XzStatus, XzStream};
 
 use super::zstd::{LARGEST_WINDOW, ROOM, Sink, Why, Zstd};
 
-/// Name, comment and extra field of a gzip header (RFC 1952) together.
+/// Most bytes of a gzip header's name, comment and extra field (RFC 1952) together.
 const LONGEST_HEADER: usize = 256 << 10;
 
-/// A decoder that is pushed.
+/// A decoder that takes its input in pieces.
 pub(super) struct Unpack {
     form: Form,
     room: Vec<u8>,
@@ -25,7 +25,7 @@ enum Form {
         done: bool,
     },
     Zstd(Box<Zstd>),
-    /// Between two streams of a file there is no decoder.
+    /// `None` between two streams of a file.
     Bzip2(Option<Bzip2>),
     Xz(Box<XzStream>),
 }
@@ -37,8 +37,8 @@ impl fmt::Debug for Unpack {
 }
 
 impl Unpack {
-    /// The decoder for what begins with `head`, by the magic numbers of RFC 1952, RFC 8878, bzip2 and xz; `None` for
-    /// everything else.
+    /// The decoder for data that begins with `head`, by the magic numbers of RFC 1952, RFC 8878, bzip2 and
+    /// xz; `None` for anything else.
     pub(super) fn of(head: &[u8]) -> Option<Self> {
         let form = match head {
             [0x1f, 0x8b, 8, ..] => Form::Gzip(Box::default()),
@@ -77,7 +77,8 @@ impl Unpack {
         Self { form, room: vec![0; ROOM] }
     }
 
-    /// How many of `bytes` belong to this stream: all of them but for raw deflate, which knows its end.
+    /// Returns how many of `bytes` belong to this stream: all of them, except for raw deflate, which marks
+    /// its end.
     pub(super) fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<usize, Why> {
         let Self { form, room } = self;
         match form {
@@ -94,7 +95,7 @@ impl Unpack {
         .map(|()| bytes.len())
     }
 
-    /// At the end of its bytes: whether they were all of a stream.
+    /// Ends the input; returns whether it was complete.
     pub(super) fn end(&mut self, sink: Sink<'_>) -> bool {
         match &mut self.form {
             Form::Gzip(gzip) => gzip.is_between(),
@@ -105,17 +106,17 @@ impl Unpack {
         }
     }
 
-    /// Whether raw deflate has come to its end.
+    /// Whether raw deflate has reached its end.
     pub(super) fn is_done(&self) -> bool {
         matches!(self.form, Form::Deflate { done: true, .. })
     }
 
-    /// Whether what was pushed is all out, but for bits of the last byte.
+    /// Whether all output of the pushed bytes is out, except for bits of the last byte.
     pub(super) fn is_immediate(&self) -> bool {
         matches!(self.form, Form::Gzip(_) | Form::Deflate { .. })
     }
 
-    /// How many bytes at most are decoded and not out yet.
+    /// The most bytes that are decoded but not output yet.
     pub(super) fn lag(&self) -> u64 {
         match &self.form {
             Form::Zstd(zstd) => zstd.lag(),
@@ -124,7 +125,7 @@ impl Unpack {
     }
 }
 
-/// What was used, and whether the stream ended there.
+/// Returns how many bytes were used, and whether the stream ended there.
 fn deflate(
     inflate: &mut Decompress,
     bytes: &[u8],
@@ -153,7 +154,7 @@ fn deflate(
     }
 }
 
-/// Members one behind the other (RFC 1952), and zeros behind the last.
+/// Gzip members in sequence (RFC 1952), and zeros after the last.
 struct Gzip {
     inflate: Decompress,
     at: Member,
@@ -162,11 +163,11 @@ struct Gzip {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Member {
-    /// Of the first one, and of others.
+    /// The header of the first member; `Header` is that of a later one.
     First,
     Header,
     Body,
-    /// Checksum and size, so many bytes of them left.
+    /// Checksum and size, with this many bytes left.
     Trailer(usize),
     Padding,
 }
@@ -221,7 +222,7 @@ impl Gzip {
     }
 }
 
-/// `None` as long as there is more to come.
+/// The length of the header; `None` as long as it is incomplete.
 fn header_length(header: &[u8]) -> Result<Option<usize>, Why> {
     let magic = [0x1f, 0x8b, 8];
     if header.iter().zip(magic).any(|(is, should)| *is != should) {

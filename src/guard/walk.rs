@@ -1,5 +1,5 @@
-//! A look through directories: what is known comes first, then the walk (`tree`). Where somebody waits, a file system
-//! that does not answer ends it.
+//! Scans directories: well-known places first, then the walk (`tree`). A request's scan ends if the file
+//! system does not answer.
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -13,15 +13,15 @@ use super::seen::Progress;
 pub use super::seen::{Budget, Seen};
 use super::tree::Walk;
 
-/// Looks through `roots`: directories or files. At most `most` finds are taken of each.
+/// Scans `roots`: directories or files. Takes at most `most` finds from each.
 ///
-/// Blocks, and for as long as a dead file server likes: where somebody waits, [`look_within`] is for that.
+/// Blocks for as long as a dead file server does; where a caller waits, use [`look_within`].
 pub fn look(roots: &[PathBuf], guard: &Guard, budget: Budget, memory: &Memory, most: usize) -> Seen {
     look_aloud(roots, guard, budget, memory, most, &Progress::default())
 }
 
-/// The same, and back when the file system does not answer one question within `silence`: then with what was found
-/// until then, and marked. How long a look takes that goes on does not matter.
+/// The same, but returns if the file system does not answer one question within `silence`, with the finds so
+/// far and marked as hung. A scan that makes progress may take any time.
 pub fn look_within(
     silence: Duration,
     roots: &[PathBuf],
@@ -33,7 +33,7 @@ pub fn look_within(
     let progress = Progress::default();
     let (told, roots, guard, memory) = (progress.clone(), roots.to_vec(), guard.clone(), memory.clone());
     let (done, ended) = sync_channel(1);
-    // A thread of its own: one that hangs for good takes no other's place.
+    // A thread of its own, because one that hangs for good must not occupy a pool's thread.
     let begun = std::thread::Builder::new().name("look".into()).spawn(move || {
         let _ = done.send(look_aloud(&roots, &guard, budget, &memory, most, &told));
     });
@@ -61,7 +61,7 @@ pub fn look_within(
     }
 }
 
-/// Why a look that hangs is given up.
+/// Why a hanging scan is given up.
 pub const DID_NOT_ANSWER: &str = "the file system did not answer";
 
 fn look_aloud(
@@ -74,7 +74,7 @@ fn look_aloud(
 ) -> Seen {
     let mut walk = Walk::new(roots.len(), &guard.rules, budget, memory, most, progress);
     walk.expect(&guard.made);
-    // What needs no walk comes first, root by root: a walk may come to where it hangs.
+    // Checks that need no walk run first, for every root: a walk may hang.
     let mut real = vec![];
     for (number, root) in roots.iter().enumerate() {
         if let Some(root) = walk.root(root)

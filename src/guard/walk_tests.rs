@@ -1,4 +1,4 @@
-//! Where keys are looked for: directories.
+//! Tests of where keys are searched: directories.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -98,7 +98,7 @@ fn a_large_tree_ends_at_its_budget_and_says_so() {
     assert_eq!(places(&seen), [(login.as_path(), Kind::AwsKey)], "the well-known place comes first");
     assert!(seen.unverified[0].contains("was not looked at"), "{:?}", seen.unverified);
     assert!(seen.entries <= 2_000 + 1, "{} names", seen.entries);
-    // A second look remembers what was clean, until it changes.
+    // A second scan remembers which files were clean, until they change.
     let memory = Memory::default();
     let whole = |tree: &Tree| look(&[tree.0.join("d0")], &Guard::default(), Budget::REQUEST, &memory, 8);
     assert_eq!(whole(&tree).files, 500);
@@ -107,7 +107,7 @@ fn a_large_tree_ends_at_its_budget_and_says_so() {
     assert_eq!((whole(&tree).files, whole(&tree).finds.len()), (1, 1));
 }
 
-/// Bytes are what a large directory costs: 1 100 files of 100 MiB, which take no room on the disk.
+/// A large directory costs bytes: 1 100 files of 100 MiB, which take no room on the disk.
 #[test]
 fn of_a_hundred_gigabytes_no_more_than_the_budget_is_read() {
     let tree = Tree::new("sparse");
@@ -164,7 +164,8 @@ fn told(seen: &Seen, tree: &Tree) -> (Vec<String>, Vec<String>) {
     (finds, seen.unverified.iter().map(|text| short(text)).collect())
 }
 
-/// Not on the clock, not on what an earlier look has read, not on the order in which a file system has names.
+/// The verdict does not depend on the clock, on what an earlier scan read, or on the order of names in a file
+/// system.
 #[test]
 fn the_verdict_is_the_same_each_time_and_on_every_machine() {
     let mut all = vec![];
@@ -177,7 +178,7 @@ fn the_verdict_is_the_same_each_time_and_on_every_machine() {
         for name in &names {
             tree.write(name, &"x".repeat(1000));
         }
-        // In reach of one budget and beyond the other.
+        // The budget of 10 000 000 bytes reaches this file, the smaller budgets do not.
         tree.write("d3/part-zz.parquet", &service_account());
         for bytes in [20_000, 100_000, 10_000_000] {
             let (memory, budget) = (Memory::default(), Budget { bytes, ..Budget::REQUEST });
@@ -259,7 +260,7 @@ fn archives_in_a_directory_are_opened_where_they_are_small_and_said_where_not() 
         places(&look(Budget::REQUEST, &Guard::default())),
         [(Path::new(&inner), Kind::ServiceAccountKey)]
     );
-    // Excepted inside, by itself and with its archive.
+    // Excepted inside the archive, by itself and with its archive.
     for allow in [
         inner.clone(),
         format!("{}!/deep", tree.0.join("small.tgz").display()),

@@ -1,8 +1,8 @@
-//! How much is done: steps are counted, so that a test can hold them to the length of what is judged.
+//! Counts steps of work, so that a test can check that they stay linear in the length of the input.
 
 use std::cell::Cell;
 
-/// Bytes that were looked at, each time they were.
+/// Bytes that were examined, counted each time.
 #[derive(Debug, Default)]
 pub(super) struct Work(Cell<u64>);
 

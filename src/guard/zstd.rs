@@ -1,16 +1,16 @@
-//! Zstandard frames as they are pushed (RFC 8878), and what all decoders have in common. What a decoder says of its
-//! input never leaves these files: it can quote the content.
+//! Decodes Zstandard frames as they are pushed (RFC 8878); also holds what all decoders share. A decoder's
+//! error text never leaves these files: it can quote the content.
 
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-/// Output at a time.
+/// Size of one piece of output.
 pub(super) const ROOM: usize = 64 << 10;
-/// Memory that a stream may ask for: the window of `zstd --long` and the dictionary of `xz -9e` fit.
+/// The most memory that a stream may ask for: the window of `zstd --long` and the dictionary of `xz -9e` fit.
 pub(super) const LARGEST_WINDOW: u64 = 128 << 20;
 /// Why a stream is not read any further.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Why {
-    /// It is not what it begins like, or damaged.
+    /// The data is not of the format that its beginning announces, or is damaged.
     Damaged,
     /// It needs more memory than a decoder gets.
     Window,
@@ -28,15 +28,15 @@ impl Why {
     }
 }
 
-/// Takes a piece of output; false where it wants no more.
+/// Takes a piece of output; returns false to stop.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
-/// Frames one behind the other (RFC 8878), some of them to be skipped. A block is decoded once all of it is there.
+/// Frames in sequence (RFC 8878), some of them skippable. A block is decoded once it is complete.
 #[derive(Default)]
 pub(super) struct Zstd {
     decoder: FrameDecoder,
     buffer: Vec<u8>,
-    /// Of a frame whose header was read: how many bytes its decoder keeps back.
+    /// How many bytes the decoder keeps back, once a frame's header was read.
     window: Option<u64>,
     checksum: bool,
     skip: usize,
@@ -64,7 +64,7 @@ impl Zstd {
         Ok(())
     }
 
-    /// Of the header of a frame, how many bytes; 0 as long as there is more to come.
+    /// Reads a frame's header at `at` and returns its length; 0 as long as it is incomplete.
     fn header(&mut self, at: usize) -> Result<usize, Why> {
         let rest = self.buffer.get(at..).unwrap_or_default();
         let [a, b, c, d, rest @ ..] = rest else { return Ok(0) };
@@ -102,7 +102,8 @@ impl Zstd {
         Ok(length)
     }
 
-    /// The same of a block, with the checksum behind the last.
+    /// Decodes a block, and returns its length with the checksum after the last block; 0 as long as it is
+    /// incomplete.
     fn block(&mut self, at: usize, sink: Sink<'_>) -> Result<usize, Why> {
         let rest = self.buffer.get(at..).unwrap_or_default();
         let Some([a, b, c]) = rest.first_chunk() else { return Ok(0) };

@@ -1,7 +1,7 @@
-//! Which task of compiled pipelines a container is, by its image and command: for those whose request does not show it.
+//! Finds a container's task in compiled pipelines by image and command if its request does not show it.
 //!
-//! `kfp.local` writes values for the placeholders of a specification (`{{$.inputs.parameters['x']}}`) and leaves the
-//! rest of a command as it is.
+//! `kfp.local` replaces the placeholders of a specification (`{{$.inputs.parameters['x']}}`) with values and
+//! leaves the rest of a command unchanged.
 
 use super::pipeline::{self, Specified};
 use crate::workload::{Task, Unknown};
@@ -22,7 +22,7 @@ struct Known {
 /// One word of a command, as a specification writes it.
 #[derive(Clone, Debug, PartialEq)]
 enum Word {
-    /// What stands before, between and after placeholders.
+    /// The text before, between and after placeholders.
     Text(Vec<String>),
     /// `{"Concat": …}` and `{"IfPresent": …}`: any number of words.
     Any,
@@ -39,13 +39,13 @@ impl Compiled {
         Ok(())
     }
 
-    /// What a container of this image and command is, if exactly one task fits.
+    /// The task of a container with this image and command, if exactly one task fits.
     pub fn find(&self, image: &str, command: &[&str]) -> Option<&Specified> {
         let image = tagged(image);
         let mut fitting =
             self.tasks.iter().filter(|known| fits(&known.image, &image) && all_fit(&known.words, command));
         let first = &fitting.next()?.spec;
-        // A component that stands in two graphs is one task of two places.
+        // A component used in two graphs fits twice, but is the same task.
         let same = |known: &Known| {
             (&known.spec.task.pipeline, &known.spec.task.component)
                 == (&first.task.pipeline, &first.task.component)
@@ -53,7 +53,8 @@ impl Compiled {
         fitting.all(same).then_some(first)
     }
 
-    /// Names a task that does not show which one it is. What is known of its pipeline has to agree.
+    /// Completes a task whose request does not show which one it is. A pipeline that is already known has to
+    /// match.
     pub(super) fn fill(&self, task: &mut Task, command: &[&str]) {
         let Some(found) = self.find(&task.image, command) else { return };
         if task.pipeline.is_some() && task.pipeline != found.task.pipeline {
@@ -62,7 +63,7 @@ impl Compiled {
         task.kfp = true;
         task.pipeline.clone_from(&found.task.pipeline);
         task.component.clone_from(&found.task.component);
-        // Which iteration of a loop it is no specification says.
+        // The specification does not tell which iteration of a loop this is.
         task.unknown = Unknown { iteration: found.task.iteration.is_some(), ..Unknown::default() };
     }
 }
@@ -74,12 +75,12 @@ impl Word {
     }
 }
 
-/// `docker-py` is given a tag in any case.
+/// The image with its tag; `kfp.local` passes `docker-py` a tag in any case.
 fn tagged(image: &str) -> String {
     if image.contains(':') { image.into() } else { format!("{image}:latest") }
 }
 
-/// The text around the placeholders; one more than there are of them.
+/// The text around the placeholders: always one piece more than there are placeholders.
 fn pieces(text: &str) -> Vec<String> {
     let mut rest = text;
     let mut found = vec![];
@@ -92,7 +93,7 @@ fn pieces(text: &str) -> Vec<String> {
     found
 }
 
-/// Whether `text` is the pieces with anything between them.
+/// Whether `text` consists of the pieces, in order, with any text between them.
 fn fits(pieces: &[String], text: &str) -> bool {
     let [first, middle @ .., last] = pieces else { return pieces.first().is_some_and(|only| only == text) };
     let Some(rest) = text.strip_prefix(first.as_str()).and_then(|rest| rest.strip_suffix(last.as_str()))
@@ -107,7 +108,7 @@ fn fits(pieces: &[String], text: &str) -> bool {
     true
 }
 
-/// The same for words. `Any` may stand for none; time is the product of both lengths at most.
+/// The same for the words of a command. `Any` may match no word; time is at most the product of both lengths.
 fn all_fit(words: &[Word], command: &[&str]) -> bool {
     let (mut at, mut from) = (0, 0);
     let mut back = None;

@@ -1,6 +1,6 @@
-//! What a session has seen of kfp, and what its compiled pipelines say: evidence of which task a create request is for,
-//! where the request alone does not tell. Never the order of creates: tasks run in parallel, and a guess would give
-//! one task the identity of another.
+//! Decides which task a create request is for if the request alone does not tell, from the requests that the
+//! session has seen and from compiled pipelines. The order of creates is never used: tasks run in parallel,
+//! and a guess would give one task the identity of another.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
@@ -12,25 +12,26 @@ use serde_json::Value;
 use super::{Compiled, Place, Reading, strings};
 use crate::workload::{Task, Unknown};
 
-/// Pipeline roots of one session. More belong to nobody who works here.
+/// Most pipeline roots of one session; a real session has fewer.
 const MOST_ROOTS: usize = 1000;
-/// Tasks of one session whose places are kept; those after them are known by their directories alone.
+/// Most tasks of one session whose places are kept; later tasks are recognised by their directories alone.
 const MOST_PLACES: usize = 100_000;
 
-/// Clones share it.
+/// Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
     roots: BTreeSet<String>,
-    /// Which image and command a place belongs to: another attempt is the same task, another command reads its outputs.
+    /// Digest of the image and command that own a place. A retry of the task has the same digest; a request
+    /// with another command only reads that task's outputs.
     places: HashMap<Place, u64>,
 }
 
 impl Evidence {
-    /// The task of a request that is about to be made. `there` are those of its directories that exist already:
-    /// kfp makes none before it starts a task.
+    /// The task of a create request that is about to be sent. `there` are those of its directories that
+    /// already exist: kfp creates none before it starts a task.
     pub fn task(&self, reading: Reading, body: &Value, compiled: &Compiled, there: &[String]) -> Task {
         let command = strings(body.get("Cmd"));
         let who = digest(&reading.task.image, &command);
@@ -46,14 +47,14 @@ impl Evidence {
         task
     }
 
-    /// The task of a container that was made earlier.
+    /// The task of a container that was created earlier.
     pub fn look(&self, reading: Reading, body: &Value, compiled: &Compiled) -> Task {
         let command = strings(body.get("Cmd"));
         let who = digest(&reading.task.image, &command);
         self.seen().task(reading, &command, who, compiled, &[])
     }
 
-    /// Whether a container that was made earlier is a kfp task.
+    /// Whether a container that was created earlier is a kfp task.
     pub fn is_kfp(&self, reading: &Reading) -> bool {
         let seen = self.seen();
         reading.task.kfp || reading.roots.iter().any(|root| seen.roots.contains(root))
@@ -90,7 +91,8 @@ impl Seen {
     }
 }
 
-/// Its own place among those that its command names, if exactly one can be: the others are its inputs.
+/// Sets the task's own place among the places that its command names, if exactly one is possible: the others
+/// are its inputs.
 fn own_place(task: &mut Task, places: &[(Place, String)], can_be: impl Fn(&Place, &str) -> bool) {
     let mut own = places.iter().filter(|(place, directory)| can_be(place, directory));
     match (own.next(), own.next()) {
@@ -116,7 +118,7 @@ fn own_place(task: &mut Task, places: &[(Place, String)], can_be: impl Fn(&Place
 }
 
 impl Place {
-    /// `None` of a task that does not show it.
+    /// `None` for a task that does not show its place.
     fn of_task(task: &Task) -> Option<Self> {
         task.component.as_ref().filter(|_| task.run.is_some())?;
         Some(Self {

@@ -1,9 +1,9 @@
-//! Which task of `kfp.local` a create request is for.
+//! Infers from a create request which `kfp.local` task it is for.
 //!
-//! `kfp.local` says so nowhere; it follows from what its `DockerRunner` always does (read and run, kfp 2.7
-//! to 2.17): it binds the pipeline root at its own path, from 2.15 on a workspace at `/kfp-workspace`, and
-//! passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`. Names of rules and
-//! messages come from here. They are hints that pipeline code wrote, and no proof of anything.
+//! No field of the request names the task; it follows from what `DockerRunner` of `kfp.local` always does
+//! (read and run, kfp 2.7 to 2.17): it binds the pipeline root at its own path, from 2.15 on a workspace at
+//! `/kfp-workspace`, and passes output paths of the form `ROOT/PIPELINE-TIMESTAMP/[ITERATION/]TASK/FILE`.
+//! Rules and messages use the names found here. Pipeline code wrote them: they are hints, not proof.
 
 mod compiled;
 mod evidence;
@@ -21,28 +21,28 @@ use crate::workload::{Task, Unknown};
 pub use compiled::Compiled;
 pub use evidence::Evidence;
 
-/// `kfp.local` binds one root. More are looked at, for the user's own mounts, but not thousands: the command
-/// is scanned for each.
+/// `kfp.local` binds one root. Users may add mounts of their own, so more are accepted, but not thousands:
+/// the command is searched for each.
 const MOST_ROOTS: usize = 16;
 
-/// The variable by which a container says whom it would like to be.
+/// The variable in which a container names the identity that it asks for.
 pub const WISH: &str = "KFP_CREDS_IDENTITY";
 
-/// What a create request says of its task, and what the session may know better.
+/// What a create request shows about its task, and the paths from which the session may learn more.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     pub task: Task,
     /// Directories that are bound at their own path.
     roots: Vec<String>,
-    /// The one of them that has runs below it.
+    /// The one of `roots` below which the request names a run.
     root: Option<String>,
-    /// Where the paths in a command point, and their directories: of its outputs and of its inputs, which are the
-    /// outputs of other tasks. Empty where the request says itself which place is its own.
+    /// The places that the paths in a command point to, with their directories: the task's outputs, and its
+    /// inputs, which are outputs of other tasks. Empty if the request itself shows the task's own place.
     places: Vec<(Place, String)>,
 }
 
 impl Reading {
-    /// Directories whose existence says that a task was there before.
+    /// Directories of the places. One that exists already shows that its task was started before.
     pub fn directories(&self) -> impl Iterator<Item = &str> {
         self.places.iter().map(|(_, directory)| directory.as_str())
     }
@@ -54,17 +54,17 @@ impl From<Task> for Reading {
     }
 }
 
-/// The task of [`read`], as far as the request alone tells.
+/// The task that [`read`] infers from the request alone.
 pub fn task(body: &Value, name: Option<&str>) -> Task {
     read(body, name).task
 }
 
-/// Reads the body of a create request; `name` is its `?name=`. Untyped on purpose: clients leave keys out,
-/// write null for them, and the engine is who refuses wrong types. Never fails: what is not understood is
-/// absent. Of labels only the request's own count; an image cannot speak here.
+/// Reads the body of a create request; `name` is its `?name=`. The body is an untyped value on purpose:
+/// clients omit keys or write null for them, and the engine refuses wrong types. Never fails: anything not
+/// understood counts as absent. Only the labels in the request count, not those of the image.
 ///
-/// A container component names its task only by the paths in its command. Where these point at several
-/// tasks (its inputs do, too) the component stays unknown rather than guessed; [`Evidence`] may know more.
+/// A container component is identified only by the paths in its command. If they point at several tasks
+/// (paths of inputs do), the component stays unknown instead of being guessed; [`Evidence`] may resolve it.
 pub fn read(body: &Value, name: Option<&str>) -> Reading {
     let binds = strings(body.pointer("/HostConfig/Binds"));
     let roots: Vec<&str> = binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).collect();
@@ -110,13 +110,14 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
     Reading { task, root, roots: roots.into_iter().map(String::from).collect(), places }
 }
 
-/// The pipeline roots that a task of kfp binds: places that kfp makes by itself, and its tasks below them.
+/// The pipeline roots that a kfp task binds. kfp creates these directories itself, and its tasks create the
+/// files below them.
 pub fn roots(body: &Value) -> Vec<PathBuf> {
     let binds = strings(body.pointer("/HostConfig/Binds"));
     binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).map(PathBuf::from).collect()
 }
 
-/// Where in a run a path points.
+/// The place in a run that a path points to.
 #[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Place {
     pipeline: Option<String>,
@@ -155,12 +156,12 @@ fn run_of(directory: &str) -> Option<(&str, &str)> {
     stamp.iter().zip(FORM).all(like).then(|| (&directory[..at], &directory[at + 1..]))
 }
 
-/// A file name that can stand for something: not empty, not a step, no longer than file systems allow.
+/// Whether `part` is a usable file name: not empty, not `.` or `..`, no longer than file systems allow.
 fn is_name(part: &str) -> bool {
     !matches!(part, "" | "." | "..") && part.len() <= 255 && !part.contains('\0')
 }
 
-/// The place that the paths in a command agree on; its component only if they agree on that, too.
+/// The place that all paths in a command agree on; with its component only if they agree on that too.
 fn scanned<'a>(
     command: &[&str],
     roots: &[&'a str],
@@ -186,7 +187,8 @@ fn scanned<'a>(
     }
 }
 
-/// The paths in `word` that begin with `root`. Goes on behind each, so that the time is linear in `word`.
+/// The paths in `word` that begin with `root`. The search continues after each path, so it is linear in
+/// `word`.
 fn paths<'a>(word: &'a str, root: &str) -> impl Iterator<Item = &'a str> {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -204,12 +206,12 @@ fn paths<'a>(word: &'a str, root: &str) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// Paths stand in shell lines, too.
+/// Whether `c` ends a path. Paths also occur inside shell lines.
 fn ends_path(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'`;,|&<>()${}*?".contains(c)
 }
 
-/// What is read of an `--executor_input`. Its inputs can be megabytes, and are skipped.
+/// The part of an `--executor_input` that is read. Its inputs can be megabytes and are skipped.
 #[derive(Deserialize)]
 struct Input {
     #[serde(default)]
@@ -222,7 +224,7 @@ fn executor_input(command: &[&str]) -> Option<Input> {
     objects.filter_map(|text| serde_json::from_str(text).ok()).next()
 }
 
-/// The values of `FLAG VALUE` and `FLAG=VALUE`, wherever they stand.
+/// The values of `FLAG VALUE` and `FLAG=VALUE`, at any position in the command.
 fn argument<'a>(command: &[&'a str], flag: &str) -> impl Iterator<Item = &'a str> {
     command.iter().enumerate().filter_map(move |(at, word)| match word.strip_prefix(flag)? {
         "" => command.get(at + 1).copied(),
@@ -230,8 +232,8 @@ fn argument<'a>(command: &[&'a str], flag: &str) -> impl Iterator<Item = &'a str
     })
 }
 
-/// The path that a bind maps to itself. Windows paths have colons, so the text is not split at them: a path
-/// bound to itself is the same text twice.
+/// The path that a bind maps to itself. Windows paths contain colons, so the text is not split at colons:
+/// source and destination are two equal halves.
 fn root(bind: &str) -> Option<&str> {
     let both = without_mode(bind);
     let (source, destination) = both.split_at_checked(both.len() / 2)?;
@@ -252,7 +254,7 @@ fn is_windows(path: &str) -> bool {
         || matches!(path.as_bytes(), [drive, b':', b'\\', ..] if drive.is_ascii_alphabetic())
 }
 
-/// The strings of a list; a lone string is a list of one, as the engine takes it.
+/// The strings of a list; a single string counts as a list of one, as it does for the engine.
 fn strings(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::String(one)) => vec![one],
@@ -261,7 +263,8 @@ fn strings(value: Option<&Value>) -> Vec<&str> {
     }
 }
 
-/// The last entry of a name is the one that the container sees; one without `=` unsets it.
+/// The identity that the environment asks for. The container sees the last entry of a name; an entry without
+/// `=` unsets it.
 fn wish(environment: &[&str]) -> Option<String> {
     let value = environment
         .iter()

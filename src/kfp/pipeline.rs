@@ -1,35 +1,37 @@
-//! What a compiled pipeline will create: the tasks of its specification, as they will look in a create
-//! request of `kfp.local`.
+//! The tasks that a compiled pipeline will create, as they will look in a create request of `kfp.local`.
 //!
-//! `PipelineSpec` of the pipelines SDK's IR (`pipeline_spec.proto`, version 2): `root` and `components` are
-//! graphs of tasks or name an executor, `deploymentSpec.executors` has images and commands.
+//! The format is `PipelineSpec` of the pipelines SDK's IR (`pipeline_spec.proto`, version 2): `root` and
+//! `components` either are graphs of tasks or name an executor; `deploymentSpec.executors` has images and
+//! commands.
 
 use serde_json::Value;
 
 use super::yaml;
 use crate::workload::Task;
 
-/// A loop may be nested in a loop; a graph that contains itself is no pipeline.
+/// Deepest nesting of graphs. Loops may be nested; a graph that contains itself is not a pipeline.
 const DEEPEST: usize = 16;
-/// More than anybody reads.
+/// Most tasks of one pipeline: more than a user could read.
 const MOST_TASKS: usize = 10_000;
 
 /// One task of a compiled pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Specified {
-    /// As its create request will say it, and where that shows nothing, as the specification does.
+    /// The task as its create request will show it; what the request does not show comes from the
+    /// specification.
     pub task: Task,
     /// Command and arguments, with placeholders.
     pub words: Vec<String>,
     /// Whether the specification gives a command, and not arguments alone.
     pub commanded: bool,
-    /// Whether its create request shows which task it is: it has an `--executor_input` or the path of an output.
+    /// Whether its create request shows which task it is: it has an `--executor_input` or the path of an
+    /// output.
     pub shows: bool,
 }
 
-/// The tasks of a compiled pipeline (YAML or JSON), in the order of the file, under the names that `kfp.local` gives
-/// them: those of their components, which it numbers where one is used again; of the graphs around a task only
-/// loops are in its path. In loops, what is true of the first iteration; iterations are numbered from 0.
+/// The tasks of a compiled pipeline (YAML or JSON) in file order, with the names that `kfp.local` gives them:
+/// the component's name, numbered if the component is used again. Of the graphs around a task, only loops
+/// appear in its path. A task in a loop is listed as of the first iteration; iterations are numbered from 0.
 pub fn tasks(text: &str) -> Result<Vec<Specified>, String> {
     let spec = yaml::first_document(text)?;
     let name = spec["pipelineInfo"]["name"].as_str();
@@ -47,7 +49,7 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// `inside` is the way to this graph; `path` what a path of outputs shows of it.
+    /// `inside` is the nesting depth of this graph, `path` the part of its position that output paths show.
     fn graph(&mut self, component: &'a Value, inside: usize, path: &[String]) -> Result<(), String> {
         if inside > DEEPEST {
             return Err("has components that contain themselves".into());

@@ -183,7 +183,7 @@ fn hostile_bodies_are_nothing_and_never_panic() {
     assert_eq!(labels, [("b".to_string(), "c".to_string())].into());
 }
 
-/// The time has to grow with the size and not faster: the body is the caller's.
+/// Time must grow no faster than the size, because the caller controls the body.
 #[test]
 fn a_huge_command_is_scanned_once() {
     let many = format!("/r/p-{RUN}/c/f ").repeat(200_000);

@@ -1,13 +1,14 @@
-//! YAML as JSON, as far as pipelines need it. Bounded, for the file came from somewhere.
+//! Reads YAML into JSON values, as far as pipelines need it. Nesting and size are bounded, because the file
+//! may come from anywhere.
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::{Map, Value};
 
-/// Deeper nesting is no pipeline.
+/// Deepest nesting; a pipeline never has more.
 const DEEPEST: usize = 64;
-/// An alias repeats what it stands for; a few bytes could become all memory there is.
+/// Most values, with aliases expanded: an alias repeats its target, so a few bytes could fill all memory.
 const MOST_VALUES: usize = 1 << 20;
 
 /// The first document of `text`. JSON is YAML, so both forms of a compiled pipeline are read.
@@ -63,7 +64,7 @@ impl<'a> Reader<'a> {
                     };
                     let next = self.next()?;
                     let value = self.value(next, depth + 1)?;
-                    // Keys of pipelines are names; another kind is told as it is written.
+                    // Keys of pipelines are strings; any other key is written as its JSON text.
                     all.insert(key.as_str().map_or_else(|| key.to_string(), String::from), value);
                 }
                 (anchor, all.into())
@@ -90,7 +91,7 @@ fn size(value: &Value) -> usize {
     }
 }
 
-/// Plain words have types in YAML; quoted ones are text.
+/// Plain scalars have types in YAML; quoted ones are text.
 fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
     if !matches!(style, ScalarStyle::Plain) || tag.is_some() {
         return text.into();

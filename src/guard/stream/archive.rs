@@ -1,4 +1,4 @@
-//! Tar streams as they pass: headers are read here, what stands in the entries is for [`Stream`].
+//! Reads tar streams as they pass: headers are read here, the content of entries by [`Stream`].
 
 use super::{self as stream, Stream};
 use crate::guard::found::{Place, Role};
@@ -7,12 +7,12 @@ const BLOCK: usize = 512;
 /// GNU long names and pax records; the engine's own readers take at most this.
 const LONGEST_RECORD: usize = 1 << 20;
 
-/// A reader that is pushed.
+/// A reader of a tar stream that takes its bytes in pieces.
 #[derive(Debug)]
 pub(super) struct Tar {
     place: Place,
     state: State,
-    /// A header that is not complete yet.
+    /// An incomplete header.
     block: Vec<u8>,
     /// A GNU or pax record.
     record: Vec<u8>,
@@ -71,12 +71,12 @@ impl Tar {
         }
     }
 
-    /// How many of the bytes that were pushed are not judged yet.
+    /// How many of the pushed bytes are not judged yet.
     pub(super) fn unjudged(&self) -> u64 {
         if self.broken { 0 } else { self.position - self.safe }
     }
 
-    /// Not a tar stream, or one that cannot be read to its end.
+    /// Whether this is not a tar stream, or one that cannot be read to its end.
     pub(super) fn broken(&self) -> bool {
         self.broken
     }
@@ -86,7 +86,7 @@ impl Tar {
         matches!(self.state, State::Header) && self.block.is_empty()
     }
 
-    /// Judges what there is of a file that breaks off.
+    /// Judges the available part of a file that breaks off.
     pub(super) fn give_up(&mut self) {
         if let State::File { stream, .. } = &mut self.state {
             stream.give_up();
@@ -231,7 +231,7 @@ impl Tar {
         used
     }
 
-    /// `LENGTH KEY=VALUE\n`, as POSIX has it.
+    /// Reads pax records, `LENGTH KEY=VALUE\n` (POSIX).
     fn pax(&mut self, mut records: &[u8]) {
         while let Some(space) = records.iter().position(|b| *b == b' ') {
             let length =
@@ -248,7 +248,7 @@ impl Tar {
     }
 }
 
-/// How many of `bytes` belong to what has `left` to come.
+/// How many of `bytes` belong to an entry with `left` bytes to come.
 fn part(left: u64, bytes: &[u8]) -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len())
 }
@@ -257,7 +257,7 @@ pub(super) fn last(name: &str) -> &str {
     name.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
 }
 
-/// Octal, or base 256 where the first bit is set.
+/// Reads a number: octal, or base 256 if the first bit is set.
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let (first, rest) = field.split_first()?;
@@ -269,7 +269,7 @@ fn number(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
 
-/// Sum of the header's bytes with the field itself as blanks.
+/// Whether the checksum is the sum of the header's bytes, with the checksum field itself as blanks.
 pub(super) fn checksum_fits(block: &[u8]) -> bool {
     let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
     let field: u64 = block[148..156].iter().map(|b| u64::from(*b)).sum();

@@ -1,5 +1,5 @@
-//! All of an archive: plain tar, `docker save` and OCI layouts, with every layer, what later layers delete,
-//! and the image's own environment, labels and history.
+//! Scans a whole archive: plain tar, `docker save` and OCI layouts, with every layer, what later layers
+//! delete, and the image's own environment, labels and history.
 
 use std::io::{self, Read};
 
@@ -11,7 +11,7 @@ use crate::guard::excepted::{Part, in_image};
 use crate::guard::found::{Entry, Passed, Place, Role};
 use crate::guard::{Kind, environment, what};
 
-/// Bytes at a time: large enough that most files of a layer lie in one piece and are judged in place.
+/// Bytes read at a time: enough that most files of a layer lie in one piece and are judged in place.
 const PIECE: usize = 1 << 20;
 
 /// One find in an archive.
@@ -21,9 +21,9 @@ pub struct Located {
     pub place: String,
     /// The archive entry that is the layer; `None` for the archive itself.
     pub layer: Option<String>,
-    /// From 1 on; `None` where there are no lines.
+    /// The line, from 1; `None` if the file has no lines.
     pub line: Option<u32>,
-    /// A later layer deletes it; whoever has the image still has it.
+    /// Whether a later layer deletes it; anybody with the image can still read it.
     pub deleted: bool,
 }
 
@@ -34,22 +34,22 @@ impl From<Entry> for Located {
     }
 }
 
-/// What a scan came to.
+/// The result of a scan.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub finds: Vec<Located>,
     pub unverified: Vec<String>,
-    /// Published keys.
+    /// Published keys that were met.
     pub passed: Passed,
-    /// Bytes that were read, and that came out of decompression.
+    /// Bytes that were read, plus bytes that came out of decompression.
     pub bytes: u64,
 }
 
-/// Reads `input` to its end: an archive, an image, something compressed or any other file. A find in the file
+/// Reads `input` to its end: an archive, an image, compressed data or any other file. A find in the file
 /// itself has an empty place.
 ///
 /// # Errors
-/// What `input` says.
+/// Errors of reading `input`.
 pub fn scan(mut input: impl Read) -> io::Result<Report> {
     let mut stream = Stream::of("", Place { lines: true, ..Place::root(Role::Image) });
     let mut piece = zeroize::Zeroizing::new(vec![0; PIECE]);
@@ -75,7 +75,7 @@ pub fn scan(mut input: impl Read) -> io::Result<Report> {
                         && names.iter().any(|name| hides(name, &find.place))
                 });
             }
-            // An archive of no image.
+            // An archive that is not an image.
             None if notes.documents.is_empty() => {
                 find.place = format!("{layer}!/{}", find.place);
                 find.layer = None;
@@ -87,7 +87,7 @@ pub fn scan(mut input: impl Read) -> io::Result<Report> {
     Ok(Report { finds, unverified: stream.take_unverified(), passed, bytes: stream.bytes() })
 }
 
-/// Environment, labels and history of an image: what is a key, and where.
+/// The keys in environment, labels and history of an image, and their places.
 pub(super) fn config(document: &Value) -> Vec<(Kind, String)> {
     let mut found = vec![];
     for part in ["config", "container_config"] {
@@ -113,12 +113,13 @@ pub(super) fn config(document: &Value) -> Vec<(Kind, String)> {
     found
 }
 
-/// What a document of an image says; `None` for any other file.
+/// The document of an image in `bytes`; `None` for any other file.
 pub(super) fn document(bytes: &[u8]) -> Option<Value> {
     serde_json::from_slice::<Value>(bytes).ok().filter(is_of_an_image)
 }
 
-/// A manifest, an index or an image's config; judged by their fields instead of as a file.
+/// Whether this is a manifest, an index or an image's config, which are judged by their fields instead of as
+/// a file.
 fn is_of_an_image(value: &Value) -> bool {
     let manifest = value.as_array().is_some_and(|list| list.iter().all(|one| one["Layers"].is_array()));
     manifest
@@ -140,7 +141,7 @@ fn layers(document: &Value) -> Vec<String> {
     document["layers"].as_array().into_iter().flatten().filter_map(digest).collect()
 }
 
-/// Whether the deletion mark `mark` (`a/.wh.b`, `a/.wh..wh..opq`) takes `place` away.
+/// Whether the deletion mark `mark` (`a/.wh.b`, `a/.wh..wh..opq`) deletes `place`.
 fn hides(mark: &str, place: &str) -> bool {
     let mark = mark.trim_start_matches("./");
     let name = last(mark);

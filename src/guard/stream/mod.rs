@@ -1,5 +1,5 @@
-//! One file as it streams by, whatever it is: a file to be judged, an archive, something compressed, one in another.
-//! What is opened is decided by how it begins, not by what it is called: engines and programs do so too.
+//! Checks one file as it streams by: a plain file, an archive, compressed data, or one nested in another. Its
+//! first bytes decide what it is opened as, not its name: engines and programs decide the same way.
 
 mod archive;
 pub mod image;
@@ -16,20 +16,20 @@ use crate::guard::zstd::Why;
 use archive::{Tar, checksum_fits};
 use zip::{Zip, closed};
 
-/// So many bytes of a file tell what it is.
+/// The number of first bytes that decide what a file is.
 const ENOUGH: usize = 512;
-/// Manifests and configs of images; larger documents are files.
+/// The largest manifest or config of an image; a larger document is judged as a file.
 const LARGEST_DOCUMENT: usize = 4 << 20;
 const MOST_DOCUMENTS: usize = 4096;
 
-/// It holds what its parts hold: one window of one file at most, and what a decoder needs.
+/// A file's reader. It holds at most one window of one file, and what a decoder needs.
 #[derive(Debug)]
 pub struct Stream {
     name: String,
     place: Place,
     pushed: u64,
     state: State,
-    /// Its bytes are those of a compressed file, which has its name.
+    /// Whether its bytes come out of a compressed file, whose name it keeps.
     packed: bool,
 }
 
@@ -37,21 +37,21 @@ pub struct Stream {
 enum State {
     Begin(Vec<u8>),
     File(Judge),
-    /// A document of an image, perhaps.
+    /// Possibly a document of an image.
     Document(Vec<u8>),
     Tar(Box<Tar>),
     Zip(Box<Zip>),
     Packed(Box<Packed>),
-    /// It passes unread, and that was said.
+    /// The rest passes unread; this was reported.
     Closed,
 }
 
-/// What a file is, by how it begins.
+/// What a file is, decided by its first bytes.
 enum Form {
     File,
     Document,
     Tar,
-    /// With so many bytes before it.
+    /// The archive begins after this many bytes.
     Zip(usize),
     Packed(Unpack),
     Closed(&'static str),
@@ -72,7 +72,7 @@ impl Form {
     }
 }
 
-/// What a file that is wholly here comes to, without copying it where it is no archive.
+/// Judges a file whose bytes are all here, without copying it unless it is an archive.
 pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
     if matches!(Form::of(bytes, place.role), Form::File) {
         in_file(name, bytes, place);
@@ -91,35 +91,35 @@ fn in_file(name: &str, bytes: &[u8], place: &Place) {
     place.pass(name, &passed);
 }
 
-/// Whether a file that begins with `head` is more than a file: an archive, something compressed.
+/// Whether a file that begins with `head` is opened: an archive or compressed data.
 pub(super) fn is_opened(head: &[u8]) -> bool {
     !matches!(Form::of(head, Role::Files), Form::File)
 }
 
 impl Stream {
-    /// The body of a request that is an archive of files: a copy, a build context, an import.
+    /// For a request body that is an archive of files: a copy, a build context, an import.
     pub fn files() -> Self {
         Self::of("", Place::root(Role::Files))
     }
 
-    /// The same of an image, as it is loaded.
+    /// For a request body that is an image to load.
     pub fn image() -> Self {
         Self::of("", Place::root(Role::Image))
     }
 
-    /// One file, with its name for messages. Archives in it are opened.
+    /// For one file, with its name for messages. Archives in it are opened.
     pub fn file(name: &str) -> Self {
         Self::of(name, Place { depth: crate::guard::found::NESTED, ..Place::root(Role::Files) })
     }
 
-    /// Finds come with their lines.
+    /// Finds carry line numbers.
     #[must_use]
     pub fn with_lines(mut self) -> Self {
         self.place.lines = true;
         self
     }
 
-    /// What comes out of decoders may be so many bytes, and [`crate::guard::found::UNPACKED_RATIO`] times what comes in.
+    /// Limits the output of decoders to `bytes` plus [`crate::guard::found::UNPACKED_RATIO`] times the input.
     #[must_use]
     pub(super) fn with_allowance(self, bytes: u64) -> Self {
         self.place.found.allow(bytes);
@@ -130,7 +130,7 @@ impl Stream {
         Self { name: name.into(), place, pushed: 0, state: State::Begin(vec![]), packed: false }
     }
 
-    /// The next bytes, of any number. One push may decompress to a thousand times as many.
+    /// Takes the next bytes, of any number. One push may decompress to a thousand times as many.
     pub fn push_root(&mut self, bytes: &[u8]) {
         self.place.found.pushed(bytes.len());
         self.push(bytes);
@@ -140,17 +140,17 @@ impl Stream {
         self.place.found.take_finds()
     }
 
-    /// What was not looked at, and why; all of it is known after the end.
+    /// What was not scanned, and why; complete after the end.
     pub fn take_unverified(&mut self) -> Vec<String> {
         self.place.found.take_unverified()
     }
 
-    /// Published keys, of files that have ended.
+    /// Published keys in the files that have ended.
     pub fn take_passed(&mut self) -> Passed {
         self.place.found.take_passed()
     }
 
-    /// Bytes that came and that came out of decoders.
+    /// Bytes that were pushed, plus bytes that came out of decoders.
     pub fn bytes(&self) -> u64 {
         self.place.found.bytes()
     }
@@ -161,7 +161,7 @@ impl Stream {
         notes
     }
 
-    /// Whether it is an archive or something compressed, opened or not.
+    /// Whether this is an archive or compressed data, opened or not.
     pub fn is_archive(&self) -> bool {
         match &self.state {
             State::Begin(head) => !matches!(Form::of(head, self.place.role), Form::File | Form::Document),
@@ -171,7 +171,7 @@ impl Stream {
         }
     }
 
-    /// How many of the last bytes are not judged yet.
+    /// How many of the last pushed bytes are not judged yet.
     pub fn unjudged(&self) -> u64 {
         match &self.state {
             State::Begin(head) | State::Document(head) => head.len() as u64,
@@ -183,7 +183,7 @@ impl Stream {
         }
     }
 
-    /// How far the stream may be let through, as everything before was judged.
+    /// How many bytes of the stream may be forwarded: everything before this offset was judged.
     pub fn safe(&self) -> u64 {
         self.pushed - self.unjudged()
     }
@@ -224,7 +224,7 @@ impl Stream {
         }
     }
 
-    /// Decides by the first bytes, and reads them.
+    /// Decides by the first bytes what the file is, and judges them.
     fn begin(&mut self) {
         let State::Begin(mut head) = std::mem::replace(&mut self.state, State::Closed) else { return };
         self.state = self.opened(Form::of(&head, self.place.role));
@@ -249,7 +249,7 @@ impl Stream {
                 Some(inside) => State::Zip(Box::new(Zip::new(at, inside))),
                 None => deep(),
             },
-            // What is compressed twice is one in the other.
+            // Data compressed twice counts as one archive inside another.
             Form::Packed(unpack) => {
                 let depth = self.place.depth.checked_sub(u8::from(self.packed));
                 match depth {
@@ -309,7 +309,7 @@ impl Stream {
         }
     }
 
-    /// What came before the damage counts; that it breaks off there is said once, outside.
+    /// Judges what came before the damage. The caller reports the damage itself, once.
     pub(super) fn give_up(&mut self) {
         let Self { name, place, state, .. } = self;
         match state {
@@ -323,16 +323,16 @@ impl Stream {
     }
 }
 
-/// Something compressed, and what is in it.
+/// A compressed file, and the reader of its content.
 #[derive(Debug)]
 pub(super) struct Packed {
     unpack: Unpack,
     inner: Stream,
     pushed: u64,
     judged: u64,
-    /// How far each piece reached, as it was pushed and as it came out, until that is judged. Where a file begins
-    /// in what is compressed is not known; that all that came out of a piece is judged, is. Some decoders give
-    /// out what a piece holds with a later one.
+    /// For each pushed piece that is not judged yet: its end in the input, and its end in the output once
+    /// known. It is not known where a file begins in the compressed data, but a piece is judged once all its
+    /// output is. Some decoders emit a piece's output only with a later piece.
     reached: VecDeque<(u64, Option<u64>)>,
 }
 
@@ -341,7 +341,7 @@ impl Packed {
         Self { unpack, inner, pushed: 0, judged: 0, reached: VecDeque::new() }
     }
 
-    /// How many of the bytes belong to what is compressed.
+    /// Returns how many of `bytes` belong to the compressed data.
     pub(super) fn push(&mut self, bytes: &[u8], place: &Place) -> Result<usize, Why> {
         let Self { unpack, inner, .. } = self;
         let before = inner.pushed;
@@ -370,7 +370,7 @@ impl Packed {
         Ok(used)
     }
 
-    /// False where it breaks off.
+    /// False if the compressed data is incomplete.
     pub(super) fn end(&mut self, place: &Place) -> bool {
         let Self { unpack, inner, .. } = self;
         let whole = unpack.end(&mut |piece| {
@@ -395,7 +395,7 @@ impl Packed {
         self.pushed - self.judged
     }
 
-    /// What came before the damage counts.
+    /// Judges what came before the damage.
     pub(super) fn give_up(&mut self) {
         self.inner.give_up();
     }

@@ -1,5 +1,5 @@
-//! Zip archives as they stream by (APPNOTE 6.3.10): their local headers, one file behind the other. The directory at
-//! the end says nothing that they do not say, but where a file is deleted or stored without its size.
+//! Reads zip archives as they stream by (APPNOTE 6.3.10), by their local headers, one file after the other.
+//! The directory at the end adds nothing, except for deleted files and files stored without their size.
 
 use super::{Packed, Stream};
 use crate::guard::found::Place;
@@ -8,14 +8,15 @@ use crate::guard::zstd::Why;
 
 const LOCAL: [u8; 4] = *b"PK\x03\x04";
 const HEADER: usize = 30;
-/// What may follow a file: another, the directory, its end, the records of zip64, data for decryption.
+/// Signatures that may follow a file: another file, the directory, its end, the records of zip64, data for
+/// decryption.
 const FOLLOWS: [[u8; 4]; 6] =
     [LOCAL, *b"PK\x01\x02", *b"PK\x05\x06", *b"PK\x06\x06", *b"PK\x06\x08", *b"PK\x06\x07"];
 /// A data descriptor with its signature and sizes of 8 bytes.
 const LONGEST_DESCRIPTOR: usize = 24;
 
-/// Where a zip archive begins in a file that begins with `head`: programs in one (`.pyz`, `.pex`) have a line for
-/// the shell before it.
+/// Where a zip archive begins in a file that begins with `head`: zipped programs (`.pyz`, `.pex`) have a line
+/// for the shell before it.
 pub(super) fn start(head: &[u8]) -> Option<usize> {
     let at = match head {
         [b'#', b'!', ..] => memchr::memchr(b'\n', head)? + 1,
@@ -25,7 +26,7 @@ pub(super) fn start(head: &[u8]) -> Option<usize> {
     (signature == LOCAL || (signature == b"PK\x05\x06" && head.len() == at + 22)).then_some(at)
 }
 
-/// Archives that are not opened, by their magic numbers.
+/// The reason if this is an archive that is not opened, by its magic number.
 pub(super) fn closed(head: &[u8]) -> Option<&'static str> {
     let cpio = |head: &[u8]| head.len() >= 110 && head[6..110].iter().all(u8::is_ascii_hexdigit);
     Some(match head {
@@ -44,7 +45,7 @@ pub(super) fn closed(head: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// A reader that is pushed.
+/// A reader of a zip archive that takes its bytes in pieces.
 #[derive(Debug)]
 pub(super) struct Zip {
     place: Place,
@@ -64,12 +65,12 @@ enum State {
     File {
         name: String,
         body: Box<Body>,
-        /// `None` where it has to be seen from what is compressed.
+        /// Compressed bytes still to come; `None` if only the decoder can tell where they end.
         left: Option<u64>,
         descriptor: bool,
     },
     Descriptor,
-    /// Behind the last file.
+    /// After the last file.
     Directory,
     Closed,
 }
@@ -78,7 +79,7 @@ enum State {
 enum Body {
     Stored(Stream),
     Packed(Packed),
-    /// It cannot be decompressed, which was said.
+    /// It cannot be decompressed; this was reported.
     Shut,
 }
 
@@ -112,14 +113,14 @@ impl Zip {
                 State::Skip { .. } | State::Directory | State::Closed => 0,
             };
             self.safe = self.position - held;
-            // A state may end without a byte of its own.
+            // A state may end without consuming a byte.
             if bytes.is_empty() && !matches!(self.state, State::Skip { left: 0, .. }) {
                 return;
             }
         }
     }
 
-    /// At its end: what is wrong with it.
+    /// Ends the archive; returns what is wrong with it.
     pub(super) fn end(&mut self) -> Option<&'static str> {
         match &mut self.state {
             State::Directory | State::Closed => return None,
@@ -129,7 +130,7 @@ impl Zip {
         Some("the archive breaks off or is not understood")
     }
 
-    /// Judges what there is of a file that breaks off.
+    /// Judges the available part of a file that breaks off.
     pub(super) fn give_up(&mut self) {
         if let State::File { body, .. } = &mut self.state {
             body.give_up();
@@ -146,7 +147,8 @@ impl Zip {
         used
     }
 
-    /// Fills the buffer up to `length`; with what of it belongs to the header where it is all there.
+    /// Collects a header in the buffer and acts on it once it is complete. Returns how many of `bytes` it
+    /// consumed.
     fn header(&mut self, bytes: &[u8]) -> usize {
         let wanted = |buffer: &[u8]| match (buffer.get(..4), buffer.get(26..HEADER)) {
             (None, _) => 4,
@@ -177,7 +179,7 @@ impl Zip {
     }
 
     fn closed(&self, why: &str) -> State {
-        // Its own name is in the prefix.
+        // The archive's own name is in the prefix.
         let name = self.place.prefix.strip_suffix("!/").unwrap_or(&self.place.prefix);
         Place { prefix: String::new(), ..self.place.clone() }.doubt(name, why);
         State::Closed
@@ -272,7 +274,8 @@ impl Zip {
         used
     }
 
-    /// Checksum and sizes, with or without a signature of their own: what follows tells where they end.
+    /// Skips a data descriptor: checksum and sizes, with or without a signature; the signature that follows
+    /// shows where it ends.
     fn descriptor(&mut self, bytes: &[u8]) -> usize {
         let before = self.buffer.len();
         let most = (LONGEST_DESCRIPTOR + 4 - before).min(bytes.len());
@@ -318,7 +321,7 @@ fn number(bytes: &[u8]) -> usize {
     bytes.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
 }
 
-/// The compressed size in the extra field of zip64, behind the other where that is there.
+/// The compressed size in the extra field of zip64, after the uncompressed size if that is there (`both`).
 fn zip64(mut extra: &[u8], both: bool) -> Option<u64> {
     while let [a, b, c, d, rest @ ..] = extra {
         let field = rest.get(..number(&[*c, *d]))?;
