@@ -1,7 +1,7 @@
-//! What an engine says, in words that say what to do. Engines word the same thing differently, and what they say of
-//! themselves helps nobody who does not know their insides; it is in the diagnostic log.
+//! Turns an engine's error messages into advice. Engines word the same error differently, and their messages
+//! help only those who know their internals; the original is in the diagnostic log.
 
-/// Known causes: words that engines use for it, what it is, what to do.
+/// Known causes: phrases of engines' messages, and the advice with the cause.
 const CAUSES: [(&[&str], &str); 9] = [
     (
         &["authorization denied"],
@@ -59,7 +59,7 @@ fn known(words: &str) -> Option<&'static str> {
     cause.map(|(_, advice)| *advice)
 }
 
-/// Of an answer; what is not known is shown as the engine says it.
+/// Advice for an error answer; an unknown one is shown as the engine wrote it.
 pub(super) fn of(status: u16, words: &str) -> String {
     if let Some(advice) = known(words) {
         return advice.into();
@@ -72,13 +72,13 @@ pub(super) fn of(status: u16, words: &str) -> String {
     }
 }
 
-/// Of no answer, or one that breaks off or is not understood.
+/// Advice for an answer that is missing, broken off or unparsable.
 pub(super) fn of_a_break(words: &str) -> String {
     let unknown = "the engine's answer breaks off or is not understood; docker info says whether it is well";
     known(words).unwrap_or(unknown).into()
 }
 
-/// Characters of an engine's words.
+/// Most characters shown of an engine's message.
 const MOST: usize = 300;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Calls of our own whose answers are read as JSON: bollard's types refuse what Podman says (container states
-//! that Docker does not have, lists that are null), and have no words for Podman's own API.
+//! Calls whose answers are parsed as plain JSON: bollard's types reject some of Podman's answers (container
+//! states that Docker does not have, lists that are null), and bollard does not cover Podman's own API.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::{CALL_SECONDS, Engine, EngineError};
 
-/// Largest answer that is read: ten thousand containers in a list are some 30 MiB.
+/// Largest answer accepted: a list of ten thousand containers has some 30 MiB.
 const ANSWER_BOUND: usize = 64 << 20;
 
 impl Engine {
-    /// The JSON at `path`. `what` is for the error.
+    /// The JSON at `path`. `what` names the operation in errors.
     pub(super) async fn get(&self, what: &'static str, path: &str) -> Result<Value, EngineError> {
         self.call(what, Method::GET, path, None).await
     }
@@ -62,12 +62,12 @@ impl Engine {
         Err(EngineError::Refused { what, status, why })
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a connection of its own.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(u16, Bytes), String> {
         let stream = self.upstream.connect().await.map_err(|error| error.to_string())?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-        // The sender goes with the answer, and the connection ends with the sender.
+        // The sender is dropped with the answer, and that ends the connection.
         let answer = async move {
             let reply = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let status = reply.status().as_u16();
@@ -79,7 +79,7 @@ impl Engine {
     }
 }
 
-/// A name as one segment of a path.
+/// Escapes a name as one segment of a path.
 pub(super) fn segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte);
     name.bytes().fold(String::new(), |path, byte| match plain(byte) {
@@ -88,7 +88,7 @@ pub(super) fn segment(name: &str) -> String {
     })
 }
 
-/// `?filters=` for the key and the value, as the engine reads it.
+/// Adds `?filters=` with the key and the value, in the engine's format.
 pub(super) fn filtered(path: &str, key: &str, value: &str) -> String {
     let filters = serde_json::json!({ key: [value] }).to_string();
     let query =

@@ -1,8 +1,8 @@
-//! A network for each container (`isolation = "network"`), with nobody on it but the relay. Making one takes a
-//! tenth of a second, so a few are always ready; a create waits only when they are used up.
+//! A network for each container (`isolation = "network"`), with only the relay besides it. Creating one takes
+//! a tenth of a second, so a few are kept ready; a create waits only when they are used up.
 //!
-//! A [`Cell`] is one such network, held by whoever will put a container there. Dropped unused it is ready again;
-//! dropped after its container it is taken down, and its addresses are the last to come back.
+//! A [`Cell`] is one such network, held by the code that will connect a container to it. Dropped unused, the
+//! network is ready again. Dropped after use, it is removed, and its addresses are reused last.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -19,24 +19,24 @@ use crate::config::Pool;
 use crate::process::Tasks;
 use crate::readiness::Listening;
 
-/// How many networks are kept ready: as many tasks as a pipeline starts at once, on most laptops.
+/// How many networks are kept ready: on most laptops, as many as a pipeline starts tasks at once.
 const READY: usize = 6;
-/// Eight addresses: the network's own, the container's, three that nobody gets, the relay's, the engine's gateway,
-/// broadcast. So nobody else can be connected, by whichever engine call.
+/// Eight addresses: the network's own, the container's, three reserved ones, the relay's, the engine's
+/// gateway, broadcast. So no other container can be connected, by any engine call.
 const PREFIX: u8 = 29;
-/// The engine makes networks and containers one after the other: while enough are ready, the next one is not begun
-/// in the middle of the create that took one (it cost that 18 ms).
+/// The engine creates networks and containers one after the other. While enough networks are ready, the next
+/// one is not started during the create that took one (that cost the create 18 ms).
 const CALM: Duration = Duration::from_millis(200);
 /// How long a create waits for a network, and a network for the relay.
 const WITHIN: Duration = Duration::from_secs(30);
-/// When all addresses are held: how long one that is just being given back is waited for.
+/// How long to wait for an address that is being given back, if all are in use.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many attempts may fail while a create waits.
 const FAILURES: usize = 2;
-/// Between attempts at what failed.
+/// The pause before a failed attempt is repeated.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The networks of one container each that `range` has room for, in order.
+/// The one-container networks that fit into `range`, in order.
 pub fn of(range: Pool) -> impl Iterator<Item = Pool> {
     let size = 1_u32 << (32 - PREFIX);
     let count = 1_u32 << PREFIX.saturating_sub(range.prefix);
@@ -46,7 +46,7 @@ pub fn of(range: Pool) -> impl Iterator<Item = Pool> {
         .filter(|cell| !TAKEN.iter().any(|taken| cell.contains(*taken)))
 }
 
-/// Where the container at `address` finds the relay.
+/// The relay's address on the network of the container at `address`.
 pub fn relay_beside(address: Ipv4Addr) -> Ipv4Addr {
     Pool { network: address, prefix: PREFIX }.relay()
 }
@@ -60,7 +60,8 @@ fn kept_in(range: Pool) -> [Ipv4Addr; 3] {
 }
 
 impl Engine {
-    /// Makes the network of one container; [`EngineError::RangeTaken`] tells who has its range.
+    /// Creates the network of one container. [`EngineError::RangeTaken`] names the network that has its
+    /// range.
     pub async fn make_cell(&self, name: &str, range: Pool, session: &str) -> Result<Network, EngineError> {
         self.make_full_network(name, range, &kept_in(range), session).await
     }
@@ -89,22 +90,22 @@ struct State {
     ready: VecDeque<Slot>,
     making: usize,
     taken: Option<Instant>,
-    /// Creates that wait for a network, in their order.
+    /// Creates that wait for a network, in order.
     waiters: VecDeque<oneshot::Sender<Result<Cell, String>>>,
-    /// In a row: networks that could not be made, and ranges that somebody else has.
+    /// Consecutive failures: networks that could not be created, and ranges that another network has.
     failures: usize,
     overlaps: usize,
     number: u64,
 }
 
-/// Or why not, with the range if it is free again.
+/// The error comes with the range if that is free again.
 type Made = Result<Slot, (Option<Pool>, EngineError)>;
 
 #[derive(Debug)]
 struct Slot {
     network: String,
     range: Pool,
-    /// Cancelled, it is taken down.
+    /// When cancelled, the network is removed.
     end: CancellationToken,
 }
 
@@ -121,7 +122,8 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A container will be connected: whatever becomes of it, no other one comes to this network.
+    /// Marks the network as used: a container will be connected, and no other one may follow, whatever
+    /// happens to it.
     pub fn occupy(&mut self) {
         self.used = true;
     }
@@ -138,7 +140,7 @@ impl Drop for Cell {
 }
 
 impl Cells {
-    /// `ranges` in the order of their first use; `relay` is the relay's container id.
+    /// `ranges` in the order of first use; `relay` is the relay's container id.
     pub fn new(
         engine: Engine,
         session: String,
@@ -162,12 +164,12 @@ impl Cells {
         Self(Arc::new(Inner { engine, session, listening, tasks, relay, state, changed }))
     }
 
-    /// The relay was replaced: the new one is connected to every network.
+    /// Connects the relay's replacement to every network.
     pub fn renewed(&self, relay: &str) {
         self.0.relay.send_replace(relay.to_owned());
     }
 
-    /// A network with the relay on it and nobody else. Waits only when none is ready, and then in line.
+    /// A network with only the relay on it. Waits, in order of arrival, only if none is ready.
     pub async fn take(&self) -> Result<Cell, String> {
         let inner = &self.0;
         let ready = {
@@ -180,7 +182,7 @@ impl Cells {
             None => self.next_made().await?,
         };
         inner.changed.notify_one(); // there is one less ready
-        // A relay that is being replaced is not there yet.
+        // A relay that is being replaced does not listen yet.
         let there = timeout(WITHIN, inner.listening.wait(cell.relay)).await;
         there.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
     }
@@ -232,7 +234,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range to make a network of, or how long none is wanted.
+    /// The range of the next network to create, or how long to wait before creating one.
     fn next(&self) -> Result<Pool, Duration> {
         let mut state = self.state();
         if state.ready.len() + state.making >= READY + state.waiters.len() {
@@ -258,7 +260,7 @@ impl Inner {
         }
     }
 
-    /// To whoever waits longest, else to those that are ready.
+    /// Gives the network to the create that has waited longest, otherwise to the ready ones.
     fn put(self: &Arc<Self>, slot: Slot) {
         let mut state = self.state();
         let mut cell = self.cell(slot);
@@ -271,7 +273,7 @@ impl Inner {
         state.ready.extend(cell.slot.take());
     }
 
-    /// Hands on what was made; how long to wait before the next one.
+    /// Passes on the result of an attempt; returns the pause before the next one.
     fn made(self: &Arc<Self>, made: Made) -> Duration {
         self.state().making -= 1;
         let (range, error) = match made {
@@ -318,7 +320,7 @@ impl Inner {
         Ok(Slot { network, range, end })
     }
 
-    /// Connects the relay, and every one that replaces it, until `end`; then takes the network down.
+    /// Connects the relay, and every replacement of it, until `end`; then removes the network.
     async fn tend(self: Arc<Self>, network: String, range: Pool, end: CancellationToken) {
         let mut relay = self.relay.subscribe();
         let stop = self.tasks.stop();
@@ -344,11 +346,13 @@ impl Inner {
     async fn take_down(&self, network: &str, range: Pool) {
         let off = || async {
             let relay = self.relay.borrow().clone();
-            // Not on it (any more) is what is wanted; anything else shows when the network is not removed.
+            // The relay may be off the network already. Any other error shows when the network cannot be
+            // removed.
             let _ = self.engine.disconnect_container(network, &relay).await;
         };
         if let Err(error) = self.engine.remove_ended_network(network, off).await {
-            // Its addresses are not given back: the end of the session and the next one try again.
+            // Its addresses are not reused: the end of this session, and the next session, try to remove it
+            // again.
             tracing::info!(%error, network, "the network of a container that is gone stays");
             return;
         }
@@ -373,7 +377,7 @@ mod tests {
         assert_eq!(kept_in(last).map(|kept| kept.octets()[3]), [250, 251, 252]);
         assert_eq!(last.relay(), Ipv4Addr::new(169, 254, 95, 253));
         assert_eq!(relay_beside(container_in(last)), last.relay());
-        // What clouds give a meaning of their own is left out.
+        // Addresses to which clouds give a meaning of their own are left out.
         let shared = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
         let left: Vec<Pool> = of(shared).collect();
         assert_eq!(left.len(), 128 - 4);

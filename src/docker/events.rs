@@ -1,4 +1,4 @@
-//! What happens to containers, as the engine tells it, with the gaps named.
+//! Container events, as the engine reports them.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -10,25 +10,26 @@ use futures_util::{Stream, StreamExt};
 use super::{Engine, EngineError, Product};
 use crate::workload::ContainerId;
 
-/// One thing that happened to one container.
+/// One event of one container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ContainerEvent {
-    /// It runs, from this moment or an earlier one.
+    /// The container runs, from this moment or an earlier one.
     Started(ContainerId),
-    /// It ended; the exit code is what the engine says.
+    /// The container ended, with the exit code that the engine reports.
     Died { container: ContainerId, code: Option<i64>, at: Moment },
-    /// It does not exist any more.
+    /// The container no longer exists.
     Destroyed(ContainerId),
-    /// It was taken off a network (a network id), by whomever; also when it ends, before or after that is told.
+    /// The container was disconnected from a network (a network id), by any client; also when it ends, before
+    /// or after `Died`.
     Disconnected { container: ContainerId, network: String, at: Moment },
 }
 
-/// When it happened: nanoseconds since 1970 by the engine's clock, if it says so.
+/// The time of an event: nanoseconds since 1970 by the engine's clock, if it reports one.
 pub type Moment = Option<i64>;
 
 impl Engine {
-    /// What happens from `since` on; the engine tells again what it had told before the subscription stood
-    /// (it keeps the last 256). The stream ends when the engine does.
+    /// Events from `since` on. The engine repeats those that it reported before the subscription (it keeps
+    /// the last 256). The stream ends when the engine does.
     pub fn container_events(
         &self,
         since: SystemTime,
@@ -37,7 +38,7 @@ impl Engine {
         let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
         let filters = HashMap::from([
             ("type", vec!["container", "network"]),
-            // Podman says `remove` for `destroy`.
+            // Podman uses `remove` for `destroy`.
             ("event", vec!["start", "die", "destroy", "remove", "disconnect"]),
         ]);
         let options = EventsOptionsBuilder::new().filters(&filters).since(&since).build();
@@ -47,7 +48,7 @@ impl Engine {
             let engine = engine.clone();
             async move {
                 match event.map(read) {
-                    // Podman names the network, and the rest of us goes by its id.
+                    // Podman gives the network's name; the rest of this program uses its id.
                     Ok(Some(ContainerEvent::Disconnected { container, network, at }))
                         if engine.product == Product::Podman =>
                     {
@@ -62,7 +63,7 @@ impl Engine {
     }
 }
 
-/// Networks have events of their own by the same names: those of a container say so.
+/// Networks have events of the same names; those of containers are told apart by their type.
 fn read(event: EventMessage) -> Option<ContainerEvent> {
     let of_container = event.typ == Some(EventMessageTypeEnum::CONTAINER);
     let actor = event.actor?;

@@ -1,7 +1,7 @@
-//! The relay image, made on this machine from this very program: no registry, no builder.
+//! The relay image, built on this machine from this program: no registry, no builder.
 //!
-//! It holds our executable and, where that is dynamic, the loader and the libraries that this process
-//! has mapped, at the same paths. It is named by its content, so that one build has one image.
+//! It contains our executable and, if that is dynamically linked, the loader and the libraries that this
+//! process has mapped, at the same paths. It is named by its content, so one build has one image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 use super::call::{filtered, segment};
 use super::{Engine, EngineError};
 
-/// Marks what is ours in the engine; its value tells which part.
+/// Marks our objects at the engine; the value names the kind.
 pub const ROLE_LABEL: &str = "kfp-creds.role";
 const NAME: &str = "kfp-creds-relay";
 const PROGRAM: &str = "kfp-creds";
 
-/// A docker-archive of the relay, and the names by which it is found again.
+/// A docker-archive of the relay, and its names at the engine.
 #[derive(Debug)]
 pub struct Relay {
     layer: Vec<u8>,
@@ -90,8 +90,8 @@ impl Engine {
         self.docker.export_image(image).map_err(|e| EngineError::of("save the image", e))
     }
 
-    /// Images (at most `most`, the engine's newest first) whose environment sets one of `names` to something,
-    /// each with the first of them.
+    /// Images (at most `most`, the engine's newest first) whose environment sets one of `names` to a value,
+    /// each with the first of these names.
     pub async fn images_that_set(
         &self,
         names: &[&str],
@@ -101,7 +101,7 @@ impl Engine {
         let mut found = vec![];
         for image in listed.as_array().into_iter().flatten().take(most) {
             let id = image["Id"].as_str().unwrap_or_default();
-            // Removed in the meantime is fine.
+            // The image may have been removed in the meantime.
             let Ok(seen) = self.inspect_image(id).await else { continue };
             let env = seen["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let set = env.filter_map(|entry| entry.split_once('='));
@@ -117,8 +117,8 @@ impl Engine {
         self.get("inspect image", &format!("/images/{}/json", segment(reference))).await
     }
 
-    /// The image's id in the engine, or `None` when it has to be loaded. A name proves nothing (anybody
-    /// may tag): what counts is that the only layer is ours, by digest.
+    /// The image's id at the engine, or `None` if it has to be loaded. A name proves nothing (anybody may
+    /// tag), so the image's only layer is compared with ours by digest.
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
         match self.inspect_image(&relay.reference()).await {
             Ok(image) => {
@@ -130,14 +130,14 @@ impl Engine {
         }
     }
 
-    /// Loads the image and removes older ones of ours (those in use stay).
+    /// Loads the image and removes our older ones; images in use stay.
     pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, EngineError> {
         const WHAT: &str = "load the relay image";
         let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string()))?;
         let options = ImportImageOptions { quiet: true, ..Default::default() };
         let answers = self.docker.import_image(options, bollard::body_full(archive.into()), None);
         let loaded = answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| EngineError::of(WHAT, e));
-        // It words this differently from version to version.
+        // Docker Desktop's message for this differs from version to version.
         loaded.map_err(|error| match error {
             EngineError::Refused { status: 400..500, .. } if self.desktop => EngineError::Broken(
                 WHAT,
@@ -158,11 +158,12 @@ impl Engine {
         let path = filtered("/images/json", "label", &format!("{ROLE_LABEL}=relay"));
         let listed = self.get("list relay images", &path).await.unwrap_or_default();
         for image in listed.as_array().into_iter().flatten() {
-            // Podman puts what has no registry under `localhost/`.
+            // Podman puts names without a registry under `localhost/`.
             let ours = tags(image).any(|tag| tag.strip_prefix("localhost/").unwrap_or(tag).starts_with(NAME));
             let id = image["Id"].as_str().unwrap_or_default();
             if !same_image(id, current) && ours {
-                // In use by another session of another build: it stays, that session's end removes nothing of it.
+                // In use by a session of another build: the image stays, and the end of that session does not
+                // remove it either.
                 let removed = self.docker.remove_image(id, None::<RemoveImageOptions>, None).await;
                 tracing::debug!(image = id, ok = removed.is_ok(), "removed an older relay image");
             }
@@ -170,12 +171,12 @@ impl Engine {
     }
 }
 
-/// An untagged image has none, or null.
+/// An untagged image has no tags, or null.
 fn tags(image: &Value) -> impl Iterator<Item = &str> {
     image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Ids with and without the name of the hash.
+/// Compares ids with or without the name of the hash.
 fn same_image(one: &str, other: &str) -> bool {
     let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_string();
     bare(one) == bare(other)
@@ -190,7 +191,7 @@ fn digest(bytes: &[u8]) -> String {
     })
 }
 
-/// Files in a fixed order with fixed times and owners: the same program gives the same layer.
+/// Writes files in a fixed order with fixed times and owners, so that the same program gives the same layer.
 fn layer(files: &[(PathBuf, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut written = BTreeSet::new();
@@ -211,7 +212,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &Path, bytes: &[u8], mode: u32)
     tar.append_data(&mut header, path, bytes)
 }
 
-/// Shared objects of a `/proc/self/maps`: what is mapped with the right to execute, but not the program.
+/// Shared objects in a `/proc/self/maps`: files mapped as executable, except the program.
 fn mapped_libraries(maps: &str) -> Vec<PathBuf> {
     let mut found = BTreeSet::new();
     for line in maps.lines() {

@@ -1,7 +1,7 @@
-//! The labels by which sessions know their own.
+//! The labels by which sessions recognise their own objects.
 
-/// On every network of ours; the value is the session that made it.
+/// On each of our networks and containers; the value is the session that created it.
 pub const SESSION_LABEL: &str = "kfp-creds.session";
-/// On every container of ours, `run` or `serve`: what a sweep does with it where a dead session left it running.
-/// Not on networks, for one that had to stay is taken over by the next session, whichever that is.
+/// On each of our containers, `run` or `serve`: decides what a sweep does with it if a dead session left it
+/// running. Not on networks, because any next session takes over one that could not be removed.
 pub const MODE_LABEL: &str = "kfp-creds.mode";

@@ -1,4 +1,4 @@
-//! Who is on our networks, by the engine's lists.
+//! The containers on our networks, by the engine's lists.
 
 use serde_json::Value;
 
@@ -8,24 +8,25 @@ use super::labels::{MODE_LABEL, SESSION_LABEL};
 use super::network::Network;
 use super::{Engine, EngineError};
 
-/// A container on a network of ours.
+/// A container on one of our networks.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
     pub id: String,
     pub running: bool,
-    /// What its label says; an image can bring that too, so it counts only together with the membership.
+    /// The value of its session label. An image can bring the label, so it counts only together with the
+    /// membership.
     pub session: Option<String>,
-    /// `run`, or `serve` where it is left running; like the session's.
+    /// `run`, or `serve` if the container is left running; like the session's.
     pub mode: Option<String>,
-    /// By its label: a relay, which the engine removes when it ends.
+    /// Whether its label marks it as a relay, which the engine removes when it ends.
     pub relay: bool,
 }
 
 impl Engine {
-    /// Containers that belong to a network, running or not.
+    /// Containers on a network, running or not.
     pub async fn containers_on(&self, network: &Network) -> Result<Vec<Member>, EngineError> {
         let joined = self.list("network", &network.id, true).await?;
-        // That list leaves out what was never started; of those, only ours carry the label.
+        // That list omits containers that were never started; of those, only ours carry the label.
         let labelled = self.list("label", SESSION_LABEL, true).await?;
         let on = |found: &Value| {
             found["NetworkSettings"]["Networks"].get(&network.name).is_some() && found["State"] == "created"
@@ -36,13 +37,13 @@ impl Engine {
         Ok(joined.iter().chain(created).filter_map(member).collect())
     }
 
-    /// Containers that a session labelled, wherever they are connected.
+    /// Containers with a session's label, whatever network they are on.
     pub async fn containers_of(&self, session: &str) -> Result<Vec<Member>, EngineError> {
         let labelled = self.list("label", &format!("{SESSION_LABEL}={session}"), true).await?;
         Ok(labelled.iter().filter_map(member).collect())
     }
 
-    /// Containers that pass one filter; those that run, or `all`.
+    /// Containers that match one filter: the running ones, or `all`.
     pub(super) async fn list(&self, key: &str, value: &str, all: bool) -> Result<Vec<Value>, EngineError> {
         const WHAT: &str = "list the containers on our network";
         let path = filtered(&format!("/containers/json?all={all}"), key, value);
@@ -66,8 +67,8 @@ fn member(found: &Value) -> Option<Member> {
     })
 }
 
-/// By the engine's word for the state of a container. A word that we do not know counts as running: what may still
-/// run is not taken off its network.
+/// Whether this state of the engine means running. An unknown state counts as running: a container that may
+/// still run is not taken off its network.
 fn runs(state: &Value) -> bool {
     const ENDED: [&str; 7] =
         ["created", "exited", "dead", "removing", "stopped", "configured", "initialized"];

@@ -1,5 +1,5 @@
-//! The engine, as far as we use it: the only room that names `bollard`. It reports and obeys; what a
-//! container may have is decided elsewhere.
+//! Our calls to the engine: the only module that uses `bollard`. It reports and executes; policy is decided
+//! elsewhere.
 
 mod advice;
 mod call;
@@ -34,26 +34,26 @@ const OLDEST_API: (u64, u64) = (1, 41);
 /// How long the engine may take for one call. Starting a container on a busy laptop takes seconds.
 const CALL_SECONDS: u64 = 60;
 
-/// Why the engine did not do what was asked. Lower-case fragments that say what to do; the engine's own words are
-/// in the diagnostic log.
+/// The reason why a call to the engine failed. Texts are lower-case fragments that say what to do; the
+/// engine's own message is in the diagnostic log.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Nobody answers at this address, and why.
+    /// No engine answers at this address; the reason.
     #[error("no engine answers at {0}: {1}")]
     Unreachable(String, String),
-    /// It answers and is not one that we serve; the text completes the sentence.
+    /// The engine answers but is not supported; the text completes the sentence.
     #[error("the engine at {0} {1}")]
     Unsuitable(String, String),
-    /// It answered with this HTTP status and these words, which are not shown.
+    /// The engine answered with this HTTP status and this message, which is not shown.
     #[error("{what}: {}", advice::of(*status, why))]
     Refused { what: &'static str, status: u16, why: String },
-    /// A network cannot be made, because the network of this name has addresses of its range.
+    /// A network cannot be created, because the network of this name has addresses of its range.
     #[error("make the network: network {0} holds its range")]
     RangeTaken(String),
-    /// A network cannot be made, because there is one of this name, with another range.
+    /// A network cannot be created, because one of this name exists with another range.
     #[error("make the network: there is a network {0} already")]
     NameTaken(String),
-    /// What was tried, and how it broke on the way: transport, decoding, our own side.
+    /// The operation, and how it broke on the way: transport, decoding, our own side.
     #[error("{0}: {1}")]
     Broken(&'static str, String),
 }
@@ -80,29 +80,30 @@ impl EngineError {
         }
     }
 
-    /// "No such container" and its kin: what was to be undone is undone already.
+    /// The engine answered 404: the object to be removed is gone already.
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// A network that containers still have endpoints on (403 on Docker, 500 on Podman).
+    /// The engine refused because containers still have endpoints on the network (403 on Docker, 500 on
+    /// Podman).
     pub fn is_in_use(&self) -> bool {
         let says = |why: &str| why.contains("active endpoints") || why.contains("network is being used");
         matches!(self, Self::Refused { why, .. } if says(why))
     }
 
-    /// A network of another has addresses of the range.
+    /// Another network has addresses of the range.
     pub fn is_range_taken(&self) -> bool {
         matches!(self, Self::RangeTaken(_))
     }
 
-    /// The engine answered and did not do it, whatever the reason.
+    /// The engine answered and refused, whatever the reason.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. })
     }
 }
 
-/// One engine.
+/// A connection to one engine.
 #[derive(Clone, Debug)]
 pub struct Engine {
     docker: Docker,
@@ -111,19 +112,19 @@ pub struct Engine {
     /// `docker 20.10.24` or `podman 5.8.6`, for messages.
     version: String,
     desktop: bool,
-    /// The newest API that it speaks, which is what our own calls use.
+    /// The newest API that the engine supports, which our own calls use.
     api: (u64, u64),
 }
 
-/// What a look at a container showed.
+/// The state of an inspected container.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Seen {
     pub running: bool,
-    /// Its address on the network that was asked about.
+    /// Its address on the network in question.
     pub address: Option<Ipv4Addr>,
-    /// When it was started last, in nanoseconds since 1970 by the engine's clock.
+    /// Its last start, in nanoseconds since 1970 by the engine's clock.
     pub started: Option<i64>,
-    /// Of its last run, once that has ended.
+    /// The exit code of its last run, once that has ended.
     pub exit_code: Option<i64>,
 }
 
@@ -133,11 +134,11 @@ impl Engine {
         Self::reach(socket.to_owned().into()).await
     }
 
-    /// Connects, and refuses in one line what this release does not serve: other systems, other
+    /// Connects, and refuses with a one-line error what this release does not support: other systems, other
     /// architectures (the relay is our own executable) and engines older than 20.10.
     pub async fn reach(upstream: Upstream) -> Result<Self, EngineError> {
         let at = upstream.endpoint().to_string();
-        // bollard does not say why it could not connect.
+        // bollard does not report why it could not connect.
         if let Err(error) = upstream.connect().await {
             return Err(EngineError::Unreachable(at, upstream.why(Some(&error)).await));
         }
@@ -187,7 +188,7 @@ impl Engine {
         Ok(Self { docker, upstream, product, version, desktop, api: newest })
     }
 
-    /// The way to it, past a proxy of ours.
+    /// How to connect to the engine directly, bypassing a proxy of ours.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
     }
@@ -201,7 +202,7 @@ impl Engine {
         &self.version
     }
 
-    /// Whether it is a Docker Desktop with Enhanced Container Isolation, by the runtime that does it.
+    /// Whether this is a Docker Desktop with Enhanced Container Isolation, recognised by its runtime.
     pub async fn is_isolating(&self) -> bool {
         let runtime = || async { self.docker.info().await.ok()?.default_runtime };
         self.desktop && runtime().await.is_some_and(|runtime| runtime.contains("sysbox"))
@@ -212,12 +213,12 @@ impl Engine {
         self.docker.ping().await.is_ok()
     }
 
-    /// Whether a container runs, and where it is on `network` (a network id).
+    /// Whether a container runs, and its address on `network` (a network id).
     pub async fn look(&self, container: &str, network: &str) -> Result<Seen, EngineError> {
         let found = self.inspect(container).await?;
         let state = &found["State"];
         let running = state["Running"] == true;
-        // One that was never started has a time before 1970, and the exit code 0.
+        // A container that was never started has a start time before 1970 and the exit code 0.
         let started = state["StartedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
         let exit_code = state["ExitCode"].as_i64().filter(|_| !running && started.is_some());
         let networks = found["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
@@ -230,8 +231,8 @@ impl Engine {
         self.get("inspect", &format!("/containers/{}/json", call::segment(container))).await
     }
 
-    /// What a container was created from, as the body of such a request, with the name it has; `None` where
-    /// there is no such container. The engine has filled in what the request left out.
+    /// The create body and the name of a container; `None` if the container does not exist. The engine has
+    /// filled in what the request left out.
     pub async fn created(&self, container: &str) -> Result<Option<(Value, String)>, EngineError> {
         let mut found = match self.inspect(container).await {
             Ok(found) => found,
@@ -258,14 +259,14 @@ impl Engine {
         let options = RemoveContainerOptionsBuilder::new().force(true).build();
         let removed = self.docker.remove_container(container, Some(options)).await;
         match undone(removed.map_err(|e| EngineError::of("remove", e))) {
-            // An auto-removed container is being removed by the engine already.
+            // The engine is removing an auto-removed container already.
             Err(EngineError::Refused { status: 409, .. }) => Ok(()),
             other => other,
         }
     }
 }
 
-/// bollard over our own way to the engine, a connection for each call.
+/// A bollard client that uses our own connector, with a connection for each call.
 fn over(upstream: &Upstream) -> Result<Docker, BollardError> {
     let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
@@ -282,13 +283,13 @@ fn over(upstream: &Upstream) -> Result<Docker, BollardError> {
     )
 }
 
-/// RFC 3339, as engines write it, in nanoseconds since 1970.
+/// Converts RFC 3339, as engines write it, to nanoseconds since 1970.
 fn nanoseconds(text: &str) -> Option<i64> {
     let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
     time.unix_timestamp_nanos().try_into().ok()
 }
 
-/// "Already gone" and "already stopped" are what was wanted.
+/// Counts "already gone" and "already stopped" as success.
 fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
         Err(error) if error.is_gone() => Ok(()),

@@ -1,7 +1,7 @@
-//! Our network: which addresses it has, who made it, how a container gets onto it.
+//! Our network: its addresses, its owner, and how a container is connected to it.
 //!
-//! `internal` and without an address of the host's (`inhibit_ipv4`): otherwise the bridge would take over
-//! the host's own route to 169.254.169.254, which on a cloud machine is the host's real metadata server.
+//! It is `internal` and has no address of the host (`inhibit_ipv4`): otherwise the bridge would take over the
+//! host's own route to 169.254.169.254, which on a cloud machine leads to the host's real metadata server.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -20,30 +20,31 @@ use super::podman::Range;
 use super::{Engine, EngineError, Product, filters};
 use crate::config::Pool;
 
-/// The network that holds the magic address has this name; others carry their session in it.
+/// The name of the network with the magic address; other networks have their session in the name.
 pub const SHARED_NAME: &str = "kfp-creds";
 
-/// The address that every Google client knows.
+/// The metadata server's address, known to every Google client.
 pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// From this API on (Engine 25) no two networks have one name.
+/// From this API on (Engine 25) network names are unique.
 const UNIQUE_NAMES: (u64, u64) = (1, 44);
-/// From this API on (Engine 28) a network's interface in a container can be named, and has to be: which of several
-/// networks becomes `eth0` is random since then (moby #49935). Ours has a name of its own, so `eth0` is never ours.
+/// From this API on (Engine 28) a network's interface in a container can be named, and has to be: since then
+/// it is random which of several networks becomes `eth0` (moby #49935). Our interface is named, so `eth0` is
+/// never ours.
 const NAMES_INTERFACES: (u64, u64) = (1, 48);
 const INTERFACE_NAME: &str = "com.docker.network.endpoint.ifname";
 const INTERFACE: &str = "kfpcreds0";
 
-/// How long the engine may take to give up the endpoints of what has ended (seen: up to 4 s on 20.10 with a
+/// How long the engine may take to release the endpoints of ended containers (seen: up to 4 s on 20.10 with a
 /// pending name look-up).
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(8);
-/// Nobody is listed on a network and it cannot be removed: from when on waiting is no use.
+/// How long to wait for a network that lists no members and still cannot be removed.
 const MISCOUNTED_AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a network that another is making, or removing, may be in the way without being listed.
+/// How long a network that is being created or removed elsewhere may conflict without being listed.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// Link-local addresses that clouds give a meaning of their own; never leased to a container.
+/// Link-local addresses to which clouds give a meaning of their own; never leased to a container.
 pub(super) const TAKEN: [Ipv4Addr; 5] = [
     MAGIC,
     Ipv4Addr::new(169, 254, 169, 253),
@@ -52,8 +53,8 @@ pub(super) const TAKEN: [Ipv4Addr; 5] = [
     Ipv4Addr::new(169, 254, 170, 23),
 ];
 
-/// How the range is divided: the last quarter is the engine's own allocator's (a container connected by
-/// hand lands there), the rest is ours to lease, less the relay and those of `TAKEN`.
+/// Division of the range: the last quarter belongs to the engine's own allocator (a container connected by
+/// hand gets an address there). The rest can be leased, except the relay's address and those in `TAKEN`.
 impl Pool {
     pub(super) fn base(self) -> u32 {
         u32::from(self.network) & self.mask()
@@ -71,12 +72,12 @@ impl Pool {
         u32::from(address) & self.mask() == self.base()
     }
 
-    /// The magic address where the range holds it, else the last address that could be leased.
+    /// The magic address if it is in the range, otherwise the last address that could be leased.
     pub fn relay(self) -> Ipv4Addr {
         if self.contains(MAGIC) { MAGIC } else { Ipv4Addr::from(self.base() + 3 * self.quarter() - 1) }
     }
 
-    /// The addresses that containers may be given, in order.
+    /// The addresses that can be leased to containers, in order.
     pub fn leasable(self) -> impl Iterator<Item = Ipv4Addr> {
         let relay = self.relay();
         (self.base() + 1..self.base() + 3 * self.quarter())
@@ -84,7 +85,7 @@ impl Pool {
             .filter(move |address| *address != relay && !TAKEN.contains(address))
     }
 
-    /// Whether the two have an address in common.
+    /// Whether the two ranges overlap.
     fn meets(self, other: Self) -> bool {
         other.contains(Ipv4Addr::from(self.base())) || self.contains(other.network)
     }
@@ -102,8 +103,8 @@ impl Pool {
         format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
     }
 
-    /// What Podman may give by itself: as for Docker, and on a network where every address has a holder, the relay's,
-    /// which is held. Podman reserves no others there.
+    /// The addresses that Podman may allocate by itself: the same as Docker's, but on a full network only the
+    /// relay's, which is in use, because Podman cannot reserve further addresses there.
     fn podman_range(self, full: bool) -> Range {
         let last = self.base() + 4 * self.quarter() - 2;
         let own = match full {
@@ -113,26 +114,27 @@ impl Pool {
         Range { subnet: self.subnet(), own }
     }
 
-    /// Reserved by the engine even where the bridge gets no address: at the end of its own slice.
+    /// The engine reserves a gateway even if the bridge gets no address: at the end of the engine's own
+    /// quarter.
     fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base() + 4 * self.quarter() - 2)
     }
 }
 
-/// A network of ours, as the engine shows it.
+/// One of our networks, as the engine reports it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Network {
-    /// The engine's id, 64 hex digits: names can be given twice, ids cannot.
+    /// The engine's id, 64 hex digits; a name may occur twice, an id may not.
     pub id: String,
     pub name: String,
-    /// Who made it: eight hex digits.
+    /// The session that created it: eight hex digits.
     pub session: String,
     /// `a.b.c.d/n`.
     pub subnet: String,
 }
 
 impl Engine {
-    /// All networks that carry our label. The label is trustworthy: networks cannot be committed or pulled.
+    /// All networks with our label. The label is trustworthy: networks cannot be committed or pulled.
     pub async fn our_networks(&self) -> Result<Vec<Network>, EngineError> {
         let filters = filters(SESSION_LABEL);
         let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
@@ -153,7 +155,7 @@ impl Engine {
         Ok(networks.collect())
     }
 
-    /// Who is in the way of a network with this name and range, as the error that says so.
+    /// The error for an existing network that conflicts with this name or range, if there is one.
     async fn in_the_way(&self, name: &str, pool: Pool) -> Result<Option<EngineError>, EngineError> {
         let all = self.docker.list_networks(None).await;
         let all = all.map_err(|e| EngineError::of("list networks", e))?;
@@ -165,7 +167,8 @@ impl Engine {
         Ok(same.then(|| EngineError::NameTaken(name.into())))
     }
 
-    /// Whether another network has this name too. Engines before 25 let it, and then start no container on either.
+    /// Whether another network has the same name. Engines before 25 allow that, and then start no container
+    /// on either.
     async fn is_named_twice(&self, name: &str) -> Result<bool, EngineError> {
         if self.product == Product::Podman || self.api >= UNIQUE_NAMES {
             return Ok(false);
@@ -175,12 +178,13 @@ impl Engine {
         Ok(all.iter().filter(|network| network.name.as_deref() == Some(name)).count() > 1)
     }
 
-    /// Makes a network. [`EngineError::RangeTaken`] and [`EngineError::NameTaken`] tell who is in the way.
+    /// Creates a network. [`EngineError::RangeTaken`] and [`EngineError::NameTaken`] name the conflicting
+    /// network.
     pub async fn make_network(&self, name: &str, pool: Pool, session: &str) -> Result<Network, EngineError> {
         self.make_full_network(name, pool, &[], session).await
     }
 
-    /// Like [`Self::make_network`]; nobody can be connected at the addresses of `kept`.
+    /// Like [`Self::make_network`]; no container can be connected at the addresses in `kept`.
     pub(super) async fn make_full_network(
         &self,
         name: &str,
@@ -223,10 +227,10 @@ impl Engine {
         self.create_network(name, pool, make).await.map(made)
     }
 
-    /// The engine refuses a name and a range that somebody has by various statuses (names: 409 since Engine 25;
-    /// ranges: 403, Podman 500) and words, and each of them means something else as well. So it is looked who
-    /// holds them; and for a moment again, because a network that is being made is not listed yet, and one that
-    /// is being removed is not any more.
+    /// Creates a network and explains conflicts. The engine refuses a used name or range by various statuses
+    /// (names: 409 since Engine 25; ranges: 403, Podman 500) and messages, none of which is specific. So this
+    /// lists the networks to find the conflicting one, repeatedly for a moment, because a network is not
+    /// listed while it is being created or removed.
     async fn create_network<T: Future<Output = Result<String, EngineError>>>(
         &self,
         name: &str,
@@ -257,8 +261,8 @@ impl Engine {
         }
     }
 
-    /// Connects a container that does not run yet, at an address that we chose. Measured on 20.10: the
-    /// address is held from the first instruction on and survives a restart.
+    /// Connects a container that has not started yet, at an address that we choose. Measured on 20.10: the
+    /// container has the address from its first instruction on and keeps it over a restart.
     pub async fn connect_container(
         &self,
         network: &str,
@@ -273,15 +277,15 @@ impl Engine {
         connected.map_err(|e| EngineError::of("connect the container to our network", e))
     }
 
-    /// For containers that do not run any more. A running one is never disconnected to cut it off: its
-    /// packets would leave by its default route.
+    /// Disconnects a container that has ended. A running one is never disconnected to cut it off, because its
+    /// packets would then leave by its default route.
     pub async fn disconnect_container(&self, network: &str, container: &str) -> Result<(), EngineError> {
         let request = NetworkDisconnectRequest { container: container.into(), force: Some(true) };
         let outcome = self.docker.disconnect_network(network, request).await;
         super::undone(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
     }
 
-    /// Addresses that running containers hold on a network.
+    /// Addresses of the running containers on a network.
     pub async fn addresses_on(&self, network: &str) -> Result<Vec<Ipv4Addr>, EngineError> {
         let options = None::<InspectNetworkOptions>;
         let found = self.docker.inspect_network(network, options).await;
@@ -291,9 +295,10 @@ impl Engine {
         Ok(members.into_values().filter_map(|member| address(member.ipv4_address?)).collect())
     }
 
-    /// For a network whose members have ended: they, and a relay, may hold their endpoints for a moment longer, as
-    /// the engine gives them up behind the `die` event. It also miscounts at times (seen on 20.10 under load): it
-    /// lists nobody on the network and does not remove it, until it restarts. `before` each try.
+    /// Removes a network whose members have ended. They, and a relay, may keep their endpoints for a moment,
+    /// because the engine releases these after the `die` event. The engine also miscounts at times (seen on
+    /// 20.10 under load): it lists no member and yet refuses to remove the network until it restarts.
+    /// `before` runs before each attempt.
     pub async fn remove_ended_network<T: Future<Output = ()>>(
         &self,
         network: &str,
@@ -318,7 +323,8 @@ impl Engine {
         }
     }
 
-    /// Gone already is a success. The engine refuses while a running container is on it.
+    /// Removes a network; a missing one counts as success. The engine refuses while a running container is on
+    /// it.
     pub async fn remove_network(&self, network: &str) -> Result<(), EngineError> {
         let named = match self.product {
             Product::Docker => Ok(network.into()),
@@ -338,7 +344,7 @@ pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
     EndpointIpamConfig { ipv4_address: Some(at.to_string()), ..Default::default() }
 }
 
-/// The IPv4 ranges of a network of anybody's.
+/// The IPv4 ranges of any network.
 fn subnets_of(network: &BollardNetwork) -> impl Iterator<Item = Pool> {
     let ranges = network.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten());
     ranges.filter_map(|range| {

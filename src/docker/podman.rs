@@ -1,9 +1,9 @@
-//! Where Podman is another engine than Docker, behind the same API.
+//! Differences of Podman behind the Docker API.
 //!
-//! Its Docker-compatible networks cannot be what ours has to be: they always have its DNS server, which answers
+//! Podman's Docker-compatible networks do not meet our needs: they always have its DNS server, which answers
 //! for every outside name that it does not exist (our network is internal), and the bridge always has an
-//! address, with which the host's own route to 169.254.169.254 would lead to us. Networks made by its own API
-//! have neither.
+//! address, by which the host's own route to 169.254.169.254 would lead to us. Networks created by Podman's
+//! own API have neither.
 
 use std::net::Ipv4Addr;
 
@@ -13,10 +13,11 @@ use super::call::segment;
 use super::labels::SESSION_LABEL;
 use super::{Engine, EngineError};
 
-/// The oldest that is served: 4.x loses the exit codes of removed containers and gives names where ids belong.
+/// The oldest supported version: 4.x loses the exit codes of removed containers and returns names instead of
+/// ids.
 pub(super) const OLDEST: u64 = 5;
 
-/// Whose engine answers.
+/// The engine's product.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Product {
     #[default]
@@ -25,8 +26,8 @@ pub enum Product {
 }
 
 impl Product {
-    /// By the components that the engine names in its `/version`; the name of the socket proves nothing. The
-    /// error completes "the engine at SOCKET …".
+    /// Recognised by the components in the engine's `/version`; the socket's name proves nothing. The error
+    /// completes "the engine at SOCKET …".
     pub(super) fn of<'a>(components: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {
         let mut components = components;
         let Some((_, version)) = components.find(|(name, _)| name.contains("Podman")) else {
@@ -40,7 +41,7 @@ impl Product {
         }
     }
 
-    /// As in messages.
+    /// The name used in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
@@ -49,15 +50,15 @@ impl Product {
     }
 }
 
-/// What a network is made of.
+/// The addresses of a network.
 pub(super) struct Range {
     pub(super) subnet: String,
-    /// First and last of those that the engine may give by itself.
+    /// First and last of the addresses that the engine may allocate by itself.
     pub(super) own: (Ipv4Addr, Ipv4Addr),
 }
 
 impl Engine {
-    /// A network without a DNS server and without an address of the host's; its id.
+    /// Creates a network without a DNS server and without an address of the host; returns its id.
     pub(super) async fn make_podman_network(
         &self,
         name: &str,
@@ -88,8 +89,8 @@ impl Engine {
         Ok(id.into())
     }
 
-    /// The name of the network with this id. Podman looks for its containers by what it is asked to remove: by its id,
-    /// a network goes from under containers that run (seen on 5.8.6).
+    /// The name of the network with this id. Podman finds a network's containers by the reference it is
+    /// given: removed by its id, a network disappears under running containers (seen on 5.8.6).
     pub(super) async fn network_named(&self, id: &str) -> Result<String, EngineError> {
         const WHAT: &str = "look at our network";
         let found = self.get(WHAT, &format!("/networks/{}", segment(id))).await?;
@@ -97,15 +98,15 @@ impl Engine {
         name.ok_or_else(|| EngineError::Broken(WHAT, "the answer is about another network".into()))
     }
 
-    /// The id of the network that Podman's events call by its name.
+    /// The id of a network, which Podman's events call by its name.
     pub(super) async fn network_called(&self, name: &str) -> Option<String> {
         let found = self.get("look at a network", &format!("/networks/{}", segment(name))).await.ok()?;
         found["Id"].as_str().map(Into::into)
     }
 }
 
-/// Whether what was made is what was asked for: a field that Podman does not know is ignored without a word, and
-/// with an address of the host's on it this network would take the host's route to its cloud's metadata server.
+/// Whether Podman created the network as requested. It silently ignores fields that it does not know, and
+/// with an address of the host this network would take over the host's route to its cloud's metadata server.
 fn harmless(made: &Value) -> Result<(), &'static str> {
     if made["internal"] != true {
         return Err("Podman did not make it internal");

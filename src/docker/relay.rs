@@ -1,4 +1,4 @@
-//! The relay's container: how it is made, and the tunnel that its own stdin and stdout are.
+//! The relay's container: its creation, and the tunnel through its stdin and stdout.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -22,12 +22,13 @@ use super::labels::SESSION_LABEL;
 use super::network::{Network, fixed};
 use super::{Engine, EngineError};
 
-/// The names under which clients look for the server. The trailing-dot look-ups of some clients do not
-/// match a hosts file, so these are network aliases besides being hosts entries.
+/// The host names of the metadata server. Some clients look them up with a trailing dot, which a hosts file
+/// does not match, so they are network aliases in addition to hosts entries.
 pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.goog"];
 
-/// A relay on several networks must be no way from one to another: it passes nothing on (the engine's default is
-/// to), takes a packet only from where its answer would go, and answers on a network for its address there only.
+/// Sysctls that keep a relay on several networks from connecting them: it forwards nothing (the engine's
+/// default is to forward), accepts a packet only from the interface by which it would answer, and answers ARP
+/// on a network only for its address there.
 pub const BETWEEN_CELLS: [(&str, &str); 4] = [
     ("net.ipv4.ip_forward", "0"),
     ("net.ipv4.conf.all.rp_filter", "1"),
@@ -35,11 +36,11 @@ pub const BETWEEN_CELLS: [(&str, &str); 4] = [
     ("net.ipv4.conf.all.arp_announce", "2"),
 ];
 
-/// A started relay and its tunnel: HTTP/2 is spoken over it, the relay being the client.
+/// A started relay and its tunnel, which carries HTTP/2 with the relay as the client.
 pub struct Tunnel {
     /// The relay's container id.
     pub container: String,
-    /// Reads what the relay writes to its stdout, writes to its stdin. The end of either is the relay's end.
+    /// Reads the relay's stdout and writes its stdin. The relay has ended when either ends.
     pub io: tokio::io::Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>,
 }
 
@@ -50,7 +51,8 @@ impl std::fmt::Debug for Tunnel {
 }
 
 impl Engine {
-    /// Starts a relay at `at`; with `cells` it serves the networks that it is connected to later. Its stdin is attached once: it lives exactly as long as the tunnel.
+    /// Starts a relay at `at`; with `cells` it serves the networks that it is connected to later. Its stdin
+    /// is attached once, so the relay lives exactly as long as the tunnel.
     pub async fn start_relay(
         &self,
         image: &str,
@@ -103,8 +105,9 @@ impl Engine {
         Ok(Tunnel { container: container.into(), io: tokio::io::join(reader, writer) })
     }
 
-    /// Connects a relay that runs to one more network, under the names of the server and at an address and a
-    /// hardware address that stay when it is replaced. Being connected already is what was wanted.
+    /// Connects a running relay to one more network, with the server's names and with an IP and a hardware
+    /// address that stay the same when the relay is replaced. A relay that is connected already counts as
+    /// success.
     pub(super) async fn connect_relay(
         &self,
         network: &str,
@@ -119,8 +122,8 @@ impl Engine {
         }
     }
 
-    /// Makes a container that asks for a token at `at` and ends; it runs nothing of anybody's but ours. With `below`, on
-    /// the engine's host network, and there below this path.
+    /// Creates a container that asks for a token at `at` and ends; it runs only our own program. With
+    /// `below`, it is on the engine's host network and asks below this path.
     pub async fn make_probe(
         &self,
         image: &str,
@@ -147,8 +150,8 @@ impl Engine {
         Ok(made.map_err(|e| EngineError::of("make a probe container", e))?.id)
     }
 
-    /// Starts a container that is not auto-removed, and waits for its exit code. The wait is for "not running",
-    /// asked after the start: one for the *next* exit could reach the engine after a short one, and never end.
+    /// Starts a container that is not auto-removed, and waits for its exit code. After the start this waits
+    /// for "not running": a wait for the *next* exit could reach the engine after a short run and never end.
     pub async fn run_to_end(&self, container: &str) -> Result<i64, EngineError> {
         const WHAT: &str = "run the probe container";
         let started = self.docker.start_container(container, None::<StartContainerOptions>).await;
@@ -156,15 +159,15 @@ impl Engine {
         let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
         match self.docker.wait_container(container, Some(options)).next().await {
             Some(Ok(answer)) => Ok(answer.status_code),
-            // bollard makes an error of every code but 0.
+            // bollard returns an error for every exit code but 0.
             Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),
             Some(Err(error)) => Err(EngineError::of(WHAT, error)),
             None => Err(EngineError::Broken(WHAT, "the engine did not say how it ended".into())),
         }
     }
 
-    /// Ids and sessions of the relays that run. A label can be copied by `docker commit`, so a relay
-    /// counts for a network only if it is a member of it.
+    /// Ids and sessions of the running relays. `docker commit` can copy a label, so a relay counts for a
+    /// network only if it is a member of it.
     pub async fn running_relays(&self) -> Result<Vec<(String, String)>, EngineError> {
         let found = self.list("label", &format!("{ROLE_LABEL}=relay"), false).await?;
         let relays = found.iter().filter_map(|relay| {
@@ -175,17 +178,17 @@ impl Engine {
     }
 }
 
-/// A container that can do nothing but move bytes: nobody's uid, read-only, no capability, no mount, no
-/// port, no log (what it writes is the tunnel), and little of everything.
+/// A container that can only move bytes: an unprivileged uid, read-only, no capability, no mount, no port, no
+/// log (its output is the tunnel), and small limits.
 fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateBody {
     let host = HostConfig {
         auto_remove: Some(true),
-        // Not by name: the engine allows two of the same.
+        // By id, because the engine allows two networks of one name.
         network_mode: Some(network.id.clone()),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".into()]),
         security_opt: Some(vec!["no-new-privileges:true".into()]),
-        // The relay is nobody and still has to bind port 80.
+        // The relay runs as an unprivileged user (`nobody`) and has to bind port 80.
         sysctls: Some(HashMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())])),
         log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
         memory: Some(64 << 20),
@@ -199,13 +202,13 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
     };
     ContainerCreateBody {
         image: Some(image.into()),
-        // Said here, not left to the image: its layer is compared, its config is not.
+        // Set here and not left to the image, because only the image's layer is verified, not its config.
         entrypoint: Some(vec!["/kfp-creds".into(), "relay".into()]),
         user: Some("65534:65534".into()),
         cmd: Some(vec![at.to_string()]),
         open_stdin: Some(true),
         stdin_once: Some(true),
-        // Process 1 ignores SIGTERM, and an engine that shuts down would wait ten seconds for it.
+        // Process 1 ignores SIGTERM, so an engine that shuts down would wait ten seconds for it.
         stop_signal: Some("SIGKILL".into()),
         attach_stdin: Some(true),
         attach_stdout: Some(true),
@@ -231,7 +234,7 @@ fn endpoint(at: Ipv4Addr) -> EndpointSettings {
     }
 }
 
-/// Fixed by the address, so that a replaced relay answers to what its neighbours have in their ARP caches.
+/// Derived from the address, so that a replaced relay matches its neighbours' ARP caches.
 fn mac(at: Ipv4Addr) -> String {
     let [a, b, c, d] = at.octets();
     format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")

@@ -1,7 +1,8 @@
-//! The way to an engine, whatever it is: one connector, for our own calls and for those that the proxy passes on.
+//! Connections to an engine, local or remote: one connector, for our own calls and for those that the proxy
+//! forwards.
 //!
-//! Every connection is one stream of bytes in both directions whose writing half can be ended by itself: the
-//! end of a container's stdin is such an end.
+//! Every connection is a byte stream in both directions whose write half can be closed alone: that is how the
+//! end of a container's stdin is passed on.
 
 use std::fmt;
 use std::io;
@@ -27,10 +28,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::endpoint::{Endpoint, Ssh, TlsFiles};
 
-/// How long a connection to another machine may take.
+/// How long connecting to another machine may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
-/// The way to one engine; clones share it.
+/// The connector to one engine; clones share it.
 #[derive(Clone)]
 pub struct Upstream {
     endpoint: Arc<Endpoint>,
@@ -57,7 +58,7 @@ impl From<&Path> for Upstream {
 }
 
 impl Upstream {
-    /// Reads what TLS needs. The error is one line.
+    /// Loads the TLS files. The error is one line.
     pub fn new(endpoint: Endpoint) -> Result<Self, String> {
         if !endpoint.is_sound() {
             return Err("the engine's address holds what no address can".into());
@@ -88,7 +89,7 @@ impl Upstream {
     async fn tcp(&self, host: &str, port: u16) -> io::Result<Stream> {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
-        // Event streams and waits are silent for hours; what lies between forgets silent connections.
+        // Event streams and waits are silent for hours, and network devices drop silent connections.
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let Some(config) = &self.tls else { return Ok(Stream::Tcp(stream)) };
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
@@ -96,7 +97,7 @@ impl Upstream {
         Ok(Stream::Tls(Box::new(stream)))
     }
 
-    /// Why nobody answers there, and what to do about it.
+    /// The reason why no engine answers there, and advice.
     pub(super) async fn why(&self, error: Option<&io::Error>) -> String {
         match &*self.endpoint {
             Endpoint::Unix(path) => why_not_here(path, error),
@@ -144,7 +145,7 @@ fn client(files: &TlsFiles) -> Result<ClientConfig, String> {
     })
 }
 
-/// One `docker system dial-stdio` at the other side.
+/// Runs one `docker system dial-stdio` on the other side.
 fn dial(ssh: &Ssh) -> io::Result<Dialled> {
     let mut child =
         command(ssh).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
@@ -155,7 +156,7 @@ fn dial(ssh: &Ssh) -> io::Result<Dialled> {
 
 fn command(ssh: &Ssh) -> Command {
     let mut command = Command::new("ssh");
-    // Questions would be asked by many at once; keys or an agent answer without.
+    // Many connections would prompt at once; keys or an agent need no prompt.
     command.args(["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]);
     if let Some(user) = &ssh.user {
         command.args(["-l", user]);
@@ -168,12 +169,13 @@ fn command(ssh: &Ssh) -> Command {
         command.args(["--host", &format!("unix://{socket}")]);
     }
     command.args(["system", "dial-stdio"]);
-    // Not of the terminal's group: an interrupt there would take the engine away in the middle of the end.
+    // In a process group of its own: an interrupt at the terminal would cut the engine off while the session
+    // ends.
     command.process_group(0).kill_on_drop(true);
     command
 }
 
-/// Asks once more, for the exit code: ssh's own failures are 255, a missing docker is 127.
+/// Connects once more for the exit code: ssh's own failures are 255, a missing docker is 127.
 async fn why_not_by_ssh(ssh: &Ssh) -> String {
     let port = ssh.port.map(|port| format!("-p {port} ")).unwrap_or_default();
     let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
@@ -225,7 +227,7 @@ fn why_not_here(path: &Path, error: Option<&io::Error>) -> String {
     }
 }
 
-/// The fix is the socket's group, where it has one that may use it.
+/// Advises to join the socket's group, if that group may use the socket.
 fn not_permitted(path: &Path) -> String {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let group = std::fs::metadata(path).ok().filter(|about| about.permissions().mode() & 0o020 != 0);
@@ -257,10 +259,10 @@ pub enum Stream {
     Ssh(Box<Dialled>),
 }
 
-/// An ssh that copies between its own stdin and stdout and the engine; it ends with the connection.
+/// An ssh process that copies between its stdin and stdout and the engine; it ends with the connection.
 #[derive(Debug)]
 pub struct Dialled {
-    /// `None` once the writing half has ended.
+    /// `None` once the write half is closed.
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
     _child: Child,
@@ -317,7 +319,7 @@ impl AsyncWrite for Stream {
                 if let Some(stdin) = &mut stream.stdin {
                     ready!(Pin::new(stdin).poll_flush(cx))?;
                 }
-                // The pipe's end is what dial-stdio passes on as the end of the writing half.
+                // dial-stdio passes the pipe's end on as the end of the write half.
                 stream.stdin = None;
                 Poll::Ready(Ok(()))
             }

@@ -1,9 +1,9 @@
-//! The relay where every container has a network of its own: a listener for each, bound to its interface.
+//! The relay with a network per container: one listener for each, bound to its interface.
 //!
-//! An address alone does not say from which network a request came: the kernel answers on every interface for
-//! all of its addresses, and a container that kept `NET_RAW` writes what it likes into its packets. A listener
-//! that is bound to an interface hears that interface only, and answers there only; and whoever calls must have
-//! an address of that network. So the caller's address stands for the network it came from.
+//! An address alone does not show from which network a request came: the kernel answers on every interface
+//! for all of its addresses, and a container that kept `NET_RAW` can forge its packets. A listener bound to
+//! an interface receives and answers only there, and a caller must have an address of that network. So the
+//! caller's address identifies its network.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,15 +17,15 @@ use super::links::{Link, Links};
 use super::{Acceptor, Callers, Client, LISTENS, listen, serve};
 use crate::process::Tasks;
 
-/// On the relay's own network, where nobody else belongs: hears the probe, which comes from the address itself.
-/// (The kernel takes no packet from outside with an address of its own.)
+/// The listener on the relay's own network, where nothing else belongs. It receives the probe, which comes
+/// from the address itself. (The kernel accepts no packet from outside that has an address of its own.)
 pub(super) fn own_acceptor(at: Ipv4Addr) -> io::Result<Acceptor> {
     let network = Some(Link { index: 0, name: String::new(), address: at, prefix: 32 });
     Ok(Acceptor { listener: listen(at, None)?, network })
 }
 
-/// Serves every network that this namespace is connected to, as they come and go, but not the relay's own, whose
-/// address is `at` and which has `own`. Ends only with an error.
+/// Serves every network that this namespace is connected to, as they come and go. The relay's own network is
+/// excluded: its address is `at`, and `own` serves it. Returns only on an error.
 pub(super) async fn serve_each(own: Acceptor, at: Ipv4Addr, client: Client, tasks: Tasks) -> io::Result<()> {
     let callers = Callers::default();
     tasks.spawn("own listener", serve(own, client.clone(), callers.clone(), tasks.clone()));
@@ -66,7 +66,7 @@ fn opened(link: &Link, client: &Client, callers: &Callers, tasks: &Tasks) -> io:
     Ok(end.drop_guard())
 }
 
-/// Tells the host that a container which is connected to this network from now on will find us.
+/// Tells the host that a container connected to this network can reach the relay from now on.
 async fn tell(at: Ipv4Addr, client: &mut Client) -> Option<()> {
     let mut news = Request::new(http_body_util::Empty::new());
     *news.uri_mut() = hyper::Uri::from_static("http://host/");
@@ -76,7 +76,7 @@ async fn tell(at: Ipv4Addr, client: &mut Client) -> Option<()> {
 }
 
 impl Acceptor {
-    /// Whether this caller can be from the network of this listener.
+    /// Whether this caller can be on this listener's network.
     pub(super) fn knows(&self, from: IpAddr) -> bool {
         match (&self.network, from) {
             (None, _) => true,

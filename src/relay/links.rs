@@ -1,5 +1,5 @@
-//! Which addresses this network namespace has, as the kernel tells it (rtnetlink(7)): networks come to and leave
-//! a relay while it runs.
+//! The addresses of this network namespace, as the kernel reports them (rtnetlink(7)): a relay is connected
+//! to and disconnected from networks while it runs.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,7 @@ use tokio::net::UnixDatagram;
 
 use crate::linux;
 
-/// Message types and attributes of linux/netlink.h, linux/rtnetlink.h and linux/if_addr.h.
+/// Message types and attributes from linux/netlink.h, linux/rtnetlink.h and linux/if_addr.h.
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const NEW_ADDRESS: u16 = 20;
@@ -22,7 +22,7 @@ const IFA_LABEL: u16 = 3;
 /// An address on an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Link {
-    /// Never used again for another interface of this namespace.
+    /// The index is never reused for another interface of this namespace.
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) address: Ipv4Addr,
@@ -30,17 +30,17 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Whether `other` belongs to the network that this interface is on.
+    /// Whether `other` is on this interface's network.
     pub(super) fn holds(&self, other: Ipv4Addr) -> bool {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
         other.to_bits() & mask == self.address.to_bits() & mask
     }
 }
 
-/// What is there now, followed from then on.
+/// The current addresses, kept up to date.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// Of another family, with the same calls: sent to and received from.
+    /// A netlink socket, used through the same send and receive calls.
     socket: UnixDatagram,
     all: HashMap<(u32, Ipv4Addr), Link>,
 }
@@ -53,7 +53,7 @@ impl Links {
         Ok(this)
     }
 
-    /// Asks for all addresses; the answers come like the news.
+    /// Requests all addresses; the answers arrive like notifications.
     async fn ask(&self) -> io::Result<()> {
         let mut request = vec![];
         request.extend_from_slice(&24_u32.to_ne_bytes());
@@ -64,7 +64,7 @@ impl Links {
         self.socket.send(&request).await.map(drop)
     }
 
-    /// All addresses, after the next change.
+    /// Waits for the next change, then returns all addresses.
     pub(super) async fn changed(&mut self) -> io::Result<Vec<Link>> {
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -74,7 +74,7 @@ impl Links {
                         return Ok(self.all.values().cloned().collect());
                     }
                 }
-                // News were lost: what is known may be wrong in any way.
+                // Notifications were lost, so the known state may be wrong.
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
                     self.all.clear();
                     self.ask().await?;
@@ -85,7 +85,7 @@ impl Links {
     }
 }
 
-/// Whether something changed.
+/// Applies messages; returns whether an address changed.
 fn apply(mut messages: &[u8], all: &mut HashMap<(u32, Ipv4Addr), Link>) -> bool {
     let mut changed = false;
     while let Some((kind, payload, rest)) = message(messages) {
@@ -102,7 +102,8 @@ fn apply(mut messages: &[u8], all: &mut HashMap<(u32, Ipv4Addr), Link>) -> bool 
     changed
 }
 
-/// The first message's type and payload (nlmsghdr: length, type, flags, sequence, port), and what follows.
+/// Type and payload of the first message (nlmsghdr: length, type, flags, sequence, port), and the bytes after
+/// it.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
@@ -110,7 +111,7 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// An ifaddrmsg (family, prefix, flags, scope, index) and its attributes.
+/// Parses an ifaddrmsg (family, prefix, flags, scope, index) and its attributes.
 fn link(payload: &[u8]) -> Option<Link> {
     let (prefix, index) = (*payload.get(1)?, u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?));
     let (mut address, mut name) = (None, String::new());
@@ -160,7 +161,7 @@ mod tests {
         let link = all[&(7, Ipv4Addr::new(169, 254, 64, 5))].clone();
         assert_eq!((link.name.as_str(), link.prefix), ("eth1", 29));
         assert!(link.holds(Ipv4Addr::new(169, 254, 64, 1)) && !link.holds(Ipv4Addr::new(169, 254, 64, 9)));
-        // The same name and network on another interface: the old one's end takes nothing of it.
+        // The same name and network on another interface: the removal of the old one does not affect it.
         assert!(apply(&news(NEW_ADDRESS, 9, [169, 254, 64, 5], b"eth1\0"), &mut all));
         assert!(apply(&news(DEL_ADDRESS, 7, [169, 254, 64, 5], b"eth1\0"), &mut all));
         assert_eq!(all.len(), 2);

@@ -1,8 +1,8 @@
-//! The relay: the part that runs inside the container network. It moves requests and answers, says who
-//! called, holds no secret and decides nothing.
+//! The relay: the part that runs inside the container network. It forwards requests and answers and names the
+//! caller; it holds no secret and decides nothing.
 //!
-//! Its stdin and stdout are the tunnel, over which HTTP/2 is spoken with the relay as the client. The caller's address is taken
-//! from the relay's own socket. Everything that one container could do to the others is stopped here:
+//! Its stdin and stdout are the tunnel, which carries HTTP/2 with the relay as the client. The caller's
+//! address is taken from the relay's own socket. The relay limits what one container can do to the others:
 //! head size, slow clients, and the number of connections and open requests per source address.
 
 mod cells;
@@ -30,38 +30,38 @@ use crate::linux;
 use crate::process::Tasks;
 use crate::unparsable::Flavored;
 
-/// Who called. Set by the relay from its socket; whatever a caller sent under this name is dropped.
+/// The caller's address, set by the relay from its socket. A header of this name from a caller is dropped.
 pub const CALLER: HeaderName = HeaderName::from_static("kfp-creds-caller");
-/// The `Host` that the caller sent: HTTP/2 has its own idea of an authority.
+/// The caller's `Host`, sent separately because HTTP/2 replaces it by its authority.
 pub const HOST: HeaderName = HeaderName::from_static("kfp-creds-host");
-/// On a request of the relay's own: the address at which it listens from now on.
+/// On a request of the relay itself: the address at which it now listens.
 pub const LISTENS: HeaderName = HeaderName::from_static("kfp-creds-listens");
-/// In a reply: close the caller's connection after it.
+/// In a reply: the relay closes the caller's connection after it.
 pub const CLOSE: HeaderName = HeaderName::from_static("kfp-creds-close");
 
-/// Both ends ask each other for a sign of life this often; a tunnel that gives none in time is dead.
+/// Both ends ping each other at this interval; a tunnel that does not answer in time is dead.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// From a ping to the moment where its tunnel counts as dead.
+/// How long after a ping its tunnel counts as dead.
 pub const PING_WITHIN: Duration = Duration::from_secs(10);
 
-/// A head may not be larger. Real clients send well under 2 KiB.
+/// Largest head accepted. Real clients send well under 2 KiB.
 const HEAD_LIMIT: usize = 16 * 1024;
-/// From the first byte of a connection, or the end of the last reply, to a complete head. Pooled
+/// Longest time from the first byte of a connection, or the end of the last reply, to a complete head. Pooled
 /// connections stay open this long as well: clients expect 60 s.
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
-/// Per source address. A container with more than this in use is broken or hostile.
+/// Most connections per source address. A container that uses more is broken or hostile.
 const CONNECTIONS: usize = 128;
-/// Connections that wait to be accepted; the kernel's own bound is the same. When it overflows, callers wait a
-/// second for their kernel to try again, so a flood of one must not fill it easily.
+/// Connections that wait to be accepted; the kernel's own bound is the same. If it overflows, callers wait a
+/// second until their kernel tries again, so one caller's flood must not fill it easily.
 const BACKLOG: u32 = 4096;
-/// Longest silence of the host before a caller is given up; waits of `wait_for_change` are excepted.
+/// Longest silence of the host before a request is given up, except requests with `wait_for_change`.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
 type Client = SendRequest<Empty<Bytes>>;
 
-/// Runs until stdin ends. `at` is the address to serve on, port 80; the first request over the tunnel is
-/// the relay's own, through its own listener, which proves the whole way. With `cells` it serves the networks
-/// that it is connected to later, one container on each.
+/// Runs until stdin ends. `at` is the address to serve on, port 80. The first request over the tunnel is the
+/// relay's own, through its own listener, which proves that the whole path works. With `cells` the relay also
+/// serves the networks that it is connected to later, one container on each.
 pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
     let own = if cells {
         cells::own_acceptor(at)?
@@ -77,8 +77,9 @@ pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WITHIN)
         .keep_alive_while_idle(true)
-        // Every caller that hangs up early resets a stream. Counted over the whole life of a connection, these
-        // would end it: the limits are against a hostile peer, and the peer here is our own host.
+        // Every caller that disconnects early resets a stream. Counted over the whole life of the tunnel,
+        // these resets would end it: the limits protect against a hostile peer, and the peer here is our own
+        // host.
         .max_local_error_reset_streams(None)
         .max_pending_accept_reset_streams(usize::MAX)
         .handshake(tunnel)
@@ -98,7 +99,7 @@ pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
     });
     tokio::select! {
         ended = serving => ended,
-        // The end of stdin is the end of the session, in whatever way it comes.
+        // The session ends with stdin, by an end or an error.
         ended = connection => ended.map_err(io::Error::other),
     }
 }
@@ -113,7 +114,8 @@ fn listen(at: Ipv4Addr, interface: Option<&str>) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A listener, and the network whose containers it serves; everybody where there is one network only.
+/// A listener, and the network whose containers it serves; `None` serves every caller, if there is only one
+/// network.
 #[derive(Debug)]
 struct Acceptor {
     listener: TcpListener,
@@ -125,7 +127,7 @@ async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Task
         let (stream, from) = match acceptor.listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
-                // Out of file descriptors: those of finished connections come back.
+                // Out of file descriptors; finished connections free theirs.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
@@ -136,7 +138,7 @@ async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Task
         let Some(place) = callers.admit(from.ip()) else {
             continue; // dropping the stream resets it: the caller has far more than its share open
         };
-        // One hop: an answer cannot leave the network it was asked on. Small answers go out at once.
+        // A TTL of one hop keeps an answer on its network; no delay sends small answers at once.
         let _ = (stream.set_ttl(1), stream.set_nodelay(true));
         let client = client.clone();
         tasks.spawn("connection", async move {
@@ -159,8 +161,8 @@ async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {
     }
 }
 
-/// One request to the host and its buffered answer back. An error closes the caller's connection without
-/// a byte: that is what a cut-off looks like to a request in flight.
+/// Forwards one request to the host and returns its buffered answer. On an error the caller's connection is
+/// closed without a byte sent, which is how a request in flight experiences a cut-off.
 async fn forward(
     request: Request<Incoming>,
     from: IpAddr,
@@ -185,14 +187,14 @@ async fn forward(
     Ok(Response::from_parts(head, Full::new(body)))
 }
 
-/// The request as it goes through the tunnel: same method, target and headers, less what belongs to the
-/// connection, plus who called. Bodies are not forwarded: nothing in this protocol has one.
+/// The request as sent through the tunnel: same method, target and headers, without hop-by-hop headers, plus
+/// the caller. Bodies are not forwarded, because no request of this protocol has one.
 fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<Bytes>>> {
     let (head, _) = request.into_parts();
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     let uri = Uri::builder().scheme("http").authority("host").path_and_query(target).build().ok()?;
     let mut headers = head.headers;
-    // A target with a host in it says more than the Host header (RFC 9112, 3.2.2), and is guarded in its place.
+    // A host in the target overrides the Host header (RFC 9112, 3.2.2), so it is the one that is checked.
     let named = head.uri.authority().and_then(|named| HeaderValue::from_str(named.as_str()).ok());
     let host = headers.remove(header::HOST);
     let host = named.or(host);
@@ -222,7 +224,7 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
     Some(request)
 }
 
-/// 503 is the one status that every client that retries at all does retry.
+/// 503 is the one status that every retrying client retries.
 fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
     *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
@@ -233,13 +235,14 @@ fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-/// Asks the host for `/` the way a container does. The host sees the relay's own address as the caller
-/// and knows by it that the network, the listener and the tunnel work.
+/// Asks the host for `/` as a container does. The host sees the relay's own address as the caller, which
+/// proves that the network, the listener and the tunnel work.
 async fn probe(at: Ipv4Addr) -> io::Result<()> {
     ask(SocketAddrV4::new(at, 80), "/").await.map(drop)
 }
 
-/// One request from inside a container; the status of the answer. Nothing behind it is read: it may be a token.
+/// Sends one request from inside a container; returns the status. The body, which may be a token, is not
+/// read.
 pub async fn ask(at: SocketAddrV4, path: &str) -> io::Result<u16> {
     let mut stream = TcpStream::connect(at).await?;
     let host = at.ip();
@@ -253,7 +256,7 @@ pub async fn ask(at: SocketAddrV4, path: &str) -> io::Result<u16> {
     status.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// How many connections each source address has open.
+/// Open connections per source address.
 #[derive(Clone, Debug, Default)]
 struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
@@ -268,7 +271,7 @@ impl Callers {
     }
 }
 
-/// One connection's place among its caller's; given back when dropped.
+/// One counted connection of a caller; uncounted when dropped.
 #[derive(Debug)]
 struct Place {
     callers: Callers,

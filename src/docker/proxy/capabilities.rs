@@ -1,8 +1,8 @@
-//! What a container could do to its neighbours on our network: its effective capabilities and sysctls.
+//! A container's power over its neighbours on our network: its effective capabilities and sysctls.
 
 use serde_json::Value;
 
-/// What the engine gives when nothing is asked for.
+/// Capabilities that the engine grants by default.
 const DEFAULT: [&str; 14] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -20,12 +20,12 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// With one of these a container can speak as its neighbour (a packet socket took a neighbour's token 3
+/// With one of these a container can impersonate its neighbour (a packet socket took a neighbour's token 3
 /// times of 3), change its own addresses, enter another network namespace, or load code into the kernel.
 const DANGEROUS: [&str; 5] = ["NET_RAW", "NET_ADMIN", "SYS_ADMIN", "SYS_MODULE", "BPF"];
 
-/// The capabilities that a HostConfig comes to, by the engine's rules: additions are applied after drops,
-/// except that `ALL` added means everything that is not dropped by name.
+/// The effective capabilities of a HostConfig by the engine's rules: additions are applied after drops,
+/// except that an added `ALL` means every capability that is not dropped by name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Capabilities {
     Only(Vec<String>),
@@ -63,15 +63,15 @@ impl Capabilities {
         }
     }
 
-    /// The first capability that costs the identity: what is left of `host` when we drop NET_RAW as well. Who is
-    /// alone on its network has nobody to take for another, and keeps that one.
+    /// The first capability that costs the container its identity: one that remains when we also drop
+    /// NET_RAW. A container alone on its network has no neighbour to impersonate and keeps NET_RAW.
     pub(super) fn dangerous(host: &Value, alone: bool) -> Option<&'static str> {
         let effective = Self::dropping(host, &["NET_RAW"]);
         DANGEROUS.into_iter().find(|name| effective.has(name) && !(alone && *name == "NET_RAW"))
     }
 }
 
-/// Upper case, without `CAP_`, as the engine normalises them.
+/// Capability names in upper case, without `CAP_`, as the engine normalises them.
 fn names(value: &Value) -> Vec<String> {
     let one = |value: &Value| {
         let name = value.as_str()?.trim().to_uppercase();
@@ -83,8 +83,8 @@ fn names(value: &Value) -> Vec<String> {
     }
 }
 
-/// Sysctls of the network namespace that make the kernel answer or speak for addresses that are not its own.
-/// runc takes `/` for the dots.
+/// Sysctls of the network namespace that make the kernel answer or send for addresses that are not its own.
+/// runc accepts `/` for the dots.
 pub(super) fn risky_sysctl(name: &str) -> bool {
     let name = name.trim().replace('/', ".").to_lowercase();
     ["net.ipv4.conf.", "net.ipv4.neigh.", "net.ipv4.ip_nonlocal_bind", "net.ipv4.ip_forward", "net.bridge."]

@@ -1,6 +1,6 @@
-//! `docker commit`: an image of a container, without what we put into it. Elsewhere, and in a later session, the
-//! address of a relay that is gone would keep clients from finding the metadata server that is there, and the
-//! project of this machine is nobody else's business.
+//! `docker commit`: an image of a container, without our additions. Elsewhere, and in a later session, the
+//! address of an ended relay would keep clients from finding the metadata server there, and the name of this
+//! machine's project should not spread.
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
@@ -19,7 +19,8 @@ use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
 impl Proxy {
-    /// The files are the container's; environment, labels and command can be the request's.
+    /// Judges and forwards a commit. The files are the container's; environment, labels and command can be
+    /// the request's.
     pub(super) async fn commit(
         &self,
         mut parts: Parts,
@@ -50,7 +51,7 @@ impl Proxy {
         let request = match body {
             Value::Null => hyper::Request::from_parts(parts, super::engine_client::full(bytes)),
             body => {
-                // A client that sends no body says nothing of its type, and the engine wants to hear it.
+                // A client that sends no body sends no content type either, and the engine requires one.
                 parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 rewritten(parts, &body)
             }
@@ -59,8 +60,9 @@ impl Proxy {
     }
 }
 
-/// Takes our additions to `container` out of the image. The engine adds whatever the container has and the request
-/// does not name, so each is named: a variable without a value is unset in every container of the image.
+/// Removes our additions to `container` from the image. The engine adds everything of the container that the
+/// request does not name, so each addition is named: a variable without a value is unset in every container
+/// of the image.
 fn leave_out(body: &mut Value, container: &Value, projects: [&str; 2], names: &[String]) {
     let config = &container["Config"];
     if !config["Labels"][SESSION_LABEL].is_string() || config["Labels"][ROLE.0] != ROLE.1 {
@@ -71,7 +73,7 @@ fn leave_out(body: &mut Value, container: &Value, projects: [&str; 2], names: &[
     };
     let env = strings(&config["Env"]);
     let value = |name: &str| env.iter().rev().find_map(|set| set.strip_prefix(name)?.strip_prefix('='));
-    // Where it joined another one's network, the hosts file is that one's.
+    // A container that joined another one's network uses that one's hosts file.
     let hosts = strings(&container["HostConfig"]["ExtraHosts"]);
     let told = names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
     let Some(relay) = told.or_else(|| value(METADATA_VARIABLES[0])) else { return };

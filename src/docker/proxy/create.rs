@@ -27,7 +27,7 @@ use crate::docker::Product;
 use crate::policy::{Decision, doubt};
 use crate::workload::{By, ContainerId, Identity, Task};
 
-/// Of how many directories in a command it is asked whether they are there.
+/// Most directories of a command that are checked for existence.
 const MOST_DIRECTORIES: usize = 64;
 
 impl Proxy {
@@ -56,8 +56,8 @@ impl Proxy {
             (json::rewritten(parts.clone(), &plain), uri.clone())
         });
         let request = json::rewritten(parts, &body);
-        // On a task of its own: a client that hangs up must not leave a container that exists and is
-        // neither attached nor removed.
+        // Runs on a task of its own: the container must be attached or removed even if the client
+        // disconnects.
         let (done, outcome) = oneshot::channel();
         let proxy = self.clone();
         let arriving = match &verdict {
@@ -77,7 +77,7 @@ impl Proxy {
         outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
     }
 
-    /// The engine is asked again without what was fetched where it does not see that.
+    /// Forwards the create; if the engine does not see the fetched inputs, repeats it without them.
     async fn forward_create(
         &self,
         request: Request<Body>,
@@ -93,7 +93,7 @@ impl Proxy {
         }
     }
 
-    /// Which task this is, by the request and by what the session knows.
+    /// Determines the task from the request and the session's evidence.
     async fn task(&self, body: &Value, name: Option<&str>, rules: &Rules) -> Task {
         let reading = (self.settings.recognise)(body, name);
         let directories: Vec<String> =
@@ -101,7 +101,7 @@ impl Proxy {
         let exists = |directory: &String| std::fs::symlink_metadata(directory).is_ok();
         let there = match directories.is_empty() {
             true => vec![],
-            // Where a file server hangs, all count as there: the task is not known then.
+            // If a file server hangs, all directories count as existing; the task then stays unknown.
             false => {
                 let looked = directories.clone();
                 aside(move || looked.into_iter().filter(exists).collect()).await.unwrap_or(directories)
@@ -110,7 +110,8 @@ impl Proxy {
         self.settings.evidence.task(reading, body, &rules.compiled, &there)
     }
 
-    /// With the place where the container will find us, and is told of here.
+    /// Judges the body and chooses the place where the container will reach us, which is written into the
+    /// body.
     async fn verdict(
         &self,
         body: &mut Value,
@@ -149,7 +150,7 @@ impl Proxy {
             wiring: &Wiring { relay, ..shared.clone() },
             session: &self.settings.session,
             mode: self.settings.mode,
-            // Who joins shares a network of one container, too.
+            // A container that joins another one is on that one's own network, too.
             alone: self.settings.cells.is_some()
                 && matches!(decision, Decision::Attach(..))
                 && path.is_none(),
@@ -174,7 +175,7 @@ impl Proxy {
         Ok(Judged { verdict, place, brought })
     }
 
-    /// Where a container that gets an identity will find us.
+    /// The place where a container with an identity will reach us.
     async fn place(&self, body: &Value) -> Result<Place, Refusal> {
         if body["HostConfig"]["NetworkMode"] == "host"
             && let Some(paths) = &self.settings.loopback
@@ -188,7 +189,7 @@ impl Proxy {
         }
     }
 
-    /// What the rules say, where the engine can do it.
+    /// The decision of the rules, limited to what the engine can do.
     fn decision(&self, body: &Value, task: &Task, rules: &Rules) -> Result<Decision, Refusal> {
         let decision = rules.policy.decide(task);
         if self.settings.product != Product::Podman {
@@ -237,7 +238,8 @@ impl Proxy {
         })
     }
 
-    /// The engine has made the container: everything that must be true before the client hears of it.
+    /// The engine has created the container: establishes everything that must hold before the client gets the
+    /// answer.
     async fn created(
         self: &Arc<Self>,
         reply: Reply,
@@ -257,7 +259,7 @@ impl Proxy {
         self.note_writable(&id, &given).await;
         match name {
             Some(name) => self.watch_exit(&id, Some(&name), until).await,
-            // The engine has chosen a name, by which a client may wait.
+            // The engine has chosen a name, and a client may wait by it.
             None => {
                 tokio::join!(self.watch_exit(&id, None, until), self.learn_name(&id));
             }
@@ -329,7 +331,7 @@ impl Proxy {
         }
     }
 
-    /// Before the client hears of the container, and so before anything in it can run.
+    /// Called before the client gets the answer, so before anything can run in the container.
     async fn note_writable(&self, id: &ContainerId, given: &Given) {
         let mounted = match given.indirect {
             true => self.engine.look(&format!("/containers/{}/json", id.as_str())).await,
@@ -347,7 +349,7 @@ impl Proxy {
         }
     }
 
-    /// No container without the identity that it was promised.
+    /// Removes the container, because it cannot get its identity.
     async fn undo(&self, id: &ContainerId, task: &Task, why: String) -> Refusal {
         let path = format!("/containers/{}?force=1", id.as_str());
         let removed = self.engine.ask(Method::DELETE, &path).await;
@@ -359,21 +361,21 @@ impl Proxy {
     }
 }
 
-/// What becomes of a create.
+/// The judgement on a create.
 #[derive(Debug)]
 struct Judged {
     verdict: Verdict,
-    /// Where the container will find us, and was told of.
+    /// Where the container will reach us, as written into its body.
     place: Place,
-    /// What was fetched for it and is mounted.
+    /// Fetched directories that are mounted into the container.
     brought: Brought,
 }
 
-/// What is still asked about a body when it has gone to the engine.
+/// Parts of the body that are needed after it was sent to the engine.
 #[derive(Debug)]
 struct Given {
     until: Condition,
-    /// Only `HostConfig` of it.
+    /// Only the body's `HostConfig`.
     writable: Value,
     indirect: bool,
 }

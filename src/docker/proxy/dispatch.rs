@@ -1,5 +1,5 @@
-//! Where each request goes. What is ours is refused, what could reach into a leased container is judged, and the rest
-//! passes.
+//! Routes each request. Requests that target our objects are refused, those that could reach into a leased
+//! container are judged, and the rest passes.
 
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ impl Proxy {
         }
     }
 
-    /// Says which engine stands behind this socket, so that a proxy is never put before a proxy.
+    /// Names the engine behind this socket, so that no proxy is placed in front of another.
     fn probe(&self) -> Reply {
         let endpoint = self.settings.upstream.endpoint();
         let upstream = match endpoint.socket() {
@@ -89,9 +89,9 @@ impl Proxy {
         self.engine.forward(Request::from_parts(parts, body), uri, None).await
     }
 
-    /// A request that may turn into raw bytes. No body goes on with it: the engine would read what follows the
-    /// head as part of the stream. dockerode sends its options as a body besides the query; the engine does not
-    /// read them, so they end here.
+    /// Forwards a request that may become a raw stream, without its body: the engine would read bytes after
+    /// the head as part of the stream. dockerode repeats its options as a body, which the engine does not
+    /// read, so the body is dropped.
     pub(super) async fn raw(
         &self,
         mut parts: Parts,
@@ -154,7 +154,7 @@ impl Proxy {
         }
     }
 
-    /// A privileged exec has every capability, whatever the container dropped.
+    /// Judges an exec. A privileged one has every capability, whatever the container dropped.
     async fn exec_create(
         &self,
         parts: Parts,
@@ -180,7 +180,8 @@ impl Proxy {
         if privileged {
             let _none = self.none_arriving().await;
             let Some(id) = self.locate(name).await? else {
-                // Not passed on: it could exist, and be leased, by the time the engine looks.
+                // Not passed on: the container could exist, and be leased, by the time the engine looks it
+                // up.
                 return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such container: {name}")));
             };
             if self.has_identity(&id).await? {
@@ -206,7 +207,7 @@ impl Proxy {
         if matches!(raw, Some(RawClient::Bare(_))) {
             let mut value = json::parse(&bytes).map_err(Refusal::malformed)?;
             json::canonical(&mut value, json::EXEC_START).map_err(Refusal::malformed)?;
-            // A detached exec has no stream: whatever the engine answers is an ordinary reply.
+            // A detached exec has no stream: the engine's answer is an ordinary reply.
             if value["Detach"] == true {
                 raw = None;
             }
@@ -225,9 +226,9 @@ impl Proxy {
         name: &str,
         action: &str,
     ) -> Result<Reply, Refusal> {
-        // A container that was made before the end began is not stopped if it starts after the others were.
+        // If a container starts after the session's end has stopped the others, it would not be stopped.
         self.closing()?;
-        // Below API 1.24 a start may bring a HostConfig; a leased container could be changed by it.
+        // Below API 1.24 a start may contain a HostConfig, which could change a leased container.
         let bytes = collect(body).await?;
         if !matches!(bytes.trim_ascii(), b"" | b"{}" | b"null") {
             return Err(Refusal::malformed(
@@ -255,7 +256,7 @@ impl Proxy {
             "restart" => self.register_wait(&id, Condition::Removal).await,
             _ => None,
         };
-        // Before the engine answers: the container may have ended by then.
+        // Marked before the engine answers, because the container may have ended by then.
         let before = self.settings.exits.started(&id, true);
         let reply = self.pass(parts, &target, empty()).await;
         let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
@@ -305,7 +306,7 @@ impl Proxy {
         self.engine.forward(rewritten(parts, &body), uri, None).await
     }
 
-    /// Networks, images, builds and commits that would change what is ours.
+    /// Refuses changes of our networks and images, also by builds and commits.
     async fn things(&self, route: &Route, target: &Target) -> Result<(), Refusal> {
         match route {
             Route::Network { name, .. } if self.is_ours(Kind::Network, name).await? => {
@@ -332,7 +333,7 @@ impl Proxy {
         }
     }
 
-    /// The classic builder runs its steps on a network that the query names.
+    /// Judges a build by the classic builder, which runs its steps on the network that the query names.
     async fn build(&self, target: &Target) -> Result<(), Refusal> {
         if let Some(key) = podman::build_key(target.query_keys()) {
             return Err(Refusal::forbidden(format!("{key} of a build would get past what is judged here")));
@@ -344,7 +345,7 @@ impl Proxy {
             }
             return Ok(());
         };
-        // The engine looks a name up at every step; only an id cannot change its meaning.
+        // The engine resolves a name at every step; only an id keeps its meaning.
         let id = ContainerId::parse(joined)
             .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
         let _none = self.none_arriving().await;
@@ -361,12 +362,12 @@ fn empty() -> Body {
     full(Bytes::new())
 }
 
-/// What has two readings before any judgement starts.
+/// Rejects requests that the engine could parse differently.
 fn sane(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
     if *method == Method::CONNECT {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy"));
     }
-    // The engine reads form fields from such a body, and they win over the query.
+    // The engine reads form fields from such a body, and they take precedence over the query.
     let form = |value: &HeaderValue| {
         value.as_bytes().trim_ascii().to_ascii_lowercase().starts_with(b"application/x-www-form-urlencoded")
     };

@@ -1,7 +1,7 @@
-//! Bytes between a client and the engine: one request, one connection to the engine, no time-out.
+//! Forwards requests to the engine: one connection per request, no time-out.
 //!
-//! A connection of its own per request costs tens of microseconds on a unix socket and buys that a client
-//! which goes away takes its stream at the engine with it.
+//! A connection per request costs tens of microseconds on a unix socket. In return, a client that disconnects
+//! also closes its stream at the engine.
 
 use std::time::Duration;
 
@@ -22,14 +22,15 @@ use tokio::sync::mpsc;
 use crate::docker::upstream::{Stream, Upstream};
 use crate::process::Tasks;
 
-/// Largest body that is held in memory: kfp puts source and inputs of a component into its create request.
+/// Largest body held in memory: kfp puts a component's source and inputs into its create request.
 pub(super) const BODY_BOUND: usize = 32 << 20;
 
-/// From the other side, or made here: whole, or as it comes.
+/// A body from the other side, or one made here: whole or streamed.
 pub(super) type Body = Either<Incoming, Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>>;
 pub(super) type Reply = Response<Body>;
 
-/// A request that is answered here, and why. The text is a lower-case fragment for the client.
+/// The reason why a request is answered here instead of by the engine. `why` is a lower-case fragment for the
+/// client.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -66,11 +67,11 @@ pub(super) fn full(bytes: Bytes) -> Body {
     Either::Right(Either::Left(Full::new(bytes)))
 }
 
-/// The whole body, up to [`BODY_BOUND`].
+/// Reads the whole body, up to [`BODY_BOUND`].
 pub(super) async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
     let too_large =
         || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {BODY_BOUND} bytes"));
-    // A declared length decides before anything is read.
+    // If the declared length is too large, nothing is read.
     if hyper::body::Body::size_hint(&body).lower() > BODY_BOUND as u64 {
         return Err(too_large());
     }
@@ -81,29 +82,29 @@ pub(super) async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
     }
 }
 
-/// The client's end of a request that may turn into raw bytes.
+/// The client's end of a request that may become a raw stream.
 #[derive(Debug)]
 pub(super) enum RawClient {
-    /// It asked for an upgrade to this protocol; hyper hands its connection over after the 101.
+    /// The client asked for an upgrade to this protocol; hyper gives its connection up after the 101.
     Upgrade(OnUpgrade, HeaderValue),
-    /// It sent no `Upgrade` and expects `200` with the stream behind it, as the engine answers such clients
-    /// (dockerode, curl).
+    /// The client sent no `Upgrade` and expects `200` followed by the stream; the engine answers such clients
+    /// (dockerode, curl) like that.
     Bare(Handover),
 }
 
-/// Where a handler leaves an engine's raw stream for the task that owns the client's connection. hyper's
-/// server hands a connection over after a 101 alone.
+/// Passes an engine's raw stream from a handler to the task that owns the client's connection. Needed because
+/// hyper's server gives a connection up only after a 101.
 #[derive(Clone, Debug)]
 pub(super) struct Handover(pub(super) mpsc::Sender<RawStream>);
 
-/// What the client is answered, and the engine's end of the stream.
+/// The head of the client's answer, and the engine's end of the stream.
 #[derive(Debug)]
 pub(super) struct RawStream {
     pub(super) head: Bytes,
     pub(super) engine: OnUpgrade,
 }
 
-/// The engine's end.
+/// Connects to the engine.
 #[derive(Clone, Debug)]
 pub(super) struct EngineClient {
     pub(super) upstream: Upstream,
@@ -111,7 +112,7 @@ pub(super) struct EngineClient {
 }
 
 impl EngineClient {
-    /// One exchange. Dropping the future or the reply's body closes the connection.
+    /// One request and reply. Dropping the future or the reply's body closes the connection.
     pub(super) async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, Refusal>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
@@ -137,7 +138,7 @@ impl EngineClient {
         Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {at}: {error}"))
     }
 
-    /// A request of our own.
+    /// Sends a request of the proxy itself.
     pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Response<Incoming>, Refusal> {
         let request = Request::builder()
             .method(method)
@@ -148,7 +149,7 @@ impl EngineClient {
         self.exchange(request.map_err(|_| Refusal::malformed("a name that no path can hold"))?).await
     }
 
-    /// The JSON at `path`; `None` when the engine does not know it.
+    /// The JSON at `path`; `None` if the engine answers without success.
     pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
         let reply = self.ask(Method::GET, path).await?;
         if !reply.status().is_success() {
@@ -158,10 +159,10 @@ impl EngineClient {
         Ok(serde_json::from_slice(&bytes).ok())
     }
 
-    /// Sends the client's request on, in canonical form, and gives its reply back as it comes.
-    /// `raw` is the client's end if the request may turn into raw bytes. The engine is always asked for an
-    /// upgrade then: only its 101 makes bytes of both sides a stream, and any other answer leaves the client's
-    /// connection with HTTP, where what follows is judged.
+    /// Forwards the client's request in canonical form and returns the reply, streamed. `raw` is the client's
+    /// end if the request may become a raw stream; the engine is then always asked for an upgrade. Bytes
+    /// become a stream only after its 101: after any other answer the client's connection stays HTTP, and
+    /// what follows on it is judged.
     pub(super) async fn forward<B>(
         &self,
         request: Request<B>,
@@ -187,7 +188,8 @@ impl EngineClient {
         Ok(reply)
     }
 
-    /// The same, and the engine's end where it switches to `protocol`: for the caller to serve.
+    /// Like [`Self::forward`], but returns the engine's end to the caller if the engine switches to
+    /// `protocol`.
     pub(super) async fn switch<B>(
         &self,
         mut request: Request<B>,
@@ -222,7 +224,7 @@ impl EngineClient {
             ));
         }
         let engine = hyper::upgrade::on(&mut reply);
-        // Connection and Upgrade are part of the answer here, so nothing is stripped.
+        // Connection and Upgrade belong to the 101, so the headers are not stripped.
         Ok((reply.map(|_| full(Bytes::new())), Some(engine)))
     }
 
@@ -242,21 +244,21 @@ impl EngineClient {
     }
 }
 
-/// A connection without HTTP/1.1: the stream, and what was read of it already.
+/// A connection that has left HTTP/1.1: its stream, and the bytes already read from it.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) stream: UnixStream,
     pub(super) early: Bytes,
 }
 
-/// A connection after its upgrade; `None` where it is gone.
+/// The connection after its upgrade; `None` if it is gone.
 pub(super) async fn opened(upgraded: OnUpgrade) -> Option<Opened> {
     let parts = upgraded.await.ok()?.downcast::<TokioIo<UnixStream>>().ok()?;
     Some(Opened { stream: parts.io.into_inner(), early: parts.read_buf })
 }
 
-/// The same of an engine's end. One that is no unix socket is carried over a pair of them, because what is opened
-/// may go on on another thread.
+/// Like [`opened`], for the engine's end. A stream other than a unix socket is copied through a socket pair,
+/// because the result may be used on another thread.
 pub(super) async fn opened_engine(upgraded: OnUpgrade, tasks: &Tasks) -> Option<Opened> {
     let parts = upgraded.await.ok()?.downcast::<TokioIo<Stream>>().ok()?;
     let stream = match parts.io.into_inner() {
@@ -272,10 +274,10 @@ pub(super) async fn opened_engine(upgraded: OnUpgrade, tasks: &Tasks) -> Option<
     Some(Opened { stream, early: parts.read_buf })
 }
 
-/// Gives the engine's stream to the task that owns the client's connection. Returns only where that task is
-/// gone, with the client: nobody reads the refusal.
+/// Passes the engine's stream to the task that owns the client's connection. Returns only if that task has
+/// ended with the client; nobody reads the refusal then.
 async fn hand_over(client: &Handover, headers: &HeaderMap, engine: OnUpgrade) -> Refusal {
-    // An engine says raw-stream to clients that do not ask for an upgrade, whatever the frames are.
+    // Engines answer raw-stream to clients without an upgrade, whatever the format of the frames.
     let mut head =
         b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: close\r\n"
             .to_vec();
@@ -291,19 +293,19 @@ async fn hand_over(client: &Handover, headers: &HeaderMap, engine: OnUpgrade) ->
     }
     head.extend_from_slice(b"\r\n");
     if client.0.send(RawStream { head: head.into(), engine }).await.is_ok() {
-        // The owner drops this future together with hyper's connection.
+        // The owner of the connection drops this future together with hyper's connection.
         std::future::pending::<()>().await;
     }
     Refusal::new(StatusCode::BAD_GATEWAY, "the client left before its stream began")
 }
 
-/// Most headers in one request; the size of a head is bounded by [`HEAD_BOUND`].
+/// Most headers in one request. [`HEAD_BOUND`] bounds the size of a head.
 pub(super) const MAX_HEADERS: usize = 256;
 /// `X-Registry-Auth` and `X-Registry-Config` can be many kilobytes; the engine's own bound is 1 MiB.
 pub(super) const HEAD_BOUND: usize = 1 << 20;
 
-/// Takes out what is about one hop. Lengths are hyper's to write, from the body it is given; only the reply
-/// to a HEAD has a length without a body.
+/// Removes hop-by-hop headers. hyper writes lengths from the body it is given; only the reply to a HEAD has a
+/// length without a body.
 fn strip(headers: &mut HeaderMap, head: bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -326,9 +328,9 @@ fn strip(headers: &mut HeaderMap, head: bool) {
     }
 }
 
-/// Copies both ways until both ends are done. The end of one direction (a client's end of stdin) is passed
-/// on as such while the other goes on; an end that is gone altogether ends both.
-/// `read` are bytes that came from the client in one read with the request's head: they belong to the stream.
+/// Copies both ways until both ends are done. The end of one direction (a client's end of stdin) is passed on
+/// while the other direction continues; if one end is closed altogether, both end. `read` are bytes that
+/// arrived from the client in one read with the request's head; they belong to the stream.
 pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnUpgrade) {
     let Ok(engine) = engine.await else { return };
     let Ok(engine) = engine.downcast::<TokioIo<Stream>>() else { return };
@@ -347,7 +349,7 @@ pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnU
             let (engine_in, engine_out) = tokio::io::split(other);
             tokio::select! {
                 () = one_way(client_in, engine_out) => {}
-                // What has ended over TLS or ssh has ended in both directions.
+                // A stream over TLS or ssh ends in both directions at once.
                 () = to_its_end(engine_in, client_out) => {}
             }
             return;
@@ -365,14 +367,14 @@ async fn to_its_end(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + 
     let _ = to.shutdown().await;
 }
 
-/// Copies to the end of `from`, passes the end on, and returns when the peer of `from` is closed in both
+/// Copies to the end of `from`, passes the end on, and returns when the peer of `from` has closed both
 /// directions. A failed write is no reason to return: the other side may hold output that is still to be
-/// read, and its own copy ends the pair.
+/// read, and the copy of that direction ends the pair.
 async fn one_way(mut from: ReadHalf<'_>, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
-    // A half-closed peer still reads. No event says "now the other half as well" without also firing
-    // whenever the socket is writable, so it is looked at now and then.
+    // A half-closed peer still reads. No event reports the second close without also firing whenever the
+    // socket is writable, so the state is polled.
     while let Ok(ready) = from.ready(Interest::READABLE | Interest::WRITABLE).await {
         if ready.is_write_closed() {
             return;

@@ -1,6 +1,6 @@
-//! The `ENTRYPOINT` of a kfp task's image. In Kubernetes, and so in every other place where a pipeline runs, a
-//! component's `command` takes its place; `kfp.local` sends command and arguments as Docker's `Cmd`, which the engine
-//! runs behind it.
+//! The `ENTRYPOINT` of a kfp task's image. In Kubernetes, and so wherever else a pipeline runs, a component's
+//! `command` replaces it; `kfp.local` sends command and arguments as Docker's `Cmd`, which the engine passes
+//! to the `ENTRYPOINT`.
 
 use serde_json::Value;
 
@@ -8,13 +8,13 @@ use super::state::Proxy;
 use crate::kfp::Compiled;
 use crate::workload::Task;
 
-/// What a command begins with and a list of arguments does not.
+/// Programs that a command, unlike a list of arguments, begins with.
 const PROGRAMS: [&str; 8] = ["sh", "bash", "dash", "ash", "/bin/sh", "/bin/bash", "python", "python3"];
 
-/// Clears it where the component gives a command; whether anything was changed. Where nothing says so, an image's
-/// own way stays: arguments alone are for its `ENTRYPOINT`.
+/// Clears the `ENTRYPOINT` if the component has a command; returns whether it did. Otherwise the
+/// `ENTRYPOINT` stays, because arguments alone are meant for it.
 pub(super) fn clear(body: &mut Value, task: &Task, compiled: &Compiled) -> bool {
-    // Who passed `entrypoint=` to the runner has decided.
+    // A caller that passed `entrypoint=` to the runner has decided.
     if !task.kfp || !body["Entrypoint"].is_null() {
         return false;
     }
@@ -27,7 +27,7 @@ pub(super) fn clear(body: &mut Value, task: &Task, compiled: &Compiled) -> bool 
         None => task.function.is_some() || words.first().is_some_and(|first| is_program(first)),
     };
     if commanded {
-        // An empty list is not null: the engine then takes none from the image.
+        // An empty list differs from null: the engine then ignores the image's.
         body["Entrypoint"] = Value::Array(vec![]);
     }
     commanded
@@ -40,7 +40,7 @@ fn is_program(word: &str) -> bool {
 }
 
 impl Proxy {
-    /// Once for each image.
+    /// Reports it once for each image.
     pub(super) fn say_entrypoint(&self, task: &Task, image: String) {
         let mut said = self.said_entrypoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if said.insert(image) {

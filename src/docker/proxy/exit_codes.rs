@@ -1,8 +1,8 @@
-//! Exit codes, kept from the moment a container exists.
+//! Exit codes, recorded from a container's creation on.
 //!
 //! An auto-removed container can be gone before its client waits for it; kfp 2.16 and later then report
-//! success (kubeflow/pipelines #13332). So the proxy registers a wait of its own before a create is
-//! answered, asks the engine first when a client waits, and answers from here when the engine says 404.
+//! success (kubeflow/pipelines #13332). So the proxy registers its own wait before it answers a create. When
+//! a client waits, it asks the engine first and answers from this record if the engine says 404.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,10 +21,10 @@ use super::engine_client::{Refusal, Reply, json_reply};
 use super::state::Proxy;
 use crate::workload::ContainerId;
 
-/// Containers whose exit is remembered; the oldest that have ended are forgotten beyond it.
+/// Containers whose exit is remembered; beyond it the oldest that have ended are forgotten.
 const REMEMBERED: usize = 16_384;
-/// How long an answer may wait for the watcher after the engine has forgotten a container: the exit is
-/// written to the watcher's connection before the removal.
+/// How long an answer may wait for the watcher after the engine has removed a container: the engine writes
+/// the exit to the watcher's connection before it removes the container.
 const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// The exit codes of this session's containers; clones share them.
@@ -41,22 +41,22 @@ struct Records {
 #[derive(Debug)]
 struct Entry {
     name: Option<String>,
-    /// A start passed through the proxy.
+    /// Whether a start passed through the proxy.
     started: bool,
     exit: watch::Receiver<Exit>,
 }
 
-/// When the exit that counts is known.
+/// Which exit counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Condition {
     Exit,
-    /// The engine starts it again by itself, and its answer about an exit before that can be a 0 that never
-    /// was (20.10); only the last run counts.
+    /// The engine may restart the container by itself, and its answer about an earlier exit can be a wrong 0
+    /// (20.10); only the last run counts.
     Removal,
 }
 
 impl Condition {
-    /// By the restart policy of a create body, whatever the case of its keys.
+    /// Chosen by the restart policy of a create body, whatever the case of its keys.
     pub(super) fn of(body: &Value) -> Self {
         let policy = body["HostConfig"]["RestartPolicy"].as_object().into_iter().flatten();
         let mut names = policy.filter_map(|(_, value)| value.as_str());
@@ -67,9 +67,9 @@ impl Condition {
 #[derive(Clone, Debug)]
 enum Exit {
     Watching,
-    /// The code, and the engine's own words.
+    /// The exit code, and the engine's reply verbatim.
     Known(i64, Bytes),
-    /// The engine broke off.
+    /// The engine closed the connection without an exit code.
     Lost,
 }
 
@@ -82,7 +82,7 @@ impl ExitCodes {
         })
     }
 
-    /// Every container whose exit becomes known from now on, for one listener.
+    /// A channel that receives every container whose exit becomes known from now on; there is one listener.
     pub fn ends(&self) -> mpsc::UnboundedReceiver<ContainerId> {
         let (sender, ends) = mpsc::unbounded_channel();
         self.with(|book| book.ends = Some(sender));
@@ -93,7 +93,7 @@ impl ExitCodes {
         exit.send_replace(outcome);
         self.with(|book| {
             if let Some(ends) = &book.ends {
-                // The listener goes with the session.
+                // The listener ends with the session, so a failed send is ignored.
                 let _ = ends.send(container.clone());
             }
         });
@@ -111,7 +111,7 @@ impl ExitCodes {
         });
     }
 
-    /// Marks whether the container has run, and says what was marked before.
+    /// Marks whether the container has run and returns the previous mark.
     pub(super) fn started(&self, container: &ContainerId, started: bool) -> bool {
         self.with(|book| {
             let entry = book.entries.get_mut(container);
@@ -119,7 +119,7 @@ impl ExitCodes {
         })
     }
 
-    /// True when a new run of this container would go unwatched.
+    /// Whether a new run of this container would be unwatched.
     pub(super) fn idle(&self, container: &ContainerId) -> bool {
         self.with(|book| {
             book.entries.get(container).is_some_and(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
@@ -142,8 +142,8 @@ impl ExitCodes {
         sender
     }
 
-    /// The container that a client means: by full id, by name (the newest of that name), or by the
-    /// beginning of the id if it is the only one.
+    /// The container that a client names: by full id, by name (the newest with that name), or by the
+    /// beginning of its id if that is unambiguous.
     pub(super) fn find(&self, reference: &str) -> Option<ContainerId> {
         let reference = reference.trim_start_matches('/');
         self.with(|book| {
@@ -162,7 +162,7 @@ impl ExitCodes {
         })
     }
 
-    /// How a container that the engine no longer knows ended; `None` for one that was never ours to watch.
+    /// How a container that the engine has removed ended; `None` if the proxy never watched it.
     async fn last(&self, container: &ContainerId) -> Option<Exit> {
         let mut exit = self.with(|book| book.entries.get(container).map(|entry| entry.exit.clone()))?;
         let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
@@ -172,7 +172,7 @@ impl ExitCodes {
         })
     }
 
-    /// Its exit code, once that can be said.
+    /// The container's exit code, once it is known.
     pub(super) async fn last_code(&self, container: &ContainerId) -> Option<i64> {
         match self.last(container).await? {
             Exit::Known(code, _) => Some(code),
@@ -180,11 +180,11 @@ impl ExitCodes {
         }
     }
 
-    /// The answer to a wait for a container that the engine no longer knows; `None` when its 404 is true.
+    /// The answer to a wait for a container that the engine has removed; `None` if the engine's 404 is right.
     async fn answer(&self, reference: &str) -> Option<Reply> {
         let id = self.find(reference)?;
         let last = self.last(&id).await?;
-        // Never started: there was no exit, and the engine's 404 is the truth.
+        // Never started: there was no exit, so the engine's 404 is right.
         if !self.with(|book| book.entries.get(&id).is_some_and(|entry| entry.started)) {
             return None;
         }
@@ -214,7 +214,7 @@ impl Records {
 }
 
 impl Proxy {
-    /// Registers for the next exit of `container`. When this returns the engine has the registration, so no
+    /// Registers for the next exit of `container`. The engine has the registration when this returns, so no
     /// exit can be missed; the code is read in the background.
     pub(super) async fn watch_exit(
         self: &Arc<Self>,
@@ -227,8 +227,8 @@ impl Proxy {
         self.follow(container, exit, Vec::from_iter(registered));
     }
 
-    /// After a restart, which ended the run that was watched. The new run can be over by now, and the container
-    /// removed, so `removal` is a registration from before the restart.
+    /// Watches a container after a restart, which ended the watched run. The new run may have ended already,
+    /// and the container been removed, so `removal` is a registration made before the restart.
     pub(super) async fn watch_restarted(
         self: &Arc<Self>,
         container: &ContainerId,
@@ -239,7 +239,8 @@ impl Proxy {
         self.follow(container, exit, next.into_iter().chain(removal).collect());
     }
 
-    /// The engine's answer, whose body comes with the exit; `None` where it does not know the container.
+    /// The engine's answer to a wait, whose body arrives with the exit; `None` if it does not know the
+    /// container.
     pub(super) async fn register_wait(
         &self,
         container: &ContainerId,
@@ -254,7 +255,7 @@ impl Proxy {
         reply.ok().filter(|reply| reply.status() == StatusCode::OK)
     }
 
-    /// The first of these answers that has a code counts.
+    /// Records the first of these answers that has a code.
     fn follow(&self, container: &ContainerId, exit: watch::Sender<Exit>, answers: Vec<Response<Incoming>>) {
         if answers.is_empty() {
             exit.send_replace(Exit::Lost);
@@ -272,7 +273,8 @@ impl Proxy {
         });
     }
 
-    /// A client's wait: the engine's answer, unless it is "no such container" and we know better.
+    /// A client's wait: the engine's answer, or our record if the engine answers 404 and the proxy knows the
+    /// exit.
     pub(super) async fn wait(&self, name: &str, reply: Reply) -> Reply {
         if reply.status() != StatusCode::NOT_FOUND {
             return reply;

@@ -1,16 +1,15 @@
-//! The frames of a stream that is not a terminal's, however they are cut: eight bytes that say which stream
-//! and how long, and as many bytes (Docker Engine API, "Attach to a container", stream format).
+//! The frames of a stream without a terminal, split at any point: eight bytes give the stream and the length,
+//! followed by as many bytes (Docker Engine API, "Attach to a container", stream format).
 
-/// What the engine itself says in the middle of a container's logs, which is no output of the container
-/// (`Systemerr` of its `stdcopy`).
+/// The stream of messages of the engine itself within a container's logs (`Systemerr` of its `stdcopy`).
 pub(super) const ENGINE: u8 = 3;
 
 /// A piece of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part<'a> {
-    /// All eight bytes of it.
+    /// The complete header of eight bytes.
     Head(&'a [u8]),
-    /// Some of what it holds.
+    /// A part of the frame's content.
     Payload(&'a [u8]),
 }
 
@@ -22,7 +21,7 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Calls `each` with the stream as it is on the wire (1: standard output, 2: standard error) and a part.
+    /// Calls `each` with the stream's number on the wire (1: standard output, 2: standard error) and a part.
     pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, Part<'_>)) {
         while !bytes.is_empty() {
             if self.left == 0 {
@@ -48,7 +47,7 @@ impl Frames {
         }
     }
 
-    /// Between two frames, where another can follow.
+    /// Whether the position is between two frames, where another can follow.
     pub(super) fn is_whole(&self) -> bool {
         self.left == 0 && self.head.is_empty()
     }

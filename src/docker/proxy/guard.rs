@@ -1,7 +1,8 @@
-//! The key guard at the API: what a create, a volume, an exec or an upload would bring into a container.
+//! The key guard at the API: judges what a create, a volume, an exec or an upload would bring into a
+//! container.
 //!
-//! `deny` refuses where the container is ours (it gets an identity, or it looks like a kfp task), where
-//! something goes into a leased container, and builds; for everything else of the user's it says one line.
+//! `deny` refuses if the container is ours (it gets an identity, or it looks like a kfp task), if something
+//! goes into a leased container, and for builds. For the user's other containers it prints one line.
 
 use std::path::Path;
 
@@ -25,12 +26,12 @@ use crate::process;
 use crate::workload::Task;
 
 impl Proxy {
-    /// `ours`: whether a find refuses.
+    /// `ours`: whether a key leads to a refusal.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
         strictness(self.settings.guard.rules.mode, ours)
     }
 
-    /// Judges a canonical create body. Mounts of the engine's socket are turned to ours.
+    /// Judges a canonical create body. Mounts of the engine's socket are replaced by ours.
     pub(super) async fn guard_create(
         &self,
         body: &mut Value,
@@ -65,7 +66,7 @@ impl Proxy {
         self.decide(mode, task, found)
     }
 
-    /// One line a find; the same text to the client where it refuses.
+    /// Prints one line per key; a refusal sends the client the same text.
     pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<Key>) -> Result<(), Refusal> {
         found.dedup();
         found.truncate(MOST);
@@ -82,13 +83,13 @@ impl Proxy {
         }
     }
 
-    /// Testcontainers' Ryuk and other programs mount the engine's socket: through ours they get what they
-    /// need, and every container that they make is judged like the others.
+    /// Testcontainers' Ryuk and other programs mount the engine's socket. Through our socket they get what
+    /// they need, and every container that they create is judged like others.
     async fn turn_sockets(&self, host: &mut Value, task: &str) {
         let mut mounts = serde_json::json!({ "Binds": host["Binds"], "Mounts": host["Mounts"] });
         let (settings, mut looked) = (self.settings.clone(), mounts.clone());
         let looked = aside(move || turn_sockets(&settings, &mut looked, true).then_some(looked)).await;
-        // Where a file server hangs, names alone count.
+        // If a file server hangs, sockets are recognised by name only.
         let turned =
             looked.unwrap_or_else(|| turn_sockets(&self.settings, &mut mounts, false).then_some(mounts));
         let Some(mut turned) = turned else { return };
@@ -98,7 +99,7 @@ impl Proxy {
         self.settings.console.notice(format!("{task}: the mounted docker.sock leads to this session"));
     }
 
-    /// In environment and command of an exec.
+    /// Keys in the environment and command of an exec.
     pub(super) async fn keys_in_exec(&self, body: &Value) -> Result<Vec<Key>, Refusal> {
         if self.settings.guard.rules.mode == Mode::Off {
             return Ok(vec![]);
@@ -112,7 +113,7 @@ impl Proxy {
         .await
     }
 
-    /// `--build-arg`s, which stay in the image's history, and `--label`s.
+    /// Judges `--build-arg`s, which stay in the image's history, and `--label`s.
     pub(super) fn guard_build_arguments(&self, target: &Target) -> Result<(), Refusal> {
         let mode = self.strictness(true);
         if mode == Mode::Off {
@@ -129,8 +130,8 @@ impl Proxy {
     }
 }
 
-/// Judged where others are served meanwhile, unless it is short: a body can have 32 MiB. What cannot be judged does
-/// not pass.
+/// Runs off the serving thread unless the input is short: a body can have 32 MiB. If the judgement fails, the
+/// request is refused.
 pub(super) async fn judged<T: Send + 'static>(
     length: usize,
     judge: impl FnOnce() -> T + Send + 'static,
@@ -145,7 +146,8 @@ pub(super) async fn judged<T: Send + 'static>(
     })
 }
 
-/// Whether there was any. With `look` as the places are, else by their names.
+/// Whether a mount was replaced. With `look`, sockets are recognised on the file system, otherwise by their
+/// names.
 fn turn_sockets(settings: &Settings, host: &mut Value, look: bool) -> bool {
     let own = settings.socket.to_string_lossy().into_owned();
     let mut turned = false;

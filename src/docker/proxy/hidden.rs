@@ -1,7 +1,7 @@
-//! What is ours and clients do not see: relays and our networks in lists, and our network in what they look at of an
-//! attached container. Scripts take the first of two networks, glue two addresses together, and remove whatever
-//! `ps` lists. Nothing is hidden from `kfp-creds` itself, which asks the engine and not this proxy; what is named
-//! outright can still be looked at.
+//! Hides our objects from clients: relays and our networks in lists, and our network when a client inspects
+//! an attached container. Scripts take the first of two networks, concatenate two addresses, and remove
+//! whatever `ps` lists. `kfp-creds` itself sees everything, because it asks the engine and not this proxy.
+//! Objects named outright can still be inspected.
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -54,7 +54,7 @@ impl Proxy {
         .await
     }
 
-    /// `GET /networks`. The label cannot come through a proxy of ours, nor from an image.
+    /// `GET /networks`. Neither a client of our proxies nor an image can set the label on a network.
     async fn hide_in_networks(&self, reply: Reply) -> Result<Reply, Refusal> {
         self.changed(reply, async |all| {
             let Some(list) = all.as_array_mut() else { return false };
@@ -65,7 +65,8 @@ impl Proxy {
         .await
     }
 
-    /// By id, and a neighbouring session's by its label and where it is: an image could bring the label alone.
+    /// Recognises our relay by id, another session's by its label and network: an image could bring the label
+    /// alone.
     fn is_relay(&self, found: &Value) -> bool {
         let id = found["Id"].as_str().unwrap_or_default();
         let networks = found["NetworkSettings"]["Networks"].as_object();
@@ -75,7 +76,7 @@ impl Proxy {
                     .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
     }
 
-    /// Whether there was one of ours.
+    /// Whether one of our networks was hidden.
     async fn hide_networks(&self, settings: &mut Value) -> bool {
         let Some(networks) = settings["Networks"].as_object_mut() else { return false };
         let like_ours: Vec<(String, String)> = networks.iter().filter_map(like_ours).collect();
@@ -89,14 +90,15 @@ impl Proxy {
         hidden
     }
 
-    /// A container that has not started shows no id of its networks. The engine is asked once for each.
+    /// Whether this is a network of ours. A container that was never started shows no network id, so the
+    /// engine is asked by name. Confirmed ids are cached.
     async fn is_our_network(&self, name: &str, id: &str) -> bool {
         let reference = if id.is_empty() { name } else { id };
         if self.known_networks().contains(reference) {
             return true;
         }
         let ours = self.is_ours(Kind::Network, reference).await.unwrap_or(false);
-        // Names can be given again, ids cannot.
+        // A name can be used again, an id cannot.
         if ours && !id.is_empty() {
             self.known_networks().insert(id.into());
         }
@@ -107,7 +109,7 @@ impl Proxy {
         self.our_networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The engine's answer, changed where `change` says that something was; otherwise byte by byte as it came.
+    /// The engine's answer, rewritten if `change` returns true, otherwise byte for byte.
     async fn changed(
         &self,
         reply: Reply,
@@ -132,7 +134,7 @@ impl Proxy {
     }
 }
 
-/// Name and id of a network that could be one of ours.
+/// Name and id of a network whose name begins like ours.
 fn like_ours((name, endpoint): (&String, &Value)) -> Option<(String, String)> {
     let id = endpoint["NetworkID"].as_str().unwrap_or_default();
     name.starts_with(NETWORKS).then(|| (name.clone(), id.to_owned()))

@@ -1,5 +1,5 @@
-//! Images that are made or changed without a build: loaded, imported. What is run from one is judged by
-//! its environment; its files are looked at here, where they come by in a form that is read, or by `scan`.
+//! Images created or changed without a build: loaded, imported. Containers are judged by their image's
+//! environment; an image's files are scanned here if they pass in a readable form, otherwise by `scan`.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::guard::stream::Stream;
 use crate::guard::{Mode, Rules};
 
 impl Proxy {
-    /// What passes without a look is said, where there is a guard.
+    /// Reports what passes without a scan, if the guard is on.
     pub(super) fn unlooked(&self, what: &str) {
         if self.settings.guard.rules.mode != Mode::Off {
             let advice = "look into the image with kfp-creds scan IMAGE";
@@ -40,7 +40,7 @@ impl Proxy {
         }
     }
 
-    /// `docker import`, which brings the files of an image, and `docker pull`.
+    /// `docker import`, which carries the files of an image, and `docker pull`.
     pub(super) async fn image_create(
         self: &Arc<Self>,
         parts: Parts,
@@ -66,7 +66,7 @@ impl Proxy {
     }
 }
 
-/// Instructions of a Dockerfile in the query.
+/// Dockerfile instructions in the query.
 pub(super) fn changes(target: &Target, rules: &Rules) -> Vec<Key> {
     let lines = target.queries("changes").flat_map(str::lines);
     lines.filter_map(|line| instruction(line, rules)).collect()

@@ -1,8 +1,9 @@
-//! What the inputs of a kfp task name in Cloud Storage, mounted at `/gcs/BUCKET` before it is created.
+//! Cloud Storage objects that the inputs of a kfp task name, mounted at `/gcs/BUCKET` before the task is
+//! created.
 //!
-//! The proxy knows neither tokens nor Google. It asks for what the task names on behalf of the task's identity, mounts
-//! the directories that it is given, read-only, and leaves out what is not to be had: the task fails then as it would
-//! without us. Outputs are not written there.
+//! The proxy handles neither tokens nor Google APIs. It requests the objects on behalf of the task's
+//! identity, mounts the directories that it gets, read-only, and omits objects that it cannot get: the task
+//! then fails as it would without kfp-creds. Outputs are not written there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,39 +29,40 @@ use crate::workload::{Identity, Task};
 /// How long a create waits for its inputs.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Who fetches, and where what was fetched is.
+/// The fetcher, and the folder of the fetched files.
 #[derive(Clone, Debug)]
 pub struct Fetching {
     pub ask: mpsc::Sender<Fetch>,
-    /// Everything that is mounted from here was fetched.
+    /// Every mount with a source in this folder was fetched.
     pub folder: PathBuf,
 }
 
-/// Wanted for a container that is about to be created.
+/// A request to fetch objects for a container that is about to be created.
 #[derive(Debug)]
 pub struct Fetch {
     pub identity: Arc<Identity>,
     pub objects: BTreeSet<Object>,
-    /// Closed when nobody waits any more.
+    /// Closed when the create has stopped waiting.
     pub answer: oneshot::Sender<Fetched>,
 }
 
-/// What came of it.
+/// The result of a [`Fetch`].
 #[derive(Debug, Default)]
 pub struct Fetched {
-    /// The directory that is to be at `/gcs/BUCKET`, by bucket.
+    /// The directory to mount at `/gcs/BUCKET`, by bucket.
     pub buckets: BTreeMap<String, PathBuf>,
-    /// For a person, about this task.
+    /// Messages for a person about this task.
     pub lines: Vec<String>,
-    /// Why this session fetches nothing at all.
+    /// The reason if this session fetches nothing at all.
     pub off: Option<String>,
 }
 
-/// What was mounted into one create: places of this machine.
+/// Directories of this machine that were mounted into one create.
 pub(super) type Brought = Vec<PathBuf>;
 
 impl Proxy {
-    /// Mounts what a task names, as `identity` may read it. Waits 30 s at most; then there is no container.
+    /// Mounts the objects that a task names and `identity` may read. Waits at most 30 s; then the create is
+    /// refused.
     pub(super) async fn bring_inputs(
         &self,
         body: &mut Value,
@@ -139,7 +141,7 @@ impl Proxy {
         }
     }
 
-    /// Whether nothing is mounted where its bucket would be.
+    /// Whether no other mount occupies the bucket's place.
     fn is_free(&self, body: &Value, object: &Object, task: &Task) -> bool {
         let at = format!("{}/{}", inputs::ROOT, object.bucket());
         let taken = mounts::touches(body, &at);
@@ -151,7 +153,8 @@ impl Proxy {
         !taken
     }
 
-    /// The engine's answer to a create, and where it does not see what was brought, its answer to one without.
+    /// The engine's answer to a create. If the engine does not see the fetched directories, the create is
+    /// repeated without them.
     pub(super) async fn without_inputs(
         &self,
         reply: Reply,
@@ -168,7 +171,7 @@ impl Proxy {
         self.engine.forward(again, uri, None).await
     }
 
-    /// Such engines are other machines, or stand in one of their own.
+    /// Such engines run on another machine or in a virtual machine.
     fn say_not_shared(&self, task: &Task) {
         let at = self.settings.upstream.endpoint();
         self.say_once(task, format!("{NOT_SHARED}: the engine at {at} does not see this machine's files"));
@@ -202,7 +205,7 @@ fn mount((bucket, place): (String, PathBuf)) -> Mount {
     }
 }
 
-/// Whether the engine's machine has SELinux, which kfp sees and asks for labels on its own binds.
+/// Whether the engine's machine has SELinux: kfp detects it and requests labels on its own binds.
 fn relabels(body: &Value) -> bool {
     strings(&body["HostConfig"]["Binds"]).any(|bind| {
         let options = bind.rsplit(':').next().unwrap_or_default();
@@ -210,7 +213,8 @@ fn relabels(body: &Value) -> bool {
     })
 }
 
-/// The same as binds: only those can ask for a label. What stands in the way; a lower-case fragment.
+/// Mounts the buckets as binds, because only binds can request a label. Returns the obstacle, a lower-case
+/// fragment.
 fn bind(body: &mut Value, buckets: &BTreeMap<String, PathBuf>) -> Option<String> {
     let binds = body["HostConfig"]["Binds"].as_array_mut()?;
     for (bucket, place) in buckets {
@@ -223,7 +227,7 @@ fn bind(body: &mut Value, buckets: &BTreeMap<String, PathBuf>) -> Option<String>
     None
 }
 
-/// The body as it would be without what was brought.
+/// Removes the fetched mounts from the body.
 pub(super) fn take_out(body: &mut Value, brought: &Brought) {
     let ours = |source: &str| brought.iter().any(|place| place.to_string_lossy() == source);
     let Some(host) = body["HostConfig"].as_object_mut() else { return };
@@ -235,7 +239,7 @@ pub(super) fn take_out(body: &mut Value, brought: &Brought) {
     }
 }
 
-/// How a bind is told: what was fetched by its bucket.
+/// How a bind is described in messages; a fetched directory is described by its bucket.
 pub(super) fn told(source: &str, target: &str, fetching: Option<&Fetching>) -> String {
     let fetched = fetching.is_some_and(|fetching| Path::new(source).starts_with(&fetching.folder));
     match target.strip_prefix("/gcs/").filter(|_| fetched) {

@@ -1,5 +1,6 @@
-//! Containers that join the network of a leased one (`network_mode: service:NAME` of Docker Compose): whoever shares
-//! its address shares its identity, so only a rule of the operator lets them, and only where both have the same one.
+//! Containers that join the network of a leased one (`network_mode: service:NAME` of Docker Compose). They
+//! share its address and thus its identity, so a rule of the operator must allow it, and both must have the
+//! same identity.
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use crate::policy::Decision;
 use crate::workload::{ContainerId, Identity, Task};
 
 impl Proxy {
-    /// The leased container whose network `body` asks for, if this one may have it.
+    /// The leased container whose network `body` asks for, if this container may join it.
     pub(super) async fn joinable(
         &self,
         body: &Value,
@@ -41,7 +42,8 @@ impl Proxy {
         answered.await.ok().flatten()
     }
 
-    /// The engine has made it. Where the lease is gone by now, so is the container.
+    /// The engine has created the container: registers it with the lease. If the lease has ended, the create
+    /// fails and the container is removed.
     pub(super) async fn joined(
         &self,
         container: &ContainerId,

@@ -1,10 +1,10 @@
-//! JSON bodies that are judged: read so that this program and the engine cannot see different things.
+//! Strict JSON for judged bodies, so that this program and the engine cannot parse different things.
 //!
-//! The engine (Go) takes keys of any case, lets the last of several win, and ignores what follows the
-//! document. Here: no duplicate key anywhere, nothing behind the document, and where the engine decodes
-//! into a struct, keys that fold together are refused and a lone variant gets its canonical spelling.
-//! Unknown keys, key order, strings and integers (up to 64 bits) stay as they are; other numbers are
-//! written in their shortest form (`1e2` becomes `100.0`, `-0` becomes `-0.0`), which no field of a
+//! The engine (Go) accepts keys of any case, takes the last of several, and ignores what follows the
+//! document. Here a duplicate key anywhere, or anything after the document, is refused. Where the engine
+//! decodes into a struct, keys that fold together are refused and a single variant gets its canonical
+//! spelling. Unknown keys, key order, strings and integers (up to 64 bits) stay as they are; other numbers
+//! are written in their shortest form (`1e2` becomes `100.0`, `-0` becomes `-0.0`), which no field of a
 //! judged body has.
 
 use std::fmt;
@@ -17,7 +17,7 @@ use serde_json::{Map, Number, Value};
 
 use super::engine_client::{Body, full};
 
-/// Reads one strict document. The error names what is wrong, never a value.
+/// Parses one strict document. The error says what is wrong and never contains a value.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Strict.deserialize(&mut reader).map_err(reason)?;
@@ -90,10 +90,10 @@ impl<'de> Visitor<'de> for Strict {
     }
 }
 
-/// How the engine decodes a place of a body.
+/// How the engine decodes a part of a body.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
-    /// Not looked into.
+    /// Not inspected.
     Any,
     /// A struct: its judged fields, in their canonical spelling.
     Fields(&'static [(&'static str, Shape)]),
@@ -138,7 +138,8 @@ fn rename(map: &mut Map<String, Value>, fields: &'static [(&'static str, Shape)]
     Ok(())
 }
 
-/// Go's folding of struct keys, for names of ASCII letters: two other characters fold onto them.
+/// Go's case folding of struct keys, for names of ASCII letters; two non-ASCII characters fold onto letters,
+/// too.
 pub(super) fn fold(key: &str) -> String {
     key.chars()
         .map(|c| match c {
@@ -169,8 +170,8 @@ const MOUNT: Shape = Shape::Fields(&[
     ("VolumeOptions", Shape::Fields(&[("DriverConfig", Shape::Fields(&[("Name", ANY), ("Options", ANY)]))])),
 ]);
 
-/// Fields of the engine's HostConfig that are judged or that decide what a container can reach.
-/// Without a `HostConfig` in the body, engines up to 24 read them from the top level as well.
+/// Fields of the engine's HostConfig that are judged or decide what a container can reach. If a body has no
+/// `HostConfig`, engines up to 24 also read them from the top level.
 pub(super) const HOST_FIELDS: &[(&str, Shape)] = &[
     ("AutoRemove", ANY),
     ("Binds", ANY),
@@ -208,7 +209,7 @@ pub(super) const CREATE: Shape = Shape::Fields(&[
     ("Labels", ANY),
     ("HostConfig", Shape::Fields(HOST_FIELDS)),
     ("NetworkingConfig", Shape::Fields(&[("EndpointsConfig", Shape::Entries(&ENDPOINT))])),
-    // HostConfig's own fields, where an old client puts them.
+    // Fields of HostConfig at the top level, where an old client puts them.
     ("Binds", ANY),
     ("CapAdd", ANY),
     ("CapDrop", ANY),
@@ -257,17 +258,17 @@ pub(super) fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Source and rest of `source:target[:options]`; a lone target has no source. A drive letter's colon
-/// belongs to the source.
+/// Source and rest of `source:target[:options]`; `None` for a target alone, which has no source. The colon of
+/// a drive letter belongs to the source.
 pub(super) fn split_bind(bind: &str) -> Option<(&str, &str)> {
     let drive = matches!(bind.as_bytes(), [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic());
     let colon = bind[if drive { 2 } else { 0 }..].find(':')? + if drive { 2 } else { 0 };
     Some((&bind[..colon], &bind[colon + 1..]))
 }
 
-/// The request as it was judged.
+/// The request with the body as it was judged.
 pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<Body> {
-    // Half the time of `to_string`, which goes through a formatter; a value cannot fail.
+    // Half the time of `to_string`, which goes through a formatter. Serialising a `Value` cannot fail.
     let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
     parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
     parts.headers.remove(header::TRANSFER_ENCODING);

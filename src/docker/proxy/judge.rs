@@ -1,6 +1,6 @@
-//! What becomes of a create request: attach, pass or refuse, and what is changed in its body.
+//! The verdict on a create request (attach, pass or refuse) and the changes of its body.
 //!
-//! Pure: everything that has to be asked of the engine comes in with [`Question`].
+//! Pure: everything that must be looked up at the engine comes in with [`Question`].
 
 use std::sync::Arc;
 
@@ -21,26 +21,27 @@ const OUR_LABELS: &str = "kfp-creds.";
 
 #[derive(Clone, Debug)]
 pub(super) enum Verdict {
-    /// The body is changed; `notices` are for a person.
+    /// The container gets an identity and its body is changed; `notices` are for a person.
     Attach {
         identity: Arc<Identity>,
         by: By,
         notices: Vec<String>,
     },
-    /// The same, but it has no lease of its own: it shares that of a container whose network it joins.
+    /// Like `Attach`, but the container shares the lease of the one whose network it joins and has none of
+    /// its own.
     Join {
         identity: Arc<Identity>,
         with: ContainerId,
         notices: Vec<String>,
     },
-    /// The container gets no identity, and why.
+    /// The container gets no identity; the reason.
     Pass(String),
     Refuse(Refusal),
 }
 
 const JOINABLE: [&str; 3] = ["NetworkMode", "PidMode", "IpcMode"];
 
-/// Containers that the body names: whose namespaces it joins, and whom it links to.
+/// Containers that the body names: those whose namespaces it joins, and those it links to.
 pub(super) fn container_references(body: &Value) -> Vec<String> {
     let joined = JOINABLE.iter().filter_map(|key| joined(&body["HostConfig"][key]));
     let links = links(body).filter_map(|link| link.split(':').next()).map(|name| name.trim_matches('/'));
@@ -85,7 +86,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     };
     match (disqualified(body, question), question.joins) {
         (Some(why), None) => return Verdict::Pass(why),
-        // It would have the identity all the same: the address is its neighbour's.
+        // It would have the identity in any case, because it has its neighbour's address.
         (Some(why), Some(joined)) => {
             return Verdict::Refuse(Refusal::forbidden(format!(
                 "it cannot join the network of {}, which has an identity: {why}",
@@ -105,7 +106,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     }
 }
 
-/// Places that are read here must have the type that the engine reads, or nothing said about them holds.
+/// Every judged field must have the type that the engine expects; otherwise the judgement would not hold.
 fn well_formed(body: &Value) -> Result<(), Refusal> {
     let wrong = |place: &str, want: &str| Err(Refusal::malformed(format!("{place} must be {want}")));
     let Some(top) = body.as_object() else { return wrong("the body", "an object") };
@@ -145,8 +146,8 @@ fn well_formed(body: &Value) -> Result<(), Refusal> {
             return wrong(key, "a string");
         }
     }
-    // Engines up to 24 read HostConfig's fields from the top level when there is no HostConfig. We add one,
-    // which would switch that off, and nobody has sent such bodies for ten years.
+    // If there is no HostConfig, engines up to 24 read its fields from the top level. We add a HostConfig,
+    // which would disable that, and no client has sent such bodies for ten years.
     let stray = HOST_FIELDS
         .iter()
         .map(|(name, _)| *name)
@@ -161,8 +162,9 @@ fn strings(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
 }
 
-/// Refuses what would share a leased container's identity or touch what is ours, and writes full ids for
-/// joined containers: the engine looks the name up again at start, when another may have it.
+/// Refuses references that would share a leased container's identity or touch our objects. Replaces names of
+/// joined containers by full ids, because the engine resolves the name again at start, when another container
+/// may have it.
 fn references(body: &mut Value, question: &Question<'_>) -> Result<(), Refusal> {
     if let Some(name) = network_references(body).iter().find(|name| question.our_networks.contains(*name)) {
         return Err(Refusal::forbidden(format!(
@@ -196,14 +198,14 @@ fn references(body: &mut Value, question: &Question<'_>) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// Labels under our prefix are ours to set. The policy has read them from the request by now.
+/// Removes labels under our prefix, which only we may set. The policy has already read them from the request.
 fn drop_our_labels(body: &mut Value) {
     if let Some(labels) = body.get_mut("Labels").and_then(Value::as_object_mut) {
         labels.retain(|name, _| !name.starts_with(OUR_LABELS));
     }
 }
 
-/// Why this container can have no identity, whatever the policy says.
+/// The reason why this container cannot have an identity, whatever the policy says.
 fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     let host = &body["HostConfig"];
     if host["Privileged"] == true {

@@ -23,12 +23,12 @@ fn other() -> String {
     "0b".repeat(32)
 }
 
-/// Judges `body` as it would come from a client; names: `leased`, `relay`, `friend`; networks: `kfp-creds`.
+/// Judges `body` as a client would send it; containers: `leased`, `relay`, `friend`; networks: `kfp-creds`.
 fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &Decision) -> (Verdict, Value) {
     judged(body, name, image_env, decision, None)
 }
 
-/// `path`: where the host's loopback is served for it.
+/// `path`: where the container is served on the host's loopback.
 fn judged(
     body: Value,
     name: Option<&str>,
@@ -244,11 +244,11 @@ fn joining_a_leased_container_or_what_is_ours_is_refused() {
         (net(json!({"kfp-creds": {}})), 403),
         (net(json!({"bridge": {"NetworkID": "kfp-creds"}})), 403),
         (net(json!({"bridge": {"links": ["relay:r"]}})), 403),
-        // The top level counts as HostConfig where there is none.
+        // Without a HostConfig the top level counts as one.
         (json!({"Privileged": true}), 400),
         (json!({"capadd": ["NET_RAW"], "HostConfig": null}), 400),
         (json!({"networkmode": "container:leased"}), 400),
-        // A type that the engine does not read.
+        // A type that the engine does not accept.
         (json!({"HostConfig": []}), 400),
         (host(json!({"Privileged": "true"})), 400),
         (host(json!({"CapAdd": [["NET_RAW"]]})), 400),

@@ -1,11 +1,11 @@
 //! The output of auto-removed containers, kept until their client has read it.
 //!
-//! The engine removes such a container as soon as it ends, with its logs: a client that asks then is told
-//! 404 or 409, or finds a stream that breaks off, and docker-py's look for a terminal fails. So before a
-//! leased container starts that nobody watches (no attach in its create, as kfp does it), the proxy attaches
-//! to its output, and tells from what it heard what the engine cannot tell any more. The engine is asked
-//! first, always, and nothing about the container changes: it is removed when it would be, whatever becomes
-//! of this process.
+//! The engine removes such a container with its logs as soon as it ends: a client that asks then gets 404 or
+//! 409, or a stream that breaks off, and docker-py's look-up of the terminal setting fails. So the proxy
+//! attaches to the output of a leased container before it starts, unless a client is attached in its create
+//! (kfp does not attach), and answers from that output if the engine has none. The engine is always asked
+//! first, and nothing about the container changes: it is removed when it would be, whatever happens to this
+//! process.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,10 +27,11 @@ use super::path::Target;
 use super::state::Proxy;
 use crate::workload::ContainerId;
 
-/// How long after the end of a container its client may still ask.
+/// How long after the end of a container its client may still ask for the output.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 impl Proxy {
-    /// Before a start reaches the engine: attaches to a container whose output only its logs would hold.
+    /// Called before a start reaches the engine: attaches to a container whose output would exist only in its
+    /// logs.
     pub(super) async fn keep_output(self: &Arc<Self>, container: &ContainerId) {
         let path = format!("/containers/{}/json", container.as_str());
         let Ok(Some(inspected)) = self.engine.look(&path).await else { return };
@@ -56,7 +57,7 @@ impl Proxy {
         });
     }
 
-    /// The output from its first byte: the engine answers when it has connected the stream.
+    /// Attaches to the output from its first byte: the engine answers after it has connected the stream.
     async fn listen(&self, container: &ContainerId) -> Option<hyper::upgrade::Upgraded> {
         let path = format!("/containers/{}/attach?stream=1&stdout=1&stderr=1", container.as_str());
         let request = Request::builder()
@@ -75,7 +76,7 @@ impl Proxy {
         hyper::upgrade::on(&mut reply).await.ok()
     }
 
-    /// A client's logs: the engine's, and what it left out.
+    /// A client's logs: the engine's answer, completed by the output that is missing in it.
     pub(super) async fn logs(&self, reference: &str, target: &Target, reply: Reply) -> Reply {
         let Some(kept) = self.outputs.find(reference) else { return reply };
         kept.asked.store(true, Ordering::Relaxed);
@@ -109,8 +110,8 @@ impl Proxy {
         }
     }
 
-    /// A client's look at a container whose logs it reads. Without an exit code the engine's answer stands: a 0
-    /// that never was would make a failed task look well.
+    /// A client's inspect of a container whose logs it reads. Without a known exit code the engine's answer
+    /// stands, since an invented 0 would make a failed task look successful.
     pub(super) async fn looked(&self, reference: &str, reply: Reply) -> Reply {
         if !is_gone(reply.status()) {
             return reply;
@@ -124,7 +125,7 @@ impl Proxy {
     }
 }
 
-/// Created and not yet run, removed at its end, and nobody attached: its logs are all there is.
+/// Created and not yet run, auto-removed, and no client attached: the output exists only in its logs.
 fn is_fleeting(inspected: &Value) -> bool {
     let (host, config) = (&inspected["HostConfig"], &inspected["Config"]);
     inspected["State"]["Status"] == "created"
@@ -133,12 +134,13 @@ fn is_fleeting(inspected: &Value) -> bool {
         && ["Tty", "AttachStdout", "AttachStderr"].iter().all(|key| config[key] != true)
 }
 
-/// How the engine answers around a removal: marked for it, file deleted already, forgotten (Podman: 500 for a look).
+/// How the engine answers around a removal: marked for removal, file deleted already, gone (Podman: 500 on
+/// inspect).
 fn is_gone(status: StatusCode) -> bool {
     matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Which streams a query wants from their first byte to their last; `None` for a part, or for times.
+/// Which streams a query requests in full; `None` if it requests a part of them, or time stamps.
 fn plain(target: &Target) -> Option<[bool; 2]> {
     let unset = |key: &str| matches!(target.query(key), None | Some("" | "0"));
     let all = matches!(target.query("tail"), None | Some("" | "all"));
@@ -147,7 +149,7 @@ fn plain(target: &Target) -> Option<[bool; 2]> {
     (whole && wants != [false, false]).then_some(wants)
 }
 
-/// How the engine reads a flag.
+/// How the engine parses a flag.
 fn is_yes(value: Option<&str>) -> bool {
     let value = value.unwrap_or_default().trim().to_ascii_lowercase();
     !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
@@ -156,7 +158,7 @@ fn is_yes(value: Option<&str>) -> bool {
 async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Capture) {
     let mut stream = TokioIo::new(stream);
     let (mut frames, mut piece) = (Frames::default(), vec![0; 16 << 10]);
-    // Read to the end even when it is too long: an attach that nobody reads would hold the container up.
+    // Read to the end even beyond the limit: an attach that is not read would block the container.
     while let Ok(read @ 1..) = stream.read(&mut piece).await {
         frames.read(piece.get(..read).unwrap_or_default(), |stream, part| {
             if let Part::Payload(payload) = part {
@@ -171,7 +173,7 @@ struct LogStream {
     engine: Option<Incoming>,
     frames: Frames,
     told: Streams,
-    /// What the engine says itself: that it finds the logs no more. It goes on only where they are not known here either.
+    /// The engine's own message that the logs are gone. Sent on only if the output is not known here either.
     excuse: Vec<u8>,
     kept: Arc<Capture>,
     wants: [bool; 2],
@@ -209,7 +211,7 @@ impl LogStream {
         }
     }
 
-    /// What of a piece goes on at once.
+    /// The part of a piece that is passed on at once.
     fn pass(&mut self, data: &[u8]) -> Bytes {
         let (told, excuse) = (&mut self.told, &mut self.excuse);
         let mut passes = Vec::with_capacity(data.len());
@@ -221,7 +223,7 @@ impl LogStream {
             }
             passes.extend_from_slice(bytes);
             if let Part::Payload(payload) = part {
-                // One byte more than is ever kept is enough to see that it is too long.
+                // One byte more than the limit is enough to detect that the output is too long.
                 let told = &mut told[usize::from(stream == 2)];
                 let proxy = (KEPT + 1).saturating_sub(told.len());
                 told.extend_from_slice(payload.get(..payload.len().min(proxy)).unwrap_or_default());

@@ -1,24 +1,24 @@
-//! The Docker API on a socket of ours: everything passes through to the engine, unbuffered and without
-//! time-outs, except what is judged.
+//! The Docker API on a socket of the session. Every request is passed to the engine, unbuffered and without
+//! time-outs, except those that are judged:
 //!
 //! | request | what happens |
 //! |---|---|
-//! | `POST /containers/create` | read strictly, judged by `judge`, given what its inputs name (`inputs`), created, its exit registered, attached, answered |
-//! | `POST /containers/X/wait` | the engine first, our record when it says 404 (`wait`) |
-//! | `GET /containers/X/logs` | the engine first, then what it left out of an auto-removed container's (`logs`) |
-//! | exec, start, restart, rename | looked at where they could reach into a leased container (`gate`) |
-//! | `docker cp`, builds, imports, loads, commits, volumes, a swarm's parts | looked through for keys (`upload`, `images`, `volumes`, `swarm`) |
-//! | `GET /containers/X/json` | the engine first, then our record of one that it removed by itself (`logs`) |
+//! | `POST /containers/create` | parsed strictly, judged by `judge`, given its Cloud Storage inputs (`inputs`), created, its exit registered, attached, answered |
+//! | `POST /containers/X/wait` | the engine first; our record if it answers 404 (`exit_codes`) |
+//! | `GET /containers/X/logs` | the engine first, then the missing output of an auto-removed container (`logs`) |
+//! | exec, start, restart, rename | checked where they could reach into a leased container (`dispatch`) |
+//! | `docker cp`, builds, imports, loads, commits, volumes, swarm configs, secrets and services | scanned for keys (`upload`, `images`, `volumes`, `swarm`) |
+//! | `GET /containers/X/json` | the engine first; our record of a container that it auto-removed (`logs`) |
 //! | lists of containers and networks, `GET /containers/X/json` | without relays and without our networks (`hidden`) |
-//! | attach, exec start | raw bytes, copied, once the engine has answered 101; also for clients without `Upgrade` (`gate`, `wire`) |
-//! | BuildKit's tunnels | only as an upgrade without a body; the contexts in them are looked through for keys (`builds`) |
-//! | `POST /networks/create` | no name and no label of ours (`gate`) |
-//! | `/libpod/…` | Podman's own API: refused whole (`podman` has what else Podman reads otherwise) |
-//! | anything on the relay, its image, our network | refused, except looking (`reserved`) |
-//! | `GET /kfp-creds/upstream` | which engine stands behind this socket |
+//! | attach, exec start | raw bytes, copied after the engine's 101; also for clients without `Upgrade` (`dispatch`, `engine_client`) |
+//! | BuildKit's tunnels | only as an upgrade without a body; contexts in them are scanned for keys (`builds`) |
+//! | `POST /networks/create` | refused if it uses a name or label of ours (`dispatch`) |
+//! | `/libpod/…` | Podman's own API: always refused (`podman` lists where else Podman parses requests differently) |
+//! | anything on the relay, its image, our network | refused, except inspecting (`reserved`) |
+//! | `GET /kfp-creds/upstream` | the engine behind this socket |
 //!
-//! Whoever can open the socket can do what the engine can do: it is 0600 in a 0700 directory, and the rules
-//! here keep identities apart, not users from their own engine.
+//! A process that can open the socket can do what the engine can do. The socket is therefore 0600 in a 0700
+//! directory; the rules here keep identities apart, not users from their own engine.
 
 mod builds;
 mod capabilities;
@@ -97,49 +97,49 @@ pub use self::volumes::wrong_with_volumes;
 pub use self::wiring::SHADOWS;
 pub use self::writable::{Writable, writable_by_a_container};
 
-/// What the proxy is given.
+/// Configuration and shared state of the proxy.
 #[derive(Debug)]
 pub struct Settings {
-    /// The way to the engine.
+    /// How to connect to the engine.
     pub upstream: Upstream,
-    /// Whose engine it is: each reads some places of a create in its own way.
+    /// The engine's product: Docker and Podman parse some fields of a create differently.
     pub product: Product,
-    /// Our own socket, for programs that mount the engine's.
+    /// Our own socket, mounted in place of the engine's when a program asks for that one.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,
     /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::labels::SESSION_LABEL) on every container that is attached.
     pub session: String,
-    /// `run` or `serve`; the value of the label that tells a sweep what to do with it.
+    /// `run` or `serve`; the value of the label that tells a sweep how to treat the container.
     pub mode: &'static str,
     pub rules: LiveRules,
     pub writable: Writable,
-    /// Reads a create body (canonical JSON) and `?name=`.
+    /// Recognises a task from a create body (canonical JSON) and `?name=`.
     pub recognise: fn(&Value, Option<&str>) -> Reading,
-    /// What the session knows besides of which task that is.
+    /// Further evidence of the session on which task it is.
     pub evidence: Evidence,
     pub console: Console,
     pub wiring: Wiring,
-    /// Of the docker clients' own config, which they look up by the address of the engine.
+    /// The `proxies` of the docker clients' own config, which clients look up by the engine's address.
     pub client_proxies: ClientProxies,
     pub reserved: Reserved,
     pub exits: ExitCodes,
     pub closing: Closing,
     pub clients: Clients,
-    /// Set with the first container that is created through the proxy, whatever it gets.
+    /// Set when the first container is created through the proxy, leased or not.
     pub created: Arc<AtomicBool>,
-    /// Where every container gets a network of its own, besides that of [`Wiring::relay`].
+    /// If set, every container gets a network of its own, in addition to that of [`Wiring::relay`].
     pub cells: Option<Cells>,
-    /// For containers on the network of this machine, where they get identities.
+    /// If set, containers on the host's network can get identities.
     pub loopback: Option<loopback::Paths>,
     pub recorder: Recorder,
-    /// Who fetches what the inputs of tasks name in Cloud Storage; `None` where that is switched off.
+    /// Fetches the Cloud Storage objects that tasks name as inputs; `None` if that is switched off.
     pub fetching: Option<Fetching>,
-    /// To `lifecycle`.
+    /// Requests to `lifecycle`.
     pub ask: mpsc::Sender<LifecycleRequest>,
     pub tasks: Tasks,
 }
 
-/// What is put into a container, so that its client libraries find the relay.
+/// The values put into a container so that its client libraries find the relay.
 #[derive(Clone, Debug)]
 pub struct Wiring {
     pub relay: Ipv4Addr,
@@ -163,7 +163,7 @@ impl Closing {
     }
 }
 
-/// How many connections clients have open. Clones share the count.
+/// The number of open client connections. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Clients(Arc<AtomicUsize>);
 
@@ -178,7 +178,7 @@ impl Clients {
     }
 }
 
-/// One open connection; counted until dropped.
+/// One open connection, counted until it is dropped.
 #[derive(Debug)]
 struct Entered(Clients);
 
@@ -188,11 +188,11 @@ impl Drop for Entered {
     }
 }
 
-/// What the proxy asks of `lifecycle`. A dropped `answer` is a no to `Attach`, a yes to `IsLeased`.
+/// A request of the proxy to `lifecycle`. If `answer` is dropped, `Attach` is refused and `IsLeased` is true.
 #[derive(Debug)]
 pub enum LifecycleRequest {
-    /// The engine has created it; connect it and admit it. Only then is the create answered. With an error
-    /// the container is removed, and the text goes to the client.
+    /// The engine has created the container: connect it to the network and admit it. The create is answered
+    /// only then. On an error the container is removed, and the text goes to the client.
     Attach {
         container: ContainerId,
         identity: Arc<Identity>,
@@ -203,22 +203,24 @@ pub enum LifecycleRequest {
     },
     /// A start or restart is about to reach the engine.
     Starting { container: ContainerId, answer: oneshot::Sender<()> },
-    /// Does it hold an identity, running or not?
+    /// Whether the container holds an identity, running or not.
     IsLeased { container: ContainerId, answer: oneshot::Sender<bool> },
-    /// As whom it is leased, and where its own network has the relay, if it has a network of its own.
+    /// The identity under which the container is leased, and the relay's address on its own network, if it
+    /// has one.
     LeasedAs { container: ContainerId, answer: oneshot::Sender<Option<LeasedAs>> },
-    /// The engine has created it in the network of a leased container. From here on it is guarded and ended like one.
+    /// The engine has created the container in the network of a leased one. From here on it is guarded, and
+    /// its lease ended, like that one.
     Joined { container: ContainerId, with: ContainerId, task: Arc<Task>, answer: oneshot::Sender<bool> },
 }
 
-/// Where a container finds us, as it was told in its create.
+/// Where a container reaches us, as set in its create.
 #[derive(Debug)]
 pub enum Place {
     /// At the relay, on the network that containers share.
     Shared,
     /// At the relay, on a network of its own.
     Cell(Cell),
-    /// At a listener on the loopback of this machine, whose network it has.
+    /// At a listener on the loopback of this machine; the container is on the host's network.
     Loopback(loopback::Path),
 }
 
@@ -228,17 +230,17 @@ impl From<Option<Cell>> for Place {
     }
 }
 
-/// What a container that joins another one shares with it.
+/// What a container that joins another one's network shares with it.
 #[derive(Clone, Debug)]
 pub struct LeasedAs {
     pub identity: Arc<Identity>,
     pub relay: Option<Ipv4Addr>,
 }
 
-/// How long connections may finish what they are answering when the session stops.
+/// How long connections may finish a reply after the session stops.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Serves until the tasks are told to stop.
+/// Serves until the session's tasks are stopped.
 pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
     let stop = settings.tasks.stop().clone();
     let proxy = Arc::new(Proxy::new(settings));
@@ -252,7 +254,7 @@ pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
                 proxy.settings.tasks.spawn("proxy connection", connection(proxy.clone(), stream))
             }
             Err(error) => {
-                // Out of descriptors, most likely: they come back when streams end.
+                // Most likely out of file descriptors; these become free when streams end.
                 tracing::warn!(%error, "the proxy could not accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -269,8 +271,8 @@ async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
         request.extensions_mut().insert(handover.clone());
         handle(proxy.clone(), request)
     });
-    // Half-close stays off: with it, a client that leaves an idle stream is never noticed. An HTTP/2 preface
-    // is refused by this parser, which is what keeps every endpoint behind the judgement.
+    // Half-close stays off: with it, a client that leaves an idle stream would go unnoticed. This parser
+    // refuses an HTTP/2 preface, so every endpoint stays subject to judgement.
     let mut connection = hyper::server::conn::http1::Builder::new()
         .half_close(false)
         .preserve_header_case(true)
@@ -281,7 +283,8 @@ async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
     let served = tokio::select! {
         served = &mut connection => served,
         Some(raw) = handed.recv() => {
-            // From here on no byte of this client is HTTP: the engine answered 101, and its connection ends with this one.
+            // The engine answered 101: the client's bytes are no HTTP from here on, and both connections end
+            // together.
             if let Some(client) = connection.into_parts() {
                 tokio::select! {
                     () = stream_to(client.io.into_inner(), &client.read_buf, raw) => {}
@@ -300,7 +303,7 @@ async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
     }
 }
 
-/// Answers a client that sent no `Upgrade`, and copies both ways to the end.
+/// Answers a client that sent no `Upgrade`, then copies in both directions until the end.
 async fn stream_to(mut client: UnixStream, read: &[u8], raw: RawStream) {
     if client.write_all(&raw.head).await.is_ok() {
         splice(client, read, raw.engine).await;
@@ -319,7 +322,7 @@ async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Reply, 
     }))
 }
 
-/// The engine behind `socket`, if `socket` is a proxy of ours.
+/// The engine behind `socket`, if `socket` belongs to a kfp-creds proxy.
 pub async fn upstream_of(socket: &Path) -> Option<Endpoint> {
     let engine = EngineClient { upstream: socket.to_owned().into(), tasks: Tasks::new() };
     let look = async {

@@ -1,4 +1,4 @@
-//! What a create mounts, as places of the host, and the look through them.
+//! The host paths that a create mounts, and the scan of them.
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -15,28 +15,28 @@ use crate::guard::Guard;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::process;
 
-/// For a question to a file server that hangs.
+/// For one question to a file server, which may hang.
 const LONGEST_QUESTION: Duration = Duration::from_secs(1);
-/// A look ends by itself, within its budget, however long that takes; this is for a file server that hangs. What it
-/// holds is not known, and no container of ours gets it.
+/// A scan ends by itself within its budget, however long that takes; this limit is for a file server that
+/// hangs. Its content is then unknown, and no container of ours gets the mount.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
-/// Asks the file system away from the thread that serves; `None` where that takes longer than a look may.
+/// Runs a file system call off the serving thread; `None` if it exceeds [`LONGEST_QUESTION`].
 pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::time::timeout(LONGEST_QUESTION, process::aside(ask)).await.ok().flatten()
 }
 
-/// Most finds that are told of one request.
+/// Most findings reported for one request.
 pub(super) const MOST: usize = 4;
 
-/// A place of the host that a request would bring in, and how: `the bind of /x`.
+/// A host path that a request would mount, and how: `the bind of /x`.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) how: String,
     pub(super) place: PathBuf,
 }
 
-/// What a look came to, as a person is told.
+/// The result of a scan, as reported to a person.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
     pub(super) finds: Vec<Key>,
@@ -46,7 +46,7 @@ pub(super) struct Looked {
 }
 
 impl Proxy {
-    /// Everything of the host that this HostConfig mounts.
+    /// Every host path that this HostConfig mounts.
     pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
         let (mut sources, fetching) = (vec![], self.settings.fetching.as_ref());
         for bind in strings(&host["Binds"]) {
@@ -72,7 +72,7 @@ impl Proxy {
                         sources.extend(self.volume(source).await?);
                     }
                 }
-                // Their content is the engine's, and no directory of this machine.
+                // Their content belongs to the engine and is no directory of this machine.
                 Some(kind @ ("image" | "cluster")) => {
                     self.settings.console.notice(format!("not verified: the {kind} mount of {source}"));
                 }
@@ -86,7 +86,7 @@ impl Proxy {
         Ok(sources)
     }
 
-    /// What was not verified is said once in a session: every task of a pipeline has the same mounts.
+    /// Reports unverified mounts once per session, since every task of a pipeline has the same mounts.
     pub(super) fn say_unverified(&self, who: &str, unverified: Vec<String>) {
         for what in unverified {
             let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
@@ -96,13 +96,13 @@ impl Proxy {
         }
     }
 
-    /// Looks through the sources, together under one budget.
+    /// Scans the sources under one common budget.
     pub(super) async fn look(&self, sources: Vec<Source>) -> Looked {
         self.look_beside(sources, &[]).await
     }
 
-    /// The engine's socket on another machine, by its name: through it a container would get past this session, and
-    /// ours is not there to be mounted in its place.
+    /// Sources that are the name of the engine's socket on a remote machine. Through that socket a container
+    /// would bypass this session, and our socket does not exist there to be mounted instead.
     fn sockets_there(&self, sources: &[Source]) -> Vec<Key> {
         if self.settings.upstream.endpoint().socket().is_some() {
             return vec![];
@@ -111,10 +111,11 @@ impl Proxy {
         sockets.map(|source| Key::plain(format!("{} holds the engine's socket", source.how))).collect()
     }
 
-    /// Looks through the sources; below `roots` kfp makes directories itself, of which nothing is said.
+    /// Scans the sources. kfp itself creates directories below `roots`; missing or unreadable ones are not
+    /// reported.
     pub(super) async fn look_beside(&self, sources: Vec<Source>, roots: &[PathBuf]) -> Looked {
-        // Where the engine is another machine's, these are its paths: what has them here is something else. The
-        // session has said so.
+        // The paths of a remote engine do not refer to files of this machine, so they are not scanned; the
+        // session has reported that.
         let Some(socket) = self.settings.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
             return Looked { finds: self.sockets_there(&sources), ..Looked::default() };
         };

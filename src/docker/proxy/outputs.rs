@@ -1,4 +1,4 @@
-//! What was heard of containers whose logs the engine cannot tell any more.
+//! The recorded output of containers whose logs the engine no longer has.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,18 +13,18 @@ use tokio::sync::watch;
 use super::engine_client::{Reply, json_reply};
 use crate::workload::ContainerId;
 
-/// Longest output that is kept of one container: those that write more live long enough to be read.
+/// Longest output kept per container: containers that write more live long enough to be read.
 pub(super) const KEPT: usize = 1 << 20;
-/// And of all containers together.
+/// Most bytes kept for all containers together.
 const KEPT_TOGETHER: usize = 64 << 20;
-/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends the stream of
-/// an attach only when the process that removes the container is done, which takes seconds on a busy machine.
+/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends an
+/// attach only when the process that removes the container is done, which takes seconds on a busy machine.
 const LAST_WORD: Duration = Duration::from_secs(30);
 
 /// Bytes of standard output and standard error.
 pub(super) type Streams = [Vec<u8>; 2];
 
-/// What is kept, by container.
+/// The recorded outputs, by container.
 #[derive(Debug, Default)]
 pub(super) struct Outputs {
     kept: Mutex<HashMap<ContainerId, Arc<Capture>>>,
@@ -35,9 +35,9 @@ pub(super) struct Outputs {
 pub(super) struct Capture {
     heard: Mutex<Captured>,
     pub(super) ended: watch::Sender<bool>,
-    /// What the engine said of the container before it started.
+    /// The engine's inspect result before the container started.
     inspected: Value,
-    /// A client has asked for the logs, so its look at the container belongs to that.
+    /// Whether a client has asked for the logs; a later inspect of the container then belongs to that.
     pub(super) asked: AtomicBool,
     together: Arc<AtomicUsize>,
 }
@@ -45,7 +45,7 @@ pub(super) struct Capture {
 #[derive(Debug, Default)]
 struct Captured {
     streams: Streams,
-    /// Which stream spoke, and how many bytes.
+    /// The stream and length of each piece, in order.
     order: Vec<(usize, usize)>,
     too_long: bool,
 }
@@ -70,7 +70,7 @@ impl Outputs {
         }
     }
 
-    /// By full id only, as libraries ask: a name may be another container's by now.
+    /// Finds a record by full id only, as libraries ask: a name may belong to another container by now.
     pub(super) fn find(&self, reference: &str) -> Option<Arc<Capture>> {
         self.all().get(&ContainerId::parse(reference)?).cloned()
     }
@@ -107,8 +107,8 @@ impl Capture {
         }
     }
 
-    /// Everything after `told`, in frames, once the output has ended; empty when that was all. `None` when it is
-    /// not known, or when what was told is not how the output begins: then nothing can be added to it.
+    /// The output after `told`, in frames, once the output has ended; empty if nothing is missing. `None` if
+    /// the output is unknown, or does not begin with `told`: then nothing can be appended.
     pub(super) async fn rest(&self, told: &Streams, wants: [bool; 2]) -> Option<Bytes> {
         let mut ended = self.ended.subscribe();
         tokio::time::timeout(LAST_WORD, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
@@ -133,7 +133,7 @@ impl Capture {
         Some(frames.into())
     }
 
-    /// The container as it would look had it not been removed.
+    /// The inspect result that the container would have if it still existed.
     pub(super) fn look(&self, code: i64) -> Reply {
         let mut inspected = self.inspected.clone();
         let state = &mut inspected["State"];

@@ -1,14 +1,15 @@
-//! What a request is aimed at, in one canonical spelling: that is what is judged and what is sent.
+//! A request's target in one canonical spelling, which is both judged and sent to the engine.
 //!
 //! The engine decodes escapes before it routes, takes `/containers%2Fcreate` for a create, and accepts
-//! `/v01.41/` (recorded on 20.10). So a target is decoded once, refused where a second reading is
-//! possible, and written anew for the engine.
+//! `/v01.41/` (recorded on 20.10). So a target is decoded once, refused if it is ambiguous, and rewritten
+//! for the engine.
 
 use hyper::Uri;
 
 use super::json::fold;
 
-/// Query keys that decide something here. The engine reads the first of several, other readers the last.
+/// Query keys that are judged. If a key is repeated, the engine reads its first value, other parsers its
+/// last.
 const SINGLE: &[&str] = &[
     "name",
     "container",
@@ -23,7 +24,7 @@ const SINGLE: &[&str] = &[
     "labels",
     "remote",
 ];
-/// Others that decide something, of which there may be several.
+/// Judged keys that may be repeated.
 const REPEATED: &[&str] = &["t", "changes"];
 
 /// A request target after decoding.
@@ -31,12 +32,12 @@ const REPEATED: &[&str] = &["t", "changes"];
 pub(super) struct Target {
     version: Option<String>,
     segments: Vec<String>,
-    /// As it came: the engine gets the same bytes.
+    /// The query as the client sent it; the engine gets the same bytes.
     query: Option<String>,
     pairs: Vec<(String, String)>,
 }
 
-/// What the proxy looks at; everything else is [`Route::Other`] and passes.
+/// Endpoints that the proxy judges; everything else is [`Route::Other`] and passes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Route {
     Probe,
@@ -47,7 +48,7 @@ pub(super) enum Route {
         action: String,
     },
     ExecStart,
-    /// Lists.
+    /// Lists of containers and of networks.
     Containers,
     Networks,
     NetworkCreate,
@@ -59,11 +60,11 @@ pub(super) enum Route {
         name: String,
         action: String,
     },
-    /// Pulled or imported.
+    /// An image is pulled or imported.
     ImageCreate,
     ImageLoad,
     VolumeCreate,
-    /// A config, secret or service of a swarm, made or changed.
+    /// A config, secret or service of a swarm is created or updated.
     Swarm,
     Build,
     Commit,
@@ -71,7 +72,7 @@ pub(super) enum Route {
     BuildSession,
     /// BuildKit's tunnel in which the client asks for the build.
     BuildControl,
-    /// Podman's own API, which can do everything that is judged here in other words.
+    /// Podman's own API, through which every judged operation is possible in another form.
     Libpod,
     Other,
 }
@@ -94,7 +95,7 @@ impl Target {
             }
             segments.remove(0);
         }
-        // Image names are the one thing that clients (docker-java) send with escaped slashes.
+        // Only image names are sent with escaped slashes (docker-java).
         let literal = raw.split('/').nth(if version.is_some() { 2 } else { 1 });
         let names_images = matches!(literal, Some("images" | "distribution" | "plugins"));
         if raw.to_ascii_lowercase().contains("%2f") && !names_images {
@@ -110,7 +111,7 @@ impl Target {
         Ok(Self { version, segments, query, pairs })
     }
 
-    /// The canonical spelling, with the client's version and query.
+    /// The canonical URI, with the client's version and query.
     pub(super) fn uri(&self) -> Result<Uri, &'static str> {
         let mut text = String::new();
         for segment in self.version.iter().chain(&self.segments) {
@@ -129,7 +130,7 @@ impl Target {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// The same request with this one value in the query.
+    /// The same target with `key` set to this one value in the query.
     pub(super) fn with_query(&self, key: &str, value: &str) -> Self {
         let mut pairs = self.pairs.clone();
         pairs.retain(|(name, _)| name != key);
@@ -146,14 +147,14 @@ impl Target {
         self.pairs.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// The same request for the container that `id` names: what was looked up is what is acted on.
+    /// The same target, addressed to the container `id`, so that the container acted on is the one looked up.
     pub(super) fn with_container(&self, id: &str, action: &str) -> Self {
         let mut segments = vec!["containers".into(), id.into()];
         segments.extend(action.split('/').filter(|part| !part.is_empty()).map(Into::into));
         Self { segments, ..self.clone() }
     }
 
-    /// Where the engine's router would send this. Names may hold slashes there (`{name:.*}`), so the
+    /// The route that the engine's router would choose. Names may contain slashes there (`{name:.*}`), so the
     /// action is taken from the end.
     pub(super) fn route(&self, delete: bool) -> Route {
         let parts: Vec<&str> = self.segments.iter().map(String::as_str).collect();
@@ -218,7 +219,7 @@ fn escaped(rest: &mut std::str::Bytes<'_>) -> Option<u8> {
     u8::try_from(high * 16 + low).ok()
 }
 
-/// Writes `text` so that a path cannot end in it: everything but the plain characters is escaped.
+/// Writes `text` escaped, except for unreserved characters, so that it cannot end a path.
 pub(super) fn encode(text: &str, out: &mut String) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
@@ -254,10 +255,10 @@ fn is_version(segment: &str) -> bool {
         .is_some_and(|(major, minor)| number(major) && number(minor) && !minor.contains('.'))
 }
 
-/// `create`: of a container. dockerode sends all of its options as a query besides the body (`Labels=…`); an engine
-/// reads no key but the name there.
+/// The pairs of a query. `create`: the query of a container create. dockerode sends all of its options as a
+/// query in addition to the body (`Labels=…`); an engine reads only the name there.
 fn pairs(query: &str, create: bool) -> Result<Vec<(String, String)>, &'static str> {
-    // Engines built with Go before 1.17 take `;` for a separator, later ones drop the pair.
+    // Engines built with Go before 1.17 treat `;` as a separator, later ones drop the pair.
     if query.contains(';') {
         return Err("the query has a semicolon");
     }
@@ -273,7 +274,7 @@ fn pairs(query: &str, create: bool) -> Result<Vec<(String, String)>, &'static st
     if single.iter().any(|key| pairs.iter().filter(|(name, _)| name == key).count() > 1) {
         return Err("the query names the same key twice");
     }
-    // Podman takes keys of any case, Docker those of one.
+    // Podman matches keys case-insensitively, Docker case-sensitively.
     let judged = || single.iter().chain(repeated);
     let folds = |name: &str| judged().any(|key| *key != name && fold(key) == fold(name));
     if pairs.iter().any(|(name, _)| folds(name)) {

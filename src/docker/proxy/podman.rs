@@ -1,25 +1,25 @@
-//! What Podman reads in a request and Docker does not. It hands parts of a create to its own command line's
-//! parsers, in which one text can hold several fields: such texts are refused, so that what was judged is what is
-//! done. Checked against Podman 5.4 to 6.1, its source and its behaviour.
+//! Request fields that Podman parses and Docker does not. Podman passes parts of a create to its own command
+//! line's parsers, in which one text can hold several fields. Such texts are refused, so that Podman does
+//! exactly what was judged. Checked against Podman 5.4 to 6.1, its source and its behaviour.
 
 use serde_json::Value;
 
 use super::json::strings;
 
-/// Keys of a build's query with which its steps get files, capabilities or namespaces of the host's, another
-/// container's network among them. Docker has none of these, and ignores them.
+/// Query keys of a build that give its steps files, capabilities or namespaces of the host, or another
+/// container's network. Docker has none of these, and ignores them.
 const BUILD_KEYS: [&str; 7] =
     ["nsoptions", "volume", "transientrunmounts", "additionalbuildcontexts", "secrets", "devices", "addcaps"];
 
-/// Ways to have a network that is none of the engine's: nothing can be connected to it.
+/// Network modes outside the engine's networks: no network can be connected to such a container.
 const UNCONNECTED: [&str; 4] = ["pasta", "slirp4netns", "private", "pod"];
 
-/// The first key of a build's query that is Podman's alone and would get past what is judged.
+/// The first Podman-only query key of a build that would bypass the judgement.
 pub(super) fn build_key<'a>(mut keys: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     keys.find(|key| BUILD_KEYS.contains(&super::json::fold(key).as_str()))
 }
 
-/// Why a canonical create body would come to something else than what it is judged as; a lower-case fragment.
+/// The reason why Podman would read a canonical create body differently; a lower-case fragment.
 pub(super) fn second_reading(body: &Value) -> Option<String> {
     let host = &body["HostConfig"];
     for key in ["NetworkMode", "PidMode", "IpcMode"] {
@@ -63,7 +63,7 @@ pub(super) fn second_reading(body: &Value) -> Option<String> {
     None
 }
 
-/// Why a container that would have an identity cannot: our network cannot be added to its own.
+/// The reason why a container cannot get an identity: our network cannot be added to its own.
 pub(super) fn not_attachable(body: &Value) -> Option<String> {
     let mode = body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
     unconnected(mode).then(|| format!("its network is {mode}, to which no other can be added; use bridge"))

@@ -1,5 +1,5 @@
-//! What would become of a create request, as far as that can be told without an engine: no image, no other
-//! container and no directory is looked at. For `explain`, and for measuring.
+//! The outcome of a create request, as far as it can be told without an engine: no image, other container or
+//! directory is inspected. For `explain`, and for measuring.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -15,37 +15,37 @@ use crate::docker::relay::NAMES;
 use crate::guard::{self, Mode};
 use crate::workload::Task;
 
-/// A request that was judged.
+/// A judged request.
 #[derive(Debug)]
 pub struct Preview {
     pub task: Task,
     pub outcome: Outcome,
-    /// Keys that it would bring in all the same, because the guard only warns of them.
+    /// Keys that the container would receive anyway, because the guard only warns of them.
     pub told: Vec<String>,
-    /// What the engine would be sent.
+    /// The body that the engine would be sent.
     pub body: Vec<u8>,
 }
 
 #[derive(Debug)]
 pub enum Outcome {
-    /// It gets an identity; what a person should know besides.
+    /// The container gets an identity; further notices for a person.
     Attach(Vec<String>),
-    /// It gets none, and why.
+    /// The container gets no identity; the reason.
     Pass(String),
-    /// It is not created, and why.
+    /// The container is not created; the reason.
     Refuse(String),
 }
 
-/// How containers find us.
+/// The networks by which containers reach us.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Networks {
-    /// Each has a network of its own.
+    /// Each container has a network of its own.
     pub alone: bool,
-    /// Those on the host's network do, too.
+    /// Containers on the host's network can reach us, too.
     pub host_loopback: bool,
 }
 
-/// Judges the body of a create request. An error where it is none.
+/// Judges the body of a create request. An error if the body is not valid.
 pub fn preview(
     bytes: &[u8],
     rules: &Rules,

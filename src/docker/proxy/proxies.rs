@@ -1,5 +1,5 @@
-//! The `proxies` of docker's own config for the engine behind us. Its clients look them up by the address that they
-//! dial, which is ours here, and so take those of `default`.
+//! The `proxies` of docker's own config for the engine behind us. Clients look them up by the address that
+//! they dial; that is ours here, so they take the entry `default`.
 
 use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
@@ -7,13 +7,14 @@ use serde_json::Value;
 use super::json::strings;
 use crate::config::proxies::{ClientProxies, Entry};
 
-/// Clients that read that config, by what they call themselves.
+/// User agents of clients that read that config.
 const READERS: [&str; 3] = ["Docker-Client/", "docker-sdk-python/", "compose/"];
 
-/// Sets what the client would have set had it dialled the engine, and never over what the person asked for.
+/// Sets the variables that the client would have set had it dialled the engine; never overrides the user's
+/// own.
 pub(super) fn apply(body: &mut Value, headers: &HeaderMap, proxies: &ClientProxies) {
     let Some(entry) = &proxies.engine else { return };
-    // A body of another form is refused later.
+    // A malformed body is refused later.
     if !reads_config(headers) || !(body["Env"].is_null() || body["Env"].is_array()) {
         return;
     }
@@ -36,8 +37,8 @@ pub(super) fn apply(body: &mut Value, headers: &HeaderMap, proxies: &ClientProxi
     }
 }
 
-/// What build arguments should be changed, given those that are there: a value, or `None` where one is to go. Clients set
-/// them as they set variables.
+/// Changes to the build arguments in `given`: a new value, or `None` to remove the argument. Clients set
+/// build arguments by the same rules as variables.
 pub(super) fn of_build(
     proxies: &ClientProxies,
     given: &dyn Fn(&str) -> Option<String>,
@@ -58,7 +59,7 @@ pub(super) fn of_build(
     names.filter_map(change).collect()
 }
 
-/// `buildargs` of the classic builder, as it should be; `None` where it stays.
+/// The corrected `buildargs` of the classic builder; `None` if they stay.
 pub(super) fn build_arguments(
     given: Option<&str>,
     headers: &HeaderMap,
@@ -69,7 +70,7 @@ pub(super) fn build_arguments(
     }
     let mut all: Value = serde_json::from_str(given.unwrap_or("{}")).ok()?;
     let arguments = all.as_object_mut()?;
-    // One without a value takes that of the builder: somebody has decided about it.
+    // An argument without a value takes the builder's; it counts as set by the user.
     let has = |name: &str| arguments.get(name).map(|value| value.as_str().unwrap_or_default().to_owned());
     let changes = of_build(proxies, &has);
     if changes.is_empty() {
@@ -138,7 +139,7 @@ mod tests {
         assert_eq!(built(Some("[]"), &proxies), None);
         let curl = HeaderMap::from_iter([(USER_AGENT, "curl/8".parse().unwrap())]);
         assert_eq!(build_arguments(None, &curl, &proxies), None);
-        // The engine's entry has none of those that the client took from `default`.
+        // The engine's entry has none of the values that the client took from `default`.
         proxies.engine = Some(vec![]);
         assert_eq!(built(Some(taken), &proxies), Some(json!({})));
         proxies.engine = None;

@@ -1,4 +1,4 @@
-//! What is known when the body of a create is judged.
+//! The facts needed to judge the body of a create.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -12,42 +12,42 @@ use crate::workload::ContainerId;
 #[derive(Clone, Debug)]
 pub(super) struct Joined {
     pub(super) container: ContainerId,
-    /// Where its network has the relay.
+    /// The relay's address on its network.
     pub(super) relay: Ipv4Addr,
 }
 
-/// What the engine says a container reference of the body stands for.
+/// What a container reference in the body stands for, according to the engine.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Neighbour {
     Ours,
-    /// Joining its namespaces would share its identity.
+    /// The container is leased: joining its namespaces would share its identity.
     Leased,
-    /// The full id.
+    /// Another container, by its full id.
     Other(String),
     Missing,
 }
 
-/// What is known when a body is judged.
+/// The facts for judging one body.
 #[derive(Clone, Debug)]
 pub(super) struct Question<'a> {
     pub(super) decision: &'a Decision,
     /// `?name=`.
     pub(super) name: Option<&'a str>,
-    /// `NAME=value` of the image.
+    /// Entries `NAME=value` of the image.
     pub(super) image_env: &'a [String],
-    /// By the reference that stands in the body, see `judge::container_references`.
+    /// By the reference in the body, see `judge::container_references`.
     pub(super) neighbours: &'a HashMap<String, Neighbour>,
     /// References that mean our network, see `judge::network_references`.
     pub(super) our_networks: &'a HashSet<String>,
     pub(super) wiring: &'a Wiring,
-    /// What is mounted besides what the request asks for, for this task.
+    /// Mounts of the config for this task, in addition to those of the request.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
     pub(super) mode: &'a str,
-    /// It will be alone with the relay on its network: what it could do to neighbours costs nothing there.
+    /// The container will be alone with the relay on its network: power over neighbours is harmless there.
     pub(super) alone: bool,
-    /// Where it finds us on the host's network: `127.0.0.1:PORT/SECRET`.
+    /// Where the container reaches us on the host's network: `127.0.0.1:PORT/SECRET`.
     pub(super) path: Option<&'a str>,
-    /// The leased container whose network it joins, where a rule allows that and both have one identity.
+    /// The leased container whose network it joins, if a rule allows that and both have the same identity.
     pub(super) joins: Option<&'a Joined>,
 }

@@ -1,10 +1,10 @@
-//! What is ours at the engine: the relay, its image, the network. Clients may look at it and no more.
+//! Our objects at the engine: the relay, its image, the network. Clients may only inspect them.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::workload::ContainerId;
 
-/// A kind of thing that can be ours.
+/// The kind of a reserved object.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// The relay.
@@ -14,30 +14,31 @@ pub enum Kind {
     Image,
 }
 
-/// The list of what is ours; clones share it, because the relay may be replaced during a session.
+/// The list of our objects; clones share it, because the relay may be replaced during a session.
 #[derive(Clone, Debug, Default)]
 pub struct Reserved(Arc<RwLock<Vec<Entry>>>);
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Entry {
     kind: Kind,
-    /// As the engine gives it; an image's with or without `sha256:`.
+    /// As the engine reports it; an image's with or without `sha256:`.
     id: String,
     name: String,
 }
 
-/// Whether a reference means something of ours.
+/// Whether a reference means one of our objects.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Hit {
     No,
     Sure,
-    /// It is the beginning of an id of ours, and may be somebody's name as well: the engine knows.
+    /// The reference is the beginning of an id of ours, but may also be another object's name: only the
+    /// engine can tell.
     Prefix,
 }
 
 impl Reserved {
-    /// Reserves a thing by id and name; an entry with the same id is replaced. Names are reserved before
-    /// the thing exists when `id` is empty.
+    /// Reserves an object by id and name; an entry with the same id is replaced. An empty `id` reserves the
+    /// name before the object exists.
     pub fn put(&self, kind: Kind, id: &str, name: &str) {
         let entry = Entry { kind, id: bare(id).into(), name: name.trim_start_matches('/').into() };
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +48,7 @@ impl Reserved {
         all.push(entry);
     }
 
-    /// Gives up what has this id.
+    /// Removes the entry with this id.
     pub fn release(&self, kind: Kind, id: &str) {
         let id = bare(id);
         self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|old| old.kind != kind || old.id != id);
@@ -91,8 +92,8 @@ fn bare(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
 }
 
-/// `name:tag` as the engine shows it: without the default registry, or the one that Podman gives to what has none,
-/// with the default tag.
+/// `name:tag` as the engine shows it: without the default registry, or the one that Podman adds to names
+/// without a registry, and with the default tag.
 fn familiar(reference: &str) -> String {
     let mut name = reference;
     for prefix in ["index.docker.io/", "docker.io/", "library/", "localhost/"] {
@@ -107,7 +108,7 @@ fn repository_of(familiar: &str) -> &str {
     familiar.rsplit_once(':').map_or(familiar, |(repository, _)| repository)
 }
 
-/// Why a container of this name would be looked up in place of another on a network that it shares.
+/// The reason why a container of this name would be resolved instead of another host on a shared network.
 pub(super) fn captures(name: &str, names: &[String]) -> Option<&'static str> {
     let name = name.trim_start_matches('/').trim_end_matches('.');
     if names.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
@@ -122,11 +123,11 @@ pub(super) fn captures(name: &str, names: &[String]) -> Option<&'static str> {
     None
 }
 
-/// Domains under which clients look Google's services up.
+/// Domains under which clients resolve Google's services.
 const GOOGLE: [&str; 3] = ["googleapis.com", "google.internal", "goog"];
 
-/// The same for a host name or domain. A dot does no harm there: only what stands before the first one becomes a name
-/// on our network (`wiring::shorten_host_name`).
+/// Like [`captures`], for a host name or domain. A dot is harmless there: only the part before the first one
+/// becomes a name on our network (`wiring::shorten_host_name`).
 pub(super) fn captures_as_host(name: &str, names: &[String]) -> Option<&'static str> {
     let whole = name.trim_end_matches('.').to_ascii_lowercase();
     let under = |domain: &str| {

@@ -1,5 +1,5 @@
-//! The rules as they stand now. They are read anew while a session runs, so whoever judges takes the whole
-//! of them once and keeps to it.
+//! The current rules. They are reloaded while a session runs, so each judgement takes one snapshot and keeps
+//! to it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -8,21 +8,21 @@ use crate::mounts::Mount;
 use crate::policy::Policy;
 use crate::workload::Identity;
 
-/// What the config says about who gets what.
+/// The config's decisions on identities and mounts.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub policy: Policy,
-    /// All of the config, in the order of their names.
+    /// All identities of the config, sorted by name.
     pub identities: Vec<Arc<Identity>>,
-    /// Added to containers that get an identity.
+    /// Mounts added to containers that get an identity.
     pub mounts: Vec<Mount>,
-    /// By which tasks are known that do not show which one they are.
+    /// Compiled pipelines, which identify tasks that do not show which one they are.
     pub compiled: Arc<Compiled>,
-    /// kfp tasks with a command run without the image's `ENTRYPOINT`.
+    /// Whether kfp tasks with a command run without the image's `ENTRYPOINT`.
     pub clear_entrypoint: bool,
 }
 
-/// Clones share it.
+/// The rules in force. Clones share them.
 #[derive(Clone, Debug)]
 pub struct LiveRules(Arc<RwLock<Arc<Rules>>>);
 
@@ -35,7 +35,7 @@ impl LiveRules {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// For containers that are created from now on. A lease has its identity until it ends.
+    /// Replaces the rules for containers created from now on. A lease keeps its identity until it ends.
     pub fn replace(&self, rules: Rules) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }

@@ -1,4 +1,5 @@
-//! What every judgement needs: the engine, the settings, and answers to "which container is that".
+//! State that every judgement needs: the engine, the settings, and look-ups of containers, networks and
+//! images.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -20,18 +21,18 @@ use crate::docker::labels::SESSION_LABEL;
 use crate::guard::memory::Memory;
 use crate::workload::ContainerId;
 
-/// A tag can move; for this long an image's environment is not asked for again.
+/// How long an image's environment is cached; a tag can move.
 const IMAGE_FRESH: Duration = Duration::from_secs(5);
 
-/// What the names of our networks begin with.
+/// The prefix of our networks' names.
 pub(super) const NETWORKS: &str = "kfp-creds";
 /// The engine's own networks, which every create names and nobody can replace.
 const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
 
-/// What an image brings to the containers that are made of it.
+/// What an image adds to the containers created from it.
 #[derive(Debug, Default)]
 pub(super) struct Image {
-    /// `NAME=value`, each.
+    /// Entries `NAME=value`.
     pub(super) env: Vec<String>,
     pub(super) has_entrypoint: bool,
 }
@@ -42,18 +43,18 @@ pub(super) struct Proxy {
     pub(super) engine: EngineClient,
     pub(super) outputs: Outputs,
     images: Mutex<HashMap<String, (Instant, Arc<Image>)>>,
-    /// Read while a container that will be leased is on its way from the engine's create to its lease. Whoever
-    /// asks whether something is leased, to let it be reached into, waits for these first: afterwards nothing
-    /// that exists becomes leased any more.
+    /// Read-locked while a container that will be leased is between the engine's create and its lease. Code
+    /// that asks whether a container is leased, to let it be reached into, waits for these first; afterwards
+    /// no existing container can become leased.
     arriving: Arc<RwLock<()>>,
     pub(super) memory: Memory,
-    /// What was said not to be verified of mounts.
+    /// Unverified mounts that were already reported.
     pub(super) said: Mutex<HashSet<String>>,
-    /// How many builds by BuildKit were refused.
+    /// The number of refused BuildKit builds.
     pub(super) refused_builds: AtomicU64,
-    /// Images of which it was said that tasks run without their `ENTRYPOINT`.
+    /// Images for which it was already reported that tasks run without their `ENTRYPOINT`.
     pub(super) said_entrypoint: Mutex<HashSet<String>>,
-    /// Ids of networks that the engine said are a session's.
+    /// Ids of networks that the engine confirmed as a session's.
     pub(super) our_networks: Mutex<HashSet<String>>,
 }
 
@@ -79,13 +80,13 @@ impl Proxy {
         self.arriving.clone().read_owned().await
     }
 
-    /// Held while it is decided what may be reached into.
+    /// Held while the proxy decides what a request may reach into.
     pub(super) async fn none_arriving(&self) -> RwLockWriteGuard<'_, ()> {
         self.arriving.write().await
     }
 
-    /// The container that the engine means by `reference`. A full id is one by itself: names of that form
-    /// are kept off leased containers.
+    /// The container that the engine means by `reference`. A full id needs no look-up: leased containers
+    /// cannot have names of that form.
     pub(super) async fn locate(&self, reference: &str) -> Result<Option<ContainerId>, Refusal> {
         if let Some(id) = ContainerId::parse(reference) {
             return Ok(Some(id));
@@ -112,8 +113,8 @@ impl Proxy {
         Ok(id.is_some_and(|id| self.settings.reserved.hit(kind, id) == Hit::Sure))
     }
 
-    /// By its label, which nobody but us can set through a proxy of ours: another session's network is as closed
-    /// as our own.
+    /// Recognised by its label, which only a session can set through our proxies. Another session's network
+    /// is as closed to containers as our own.
     async fn is_network_of_a_session(&self, reference: &str) -> Result<bool, Refusal> {
         let mut path = String::from("/networks/");
         encode(reference, &mut path);
@@ -124,8 +125,8 @@ impl Proxy {
         }))
     }
 
-    /// Whether it holds an identity of this session or is a part of another one: the label alone can come from
-    /// an image, so the network has to be one of ours as well.
+    /// Whether the container holds an identity of this session or belongs to another one. An image can bring
+    /// the label alone, so the container must also be on a network of a session.
     pub(super) async fn has_identity(&self, container: &ContainerId) -> Result<bool, Refusal> {
         if self.is_leased(container).await {
             return Ok(true);
@@ -136,7 +137,7 @@ impl Proxy {
         if is_of_a_session(&found) {
             return Ok(true);
         }
-        // The engine writes the id of the one that it joins.
+        // The engine stores the id of the container whose network is joined.
         let joined =
             found["HostConfig"]["NetworkMode"].as_str().and_then(|mode| mode.strip_prefix("container:"));
         let Some(joined) = joined.and_then(ContainerId::parse) else { return Ok(false) };
@@ -147,8 +148,9 @@ impl Proxy {
         Ok(found.is_some_and(|found| is_of_a_session(&found)))
     }
 
-    /// Whether no key may get into it: it holds an identity, or it looks like a task of kfp. The engine's own record
-    /// has what its create said, so it does not matter when and through whom it was made.
+    /// Whether no key may get into the container: it holds an identity, or it looks like a task of kfp.
+    /// Decided from the engine's record of its create, so it does not matter when and through which client it
+    /// was created.
     pub(super) async fn is_guarded(&self, container: &ContainerId) -> Result<bool, Refusal> {
         if self.is_leased(container).await {
             return Ok(true);
@@ -161,14 +163,14 @@ impl Proxy {
         Ok(self.settings.evidence.is_kfp(&(self.settings.recognise)(&body, None)))
     }
 
-    /// Asks `lifecycle`; when nobody answers, yes: the question comes from where a no would open a door.
+    /// Asks `lifecycle`. Without an answer the result is yes, because callers permit access on a no.
     pub(super) async fn is_leased(&self, container: &ContainerId) -> bool {
         let (answer, answered) = oneshot::channel();
         let ask = LifecycleRequest::IsLeased { container: container.clone(), answer };
         self.settings.ask.send(ask).await.is_err() || answered.await.unwrap_or(true)
     }
 
-    /// What an image brings; nothing for one that the engine does not have, because the create will fail.
+    /// What an image adds; nothing if the engine does not have the image, because the create will fail.
     pub(super) async fn image(&self, reference: &str) -> Result<Arc<Image>, Refusal> {
         if reference.is_empty() {
             return Ok(Arc::default());
@@ -180,9 +182,10 @@ impl Proxy {
         let found = self.engine.look(&place("images", reference)).await?;
         let Some(found) = found else { return Ok(Arc::default()) };
         let env = found["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        // An image that was made of an attached container, by a session that left our variables in it or without us.
+        // An image committed from an attached container: by a session that left our variables in it, or past
+        // the proxy.
         let committed = found["Config"]["Labels"][SESSION_LABEL].is_string();
-        // A variable without a value is none.
+        // A variable without a value does not count.
         let counts = |set: &&str| set.contains('=') && !(committed && is_ours(set));
         let image = Arc::new(Image {
             env: env.filter(counts).map(Into::into).collect(),
@@ -218,7 +221,7 @@ fn is_of_a_session(found: &Value) -> bool {
     on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string()
 }
 
-/// `/containers/NAME/json`. The name comes from a client: its slashes stay, everything else is escaped.
+/// The path `/{what}/NAME/json`. The name comes from a client: its slashes stay, everything else is escaped.
 fn place(what: &str, name: &str) -> String {
     let mut path = format!("/{what}");
     for part in name.trim_start_matches('/').split('/') {

@@ -1,5 +1,5 @@
-//! Keys for a swarm: its configs, secrets and services. Their containers are the swarm's own and get no
-//! identity here, so a key in them is told of, as in every container that is not ours.
+//! Keys in a swarm's configs, secrets and services. Their containers belong to the swarm and get no identity
+//! here, so a key in them is only reported, as in every container that is not ours.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,7 +25,8 @@ impl Proxy {
         if self.settings.guard.rules.mode != Mode::Off {
             let name = body["Name"].as_str().unwrap_or("without a name");
             let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
-            // The node that runs it can be another machine; what lies here at that place is what can be seen.
+            // The node that runs it can be another machine; only files at that path on this machine can be
+            // scanned.
             let looked = self.look(self.sources(&mounts).await?).await;
             let (text, rules) = (body.clone(), self.settings.guard.rules.clone());
             let found = judged(length_of(&text), move || found(&text, &rules)).await?;
@@ -44,7 +45,7 @@ fn found(body: &Value, rules: &Rules) -> Vec<Key> {
     found.extend(words(&container["Args"], "Args", Part::Command, rules));
     found.extend(labels(&body["Labels"], rules));
     found.extend(labels(&container["Labels"], rules));
-    // RFC 4648, as the API has it.
+    // Base64 per RFC 4648, as the API defines it.
     let data = body["Data"].as_str().and_then(|data| STANDARD.decode(data).ok()).map(Zeroizing::new);
     found.extend(data.and_then(|data| what(&data)).map(|kind| Key::plain(format!("it holds {kind}"))));
     found

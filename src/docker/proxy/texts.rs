@@ -1,5 +1,5 @@
-//! Texts of a request that reach a container, or stay in an image: variables, commands, labels, build arguments. Which of
-//! them hold keys, and what a person is told of it.
+//! Texts of a request that reach a container or stay in an image: variables, commands, labels, build
+//! arguments. Finds those that hold keys and words the report.
 
 use serde_json::Value;
 
@@ -10,24 +10,24 @@ use crate::guard::{Find, Rules, environment, what};
 /// A key that a request would bring in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Key {
-    /// What and where, for a person.
+    /// Description and location, for a person.
     pub(super) text: String,
-    /// The entry of `guard.allow` that excepts its place; `None` where there is none.
+    /// The entry of `guard.allow` that would permit it; `None` if there is none.
     entry: Option<String>,
 }
 
 impl Key {
-    /// Where nothing can be excepted.
+    /// A key that no entry can permit.
     pub(super) fn plain(text: String) -> Self {
         Self { text, entry: None }
     }
 
-    /// In a file of the host.
+    /// A key in a file of the host.
     pub(super) fn in_file(text: String, find: &Find) -> Self {
         Self { text, entry: Some(path_entry(&find.place)) }
     }
 
-    /// In an archive or a build context, at `name` as it is written there; or in the config of an image.
+    /// A key in an archive or a build context, at `name` as written there, or in the config of an image.
     pub(super) fn inside(text: String, name: &str) -> Self {
         let entry = match crate::guard::excepted::of_image(name) {
             Some((part, name)) => part.entry(name),
@@ -43,7 +43,7 @@ impl Key {
 
 const ADVICE: &str = "leave it out (containers with an identity get tokens without a key)";
 
-/// Why a request with these is refused, and the line of the config that would let it pass.
+/// The reason for refusing a request with these keys, and the line of the config that would let it pass.
 pub(super) fn refusing(keys: &[Key]) -> String {
     let texts: Vec<&str> = keys.iter().map(|key| key.text.as_str()).collect();
     let mut entries: Vec<String> = keys.iter().filter_map(|key| key.entry.as_deref().map(quoted)).collect();
@@ -58,12 +58,12 @@ pub(super) fn refusing(keys: &[Key]) -> String {
     }
 }
 
-/// A basic string of TOML, whose escapes JSON's are among.
+/// A basic string of TOML, which understands all of JSON's escapes.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\x7f', "\\u007f")
 }
 
-/// What reaches a container as text, without the rest of the body.
+/// The parts of the body that reach a container as text.
 pub(super) fn text_of(body: &Value) -> Value {
     let mut text = Value::Null;
     for part in ["Env", "Cmd", "Entrypoint", "Labels"] {
@@ -72,7 +72,7 @@ pub(super) fn text_of(body: &Value) -> Value {
     text
 }
 
-/// Bytes of all strings in it.
+/// Bytes of all strings in `value`.
 pub(super) fn length_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -82,7 +82,7 @@ pub(super) fn length_of(value: &Value) -> usize {
     }
 }
 
-/// What reaches the container as text.
+/// Keys in the parts that reach the container as text.
 pub(super) fn keys_in_body(body: &Value, rules: &Rules) -> Vec<Key> {
     let mut found = variables(&body["Env"], rules);
     found.extend(words(&body["Cmd"], "Cmd", Part::Command, rules));
@@ -95,7 +95,7 @@ pub(super) fn variables(list: &Value, rules: &Rules) -> Vec<Key> {
     strings(list).filter_map(|entry| variable("variable", entry, rules)).collect()
 }
 
-/// `what`: whose variable it is.
+/// `what` describes the variable's owner.
 pub(super) fn variable(what: &str, entry: &str, rules: &Rules) -> Option<Key> {
     let find = environment::variable(entry)?;
     let text = format!("the {what} {} holds {}", find.place, find.kind);
@@ -131,7 +131,7 @@ pub(super) fn words(command: &Value, place: &str, part: Part, rules: &Rules) -> 
     found.collect()
 }
 
-/// Instructions of a Dockerfile that a commit or an import is given.
+/// One instruction of a Dockerfile in a commit or an import.
 pub(super) fn instruction(text: &str, rules: &Rules) -> Option<Key> {
     let find = environment::instruction(text)?;
     let label = text.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("label"));
@@ -186,7 +186,7 @@ mod tests {
             assert!(line.ends_with(&format!("allow = [\"{entry}\"]")), "{line}");
         }
         assert_eq!(keys_in_body(&body, &allowing(&all)), []);
-        // One kind of entry is not another.
+        // An entry of another kind permits nothing.
         let wrong = ["label:OTHER", "build-arg:OTHER", "env:team", "entrypoint:5", "command:1"];
         assert_eq!(keys_in_body(&body, &allowing(&wrong)), keys);
         assert!(!refusing(&keys).contains(&aws));

@@ -7,12 +7,11 @@ use hyper::{Request, StatusCode};
 use super::engine_client::{Handover, RawClient, Refusal};
 use super::path::Route;
 
-/// The client's end, where a request may turn into raw bytes.
+/// The client's end, if a request may become a raw stream.
 pub(super) type Raw = Option<RawClient>;
 
-/// An upgrade is known only where the engine's protocol has one, and only to the protocol that belongs
-/// there; elsewhere the header is dropped, which HTTP allows. `Upgrade: h2c` let through would be a second
-/// door to every endpoint.
+/// Permits an upgrade only where the engine's protocol has one, and only to its own protocol; elsewhere the
+/// header is dropped, which HTTP allows. A passed `Upgrade: h2c` would open every endpoint unjudged.
 pub(super) fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusal> {
     let (protocol, bare) = match route {
         Route::ExecStart => ("tcp", true),

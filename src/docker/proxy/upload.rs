@@ -1,5 +1,5 @@
-//! Archives on their way to the engine (copies, build contexts, imports, loads): judged as they pass. No byte of a
-//! file goes on before the file is judged, so that a refusal comes before the key has left.
+//! Archives sent to the engine (copies, build contexts, imports, loads), judged as they pass. No byte of a
+//! file is released before the file is judged, so a refusal comes before the key has left.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,15 +23,15 @@ use crate::guard::found::Entry;
 use crate::guard::stream::Stream;
 use crate::guard::{Mode, Rules};
 
-/// How long the rest of a refused upload is read, so that the client comes to read the answer.
+/// How long the rest of a refused upload is read, so that the client gets to reading the answer.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Compressed bytes at a time: they may become a thousand times as many.
+/// Compressed bytes processed at a time; they may expand a thousandfold.
 pub(super) const SIP: usize = 8 << 10;
 
 type Piece = Result<Frame<Bytes>, io::Error>;
 
 impl Proxy {
-    /// Files for a container: `docker cp`.
+    /// Files copied into a container: `docker cp`.
     pub(super) async fn archive(
         self: &Arc<Self>,
         parts: Parts,
@@ -52,8 +52,8 @@ impl Proxy {
         }
     }
 
-    /// The classic builder's context. BuildKit asks for its own in `POST /session`, but for an archive of which an old
-    /// client says `upload-request`.
+    /// The context of the classic builder. BuildKit fetches its own through `POST /session`, except for an
+    /// archive that an old client announces by `upload-request`.
     pub(super) async fn build_context(
         self: &Arc<Self>,
         parts: Parts,
@@ -95,7 +95,7 @@ impl Proxy {
         let stream = StreamBody::new(Box::pin(stream));
         let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
         let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
-        // A stopped upload is an error at the engine; the reason is ours.
+        // The engine reports a stopped upload as an error; the reason is our refusal.
         if failed && let Ok(Ok(Some(refusal))) = tokio::time::timeout(Duration::from_secs(1), told).await {
             return Err(refusal);
         }
@@ -130,7 +130,7 @@ impl Proxy {
                 let _ = pieces.send(Err(io::Error::other("a key"))).await;
                 drop(pieces);
                 if let Err(Some(refusal)) = tell.send(Some(refusal)) {
-                    // The engine has answered already, and nobody waits for the reason.
+                    // The engine has answered already, so the reason goes to the console.
                     self.settings.console.notice(refusal.why);
                 }
                 let _ = tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
@@ -166,7 +166,7 @@ impl Proxy {
     }
 }
 
-/// What is told of the finds in an archive.
+/// The keys found in an archive, as reported.
 pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = Key> {
     let finds = finds.into_iter().filter(|entry| !rules.allows_inside(&entry.name));
     finds.map(|entry| {
@@ -175,7 +175,7 @@ pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item
     })
 }
 
-/// How an upload is looked at.
+/// How an upload is judged.
 pub(super) struct Look {
     pub(super) mode: Mode,
     /// Names the upload in messages.
@@ -183,11 +183,11 @@ pub(super) struct Look {
     pub(super) stream: Stream,
 }
 
-/// Judges what goes in, and holds it back until it is judged.
+/// Judges incoming bytes and holds them back until they are judged.
 struct Filter {
     stream: Stream,
     held: VecDeque<Bytes>,
-    /// Bytes that were released.
+    /// The number of bytes released.
     released: u64,
 }
 
@@ -196,10 +196,10 @@ impl Filter {
         Self { stream, held: VecDeque::new(), released: 0 }
     }
 
-    /// Away from the thread that serves: a frame may become gigabytes. `None` where that broke.
+    /// Runs off the serving thread, because a frame may expand to gigabytes. `None` if that panicked.
     async fn push(mut self, bytes: Bytes) -> Option<Self> {
         let pushed = tokio::task::spawn_blocking(move || {
-            // Where a file begins in what is compressed is known by the piece.
+            // Offsets of files in compressed data are known only per piece.
             bytes.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
             self.held.push_back(bytes);
             self
@@ -215,7 +215,7 @@ impl Filter {
         ended.await.ok()
     }
 
-    /// The next bytes that may go on; all of them at the end.
+    /// The next bytes that may be sent on; at the end, all of them.
     fn release(&mut self, end: bool) -> Option<Bytes> {
         let first = self.held.front_mut()?;
         let judged = if end { u64::MAX } else { self.stream.safe() };

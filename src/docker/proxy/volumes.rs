@@ -1,4 +1,4 @@
-//! Volumes: what they are bound to, and whether there is a key in it.
+//! Volumes: the host paths that they are bound to, and the keys in these.
 
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -16,7 +16,7 @@ use crate::guard::Mode;
 use crate::mounts::{self, Mount};
 
 impl Proxy {
-    /// A named volume: what it is bound to, else where the engine keeps it.
+    /// The host paths of a named volume: those it is bound to, otherwise the engine's directory of it.
     pub(super) async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
         Ok(self.found(name).await?.map(|found| places(&found, name)).unwrap_or_default())
     }
@@ -44,8 +44,8 @@ impl Proxy {
         Ok(sources)
     }
 
-    /// A volume that is bound to a place of the host. Who will use it is not known yet: one line now, and
-    /// the create that names it is judged.
+    /// Creates a volume. If it is bound to a host path with a key, one line is printed; its users are not
+    /// known yet, and each create that names the volume is judged.
     pub(super) async fn volume_create(
         &self,
         parts: Parts,
@@ -64,9 +64,9 @@ impl Proxy {
     }
 }
 
-/// What is wrong with the config's volumes, all of it: one that is not there would come into being empty, and
-/// one with a key in it would have every create refused. Directories were looked at when the config was read;
-/// volumes are the engine's to name. What could not be looked at is said.
+/// All problems of the config's volumes: a missing one would be created empty, and one with a key in it would
+/// have every create refused. Directories were checked when the config was read; only the engine knows its
+/// volumes. Volumes that could not be scanned are reported.
 pub async fn wrong_with_volumes(settings: &Arc<Settings>, mounts: &[Mount]) -> Result<Vec<String>, String> {
     let proxy = Proxy::new(settings.clone());
     let (mut wrong, mut sources) = (vec![], vec![]);

@@ -1,4 +1,4 @@
-//! What is put into the body of a create that gets an identity, and what it carries that is in the way.
+//! The additions to the create of a container with an identity, and settings of it that would defeat them.
 
 use std::net::Ipv4Addr;
 
@@ -9,10 +9,11 @@ use super::capabilities::Capabilities;
 use super::question::Question;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
-/// Set over whatever an image says: a sweep takes a container with the relay's role for a live session.
+/// Set over an image's label of that name: a sweep takes a container with the relay's role for a live
+/// session.
 pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 
-/// What the container carries that keeps client libraries from asking us.
+/// Settings of the container that keep client libraries from asking the metadata server.
 pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
     let address = asked_at(question);
@@ -43,8 +44,8 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     found
 }
 
-/// Variables that client libraries read before they ask a metadata server, or that say where it is; with the one value
-/// that keeps them from asking, where others do not.
+/// Variables that client libraries read before they ask a metadata server, or that contain its address. The
+/// second item is the one value that keeps libraries from asking; with `None`, any value does.
 pub const SHADOWS: [(&str, Option<&str>); 8] = [
     ("GOOGLE_APPLICATION_CREDENTIALS", None),
     ("NO_GCE_CHECK", None),
@@ -59,11 +60,11 @@ pub const SHADOWS: [(&str, Option<&str>); 8] = [
 pub(super) const METADATA_VARIABLES: [&str; 3] =
     ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
 
-/// Where a mount puts a gcloud directory, with a login in it that wins over a metadata server.
+/// The target of a mount of a gcloud directory: a login in it takes precedence over a metadata server.
 fn gcloud_mount(body: &Value) -> Option<String> {
     let host = &body["HostConfig"];
     let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    // `source:target[:options]`; a source may hold a colon on Windows, so every part is looked at.
+    // `source:target[:options]`; a source may contain a colon on Windows, so every part is checked.
     let binds = binds.flat_map(|bind| bind.split(':').skip(1));
     let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
     let ends = |path: &&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
@@ -85,8 +86,8 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     body["Labels"][SESSION_LABEL] = question.session.into();
     body["Labels"][MODE_LABEL] = question.mode.into();
     body["Labels"][ROLE.0] = ROLE.1.into();
-    // Host names, and entries for them, are those of the container whose network it joins. On the host's network no
-    // name can lead to a port and a path.
+    // A container that joins another's network has that one's host name and hosts entries. On the host's
+    // network no name can stand for a port and a path.
     if question.joins.is_none() && question.path.is_none() {
         shorten_host_name(body);
         add_hosts(&mut body["HostConfig"], wiring);
@@ -109,9 +110,9 @@ fn add_hosts(host: &mut Value, wiring: &Wiring) {
     host["ExtraHosts"] = hosts.into();
 }
 
-/// The engine makes a host name an alias on every network, ours too, where a whole one would be looked up in the place
-/// of the real machine. As host name and domain, `hostname -f` is the same inside the container, and the whole form
-/// stays an alias on the networks of the user's own.
+/// The engine makes the host name an alias on every network, ours included, where a fully qualified one would
+/// be resolved instead of the real machine. Split into host name and domain, `hostname -f` stays the same
+/// inside the container, and the full name stays an alias on the user's own networks.
 fn shorten_host_name(body: &mut Value) {
     let Some((host, rest)) = body["Hostname"].as_str().and_then(|whole| whole.split_once('.')) else {
         return;
@@ -138,8 +139,9 @@ fn shorten_host_name(body: &mut Value) {
     }
 }
 
-/// Clients leave the endpoint out where they want nothing of it: `docker run --network own` names the network in its
-/// mode alone. The engine reads that as an endpoint without settings.
+/// Adds an endpoint for the network of the mode. Clients omit it if they need no settings:
+/// `docker run --network own` names the network only in its mode, and the engine reads that as an endpoint
+/// without settings.
 fn name_the_network(body: &mut Value) {
     let mode = body["HostConfig"]["NetworkMode"].as_str().filter(|mode| has_aliases(mode));
     let Some(mode) = mode.map(String::from) else { return };
@@ -152,7 +154,7 @@ fn name_the_network(body: &mut Value) {
     }
 }
 
-/// Whether this is a network of the user's own, by how it is named. The engine refuses aliases on its own ones.
+/// Whether the name is that of a user-defined network. The engine refuses aliases on its own networks.
 fn has_aliases(network: &str) -> bool {
     // Podman's modes can have options (`slirp4netns:…`).
     let mode = network.split(':').next().unwrap_or_default();
@@ -160,13 +162,12 @@ fn has_aliases(network: &str) -> bool {
         .contains(&mode)
 }
 
-/// What clients are to take for the metadata server.
+/// The address that clients are to use as the metadata server.
 fn asked_at(question: &Question<'_>) -> String {
     question.path.map_or_else(|| question.wiring.relay.to_string(), String::from)
 }
 
-/// What is set in the environment: never over a value that is there, except the proxy exceptions, which
-/// are merged.
+/// Variables to set. A value that is there already is kept, except the proxy exceptions, which are merged.
 fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, String)> {
     let wiring = question.wiring;
     let env = Environment { request: &body["Env"], image: question.image_env };
@@ -174,7 +175,7 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     for name in METADATA_VARIABLES {
         out.push((name, Some(asked_at(question))));
     }
-    // GDAL asks a metadata server only where it believes that it runs on a GCE instance.
+    // GDAL asks a metadata server only if it believes that it runs on a GCE instance.
     out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));
     out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
     out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
@@ -183,7 +184,7 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
         .filter(|(name, _)| !env.says(name))
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
-    // Clients read one spelling or the other, some the lower case first: both get what either has.
+    // Clients read one of the two spellings, some the lower case first: both get the value of either.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
         let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
         out.push((name, exceptions(had.unwrap_or_default(), wiring)));
@@ -203,35 +204,35 @@ fn exceptions(had: &str, wiring: &Wiring) -> String {
     all.join(",")
 }
 
-/// The exceptions of others among `all`.
+/// `all` without the exceptions that we add.
 pub(super) fn without_exceptions(all: &str, names: &[String], relay: &str) -> String {
     let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
     let ours = |entry: &&str| names.iter().any(|name| name == entry) || *entry == relay || *entry == magic;
     all.split(',').filter(|entry| !ours(entry)).collect::<Vec<_>>().join(",")
 }
 
-/// Whether an image's variable can be what a session of ours set: of one that was committed, its values are nobody's.
+/// Whether a session may have set this variable of an image. In a committed image such values are stale.
 pub(super) fn is_ours(variable: &str) -> bool {
     let name = variable.split('=').next().unwrap_or_default();
     METADATA_VARIABLES.contains(&name)
         || ["CPL_MACHINE_IS_GCE", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT"].contains(&name)
 }
 
-/// What a variable will be in the container: the request's entry wins over the image's.
+/// The value of a variable in the container: the request's entry takes precedence over the image's.
 struct Environment<'a> {
     request: &'a Value,
     image: &'a [String],
 }
 
 impl<'a> Environment<'a> {
-    /// The last entry for `name`; one without `=` unsets the variable.
+    /// The last entry for `name`; an entry without `=` unsets the variable.
     fn entry(&self, name: &str) -> Option<&'a str> {
         let is = |entry: &&str| entry.split('=').next() == Some(name);
         let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
         request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
     }
 
-    /// True when somebody decided about `name`, be it to unset it.
+    /// True if the request or the image sets or unsets `name`.
     fn says(&self, name: &str) -> bool {
         self.entry(name).is_some()
     }
@@ -249,7 +250,7 @@ fn list(value: &Value) -> Vec<String> {
     }
 }
 
-/// The address of an extra-hosts entry for `name`; newer clients may write `=` for the colon.
+/// The address in an extra-hosts entry for `name`; newer clients may write `=` instead of the colon.
 pub(super) fn host_entry<'a>(entry: &'a str, name: &str) -> Option<&'a str> {
     let (host, at) = entry.split_once([':', '='])?;
     host.eq_ignore_ascii_case(name).then_some(at)

@@ -1,8 +1,8 @@
-//! What containers could write on this machine: a config file that one of them could have changed is not
+//! Paths of this machine that containers can write: a config file that one of them could have changed is not
 //! read again (decision 23).
 //!
-//! The containers that the engine has are asked about when it matters; those of this session that are gone
-//! by then are remembered here.
+//! Existing containers are looked up at the engine when needed; the paths of this session's removed
+//! containers are remembered here.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,20 @@ use super::engine_client::EngineClient;
 use super::mount_sources::aside;
 use super::{Settings, capabilities};
 
-/// Directories and files that containers of this session were given to write. Clones share it.
+/// Directories and files that containers of this session could write. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub struct Writable(Arc<Mutex<BTreeSet<PathBuf>>>);
 
 impl Writable {
-    /// Notes what a judged create body gives. What it does not say itself (volumes by name, the mounts of
-    /// another container) is in `mounted`, the engine's own list, where that was looked at.
+    /// Notes the writable paths of a judged create body. Mounts that the body does not spell out (named
+    /// volumes, the mounts of another container) are in `mounted`, the engine's own list, if it was fetched.
     pub(super) async fn note(&self, body: &Value, mounted: &Value) {
         let mut found = given(&body["HostConfig"]);
         found.extend(listed(mounted));
         if found.is_empty() {
             return;
         }
-        // As they are written at once, as they are when that is known.
+        // First the paths as written; their canonical form is added when it is known.
         self.add(&found);
         let own = self.clone();
         let real = move || {
@@ -47,7 +47,7 @@ impl Writable {
     }
 }
 
-/// Whether the body leaves it to the engine what is mounted.
+/// Whether the engine decides what is mounted.
 pub(super) fn is_indirect(body: &Value) -> bool {
     let host = &body["HostConfig"];
     let named = |bind: &Value| bind.as_str().is_some_and(|bind| !bind.starts_with('/'));
@@ -57,13 +57,13 @@ pub(super) fn is_indirect(body: &Value) -> bool {
     any(&host["VolumesFrom"], &|_| true) || any(&host["Binds"], &named) || any(&host["Mounts"], &volume)
 }
 
-/// What a HostConfig says itself.
+/// The paths that a HostConfig names itself.
 fn given(host: &Value) -> Vec<PathBuf> {
     let everything = host["Privileged"] == true
         || host["PidMode"] == "host"
         || capabilities::Capabilities::of(host).has("SYS_ADMIN");
     if everything {
-        // With the machine's disks or processes in its hands, a container writes where it likes.
+        // A container that controls the machine's disks or processes can write anywhere.
         return vec!["/".into()];
     }
     let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -82,7 +82,7 @@ fn given(host: &Value) -> Vec<PathBuf> {
     binds.chain(mounts).filter(|place| place.is_absolute()).collect()
 }
 
-/// `Mounts` as the engine lists them, of a container or of each.
+/// The engine's list `Mounts`, of one container or of each.
 fn listed(mounts: &Value) -> Vec<PathBuf> {
     let mounts = mounts.as_array().into_iter().flatten().filter(|mount| mount["RW"] != false);
     mounts
@@ -92,11 +92,11 @@ fn listed(mounts: &Value) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Until then nothing is known of who can write it.
+/// Until the file system answers, it is unknown who can write the file.
 const SILENT: &str = "the file system does not answer";
 
-/// The place by which a container can write `file` (absolute), or could earlier in this session; an error where
-/// the engine or the file system does not say. Both are asked without holding up the thread that serves.
+/// The path through which a container can write `file` (absolute), or could earlier in this session. An error
+/// if the engine or the file system does not answer. Neither look-up blocks the serving thread.
 pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result<Option<PathBuf>, String> {
     let named = file.to_owned();
     let file = aside(move || named.canonicalize()).await.ok_or(SILENT)?.map_err(|error| error.to_string())?;
@@ -113,7 +113,7 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
         containers.as_array().into_iter().flatten().flat_map(|one| listed(&one["Mounts"])).collect();
     let volumes = ask("/volumes").await?;
     let volumes = volumes["Volumes"].as_array().into_iter().flatten();
-    // Whoever mounts it by its name can write what it is bound to.
+    // A container that mounts the volume by its name can write the directory behind it.
     places.extend(volumes.filter_map(|volume| volume["Options"]["device"].as_str()).map(PathBuf::from));
     let covering = move || {
         let mut real = places.into_iter().map(|place| place.canonicalize().unwrap_or(place));

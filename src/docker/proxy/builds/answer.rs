@@ -1,5 +1,5 @@
-//! The client's answer to one call of the engine's, judged while it passes: no message of a file goes on before
-//! the file is judged.
+//! The client's answer to one call of the engine, judged while it passes: no message of a file is released
+//! before the file is judged.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,23 +15,23 @@ use super::message::{Messages, Unread};
 use super::upload::Upload;
 use crate::docker::proxy::texts::Key;
 
-/// What comes up while an answer passes.
+/// A finding while an answer passes.
 #[derive(Debug)]
 pub(super) enum Matter {
     /// Keys, one text each.
     Found(Vec<Key>),
-    /// It cannot be judged any further, and why.
+    /// The answer cannot be judged any further; the reason.
     Unread(&'static str),
-    /// It passes though it was not looked at, and why.
+    /// Something passes unchecked; what, and why.
     Unverified(String),
-    /// It passes, and a person should know.
+    /// Something passes, and the person should be told.
     Note(String),
 }
 
-/// Decides on a matter and tells a person; an error is the text for the engine, and ends the answer.
+/// Decides on a [`Matter`] and reports it. An error is the text for the engine, and ends the answer.
 pub(super) type Decide = Arc<dyn Fn(&str, Matter) -> Result<(), String> + Send + Sync>;
 
-/// What is told of one message.
+/// Decides on everything found in one message.
 pub(super) fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), String> {
     if !told.found.is_empty() {
         decide(who, Matter::Found(told.found))?;
@@ -40,7 +40,7 @@ pub(super) fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), Strin
     told.notes.into_iter().try_for_each(|note| decide(who, Matter::Note(note)))
 }
 
-/// How an answer is read.
+/// How an answer is parsed.
 #[derive(Debug)]
 pub(super) enum Reading {
     Context(Box<Context>),
@@ -62,7 +62,7 @@ impl Reading {
         }
     }
 
-    /// At the end of the answer.
+    /// Called at the end of the answer.
     fn end(&mut self) -> Told {
         match self {
             Reading::Context(context) => context.end(),
@@ -70,7 +70,7 @@ impl Reading {
         }
     }
 
-    /// Everything that waits for a judgement, which will not come.
+    /// Messages that still wait for a judgement, which will not come.
     fn give_up(&mut self) -> Vec<Bytes> {
         match self {
             Reading::Context(context) => context.give_up(),
@@ -79,17 +79,17 @@ impl Reading {
     }
 }
 
-/// A body between the client's answer and the engine.
+/// A body that the client answers, judged on its way to the engine.
 pub(super) struct Answer<B = Incoming> {
     inner: B,
-    /// Names it in messages.
+    /// Names the body in messages.
     who: String,
     messages: Messages,
-    /// `None` once it passes unread.
+    /// `None` once the rest passes unjudged.
     reading: Option<Reading>,
     decide: Decide,
     out: VecDeque<Bytes>,
-    /// Sent when everything before it is.
+    /// Sent after everything before them.
     trailers: Option<HeaderMap>,
     ended: bool,
 }
@@ -141,7 +141,7 @@ impl<B> Answer<B> {
         }
     }
 
-    /// Where that is not an error, it and everything after it passes.
+    /// The answer cannot be judged: unless that is an error, `message` and everything after it passes.
     fn unread(&mut self, why: &'static str, message: Option<Bytes>) -> Result<(), String> {
         (self.decide)(&self.who, Matter::Unread(why))?;
         let waiting = self.reading.take().map(|mut reading| reading.give_up()).unwrap_or_default();
@@ -189,7 +189,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     }
 }
 
-/// The end of a call that is not permitted, as gRPC says it. The engine passes the text on to the person who builds.
+/// gRPC's trailers for a call that is not permitted. The engine shows the text to the person who builds.
 pub(super) fn refused(why: &str) -> HeaderMap {
     status(7, why)
 }
@@ -200,7 +200,7 @@ pub(super) fn status(code: u16, text: &str) -> HeaderMap {
     for byte in text.bytes() {
         match byte {
             b'%' | 0x7f.. => message.push_str(&format!("%{byte:02X}")),
-            // A name in a message is no reason for a second line.
+            // A file name in a message must not start a new line.
             0..0x20 => message.push('?'),
             _ => message.push(char::from(byte)),
         }
@@ -227,17 +227,17 @@ mod tests {
     use super::*;
     use crate::guard::Rules;
 
-    /// Recorded from buildx 0.29: eight entries, of which `key.pem` is 1 704 times `@`.
+    /// Recorded from buildx 0.29: eight entries, of which `key.pem` consists of 1 704 times `@`.
     const CONTEXT: &[u8] =
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/context.bin"));
-    /// The archive that `docker build - <archive` sends; `key.pem` is the same.
+    /// The archive that `docker build - <archive` sends; `key.pem` has the same content.
     const UPLOAD: &[u8] =
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/upload.bin"));
 
-    /// A key to nothing, of that length; made when the test runs.
+    /// Replaces `@` by a key of that length that opens nothing; made when the test runs.
     fn with_key(recorded: &[u8]) -> Vec<u8> {
         let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
-        // The head of an RSA key in PKCS#8 (RFC 5208), then noise of the length that it names.
+        // The head of an RSA key in PKCS#8 (RFC 5208), then noise of the length that it declares.
         let mut der = vec![
             0x30, 0x82, 0x04, 0xbe, 2, 1, 0, 0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1,
             5, 0,
@@ -253,7 +253,7 @@ mod tests {
         let key =
             format!("{dashes}BEGIN {label}{dashes}\n{body}\n{dashes}END {label}{dashes}\n").into_bytes();
         assert_eq!(key.len(), 1_704);
-        // In the archive a message ends within it.
+        // In the archive a message ends within the key.
         let mut key = key.into_iter();
         let mut bytes = recorded.to_vec();
         for run in bytes.chunk_by_mut(|a, b| a == b).filter(|run| run.len() >= 16 && run[0] == b'@') {
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    /// Sends `bytes` in pieces of `size` through.
+    /// Passes `bytes` through in pieces of `size`.
     async fn pass(reading: Reading, bytes: &[u8], size: usize, deny: bool) -> Passed {
         let matters = Arc::new(Mutex::new(vec![]));
         let kept = matters.clone();
@@ -323,7 +323,8 @@ mod tests {
 
     const SIZES: [usize; 5] = [1, 7, 1_000, 16_384, 1 << 20];
 
-    /// Messages of a file wait for its end, so that they may come later than in the recording, and none is lost.
+    /// The messages in sorted order: those of a file wait for its end, so they may come later than recorded.
+    /// None is lost.
     fn sorted(bytes: &[u8]) -> Vec<Bytes> {
         let mut messages = Messages::default();
         messages.push(Bytes::copy_from_slice(bytes)).unwrap();
@@ -378,7 +379,7 @@ mod tests {
         [&[0, 0, 0, 0, u8::try_from(packet.len()).unwrap()], packet].concat()
     }
 
-    /// Where keys are refused it ends the build, else it passes like everything after it.
+    /// Where keys are refused, unparsable data ends the build; otherwise it passes, with everything after it.
     #[tokio::test]
     async fn what_is_not_understood_ends_the_build() {
         let named = message(&[0x12, 5, 0x0a, 1, b'a', 0x10, 4]);
@@ -392,7 +393,7 @@ mod tests {
             (message(&[0x08, 2, 0x08, 3]), "a message with a field that is there twice"),
             (message(&[0x08]), "a message that is not protobuf"),
         ] {
-            // The end of the file, so that it is judged.
+            // The end of the file, so that the file is judged.
             let bytes = [&named[..], &what, &message(&[0x08, 2, 0x18, 9])].concat();
             let denied = pass(files(&[]), &bytes, 3, true).await;
             assert_eq!(denied.trailers.as_ref().unwrap()["grpc-status"], "7", "{why}");
@@ -403,7 +404,7 @@ mod tests {
         }
     }
 
-    /// Of files that come in turns; only the beginning of a long one waits.
+    /// Files whose packets interleave: only the beginning of a long one waits.
     #[tokio::test]
     async fn a_long_file_passes_once_its_beginning_is_judged() {
         let data = |id: u8, bytes: &[u8]| {
@@ -425,7 +426,7 @@ mod tests {
             assert_eq!(push(&data(0, &piece)), 0);
             assert_eq!(push(&data(1, &piece)), 0);
         }
-        // All but what the next window has in common with this one.
+        // All but the bytes that the next window shares with this one.
         assert_eq!(push(&data(0, &piece)), 30, "the beginning is whole");
         assert_eq!(push(&data(0, &piece)), 0);
         assert_eq!(push(&message(&[0x08, 2, 0x18, 1])), 32, "the other one has ended");

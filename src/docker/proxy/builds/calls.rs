@@ -1,5 +1,5 @@
-//! Calls from one side of a tunnel to the other: an HTTP/2 server towards the one that calls, and a client towards
-//! the one that answers.
+//! Relays calls through a tunnel: an HTTP/2 server for the side that calls, an HTTP/2 client for the side
+//! that answers.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -26,17 +26,17 @@ use crate::docker::proxy::engine_client::Opened;
 use crate::guard::Rules;
 use crate::process::Together;
 
-/// How much of one answer may be under way, and of all: a context comes in one stream.
+/// Flow-control windows of one answer and of all together; a context comes in one stream.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// A packet of a file is 32 KiB and some bytes.
+/// A file's packet is 32 KiB and some bytes.
 const FRAME: u32 = 64 << 10;
-/// Patterns of a `.dockerignore` are sent as headers. gRPC's own bound.
+/// gRPC's own bound; the patterns of a `.dockerignore` are sent as headers.
 const HEADERS: u32 = 16 << 20;
 
 pub(super) type Body = Either<Incoming, Either<Full<Bytes>, Answer>>;
 
-/// Which of the tunnels it is.
+/// The kind of a tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::docker::proxy) enum Tunnel {
     /// The engine calls the client.
@@ -54,7 +54,7 @@ pub(super) struct Judge {
     pub(super) decide: Decide,
 }
 
-/// A connection that is still to be made part of the runtime that serves it.
+/// A connection that is not yet registered with the runtime that will serve it.
 #[derive(Debug)]
 pub(super) struct End {
     stream: std::os::unix::net::UnixStream,
@@ -68,16 +68,16 @@ impl End {
 
     fn open(self) -> io::Result<TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>> {
         let (reader, writer) = UnixStream::from_std(self.stream)?.into_split();
-        // Bytes that came in one read with the head belong to the stream.
+        // Bytes that arrived in one read with the head belong to the stream.
         Ok(TokioIo::new(tokio::io::join(Cursor::new(self.early).chain(reader), writer)))
     }
 }
 
-/// Why a tunnel ended although both its ends were there.
+/// The reason reported when a tunnel ended although both its ends were open.
 pub(super) const BROKEN: &str = "a task panicked; please report this";
 
-/// Carries calls from `caller` to `answerer` until one of them ends, or a call breaks: both are dropped then, so that the
-/// build ends with an error.
+/// Relays calls from `caller` to `answerer` until one of them closes or a call breaks. Then both are dropped,
+/// so that the build ends with an error.
 pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<(), Box<dyn Error>> {
     let tasks = Together::default();
     let (client, connection) = hyper::client::conn::http2::Builder::new(tasks.clone())
@@ -85,7 +85,7 @@ pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<()
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_header_list_size(HEADERS)
-        // Every call that is cancelled resets a stream, however long the connection lives.
+        // Every cancelled call resets a stream, and their number is unlimited over a long connection.
         .max_local_error_reset_streams(None)
         .max_pending_accept_reset_streams(usize::MAX)
         .handshake(answerer.open()?)
@@ -150,16 +150,16 @@ async fn call(
     Ok(reply.map(|body| Either::Right(Either::Right(Answer::new(body, who, reading, judge.decide)))))
 }
 
-/// An answer as it comes.
+/// The answer, streamed.
 fn passed(reply: hyper::Result<Response<Incoming>>) -> Response<Body> {
     match reply {
         Ok(reply) => reply.map(Either::Left),
-        // Unavailable, which is what gRPC makes of a connection that ends.
+        // UNAVAILABLE, as gRPC reports a connection that ended.
         Err(_) => answered(status(14, "the other side of the build has gone")),
     }
 }
 
-/// The client's request, where it may go on.
+/// The client's request if it is permitted.
 async fn asked(
     request: Request<Incoming>,
     path: &str,
@@ -184,15 +184,16 @@ async fn asked(
     Ok(Request::from_parts(parts, Either::Right(Full::new(bytes))))
 }
 
-/// What the client that builds is asked for, and whether its answer can bring something into an image.
+/// The engine's request to the building client, and whether the answer can add something to an image.
 enum Method {
     Context,
     Upload,
     Passes,
 }
 
-/// All calls that an engine makes of a client, by BuildKit's `session` packages. What is exported goes the other way, a
-/// secret or a socket is there for one instruction only and does not stay, and a registry login goes to the registry.
+/// All calls that an engine makes to a client, per BuildKit's `session` packages. Exports go the other way, a
+/// secret or a socket is available to one instruction and does not stay, and a registry login goes to the
+/// registry.
 fn method(path: &str) -> Option<Method> {
     match path {
         "/moby.filesync.v1.FileSync/DiffCopy" | "/moby.filesync.v1.FileSync/TarStream" => {
@@ -215,7 +216,7 @@ fn method(path: &str) -> Option<Method> {
     }
 }
 
-/// `context` and `dockerfile` are the client's own names of the two that every build has.
+/// `context` and `dockerfile` are the client's names of the two directories that every build has.
 fn context_name(directory: Option<&str>) -> String {
     match directory {
         None | Some("context") => "build context".into(),
@@ -224,7 +225,7 @@ fn context_name(directory: Option<&str>) -> String {
     }
 }
 
-/// An answer without a message.
+/// A reply without a message.
 fn answered(headers: HeaderMap) -> Response<Body> {
     let mut reply = Response::new(Either::Right(Either::Left(Full::default())));
     *reply.headers_mut() = headers;
@@ -250,7 +251,7 @@ mod tests {
         (End::of(opened).unwrap(), TokioIo::new(far))
     }
 
-    /// The engine calls for a context, and what judges it panics.
+    /// The engine calls for a context, and the code that judges it panics.
     #[tokio::test]
     async fn a_panic_ends_the_tunnel_with_an_error() {
         let ((caller, engine), (answerer, client)) = (ends(), ends());
@@ -258,7 +259,7 @@ mod tests {
         let (rules, proxies) = (Rules::default(), ClientProxies::default());
         let judge = Judge { tunnel: Tunnel::Session, rules, proxies, decide };
         let answer = service_fn(|_: Request<Incoming>| async {
-            // A message that is compressed, which is to be decided on.
+            // A compressed message, which needs a decision.
             let bytes = [CONTEXT, &[1, 0, 0, 0, 0]].concat();
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(bytes))))
         });
@@ -274,7 +275,7 @@ mod tests {
                 let whole = call.send_request(request).await?.into_body().collect().await?.to_bytes();
                 Ok::<_, hyper::Error>(whole)
             };
-            // It ends by itself, as the connection does.
+            // The call ends by itself, as the connection does.
             let (got, _) = tokio::join!(got, connection);
             got
         };

@@ -1,9 +1,9 @@
-//! A build context as a client sends it: the packets of fsutil in `FileSync/DiffCopy` (read from fsutil's sender and
-//! recorded with buildx 0.29 and Engine 28.5).
+//! A build context as a client sends it: fsutil's packets in `FileSync/DiffCopy` (read from fsutil's sender
+//! and recorded with buildx 0.29 and Engine 28.5).
 //!
-//! The client names every entry in a STAT packet; the entry's number is its place in that order. The engine asks for
-//! the files that it does not have, and each comes as DATA packets with that number, the last one empty. Several
-//! files come at once.
+//! The client announces every entry in a STAT packet; entries are numbered in that order. The engine asks for
+//! the files that it lacks, and each comes as DATA packets with its number, the last one empty. Packets of
+//! several files interleave.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,22 +16,22 @@ use crate::guard::Rules;
 use crate::guard::found::Passed;
 use crate::guard::stream::Stream;
 
-/// Of Go's `fs.FileMode`: directory, symbolic link, device, pipe, socket, character device, irregular. Entries
-/// with none of these are files, the only ones that have data.
+/// Bits of Go's `fs.FileMode`: directory, symbolic link, device, pipe, socket, character device, irregular.
+/// Entries without any of these are files, and only files have data.
 const NO_FILE: u64 = 0x8f28_0000;
-/// Most bytes of files that wait for the rest of their beginning: clients send four files at once.
+/// Most bytes held of files whose beginning is incomplete; clients send four files at once.
 const MOST_HELD: usize = 64 << 20;
-/// Most bytes of names: several million files.
+/// Most bytes of names; enough for several million files.
 const MOST_NAMES: usize = 512 << 20;
 
-/// What a person is told of a message.
+/// Findings in one message, for a person.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Told {
     /// Keys, one text each.
     pub(super) found: Vec<Key>,
-    /// What was not looked at, and why.
+    /// Files that were not checked, and why.
     pub(super) unverified: Vec<String>,
-    /// What passes, and is said.
+    /// Reports on files that pass.
     pub(super) notes: Vec<String>,
 }
 
@@ -43,18 +43,18 @@ pub(super) struct Context {
     files: HashMap<u64, File>,
     held: usize,
     out: VecDeque<Bytes>,
-    /// Published keys, of files that have passed.
+    /// Published keys in files that have passed.
     passed: Passed,
 }
 
-/// A file that is on its way; `None` for one that may hold a key.
+/// A file in transfer; `None` for one in which the config allows keys.
 #[derive(Debug, Default)]
 struct File(Option<Judged>);
 
 #[derive(Debug)]
 struct Judged {
     stream: Stream,
-    /// Messages, each with the place of its end in the file, until that is judged.
+    /// Messages held until judged, each with the offset in the file at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
     came: u64,
 }
@@ -73,8 +73,8 @@ impl Context {
         Self { rules, names: Names::default(), files, held: 0, out: VecDeque::new(), passed }
     }
 
-    /// One message from the client, with its prefix. What is told is to be decided on before [`Self::release`]: the
-    /// file is among what that gives.
+    /// Takes one message of the client, prefix included. The caller decides on the result before it calls
+    /// [`Self::release`], which returns the file's messages.
     pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
         let packet = Packet::read(&message[PREFIX..])?;
         match packet.kind.unwrap_or(0) {
@@ -88,7 +88,7 @@ impl Context {
                 let data = message.slice_ref(packet.data.unwrap_or_default());
                 return self.data(id, message, &data);
             }
-            // 1 asks for a file, 3 ends the exchange, 4 says why it failed.
+            // 1 asks for a file, 3 ends the exchange, 4 reports why it failed.
             1 | 3 | 4 if packet.data.is_none_or(<[u8]>::is_empty) || packet.kind == Some(4) => {}
             _ => return Err(Unread("a packet of an unknown type")),
         }
@@ -96,18 +96,18 @@ impl Context {
         Ok(Told::default())
     }
 
-    /// The next message that may go on.
+    /// The next message that may be sent on.
     pub(super) fn release(&mut self) -> Option<Bytes> {
         self.out.pop_front()
     }
 
-    /// At the end.
+    /// Called at the end of the context.
     pub(super) fn end(&mut self) -> Told {
         let notes = std::mem::take(&mut self.passed).told();
         Told { notes: notes.into_iter().collect(), ..Told::default() }
     }
 
-    /// What waits for the rest of its file.
+    /// Messages that wait for the rest of their file.
     pub(super) fn give_up(&mut self) -> Vec<Bytes> {
         let judged = self.files.drain().filter_map(|(_, file)| file.0);
         let waiting = judged.flat_map(|judged| judged.waiting).map(|(_, message)| message);
@@ -188,11 +188,11 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The names of the files, one after the other: a context may have a million.
+/// The names of the files, concatenated: a context may have a million.
 #[derive(Debug, Default)]
 struct Names {
     text: Vec<u8>,
-    /// Where the name of each entry ends; that of anything but a file is empty.
+    /// The end offset of each entry's name; the name of an entry other than a file is empty.
     ends: Vec<u32>,
 }
 

@@ -1,5 +1,5 @@
-//! What a client asks for in `POST /grpc`: build arguments and labels, which stay in the image, and contexts that
-//! the engine fetches itself.
+//! The client's requests in `POST /grpc`: build arguments and labels, which stay in the image, and contexts
+//! that the engine fetches itself.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::guard::excepted::Part;
 /// The longest request is one message.
 pub(super) const LONGEST: usize = (16 << 20) + PREFIX;
 
-/// The field of a request in which the frontend's options are, for the calls that have one.
+/// The field of a request with the frontend's options, for the calls that have one.
 pub(super) fn options(path: &str) -> Option<u64> {
     match path {
         "/moby.buildkit.v1.Control/Solve" => Some(7),
@@ -25,10 +25,10 @@ pub(super) fn options(path: &str) -> Option<u64> {
     }
 }
 
-/// In this call a client would open the tunnel of contexts inside the other one.
+/// With this call a client would open the tunnel of contexts inside this one.
 pub(super) const SESSION: &str = "/moby.buildkit.v1.Control/Session";
 
-/// Judges the options of a whole request, which are in the field `number`.
+/// Judges the options of a complete request, which are in the field `number`.
 pub(super) fn judge(request: Bytes, number: u64, rules: &Rules) -> Result<Told, Unread> {
     let mut messages = Messages::default();
     messages.push(request)?;
@@ -45,14 +45,14 @@ pub(super) fn judge(request: Bytes, number: u64, rules: &Rules) -> Result<Told, 
     Ok(told)
 }
 
-/// With the proxies of docker's own config for this engine as build arguments, where the request is for a frontend. Of two
-/// entries with one key the later one counts (protobuf's maps).
+/// Adds the proxies of docker's own config for this engine as build arguments, if the request is for a
+/// frontend. Of two entries with one key the later one counts (protobuf's maps).
 pub(super) fn with_proxies(request: Bytes, path: &str, proxies: &ClientProxies) -> Bytes {
     let (Some(number), Some(frontend)) = (options(path), frontend(path)) else { return request };
     with_arguments(&request, number, frontend, proxies).unwrap_or(request)
 }
 
-/// The field of a request in which the frontend's name is.
+/// The field of a request with the frontend's name.
 fn frontend(path: &str) -> Option<u64> {
     match path {
         "/moby.buildkit.v1.Control/Solve" => Some(6),
@@ -61,7 +61,7 @@ fn frontend(path: &str) -> Option<u64> {
     }
 }
 
-/// `None` where nothing changes, or the request is not one message.
+/// `None` if nothing changes, or if the request is not exactly one message.
 fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientProxies) -> Option<Bytes> {
     let body = request.get(PREFIX..)?;
     let length = u32::from_be_bytes(request.get(1..PREFIX)?.try_into().ok()?);
@@ -92,7 +92,7 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
     }
     let mut body = body.to_vec();
     for (name, value) in changes {
-        // An argument that is to go is left empty: entries cannot be taken out by adding one.
+        // To remove an argument, an empty one is added: an added entry cannot delete another.
         let entry = [
             delimited(1, format!("build-arg:{name}").as_bytes()),
             delimited(2, value.unwrap_or_default().as_bytes()),
@@ -103,7 +103,7 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
     Some([&[0][..], &length.to_be_bytes(), &body].concat().into())
 }
 
-/// A field of bytes, as protobuf writes it.
+/// A field of bytes in protobuf's encoding.
 fn delimited(number: u64, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![];
     for mut part in [number << 3 | 2, bytes.len() as u64] {
@@ -117,7 +117,7 @@ fn delimited(number: u64, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One entry of a map, which protobuf writes as a message of key and value.
+/// Judges one entry of a map, which protobuf encodes as a message of key and value.
 fn option(entry: &[u8], rules: &Rules, told: &mut Told) -> Result<(), Unread> {
     let (mut key, mut value) = (None, None);
     for field in fields(entry) {
@@ -140,7 +140,7 @@ fn option(entry: &[u8], rules: &Rules, told: &mut Told) -> Result<(), Unread> {
     Ok(())
 }
 
-/// An address; everything else is the client's, or an image.
+/// Whether the engine fetches the context from an address; others are the client's, or an image.
 fn is_fetched(context: &[u8]) -> bool {
     const OTHERS: [&str; 6] =
         ["local:", "input:", "target:", "docker-image://", "oci-layout://", "http://buildkit-session/"];

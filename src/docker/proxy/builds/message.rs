@@ -1,18 +1,18 @@
-//! gRPC messages in a stream of bytes, and the protobuf fields in a message. Nothing is decoded that is not
-//! needed, and whatever has a second reading is an error: the build ends then.
+//! gRPC messages in a stream of bytes, and the protobuf fields of a message. Only needed fields are decoded.
+//! Anything ambiguous is an error, and ends the build.
 
 use bytes::{Bytes, BytesMut};
 
-/// Flag (compressed or not) and length, before every message.
+/// Length of the prefix of every message: a flag (compressed or not) and the message's length.
 pub(super) const PREFIX: usize = 5;
-/// Longest message: the engine takes none that is longer, and clients send files in pieces of 32 KiB.
+/// Longest message: the engine accepts no longer ones, and clients send files in pieces of 32 KiB.
 const LONGEST: usize = 16 << 20;
 
-/// What cannot be read, as a fragment for a person.
+/// The reason why a message cannot be parsed, as a fragment for a person.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Unread(pub(super) &'static str);
 
-/// Cuts a stream into messages; it holds one that is not complete yet.
+/// Splits a stream into messages; holds one that is incomplete.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     partial: BytesMut,
@@ -20,13 +20,13 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    /// To be called when [`Self::next`] has no more.
+    /// Adds bytes. Call it only after [`Self::next`] has returned `None`.
     pub(super) fn push(&mut self, bytes: Bytes) -> Result<(), Unread> {
         self.whole = bytes;
         if self.partial.is_empty() {
             return Ok(());
         }
-        // Only the message that began is copied; what follows is not.
+        // Only the message that has begun is copied; the bytes after it are not.
         self.complete(PREFIX);
         if let Some(length) = length(&self.partial)? {
             self.complete(length);
@@ -39,7 +39,7 @@ impl Messages {
         self.partial.extend_from_slice(&self.whole.split_to(missing));
     }
 
-    /// The next message that is complete, with its prefix.
+    /// The next complete message, with its prefix.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Unread> {
         if !self.partial.is_empty() {
             let complete = length(&self.partial)? == Some(self.partial.len());
@@ -55,14 +55,14 @@ impl Messages {
         }
     }
 
-    /// What was pushed and has not come out.
+    /// Bytes that were pushed and not returned.
     pub(super) fn rest(&mut self) -> impl Iterator<Item = Bytes> + use<> {
         let rest = [std::mem::take(&mut self.partial).freeze(), std::mem::take(&mut self.whole)];
         rest.into_iter().filter(|bytes| !bytes.is_empty())
     }
 }
 
-/// Of the message that `bytes` begin with, prefix included; `None` while that is not known.
+/// Length of the first message in `bytes`, prefix included; `None` while it is unknown.
 fn length(bytes: &[u8]) -> Result<Option<usize>, Unread> {
     let &[compressed, a, b, c, d, ..] = bytes else { return Ok(None) };
     if compressed != 0 {
@@ -145,7 +145,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The one value of a field that may be there once.
+/// Stores the value of a field that may occur only once.
 pub(super) fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Unread> {
     match place.replace(value) {
         None => Ok(()),
@@ -162,7 +162,7 @@ mod tests {
         [&[0], &length[..], payload].concat()
     }
 
-    /// In pieces of every size, the same messages come out, and none before it is complete.
+    /// Cut into pieces of any size, the stream gives the same messages, and none before it is complete.
     #[test]
     fn messages_are_put_together_wherever_they_were_cut() {
         let payloads: Vec<Vec<u8>> = [0, 1, 4, 5, 6, 300].map(|length| vec![7; length]).to_vec();

@@ -1,16 +1,16 @@
-//! Builds by BuildKit. The client opens two tunnels (HTTP/2 after an upgrade): in `POST /grpc` it asks for the build,
-//! in `POST /session` the engine asks the client for what the build needs. What comes back there is the context, and
-//! it is judged while it passes.
+//! Builds by BuildKit. The client opens two tunnels (HTTP/2 after an upgrade): in `POST /grpc` it asks for the
+//! build, in `POST /session` the engine asks the client for what the build needs. The client's answers there
+//! carry the context, which is judged while it passes.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `calls` | the calls of a tunnel, and which answers are judged |
-//! | `answer` | one answer: messages in, judged messages out, or the refusal |
-//! | `context`, `upload` | the two forms in which a context comes |
-//! | `control` | what is asked for in the other tunnel |
+//! | `answer` | one answer: messages in, judged messages or the refusal out |
+//! | `context`, `upload` | the two forms of a context |
+//! | `control` | requests in the other tunnel |
 //! | `message` | gRPC and protobuf |
 //!
-//! A tunnel has a thread of its own: looking into files takes time that requests for tokens do not have.
+//! Each tunnel has its own thread: scanning files takes time that requests for tokens do not have.
 
 mod answer;
 mod calls;
@@ -40,11 +40,11 @@ use crate::console::Line;
 use crate::guard::Mode;
 use crate::process;
 
-/// Under this the engine keeps a context, and asks only for what has changed since.
+/// The engine caches a context under this key and asks only for later changes to it.
 const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
 
 impl Proxy {
-    /// One of BuildKit's tunnels.
+    /// Serves one of BuildKit's tunnels.
     pub(super) async fn build_tunnel(
         self: &Arc<Self>,
         mut parts: Parts,
@@ -75,8 +75,9 @@ impl Proxy {
         Ok(reply)
     }
 
-    /// What the engine has from elsewhere was judged by nobody, so this session's contexts are kept apart; after a
-    /// refusal also from those before it, of which a part may have arrived.
+    /// Contexts that the engine has from elsewhere were never judged, so this session's contexts get a key of
+    /// their own. After a refusal the key changes again, because a part of the refused context may have
+    /// arrived.
     fn own_shared_key(&self, headers: &mut HeaderMap) {
         let own = headers.get(&SHARED_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
         let refusals = self.refused_builds.load(Ordering::SeqCst);
@@ -98,7 +99,7 @@ impl Proxy {
         let proxies = self.settings.client_proxies.clone();
         let judge = Judge { tunnel, rules, proxies, decide: self.decide_build(mode, tunnel) };
         let stop = self.settings.tasks.stop().clone();
-        // Where the thread itself panicked, both ends are dropped with it.
+        // If the thread itself panicked, both ends were dropped with it.
         let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
         if whole != Some(true) {
             let why = "what looks at its context broke; please report this";
@@ -106,7 +107,7 @@ impl Proxy {
         }
     }
 
-    /// A builder in a container has its tunnels inside an exec, where they are not seen.
+    /// A builder in a container carries its tunnels inside an exec, where they cannot be judged.
     pub(super) fn say_builder(&self, container: &str, exec: &serde_json::Value) {
         let mut words = exec["Cmd"].as_array().into_iter().flatten();
         if words.any(|word| word == "dial-stdio") {
@@ -152,7 +153,8 @@ impl Proxy {
     }
 }
 
-/// On a thread of its own, to the end of the tunnel or the session. False where it broke on our side.
+/// Serves a tunnel on a thread of its own until it or the session ends. False if the tunnel broke on our
+/// side.
 fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) -> bool {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,4 +1,4 @@
-//! A context that comes as one stream: `docker build - <context.tar`, in `Upload/Pull`.
+//! A context sent as one stream: `docker build - <context.tar`, in `Upload/Pull`.
 
 use std::collections::VecDeque;
 
@@ -11,12 +11,12 @@ use crate::docker::proxy::upload::{SIP, in_archive};
 use crate::guard::Rules;
 use crate::guard::stream::Stream;
 
-/// Judges an archive, or the one file that it is, as it passes.
+/// Judges the stream, an archive or a single file, as it passes.
 #[derive(Debug)]
 pub(super) struct Upload {
     rules: Rules,
     stream: Stream,
-    /// Messages, each with the place of its end in the stream, until that is judged.
+    /// Messages held until judged, each with the offset in the stream at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
     came: u64,
     ended: bool,
@@ -27,7 +27,7 @@ impl Upload {
         Self { rules, stream: Stream::files(), waiting: VecDeque::new(), came: 0, ended: false }
     }
 
-    /// What is told is to be decided on before [`Self::release`].
+    /// The caller decides on the result before it calls [`Self::release`].
     pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
         let mut data = None;
         for field in fields(&message[PREFIX..]) {
@@ -52,7 +52,7 @@ impl Upload {
         self.waiting.pop_front_if(|(end, _)| *end <= judged).map(|(_, message)| message)
     }
 
-    /// At the end. Everything that waits may go on then.
+    /// Called at the end of the stream; every held message may be sent on afterwards.
     pub(super) fn end(&mut self) -> Told {
         self.stream.end();
         self.ended = true;
