@@ -1,9 +1,9 @@
-//! Which objects of Cloud Storage the inputs of a kfp task name: `gs://BUCKET/OBJECT` as the URI of an artifact, and
-//! `/gcs/BUCKET/OBJECT` in its arguments.
+//! Finds the Cloud Storage objects that a kfp task's inputs name: `gs://BUCKET/OBJECT` as an artifact's URI,
+//! and `/gcs/BUCKET/OBJECT` in its arguments.
 //!
-//! Vertex AI has every bucket at `/gcs/BUCKET`, and `Artifact.path` of kfp counts on it: the URI `gs://BUCKET/OBJECT` is
-//! the path `/gcs/BUCKET/OBJECT` in the component. What is named becomes paths of this machine, so names are taken
-//! strictly: nothing that is not a plain path below its bucket.
+//! Vertex AI mounts every bucket at `/gcs/BUCKET`, and kfp's `Artifact.path` relies on it: the URI
+//! `gs://BUCKET/OBJECT` is the path `/gcs/BUCKET/OBJECT` in the component. The names become paths of this
+//! machine, so they are checked strictly: only plain paths below their bucket are accepted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,18 +14,18 @@ use serde_json::Value;
 
 use crate::quote;
 
-/// Where buckets are in a container.
+/// The directory with the buckets in a container.
 pub const ROOT: &str = "/gcs";
 
-/// Names that are followed in one task; more are said.
+/// Limit on the names followed in one task; exceeding it is reported.
 const MOST: usize = 64;
 
 /// <https://cloud.google.com/storage/docs/objects#naming>, in bytes.
 const LONGEST_NAME: usize = 1024;
-/// What file systems take for one name, in bytes.
+/// The longest single name that file systems accept, in bytes.
 const LONGEST_SEGMENT: usize = 255;
 
-/// An object, or a folder of objects: which of the two is known where it is fetched.
+/// An object, or a folder of objects; which of the two is known only when it is fetched.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Object {
     bucket: String,
@@ -33,16 +33,16 @@ pub struct Object {
     folder: bool,
 }
 
-/// What a create request names.
+/// The objects that a create request names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inputs {
     pub objects: BTreeSet<Object>,
-    /// What is named and not followed, with the reason; for a person.
+    /// Names that are not followed, with the reason, for messages.
     pub refused: BTreeSet<String>,
 }
 
 impl Object {
-    /// `BUCKET/OBJECT`, without what comes before it. A slash at the end says that it is a folder.
+    /// Parses `BUCKET/OBJECT`, without a scheme or root. A trailing slash marks a folder.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (bucket, name) = text.split_once('/').unwrap_or((text, ""));
         if !is_bucket(bucket) {
@@ -62,18 +62,18 @@ impl Object {
         &self.bucket
     }
 
-    /// Without a slash at its end.
+    /// The name without a trailing slash.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether its name says that it is a folder; without that it can be either.
+    /// Whether the name marks a folder; otherwise it can be an object or a folder.
     pub fn is_folder(&self) -> bool {
         self.folder
     }
 }
 
-/// `gs://BUCKET/OBJECT`, for a person.
+/// Prints `gs://BUCKET/OBJECT`, for messages.
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slash = if self.folder { "/" } else { "" };
@@ -85,7 +85,7 @@ fn shown(uri: &str) -> String {
     quote::path(Path::new(uri))
 }
 
-/// Why an object's name can be no path below its bucket; completes `gs://…: `.
+/// Why an object's name cannot be a path below its bucket; completes `gs://…: `.
 pub fn unfit(name: &str) -> Option<&'static str> {
     if name.len() > LONGEST_NAME {
         return Some("its name is longer than Cloud Storage has any");
@@ -115,11 +115,11 @@ fn is_bucket(name: &str) -> bool {
         && name.parse::<std::net::Ipv4Addr>().is_err()
 }
 
-/// What the body of a create request names. Never fails: what is not understood names nothing.
+/// The objects named in the body of a create request. Never fails: unknown parts name nothing.
 pub fn of(body: &Value) -> Inputs {
     let words: Vec<&str> = ["Entrypoint", "Cmd"].into_iter().flat_map(|key| strings(&body[key])).collect();
     let mut found = Inputs::default();
-    // The code of a lightweight component is one of its arguments, and what stands in code is no input.
+    // A lightweight component's code is one of its arguments, and paths in code are not inputs.
     let code = words.iter().any(|word| word.starts_with("--function_to_execute"));
     for word in &words {
         let value = word.strip_prefix("--executor_input=").unwrap_or(word).trim_start();
@@ -145,13 +145,13 @@ impl Inputs {
     }
 
     fn executor_input(&mut self, text: &str) {
-        // Inputs can be megabytes: what names nothing is not read at all.
+        // Inputs can be megabytes: do not parse text that names no object.
         if !text.contains("gs:") && !text.contains("gcs") {
             return;
         }
         let Ok(Executor { inputs }) = serde_json::from_str(text) else { return };
         for artifact in inputs.artifacts.into_values().flat_map(|list| list.artifacts) {
-            // With a path of its own it is read there.
+            // If the artifact has its own path, the component reads it there.
             if artifact.custom_path.is_none_or(|path| path.is_empty())
                 && let Some(rest) = artifact.uri.strip_prefix("gs://")
             {
@@ -165,7 +165,7 @@ impl Inputs {
         }
     }
 
-    /// The paths in a line of a shell, but for those that it writes to.
+    /// Finds the paths in a shell command line, except those that it writes to.
     fn shell(&mut self, line: &str) {
         let mut from = 0;
         while let Some(at) = line[from..].find("/gcs/").map(|at| at + from) {
@@ -203,7 +203,7 @@ impl Inputs {
     }
 }
 
-/// Paths stand in lines of a shell, too.
+/// Where a path ends; paths also occur in shell command lines.
 fn ends_path(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'`;,|&<>()${}*?[]\\:".contains(c)
 }
@@ -212,7 +212,7 @@ fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).chain(list.as_str())
 }
 
-/// What is read of an `--executor_input`.
+/// The parsed fields of an `--executor_input`.
 #[derive(Deserialize)]
 struct Executor {
     #[serde(default)]
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!((objects.len(), refused.len()), (MOST, 1));
     }
 
-    /// Whatever a body is: nothing is named by accident, and nothing panics.
+    /// For any body: no name is found by accident, and there is no panic.
     #[test]
     fn what_is_not_understood_names_nothing() {
         for body in [

@@ -1,8 +1,8 @@
-//! Which container gets which identity. The rules are the operator's and are read at start.
+//! Assigns identities to containers. The rules are the operator's and are read at start.
 //!
-//! A rule matches, does not match, or is unknown: a kfp task does not always show which one it is. Rules are read in
-//! order, and the first that does not fail to match decides. If that one is unknown, and not every identity that is
-//! still possible is the same, the config says what the container gets: never what a later rule or the default gives.
+//! A rule matches, does not match, or is unknown, because a kfp task does not always show which task it is.
+//! The first rule in order that matches or is unknown decides. If it is unknown and the possible outcomes
+//! differ, the config's `unknown` applies, never a later rule or the default.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::workload::{By, Fit, Identity, Pattern, Task};
 #[derive(Clone, Debug)]
 pub struct Rule {
     pub patterns: Vec<Pattern>,
-    /// What a container may choose instead, by `KFP_CREDS_IDENTITY` in its create request.
+    /// Identities that a container may choose instead, by `KFP_CREDS_IDENTITY` in its create request.
     pub choose: Vec<Arc<Identity>>,
-    /// `None` is the word `none` of the config: no identity, and the container passes untouched.
+    /// `None` is the config's word `none`: no identity, and the container passes unchanged.
     pub identity: Option<Arc<Identity>>,
-    /// Such a container may join the network of another one that has the same identity.
+    /// A matching container may join the network of another one with the same identity.
     pub join: bool,
 }
 
@@ -28,39 +28,39 @@ impl Rule {
     }
 }
 
-/// What is to happen with a container.
+/// The decision on a container.
 #[derive(Clone, Debug)]
 pub enum Decision {
-    /// Attach it, as this identity. It may still be passed over for what it can do to its neighbours.
+    /// Attach it with this identity. It may still be skipped for what it could do to other containers.
     Attach(Arc<Identity>, By),
-    /// Leave it alone; the text says why, for the one line that is printed.
+    /// Leave it alone; the text gives the reason, for the one line that is printed.
     Pass(String),
 }
 
-/// The operator's rules and what stands behind them.
+/// The operator's rules, and the defaults after them.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub rules: Vec<Rule>,
-    /// For containers that no rule names.
+    /// The identity of containers that no rule matches.
     pub default: Option<Arc<Identity>>,
-    /// What those may choose instead.
+    /// Identities that those containers may choose instead.
     pub choose: Vec<Arc<Identity>>,
-    /// Containers that do not look like kfp tasks get the default as well (`--all`).
+    /// Containers that do not look like kfp tasks get the default too (`--all`).
     pub all: bool,
-    /// For kfp tasks of which it is unknown whether a rule matches; `None` is no identity.
+    /// The identity of kfp tasks for which it is unknown whether a rule matches; `None` is no identity.
     pub unknown: Option<Arc<Identity>>,
 }
 
-/// What the rules come to.
+/// The result of evaluating the rules.
 #[derive(Clone, Copy, Debug)]
 enum Settled {
-    /// This rule decides, or none.
+    /// The rule that decides, if any.
     By(Option<usize>),
-    /// Whether this one matches is unknown, and it matters.
+    /// It is unknown whether this rule matches, and the outcome depends on it.
     Doubt(usize),
 }
 
-/// Why the rule of this number, from 1, could not decide, and what makes it.
+/// Why the rule with this number (from 1) could not decide, and the remedy.
 pub fn doubt(rule: usize) -> String {
     format!(
         "whether rule {rule} matches is unknown, because this kfp task does not show which one it is; name its \
@@ -68,7 +68,7 @@ pub fn doubt(rule: usize) -> String {
     )
 }
 
-/// A decision with what led to it.
+/// A decision with its reasons.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// Why each rule before the one that decided did not match.
@@ -78,8 +78,8 @@ pub struct Explanation {
 }
 
 impl Policy {
-    /// A rule that names a container decides, whatever it looks like; the default is for kfp tasks,
-    /// and for everything with `--all`.
+    /// A matching rule decides for any container; the default applies to kfp tasks, and to all containers
+    /// with `--all`.
     pub fn decide(&self, task: &Task) -> Decision {
         self.decision(task, self.settle(task))
     }
@@ -112,7 +112,7 @@ impl Policy {
         Explanation { misses, by, decision: self.decision(task, settled) }
     }
 
-    /// Whether the rule that decided lets a container join the network of another one.
+    /// Whether the deciding rule lets a container join another one's network.
     pub fn lets_join(&self, by: By) -> bool {
         matches!(by, By::Rule(number) if self.rules.get(number - 1).is_some_and(|rule| rule.join))
     }
@@ -158,8 +158,8 @@ impl Policy {
             }
             None => (&self.default, &self.choose, "the default identity is none".into()),
         };
-        // Where nothing can be chosen the wish is nobody's business. Where something can, another wish is no
-        // reason to give what was not asked for.
+        // If there is no choice, the wish is ignored. If there is, an identity that the container did not ask
+        // for must not be given for a wish that is not allowed.
         if let Some(wish) = task.wish.as_ref().filter(|_| !choose.is_empty()) {
             let own = identity.iter().chain(choose).find(|identity| identity.name == *wish);
             return own.map_or_else(
@@ -179,7 +179,7 @@ fn gives_the_same(one: &Decision, other: &Decision) -> bool {
     }
 }
 
-/// What keeps a rule from matching.
+/// The pattern that keeps a rule from matching.
 fn why(index: usize, rule: &Rule, task: &Task) -> Option<String> {
     let rank = |pattern: &&Pattern| pattern.fit(task);
     let pattern = rule.patterns.iter().min_by_key(rank).filter(|pattern| !pattern.fits(task))?;
@@ -353,7 +353,7 @@ mod tests {
         );
     }
 
-    /// A kfp task that does not show which one it is.
+    /// A kfp task that does not show which task it is.
     fn hidden() -> Task {
         Task { unknown: Unknown::PLACE, kfp: true, ..task("", "") }
     }
@@ -366,11 +366,11 @@ mod tests {
         let said = named(&policy, &hidden());
         assert!(said.starts_with("whether rule 1 matches is unknown"), "{said}");
         assert!(said.contains("compiled_pipelines") && said.contains(" unknown"), "{said}");
-        // What is shown of it may be enough to rule it out.
+        // The visible part may be enough to rule it out.
         let elsewhere = Unknown { pipeline: false, ..Unknown::PLACE };
         let elsewhere = Task { pipeline: Some("etl".into()), unknown: elsewhere, ..hidden() };
         assert_eq!(named(&policy, &elsewhere), "default");
-        // A container of another kind has nothing to show.
+        // A container of another kind has no hidden task properties.
         policy.all = true;
         assert_eq!(named(&policy, &task("", "")), "default");
         policy.unknown = Some(identity("little"));
@@ -408,7 +408,7 @@ mod tests {
         }
     }
 
-    /// Whatever such a task asks for.
+    /// Holds for any wish of such a task.
     #[test]
     fn without_rules_on_what_is_unknown_nothing_changes() {
         let wishing = |wish: &str| Task { wish: Some(wish.into()), ..hidden() };

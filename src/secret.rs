@@ -1,4 +1,4 @@
-//! A secret is a type, and it has one door: [`Secret::expose`]. `grep -rn 'expose()' src` is the audit.
+//! The type of secrets, with one accessor: [`Secret::expose`]. `grep -rn 'expose()' src` audits its uses.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ impl<T: Zeroize> Secret<T> {
         Self(value)
     }
 
-    /// The one door. Whoever calls it answers for where the value goes.
+    /// The only accessor. The caller is responsible for where the value goes.
     pub fn expose(&self) -> &T {
         &self.0
     }
@@ -27,7 +27,7 @@ impl<T: Zeroize> fmt::Debug for Secret<T> {
     }
 }
 
-/// A way in, so that a secret is one from the moment it is read; there is none out.
+/// Deserialises directly into a secret, so that no plain copy exists; there is no `Serialize`.
 impl<'de, T: Zeroize + Deserialize<'de>> Deserialize<'de> for Secret<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         T::deserialize(from).map(Self)

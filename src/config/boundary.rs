@@ -1,4 +1,4 @@
-//! `[[identity.NAME.boundary]]`: what an identity's tokens are narrowed down to.
+//! `[[identity.NAME.boundary]]`: the access boundary of an identity's tokens.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::raw::{RawBoundary, RawCondition};
 use crate::quote;
 use crate::token::{Boundary, BoundaryRule, Condition};
 
-/// The limits of the Security Token Service.
+/// Limits of the Security Token Service.
 const MOST_RULES: usize = 10;
 const MOST_PERMISSIONS: usize = 10;
 const LONGEST_EXPRESSION: usize = 2048;
@@ -70,7 +70,7 @@ fn condition(say: &mut Layers, path: &str, raw: RawCondition) -> Option<Conditio
     }
 }
 
-/// It becomes part of a resource's name. Nothing but Cloud Storage looks at a boundary.
+/// Checks a bucket name, which becomes part of a resource name. Only Cloud Storage enforces boundaries.
 fn is_bucket(text: &str) -> Result<(), String> {
     if text.contains("://") || text.starts_with("//") {
         return Err(

@@ -1,4 +1,4 @@
-//! What values mean: from [`RawConfig`] to [`Config`], with every problem said at once.
+//! Validates values: turns [`RawConfig`] into [`Config`] and reports all problems at once.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -28,10 +28,10 @@ use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
 const POOL: Pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
-/// Link-local, and away from what clouds and cluster networks put there.
+/// Link-local, and distinct from the addresses that clouds and cluster networks use.
 const CELLS: Pool = Pool { network: Ipv4Addr::new(169, 254, 64, 0), prefix: 19 };
 const ZONE: &str = "us-central1-a";
-/// Google's limits for one custom metadata value and its name.
+/// Google's limits on the size and name of a custom metadata value.
 const LONGEST_VALUE: usize = 256 << 10;
 const LONGEST_NAME: usize = 128;
 const LONGEST_DESCRIPTION: usize = 2048;
@@ -163,7 +163,7 @@ fn source(
     SourceChoice::Adc { file }
 }
 
-/// The range of the networks of one container each, where there are any.
+/// The address range for networks of one container each, if that isolation is on.
 fn cells(say: &mut Layers, isolation: Option<String>, range: Option<String>) -> Option<Pool> {
     let range = judged_as(say, "network.cells", range, pool).unwrap_or(CELLS);
     let each = judged_as(say, "isolation", isolation, |text| match text {
@@ -320,8 +320,8 @@ fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
         say.problem(path, "has to hold at least one scope; leave it out for cloud-platform");
     }
     for scope in &given {
-        // RFC 6749 section 3.3: a scope is printable ASCII without blank, quote and backslash; the comma
-        // separates scopes in the metadata protocol.
+        // RFC 6749 section 3.3: a scope is printable ASCII without blank, quote and backslash. The comma is
+        // excluded because it separates scopes in the metadata protocol.
         let token = scope.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\,".contains(&b));
         let known = scope.starts_with("https://") || ["openid", "email", "profile"].contains(&scope.as_str());
         if !token || !known {

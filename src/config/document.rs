@@ -1,4 +1,4 @@
-//! One pass over the config file: which key stands where, which is unknown or has the wrong type.
+//! One pass over the config file: positions of keys, unknown keys, wrong types.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use toml::{Spanned, Table, Value};
 use super::keys::{KEYS, Key, Kind};
 use crate::quote;
 
-/// One pass over a document: every unknown key and wrong type with its offset, and where each key stands.
+/// One pass over a document: offsets of unknown keys and wrong types, and the position of each key.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     pub(super) problems: Vec<(usize, String)>,
@@ -17,13 +17,13 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// `pattern` is the place in the words of [`KEYS`], `path` in the words of the file.
+    /// `pattern` is the place as in [`KEYS`], `path` as in the file.
     pub(super) fn table(&mut self, table: &DeTable<'_>, pattern: &str, path: &str) {
         for (name, value) in table {
             let (name, offset) = (name.get_ref().as_ref(), name.span().start);
             let path = format!("{path}{name}");
             let chosen = format!("{pattern}*");
-            // A quoted key with a dot in it is one name, not a path that happens to read like one.
+            // A quoted key that contains a dot is one name, not a path that looks the same.
             if knows(|key| key.starts_with(&chosen)) {
                 self.value(&chosen, &path, name, offset, value);
             } else if name.contains(['.', '[', '*']) {
@@ -47,7 +47,7 @@ impl Walk {
             let path = quote::name(path);
             self.problems.push((value.span().start, format!("`{path}` has to be {wanted}, {but}")));
         };
-        // `credentials` is a word or a table.
+        // `credentials` is a string or a table.
         let table = value.get_ref().is_table() && knows(|key| key.starts_with(&inside));
         if let Some(key) = KEYS.iter().find(|key| key.path == pattern).filter(|_| !table) {
             if !fits(key, value.get_ref()) {
@@ -82,7 +82,7 @@ impl Walk {
     }
 }
 
-/// A value of the file for a message: each of its texts is judged by itself.
+/// A value of the file for a message; each text in it is quoted or hidden by itself.
 pub(super) fn quoted(written: &str) -> String {
     let text = |value: &Value| value.as_str().map(quote::object);
     match toml::from_str::<Table>(&format!("value = {written}")).as_ref().map(|table| table.get("value")) {
@@ -114,7 +114,7 @@ fn article(kind: &str) -> String {
     format!("{} {kind}", if vowel { "an" } else { "a" })
 }
 
-/// The message for a key that nobody knows: the nearest one at its place, else the same word at another place.
+/// The message for an unknown key; suggests the nearest key here, else the same word at another place.
 fn unknown(parent: &str, name: &str) -> String {
     let mut here: Vec<&str> = Vec::new();
     for rest in KEYS.iter().filter_map(|key| key.path.strip_prefix(parent)) {
@@ -143,7 +143,7 @@ pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
     known.min_by_key(|known| distance(name, known))
 }
 
-/// Levenshtein's distance, with `-` and `_` taken for the same and case for nothing. A very long word is far.
+/// Levenshtein distance, ignoring case and with `-` equal to `_`. Very long words count as far apart.
 pub(super) fn distance(a: &str, b: &str) -> usize {
     if a.len() > 200 {
         return usize::MAX;
@@ -161,7 +161,7 @@ pub(super) fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// Line and column of a byte offset, both from 1, the column in characters.
+/// Line and column of a byte offset, both from 1; the column counts characters.
 pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset.min(text.len())).unwrap_or(text);
     let line = before.matches('\n').count() + 1;

@@ -1,4 +1,4 @@
-//! Where an engine answers: a unix socket of this machine, TCP with or without TLS, or another machine by ssh.
+//! The engine's address: a unix socket of this machine, TCP with or without TLS, or another machine by ssh.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::quote;
 
-/// The ports of Docker's own: without TLS, and with it.
+/// Docker's default ports: without TLS, and with it.
 const PLAIN_PORT: u16 = 2375;
 const TLS_PORT: u16 = 2376;
 
-/// Where an engine answers. Serialised, it tells a session inside a session where to go.
+/// The engine's address. It is serialised to pass it to a session that runs inside another session.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Endpoint {
@@ -19,28 +19,28 @@ pub enum Endpoint {
     Tcp {
         host: String,
         port: u16,
-        /// `None`: whoever is on the way can read and change everything.
+        /// `None`: anyone on the network path can read and change all traffic.
         tls: Option<TlsFiles>,
     },
     Ssh(Ssh),
 }
 
-/// PEM files of Docker's own names. What they hold is read when the session starts.
+/// PEM files with Docker's usual names. They are read when the session starts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TlsFiles {
-    /// Whom the engine's certificate has to be of.
+    /// The authority that must have issued the engine's certificate.
     pub ca: PathBuf,
-    /// Certificate and key by which the engine knows us.
+    /// The client certificate and key that we present to the engine.
     pub own: Option<(PathBuf, PathBuf)>,
 }
 
-/// The other side of the user's own ssh.
+/// An engine reached through the user's own ssh.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Ssh {
     pub user: Option<String>,
     pub host: String,
     pub port: Option<u16>,
-    /// The engine's socket there, if it is not the usual one.
+    /// The engine's socket on that machine, if it is not the usual one.
     pub socket: Option<String>,
 }
 
@@ -67,8 +67,8 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `unix:///path`, `tcp://host[:port]` and `ssh://[user@]host[:port][/socket]`. The error completes the
-    /// sentence `"…" …` and quotes nothing, because a password may stand there.
+    /// Parses `unix:///path`, `tcp://host[:port]` and `ssh://[user@]host[:port][/socket]`. The error
+    /// completes the sentence `"…" …` and quotes nothing, because the text may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (scheme, rest) = match text.split_once("://") {
             Some(parts) => parts,
@@ -89,7 +89,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether it holds by itself what reading it would have refused: it may come from another program.
+    /// Checks what parsing would have checked: a serialised endpoint may come from another program.
     pub fn is_sound(&self) -> bool {
         match self {
             Self::Unix(path) => path.is_absolute(),
@@ -102,7 +102,7 @@ impl Endpoint {
         }
     }
 
-    /// The socket, where it is of this machine. Its files are then ours too, unless it leads into a virtual machine.
+    /// The socket, if on this machine. The engine then shares our files, unless it is in a virtual machine.
     pub fn socket(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) => Some(path),
@@ -110,7 +110,7 @@ impl Endpoint {
         }
     }
 
-    /// With TLS by the files of `folder`; anything but TCP as it is.
+    /// The endpoint with TLS, using the files in `folder`; unchanged unless it is TCP.
     #[must_use]
     pub fn with_tls(self, folder: &Path, own: bool) -> Self {
         match self {
@@ -123,7 +123,7 @@ impl Endpoint {
         }
     }
 
-    /// Without TLS.
+    /// The endpoint without TLS.
     #[must_use]
     pub fn plain(self) -> Self {
         match self {
@@ -133,7 +133,7 @@ impl Endpoint {
     }
 }
 
-/// Port 0 is that of Docker's own for what is chosen later; `https` has it chosen.
+/// Port 0 is replaced by Docker's default once TLS is decided; `https` implies TLS.
 fn tcp(rest: &str, tls: bool) -> Result<Endpoint, String> {
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('/') {
@@ -185,7 +185,7 @@ fn authority(text: &str) -> Result<(Option<String>, String, Option<u16>), String
     Ok((user.map(String::from), host.into(), port.transpose()?))
 }
 
-/// A name or an address, never what ssh would take for an option.
+/// A host name or address; never a text that ssh would take for an option.
 fn is_host(host: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
     host.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b':')
@@ -198,7 +198,7 @@ fn is_user(user: &str) -> bool {
         && user.bytes().all(plain)
 }
 
-/// The shell of the other side reads it.
+/// A path without special characters, because the remote shell parses it.
 fn is_plain_path(path: &str) -> bool {
     path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
 }

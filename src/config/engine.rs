@@ -1,7 +1,7 @@
-//! Which Docker engine: `engine` of the config, `DOCKER_HOST`, `DOCKER_CONTEXT`, the current context, the
-//! usual sockets, in this order, as the docker command line goes about it.
+//! Chooses the Docker engine in the order of the docker command line: the config's `engine`, `DOCKER_HOST`,
+//! `DOCKER_CONTEXT`, the current context, the usual sockets.
 //!
-//! A socket of this machine, TCP with TLS, or ssh; see [`Endpoint`]. Everything else is refused in one line.
+//! A local socket, TCP with TLS, or ssh; see [`Endpoint`]. Anything else is refused with a one-line error.
 
 use std::fs;
 use std::io;
@@ -16,9 +16,8 @@ use super::endpoint::Endpoint;
 use super::find::digest_of;
 use crate::quote;
 
-/// Where the engine answers; a socket exists and is one, which is not to say that somebody listens.
-/// `chosen` is [`super::Config::engine`], `plain` [`super::Config::plain_tcp`]. The error is one line for the
-/// terminal.
+/// The engine's address. A socket must exist and be one, but possibly no engine listens on it. `chosen` is
+/// [`super::Config::engine`], `plain` [`super::Config::plain_tcp`]. The error is one line for the terminal.
 pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<Endpoint, String> {
     let (from, host) = match (chosen, env.variable("DOCKER_HOST")) {
         (Some(host), _) => ("engine", host),
@@ -32,7 +31,7 @@ pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<
     };
     let endpoint = read(from, host)?;
     let set = |name| env.variable(name);
-    // As docker has it: the first asks for TLS with a look at the certificate, the second for TLS without one.
+    // As in docker: the first variable enables TLS with certificate checks, the second TLS without them.
     let verified = set("DOCKER_TLS_VERIFY").is_some()
         || set("DOCKER_CERT_PATH").is_some()
         || host.starts_with("https://");
@@ -50,7 +49,7 @@ pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<
 const SECURED: &str =
     "set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH to the folder of ca.pem, cert.pem and key.pem";
 
-/// `from` says where `host` was read.
+/// `from` names the place where `host` was read.
 fn read(from: &str, host: &str) -> Result<Endpoint, String> {
     let endpoint = Endpoint::parse(host).map_err(|what| format!("{from}: {} {what}", quote::value(host)))?;
     match endpoint.socket() {
@@ -59,7 +58,7 @@ fn read(from: &str, host: &str) -> Result<Endpoint, String> {
     }
 }
 
-/// TCP with the TLS that was asked for, or without where the operator's config lets it.
+/// TCP with the requested TLS, or without TLS if the operator's config allows it.
 fn secured(
     from: &str,
     endpoint: Endpoint,
@@ -78,7 +77,7 @@ fn secured(
     }
 }
 
-/// What a docker context names, with its own certificates.
+/// The endpoint of a docker context, with the context's own certificates.
 fn of_context(name: &str, from: &str, plain: bool, env: &Environment) -> Result<Endpoint, String> {
     let from = format!("docker context {} ({from})", quote::name(name));
     let (host, unverified) = host_of(name, env)?;
@@ -130,7 +129,7 @@ pub(super) fn configuration(env: &Environment) -> Option<PathBuf> {
     named.or_else(|| Some(env.home()?.join(".docker")))
 }
 
-/// The context in use and where it is said; `default` is the engine of the usual sockets, not a context.
+/// The context in use and the setting that names it; `default` means the usual sockets, not a context.
 fn context(env: &Environment) -> Result<Option<(String, String)>, String> {
     if let Some(name) = env.variable("DOCKER_CONTEXT") {
         return Ok((name != "default").then(|| (name.to_owned(), "DOCKER_CONTEXT".into())));
@@ -143,8 +142,8 @@ fn context(env: &Environment) -> Result<Option<(String, String)>, String> {
     Ok((!matches!(name, "" | "default")).then(|| (name.to_owned(), quote::path(&file))))
 }
 
-/// `Endpoints.docker.Host` of a context, and whether certificates are not looked at: docker names the directory by
-/// the SHA-256 of the context's name.
+/// A context's `Endpoints.docker.Host`, and whether it skips certificate checks. docker names the directory
+/// by the SHA-256 of the context's name.
 fn host_of(name: &str, env: &Environment) -> Result<(String, bool), String> {
     let missing =
         || format!("docker context {}: there is no such context; see: docker context ls", quote::name(name));
@@ -170,7 +169,7 @@ pub(super) fn json(file: &Path) -> Result<Option<Value>, String> {
     }
 }
 
-/// The first of the usual sockets that is there and on which somebody listens who lets us in; else the first.
+/// The first of the usual sockets that accepts our connection; if none does, the first that exists.
 fn usual(env: &Environment) -> Result<PathBuf, String> {
     let home = |path: &str| env.home().map(|home| home.join(path));
     let runtime = |path: &str| env.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
@@ -183,7 +182,7 @@ fn usual(env: &Environment) -> Result<PathBuf, String> {
         home(".colima/default/docker.sock"),
         home(".rd/docker.sock"),
         runtime("docker.sock"),
-        // After Docker's: where both are, the docker command uses that one.
+        // After Docker's: if both exist, the docker command uses Docker's.
         runtime("podman/podman.sock"),
         Some("/run/podman/podman.sock".into()),
     ];
@@ -196,7 +195,7 @@ fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
     for path in places {
         match look(&path) {
             Look::Socket if UnixStream::connect(&path).is_ok() => return Ok(path),
-            // Why not is said when it is used.
+            // The reason is reported when the socket is used.
             Look::Socket => silent = silent.or_else(|| Some(path.clone())),
             Look::Missing => {}
             Look::Other(what) => {
@@ -232,7 +231,7 @@ mod tests {
                 places.replace(" and ", ", ")
             )
         );
-        // podman-docker puts a link to Podman's socket where Docker's would be; whose it is the engine says.
+        // podman-docker links Docker's usual path to Podman's socket; the engine's answers tell which it is.
         let _podman = UnixListener::bind(path("podman.sock")).unwrap();
         std::os::unix::fs::symlink(path("podman.sock"), path("link.sock")).unwrap();
         assert_eq!(first([path("a.sock"), path("link.sock")].into_iter()), Ok(path("link.sock")));

@@ -1,9 +1,9 @@
-//! Where the config file is, and how far it is trusted.
+//! Finds the config file, and determines how far it is trusted.
 //!
-//! A file that was found in a project came with somebody's repository. It may choose among identities, but
-//! it may not say where credentials are read from or sent to until the user has read and trusted its
-//! content (decision 23 of `docs/ARCHITECTURE.md`). Trust is a line of the user's own state file: the
-//! SHA-256 of the content and the path; another content or another place is not trusted.
+//! A file found in a project comes from a repository that others wrote. It may choose among identities, but
+//! it may not say where credentials are read from or sent to until the user has read and trusted its content
+//! (decision 23 of `docs/ARCHITECTURE.md`). Trust is a line in the user's own state file: the SHA-256 of the
+//! content and the path; any other content or path is not trusted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,33 +14,33 @@ use super::Environment;
 use super::layers::Guarded;
 use crate::quote;
 
-/// The name of a project's file.
+/// The name of a project's config file.
 pub const FILE: &str = "kfp-creds.toml";
 
-/// A config is read whole, before anything else: larger is a mistake.
+/// A config is read whole before it is parsed; a file larger than this is a mistake.
 const LARGEST: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Found {
     /// Named by the user, or in the user's own directory.
     Own,
-    /// The nearest ancestor of the working directory.
+    /// Found in the nearest ancestor of the working directory.
     Project,
 }
 
-/// A config file as it was at one moment: what is judged is what is parsed.
+/// A config file as read once, so that the content checked for trust is the content parsed.
 #[derive(Debug)]
 pub(super) struct Located {
     pub path: PathBuf,
     pub text: String,
-    /// Of the file that was read; see `Config::stamp`.
+    /// The stamp of the file that was read; see `Config::stamp`.
     pub stamp: (i64, i64, u64, u64),
     found: Found,
-    /// Who else can write it, if anybody can.
+    /// Other users who can write the file, if any.
     exposed: Option<&'static str>,
 }
 
-/// The file that counts: the named one, else the nearest ancestor's, else the user's.
+/// The config file to use: the named one, else the nearest ancestor's, else the user's.
 pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
     if let Some(path) = named {
         if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
@@ -67,7 +67,7 @@ pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<L
 
 fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     let failed = |error: io::Error| format!("{}: cannot be read: {error}", quote::path(path));
-    // Opening a pipe that somebody left there must not wait for a writer.
+    // NONBLOCK, so that opening a pipe without a writer does not hang.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = match opened {
@@ -91,7 +91,7 @@ fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     Ok(Some(Located { path: path.to_owned(), text, stamp, found, exposed }))
 }
 
-/// Who else can write a file with this mode and owner.
+/// Which other users can write a file with this mode and owner.
 fn exposure(mode: u32, owner: u32, us: u32) -> Option<&'static str> {
     match () {
         () if mode & 0o002 != 0 => Some("everybody can write it"),
@@ -101,7 +101,7 @@ fn exposure(mode: u32, owner: u32, us: u32) -> Option<&'static str> {
 }
 
 impl Located {
-    /// Why this file may not say `guarded`, or nothing if it may.
+    /// An error if this file may not set the `guarded` keys.
     pub(super) fn objection(&self, guarded: &[Guarded], env: &Environment) -> Result<(), String> {
         if guarded.is_empty() {
             return Ok(());
@@ -121,7 +121,7 @@ impl Located {
         ))
     }
 
-    /// Why this content may not be taken up while a session runs, or nothing if it may.
+    /// An error if a running session may not load this content.
     pub(super) fn content_is_trusted(&self, env: &Environment) -> Result<(), String> {
         let path = quote::path(&self.path);
         if let Some(why) = self.exposed {
@@ -137,7 +137,7 @@ impl Located {
         self.exposed
     }
 
-    /// The line of the state file. The path is resolved, so that a link elsewhere is another place.
+    /// The line in the state file. The path is resolved, so that a link to another place is another path.
     fn record(&self) -> Result<String, String> {
         let path = self.path.canonicalize();
         let path =
@@ -149,7 +149,7 @@ impl Located {
     }
 }
 
-/// The user's list of trusted contents, `$XDG_STATE_HOME/kfp-creds/trusted`, one `SHA256 PATH` a line.
+/// The user's list of trusted contents, `$XDG_STATE_HOME/kfp-creds/trusted`, one `SHA256 PATH` per line.
 #[derive(Debug)]
 pub(super) struct Trusted {
     file: PathBuf,
@@ -175,7 +175,7 @@ impl Trusted {
         located.record().is_ok_and(|record| self.lines.contains(&record))
     }
 
-    /// Adds this content, in the place of an older one at the same path.
+    /// Adds this content and replaces an older entry for the same path.
     pub(super) fn add(&mut self, located: &Located) -> Result<(), String> {
         let record = located.record()?;
         let path = |line: &str| line.split_once(' ').map(|(_, path)| path.to_owned());
@@ -188,7 +188,7 @@ impl Trusted {
         if let Some(directory) = self.file.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
-        // Written beside and renamed, so that a reader sees the old list or the new one.
+        // Written to a temporary file and renamed, so that readers see either the old or the new list.
         let beside = self.file.with_extension(format!("new-{}", std::process::id()));
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let written =

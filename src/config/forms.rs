@@ -1,4 +1,4 @@
-//! The forms of single values. An error completes the sentence `"VALUE" …`.
+//! Formats of single values. An error completes the sentence `"VALUE" …`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use url::Url;
 use super::Pool;
 use crate::source::http::secure_url::is_loopback;
 
-/// Of an identity or an attribute.
+/// Whether `text` can name an identity or an attribute.
 pub(super) fn is_name(text: &str, longest: usize) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=longest).contains(&text.len()) && text.bytes().all(good)
 }
 
-/// It becomes part of a URL path upstream and of JSON for containers.
+/// Checks an account, which becomes part of an upstream URL path and of JSON for containers.
 pub(super) fn account(text: &str) -> Result<(), String> {
-    // A service account's unique id.
+    // The unique numeric id of a service account.
     if (15..=25).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(());
     }
@@ -29,7 +29,7 @@ pub(super) fn account(text: &str) -> Result<(), String> {
     }
 }
 
-/// A service account, or several as gcloud has them: each may make tokens of the next, and the last one counts.
+/// A service account, or gcloud's chain of them: each may create tokens for the next; the last is used.
 pub(super) fn chain(text: &str) -> Result<Vec<String>, String> {
     let all: Vec<String> = text.split(',').map(|one| one.trim().to_owned()).collect();
     match all.iter().find_map(|one| account(one).err()) {
@@ -39,7 +39,7 @@ pub(super) fn chain(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Project ids, also the old ones with a domain (`example.com:name`).
+/// Checks project ids, including old ones with a domain (`example.com:name`).
 pub(super) fn project(text: &str) -> Result<(), String> {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:".contains(&b);
     let whole = text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63;
@@ -87,7 +87,7 @@ pub(super) fn universe(text: &str) -> Result<(), String> {
     }
 }
 
-/// A place that keys and tokens are sent to: never in the clear, except within this machine.
+/// A URL that receives keys and tokens: never unencrypted, except within this machine.
 pub(super) fn address(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
     let loopback = url.host_str().is_some_and(is_loopback);
@@ -142,7 +142,7 @@ pub(super) fn pool(text: &str) -> Result<Pool, String> {
     Ok(Pool { network, prefix })
 }
 
-/// A first look; the log itself ignores what it cannot read.
+/// A rough check; the log itself ignores directives that it cannot parse.
 pub(super) fn log(text: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let level = |text: &str| LEVELS.contains(&text.to_ascii_lowercase().as_str());

@@ -1,4 +1,4 @@
-//! `[guard]`, and where keys are likeliest on this machine.
+//! `[guard]`, and the places where this machine most likely holds keys.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use crate::guard::{Guard, Mode, Rules};
 use crate::quote;
 use crate::source::google::TokenFrom;
 
-/// Homes beside the own one that are looked at first.
+/// Limit on other users' homes that are searched first.
 const MOST_HOMES: usize = 64;
 
-/// The homes of the machine, and the files that the session itself logs in with.
+/// The machine's home directories, and the files of the session's own login.
 pub(super) fn guard(rules: Rules, source: &SourceChoice, env: &Environment) -> Guard {
     let named = match source {
         SourceChoice::Adc { file } => file.clone(),
@@ -67,7 +67,7 @@ pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, env: &Enviro
             (Some(rest), Some(home)) => allow.push(home.join(rest)),
             (Some(_), None) => say.problem("guard.allow", "starts at your home, and HOME is not set"),
             (None, _) => {
-                // A relative path is one beside the file, and one inside an archive.
+                // A relative path means one relative to the config file, and one inside an archive.
                 let path = Path::new(text.trim_start_matches("./"));
                 allow.extend(path.is_relative().then(|| path.to_owned()));
                 allow.push(beside.join(path));

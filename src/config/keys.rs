@@ -1,8 +1,8 @@
-//! Every key of the config, in one place: the table that documents it; `raw` is the shape that is read.
+//! Every config key: the table that documents it. `raw` has the types for parsing.
 //!
-//! `docs/CONFIG.md` is `config::reference()`; tests hold the table, the shape and the document together.
+//! `docs/CONFIG.md` is `config::reference()`; tests keep the table, the types and the document consistent.
 
-/// What a value has to look like before its meaning is judged.
+/// The type that a value must have before its meaning is checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Text,
@@ -12,7 +12,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// In the words of an error message.
+    /// The type's name in an error message.
     pub(super) fn wanted(self) -> &'static str {
         match self {
             Kind::Text => "a string in quotes",
@@ -23,14 +23,14 @@ impl Kind {
     }
 }
 
-/// One key. In `path`, `*` stands for a name of the user's choice and `rule[]` for each `[[rule]]`.
+/// One key. In `path`, `*` stands for a user-chosen name and `rule[]` for each `[[rule]]`.
 #[derive(Debug)]
 pub(super) struct Key {
     pub path: &'static str,
     pub kind: Kind,
     pub variable: Option<&'static str>,
     pub flag: Option<&'static str>,
-    /// A file found in a project may only say it once its content is trusted (decision 23).
+    /// A project's file may set it only once its content is trusted (decision 23).
     pub guarded: bool,
     pub default: &'static str,
     pub says: &'static str,
@@ -54,7 +54,7 @@ impl Key {
     }
 }
 
-/// All keys, in the order of the document.
+/// All keys, in the document's order.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::config::raw::RawConfig;
 
-    /// What serde says it would have accepted at `place`: the fields of the shape, from the shape itself.
+    /// The fields that serde lists as accepted at `place`, taken from the parsed types themselves.
     fn fields(place: &str) -> Vec<String> {
         let error = toml::from_str::<RawConfig>(&format!("{place}\n\"no such key\" = 1\n")).unwrap_err();
         let (_, expected) = error.message().split_once("expected ").unwrap();

@@ -1,4 +1,4 @@
-//! From text to one table: the file with its positions, the environment and the flags, laid over each other.
+//! Merges the file (with positions), the environment and the flags into one table.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,19 +11,19 @@ use super::keys::{KEYS, Kind};
 use super::{Environment, Overrides, Problems};
 use crate::quote;
 
-/// Keys that say one thing together: who says one of them replaces what lower layers said with either.
+/// Keys that belong together: a layer that sets either one clears both of the layers below.
 const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "region"]];
 
-/// All layers as one table, and for each key who said it last.
+/// All layers as one table, with the origin of each key's last value.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub table: Table,
-    /// By path, such as `network.pool`.
+    /// By key path, such as `network.pool`.
     origins: BTreeMap<String, Origin>,
     problems: Vec<(Rank, String)>,
 }
 
-/// Who said a key.
+/// The origin of a key's value.
 #[derive(Clone, Debug)]
 struct Origin {
     /// `/p/kfp-creds.toml:3:8`, `KFP_CREDS_POOL` or `--project`.
@@ -31,7 +31,7 @@ struct Origin {
     rank: Rank,
 }
 
-/// Problems are told in the order of what the user wrote: file from top to bottom, variables, flags.
+/// Problems are sorted in the order of the user's input: file from top to bottom, variables, flags.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 enum Rank {
     #[default]
@@ -41,7 +41,7 @@ enum Rank {
     Flag,
 }
 
-/// A key of the file that only a trusted file may say, and its value.
+/// A key that only a trusted file may set, with its value.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Guarded {
     pub key: String,
@@ -51,9 +51,9 @@ pub struct Guarded {
 }
 
 impl Layers {
-    /// Says who said `path`, and what is wrong with it.
+    /// Reports a problem with the value of `path`, together with its origin.
     pub(super) fn problem(&mut self, path: &str, what: impl std::fmt::Display) {
-        // A name in it is the user's.
+        // A part of the path may be a user-chosen name.
         let told = path.split('.').map(quote::name).collect::<Vec<_>>().join(".");
         let (rank, text) = match self.origins.get(path) {
             Some(Origin { name, rank: rank @ Rank::File(_) }) => (*rank, format!("{name}: `{told}`: {what}")),
@@ -63,7 +63,7 @@ impl Layers {
         self.problems.push((rank, text));
     }
 
-    /// Whether `text` can be a path; says what it holds in the place of one.
+    /// Whether `text` can be a path; reports what it holds instead.
     pub(super) fn is_path(&mut self, path: &str, text: &str) -> bool {
         let shape = quote::no_path(text);
         if let Some(shape) = shape {
@@ -75,12 +75,12 @@ impl Layers {
         shape.is_none()
     }
 
-    /// A problem of the file as a whole.
+    /// Reports a problem with the file as a whole.
     pub(super) fn objection(&mut self, text: String) {
         self.problems.push((Rank::Whole, text));
     }
 
-    /// Everything that is wrong so far, or nothing.
+    /// Fails with all problems so far, if there are any.
     pub(super) fn verdict(&mut self) -> Result<(), Problems> {
         let mut problems = std::mem::take(&mut self.problems);
         problems.sort_by_key(|(rank, _)| *rank);
@@ -90,7 +90,7 @@ impl Layers {
         }
     }
 
-    /// Reads a file. What it names that needs trust is returned, for the caller to judge.
+    /// Reads a file. Returns the keys that need trust, for the caller to check.
     pub(super) fn file(&mut self, name: &Path, text: &str) -> Vec<Guarded> {
         let at = |offset: usize| {
             let (line, column) = position(text, offset);
@@ -116,7 +116,7 @@ impl Layers {
                 at(error.span().map_or(0, |span| span.start)),
                 quote::complaint(error.message())
             )),
-            // The walk has said the same in better words.
+            // The walk has already reported this problem, with a better message.
             Err(_) => {}
         }
         for (offset, what) in walk.problems {
@@ -131,7 +131,7 @@ impl Layers {
         guarded.collect()
     }
 
-    /// Lays the environment over what is there.
+    /// Overrides values from the environment.
     pub(super) fn environment(&mut self, env: &Environment) {
         let mut layer = Vec::new();
         for key in KEYS {
@@ -167,7 +167,7 @@ impl Layers {
         }
     }
 
-    /// Lays the flags over what is there.
+    /// Overrides values from the flags.
     pub(super) fn flags(&mut self, flags: &Overrides) {
         let text = |value: &Option<String>| value.as_deref().map(Value::from);
         let file =
@@ -197,7 +197,7 @@ impl Layers {
                 }
             }
         }
-        // A table of an upper layer replaces what a lower one says otherwise, and adds to its table.
+        // A `credentials` table replaces a lower layer's word and file, but is merged with a lower table.
         if layer.iter().any(|(path, ..)| path.starts_with("credentials.")) {
             self.table.remove("credentials_file");
             if self.table.get("credentials").is_some_and(Value::is_str) {
@@ -219,18 +219,18 @@ impl Layers {
         }
     }
 
-    /// Every key that is set, with its origin, in the order of their names.
+    /// Every key that is set, with its origin, sorted by name.
     pub(super) fn origins(&self) -> impl Iterator<Item = (&str, &str)> {
         self.origins.iter().map(|(path, origin)| (path.as_str(), origin.name.as_str()))
     }
 
-    /// Did the file say `path`, and nobody after it?
+    /// True if the file set `path` and no higher layer changed it.
     pub(super) fn is_from_file(&self, path: &str) -> bool {
         self.origins.get(path).is_some_and(|origin| matches!(origin.rank, Rank::File(_)))
     }
 }
 
-/// Keeps a value that `check` accepts; says what is wrong with another.
+/// Keeps a value that `check` accepts; reports a problem with any other.
 pub(super) fn judged(
     say: &mut Layers,
     path: &str,

@@ -1,8 +1,9 @@
-//! What the user wants: flags over environment over one file over defaults, checked whole, resolved once.
+//! The resolved config: flags over environment over one file over defaults, validated whole.
 //!
-//! The environment and the file system are arguments ([`Environment`]); nothing here reads the process's
-//! own. Rooms: `keys` (every key), `raw` (the shape that is read), `layers` (file, environment, flags), `document` (positions in the file), `find` (where the file is, trust),
-//! `check` and `forms` (what values mean), [`engine`] (which Docker engine).
+//! The environment and the file system are arguments ([`Environment`]); nothing here reads the process's own.
+//! Modules: `keys` (every key), `raw` (types for parsing), `layers` (file, environment, flags), `document`
+//! (positions in the file), `find` (finding and trusting the file), `check` and `forms` (validation),
+//! [`engine`] (the Docker engine).
 
 mod boundary;
 mod check;
@@ -49,17 +50,17 @@ use crate::record::audit;
 use crate::source::google::{Endpoints, Provided};
 use crate::workload::Identity;
 
-/// What the process was started in; made once, in `main.rs`.
+/// The environment of the process; built once, in `main.rs`.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// Variables whose name and value are UTF-8; others cannot mean anything to us.
+    /// Variables whose name and value are UTF-8; others are ignored.
     pub variables: BTreeMap<String, String>,
     /// Absolute.
     pub cwd: PathBuf,
 }
 
 impl Environment {
-    /// A variable that is set to something; an empty one counts as unset.
+    /// A variable's value; an empty one counts as unset.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -69,7 +70,7 @@ impl Environment {
     }
 }
 
-/// What the command line says; the flags that `run`, `serve` and `check` share.
+/// The command line's settings: the flags that `run`, `serve` and `check` share.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub config: Option<PathBuf>,
@@ -78,89 +79,89 @@ pub struct Overrides {
     pub impersonate: Option<String>,
     pub project: Option<String>,
     pub all: bool,
-    /// `SOURCE:TARGET[:ro|:rw]`, each.
+    /// `SOURCE:TARGET[:ro|:rw]` entries.
     pub mounts: Vec<String>,
     pub keep: bool,
     pub quiet: bool,
     pub json: bool,
-    /// How often `-v` was said.
+    /// How often `-v` was given.
     pub verbose: u8,
 }
 
-/// Everything resolved. `None` always means "the user did not say": the owner of the value decides then.
+/// The resolved settings. `None` always means "not set": the module that uses the value then chooses.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub source: SourceChoice,
-    /// Accounts between the own one and `impersonate`, each of which may make tokens of the next.
+    /// Accounts between the source's own and `impersonate`; each may create tokens for the next.
     pub delegates: Vec<String>,
     /// An e-mail; already in every identity that names no service account of its own.
     pub impersonate: Option<String>,
     pub project: Option<String>,
     pub numeric_project: Option<u64>,
-    /// Of the source's own account.
+    /// The e-mail of the source's own account.
     pub email: Option<String>,
     pub quota_project: Option<String>,
-    /// The short name, `us-central1-a`.
+    /// The short name, such as `us-central1-a`.
     pub zone: String,
     pub instance: Instance,
     pub instance_attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
     pub endpoints: Endpoints,
     pub policy: Policy,
-    /// By which tasks are known that do not show which one they are.
+    /// Compiled pipelines, used to recognise tasks that do not show which task they are.
     pub compiled: Arc<Compiled>,
-    /// kfp tasks with a command run without the image's `ENTRYPOINT`.
+    /// kfp tasks that have a command run without the image's `ENTRYPOINT`.
     pub clear_entrypoint: bool,
-    /// By name; `default` is always there.
+    /// Identities by name; always contains `default`.
     pub identities: BTreeMap<String, Arc<Identity>>,
     /// `None`: no audit log.
     pub audit: Option<audit::Settings>,
-    /// Where metrics are served besides the control socket; loopback.
+    /// A loopback address for metrics, in addition to the control socket.
     pub metrics: Option<SocketAddr>,
-    /// What is mounted into containers besides what they ask for.
+    /// Mounts added to containers, besides the ones that they request.
     pub mounts: Vec<Mount>,
-    /// What of them could not be looked through for keys.
+    /// Mounts that could not be searched for keys.
     pub unverified: Vec<String>,
-    /// What `run` does with containers that still run at its end: leave them, without identity.
+    /// At its end `run` leaves running containers alone, without identity.
     pub keep: bool,
-    /// What becomes of keys that a request would bring into a container.
+    /// How to treat keys that a request would bring into a container.
     pub guard: Guard,
-    /// What is fetched for tasks whose inputs are in Cloud Storage.
+    /// Settings for fetching Cloud Storage inputs of tasks.
     pub gcs: Gcs,
     pub pool: Pool,
-    /// With `isolation = "network"`: what networks of one container each are made of.
+    /// With `isolation = "network"`: the address range for networks of one container each.
     pub cells: Option<Pool>,
-    /// Containers on the host's network are served on its loopback.
+    /// Serve containers on the host's network on its loopback.
     pub host_loopback: bool,
-    /// What docker's own config says of proxies in containers.
+    /// The proxies that docker's own config sets in containers.
     pub client_proxies: proxies::Said,
-    /// In the place of `DOCKER_HOST`; see [`engine::endpoint`].
+    /// Replaces `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
-    /// An engine may be on TCP without TLS.
+    /// Allows an engine on TCP without TLS.
     pub plain_tcp: bool,
     pub form: console::Form,
     /// Directives for [`console::install_log`].
     pub log: String,
-    /// The file that was read, if there was one.
+    /// The config file that was read, if any.
     pub file: Option<PathBuf>,
-    /// Of the file, as it was read: modified (seconds, nanoseconds), size, inode.
+    /// The stamp of the file as read: modified (seconds, nanoseconds), size, inode.
     pub stamp: Option<(i64, i64, u64, u64)>,
-    /// What the command line said, for reading the file again.
+    /// The command line's settings, for reading the file again.
     pub flags: Overrides,
 }
 
 /// Where host credentials come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum SourceChoice {
-    /// Application default credentials: `file` (absolute), else where Google's libraries look.
+    /// Application default credentials: `file` (absolute), else the places of Google's libraries.
     Adc { file: Option<PathBuf> },
-    /// The metadata server of the machine itself.
+    /// This machine's own metadata server.
     Metadata,
     /// gcloud's active account.
     Gcloud,
-    /// What `[credentials]` sets up.
+    /// The source that `[credentials]` defines.
     Provided(Box<Provided>),
-    /// A key made at start; never chosen silently.
+    /// A key made at start; never chosen without the user's request.
     Offline,
 }
 
@@ -168,7 +169,7 @@ pub enum SourceChoice {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Gcs {
     pub fetch: bool,
-    /// For one task.
+    /// Limit for one task.
     pub max_bytes: u64,
 }
 
@@ -178,7 +179,7 @@ impl Default for Gcs {
     }
 }
 
-/// What containers are told of the machine they run on, where it is not the stand-in.
+/// Properties of the machine that containers see, where they replace the placeholders.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Instance {
     pub hostname: Option<String>,
@@ -193,7 +194,7 @@ pub struct Instance {
 pub struct Pool {
     /// The first address; bits beyond the prefix are zero.
     pub network: Ipv4Addr,
-    /// In bits.
+    /// Prefix length in bits.
     pub prefix: u8,
 }
 
@@ -203,7 +204,7 @@ impl fmt::Display for Pool {
     }
 }
 
-/// All that is wrong, one line each, with its place.
+/// All problems, one line each, with their places.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Problems(pub Vec<String>);
@@ -214,24 +215,24 @@ impl From<String> for Problems {
     }
 }
 
-/// Reads, layers and checks. Fails with everything that is wrong, not with the first of it.
+/// Reads, merges and validates the config. Fails with all problems, not just the first.
 pub fn resolve(flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
     judge(find::locate(named(flags, env), env)?, flags, env)
 }
 
-/// `config show`: every key that is set, what it says and who says it, in the order of their names.
+/// `config show`: every key that is set, with value and origin, sorted by name.
 pub fn show(flags: &Overrides, env: &Environment) -> Result<String, Problems> {
     let file = find::locate(named(flags, env), env)?;
     let shown = shown::text(&layers(file.as_ref(), flags, env));
-    // Only what is valid as a whole means anything.
+    // Values mean something only if the config is valid as a whole.
     judge(file, flags, env)?;
     Ok(shown)
 }
 
-/// The same for a file that was read already.
+/// Like [`resolve`], for a file that is already read.
 fn judge(file: Option<find::Located>, flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
     let layers = layers(file.as_ref(), flags, env);
-    // Paths mean what they mean where they were written: in a file, beside the file.
+    // Relative paths in a file are relative to its directory.
     let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
     let from_file = layers.is_from_file("credentials_file");
     let base = beside.filter(|_| from_file).unwrap_or_else(|| env.cwd.clone());
@@ -251,15 +252,15 @@ fn layers(file: Option<&find::Located>, flags: &Overrides, env: &Environment) ->
     layers
 }
 
-/// Why a file that changed was not taken up.
+/// Why a changed file was not loaded.
 #[derive(Debug)]
 pub enum Unread {
-    /// It came with a project and waits for `kfp-creds config trust`.
+    /// The file belongs to a project and waits for `kfp-creds config trust`.
     Untrusted(String),
     Broken(String),
 }
 
-/// Reads the file of `config` again, as it was found then. Content that is not trusted is not parsed.
+/// Reads the file of `config` again, found in the same way. Untrusted content is not parsed.
 pub fn reread(config: &Config, env: &Environment) -> Result<Config, Unread> {
     let broken = |why: String| Unread::Broken(why);
     let located = find::locate(named(&config.flags, env), env).map_err(broken)?;
@@ -274,7 +275,7 @@ fn named<'a>(flags: &'a Overrides, env: &'a Environment) -> Option<&'a Path> {
     flags.config.as_deref().or_else(|| env.variable("KFP_CREDS_CONFIG").map(Path::new))
 }
 
-/// `config init`: writes the commented starter as `file`, else in the working directory.
+/// `config init`: writes the commented starter to `file`, else into the working directory.
 pub fn init(file: Option<&Path>, env: &Environment) -> Result<PathBuf, Problems> {
     let path = env.cwd.join(file.unwrap_or_else(|| Path::new(FILE)));
     let written = OpenOptions::new()
@@ -291,7 +292,7 @@ pub fn init(file: Option<&Path>, env: &Environment) -> Result<PathBuf, Problems>
     }
 }
 
-/// What `config trust` did: the file, and what it may say from now on.
+/// The result of `config trust`: the file, and the settings that it may now make.
 #[derive(Debug)]
 pub struct Trust {
     pub file: PathBuf,
@@ -308,7 +309,7 @@ impl fmt::Display for Trust {
     }
 }
 
-/// `config trust`: trusts the present content of `file`, else of the file that counts here.
+/// `config trust`: trusts the current content of `file`, else of the config file used here.
 pub fn trust(flags: &Overrides, env: &Environment) -> Result<Trust, Problems> {
     let Some(located) = find::locate(named(flags, env), env)? else {
         return Err(format!("there is no {FILE} here or above; nothing to trust").into());

@@ -1,5 +1,5 @@
-//! `[[mount]]` and `--mount`: paths are made absolute and looked at here, so that what cannot be mounted is
-//! said at the start, all of it at once.
+//! `[[mount]]` and `--mount`: paths are made absolute and checked here, so that all mounts that cannot work
+//! are reported at the start.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,12 +15,13 @@ use crate::mounts::{Mount, Source, objection};
 use crate::quote;
 use crate::workload::Part;
 
-/// Most keys that are told of one mount.
+/// Most keys reported for one mount.
 const MOST: usize = 4;
-/// A file server that hangs does not keep a session from its start.
+/// Time limit of the search, so that a hanging file server does not block the start of a session.
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
-/// With what could not be looked through. `beside` is where relative sources of the file start; `flags` are relative to the working directory.
+/// The mounts, and the paths that could not be searched. `beside` is the base of relative sources in the
+/// file; those in `flags` are relative to the working directory.
 pub(super) fn mounts(
     say: &mut Layers,
     raw: Vec<RawMount>,
@@ -74,8 +75,8 @@ pub(super) fn mounts(
     (mounts, unverified)
 }
 
-/// Two mounts at one place, one of which is for no container that the other is not for as well, would have
-/// each of these refused. Other patterns may or may not meet; a create says it where they do.
+/// Reports two mounts with one target if one is for a subset of the other's containers, because each of these
+/// containers would be refused. Other patterns may overlap; the create request reports it then.
 fn clashes(say: &mut Layers, mounts: &[Mount]) {
     let place = |mount: &Mount| mount.target.trim_end_matches('/').to_string();
     let covers = |wide: &Mount, narrow: &Mount| wide.patterns.iter().all(|one| narrow.patterns.contains(one));
@@ -90,12 +91,12 @@ fn clashes(say: &mut Layers, mounts: &[Mount]) {
     }
 }
 
-/// In one line, for a flag.
+/// All problems in one line, for a flag.
 fn all(wrong: Vec<(&'static str, String)>) -> String {
     wrong.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join("; ")
 }
 
-/// Who said a mount.
+/// The origin of a mount.
 enum Said {
     Key(String),
     Flag(String),
@@ -108,8 +109,8 @@ fn place(mount: &Mount) -> Option<PathBuf> {
     }
 }
 
-/// What every create would be refused for is said now. A thousand mounts cost no more than one: the budget is
-/// for all of them; what it leaves out is looked at when it is mounted.
+/// Reports mounts for which every create would be refused. The search budget covers all mounts, so a thousand
+/// cost no more than one; places that it does not reach are checked at mount time.
 fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<String> {
     if guard.rules.mode != Mode::Deny || looked.is_empty() {
         return vec![];
@@ -131,7 +132,7 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
     seen.unverified
 }
 
-/// `SOURCE:TARGET[:ro|:rw]`, as `docker run -v` has it.
+/// Parses `SOURCE:TARGET[:ro|:rw]`, as in `docker run -v`.
 fn flag(text: &str) -> Result<RawMount, String> {
     if let Some(shape) = quote::no_path(text) {
         return Err(format!("holds {shape}; it has to be SOURCE:TARGET"));
@@ -154,7 +155,7 @@ fn flag(text: &str) -> Result<RawMount, String> {
     }
 }
 
-/// Each problem names the key that is wrong, or none.
+/// Each problem names the wrong key, or an empty one for the whole mount.
 fn read(raw: RawMount, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
     match &raw.target {
@@ -178,7 +179,7 @@ fn read(raw: RawMount, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&
     }
 }
 
-/// With a slash, or `.`, or `~` it is a path of this machine; a plain word is a volume of the engine.
+/// A source with a slash, `.` or `~` is a path of this machine; a plain word is a volume of the engine.
 fn source(text: &str, beside: &Path, env: &Environment) -> Result<Source, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !text.starts_with(['.', '~']) && !text.is_empty() && text.bytes().all(plain) {
@@ -193,7 +194,7 @@ fn source(text: &str, beside: &Path, env: &Environment) -> Result<Source, String
         Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),
         None => beside.join(text),
     };
-    // As the engine will see it: without links and dots, and it has to be there.
+    // The path as the engine will see it, without links and dots. It must exist.
     let path =
         path.canonicalize().map_err(|error| format!("{} cannot be mounted: {error}", quote::path(&path)))?;
     match path.to_str() {

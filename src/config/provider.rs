@@ -1,5 +1,5 @@
-//! `[credentials]` as a table: a command that brings tokens, or a token of somebody else's issuer that is
-//! exchanged, as CI jobs have one.
+//! `[credentials]` as a table: a command that returns tokens, or another issuer's token to exchange, such as
+//! a CI job's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::source::http::secure_url::{is_link_local_service, is_loopback};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `beside` is where paths of the file start.
+/// `beside` is the base of relative paths in the file.
 pub(super) fn provided(
     say: &mut Layers,
     raw: RawProvider,
@@ -69,7 +69,7 @@ fn federation(
         (Some(named), false) => named,
         (None, true) => TokenFrom::Command,
         (None, false) => {
-            // What is wrong with a value that is there has been said.
+            // Problems with a value that is set are already reported.
             if raw.token_from.is_none() && raw.exec.is_none() {
                 let what = "the token that is exchanged has to come from somewhere; say token_from or exec";
                 say.problem("credentials.workload_identity_provider", what);
@@ -148,7 +148,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A provider as Google's console shows it, with or without the service in front.
+/// A provider as Google's console shows it, with or without the service's host in front.
 fn pool(text: &str) -> Result<String, String> {
     let rest = text.trim_start_matches("https:");
     let rest = rest.strip_prefix("//").and_then(|rest| rest.split_once('/')).map_or(text, |(_, rest)| rest);
@@ -196,7 +196,7 @@ fn token_from(text: &str, base: &Path, env: &Environment) -> Result<TokenFrom, S
     Err("has to be \"github\", \"azure-devops\", \"env:NAME\", \"file:PATH\" or a URL".into())
 }
 
-/// Unlike an endpoint it may have a query, and be the metadata service of a cloud's machine.
+/// A subject token's URL. Unlike an endpoint it may have a query, or be a cloud's metadata service.
 fn source_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
     let local = url.host_str().is_some_and(|host| is_loopback(host) || is_link_local_service(host));
@@ -211,7 +211,7 @@ fn source_url(text: &str) -> Result<String, String> {
 }
 
 impl Provided {
-    /// For `config check`.
+    /// The text for `config check`.
     pub(super) fn summary(&self) -> String {
         let command = |exec: &Exec| format!("the command {}", quote::path(&exec.program));
         match (&self.federation, &self.exec) {

@@ -1,5 +1,5 @@
-//! `proxies` of docker's own config: what its clients put into the environment of containers, by the address of the
-//! engine. Under kfp-creds that address is a socket of ours, so the entry for the engine is applied here.
+//! `proxies` in docker's own config: variables that docker's clients set in containers, by the engine's
+//! address. Under kfp-creds clients see the address of our socket, so the engine's own entry is applied here.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::endpoint::Endpoint;
 use super::engine::{configuration, json};
 use crate::secret::Secret;
 
-/// The key of an entry and the variable that docker's clients set from it, in upper and lower case.
+/// An entry's key, and the variable that docker's clients set from it, in upper and lower case.
 const VARIABLES: [(&str, &str); 5] = [
     ("httpProxy", "HTTP_PROXY"),
     ("httpsProxy", "HTTPS_PROXY"),
@@ -19,24 +19,24 @@ const VARIABLES: [(&str, &str); 5] = [
     ("allProxy", "ALL_PROXY"),
 ];
 
-/// One entry: variables (in upper case) with their values. A proxy's address can hold a password.
+/// One entry: variables (in upper case) with their values. A proxy's URL can hold a password.
 pub type Entry = Vec<(&'static str, Arc<Secret<String>>)>;
 
-/// The whole of `proxies`.
+/// All entries of `proxies`.
 #[derive(Clone, Debug, Default)]
 pub struct Said(Vec<(String, Entry)>);
 
-/// What is applied to containers of one engine.
+/// The settings for containers of one engine.
 #[derive(Clone, Debug, Default)]
 pub struct ClientProxies {
-    /// `None` where no entry is for this engine: then clients did already what there was to do.
+    /// `None` if no entry is for this engine: the clients have then already set what applies.
     pub engine: Option<Entry>,
-    /// What clients set for an address that they do not find.
+    /// The variables that clients set for an address without an entry.
     pub default: Entry,
 }
 
 impl Said {
-    /// A file that is not there, or that no client could read, says nothing.
+    /// A file that is missing, or that clients could not read either, counts as empty.
     pub(super) fn read(env: &Environment) -> Self {
         let file = configuration(env).map(|directory| directory.join("config.json"));
         let said = file.and_then(|file| json(&file).ok().flatten()).unwrap_or_default();

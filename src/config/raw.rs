@@ -1,4 +1,4 @@
-//! The shape of the config as it is read, before anything is judged; `keys` documents each key.
+//! The config's types for parsing, before values are checked; `keys` documents each key.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// The config as it is written, after flags and environment were laid over the file.
+/// The config as written, with flags and environment merged over the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawConfig {
@@ -182,7 +182,7 @@ pub(super) struct RawMount {
     pub writable: bool,
 }
 
-/// `credentials`, which is a word or a table.
+/// `credentials`, which is a string or a table.
 #[derive(Debug)]
 pub(super) enum RawCredentials {
     Word(String),

@@ -1,4 +1,5 @@
-//! `[[rule]]`, `default`, `choose` and `unknown`: who gets what; `compiled_pipelines`: how tasks are known.
+//! `[[rule]]`, `default`, `choose` and `unknown`: which container gets which identity; `compiled_pipelines`:
+//! how tasks are recognised.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -13,10 +14,10 @@ use crate::policy::Rule;
 use crate::quote;
 use crate::workload::{Identity, Part, Pattern};
 
-/// Larger than any compiled pipeline that a person would look at.
+/// Larger than any realistic compiled pipeline.
 const LARGEST_PIPELINE: u64 = 32 << 20;
 
-/// Reads the files of `compiled_pipelines`; relative ones stand beside the config file.
+/// Reads the files of `compiled_pipelines`; relative paths are relative to the config file.
 pub(super) fn compiled(
     say: &mut Layers,
     files: &[String],
@@ -86,7 +87,7 @@ pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities
     all
 }
 
-/// The patterns that are given at `place`, a rule or a mount.
+/// The patterns at `place`, which is a rule or a mount.
 pub(super) fn patterns(
     say: &mut Layers,
     place: &str,
@@ -106,7 +107,7 @@ pub(super) fn patterns(
     patterns
 }
 
-/// What containers may choose from. `none` is not a choice: who wants none leaves the variable out.
+/// Identities that containers may choose. Not `none`: a container that wants none omits the variable.
 pub(super) fn choose(
     say: &mut Layers,
     path: &str,
@@ -123,7 +124,7 @@ pub(super) fn choose(
     all
 }
 
-/// The identity of this name; the word `none` is no identity.
+/// The identity with this name; the word `none` means no identity.
 pub(super) fn named(
     say: &mut Layers,
     path: &str,

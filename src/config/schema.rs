@@ -1,18 +1,18 @@
 //! The keys as a JSON Schema, for editors: `docs/kfp-creds.schema.json`, made from [`KEYS`].
 //!
-//! JSON Schema draft-07, which editors' TOML plug-ins read. What values mean is judged by `config check`.
+//! JSON Schema draft-07, which editors' TOML plug-ins support. `config check` validates the values.
 
 use serde_json::{Map, Value, json};
 
 use super::keys::{KEYS, Key, Kind};
 
-/// Keys whose values are of a fixed set.
+/// Keys whose values come from a fixed set.
 const WORDS: [(&str, &[&str]); 3] = [
     ("credentials", &["adc", "metadata", "gcloud", "offline"]),
     ("guard.mode", &["deny", "warn", "off"]),
     ("isolation", &["shared", "network"]),
 ];
-/// Names that the user chooses; see `FOOT` of the reference.
+/// User-chosen names; see `FOOT` of the reference.
 const NAME: &str = "^[A-Za-z0-9_-]+$";
 
 /// The text of `docs/kfp-creds.schema.json`.
@@ -30,7 +30,7 @@ fn object() -> Value {
     json!({ "type": "object", "additionalProperties": false, "properties": {} })
 }
 
-/// Puts `key` where the rest of its path, `path`, leads from `at`, an object.
+/// Inserts `key` below the object `at`, where `path`, the rest of its path, leads.
 fn place(at: &mut Value, path: &str, key: &Key) {
     let Some((first, rest)) = path.split_once('.') else {
         at["properties"][path] = leaf(key);
@@ -53,7 +53,7 @@ fn place(at: &mut Value, path: &str, key: &Key) {
             None => object(),
         };
     }
-    // `credentials` is a word or a table.
+    // `credentials` is a string or a table.
     if entry["type"] == "string" {
         *entry = json!({ "anyOf": [entry.take(), object()] });
     }
@@ -65,7 +65,7 @@ fn place(at: &mut Value, path: &str, key: &Key) {
     match rest.strip_prefix('*') {
         None => place(inside, rest, key),
         Some(rest) => {
-            // Labels may be called anything; the others have names of our form.
+            // Label names are free; other names follow [`NAME`].
             if !path.ends_with("labels.*") && inside["propertyNames"].is_null() {
                 inside["propertyNames"] = json!({ "pattern": NAME });
             }

@@ -1,4 +1,4 @@
-//! `[audit]` and `[metrics]`: who may look afterwards, and where.
+//! `[audit]` and `[metrics]`: what is recorded, and where it is served.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::record::audit::Settings;
 const LARGEST: u64 = 10 << 20;
 const KEEP: u32 = 5;
 
-/// `beside` is where relative paths of the file start.
+/// `beside` is the base of relative paths in the file.
 pub(super) fn audit(say: &mut Layers, raw: RawAudit, beside: &Path, env: &Environment) -> Option<Settings> {
     let mut number = |key: &str, value: Option<i64>, least: i64, most: i64| {
         let value = value?;

@@ -1,4 +1,4 @@
-//! What a config comes to, for a person: `config check`, and what a changed file changes.
+//! A config's effects, for the user: `config check`, and the differences that a changed file makes.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::quote;
 use crate::workload::Identity;
 
 impl Config {
-    /// The keys that say something else in `new` and count only when a session starts.
+    /// Keys that differ in `new` and take effect only when a session starts.
     pub fn differs_beyond_rules(&self, new: &Self) -> Vec<&'static str> {
         let told = |config: &Self| {
             let Self { source, project, numeric_project, email, quota_project, zone, .. } = config;

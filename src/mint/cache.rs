@@ -1,4 +1,4 @@
-//! The cache of one kind of token, with the flights that fill it. No async, and no lock that outlives a call.
+//! The cache for one kind of token, and the flights that fill it. Not async; no lock outlives a call.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -16,16 +16,16 @@ use crate::token::{AccessToken, Deadline, HandedOut, IdentityToken, Now};
 
 use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
-/// What tokens are looked up by: the whole request.
+/// The cache key of a token: the whole request.
 pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
 
 impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
 
-/// A token that can be kept.
+/// A token that can be cached.
 pub(super) trait Cacheable: Debug + Send + Sync + 'static {
     fn about(&self) -> HandedOut;
 
-    /// How long a token that has `life` left is served, and after how long it is renewed ahead.
+    /// For a token with `life` left: how long to serve it, and after how long to renew it ahead.
     fn spans(life: Duration) -> Lifetimes;
 }
 
@@ -35,19 +35,19 @@ pub(super) struct Lifetimes {
     pub(super) calm: Duration,
 }
 
-/// What a look-up brought.
+/// The result of a look-up.
 #[derive(Debug)]
 pub(super) enum Found<T> {
-    /// A token to serve at once, and the renewal that was due, to be launched.
+    /// Serve this token; launch the renewal, if one is due.
     Serve(Arc<T>, Option<InFlight<T>>),
-    /// It failed a moment ago, and nothing valid is left.
-    /// The last failure, and when it will be tried again.
+    /// The last mint failed a moment ago, and there is no valid token. Holds the failure and the time of the
+    /// next try.
     Failed(SourceError, Instant),
-    /// A flight to wait for; to be launched where it is `new`. `old` is still valid, for when it brings nothing.
+    /// Wait for this flight, and launch it if `new`. `old` is still valid, in case the flight fails.
     Wait { in_flight: InFlight<T>, new: bool, old: Option<Arc<T>> },
 }
 
-/// A flight as callers hold it.
+/// A flight as its callers hold it.
 #[derive(Debug)]
 pub(super) struct InFlight<T> {
     pub(super) flight: Flight<T>,
@@ -55,7 +55,7 @@ pub(super) struct InFlight<T> {
 }
 
 impl<T> InFlight<T> {
-    /// The cache was dropped meanwhile (another account): neither what lands nor what was there before counts.
+    /// The cache was cleared meanwhile (account change): use neither the flight's outcome nor an older token.
     pub(super) fn is_void(&self) -> bool {
         self.void.load(Ordering::Acquire)
     }
@@ -72,7 +72,7 @@ impl Cacheable for AccessToken {
         self.about()
     }
 
-    /// Short lives scale: a quarter is the floor, three eighths the time to renew.
+    /// For short lives: serve until a quarter of the life is left, renew when three eighths are left.
     fn spans(life: Duration) -> Lifetimes {
         Lifetimes { served: life - FLOOR.min(life / 4), calm: life - AHEAD.min(life * 3 / 8) }
     }
@@ -83,7 +83,7 @@ impl Cacheable for IdentityToken {
         self.about()
     }
 
-    /// Not renewed ahead: every audience would keep a flight busy every four minutes.
+    /// Not renewed ahead: every audience would need a flight every four minutes.
     fn spans(life: Duration) -> Lifetimes {
         let served = ID_TOKEN_REUSE.min(life / 2);
         Lifetimes { served, calm: served }
@@ -101,7 +101,7 @@ struct Cached<T> {
 struct Entry<T> {
     cached: Option<Cached<T>>,
     in_flight: Option<InFlight<T>>,
-    /// The last outcome was this, and it stands until then.
+    /// The last failure, and until when it is repeated without a new try.
     failure: Option<(SourceError, Instant)>,
     failures: u32,
     used: Instant,
@@ -112,7 +112,7 @@ impl<T: Cacheable> Entry<T> {
         Self { cached: None, in_flight: None, failure: None, failures: 0, used: now.mono }
     }
 
-    /// The flight under way. One that landed without settling had panicked.
+    /// The flight under way. A flight that landed but is still recorded here has panicked.
     fn flying(&self) -> Option<&InFlight<T>> {
         self.in_flight.as_ref().filter(|in_flight| in_flight.flight.landed().is_none())
     }
@@ -147,7 +147,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fresh token, with the renewal of it that is due. Never starts a first flight.
+    /// The fresh token, and its renewal if one is due. Never starts a flight for a missing token.
     pub(super) fn fresh(
         &self,
         key: &K,
@@ -160,8 +160,8 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         self.serve(entry, key, now, work)
     }
 
-    /// Looks `key` up; where nothing fresh is there, joins or makes the flight, all under one lock: that is
-    /// what keeps it single. `work` is told whether what it makes is a renewal, for which nobody waits.
+    /// Looks `key` up. If there is no fresh token, joins or creates the flight, all under one lock, so that
+    /// there is only one. `work` is told whether it makes a renewal, for which no caller waits.
     pub(super) fn look(
         &self,
         key: &K,
@@ -204,7 +204,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         Some((token, due.then(|| self.depart(entry, key, work()))))
     }
 
-    /// A flight that settles its entry before it lands, so that whoever comes after it finds the token.
+    /// Creates a flight that updates its entry before it lands, so that later callers find the token.
     fn depart(
         &self,
         entry: &mut Entry<T>,
@@ -225,7 +225,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         in_flight
     }
 
-    /// Only the entry's own flight may settle it: what was forgotten meanwhile must not come back.
+    /// Only the entry's own flight may update it: forgotten tokens must not come back.
     fn settle(&self, key: &K, ticket: &Arc<AtomicBool>, outcome: &Outcome<T>) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(key) else { return };
@@ -256,12 +256,12 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         }
     }
 
-    /// Drops entries; their flights settle nothing any more, and their waiters still get what they bring.
+    /// Drops entries. Their flights no longer update the cache, but their waiters still get the outcome.
     pub(super) fn forget(&self, which: impl Fn(&K) -> bool) {
         self.lock().retain(|key, _| !which(key));
     }
 
-    /// Drops everything and voids what is under way: it belongs to an account that is gone.
+    /// Drops everything and voids flights under way: they belong to a previous account.
     pub(super) fn void_all(&self) {
         for (_, entry) in self.lock().drain() {
             if let Some(in_flight) = entry.in_flight {
@@ -283,7 +283,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
     }
 }
 
-/// A token that is over when it comes is none.
+/// Rejects a token that has already expired.
 fn alive<T: Cacheable>(token: T) -> Result<T, SourceError> {
     if token.about().expires.is_over(Now::read()) {
         return Err(SourceError::transient(
@@ -293,7 +293,7 @@ fn alive<T: Cacheable>(token: T) -> Result<T, SourceError> {
     Ok(token)
 }
 
-/// Expired entries go first, then the one that was used longest ago.
+/// Removes expired entries first, then the least recently used one.
 fn make_room<K: Key, T: Cacheable>(entries: &mut HashMap<K, Entry<T>>, capacity: usize, now: Now) {
     if entries.len() < capacity {
         return;

@@ -1,4 +1,4 @@
-//! What is dropped, what that does to calls under way, and the bounds of what is kept.
+//! What is dropped, the effect on calls under way, and the cache limits.
 
 use std::sync::atomic::Ordering;
 
@@ -60,7 +60,7 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let mint = mint(&source);
     let own = AccessRequest { holder: Some(container("a")), ..ask("x") };
     let other = AccessRequest { holder: Some(container("b")), ..ask("x") };
-    // Made before anybody was there; those who come ask each for their own.
+    // A shared token from before any container came; isolated containers request their own.
     let shared = ask("x");
     let (one, two, three) = tokio::join!(text(&mint, &own), text(&mint, &other), text(&mint, &shared));
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
@@ -168,7 +168,7 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
     let two = Arc::downgrade(&mint.identity(&spoken("two"), None, WAIT).await.unwrap());
     let grant =
         Grant { container: container("a"), identity: live.clone(), by: By::Default, task: Arc::default() };
-    // The flights' own tasks end, and with them their hold on what they brought.
+    // The flights' own tasks end and release their tokens.
     tokio::time::sleep(Duration::from_millis(1)).await;
     mint.forget_all_but(std::slice::from_ref(&grant));
     let alive: Vec<bool> = dropped.iter().map(|token| token.upgrade().is_some()).collect();

@@ -1,11 +1,11 @@
-//! (request) -> token: one cache, one call upstream per key, whatever the concurrency.
+//! Maps a request to a token: one cache, and at most one upstream call per key at a time.
 //!
-//! A key is the whole request: account, effective scopes, lifetime and, where tokens are not shared, the
-//! holder. Per key there is at most one *flight*, a task of its own: callers wait for it as long as they
-//! were told to and leave without disturbing it. The lock is held for look-ups only, never across an
-//! await, so no key waits for another.
+//! The key is the whole request: account, effective scopes, lifetime and, if tokens are not shared, the
+//! holder. Per key there is at most one *flight*, which is its own task: callers wait for it up to their time
+//! limit and leave without disturbing it. The lock is held for look-ups only, never across an await, so no
+//! key waits for another.
 //!
-//! A token that is still valid beats every error and every delay.
+//! A token that is still valid takes precedence over every error and every delay.
 
 mod cache;
 #[cfg(test)]
@@ -29,38 +29,38 @@ use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded
 use crate::token::{AccessToken, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity};
 
-/// Access tokens are served while this much is left. Clients refresh between 225 s (Python, Go, Java) and
-/// 360 s (.NET) before the end; one that is given less asks again on every call.
+/// Access tokens are served while at least this much is left. Clients refresh between 225 s (Python, Go,
+/// Java) and 360 s (.NET) before the end; a client that gets less asks again on every call.
 const FLOOR: Duration = Duration::from_secs(600);
 
-/// With less than this left a request is still answered from the cache but starts a renewal, so that no
-/// caller ever waits at the floor. Only requests do so: what nobody uses is not renewed.
+/// With less than this left, a request is still answered from the cache but starts a renewal, so that no
+/// caller waits at the floor. Only requests start renewals: unused tokens are not renewed.
 const AHEAD: Duration = Duration::from_secs(900);
 
 /// ID tokens are reused this long: Go's `idtoken` counts an hour from the fetch without reading `exp`.
 const ID_TOKEN_REUSE: Duration = Duration::from_secs(240);
 
-/// A refusal is repeated this long without asking again: long enough to spare Google a retry loop, short
-/// enough that a role that was just granted is noticed. A new login drops it at once.
+/// A refusal is repeated for this long without a new request: long enough to spare Google a retry loop, short
+/// enough to notice a newly granted role. A new login drops it at once.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(4);
 
-/// After a transient failure: the first pause, doubled up to the last one, jittered.
+/// Pauses after transient failures: the first one, doubled up to the longest, with jitter.
 const BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Entries per kind of token. A container can make keys at will (audiences, enforced scopes); the oldest make room.
+/// Entries per kind of token: containers can create any number of keys (audiences, enforced scopes).
 const ENTRIES: usize = 4096;
 
 /// Why a caller got no token.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum MintFailure {
-    /// Trying again will not help; the text says what a person can do.
+    /// A retry will not help; the text tells the user what to do.
     #[error("{0}")]
     Refused(Arc<str>),
-    /// May work in a moment.
+    /// A retry in a moment may work.
     #[error("{0}")]
     Transient(Arc<str>),
-    /// The caller's time was up; the call upstream goes on and its token will be there.
+    /// The caller's time limit passed; the upstream call goes on, and its token will be cached.
     #[error("the token is still being made; try again")]
     Slow,
 }
@@ -74,7 +74,7 @@ impl From<SourceError> for MintFailure {
     }
 }
 
-/// Makes and reuses tokens of one source.
+/// Mints and caches the tokens of one source.
 #[derive(Debug)]
 pub struct Mint {
     source: Arc<dyn Source>,
@@ -84,15 +84,15 @@ pub struct Mint {
     log: Arc<Log>,
 }
 
-/// How the source did of late.
+/// Recent successes and failures of the source.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     pub minted: Option<SystemTime>,
-    /// When it last brought no token, and why.
+    /// When it last failed to return a token, and why.
     pub failed: Option<(SystemTime, String)>,
 }
 
-/// Where the outcomes of calls upstream go.
+/// Records the outcomes of upstream calls.
 #[derive(Debug, Default)]
 struct Log {
     recorder: Recorder,
@@ -142,7 +142,7 @@ impl Log {
 }
 
 impl Mint {
-    /// Every call upstream is told to `recorder`.
+    /// Reports every upstream call to `recorder`.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         let log = Arc::new(Log { recorder, ..Log::default() });
         log.ask_who(&*source);
@@ -153,17 +153,17 @@ impl Mint {
         self.log.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Who the source says it is, as of its last call or look at its files: it is asked for with every request.
+    /// The source's account as of its last refresh (cheap; read on every request).
     pub fn principal(&self) -> Arc<Principal> {
         self.log.principal.borrow().clone()
     }
 
-    /// Changes when the source becomes somebody else, or learns who it is.
+    /// Changes when the source's account changes or becomes known.
     pub fn principals(&self) -> watch::Receiver<Arc<Principal>> {
         self.log.principal.subscribe()
     }
 
-    /// What `identity` asks for on behalf of `container`; all its scopes unless a narrower set is given.
+    /// The token request of `identity` for `container`; with all its scopes unless a narrower set is given.
     pub fn request(
         &self,
         identity: &Identity,
@@ -180,7 +180,7 @@ impl Mint {
         }
     }
 
-    /// Whom a token belongs to: nobody, where containers of an identity may share it.
+    /// The container that a token belongs to; `None` if the identity's containers may share it.
     pub fn holder(&self, identity: &Identity, container: Option<&ContainerId>) -> Option<ContainerId> {
         container.filter(|_| self.apart(identity)).cloned()
     }
@@ -189,20 +189,20 @@ impl Mint {
         identity.isolate || self.source.per_container()
     }
 
-    /// Whether tokens for `ask` have the scopes that are asked for.
+    /// Whether tokens for `ask` have exactly the requested scopes.
     pub fn narrows(&self, ask: &AccessRequest) -> bool {
         self.source.narrows(ask)
     }
 
-    /// The fresh token of the cache, if there is one: the hot path, without an await. Starts the renewal
-    /// where that is due, on behalf of `who`, and nothing else.
+    /// The fresh cached token, if any: the hot path, without an await. Starts a due renewal on behalf of
+    /// `who`, and does nothing else.
     pub fn cached(&self, ask: &AccessRequest, who: Option<Who<'_>>) -> Option<Arc<AccessToken>> {
         let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask, who, true))?;
         self.launch(renewal);
         Some(token)
     }
 
-    /// Sees to it that a token for `ask` is there, or on its way, before `who` asks for it.
+    /// Ensures that a token for `ask` is cached or on its way before `who` requests it.
     pub fn ahead(&self, ask: &AccessRequest, who: Who<'_>) {
         match self.access.look(ask, Now::read(), |_| self.access_work(ask, Some(who), true)) {
             Found::Serve(_, renewal) => self.launch(renewal),
@@ -211,8 +211,8 @@ impl Mint {
         }
     }
 
-    /// A token for `ask`. The caller is held for `wait` at most; the call upstream goes on without it. What is
-    /// made for it is recorded as made for `who`.
+    /// A token for `ask`. The caller waits for `wait` at most; the upstream call goes on without it. Calls
+    /// made for it are recorded under `who`.
     pub async fn access(
         &self,
         ask: &AccessRequest,
@@ -232,9 +232,9 @@ impl Mint {
         self.serve(&self.identity, ask, wait, |renewal| self.identity_work(ask, who, renewal)).await
     }
 
-    /// Drops what none of `live` can ask for; its tokens are overwritten as soon as the last caller that waits
-    /// for one has left. Flights end without leaving anything. To be called in one step with the end of a
-    /// lease: what is made ahead for the next one is then either kept, or begun after this.
+    /// Drops tokens that none of `live` can request; each is overwritten when the last caller that waits for
+    /// it leaves. Flights end without updating the cache. Call this in one step with the end of a lease: a
+    /// token minted ahead for the next lease is then either kept or begun after this.
     pub fn forget_all_but(&self, live: &[Grant]) {
         let mut identities: Vec<&Arc<Identity>> = live.iter().map(|grant| &grant.identity).collect();
         identities.sort_by_key(|identity| Arc::as_ptr(identity));
@@ -261,7 +261,7 @@ impl Mint {
         });
     }
 
-    /// Disables `account` at its provider, and drops what was made for it: those tokens are dead.
+    /// Disables `account` at its provider and drops its tokens, which are invalid then.
     pub async fn disable(&self, account: &str) -> Result<(), SourceError> {
         self.source.disable(account).await?;
         self.access.forget(|ask| ask.service_account.as_deref() == Some(account));
@@ -269,14 +269,14 @@ impl Mint {
         Ok(())
     }
 
-    /// Drops everything; callers that wait get a token that is asked for anew.
+    /// Drops everything; waiting callers get a newly requested token.
     pub fn forget_all(&self) {
         self.access.void_all();
         self.identity.void_all();
     }
 
-    /// Lets the source look at its files, and drops from the cache what the outcome makes void. To be
-    /// called about once a second.
+    /// Lets the source check its files, and drops cached tokens that became invalid. To be called about once
+    /// a second.
     pub fn reload(&self) -> Reloaded {
         let outcome = self.source.reload();
         self.log.ask_who(&*self.source);
@@ -288,8 +288,8 @@ impl Mint {
         outcome
     }
 
-    /// The machine slept (the wall clock ran ahead of the monotonic one): connections are dead and old
-    /// failures say nothing. What expired meanwhile is noticed by [`crate::token::Deadline`] itself.
+    /// Call after the machine slept (the wall clock ran ahead of the monotonic one): connections are dead and
+    /// old failures outdated. [`crate::token::Deadline`] itself handles tokens that expired meanwhile.
     pub fn woke(&self) {
         self.source.reconnect();
         self.forget_failures();
@@ -341,7 +341,7 @@ impl Mint {
                     return Ok(token);
                 }
                 Found::Failed(error, again) => {
-                    // While a mint backs off its callers are held as well: the next try may bring them a token.
+                    // During a back-off callers wait too: the next try may bring them a token.
                     if matches!(error, SourceError::Transient(_)) {
                         sleep_until(again.min(until)).await;
                     }
@@ -366,7 +366,7 @@ impl Mint {
         }
     }
 
-    /// Drives a flight to its end, whoever waits or leaves.
+    /// Drives a flight to its end, even if all its waiters leave.
     fn launch<T: Cacheable>(&self, in_flight: Option<InFlight<T>>) {
         let Some(in_flight) = in_flight else { return };
         let stop = self.tasks.stop().clone();

@@ -1,4 +1,4 @@
-//! Paused time and a scripted source: what is asserted here is exact.
+//! Paused time and a scripted source, so that assertions are exact.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -12,14 +12,14 @@ use crate::token::{Boundary, Deadline, MintId, Scopes};
 
 pub(super) const WAIT: Duration = Duration::from_secs(2);
 
-/// One answer of the source: after `delay`, a token that lives `life`, or the error.
+/// One answer of the source: after `delay`, a token with lifetime `life`, or the error.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) delay: Duration,
     pub(super) outcome: Result<u64, SourceError>,
 }
 
-/// Plays its script, then repeats `usual`. Tokens are numbered, in the order in which calls began.
+/// Plays its script, then repeats `usual`. Tokens are numbered in the order in which the calls began.
 #[derive(Debug)]
 pub(super) struct Scripted {
     pub(super) script: Mutex<VecDeque<Answer>>,
@@ -154,7 +154,7 @@ async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
     }
     assert!(began.elapsed() < Duration::from_millis(350));
     assert_eq!(source.calls(), 1);
-    // During the pause nobody asks upstream; who comes then is held, and the next try brings a token.
+    // During the pause no upstream call is made; callers wait, and the next try brings a token.
     let began = Instant::now();
     assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
     assert!(began.elapsed() > Duration::from_millis(100) && began.elapsed() < WAIT, "{:?}", began.elapsed());
@@ -168,7 +168,7 @@ async fn callers_are_held_for_their_time_while_a_mint_backs_off() {
     for _ in 0..8 {
         source.next(0, transient());
     }
-    // Until the pause between two tries is longer than anybody is held.
+    // Until the pause between two tries exceeds the longest wait of a caller.
     while source.calls() < 7 {
         assert!(text(&mint, &ask("a")).await.is_err());
     }

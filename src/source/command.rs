@@ -1,7 +1,7 @@
-//! Commands that bring credentials: run with a bound on time and on what they write.
+//! Commands that return credentials, run with limits on time and output.
 //!
-//! stdout is a secret from its first byte. stderr stays what it is, so that the command can talk to the
-//! person at the terminal; nothing of it is read here, so nothing of it can reach a container.
+//! stdout is a secret from its first byte. stderr is inherited, so that the command can talk to the user at
+//! the terminal; kfp-creds does not read it, so nothing of it can reach a container.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -22,28 +22,28 @@ use crate::source::SourceError;
 /// No credential is near this size.
 const LARGEST_OUTPUT: usize = 64 << 10;
 
-/// How long output may still come after the command ended: what it started may hold stdout open.
+/// How long output may still arrive after the command exits: a child of it may hold stdout open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// A command, ready to be run again and again.
+/// A command that can be run repeatedly.
 #[derive(Clone)]
 pub(super) struct Command {
-    /// A path, or a name that is looked for in the `PATH` of [`Self::environment`].
+    /// A path, or a name to look up in the `PATH` of [`Self::environment`].
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
-    /// All that it sees of the environment. Values may be secrets.
+    /// The command's whole environment. Values may be secrets.
     pub(super) environment: Vec<(String, String)>,
     pub(super) timeout: Duration,
 }
 
-/// The program alone: an argument may be a secret.
+/// Prints the program only: an argument may be a secret.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Command({})", quote::path(&self.program))
     }
 }
 
-/// What a command wrote, and whether it ended well.
+/// The output of a command, and whether it succeeded.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) output: Secret<Vec<u8>>,
@@ -51,8 +51,8 @@ pub(super) struct Ran {
 }
 
 impl Command {
-    /// Runs it with `input` on its stdin, and with `more` in its environment. It and its process group are
-    /// ended when its time is up, or when nobody waits for it any more.
+    /// Runs the command with `input` on stdin and `more` added to its environment. Kills it and its process
+    /// group when the timeout passes or the caller drops the future.
     pub(super) async fn run(&self, input: &str, more: &[(&str, &str)]) -> Result<Ran, SourceError> {
         let name = quote::path(&self.program);
         let mut child = self.start(more).map_err(|error| match error.kind() {
@@ -63,7 +63,7 @@ impl Command {
             _ => SourceError::transient(format!("the command {name} did not start: {error}")),
         })?;
         let mut group = Group::of(&child);
-        // Never grown, so that no copy of its beginning is left behind.
+        // The buffer never grows, so that no copy of its beginning is left in memory.
         let mut output = Zeroizing::new(Vec::with_capacity(LARGEST_OUTPUT + 1));
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let ended = timeout(self.timeout, async {
@@ -103,7 +103,7 @@ impl Command {
     }
 }
 
-/// The process group of a command, ended unless the command did so itself.
+/// The process group of a command; killed on drop unless the command has exited.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -111,7 +111,7 @@ impl Group {
         Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
 
-    /// Its number may be another's from now on.
+    /// Stops tracking the group: its id may be reused from now on.
     fn over(&mut self) {
         self.0 = None;
     }
@@ -127,7 +127,7 @@ impl Drop for Group {
     }
 }
 
-/// A command need not read what it is told.
+/// Write errors are ignored: a command need not read its stdin.
 async fn feed(stdin: Option<ChildStdin>, input: &str) {
     if let Some(mut stdin) = stdin {
         let _ = stdin.write_all(input.as_bytes()).await;
@@ -135,7 +135,7 @@ async fn feed(stdin: Option<ChildStdin>, input: &str) {
     }
 }
 
-/// Takes what the command writes until it ended. True when it ended well.
+/// Reads the command's output until it exits. True if it succeeded.
 async fn listen(
     child: &mut Child,
     stdout: Option<ChildStdout>,
@@ -160,7 +160,7 @@ async fn listen(
     Ok(status.success())
 }
 
-/// `read_to_end` without its growing ahead of what is there.
+/// Like `read_to_end`, but without growing the buffer.
 async fn fill(from: &mut (impl AsyncReadExt + Unpin), into: &mut Vec<u8>) -> std::io::Result<()> {
     while into.len() < into.capacity() && from.read_buf(into).await? > 0 {}
     Ok(())
@@ -199,7 +199,7 @@ mod tests {
         assert!(matches!(slow, Err(SourceError::Transient(_))), "{slow:?}");
         let endless = shell("yes", 9.0).run("", &[]).await;
         assert!(matches!(endless, Err(SourceError::Refused(_))), "{endless:?}");
-        // What it left behind holds stdout open and is not waited for.
+        // A child that holds stdout open is not waited for.
         let parted = shell("sleep 2 2>/dev/null & printf done", 9.0).run("", &[]).await.unwrap();
         assert_eq!((parted.output.expose().as_slice(), parted.success), (&b"done"[..], true));
         assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());

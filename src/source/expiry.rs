@@ -1,4 +1,4 @@
-//! How long a token lives, whatever its issuer claims and whatever this machine's clock says.
+//! Token lifetimes, safe against wrong claims of the issuer and a wrong local clock.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,14 +6,14 @@ use crate::source::http::clock::RECONCILED;
 use crate::source::{SourceError, jwt};
 use crate::token::{Deadline, Now};
 
-/// The longest life that Google gives an access token (12 h, by organisation policy). Whatever an answer
-/// claims beyond it is not believed; it also keeps clock arithmetic in range.
+/// The longest life that Google gives an access token (12 h, by organisation policy). Claims beyond it are
+/// cut to it, which also keeps clock arithmetic in range.
 pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(43_200);
 
-/// Lifetime of an ID token at Google.
+/// Lifetime of Google's ID tokens.
 const ID_TOKEN_LIFE: Duration = Duration::from_secs(3600);
 
-/// A lifetime as an answer claimed it: not zero, not beyond what Google gives.
+/// Checks a claimed lifetime: zero is an error, and more than Google's maximum is cut.
 pub(super) fn life(claimed: Duration) -> Result<Duration, SourceError> {
     if claimed.is_zero() {
         return Err(SourceError::transient(
@@ -23,8 +23,8 @@ pub(super) fn life(claimed: Duration) -> Result<Duration, SourceError> {
     Ok(claimed.min(LONGEST_LIFE))
 }
 
-/// The end of an ID token, from its `exp`. Its signature is not checked: it came over TLS from its issuer, in answer
-/// to a request of `sent`; `date` is what the issuer's clock said.
+/// The expiry of an ID token, from its `exp`. The signature is not checked: the token came over TLS from its
+/// issuer, in answer to a request sent at `sent`. `date` is the time by the issuer's clock.
 pub(super) fn id_token_expiry(
     token: &str,
     sent: Now,
@@ -37,9 +37,9 @@ pub(super) fn id_token_expiry(
     Ok(Deadline::after(sent, life(left)?))
 }
 
-/// How long a token lives that ends at `end` by the server's clock, when ours says `here` and the server's
-/// said `there`. The two are reconciled up to [`RECONCILED`]; the answer never exceeds `asked`, so that neither a
-/// forged expiry nor a clock that is behind can inflate it.
+/// Remaining life of a token that expires at `end` by the server's clock, when our clock shows `here` and the
+/// server's `there`. Differences up to [`RECONCILED`] are corrected. The result never exceeds `asked`, so
+/// neither a forged expiry nor a slow clock can inflate it.
 pub(super) fn remaining(
     end: SystemTime,
     here: SystemTime,

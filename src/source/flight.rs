@@ -1,4 +1,4 @@
-//! One call upstream that everybody waits for who asked meanwhile.
+//! One upstream call, shared by all callers that request the same thing meanwhile.
 
 use std::fmt;
 use std::future::Future;
@@ -14,13 +14,13 @@ use crate::token::{AccessToken, Now};
 
 pub(crate) type Outcome<T> = Result<Arc<T>, SourceError>;
 
-/// A call whose outcome is shared. Clones wait for the same call, and whoever polls drives it, so a
-/// waiter that leaves takes nobody down.
+/// A call with a shared outcome. Clones wait for the same call, and any clone that is polled drives it, so a
+/// waiter that leaves does not cancel it for the others.
 pub(crate) struct Flight<T>(Shared<Pin<Box<dyn Future<Output = Outcome<T>> + Send>>>);
 
 impl<T> Flight<T> {
-    /// Nothing runs until somebody waits. A panic inside becomes a transient failure: a bug in one
-    /// exchange must not poison the key for the rest of the session.
+    /// The call starts at the first poll. A panic in it becomes a transient failure: a bug in one exchange
+    /// must not poison the key for the rest of the session.
     pub(crate) fn new(work: impl Future<Output = Outcome<T>> + Send + 'static) -> Self
     where
         T: Send + Sync + 'static,
@@ -35,7 +35,7 @@ impl<T> Flight<T> {
         Self(boxed.shared())
     }
 
-    /// The outcome, if it is there already.
+    /// The outcome, if the call has finished.
     pub(crate) fn landed(&self) -> Option<&Outcome<T>> {
         self.0.peek()
     }
@@ -57,16 +57,16 @@ impl<T> fmt::Debug for Flight<T> {
     }
 }
 
-/// A base token is good for one more call upstream while this much of it is left: the call may take
-/// as long as a whole mint, and the two clocks may differ a little.
+/// Minimum remaining life for a base token to be used in another upstream call: the call may take as long as
+/// a whole mint, and the two clocks may differ a little.
 const BASE_FLOOR: Duration = Duration::from_secs(120);
 
-/// The token with which a source itself calls upstream (impersonation). The last flight is the cache.
+/// The token with which a source itself calls upstream (impersonation). Its last flight serves as the cache.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(Mutex<Option<Flight<AccessToken>>>);
 
 impl Kept {
-    /// The kept token while it is fresh, else the flight under way, else that of `start`.
+    /// The cached token if it is fresh, else the flight under way, else a new flight from `start`.
     pub(crate) async fn token<F>(&self, start: impl FnOnce() -> F) -> Outcome<AccessToken>
     where
         F: Future<Output = Result<AccessToken, SourceError>> + Send + 'static,
@@ -86,12 +86,12 @@ impl Kept {
         flight.outcome().await
     }
 
-    /// Drops whatever there is, a flight under way included: it was somebody else's.
+    /// Drops the cached token and any flight under way: they belong to another account.
     pub(crate) fn clear(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Drops `token` after upstream did not accept it; a newer one stays.
+    /// Drops `token` after upstream refused it; keeps a newer one.
     pub(crate) fn forget(&self, token: &Arc<AccessToken>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = last

@@ -1,4 +1,4 @@
-//! JSON Web Tokens (RFC 7519): written for upstream and for offline, read where they came straight from it.
+//! JSON Web Tokens (RFC 7519): signed for upstream and offline use; parsed if they come from their issuer.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,13 +11,13 @@ pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// `header.claims`, what a signature is made over.
+/// `header.claims`, the input of the signature.
 pub(super) fn signing_input(header: &Value, claims: &Value) -> String {
     format!("{}.{}", encode(header.to_string()), encode(claims.to_string()))
 }
 
-/// The claims of a token *without* a look at its signature. Only for tokens that came over TLS from the
-/// endpoint that signed them, where OpenID Connect Core 3.1.3.7 (6) lets TLS stand in for the check.
+/// The claims of a token *without* checking its signature. Only for tokens that came over TLS from the
+/// endpoint that signed them, where OpenID Connect Core 3.1.3.7 (6) accepts TLS instead of the check.
 pub(super) fn unverified_claims(token: &str) -> Option<Value> {
     let mut parts = token.split('.');
     let (_, claims, _) = (parts.next()?, parts.next()?, parts.next()?);

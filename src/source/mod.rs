@@ -1,8 +1,8 @@
-//! Where tokens come from. [`Source`] is the one trait that rooms share.
+//! Token sources. [`Source`] is the one trait that all modules share.
 //!
-//! `google` has Google's credentials, a file for each kind; `offline` a key made at start; `http` the client for all of
-//! them; `command` runs commands that bring something; `flight` makes one call for many callers; `expiry` how long
-//! tokens live; `jwt`, `stamp` (whether a file changed) and `variables` are small tools.
+//! `google` has Google's credentials, one file per kind; `offline` signs with a key made at start; `http` is
+//! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
+//! lifetimes; `jwt`, `stamp` (detects file changes) and `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
@@ -29,120 +29,120 @@ use std::sync::Arc;
 use crate::token::{AccessToken, Boundary, IdentityToken, Scopes};
 use crate::workload::ContainerId;
 
-/// A boxed future: the trait has to be usable as `dyn Source`.
+/// A boxed future, because the trait is used as `dyn Source`.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What an access token is wanted for. `scopes` is the effective set (decision 15), in normal form.
+/// A request for an access token. `scopes` is the effective set (decision 15), in normal form.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct AccessRequest {
     /// The service account to impersonate; `None` means the source's own account.
     pub service_account: Option<String>,
     pub scopes: Scopes,
-    /// How long the token should live, in seconds; a source that cannot choose ignores it.
+    /// Wanted lifetime in seconds; a source that cannot choose it ignores this.
     pub lifetime: u64,
-    /// Whom a service account stands in for (domain-wide delegation); other kinds refuse it.
+    /// The user that a service account acts for (domain-wide delegation); other kinds refuse it.
     pub subject: Option<String>,
-    /// What the token is narrowed down to.
+    /// The boundary that narrows the token down.
     pub boundary: Option<Arc<Boundary>>,
-    /// Set where tokens must not be shared: by `isolate = true`, or by [`Source::per_container`].
+    /// Set if containers must not share the token: because of `isolate = true` or [`Source::per_container`].
     pub holder: Option<ContainerId>,
 }
 
-/// What an identity token is wanted for.
+/// A request for an ID token.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct IdentityRequest {
     /// As in [`AccessRequest`].
     pub service_account: Option<String>,
-    /// Never empty; the `aud` of the token.
+    /// The `aud` of the token; never empty.
     pub audience: String,
     /// As in [`AccessRequest`].
     pub holder: Option<ContainerId>,
 }
 
-/// Who the source is, as far as it is known without asking anybody.
+/// The source's account, as far as it is known without a request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Principal {
-    /// `service account key`, `user login`, `offline`: for messages.
+    /// The kind of source for messages: `service account key`, `user login`, `offline`.
     pub kind: &'static str,
-    /// Of the source's own account. A user login may not know its own before the first mint.
+    /// The e-mail of the source's own account. A user login may not know it before the first mint.
     pub email: Option<String>,
     pub project: Option<String>,
     pub quota_project: Option<String>,
     pub universe: Option<String>,
 }
 
-/// What a look at the source's files brought.
+/// The result of checking the source's files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Reloaded {
     /// Nothing changed.
     Same,
-    /// The file changed and holds the same account: cached tokens stay good.
+    /// The file changed but holds the same account: cached tokens stay valid.
     Renewed,
-    /// Another account: everything cached from the old one has to be dropped.
+    /// The account changed: everything cached from the old one must be dropped.
     OtherAccount,
-    /// A file that is read for each token (a subject token, a certificate) changed: what failed may work now.
+    /// A file that is read for each token (a subject token, a certificate) changed: a retry may succeed.
     Supplied,
-    /// The file is broken now; the old credential stays in use. The text says what is wrong.
+    /// The file is invalid now; the old credential stays in use. The text says what is wrong.
     Broken(String),
 }
 
-/// A place that mints tokens on the host.
+/// Mints tokens on the host.
 pub trait Source: Debug + Send + Sync {
-    /// Without waiting for anybody. Asked again after every call and every look at the files.
+    /// Returns at once. Called again after every upstream call and every check of the files.
     fn principal(&self) -> Principal;
 
-    /// True when tokens name the container, so that two containers can never share one.
+    /// True if tokens name their container, so that two containers can never share one.
     fn per_container(&self) -> bool {
         false
     }
 
-    /// Whether a token for `ask` has exactly the scopes that are asked for. False where somebody else chose them,
+    /// Whether a token for `ask` has exactly the requested scopes. False if the scopes were fixed elsewhere,
     /// at a login or for a machine.
     fn narrows(&self, _ask: &AccessRequest) -> bool {
         true
     }
 
-    /// One exchange, uncached: `mint` keeps tokens and sees to it that a request is made once.
+    /// One exchange, uncached: `mint` caches tokens and prevents duplicate requests.
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>>;
 
-    /// An ID token for one audience (OpenID Connect Core 1.0 section 2), uncached as well.
+    /// An ID token for one audience (OpenID Connect Core 1.0 section 2), also uncached.
     fn identity_token<'a>(
         &'a self,
         ask: &'a IdentityRequest,
     ) -> Pending<'a, Result<IdentityToken, SourceError>>;
 
-    /// By how many seconds this machine's clock is ahead of the upstream's; `None` where there is nobody to
-    /// compare with.
+    /// Seconds by which this machine's clock is ahead of the upstream's; `None` if there is no upstream clock
+    /// to compare with.
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// Disables a service account at its provider: every token of it ends, for everybody.
+    /// Disables a service account at its provider: all its tokens end, for all their users.
     fn disable<'a>(&'a self, account: &'a str) -> Pending<'a, Result<(), SourceError>> {
         let why = format!("this source cannot disable {account}");
         Box::pin(async { Err(SourceError::refused(why)) })
     }
 
-    /// Picks up a changed credential file. Called about once a second; cheap when nothing changed.
+    /// Loads a changed credential file. Called about once a second; cheap if nothing changed.
     fn reload(&self) -> Reloaded {
         Reloaded::Same
     }
 
-    /// Drops pooled connections, after the machine slept.
+    /// Drops pooled connections, after the machine has slept.
     fn reconnect(&self) {}
 }
 
-/// Why there is no token. The text is one lower-case fragment that says what to do next; it goes to the
-/// container and to the terminal, so it never holds a secret nor an upstream body.
+/// Why there is no token. The text is one lower-case fragment that names the next step; it goes to the
+/// container and to the terminal, so it never holds a secret or an upstream body.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
-    /// This source does not exist here; only this lets a search go on.
+    /// This source does not exist here; only on this error does a search continue.
     #[error("{0}")]
     Absent(Arc<str>),
-    /// A decision that will not change by trying again: denied, login expired, not possible for this kind.
+    /// Final, a retry will not help: denied, login expired, not possible for this kind.
     #[error("{0}")]
     Refused(Arc<str>),
-    /// May work in a moment.
+    /// A retry in a moment may work.
     #[error("{0}")]
     Transient(Arc<str>),
 }

@@ -1,6 +1,6 @@
-//! Tokens without Google: an ES256 key pair made at start signs JWTs that name their container.
+//! Tokens without Google: an ES256 key pair, generated at start, signs JWTs that name their container.
 //!
-//! For demos, tests and emulators (decision 20). Nobody but who reads [`Offline::jwks`] accepts them.
+//! For demos, tests and emulators (decision 20). Only verifiers that read [`Offline::jwks`] accept them.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, 
 use crate::token::{AccessToken, Boundary, Deadline, IdentityToken, MintId, Now};
 use crate::workload::ContainerId;
 
-/// The `iss` of every offline token: a name that resolves nowhere, so that nobody fetches keys from it.
+/// The `iss` of every offline token: a name that does not resolve, so that no verifier fetches keys from it.
 pub const ISSUER: &str = "https://kfp-creds.offline";
 
-/// As Google's ID tokens.
+/// The same as for Google's ID tokens.
 const ID_TOKEN_LIFE: u64 = 3600;
 
-/// The longest that Google gives an access token; an emulator should see no more either.
+/// The longest life that Google gives an access token; emulators should not see a longer one.
 const LONGEST_LIFE: u64 = 43_200;
 
-/// The key pair of one session and whom its tokens name.
+/// A session's key pair, and the project and e-mail in its tokens.
 pub struct Offline {
     project: String,
     email: String,
@@ -41,7 +41,7 @@ impl fmt::Debug for Offline {
 }
 
 impl Offline {
-    /// Makes the key pair, in memory. Fails only where the system has no randomness.
+    /// Generates the key pair, in memory. Fails only if the system has no randomness.
     pub fn new(project: impl Into<String>, email: impl Into<String>) -> Result<Self, SourceError> {
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
@@ -57,7 +57,7 @@ impl Offline {
         Ok(Self { project: project.into(), email: email.into(), key, key_id, random })
     }
 
-    /// The public key as a JSON Web Key Set (RFC 7517), for whoever verifies the tokens.
+    /// The public key as a JSON Web Key Set (RFC 7517), for verifiers.
     pub fn jwks(&self) -> String {
         let (x, y) = coordinates(&self.key);
         json!({"keys": [{
@@ -66,7 +66,7 @@ impl Offline {
         .to_string()
     }
 
-    /// A JWT with the claims that both kinds share, and `more`.
+    /// A JWT with the claims common to both kinds of token, plus `more`.
     fn token(
         &self,
         account: Option<&str>,

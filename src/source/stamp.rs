@@ -1,4 +1,4 @@
-//! What tells two states of a file apart without reading it.
+//! File metadata that reveals a change without reading the file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// `None` where there is no file.
+    /// `None` if there is no file.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let meta = fs::metadata(path).ok()?;
         Some(Self { modified: meta.modified().ok()?, length: meta.len(), inode: meta.ino() })

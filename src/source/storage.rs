@@ -1,8 +1,8 @@
-//! Objects of Cloud Storage, by its JSON API: what an object is, which are below a prefix, and what is in one.
+//! Cloud Storage objects by the JSON API: an object's metadata, listings by prefix, an object's content.
 //!
-//! <https://cloud.google.com/storage/docs/json_api/v1/objects>. Everything goes through the one HTTP client, with its
-//! proxy and its bounds; a redirect is not followed, because the token would go with it. Objects with the
-//! `Content-Encoding` gzip are taken as they are stored, as Cloud Storage FUSE shows them.
+//! <https://cloud.google.com/storage/docs/json_api/v1/objects>. All requests use the one HTTP client, with
+//! its proxy and limits; redirects are not followed, because the token would be sent along. Objects with the
+//! `Content-Encoding` gzip are downloaded as stored, as Cloud Storage FUSE shows them.
 
 mod crc32c;
 
@@ -28,27 +28,27 @@ use crate::source::http::client::Upstream;
 use crate::source::http::fault::{Denial, Fault};
 use crate::source::http::request::{Answer, Call};
 
-/// Names in one page: of the longest, they stay below what an answer may have.
+/// Names per page: even with the longest names, a page stays below the size limit of an answer.
 const PAGE: usize = 500;
 const MOST_PAGES: usize = 200;
-/// Pieces of an object that wait for the disk.
+/// Queue length, in pieces of an object that wait to be written to disk.
 const WAITING: usize = 16;
-/// Of an error's text.
+/// Longest error text that is read, in bytes.
 const LONGEST_ERROR: usize = 64 << 10;
 
-/// Where objects are read.
+/// Reads objects from one endpoint.
 #[derive(Debug)]
 pub struct Storage {
     upstream: Arc<Upstream>,
-    /// Scheme and authority.
+    /// Scheme and authority of the URL.
     endpoint: String,
 }
 
-/// Who reads.
+/// The account that reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     pub token: &'a Secret<String>,
-    /// For messages.
+    /// The account's name, for messages.
     pub account: &'a str,
     /// The project that pays, `userProject`.
     pub user_project: Option<&'a str>,
@@ -57,13 +57,13 @@ pub struct Reader<'a> {
 /// One generation of an object.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Found {
-    /// As the server writes it, unchecked.
+    /// As the server sends it, unchecked.
     pub name: String,
-    /// Changes whenever the content does.
+    /// Changes with each change of the content.
     pub generation: u64,
     /// In bytes.
     pub size: u64,
-    /// Of the content, Castagnoli.
+    /// CRC32C (Castagnoli) of the content.
     pub crc32c: Option<u32>,
 }
 
@@ -89,7 +89,7 @@ impl Storage {
         Self { upstream, endpoint }
     }
 
-    /// The live generation of an object; `None` where there is none, or no such bucket. The error says what to do.
+    /// The live generation of an object; `None` without the object or its bucket. Errors name the remedy.
     pub async fn object(
         &self,
         by: Reader<'_>,
@@ -104,8 +104,8 @@ impl Storage {
         }
     }
 
-    /// The live objects whose names begin with `prefix`, in the order of their names; an error where there are more
-    /// than `most`.
+    /// The live objects whose names begin with `prefix`, sorted by name; an error if there are more than
+    /// `most`.
     pub async fn list(
         &self,
         by: Reader<'_>,
@@ -139,7 +139,7 @@ impl Storage {
         Err(SourceError::refused(format!("it has more than {most} objects; name a smaller folder")))
     }
 
-    /// Writes the content of `found` to a new file. On an error what is there is a part of it, or nothing.
+    /// Writes the content of `found` to a new file. After an error the file is partial or absent.
     pub async fn download(
         &self,
         by: Reader<'_>,
@@ -172,7 +172,7 @@ impl Storage {
         self.upstream.send(&Call { bearer: Some(by.token), ..Call::bare(Method::GET, url) }).await
     }
 
-    /// One try. The inner error is this machine's, and no other try would help.
+    /// One attempt. The inner error is local (this machine's disk), so a retry would not help.
     async fn receive(
         &self,
         by: Reader<'_>,
@@ -180,7 +180,7 @@ impl Storage {
         object: &Found,
         file: &Path,
     ) -> Result<io::Result<()>, Fault> {
-        // Without this the server would unpack what is stored packed.
+        // Without this header the server would decompress gzip content.
         let headers = &[("accept-encoding", "gzip")];
         let call = Call { bearer: Some(by.token), headers, ..Call::bare(Method::GET, url) };
         let (request, client, silence) =
@@ -207,14 +207,14 @@ impl Storage {
         }
     }
 
-    /// Hands the pieces on as they come, none of which may be long in coming.
+    /// Forwards the pieces as they arrive; fails if one takes too long.
     async fn pump(&self, url: &str, mut body: Incoming, to: mpsc::Sender<Bytes>) -> Result<(), Fault> {
         let silence = self.upstream.limits().call;
         while let Some(frame) =
             timeout(silence, body.frame()).await.map_err(|_| Fault::silent(url, silence))?
         {
             let frame = frame.map_err(|_| Fault::unreachable(url, "its answer broke off"))?;
-            // Who keeps them has an error of its own.
+            // The receiver stopped because of its own error, which the caller reports.
             if let Ok(piece) = frame.into_data()
                 && to.send(piece).await.is_err()
             {
@@ -225,7 +225,7 @@ impl Storage {
     }
 }
 
-/// On a thread of its own. The inner error says what is wrong with what came.
+/// Writes the pieces to the file; blocks. The inner error says what is wrong with the received data.
 fn keep(
     file: &Path,
     wanted: &Found,
@@ -262,7 +262,7 @@ fn found(written: Written, answer: &Answer) -> Result<Found, SourceError> {
     read().ok_or_else(unlike)
 }
 
-/// What a person can do about it.
+/// Turns a fault into an error that tells the user what to do.
 fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
     let Fault::Denied(denial) = &fault else { return fault.into() };
     let account = by.account;
@@ -292,7 +292,7 @@ fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
     })
 }
 
-/// For one segment of a path, or a value of a query.
+/// Percent-encodes a path segment or a query value.
 fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

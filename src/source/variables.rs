@@ -1,4 +1,4 @@
-//! The environment, as far as credentials need it.
+//! The environment variables that credentials need.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::secret::Secret;
 
-/// Variables of the process. They may hold secrets (`AWS_SECRET_ACCESS_KEY`), so they print as nothing.
+/// The process's variables. They may hold secrets (`AWS_SECRET_ACCESS_KEY`), so `Debug` prints none of them.
 #[derive(Clone, Default)]
 pub struct Variables(Arc<BTreeMap<String, String>>);
 
@@ -23,7 +23,7 @@ impl FromIterator<(String, String)> for Variables {
 }
 
 impl Variables {
-    /// A variable that is set to something; an empty one counts as unset.
+    /// A variable's value; an empty one counts as unset.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -32,7 +32,7 @@ impl Variables {
         self.text(name).map(|value| Secret::new(value.to_owned()))
     }
 
-    /// All of them, for a command that is promised our environment.
+    /// All variables, for a command that is promised the whole environment.
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

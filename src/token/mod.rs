@@ -1,4 +1,4 @@
-//! What is minted and for how long it lives: deadlines, access and identity tokens.
+//! Tokens and their lifetimes: deadlines, access and identity tokens.
 
 mod scopes;
 
@@ -13,8 +13,8 @@ use crate::secret::Secret;
 
 pub use scopes::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, OF_GOOGLE_CLOUD, SCOPE_PREFIX, Scopes};
 
-/// A moment on both clocks. A laptop that slept has its wall clock ahead of the monotonic one, so
-/// every comparison is made on both and the more pessimistic answer counts.
+/// A moment on both clocks. After a laptop slept, its wall clock is ahead of the monotonic one, so every
+/// comparison uses both clocks and the more pessimistic result counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub wall: SystemTime,
@@ -22,7 +22,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// Both clocks, now. Under paused test time only the monotonic one stands still.
+    /// Reads both clocks. Under paused test time only the monotonic one stands still.
     pub fn read() -> Self {
         Self { wall: SystemTime::now(), mono: Instant::now() }
     }
@@ -40,18 +40,18 @@ impl Deadline {
         Self { wall: now.wall + life, mono: now.mono + life }
     }
 
-    /// A deadline that an upstream gave as a wall-clock time (`expireTime` of generateAccessToken).
+    /// A deadline from an upstream's wall-clock time (`expireTime` of generateAccessToken).
     pub fn at(now: Now, wall: SystemTime) -> Self {
         Self::after(now, wall.duration_since(now.wall).unwrap_or_default())
     }
 
-    /// What is left, never negative and never inflated: the smaller of what the two clocks say.
+    /// The remaining time, never negative or inflated: the smaller value of the two clocks.
     pub fn remaining(&self, now: Now) -> Duration {
         let wall = self.wall.duration_since(now.wall).unwrap_or_default();
         wall.min(self.mono.saturating_duration_since(now.mono))
     }
 
-    /// Whether nothing is left.
+    /// Whether the deadline has passed, by either clock.
     pub fn is_over(&self, now: Now) -> bool {
         self.wall <= now.wall || self.mono <= now.mono
     }
@@ -61,19 +61,19 @@ impl Deadline {
     }
 }
 
-/// An OAuth access token (type Bearer) whose expiry is known; a token with an unknown expiry is never made.
+/// An OAuth access token (type Bearer) with a known expiry; tokens with an unknown expiry are never created.
 #[derive(Debug)]
 pub struct AccessToken {
     pub value: Secret<String>,
     pub expires: Deadline,
-    /// What the source asked for upstream, in normal form; empty where somebody else decides what it has.
+    /// The scopes requested upstream, in normal form; empty if they are decided elsewhere.
     pub scopes: Scopes,
     pub id: MintId,
     shown: Shown,
 }
 
 impl AccessToken {
-    /// A new token, with a name of its own.
+    /// A new token with a new id.
     pub fn new(value: Secret<String>, expires: Deadline, scopes: Scopes) -> Self {
         Self { value, expires, scopes, id: MintId::random(), shown: Shown::default() }
     }
@@ -82,8 +82,8 @@ impl AccessToken {
         HandedOut { id: self.id, kind: TokenKind::Access, expires: self.expires }
     }
 
-    /// What `render` makes of the token for callers to whom `seconds` of it are left. All callers of the same second
-    /// share it: the secret is rendered once, is in memory once, and is overwritten once.
+    /// The token as rendered by `render`, for callers with `seconds` of it left. All callers in the same
+    /// second share the result: the secret is rendered once, is in memory once, and is overwritten once.
     pub fn shown(&self, seconds: u64, render: impl FnOnce(&str) -> Vec<u8>) -> Rendered {
         let mut shown = self.shown.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*shown {
@@ -97,7 +97,7 @@ impl AccessToken {
     }
 }
 
-/// The bytes of a reply that hold a token; overwritten when the last holder lets go of them.
+/// The bytes of a reply that contains a token; overwritten when the last holder drops them.
 pub type Rendered = Arc<Secret<Vec<u8>>>;
 
 #[derive(Debug, Default)]
@@ -117,13 +117,13 @@ impl IdentityToken {
     }
 }
 
-/// Names one token in the audit log, the status and nowhere upstream. Random: it says nothing about the
-/// token. Two containers that were given the same token have the same one.
+/// Identifies a token in the audit log and the status; never sent upstream. Random, so it reveals nothing
+/// about the token. Containers that share a token see the same id.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MintId(u64);
 
 impl MintId {
-    /// All zeros where the machine has no randomness; then signing and TLS do not work either.
+    /// All zeros if the machine has no randomness; then signing and TLS do not work either.
     pub fn random() -> Self {
         let mut bytes = [0; 8];
         let _ = SystemRandom::new().fill(&mut bytes);
@@ -131,7 +131,7 @@ impl MintId {
     }
 }
 
-/// Sixteen hex digits.
+/// Prints sixteen hex digits.
 impl fmt::Display for MintId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -156,7 +156,7 @@ impl TokenKind {
     }
 }
 
-/// A token that somebody was given, without the token.
+/// A record of an issued token, without the token itself.
 #[derive(Clone, Copy, Debug)]
 pub struct HandedOut {
     pub id: MintId,
@@ -164,8 +164,8 @@ pub struct HandedOut {
     pub expires: Deadline,
 }
 
-/// What one caller was given, as far as it may still be good. A caller can ask for ID tokens without end
-/// (audiences); beyond this many the one that ends first is forgotten, so that the last expiry stays right.
+/// A caller's tokens that may still be valid. A caller can request ID tokens without limit (audiences);
+/// beyond this number the one that expires first is dropped, so that the last expiry stays right.
 #[derive(Debug, Default)]
 pub struct Issued(Mutex<Vec<HandedOut>>);
 
@@ -176,7 +176,7 @@ impl Issued {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True when this caller did not have this token yet.
+    /// True if this caller did not have this token yet.
     pub fn add(&self, token: HandedOut) -> bool {
         let mut all = self.lock();
         if all.iter().rev().any(|known| known.id == token.id) {
@@ -194,7 +194,7 @@ impl Issued {
         true
     }
 
-    /// Those that have not expired.
+    /// The tokens that have not expired.
     pub fn alive(&self, now: Now) -> Vec<HandedOut> {
         self.lock().iter().filter(|token| !token.expires.is_over(now)).copied().collect()
     }

@@ -1,19 +1,19 @@
-//! What a token may be used for: scopes, and the access boundary that narrows it further.
+//! What a token may be used for: its scopes, and the access boundary that narrows it further.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-/// The scope that stands for everything an identity has (decision 15).
+/// The scope for everything that an identity may do (decision 15).
 pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 
-/// How every scope of [`OF_GOOGLE_CLOUD`] begins.
+/// The prefix of every scope in [`OF_GOOGLE_CLOUD`].
 pub const SCOPE_PREFIX: &str = "https://www.googleapis.com/auth/";
 
-/// Scopes that allow a part of what `cloud-platform` allows: each is documented as an alternative to it for the
-/// services that take it. <https://developers.google.com/identity/protocols/oauth2/scopes>. Whole names, so that
-/// nobody makes more of them up.
+/// Scopes that allow a part of what `cloud-platform` allows: each is documented as an alternative to it for
+/// the services that accept it. <https://developers.google.com/identity/protocols/oauth2/scopes>. Listed by
+/// full name, so that no invented scope is accepted.
 pub const OF_GOOGLE_CLOUD: [&str; 48] = [
     "appengine.admin",
     "bigquery",
@@ -65,17 +65,17 @@ pub const OF_GOOGLE_CLOUD: [&str; 48] = [
     "trace.readonly",
 ];
 
-/// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted.
-/// The normal form is what caches are keyed by and what goes upstream.
+/// A set of OAuth scopes in normal form: trimmed, without blanks and duplicates, sorted. The normal form is
+/// the cache key and is sent upstream.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Scopes {
     list: Arc<[String]>,
-    /// Of the list, made once: a set is a part of the key that every request for a token is looked up by.
+    /// Hash of the list, computed once: the set is part of the cache key of every token request.
     hash: u64,
 }
 
 impl Scopes {
-    /// Accepts the comma list of the metadata protocol and the space list of OAuth.
+    /// Parses the comma-separated list of the metadata protocol and the space-separated list of OAuth.
     pub fn parse(list: &str) -> Self {
         list.split([',', ' ', '\n', '\t']).collect()
     }
@@ -92,12 +92,12 @@ impl Scopes {
         self.list.iter().any(|own| own == scope)
     }
 
-    /// Whether a token of `scope` allows no more than one of all these.
+    /// Whether a token of `scope` allows no more than one of these scopes does.
     pub fn allow(&self, scope: &str) -> bool {
         self.contains(scope) || (self.contains(CLOUD_PLATFORM) && is_of_google_cloud(scope))
     }
 
-    /// The same without what `cloud-platform`, where it is among them, has in it.
+    /// The same set without the scopes that `cloud-platform` includes, if the set has `cloud-platform`.
     pub fn least(&self) -> Self {
         let all = self.contains(CLOUD_PLATFORM);
         self.iter().filter(|scope| !(all && is_of_google_cloud(scope))).collect()
@@ -133,29 +133,29 @@ impl Hash for Scopes {
     }
 }
 
-/// Space separated, as RFC 6749 section 3.3 writes a scope parameter.
+/// Prints them separated by spaces, as in the scope parameter of RFC 6749 section 3.3.
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.list.join(" "))
     }
 }
 
-/// A Credential Access Boundary: all that a narrowed token may do, on Cloud Storage alone.
+/// A Credential Access Boundary: the only permissions of a narrowed token, on Cloud Storage alone.
 /// <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Boundary(pub Vec<BoundaryRule>);
 
-/// One of at most ten rules; what none of them allows is denied.
+/// One of at most ten rules; access that no rule allows is denied.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct BoundaryRule {
     /// The bucket's name, without `gs://`.
     pub bucket: String,
-    /// `inRole:roles/storage.objectViewer`, each.
+    /// Permissions such as `inRole:roles/storage.objectViewer`.
     pub permissions: Vec<String>,
     pub condition: Option<Condition>,
 }
 
-/// An expression of the Common Expression Language that has to be true of what is asked for.
+/// An expression in the Common Expression Language that must be true for a requested object.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Condition {
     pub title: Option<String>,

@@ -1,4 +1,4 @@
-//! A person's login (`authorized_user`): the refresh-token grant of RFC 6749 section 6.
+//! A user's login (`authorized_user`): the refresh-token grant of RFC 6749 section 6.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::source::http::request::Call;
 use crate::source::jwt;
 use crate::token::{AccessToken, Scopes};
 
-/// What a person runs when the login does not work any more.
+/// The command that a user runs when the login no longer works.
 pub(super) const LOGIN: &str = "gcloud auth application-default login";
 
-/// How a person logs in again, so that this session has it.
+/// The command with which the user logs in again so that this session sees the new login.
 #[derive(Clone, Debug)]
 pub(super) struct LoginCommand {
     command: String,
-    /// The file in use, where the command does not write it.
+    /// The credential file in use, if the command writes a different one.
     elsewhere: Option<PathBuf>,
 }
 
@@ -30,14 +30,14 @@ impl LoginCommand {
         Self { command: LOGIN.into(), elsewhere }
     }
 
-    /// The same for a login that stands below an impersonation in its file.
+    /// The command for a login that is the base of an impersonation in the file.
     pub(super) fn impersonating(&self, account: &str, delegates: &[String]) -> Self {
         let chain: Vec<&str> = delegates.iter().map(String::as_str).chain([account]).collect();
         let command = format!("{LOGIN} --impersonate-service-account={}", chain.join(","));
         Self { command, elsewhere: self.elsewhere.clone() }
     }
 
-    /// The same for a login through a workforce pool, which has a configuration of its own.
+    /// The command for a login through a workforce pool, which needs its own configuration file.
     pub(super) fn with_config(&self) -> Self {
         let command = format!("{LOGIN} --login-config=FILE");
         Self { command, elsewhere: self.elsewhere.clone() }
@@ -62,12 +62,12 @@ impl fmt::Display for LoginCommand {
 pub(super) struct AuthorizedUser {
     client_id: String,
     client_secret: Secret<String>,
-    /// As the file had it, or as the last refresh rotated it.
+    /// The token from the file, or its replacement from the last refresh.
     refresh_token: Mutex<Arc<Secret<String>>>,
-    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
-    /// way with it would look like a login that has expired.
+    /// Serialises refreshes: an issuer that rotates refresh tokens invalidates the old one, so a concurrent
+    /// refresh with the old token would look like an expired login.
     turn: tokio::sync::Mutex<()>,
-    /// From the file, or from the ID token that came with a refresh.
+    /// From the file, or from the ID token that a refresh returned.
     email: Mutex<Option<String>>,
     again: LoginCommand,
 }
@@ -100,8 +100,8 @@ impl AuthorizedUser {
         self.email.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// One refresh. No scope parameter is sent: narrower scopes than the granted ones are answered with
-    /// `invalid_scope` for some grants, and the token then has what the person consented to.
+    /// Refreshes once, without a `scope` parameter: for some grants the server answers `invalid_scope` to
+    /// narrower scopes. The token has the scopes that the user consented to.
     pub(super) async fn access(
         &self,
         upstream: &Upstream,
@@ -124,11 +124,11 @@ impl AuthorizedUser {
         granted.access(&answer, Scopes::default())
     }
 
-    /// The ID token came over TLS from the endpoint that issued it, to us; its signature is not checked,
-    /// and nothing but the e-mail to show is taken from it.
+    /// Reads the e-mail from the ID token. The signature is not checked: the token came over TLS directly
+    /// from its issuer, and only the displayed e-mail is taken from it.
     fn learn(&self, id_token: Option<Secret<String>>, rotated: Option<Secret<String>>) {
         if let Some(rotated) = rotated.filter(|token| !token.expose().is_empty()) {
-            // In memory only: the file belongs to gcloud.
+            // Kept in memory only: the file belongs to gcloud.
             *self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(rotated);
         }
         let Some(id_token) = id_token else { return };

@@ -1,45 +1,45 @@
-//! Sources that `[credentials]` of the config sets up, besides credential files.
+//! Sources that the config's `[credentials]` defines, other than credential files.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// At least one of the two.
+/// At least one of the two fields is set.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Provided {
     pub exec: Option<Exec>,
     pub federation: Option<Federation>,
 }
 
-/// A command that brings tokens, or, with a federation, the token that is exchanged.
+/// A command that returns tokens or, with a federation, the subject token for the exchange.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Exec {
-    /// A bare name is looked for in `PATH`; everything else is absolute.
+    /// Absolute, unless it is a bare name, which is looked up in `PATH`.
     pub program: PathBuf,
     pub arguments: Vec<String>,
-    /// Names of variables that it sees besides those of every command.
+    /// Environment variables passed to the command, besides those that every command gets.
     pub pass: Vec<String>,
     /// From 1 s to 120 s.
     pub timeout: Duration,
 }
 
-/// A token of somebody else's issuer, exchanged for a principal of a pool.
+/// A token of another issuer, exchanged for a token of a principal in a workload identity pool.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Federation {
     /// `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
     pub provider: String,
-    /// Impersonated with what the exchange brings.
+    /// The account that the exchanged token impersonates.
     pub service_account: Option<String>,
     pub from: TokenFrom,
-    /// The audience that the token is asked for, where it can be; by default what Google expects unless the
-    /// provider says otherwise: `https://iam.googleapis.com/` and the provider.
+    /// The audience to request for the subject token, if the source supports one. Defaults to what Google
+    /// expects of an unchanged provider: `https://iam.googleapis.com/` followed by the provider.
     pub token_audience: Option<String>,
-    /// Of RFC 8693 section 3; a JWT by default.
+    /// A token type of RFC 8693 section 3; a JWT by default.
     pub token_type: Option<String>,
-    /// The field of a JSON object that holds it; without, it stands alone. GitHub's is known.
+    /// The JSON field that holds the token; unset if the token stands alone. GitHub's is built in.
     pub field: Option<String>,
-    /// `NAME: VALUE` for a URL. `$VARIABLE` in the value stands for a variable of the environment.
+    /// `NAME: VALUE` headers for a URL. `$VARIABLE` in a value is replaced from the environment.
     pub headers: Vec<String>,
-    /// The URL is asked by POST, as Azure DevOps wants it.
+    /// Sends POST to the URL, as Azure DevOps requires.
     pub post: bool,
 }
 
@@ -48,11 +48,11 @@ pub struct Federation {
 pub enum TokenFrom {
     /// GitHub Actions, with `permissions: id-token: write`.
     Github,
-    /// A job of Azure Pipelines to which `System.AccessToken` was given.
+    /// An Azure Pipelines job that was given `System.AccessToken`.
     AzureDevops,
     Variable(String),
     File(PathBuf),
-    /// By GET, or by POST where the federation says so.
+    /// Requested by GET, or by POST if [`Federation::post`] is set.
     Url(String),
     /// The exec provider.
     Command,

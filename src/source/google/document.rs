@@ -1,6 +1,6 @@
-//! The JSON of a credential file, read as leniently as Python's and Node's libraries do: of a key that is there
-//! twice the last one counts, a number may stand for text and text for a number. Every text in it is overwritten
-//! when it is dropped. Errors name the field, and never quote what is in it.
+//! The JSON of a credential file, read as leniently as Google's Python and Node libraries do: the last of
+//! duplicate keys counts; a number is accepted for text and text for a number. All texts are overwritten on
+//! drop. Errors name the field and never quote its value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-/// Any JSON.
+/// Any JSON value.
 pub(super) enum Json {
     Null,
     Flag(bool),
@@ -37,8 +37,8 @@ impl Json {
         Err(Wrong { field: String::new(), what: format!("has to be {wanted}, and is {}", self.kind()) })
     }
 
-    /// The text at `field` of an object: the key of this name, else the way that its dots say. `Err` where something
-    /// else is there.
+    /// The text at `field` of an object: the key of exactly this name, else the path that its dots spell.
+    /// `Err` if the value there is not text.
     pub(super) fn text(mut self, field: &str) -> Result<Option<Secret<String>>, Wrong> {
         let whole = matches!(&self, Self::Object(all) if all.contains_key(field));
         let keys: Vec<&str> = if whole { vec![field] } else { field.split('.').collect() };
@@ -58,7 +58,7 @@ impl Json {
         }
     }
 
-    /// What is meant as a whole number, without its fraction.
+    /// The value as a whole number, with any fraction cut off.
     fn whole(&self) -> Option<u64> {
         let number = match self {
             Self::Number(number) => number.as_f64()?,
@@ -70,7 +70,7 @@ impl Json {
     }
 }
 
-/// What is wrong with a field; it completes "its FIELD …".
+/// What is wrong with a field. Completes "its FIELD …".
 #[derive(Debug)]
 pub(super) struct Wrong {
     field: String,
@@ -96,7 +96,7 @@ impl fmt::Display for Wrong {
 impl std::error::Error for Wrong {}
 
 impl de::Error for Wrong {
-    /// What others say may quote the value.
+    /// Drops the message, because serde's text may quote the value.
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self { field: String::new(), what: "is not what is expected there".into() }
     }

@@ -1,11 +1,11 @@
-//! Credential Access Boundaries: a token that is narrowed down to some buckets, by the Security Token Service.
+//! Credential Access Boundaries: the Security Token Service narrows a token down to some buckets.
 //!
 //! <https://cloud.google.com/iam/docs/downscoping-short-lived-credentials>: a token exchange (RFC 8693) of an
-//! access token for an access token, with the rules in `options`. Cloud Storage alone looks at them.
+//! access token for an access token, with the rules in `options`. Only Cloud Storage enforces them.
 //!
-//! What goes in is the token that would else be handed out: the service account's where one is impersonated, and the
-//! federated one where none is. Google documents boundaries for tokens of people and of service accounts, so a
-//! principal of a pool without a service account is let through here, and is the service's to refuse.
+//! The input is the token that would otherwise be handed out: the service account's if one is impersonated,
+//! else the federated one. Google documents boundaries for tokens of users and of service accounts only; a
+//! pool principal without a service account is passed on, and the service may refuse it.
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, Now};
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
-/// `token`, narrowed down. It never outlives the one that it was made of.
+/// Narrows `token` down. The result never outlives `token`.
 pub(super) async fn narrow(
     upstream: &Upstream,
     sts: &str,
@@ -36,14 +36,14 @@ pub(super) async fn narrow(
     ];
     let answer = upstream.send(&Call::form(sts, &fields)).await.map_err(refused)?;
     let narrowed = answer.granted()?;
-    // Without a word on it, it lives as long as the one that it was made of.
+    // Without `expires_in`, the narrowed token lives as long as the original.
     let claimed = narrowed.life.unwrap_or_else(|| token.expires.remaining(Now::read()));
     let own = Deadline::after(answer.sent, life(claimed)?);
     let expires = if own.wall() < token.expires.wall() { own } else { token.expires };
     Ok(AccessToken::new(narrowed.token, expires, token.scopes))
 }
 
-/// The rules in the form that the service reads.
+/// The rules in the service's JSON format.
 pub(crate) fn options(boundary: &Boundary) -> Value {
     let rule = |rule: &BoundaryRule| {
         let mut made = json!({

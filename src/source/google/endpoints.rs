@@ -1,22 +1,22 @@
-//! Where Google is: the places upstream, by universe, unless the config names others.
+//! Google's endpoints, derived from the universe unless the config names others.
 
 pub(super) const UNIVERSE: &str = "googleapis.com";
 
-/// Google's endpoints, configurable because private and regional ones are real (decision 18). URLs have no user, query,
-/// fragment or last slash.
+/// Google's endpoints. Configurable because private and regional endpoints exist (decision 18). URLs have no
+/// user, query, fragment or trailing slash.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Endpoints {
     /// `https://oauth2.googleapis.com/token` by default.
     pub token: Option<String>,
     /// `https://iamcredentials.googleapis.com` by default, without a path.
     pub iam_credentials: Option<String>,
-    /// `https://iam.googleapis.com` by default, without a path; only the kill switch asks there.
+    /// `https://iam.googleapis.com` by default, without a path; used only by the kill switch.
     pub iam: Option<String>,
     /// `https://sts.googleapis.com/v1/token` by default.
     pub sts: Option<String>,
-    /// `https://storage.googleapis.com` by default, without a path; what the inputs of tasks name is read there.
+    /// `https://storage.googleapis.com` by default, without a path; task inputs are read from it.
     pub storage: Option<String>,
-    /// `googleapis.com` by default; then a credential file's `universe_domain` counts.
+    /// By default the credential file's `universe_domain`, else `googleapis.com`.
     pub universe: Option<String>,
 }
 
@@ -45,14 +45,14 @@ impl Endpoints {
         self.sts.clone().unwrap_or_else(|| format!("https://sts.{universe}/v1/token"))
     }
 
-    /// `universe` is that of the credential, where the config names none.
+    /// `universe` is the credential's, used if the config names none.
     pub fn storage(&self, universe: Option<&str>) -> String {
         let given = self.storage.as_deref().map(|given| given.trim_end_matches('/').to_owned());
         given.unwrap_or_else(|| format!("https://storage.{}", self.universe(universe)))
     }
 }
 
-/// Hosts are made of it, and containers are told it.
+/// Validates a domain that becomes part of host names and is reported to containers.
 pub(super) fn is_domain(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
     text.len() <= 253 && text.bytes().all(fits)

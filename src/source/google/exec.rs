@@ -1,6 +1,6 @@
-//! The exec provider: a command that brings tokens, the way to plug in what is not known here. What it is told
-//! and what it has to answer is documented in `docs/PROVIDERS.md`; the answers of executable-sourced
-//! credentials (AIP-4117) are among them.
+//! The exec provider: an external command that returns tokens, for sources without built-in support.
+//! `docs/PROVIDERS.md` documents the command's input and accepted answers, which include those of
+//! executable-sourced credentials (AIP-4117).
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -16,8 +16,7 @@ use crate::source::variables::Variables;
 use crate::source::{AccessRequest, SourceError, jwt};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
-/// What a command sees of the environment without being given it: who runs it, where things are, how the
-/// machine reaches the network. Nothing of it is a secret.
+/// Environment variables that every command gets (user, directories, network settings). None is secret.
 const ALWAYS: [&str; 22] = [
     "PATH",
     "HOME",
@@ -43,7 +42,7 @@ const ALWAYS: [&str; 22] = [
     "no_proxy",
 ];
 
-/// gcloud renews a token that has less left than 3 minutes and 45 seconds.
+/// gcloud renews a token that has less than 3 minutes and 45 seconds left.
 const BARE_LIFE: Duration = Duration::from_secs(225);
 
 impl Exec {
@@ -59,13 +58,13 @@ impl Exec {
     }
 }
 
-/// A command that brings access and ID tokens itself.
+/// A command that returns access and ID tokens itself.
 #[derive(Debug)]
 pub(super) struct Provider {
     command: Command,
-    /// Whose tokens they are, as the last answer said.
+    /// The account named by the last answer.
     account: Mutex<Option<String>>,
-    /// Whose they were at the last look.
+    /// The account at the last check.
     seen: Mutex<Option<String>>,
 }
 
@@ -78,7 +77,7 @@ impl Provider {
         self.account.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// True where the last answer named another account than the one at the last look.
+    /// True if the last answer names a different account than at the last check.
     pub(super) fn switched(&self) -> bool {
         let now = self.email();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,9 +112,9 @@ impl Provider {
         let claimed = got.life.as_ref().and_then(span).filter(|life| !life.is_zero());
         let expires = match (got.expires, claimed) {
             (Some(end), _) => deadline(end, now)?,
-            // Nothing says how long it lives: no longer than the least that gcloud prints.
+            // A bare token has no stated lifetime: assume the least that a token printed by gcloud has left.
             (None, None) if got.good == Good::Bare => Deadline::after(now, BARE_LIFE),
-            // From before it ran: too short rather than too long.
+            // Count from before the command ran: too short rather than too long.
             (None, Some(claimed)) => Deadline::after(now, life(claimed)?),
             (None, None) => {
                 return Err(SourceError::refused(format!(
@@ -124,11 +123,11 @@ impl Provider {
                 )));
             }
         };
-        // It was told what is wanted, and its answer does not say what it gave.
+        // The command was told the wanted scopes, but its answer does not state the granted ones.
         Ok(AccessToken::new(got.token, expires, Scopes::default()))
     }
 
-    /// Handed out only when it is for this audience: another one would be good somewhere else.
+    /// Accepts a token for exactly this audience only: another token would be valid at some other service.
     pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let (got, now) = self.run(&json!({"version": 1, "kind": "id_token", "audience": audience})).await?;
         let name = self.name();
@@ -161,12 +160,12 @@ impl Provider {
     }
 }
 
-/// Command and we live by the same clock.
+/// The command runs on this machine, so its expiry is compared with this machine's clock.
 fn deadline(end: SystemTime, now: Now) -> Result<Deadline, SourceError> {
     Ok(Deadline::after(now, life(end.duration_since(now.wall).unwrap_or_default())?))
 }
 
-/// RFC 7519 section 4.1.3: one audience, or a list. A list is for others as well.
+/// RFC 7519 section 4.1.3: one audience, or a list. A longer list makes the token valid elsewhere too.
 fn is_for(aud: &Value, audience: &str) -> bool {
     aud == audience || aud.as_array().is_some_and(|all| all.len() == 1 && all[0] == audience)
 }

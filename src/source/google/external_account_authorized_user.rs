@@ -1,8 +1,8 @@
-//! A person's login through a workforce pool (`external_account_authorized_user`): the refresh-token grant at the
-//! Security Token Service, with the client's own authentication (RFC 6749 section 2.3.1).
+//! A user's login through a workforce pool (`external_account_authorized_user`): the refresh-token grant at
+//! the Security Token Service, with client authentication (RFC 6749 section 2.3.1).
 //!
-//! The service may answer with a new refresh token, which ends the old one. The new one is kept in memory,
-//! because the file belongs to gcloud; that it happened is said once, as the file may be of no use any more.
+//! The service may return a new refresh token, which invalidates the old one. It is kept in memory only,
+//! because the file belongs to gcloud; a message says so once, as the file may no longer work.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,14 +17,14 @@ use crate::source::http::request::Call;
 use crate::token::{AccessToken, Scopes};
 
 pub(super) struct ExternalAccountAuthorizedUser {
-    /// The pool's provider, as the file names it; it identifies no person.
+    /// The pool's provider, as in the file; it does not identify a user.
     audience: Option<String>,
     token_url: String,
     /// `client_id:client_secret`.
     client: Secret<String>,
     refresh_token: Mutex<Arc<Secret<String>>>,
-    /// Refreshes go one by one: an issuer that replaces a refresh token ends it, and a second call that is under
-    /// way with it would look like a login that has expired.
+    /// Serialises refreshes: an issuer that rotates refresh tokens invalidates the old one, so a concurrent
+    /// refresh with the old token would look like an expired login.
     turn: tokio::sync::Mutex<()>,
     rotated: AtomicBool,
     again: LoginCommand,
@@ -56,7 +56,7 @@ impl ExternalAccountAuthorizedUser {
         }
     }
 
-    /// One refresh. As with every login no scope is sent, and the token has what was consented to.
+    /// Refreshes once. As for every login, no scope is sent; the user's consent determines the scopes.
     pub(super) async fn access(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
         let _turn = self.turn.lock().await;
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -84,7 +84,7 @@ impl ExternalAccountAuthorizedUser {
         }
     }
 
-    /// Only the same login: whose another one is cannot be known without asking.
+    /// True only for the same refresh token: the user of another login cannot be known without a request.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let own = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let other = other.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -1,4 +1,4 @@
-//! Credential files: what is in them, and the credential that is made of it.
+//! Credential files: their fields, and the credential built from them.
 
 use std::fs;
 use std::io::Read;
@@ -23,10 +23,10 @@ use crate::source::google::{Credential, Kind};
 use crate::source::http::secure_url::confidential;
 use crate::source::variables::Variables;
 
-/// No credential file is near this size; what is larger was named by mistake.
+/// No credential file is near this size; a larger file was named by mistake.
 const LARGEST_FILE: u64 = 1 << 20;
 
-/// What is read of a credential file.
+/// The fields read from a credential file.
 #[derive(Debug, Deserialize)]
 struct File {
     #[serde(rename = "type")]
@@ -59,7 +59,7 @@ struct ImpersonationFile {
     token_lifetime_seconds: Option<u64>,
 }
 
-/// A file that the user names has to be there. The error is a fragment that says who can name it.
+/// A file that the user names must exist. The error is a fragment that lists the ways to name one.
 pub(super) fn named(path: PathBuf) -> Result<PathBuf, String> {
     let names = "GOOGLE_APPLICATION_CREDENTIALS, --credentials-file, or credentials_file in kfp-creds.toml";
     if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
@@ -74,7 +74,7 @@ pub(super) fn named(path: PathBuf) -> Result<PathBuf, String> {
     Err(format!("the credential file {} is not there; correct what names it: {names}", quote::path(&path)))
 }
 
-/// Nothing was found anywhere; `usual` is where gcloud writes.
+/// The error if no credential was found; `usual` is the file that gcloud writes.
 pub(super) fn absent(usual: Option<&Path>) -> SourceError {
     let looked =
         usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", quote::path(path)));
@@ -84,7 +84,7 @@ pub(super) fn absent(usual: Option<&Path>) -> SourceError {
     ))
 }
 
-/// Reads and understands a file; the error is a fragment that names it and quotes nothing from it.
+/// Reads and parses a file. The error is a fragment that names the file and quotes nothing from it.
 pub(super) fn read(
     path: &Path,
     endpoints: &Endpoints,
@@ -92,13 +92,13 @@ pub(super) fn read(
 ) -> Result<(Credential, Digest), String> {
     let name = quote::path(path);
     let unread = |error: std::io::Error| format!("cannot read the credential file {name}: {error}");
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would wait for its writer.
     if !fs::metadata(path).map_err(unread)?.is_file() {
         return Err(format!("the credential file {name} is not a regular file"));
     }
     let file = fs::File::open(path).map_err(unread)?;
-    // Never grown, so that no copy of its beginning is left behind. What is written to it meanwhile changes its
-    // stamp, and it is read again.
+    // The buffer never grows, so that no copy of its beginning is left in memory. A write during the read
+    // changes the stamp, and the file is read again.
     let room = match file.metadata().map_err(unread)?.len() {
         0 => LARGEST_FILE, // some file systems do not know
         length => length.min(LARGEST_FILE) + 1,
@@ -112,7 +112,7 @@ pub(super) fn read(
         gcloud::directory(place("CLOUDSDK_CONFIG"), place("HOME")).map(|folder| folder.join(gcloud::ADC));
     let text = bytes.expose().strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes.expose());
     let document: Json = serde_json::from_slice(text).map_err(|error| {
-        // Only a login is made anew by logging in.
+        // Logging in again helps only if the file holds a login.
         let login = usual.as_deref() == Some(path) || holds(text, "authorized_user");
         let remedy = if login { format!("; log in again: `{LOGIN}`") } else { String::new() };
         format!("the credential file {name} {}{remedy}", unread_as(text, error.line()))
@@ -128,7 +128,7 @@ fn holds(bytes: &[u8], word: &str) -> bool {
     bytes.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
-/// What a file is that is no JSON; serde's own message would quote what it stumbled over.
+/// Describes a file that is not JSON; serde's own message would quote the input.
 fn unread_as(bytes: &[u8], line: usize) -> String {
     let text = std::str::from_utf8(bytes).unwrap_or_default();
     let key = "; download the key of a service account as JSON";
@@ -163,7 +163,7 @@ fn secret(value: Secrets, key: &str) -> Result<Secret<String>, String> {
     value.filter(|value| !value.expose().is_empty()).ok_or_else(|| format!("it has no {key}"))
 }
 
-/// What a file is understood with.
+/// The context for parsing a file.
 type With<'a> = (&'a Endpoints, &'a Variables, &'a LoginCommand);
 
 fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, String> {
@@ -215,7 +215,7 @@ fn key(file: File, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
     let token_uri = token_uri(endpoints, own.as_deref(), universe.as_deref())?;
     let email = need(file.client_email, "client_email")?;
     let pem = secret(file.private_key, "private_key")?;
-    // A token endpoint that the operator names is there to be asked.
+    // If the operator names a token endpoint, exchange there even in other universes.
     let exchanges = endpoints.token.is_some() || endpoints.universe(universe.as_deref()) == UNIVERSE;
     Ok(ServiceAccount::new(email, set(file.private_key_id), pem, token_uri, exchanges)?)
 }
@@ -236,7 +236,7 @@ fn workforce(
     again: &LoginCommand,
 ) -> Result<ExternalAccountAuthorizedUser, String> {
     let universe = set(file.universe_domain);
-    // Not the token endpoint of the config: that is another server's.
+    // The config's token endpoint does not apply: it belongs to another server.
     let token_url = match set(file.token_url) {
         Some(own) => confidential(&own, "token_url").map(|()| own)?,
         None => format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref())),
@@ -254,7 +254,7 @@ fn workforce(
     ))
 }
 
-/// With an impersonation URL it is that account, on top of the federated identity.
+/// With an impersonation URL, the impersonated account on top of the federated identity.
 fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<Kind, String> {
     let url = set(file.service_account_impersonation_url);
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
@@ -281,7 +281,7 @@ fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<K
 fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
     let source = file.source_credentials.ok_or("it has no source_credentials")?;
     let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
-    // gcloud writes one impersonation over a login, with delegates: deeper files were made by hand.
+    // gcloud writes one impersonation, with delegates, over a login; deeper nesting is hand-made.
     let delegates = file.delegates.unwrap_or_default();
     let chain: Vec<String> = delegates.iter().map(|one| impersonated::bare(one)).collect();
     let (endpoints, variables, again) = with;
@@ -295,7 +295,7 @@ fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated
     Impersonated::new(source, &url, delegates, longest, endpoints)
 }
 
-/// Checked here because yup panics on an address that does not parse.
+/// Checked here because yup panics on a URL that does not parse.
 fn token_uri(endpoints: &Endpoints, file: Option<&str>, universe: Option<&str>) -> Result<String, String> {
     let uri = endpoints.token(file, endpoints.universe(universe));
     match uri.parse::<hyper::Uri>() {

@@ -1,8 +1,9 @@
-//! gcloud: its configuration, the last place where account and project are looked up (decision 19), and its
-//! own login as a source, where there are no application default credentials.
+//! gcloud: its configuration, the last place to look up account and project (decision 19), and its own login
+//! as a source if there are no application default credentials.
 //!
-//! The program is asked, and its credential store left alone: `gcloud config config-helper --format=json` is
-//! the command for tools that need a token *and its expiry* (`gcloud auth print-access-token` prints none).
+//! kfp-creds runs the program and does not read its credential store:
+//! `gcloud config config-helper --format=json` is the command for tools that need a token *and its expiry*
+//! (`gcloud auth print-access-token` prints none).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,25 +24,25 @@ use crate::source::jwt;
 use crate::source::variables::Variables;
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
-/// It is Python and reads much before it works.
+/// gcloud is a Python program and slow to start.
 const LONGEST_RUN: Duration = Duration::from_secs(20);
-/// gcloud answers from a cache; what has less than this left is renewed by it first.
+/// gcloud answers from a cache, and first renews a token that has less than this left.
 const LEAST_LEFT: &str = "30m";
-/// What a person runs when gcloud's login does not work any more.
+/// The command that a user runs when gcloud's login no longer works.
 const LOGIN: &str = "gcloud auth login";
 
-/// The program, asked for tokens of its active account.
+/// The gcloud program, run to get tokens of its active account.
 #[derive(Debug)]
 pub(super) struct Program {
     path: PathBuf,
     directory: Option<PathBuf>,
-    /// It inherits them.
+    /// The environment that gcloud inherits.
     variables: Variables,
-    /// Its configuration at the last look: it is asked for on every request.
+    /// gcloud's configuration at the last check; read on every request.
     known: Mutex<Defaults>,
 }
 
-/// What `config-helper` prints, as far as it is needed.
+/// The needed part of `config-helper`'s output.
 #[derive(Debug, Deserialize)]
 struct Helped {
     credential: Credential,
@@ -63,7 +64,7 @@ impl Program {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks at the configuration again; true where another account is the active one.
+    /// Reads the configuration again; true if another account is now active.
     pub(super) fn switched(&self) -> bool {
         let now = Defaults::read(self.directory.as_deref(), &self.variables);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,13 +84,13 @@ impl Program {
         if value.expose().is_empty() {
             return Err(unread());
         }
-        // gcloud computed it by this machine's clock.
+        // gcloud computed the expiry by this machine's clock.
         let left = std::time::SystemTime::from(end).duration_since(now.wall).unwrap_or_default();
         let expires = Deadline::after(now, life(left)?);
         Ok(AccessToken::new(value, expires, Scopes::default()))
     }
 
-    /// Possible where the active account is a service account; a person's has one audience, which is gcloud.
+    /// Works if the active account is a service account; a user's ID token has gcloud as its only audience.
     pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let account = self.defaults().account.unwrap_or_default();
         if !account.ends_with(".gserviceaccount.com") {
@@ -109,7 +110,8 @@ impl Program {
         Ok(IdentityToken { value: Secret::new(text.to_owned()), expires, id: MintId::random() })
     }
 
-    /// What it prints on stderr is for a person and may be long: its kind of trouble is recognised, not quoted.
+    /// Runs gcloud. Its stderr is written for users and may be long, so errors name the kind of failure and
+    /// do not quote it.
     async fn run(&self, arguments: &[&str]) -> Result<Secret<Vec<u8>>, SourceError> {
         let mut command = tokio::process::Command::new(&self.path);
         command.args(arguments).env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1").kill_on_drop(true);
@@ -138,11 +140,11 @@ impl Program {
     }
 }
 
-/// Whether what gcloud said, in lower case, is about the login itself. It advises to log in whenever a refresh
-/// failed, for want of a network too, so its advice is no sign.
+/// Whether gcloud's stderr, in lower case, reports a problem with the login itself. Its advice to log in
+/// proves nothing: gcloud prints it after any failed refresh, including network failures.
 fn is_logged_out(said: &str) -> bool {
     const ENDED: [&str; 2] = ["invalid_grant", "invalid_rapt"];
-    /// Words of Python's HTTP libraries; the host's name among them may be one of re-authentication.
+    /// Words in network errors of Python's HTTP libraries, which may quote the re-authentication host.
     const UNREACHED: [&str; 6] =
         ["connectionpool", "max retries", "resolv", "timed out", "connection aborted", "unreachable"];
     const AGAIN: [&str; 3] = ["reauth", "active account selected", "any valid credentials"];
@@ -150,7 +152,7 @@ fn is_logged_out(said: &str) -> bool {
     any(&ENDED) || (!any(&UNREACHED) && any(&AGAIN))
 }
 
-/// What gcloud would use: its variables, else the active configuration.
+/// The values gcloud would use: from its variables, else from the active configuration.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Defaults {
     pub(super) account: Option<String>,
@@ -160,7 +162,7 @@ pub(super) struct Defaults {
 }
 
 impl Defaults {
-    /// What is missing or unreadable is absent: this is a fallback for names, never a credential.
+    /// Treats missing or unreadable values as absent: this is a fallback for names, never a credential.
     pub(super) fn read(directory: Option<&Path>, variables: &Variables) -> Self {
         let mut found = directory
             .map(|directory| Self::configured(directory, variables.text("CLOUDSDK_ACTIVE_CONFIG_NAME")))
@@ -173,7 +175,7 @@ impl Defaults {
         ] {
             *value = variables.text(name).map(str::to_owned).or_else(|| value.take());
         }
-        // They are told to people and containers; what cannot be a name is none.
+        // The values are shown to users and containers, so drop any that cannot be a name.
         for value in [&mut found.account, &mut found.project, &mut found.quota_project] {
             *value = value.take().filter(|text| quote::is_plain(text));
         }
@@ -181,20 +183,20 @@ impl Defaults {
         found.quota_project = match found.quota_project.as_deref() {
             Some("CURRENT_PROJECT") => found.project.clone(),
             Some(id) if !id.bytes().any(|b| b.is_ascii_uppercase()) => Some(id.to_owned()),
-            // `LEGACY` and the like: no project, or one of gcloud's own.
+            // `LEGACY` and similar: no project, or one of gcloud's own.
             _ => None,
         };
         found
     }
 
-    /// `configurations/config_NAME`; without a name the one of `active_config`.
+    /// Reads `configurations/config_NAME`; without a name, the one in `active_config`.
     fn configured(directory: &Path, named: Option<&str>) -> Self {
         let active = named
             .map(str::to_owned)
             .unwrap_or_else(|| fs::read_to_string(directory.join("active_config")).unwrap_or_default());
         let active = match active.trim() {
             "" => "default",
-            // The name becomes part of a path.
+            // The name becomes part of a path, so its characters are restricted.
             name if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') => name,
             _ => return Self::default(),
         };
@@ -223,7 +225,7 @@ impl Defaults {
     }
 }
 
-/// The file that `gcloud auth application-default login` writes, in its directory.
+/// The file that `gcloud auth application-default login` writes, in gcloud's directory.
 pub(super) const ADC: &str = "application_default_credentials.json";
 
 /// `$CLOUDSDK_CONFIG`, else `~/.config/gcloud`.
@@ -232,7 +234,8 @@ pub(super) fn directory(cloudsdk_config: Option<&Path>, home: Option<&Path>) -> 
     set.map(Path::to_owned).or_else(|| Some(home?.join(".config").join("gcloud")))
 }
 
-/// Where Google's libraries look for a credential file, there or not: a variable that names one is final.
+/// The path where Google's libraries look for a credential file, which may not exist. A variable that names
+/// one takes precedence.
 pub fn adc(named: Option<PathBuf>, cloudsdk_config: Option<PathBuf>, home: Option<&Path>) -> Option<PathBuf> {
     let named = named.filter(|path| !path.as_os_str().is_empty());
     named.or_else(|| Some(directory(cloudsdk_config.as_deref(), home)?.join(ADC)))

@@ -1,4 +1,4 @@
-//! Tokens of another service account, by the IAM Credentials API, on top of either base credential.
+//! Tokens of another service account by the IAM Credentials API, on top of any base credential.
 //!
 //! `generateAccessToken` and `generateIdToken` of
 //! <https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts>.
@@ -24,19 +24,19 @@ use crate::source::http::request::{Answer, Call};
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
 
-/// Seconds that IAM gives anybody who may impersonate.
+/// Longest lifetime, in seconds, that IAM grants without an organisation policy.
 const LONGEST_WITHOUT_POLICY: u64 = 3600;
 
-/// What a call to the IAM Credentials API needs.
+/// The parameters of calls to the IAM Credentials API.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Iam<'a> {
     pub(super) upstream: &'a Arc<Upstream>,
     pub(super) endpoint: &'a str,
-    /// Where assertions are exchanged, for domain-wide delegation.
+    /// The endpoint that exchanges assertions, for domain-wide delegation.
     pub(super) token_uri: &'a str,
     pub(super) base: &'a Arc<Credential>,
     pub(super) account: &'a str,
-    /// Accounts between the base and `account`, each of which may make tokens of the next.
+    /// The chain from the base to `account`; each account may create tokens of the next.
     pub(super) delegates: &'a [String],
 }
 
@@ -79,7 +79,7 @@ impl Iam<'_> {
         Ok(AccessToken::new(value, expires, ask.scopes.clone()))
     }
 
-    /// Domain-wide delegation without a key: IAM signs the assertion in the account's name.
+    /// Domain-wide delegation without a key: IAM signs the assertion as the account.
     async fn stand_in(&self, subject: &str, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
         let attempt = || async {
             let claims =
@@ -102,23 +102,24 @@ impl Iam<'_> {
         Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 
-    /// One call with the base token. A 401 means that upstream does not take that token any more (withdrawn,
-    /// or cut short by a policy), so it is made anew, once.
+    /// Calls with the base token. On a 401 upstream no longer accepts that token (withdrawn, or cut short by
+    /// a policy); a new one is minted and tried once.
     async fn call(&self, method: &str, mut body: Value) -> Result<Answer, SourceError> {
         if !self.delegates.is_empty() {
             let name = |account: &String| format!("projects/-/serviceAccounts/{account}");
             body["delegates"] = self.delegates.iter().map(name).collect();
         }
-        // Only an access token is asked for with a lifetime.
+        // Only access tokens are requested with a lifetime.
         let life = body["lifetime"].as_str().and_then(|life| life.trim_end_matches('s').parse::<u64>().ok());
         let long = life.is_some_and(|life| life > LONGEST_WITHOUT_POLICY);
         self.ask(method, &body).await?.map_err(|fault| self.refused(fault, long))
     }
 
-    /// Disables a dedicated service account, which ends every token of it at once: `projects.serviceAccounts.disable` of
-    /// <https://cloud.google.com/iam/docs/reference/rest/v1/projects.serviceAccounts/disable>. There is no other way to end
-    /// a service account's token; taking back the token of a user would end the login of this machine, so nothing here
-    /// ever does that (`docs/THREATS.md`).
+    /// Disables a dedicated service account, which ends all its tokens at once:
+    /// `projects.serviceAccounts.disable` of
+    /// <https://cloud.google.com/iam/docs/reference/rest/v1/projects.serviceAccounts/disable>. There is no
+    /// other way to end a service account's token; taking back a user's token would end this machine's login,
+    /// so kfp-creds never does that (`docs/THREATS.md`).
     ///
     /// `endpoint` is that of the IAM API, not of the IAM Credentials API.
     pub(super) async fn disable(&self) -> Result<(), SourceError> {
@@ -162,13 +163,13 @@ impl Iam<'_> {
         }
     }
 
-    /// Whose call it is, for messages.
+    /// The caller's identity, for messages.
     fn caller(&self) -> String {
         let known = self.base.principal().or_else(|| self.base.email());
         known.unwrap_or_else(|| "the host's account".into())
     }
 
-    /// `long`: a life beyond an hour was asked for.
+    /// Turns a fault into an error; `long`: the requested lifetime exceeds an hour.
     fn refused(&self, fault: Fault, long: bool) -> SourceError {
         let Fault::Denied(denial) = &fault else { return fault.into() };
         let account = self.account;
@@ -222,7 +223,7 @@ impl Iam<'_> {
     }
 }
 
-/// An e-mail address or a numeric id; it becomes part of a path.
+/// An e-mail address or a numeric id. Checked because it becomes part of a path.
 pub(super) fn is_account(name: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'@' | b'.' | b'-' | b'_');
     !name.is_empty() && name.bytes().all(fits) && name.bytes().any(|b| b.is_ascii_alphanumeric())

@@ -1,7 +1,7 @@
-//! `impersonated_service_account`: a credential file that says how to become a service account, and of whom.
+//! `impersonated_service_account`: a credential file with an account to impersonate and a base credential.
 //!
-//! `gcloud auth application-default login --impersonate-service-account=SA` writes such files. Below it is any
-//! other credential, also another one of these; each has its own token, which is made once and kept.
+//! `gcloud auth application-default login --impersonate-service-account=SA` writes such files. The base is
+//! any other credential, even another of this type; each mints its own base token once and caches it.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::source::http::secure_url::confidential;
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, IdentityToken};
 
-/// Files nest no deeper than this.
+/// Deepest nesting of credentials in a file.
 pub(super) const DEEPEST: usize = 8;
 
 const PATH: &str = "/v1/projects/-/serviceAccounts/";
 
-/// The account of a `service_account_impersonation_url`; the `@` may be escaped in it. Either method may be named, as
-/// both are asked for.
+/// The account in a `service_account_impersonation_url`; its `@` may be escaped. The URL may name either
+/// method (access or ID token), because both are called.
 pub(super) fn account_of(url: &str) -> Option<String> {
     let (_, rest) = url.trim().split_once(PATH)?;
     let account =
@@ -27,12 +27,12 @@ pub(super) fn account_of(url: &str) -> Option<String> {
     Some(account.trim().replace("%40", "@")).filter(|account| is_account(account))
 }
 
-/// `projects/-/serviceAccounts/NAME`, or the name alone.
+/// Shortens `projects/-/serviceAccounts/NAME` to the name; a bare name stays.
 pub(super) fn bare(name: &str) -> String {
     name.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// Whom to become, and by whom.
+/// The account to impersonate, and the base credential for it.
 #[derive(Debug)]
 pub(super) struct Impersonated {
     source: Arc<Credential>,
@@ -40,7 +40,7 @@ pub(super) struct Impersonated {
     delegates: Vec<String>,
     endpoint: String,
     token_uri: String,
-    /// What the file allows a token to live, in seconds.
+    /// The longest token lifetime that the file allows, in seconds.
     longest: Option<u64>,
 }
 

@@ -1,11 +1,11 @@
 //! The metadata server of the machine itself, where kfp-creds runs on Compute Engine, GKE or in Cloud Shell.
 //!
-//! What it must never be is ourselves: a listener of ours whose export line is in the environment, or the
-//! relay, where kfp-creds runs inside a container that another session attached. Every request carries a
-//! header of ours ([`crate::process::OWN_SOURCE`]); a server of ours answers it with a 508, whoever asks and under
-//! whichever path, and that is a refusal which says so.
+//! It must never be kfp-creds itself: a listener of ours whose export line is in the environment, or the
+//! relay if kfp-creds runs inside a container that another session attached. Every request therefore carries
+//! our own header ([`crate::process::OWN_SOURCE`]); our servers answer it with 508 for every client and path,
+//! which becomes a refusal that explains the loop.
 //!
-//! Proxies of the environment are not used: the requests are plain HTTP and never leave the machine's host.
+//! The environment's proxies are not used: the requests are plain HTTP and never leave the host.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,18 +22,18 @@ use crate::token::{AccessToken, IdentityToken, MintId, Scopes};
 
 const ACCOUNT: &str = "instance/service-accounts/default";
 
-/// Names may not delay a token by more than this.
+/// Longest time that fetching names may delay a token.
 const NAMED_IN: Duration = Duration::from_millis(1500);
-/// What nobody said is asked for again after this; on GKE the account may have no e-mail for good.
+/// Interval before missing names are requested again; on GKE the account may never have an e-mail.
 const ASKED_ANEW: Duration = Duration::from_secs(300);
 
-/// Where it is, and what it said of itself.
+/// The server's address, and the names it returned.
 #[derive(Debug)]
 pub(super) struct MetadataServer {
-    /// `http://169.254.169.254`, without a slash at its end.
+    /// `http://169.254.169.254`, without a trailing slash.
     base: String,
     known: Mutex<Known>,
-    /// When names were asked for.
+    /// When the names were last requested.
     asked: Mutex<Option<Instant>>,
 }
 
@@ -58,7 +58,7 @@ impl MetadataServer {
         Ok(Self { base, known: Mutex::default(), asked: Mutex::default() })
     }
 
-    /// Host and port, for messages; what may follow as a path can be a secret.
+    /// Host and port, for messages; a path after them can be a secret.
     pub(super) fn place(&self) -> &str {
         let rest = self.base.trim_start_matches("http://");
         rest.split('/').next().unwrap_or(rest)
@@ -79,7 +79,7 @@ impl MetadataServer {
         let answer = self.ask(upstream, &format!("{ACCOUNT}/token?{query}")).await?;
         let granted = answer.granted()?;
         self.learn(upstream).await;
-        // A virtual machine's token has the scopes that the machine was given, whatever is asked for.
+        // A virtual machine's token has the machine's scopes, whatever scopes are requested.
         granted.access(&answer, Scopes::default())
     }
 
@@ -98,8 +98,8 @@ impl MetadataServer {
         Ok(IdentityToken { value, expires, id: MintId::random() })
     }
 
-    /// Names are asked for once, and seldom again where one did not come. Without them there are stand-ins, so a
-    /// failure is none.
+    /// Requests the names once, and only rarely again if one is missing. Placeholders stand in for missing
+    /// names, so failures are ignored.
     pub(super) async fn learn(&self, upstream: &Arc<Upstream>) {
         if self.known().email.is_some() {
             return;
@@ -151,15 +151,15 @@ impl MetadataServer {
     }
 }
 
-/// An e-mail, a project or a domain: it is shown, and told to containers.
+/// An e-mail, a project or a domain. Checked because it is shown to users and containers.
 fn is_name(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"@.-_:+".contains(&b);
     !text.is_empty() && text.len() <= 254 && text.bytes().all(fits)
 }
 
-/// Whether this looks like a machine of Google's, without asking anything over a network. `product` is what
-/// the firmware calls it (`/sys/class/dmi/id/product_name`). `NO_GCE_CHECK=true` means no, as for Google's
-/// libraries. The answer is where its metadata server is.
+/// The address of the metadata server if this looks like a Google machine, decided without network requests.
+/// `product` is the firmware's product name (`/sys/class/dmi/id/product_name`). `NO_GCE_CHECK=true` means no,
+/// as for Google's libraries.
 pub fn detect(host: Option<&str>, product: Option<&str>, no_check: Option<&str>) -> Option<String> {
     if no_check.is_some_and(|said| said.eq_ignore_ascii_case("true") || said == "1") {
         return None;
@@ -168,7 +168,7 @@ pub fn detect(host: Option<&str>, product: Option<&str>, no_check: Option<&str>)
     host.map(str::to_owned).or_else(|| google.then(|| ADDRESS.to_owned()))
 }
 
-/// Where every metadata server is. By number: a name could be led elsewhere.
+/// The address of every metadata server. Numeric, because a name could be made to resolve elsewhere.
 pub const ADDRESS: &str = "169.254.169.254";
 
 #[cfg(test)]

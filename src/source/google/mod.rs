@@ -1,16 +1,16 @@
-//! Google's credentials on the host: where they are looked for, which kinds are understood.
+//! Google credentials on the host: the lookup order and the supported kinds.
 //!
 //! Application Default Credentials, in this order (the first that exists counts):
 //!
-//! 1. the file that `GOOGLE_APPLICATION_CREDENTIALS` names. When the variable is set the file must be
-//!    there and good: a broken configured credential is an error, never a reason to be somebody else;
+//! 1. the file named by `GOOGLE_APPLICATION_CREDENTIALS`. If the variable is set the file must exist and be
+//!    valid: a broken configured credential is an error, never a reason to use another identity;
 //! 2. `application_default_credentials.json` in `$CLOUDSDK_CONFIG`, else in `~/.config/gcloud`;
-//! 3. the metadata server of the machine (`metadata_server`), where the operator's `GCE_METADATA_HOST` or the name that
-//!    the firmware has for the machine says that there is one. Nothing is probed over the network, and
-//!    `NO_GCE_CHECK=true` leaves it out.
+//! 3. the machine's metadata server (`metadata_server`), if the operator's `GCE_METADATA_HOST` or the
+//!    firmware's product name indicates one. Nothing is probed over the network, and `NO_GCE_CHECK=true`
+//!    skips this step.
 //!
-//! Where there are none, gcloud's active account is used, if gcloud is there and has one (`gcloud`). Both of
-//! the last are said in a line of their own, and can be chosen with `credentials`.
+//! If there are none, gcloud's active account is used, if gcloud is installed and has one (`gcloud`). A
+//! message announces either of the last two; `credentials` can also select them.
 //!
 //! | `type` in the file | |
 //! |---|---|
@@ -19,15 +19,16 @@
 //! | `external_account_authorized_user` | refresh-token grant at the Security Token Service (`external_account_authorized_user`) |
 //! | `impersonated_service_account` | IAM Credentials on top of any of these (`impersonated`) |
 //! | `external_account` | token exchange at the Security Token Service (`external_account`); with an impersonation URL `impersonated` on top |
-//! | `gdch_service_account` | refused: its tokens have an audience, for which a metadata server is not asked |
+//! | `gdch_service_account` | refused: its tokens need an audience, which a metadata request does not have |
 //! | anything else | refused: unknown |
 //!
-//! On top of each: another service account by impersonation (`iam`), whom it stands in for by
-//! domain-wide delegation (`service_account`), and the narrowing of the token (`downscope`), in this order.
+//! On top of each, in this order: impersonation of another service account (`iam`), the user it acts for by
+//! domain-wide delegation (`service_account`), and the narrowing of the token (`downscope`).
 //!
-//! E-mail, in this order: the file (`client_email`, `account`), the ID token of a refresh, the metadata server,
-//! gcloud's configuration. Project: the file (`project_id`), the metadata server, gcloud's configuration. So
-//! [`Source::principal`](crate::source::Source::principal) knows more after the first mint.
+//! The e-mail comes from, in this order: the file (`client_email`, `account`), the ID token of a refresh, the
+//! metadata server, gcloud's configuration. The project: the file (`project_id`), the metadata server,
+//! gcloud's configuration. So [`Source::principal`](crate::source::Source::principal) knows more after the
+//! first mint.
 
 pub mod endpoints;
 pub mod metadata_server;
@@ -70,10 +71,10 @@ use crate::source::http::client::Upstream;
 use crate::source::{AccessRequest, Pending, SourceError};
 use crate::token::{AccessToken, CLOUD_PLATFORM, IdentityToken, Scopes};
 
-/// Base tokens are asked for an hour, whatever the identity's own tokens live.
+/// Base tokens are requested for an hour, whatever the lifetime of the identity's own tokens.
 const BASE_LIFE: u64 = 3600;
 
-/// A credential, of a file or of what is set up.
+/// A credential from a file or from the config.
 #[derive(Debug)]
 struct Credential {
     kind: Kind,
@@ -97,7 +98,7 @@ enum Kind {
 }
 
 impl Credential {
-    /// One that comes from no file.
+    /// A credential that does not come from a file.
     fn unfiled(kind: Kind) -> Self {
         Self {
             kind,
@@ -109,7 +110,7 @@ impl Credential {
         }
     }
 
-    /// For messages.
+    /// The credential's kind, for messages.
     fn word(&self) -> &'static str {
         match &self.kind {
             Kind::ServiceAccount(_) => "service account key",
@@ -126,7 +127,7 @@ impl Credential {
         }
     }
 
-    /// Whether its own tokens have the scopes that are asked for.
+    /// Whether its own tokens have exactly the requested scopes.
     fn narrows(&self) -> bool {
         match &self.kind {
             Kind::ServiceAccount(_) | Kind::ExternalAccount(_) | Kind::Impersonated(_) => true,
@@ -175,7 +176,7 @@ impl Credential {
         })
     }
 
-    /// The principal of a pool, for messages: as it was introduced, else by its provider.
+    /// The pool principal, for messages: its introspected name, else its provider.
     fn principal(&self) -> Option<String> {
         match &self.kind {
             Kind::ExternalAccount(federated) => Some(federated.principal()),
@@ -183,7 +184,7 @@ impl Credential {
         }
     }
 
-    /// What a command of it may take, beyond what calls upstream may.
+    /// Extra time for its command, beyond what upstream calls may take.
     fn patience(&self) -> Duration {
         match &self.kind {
             Kind::ExternalAccount(federated) => federated.patience(),
@@ -193,7 +194,7 @@ impl Credential {
         }
     }
 
-    /// The client for calls with its tokens.
+    /// The client for calls with the credential's tokens.
     fn client(&self, plain: &Arc<Upstream>) -> Result<Arc<Upstream>, SourceError> {
         match &self.kind {
             Kind::ExternalAccount(federated) => federated.client(plain),
@@ -201,7 +202,7 @@ impl Credential {
         }
     }
 
-    /// Whether a file that it reads for each token changed since the last look.
+    /// Whether a file that it reads for each token changed since the last check.
     fn supplied(&self) -> bool {
         match &self.kind {
             Kind::ExternalAccount(federated) => federated.supplied(),
@@ -210,8 +211,8 @@ impl Credential {
         }
     }
 
-    /// Whether it is another account's since the last look, as gcloud's can be, and a command's. The base token was
-    /// the old one's then.
+    /// Whether the account changed since the last check, which gcloud and commands can cause. If so, the old
+    /// account's base token is dropped.
     fn switched(&self) -> bool {
         let switched = match &self.kind {
             Kind::Gcloud(program) => program.switched(),
@@ -241,7 +242,7 @@ impl Credential {
         account.filter(|account| own.as_deref() != Some(*account))
     }
 
-    /// Boxed, as a credential may be made of another one.
+    /// Boxed because a credential may contain another one.
     fn access<'a>(
         self: &'a Arc<Self>,
         upstream: &'a Arc<Upstream>,
@@ -273,7 +274,7 @@ impl Credential {
     ) -> Result<IdentityToken, SourceError> {
         match &self.kind {
             Kind::ServiceAccount(key) if key.exchanges() => key.identity(upstream, audience).await,
-            // Where nothing is exchanged, IAM makes them, with a token that the key signed.
+            // Without an exchange of assertions, IAM creates ID tokens, called with a self-signed token.
             Kind::ServiceAccount(key) => {
                 let endpoint = &endpoints.iam_credentials(endpoints.universe(self.universe.as_deref()));
                 let (account, token_uri) = (key.email(), key.token_uri());
@@ -309,7 +310,7 @@ impl Credential {
         self.base.forget(token);
     }
 
-    /// False also where it cannot be known: serving tokens of somebody else is the worse mistake.
+    /// False also if unknown: serving another account's tokens would be the worse mistake.
     fn is_same_account(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
             (Kind::ServiceAccount(own), Kind::ServiceAccount(other)) => own.email() == other.email(),

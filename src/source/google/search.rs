@@ -1,4 +1,4 @@
-//! Where credentials are looked for, and the source that is made of what is found.
+//! The credential lookup, and the source built from the result.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,50 +21,50 @@ use crate::source::variables::Variables;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, IdentityToken};
 
-/// A metadata server is on the same machine, and nothing depends on the answers.
+/// The metadata server is on the same machine, and nothing depends on its answers.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
-/// Where credentials are looked for: values that `main` took from the environment.
+/// Inputs of the lookup: values that `main` took from the environment.
 #[derive(Clone, Debug, Default)]
 pub struct SearchPaths {
     pub google_application_credentials: Option<PathBuf>,
     pub cloudsdk_config: Option<PathBuf>,
     pub home: Option<PathBuf>,
-    /// Where this machine's metadata server is, if it has one: see [`metadata_server::detect`].
+    /// The address of this machine's metadata server, if any: see [`metadata_server::detect`].
     pub metadata: Option<String>,
-    /// The program.
+    /// The gcloud program.
     pub gcloud: Option<PathBuf>,
-    /// All of the environment: credential files may name programs, and AWS keys stand there.
+    /// The whole environment: credential files may name programs, and it may hold AWS keys.
     pub variables: Variables,
-    /// The account to impersonate, last, and before it those that stand between it and the credential.
+    /// The delegation chain of the impersonation; the account to impersonate comes last.
     pub chain: Vec<String>,
 }
 
-/// Tokens from the credentials that a person has on the host.
+/// Tokens from the user's credentials on the host.
 #[derive(Debug)]
 pub struct Google {
     upstream: Arc<Upstream>,
     endpoints: Endpoints,
     variables: Variables,
-    /// `None` where the credential is not in a file.
+    /// `None` if the credential is not in a file.
     path: Option<PathBuf>,
     gcloud: Defaults,
     chain: Vec<String>,
     live: RwLock<Live>,
 }
 
-/// The credential in use, and the file it came from.
+/// The credential in use, and the file state it was read from.
 #[derive(Debug)]
 struct Live {
     credential: Arc<Credential>,
     stamp: Option<Stamp>,
     digest: Digest,
-    /// A state of the file that could not be read once: it may have been half written.
+    /// The stamp of a file that failed to read once: it may have been half written.
     doubted: Option<Option<Stamp>>,
 }
 
 impl Google {
-    /// Looks for a credential, in the order of the module's text. `Absent` when there is none at all.
+    /// Looks for a credential in the order that the module documents. `Absent` if there is none.
     pub fn find(
         place: &SearchPaths,
         endpoints: Endpoints,
@@ -78,7 +78,7 @@ impl Google {
             (None, Some(usual)) if usual.exists() => usual,
             (None, usual) => return Self::unfiled(place, endpoints, upstream, usual.as_deref()),
         };
-        // The stamp comes first: a write in between makes the next look find a difference.
+        // Take the stamp first: a write between the two makes the next check find a difference.
         let stamp = Stamp::of(&path);
         let (credential, digest) = read(&path, &endpoints, &place.variables).map_err(SourceError::refused)?;
         let gcloud = Defaults::read(directory.as_deref(), &place.variables);
@@ -103,8 +103,8 @@ impl Google {
         }
     }
 
-    /// The metadata server of this machine, whatever else there is; where the operator names none, at the
-    /// address that all have.
+    /// This machine's metadata server, ignoring other credentials; at the well-known address if the operator
+    /// names none.
     pub fn machine(
         place: &SearchPaths,
         endpoints: Endpoints,
@@ -114,7 +114,7 @@ impl Google {
         Ok(Self::of(Kind::MetadataServer(machine), endpoints, upstream, place))
     }
 
-    /// gcloud's active account, whatever else there is. `Absent` without the program or without an account.
+    /// gcloud's active account, ignoring other credentials. `Absent` without the program or an account.
     pub fn gcloud(
         place: &SearchPaths,
         endpoints: Endpoints,
@@ -131,8 +131,8 @@ impl Google {
         Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, place))
     }
 
-    /// What the config sets up itself: a token of somebody else's issuer that is exchanged (`federation`), a
-    /// command that brings tokens (`exec`), or one that brings what is exchanged (both).
+    /// The source that the config defines: another issuer's token to exchange (`federation`), a command that
+    /// returns tokens (`exec`), or a command that returns the token to exchange (both).
     pub fn provided(
         place: &SearchPaths,
         endpoints: Endpoints,
@@ -159,12 +159,12 @@ impl Google {
         Self { upstream, endpoints, variables, path: None, gcloud, chain, live: RwLock::new(live) }
     }
 
-    /// The file in use, where there is one.
+    /// The credential file in use, if any.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// What a person should know who did not choose this source: it is none that a file holds.
+    /// A notice if the credential is not in a file, for a user who did not choose this source explicitly.
     pub fn notice(&self) -> Option<String> {
         match &self.credential().kind {
             Kind::MetadataServer(machine) => {
@@ -178,9 +178,9 @@ impl Google {
         }
     }
 
-    /// Learns who it is, where somebody near has to be asked: containers are told the project from the first on.
-    /// Whoever signs by this machine's clock compares it first. A failure is none here: the first token says
-    /// what is wrong.
+    /// Fetches the account's names from local sources, so that containers get the project from the start.
+    /// Sources that sign by this machine's clock compare it with the server's first. Failures are ignored:
+    /// the first token reports the problem.
     pub async fn introduce(&self) {
         match &self.credential().kind {
             Kind::MetadataServer(machine) => {
@@ -299,8 +299,8 @@ impl Source for Google {
         }))
     }
 
-    /// One `stat` when nothing changed. [`Reloaded::OtherAccount`] also stands for "perhaps another": the
-    /// file of a user login need not say whose it is.
+    /// One `stat` if nothing changed. [`Reloaded::OtherAccount`] also means "possibly another": the file of a
+    /// user login need not name the user.
     fn reload(&self) -> Reloaded {
         let Some(path) = &self.path else {
             return if self.credential().switched() { Reloaded::OtherAccount } else { self.supplied() };
@@ -313,7 +313,7 @@ impl Source for Google {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let (credential, digest) = match found {
             Ok(found) => found,
-            // Writers are not atomic: only what is still bad at the next look is said.
+            // Writes are not atomic: report only a file that is still invalid at the next check.
             Err(_) if live.doubted != Some(stamp) => {
                 live.doubted = Some(stamp);
                 return Reloaded::Same;
@@ -326,7 +326,7 @@ impl Source for Google {
         live.stamp = stamp;
         live.doubted = None;
         if live.digest.as_ref() == digest.as_ref() {
-            // Only touched. The old credential may hold a rotated refresh token, so it stays.
+            // The content is the same. Keep the old credential: it may hold a rotated refresh token.
             return Reloaded::Same;
         }
         let same = live.credential.is_same_account(&credential);

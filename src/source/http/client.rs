@@ -1,7 +1,7 @@
-//! The one HTTP client towards Google: bounded in time, in tries and in bytes.
+//! The only HTTP client for Google: with limits on time, tries and bytes.
 //!
-//! No text made here holds a body: an answer is reduced to its status and the error code that it
-//! carries, in the forms of RFC 6749 section 5.2 and of google.rpc.Status.
+//! No text made here contains a body: an answer is reduced to its status and its error code, in the formats
+//! of RFC 6749 section 5.2 and google.rpc.Status.
 
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,23 +25,23 @@ use crate::source::http::proxy::{Proxies, ProxyConnector};
 use crate::source::http::request::{Answer, Call};
 use crate::token::Now;
 
-/// A token answer is a few KiB; what is larger than this is not one.
+/// A token answer is a few KiB; anything larger than this is not one.
 const LARGEST_ANSWER: usize = 1 << 20;
 
-/// Idle connections are closed by Google after some minutes; ours go earlier, so that none is found dead.
+/// Google closes idle connections after some minutes; ours are closed earlier, so that no dead one is reused.
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_PER_HOST: usize = 4;
 
-/// How long and how often is tried.
+/// Limits on the time and number of tries.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// One call, from connect to the last byte.
+    /// One call, from connecting to the last byte.
     pub call: Duration,
-    /// Everything that one mint needs, retries and base token included.
+    /// One whole mint, including retries and the base token.
     pub mint: Duration,
-    /// Calls per exchange; more than one only where trying again can help.
+    /// Calls per exchange; only faults that may pass are retried.
     pub tries: u32,
-    /// The pause before the second call; it grows fourfold and is jittered.
+    /// The pause before the second call; each further one is four times longer, all with jitter.
     pub pause: Duration,
 }
 
@@ -69,16 +69,16 @@ pub struct Upstream {
     skew: Skew,
 }
 
-/// A certificate chain, the leaf first, and the leaf's key: what TLS shows of a client.
+/// A client certificate for TLS: the chain, leaf first, and the leaf's key.
 pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Upstream {
-    /// Connects directly. Trusts the system's roots and `extra` ones (private endpoints, tests).
+    /// Connects directly. Trusts the system's roots and those in `extra` (private endpoints, tests).
     pub fn new(limits: Limits, extra: Vec<CertificateDer<'static>>) -> Result<Arc<Self>, SourceError> {
         Self::through(&Proxies::default(), limits, extra)
     }
 
-    /// Like [`Self::new`], with the proxies of the host.
+    /// Like [`Self::new`], but through the host's proxies.
     pub fn through(
         proxies: &Proxies,
         limits: Limits,
@@ -93,7 +93,7 @@ impl Upstream {
         Self::build(Arc::new(roots), proxies, (limits, Skew::default()), None)
     }
 
-    /// The same, with a client certificate for servers that ask for one.
+    /// The same client with a client certificate, for servers that request one.
     pub(crate) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
         Self::build(self.roots.clone(), &self.proxies, (self.limits, self.skew.clone()), Some(shown))
     }
@@ -104,7 +104,7 @@ impl Upstream {
         (limits, skew): (Limits, Skew),
         shown: Option<Shown>,
     ) -> Result<Arc<Self>, SourceError> {
-        // The provider is passed explicitly: a process-wide default would be set by whoever comes first.
+        // The provider is passed explicitly: a process-wide default could be set by any library first.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -136,17 +136,17 @@ impl Upstream {
         self.limits
     }
 
-    /// The client of now, with its connections: who holds on to it lets go at [`Self::reconnect`].
+    /// The current client and its connections. Do not keep it: [`Self::reconnect`] replaces it.
     pub(crate) fn client(&self) -> Client {
         self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Forgets pooled connections: after a sleep they look open and swallow the first request.
+    /// Drops pooled connections: after a sleep they look open but lose the first request.
     pub(crate) fn reconnect(&self) {
         *self.client.write().unwrap_or_else(PoisonError::into_inner) = client(&self.connector);
     }
 
-    /// Sends `call`, again where that can help.
+    /// Sends `call`, with retries if they can help.
     pub(crate) async fn send(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         self.persist(|| async {
             match tokio::time::timeout(self.limits.call, self.once(call)).await {
@@ -176,8 +176,8 @@ impl Upstream {
         attempt().await
     }
 
-    /// By how many seconds this machine's clock is ahead of the server's, from the Date of any answer of it,
-    /// good or bad; to the second, as the header is.
+    /// Seconds by which this machine's clock is ahead of the server's, from the Date header of any answer,
+    /// successful or not; in whole seconds, like the header.
     pub(crate) async fn clock(&self, url: &str) -> Result<Option<i64>, Fault> {
         let request = Call::form(url, &[]).request()?;
         let client = self.client();
@@ -198,12 +198,12 @@ impl Upstream {
     pub(crate) async fn once(&self, call: &Call<'_>) -> Result<Answer, Fault> {
         let request = call.request()?;
         let client = self.client();
-        // Lifetimes count from before the request went out, so that they are never too long.
+        // Lifetimes count from before the request is sent, so that they are never too long.
         let sent = Now::read();
         let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
         let (head, body) = response.into_parts();
         let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
-        // What is asked by GET is on this machine, or of the job's own system: its clock proves nothing.
+        // GET requests go to this machine or to the job's own system, whose clock is not Google's.
         if let Some(date) = date.filter(|_| call.method == Method::POST) {
             self.skew.note(sent.wall, date);
         }
@@ -217,7 +217,7 @@ impl Upstream {
         let body = Secret::new(body.to_bytes().to_vec());
         if !head.status.is_success() {
             let mut denial = Denial::read(call.url, head.status.as_u16(), body.expose());
-            // Google's endpoints answer in JSON, and never by a redirect.
+            // Google's endpoints answer in JSON and never redirect.
             denial.foreign &= call.method == Method::POST || call.bearer.is_some();
             return Err(Fault::Denied(denial));
         }
@@ -234,10 +234,10 @@ fn client(connector: &HttpsConnector<ProxyConnector>) -> Client {
         .build(connector.clone())
 }
 
-/// Between half and one and a half of `pause`, so that many clients do not come back together.
+/// Between half and one and a half times `pause`, so that many clients do not retry at the same time.
 pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut byte = [128];
-    // Without randomness the plain pause is good enough.
+    // If there is no randomness, the plain pause is good enough.
     let _ = SystemRandom::new().fill(&mut byte);
     pause.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
 }

@@ -1,5 +1,5 @@
-//! Google's clock, as its answers show it. What is signed here says when it was signed, so it is signed by that
-//! clock where this machine's is some minutes off.
+//! Google's clock, learnt from its answers. Signatures made here carry a timestamp, so they use Google's
+//! clock if this machine's is some minutes off.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -8,18 +8,18 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-/// A difference between two clocks that is worth a line, and a correction.
+/// The clock difference, in seconds, from which a message and a correction are worthwhile.
 const NOTABLE: i64 = 30;
 
-/// Beyond it a clock is not reconciled but has to be set.
+/// Beyond this difference the clock is not corrected: the user has to set it.
 pub(crate) const RECONCILED: Duration = Duration::from_secs(600);
 
-/// By how many seconds the upstream is ahead of this machine, by its last answer.
+/// Seconds by which the upstream's clock is ahead of this machine's, by its last answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Skew(Arc<AtomicI64>);
 
 impl Skew {
-    /// An answer came whose request went out when it was `here`. The difference is said once.
+    /// Records an answer's time `there` to a request sent at `here`. The difference is reported once.
     pub(crate) fn note(&self, here: SystemTime, there: SystemTime) {
         static SAID: AtomicBool = AtomicBool::new(false);
         let ahead = -apart(here, there);
@@ -32,19 +32,19 @@ impl Skew {
         }
     }
 
-    /// What is added to this machine's time to sign something; none where the clocks agree, or differ beyond reason.
+    /// Seconds to add to our time for signing; 0 if the clocks agree or differ too much to correct.
     pub(crate) fn ahead(&self) -> i64 {
         let ahead = self.0.load(Ordering::Relaxed);
         let reason = NOTABLE..=i64::try_from(RECONCILED.as_secs()).unwrap_or(i64::MAX);
         if reason.contains(&ahead.abs()) { ahead } else { 0 }
     }
 
-    /// Whether what was signed with `ahead` was signed by a wrong clock, as is known by now.
+    /// Whether a signature made with the correction `ahead` used a clock now known to be wrong.
     pub(crate) fn moved_from(&self, ahead: i64) -> bool {
         (self.ahead() - ahead).abs() >= NOTABLE
     }
 
-    /// The time to sign with.
+    /// The time to use for signing.
     pub(crate) fn now(&self) -> SystemTime {
         let (now, ahead) = (SystemTime::now(), self.ahead());
         let by = Duration::from_secs(ahead.unsigned_abs());
@@ -53,7 +53,7 @@ impl Skew {
     }
 }
 
-/// By how many seconds `here` is ahead of `there`.
+/// Seconds by which `here` is ahead of `there`.
 pub(crate) fn apart(here: SystemTime, there: SystemTime) -> i64 {
     let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
     match here.duration_since(there) {

@@ -1,6 +1,6 @@
-//! Why a call brought nothing: no answer, or one that is reduced to its status and codes.
+//! Why a call failed: there was no answer, or the answer is reduced to its status and codes.
 //!
-//! No text made here holds a body.
+//! No text made here contains a body.
 
 use std::error::Error;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::source::SourceError;
 
-/// Why a call brought nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     #[error("cannot reach {host}: {why}")]
     Unreachable { host: String, why: String },
-    /// TLS does not trust who answers; somebody on the way may be gone later, but not in a moment.
+    /// TLS does not trust the server. An interceptor may be gone later, but not in a moment.
     #[error("cannot reach {host}: {why}")]
     Untrusted { host: String, why: String },
     #[error("{host} cannot be asked: {why}")]
@@ -38,8 +38,8 @@ impl Fault {
         Self::unreachable(url, format!("no answer within {} s", after.as_secs_f32()))
     }
 
-    /// The innermost cause is what a person can act on (`connection refused`, `UnknownIssuer`); these
-    /// errors come from the transport and know nothing of what was sent.
+    /// Reports the innermost cause, which a user can act on (`connection refused`, `UnknownIssuer`). These
+    /// errors come from the transport and hold nothing of the request.
     pub(crate) fn lost(url: &str, error: &legacy::Error) -> Self {
         let mut why = error.to_string();
         let mut trusted = true;
@@ -61,19 +61,19 @@ impl Fault {
         }
     }
 
-    /// Whether another call in a moment may bring more.
+    /// Whether a retry in a moment may succeed.
     pub(crate) fn passes(&self) -> bool {
         self.is_transient() && !matches!(self, Self::Untrusted { .. })
     }
 
-    /// RFC 6749 section 5.2: the grant itself is not accepted, which is also said of one that is not valid yet.
+    /// RFC 6749 section 5.2: the grant itself is refused, or (some servers) it is not valid yet.
     pub(crate) fn is_invalid_grant(&self) -> bool {
         matches!(self, Self::Denied(denial) if denial.is("invalid_grant"))
     }
 }
 
-/// The transport wraps what TLS says into errors of input and output, one in the other, and `source` of such a
-/// one passes over what is in it.
+/// Finds the TLS error. The transport nests it in I/O errors, and `source` of an I/O error skips the error
+/// that it wraps.
 fn is_distrust(error: &(dyn Error + 'static)) -> bool {
     if let Some(tls) = error.downcast_ref::<rustls::Error>() {
         return matches!(tls, rustls::Error::InvalidCertificate(_));
@@ -82,7 +82,7 @@ fn is_distrust(error: &(dyn Error + 'static)) -> bool {
     inner.is_some_and(|inner| is_distrust(inner))
 }
 
-/// The fault as it stands, for callers that know no better remedy.
+/// The fault as an error, for callers that know no better remedy.
 impl From<Fault> for SourceError {
     fn from(fault: Fault) -> Self {
         if fault.is_transient() {
@@ -93,7 +93,7 @@ impl From<Fault> for SourceError {
     }
 }
 
-/// An answer that is not 2xx: its status, and the codes in it.
+/// A non-2xx answer: its status and the codes in it.
 #[derive(Debug, thiserror::Error)]
 #[error("{host} answered {status}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), self.hint())]
 pub(crate) struct Denial {
@@ -103,7 +103,7 @@ pub(crate) struct Denial {
     pub(crate) code: Option<String>,
     /// `error_subtype` of OAuth (`invalid_rapt`), `error.details[].reason` of google.rpc (`SERVICE_DISABLED`).
     pub(crate) reason: Option<String>,
-    /// It is no answer of the API that was asked: a proxy, a firewall or the network's login page gave it.
+    /// The answer does not come from the called API but from a proxy, a firewall or the network's login page.
     pub(crate) foreign: bool,
 }
 
@@ -113,9 +113,9 @@ impl Denial {
         let error = &body["error"];
         let details = error["details"].as_array();
         let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
-        // As the JSON API of Cloud Storage says it.
+        // The form of Cloud Storage's JSON API.
         let reason = reason.or_else(|| code(&error["errors"][0]["reason"]));
-        // VPC Service Controls say it in a violation: google.rpc.PreconditionFailure.
+        // VPC Service Controls report it as a violation: google.rpc.PreconditionFailure.
         let violation = details.and_then(|all| {
             all.iter().find_map(|one| code(&one["violations"][0]["type"]).filter(|_| status == 403))
         });
@@ -139,8 +139,8 @@ impl Denial {
         }
     }
 
-    /// Somebody else's answer, request time-out, too many requests, and everything that is the server's own trouble. A loop (508)
-    /// is none that passes.
+    /// True for a foreign answer, request timeout, too many requests, and server errors. A loop (508) does
+    /// not pass by itself.
     pub(crate) fn is_transient(&self) -> bool {
         self.foreign || matches!(self.status, 408 | 425 | 429 | 500..=507 | 509..=599)
     }
@@ -150,8 +150,8 @@ impl Denial {
     }
 }
 
-/// Only what looks like a code passes (words of one case, joined by `_`): a server may put anything into its
-/// errors, what we sent included, and a client's secret is as short as a code.
+/// Accepts only text that looks like a code (words in one case, joined by `_`): a server may put anything
+/// into its errors, including what we sent, and a client secret is as short as a code.
 pub(crate) fn code(value: &Value) -> Option<String> {
     let text = value.as_str()?;
     let of = |case: fn(&u8) -> bool| text.bytes().all(|b| b == b'_' || case(&b));

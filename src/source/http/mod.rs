@@ -1,7 +1,8 @@
-//! The way to an upstream: one HTTP client for all sources.
+//! HTTP to upstreams: one client for all sources.
 //!
-//! `client` sends, `request` is what is sent and a good answer to it, `fault` why there is none, `proxy` the way
-//! through a proxy of the host, `clock` by whose clock a token is signed, `secure_url` where secrets may go.
+//! `client` sends requests; `request` has requests and successful answers, `fault` failures; `proxy` connects
+//! through the host's proxy; `clock` tracks the clock for signatures; `secure_url` checks where secrets may
+//! be sent.
 
 pub mod client;
 pub mod proxy;

@@ -1,7 +1,7 @@
-//! The way out of a company's network: a proxy for `https`, as `HTTPS_PROXY` and `NO_PROXY` name it.
+//! A proxy for `https` out of a company's network, configured by `HTTPS_PROXY` and `NO_PROXY`.
 //!
-//! The proxy is asked to connect us (`CONNECT`, RFC 9110 section 9.3.6) and sees bytes in TLS, which is ended
-//! by the real endpoint. Plain `http` never goes through it: that is loopback, or the machine's own metadata
+//! The proxy opens a tunnel (`CONNECT`, RFC 9110 section 9.3.6) and sees only TLS data, which ends at the
+//! real endpoint. Plain `http` never uses it: such requests go to loopback or to the machine's own metadata
 //! server.
 
 use std::error::Error;
@@ -25,15 +25,15 @@ use url::Url;
 use crate::secret::Secret;
 use crate::source::SourceError;
 
-/// What a proxy says before the tunnel begins is a line and some headers.
+/// Limit on a proxy's answer before the tunnel begins: a status line and some headers.
 const LONGEST_REPLY: usize = 8192;
 
-/// The proxies of the environment, as values: `main` reads them.
+/// The environment's proxy settings as values, read by `main`.
 #[derive(Clone, Default)]
 pub struct Proxies {
-    /// `http://proxy.example:3128`; a user and a password may stand in it, so there is no `Debug` of it.
+    /// `http://proxy.example:3128`; may contain a user and a password, so there is no `Debug` for it.
     pub https: Option<String>,
-    /// Names, addresses and networks that are reached directly, in the form that curl reads.
+    /// Names, addresses and networks to reach directly, in curl's format.
     pub none_for: Option<String>,
 }
 
@@ -49,7 +49,7 @@ struct Proxy {
     at: Uri,
     /// `user:password` in base64.
     login: Option<Secret<String>>,
-    /// With the one port that it is for, where it names one.
+    /// With the only port that it applies to, if the entry names one.
     none_for: Vec<(Exception, Option<u16>)>,
 }
 
@@ -59,14 +59,14 @@ enum Exception {
     Everything,
     /// Address and prefix, in bits.
     Network(IpAddr, u8),
-    /// The domain and all below it.
+    /// The domain and its subdomains.
     Domain(String),
 }
 
 impl Exception {
     fn with_port(text: &str) -> Option<(Self, Option<u16>)> {
         let port = text.trim().rsplit_once(':').and_then(|(host, port)| {
-            // The last part of a bare IPv6 address is none.
+            // The last part of a bare IPv6 address is not a port.
             let whole = !host.contains(':') || host.ends_with(']');
             Some((host, port.parse().ok().filter(|_| whole)?))
         });
@@ -78,7 +78,7 @@ impl Exception {
 
     fn read(text: &str) -> Option<Self> {
         let text = text.trim().to_ascii_lowercase();
-        // `*.corp.example`, `.corp.example` and `corp.example` are one.
+        // `*.corp.example`, `.corp.example` and `corp.example` mean the same.
         let text = text.strip_prefix("*.").unwrap_or(&text).trim_start_matches('.');
         if text.is_empty() {
             return None;
@@ -128,7 +128,7 @@ impl ProxyConnector {
         let Some(text) = proxies.https.as_deref().filter(|text| !text.is_empty()) else {
             return Ok(Self { direct, proxy: None });
         };
-        // A proxy that cannot be used is no reason to go around it.
+        // An unusable proxy is an error: do not bypass it.
         let (at, login) = understand(text).ok_or_else(|| {
             SourceError::refused(
                 "HTTPS_PROXY is not the address of an http proxy, such as http://proxy.example:3128; correct or unset it",
@@ -150,7 +150,7 @@ impl ProxyConnector {
     }
 }
 
-/// Where it is, and what it is told of us. Without a scheme it is `http`.
+/// The proxy's address, and the login to send to it. Without a scheme it is `http`.
 fn understand(text: &str) -> Option<(Uri, Option<Secret<String>>)> {
     let url =
         if text.contains("://") { Url::parse(text) } else { Url::parse(&format!("http://{text}")) }.ok()?;
@@ -174,7 +174,7 @@ fn understand(text: &str) -> Option<(Uri, Option<Secret<String>>)> {
 type Connection = TokioIo<TcpStream>;
 type Failed = Box<dyn Error + Send + Sync>;
 
-/// What a person sees: which proxy, and what it said. Its causes are in the text already.
+/// The message for the user: the proxy and its answer. The text already includes the causes.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy {proxy} (HTTPS_PROXY): {why}")]
 struct Blocked {
@@ -215,7 +215,7 @@ impl Service<Uri> for ProxyConnector {
     }
 }
 
-/// Asks for a connection to `to`. Nothing follows the head of a good answer: the other end waits for us.
+/// Requests a tunnel to `to`. No data follows a successful answer's head: the server waits for us.
 async fn dig(stream: &mut TcpStream, to: &Uri, login: Option<&Secret<String>>) -> Result<(), String> {
     let place = format!("{}:{}", to.host().unwrap_or_default(), to.port_u16().unwrap_or(443));
     let login = login.map(|login| format!("Proxy-Authorization: Basic {}\r\n", login.expose()));
@@ -228,7 +228,7 @@ async fn dig(stream: &mut TcpStream, to: &Uri, login: Option<&Secret<String>>) -
         if reply.len() >= LONGEST_REPLY {
             return Err("its answer is too long".into());
         }
-        // One byte at a time: what follows the head is TLS's.
+        // Reads byte by byte: everything after the head belongs to TLS.
         let byte = stream.read_u8().await.map_err(lost)?;
         reply.push(byte);
     }

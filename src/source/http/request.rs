@@ -1,4 +1,4 @@
-//! One request to an upstream, and a good answer to it.
+//! A request to an upstream, and a successful answer to it.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,26 +16,26 @@ use crate::source::expiry::life;
 use crate::source::http::fault::{Fault, host};
 use crate::token::{AccessToken, Deadline, Now, Scopes};
 
-/// A request, as far as it varies.
+/// The varying parts of a request.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     pub(crate) method: Method,
     pub(crate) url: &'a str,
     pub(crate) content_type: &'static str,
     pub(crate) bearer: Option<&'a Secret<String>>,
-    /// `id:secret` of a client, for RFC 6749 section 2.3.1.
+    /// A client's `id:secret`, for RFC 6749 section 2.3.1.
     pub(crate) basic: Option<&'a Secret<String>>,
-    /// Besides those that have a field here.
+    /// Headers other than those with a field here.
     pub(crate) headers: &'a [(&'static str, &'static str)],
-    /// Headers that a credential file or the config names; their values may be secrets.
+    /// Headers from a credential file or the config; their values may be secrets.
     pub(crate) named: HeaderMap,
-    /// The project that pays for the call, `x-goog-user-project`.
+    /// The project that pays for the call, sent as `x-goog-user-project`.
     pub(crate) quota_project: Option<&'a str>,
     pub(crate) body: Secret<String>,
 }
 
 impl Call<'_> {
-    /// A form as RFC 6749 wants it.
+    /// A form as RFC 6749 requires.
     pub(crate) fn form<'a>(url: &'a str, fields: &[(&str, &str)]) -> Call<'a> {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         Call::new(Method::POST, url, "application/x-www-form-urlencoded", body)
@@ -45,7 +45,7 @@ impl Call<'_> {
         Call::new(Method::POST, url, "application/json", body.to_string())
     }
 
-    /// Of a metadata server: a GET that says what it is to others, and whose it is to ourselves.
+    /// A GET to a metadata server, with the header it requires and the one by which we detect ourselves.
     pub(crate) fn metadata(url: &str) -> Call<'_> {
         let headers = &[("metadata-flavor", "Google"), (OWN_SOURCE, "1")];
         Call { headers, ..Call::new(Method::GET, url, "", String::new()) }
@@ -65,7 +65,7 @@ impl Call<'_> {
         }
     }
 
-    /// Without a body.
+    /// A request without a body.
     pub(crate) fn bare(method: Method, url: &str) -> Call<'_> {
         Call::new(method, url, "", String::new())
     }
@@ -116,18 +116,18 @@ struct Written {
     refresh_token: Option<Secret<String>>,
 }
 
-/// What a token endpoint gave.
+/// A token endpoint's token.
 #[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) token: Secret<String>,
-    /// As the answer claims it.
+    /// The lifetime as the answer claims it.
     pub(crate) life: Option<Duration>,
     pub(crate) id_token: Option<Secret<String>>,
     pub(crate) refresh_token: Option<Secret<String>>,
 }
 
 impl Granted {
-    /// The access token, which lives from when it was asked for.
+    /// The access token; its lifetime counts from when the request was sent.
     pub(crate) fn access(self, answer: &Answer, scopes: Scopes) -> Result<AccessToken, SourceError> {
         let claimed = self.life.ok_or_else(|| {
             SourceError::transient(format!("{} gave no token with an expiry; try again", answer.host))
@@ -136,14 +136,14 @@ impl Granted {
     }
 }
 
-/// A number of seconds, also as a text: issuers and brokers write both. What is negative is over.
+/// A number of seconds, also as text: issuers and brokers write both. A negative number counts as expired.
 pub(crate) fn seconds(given: &Value) -> Option<Duration> {
     let number = match given {
         Value::Number(number) => number.as_f64()?,
         Value::String(text) => text.trim().parse::<f64>().ok().filter(|number| number.is_finite())?,
         _ => return None,
     };
-    // Beyond what a clock can hold it is as long as any.
+    // A lifetime beyond what a clock can hold is as long as any.
     Some(Duration::try_from_secs_f64(number.trunc().clamp(0.0, 1e15)).unwrap_or_default())
 }
 
@@ -152,11 +152,11 @@ pub(crate) fn seconds(given: &Value) -> Option<Duration> {
 pub(crate) struct Answer {
     pub(crate) host: String,
     pub(crate) body: Secret<Vec<u8>>,
-    /// What the server's clock said.
+    /// The time by the server's clock.
     pub(crate) date: Option<SystemTime>,
-    /// When the request went out.
+    /// When the request was sent.
     pub(crate) sent: Now,
-    /// Whether it says that it is a metadata server's.
+    /// Whether the answer has a metadata server's header.
     pub(crate) flavored: bool,
 }
 
@@ -165,13 +165,13 @@ impl Answer {
         &self.body
     }
 
-    /// The body without blanks around it, where it is UTF-8.
+    /// The body without surrounding blanks, if it is UTF-8.
     pub(crate) fn text(&self) -> Option<&str> {
         std::str::from_utf8(self.body.expose()).ok().map(str::trim)
     }
 
     pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, SourceError> {
-        // serde's messages quote what they stumble over, which may be a token.
+        // serde's messages quote the input, which may be a token.
         serde_json::from_slice(self.body.expose()).map_err(|_| {
             let page = self.text().is_some_and(|text| text.starts_with('<'));
             let hint = if page { ", but a web page: does this network want a login?" } else { "" };
@@ -179,7 +179,7 @@ impl Answer {
         })
     }
 
-    /// The token of a good answer of a token endpoint (RFC 6749 section 5.1). An empty one is none.
+    /// The token in a token endpoint's successful answer (RFC 6749 section 5.1). An empty token is an error.
     pub(crate) fn granted(&self) -> Result<Granted, SourceError> {
         let written: Written = self.json()?;
         if written.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {

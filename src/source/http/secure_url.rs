@@ -1,9 +1,9 @@
-//! Where secrets may be sent that a file or the config names: never in the clear, except within this machine.
+//! Checks URLs from a file or the config that receive secrets: never unencrypted, except within this machine.
 
 use hyper::Uri;
 
-/// Metadata services of clouds at addresses that never leave the machine or its hypervisor: `http` is as good as
-/// `https` there. With what is there.
+/// Cloud metadata services at addresses that never leave the machine or its hypervisor, where `http` is as
+/// good as `https`. Each with its services.
 const LINK_LOCAL: [(&str, &str); 7] = [
     ("169.254.169.254", "the metadata server of Google, AWS and Azure"),
     ("[fd00:ec2::254]", "the same of AWS, by IPv6"),
@@ -23,7 +23,7 @@ pub(crate) fn is_link_local_service(host: &str) -> bool {
     app_service || LINK_LOCAL.iter().any(|(known, _)| *known == host)
 }
 
-/// `https`, or this machine: what is sent there is a secret.
+/// Requires `https` or this machine, because secrets are sent to the URL.
 pub(crate) fn confidential(url: &str, key: &str) -> Result<(), String> {
     match parts(url) {
         Some(("https", _)) => Ok(()),
@@ -32,7 +32,7 @@ pub(crate) fn confidential(url: &str, key: &str) -> Result<(), String> {
     }
 }
 
-/// The same, and the metadata services of clouds: their addresses never leave the machine's own host.
+/// The same, but also accepts clouds' metadata services: their addresses never leave the machine's own host.
 pub(crate) fn within(url: &str, key: &str) -> Result<(), String> {
     match parts(url) {
         Some(("http", host)) if is_link_local_service(host) => Ok(()),
@@ -44,7 +44,7 @@ fn parts(url: &str) -> Option<(&'static str, &str)> {
     let scheme = ["https", "http"]
         .into_iter()
         .find(|scheme| url.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("://")))?;
-    // Judged by the text that is sent, so that no other reader of it can see another host.
+    // Checks the text that is sent, so that no other parser of it can see another host.
     let parsed: Uri = url.parse().ok()?;
     let authority = url.get(scheme.len() + 3..)?.split(['/', '?', '#']).next()?;
     let known = parsed.authority()?.as_str() == authority && !authority.contains('@');
@@ -54,7 +54,7 @@ fn parts(url: &str) -> Option<(&'static str, &str)> {
     (known && !host.is_empty()).then_some((scheme, host))
 }
 
-/// Whether `host`, as a URL has it, is this machine.
+/// Whether `host`, in the form it has in URLs, is this machine.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let v4 = host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
     v4 || matches!(host, "localhost" | "[::1]")

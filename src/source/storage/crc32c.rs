@@ -1,6 +1,6 @@
-//! CRC-32C (Castagnoli; RFC 3720 appendix B.4), by which Cloud Storage says what an object holds: eight bytes at a time.
+//! CRC-32C (Castagnoli; RFC 3720 appendix B.4), Cloud Storage's object checksum, eight bytes at a time.
 
-/// 0x1EDC6F41, its bits reversed.
+/// 0x1EDC6F41 with its bits reversed.
 const POLYNOMIAL: u32 = 0x82F6_3B78;
 
 const TABLES: [[u32; 256]; 8] = tables();
@@ -30,7 +30,7 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// The sum of what came before, and `bytes`; it begins with 0.
+/// Continues the checksum `sum` with `bytes`; a new checksum starts at 0.
 pub(super) fn add(sum: u32, bytes: &[u8]) -> u32 {
     let at = |table: usize, byte: u32| TABLES[table][(byte & 0xff) as usize];
     let mut sum = !sum;

@@ -1,4 +1,4 @@
-//! Federation that is set in the config: a CI job has a token of its own and needs no credential file.
+//! Federation that the config sets up: a CI job has its own token and needs no credential file.
 
 use std::sync::Mutex;
 
@@ -35,7 +35,7 @@ impl Federation {
         Ok(Kind::Impersonated(Box::new(made)))
     }
 
-    /// `command` is for [`TokenFrom::Command`].
+    /// `command` is used by [`TokenFrom::Command`].
     fn federated(
         &self,
         command: Option<Command>,
@@ -95,7 +95,7 @@ impl Federation {
         })
     }
 
-    /// The runner tells every job that may have tokens where they are to be had, and with which bearer.
+    /// GitHub's runner gives each job that may request tokens the URL and the bearer in variables.
     fn github(&self, universe: &str, variables: &Variables) -> Result<UrlToken, SourceError> {
         let names = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
         let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
@@ -118,7 +118,7 @@ impl Federation {
     }
 }
 
-/// A token is made by a POST without a body, at an address that each job is told.
+/// Azure DevOps issues a token on a POST without a body, at a URL that each job gets in a variable.
 fn azure_devops(variables: &Variables) -> Result<UrlToken, SourceError> {
     let names = ["SYSTEM_OIDCREQUESTURI", "SYSTEM_ACCESSTOKEN"];
     let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
@@ -131,7 +131,7 @@ fn azure_devops(variables: &Variables) -> Result<UrlToken, SourceError> {
         .map_err(|_| SourceError::refused(format!("the variable {} is not an https address", names[0])))?;
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("api-version", "7.1");
-    // Without it the token is the pipeline's and no service connection's.
+    // Without this parameter the token is the pipeline's, not that of a service connection.
     if let Some(connection) = variables.text("AZURESUBSCRIPTION_SERVICE_CONNECTION_ID") {
         query.append_pair("serviceConnectionId", connection);
     }
@@ -141,7 +141,7 @@ fn azure_devops(variables: &Variables) -> Result<UrlToken, SourceError> {
     Ok(UrlToken { url, method: Method::POST, headers: vec![("authorization".into(), bearer)], format })
 }
 
-/// `NAME: VALUE`, with variables in the value.
+/// Parses `NAME: VALUE` and replaces variables in the value.
 fn header(line: &str, variables: &Variables) -> Result<(String, Secret<String>), SourceError> {
     let (name, value) = line.split_once(':').ok_or_else(|| {
         SourceError::refused("a line of credentials.token_headers is not of the form NAME: VALUE")

@@ -1,4 +1,4 @@
-//! `external_account` of a credential file: what is in it, and what is made of it.
+//! `external_account` in a credential file: its fields, and the credential built from them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,11 +29,11 @@ pub(in crate::source) struct Fields {
     pub(in crate::source) workforce_pool_user_project: Option<String>,
     pub(in crate::source) credential_source: Option<Described>,
     pub(in crate::source) universe: Option<String>,
-    /// Of the impersonation on top.
+    /// The account of the impersonation, if any.
     pub(in crate::source) account: Option<String>,
 }
 
-/// `credential_source`. Which kind it is follows from what is in it, in the order of AIP-4117.
+/// `credential_source`. Its kind follows from the fields present, in the order of AIP-4117.
 #[derive(Debug, Default, Deserialize)]
 pub(in crate::source) struct Described {
     environment_id: Option<String>,
@@ -56,7 +56,7 @@ struct DescribedFormat {
     subject_token_field_name: Option<String>,
 }
 
-/// In the order of the file; values may be secrets.
+/// In file order; values may be secrets.
 #[derive(Debug, Default)]
 struct Headers(Vec<(String, Secret<String>)>);
 
@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for Headers {
 }
 
 impl Fields {
-    /// The error is a fragment about the file, without anything from it that could be a secret.
+    /// The error is a fragment about the file and contains nothing that could be a secret.
     pub(in crate::source) fn federated(
         self,
         endpoints: &Endpoints,

@@ -1,6 +1,6 @@
-//! Workload and workforce identity federation: a token of somebody else's issuer, exchanged at Google's
-//! security token service (RFC 8693). The credential files of it are `external_account` (AIP-4117); a CI job
-//! says the same in the config ([`crate::source::google::configured::Federation`]).
+//! Workload and workforce identity federation: another issuer's token, exchanged at Google's Security Token
+//! Service (RFC 8693). Its credential files are `external_account` (AIP-4117); a CI job sets the same up in
+//! the config ([`crate::source::google::configured::Federation`]).
 
 mod ci;
 mod file_format;
@@ -32,10 +32,10 @@ use crate::token::{AccessToken, Scopes};
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
-/// Who the token is, is asked once and may not delay it by more than this.
+/// Longest delay that the single introspection request may add to a token.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
-/// An identity of a pool, as somebody else's token proves it.
+/// An identity in a pool, proven by another issuer's token.
 pub(super) struct ExternalAccount {
     audience: String,
     subject_token_type: String,
@@ -45,9 +45,9 @@ pub(super) struct ExternalAccount {
     client: Option<Secret<String>>,
     user_project: Option<String>,
     subject: Subject,
-    /// The account that will be impersonated with it: commands are told.
+    /// The account to impersonate with the token; passed to commands.
     account: Option<String>,
-    /// `principal://…`, once the service that knows it has said so.
+    /// `principal://…`, once the introspection endpoint has returned it.
     name: Mutex<Option<String>>,
     seen: Mutex<Vec<Option<Stamp>>>,
 }
@@ -58,7 +58,7 @@ impl fmt::Debug for ExternalAccount {
     }
 }
 
-/// RFC 7662 section 2.2.
+/// Introspection response (RFC 7662 section 2.2).
 #[derive(Deserialize)]
 struct Introduced {
     active: bool,
@@ -66,13 +66,13 @@ struct Introduced {
 }
 
 impl ExternalAccount {
-    /// The files as they are now, so that only what changes later counts.
+    /// Records the current state of the files, so that only later changes count.
     fn looked(self) -> Self {
         self.supplied();
         self
     }
 
-    /// For messages: whose pool it is.
+    /// The kind of pool, for messages.
     pub(super) fn kind(&self) -> &'static str {
         if is_workforce(&self.audience) { "workforce identity" } else { "workload identity" }
     }
@@ -81,18 +81,18 @@ impl ExternalAccount {
         self.name().unwrap_or_else(|| format!("the principal of {}", self.audience))
     }
 
-    /// The principal, where the service said who it is.
+    /// The principal, if introspection has returned it.
     fn name(&self) -> Option<String> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// True when both are the same principal for certain; else false.
+    /// True only if both are certainly the same principal.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let own = self.name();
         self.audience == other.audience && own.is_some() && own == other.name()
     }
 
-    /// What a command of it may take beyond what upstream calls may.
+    /// Extra time for a command, beyond what upstream calls may take.
     pub(super) fn patience(&self) -> Duration {
         match &self.subject {
             Subject::Executable(executable) => executable.timeout(),
@@ -100,7 +100,7 @@ impl ExternalAccount {
         }
     }
 
-    /// The client for calls with its tokens: the one that shows the certificate, where there is one.
+    /// The client for calls with its tokens; it presents the client certificate, if there is one.
     pub(super) fn client(&self, plain: &Arc<Upstream>) -> Result<Arc<Upstream>, SourceError> {
         match &self.subject {
             Subject::Certificate(certificate) => certificate.client(plain),
@@ -114,7 +114,7 @@ impl ExternalAccount {
         }
     }
 
-    /// Whether a file that exchanges read changed since the last look.
+    /// Whether a file that exchanges read changed since the last check.
     pub(super) fn supplied(&self) -> bool {
         let now: Vec<_> = self.subject.files().iter().map(|file| Stamp::of(file)).collect();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +123,7 @@ impl ExternalAccount {
         changed
     }
 
-    /// One exchange, for exactly `scopes`.
+    /// Exchanges once, for exactly `scopes`.
     pub(super) async fn access(
         &self,
         upstream: &Arc<Upstream>,
@@ -133,8 +133,8 @@ impl ExternalAccount {
         let ahead = upstream.skew().ahead();
         let subject = self.subject(upstream, false).await?;
         let token = match self.exchange(&client, &subject, scopes).await {
-            // The file was replaced meanwhile, or what a command had kept is not taken any more, or what was
-            // signed here was signed by a clock that this answer showed to be wrong.
+            // The file was replaced meanwhile, or a token cached by a command is no longer accepted, or our
+            // signature used a clock that this answer showed to be wrong.
             Err(Fault::Denied(denial))
                 if denial.is("invalid_grant")
                     && (self.subject.may_change()
@@ -162,7 +162,7 @@ impl ExternalAccount {
         self.subject.token(upstream, &purpose).await
     }
 
-    /// The outer error is for another try with another subject token, the inner one is final.
+    /// The outer error allows a retry with another subject token; the inner one is final.
     async fn exchange(
         &self,
         client: &Upstream,
@@ -178,13 +178,13 @@ impl ExternalAccount {
             ("subject_token", subject.expose()),
             ("subject_token_type", &self.subject_token_type),
         ];
-        // A client says by itself which project pays.
+        // A client's authentication already determines the project that pays.
         let project = self.user_project.as_ref().filter(|_| self.client.is_none());
         let options = project.map(|project| json!({"userProject": project}).to_string());
         fields.extend(options.as_deref().map(|options| ("options", options)));
         let call = Call { basic: self.client.as_ref(), ..Call::form(&self.token_url, &fields) };
         let answer = client.send(&call).await?;
-        // RFC 8693 section 2.2.1. Google leaves `expires_in` out where the lifetime is that of the subject token.
+        // RFC 8693 section 2.2.1. Google omits `expires_in` if the lifetime is that of the subject token.
         Ok(answer.granted().and_then(|granted| {
             if granted.life.is_none() {
                 return Err(SourceError::refused(
@@ -195,7 +195,7 @@ impl ExternalAccount {
         }))
     }
 
-    /// Asks who the token is, where there is somebody to ask. It serves messages alone, so nothing depends on it.
+    /// Introspects the token, if there is an endpoint. Only messages use the result; failures are ignored.
     async fn introduce(&self, client: &Upstream, token: &AccessToken) {
         let Some(url) = self.token_info_url.as_deref().filter(|_| self.name().is_none()) else { return };
         let fields = [("token", token.value.expose().as_str()), ("token_type_hint", ACCESS_TOKEN)];
@@ -215,7 +215,7 @@ impl ExternalAccount {
         SourceError::refused(format!("{denial}: {}", self.remedy(denial, subject)))
     }
 
-    /// Codes of RFC 6749 section 5.2 and RFC 8693 section 2.2.2, as Google uses them.
+    /// Handles the codes of RFC 6749 section 5.2 and RFC 8693 section 2.2.2, as Google uses them.
     fn remedy(&self, denial: &Denial, subject: &Secret<String>) -> String {
         let (audience, place) = (&self.audience, self.subject.place());
         match denial.code.as_deref() {
@@ -236,7 +236,7 @@ impl ExternalAccount {
     }
 }
 
-/// When a JWT ended, if it did by this machine's clock. Unverified: it explains a refusal and decides nothing.
+/// When a JWT expired by this machine's clock. Unverified: it explains a refusal and decides nothing.
 fn expired(subject: &Secret<String>) -> Option<String> {
     let end = jwt::expiry(&jwt::unverified_claims(subject.expose())?)?;
     let over = end <= SystemTime::now();

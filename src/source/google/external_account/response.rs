@@ -1,5 +1,5 @@
-//! What a command says: the response format of executable-sourced credentials (AIP-4117), version 1, with two
-//! things more that the exec provider understands (`docs/PROVIDERS.md`): an access token, and whose it is.
+//! A command's response: the format of executable-sourced credentials (AIP-4117), version 1, plus two
+//! additions that the exec provider accepts (`docs/PROVIDERS.md`): an access token, and the account's name.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use crate::source::jwt;
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
-/// A word of an error message is shorter.
+/// Shortest bare token: a word of an error message is shorter.
 const SHORTEST_BARE: usize = 20;
 const SAML2: &str = "urn:ietf:params:oauth:token-type:saml2";
 
@@ -33,42 +33,42 @@ struct Written {
     code: Option<Value>,
 }
 
-/// What a token that came is good for.
+/// What a returned token can be used for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::source) enum Good {
-    /// As it is, for Google's APIs.
+    /// Directly, as an access token for Google's APIs.
     Access,
-    /// To be handed out as an ID token, or to be exchanged.
+    /// As an ID token to hand out, or as a subject token to exchange.
     Identity,
-    /// To be exchanged.
+    /// Only as a subject token to exchange.
     Subject,
-    /// The command printed it alone, so what it is follows from what was asked for.
+    /// Printed alone, so its use follows from the request.
     Bare,
 }
 
-/// A good response.
+/// A successful response.
 #[derive(Debug)]
 pub(in crate::source) struct Brought {
     pub(in crate::source) good: Good,
     pub(in crate::source) token: Secret<String>,
     pub(in crate::source) expires: Option<SystemTime>,
-    /// `expires_in` as it was written. AIP-4117 does not have it, and in a file that is read later it would count
-    /// from nowhere: only who ran the command itself may go by it, and for all others it may be anything.
+    /// `expires_in` as written, which may be any JSON. AIP-4117 does not define it, and in an output file
+    /// read later its start is unknown; so only the caller that ran the command itself may use it.
     pub(in crate::source) life: Option<Value>,
     pub(in crate::source) account: Option<String>,
 }
 
-/// Why a response brought nothing.
+/// Why a response has no usable token.
 #[derive(Debug)]
 pub(super) enum Nothing {
-    /// Not what the format allows.
+    /// The response violates the format.
     Malformed(&'static str),
-    /// The command says so itself; its code, where it looks like one.
+    /// The command reported a failure; holds its code, if it looks like one.
     Failed(Option<String>),
     Expired,
 }
 
-/// Reads a response. Nothing of it but a code gets into an error: serde would quote what it stumbled over.
+/// Parses a response. Errors contain at most a code: serde's messages would quote the input.
 pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
     let written: Written = serde_json::from_slice(bytes)
         .map_err(|_| Nothing::Malformed("it is not the JSON that is expected"))?;
@@ -102,8 +102,8 @@ pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
     Ok(Brought { good, token, expires, life: written.expires_in, account })
 }
 
-/// What a command that ran brought; `name` is for messages.
-/// `bare_too`: it may be a token alone, as `gcloud auth print-access-token` and `vault read -field` print it.
+/// The token that a finished command returned; `name` is for messages.
+/// `bare_too`: also accepts a bare token, as `gcloud auth print-access-token` or `vault read -field` print.
 pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Result<Brought, SourceError> {
     let read = read(ran.output.expose(), SystemTime::now());
     let read = match read {
@@ -119,7 +119,7 @@ pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Resul
         Err(Nothing::Failed(None)) => {
             Err(SourceError::refused(format!("the command {name} brought no token; {said}")))
         }
-        // Before what it wrote: a command that broke down rarely ends its JSON.
+        // Checked before the output: a command that failed rarely writes complete JSON.
         _ if !ran.success => Err(SourceError::refused(format!("the command {name} failed; {said}"))),
         Err(Nothing::Expired) => {
             Err(SourceError::refused(format!("the command {name} brought a token that has expired")))
@@ -131,7 +131,7 @@ pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Resul
     }
 }
 
-/// One word of the characters of tokens (RFC 6750 section 2.1); a JWT says itself when it ends.
+/// A single word of token characters (RFC 6750 section 2.1). If it is a JWT, its own `exp` counts.
 fn bare(output: &Secret<Vec<u8>>) -> Option<Brought> {
     let text = std::str::from_utf8(output.expose()).ok()?.trim();
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
@@ -154,13 +154,13 @@ fn seconds(given: f64) -> Result<SystemTime, Nothing> {
     end.ok_or(Nothing::Malformed("its expiration_time is not a time in seconds since 1970"))
 }
 
-/// `expires_in` as a span, where it is a number of seconds, also as text.
+/// `expires_in` as a duration, if it is a number of seconds, as JSON number or text.
 pub(in crate::source) fn span(given: &Value) -> Option<Duration> {
     let number = given.as_f64().or_else(|| given.as_str()?.trim().parse().ok())?;
     Duration::try_from_secs_f64(number.trunc()).ok()
 }
 
-/// A number, or what looks like a code.
+/// A number, or a text that looks like an error code.
 fn code(value: &Value) -> Option<String> {
     let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
     number.filter(|number| *number < 100_000).map(|number| number.to_string()).or_else(|| fault::code(value))
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(brought.expires, Some(at(200)));
             assert!(matches!(read(text.as_bytes(), at(200)), Err(Nothing::Expired)));
         }
-        // What executables of other makers write there breaks nothing.
+        // An `expires_in` in another form, as other vendors' executables write it, is not an error.
         for (written, life) in [
             (json!(60), Some(60)),
             (json!(60.9), Some(60)),

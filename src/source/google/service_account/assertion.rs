@@ -1,12 +1,13 @@
-//! What a service-account key signs itself, besides the exchange that yup-oauth2 does.
+//! What a service-account key signs, other than the exchange that yup-oauth2 does.
 //!
 //! * ID tokens: the JWT-bearer grant (RFC 7523) with `target_audience`.
-//! * Domain-wide delegation: the same grant with `sub`, whom the account stands in for.
+//! * Domain-wide delegation: the same grant with `sub`, the user that the account acts for.
 //! * Self-signed access tokens (<https://google.aip.dev/auth/4111>): the JWT is the token, and no server is
-//!   asked. Universes other than googleapis.com take nothing else, for they exchange no assertions; in
-//!   googleapis.com it is made where the scope is an *audience*, the address of one service
-//!   (`https://pubsub.googleapis.com/`), for which there is no exchange either. Its end is the one that we
-//!   sign, by Google's clock where an earlier answer showed it; else a wrong clock makes a token that is refused.
+//!   called. Universes other than googleapis.com accept nothing else, because they do not exchange
+//!   assertions. In googleapis.com they are used if the scope is an *audience*, the URL of one service
+//!   (`https://pubsub.googleapis.com/`), for which there is no exchange either. Their expiry is the one we
+//!   sign, by Google's clock if an earlier answer showed it; otherwise a wrong local clock yields a token
+//!   that is refused.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,17 +27,17 @@ use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 pub(crate) const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
-/// Longest life of an assertion, and of a self-signed token, that Google accepts.
+/// Longest lifetime of an assertion or a self-signed token that Google accepts, in seconds.
 pub(crate) const ASSERTION_LIFE: u64 = 3600;
 
-/// Answer of the token endpoint to an assertion with `target_audience`.
+/// The token endpoint's answer to an assertion with `target_audience`.
 #[derive(Deserialize)]
 struct Issued {
     id_token: Secret<String>,
 }
 
 impl ServiceAccount {
-    /// An access token for exactly the scopes of `ask`, or for the one audience in their place.
+    /// An access token for exactly the scopes of `ask`, or for the audience given instead of scopes.
     pub(crate) async fn access(
         &self,
         upstream: &Arc<Upstream>,
@@ -70,7 +71,7 @@ impl ServiceAccount {
         let mut claims =
             json!({"iss": self.email(), "sub": self.email(), "iat": issued, "exp": issued + life});
         claims[claim] = json!(value);
-        // The claims have whole seconds: what the clock showed beyond the last one does not count.
+        // Claims have whole seconds: cut the fraction off.
         let cut = Duration::from_nanos(u64::from(
             signed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos(),
         ));
@@ -78,7 +79,7 @@ impl ServiceAccount {
         Ok(AccessToken::new(self.sign(&claims)?, expires, ask.scopes.clone()))
     }
 
-    /// A token of `subject`, a person of the domain that allowed the account to stand in for its people.
+    /// A token of `subject`, a user of a domain that allows the account to act for its users.
     async fn stand_in(
         &self,
         upstream: &Upstream,
@@ -89,7 +90,7 @@ impl ServiceAccount {
         self.assert(upstream, claims, scopes).await.map_err(|fault| self.undelegated(fault, subject))
     }
 
-    /// The exchange without yup, which signs by this machine's clock.
+    /// An exchange without yup, which would sign by this machine's clock.
     pub(crate) async fn exchange_by_their_clock(
         &self,
         upstream: &Upstream,
@@ -128,7 +129,7 @@ impl ServiceAccount {
         }
     }
 
-    /// An ID token of the account itself. yup has no such exchange, so the assertion is ours.
+    /// An ID token of the account itself. yup has no such exchange, so the assertion is built here.
     pub(crate) async fn identity(
         &self,
         upstream: &Upstream,
@@ -157,8 +158,8 @@ impl ServiceAccount {
     }
 }
 
-/// Runs `attempt`, which signs by the upstream's clock as it is known; once more where what it signed was not
-/// accepted and the answer showed that the clock was the wrong one.
+/// Runs `attempt`, which signs by the upstream's clock as far as it is known. Retries once if the signature
+/// was refused and the answer showed that the clock was wrong.
 pub(crate) async fn signed_by_the_clock<T, F>(
     upstream: &Upstream,
     attempt: impl Fn() -> F,
@@ -190,7 +191,7 @@ pub(crate) fn delegation(
     })
 }
 
-/// Why an assertion brought no token.
+/// Why an assertion was not exchanged for a token.
 #[derive(Debug)]
 pub(crate) enum Redeemed {
     Fault(Fault),
@@ -231,8 +232,8 @@ pub(crate) fn delegation_refused(account: &str, subject: &str, fault: Fault) -> 
     }
 }
 
-/// The audience that stands in the place of scopes: the address of one service of Google, and nothing beside
-/// it. `https://mail.google.com/` and its like are scopes, and old ones.
+/// The audience given instead of scopes: the URL of one Google service, and no other scope with it.
+/// `https://mail.google.com/` and similar are old scopes, not audiences.
 fn audience(scopes: &Scopes) -> Result<Option<&str>, SourceError> {
     let is_audience = |scope: &&str| {
         let host = scope.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/'));

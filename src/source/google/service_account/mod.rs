@@ -1,9 +1,10 @@
-//! Service-account keys, and what they sign (`assertion` has the rest). The only file that names `yup_oauth2`, and its types stay here.
+//! Service-account keys and what they sign (see also `assertion`). The only file that uses `yup_oauth2`; its
+//! types do not leave this module.
 //!
 //! yup-oauth2 does the JWT-bearer exchange (RFC 7523). It logs requests and answers with their secrets
-//! through the `log` crate, caches per scope set without single flight, and has no time-outs; so it gets a
-//! storage that stores nothing, our time-outs, and no bridge from `log` (`console`). It drops the status of an
-//! answer and reads bodies without a bound, so its transport ends in our own client (`transport`).
+//! through the `log` crate, caches per scope set without single flight, and has no timeouts; so it gets a
+//! storage that stores nothing, our timeouts, and no bridge from `log` (`console`). It drops the status of an
+//! answer and reads bodies without a limit, so its transport ends in our own client (`transport`).
 
 pub(super) mod assertion;
 mod transport;
@@ -48,7 +49,7 @@ pub(crate) struct ServiceAccount {
     exchanges: bool,
     pem: Secret<String>,
     signer: RsaKeyPair,
-    /// Made on first use and kept, because yup copies the key into it; with what carries its requests.
+    /// Built on first use, because yup copies the key into it. Paired with the carrier of its requests.
     exchanger: OnceCell<(Exchanger, Arc<Carrier>)>,
 }
 
@@ -59,7 +60,7 @@ impl fmt::Debug for ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// `pem` is the file's `private_key`. A key that cannot sign is found here, not at the first request.
+    /// `pem` is the file's `private_key`. Fails here, not at the first request, if the key cannot sign.
     pub(crate) fn new(
         email: String,
         key_id: Option<String>,
@@ -86,8 +87,8 @@ impl ServiceAccount {
         &self.email
     }
 
-    /// One exchange, for exactly `scopes`: through yup, unless this machine's clock is known to be wrong, as the
-    /// answer to yup's own attempt may have shown.
+    /// Exchanges once, for exactly `scopes`: through yup, unless this machine's clock is known to be wrong,
+    /// which the answer to yup's own attempt may have shown.
     pub(crate) async fn exchange(
         &self,
         upstream: &Arc<Upstream>,
@@ -138,7 +139,7 @@ impl ServiceAccount {
         Ok(AccessToken::new(value, expires, scopes.clone()))
     }
 
-    /// Whether the token endpoint takes assertions of this key; else what it signs are the tokens.
+    /// Whether the token endpoint exchanges this key's assertions; otherwise it signs the tokens itself.
     pub(crate) fn exchanges(&self) -> bool {
         self.exchanges
     }
@@ -186,7 +187,7 @@ impl ServiceAccount {
             .map_err(|_| SourceError::refused("this service-account key cannot sign; make a new one"))
     }
 
-    /// What kept an exchange from a token: a fault may pass with another try, anything else is final.
+    /// Why an exchange failed: `Err` is a fault that may pass on retry, `Ok` a final error.
     fn failed(&self, carrier: &Carrier, error: &yup_oauth2::Error) -> Result<SourceError, Fault> {
         let known = match error {
             yup_oauth2::Error::AuthError(error) => carrier.fault(error.error.as_str()),
@@ -195,7 +196,7 @@ impl ServiceAccount {
         match known {
             Some(Redeemed::Fault(fault)) => Err(fault),
             Some(Redeemed::Useless(error)) => Ok(error),
-            // yup's own errors quote what they stumbled over.
+            // yup's own errors quote the input that failed to parse.
             None => Err(Fault::unreachable(&self.token_uri, "its answer is not understood")),
         }
     }
@@ -219,7 +220,7 @@ impl ServiceAccount {
     }
 }
 
-/// Stores nothing: `mint` is the only cache, else what it forgets would live on here.
+/// Stores nothing: `mint` is the only cache; tokens that it forgets would otherwise remain here.
 struct Nowhere;
 
 impl TokenStorage for Nowhere {

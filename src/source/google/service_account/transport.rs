@@ -1,9 +1,9 @@
-//! The transport that yup-oauth2 is given: what it sends goes out through our own client, with the same bounds in
-//! time and bytes and the same look at status and answer as every other call.
+//! The transport for yup-oauth2: its requests go out through our own client, with the same time and size
+//! limits and the same handling of status and body as every other call.
 //!
-//! yup-oauth2 reads bodies without a limit, drops the status and computes with whatever `expires_in` an answer
-//! has. So its connection ends here: the request is read off it, sent by [`Upstream::once`], and yup gets back
-//! either a plain grant or the number under which [`Carrier::fault`] keeps what went wrong.
+//! yup-oauth2 reads bodies without a limit, drops the status and trusts any `expires_in` in an answer. So its
+//! connection ends here: the request is read from it and sent by [`Upstream::once`], and yup gets either a
+//! plain grant or the number under which [`Carrier::fault`] keeps the failure.
 
 use std::collections::BTreeMap;
 use std::future::{Future, Ready, ready};
@@ -26,7 +26,7 @@ use crate::source::google::service_account::assertion::Redeemed;
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Call;
 
-/// Faults whose exchange was given up meanwhile are forgotten.
+/// Limit on kept faults, since abandoned exchanges never collect theirs; the oldest are dropped.
 const MOST_FAULTS: usize = 16;
 
 /// Carries the requests of one key's exchanges to its token endpoint.
@@ -42,13 +42,13 @@ impl Carrier {
         Arc::new(Self { upstream, url, faults: Mutex::default() })
     }
 
-    /// What went wrong, under the number that yup was told as an error code.
+    /// The fault stored under the number that yup received as an error code.
     pub(crate) fn fault(&self, number: &str) -> Option<Redeemed> {
         let number = number.parse().ok()?;
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number)
     }
 
-    /// Sends a form; the answer is one that yup understands.
+    /// Sends a form and answers in a format that yup understands.
     async fn carry(self: Arc<Self>, body: Secret<String>) -> Zeroizing<Vec<u8>> {
         let said = match self.exchange(body).await {
             Ok(grant) => Secret::new(grant),
@@ -84,7 +84,7 @@ impl Carrier {
     }
 }
 
-/// The connector for yup's client. Nothing is connected: each connection is a [`Wire`].
+/// The connector for yup's client. It opens no connection: each one is a [`Wire`].
 #[derive(Clone, Debug)]
 pub(crate) struct Transport(pub(crate) Arc<Carrier>);
 
@@ -102,7 +102,7 @@ impl Service<Uri> for Transport {
     }
 }
 
-/// The far end of a connection, for one request.
+/// The server side of a connection, for one request.
 pub(crate) struct Wire {
     carrier: Arc<Carrier>,
     asked: Zeroizing<Vec<u8>>,
@@ -110,10 +110,10 @@ pub(crate) struct Wire {
 }
 
 enum State {
-    /// With who waits for the answer already.
+    /// The waker of a task that already waits for the answer.
     Asking(Option<Waker>),
     Carrying(Pin<Box<dyn Future<Output = Zeroizing<Vec<u8>>> + Send>>),
-    /// With how much of it was read.
+    /// The answer and the number of bytes read so far.
     Answering(Zeroizing<Vec<u8>>, usize),
 }
 
@@ -176,7 +176,7 @@ impl Write for Wire {
     }
 }
 
-/// The body of a whole request: hyper says how long a text is.
+/// The body of a complete request; hyper sets its Content-Length.
 fn body_of(asked: &[u8]) -> Option<Secret<String>> {
     let end = asked.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(asked.get(..end)?).ok()?;

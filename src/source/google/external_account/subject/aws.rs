@@ -1,8 +1,8 @@
-//! AWS as the source: a signed `GetCallerIdentity` request, which the security token service sends on to
-//! learn who signed it. Signature Version 4 with HMAC-SHA256; no SDK.
+//! AWS as the source: a signed `GetCallerIdentity` request, which the Security Token Service forwards to AWS
+//! to learn the signer. Signature Version 4 with HMAC-SHA256; no SDK.
 //!
-//! Keys come from the environment (`aws_keys`), else from the metadata service of the machine (IMDS) at the addresses that
-//! the credential file names, by a session token (version 2) where it names an address for that.
+//! Keys come from the environment (`aws_keys`), else from the machine's metadata service (IMDS) at the
+//! addresses in the credential file, with a session token (version 2) if the file names an address for that.
 
 use std::time::SystemTime;
 
@@ -22,7 +22,7 @@ use crate::source::http::fault::Fault;
 use crate::source::http::request::{Answer, Call};
 use crate::source::variables::Variables;
 
-/// Seconds that a session token of the metadata service is asked for.
+/// Requested lifetime of an IMDS session token, in seconds.
 const SESSION: &str = "300";
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Aws {
     pub(crate) region_url: Option<String>,
     pub(crate) url: Option<String>,
     pub(crate) session_token_url: Option<String>,
-    /// With `{region}` in it.
+    /// Contains `{region}`.
     pub(crate) verification_url: String,
     pub(crate) variables: Variables,
 }
@@ -135,7 +135,7 @@ fn unanswered(url: &str, fault: Fault) -> SourceError {
     if fault.is_transient() { SourceError::transient(why) } else { SourceError::refused(why) }
 }
 
-/// The request, signed and serialised as the security token service wants it: JSON, percent-encoded.
+/// The signed request, serialised as the Security Token Service expects: JSON, percent-encoded.
 fn signed(url: &str, region: &str, audience: &str, keys: &Keys, now: SystemTime) -> Option<Secret<String>> {
     let parsed = Url::parse(url).ok()?;
     let host = match parsed.port() {
@@ -143,11 +143,11 @@ fn signed(url: &str, region: &str, audience: &str, keys: &Keys, now: SystemTime)
         None => parsed.host_str()?.to_owned(),
     };
     let stamp = stamp(now);
-    // In the order in which they are signed: by name.
+    // Sorted by name, as signing requires.
     let mut headers = vec![("host", host.as_str()), ("x-amz-date", &stamp)];
     headers
         .extend(keys.session_token.as_ref().map(|token| ("x-amz-security-token", token.expose().as_str())));
-    // Signed along, so that the request is good for this provider alone.
+    // Signing this header too makes the request valid for this provider only.
     headers.push(("x-goog-cloud-target-resource", audience));
     let authorization = authorization(("POST", "sts"), &parsed, region, &stamp, &headers, keys);
     let mut all = vec![json!({"key": "Authorization", "value": authorization})];
@@ -204,11 +204,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Percent-encoding as Signature Version 4 has it: all but the unreserved characters of RFC 3986.
+/// Percent-encodes as Signature Version 4 requires: all but the unreserved characters of RFC 3986.
 fn escaped(text: &str, path: bool) -> String {
     let mut out = String::with_capacity(text.len() * 3);
     for byte in text.bytes() {
-        // A path is escaped once already.
+        // A path is already escaped once.
         let plain =
             byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (path && b"/%".contains(&byte));
         if plain {

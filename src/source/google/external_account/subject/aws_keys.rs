@@ -1,5 +1,5 @@
-//! Where AWS keys come from besides the machine's metadata service, in the order of AWS's own tools: variables, a
-//! profile, the credentials of a container (ECS, Fargate, EKS Pod Identity).
+//! Sources of AWS keys other than the machine's metadata service, in the order of AWS's own tools: variables,
+//! a profile, container credentials (ECS, Fargate, EKS Pod Identity).
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::source::http::request::{Answer, Call};
 use crate::source::http::secure_url::within;
 use crate::source::variables::Variables;
 
-/// The agent of ECS, which `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` is a path of.
+/// The ECS agent; `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` is a path on it.
 const ECS: &str = "http://169.254.170.2";
 
 pub(crate) struct Keys {
@@ -25,13 +25,13 @@ pub(crate) struct Keys {
     pub(crate) session_token: Option<Secret<String>>,
 }
 
-/// A container's agent, and what it is asked with.
+/// A container's agent, and the authorization to send to it.
 struct Agent {
     url: String,
     authorization: Option<Secret<String>>,
 }
 
-/// What IMDS answers for a role, and a container's agent for its task.
+/// The answer of IMDS for a role, and of a container's agent for its task.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answered {
@@ -41,7 +41,7 @@ struct Answered {
 }
 
 impl Keys {
-    /// `None` where the environment says nothing of them; the machine is asked then.
+    /// `None` if the environment names no keys; the caller then asks IMDS.
     pub(crate) async fn env(variables: &Variables, upstream: &Upstream) -> Result<Option<Self>, SourceError> {
         if let Some(keys) = Self::of_variables(variables) {
             return Ok(Some(keys));
@@ -79,7 +79,7 @@ impl Keys {
         })
     }
 
-    /// A profile that is named has to be there; `default` may be. SSO and assumed roles need AWS's own tools.
+    /// A named profile must exist; `default` need not. SSO and assumed roles need AWS's own tools.
     fn of_profile(variables: &Variables) -> Result<Option<Self>, SourceError> {
         let named = variables.text("AWS_PROFILE").or_else(|| variables.text("AWS_DEFAULT_PROFILE"));
         let profile = named.unwrap_or("default");
@@ -120,7 +120,7 @@ impl Keys {
         }))
     }
 
-    /// Where a container's agent has its credentials, if it has one.
+    /// The address of a container's agent, if there is one.
     fn container(variables: &Variables) -> Result<Option<Agent>, SourceError> {
         let full = variables.text("AWS_CONTAINER_CREDENTIALS_FULL_URI");
         let url = match (variables.text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"), full) {

@@ -1,5 +1,5 @@
-//! An X.509 certificate of this workload: shown in TLS to the security token service, and named again as the
-//! subject token. Where certificate and key are stands in a *certificate config file* of its own:
+//! This workload's X.509 certificate: presented in TLS to the Security Token Service, and sent as the subject
+//! token. A separate *certificate config file* names certificate and key:
 //! `{"cert_configs": {"workload": {"cert_path": …, "key_path": …}}}`.
 
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use crate::source::google::gcloud;
 use crate::source::http::client::Upstream;
 use crate::source::variables::Variables;
 
-/// Names the certificate config file in the place of gcloud's.
+/// Overrides the path of gcloud's certificate config file.
 const VARIABLE: &str = "GOOGLE_API_CERTIFICATE_CONFIG";
 
-/// `credential_source.certificate` of a file.
+/// `credential_source.certificate` in a credential file.
 #[derive(Debug, Deserialize)]
 pub(in crate::source) struct Described {
     use_default_certificate_config: Option<bool>,
@@ -35,7 +35,7 @@ pub(in crate::source) struct Described {
 pub(crate) struct Certificate {
     config: PathBuf,
     trust_chain: Option<PathBuf>,
-    /// The client that shows the certificate, and what it was made of.
+    /// The client that presents the certificate, and the certificate and key it was built from.
     client: Mutex<Option<(Vec<u8>, Arc<Upstream>)>>,
 }
 
@@ -76,15 +76,15 @@ impl Certificate {
         format!("the certificate of {}", quote::path(&self.config))
     }
 
-    /// With those that the config names now: certificates are renewed in their place.
+    /// Includes the files that the config names at this moment: certificates are renewed in place.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let own = [Some(self.config.clone()), self.trust_chain.clone()];
         let named = self.workload().ok().map(|workload| [workload.cert_path, workload.key_path]);
         own.into_iter().flatten().chain(named.into_iter().flatten()).collect()
     }
 
-    /// The chain as JSON list of base64 DER, the leaf first. What the file of the chain repeats of the leaf
-    /// at its top is said once.
+    /// The chain as a JSON list of base64 DER, the leaf first. If the chain file starts with the leaf too,
+    /// the leaf is listed once.
     pub(crate) fn token(&self) -> Result<Secret<String>, SourceError> {
         let leaf = self.leaf(&self.workload()?)?;
         let mut chain = vec![STANDARD.encode(&leaf)];
@@ -105,7 +105,7 @@ impl Certificate {
         Ok(Secret::new(serde_json::json!(chain).to_string()))
     }
 
-    /// The client for everybody who may ask for the certificate. Made anew when the files changed.
+    /// The client for servers that may request the certificate. Rebuilt when the files change.
     pub(crate) fn client(&self, plain: &Upstream) -> Result<Arc<Upstream>, SourceError> {
         let workload = self.workload()?;
         let unread = |path: &Path, error| {
@@ -152,7 +152,7 @@ impl Certificate {
     }
 }
 
-/// At least one.
+/// The certificates in a PEM file, at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {
     let bytes = subject::read(path)
         .map_err(|error| SourceError::transient(format!("cannot read {}: {error}", quote::path(path))))?;

@@ -1,6 +1,6 @@
-//! Executable-sourced credentials of a credential file, as AIP-4117 has them.
+//! Executable-sourced credentials in a credential file, per AIP-4117.
 //!
-//! A file that names a program to run is only followed where the person said so:
+//! A program named by a credential file runs only if the user allowed it, with
 //! `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1` in the environment.
 
 use std::io::ErrorKind;
@@ -19,12 +19,12 @@ use crate::source::variables::Variables;
 
 pub(crate) const ALLOWED: &str = "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES";
 
-/// Default and range of `timeout_millis`, as Google's libraries have them.
+/// Default and range of `timeout_millis`, as in Google's libraries.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// `credential_source.executable` of a file.
+/// `credential_source.executable` in a credential file.
 #[derive(Debug, Deserialize)]
 pub(in crate::source) struct Described {
     command: Option<String>,
@@ -36,7 +36,7 @@ pub(in crate::source) struct Described {
 pub(crate) struct Executable {
     command: Command,
     output_file: Option<PathBuf>,
-    /// Of the exec provider: it is told on its stdin what is wanted, and may answer with any version of it.
+    /// Set for the exec provider: it gets the request on stdin and may answer in any version of the format.
     pub(crate) told: bool,
 }
 
@@ -89,7 +89,7 @@ impl Executable {
         let mut more = vec![
             ("GOOGLE_EXTERNAL_ACCOUNT_AUDIENCE", purpose.audience),
             ("GOOGLE_EXTERNAL_ACCOUNT_TOKEN_TYPE", purpose.token_type),
-            // There may be nobody at the terminal, and what is asked there would block every container.
+            // There may be no user at the terminal, and a prompt would block every container.
             ("GOOGLE_EXTERNAL_ACCOUNT_INTERACTIVE", "0"),
         ];
         more.extend(purpose.account.map(|account| ("GOOGLE_EXTERNAL_ACCOUNT_IMPERSONATED_EMAIL", account)));
@@ -112,8 +112,8 @@ impl Executable {
         subject_token(brought, &name)
     }
 
-    /// What the command left in its output file, while that is good. What is no response at all is an error:
-    /// somebody else writes there.
+    /// The token in the command's output file, while it is valid. A file that is not a response is an error:
+    /// another program writes there.
     fn kept(&self, purpose: &Purpose<'_>) -> Result<Option<Secret<String>>, SourceError> {
         let Some(path) = self.output_file.as_ref().filter(|_| !purpose.afresh) else { return Ok(None) };
         let name = quote::path(path);
@@ -147,7 +147,7 @@ fn subject_token(brought: Brought, name: &str) -> Result<Secret<String>, SourceE
     }
 }
 
-/// Splits a command line at blanks; what stands in double quotes stays together. No shell is involved.
+/// Splits a command line at blanks; text in double quotes stays together. No shell is involved.
 fn words(line: &str) -> Vec<String> {
     let (mut all, mut word, mut begun, mut quoted) = (vec![], String::new(), false, false);
     for c in line.chars() {

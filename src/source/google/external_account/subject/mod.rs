@@ -1,6 +1,6 @@
-//! Subject tokens: what this machine or this job has to show to the security token service.
+//! Subject tokens: what this machine or job presents to the Security Token Service.
 //!
-//! They live for minutes, so each is fetched for each exchange and kept nowhere.
+//! They live for minutes, so each exchange fetches a new one and none is kept.
 
 pub(super) mod aws;
 mod aws_keys;
@@ -24,7 +24,7 @@ use crate::source::google::external_account::subject::executable::Executable;
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Call;
 
-/// No token is near this size; what is larger was named by mistake.
+/// No token is near this size; a larger file was named by mistake.
 const LARGEST_TOKEN: u64 = 1 << 20;
 
 /// Where a subject token comes from.
@@ -35,14 +35,14 @@ pub(crate) enum Subject {
     Executable(Executable),
     Aws(Box<Aws>),
     Certificate(Certificate),
-    /// A variable, which holds the same for as long as we run.
+    /// An environment variable, whose value stays the same while kfp-creds runs.
     Variable {
         name: String,
         token: Secret<String>,
     },
 }
 
-/// Whether the token stands alone, or in a field of a JSON object.
+/// Whether the token is the whole text or a field of a JSON object.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Format {
     Text,
@@ -58,20 +58,20 @@ pub(crate) struct FileToken {
 #[derive(Debug)]
 pub(crate) struct UrlToken {
     pub(crate) url: String,
-    /// GET, or POST where a token is made by asking (Azure DevOps).
+    /// GET, or POST if the request creates the token (Azure DevOps).
     pub(crate) method: Method,
     /// Values may be secrets.
     pub(crate) headers: Vec<(String, Secret<String>)>,
     pub(crate) format: Format,
 }
 
-/// What an exchange is for, as far as a subject token depends on it.
+/// The parts of an exchange that its subject token depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Purpose<'a> {
     pub(crate) audience: &'a str,
     pub(crate) token_type: &'a str,
     pub(crate) account: Option<&'a str>,
-    /// An earlier token was not accepted: nothing that was kept counts.
+    /// An earlier token was refused: ignore cached ones.
     pub(crate) afresh: bool,
 }
 
@@ -91,7 +91,7 @@ impl Subject {
         }
     }
 
-    /// For messages.
+    /// A name for messages.
     pub(crate) fn place(&self) -> String {
         match self {
             Self::File(file) => quote::path(&file.path),
@@ -103,7 +103,7 @@ impl Subject {
         }
     }
 
-    /// Whether a second look may find another token although the first brought one.
+    /// Whether fetching again may return a different token.
     pub(crate) fn may_change(&self) -> bool {
         match self {
             Self::File(_) => true,
@@ -112,12 +112,12 @@ impl Subject {
         }
     }
 
-    /// Whether it says when it was made, by our word.
+    /// Whether kfp-creds signs the token, with a timestamp by its own clock.
     pub(crate) fn is_signed_here(&self) -> bool {
         matches!(self, Self::Aws(_))
     }
 
-    /// The files whose change means that an exchange may go better now.
+    /// The files whose change means that a failed exchange may now succeed.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         match self {
             Self::File(file) => vec![file.path.clone()],
@@ -127,12 +127,12 @@ impl Subject {
     }
 }
 
-/// How often a file is looked at that may be half written, and the pause between two looks.
+/// How often to read a file that may be half written, and the pause between two reads.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 impl FileToken {
-    /// Whoever replaces the file in place leaves it empty or broken for a moment.
+    /// Retries, because a writer that replaces the file in place leaves it empty or broken for a moment.
     async fn token(&self) -> Result<Secret<String>, SourceError> {
         for _ in 1..LOOKS {
             if let Ok(token) = self.look() {
@@ -156,7 +156,7 @@ impl FileToken {
     }
 }
 
-/// Reads a file that should hold a credential, and waits for no pipe's writer.
+/// Reads a file that should hold a credential; never blocks on a pipe without a writer.
 pub(crate) fn read(path: &Path) -> std::io::Result<Secret<Vec<u8>>> {
     let about = fs::metadata(path)?;
     if !about.is_file() {
@@ -189,7 +189,7 @@ impl UrlToken {
 }
 
 impl Format {
-    /// The error completes a sentence about where the bytes came from, and quotes nothing from them.
+    /// The error completes a sentence about the source of the bytes and quotes nothing from them.
     pub(crate) fn pick(&self, bytes: &Secret<Vec<u8>>) -> Result<Secret<String>, String> {
         let token = match self {
             Self::Text => {
@@ -210,7 +210,7 @@ impl Format {
     }
 }
 
-/// Scheme, host and path: a query may hold a secret.
+/// Scheme, host and path only: the query may hold a secret.
 pub(crate) fn short(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     quote::name(url.get(..end).unwrap_or_default())
