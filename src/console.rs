@@ -1,4 +1,4 @@
-//! What a person reads: one line per decision, on stderr, and the diagnostic log behind `-v`.
+//! The output for a person: one line per decision, on stderr, and the diagnostic log of `-v`.
 //!
 //! No line holds a secret: [`Line`] has no field that could carry one, and the log is built without the
 //! bridge to the `log` crate, through which dependencies print tokens at debug level.
@@ -19,28 +19,29 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Line<'a> {
-    /// Who the containers will be, through which engine and network.
+    /// The account, project, engine and network of the session.
     Ready { source: &'a str, account: &'a str, project: &'a str, engine: &'a str, network: &'a str },
-    /// A container has an identity, at an address, before its first instruction.
+    /// A container got an identity and an address before its first instruction.
     Attached { task: &'a str, container: &'a str, identity: &'a str, address: &'a str },
-    /// A container has none, and why.
+    /// A container got no identity, and why.
     NotAttached { task: &'a str, why: &'a str },
-    /// A request that was refused, and why.
+    /// A refused request, and why.
     Refused { what: &'a str, why: &'a str },
-    /// A container ended, or was cut off by a person: nothing is minted for it any more. `outstanding` is when its last token expires.
+    /// A container ended, or a person cut it off: nothing is minted for it any more. `outstanding` is when
+    /// its last token expires.
     CutOff {
         task: &'a str,
         container: &'a str,
-        /// A person did it: the container may well run.
+        /// A person cut it off: the container may still run.
         by_hand: bool,
         exit_code: Option<i64>,
         outstanding: Option<String>,
     },
-    /// Something a person should know or do.
+    /// Information or advice for a person.
     Notice { text: &'a str },
-    /// A slow first step, so that waiting has a reason.
+    /// The reason for a wait at the start.
     Progress { text: &'a str },
-    /// The end of the session; `cut_off` counts leases, however they ended.
+    /// The end of the session; `cut_off` counts leases, whatever ended them.
     Ended { attached: u64, cut_off: u64, outstanding: u64, until: Option<String> },
 }
 
@@ -84,7 +85,7 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-/// How much is said, and in which form.
+/// Verbosity and format of the output.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Form {
     #[default]
@@ -94,10 +95,10 @@ pub enum Form {
     Quiet,
 }
 
-/// A step that takes longer says what it waits for.
+/// A step that takes longer shows what it waits for.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// The one writer of [`Line`]s; clones share it.
+/// The only writer of [`Line`]s; clones share it.
 #[derive(Clone)]
 pub struct Console {
     form: Form,
@@ -115,7 +116,7 @@ impl Console {
         Self { form, out: Arc::new(Mutex::new(out)) }
     }
 
-    /// Writes one line. A terminal that is gone must not end the session, so errors are dropped.
+    /// Writes one line. Errors are ignored: a closed terminal must not end the session.
     pub fn say(&self, line: Line<'_>) {
         let text = match self.form {
             Form::Json => serde_json::to_string(&line).unwrap_or_default(),
@@ -130,7 +131,7 @@ impl Console {
         self.say(Line::Notice { text: text.as_ref() });
     }
 
-    /// Waits for `work`, and says what for once that takes longer than a person expects.
+    /// Waits for `work`; if that takes longer than `SLOW`, shows `text` once.
     pub async fn while_slow<T>(&self, text: &str, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         match tokio::time::timeout(SLOW, &mut work).await {
@@ -143,7 +144,7 @@ impl Console {
     }
 }
 
-/// Names and images come from whoever made the container: no control character reaches the terminal.
+/// The container's creator chose its names and images: no control character reaches the terminal.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -154,15 +155,15 @@ pub fn expiry(at: SystemTime, left: Duration) -> String {
     format!("{} (in {} s)", at.unwrap_or_default(), left.as_secs())
 }
 
-/// Installs the diagnostic log: `LEVEL` and `TARGET=LEVEL`, separated by commas, in `filter`.
-/// The last directives are ours and cannot be overridden: those crates print secrets.
+/// Installs the diagnostic log. `filter` holds `LEVEL` and `TARGET=LEVEL`, separated by commas. Our own
+/// directives come last and cannot be overridden: those crates print secrets.
 pub fn install_log(filter: &str, out: fn() -> std::io::Stderr) {
     let filter = format!("{filter},yup_oauth2=off,bollard=info,h2=info,hyper=info,rustls=info");
     let lines = tracing_subscriber::fmt::layer().with_writer(out).with_ansi(false);
     let _ = tracing_subscriber::registry().with(lines).with(targets(&filter)).try_init();
 }
 
-/// What cannot be read is left out; of two directives for the same target the later one counts.
+/// Ignores directives that cannot be parsed; of two for the same target the later one counts.
 fn targets(filter: &str) -> Targets {
     filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()).fold(
         Targets::new(),

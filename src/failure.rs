@@ -1,15 +1,15 @@
-//! How a command ends: the vocabulary between what went wrong and the exit code, which `main.rs` chooses.
+//! How a command ends: outcomes and failures, for which `main.rs` chooses the exit codes.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// A good end.
+/// A successful end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
     Done,
     /// `scan` found a key.
     Found,
-    /// The child of `run` ended, with this code; 128 + the signal's number where a signal ended it.
+    /// The child of `run` ended with this code; 128 + the signal's number if a signal ended it.
     Child(u8),
 }
 
@@ -20,29 +20,29 @@ impl From<ExitStatus> for Ended {
     }
 }
 
-/// A bad end, by whose fault it is. The text is for the terminal: lines of lower-case fragments that say
-/// what to do next, without secrets.
+/// A failure, by its cause. The text is for the terminal: lines of lower-case fragments that say what to do
+/// next, without secrets.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Failure {
-    /// The command line asks for something that makes no sense.
+    /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
-    /// A file that the command line names is not there.
+    /// A file that the command line names does not exist.
     #[error("{0}")]
     NoInput(String),
     /// No credential, or one that cannot mint.
     #[error("{0}")]
     NoCredential(String),
-    /// The engine cannot be reached, is not one that works, or went away.
+    /// The engine cannot be reached, is not supported, or went away.
     #[error("{0}")]
     Engine(String),
-    /// Our fault.
+    /// A bug in this program.
     #[error("{0}; this is a bug, please report it")]
     Bug(String),
-    /// The engine, the kernel or a policy says no.
+    /// The engine, the kernel or a policy refuses.
     #[error("{0}")]
     NotPermitted(String),
-    /// The config file, a variable or a flag says what cannot be; one line for each.
+    /// The config file, a variable or a flag has an invalid value; one line for each.
     #[error("{0}")]
     Config(String),
     /// The command of `run` exists and cannot be executed.

@@ -1,12 +1,13 @@
 //! `kfp-creds` puts a GCE-compatible metadata server on a Docker network, attaches every container of a
 //! locally run Kubeflow pipeline to it before its first instruction, and mints short-lived tokens on the
-//! host. No key file and no socket enters a container. What is mounted is what the operator asks for, and what
-//! a task's inputs name in Cloud Storage.
+//! host. No key file and no socket enters a container. The only added mounts are those that the operator
+//! requests and the Cloud Storage objects that a task's inputs name.
 //!
 //! # The map
 //!
-//! A room is a file, or a folder with its files, which the head of its `mod.rs` names. It imports only from the
-//! storeys below its own (`tests/it/architecture.rs`), and no files import each other in a circle (`tests/it/circles.rs`).
+//! A room is a file, or a folder with its files, listed at the top of its `mod.rs`. It imports only from the
+//! storeys below its own (`tests/it/architecture.rs`), and files do not import each other in circles
+//! (`tests/it/circles.rs`).
 //!
 //! | storey | room | |
 //! |---|---|---|
@@ -14,11 +15,11 @@
 //! | | `cli` | the command line |
 //! | | `lib` | this map |
 //! | 6 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
-//! | | `session` | a session as the engine sees it: network, relay, and what dead sessions left |
+//! | | `session` | a session's part of the engine: network, relay, and the remains of dead sessions |
 //! | 5 | `lifecycle` | attaches, confirms and cuts off containers |
 //! | | `server` | from request to answer |
 //! | 4 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
-//! | | `metadata` | the metadata protocol as a pure step |
+//! | | `metadata` | the metadata protocol as a pure function |
 //! | | `mint` | from request to token: cache, one call for many callers |
 //! | | `relay` | the part of this program that runs inside the container network |
 //! | 3 | `config` | flags over environment over file |
@@ -29,45 +30,49 @@
 //! | 1 | `guard` | finds keys in files, archives, images and variables |
 //! | | `inputs` | which objects of Cloud Storage a task names |
 //! | | `kfp` | recognises tasks of Kubeflow pipelines |
-//! | | `mounts` | what is mounted besides what a create asks for |
+//! | | `mounts` | mounts beyond those of the create request |
 //! | | `console` | every line that a person reads |
 //! | | `policy` | which container gets which identity |
 //! | | `record` | audit log and metrics |
 //! | 0 | `failure` | how a command ends |
-//! | | `linux` | what other systems do not have |
+//! | | `linux` | functions that only Linux has |
 //! | | `process` | tasks and time limits |
 //! | | `quote` | how input is quoted in messages |
-//! | | `secret` | secrets, with one door |
+//! | | `secret` | secrets, exposed by one method |
 //! | | `token` | tokens, deadlines, scopes |
-//! | | `unparsable` | our headers on hyper's own refusals |
+//! | | `unparsable` | adds our headers to hyper's own refusals |
 //! | | `workload` | container, task, identity, grant |
 //!
-//! Inputs in Cloud Storage: `inputs.rs` which objects a task names (storey 1); `docker/proxy/inputs.rs` asks for them and mounts
-//! them; `app/inputs.rs` fetches them, `app/cache.rs` keeps them; `source/storage.rs` is the client, `source/storage/crc32c.rs` its sums.
+//! Inputs in Cloud Storage: `inputs.rs` finds the objects that a task names (storey 1);
+//! `docker/proxy/inputs.rs` requests and mounts them; `app/inputs.rs` fetches them, `app/cache.rs` keeps
+//! them; `source/storage.rs` is the client, `source/storage/crc32c.rs` its checksums.
 //!
 //! # One container, one request
 //!
-//! `POST /containers/create` reaches [`docker::proxy`]: judged, created, its exit code registered, then
-//! [`lifecycle::Lifecycle`] connects it at an address of ours and admits a [`registry::Lease`]; only now is
-//! the create answered. The container asks the [`relay`] for a token; the request comes through the tunnel
-//! to [`server::Server`], which finds the lease by the caller's address, asks [`metadata::step`] what is
-//! wanted and [`mint::Mint`] for the token, and looks at the lease once more before the bytes go out. When
-//! the container dies the lease is cut off; nothing is minted for that address until another is admitted.
+//! `POST /containers/create` reaches [`docker::proxy`], which checks it, creates the container and registers
+//! its exit code; then [`lifecycle::Lifecycle`] connects it at an address of the session and admits a
+//! [`registry::Lease`]; only now is the create answered. The container requests a token from the [`relay`];
+//! the request comes through the tunnel to [`server::Server`], which finds the lease by the caller's address,
+//! gets the kind of answer from [`metadata::step`] and the token from [`mint::Mint`], and checks the lease
+//! once more before the bytes go out. When the container dies its lease is cut off; nothing is minted for
+//! that address until another lease is admitted.
 //!
-//! "Decision N" in a comment is a number of `docs/ARCHITECTURE.md`.
+//! "Decision N" in a comment refers to a number in `docs/ARCHITECTURE.md`.
 //!
 //! # Words
 //!
 //! One word for one idea, in code, messages and documents:
 //!
-//! * *source*: where host credentials come from; *identity*: a named entry of the config; *rule*: which container gets
-//!   which identity; *grant*: what one container may have; *mint*: make a token, or use one again.
-//! * *lease*: a live grant at an address. A lease is *admitted*. It *ends* with its container, or is *cut off* by a person.
-//! * *attach*, *detach*: a container and our network. *relay*: the container that answers at the magic address. *cell*: a
-//!   network of one container and the relay. *listening*: where the relay accepts requests.
-//! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it (`session`).
-//!   *control server*: answers about a session. *console*: what a person reads.
-//! * *finding*, *fix*: what a probe of `check` came to, and what repairs it.
+//! * *source*: where host credentials come from; *identity*: a named entry of the config; *rule*: which
+//!   container gets which identity; *grant*: what one container may have; *mint*: make a token, or reuse one.
+//! * *lease*: a live grant at an address. A lease is *admitted*. It *ends* with its container, or is *cut
+//!   off* by a person.
+//! * *attach*, *detach*: connect a container to our network, or disconnect it. *relay*: the container that
+//!   answers at the magic address. *cell*: a network of one container and the relay. *listening*: where the
+//!   relay accepts requests.
+//! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it
+//!   (`session`). *control server*: answers about a session. *console*: what a person reads.
+//! * *finding*, *fix*: the result of a probe of `check`, and the command that repairs it.
 //! * *room*: a file or folder of `src`; *storey*: rooms that import only from below.
 
 pub mod app;

@@ -1,5 +1,5 @@
-//! What only Linux has, in one place, so that the program that people start type-checks elsewhere too. The relay
-//! runs in a Linux container, wherever the engine is.
+//! Everything that only Linux has, in one place, so that the program type-checks on other systems too. The
+//! relay runs in a Linux container, wherever the engine is.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -52,7 +52,7 @@ mod here {
 mod here {
     use super::{OwnedFd, TcpSocket, UnixDatagram, io};
 
-    /// There the limit on core dumps is all there is.
+    /// Other systems have only the limit on core dumps.
     pub(super) fn forbid_dumps() -> io::Result<()> {
         Ok(())
     }
@@ -74,23 +74,24 @@ mod here {
     }
 }
 
-/// This process is not dumped, also where dumps are piped into a program, and not traced by others of its user.
+/// Prevents core dumps of this process, also where dumps are piped into a program, and tracing by the user's
+/// other processes.
 pub fn forbid_dumps() -> io::Result<()> {
     here::forbid_dumps()
 }
 
-/// Binds a listener to one interface (`SO_BINDTODEVICE`): it hears nobody who comes through another.
+/// Binds a listener to one interface (`SO_BINDTODEVICE`): it accepts nothing from other interfaces.
 pub fn hear_only(socket: &TcpSocket, interface: &str) -> io::Result<()> {
     here::hear_only(socket, interface)
 }
 
-/// The kernel's news of IPv4 addresses (rtnetlink(7)). The socket is of another family than its type says, with
-/// the same calls: sent to and received from.
+/// The kernel's notifications of IPv4 addresses (rtnetlink(7)). The socket's family differs from its type,
+/// but it supports the same calls: send to and receive from.
 pub fn addresses() -> io::Result<UnixDatagram> {
     here::addresses()
 }
 
-/// A descriptor of this process's own that it was started with, by its number, as another one with an owner (Linux 5.6).
+/// Takes a descriptor that this process was started with, by its number, as an owned one (Linux 5.6).
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     here::inherited(number)
 }

@@ -1,8 +1,8 @@
-//! Paths on a loopback listener of this machine, for containers on its network: each begins with a secret of its own and
-//! leads to the lease of one container.
+//! Paths on a loopback listener, for containers on this machine's network: each begins with its own secret
+//! and leads to the lease of one container.
 //!
-//! Such a container has no address of its own. Its lease has one all the same, as every lease is known by one; those come
-//! from a range from which nobody can call.
+//! Such a container has no address of its own. Its lease needs one nevertheless, because leases are keyed by
+//! address; it comes from a range from which no caller can connect.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -22,7 +22,7 @@ const MOST: u32 = 1 << 22;
 
 type Digest = [u8; 32];
 
-/// The first segment of a path that nobody guesses; `None` where there is no randomness to be had.
+/// The unguessable first segment of a path; `None` if the system has no randomness.
 pub fn capability() -> Option<Secret<String>> {
     let mut bytes = [0_u8; 24];
     SystemRandom::new().fill(&mut bytes).ok()?;
@@ -42,11 +42,11 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     next: u32,
-    /// By the digest of the secret, so that a look-up tells nothing of its bytes.
+    /// Keyed by the digest of the secret, so that look-up times reveal nothing of its bytes.
     leads: HashMap<Digest, (Ipv4Addr, Arc<AtomicBool>)>,
 }
 
-/// One path; it leads nowhere once this is dropped.
+/// One path; it becomes invalid when this is dropped.
 #[derive(Debug)]
 pub struct Path {
     paths: Paths,
@@ -57,7 +57,7 @@ pub struct Path {
 }
 
 impl Paths {
-    /// On a listener at `at`.
+    /// Makes paths for the listener at `at`.
     pub fn new(at: SocketAddrV4) -> Self {
         Self(Arc::new(Inner { at, state: Mutex::default() }))
     }
@@ -70,7 +70,7 @@ impl Paths {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A path for one container; `None` where there is no randomness to be had, or no address left.
+    /// A path for one container; `None` if the system has no randomness or no address is left.
     pub fn take(&self) -> Option<Path> {
         let secret = capability()?;
         let (key, asked) = (digest_of(secret.expose()), Arc::new(AtomicBool::new(false)));
@@ -90,7 +90,8 @@ impl Paths {
         Some(Path { paths: self.clone(), key, secret, address, asked })
     }
 
-    /// The lease's address for `/SECRET/REST`, the secret and the rest, which begins with a slash or a question mark.
+    /// Splits `/SECRET/REST` into the lease's address, the secret and the rest, which begins with a slash or
+    /// a question mark.
     pub fn find<'a>(&self, target: &'a str) -> Option<(Ipv4Addr, &'a str, &'a str)> {
         let behind = target.strip_prefix('/')?;
         let (secret, rest) = behind.split_at(behind.find(['/', '?']).unwrap_or(behind.len()));
@@ -102,22 +103,22 @@ impl Paths {
 }
 
 impl Path {
-    /// By which the lease is known.
+    /// The address by which its lease is known.
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }
 
-    /// `127.0.0.1:PORT/SECRET`: for the environment of the one container that it is made for, and nobody else.
+    /// `127.0.0.1:PORT/SECRET`; put it only into the environment of the container it is made for.
     pub fn place(&self) -> String {
         format!("{}/{}", self.paths.at(), self.secret.expose())
     }
 
-    /// The first segment of the path, for who is to prove that the listener can be reached.
+    /// The first segment of the path, for the container that proves that the listener can be reached.
     pub fn segment(&self) -> &str {
         self.secret.expose()
     }
 
-    /// Whether anybody came to the listener with it.
+    /// Whether a request came to the listener with this path.
     pub fn was_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }

@@ -37,14 +37,15 @@ fn main() -> ExitCode {
     };
     if let Err(failure) = &outcome {
         for line in failure.to_string().lines().filter(|line| !line.is_empty()) {
-            // A terminal that is gone must not change the exit code.
+            // A closed terminal must not change the exit code.
             let _ = writeln!(std::io::stderr(), "kfp-creds: {line}");
         }
     }
     ExitCode::from(exit_code(run, &outcome))
 }
 
-/// The one place that reads the process's environment. `variables` are said by the command line and win.
+/// The only place that reads the process's environment. `variables` come from the command line and take
+/// precedence.
 fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Environment, Failure> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -120,7 +121,7 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
     }
 }
 
-/// Exit code 0 for a token, 1 for another answer, 2 for none: all that a container without output can say.
+/// Exit code 0 for a token, 1 for another answer, 2 for no answer: the container has no other output.
 fn probe(at: SocketAddrV4, below: &str) -> Result<Ended, Failure> {
     let path = format!("{below}/computeMetadata/v1/instance/service-accounts/default/token");
     match wait_for(relay::ask(at, &path))? {
@@ -137,12 +138,12 @@ fn resolve(shared: Shared, env: &Environment) -> Result<(Config, Console), Failu
     Ok((config, console))
 }
 
-/// One thread serves everything: the work is moving bytes, and a second thread was measured to buy nothing.
+/// One thread serves everything: the work is moving bytes, and measurements showed no gain from a second one.
 fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::NotPermitted(format!("no event loop: {error}")))?;
     let done = runtime.block_on(work);
-    // A look at a dead file server may hang in its thread; the end does not wait for it.
+    // A call to a dead file server may hang in its thread; the exit does not wait for it.
     runtime.shutdown_background();
     Ok(done)
 }
@@ -176,7 +177,7 @@ fn write(text: &[u8]) -> Result<Ended, Failure> {
     std::io::stdout().write_all(text).map(|()| Ended::Done).map_err(lost)
 }
 
-/// What is meant for a shell or a reader of stdout. A reader that left is no reason to end.
+/// Prints for a shell or a reader of stdout. A closed stdout does not end the program.
 fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,7 +1,7 @@
-//! What is mounted into containers besides what their creators ask for: from the config and `--mount`.
+//! Mounts from the config and `--mount`, in addition to those of the create request.
 //!
 //! kfp gives a pipeline's user no way to mount anything before 2.14 and no way per component after it
-//! (kubeflow/pipelines #10847); here the create request is the place, so every version has it.
+//! (kubeflow/pipelines #10847); here mounts are added to the create request, so every version has them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,27 +10,27 @@ use crate::quote;
 use crate::workload::{Pattern, Task};
 use serde_json::{Map, Value, json};
 
-/// kfp's own mount; nothing may cover it.
+/// kfp's own mount; no other mount may cover it.
 const WORKSPACE: &str = "/kfp-workspace";
 
-/// One `[[mount]]` or `--mount`. All given patterns must match.
+/// One `[[mount]]` or `--mount`. All of its patterns must match.
 #[derive(Clone, Debug)]
 pub struct Mount {
     pub patterns: Vec<Pattern>,
     pub source: Source,
     /// Absolute, in the container.
     pub target: String,
-    /// Read-only unless said.
+    /// False by default.
     pub writable: bool,
 }
 
-/// What is mounted.
+/// The source of a mount.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
-    /// A file or directory of this machine, absolute. It stays where it is: no copy, no link.
+    /// A file or directory of this machine, absolute. It is bind-mounted: no copy, no link.
     Path(PathBuf),
-    /// A named volume of the engine; `beside` is a file or directory of that name where a relative path would
-    /// have begun, for whoever meant that.
+    /// A named volume of the engine; `beside` is a file or directory of that name at the start of a relative
+    /// path, in case the user meant that.
     Volume { name: String, beside: Option<PathBuf> },
     /// Empty memory.
     Tmpfs,
@@ -41,8 +41,8 @@ impl Mount {
         self.patterns.iter().all(|pattern| pattern.fits(task))
     }
 
-    /// As `HostConfig.Mounts` of the Docker API has it. A missing source is an error there, where
-    /// `Binds` would make an empty directory.
+    /// The form of `HostConfig.Mounts` in the Docker API. There a missing source is an error, where `Binds`
+    /// would make an empty directory.
     fn described(&self) -> Value {
         let mut mount = json!({ "Target": self.target, "ReadOnly": !self.writable });
         match &self.source {
@@ -60,7 +60,7 @@ impl Mount {
     }
 }
 
-/// `TARGET from SOURCE, read-only`, for a person.
+/// Shown as `TARGET from SOURCE, read-only`.
 impl fmt::Display for Mount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = if self.writable { "writable" } else { "read-only" };
@@ -74,7 +74,7 @@ impl fmt::Display for Mount {
     }
 }
 
-/// `/a/b/` and `/a/b` are one place.
+/// Normalises a target: `/a/b/` and `/a/b` are the same.
 fn place(target: &str) -> &str {
     match target.trim_end_matches('/') {
         "" => "/",
@@ -94,7 +94,8 @@ pub fn objection(target: &str) -> Option<&'static str> {
     within(WORKSPACE).then_some("belongs to kfp's workspace")
 }
 
-/// Adds what is for this task. Two mounts at one place are an error, named for whoever creates it.
+/// Adds the task's mounts to the create request. Two mounts at one target are an error, worded for the
+/// container's creator.
 pub fn add<'a>(mounts: impl Iterator<Item = &'a Mount>, body: &mut Value) -> Result<(), String> {
     let mut taken = targets(body);
     let mut added = Vec::new();
@@ -128,12 +129,12 @@ pub fn touches(body: &Value, at: &str) -> bool {
     targets(body).iter().any(|own| own == at || within(own, at) || within(at, own))
 }
 
-/// Where the request mounts something itself.
+/// The targets of the request's own mounts.
 fn targets(body: &Value) -> Vec<String> {
     let host = &body["HostConfig"];
     let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    // `source:target[:options]`, or a bare target for an anonymous volume. Only engines of this system are
-    // served, so no source has a colon of its own.
+    // `source:target[:options]`, or a bare target for an anonymous volume. Only Linux engines are supported,
+    // so a source contains no colon.
     let binds = binds.filter_map(|bind| bind.split(':').nth(usize::from(bind.contains(':'))));
     let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
     let memory = host["Tmpfs"].as_object().into_iter().flatten().map(|(at, _)| at.as_str());

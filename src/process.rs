@@ -1,4 +1,4 @@
-//! What belongs to the process as a whole: its tasks, their stop signal and the limits it sets itself.
+//! Process-wide state: tasks, their stop signal and the limits that the process sets itself.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::linux;
 
-/// Spawns tasks so that none is forgotten at the end and none fails unseen.
+/// Spawns tasks, so that all are awaited at the end and every panic is reported.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -20,12 +20,12 @@ impl Tasks {
         Self::default()
     }
 
-    /// The signal on which every long-lived task ends in good order.
+    /// The signal at which every long-lived task ends.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Runs `work` to its end; a panic is reported, and takes nothing else down.
+    /// Runs `work` to its end; a panic is reported and affects no other task.
     pub fn spawn<F>(&self, name: &'static str, work: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -54,8 +54,8 @@ impl Tasks {
     }
 }
 
-/// hyper's executor for a connection whose tasks belong together: where one panics, the others wait for it in vain, so that
-/// who serves the connection has to end it.
+/// hyper's executor for one connection, whose tasks depend on each other: if one panics, the others would
+/// wait for it for ever, so the server of the connection must end it.
 #[derive(Clone, Debug, Default)]
 pub struct Together(CancellationToken);
 
@@ -84,9 +84,9 @@ where
     }
 }
 
-/// What blocking `work` comes to, while others are served. It has a thread of its own: one that hangs for good (a
-/// dead file server answers nothing at all) takes no other's place. `None` where there is no thread to be had, or
-/// `work` panicked.
+/// Runs blocking `work` without blocking other tasks. It gets its own thread: if it hangs for good (a dead
+/// file server never answers), it blocks no thread of a pool. `None` if no thread could be started or `work`
+/// panicked.
 pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let begun = std::thread::Builder::new().name("aside".into()).spawn(move || drop(done.send(work())));
@@ -94,13 +94,13 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
     ended.await.ok()
 }
 
-/// A header that only our own requests to a metadata server carry: a server of ours that sees it is being
-/// asked by a source of ours, which took it for the machine's own, and says so with a 508.
+/// Only our own requests to a metadata server carry this header: a server of ours that sees it was taken for
+/// the machine's own by a source of ours, and answers 508.
 pub const OWN_SOURCE: &str = "x-kfp-creds-source";
 
-/// No core dumps: a dump of this process would hold tokens. The limit is not enough, as it does not hold where
-/// dumps are piped into a program (core(5)). What is not dumpable is not traced by other processes of the
-/// user either, and they cannot read its memory.
+/// Prevents core dumps: a dump of this process would hold tokens. The limit does not suffice, because it does
+/// not apply where dumps are piped into a program (core(5)). A process that is not dumpable cannot be traced
+/// by the user's other processes either, and they cannot read its memory.
 pub fn forbid_core_dumps() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let limit = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
@@ -119,7 +119,7 @@ mod tests {
         forbid_core_dumps();
         assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
         assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
-        // The relay's image is made of these.
+        // The relay's image is made from these files.
         assert!(!std::fs::read_link("/proc/self/exe").unwrap().as_os_str().is_empty());
         assert!(!std::fs::read_to_string("/proc/self/maps").unwrap().is_empty());
     }

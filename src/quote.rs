@@ -1,8 +1,9 @@
-//! How input is quoted in messages: the one place that decides whether a value may be shown.
+//! How input is quoted in messages: the only place that decides whether a value may be shown.
 //!
-//! People put a secret where a path, a name or a URL belongs (`GOOGLE_APPLICATION_CREDENTIALS="$(cat key.json)"`),
-//! and messages are copied into tickets. So a value that has the shape of a secret is never shown, not even
-//! cut short: the message says what the shape is. Short passwords have no shape; they are asked for nowhere.
+//! People put a secret where a path, a name or a URL belongs (`GOOGLE_APPLICATION_CREDENTIALS="$(cat
+//! key.json)"`), and messages are copied into tickets. So a value that has the shape of a secret is never
+//! shown, not even in part: the message names its shape. Short passwords have no such shape; no input asks
+//! for one.
 
 use std::path::Path;
 
@@ -11,20 +12,20 @@ use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
-/// Longer than every name, e-mail, URL and pattern that is of use; a path may be longer.
+/// Longer than any useful name, e-mail, URL or pattern; a path may be longer.
 const LONGEST: usize = 256;
-/// As the kernel has it.
+/// The kernel's limit.
 const LONGEST_PATH: usize = 4096;
-/// Random text is a secret from this length on.
+/// Random text counts as a secret from this length on.
 const RANDOM: usize = 20;
-/// Hexadecimal digits: a key of 128 bits.
+/// The length of hexadecimal digits that count as a key: 128 bits.
 const HEX: usize = 32;
-/// Letters and digits without any separator between them.
+/// The length of letters and digits without a separator that count as a secret.
 const UNBROKEN: usize = 36;
-/// How much of base64 is decoded to see what it holds.
+/// How much of base64 is decoded to recognise its content.
 const BEGINNING: usize = 64;
 
-/// Beginnings of tokens and keys that say what they are.
+/// Prefixes that identify tokens and keys.
 const TOKENS: [&str; 15] = [
     "ya29.",
     "1//0",
@@ -49,13 +50,13 @@ const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// Whether a value has no shape of a secret, and may stand in messages as it is.
+/// Whether a value does not look like a secret, and may appear in messages.
 pub fn is_plain(text: &str) -> bool {
     hidden(text).is_none()
 }
 
-/// A value in quotation marks, or in its place what shape it has. Either is the subject of a sentence:
-/// `"x" has to be …`, `a value that holds JSON (not shown) has to be …`.
+/// A value in quotation marks, or else its shape; both as the subject of a sentence: `"x" has to be …`, `a
+/// value that holds JSON (not shown) has to be …`.
 pub fn value(text: &str) -> String {
     match hidden(text) {
         None => format!("\"{}\"", shown(text)),
@@ -63,7 +64,7 @@ pub fn value(text: &str) -> String {
     }
 }
 
-/// The same as the object of a sentence: `"x"` or `(JSON, not shown)`.
+/// Like [`value`], as the object of a sentence: `"x"` or `(JSON, not shown)`.
 pub fn object(text: &str) -> String {
     match hidden(text) {
         None => value(text),
@@ -71,7 +72,7 @@ pub fn object(text: &str) -> String {
     }
 }
 
-/// A name as it stands, or in its place what shape it has.
+/// A name as it is, or else its shape.
 pub fn name(text: &str) -> String {
     match hidden(text) {
         None => shown(text),
@@ -79,7 +80,7 @@ pub fn name(text: &str) -> String {
     }
 }
 
-/// A path. One that cannot be one is not shown, and of the others no part that looks like a secret.
+/// A path, without its parts that look like a secret. Text that cannot be a path is not shown.
 pub fn path(path: &Path) -> String {
     text_path(&path.to_string_lossy())
 }
@@ -91,7 +92,7 @@ fn text_path(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     loop {
-        // What was joined to a directory starts somewhere inside, and may have slashes of its own.
+        // A secret joined to a directory starts in the middle of the path, and may contain slashes.
         if let Some(shape) = no_path(rest).or_else(|| is_blob(rest).then_some("random text")) {
             return format!("{out}({shape}, not shown)");
         }
@@ -106,7 +107,7 @@ fn text_path(text: &str) -> String {
     }
 }
 
-/// What a text holds that can be no path; it completes "holds …, not a path".
+/// The kind of text that cannot be a path; completes "holds …, not a path".
 pub fn no_path(text: &str) -> Option<&'static str> {
     let trimmed = text.trim();
     if let Some(shape) = document(trimmed).or_else(|| user_in_url(trimmed)) {
@@ -153,7 +154,7 @@ fn document(text: &str) -> Option<&'static str> {
         Some("JSON") => Some("base64 of JSON"),
         Some("a PEM file") => Some("base64 of a PEM file"),
         Some(_) => Some("base64 of a JSON Web Token"),
-        // Twice.
+        // It may be encoded twice.
         None => decode(decoded.trim_end())
             .and_then(|inner| plain_document(inner.trim_start()))
             .map(|_| "base64 of base64"),
@@ -179,7 +180,7 @@ fn plain_document(text: &str) -> Option<&'static str> {
     }
 }
 
-/// The first characters of base64 as text, where they are some; at least six bytes of it.
+/// Decodes the beginning of base64 as text; `None` for fewer than six bytes of text.
 fn decode(encoded: &str) -> Option<String> {
     let whole = encoded.get(..encoded.len() / 4 * 4).filter(|whole| whole.len() >= 8)?;
     let bytes = STANDARD.decode(whole).or_else(|_| URL_SAFE.decode(whole)).ok()?;
@@ -190,7 +191,7 @@ fn decode(encoded: &str) -> Option<String> {
     (cut.len() >= 6).then(|| cut.to_owned())
 }
 
-/// `{"` in base64, and a point.
+/// A word that begins with `{"` in base64 and contains a point.
 fn is_jwt(text: &str) -> bool {
     text.split(|c: char| !is_word(c) && c != '.').any(|word| {
         word.split_once('.').is_some_and(|(head, _)| {
@@ -207,11 +208,11 @@ fn user_in_url(text: &str) -> Option<&'static str> {
         let named =
             !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b));
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        // Who logs in by ssh has no password there.
+        // A user without a password is no secret for ssh.
         if scheme == "ssh" && !rest.contains(':') {
             return None;
         }
-        // A password may hold what ends a host.
+        // A password may contain characters that end a host.
         let cut = || {
             host.rsplit_once(':')
                 .is_some_and(|(_, port)| !port.bytes().all(|b| b.is_ascii_digit() || b == b']'))
@@ -237,7 +238,7 @@ fn begins(text: &str, token: &str) -> bool {
     })
 }
 
-/// Whether a part of it is what a generator of keys writes, not what a person does.
+/// Whether a part of it looks like a generated key rather than text by a person.
 fn is_random(text: &str) -> bool {
     let digest = |run: &str| text.split_once(run).is_some_and(|(before, _)| before.ends_with("sha256:"));
     text.split(|c: char| !is_word(c)).any(|run| {
@@ -252,12 +253,12 @@ fn is_random(text: &str) -> bool {
     })
 }
 
-/// Base64 as a whole, slashes included, as secret keys of AWS are.
+/// Whether all of it is base64, slashes included, as AWS secret keys are.
 fn is_blob(text: &str) -> bool {
     text.len() >= HEX && text.chars().all(|c| is_word(c) || c == '/') && is_mixed(text)
 }
 
-/// Upper case, lower case and digits, in turns: words change their case at their beginnings alone.
+/// Whether upper case, lower case and digits alternate often: words change case only at their beginnings.
 fn is_mixed(run: &str) -> bool {
     let class = |b: u8| match b {
         b'A'..=b'Z' => Some(0),
@@ -274,7 +275,7 @@ fn is_mixed(run: &str) -> bool {
     all && turns * 5 >= run.len() * 2
 }
 
-/// What may be shown, on one line; of a URL not what is asked, for that may be a secret.
+/// A value that may be shown, on one line, without the query of a URL, which may be a secret.
 fn shown(text: &str) -> String {
     let text = one_line(text);
     match (text.contains("://"), text.split_once('?')) {
@@ -283,8 +284,8 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// What a parser says of a document, without what it quotes from it: the first text in quotation marks or
-/// backquotes is the document's, what follows is what the parser knows.
+/// A parser's message without the secrets that it quotes from the document: the first text in quotation marks
+/// or backquotes is the document's, the rest is the parser's.
 pub fn complaint(text: &str) -> String {
     let text = one_line(text);
     for (open, close) in [("string \"", "\", expected"), ("`", "`")] {
@@ -301,7 +302,7 @@ pub fn complaint(text: &str) -> String {
     name(&text)
 }
 
-/// No control character reaches the terminal.
+/// Replaces control characters, so that none reaches the terminal.
 pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,5 +1,5 @@
-//! At which addresses the relay listens, as it told over its tunnel: what has to be true before a container that
-//! will ask there can start.
+//! The addresses at which the relay listens, as reported over its tunnel. A container can start only after
+//! the relay listens at the address that the container will use.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -19,14 +19,14 @@ impl Listening {
         self.0.send_if_modified(|listening| listening.remove(&at));
     }
 
-    /// The relay is gone, and with it all that it opened.
+    /// Forgets all addresses when the relay is gone.
     pub fn close_all(&self) {
         self.0.send_if_modified(|listening| !std::mem::take(listening).is_empty());
     }
 
     /// Resolves once the relay listens at `at`.
     pub async fn wait(&self, at: Ipv4Addr) {
-        // It ends with an error only when every sender is gone, and this is one.
+        // Fails only when every sender is gone, and this is one.
         let _ = self.0.subscribe().wait_for(|listening| listening.contains(&at)).await;
     }
 }

@@ -1,7 +1,7 @@
-//! The meeting point of granting and serving: which address has which lease.
+//! Which address has which lease: shared by the side that grants and the side that serves.
 //!
-//! [`Writer`] is the only way to grant and there is one of it; [`Reader`] can only look. The two sides
-//! never import each other: a question from the reader's side travels through [`Questions`].
+//! Only [`Writer`] can grant, and there is one; [`Reader`] can only look up. The two sides never import each
+//! other: a question from the reader's side travels through [`Questions`].
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -50,12 +50,12 @@ struct LeaseState {
     address: Ipv4Addr,
     grant: Grant,
     epoch: u64,
-    /// False between create and the proof that the container runs at this address: until then any
-    /// container that was put there by hand could be the one that asks.
+    /// False until the container was seen running at this address: before that, any container that was put
+    /// there by hand could be the caller.
     confirmed: AtomicBool,
     cut: CancellationToken,
     since: SystemTime,
-    /// What was handed out: what a cut-off cannot take back.
+    /// The tokens handed out; they stay valid after a cut-off.
     issued: Issued,
 }
 
@@ -68,32 +68,32 @@ impl Lease {
         &self.0.grant
     }
 
-    /// Grows with every admission of the session; the same container has another one after a restart.
+    /// Grows with every admission of the session; a restarted container gets a new one.
     pub fn epoch(&self) -> u64 {
         self.0.epoch
     }
 
-    /// To be asked again after every wait, directly before bytes go out: addresses are recycled.
+    /// Check again after every wait, directly before bytes go out: addresses are reused.
     pub fn still_valid(&self) -> bool {
         !self.0.cut.is_cancelled()
     }
 
-    /// Whether the container was seen running at this address; until then nobody is answered.
+    /// Whether the container was seen running at this address; until then no caller there is answered.
     pub fn confirmed(&self) -> bool {
         self.0.confirmed.load(Ordering::Acquire)
     }
 
-    /// When it was admitted.
+    /// When the lease was admitted.
     pub fn since(&self) -> SystemTime {
         self.0.since
     }
 
-    /// Every token that goes out has to be added.
+    /// The tokens handed out; every token must be added before it goes out.
     pub fn issued(&self) -> &Issued {
         &self.0.issued
     }
 
-    /// When the last token that went out ends; `None` while none did.
+    /// The latest expiry of the tokens handed out; `None` if there are none.
     pub fn last_expiry(&self) -> Option<Deadline> {
         self.0.issued.last_expiry()
     }
@@ -104,7 +104,7 @@ impl Lease {
     }
 }
 
-/// Grants and cuts off. Not `Clone`: it goes to `lifecycle` and nowhere else.
+/// Grants and cuts off leases. Not `Clone`: only `lifecycle` holds it.
 #[derive(Debug)]
 pub struct Writer {
     table: Arc<Table>,
@@ -112,7 +112,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A new lease, in a new epoch; whatever stood at the address is cut off first.
+    /// Makes a lease in a new epoch; cuts off any earlier lease at the address first.
     pub fn admit(&mut self, address: Ipv4Addr, grant: Grant) -> Lease {
         self.epoch += 1;
         let lease = Lease(Arc::new(LeaseState {
@@ -131,19 +131,21 @@ impl Writer {
         lease
     }
 
-    /// The container was seen running at its address: from now on it is answered.
+    /// Marks the lease confirmed, once its container was seen running at its address: from now on it is
+    /// answered.
     pub fn confirm(&mut self, lease: &Lease) {
         lease.0.confirmed.store(true, Ordering::Release);
         self.table.changed.send_replace(());
     }
 
-    /// The events were lost for a while: until the container is seen running again, its lease is not answered.
+    /// Marks the lease unconfirmed, after a break in the events: it is not answered until its container is
+    /// seen running again.
     pub fn doubt(&mut self, lease: &Lease) {
         lease.0.confirmed.store(false, Ordering::Release);
     }
 
-    /// Ends the lease of `container` at `address`. `None` when somebody else holds the address by now:
-    /// a late `die` must not take the lease of its successor.
+    /// Ends the lease of `container` at `address`. `None` if another container holds the address by now: a
+    /// late `die` must not end the lease of its successor.
     pub fn cut_off(&mut self, address: Ipv4Addr, container: &ContainerId) -> Option<Lease> {
         let lease = self.table.edit(|leases| {
             let owner = leases.get(&address)?;
@@ -169,13 +171,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// The lease at `address`, if its container is known to run there.
+    /// The lease at `address`, if it is confirmed.
     pub fn resolve(&self, address: Ipv4Addr) -> Option<Lease> {
         self.table.find(address).filter(Lease::confirmed)
     }
 
-    /// Like [`Self::resolve`], but asks the other side to look and waits for it until `deadline`: a
-    /// container's first request can be faster than the event that announces it. There is no negative cache.
+    /// Like [`Self::resolve`], but asks the writer's side to confirm the lease and waits for it until
+    /// `deadline`: a container's first request can be faster than its start event. Negative results are not
+    /// cached.
     pub async fn ask(&self, address: Ipv4Addr, deadline: Instant) -> Option<Lease> {
         let mut changes = self.table.changed.subscribe();
         let mut asked = false;
@@ -204,7 +207,7 @@ impl Reader {
     }
 }
 
-/// Addresses of unconfirmed leases from which somebody asks.
+/// Addresses of unconfirmed leases from which requests came.
 #[derive(Debug)]
 pub struct Questions(mpsc::Receiver<Ipv4Addr>);
 

@@ -1,5 +1,5 @@
-//! What cannot be parsed as HTTP is answered by hyper itself, with a head that no service sees. Every reply
-//! of this program says `Metadata-Flavor: Google`, so that head gets our headers on its way out.
+//! hyper itself answers requests that it cannot parse as HTTP, and no service sees its reply. Every reply of
+//! this program must have `Metadata-Flavor: Google`, so our headers are added as hyper's reply is written.
 
 use std::io;
 use std::pin::Pin;
@@ -7,17 +7,17 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What every reply of ours carries, less what hyper adds itself.
+/// The headers of all our replies, without those that hyper adds itself.
 const OURS: &[u8] = b"metadata-flavor: Google\r\ncontent-type: text/html; charset=UTF-8\r\n\
     server: Metadata Server for VM\r\nx-xss-protection: 0\r\nx-frame-options: SAMEORIGIN\r\n\r\n";
-/// The most that hyper's own head has; a longer tail is a reply of ours.
+/// The maximal length of hyper's own head; a longer one is a reply of ours.
 const LONGEST: usize = 256;
 
 /// A server's connection on which hyper's own refusals carry our headers.
 #[derive(Debug)]
 pub struct Flavored<S> {
     stream: S,
-    /// The end of such a refusal, taken over and not written yet.
+    /// The rest of such a refusal that is accepted but not written yet.
     left: Vec<u8>,
 }
 
@@ -27,8 +27,8 @@ impl<S> Flavored<S> {
     }
 }
 
-/// Whether `written` ends with a refusal that hyper made: an error with an empty body and no header but
-/// those that hyper adds. Replies of ours have more.
+/// Whether `written` ends with a refusal by hyper: an error with an empty body and only the headers that
+/// hyper adds. Our own replies have more.
 fn ends_in_bare_refusal(written: &[u8]) -> bool {
     if !written.ends_with(b"\r\n\r\n") {
         return false;
@@ -67,7 +67,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Flavored<S> {
             return Pin::new(&mut self.stream).poll_write(context, bytes);
         }
         self.left = [&bytes[..bytes.len() - 2], OURS].concat();
-        // Taken over whole; the flush that follows writes what does not fit now.
+        // Report all bytes as accepted; the flush that follows writes the rest.
         match self.write_left(context) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(bytes.len())),
@@ -79,7 +79,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Flavored<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // A refusal has no body, so it comes alone.
+        // A refusal has no body, so it is a single part.
         if let [only] = parts {
             return self.poll_write(context, only);
         }
@@ -121,7 +121,7 @@ mod tests {
     const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
         date: Mon, 23 Nov 2026 12:00:00 GMT\r\n\r\n";
 
-    /// What comes out for `parts`, through a pipe that takes only a few bytes at a time.
+    /// The bytes written for `parts`, through a pipe that takes only a few bytes at a time.
     async fn written(parts: &[&str]) -> String {
         let (near, mut far) = tokio::io::duplex(7);
         let reader = async move {

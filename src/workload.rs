@@ -1,4 +1,4 @@
-//! Who is asking and what they may have: container, task, identity, grant.
+//! Callers and what they may have: container, task, identity, grant.
 //!
 //! A caller is identified by the address that the *relay's socket* saw, never by a header, a name, or
 //! a label that an image could carry (`docs/THREATS.md`).
@@ -46,8 +46,8 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// What a create request says about its container; rules match on it and messages name it.
-/// Everything here was written by whoever created the container: hints for policy, not proof.
+/// A create request's description of its container; rules match on it and messages name it. The container's
+/// creator wrote all of it: hints for policy, not proof.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Task {
     /// True when the request looks like one of `kfp.local`'s (`docs/ARCHITECTURE.md`, "Which containers").
@@ -67,12 +67,13 @@ pub struct Task {
     pub name: Option<String>,
     /// Labels of the request (never those of the image).
     pub labels: BTreeMap<String, String>,
-    /// `KFP_CREDS_IDENTITY` in the environment of the request: which identity it would like.
+    /// `KFP_CREDS_IDENTITY` in the environment of the request: the identity that the container requests.
     pub wish: Option<String>,
     pub unknown: Unknown,
 }
 
-/// What a kfp task has and its request does not show: of these `None` does not mean that there is none.
+/// Properties that a kfp task has but its request does not show: for these, `None` does not mean that there
+/// is none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Unknown {
     pub pipeline: bool,
@@ -82,7 +83,7 @@ pub struct Unknown {
 }
 
 impl Unknown {
-    /// Of a kfp task whose place in a pipeline nothing shows.
+    /// For a kfp task whose request shows nothing of its place in a pipeline.
     pub const PLACE: Self = Self { pipeline: true, component: true, function: true, iteration: true };
 
     fn has(self, part: &Part) -> bool {
@@ -106,14 +107,14 @@ impl fmt::Display for Task {
     }
 }
 
-/// What a pattern of a rule or a mount looks at. All of it was written by whoever created the container.
+/// The property that a pattern of a rule or a mount matches. The container's creator wrote all of them.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Part {
     Pipeline,
     Component,
     Function,
     Iteration,
-    /// As the request writes it, with tag or digest.
+    /// As written in the request, with tag or digest.
     Image,
     ComposeProject,
     ComposeService,
@@ -137,7 +138,7 @@ impl Part {
     }
 }
 
-/// The key of the config.
+/// Shown as the key in the config.
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -153,7 +154,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// One pattern: `*` is any text, `?` one character. What the task does not say matches nothing.
+/// One pattern: `*` is any text, `?` one character. A missing property matches nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pattern {
     pub part: Part,
@@ -178,23 +179,24 @@ impl Pattern {
     }
 }
 
-/// Whether a pattern, or all patterns of a rule together, match. In this order, the least of all counts.
+/// Whether a pattern, or all patterns of a rule together, match. Ordered, so that the minimum is the result
+/// for a rule.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Fit {
     No,
-    /// It would depend on what the task does not show.
+    /// Depends on a property that the request does not show.
     Unknown,
     Yes,
 }
 
-/// As the config has it.
+/// Shown as written in the config.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.part, quote::name(&self.glob.to_string()))
     }
 }
 
-/// A named entry of the config: what a container that is given this identity may have.
+/// A named entry of the config: what a container with this identity may have.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     pub name: String,
@@ -202,9 +204,9 @@ pub struct Identity {
     pub service_account: Option<String>,
     /// Further service accounts, listed after the first one as a VM lists them.
     pub others: Vec<String>,
-    /// All that this identity has; `cloud-platform` alone by default.
+    /// All scopes of this identity; `cloud-platform` alone by default.
     pub scopes: Scopes,
-    /// Audiences that ID tokens may be asked for; empty means any.
+    /// Audiences that ID tokens may be requested for; empty means any.
     pub audiences: Vec<String>,
     /// How long minted access tokens live, 3600 s by default.
     pub lifetime: Duration,
@@ -212,13 +214,13 @@ pub struct Identity {
     pub isolate: bool,
     /// A scope outside `scopes` is a 403 instead of being left out.
     pub strict: bool,
-    /// Whom the service account stands in for, by domain-wide delegation.
+    /// The user on whose behalf the service account acts, by domain-wide delegation.
     pub subject: Option<String>,
-    /// What access tokens are narrowed down to; `None` is all that the account may do.
+    /// Restricts access tokens; `None` allows all that the account may do.
     pub boundary: Option<Arc<Boundary>>,
-    /// Requests for tokens in a minute, all containers of this identity together; `None` is no limit.
+    /// Limit of token requests per minute, for all containers of this identity together; `None` is no limit.
     pub rate: Option<u32>,
-    /// The operator may have its service accounts disabled: nobody else uses them.
+    /// The operator may disable its service accounts, because nothing else uses them.
     pub kill_switch: bool,
 }
 
@@ -241,7 +243,7 @@ impl Default for Identity {
     }
 }
 
-/// What gave a container its identity, for messages that name it.
+/// The rule that gave a container its identity, for messages.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum By {
     /// No rule matched.
@@ -249,7 +251,8 @@ pub enum By {
     Default,
     /// The number of the `[[rule]]`, from 1.
     Rule(usize),
-    /// Nobody knows whether the rule of this number matches, and the config says what such a task gets.
+    /// It is unknown whether the rule of this number matches; the config says which identity such a task
+    /// gets.
     Unknown(usize),
 }
 

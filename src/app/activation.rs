@@ -1,5 +1,5 @@
-//! Started by a service manager (systemd): it may hold the socket already (sd_listen_fds(3)) and wants to be told when
-//! we are ready (sd_notify(3)).
+//! Service managers (systemd): one may pass open sockets to this process (sd_listen_fds(3)) and expects a
+//! message when it is ready (sd_notify(3)).
 
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
@@ -9,19 +9,19 @@ use crate::config::Environment;
 use crate::failure::Failure;
 use crate::linux;
 
-/// The first descriptor that is passed on.
+/// The first passed descriptor.
 const FIRST: i32 = 3;
-/// More than any unit passes on.
+/// More than any unit passes.
 const MOST: i32 = 16;
 
-/// A socket that the service manager opened, and where it is.
+/// A socket that the service manager opened, and its path.
 #[derive(Debug)]
 pub(super) struct Given {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
 }
 
-/// The sockets that were passed on to this process; none where nobody passes any.
+/// The sockets that were passed to this process, if any.
 pub(super) fn given(env: &Environment) -> Result<Vec<Given>, Failure> {
     let number = |name| env.variable(name).and_then(|text| text.parse::<i32>().ok());
     let ours = number("LISTEN_PID").and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id());
@@ -43,7 +43,8 @@ fn take(number: i32) -> Result<Given, Failure> {
     Ok(Given { listener, path })
 }
 
-/// `READY=1` or `STOPPING=1`, where somebody wants to know. Who does not listen any more is no reason to end.
+/// Sends `READY=1` or `STOPPING=1` to the service manager, if it asks for them. A manager that no longer
+/// listens is not an error.
 pub(super) fn tell(env: &Environment, state: &str) {
     let Some(place) = env.variable("NOTIFY_SOCKET") else { return };
     let told = UnixDatagram::unbound().and_then(|socket| match place.strip_prefix('@') {

@@ -1,8 +1,8 @@
-//! Where what was fetched is kept: a folder of the session's own, which goes with it.
+//! Stores fetched objects in a folder of the session, which is removed with it.
 //!
-//! `CACHE/kfp-creds/gcs/SESSION`, which only its user can enter, has a lock that is held while its session lives,
-//! each content once (`objects/N`), and for each container a tree of hard links to what it may see (`mounts/N`). A
-//! session that was killed holds its lock no more: the next start removes what it left.
+//! `CACHE/kfp-creds/gcs/SESSION`, accessible to its user only, has a lock that is held while its session
+//! lives, each content once (`objects/N`), and for each container a tree of hard links to the objects it may
+//! see (`mounts/N`). A killed session no longer holds its lock: the next start removes its folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -18,14 +18,14 @@ use crate::quote;
 
 const LOCK: &str = "lock";
 
-/// Where the folders of sessions are.
+/// The folder that holds the sessions' folders.
 pub(super) fn root(env: &Environment) -> PathBuf {
     let named = env.variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = named.or_else(|| Some(env.home()?.join(".cache")));
     cache.map_or_else(|| runtime_folder(env), |cache| cache.join("kfp-creds")).join("gcs")
 }
 
-/// The folder of a session. It is made when something is fetched.
+/// The folder of a session. Made when the first object is fetched.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: PathBuf,
@@ -34,7 +34,7 @@ pub(super) struct Cache {
     last: AtomicU64,
 }
 
-/// A content that was fetched, and what it is called in its bucket.
+/// A fetched object: its content, and its name in its bucket.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) bucket: String,
@@ -43,7 +43,7 @@ pub(super) struct Kept {
     pub(super) content: PathBuf,
 }
 
-/// What a container gets.
+/// The folders to mount into a container, and lines that describe them.
 #[derive(Debug, Default)]
 pub(super) struct Mounted {
     pub(super) buckets: BTreeMap<String, PathBuf>,
@@ -56,7 +56,7 @@ impl Cache {
         Self { root, folder, lock: Mutex::default(), last: AtomicU64::default() }
     }
 
-    /// Makes the folder and takes its lock, if that was not done.
+    /// Makes the folder and takes its lock, unless done before.
     pub(super) fn open(&self) -> Result<(), String> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if lock.is_some() {
@@ -64,10 +64,10 @@ impl Cache {
         }
         let failed =
             |error: io::Error| format!("nothing can be fetched to {}: {error}", quote::path(&self.folder));
-        // Of what is above it nothing is changed: that may be a place of everybody's.
+        // Folders above it keep their permissions: others may use them too.
         private_folder(&self.root).map_err(|why| why.to_string())?;
         let _alone = start_lock(&self.root).map_err(failed)?;
-        // What a dead session of the same name left.
+        // Remove the folder of a dead session of the same name.
         sweep_locked(&self.root);
         for folder in [self.folder.clone(), self.folder.join("objects"), self.folder.join("mounts")] {
             DirBuilder::new().mode(0o700).create(folder).map_err(failed)?;
@@ -78,7 +78,7 @@ impl Cache {
         Ok(())
     }
 
-    /// For one more content.
+    /// The path for another content.
     pub(super) fn place(&self) -> PathBuf {
         self.folder.join("objects").join(self.number())
     }
@@ -87,7 +87,8 @@ impl Cache {
         self.last.fetch_add(1, Ordering::Relaxed).to_string()
     }
 
-    /// Makes a tree for one container. What has no place in it is told, and left out.
+    /// Makes a tree for one container. An object whose path collides with a folder of the same name is
+    /// reported and left out.
     pub(super) fn mount(&self, all: Vec<Kept>) -> Result<Mounted, String> {
         let (mut mounted, mut sums) = (Mounted::default(), BTreeMap::<String, (usize, u64)>::new());
         let tree = self.folder.join("mounts").join(self.number());
@@ -119,7 +120,7 @@ impl Cache {
         Ok(mounted)
     }
 
-    /// With everything in it.
+    /// Removes the folder with its content.
     pub(super) fn remove(&self) {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if lock.take().is_some()
@@ -130,7 +131,7 @@ impl Cache {
     }
 }
 
-/// Links `content` below `top`, in directories that everybody in a container may enter.
+/// Links `content` below `top`, in directories that every user in a container may enter.
 fn link(content: &Path, top: &Path, name: &str, made: &mut BTreeSet<PathBuf>) -> io::Result<()> {
     let target = top.join(name);
     let mut missing = vec![];
@@ -141,13 +142,13 @@ fn link(content: &Path, top: &Path, name: &str, made: &mut BTreeSet<PathBuf>) ->
     }
     for folder in missing.into_iter().rev() {
         fs::create_dir(&folder)?;
-        // Whatever this process's umask is.
+        // Independent of this process's umask.
         fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
         made.insert(folder);
     }
     fs::set_permissions(content, Permissions::from_mode(0o444))?;
     match fs::hard_link(content, &target) {
-        // Some file systems have no links, and each has a limit of them.
+        // Some file systems have no hard links, and each limits their number.
         Err(error) if !matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotADirectory) => {
             fs::copy(content, &target).map(drop)
         }
@@ -155,7 +156,7 @@ fn link(content: &Path, top: &Path, name: &str, made: &mut BTreeSet<PathBuf>) ->
     }
 }
 
-/// Removes what sessions left that are dead. Blocks; for a start that does not wait for it.
+/// Removes the folders of dead sessions. Blocks; run it beside the start.
 pub(super) fn sweep(root: &Path) {
     if root.is_dir()
         && let Ok(_alone) = start_lock(root)
@@ -164,7 +165,7 @@ pub(super) fn sweep(root: &Path) {
     }
 }
 
-/// Held while folders are made and swept, so that none is swept that is being made.
+/// A lock held while folders are made and swept, so that no folder is swept while it is being made.
 fn start_lock(root: &Path) -> io::Result<File> {
     let file = File::create(root.join(LOCK))?;
     file.lock()?;
@@ -188,7 +189,7 @@ fn sweep_locked(root: &Path) {
     }
 }
 
-/// `812 bytes`, `1.5 MiB`, for a person.
+/// A size for a person: `812 bytes`, `1.5 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.into_iter().find(|(_, shift)| bytes >> shift > 0) {
@@ -281,11 +282,11 @@ mod tests {
         let place = Place::new("sweep");
         let (living, dead) = (place.cache("11111111"), place.cache("22222222"));
         fs::create_dir(place.root().join("33333333")).unwrap();
-        // As the kernel lets go of a lock when its process ends.
+        // The kernel releases a lock like this when its process ends.
         dead.lock.lock().unwrap().take();
         sweep(&place.root());
         assert!(living.folder.exists() && !dead.folder.exists() && !place.root().join("33333333").exists());
-        // One of the same name begins anew.
+        // A session of the same name starts with an empty folder.
         living.lock.lock().unwrap().take();
         let content = living.place();
         fs::write(&content, "old").unwrap();

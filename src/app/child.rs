@@ -1,4 +1,5 @@
-//! The command under `run`: started with our socket as its engine, told of signals once, and waited for.
+//! The command under `run`: starts it with our socket as its engine, passes signals on once, and waits for
+//! it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::ready::UNSET;
 
-/// From the first signal to SIGKILL.
+/// The time from the first signal to SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// A signal that asks the session to end.
@@ -27,9 +28,9 @@ pub(super) enum Asked {
     Terminate,
 }
 
-/// The signals of this process, from the moment of making on: none is lost and none kills us. What was ignored
-/// when we were started stays ignored, here and in the command: that is how `nohup` and the background jobs of
-/// a shell without job control keep their programs alive.
+/// The signals of this process, from creation on: none is lost and none kills us. Signals that were ignored
+/// when we were started stay ignored, here and in the command: `nohup` and the background jobs of a shell
+/// without job control rely on that.
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: Option<unix::Signal>,
@@ -55,8 +56,8 @@ impl Signals {
         })
     }
 
-    /// Also ends, once, at the end of stdin: the process that held the other end has closed it or has died. The
-    /// content of stdin is ignored.
+    /// Also ends, once, at the end of stdin, when the process that held the other end has closed it or has
+    /// died. The content of stdin is ignored.
     pub(super) fn with_input(mut self) -> io::Result<Self> {
         let (done, ended) = oneshot::channel();
         let read = move || {
@@ -102,13 +103,13 @@ async fn ended(input: &mut Option<oneshot::Receiver<()>>) {
     }
 }
 
-/// Ctrl-C at a terminal, counted. The terminal gave it to the command as well, and there it is the command's own
-/// business: an interpreter ends a statement by it and goes on.
+/// Counts Ctrl-C at a terminal. The terminal sent it to the command as well, which may go on: an interpreter
+/// only ends a statement.
 #[derive(Debug, Default)]
 pub(super) struct Interrupts(Vec<Instant>);
 
 impl Interrupts {
-    /// Three within this time mean the session.
+    /// Three within this time end the session.
     pub(super) const WITHIN: Duration = Duration::from_secs(2);
 
     /// Whether this one, at `now`, is for the command alone.
@@ -136,9 +137,9 @@ pub(super) fn start(
     child.spawn()
 }
 
-/// Tells the child what we were told, unless the terminal told it already: that signals the whole group in its
-/// foreground, wherever our input comes from. Who signals us alone from elsewhere should use SIGTERM there, for
-/// nothing tells the two apart.
+/// Passes our signal on to the child, unless the terminal has sent it already: the terminal signals the whole
+/// group in its foreground, wherever our input comes from. To signal us alone from elsewhere, use SIGTERM:
+/// other signals look the same as the terminal's.
 pub(super) fn pass_on(child: &Child, asked: Asked) {
     if asked != Asked::Terminate && in_foreground() {
         return;
@@ -157,7 +158,7 @@ pub(super) fn pass_on(child: &Child, asked: Asked) {
     }
 }
 
-/// Whether the terminal's Ctrl-C reaches us, and with us the command.
+/// Whether the terminal's Ctrl-C reaches us and the command.
 pub(super) fn in_foreground() -> bool {
     let group = File::open("/dev/tty").ok().and_then(|terminal| tcgetpgrp(terminal).ok());
     group == Some(getpgrp())

@@ -1,5 +1,5 @@
-//! The control socket of a session, `SESSION.ctl` beside its Docker socket: whoever owns the session asks
-//! how it does and cuts containers off. HTTP/1 and JSON; 0600 in a folder that nobody else can enter.
+//! The control socket of a session, `SESSION.ctl` beside its Docker socket: the session's owner reads its
+//! status there and cuts containers off. HTTP/1 and JSON; 0600 in a folder that no other user can enter.
 //!
 //! | request | answer |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | `GET /kill-switch?account=..` | what disabling that account breaks; `POST` does it |
 //! | `GET /explain?container=..` | text; `/explain/created` of one without an identity |
 //!
-//! `[metrics] listen` serves the second line, and nothing else, on loopback; the page of `serve` ([`page`])
-//! the first, behind a capability.
+//! `[metrics] listen` serves only `/metrics`, on loopback; the page of `serve` ([`page`]) serves `/status`,
+//! behind a capability.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ use crate::server::under;
 use crate::token::Now;
 use crate::workload::Identity;
 
-/// Everything that is asked about.
+/// The state that requests read or change.
 #[derive(Debug)]
 pub(super) struct ControlServer {
     pub(super) about: About,
@@ -256,7 +256,7 @@ impl ControlServer {
     }
 }
 
-/// Where the rules changed since, a container still has what it was given.
+/// A container keeps what it was given, even if the rules have changed since.
 fn explained_live(rules: &Rules, member: &Member) -> String {
     let mut text = explained(rules, &member.grant.task);
     let (has, by) = (&member.grant.identity, member.grant.by);
@@ -268,16 +268,16 @@ fn explained_live(rules: &Rules, member: &Member) -> String {
     text
 }
 
-/// By which way a request came, and so what it may ask.
+/// The listener that a request came through, which determines what it may do.
 #[derive(Clone, Debug)]
 pub(super) enum Listener {
     Control,
     Metrics,
-    /// Whoever knows the path may look, and only look.
+    /// Clients that know the path may only read.
     Page(Arc<Secret<String>>),
 }
 
-/// Against DNS rebinding: a web page can make a name of its own point to this machine.
+/// Prevents DNS rebinding: a web page can make its own name point to this machine.
 fn is_local<B>(request: &Request<B>) -> bool {
     let credentials =
         request.headers().get(HOST).and_then(|credentials| credentials.to_str().ok()).unwrap_or_default();
@@ -285,8 +285,9 @@ fn is_local<B>(request: &Request<B>) -> bool {
     matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
 }
 
-/// The containers that `wanted` means: a name or `pipeline/component` exactly, else the beginning of an id.
-/// Several tasks may have one name (iterations, retries) and are all meant; an id has to be one.
+/// The containers that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id.
+/// Several tasks may share a name (iterations, retries), and all of them are selected; the beginning of an id
+/// must be unique.
 fn select(members: &[Member], wanted: &str) -> Result<Vec<Member>, (StatusCode, String)> {
     let named: Vec<Member> = members
         .iter()

@@ -1,4 +1,4 @@
-//! The host's side of a session: the source, the mint and what they say of themselves. It needs no engine.
+//! The host's side of a session: the source, the mint and their properties. It needs no engine.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -26,16 +26,16 @@ use crate::source::{Reloaded, Source, SourceError};
 use crate::token::Now;
 use crate::workload::Identity;
 
-/// How often the credential file and the clocks are looked at.
+/// How often the credential file and the clocks are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The wall clock running ahead of the monotonic one by more than this in one look: the machine slept.
+/// If the wall clock gains more than this on the monotonic one between two checks, the machine slept.
 const SLEPT: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub(super) struct Credentials {
     pub(super) source: Arc<dyn Source>,
     pub(super) mint: Arc<Mint>,
-    /// Where the offline source's public keys are served.
+    /// The URL of the offline source's public keys.
     keys: Option<String>,
 }
 
@@ -72,8 +72,8 @@ impl Credentials {
         Ok(Self { source, mint, keys })
     }
 
-    /// Mints for the default identity, so that a broken login is said at once. What may work later is
-    /// said and does not stop the session.
+    /// Mints for the default identity, so that a broken login is reported at once. A failure that may be
+    /// temporary is only reported and does not stop the session.
     pub(super) async fn first_mint(&self, config: &Config, console: &Console) -> Result<(), Failure> {
         let Some(identity) = first_identity(config) else { return Ok(()) };
         if self.source.per_container() {
@@ -94,12 +94,12 @@ impl Credentials {
         }
     }
 
-    /// Variables for programs that want to check what the offline source signs.
+    /// Variables for programs that verify the offline source's signatures.
     pub(super) fn extra_environment(&self) -> Vec<(String, String)> {
         self.keys.iter().map(|url| ("KFP_CREDS_JWKS_URL".into(), url.clone())).collect()
     }
 
-    /// `at` is where the server is asked, besides the well-known names.
+    /// `at` is the server's address, in addition to the well-known names.
     pub(super) fn views(&self, config: &Config, at: Option<String>) -> Views {
         let stand_in = View::default();
         let told = config.instance.clone();
@@ -134,39 +134,39 @@ impl Credentials {
         config.quota_project.clone().or_else(|| self.source.principal().quota_project)
     }
 
-    /// Whom the default identity is, for the first line.
+    /// The account of the default identity, for the first line.
     pub(super) fn account(&self, config: &Config) -> String {
         let identity = first_identity(config).and_then(|identity| identity.service_account.clone());
         identity.unwrap_or_else(|| self.own_account(config))
     }
 
-    /// Whom the credential of this machine is.
+    /// The account of this machine's credential.
     pub(super) fn own_account(&self, config: &Config) -> String {
         let own = config.email.clone().or_else(|| self.source.principal().email);
         own.unwrap_or_else(|| "an account whose e-mail is not known".into())
     }
 }
 
-/// Not a service account's: client libraries look those up at Google, with the token in hand.
+/// Deliberately not a service account's: client libraries look those up at Google and send the token along.
 const OFFLINE_EMAIL: &str = "offline@kfp-creds.invalid";
-/// The project of the offline source where none is given.
+/// The default project of the offline source.
 const OFFLINE_PROJECT: &str = "offline-project";
 
 fn no_credential(error: SourceError) -> Failure {
     Failure::NoCredential(error.to_string())
 }
 
-/// The source that the config chooses, where Google's own credentials are behind it in the end.
+/// The source that the config chooses, for the choices that use Google's credentials.
 pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
     let variable = |name| env.variable(name).map(PathBuf::from);
     let file = match &config.source {
         SourceChoice::Adc { file } => file.clone(),
         _ => None,
     };
-    // Firmware says what the machine is; reading it asks nobody.
+    // The firmware names the kind of machine; reading it needs no request.
     let product = std::fs::read_to_string("/sys/class/dmi/id/product_name").ok();
     let (named, no_check) = (env.variable("GCE_METADATA_HOST"), env.variable("NO_GCE_CHECK"));
-    // Who chose the metadata server by name means it, whatever keeps libraries from looking for one.
+    // The config names the metadata server explicitly, so NO_GCE_CHECK does not apply.
     let no_check = no_check.filter(|_| config.source != SourceChoice::Metadata);
     let place = SearchPaths {
         google_application_credentials: file.or_else(|| variable("GOOGLE_APPLICATION_CREDENTIALS")),
@@ -188,19 +188,19 @@ pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
     .map_err(no_credential)
 }
 
-/// As curl reads them: the lower-case name wins.
+/// Read as curl does: the lower-case name takes precedence.
 pub(super) fn proxies(env: &Environment) -> Proxies {
     let first = |names: &[&str]| names.iter().find_map(|name| env.variable(name)).map(String::from);
     Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }
 
-/// The first file of this name that can be run.
+/// The first executable file of this name.
 fn on_path(name: &str, env: &Environment) -> Option<PathBuf> {
     let executable = |path: &PathBuf| {
         std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
     let path = env.variable("PATH")?;
-    // A relative entry would be a program of whatever directory this was started in.
+    // A relative entry would run programs of the current directory.
     let places = std::env::split_paths(path).filter(|folder| folder.is_absolute());
     places.map(|folder| folder.join(name)).find(executable)
 }
@@ -209,7 +209,7 @@ fn first_identity(config: &Config) -> Option<Arc<Identity>> {
     config.policy.default.clone().or_else(|| config.identities.values().next().cloned())
 }
 
-/// Picks up a new login, and wakes what a sleep of the machine left behind.
+/// Takes up a new login, and drops connections that a sleep of the machine broke.
 async fn watch(mint: Arc<Mint>, tasks: Tasks, console: Console) {
     let mut last = Now::read();
     loop {
@@ -241,7 +241,7 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, console: Console) {
     }
 }
 
-/// On a port of the system's choice: public keys are no secret, and any program may check a token.
+/// Listens on a free port: public keys are not secret, and any program may verify a token.
 fn serve_keys(offline: &Offline, tasks: &Tasks) -> Result<String, Failure> {
     let bound = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| {
         listener.set_nonblocking(true)?;

@@ -1,5 +1,5 @@
-//! `kfp-creds cut-off`: from now on a container gets no token, although it runs. What it holds already stays
-//! good until it expires: clouds do not take back what they gave, so nobody is asked to.
+//! `kfp-creds cut-off`: from now on a container gets no token, although it runs. Tokens that it already holds
+//! stay valid until they expire: clouds offer no way to invalidate a single token.
 
 use serde_json::Value;
 
@@ -8,20 +8,20 @@ use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 use crate::quote;
 
-/// What is to be cut off, and how far.
+/// What to cut off.
 #[derive(Clone, Copy, Debug)]
 pub struct CutOff<'a> {
-    /// Only in this session.
+    /// Limits the cut-off to this session.
     pub session: Option<&'a str>,
-    /// An id or the beginning of one, a name, or `pipeline/component`; `None` is all.
+    /// An id or the beginning of one, a name, or `pipeline/component`; `None` means all containers.
     pub container: Option<&'a str>,
     /// A service account to disable as well.
     pub account: Option<&'a str>,
-    /// Without it, only what else would break is said.
+    /// Without it, only prints what disabling the account would break.
     pub yes: bool,
 }
 
-/// Cuts off first, for that can wait for nobody; disabling an account is said before it is done.
+/// Cuts off first, because that is urgent; prints what disabling an account breaks before doing it.
 pub async fn cut_off(env: &Environment, ask: CutOff<'_>, print: impl Fn(&str)) -> Result<Ended, Failure> {
     let peers = sessions::find(env, ask.session).await?;
     if peers.is_empty() {
@@ -47,7 +47,7 @@ pub async fn cut_off(env: &Environment, ask: CutOff<'_>, print: impl Fn(&str)) -
     everywhere(&peers, "POST", &target, |text| print(&plain(text))).await
 }
 
-/// Asks every session; one that knows what is asked about is enough, and one that refuses it ends the asking.
+/// Asks every session. One that knows the target is enough; one that refuses ends the search.
 async fn everywhere(
     peers: &[Peer],
     method: &str,
@@ -61,7 +61,7 @@ async fn everywhere(
                 any = true;
                 tell(&text);
             }
-            // Another session may have it.
+            // Another session may know it.
             Err(Failure::NotFound(why)) => last = Some(why),
             Err(failure) => return Err(failure),
         }

@@ -1,4 +1,5 @@
-//! `kfp-creds explain`: which rule decides about a container, why those before it did not, and what it gets.
+//! `kfp-creds explain`: which rule applies to a container, why earlier rules did not match, and what the
+//! container gets.
 
 use std::path::Path;
 
@@ -13,11 +14,11 @@ use crate::policy::Decision;
 use crate::quote;
 use crate::workload::{Task, Unknown};
 
-/// Larger than any create request that a person would look at.
+/// Larger than any realistic create request.
 const LARGEST: u64 = 32 << 20;
 
-/// `what` is a file with the body of a create request, else a container of a session that runs. What a file
-/// names (images, containers, directories) is looked at when it is created.
+/// `what` is a file with the body of a create request, else a container of a running session. Images,
+/// containers and directories that a file names are inspected only when the container is created.
 pub async fn explain(
     config: &Config,
     env: &Environment,
@@ -47,7 +48,8 @@ pub async fn explain(
     }
     let mut peers = sessions::find(env, None).await?;
     let mut lost = None;
-    // The session that gave it an identity knows best; of one that got none, each can say what its rules say.
+    // The session that gave the container its identity knows best; for a container without one, each session
+    // can apply its rules.
     for target in ["/explain", "/explain/created"] {
         let (mut told, mut answering) = (false, vec![]);
         for peer in peers {
@@ -60,7 +62,7 @@ pub async fn explain(
                     told = true;
                 }
                 Err(Failure::NotFound(_)) => answering.push(peer),
-                // One that hangs keeps no other from answering.
+                // A session that hangs does not keep the others from answering.
                 Err(failure @ Failure::Engine(_)) => lost = Some(failure),
                 Err(failure) => return Err(failure),
             }
@@ -79,16 +81,16 @@ pub async fn explain(
     )))
 }
 
-/// Whether `what` can only be meant as a file: no container, and no task of a pipeline, is called like that. The engine
-/// writes names with one slash in front.
+/// Whether `what` can only be a file: no container and no task of a pipeline has such a name. The engine
+/// writes names with one leading slash.
 fn is_file_name(what: &str) -> bool {
     let absolute = what.strip_prefix('/').is_some_and(|rest| rest.contains('/'));
     let relative = ["./", "../", "~/"].iter().any(|start| what.starts_with(start));
     absolute || relative || [".json", ".yaml", ".yml"].iter().any(|end| what.ends_with(end))
 }
 
-/// What the rules of a session say of a container that is there and has no identity in it; `None` where there is
-/// none. What it names (images, other containers) is not looked at any more.
+/// The result of a session's rules for an existing container without an identity in it; `None` if there is no
+/// such container. Images and other containers that it names are not inspected again.
 pub(super) async fn explained_created(
     session: &str,
     proxy: &Settings,
@@ -120,7 +122,7 @@ pub(super) async fn explained_created(
     Ok(Some(plain(&text)))
 }
 
-/// The same for every task of a compiled pipeline.
+/// Explains every task of a compiled pipeline.
 pub fn explain_pipeline(
     config: &Config,
     env: &Environment,
@@ -148,7 +150,7 @@ pub fn explain_pipeline(
     Ok(Ended::Done)
 }
 
-/// The task as a session will know it, with a line where that is less than the pipeline says.
+/// The task as a session will know it, with a line if a session will know less than the pipeline shows.
 fn when_it_runs(specified: &Specified, rules: &Rules) -> (Task, Option<&'static str>) {
     let Specified { task, words, shows, .. } = specified;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -162,7 +164,7 @@ fn when_it_runs(specified: &Specified, rules: &Rules) -> (Task, Option<&'static 
     (hidden, Some(how))
 }
 
-/// Which rule decides, and all that the container is given.
+/// The rule that applies, and everything that the container is given.
 pub(super) fn explained(rules: &Rules, task: &Task) -> String {
     let explanation = rules.policy.explain(task);
     let mut text = explanation.to_string();
@@ -174,7 +176,7 @@ pub(super) fn explained(rules: &Rules, task: &Task) -> String {
     plain(&text)
 }
 
-/// What a request says besides who makes it can keep it from what the rules give.
+/// Properties of the request, apart from the task's, that deny it what the rules give.
 fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
     let given = matches!(rules.policy.decide(task), Decision::Attach(..));
     match outcome {
@@ -188,7 +190,7 @@ fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
     }
 }
 
-/// Names come from whoever wrote the request or the pipeline.
+/// The author of the request or pipeline chose the names: no control character reaches the terminal.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }

@@ -1,4 +1,5 @@
-//! `kfp-creds health`: whether a session, or a metadata server on loopback, serves; for health checks, by its exit code.
+//! `kfp-creds health`: whether a session, or a metadata server on loopback, serves; the exit code is for
+//! health checks.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,12 +13,12 @@ use super::status::Status;
 use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 
-/// What answers is on this machine.
+/// Enough, because the server is on this machine.
 const WITHIN: Duration = Duration::from_secs(5);
 /// More than the head of any answer of ours.
 const HEAD: u64 = 8 << 10;
 
-/// Looks at the session of this name or id, or at every one of this user's; fails with the first that does not serve.
+/// Checks the session of this name or id, or all of this user's; fails with the first that does not serve.
 pub async fn health(env: &Environment, name: Option<&str>) -> Result<Ended, Failure> {
     let peers = sessions::find(env, name).await?;
     if peers.is_empty() {
@@ -27,7 +28,7 @@ pub async fn health(env: &Environment, name: Option<&str>) -> Result<Ended, Fail
         let said = peer.call("GET", "/status").await?;
         let status: Status = serde_json::from_str(&said)
             .map_err(|_| Failure::Engine(format!("session {} is of another version", peer.session)))?;
-        // Both are RFC 3339 in UTC, of one length: text orders them.
+        // Both are RFC 3339 in UTC and of equal length, so they sort as text.
         let since = status.source.last_failure.filter(|at| status.source.last_mint.as_ref() < Some(at));
         if since.is_some() {
             let why = status.source.why.unwrap_or_default();
@@ -40,8 +41,8 @@ pub async fn health(env: &Environment, name: Option<&str>) -> Result<Ended, Fail
     Ok(Ended::Done)
 }
 
-/// Asks the server of `serve --listen` for its first page; anything that it answers with our header is an answer,
-/// also that the secret path is missing.
+/// Requests the first page of `serve --listen`; any answer with our header counts, even that the secret path
+/// is missing.
 pub async fn health_of_listener(at: SocketAddr) -> Result<Ended, Failure> {
     let asking = async {
         let mut stream = TcpStream::connect(at).await?;

@@ -1,4 +1,5 @@
-//! `network.host_loopback`: a listener for containers on the network of this machine, where the engine shares its loopback.
+//! `network.host_loopback`: a listener for containers on this machine's network, if the engine shares its
+//! loopback.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
@@ -16,17 +17,17 @@ use crate::process::Tasks;
 use crate::server::{Entrance, Server};
 use crate::session::MetadataNetwork;
 
-/// For the container that proves it.
+/// The time limit of the container that tests it.
 const PROOF_WITHIN: Duration = Duration::from_secs(10);
 
-/// A listener that nobody serves yet.
+/// A bound listener that is not served yet.
 #[derive(Debug)]
 pub(super) struct Bound {
     listener: TcpListener,
     pub(super) paths: Paths,
 }
 
-/// `None` where the config does not want one.
+/// `None` if the config does not enable it.
 pub(super) async fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
     if !config.host_loopback {
         return Ok(None);
@@ -39,7 +40,7 @@ pub(super) async fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
     Ok(Some(Bound { listener, paths: Paths::new(at) }))
 }
 
-/// Serves it, where there is one and the engine shares the loopback.
+/// Serves the listener, if there is one and the engine shares the loopback.
 pub(super) async fn proved(
     bound: Option<Bound>,
     session: &MetadataNetwork,
@@ -51,9 +52,9 @@ pub(super) async fn proved(
 }
 
 impl Bound {
-    /// Serves it, once a container on the engine's host network has come to it. Nothing else proves that the two
-    /// loopbacks are one: the engine may run in a VM that forwards its socket, in a namespace of its own, or elsewhere.
-    /// `None` where it is not so, which is said.
+    /// Serves the listener once a container on the engine's host network has reached it. Nothing else proves
+    /// that the two loopbacks are the same: the engine may run in a VM that forwards its socket, in its own
+    /// namespace, or elsewhere. `None`, with a notice, if they are not the same.
     async fn proved(
         self,
         session: &MetadataNetwork,

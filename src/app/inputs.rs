@@ -1,8 +1,8 @@
-//! Fetches what the inputs of tasks name in Cloud Storage, each with a token of the task's own identity.
+//! Fetches the Cloud Storage objects that inputs of tasks name, each with a token of the task's own identity.
 //!
-//! What one identity fetched no other is given. Every task is authorised anew, by the metadata of each object; only
-//! its content is kept, by generation. A download goes on when the create that waited for it is given up, so that the
-//! next one finds it.
+//! Identities do not share fetched objects. Every task is authorised again, by reading the metadata of each
+//! object; only the content is kept, by generation. A download continues when its create is abandoned, so
+//! that the next create finds it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -28,20 +28,20 @@ use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, SCOPE_PREFIX};
 use crate::workload::Identity;
 
-/// For a token; a create waits a little longer.
+/// The time limit for a token; a create waits a little longer.
 const LONGEST_MINT: Duration = Duration::from_secs(25);
-/// Objects of one task, folders included.
+/// The maximal number of objects per task, including those in folders.
 const MOST_OBJECTS: usize = 10_000;
-/// Questions and downloads at the same time, of the whole session.
+/// The maximal number of concurrent requests and downloads of the whole session.
 const AT_A_TIME: usize = 8;
-/// Lines about one task.
+/// The maximal number of lines about one task.
 const MOST_LINES: usize = 8;
 
-/// Any of these lets objects be read.
+/// Any of these scopes allows reading objects.
 const SCOPES: [&str; 4] =
     ["devstorage.read_only", "devstorage.read_write", "devstorage.full_control", "cloud-platform.read-only"];
 
-/// What is fetched, and where it is.
+/// Fetches objects, and knows which are in the cache.
 #[derive(Debug)]
 pub(super) struct Inputs {
     config: Config,
@@ -64,14 +64,14 @@ struct Key {
     generation: u64,
 }
 
-/// An object to be fetched, and the name that it gets below its bucket.
+/// An object to fetch, and its name below its bucket.
 #[derive(Debug)]
 struct Wanted {
     bucket: String,
     found: Found,
 }
 
-/// Who asks, for one task.
+/// The identity and token for the requests of one task.
 #[derive(Clone, Debug)]
 struct Asking {
     identity: String,
@@ -92,7 +92,8 @@ impl Asking {
 }
 
 impl Inputs {
-    /// Sweeps what dead sessions left, and answers the proxy from now on; `None` where the config fetches nothing.
+    /// Removes the folders of dead sessions and starts answering the proxy; `None` if the config fetches
+    /// nothing.
     pub(super) fn start(
         config: &Config,
         env: &Environment,
@@ -124,7 +125,7 @@ impl Inputs {
         Some((inputs, Fetching { ask, folder }))
     }
 
-    /// Removes everything that was fetched. Containers that still run see it go.
+    /// Removes all fetched objects. Running containers lose access to them.
     pub(super) async fn close(&self) {
         let cache = self.cache.clone();
         let _ = crate::process::aside(move || cache.remove()).await;
@@ -186,7 +187,7 @@ impl Inputs {
             let name = &identity.name;
             return Err(format!("the identity {name} has no scope for it; add {} to its scopes", scopes[0]));
         }
-        // As the container itself will ask, so that one token serves both.
+        // The same request as the container's own will be, so that one token serves both.
         let ask = self.mint.request(identity, None, None);
         let token = self.mint.access(&ask, Some(Who::Session(identity)), LONGEST_MINT).await;
         let token = token.map_err(|why| format!("there is no token for it: {why}"))?;
@@ -208,7 +209,7 @@ impl Inputs {
         let universe = self.mint.principal().universe.clone();
         let endpoint = self.config.endpoints.storage(universe.as_deref());
         let proxies = credentials::proxies(&self.env);
-        // It reads the machine's certificate authorities.
+        // Blocks: it reads the machine's certificate authorities.
         let made =
             crate::process::aside(move || Upstream::through(&proxies, Limits::default(), vec![])).await;
         let upstream = made.unwrap_or_else(|| Err(SourceError::transient("no thread can be had")))?;
@@ -262,7 +263,8 @@ impl Inputs {
         }
     }
 
-    /// What all the names come to, within what one task may have. A folder comes whole, or not at all.
+    /// All objects that the names stand for, within the limits of one task. A folder is fetched as a whole,
+    /// or not at all.
     async fn plan(
         &self,
         asking: &Asking,
@@ -297,13 +299,13 @@ impl Inputs {
             left -= bytes;
             wanted.extend(found.into_iter().map(|found| Wanted { bucket: object.bucket().into(), found }));
         }
-        // What is named by itself and with its folder is one.
+        // An object named both by itself and through its folder counts once.
         let mut seen = std::collections::HashSet::new();
         wanted.retain(|one| seen.insert((one.bucket.clone(), one.found.name.clone())));
         wanted
     }
 
-    /// The download of this content, which is begun where nobody has.
+    /// The download of this content; started unless it is running or done.
     fn flight(&self, asking: &Asking, storage: &Arc<Storage>, wanted: &Wanted) -> Flight<PathBuf> {
         let key = Key {
             identity: asking.identity.clone(),
@@ -340,7 +342,7 @@ impl Inputs {
     }
 }
 
-/// What a name stands for: an object, else the objects below it.
+/// The objects of a name: the object itself, else the objects below it.
 async fn look(storage: &Storage, by: Reader<'_>, object: &Object) -> Result<Vec<Found>, String> {
     let (bucket, name) = (object.bucket(), object.name());
     if !object.is_folder()
@@ -353,7 +355,7 @@ async fn look(storage: &Storage, by: Reader<'_>, object: &Object) -> Result<Vec<
     }
     let prefix = format!("{name}/");
     let mut all = storage.list(by, bucket, &prefix, MOST_OBJECTS).await.map_err(|why| why.to_string())?;
-    // Consoles mark a folder by an empty object with its name.
+    // Web consoles mark a folder by an empty object of its name.
     all.retain(|found| !(found.name.ends_with('/') && found.size == 0));
     if all.is_empty() {
         return Err("there is no object and no folder of this name".into());

@@ -1,12 +1,12 @@
-//! Disabling a dedicated service account, by a person who was told what else that breaks. It is the only
-//! way to end tokens that were handed out, and it ends those of everybody.
+//! Disables a dedicated service account, after showing what else that breaks. It is the only way to end
+//! tokens that were handed out, and it ends all tokens of the account.
 
 use hyper::StatusCode;
 
 use crate::docker::proxy::Rules;
 
-/// What disabling `account` does, for the person who decides. Where nobody has it (404) another session
-/// may; where an identity has it and does not allow it (409), no session may.
+/// What disabling `account` breaks, for the person who decides. 404 if no identity here uses the account:
+/// another session may. 409 if an identity uses it and does not allow disabling: no session may.
 pub(super) fn consequences(
     rules: &Rules,
     account: &str,

@@ -1,4 +1,4 @@
-//! The only wiring: rooms are built here, handed to each other, run and ended.
+//! The only wiring: builds the rooms, connects them, runs and ends them.
 
 mod activation;
 mod cache;
@@ -51,7 +51,7 @@ impl From<docker::EngineError> for Failure {
     }
 }
 
-/// What this machine did not let us do.
+/// An operation that failed on this machine.
 fn broken(what: &str, why: impl Display) -> Failure {
     Failure::NotPermitted(format!("{what}: {why}"))
 }

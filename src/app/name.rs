@@ -1,5 +1,5 @@
-//! The name of a `serve`: `NAME.sock`, a path that stays the same from start to start, for docker contexts, editors
-//! and Compose. It and `NAME.ctl` are links to the sockets of the session, which are called by its id.
+//! The name of a `serve`: `NAME.sock`, a path that stays the same from start to start, for docker contexts,
+//! editors and Compose. It and `NAME.ctl` are links to the session's sockets, which are named by its id.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -10,13 +10,13 @@ use super::broken;
 use crate::console::Console;
 use crate::failure::Failure;
 
-/// That of a session for which no name is given, while nobody has it.
+/// The name of a session started without one, if it is free.
 const DEFAULT: &str = "default";
-/// What a unix socket's path leaves for it.
+/// The length that the limit of a unix socket's path leaves for a name.
 const LONGEST: usize = 32;
 
-/// A name that this process has until the value is dropped. `NAME.pid` holds the process id and is locked, and the
-/// kernel releases the lock of a process that was killed.
+/// A name held by this process until the value is dropped. `NAME.pid` holds the process id and is locked; the
+/// kernel releases the lock of a killed process.
 #[derive(Debug)]
 pub(super) struct Name {
     pub(super) text: String,
@@ -26,7 +26,7 @@ pub(super) struct Name {
 
 #[derive(Debug)]
 enum Untaken {
-    /// By the process of this id, if it could be read.
+    /// Held by the process of this id, if it could be read.
     Held(Option<u32>),
     Broken(io::Error),
 }
@@ -37,7 +37,7 @@ impl From<io::Error> for Untaken {
     }
 }
 
-/// Whether `text` can be the name of a session, and is no session's id.
+/// Whether `text` is a valid name of a session, and not an id.
 pub fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
     let id = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -45,8 +45,8 @@ pub fn is_name(text: &str) -> bool {
 }
 
 impl Name {
-    /// Takes the requested name, or refuses and names the process that has it. Without a requested name, takes the
-    /// default one; if that is taken, prints a notice and returns `None`.
+    /// Takes the requested name, or refuses and names the process that has it. Without a requested name,
+    /// takes the default one; if that is taken, prints a notice and returns `None`.
     pub(super) fn take(
         folder: &Path,
         wanted: Option<&str>,
@@ -83,7 +83,7 @@ impl Name {
                 }
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            // The previous holder removes the file at its end, and may have done so since it was opened.
+            // The previous holder removes the file at its end, perhaps after it was opened here.
             let locked = file.metadata()?.ino();
             if std::fs::metadata(&path).is_ok_and(|there| there.ino() == locked) {
                 file.set_len(0)?;
@@ -93,7 +93,7 @@ impl Name {
         }
     }
 
-    /// Makes the links to the sockets of the session `id`; where its Docker socket is from now on.
+    /// Links the name to the sockets of the session `id`; returns the path of its Docker socket.
     pub(super) fn point_to(&self, id: &str) -> io::Result<PathBuf> {
         for kind in ["ctl", "sock"] {
             let link = self.path(kind);
@@ -131,7 +131,7 @@ mod tests {
     fn take(folder: &Path, wanted: Option<&str>) -> Result<Option<String>, String> {
         let console = Console::new(Form::Text, io::sink());
         let taken = Name::take(folder, wanted, &console);
-        // Kept: a name lasts as long as its holder.
+        // Leaked, because a name lasts as long as its holder.
         taken.map(|name| name.map(|name| Box::leak(Box::new(name)).text.clone())).map_err(|e| e.to_string())
     }
 

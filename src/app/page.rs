@@ -1,5 +1,5 @@
-//! The page that `serve` shows: one file, no build step, nothing from elsewhere. It is reached by a
-//! capability in its path, for every user of the machine can reach a loopback port.
+//! The status page of `serve`: one file, no build step, no external resources. Its path contains a
+//! capability, because every user of the machine can reach a loopback port.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,7 @@ use crate::secret::Secret;
 
 const PAGE: &str = include_str!("page.html");
 
-/// A path that only those know to whom it is shown.
+/// An unguessable path, known only to those to whom it is shown.
 pub(super) fn capability() -> Result<Secret<String>, Failure> {
     loopback::capability().ok_or_else(|| Failure::NotPermitted("no randomness to be had".into()))
 }
@@ -28,7 +28,7 @@ pub(super) fn reply() -> Response<Full<Bytes>> {
     for (name, value) in [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
-        // The path is a secret: it goes nowhere.
+        // The path is a secret and must not be sent as a referrer.
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
@@ -41,7 +41,7 @@ pub(super) fn reply() -> Response<Full<Bytes>> {
     reply
 }
 
-/// Only this page's own script and style, by their hashes, and only this server.
+/// Allows only this page's own script and style, by their hashes, and only this server.
 fn policy() -> String {
     let hash = |tag: &str| {
         let inside =

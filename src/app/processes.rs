@@ -17,7 +17,8 @@ use crate::record::Recorder;
 use crate::registry;
 use crate::server::{Entrance, Server};
 
-/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or stop them from using one.
+/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or stop them
+/// from using one.
 pub(super) const WINNING: [&str; 5] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
     "NO_GCE_CHECK",
@@ -26,9 +27,9 @@ pub(super) const WINNING: [&str; 5] = [
     "CLOUDSDK_AUTH_ACCESS_TOKEN",
 ];
 
-/// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a capability that
-/// only the variables tell, because every user of the machine can reach a loopback port. The address, and the
-/// variables that lead clients there.
+/// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a
+/// capability that only the variables contain, because every user of the machine can reach a loopback port.
+/// Returns the address, and the variables that lead clients there.
 pub(super) async fn serve(
     at: SocketAddr,
     open: bool,
@@ -51,7 +52,7 @@ pub(super) async fn serve(
         console.clone(),
         recorder.clone(),
     );
-    // The one place where the capability is exposed: the variables go to stdout or to the command of `run`.
+    // The only place that exposes the capability: the variables go to stdout or to the command of `run`.
     let place = match &capability {
         Some(capability) => format!("{at}/{}", capability.expose()),
         None => at.to_string(),
@@ -62,13 +63,13 @@ pub(super) async fn serve(
     Ok((at, names.map(|name| (name.to_owned(), place.clone())).to_vec()))
 }
 
-/// An empty directory in place of gcloud's, whose login file would take precedence over a metadata server. It is
-/// removed with its content when this is dropped.
+/// An empty directory in place of gcloud's, whose login file would take precedence over a metadata server. It
+/// is removed with its content when this is dropped.
 #[derive(Debug)]
 pub(super) struct NoLogin(PathBuf);
 
 impl NoLogin {
-    /// Beside the sockets, for the session `id`.
+    /// Makes the directory beside the sockets, for the session `id`.
     pub(super) fn new(folder: &Path, id: &str) -> Result<Self, Failure> {
         private_folder(&folder.join(format!("{id}.gcloud"))).map(Self)
     }

@@ -1,4 +1,4 @@
-//! What the proxy of a session is given.
+//! The settings of a session's proxy.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::record::Recorder;
 use crate::server::views::UNKNOWN_PROJECT;
 use crate::session::MetadataNetwork;
 
-/// What the proxy is given, but for what is ours and what containers are told.
+/// The proxy's settings, without reserved objects and without the containers' wiring.
 pub(super) fn settings(
     config: &Config,
     session: &MetadataNetwork,
@@ -55,12 +55,12 @@ pub(super) fn settings(
     }
 }
 
-/// What containers are given so that their clients find us.
+/// The variables and hosts entries by which clients in containers find the relay.
 pub(super) fn wiring(session: &MetadataNetwork, credentials: &Credentials, config: &Config) -> Wiring {
     Wiring {
         relay: session.relay,
         names: NAMES.map(String::from).to_vec(),
-        // A stand-in would make clients ask Google about a project of that name.
+        // With a stand-in, clients would ask Google about a project of that name.
         project: Some(credentials.project(config)).filter(|project| project != UNKNOWN_PROJECT),
         quota_project: credentials.quota_project(config),
     }

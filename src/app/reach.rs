@@ -1,11 +1,11 @@
-//! The engine that a session uses, and what is different when it is another machine's.
+//! The engine that a session uses, and the differences if it is on another machine.
 
 use crate::config::{Config, Environment, engine};
 use crate::docker::upstream::Upstream;
 use crate::docker::{Engine, proxy};
 use crate::failure::Failure;
 
-/// The engine, past a proxy of ours if there is one: a session inside a session stands beside it.
+/// The engine, bypassing a proxy of ours: a session inside a session uses the same engine.
 pub(super) async fn reach(config: &Config, env: &Environment) -> Result<Engine, Failure> {
     let mut endpoint =
         engine::endpoint(config.engine.as_deref(), config.plain_tcp, env).map_err(Failure::Engine)?;
@@ -17,7 +17,7 @@ pub(super) async fn reach(config: &Config, env: &Environment) -> Result<Engine, 
     Ok(Engine::reach(Upstream::new(endpoint).map_err(Failure::Engine)?).await?)
 }
 
-/// One line where the paths of creates are not this machine's.
+/// A notice if the paths in create requests are not this machine's.
 pub(super) fn what_paths_mean(engine: &Engine) -> Option<String> {
     let endpoint = engine.upstream().endpoint();
     endpoint.socket().is_none().then(|| {

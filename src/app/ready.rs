@@ -1,14 +1,15 @@
-//! What `serve` prints on stdout once it is ready: lines for a shell, or one line of JSON for a program.
+//! The output of `serve` on stdout once it is ready: lines for a shell, or one line of JSON for a program.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::console::Form;
 
-/// With a unix `DOCKER_HOST` the first two make clients fail; the third is another engine's name.
+/// With a unix `DOCKER_HOST` the first two make clients fail; the third names another engine.
 pub(super) const UNSET: [&str; 3] = ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"];
 
-/// The line of `serve --json`. What does not apply is `null`: a session without an engine has no `socket`.
+/// The line of `serve --json`. Values that do not apply are `null`: a session without an engine has no
+/// `socket`.
 #[derive(Debug, Serialize)]
 pub(super) struct Ready {
     pub(super) ready: bool,
@@ -16,15 +17,15 @@ pub(super) struct Ready {
     /// Eight hex digits, for `status` and `cut-off`.
     pub(super) session: Option<String>,
     pub(super) name: Option<String>,
-    /// Where the Docker API is.
+    /// The socket of the Docker API.
     pub(super) socket: Option<String>,
-    /// Variables to set, and
+    /// Variables to set for programs that use the session.
     pub(super) environment: Map<String, Value>,
-    /// those to remove, for programs that use the session.
+    /// Variables to remove for them.
     pub(super) unset: &'static [&'static str],
-    /// The address of the status page, with the secret path that gives access to it.
+    /// The URL of the status page, including the secret path.
     pub(super) page: Option<String>,
-    /// The public keys of the offline source.
+    /// The URL of the offline source's public keys.
     pub(super) jwks: Option<String>,
 }
 
@@ -55,7 +56,7 @@ impl Ready {
             print(&format!("export {name}={}", value.as_str().unwrap_or_default()));
         }
         if let Some(place) = &self.page {
-            // A comment, so that the shell may be given all of stdout.
+            // A comment, so that a shell may evaluate all of stdout.
             print(&format!("# who holds which token: {place}"));
         }
     }

@@ -1,8 +1,8 @@
-//! The config file while a session runs: what it says of rules, identities and mounts counts for containers
-//! that are created after it changed. Leases that live keep what they were given until they end.
+//! Reloads the config file during a session: its rules, identities and mounts apply to containers created
+//! after it changed. Live leases keep what they were given until they end.
 //!
-//! It is read again only where its content is trusted (decision 23): a file of a project after
-//! `kfp-creds config trust`, and none that a container can write or could earlier in the session.
+//! The file is read again only if its content is trusted (decision 23): a project's file after `kfp-creds
+//! config trust`, and never one that a container can write or could write earlier in the session.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,13 +17,13 @@ use crate::lifecycle::Lifecycle;
 use crate::process::{Tasks, aside};
 use crate::quote;
 
-/// How often the file is looked at: one `stat`.
+/// How often the file is checked: one `stat`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// After this a person is told that the file system keeps the session waiting.
+/// After this time a notice says that the file system keeps the session waiting.
 const SILENT: Duration = Duration::from_secs(10);
 
-/// What a config says that a session takes up while it runs.
+/// The part of a config that a running session takes up.
 pub(super) fn rules(config: &Config) -> Rules {
     Rules {
         policy: config.policy.clone(),
@@ -34,7 +34,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What tells two states of a file apart without reading it.
+/// Distinguishes two states of a file without reading it.
 type Stamp = Option<(i64, i64, u64, u64)>;
 
 fn stamp(path: &Path) -> Stamp {
@@ -42,7 +42,7 @@ fn stamp(path: &Path) -> Stamp {
     Some((about.mtime(), about.mtime_nsec(), about.size(), about.ino()))
 }
 
-/// Follows the file until the session stops. `config` is the one that the session began with.
+/// Follows the file until the session stops. `config` is the one that the session started with.
 pub(super) async fn follow(
     mut config: Config,
     env: Environment,
@@ -64,8 +64,8 @@ pub(super) async fn follow(
             () = tasks.stop().cancelled() => return,
             now = next => now.flatten(),
         };
-        // Writers are not atomic: a state counts when it was seen twice. One that waits for trust is asked
-        // about again without being said again.
+        // Writes are not atomic: a state counts when it was seen twice. A file that waits for trust is
+        // checked again without another notice.
         let settled = now == std::mem::replace(&mut seen, now);
         if !settled || (now == taken && !waiting) {
             continue;
@@ -106,7 +106,7 @@ async fn look(
     let broken =
         |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
     let (old, env) = (config.clone(), env.clone());
-    // Sources of mounts are looked through for keys: not on the thread that serves.
+    // The sources of mounts are searched for keys, which blocks: not on the serving thread.
     let mut reading = pin!(aside(move || config::reread(&old, &env)));
     let read = match tokio::time::timeout(SILENT, &mut reading).await {
         Ok(read) => read,

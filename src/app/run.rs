@@ -18,16 +18,16 @@ use crate::quote;
 use crate::source::google::adc;
 use crate::workload::Identity;
 
-/// How a `run` is wanted.
+/// The options of `run`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     /// The program and its arguments.
     pub command: &'a [OsString],
-    /// Processes of the command have the default identity, too.
+    /// Processes of the command get the default identity, too.
     pub processes: bool,
 }
 
-/// Runs the command with its Docker calls going through us; the answer is its exit code.
+/// Runs the command with its Docker calls going through our socket; returns its exit code.
 pub async fn run(
     config: &Config,
     env: &Environment,
@@ -35,7 +35,7 @@ pub async fn run(
     console: Console,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    // Should we be killed, the next start leaves running what this end would leave running.
+    // If we are killed, the next start leaves running what this end would leave running.
     let mode = if config.keep { "serve" } else { "run" };
     let mut session = open(config, env, mode, &mut signals, &console).await?;
     let outcome = match surround(&session, config, ask).await {
@@ -62,12 +62,12 @@ pub async fn run(
     outcome
 }
 
-/// What the command's environment has and has not, besides the engine.
+/// Changes to the command's environment, besides the engine.
 #[derive(Debug, Default)]
 struct Around {
     set: Vec<(String, String)>,
     unset: &'static [&'static str],
-    /// Lasts as long as the command.
+    /// Kept until the command has ended.
     _no_login: Option<NoLogin>,
 }
 
@@ -83,8 +83,8 @@ async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Ar
     Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })
 }
 
-/// Whether containers would have had anything but what the person's own login has. Offline, nobody expects a
-/// process to have what the session signs.
+/// Whether the config gives containers anything beyond the person's own login. False
+/// offline, because no process expects a token that the session signs.
 fn names_an_identity(config: &Config) -> bool {
     let policy = &config.policy;
     let plain = Identity::default();
@@ -94,7 +94,7 @@ fn names_an_identity(config: &Config) -> bool {
             || policy.default.as_deref() != Some(&plain))
 }
 
-/// Whether Google's libraries find a credential file in the environment that the command has from us.
+/// Whether Google's libraries find a credential file in the command's environment.
 fn has_login(env: &Environment) -> bool {
     let variable = |name| env.variable(name).map(PathBuf::from);
     let home = env.home();
@@ -102,7 +102,8 @@ fn has_login(env: &Environment) -> bool {
     file.is_some_and(|file| env.cwd.join(file).is_file())
 }
 
-/// Closes the session. An engine that does not answer must not keep a person: two signals more leave the rest.
+/// Closes the session. Two more signals leave the rest to the next start, so that an engine that does not
+/// answer cannot block the exit.
 pub(super) async fn close(session: Session, keep: bool, signals: &mut Signals, console: &Console) {
     let mut closing = std::pin::pin!(session.close(keep));
     for advice in [
@@ -116,7 +117,7 @@ pub(super) async fn close(session: Session, keep: bool, signals: &mut Signals, c
     }
 }
 
-/// Opens a session. A signal meanwhile lets it finish, so that it can be closed in good order.
+/// Opens a session. A signal during this lets the opening finish, so that the session can be closed properly.
 pub(super) async fn open(
     config: &Config,
     env: &Environment,
@@ -191,7 +192,7 @@ async fn attend(
     }
 }
 
-/// The session ends, and with it the command.
+/// Ends the session, and the command with it.
 fn end(session: &Session, child: &tokio::process::Child, asked: Asked, keep: bool, console: &Console) {
     child::pass_on(child, asked);
     session.refuse_creates();

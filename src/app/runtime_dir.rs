@@ -1,4 +1,4 @@
-//! Where the sockets of sessions are: a folder that only its user can enter.
+//! The folder of the sessions' sockets, which only its user can enter.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -11,7 +11,7 @@ use crate::config::Environment;
 use crate::failure::Failure;
 use crate::quote;
 
-/// Short: a unix socket's path may have 107 bytes.
+/// Short, because a unix socket's path is limited to 107 bytes.
 pub(super) fn runtime_folder(env: &Environment) -> PathBuf {
     match env.variable("XDG_RUNTIME_DIR") {
         Some(folder) if folder.len() < 60 => Path::new(folder).join("kfp-creds"),
@@ -19,7 +19,7 @@ pub(super) fn runtime_folder(env: &Environment) -> PathBuf {
     }
 }
 
-/// A folder that only we can enter: its socket is as good as root on this machine.
+/// A folder that only we can enter, because access to its sockets equals root on this machine.
 pub(super) fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
     let broken = |why: String| Failure::NotPermitted(format!("the folder {}: {why}", quote::path(folder)));
     match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
@@ -36,7 +36,7 @@ pub(super) fn private_folder(folder: &Path) -> Result<PathBuf, Failure> {
 }
 
 pub(super) fn listen(socket: &Path) -> io::Result<UnixListener> {
-    // That of the dead session whose network was taken over.
+    // The socket of the dead session whose network was taken over.
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;

@@ -21,7 +21,7 @@ use crate::console::{Console, Form};
 use crate::failure::{Ended, Failure};
 use crate::process::Tasks;
 
-/// How a `serve` is wanted.
+/// The options of `serve`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ask<'a> {
     /// See [`is_name`](super::is_name).
@@ -32,7 +32,8 @@ pub struct Ask<'a> {
     pub stdin: bool,
 }
 
-/// Prints the line that puts a shell into the session, and stays. `print` writes to stdout.
+/// Prints the line that connects a shell to the session, and serves until it is stopped. `print` writes to
+/// stdout.
 pub async fn serve(
     config: &Config,
     env: &Environment,
@@ -72,7 +73,7 @@ fn signals(ask: Ask<'_>) -> Result<Signals, Failure> {
     if ask.stdin { signals.with_input().map_err(|e| broken("read stdin", e)) } else { Ok(signals) }
 }
 
-/// Opens what a person or a program uses of the session, and prints where it is.
+/// Opens the additional sockets and the page of the session, and prints their addresses.
 async fn show(
     session: &Session,
     name: Option<&Name>,

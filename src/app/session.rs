@@ -1,4 +1,4 @@
-//! A session's rooms, built in order and ended in order: what `run` and `serve` have in common.
+//! Builds a session's rooms in order and ends them in order: the common part of `run` and `serve`.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -43,7 +43,7 @@ use crate::workload::{ContainerId, Task};
 
 /// How long containers get between SIGTERM and SIGKILL at the end of a `run`.
 const STOP_GRACE_SECONDS: i32 = 2;
-/// How long connections may still be seen whose program has ended.
+/// How long connections of an ended program may still be counted.
 const CLIENTS_LEAVE: Duration = Duration::from_millis(500);
 /// A disk that hangs does not keep a session from ending.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -56,25 +56,25 @@ pub(super) struct Session {
     pub(super) socket: PathBuf,
     pub(super) failed: mpsc::Receiver<Failure>,
     console: Console,
-    /// Whether the session ever was ready: what never began has no end to speak of.
+    /// Whether the session was ever ready; otherwise no line reports its end.
     live: bool,
     tasks: Tasks,
     pub(super) session: Arc<MetadataNetwork>,
     pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
     inputs: Option<Arc<Inputs>>,
-    /// Of the control socket.
+    /// The path of the control socket.
     control: PathBuf,
     control_server: Arc<ControlServer>,
-    /// Held while containers are stopped: who comes second finds what the first has left.
+    /// Held while containers are stopped, so that a second stop handles only what the first one left.
     stopping: Arc<tokio::sync::Mutex<()>>,
-    /// Whether it was said that containers run on after Ctrl-C.
+    /// Whether the notice that containers run on after Ctrl-C was shown.
     reminded: Arc<AtomicBool>,
 }
 
 impl Session {
-    /// Everything up to the moment where a container can be created: engine, source, network, relay,
-    /// proxy, a probe the whole way, and one mint, so that a broken login is said once and at once.
+    /// Prepares everything that creating containers needs: engine, source, network, relay, proxy, a probe of
+    /// the whole path, and one mint, so that a broken login is reported once and at once.
     pub(super) async fn open(
         config: &Config,
         env: &Environment,
@@ -91,7 +91,7 @@ impl Session {
         let bound = host_loopback::bind(config).await?;
         let (session, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
         let session = Arc::new(session);
-        // That of a network which was taken over, else the new one.
+        // The session id of a network that was taken over, else the new one.
         let id = session.network.session.clone();
         recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
@@ -142,7 +142,7 @@ impl Session {
         Ok(opened)
     }
 
-    /// A network for one container, where each has its own.
+    /// A network for one container, if each has its own.
     pub(super) async fn cell(&self) -> Result<Option<Cell>, Failure> {
         match &self.proxy.cells {
             Some(cells) => cells.take().await.map(Some).map_err(Failure::Engine),
@@ -150,7 +150,7 @@ impl Session {
         }
     }
 
-    /// What the engine, the config file and the other rooms say from now on.
+    /// Follows the engine's events, the config file and the other rooms from now on.
     fn follow(
         &self,
         config: &Config,
@@ -218,7 +218,8 @@ impl Session {
         Ok(())
     }
 
-    /// What every create would be refused for, and what nobody means.
+    /// Reports mounts that could not be verified, and fails if every create would be refused because of a
+    /// mount.
     async fn mounts(&self, config: &Config) -> Result<(), Failure> {
         for what in &config.unverified {
             self.console.notice(format!("[[mount]]: not verified: {what}"));
@@ -231,12 +232,12 @@ impl Session {
         }
     }
 
-    /// No container may be created from now on; what runs goes on.
+    /// Refuses all creates from now on; running containers continue.
     pub(super) fn refuse_creates(&self) {
         self.proxy.closing.set();
     }
 
-    /// Stops the containers that run now, while the command may still be ending.
+    /// Stops the containers that run now, even if the command is still ending.
     pub(super) fn begin_stop(&self) {
         let (lifecycle, engine, console, stopping) = (
             self.lifecycle.clone(),
@@ -250,7 +251,7 @@ impl Session {
         });
     }
 
-    /// Says `text`, once in a session, if containers run. On the side: the engine may take its time.
+    /// Shows `text`, once per session, if containers run. In the background, because the engine may be slow.
     pub(super) fn remind_of_running(&self, text: &'static str) {
         let (lifecycle, console, said) =
             (self.lifecycle.clone(), self.console.clone(), self.reminded.clone());
@@ -262,19 +263,19 @@ impl Session {
         });
     }
 
-    /// Serves the Docker API on a socket that somebody else opened, too.
+    /// Serves the Docker API on a passed-in socket, too.
     pub(super) fn serve_also(&self, listener: UnixListener) {
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
     }
 
-    /// Serves the default identity to processes of this machine; the variables that lead them there.
+    /// Serves the default identity to processes of this machine; returns the variables that lead them there.
     pub(super) async fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
         let at = (Ipv4Addr::LOCALHOST, 0).into();
         let with = (&self.tasks, &self.console, &self.proxy.recorder);
         processes::serve(at, false, &self.credentials, config, with).await.map(|(_, variables)| variables)
     }
 
-    /// Opens the page on a port of the system's choice, behind `capability`; where it is.
+    /// Opens the page on a free port, behind `capability`; returns its URL.
     pub(super) async fn show_page(&self, capability: Secret<String>) -> Result<String, Failure> {
         let failed = |error: io::Error| broken("show the page", error);
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
@@ -290,8 +291,8 @@ impl Session {
         self.proxy.created.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody still has a connection to our socket, and not only because the end of a program
-    /// is known here before the end of its connections.
+    /// Whether a client is still connected to our socket. Waits a moment first, because the end of a program
+    /// may be seen before the end of its connections.
     pub(super) async fn has_clients(&self) -> bool {
         let until = Instant::now() + CLIENTS_LEAVE;
         while self.proxy.clients.count() > 0 {
@@ -303,8 +304,8 @@ impl Session {
         false
     }
 
-    /// The end: no creates, no leases, then the containers (unless `keep`), the relay, the network, the
-    /// socket. Every step is tried, whatever became of the one before.
+    /// Ends the session: no creates, then the containers (unless `keep`), the leases, the relay, the network,
+    /// the socket. Every step is tried, even if an earlier one failed.
     pub(super) async fn close(self, keep: bool) {
         self.refuse_creates();
         if keep {
@@ -322,7 +323,8 @@ impl Session {
         if let Some(inputs) = &self.inputs {
             inputs.close().await;
         }
-        // While the network stays, a socket on which nobody listens tells the next start that nobody is here.
+        // If the network stays, so does the socket: without a listener, it shows the next start that the
+        // session is dead.
         match self.session.close().await {
             Ok(()) => drop(std::fs::remove_file(&self.socket)),
             Err(error) => {
@@ -345,7 +347,7 @@ impl Session {
     }
 }
 
-/// All at the same time.
+/// Stops all containers concurrently.
 async fn stop_containers(lifecycle: &Lifecycle, engine: &Engine, console: &Console) {
     let running = running(lifecycle, console).await;
     let stops = running.iter().map(|(container, task)| async move {
@@ -364,7 +366,7 @@ async fn running(lifecycle: &Lifecycle, console: &Console) -> Vec<(ContainerId, 
     })
 }
 
-/// With the audit log, if the config asks for one.
+/// A recorder, with the audit log if the config asks for one.
 pub(super) fn recorder(config: &Config, session: &str, console: &Console) -> Result<Recorder, Failure> {
     let Some(settings) = config.audit.clone() else { return Ok(Recorder::default()) };
     let (file, console) = (crate::quote::path(&settings.file), console.clone());

@@ -1,4 +1,4 @@
-//! Finds the sessions of this user by their control sockets, and talks to them.
+//! Finds this user's sessions by their control sockets, and sends requests to them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::config::Environment;
 use crate::failure::Failure;
 use crate::quote;
 
-/// A call to the cloud is given 25 s there.
+/// A session gives a call to the cloud 25 s.
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// A session that answers.
@@ -25,16 +25,16 @@ pub(super) struct Peer {
     socket: PathBuf,
 }
 
-/// All sessions of this user, in the order of their ids, or the one of this id or name.
+/// All sessions of this user, ordered by id, or the one of this id or name.
 pub(super) async fn find(env: &Environment, wanted: Option<&str>) -> Result<Vec<Peer>, Failure> {
     let folder = runtime_folder(env);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
         let socket = entry.path();
-        // A name is a link to a session that is listed by its id as well.
+        // A name is a link to a session that is also listed by its id.
         let all = wanted.is_none() && !socket.is_symlink();
         let Some(session) = name_of(&socket).filter(|name| all || wanted == Some(name)) else { continue };
-        // The socket of a session that was killed is still there, and nobody answers.
+        // A killed session leaves its socket, but nothing listens on it.
         if UnixStream::connect(&socket).await.is_ok() {
             found.push(Peer { session, socket });
         }
@@ -54,7 +54,7 @@ fn name_of(socket: &Path) -> Option<String> {
 }
 
 impl Peer {
-    /// The body of a good answer; another answer is a failure with its text.
+    /// The body of a successful answer; any other answer is a failure with its text.
     pub(super) async fn call(&self, method: &str, target: &str) -> Result<String, Failure> {
         let call = tokio::time::timeout(WITHIN, self.exchange(method, target)).await;
         let lost = |why: String| Failure::Engine(format!("session {}: {why}", self.session));
@@ -63,9 +63,9 @@ impl Peer {
         let said = text.trim_end();
         match status.as_u16() {
             200..300 => Ok(text),
-            // It knows what is asked about, and no other session may do what this one does not allow.
+            // The session knows the target and refuses; no other session may do it either.
             409 => Err(Failure::Usage(said.to_owned())),
-            // What the session asked others for failed.
+            // A request of the session to the engine or the cloud failed.
             502 => Err(Failure::NotPermitted(said.to_owned())),
             _ => Err(Failure::NotFound(said.to_owned())),
         }
@@ -86,7 +86,7 @@ impl Peer {
         };
         tokio::pin!(asking);
         let mut connection = std::pin::pin!(connection);
-        // The connection ends before the answer is read to its end only when it broke.
+        // The connection ends before the whole answer is read only if it broke.
         tokio::select! {
             answer = &mut asking => answer,
             _ = &mut connection => asking.await,

@@ -1,4 +1,4 @@
-//! `kfp-creds status`: what the sessions of this user do, asked at their control sockets.
+//! `kfp-creds status`: shows the state of this user's sessions, read from their control sockets.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::session::MetadataNetwork;
 use crate::token::{HandedOut, Now};
 use crate::workload::Identity;
 
-/// What the session is, for its whole life.
+/// Properties of a session that never change.
 #[derive(Clone, Debug)]
 pub(super) struct About {
     pub(super) session: String,
@@ -53,7 +53,7 @@ impl About {
     }
 }
 
-/// One session at one moment; what `GET /status` says. Times are RFC 3339, in UTC.
+/// One session at one moment: the answer to `GET /status`. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(super) struct Status {
     pub(super) session: String,
@@ -82,7 +82,7 @@ pub(super) struct Health {
     pub(super) project: String,
     pub(super) last_mint: Option<String>,
     pub(super) last_failure: Option<String>,
-    /// Why the last failure was one, without secrets.
+    /// The reason of the last failure, without secrets.
     pub(super) why: Option<String>,
 }
 
@@ -102,7 +102,7 @@ pub(super) struct Row {
     pub(super) container: String,
     pub(super) task: String,
     pub(super) identity: String,
-    /// `default`, or the rule that gave it.
+    /// `default`, or the rule that gave the identity.
     pub(super) by: String,
     pub(super) address: String,
     /// `live`, `stopped` or `cut off`.
@@ -212,14 +212,14 @@ fn tokens(alive: Vec<HandedOut>, now: Now) -> Vec<Token> {
     alive.into_iter().map(token).collect()
 }
 
-/// To the second.
+/// A time to the second.
 pub(super) fn rfc3339(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at).replace_nanosecond(0).ok();
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
-/// The table for a person. Names were chosen by whoever made the containers: no control character of theirs
-/// reaches the terminal.
+/// The table for a person. The containers' creators chose the names: no control character reaches the
+/// terminal.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
@@ -288,8 +288,8 @@ impl Status {
     }
 }
 
-/// Prints what the sessions of this user do: all of them, or the one named. That none runs is an answer
-/// like any other (exit code 0), unless one was named.
+/// Prints the state of all sessions of this user, or of the one named. Exit code 0 even if no session runs,
+/// unless one was named.
 pub async fn status(
     env: &Environment,
     session: Option<&str>,
@@ -300,7 +300,7 @@ pub async fn status(
     loop {
         let mut found = Vec::new();
         for peer in sessions::find(env, session).await? {
-            // One that ends while it is asked is one that does not run.
+            // A session that ends while it is asked counts as not running.
             if let Ok(text) = ask(&peer).await {
                 found.push(text);
             }

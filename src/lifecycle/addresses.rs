@@ -1,5 +1,5 @@
-//! Addresses are handed out once and come back only after all the others: a dead container's address
-//! is the last to be used again.
+//! Pool addresses. A released address goes to the end of the queue, so a dead container's address is the last
+//! to be used again.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::Ipv4Addr;
@@ -22,7 +22,7 @@ impl Addresses {
         Some(address)
     }
 
-    /// Gives back what [`Self::take`] gave; anything else is ignored.
+    /// Releases an address that [`Self::take`] returned; ignores any other.
     pub(super) fn give_back(&mut self, address: Ipv4Addr) {
         if self.held.remove(&address) {
             self.free.push_back(address);

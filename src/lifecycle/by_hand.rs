@@ -1,5 +1,5 @@
-//! What a person sees and does from outside: the containers of a session, and cutting one off although it
-//! runs. It stays cut off until it is destroyed: neither a start nor a gap in the events brings its lease back.
+//! Operator actions: listing the containers of a session, and cutting off a running container. It stays cut
+//! off until it is destroyed: neither a start nor a gap in the events restores its lease.
 
 use std::sync::Arc;
 
@@ -10,26 +10,26 @@ use crate::registry::Lease;
 use crate::token::{HandedOut, Now};
 use crate::workload::{ContainerId, Grant, Identity};
 
-/// A container that has an address of ours.
+/// A container that has an address of the session.
 #[derive(Clone, Debug)]
 pub struct Member {
     pub grant: Grant,
     pub address: std::net::Ipv4Addr,
     pub lease: Option<Lease>,
     pub barred: bool,
-    /// What it holds of ended leases.
+    /// Tokens that its ended leases handed out.
     pub held: Vec<HandedOut>,
 }
 
 impl Member {
-    /// All tokens in its hands.
+    /// All unexpired tokens that the container may hold.
     pub fn tokens(&self, now: Now) -> Vec<HandedOut> {
         good_tokens(&self.held, self.lease.as_ref(), now)
     }
 }
 
 impl State {
-    /// Keeps what the holder of an ended lease may still use.
+    /// Records the tokens of an ended lease that its container can still use.
     pub(super) fn remember(&mut self, lease: &Lease) {
         let now = Now::read();
         self.outstanding.retain(|_, end| !end.is_over(now));
@@ -45,12 +45,12 @@ impl State {
 }
 
 impl Lifecycle {
-    /// What the session did so far.
+    /// The session's totals so far.
     pub fn summary(&self) -> Summary {
         self.state().summary()
     }
 
-    /// Every container that has an address of ours, in the order of the addresses.
+    /// Every container that has an address of the session, ordered by address.
     pub fn members(&self) -> Vec<Member> {
         let state = self.state();
         let row = |tenant: &super::Tenant| Member {
@@ -65,8 +65,8 @@ impl Lifecycle {
         members
     }
 
-    /// From now on `container` gets nothing, whether it runs or starts again; what it holds. `None` when it has
-    /// no address of ours (any more), or was cut off by hand before.
+    /// Cuts off `container` for good, even if it starts again. Returns the tokens that it still holds; `None`
+    /// if it has no address of the session (any more) or was cut off by hand before.
     pub fn bar(&self, container: &ContainerId) -> Option<Vec<HandedOut>> {
         {
             let mut state = self.state();
@@ -78,7 +78,7 @@ impl Lifecycle {
         Some(self.cut_off(container, Cause::ByHand, None))
     }
 
-    /// Whom an identity is, as far as that is known.
+    /// The account of an identity; empty if unknown.
     pub(super) fn account(&self, identity: &Arc<Identity>) -> String {
         let own = || self.mint.principal().email.clone();
         identity.service_account.clone().or_else(own).unwrap_or_default()

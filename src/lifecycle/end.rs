@@ -1,4 +1,4 @@
-//! The end of a session: who still runs, and the cutting off of everybody.
+//! The end of a session: lists the containers that still run and cuts all of them off.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::record::metrics::Cause;
 use crate::token::{Deadline, Now};
 use crate::workload::{ContainerId, Grant, Task};
 
-/// What a session did, for its last line.
+/// The session's totals, for its last line.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Containers.
+    /// Number of containers.
     pub attached: u64,
-    /// Leases: a container that was started twice counts twice.
+    /// Number of leases: a container that was started twice counts twice.
     pub cut_off: u64,
-    /// Ends of tokens that still live; one that two containers hold counts once.
+    /// Expiries of tokens that are still valid; a token that two containers hold counts once.
     pub outstanding: Vec<Deadline>,
 }
 
 impl Lifecycle {
-    /// Containers of this session that the engine says are running, with what they are. What the events
-    /// said is not enough for an end: a start may not have been seen yet.
+    /// Running containers of this session, according to the engine, with their tasks. The events alone do not
+    /// suffice at the end: a start may not have been seen yet.
     pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
         let members = self.engine.containers_of(&self.network.session).await?;
         let state = self.state();
@@ -38,7 +38,7 @@ impl Lifecycle {
         Ok(running.filter_map(row).collect())
     }
 
-    /// Cuts everything off, and admits nothing from now on. What is outstanding goes into the summary.
+    /// Cuts off every container and admits none from now on. The summary includes the outstanding tokens.
     pub fn cut_off_all(&self) -> Summary {
         let mut state = self.state();
         let untold: Vec<Untold> =
@@ -60,15 +60,15 @@ impl Lifecycle {
         state.summary()
     }
 
-    /// What was made at the start of the session, and nobody came for, does not stay in memory either.
+    /// Erases tokens that were minted ahead at the start of the session and that no container requested.
     pub(super) fn forget_unused(&self) {
         self.state().forget_unused(&self.mint);
     }
 }
 
 impl State {
-    /// Overwrites what the mint keeps and no live lease can ask for. Under the lock of the leases: one that is
-    /// admitted before this counts, and one that is admitted after it has its token made anew.
+    /// Erases cached tokens that no live lease can request. Runs under the lock of the leases: a lease
+    /// admitted before this call keeps its tokens, and one admitted after it has its tokens minted again.
     pub(super) fn forget_unused(&self, mint: &Mint) {
         let leased = self.tenants.values().filter(|tenant| tenant.lease.is_some());
         let live: Vec<Grant> = leased.map(|tenant| tenant.grant.clone()).collect();

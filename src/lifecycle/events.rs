@@ -1,4 +1,4 @@
-//! The engine's events as they come, and a look at everything after a gap.
+//! Handles the engine's events, and compares all containers with the engine after a gap in the events.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,11 +10,12 @@ use crate::docker::events::ContainerEvent;
 use crate::workload::ContainerId;
 
 impl Lifecycle {
-    /// Follows the engine's events until the session stops; after a break it looks for what was missed.
+    /// Follows the engine's events until the session stops; after a break, inspects all containers for missed
+    /// changes.
     pub async fn follow_events(self: Arc<Self>) {
         let mut ends = self.exits.ends();
         loop {
-            // Before the look: what happens between it and the subscription is told by the subscription.
+            // Taken before the resync, so that the subscription also reports what happens during the resync.
             let since = SystemTime::now();
             self.resync().await;
             let mut events = Box::pin(self.engine.container_events(since));
@@ -53,14 +54,15 @@ impl Lifecycle {
         }
     }
 
-    /// From the break on an end may go unseen, and the address be another's: every caller is looked at anew.
+    /// Marks all leases unconfirmed. After a break the end of a container may go unseen and its address may
+    /// belong to another container, so every container is inspected again before it is answered.
     fn doubt_all(&self) {
         let mut state = self.state();
         let State { writer, tenants, .. } = &mut *state;
         tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
     }
 
-    /// The event says so even where the container was over before anybody could look.
+    /// Records that the container has run, even if it ended before it could be inspected.
     pub(super) fn has_run(&self, container: &ContainerId) {
         if let Some(tenant) = self.state().tenants.get_mut(container) {
             tenant.started = true;
@@ -78,7 +80,7 @@ impl Lifecycle {
             ContainerEvent::Died { container, code, at } => {
                 self.has_run(&container);
                 self.died(&container, code, at);
-                // Events can come late: if it runs, this was the end of an earlier run.
+                // Events can come late: if the container runs, this event was the end of an earlier run.
                 let this = self.clone();
                 self.tasks.spawn("look", async move { this.look_again(&container).await });
             }
@@ -109,7 +111,7 @@ mod tests {
     use crate::source::offline::Offline;
     use crate::workload::{By, Grant, Identity, Task};
 
-    /// Says which version it is, takes every connect, and never saw a container run.
+    /// Reports a version, accepts every connect, and reports every container as not running.
     async fn engine(folder: &std::path::Path, tasks: &Tasks) -> Engine {
         let socket = folder.join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -127,7 +129,7 @@ mod tests {
                 };
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
                 let reply = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
-                // Whoever only looks whether anybody listens has left by now.
+                // A client that only tests whether the socket is served has disconnected by now.
                 let _ = stream.write_all(reply.as_bytes()).await;
             }
         });

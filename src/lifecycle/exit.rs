@@ -1,7 +1,8 @@
-//! The end of one run of a container: its lease ends at once, and is told once, with the exit code.
+//! The end of one run of a container: its lease ends at once; the end is reported once, with the exit code.
 //!
-//! Engine 20.10 says `die`, with the exit code, and then `disconnect`; since 23.0 the disconnect comes first, and
-//! may be all that comes. So a disconnect ends the lease, and the telling waits for the die, or for a look.
+//! Engine 20.10 sends `die`, with the exit code, and then `disconnect`; since 23.0 the disconnect comes first
+//! and may be the only event. So a disconnect ends the lease, and the report waits for the die or for an
+//! inspection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +15,21 @@ use crate::registry::Lease;
 use crate::token::{Deadline, HandedOut, Now};
 use crate::workload::{ContainerId, Grant};
 
-/// How long a die may come after its disconnect until it is looked how the container ended.
+/// How long to wait for a die after its disconnect before inspecting the container.
 const DIE_WITHIN: Duration = Duration::from_secs(1);
-/// How long a look may take at the end of the session.
+/// How long inspections may take at the end of the session.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
-/// An end that is still to be told.
+/// The end of a lease that has not been reported yet.
 #[derive(Debug)]
 pub(super) struct Untold {
-    /// Of the lease that ended.
+    /// The epoch of the lease that ended.
     epoch: u64,
     grant: Grant,
     alive: Vec<HandedOut>,
 }
 
-/// What is still good of ended leases and of the live one. Both may have handed out the same one.
+/// The unexpired tokens of ended leases and of the live one. A token that both handed out is listed once.
 pub(super) fn good_tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -> Vec<HandedOut> {
     let good = |token: &&HandedOut| !token.expires.is_over(now);
     let mut all: Vec<HandedOut> = held.iter().filter(good).copied().collect();
@@ -41,22 +42,22 @@ pub(super) fn good_tokens(held: &[HandedOut], lease: Option<&Lease>, now: Now) -
 }
 
 impl Lifecycle {
-    /// From here on nothing is minted for it, nothing in flight reaches it, and no token stays in memory that
-    /// it alone could ask for; what it still holds, of this lease and earlier ones. Its address stays its own until
-    /// it is destroyed, for it may be started again.
+    /// Ends the lease: no new tokens, in-flight replies dropped, cached tokens that only it could use erased.
+    /// Returns the tokens that the container may still hold, of this lease and earlier ones. The container
+    /// keeps its address until it is destroyed, because it may be started again.
     pub(super) fn cut_off(
         &self,
         container: &ContainerId,
         cause: Cause,
         exit_code: Option<i64>,
     ) -> Vec<HandedOut> {
-        // A person's cut-off is told also where no lease is left to end.
+        // A cut-off by a person is reported even if there is no lease to end.
         let Some(untold) = self.end_lease(container, cause == Cause::ByHand) else { return vec![] };
         self.tell(&untold, cause, exit_code);
         untold.alive
     }
 
-    /// `None` where it has no lease, which ended before, unless that is to be told all the same.
+    /// `None` if the container has no lease, because it ended before, unless `without` is set.
     fn end_lease(&self, container: &ContainerId, without: bool) -> Option<Untold> {
         let mut state = self.state();
         let State { writer, tenants, .. } = &mut *state;
@@ -92,18 +93,18 @@ impl Lifecycle {
         });
     }
 
-    /// Takes what is untold of a container; of one epoch only, if one is named.
+    /// Takes the unreported end of a container; with an `epoch`, only the end of that epoch.
     fn take_untold(&self, container: &ContainerId, epoch: Option<u64>) -> Option<Untold> {
         let mut state = self.state();
         let untold = &mut state.tenants.get_mut(container)?.untold;
         untold.take_if(|untold| epoch.is_none_or(|epoch| untold.epoch == epoch))
     }
 
-    /// The engine says that a container ended `at` that moment.
+    /// Handles the engine's event that a container ended, `at` its time.
     pub(super) fn died(&self, container: &ContainerId, code: Option<i64>, at: Moment) {
         if let Some(untold) = self.take_untold(container, None) {
             self.tell(&untold, Cause::Ended, code);
-            // It has begun again already: that run is not answered until it was seen.
+            // The container has already started again: that run is not answered until it was seen running.
             self.doubt(container);
         } else if self.is_earlier(container, at) {
             self.doubt(container);
@@ -112,9 +113,9 @@ impl Lifecycle {
         }
     }
 
-    /// It was taken off `network`, because it ended or by hand.
+    /// Handles the event that the container left `network`, because it ended or was disconnected by hand.
     pub(super) fn disconnected(self: &Arc<Self>, container: &ContainerId, network: &str, at: Moment) {
-        // One that was not seen running has nothing to lose: this may be the echo of its last run.
+        // A container that was not seen running keeps its lease: the event may be a late one of its last run.
         let confirmed = |tenant: &Tenant| tenant.lease.as_ref().is_some_and(Lease::confirmed);
         let ends = |tenant: &Tenant| tenant.network == network && confirmed(tenant);
         if !self.state().tenants.get(container).is_some_and(ends) || self.is_earlier(container, at) {
@@ -138,7 +139,8 @@ impl Lifecycle {
         });
     }
 
-    /// The engine has answered the proxy's wait for `container`. Where no event ends its lease, that event was lost.
+    /// The engine has answered the proxy's wait for `container`. If no event ends its lease, that event was
+    /// lost.
     pub(super) fn expect_die(self: Arc<Self>, container: ContainerId) {
         let Some((epoch, network)) = self.leased(&container) else { return };
         self.tasks.clone().spawn("die", async move {
@@ -151,7 +153,7 @@ impl Lifecycle {
                 return;
             }
             let seen = self.engine.look(container.as_str(), &network).await;
-            // It may have been started again meanwhile: that run is another lease.
+            // It may have been started again meanwhile: that run has another lease.
             if seen.as_ref().is_ok_and(|seen| !seen.running) && same() {
                 let code = seen.ok().and_then(|seen| seen.exit_code).or_else(|| self.exits.code(&container));
                 self.has_run(&container);
@@ -160,14 +162,14 @@ impl Lifecycle {
         });
     }
 
-    /// The epoch of its lease, and its network.
+    /// The epoch of the container's lease, and its network.
     fn leased(&self, container: &ContainerId) -> Option<(u64, String)> {
         let state = self.state();
         let tenant = state.tenants.get(container)?;
         Some((tenant.lease.as_ref()?.epoch(), tenant.network.clone()))
     }
 
-    /// Whether `at` lies before the run to which its lease belongs.
+    /// Whether `at` lies before the run to which the container's lease belongs.
     fn is_earlier(&self, container: &ContainerId, at: Moment) -> bool {
         let begun = self.state().tenants.get(container).and_then(|tenant| tenant.begun);
         matches!((at, begun), (Some(at), Some(begun)) if at < begun)
@@ -181,8 +183,8 @@ impl Lifecycle {
         }
     }
 
-    /// No die has come. The engine holds a container from before its disconnect until its state says how it
-    /// ended, so one that runs was disconnected by hand.
+    /// Reports the end if no die has come. The engine keeps a container locked from before its disconnect
+    /// until its state shows how it ended, so a container that still runs was disconnected by hand.
     async fn look_how_it_ended(&self, container: &ContainerId, epoch: u64) {
         let network = {
             let state = self.state();
@@ -194,14 +196,15 @@ impl Lifecycle {
             Ok(seen) => seen.exit_code,
             Err(_) => self.exits.code(container),
         };
-        // What was seen is of the last run, and this may have been an earlier one.
+        // The inspection shows the last run. If the container has a lease again, `epoch` may be an earlier
+        // run.
         let again = self.state().tenants.get(container).is_some_and(|tenant| tenant.lease.is_some());
         if let Some(untold) = self.take_untold(container, Some(epoch)) {
             self.tell(&untold, Cause::Ended, code.filter(|_| !again));
         }
     }
 
-    /// It does not run, and the events did not say so: they were lost for a while.
+    /// Handles a container that does not run and whose end no event reported: events were lost for a while.
     pub(super) fn ended_unseen(&self, container: &ContainerId, code: Option<i64>) {
         if let Some(untold) = self.take_untold(container, None) {
             self.tell(&untold, Cause::Ended, code);
@@ -210,7 +213,7 @@ impl Lifecycle {
         }
     }
 
-    /// The container is gone: its address goes to the end of the queue.
+    /// Handles a removed container: its address goes to the end of the queue.
     pub(super) fn forget(&self, container: &ContainerId) {
         let code = self.exits.code(container);
         if let Some(untold) = self.take_untold(container, None) {
@@ -225,7 +228,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells what is still untold, before the session ends.
+    /// Reports the ends that are still unreported, before the session ends.
     pub async fn tell_ends(&self) {
         let untold: Vec<(ContainerId, u64)> = {
             let state = self.state();
@@ -234,7 +237,7 @@ impl Lifecycle {
             state.tenants.iter().filter_map(row).collect()
         };
         let looks = untold.iter().map(|(container, epoch)| self.look_how_it_ended(container, *epoch));
-        // What an engine that hangs does not say is told without a code, with the rest.
+        // If the engine hangs, `cut_off_all` reports the remaining ends without an exit code.
         let _ = tokio::time::timeout(LOOK_WITHIN, futures_util::future::join_all(looks)).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Containers in the network of a leased one: they have its address, so its lease is theirs, and ends with it.
+//! Containers that join the network of a leased container: they share its address, so they use its lease,
+//! which ends with it.
 
 use std::sync::Arc;
 
@@ -13,13 +14,13 @@ impl Lifecycle {
         let relay = match &tenant.place {
             Place::Shared => None,
             Place::Cell(cell) => Some(cell.relay),
-            // Its path is in its own environment alone.
+            // Only that container's own environment holds its path.
             Place::Loopback(_) => return None,
         };
         Some(LeasedAs { identity: tenant.grant.identity.clone(), relay })
     }
 
-    /// False where the one that it joins is gone, or the session has ended.
+    /// False if the container `with` is gone or the session has ended.
     pub(super) fn join(&self, container: ContainerId, with: &ContainerId, task: Arc<Task>) -> bool {
         let mut state = self.state();
         if state.closed || !state.tenants.contains_key(with) {
@@ -31,7 +32,7 @@ impl Lifecycle {
 }
 
 impl State {
-    /// Whether reaching into it would be reaching into a lease.
+    /// Whether access to the container gives access to a lease.
     pub(super) fn is_leased(&self, container: &ContainerId) -> bool {
         self.tenants.contains_key(container) || self.joined.contains_key(container)
     }

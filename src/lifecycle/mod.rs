@@ -1,7 +1,8 @@
-//! What happens to a container, from create to its end: connect, admit, confirm, cut off, give back.
+//! The life of a container from create to removal: connect, admit, confirm, cut off, release its address.
 //!
-//! Owns the registry's [`Writer`]: nothing else can grant. State is guarded by one short lock that is
-//! never held across a wait; what the engine says is compared with what is known after every wait.
+//! Owns the registry's [`Writer`]: no other module can grant. One lock guards the state and is never held
+//! across a wait; after every wait the state is compared with the engine's answer, because it may have
+//! changed.
 
 mod addresses;
 pub mod by_hand;
@@ -35,10 +36,10 @@ pub use end::Summary;
 use addresses::Addresses;
 use exit::Untold;
 
-/// A container that was created and never started gives its address back after this.
+/// How long a container that was never started keeps its address.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
 
-/// How often it is looked for what was given or made for a container that never came.
+/// How often unused addresses and unused cached tokens are released.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about the containers of one session.
@@ -48,7 +49,7 @@ pub struct Lifecycle {
     network: Network,
     mint: Arc<Mint>,
     recorder: Recorder,
-    /// Filled by the proxy: exit codes also of containers that the engine has removed.
+    /// Filled by the proxy, including exit codes of containers that the engine has removed.
     exits: ExitCodes,
     console: Console,
     tasks: Tasks,
@@ -64,36 +65,36 @@ struct State {
     joined: HashMap<ContainerId, Arc<Task>>,
     attached: u64,
     cut_off: u64,
-    /// Expiries of tokens whose holders ended; two holders of one token count once.
+    /// Expiries of tokens of ended leases; a token that two containers hold counts once.
     outstanding: HashMap<MintId, Deadline>,
-    /// Set at the end of the session, after which nothing is admitted.
+    /// Set at the end of the session; no lease is admitted after it.
     closed: bool,
 }
 
-/// A container that has an address of ours, running or not.
+/// A container that has an address of the session, running or not.
 #[derive(Debug)]
 struct Tenant {
     grant: Grant,
     address: Ipv4Addr,
-    /// The id of the network on which it has that address; empty where it has none, on the host's network.
+    /// The id of the network on which it has that address; empty on the host's network, where it has none.
     network: String,
-    /// What is its own there, held as long as the container is there.
+    /// Its own cell or loopback path, if it has one; kept until the container is removed.
     place: Place,
     /// `None` between an end and the next start.
     lease: Option<Lease>,
-    /// What ended leases handed out, as far as it was good then.
+    /// Tokens of ended leases that were still valid when the last of them ended.
     held: Vec<HandedOut>,
     created: Instant,
     started: bool,
-    /// When the run began to which the lease belongs, by the engine's clock, once it was seen running.
+    /// When the run of the lease began, by the engine's clock; known once it was seen running.
     begun: Moment,
-    /// A lease that has ended and is told once the exit code is known.
+    /// An ended lease that is reported once the exit code is known.
     untold: Option<Untold>,
-    /// A person cut it off: no start and no event brings its lease back.
+    /// Cut off by a person: no start and no event restores its lease.
     barred: bool,
 }
 
-/// What granting needs: the registry's one writer, and the mint that is warmed and made to forget.
+/// What granting needs: the registry's only writer, the mint (tokens minted ahead and erased), the recorder.
 #[derive(Debug)]
 pub struct Granting {
     pub writer: Writer,
@@ -102,7 +103,7 @@ pub struct Granting {
 }
 
 impl Lifecycle {
-    /// `addresses` are those that may be leased on `network`, in the order of their first use.
+    /// `addresses` are the leasable addresses of `network`, in the order of their first use.
     pub fn new(
         engine: Engine,
         network: Network,
@@ -126,7 +127,7 @@ impl Lifecycle {
         Arc::new(Self { engine, network, mint, recorder, exits, console, tasks, state: Mutex::new(state) })
     }
 
-    /// Where the proxy keeps exit codes.
+    /// The exit codes that the proxy records.
     pub fn exits(&self) -> ExitCodes {
         self.exits.clone()
     }
@@ -135,7 +136,7 @@ impl Lifecycle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers the proxy's requests and the server's questions until both are gone or the session stops.
+    /// Answers the proxy's requests and the server's questions until the proxy is gone or the session stops.
     pub async fn attend(
         self: Arc<Self>,
         mut asks: mpsc::Receiver<LifecycleRequest>,
@@ -170,7 +171,7 @@ impl Lifecycle {
                     let outcome = this.attach(grant, place).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
-                        // Nobody waits for it any more: the create was given up on the way.
+                        // No caller waits for the answer any more: the create was abandoned.
                         this.forget(&container);
                     }
                 });
@@ -189,9 +190,9 @@ impl Lifecycle {
         }
     }
 
-    /// Connects a created container at an address of ours, in a network of its own or on the shared one, and admits
-    /// it; on the host's network there is nothing to connect. Only after this may its create be answered: whoever starts it then finds the lease in place before
-    /// the first instruction.
+    /// Connects a created container at an address of its own network or of the shared one (a container on the
+    /// host's network needs no connection) and admits it. The proxy may answer the create only after this, so
+    /// that the lease exists before the container's first instruction, whichever client starts it.
     pub async fn attach(&self, grant: Grant, mut place: Place) -> Result<Ipv4Addr, String> {
         let container = grant.container.clone();
         let (network, address) = match &mut place {
@@ -229,7 +230,7 @@ impl Lifecycle {
         })
     }
 
-    /// False once the session has ended: nobody would cut this lease off.
+    /// False once the session has ended: the lease would never be cut off.
     fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Place) -> bool {
         let mut state = self.state();
         if state.closed {
@@ -254,8 +255,9 @@ impl Lifecycle {
         true
     }
 
-    /// Mints ahead when the identity has nothing fresh, so that the first request finds a token. A lease that
-    /// has ended by now is given none: what its end left in memory would stay there.
+    /// Mints ahead if the mint has no fresh token of the identity, so that the first request finds one. Does
+    /// nothing for a lease that has ended by now: its end has already erased its tokens, and a new one would
+    /// stay in memory.
     fn warm(&self, container: &ContainerId) {
         let state = self.state();
         if let Some(tenant) = state.tenants.get(container)
@@ -266,7 +268,7 @@ impl Lifecycle {
         }
     }
 
-    /// A stopped container is about to run again: a new epoch, at the same address.
+    /// Admits a stopped container that is about to run again: a new epoch, at the same address.
     fn readmit(&self, container: &ContainerId) {
         let mut state = self.state();
         let State { writer, tenants, closed, .. } = &mut *state;
@@ -292,8 +294,8 @@ impl Lifecycle {
         }
     }
 
-    /// Looks whether the container really runs at its address, and only then lets it be answered: before
-    /// it runs, a container that was put at the same address by hand could be the one that asks.
+    /// Inspects whether the container really runs at its address, and only then lets it be answered: until it
+    /// runs, another container that was put at the same address by hand could be the caller.
     async fn confirm(&self, container: &ContainerId) {
         let epoch = |state: &State| {
             let tenant = state.tenants.get(container)?;
@@ -309,7 +311,7 @@ impl Lifecycle {
         if let Some(tenant) = tenants.get_mut(container)
             && let Some(lease) = &tenant.lease
             && seen.running
-            // On the host's network its path tells who it is: nobody else was given it.
+            // On the host's network its path identifies the container: no other was given it.
             && (seen.address == Some(tenant.address) || matches!(tenant.place, Place::Loopback(_)))
         {
             tenant.started = true;
@@ -341,7 +343,7 @@ impl Lifecycle {
         }
     }
 
-    /// Compares what is known with what the engine has, after a gap in the events.
+    /// Compares the known containers with the engine's state, after a gap in the events.
     async fn resync(&self) {
         let known: Vec<(ContainerId, String)> = {
             let state = self.state();

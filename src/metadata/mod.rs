@@ -1,9 +1,9 @@
-//! The GCE metadata protocol as a pure step: a request head and what its caller may see go in, a reply or
-//! the need for a token comes out. No I/O, no clock, no cache; the listener and the mint are elsewhere.
+//! The GCE metadata protocol as a pure function: a request head and the caller's view go in, a reply or the
+//! need for a token comes out. No I/O, no clock, no cache; the listener and the mint are elsewhere.
 //!
-//! The paths stand in `tree`, the bytes in `render`, the headers in `reply`; `docs/METADATA.md` lists
-//! every key and `tests/golden/metadata/` says the bytes. Statuses and bodies follow Google's documentation
-//! and recorded replies; where neither speaks, the comment says why we chose what we chose.
+//! `tree` declares the paths, `render` makes the bodies, `reply` the headers; `docs/METADATA.md` lists every
+//! key, `tests/golden/metadata/` holds the expected bytes. Statuses and bodies follow Google's documentation
+//! and recorded replies; where neither decides, a comment gives our reason.
 
 mod render;
 mod reply;
@@ -31,7 +31,7 @@ const METADATA_FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
 const OLDER_FLAVOR: HeaderName = HeaderName::from_static("x-google-metadata-request");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// No wait is longer, whatever its caller names: it is answered with what is so, and asks again.
+/// The longest wait, whatever the caller requests: then it gets the current value and may ask again.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 const HTML: &str = "text/html; charset=UTF-8";
@@ -40,20 +40,20 @@ const HTML: &str = "text/html; charset=UTF-8";
 #[derive(Clone, Copy, Debug)]
 pub struct RequestHead<'a> {
     pub method: &'a Method,
-    /// Path and query as received; the absolute form `http://host/path` is understood as well.
+    /// Path and query as received; the absolute form `http://host/path` is accepted as well.
     pub target: &'a str,
     /// The Host header (or `:authority`) as received; `None` for HTTP/1.0 without one.
     pub host: Option<&'a str>,
     pub headers: &'a HeaderMap,
 }
 
-/// What a request comes to.
+/// The result of a step.
 #[derive(Debug)]
 pub enum Step {
     Reply(Reply),
-    /// An access token is needed: [`access_reply`] or [`failure_reply`] ends it.
+    /// An access token is needed; finish with [`access_reply`] or [`failure_reply`].
     Access(AccessAsk),
-    /// An ID token is needed: [`identity_reply`] or [`failure_reply`] ends it.
+    /// An ID token is needed; finish with [`identity_reply`] or [`failure_reply`].
     Identity(IdentityAsk),
     Wait(Wait),
 }
@@ -62,9 +62,10 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct AccessAsk {
     pub account: Account,
-    /// What was asked for, in normal form; `None` when nothing was. What is given is decided elsewhere.
+    /// The requested scopes, in normal form; `None` if none were requested. The server decides which are
+    /// granted.
     pub scopes: Option<Scopes>,
-    /// `enforce_scopes`: a token of exactly these scopes or none. False where no scopes were asked for.
+    /// `enforce_scopes`: a token of exactly these scopes or none. False if none were requested.
     pub enforced: bool,
     pub form: Form,
 }
@@ -75,21 +76,21 @@ pub struct IdentityAsk {
     pub account: Account,
     /// Never empty.
     pub audience: String,
-    /// `format=full`: details of the instance are wanted. Only Google can sign those.
+    /// `format=full`: the caller wants details of the instance, which only Google can sign.
     pub full: bool,
     pub licenses: bool,
 }
 
-/// The caller wants to hear of a change: send `then` after `limit`, unless the view changes before and the same
-/// request comes to a reply with another ETag.
+/// The caller waits for a change: send `then` after `limit`, unless the view changes before and the same
+/// request results in a reply with another ETag.
 #[derive(Debug)]
 pub struct Wait {
-    /// `None`: until the caller leaves or the session ends.
+    /// `None`: until the caller disconnects or the session ends.
     pub limit: Option<Duration>,
     pub then: Reply,
 }
 
-/// Why there is no token, or no answer at all. On `identity` only those that come out as 404 may be used.
+/// Why there is no token, or no answer at all. For `identity` use only those that result in 404 or 400.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Failure {
     /// Permanent: 403, which no client retries and most show with its body.
@@ -98,19 +99,19 @@ pub enum Failure {
     IdentityRefused,
     /// The audience is not on the identity's list: 404, for the same reason.
     NotAllowedAudience,
-    /// `format=full` for an identity that is strict: 400, the other error that gcloud survives.
+    /// `format=full` for a strict identity: 400, the other error that gcloud survives.
     NotFull,
     /// May work in a moment: 503, which every client that retries at all does retry.
     Transient,
-    /// May work in a moment, but it was an ID token: 404, because gcloud dies of a 503.
+    /// May work in a moment, but concerns an ID token: 404, because gcloud fails on a 503.
     IdentityTransient,
-    /// Nobody is known at the caller's address (yet): 503.
+    /// No container is known at the caller's address (yet): 503.
     UnknownCaller,
     /// Rate limited: 429.
     TooMany,
 }
 
-/// Answers a request, or says what is needed to answer it.
+/// Answers a request, or returns what is needed to answer it.
 pub fn step(head: &RequestHead<'_>, view: &View) -> Step {
     let asked = Asked::read(head, view);
     match refusal(&asked) {
@@ -119,13 +120,12 @@ pub fn step(head: &RequestHead<'_>, view: &View) -> Step {
     }
 }
 
-/// The refusal that the guards have for this request, if any; [`step`] asks them itself.
+/// The guards' refusal of this request, if any; [`step`] calls the guards itself.
 pub fn guard(head: &RequestHead<'_>, view: &View) -> Option<Reply> {
     refusal(&Asked::read(head, view))
 }
 
-/// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`; `expires_in` is what is left at `now`,
-/// floored.
+/// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`; `expires_in`: seconds left at `now`, floored.
 pub fn access_reply(ask: &AccessAsk, token: &AccessToken, now: Now) -> Reply {
     let left = token.expires.remaining(now).as_secs();
     let render = |value: &str| render::token(value, left, ask.form);
@@ -161,7 +161,7 @@ pub fn failure_reply(kind: Failure, why: &str) -> Reply {
     Reply { status, ..ok("text/plain; charset=utf-8", None, Body::plain(line)) }
 }
 
-/// A request with its target taken apart and looked up.
+/// A request with its target parsed and looked up.
 struct Asked<'a> {
     head: &'a RequestHead<'a>,
     view: &'a View,
@@ -176,7 +176,7 @@ impl<'a> Asked<'a> {
         Self { head, view, target, spot }
     }
 
-    /// For error pages: never the query, which may hold what is nobody's business in a log.
+    /// The path for error pages, without the query: that may be private, and error pages end up in logs.
     fn path(&self) -> &'a str {
         let raw = self.head.target;
         self.target.map_or_else(|| raw.split('?').next().unwrap_or(raw), |target| target.path)
@@ -190,16 +190,16 @@ impl<'a> Asked<'a> {
 
 type Guard = for<'a> fn(&Asked<'a>) -> Option<Reply>;
 
-/// The guards, in this order; the first that objects decides, and its refusal ends the connection.
+/// The guards, in this order; the first refusal decides and ends the connection.
 const GUARDS: [Guard; 4] = [method, forwarded, host, flavor];
 
 fn refusal(asked: &Asked<'_>) -> Option<Reply> {
     GUARDS.iter().find_map(|guard| guard(asked))
 }
 
-/// Reading is all there is. google-auth sends a POST for tokens, with its certificate chain in the body, where a
-/// workload has an agent identity: it gets a token that is not bound to the certificate. Guest attributes could be written on the real server, so these methods get as
-/// far as the refusal that their directory has for everybody.
+/// Only reading is allowed. Exceptions: google-auth requests tokens by POST, with its certificate chain in
+/// the body, where a workload has an agent identity; it gets a token that is not bound to the certificate.
+/// The real server's guest attributes can be written, so PUT and DELETE get that directory's usual refusal.
 fn method(asked: &Asked<'_>) -> Option<Reply> {
     let method = asked.head.method;
     let closed = || asked.spot.is_some_and(|spot| matches!(spot.node(), Node::Closed));
@@ -210,34 +210,34 @@ fn method(asked: &Asked<'_>) -> Option<Reply> {
     (!known).then(|| Reply { close: true, ..sentence(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") })
 }
 
-/// Headers that only proxies and browsers send: the request was made on behalf of somebody else.
-/// `Via` and `X-Real-IP` are let through as on the real server.
+/// Refuses headers that only proxies and browsers send: another party caused the request. `Via` and
+/// `X-Real-IP` are allowed, as on the real server.
 fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
-    // One walk over the few headers that clients send, which is cheaper than five searches.
+    // One pass over the few headers that clients send is cheaper than five searches.
     let mut browser = false;
     for name in asked.head.headers.keys() {
         if *name == X_FORWARDED_FOR || *name == FORWARDED {
             return Some(asked.refuse("The request was forwarded."));
         }
-        // Node's own `fetch` sends Sec-Fetch-Mode, and that alone; browsers say from which site they come as well.
+        // Node's own `fetch` sends only Sec-Fetch-Mode; browsers also send the site that they come from.
         let fetched = name.as_str().strip_prefix("sec-fetch-").is_some_and(|which| which != "mode");
         browser |= *name == ORIGIN || *name == REFERER || fetched;
     }
     browser.then(|| asked.refuse("The request comes from a browser."))
 }
 
-/// Against DNS rebinding: a foreign name that was made to point here is refused. A request that names no
-/// host at all (HTTP/1.0) cannot come from a browser and passes.
+/// Prevents DNS rebinding: refuses a foreign name that was made to resolve to this server. A request without
+/// any host (HTTP/1.0) cannot come from a browser and passes.
 fn host(asked: &Asked<'_>) -> Option<Reply> {
     let (named, authority) = (asked.head.host, asked.target.and_then(|target| target.authority));
     let headers = asked.head.headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or_default());
-    // On HTTP/1 the name is that of the header.
+    // On HTTP/1 `named` is the value of this header.
     let others = authority.into_iter().chain(headers).filter(|other| Some(*other) != named);
     let known = named.into_iter().chain(others).all(|host| allowed(host, asked.view));
     (!known).then(|| asked.refuse("The Host header names another server."))
 }
 
-/// Without case, port and trailing dot: rebinding is about names.
+/// Ignores case, port and trailing dot: rebinding needs another name.
 fn allowed(host: &str, view: &View) -> bool {
     if View::NAMES.contains(&host) || view.hosts.iter().any(|own| own == host) {
         return true;
@@ -255,8 +255,8 @@ fn hostname(host: &str) -> Option<&str> {
     (!name.is_empty() && port.bytes().all(|b| b.is_ascii_digit())).then_some(name)
 }
 
-/// The header that a page, a link or a simple redirect cannot set. `/` needs none, because Go's probe sends
-/// none. The older `X-Google-Metadata-Request: True` is still documented as accepted.
+/// Requires the header that a page, a link or a simple redirect cannot set. `/` needs none, because Go's
+/// probe sends none. The older `X-Google-Metadata-Request: True` is still documented as accepted.
 fn flavor(asked: &Asked<'_>) -> Option<Reply> {
     let said = |name: HeaderName, word: &str| {
         let mut values = asked.head.headers.get_all(name).iter();
@@ -333,7 +333,7 @@ fn access(account: &Account, query: &Query<'_>) -> Step {
     })
 }
 
-/// A wait is ignored here: gcloud survives no 400 but the one for a missing audience.
+/// Ignores a wait: the only 400 that gcloud survives is that for a missing audience.
 fn identity(account: &Account, query: &Query<'_>) -> Step {
     match query.audience.as_deref() {
         None | Some("") => Step::Reply(bad_request("non-empty audience parameter required")),
@@ -346,7 +346,7 @@ fn identity(account: &Account, query: &Query<'_>) -> Step {
     }
 }
 
-/// At once without `wait_for_change`, and where the caller's ETag is not the current one.
+/// Replies at once without `wait_for_change`, or if the caller's ETag is not the current one.
 fn now_or_later(query: &Query<'_>, etag: String, reply: impl FnOnce(String) -> Reply) -> Step {
     let current = query.last_etag.as_deref().is_none_or(|last| last == etag);
     if !query.waits() {
@@ -361,7 +361,7 @@ fn now_or_later(query: &Query<'_>, etag: String, reply: impl FnOnce(String) -> R
     }
 }
 
-/// To the form with a slash, on the host that the caller named (with its port), with the query.
+/// Redirects to the form with a slash, on the host that the caller named (with its port), with the query.
 fn moved(asked: &Asked<'_>, target: &Target<'_>) -> Reply {
     let host = target.authority.or(asked.head.host).unwrap_or(View::NAMES[0]);
     let path = target.path;

@@ -1,4 +1,4 @@
-//! Values and subtrees to bytes: text, JSON, listings, ETags, error pages. Everything is written into a
+//! Renders values and subtrees: text, JSON, listings, ETags, error pages. Everything is written into a
 //! `Vec<u8>` so that a token can be rendered in one allocation of the right size.
 
 use std::borrow::Cow;
@@ -9,7 +9,7 @@ use hyper::StatusCode;
 
 use super::tree::{Spot, Value};
 
-/// How a value is written.
+/// The format of a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Form {
     Json,
@@ -63,7 +63,7 @@ pub(super) fn listing(spot: &Spot<'_>) -> Vec<u8> {
     out
 }
 
-/// The subtree without the leaves that would need a mint.
+/// The subtree without the leaves that need a mint.
 pub(super) fn subtree(spot: &Spot<'_>, form: Form) -> Vec<u8> {
     let mut out = Vec::with_capacity(2048);
     match form {
@@ -73,15 +73,14 @@ pub(super) fn subtree(spot: &Spot<'_>, form: Form) -> Vec<u8> {
     out
 }
 
-/// Sixteen hex digits that depend on the value alone, not on the form in which it is asked for: a caller
-/// that waits for a change must not be woken by its own choice of form. FNV-1a: nothing hangs on its
-/// strength.
+/// Sixteen hex digits that depend on the value alone, not on the requested format: choosing another format
+/// must not end a wait for a change. FNV-1a: no security depends on its strength.
 pub(super) fn etag(rendered: &[u8]) -> String {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     format!("{:016x}", rendered.iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
-/// An error page of the family that Google's servers send: title, path in `<code>`, one sentence.
+/// An error page in the style of Google's servers: title, path in `<code>`, one sentence.
 pub(super) fn page(status: StatusCode, path: &str, sentence: &str) -> String {
     let reason = match status {
         StatusCode::FORBIDDEN => "Forbidden",
@@ -96,7 +95,7 @@ pub(super) fn page(status: StatusCode, path: &str, sentence: &str) -> String {
 }
 
 /// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`, keys in this order, no newline. The buffer
-/// is never grown, so that no copy of the token stays behind in freed memory.
+/// never grows, so that no copy of the token stays behind in freed memory.
 pub(super) fn token(value: &str, expires_in: u64, form: Form) -> Vec<u8> {
     const FRAME: usize = 96;
     let mut out = Vec::with_capacity(FRAME + json_length(value));
@@ -154,7 +153,7 @@ fn json_value(out: &mut Vec<u8>, value: &Value<'_>) {
     }
 }
 
-/// Compact; keys come in the order of the tree, which is alphabetical.
+/// Compact; keys in the order of the tree, which is alphabetical.
 fn json_subtree(out: &mut Vec<u8>, spot: &Spot<'_>) {
     if let Some(value) = spot.value() {
         return json_value(out, &value);
@@ -239,13 +238,13 @@ fn json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// An upper bound of what [`json_string`] writes.
+/// An upper bound of the length that [`json_string`] writes.
 fn json_length(text: &str) -> usize {
     2 + text.len() * if is_plain(text) { 1 } else { 6 }
 }
 
-/// Whether nothing has to be escaped, which is so for every token. Without an early end, because that way it
-/// is done for many bytes at once.
+/// Whether no character needs escaping, as in every token. Without an early exit, so that the compiler can
+/// vectorise the loop.
 fn is_plain(text: &str) -> bool {
     !text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'))
 }

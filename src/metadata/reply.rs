@@ -12,7 +12,7 @@ use hyper::{HeaderMap, StatusCode};
 
 use crate::token::Rendered;
 
-/// What goes back to the caller. A listener adds `Date`, leaves the body out for HEAD, and nothing else.
+/// The reply to the caller. A listener adds `Date`, leaves the body out for HEAD, and changes nothing else.
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -22,12 +22,12 @@ pub struct Reply {
     /// Absolute, with the caller's own Host.
     pub location: Option<String>,
     pub body: Body,
-    /// The connection ends after this reply (`Connection: close`, which HTTP/2 has no word for).
+    /// The connection ends after this reply (`Connection: close`, a header that HTTP/2 lacks).
     pub close: bool,
 }
 
 /// The bytes of a reply. Those of a token can neither be printed nor cloned, and are overwritten when the
-/// last holder lets go of them.
+/// last reference is dropped.
 pub struct Body(Content);
 
 enum Content {
@@ -55,12 +55,12 @@ impl Body {
         self.len() == 0
     }
 
-    /// True when the bytes hold a token: not to be logged, cached or kept.
+    /// Whether the bytes hold a token: do not log, cache or keep them.
     pub fn is_secret(&self) -> bool {
         matches!(self.0, Content::Token(_))
     }
 
-    /// The bytes for the wire, without a copy. Those of a token are still overwritten on their last drop.
+    /// The bytes for the wire, without a copy. Those of a token are still overwritten when last dropped.
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
             Content::Plain(bytes) => bytes,
@@ -86,15 +86,15 @@ impl fmt::Debug for Body {
     }
 }
 
-/// The headers of a reply, in the order in which the real server was recorded (`Date` is the listener's).
-/// Every reply says `Metadata-Flavor: Google`: Node refuses those that do not.
+/// The headers of a reply, in the order recorded from the real server (the listener adds `Date`). Every reply
+/// has `Metadata-Flavor: Google`: Node refuses replies without it.
 pub fn headers(reply: &Reply) -> HeaderMap {
     let mut all = match (&reply.location, &reply.etag) {
-        // Every token. To copy a map and replace in it costs half of filling one.
+        // The case of every token. Cloning a map and replacing values costs half of building one.
         (None, None) => COMMON.clone(),
         (location, etag) => filled(location.as_deref(), etag.as_deref()),
     };
-    // Not by `insert`, which makes room for one more first.
+    // Not `insert`, which reserves room for another entry first.
     let mut say = |name: HeaderName, value| {
         if let Some(place) = all.get_mut(name) {
             *place = value;
@@ -113,9 +113,9 @@ pub fn headers(reply: &Reply) -> HeaderMap {
 
 static COMMON: LazyLock<HeaderMap> = LazyLock::new(|| filled(None, None));
 
-/// All in their places, with a type and a length that are still to be said.
+/// All headers in their order; type and length are placeholders.
 fn filled(location: Option<&str>, etag: Option<&str>) -> HeaderMap {
-    // What cannot be a header value is left out: a reply without it is better than none.
+    // Leave out an invalid header value: a reply without it is better than none.
     let made = |value: Option<&str>| value.and_then(|value| HeaderValue::from_str(value).ok());
     let fixed = |value| Some(HeaderValue::from_static(value));
     let places = [

@@ -1,5 +1,5 @@
-//! What a request line says: which host, which path, which parameters. Percent signs are decoded exactly
-//! once, after the path was split, so that an encoded slash can never make a segment.
+//! Parses the request target: host, path, parameters. Percent signs are decoded exactly once, after the path
+//! was split, so that an encoded slash can never make a segment.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub(super) struct Target<'a> {
     /// As received, still encoded. Starts with `/` and is visible ASCII, so it can go into `Location`.
     pub(super) path: &'a str,
     pub(super) query: Option<&'a str>,
-    /// The authority of an absolute form; RFC 9112 section 3.2.2 lets it win over the Host header.
+    /// The authority of an absolute form; by RFC 9112 section 3.2.2 it takes precedence over the Host header.
     pub(super) authority: Option<&'a str>,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Target<'a> {
         path.bytes().all(|b| b.is_ascii_graphic()).then_some(Self { path, query, authority })
     }
 
-    /// The names on the way to the node; an item is `None` where no node can have that name.
+    /// The segments of the path; an item is `None` if no node can have that name.
     pub(super) fn segments(&self) -> impl Iterator<Item = Option<Cow<'a, str>>> {
         let inner = self.path.strip_prefix('/').unwrap_or(self.path);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
@@ -56,11 +56,11 @@ impl<'a> Target<'a> {
     }
 }
 
-/// `plain`: there is no escape in it.
+/// `plain`: the segment contains no escape.
 fn segment(raw: &str, plain: bool) -> Option<Cow<'_, str>> {
     let name = if plain { Cow::Borrowed(raw) } else { unescape(raw, Escapes::Path)? };
     let hostile = match &name {
-        // A piece of a path that is visible ASCII, cut at its slashes.
+        // The segment is visible ASCII and contains no slash, so only these names are left to refuse.
         Cow::Borrowed(name) => matches!(*name, "" | "." | ".."),
         Cow::Owned(name) => {
             matches!(name.as_str(), "" | "." | "..") || name.contains('/') || name.contains(char::is_control)
@@ -69,8 +69,8 @@ fn segment(raw: &str, plain: bool) -> Option<Cow<'_, str>> {
     (!hostile).then_some(name)
 }
 
-/// The parameters that the protocol knows, decoded. The first of a name counts; unknown names and values
-/// that are no UTF-8 are ignored.
+/// The parameters that the protocol knows, decoded. The first of a name counts; unknown names and values that
+/// are not UTF-8 are ignored.
 #[derive(Debug, Default)]
 pub(super) struct Query<'a> {
     recursive: Option<Cow<'a, str>>,
@@ -122,7 +122,7 @@ impl<'a> Query<'a> {
         one_of(&self.wait_for_change, &TRUE)
     }
 
-    /// `Err` for what is not a whole number of seconds: hanging for ever would be the worse answer.
+    /// `Err` if it is not a whole number of seconds: waiting for ever would be worse.
     pub(super) fn timeout(&self) -> Result<Option<Duration>, NotSeconds> {
         match self.timeout_sec.as_deref() {
             None | Some("") => Ok(None),
@@ -137,12 +137,12 @@ impl<'a> Query<'a> {
         self.scopes.as_deref().or(self.scope.as_deref())
     }
 
-    /// True when the caller wants a token of exactly the scopes that it lists.
+    /// Whether the caller wants a token of exactly the scopes that it lists.
     pub(super) fn enforced(&self) -> bool {
         one_of(&self.enforce_scopes, &["true", "1", "yes", "y"])
     }
 
-    /// True when the caller asks for a token *without* enforcement, which the protocol refuses.
+    /// Whether the caller requests a token *without* enforcement, which the protocol refuses.
     pub(super) fn unenforced(&self) -> bool {
         one_of(&self.enforce_scopes, &["false", "0", "no", "n"])
     }
@@ -159,7 +159,7 @@ impl<'a> Query<'a> {
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct NotSeconds;
 
-/// gcloud and cloud-init send `True`; the 2016 emulator took `on`, LUCI takes `yes`.
+/// gcloud and cloud-init send `True`; the 2016 emulator accepted `on`, LUCI accepts `yes`.
 const TRUE: [&str; 4] = ["true", "1", "yes", "on"];
 
 fn one_of(value: &Option<Cow<'_, str>>, words: &[&str]) -> bool {
@@ -168,13 +168,13 @@ fn one_of(value: &Option<Cow<'_, str>>, words: &[&str]) -> bool {
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Escapes {
-    /// A broken escape is an error, `+` is itself.
+    /// A broken escape is an error, `+` stands for itself.
     Path,
     /// A broken escape stands for itself, `+` is a blank.
     Form,
 }
 
-/// `None` for a broken escape in a path, and for what is no UTF-8.
+/// `None` for a broken escape in a path, and for text that is not UTF-8.
 fn unescape(raw: &str, escapes: Escapes) -> Option<Cow<'_, str>> {
     let special = |b: u8| raw.as_bytes().contains(&b);
     if !special(b'%') && (escapes == Escapes::Path || !special(b'+')) {

@@ -161,7 +161,8 @@ fn accounts_of_one_name_are_one_directory_and_the_first_is_default() {
     assert!(tree::find(&path, &none).is_none());
 }
 
-/// Listings are alphabetical because the declaration is, and so is JSON although its names are other ones.
+/// Listings follow the order of the declaration, which must be alphabetical; so must JSON, although its names
+/// differ.
 #[test]
 fn the_tree_is_declared_in_alphabetical_order() {
     fn check(spot: &Spot<'_>) {

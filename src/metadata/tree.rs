@@ -1,5 +1,5 @@
-//! The tree of keys: the one place that spells a path. Listing, redirect, recursion, forms and ETags
-//! all follow from this declaration.
+//! The tree of keys: the only place that spells paths. Listing, redirect, recursion, forms and ETags all
+//! follow from this declaration.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::target::Target;
 use super::view::{Account, View};
 
-/// A node of the tree. Entries stand in alphabetical order, which is the order of listings.
+/// A node of the tree. Entries are in alphabetical order, which is the order of listings.
 pub(super) enum Node {
     /// Above the versioned tree: lists its children whatever the query says, because the root is
     /// answered without the flavor header and must not show more than names.
@@ -15,16 +15,16 @@ pub(super) enum Node {
     Dir(&'static [Entry]),
     /// `0/`, `1/`, …: a directory per item, an array in JSON.
     Indexed(fn(&View) -> usize, &'static Node),
-    /// Keys that users chose: never turned into camelCase.
+    /// Keys chosen by users: never converted to camelCase.
     Attributes(fn(&View) -> &BTreeMap<String, String>),
     /// A directory per account, by e-mail and as `default`.
     Accounts(&'static Node),
-    /// A directory that exists and that nobody may enter, by whatever method.
+    /// A directory that exists but refuses every request, whatever its method.
     Closed,
     Leaf(Read),
-    /// A second spelling: served, but neither listed nor part of a recursion.
+    /// An alternative spelling: served, but neither listed nor part of a recursion.
     Unlisted(Read),
-    /// The leaves that need a mint: listed, never part of a recursion, without ETag.
+    /// The leaves that need a mint: listed, never part of a recursion, without an ETag.
     Token,
     Identity,
 }
@@ -32,7 +32,7 @@ pub(super) enum Node {
 pub(super) type Entry = (&'static str, Node);
 type Read = for<'v> fn(Scene<'v>) -> Value<'v>;
 
-/// What a leaf can read: the view, and which item, account or key the path went through.
+/// The input of a leaf: the view, and the item, account or key on its path.
 #[derive(Clone, Copy)]
 pub(super) struct Scene<'v> {
     view: &'v View,
@@ -52,7 +52,7 @@ pub(super) enum Value<'v> {
 
 static ROOT: Node = Signpost(&[("computeMetadata", Signpost(&[("v1", Dir(V1))]))]);
 
-// `0.1` and `v1beta1` are left out on purpose: they need no header, which is what made them dangerous.
+// `0.1` and `v1beta1` are left out deliberately: they need no header, which makes them dangerous.
 const V1: &[Entry] = &[
     ("instance", Dir(INSTANCE)),
     ("oslogin", Dir(&[("authenticate", Dir(&[("sessions", Dir(&[]))]))])),
@@ -68,7 +68,7 @@ const PROJECT: &[Entry] = &[
 
 const UNIVERSE: &[Entry] = &[
     ("universe-domain", Leaf(|s| text(&s.view.universe))),
-    // x/oauth2 of Go and PHP ask with an underscore.
+    // x/oauth2 of Go and PHP use an underscore.
     ("universe_domain", Unlisted(|s| text(&s.view.universe))),
 ];
 
@@ -88,7 +88,7 @@ const INSTANCE: &[Entry] = &[
     ("name", Leaf(|s| text(&s.view.instance_name))),
     ("network-interfaces", Indexed(|_| 1, &Dir(INTERFACE))),
     ("preempted", Leaf(|_| text("FALSE"))),
-    // Of Cloud Run rather than of a virtual machine; run-aware clients ask for it.
+    // A key of Cloud Run, not of virtual machines; clients that know Cloud Run request it.
     ("region", Leaf(|s| owned(s.view.numbered("regions", s.view.shown_region())))),
     ("remaining-cpu-time", Leaf(|_| Number(-1))),
     ("scheduling", Dir(SCHEDULING)),
@@ -196,7 +196,7 @@ impl<'v> Spot<'v> {
         !matches!(self.node, Leaf(_) | Unlisted(_) | Token | Identity)
     }
 
-    /// True for what becomes an array in JSON.
+    /// True for a node that is an array in JSON.
     pub(super) fn is_indexed(&self) -> bool {
         matches!(self.node, Indexed(..))
     }
@@ -222,7 +222,7 @@ impl<'v> Spot<'v> {
             }
             Indexed(count, item) => {
                 let index: usize = name.parse().ok()?;
-                // "00" and "+0" parse as well, but are no names of a node.
+                // "00" and "+0" parse as well, but are not names of nodes.
                 let exact =
                     name.bytes().all(|b| b.is_ascii_digit()) && (name == "0" || !name.starts_with('0'));
                 (exact && index < count(self.scene.view)).then(|| self.item(item, index))
@@ -241,7 +241,7 @@ impl<'v> Spot<'v> {
         }
     }
 
-    /// What a listing shows, in its order.
+    /// The entries of a listing, in order.
     pub(super) fn children(&self) -> Vec<(Cow<'v, str>, Self)> {
         match self.node {
             Signpost(entries) | Dir(entries) => {
@@ -257,7 +257,7 @@ impl<'v> Spot<'v> {
             }
             Accounts(dir) => {
                 let accounts = &self.scene.view.accounts;
-                // The first account of a name counts, as it does in `child`.
+                // The first account of a name counts, as in `child`.
                 let mut named: BTreeMap<&str, &Account> =
                     accounts.iter().rev().map(|account| (account.email.as_str(), account)).collect();
                 named.extend(accounts.first().map(|account| ("default", account)));

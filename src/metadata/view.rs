@@ -1,5 +1,5 @@
-//! What one caller may see of the instance, the project and the accounts: plain values, no behaviour of
-//! the protocol. Whoever calls this room fills a [`View`] in; what is left out has a stand-in.
+//! The caller's view of the instance, the project and the accounts: plain values, without behaviour of the
+//! protocol. The calling room fills in a [`View`]; omitted values have stand-ins.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,12 +11,12 @@ use crate::token::{CLOUD_PLATFORM, Scopes};
 /// An account as `instance/service-accounts/` shows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Account {
-    /// The name of its directory, and what clients put into later paths. Has to hold an `@`: gcloud takes a
-    /// listing without one for a machine without accounts.
+    /// The name of its directory; clients put it into later paths. Must contain an `@`: without one gcloud
+    /// takes the listing for that of a machine without accounts.
     pub email: String,
-    /// All that the account has; what `scopes` lists.
+    /// All scopes of the account, as `scopes` lists them.
     pub scopes: Scopes,
-    /// The service account to impersonate. Opaque here: it is handed on with the ask.
+    /// The service account to impersonate. Not used here, only passed on with the request for a token.
     pub service_account: Option<String>,
 }
 
@@ -49,17 +49,17 @@ pub struct View {
     /// may not be reachable.
     pub attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
-    /// The first one is `default`. None: every account path is 404, "no service account attached".
+    /// The first one is `default`. If empty, every account path is 404, "no service account attached".
     pub accounts: Vec<Account>,
     /// Host values that are allowed besides [`View::NAMES`], with or without a port.
     pub hosts: Arc<[String]>,
     /// The caller's own IPv4 address.
     pub ip: String,
-    /// Empty: made from the address, as Compute Engine does.
+    /// If empty, made from the address, as Compute Engine does.
     pub mac: String,
     pub gateway: String,
     pub subnet_mask: String,
-    /// Empty where there is none, which is what the real server shows as well.
+    /// Empty if there is none; the real server shows an empty value as well.
     pub external_ip: String,
     pub dns_servers: Vec<String>,
     pub mtu: u32,
@@ -68,7 +68,7 @@ pub struct View {
 }
 
 impl View {
-    /// The names and the address under which clients know the server without being told.
+    /// The names and the address that clients use by default.
     pub const NAMES: [&str; 5] =
         ["metadata.google.internal", "metadata.goog", "metadata", "169.254.169.254", "[fd20:ce::254]"];
 

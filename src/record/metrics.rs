@@ -1,5 +1,5 @@
-//! Counters in the text format of Prometheus (exposition format 0.0.4). Every name and every label value
-//! that can ever appear is declared here: none comes from a container.
+//! Counters in the text format of Prometheus (exposition format 0.0.4). All possible names and label values
+//! are declared here: none comes from a container.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::token::TokenKind;
 
-/// What was asked of the metadata server.
+/// The kind of a metadata request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route {
     /// `…/token`
     Token,
     /// `…/identity`
     Identity,
-    /// Everything else of the tree.
+    /// All other keys.
     Metadata,
     /// `?wait_for_change=true`
     Wait,
@@ -28,7 +28,7 @@ impl Route {
     }
 }
 
-/// What became of a request: the class of its status, or no answer because its lease ended.
+/// The outcome of a request: the class of its status, or no answer because its lease ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answered {
     Ok,
@@ -36,7 +36,7 @@ pub enum Answered {
     Refused,
     Unavailable,
     CutOff,
-    /// Nobody with a lease was at the caller's address.
+    /// No lease at the caller's address.
     Unknown,
 }
 
@@ -74,7 +74,7 @@ impl MintOutcome {
     }
 }
 
-/// What became of a container that was created.
+/// The outcome for a created container.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Attach {
     Attached,
@@ -94,11 +94,11 @@ impl Attach {
 /// Why a lease ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Cause {
-    /// Its container did.
+    /// Its container ended.
     Ended,
     /// `kfp-creds cut-off`.
     ByHand,
-    /// The session did.
+    /// The session ended.
     Session,
 }
 
@@ -110,12 +110,12 @@ impl Cause {
     }
 }
 
-/// Seconds.
+/// Upper bounds, in seconds.
 const BUCKETS: [f64; 10] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 #[derive(Debug, Default)]
 struct Histogram {
-    /// Not cumulative; the last is for everything longer.
+    /// Not cumulative; the last one counts everything longer.
     counts: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
 }
@@ -141,7 +141,7 @@ pub struct Metrics {
     relays: AtomicU64,
 }
 
-/// What is only known at the moment of asking.
+/// Values that are read when the page is rendered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gauges {
     pub leases: usize,
@@ -187,7 +187,7 @@ impl Metrics {
         add(&self.refused_calls);
     }
 
-    /// All series, each of them always there, so that a rate never begins in the middle.
+    /// All series, including those that are still 0, so that a rate never begins in the middle.
     pub fn render(&self, now: Gauges) -> String {
         let mut page = Page(String::with_capacity(8 << 10));
         self.tokens(&mut page);
@@ -278,7 +278,7 @@ impl Page {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// Label values are words of ours: nothing to escape.
+    /// Label values are our own words: no escaping needed.
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         self.0.push_str(name);
         for (index, (label, word)) in labels.iter().enumerate() {

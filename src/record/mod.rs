@@ -1,7 +1,7 @@
-//! What happened, for those who look afterwards: one call per happening, which counts it
-//! ([`metrics`]) and, if asked for, writes it down ([`audit`]).
+//! Records events: one call per event, which counts it ([`metrics`]) and, if configured, writes it to a log
+//! ([`audit`]).
 //!
-//! A token never comes here, nor a hash of one: what is recorded has no field for it. Nothing here waits.
+//! No token gets here, nor a hash of one: records have no field for it. No call here waits.
 
 pub mod audit;
 pub mod metrics;
@@ -18,7 +18,7 @@ use quiet::Quiet;
 use crate::token::{Deadline, HandedOut, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity, Task};
 
-/// Where everything that happens is told; clones share it. The default one only counts.
+/// Records all events; clones share it. The default one only counts.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder(Arc<Inner>);
 
@@ -29,19 +29,19 @@ struct Inner {
     quiet: Quiet,
 }
 
-/// Who was given a token, or was not.
+/// The party that was given a token, or refused one.
 #[derive(Clone, Copy, Debug)]
 pub enum Who<'a> {
     Container(&'a Grant),
     /// A program on this machine (`serve --listen`).
     Local(&'a Arc<Identity>),
-    /// The session itself, before anybody asked.
+    /// The session itself, ahead of any request.
     Session(&'a Arc<Identity>),
-    /// Somebody without a lease, at this address.
+    /// A caller without a lease, at this address.
     Unknown(Ipv4Addr),
 }
 
-/// What a token was asked for.
+/// The purpose of a requested token.
 #[derive(Clone, Copy, Debug)]
 pub enum For<'a> {
     Scopes(&'a Scopes),
@@ -59,7 +59,7 @@ impl For<'_> {
     }
 }
 
-/// A token that is on its way, with what is told of it once it is there.
+/// A token being minted, with the entry to write once it is there.
 #[derive(Debug)]
 pub struct Making {
     recorder: Recorder,
@@ -67,7 +67,7 @@ pub struct Making {
 }
 
 impl Making {
-    /// It was made; `own` is the account that it is of where the request named none.
+    /// The token was minted; `own` is its account if the request named none.
     pub fn made(self, own: Option<&str>, token: &HandedOut) {
         let Some(entry) = self.entry else { return };
         let account = entry.account.clone().or_else(|| own.map(String::from));
@@ -84,7 +84,7 @@ impl Recorder {
         &self.0.metrics
     }
 
-    /// A session learns its name from the engine, some time after it opened its log.
+    /// Sets the session's id, known only after the engine was asked; the log is opened before.
     pub fn name_session(&self, session: &str) {
         if let Some(audit) = &self.0.audit {
             audit.name_session(session);
@@ -96,7 +96,7 @@ impl Recorder {
         self.0.audit.as_ref().map_or(0, Audit::lost)
     }
 
-    /// Where the audit log is, if there is one.
+    /// The audit log, if there is one.
     pub fn audit(&self) -> Option<&Audit> {
         self.0.audit.as_ref()
     }
@@ -126,13 +126,13 @@ impl Recorder {
         });
     }
 
-    /// A container that was to get an identity and could not; it does not exist any more.
+    /// A container that was to get an identity and could not; it was removed.
     pub fn attach_failed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
         self.0.metrics.attach(Attach::Failed);
         self.write(|| Entry { why: Some(why.into()), ..Entry::task("attach", "failed", container, task) });
     }
 
-    /// A person had a service account disabled, or tried to.
+    /// A person disabled a service account, or tried to.
     pub fn disabled(&self, account: &str, failed: Option<&str>) {
         self.write(|| Entry {
             account: Some(account.into()),
@@ -141,7 +141,7 @@ impl Recorder {
         });
     }
 
-    /// A request to the Docker API that was refused. `what` is method and path.
+    /// A refused request to the Docker API. `what` is method and path.
     pub fn refused_call(&self, what: &str, why: &str) {
         self.0.metrics.refused_call();
         if self.0.audit.is_none() {
@@ -157,8 +157,8 @@ impl Recorder {
         }
     }
 
-    /// A token is about to be made on `who`'s request, or `ahead` of one, as always for a session. A call that
-    /// brings none is only counted.
+    /// A token is about to be minted for `who`: on its request, or `ahead` of one, as always for a session. A
+    /// call that brings no token is only counted.
     pub fn making(&self, who: Option<Who<'_>>, asked: For<'_>, account: Option<&str>, ahead: bool) -> Making {
         let entry = self.0.audit.as_ref().map(|_| {
             let account = account.map(String::from);
@@ -168,25 +168,25 @@ impl Recorder {
         Making { recorder: self.clone(), entry }
     }
 
-    /// A call upstream (or a signature, offline) came to its end.
+    /// An upstream call (or, offline, a signature) ended.
     pub fn minted(&self, kind: TokenKind, outcome: MintOutcome, took: Duration) {
         self.0.metrics.mint(kind, outcome, took);
     }
 
-    /// `who` was given a token that it did not have yet. The same token again is counted, not written: else
-    /// a container that asks in a loop would rotate the log away.
+    /// `who` was given a token that it did not have yet. The same token again is counted but not written:
+    /// otherwise a container that asks in a loop would push older entries out of the log.
     pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
         self.write(|| {
             Entry { account: Some(account.into()), ..asked.entry("hand-out", Some(who)) }.of_token(token)
         });
     }
 
-    /// `who` asked and was not given what it asked for. Repetitions within a minute become one entry.
+    /// A request of `who` was refused. Repetitions within a minute become one entry.
     pub fn refused(&self, who: Who<'_>, status: u16, what: &str, why: &str) {
         self.refusal(who, status, what, why, None);
     }
 
-    /// The same of a request for an ID token.
+    /// The same for a request for an ID token.
     pub fn refused_audience(&self, who: Who<'_>, status: u16, audience: &str, why: &str) {
         self.refusal(who, status, TokenKind::Identity.word(), why, Some(audience));
     }
@@ -213,7 +213,8 @@ impl Recorder {
         }
     }
 
-    /// Writes what was kept back, and waits until everything is on the disk or lost, at most for `within`.
+    /// Writes the entries that were held back, and waits until all are on the disk or lost, at most for
+    /// `within`.
     pub async fn finish(&self, within: Duration) {
         let Some(audit) = &self.0.audit else { return };
         for entry in self.0.quiet.rest() {

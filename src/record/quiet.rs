@@ -1,5 +1,5 @@
-//! Refusals repeat: a client that retries, or an attacker that hopes. Each is written once a minute, with how
-//! often it happened meanwhile; what is kept back when the session ends is written then.
+//! Limits repeated refusals, by clients that retry or attackers that try. Each is written once a minute, with
+//! the number of its repetitions; repetitions still held back are written when the session ends.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use super::audit::Entry;
 
 const EVERY: Duration = Duration::from_secs(60);
-/// Callers choose some of what is told apart; what was said longest ago makes room.
+/// Callers choose some of the values that distinguish refusals; the oldest ones make room.
 const KEPT: usize = 1024;
-/// So many different ones of a caller are told apart within a minute; of more, only by status and route. Else
-/// one that asks for ever new audiences would rotate the log away.
+/// How many refusals of one caller are distinguished within a minute; further ones only by status and route.
+/// Otherwise a caller that asks for ever new audiences would push older entries out of the log.
 const TOLD_APART: usize = 32;
 
-/// Keyed by hashes under a seed of this process: what callers wrote takes no memory here, and they cannot make
-/// two of them meet.
+/// Keyed by hashes with a seed of this process: the callers' text takes no memory here, and callers cannot
+/// produce collisions.
 #[derive(Debug, Default)]
 pub(super) struct Quiet {
     seed: RandomState,
@@ -34,7 +34,7 @@ struct Said {
 }
 
 impl Said {
-    /// One entry for all that was kept back: it is one of them itself.
+    /// One entry for all repetitions held back; it stands for one of them itself.
     fn rest(mut self) -> Option<Entry> {
         self.entry.repeats = self.kept.checked_sub(1)?;
         Some(self.entry)
@@ -42,7 +42,7 @@ impl Said {
 }
 
 impl Quiet {
-    /// What is to be written now of `entry`, which is told apart by `what` and `details`.
+    /// The entries to write now for `entry`, which `what` and `details` distinguish from others.
     pub(super) fn tell(
         &self,
         caller: impl Hash,
@@ -76,7 +76,7 @@ impl Quiet {
         due
     }
 
-    /// What was kept back so far.
+    /// All entries held back so far.
     pub(super) fn rest(&self) -> Vec<Entry> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.drain().filter_map(|(_, old)| old.rest()).collect()
@@ -103,7 +103,7 @@ mod tests {
             tell(3, &n.to_string());
         }
         assert_eq!(tell(4, "a"), [0], "what another does is no matter");
-        // 32 and the one for the others, which has 67 more.
+        // 32 entries and one for all further ones, which held back 67 more.
         let rest: Vec<u64> = quiet.rest().into_iter().map(|entry| entry.repeats).collect();
         assert_eq!(rest, [66]);
         assert!(quiet.rest().is_empty());

@@ -1,17 +1,17 @@
-//! Who is asking: a container by its lease, a program of this machine, or the relay itself.
+//! The caller of a request: a container by its lease, a program on this machine, or the relay itself.
 
 use std::sync::Arc;
 
 use crate::registry::Lease;
 use crate::workload::{By, ContainerId, Grant, Identity};
 
-/// Who is asking.
+/// The caller of a request.
 #[derive(Clone, Debug)]
 pub(super) enum Caller {
     Container(Lease),
-    /// The holder of the path capability on this machine: the default identity.
+    /// A program on this machine that holds the path capability: it has the default identity.
     Local(Arc<Identity>),
-    /// The relay itself: its probe proves the way, and it has nothing to ask for.
+    /// The relay itself: its probe proves the path to the server; it has no identity.
     Relay,
 }
 
@@ -23,7 +23,7 @@ impl Caller {
         }
     }
 
-    /// For a line on the terminal.
+    /// The caller's name in lines on the terminal.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Container(lease) => {
@@ -35,7 +35,7 @@ impl Caller {
         }
     }
 
-    /// What gave it its identity.
+    /// The rule that gave the caller its identity.
     pub(super) fn by(&self) -> By {
         match self {
             Self::Container(lease) => lease.grant().by,
@@ -43,7 +43,7 @@ impl Caller {
         }
     }
 
-    /// Resolves when the lease ends; never for callers without one.
+    /// Resolves when the lease ends; never resolves for callers without a lease.
     pub(super) async fn cut(&self) {
         match self {
             Self::Container(lease) => lease.cut().await,
@@ -51,7 +51,7 @@ impl Caller {
         }
     }
 
-    /// What it may have, and as which container; nothing for the relay.
+    /// The caller's identity and, for a container, its id; `None` for the relay.
     pub(super) fn granted(&self) -> Option<(&Arc<Identity>, Option<&ContainerId>)> {
         match self {
             Self::Container(lease) => Some((&lease.grant().identity, Some(&lease.grant().container))),

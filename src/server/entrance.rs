@@ -1,5 +1,5 @@
-//! The loopback listener: of `serve --listen`, for programs without Docker, and of `network.host_loopback`, for containers
-//! on this machine's network.
+//! The loopback listeners: that of `serve --listen`, for programs without Docker, and that of
+//! `network.host_loopback`, for containers on this machine's network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,12 @@ use crate::secret::Secret;
 use crate::unparsable::Flavored;
 use crate::workload::Identity;
 
-/// Who is let in at a loopback listener. A port on loopback can be reached by every user of the machine.
+/// The callers that a loopback listener admits. Every user of the machine can reach a loopback port.
 #[derive(Debug)]
 pub enum Entrance {
-    /// Programs of this machine, all as `identity`. With a capability, every path has to begin with it.
+    /// Programs on this machine, all as `identity`. With a capability, every path must begin with it.
     Local { identity: Arc<Identity>, capability: Option<Secret<String>> },
-    /// Containers on this machine's network, each by its own path.
+    /// Containers on this machine's network, each with its own path.
     Leases(Paths),
 }
 
@@ -96,8 +96,8 @@ impl Server {
         Ok(reply)
     }
 
-    /// Who comes in with this target, under which secret, and what is asked for behind it. `None` where nothing may be
-    /// told: no such secret, or one whose lease has ended.
+    /// The caller, the secret in `target` and the rest of `target`. `None` if the secret is unknown or its
+    /// lease has ended: the caller must not learn which.
     async fn entered<'a>(
         &self,
         entrance: &Entrance,
@@ -124,18 +124,18 @@ impl Server {
     }
 }
 
-/// The capability as it stands in `target`, compared in constant time, and the rest behind it.
+/// The capability as given in `target`, compared in constant time, and the rest of `target`.
 pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<(&'a str, &'a str)> {
     let rest = target.strip_prefix('/')?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (given, rest) = rest.split_at(end);
     let expected = ring::digest::digest(&ring::digest::SHA256, capability.expose().as_bytes());
     let digest = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
-    // Equal digests compared byte by byte tell nothing about the capability's own bytes.
+    // The digests are compared byte by byte: the timing reveals nothing about the capability's own bytes.
     (expected.as_ref() == digest.as_ref()).then_some((given, if rest.is_empty() { "/" } else { rest }))
 }
 
-/// A redirect leads to where the same caller may go: it has shown the capability already.
+/// Adds the secret to a redirect's path, so that the caller can follow it. The caller has sent it already.
 fn stay_under(secret: &str, headers: &mut HeaderMap) {
     let location = headers.get(hyper::header::LOCATION).and_then(|location| location.to_str().ok());
     let Some((host, path)) = location.and_then(|at| at.strip_prefix("http://")?.split_once('/')) else {

@@ -1,4 +1,4 @@
-//! The public keys of the offline source, on loopback: whoever wants to check its tokens reads them here.
+//! Serves the public keys of the offline source on loopback, for verifiers of its tokens.
 
 use std::convert::Infallible;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::process::Tasks;
 
-/// The one path there is.
+/// The only path that is served.
 pub const PATH: &str = "/jwks.json";
 
 /// Serves `keys` (a JWK Set, RFC 7517) until the session stops.

@@ -1,8 +1,9 @@
-//! From a request to its answer: who calls, what may they have, one step of the protocol, a token where
-//! it is wanted, and a last look at the lease before any byte goes out.
+//! From a request to its answer: identifies the caller, runs one step of the protocol, gets a token where one
+//! is needed, and checks the lease again before any byte goes out.
 //!
-//! Two entrances lead here: the tunnel from the relay (callers are containers) and a loopback listener (`entrance`:
-//! whoever holds the capability of `serve --listen`, or containers on the host's network by paths of their own).
+//! Requests come through the relay's tunnel (callers are containers) or through a loopback listener
+//! (`entrance`: programs with the capability of `serve --listen`, or containers on the host's network with
+//! their own paths).
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -45,10 +46,11 @@ use rates::Rates;
 use refusals::Refusals;
 use views::Views;
 
-/// All holding of one request together: for the lease, for the mint. Node gives up at 3 s and does not retry.
+/// How long one request may wait in total, for the lease and for the mint. Node gives up at 3 s and does not
+/// retry.
 const HOLD: Duration = Duration::from_secs(2);
 
-/// Answers for one session, whoever asks.
+/// Answers all metadata requests of one session.
 #[derive(Debug)]
 pub struct Server {
     reader: Reader,
@@ -57,21 +59,21 @@ pub struct Server {
     relay: Ipv4Addr,
     listening: Listening,
     refusals: Refusals,
-    /// Views by epoch (0 on loopback), each with what the source said of itself when it was made.
+    /// Views by epoch (0 on loopback), each made from the source's principal at that time.
     made: Mutex<HashMap<u64, Arc<View>>>,
     recorder: Recorder,
     rates: Rates,
-    /// What programs on this machine were given.
+    /// Tokens handed out to programs on this machine.
     local: Issued,
 }
 
-/// The caller's lease ended: no byte may go out, the connection is closed instead.
+/// The caller's lease ended: no byte may go out; the connection is closed instead.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller's lease ended")]
 pub struct CutOff;
 
 impl Server {
-    /// `console` says why tokens are refused; what is handed out and refused is told to `recorder`.
+    /// `console` shows why tokens are refused; `recorder` records tokens handed out and refused.
     pub fn new(
         reader: Reader,
         mint: Arc<Mint>,
@@ -86,17 +88,17 @@ impl Server {
         Arc::new(Self { reader, mint, views, relay, listening, refusals, made, recorder, rates, local })
     }
 
-    /// Resolves once the relay's own request came through network, listener and tunnel.
+    /// Resolves once the relay's own request has come through network, listener and tunnel.
     pub async fn probed(&self) {
         self.listening.wait(self.relay).await;
     }
 
-    /// Where the relay on the tunnel listens.
+    /// The addresses on which the tunnel's relay listens.
     pub fn listening(&self) -> Listening {
         self.listening.clone()
     }
 
-    /// Serves HTTP/2 on the relay's tunnel until it breaks or the relay is gone.
+    /// Serves HTTP/2 on the relay's tunnel until the tunnel breaks or the relay ends.
     pub async fn serve_tunnel(self: Arc<Self>, tunnel: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let this = self.clone();
         let service = service_fn(move |request| this.clone().from_tunnel(request));
@@ -105,8 +107,8 @@ impl Server {
             .keep_alive_interval(relay::PING_EVERY)
             .keep_alive_timeout(relay::PING_WITHIN)
             .max_concurrent_streams(4096)
-            // A caller that hangs up resets a stream. HTTP/2's answer to many of these is to end the connection,
-            // by which one container would silence all; the relay bounds what each of them can do.
+            // A caller that hangs up resets a stream. After many resets HTTP/2 would end the connection, so
+            // one container could cut off all others; the relay limits what each container can do.
             .max_pending_accept_reset_streams(usize::MAX)
             .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(tunnel), service)
@@ -124,7 +126,7 @@ impl Server {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
-        // Only the relay can write on the tunnel, and it sets these itself: the one thing that is trusted.
+        // Trusted: only the relay can write to the tunnel, and it sets these headers itself.
         if let Some(at) = headers.remove(relay::LISTENS) {
             at.to_str()
                 .ok()
@@ -139,7 +141,7 @@ impl Server {
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
             Some(_) if headers.contains_key(OWN_SOURCE) => own_source(),
-            // Leases of this range belong to the paths on loopback, and nobody calls from it through a network.
+            // Leases of this range belong to the loopback paths; no network caller has such an address.
             Some(from) if from.is_loopback() => {
                 respond(metadata::failure_reply(Failure::UnknownCaller, "nobody calls from there"))
             }
@@ -151,11 +153,11 @@ impl Server {
             }
         };
         if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
-            // HTTP/2 has no such header; the relay puts it back.
+            // HTTP/2 has no `Connection` header; the relay restores it.
             reply.headers_mut().insert(relay::CLOSE, HeaderValue::from_static("1"));
         }
         if head.method == Method::HEAD {
-            // HTTP/1 leaves it out itself; on HTTP/2 it would be sent, and be an error.
+            // hyper omits the body of a HEAD reply on HTTP/1; on HTTP/2 it would send it, which is an error.
             *reply.body_mut() = Full::default();
         }
         Ok(reply)
@@ -203,14 +205,14 @@ impl Server {
             Step::Identity(ask) => (Route::Identity, self.identity(&caller, &ask, deadline).await),
             Step::Wait(wait) => (Route::Wait, self.hold(&caller, head, wait).await),
         };
-        // The last look: while we waited the container may have ended and its address be another's.
+        // The container may have ended during the wait, and another may have its address by now.
         let valid = caller.still_valid();
         let answered = if valid { Answered::of(reply.status.as_u16()) } else { Answered::CutOff };
         self.recorder.metrics().request(route, answered);
         if valid { Ok(respond(reply)) } else { Err(CutOff) }
     }
 
-    /// What this caller sees. Made once per lease, and again when the source learned who it is.
+    /// The caller's view. Made once per lease, and again when the source's principal has changed.
     fn view(&self, caller: &Caller) -> Arc<View> {
         let (key, identity) = match caller {
             Caller::Container(lease) => (lease.epoch(), &lease.grant().identity),
@@ -235,7 +237,8 @@ impl Server {
         made.entry(key).insert_entry(Arc::new(view)).get().clone()
     }
 
-    /// Within a lease only who the source is can change: by a login, or by an answer that says it.
+    /// Waits for a change of the view. Within a lease only the source's principal can change: by a login, or
+    /// when an upstream answer names it.
     async fn hold(&self, caller: &Caller, head: &RequestHead<'_>, wait: Wait) -> Reply {
         let mut principals = self.mint.principals();
         let until = Instant::now() + wait.limit.unwrap_or(metadata::LONGEST_WAIT);
@@ -255,8 +258,8 @@ impl Server {
     }
 }
 
-/// A source of ours, this one's or another session's, took us for the machine's own metadata server. Nobody
-/// else sends that header, and nothing is told to who does.
+/// Refuses a credential source of this session or another one that took this server for the machine's own
+/// metadata server. Only such sources send that header; they get no metadata.
 fn own_source() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(b"kfp-creds is no source for kfp-creds")));
     *response.status_mut() = StatusCode::LOOP_DETECTED;

@@ -1,4 +1,4 @@
-//! How many tokens an identity may ask for in a minute, all its containers together.
+//! Limits how many tokens all containers of an identity together may request per minute.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,12 +10,12 @@ use crate::workload::Identity;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Requests of the running minute by identity. A minute begins with its first request.
+/// Requests of the current minute, by identity. A minute begins with its first request.
 #[derive(Debug, Default)]
 pub(super) struct Rates(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl Rates {
-    /// Counts one request; false when the identity has had all of its minute.
+    /// Counts one request; false if the identity's limit for this minute is exceeded.
     pub(super) fn admit(&self, identity: &Identity) -> bool {
         let Some(rate) = identity.rate else { return true };
         let now = Instant::now();

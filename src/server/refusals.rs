@@ -1,11 +1,11 @@
-//! Refused tokens on the terminal: a container's log is not where a person looks for "log in again".
+//! Shows refused tokens on the terminal: users do not look for "log in again" in a container's log.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use crate::console::{Console, Line};
 
-/// Says each reason once, and again only after tokens could be minted meanwhile: clients retry.
+/// Shows each reason once, and again only after a token was minted in between: clients retry.
 #[derive(Debug)]
 pub(super) struct Refusals {
     console: Console,
@@ -17,8 +17,8 @@ impl Refusals {
         Self { console, said: Mutex::default() }
     }
 
-    /// `why` comes from the source, which makes its texts of few words of its own: a caller cannot make
-    /// new ones and so cannot flood the terminal.
+    /// `why` comes from the source, which words its few texts itself: a caller cannot add new ones and so
+    /// cannot flood the terminal.
     pub(super) fn tell(&self, whom: &str, why: &str) {
         let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(why.to_owned());
         if new {
@@ -26,7 +26,7 @@ impl Refusals {
         }
     }
 
-    /// A token was minted.
+    /// A token was minted: every reason may be shown again.
     pub(super) fn over(&self) {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

@@ -1,4 +1,4 @@
-//! What a caller may have: the effective scopes, the audience, the rate; and what is recorded of it.
+//! Which tokens a caller may have (scopes, audience, rate), and what is recorded of them.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ impl Server {
         let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
-        // Before a call upstream is made for nothing; what counts is the token that comes, below.
+        // Saves an upstream call whose token would be refused; the check of the token below decides.
         if ask.enforced && !self.mint.narrows(&request) {
             return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
         }
@@ -71,7 +71,7 @@ impl Server {
         Ok(metadata::access_reply(ask, &token, Now::read()))
     }
 
-    /// There is a token, and somebody else chose its scopes.
+    /// The reason for a refusal: the credential yields tokens, but of scopes that were fixed elsewhere.
     fn unnarrowed(&self, scopes: &Scopes) -> String {
         format!(
             "the credential of this host ({}) gives no token of exactly {scopes}; name a service account, with \
@@ -83,7 +83,7 @@ impl Server {
     async fn try_identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
-            // Not a 429: gcloud dies of anything but 404 here.
+            // Not a 429: here gcloud fails on any status but 404.
             return Err(No(Failure::IdentityRefused, too_many(identity)));
         }
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
@@ -121,8 +121,8 @@ impl Server {
         Ok(metadata::identity_reply(&token))
     }
 
-    /// Remembered with the lease; written down when it is new to this caller. One whose lease has ended meanwhile
-    /// is not sent it.
+    /// Adds the token to the lease, and records it if it is new to this caller. Skips a caller whose lease
+    /// has ended meanwhile: the token is not sent to it.
     fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
         if caller.still_valid()
             && let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
@@ -153,7 +153,7 @@ impl Server {
         reply
     }
 
-    /// Notes what the protocol's guards refused; a key that is not there is no refusal.
+    /// Records refusals by the protocol's guards; a missing key is not a refusal.
     pub(super) fn guarded(&self, caller: &Caller, reply: Reply) -> Reply {
         let status = reply.status.as_u16();
         if matches!(status, 400 | 403 | 405)
@@ -186,8 +186,8 @@ fn who(caller: &Caller) -> Option<Who<'_>> {
     }
 }
 
-/// Decision 15. Clients ask for narrow and differing sets that the real server ignores, so what is
-/// outside the identity is left out, and nothing left means all the identity has.
+/// Decision 15. Clients request narrow and differing scopes, which the real server ignores. So scopes outside
+/// the identity are left out; if none is left, the token has all scopes of the identity.
 fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
     let own = &identity.scopes;
     let Some(asked) = asked.filter(|asked| !asked.is_empty() && !asked.contains(CLOUD_PLATFORM)) else {
@@ -206,8 +206,8 @@ fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, Stri
     Ok(common)
 }
 
-/// With `enforce_scopes` the caller counts on a token of these scopes and no other, so nothing is left out or put
-/// in their place.
+/// With `enforce_scopes` the caller relies on a token of exactly these scopes, so none is left out or
+/// replaced.
 fn exactly(identity: &Identity, asked: &Scopes) -> Result<Scopes, String> {
     match asked.iter().find(|scope| !identity.scopes.allow(scope)) {
         None => Ok(asked.least()),

@@ -1,4 +1,4 @@
-//! What one caller sees, put together from the config, the source and the lease.
+//! Builds the view of one caller from the config, the source and the lease.
 
 use std::net::Ipv4Addr;
 
@@ -7,28 +7,28 @@ use crate::metadata::{Account, View};
 use crate::source::Principal;
 use crate::workload::{Grant, Identity};
 
-/// Stands for an account whose e-mail nobody knows yet. It is not a service account's on purpose: clients
-/// look a service account's e-mail up at Google.
+/// Stands in for an account whose e-mail is unknown. Deliberately not a service account's: clients look up a
+/// service account's e-mail at Google.
 const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
-/// Stands for a project that nothing names.
+/// Stands in for a project that neither config nor source names.
 pub const UNKNOWN_PROJECT: &str = "unknown-project";
 
-/// What is the same for every caller of a session.
+/// Values that all callers of a session share.
 #[derive(Clone, Debug)]
 pub struct Views {
-    /// Values that the config sets, and stand-ins for the rest; no accounts.
+    /// Values from the config, and stand-ins for the rest; no accounts.
     pub base: View,
-    /// Config only: they win over what the source says.
+    /// From the config only; takes precedence over the source's.
     pub project: Option<String>,
     pub email: Option<String>,
-    /// Each container has a network of its own, and reaches the relay at another address.
+    /// Whether each container has its own network and reaches the relay at an address of that network.
     pub cells: bool,
-    /// Where containers on the host's network ask, `127.0.0.1:PORT`.
+    /// The address, `127.0.0.1:PORT`, at which containers on the host's network send requests.
     pub loopback: Option<String>,
 }
 
 impl Views {
-    /// What the container of `grant` sees from its address.
+    /// The view of the container of `grant`, at its address.
     pub fn of(&self, grant: &Grant, address: Ipv4Addr, principal: &Principal) -> View {
         let id = grant.container.as_str();
         // Fifteen hex digits fit every signed 64-bit integer a client may parse the id into.
@@ -49,7 +49,7 @@ impl Views {
         }
     }
 
-    /// What a program on this machine sees.
+    /// The view of a program on this machine.
     pub fn local(&self, identity: &Identity, principal: &Principal) -> View {
         let account = |email: &str, service_account: Option<&String>| Account {
             email: email.into(),
@@ -66,13 +66,13 @@ impl Views {
         }
     }
 
-    /// What the relay's own probe sees: no account.
+    /// The view of the relay's own probe: no accounts.
     pub fn nobody(&self) -> View {
         self.base.clone()
     }
 
-    /// Whether a view that was made earlier still says what would be said now. Asked with every request, so
-    /// it copies nothing.
+    /// Whether an earlier view would be made the same way now. Checked on every request, so it copies
+    /// nothing.
     pub fn is_current(&self, view: &View, identity: &Identity, principal: &Principal) -> bool {
         let account = view.accounts.first().map(|account| account.email.as_str());
         account == Some(self.account(identity, principal))
@@ -89,7 +89,8 @@ impl Views {
         principal.universe.as_deref().unwrap_or(&self.base.universe)
     }
 
-    /// The project that containers are told: config, then source, then the service account's own.
+    /// The project that containers see: from the config, else from the source (which may know the service
+    /// account's own), else a stand-in.
     pub fn project<'a>(&'a self, principal: &'a Principal) -> &'a str {
         self.project.as_deref().or(principal.project.as_deref()).unwrap_or(UNKNOWN_PROJECT)
     }

@@ -1,7 +1,8 @@
-//! One `run` or `serve` as the engine sees it: its network, its relay, and what is swept and left.
+//! The engine's part of one `run` or `serve`: its network, its relay, the sweep at the start and the removal
+//! at the end.
 //!
-//! A session is alive while its relay runs. That is how a sweep tells a dead session from a live neighbour: a
-//! network of ours without a running relay on it, and without somebody who is about to start one, is nobody's.
+//! A session is alive while its relay runs. So a sweep tells a dead session from a live one: a network of
+//! ours is dead if it has no running relay and no process is about to start one.
 
 mod sweep;
 
@@ -26,26 +27,26 @@ use crate::process::Tasks;
 use crate::readiness::Listening;
 use crate::server::Server;
 
-/// How long the way container - relay - host may take to stand at the start.
+/// How long the path container - relay - host may take to work at the start.
 const READY_WITHIN: Duration = Duration::from_secs(20);
-/// A relay that died is replaced within this, or the session says that it cannot go on.
+/// A relay that died is replaced within this time; otherwise the session ends with an error.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the engine may take to remove a relay that has ended, before it counts like any other container.
 const RELAY_GOES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Ranges for sessions that cannot have the shared one: RFC 2544's, which nobody routes.
+/// Ranges for sessions that cannot have the shared one: those of RFC 2544, which are not routed.
 const SPARE: [u8; 2] = [198, 18];
 
-/// What is wanted of the engine.
+/// What a session requests from the engine.
 #[derive(Debug)]
 pub struct Wanted<'a> {
     /// Eight hex digits; they become part of names and labels.
     pub session: &'a str,
     pub pool: Pool,
-    /// What networks of one container each are made of, in the place of one shared by all.
+    /// The range from which each container gets its own network, instead of one shared by all.
     pub cells: Option<Pool>,
-    /// Where sessions of this user listen, each at `SESSION.sock`. Its `lock` is held while networks are swept
-    /// and made, so that two starts do not sweep each other.
+    /// The folder of this user's session sockets, `SESSION.sock` each. Its `lock` is held while networks are
+    /// swept and made, so that two starts do not sweep each other's.
     pub sockets: &'a Path,
 }
 
@@ -55,15 +56,16 @@ pub struct MetadataNetwork {
     pub engine: Engine,
     pub network: Network,
     pub pool: Pool,
-    /// The relay's address: 169.254.169.254, or another one beside a session that has it.
+    /// The relay's address: 169.254.169.254, or another one if another session has that.
     pub relay: Ipv4Addr,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,
     pub image_name: String,
     pub relay_name: String,
-    /// Addresses of the pool that others hold already, on a network that was taken over.
+    /// Pool addresses that are in use already, on a network that was taken over.
     taken: Vec<Ipv4Addr>,
-    /// Where containers get networks of their own: their ranges, less that of the relay's own network.
+    /// The ranges of the containers' own networks, if they have them, without that of the relay's own
+    /// network.
     ranges: Option<VecDeque<Pool>>,
 }
 
@@ -73,13 +75,14 @@ impl MetadataNetwork {
         self.pool.leasable().filter(|address| !self.taken.contains(address))
     }
 
-    /// Sweeps, makes the network, loads the relay image where it is missing and starts the relay.
+    /// Sweeps, makes the network, loads the relay image if it is missing and starts the relay.
     pub async fn open(
         engine: Engine,
         wanted: &Wanted<'_>,
         console: &Console,
     ) -> Result<(Self, Tunnel), EngineError> {
-        // The image as well: a session of another build removes older ones that are not in use yet.
+        // The lock covers the image too: a session of another build removes older images that are not in use
+        // yet.
         let _lock = lock(&wanted.sockets.join("lock")).await?;
         let (image, image_name) = relay_image(&engine, console).await?;
         let left = console
@@ -111,7 +114,7 @@ impl MetadataNetwork {
         self.engine.start_relay(&self.image, &self.network, self.relay, &self.relay_name, cells).await
     }
 
-    /// The networks of one container each, if that is what is wanted: some are being made from now on.
+    /// The networks of one container each, if configured; starts a task that keeps some ready.
     pub fn cells(&self, relay: &Tunnel, listening: Listening, tasks: &Tasks) -> Option<Cells> {
         let ranges = self.ranges.clone()?;
         let (engine, session) = (self.engine.clone(), self.network.session.clone());
@@ -121,8 +124,8 @@ impl MetadataNetwork {
         Some(cells)
     }
 
-    /// Serves the tunnel and replaces the relay whenever it dies, until the session stops. `renewed` is
-    /// told the id of every relay after the first.
+    /// Serves the tunnel and replaces the relay whenever it dies, until the session stops. Calls `renewed`
+    /// with the id of every relay after the first.
     pub async fn keep_relay(
         self: Arc<Self>,
         server: Arc<Server>,
@@ -147,7 +150,7 @@ impl MetadataNetwork {
         }
     }
 
-    /// The old one has to be gone first: the new one takes its address and its name.
+    /// Removes the old relay first: the new one needs its address and its name.
     async fn replace_relay(&self, old: &str, tasks: &Tasks) -> Result<Tunnel, EngineError> {
         let deadline = Instant::now() + BACK_WITHIN;
         loop {
@@ -155,7 +158,7 @@ impl MetadataNetwork {
                 let _ = self.engine.remove(old).await;
                 self.start_relay().await
             };
-            // An engine on its way down may leave a call without an answer.
+            // An engine that is shutting down may leave a call unanswered.
             let error = match timeout_at(deadline, attempt).await {
                 Ok(Ok(tunnel)) => return Ok(tunnel),
                 Ok(Err(error)) => error,
@@ -169,7 +172,7 @@ impl MetadataNetwork {
         }
     }
 
-    /// Waits until a request went the whole way from the container network to this process.
+    /// Waits until a request has come all the way from the container network to this process.
     pub async fn wait_ready(&self, server: &Server) -> Result<(), EngineError> {
         let ready = tokio::time::timeout(READY_WITHIN, server.probed()).await;
         ready.map_err(|_| {
@@ -180,9 +183,9 @@ impl MetadataNetwork {
         })
     }
 
-    /// Removes the network, once the relay has seen the end of its stdin. With running containers on it, it
-    /// stays: taking it from under them would send their packets to the default route. Stopped ones are taken
-    /// off it: connected to a network that is gone they could not be started again.
+    /// Removes the network, once the relay has seen the end of its stdin. A network with running containers
+    /// stays: without it their packets would go to the default route. Stopped containers are disconnected:
+    /// they could not be started again on a network that is gone.
     pub async fn close(&self) -> Result<(), EngineError> {
         let relay = self.relay_name.as_str();
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -219,8 +222,9 @@ impl MetadataNetwork {
     }
 }
 
-/// Takes what does not run off a network of ours, and says how many run. The engine removes a relay that has ended,
-/// and Podman keeps the address of one that is taken off the network meanwhile, for as long as there is the network.
+/// Disconnects stopped containers from a network of ours, and returns the number of running ones. Waits until
+/// the engine has removed an ended relay: Podman keeps the address of a container that is disconnected during
+/// its removal for as long as the network exists.
 async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
     let deadline = Instant::now() + RELAY_GOES_WITHIN;
     let members = loop {
@@ -251,7 +255,7 @@ async fn relay_image(engine: &Engine, console: &Console) -> Result<(String, Stri
     Ok((engine.load_relay_image(&relay).await?, relay.reference()))
 }
 
-/// An advisory lock on a file of ours: held until dropped, gone when the process is.
+/// An advisory lock on a file of ours: held until dropped or until the process ends.
 async fn lock(path: &Path) -> Result<File, EngineError> {
     let path = path.to_owned();
     let locked = tokio::task::spawn_blocking(move || {
@@ -263,7 +267,8 @@ async fn lock(path: &Path) -> Result<File, EngineError> {
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
 }
 
-/// In the order in which a session uses them: each begins elsewhere, so that two seldom try the same.
+/// The ranges in the order in which a session uses them: each session begins elsewhere, so that two seldom
+/// try the same range.
 fn cell_ranges(range: Pool, session: &str) -> VecDeque<Pool> {
     let mut ranges: VecDeque<Pool> = cells::of(range).collect();
     let start = usize::from_str_radix(session, 16).unwrap_or_default() % ranges.len().max(1);
@@ -271,7 +276,7 @@ fn cell_ranges(range: Pool, session: &str) -> VecDeque<Pool> {
     ranges
 }
 
-/// The relay's own network where every container has another: nobody else belongs on it.
+/// The relay's own network, if every container has its own: no container joins it.
 async fn own_network(
     engine: &Engine,
     wanted: &Wanted<'_>,
@@ -294,7 +299,7 @@ async fn own_network(
                 error = taken;
                 ranges.push_back(range);
             }
-            // Perhaps for its range, although nobody is seen there; twice is for something else.
+            // The range may be in use although no holder is visible; a second refusal has another reason.
             Err(refused) if refused.is_refusal() && !error.is_refusal() => error = refused,
             Err(error) => return Err(error),
         }
@@ -302,7 +307,7 @@ async fn own_network(
     Err(error)
 }
 
-/// The shared network with the magic address where it can be had, else a small one of our own.
+/// The shared network with the magic address if it is free, else a small network of this session alone.
 async fn network(
     engine: &Engine,
     wanted: &Wanted<'_>,
@@ -312,7 +317,7 @@ async fn network(
     let own_name = format!("{SHARED_NAME}-{}", wanted.session);
     let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
     let made = match engine.make_network(name, wanted.pool, wanted.session).await {
-        // Somebody's, at other addresses.
+        // A network of that name exists, with other addresses.
         Err(EngineError::NameTaken(_)) if name != own_name => {
             engine.make_network(&own_name, wanted.pool, wanted.session).await
         }
@@ -324,11 +329,11 @@ async fn network(
             let owner = format!("network {holder} holds its range");
             (EngineError::RangeTaken(holder), owner)
         }
-        // Where nobody is seen, the range may be held by what is no network of the engine's.
+        // Without a visible holder, the range may be in use by something outside the engine.
         Err(error) if error.is_refusal() => (error, "something that is no network holds its range".into()),
         Err(error) => return Err(error),
     };
-    // One that a dead session left, because containers still run on it, is taken over.
+    // Take over the network of a dead session, which stayed because containers still run on it.
     if let Some(network) = left.into_iter().find(|network| wanted.pool.is(&network.subnet)) {
         return Ok((network, wanted.pool));
     }
@@ -344,7 +349,7 @@ async fn network(
                 return Ok((network, pool));
             }
             Err(taken) if taken.is_range_taken() => {}
-            // A second refusal that nobody's range explains: what the engine said first counts.
+            // Refused twice without a holder of the range: the engine's first error is returned.
             Err(again) if again.is_refusal() && error.is_refusal() => return Err(error),
             Err(again) => return Err(again),
         }
@@ -352,8 +357,9 @@ async fn network(
     Err(error)
 }
 
-/// Whether `range` can be had, by making a network of it and removing that again; the error of
-/// [`Engine::make_network`] otherwise. Under the lock, so that a start of the same user does not meet it.
+/// Tests whether `range` is free, by making a network of it and removing it again; the error of
+/// [`Engine::make_network`] otherwise. Holds the lock, so that a start by the same user does not collide with
+/// it.
 pub async fn try_range(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Result<(), EngineError> {
     let _lock = lock(&wanted.sockets.join("lock")).await?;
     let name = format!("{SHARED_NAME}-{}", wanted.session);

@@ -1,4 +1,4 @@
-//! What dead sessions left at the engine: found by the labels of networks, and taken away.
+//! Removes what dead sessions left in the engine, found by the labels of networks.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,13 +16,13 @@ use crate::docker::members::Member;
 use crate::docker::network::Network;
 use crate::docker::{Engine, EngineError};
 
-/// How long a session that we cannot ask may be without a relay before it counts as dead. Where containers of it
-/// run that would be stopped, it is given all the time that a relay may take to come back.
+/// How long a session whose socket we cannot reach may lack a relay before it counts as dead. If the sweep
+/// would stop containers of it, `BACK_WITHIN` applies: the time that a relay may take to come back.
 const GAP: Duration = Duration::from_secs(2);
 
-/// Removes what dead sessions left, and gives the networks that have to stay because containers run on
-/// them. Goes by membership of a network that carries our label: labels of containers and images can be
-/// copied, labels of networks cannot. What cannot be removed now is no reason not to start.
+/// Removes the remains of dead sessions, and returns the networks that have to stay because containers run on
+/// them. Relies on membership of a network that carries our label: labels of containers and images can be
+/// copied, labels of networks cannot. Anything that cannot be removed now does not prevent a start.
 pub(super) async fn sweep(
     engine: &Engine,
     sockets: &Path,
@@ -35,7 +35,7 @@ pub(super) async fn sweep(
         sessions.entry(network.session.clone()).or_default().push(network);
     }
     for (session, networks) in sessions {
-        // What a `check` of another user made and removed meanwhile is no dead session's.
+        // A network that another user's `check` has made and removed meanwhile does not make a session dead.
         let Some(networks) = dead(engine, networks, sockets).await? else {
             alive.push(session);
             continue;
@@ -66,7 +66,7 @@ pub(super) async fn sweep(
     Ok(left)
 }
 
-/// Stops what a dead `run` left and removes its network; how many were stopped.
+/// Stops the containers that a dead `run` left and removes its network; returns the number of stopped ones.
 async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, EngineError> {
     let members = engine.containers_on(network).await?;
     let ours = members.iter().filter(|member| stops(member, network));
@@ -76,15 +76,15 @@ async fn sweep_network(engine: &Engine, network: &Network) -> Result<usize, Engi
     engine.remove_network(&network.id).await.map(|()| stopped)
 }
 
-/// Whether a container ends with the session of `network`: those of a `run` do.
+/// Whether the container ends with the session of `network`, as those of a `run` do.
 fn stops(member: &Member, network: &Network) -> bool {
     let of_a_run = member.mode.as_deref() == Some("run");
     member.running && of_a_run && member.session.as_ref() == Some(&network.session)
 }
 
-/// What is still there of a session's `networks` if it is dead; `None` while it is alive, as long as its relay
-/// runs. For a moment it may have none: while it starts, and while a relay that died is being replaced. Its
-/// socket tells then; where that is another user's, a second look does.
+/// The remaining `networks` of a session if it is dead; `None` while its relay runs. A live session may lack
+/// a relay for a moment: while it starts, and while a dead relay is replaced. Then its socket decides; if
+/// that belongs to another user, repeated checks do.
 async fn dead(
     engine: &Engine,
     mut networks: Vec<Network>,
@@ -117,7 +117,7 @@ async fn dead(
     Ok(Some(networks))
 }
 
-/// Sockets on which nobody listens, and links to sockets that are gone.
+/// Sockets without a listener, and links to sockets that are gone.
 async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
     let mut dead = vec![];
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -146,12 +146,12 @@ mod tests {
 
     const SESSION: &str = "0badcafe";
 
-    /// An engine with one network of another user's session, a running container of it, and no relay: that is
+    /// An engine with one network of another user's session, a running container of it, and no relay: it is
     /// being replaced, and comes `back` or does not.
     struct Foreign {
         mode: &'static str,
         back: Option<Duration>,
-        /// How long the engine still lists the relay that has ended.
+        /// How long the engine still lists the ended relay.
         going: Duration,
         began: Instant,
         asked: Mutex<Vec<String>>,
@@ -210,7 +210,7 @@ mod tests {
                     if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
                 let head = "content-type: application/json\r\nconnection: close\r\n";
                 let reply = format!("HTTP/1.1 {status} x\r\n{head}{length}\r\n{body}");
-                // Whoever only looks whether anybody listens has left by now.
+                // A client that only tests whether the socket is served has disconnected by now.
                 let _ = stream.write_all(reply.as_bytes()).await;
             }
         }
@@ -223,7 +223,8 @@ mod tests {
             Self::swept_while(mode, back, Duration::ZERO, socket_left).await
         }
 
-        /// Sweeps beside such a session: after how long, what stays, and what was changed at the engine.
+        /// Sweeps beside such a session: returns the time it took, the networks that stay, and the changes
+        /// made at the engine.
         async fn swept_while(
             mode: &'static str,
             back: Option<Duration>,
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(changes, want);
     }
 
-    /// Nothing of it would be stopped.
+    /// The sweep would stop no container of it.
     #[tokio::test(start_paused = true)]
     async fn a_serve_of_another_user_is_waited_for_a_moment_only() {
         let (after, left, changes) = Foreign::swept("serve", None, false).await;
@@ -300,7 +301,7 @@ mod tests {
         about(after, 0);
         assert_eq!(left, 0);
     }
-    /// Podman keeps the address of one that is taken off the network while it is removed.
+    /// Podman keeps the address of a container that is disconnected while it is being removed.
     #[tokio::test(start_paused = true)]
     async fn a_relay_that_the_engine_removes_is_waited_for() {
         let going = Duration::from_secs(1);

@@ -1,15 +1,15 @@
-//! What one look of `check` came to, and what fixes it.
+//! The result of one probe of `check`, and its fix.
 
 use super::hints;
 use crate::failure::Failure;
 
-/// What one look came to.
+/// The result of one probe.
 #[derive(Debug)]
 pub(super) enum Finding {
     Good(String),
-    /// It works, and may be in the way of something: what, and what fixes it.
+    /// It works, but may get in the way: the problem, and its fix.
     Odd(String, String),
-    /// It has to be fixed: the failure, and the command that does it, where there is one.
+    /// It has to be fixed: the failure, and the command that fixes it, if there is one.
     Bad(Failure, Option<String>),
 }
 
@@ -20,7 +20,7 @@ impl From<String> for Finding {
 }
 
 impl Finding {
-    /// With the general hint for such a failure.
+    /// A failure with the general hint for its kind.
     pub(super) fn failed(failure: Failure) -> Self {
         let fix = hints::failure(&failure);
         Self::Bad(failure, fix)

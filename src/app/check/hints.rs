@@ -1,10 +1,10 @@
-//! Suggested fixes for `check`: a refused token, by whose refusal it is, and an engine, by what it says. A
-//! command that would not help is worse than none.
+//! Suggested fixes for `check`: for refused tokens, by the refusing party, and for the engine, by its error
+//! text. A command that would not help is worse than none.
 
 use crate::failure::Failure;
 use crate::mint::MintFailure;
 
-/// A fix for whatever else fails, unless it says so itself.
+/// A fix for other failures, unless their text has one.
 pub(super) fn failure(failure: &Failure) -> Option<String> {
     let hint = match failure {
         Failure::Engine(text) => return Some(engine(text)),
@@ -18,8 +18,8 @@ pub(super) fn failure(failure: &Failure) -> Option<String> {
     Some(hint.into())
 }
 
-/// By what the engine or the way to it says; engines word it differently, so where nothing is known, the
-/// engine's own log is.
+/// A fix for the text of an engine error. Engines word errors differently, so the fix for unknown texts is to
+/// read the engine's own log.
 fn engine(text: &str) -> String {
     let text = text.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -53,8 +53,8 @@ fn says_it_itself(text: &str) -> bool {
     text.contains("run `") || text.contains("--impersonate")
 }
 
-/// `account` was to be minted for by a credential of this `kind`. `None` where the refusal itself says what to
-/// do, or where no command does it.
+/// A fix for a failed mint for `account` by a credential of this `kind`. `None` if the refusal itself says
+/// what to do, or if no command does it.
 pub(super) fn token(account: &str, error: &MintFailure, kind: &str) -> Option<String> {
     let text = error.to_string();
     if !matches!(error, MintFailure::Refused(_)) {
@@ -94,11 +94,12 @@ pub(super) fn token(account: &str, error: &MintFailure, kind: &str) -> Option<St
     }
 }
 
-/// As bindings name whoever `said` ends with. What only the one who grants can know is in capitals.
+/// The account at the end of `said`, in the form of IAM bindings. Capitals stand for values that only the
+/// grantor knows.
 fn member(said: &str) -> String {
     let last = said.rsplit(' ').next().unwrap_or_default();
     if let Some(provider) = last.strip_prefix("//") {
-        // The pool; its provider is no part of a principal's name.
+        // Only the pool: the provider is not part of a principal's name.
         let pool = provider.split("/providers/").next().unwrap_or(provider);
         return format!("principal://{pool}/subject/SUBJECT_OF_THE_TOKEN");
     }

@@ -1,5 +1,5 @@
-//! `kfp-creds check`: everything that could stand in the way, each with the command that fixes it. Looks
-//! only; what it makes it removes again.
+//! `kfp-creds check`: probes everything that could prevent a session, and prints the command that fixes each
+//! problem. Changes nothing permanently: what it makes it removes again.
 
 mod finding;
 mod hints;
@@ -22,8 +22,8 @@ use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
-/// Prints one line per look, `ok`, `??`, `!!`, or `--` for one that was left out, with what fixes it below; fails with the first thing that
-/// has to be fixed.
+/// Prints one line per probe, `ok`, `??`, `!!`, or `--` for one that was left out, followed by its fix; fails
+/// with the first failure.
 pub async fn check(
     config: &Config,
     env: &Environment,
@@ -43,7 +43,7 @@ pub async fn check(
             }
         };
         print(&format!("{mark}  {what:<11} {text}"));
-        // Many a failure says itself what to do.
+        // Many failures already contain their fix.
         if let Some(fix) = fix.filter(|fix| !text.contains(fix.as_str())) {
             print(&format!("    {:<11} {fix}", "fix"));
         }
@@ -81,7 +81,7 @@ pub async fn check(
     first.into_inner().map_or(Ok(Ended::Done), Err)
 }
 
-/// The whole way, once: a session, and in it a container of our own image that asks for a token.
+/// Tests the whole path once: opens a session, and in it a container of our own image requests a token.
 async fn inside(config: &Config, env: &Environment, console: Console) -> Finding {
     let identity = config.policy.default.clone().or_else(|| config.identities.values().next().cloned());
     let Some(identity) = identity else { return "no identity to try one with".to_string().into() };

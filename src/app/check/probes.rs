@@ -1,4 +1,4 @@
-//! The looks of `check`, one function each.
+//! The probes of `check`, one function each.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -20,11 +20,11 @@ use crate::quote;
 use crate::session::{Wanted, try_range};
 use crate::workload::Identity;
 
-/// Clocks that differ by more make tokens look expired, or not valid yet, to somebody.
+/// With a larger difference of clocks, some party sees tokens as expired or not valid yet.
 const NOTABLE_SKEW: i64 = 30;
-/// Beyond this nothing is made up for (`source::http::clock`), and Google refuses what is signed here.
+/// Beyond this the skew is not compensated (`source::http::clock`), and Google refuses what is signed here.
 const REFUSED_SKEW: i64 = 600;
-/// Images that are looked at; the newest first.
+/// How many images are inspected; the newest first.
 const MOST_IMAGES: usize = 50;
 
 pub(super) fn file(config: &Config) -> Finding {
@@ -34,7 +34,7 @@ pub(super) fn file(config: &Config) -> Finding {
         .into()
 }
 
-/// Which one it is, and what Docker Desktop's administrator may have forbidden.
+/// The engine's version, and restrictions that Docker Desktop's administrator may have set.
 pub(super) async fn engine(engine: &Engine) -> Finding {
     let text = format!("{} at {}", engine.version(), engine.upstream().endpoint());
     match engine.is_isolating().await {
@@ -49,7 +49,7 @@ pub(super) async fn engine(engine: &Engine) -> Finding {
 pub(super) fn no_engine(failure: Failure, env: &Environment) -> Finding {
     let text = failure.to_string();
     let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| env.variable(name).is_some());
-    // It runs, and says what to do.
+    // The engine runs, and the text says what to do.
     if text.contains("you may not use it") || text.contains("; try: ") {
         return Finding::Bad(failure, None);
     }
@@ -63,7 +63,7 @@ pub(super) fn no_engine(failure: Failure, env: &Environment) -> Finding {
     }
 }
 
-/// Our own sockets are as good as root on this machine; the place for them has to be ours alone.
+/// Access to our own sockets equals root on this machine, so only we may enter their folder.
 pub(super) fn rights(env: &Environment) -> Finding {
     let folder = runtime_folder(env);
     match private_folder(&folder) {
@@ -72,7 +72,7 @@ pub(super) fn rights(env: &Environment) -> Finding {
     }
 }
 
-/// Making a network is the only sure way to learn whether its range and the right to it can be had.
+/// Making a network is the only sure way to learn whether its range is free and networks may be made.
 pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment) -> Finding {
     let wanted = private_folder(&runtime_folder(env)).and_then(|folder| Ok((folder, session_id()?)));
     let (folder, session) = match wanted {
@@ -108,13 +108,13 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
     }
 }
 
-/// Before or after the attempt: the holder may have ended meanwhile, or just begun.
+/// Compares with our networks before and after the attempt: the holder may have ended or started meanwhile.
 async fn is_ours(engine: &Engine, before: Vec<Network>, holder: &str) -> bool {
     let after = engine.our_networks().await.unwrap_or_default();
     before.iter().chain(&after).any(|network| network.name == holder)
 }
 
-/// The same where each container has a network: the first one that is free.
+/// The same for one network per container: tests the ranges until one is free.
 async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
     let mut held = 0;
     for cell in cells::of(range) {
@@ -134,7 +134,7 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
     Finding::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
 }
 
-/// What images bring that wins over a metadata server.
+/// Variables set in images that take precedence over a metadata server.
 pub(super) async fn images(engine: &Engine) -> Finding {
     match engine.images_that_set(&SHADOWS.map(|(name, _)| name), MOST_IMAGES).await {
         Ok(found) if found.is_empty() => "none brings a variable that wins over us".to_string().into(),
@@ -168,8 +168,9 @@ pub(super) fn routes(config: &Config) -> Finding {
     format!("{text} (the host's own; containers of a session do not use it)").into()
 }
 
-/// `NETWORK/PREFIX dev NAME` of every route with its own destination that meets the pool, but for bridges of
-/// the engine. The table is that of `/proc/net/route` (proc(5)): hexadecimal, in the order of the host's bytes.
+/// `NETWORK/PREFIX dev NAME` of every route with its own destination that overlaps the pool, except for
+/// bridges of the engine. The table is that of `/proc/net/route` (proc(5)): hexadecimal, in the host's byte
+/// order.
 fn routes_into(table: &str, pool: Pool) -> Vec<String> {
     let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
     let first = u32::from(pool.network);
@@ -184,7 +185,7 @@ fn routes_into(table: &str, pool: Pool) -> Vec<String> {
     rows.collect()
 }
 
-/// What the shell sets that the pipeline's own process will see.
+/// Variables of the shell that the pipeline's own process will see.
 pub(super) fn shell(env: &Environment) -> Finding {
     let set: Vec<&str> = SHADOWS
         .into_iter()
@@ -236,14 +237,14 @@ pub(super) async fn clock(credentials: &Credentials) -> Finding {
                 ),
             }
         }
-        // Said with the token, better.
+        // The probe of the token reports this better.
         Err(error) => {
             Finding::Odd(format!("not known: {error}"), "curl -sI https://www.googleapis.com".into())
         }
     }
 }
 
-/// One for each account of the config: the own one where an identity uses it, and every other one.
+/// One token for each account of the config: the own one if an identity uses it, and every other one.
 pub(super) async fn tokens(
     credentials: &Credentials,
     config: &Config,

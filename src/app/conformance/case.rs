@@ -1,4 +1,4 @@
-//! The cases: what is asked, and what every server answers.
+//! The cases: requests, and the answers that every server gives.
 //!
 //! ```text
 //! ## NAME
@@ -8,8 +8,9 @@
 //! => STATUS [media] [etag] [location=PATH] [SHAPE]
 //! ```
 //!
-//! Shapes of bodies: `line` one line, or nothing, without a newline; `digits`; `lines=A,B` at least these lines, each
-//! ended; `json=TYPE[:KEY,KEY]` a JSON value, of an object at least these keys; `token`; `text-token`; `jwt`.
+//! Shapes of bodies: `line` one line without a newline, or empty; `digits`; `lines=A,B` at least these lines,
+//! each ended; `json=TYPE[:KEY,KEY]` a JSON value, an object with at least these keys; `token`; `text-token`;
+//! `jwt`.
 
 use serde_json::Value;
 
@@ -29,7 +30,7 @@ pub(super) struct Case {
     shape: Option<&'static str>,
 }
 
-/// All of them, in the order of their names.
+/// All cases, ordered by name.
 pub(super) fn all() -> Vec<Case> {
     let text = include_str!("cases.txt");
     text.split("\n## ").skip(1).filter_map(parse).collect()
@@ -88,7 +89,7 @@ impl Case {
         self.shape == Some("jwt")
     }
 
-    /// The bytes, below `prefix`; `None` where the target cannot be below anything.
+    /// The request's bytes, with `prefix` before the target; `None` if the target cannot have a prefix.
     pub(super) fn request(&self, prefix: &str) -> Option<String> {
         let target = self.target;
         if !prefix.is_empty() && !target.starts_with('/') {
@@ -99,7 +100,7 @@ impl Case {
         Some(format!("{method} {prefix}{target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n"))
     }
 
-    /// What is not as it should be, the first of it.
+    /// The first deviation of the answer from the case.
     pub(super) fn deviation(&self, answer: &Answer) -> Option<String> {
         if answer.status != self.status {
             return Some(format!("status {}, expected {}", answer.status, self.status));
@@ -131,7 +132,7 @@ impl Case {
     }
 }
 
-/// Bodies may hold tokens: what is wrong with one is said without quoting it.
+/// Describes a wrong body without quoting it, because bodies may hold tokens.
 fn misshapen(kind: &str, rest: &str, body: &str) -> Option<String> {
     let json = || serde_json::from_str::<Value>(body).ok();
     match kind {

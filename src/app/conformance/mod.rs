@@ -1,8 +1,9 @@
-//! `kfp-creds conformance`: the cases of the metadata protocol against any server, and where it deviates.
+//! `kfp-creds conformance`: runs the cases of the metadata protocol against any server, and prints its
+//! deviations.
 //!
-//! The cases are those of our golden files that hold for every server: what is configured is left out, and of
-//! bodies their shape is looked at (`conformance/cases.txt`, made by a test). Tokens that come are looked at
-//! and dropped; nothing of them is printed.
+//! The cases are those of our golden files that hold for every server: configured values are left out, and
+//! only the shapes of bodies are compared (`conformance/cases.txt`, made by a test). Received tokens are
+//! checked and dropped; no part of them is printed.
 
 mod case;
 mod wire;
@@ -15,14 +16,14 @@ use crate::failure::{Ended, Failure};
 use case::Case;
 pub use wire::Target;
 
-/// For one case, waits included.
+/// The time limit of one case, including waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug)]
 enum Outcome {
     Conforms,
-    /// What it needs is not offered, which is no fault: no ID tokens, say.
+    /// The server does not offer what the case needs, such as ID tokens; that is no deviation.
     Skipped(&'static str),
     Deviates(String),
 }

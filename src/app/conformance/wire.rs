@@ -1,4 +1,4 @@
-//! One request to a server and its answer, byte by byte: no client library stands in between.
+//! Sends one request to a server and reads its answer, byte by byte, without a client library.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,10 +8,10 @@ use url::{Host, Url};
 
 use crate::quote;
 
-/// A directory with everything in it is some ten KiB.
+/// The recursive listing of a whole tree takes some ten KiB.
 const LARGEST: u64 = 4 << 20;
 
-/// The addresses of the metadata servers of clouds.
+/// The addresses of cloud metadata servers.
 const MAGIC: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V6(std::net::Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
@@ -19,12 +19,12 @@ const MAGIC: [IpAddr; 2] = [
 
 const NAMES: [&str; 3] = ["metadata", "metadata.google.internal", "metadata.goog"];
 
-/// The server in question, as the person named it.
+/// The server to test, as the user named it.
 #[derive(Clone, Debug)]
 pub struct Target(Url);
 
 impl Target {
-    /// `http://HOST[:PORT][/PATH]`; everything is asked below `PATH`, which may be a secret.
+    /// `http://HOST[:PORT][/PATH]`; all requests go below `PATH`, which may be a secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
         let plain = url.username().is_empty() && url.password().is_none();
@@ -34,7 +34,7 @@ impl Target {
         Ok(Self(url))
     }
 
-    /// Without its path.
+    /// The URL without its path.
     pub(super) fn shown(&self) -> String {
         let host = quote::name(self.0.host_str().unwrap_or_default());
         self.0.port().map_or_else(|| format!("http://{host}"), |port| format!("http://{host}:{port}"))
@@ -58,7 +58,7 @@ impl Target {
     }
 }
 
-/// A cloud's own metadata server is asked only by who names it: never through another name that leads there.
+/// Refuses a name that resolves to a cloud's metadata server, unless it is that server's own name.
 fn chosen(name: &str, found: Vec<SocketAddr>) -> Result<SocketAddr, String> {
     if !NAMES.contains(&name) && found.iter().any(|at| MAGIC.contains(&at.ip())) {
         return Err(format!(
@@ -75,7 +75,7 @@ pub(super) enum Lost {
     Unread(String),
 }
 
-/// What came back.
+/// The server's answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -90,11 +90,11 @@ impl Answer {
     }
 }
 
-/// The request asks for the end of the connection, so all that comes belongs to the answer.
+/// The request asks for `Connection: close`, so all bytes received belong to the answer.
 pub(super) async fn exchange(at: SocketAddr, request: &str, head_only: bool) -> Result<Answer, Lost> {
     let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
     let mut stream = TcpStream::connect(at).await.map_err(unreachable)?;
-    // A server may answer and end before it has read everything.
+    // A server may answer and close before it has read the whole request.
     let _ = stream.write_all(request.as_bytes()).await;
     let mut bytes = Vec::new();
     let mut piece = [0; 8192];
@@ -120,7 +120,7 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..end], &bytes[end + 4..]))
 }
 
-/// With a length that is said there is no need to wait for who keeps the connection.
+/// With a content length, the answer is complete even if the server keeps the connection open.
 fn is_whole(bytes: &[u8], head_only: bool) -> bool {
     split(bytes).is_some_and(|(head, body)| {
         let length = length(&headers(head));
@@ -158,7 +158,7 @@ fn read(bytes: &[u8], head_only: bool) -> Result<Answer, &'static str> {
     Ok(Answer { status, headers, body })
 }
 
-/// The data of chunks, as far as they came.
+/// The data of the chunks received so far.
 fn joined(mut rest: &[u8]) -> Vec<u8> {
     let mut data = vec![];
     while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {

@@ -1,4 +1,4 @@
-//! `kfp-creds scan`: is there a key in a directory, an archive or an image, in whatever layer?
+//! `kfp-creds scan`: searches a directory, an archive or all layers of an image for keys.
 
 mod said;
 
@@ -25,19 +25,19 @@ use crate::quote;
 
 pub use self::said::Form;
 
-/// What is asked for beside the target.
+/// The options of `scan`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub form: Form,
-    /// The output of an earlier `scan --json`; what it has is not told again.
+    /// The output of an earlier `scan --json`; its finds are not reported again.
     pub baseline: Option<&'a Path>,
 }
 
-/// Looks at `target`: a path if there is one of that name, else an image of the engine. One line a find,
-/// exit code 1 if there is any; what could not be looked at is no clean end either.
+/// Scans `target`: a path if it exists, else an image of the engine. Prints one line per find; exit code 1 if
+/// there is any. Parts that could not be scanned are no success either.
 ///
 /// # Errors
-/// Where there is no such target, or no find but something that could not be looked at.
+/// If the target does not exist, or if there is no find but a part that could not be scanned.
 pub async fn scan(
     config: &Config,
     env: &Environment,
@@ -95,7 +95,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        // Of this machine's own files and the engine's stream: no text of a decoder is in it.
+        // The error is one of the file system or of the engine's stream; it contains no text of a decoder.
         Ok(Err(error)) => Err(Failure::Usage(error.to_string())),
         Err(error) => Err(Failure::Bug(format!("the scan ended early: {error}"))),
     }
@@ -103,7 +103,7 @@ async fn blocking<T: Send + 'static>(
 
 fn folder(path: PathBuf, rules: Rules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
-    // Places as a reader of the target has them, wherever it lies.
+    // Show places relative to the target, wherever it is.
     let root = path.canonicalize().unwrap_or_else(|_| path.clone());
     let below = format!("{}/", root.to_string_lossy());
     let short = |text: &str| text.replace(&below, "");
@@ -120,7 +120,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
     Report { finds: finds.collect(), unverified, passed, bytes: seen.bytes }
 }
 
-/// What `docker save` gives, read while it comes.
+/// Scans the stream of `docker save` as it arrives.
 async fn of_the_engine(config: &Config, env: &Environment, image: &str) -> Result<Report, Failure> {
     let engine = reach(config, env).await?;
     let (pieces, rest) = mpsc::channel(16);
@@ -143,7 +143,7 @@ async fn of_the_engine(config: &Config, env: &Environment, image: &str) -> Resul
     report
 }
 
-/// The engine's stream, for a reader that blocks.
+/// The engine's stream, for a blocking reader.
 struct Stream {
     rest: mpsc::Receiver<io::Result<Bytes>>,
     piece: Bytes,

@@ -1,8 +1,8 @@
-//! What a scan came to, told: as text, as JSON lines, as SARIF. What a baseline knows is left out.
+//! Prints the result of a scan: as text, as JSON lines, as SARIF. Finds in the baseline are left out.
 //!
-//! Nothing here has the secret. A find's fingerprint is a digest of its kind and its place below the target, not of
-//! what was found: a digest of a short password would be a way to guess it. So a new key of the same kind at the same
-//! place is known as well.
+//! No secret gets here. A find's fingerprint is a digest of its kind and its place below the target, not of
+//! the secret: a digest of a short password would allow guessing it. So a new key of the same kind at the
+//! same place counts as known, too.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,26 +14,26 @@ use crate::guard::found::Passed;
 use crate::guard::image::{Located, Report};
 use crate::guard::{Kind, Rules};
 
-/// How it is told.
+/// The output format.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Form {
     Text,
-    /// One object a line: first the finds, then what is not verified, then published keys.
+    /// One object per line: first the finds, then unverified parts, then published keys.
     Json,
     /// SARIF 2.1.0, one document.
     Sarif,
 }
 
-/// The event of published keys, which are no finds and which no baseline needs to know.
+/// The event of published keys, which are no finds and are ignored in a baseline.
 const PUBLISHED: &str = "published";
 
-/// Fingerprints that somebody has looked at: those in the output of an earlier `scan --json`.
+/// Fingerprints of reviewed finds: those in the output of an earlier `scan --json`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Baseline(BTreeSet<String>);
 
 impl Baseline {
     /// # Errors
-    /// Where a line is no object with a fingerprint; without a word of its content.
+    /// If a line is no object with a fingerprint; the error does not quote its content.
     pub(super) fn read(text: &str) -> io::Result<Self> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let known = lines.filter_map(|(number, line)| {
@@ -51,7 +51,7 @@ impl Baseline {
     }
 }
 
-/// What counts of a report, in a fixed order, and how many finds the baseline knows.
+/// The reported part of a scan, in a fixed order, and the number of finds that the baseline knows.
 #[derive(Debug)]
 pub(super) struct Said<'a> {
     target: &'a str,
@@ -76,7 +76,7 @@ impl<'a> Said<'a> {
         Self { target, finds, unverified, passed: &report.passed, known }
     }
 
-    /// How many finds, and how many places that could not be looked at.
+    /// The number of finds, and of places that could not be scanned.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.finds.len(), self.unverified.len())
     }
@@ -139,7 +139,8 @@ impl<'a> Said<'a> {
         }
     }
 
-    /// One run. Places are relative to what was scanned; what was not verified is a notification of the invocation.
+    /// One run. Places are relative to the scanned target; unverified parts are notifications of the
+    /// invocation.
     fn sarif(&self) -> Value {
         let rules: Vec<Value> = Kind::ALL
             .iter()
@@ -172,7 +173,7 @@ impl<'a> Said<'a> {
 
     fn result(&self, find: &Located) -> Value {
         let mut place = json!({ "artifactLocation": { "uri": uri(&find.place), "uriBaseId": "%SRCROOT%" } });
-        // What is in an archive has no line of a file that the reader has.
+        // A line number inside an archive refers to no file that the reader has.
         if let Some(line) = find.line.filter(|_| find.layer.is_none() && !find.place.contains("!/")) {
             place["region"] = json!({ "startLine": line });
         }
@@ -188,7 +189,7 @@ impl<'a> Said<'a> {
     }
 }
 
-/// The name of a kind for programs: `private-key`.
+/// The machine-readable name of a kind: `private-key`.
 fn id(kind: Kind) -> String {
     let mut id = String::new();
     for letter in format!("{kind:?}").chars() {
@@ -200,7 +201,8 @@ fn id(kind: Kind) -> String {
     id
 }
 
-/// Of a kind and a place: neither the layer, which every build names anew, nor the line, which moves.
+/// A digest of the kind and the place, without the layer, which changes with every build, and without the
+/// line, which moves.
 fn fingerprint(find: &Located) -> String {
     digest(&[&id(find.kind), &find.place])
 }
@@ -218,7 +220,7 @@ fn digest(parts: &[&str]) -> String {
     text
 }
 
-/// A relative reference (RFC 3986): what has a meaning in one is escaped.
+/// A relative reference (RFC 3986), with its reserved characters escaped.
 fn uri(place: &str) -> String {
     let mut uri = String::new();
     for byte in place.trim_start_matches("./").bytes() {
@@ -234,7 +236,7 @@ fn uri(place: &str) -> String {
     uri
 }
 
-/// Names come out of archives.
+/// Names come from archives: no control character reaches the terminal.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -302,7 +304,7 @@ mod tests {
         assert!(why.contains("line 2") && !why.contains("secret"), "{why}");
     }
 
-    /// What section 3 of SARIF 2.1.0 asks of the properties that are here.
+    /// The requirements of section 3 of SARIF 2.1.0 for the properties in use.
     #[test]
     fn the_sarif_has_the_shape_that_code_hosts_read() {
         let (lines, ..) = told(Form::Sarif, &Baseline::default());

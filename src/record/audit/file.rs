@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Settings;
 
-/// The file and its rotation.
+/// The current file and its rotation.
 pub(super) struct Log {
     pub(super) settings: Settings,
     open: Option<File>,
@@ -19,9 +19,9 @@ impl Log {
         Ok(Self { settings, open })
     }
 
-    /// All of `bytes`, or nothing of it: a line that was cut short would spoil the next one.
+    /// Writes all of `bytes` or none of it: an incomplete line would spoil the next one.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // Somebody may have moved it away: another session that rotated, or logrotate.
+        // The file may have been renamed meanwhile: by another session's rotation or by logrotate.
         loop {
             let file = match self.open.take() {
                 Some(file) => file,
@@ -47,7 +47,7 @@ impl Log {
         }
     }
 
-    /// `FILE` to `FILE.1`, that to `FILE.2`, and so on; what would be one too many is removed.
+    /// Renames `FILE` to `FILE.1`, that to `FILE.2`, and so on; removes the file beyond the limit.
     fn rotate(&self) -> io::Result<()> {
         let file = &self.settings.file;
         let numbered = |number: u32| {
@@ -76,7 +76,8 @@ fn same(file: &File, path: &Path) -> bool {
     }
 }
 
-/// For appending, readable by us alone. A pipe or a socket would make writing wait for a reader.
+/// Opens for appending, readable by us alone. Refuses a pipe or a socket, where writing would wait for a
+/// reader.
 fn open(path: &Path) -> io::Result<File> {
     let wrong = |what: &str| Err(io::Error::other(what.to_owned()));
     match fs::metadata(path) {

@@ -1,9 +1,9 @@
-//! The audit log: one JSON object a line, written by a thread of its own behind a bounded queue, so that
-//! serving never waits for a disk.
+//! The audit log: one JSON object per line, written by its own thread behind a bounded queue, so that serving
+//! never waits for a disk.
 //!
 //! Files are 0600 and rotated by size. Several sessions may share one: every batch is written under an
-//! advisory lock, to whatever the path names then. What cannot be written is lost, counted and said: once
-//! when it begins, once when it is over, and then also in the log itself.
+//! advisory lock, to the file that has the path at that time. Entries that cannot be written are lost and
+//! counted. The loss is reported once when it begins and once when it ends, then also in the log itself.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -27,25 +27,25 @@ use crate::quote;
 use crate::token::{HandedOut, MintId, Scopes, TokenKind};
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
-/// Entries that may wait for the disk.
+/// How many entries may wait for the disk.
 const QUEUE: usize = 4096;
-/// Entries that are written at once.
+/// How many entries are written at once.
 const BATCH: usize = 256;
-/// Names, images and reasons are written up to this many characters: others chose them.
+/// Names, images and reasons are cut off after this many characters: others chose them.
 const LONGEST: usize = 512;
 
 /// `[audit]` of the config.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
-    /// Absolute.
+    /// An absolute path.
     pub file: PathBuf,
-    /// Before a file would become larger than this it is renamed to `FILE.1`.
+    /// A file that would become larger than this is renamed to `FILE.1` first.
     pub max_bytes: u64,
     /// How many renamed files are kept.
     pub keep: u32,
 }
 
-/// One happening. Everything in it is shared or short: making one on the way of a request is cheap.
+/// One event. All its fields are shared or short, so making one during a request is cheap.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entry {
     pub(super) event: &'static str,
@@ -147,7 +147,7 @@ impl Entry {
     }
 }
 
-/// The fields of an entry, in the order of the file. `docs/AUDIT.md` says what they mean.
+/// The fields of an entry, in the order of the file. `docs/AUDIT.md` explains them.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     time: String,
@@ -218,11 +218,11 @@ fn rfc3339(at: SystemTime) -> String {
 
 enum Message {
     Entry(SystemTime, Box<Entry>),
-    /// Everything that was sent before is on the disk, or lost, when this is answered.
+    /// Answered once all earlier entries are on the disk or lost.
     Flush(oneshot::Sender<()>),
 }
 
-/// The log as the rest of the program has it.
+/// The handle to the log.
 #[derive(Debug)]
 pub struct Audit {
     file: PathBuf,
@@ -230,13 +230,13 @@ pub struct Audit {
     state: Arc<State>,
 }
 
-/// Says a line to the person at the terminal.
+/// Shows a line on the terminal.
 pub type Complain = Arc<dyn Fn(String) + Send + Sync>;
 
 struct State {
     session: Mutex<String>,
     lost: AtomicU64,
-    /// It was said that entries are being lost, and not yet that this is over.
+    /// Entries are being lost: the beginning was reported, the end not yet.
     losing: AtomicBool,
     complain: Complain,
 }
@@ -260,8 +260,8 @@ impl State {
 }
 
 impl Audit {
-    /// Opens the log and starts its thread. Fails where the file cannot be had: whoever asked for a log
-    /// does not want to learn later that there is none.
+    /// Opens the log and starts its thread. Fails if the file cannot be opened: an operator who configured a
+    /// log needs to know at once that there is none.
     pub fn open(settings: Settings, session: &str, complain: Complain) -> io::Result<Self> {
         let log = Log::open(settings.clone())?;
         let (queue, messages) = sync_channel(QUEUE);
@@ -297,7 +297,7 @@ impl Audit {
         }
     }
 
-    /// Waits until what was recorded so far is written, at most for `within`.
+    /// Waits until all entries so far are written, at most for `within`.
     pub async fn flush(&self, within: Duration) {
         let (done, written) = oneshot::channel();
         if self.queue.try_send(Message::Flush(done)).is_ok() {
@@ -306,16 +306,16 @@ impl Audit {
     }
 }
 
-/// The thread's side.
+/// The thread's state.
 struct Writer {
     log: Log,
     state: Arc<State>,
-    /// How many of the lost ones were told of.
+    /// How many lost entries were reported in the log.
     told: u64,
 }
 
 impl Writer {
-    /// Until the last sender is gone.
+    /// Writes entries until the last sender is gone.
     fn run(mut self, messages: &Receiver<Message>) {
         while let Ok(first) = messages.recv() {
             let session = self.session();

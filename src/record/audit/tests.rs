@@ -1,4 +1,4 @@
-//! The audit log against real files.
+//! Tests of the audit log with real files.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -172,7 +172,7 @@ async fn it_is_rotated_by_size_and_keeps_so_many() {
     let place = Place::new();
     let (_, complain) = heard();
     let settings = place.settings(2000, 2);
-    // Two sessions share it: neither loses what the other rotated away.
+    // Two sessions share the file: no rotation loses the other's entries.
     let one = Audit::open(settings.clone(), "one", complain.clone()).unwrap();
     let two = Audit::open(settings, "two", complain).unwrap();
     for n in 0..20 {
@@ -222,7 +222,7 @@ fn a_disk_that_hangs_holds_nobody_up() {
     let place = Place::new();
     let (said, complain) = heard();
     let audit = Audit::open(place.settings(1 << 30, 1), "s", complain).unwrap();
-    // Whoever holds the lock keeps the thread of the log waiting.
+    // While another process holds the lock, the log's thread waits.
     let other = File::open(place.0.join("audit.jsonl")).unwrap();
     other.lock().unwrap();
     let began = std::time::Instant::now();
