@@ -73,7 +73,7 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
     let joins = format!("container:{}", one.0);
     assert!(!session.docker(&["run", "--rm", "--network", &joins, &task_image(), "true"]).status.success());
     let (_, said) = session.end();
-    assert!(said.contains("session ended 1 attached, 1 ended"), "{said}");
+    assert!(said.contains("session ended 2 attached, 2 ended"), "{said}");
     assert!(TcpStream::connect(&at).is_err(), "nobody listens when the session has ended");
 }
 
