@@ -47,7 +47,7 @@ const OWNERS: [(&str, &[&str]); 7] = [
         "bollard",
         &["docker/mod.rs", "docker/image.rs", "docker/network.rs", "docker/relay.rs", "docker/events.rs"],
     ),
-    ("clap", &["cli.rs", "main.rs"]),
+    ("clap", &["cli/", "main.rs"]),
     ("toml", &["config/"]),
     ("saphyr_parser", &["kfp/yaml.rs"]),
     ("hyper_rustls", &["source/http/", "source/google/service_account/"]),
