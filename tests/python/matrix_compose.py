@@ -163,7 +163,8 @@ def verbs(program):
             lines.append(without_labels(lane.show(line)))
             if " container restart " in lines[-1]:
                 break
-        return [steps, lines, Cli.interrupted(told)]
+        # Of a restart the engine tells `die` and `stop` in either order.
+        return [steps, sorted(lines), Cli.interrupted(told)]
 
     @verb("restart, pause, unpause, kill, stop, rm")
     def _(lane, compose):
