@@ -130,7 +130,8 @@ def verbs(program):
 
     @verb("run --rm")
     def _(lane, compose):
-        return compose("run", "--rm", "--no-deps", "-T", "worker", "sh", "-c", "echo ran; exit 4")
+        # compose 1.29 attaches after the start, and misses what a container says at once.
+        return compose("run", "--rm", "--no-deps", "-T", "worker", "sh", "-c", "sleep 1; echo ran; sleep 1; exit 4")
 
     @verb("run --rm, at a terminal")
     def _(lane, compose):
@@ -147,7 +148,8 @@ def verbs(program):
             file.write(BUILT.format(lane=lane.name))
         # A project of its own: what the other one has made would be called orphans.
         own = ("-f", "build.yml", "-p", f"{lane.name}b")
-        steps = [("build", "--no-cache"), ("run", "--rm", "-T", "made", "cat", "/word"), ("down", "--rmi", "all")]
+        reads = ("run", "--rm", "-T", "made", "sh", "-c", "sleep 1; cat /word; sleep 1")
+        steps = [("build", "--no-cache"), reads, ("down", "--rmi", "all")]
         return [compose(*own, *step) for step in steps]
 
     @verb("events, until they are interrupted")
