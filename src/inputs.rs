@@ -259,7 +259,7 @@ mod tests {
                 "parameterValues": { "n": 3, "note": "gs://not-an/input" },
             },
             "outputs": { "artifacts": { "out": { "artifacts": [{ "uri": "gs://output/of-it" }] } },
-                         "outputFile": "/root/x/executor_output.json" },
+                         "outputFile": "/data/x/executor_output.json" },
         })
         .to_string()
     }
