@@ -154,10 +154,18 @@ impl Lifecycle {
             }
             let seen = self.engine.look(container.as_str(), &network).await;
             // It may have been started again meanwhile: that run has another lease.
-            if seen.as_ref().is_ok_and(|seen| !seen.running) && same() {
-                let code = seen.ok().and_then(|seen| seen.exit_code).or_else(|| self.exits.code(&container));
-                self.has_run(&container);
-                self.ended_unseen(&container, code);
+            if !same() {
+                return;
+            }
+            match seen {
+                Ok(seen) if !seen.running => {
+                    let code = seen.exit_code.or_else(|| self.exits.code(&container));
+                    self.has_run(&container);
+                    self.ended_unseen(&container, code);
+                }
+                // The event of its removal was lost as well.
+                Err(error) if error.is_gone() => self.forget(&container),
+                Ok(_) | Err(_) => {}
             }
         });
     }

@@ -108,7 +108,10 @@ impl Between {
         let event: Value =
             text.find('{').and_then(|at| serde_json::from_str(text[at..].trim()).ok()).unwrap_or_default();
         let word = |value: &Value| value.as_str().unwrap_or_default().to_string();
-        let (action, whom) = (word(&event["Action"]), word(&event["Actor"]["ID"]));
+        let actor = &event["Actor"];
+        // An event of a network names the container among its attributes.
+        let whom = if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
+        let (action, whom) = (word(&event["Action"]), word(whom));
         let mut holding = self.holding.lock().unwrap();
         let at = holding.iter().position(|held| held.action == action && held.container == whom);
         let (late, after) =

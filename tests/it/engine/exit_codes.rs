@@ -92,6 +92,20 @@ fn a_die_that_never_comes_is_made_up_for_by_a_look() {
     told_once(&session, &folder, &container.0, 9);
 }
 
+/// What is left is the answer to the wait that was registered with the create.
+#[test]
+fn an_end_and_a_removal_without_events_are_told() {
+    let (folder, at) = (Folder::new("codes"), Folder::new("between"));
+    let between = Between::start(&at.0, &engine_socket());
+    let session = audited(Some(&between), &folder, "");
+    let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
+    for action in ["die", "disconnect", "disconnect", "destroy"] {
+        between.hold(action, &container.0, Duration::from_secs(600));
+    }
+    session.ok(&["start", &container.0]);
+    told_once(&session, &folder, &container.0, 9);
+}
+
 #[test]
 fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
