@@ -279,9 +279,8 @@ pub(super) enum Listener {
 
 /// Prevents DNS rebinding: a web page can make its own name point to this machine.
 fn is_local<B>(request: &Request<B>) -> bool {
-    let credentials =
-        request.headers().get(HOST).and_then(|credentials| credentials.to_str().ok()).unwrap_or_default();
-    let name = credentials.rsplit_once(':').map_or(credentials, |(name, _)| name);
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
 }
 

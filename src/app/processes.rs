@@ -33,7 +33,7 @@ pub(super) const WINNING: [&str; 5] = [
 pub(super) async fn serve(
     at: SocketAddr,
     open: bool,
-    host: &Credentials,
+    credentials: &Credentials,
     config: &Config,
     (tasks, console, recorder): (&Tasks, &Console, &Recorder),
 ) -> Result<(SocketAddr, Vec<(String, String)>), Failure> {
@@ -46,8 +46,8 @@ pub(super) async fn serve(
     let (_writer, reader, _questions) = registry::new();
     let server = Server::new(
         reader,
-        host.mint.clone(),
-        host.views(config, Some(at.to_string())),
+        credentials.mint.clone(),
+        credentials.views(config, Some(at.to_string())),
         Ipv4Addr::UNSPECIFIED,
         console.clone(),
         recorder.clone(),

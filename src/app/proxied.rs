@@ -22,25 +22,25 @@ use crate::session::MetadataNetwork;
 /// The proxy's settings, without reserved objects and without the containers' wiring.
 pub(super) fn settings(
     config: &Config,
-    session: &MetadataNetwork,
+    metadata: &MetadataNetwork,
     ask: mpsc::Sender<LifecycleRequest>,
     console: &Console,
     tasks: &Tasks,
 ) -> Settings {
     Settings {
-        upstream: session.engine.upstream().clone(),
-        product: session.engine.product(),
+        upstream: metadata.engine.upstream().clone(),
+        product: metadata.engine.product(),
         socket: PathBuf::new(),
         guard: Arc::new(config.guard.clone()),
-        session: session.network.session.clone(),
+        session: metadata.network.session.clone(),
         mode: "serve",
         rules: LiveRules::new(reload::rules(config)),
         writable: Writable::default(),
         recognise: kfp::read,
-        client_proxies: config.client_proxies.of(session.engine.upstream().endpoint()),
+        client_proxies: config.client_proxies.of(metadata.engine.upstream().endpoint()),
         evidence: kfp::Evidence::default(),
         console: console.clone(),
-        wiring: Wiring { relay: session.relay, names: vec![], project: None, quota_project: None },
+        wiring: Wiring { relay: metadata.relay, names: vec![], project: None, quota_project: None },
         reserved: Reserved::default(),
         exits: ExitCodes::default(),
         closing: Closing::default(),
@@ -56,9 +56,9 @@ pub(super) fn settings(
 }
 
 /// The variables and hosts entries by which clients in containers find the relay.
-pub(super) fn wiring(session: &MetadataNetwork, credentials: &Credentials, config: &Config) -> Wiring {
+pub(super) fn wiring(metadata: &MetadataNetwork, credentials: &Credentials, config: &Config) -> Wiring {
     Wiring {
-        relay: session.relay,
+        relay: metadata.relay,
         names: NAMES.map(String::from).to_vec(),
         // With a stand-in, clients would ask Google about a project of that name.
         project: Some(credentials.project(config)).filter(|project| project != UNKNOWN_PROJECT),
@@ -66,10 +66,10 @@ pub(super) fn wiring(session: &MetadataNetwork, credentials: &Credentials, confi
     }
 }
 
-pub(super) fn reserve(session: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
+pub(super) fn reserve(metadata: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
-    reserved.put(Kind::Container, &tunnel.container, &session.relay_name);
-    reserved.put(Kind::Network, &session.network.id, &session.network.name);
-    reserved.put(Kind::Image, &session.image, &session.image_name);
+    reserved.put(Kind::Container, &tunnel.container, &metadata.relay_name);
+    reserved.put(Kind::Network, &metadata.network.id, &metadata.network.name);
+    reserved.put(Kind::Image, &metadata.image, &metadata.image_name);
     reserved
 }

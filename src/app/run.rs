@@ -77,7 +77,7 @@ async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Ar
         return Ok(Around { set, ..Around::default() });
     }
     let folder = session.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
-    let no_login = NoLogin::new(folder, &session.session.network.session)?;
+    let no_login = NoLogin::new(folder, &session.metadata.network.session)?;
     set.extend(session.serve_processes(config).await?);
     set.push(no_login.variable());
     Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })

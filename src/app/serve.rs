@@ -82,7 +82,7 @@ async fn show(
     console: &Console,
     print: impl Fn(&str),
 ) -> Result<(), Failure> {
-    let id = &session.session.network.session;
+    let id = &session.metadata.network.session;
     let mut socket = session.socket.clone();
     if let Some(name) = name {
         socket = name.point_to(id).map_err(|e| broken(&format!("give the name {}", name.text), e))?;
@@ -100,8 +100,8 @@ async fn show(
             None
         }
     };
-    let credentials = ("DOCKER_HOST".into(), format!("unix://{socket}"));
-    let environment = std::iter::once(credentials).chain(session.credentials.extra_environment());
+    let docker_host = ("DOCKER_HOST".into(), format!("unix://{socket}"));
+    let environment = std::iter::once(docker_host).chain(session.credentials.extra_environment());
     let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
     Ready { session, name, page, unset: &UNSET, socket: Some(socket), ..Ready::new(environment) }
         .print(form, print);

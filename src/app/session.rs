@@ -59,7 +59,7 @@ pub(super) struct Session {
     /// Whether the session was ever ready; otherwise no line reports its end.
     live: bool,
     tasks: Tasks,
-    pub(super) session: Arc<MetadataNetwork>,
+    pub(super) metadata: Arc<MetadataNetwork>,
     pub(super) lifecycle: Arc<Lifecycle>,
     proxy: Arc<Settings>,
     inputs: Option<Arc<Inputs>>,
@@ -89,34 +89,34 @@ impl Session {
         let wanted =
             Wanted { session: &session_id()?, pool: config.pool, cells: config.cells, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
-        let (session, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
-        let session = Arc::new(session);
+        let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
+        let metadata = Arc::new(metadata);
         // The session id of a network that was taken over, else the new one.
-        let id = session.network.session.clone();
+        let id = metadata.network.session.clone();
         recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
         let loopback = bound.as_ref().map(|bound| bound.paths.at().to_string());
-        let views = Views { loopback, ..credentials.views(config, Some(session.relay.to_string())) };
-        let (mint, at, to) = (credentials.mint.clone(), session.relay, recorder.clone());
+        let views = Views { loopback, ..credentials.views(config, Some(metadata.relay.to_string())) };
+        let (mint, at, to) = (credentials.mint.clone(), metadata.relay, recorder.clone());
         let server = Server::new(reader, mint, views, at, console.clone(), to);
-        let loopback = host_loopback::proved(bound, &session, &server, &console, &tasks).await;
+        let loopback = host_loopback::proved(bound, &metadata, &server, &console, &tasks).await;
         let granting = Granting { writer, mint: credentials.mint.clone(), recorder: recorder.clone() };
-        let lifecycle = manage(&session, granting, &console, &tasks);
+        let lifecycle = manage(&metadata, granting, &console, &tasks);
         let ((ask, asks), (failing, failed)) = (mpsc::channel(64), mpsc::channel(1));
         let (inputs, fetching) = Inputs::start(config, env, &credentials, &id, &tasks).unzip();
         let proxy = Arc::new(Settings {
             socket: folder.join(format!("{id}.sock")),
-            wiring: wiring(&session, &credentials, config),
-            reserved: reserve(&session, &tunnel),
-            cells: session.cells(&tunnel, server.listening(), &tasks),
+            wiring: wiring(&metadata, &credentials, config),
+            reserved: reserve(&metadata, &tunnel),
+            cells: metadata.cells(&tunnel, server.listening(), &tasks),
             loopback,
             mode,
             fetching,
             exits: lifecycle.exits(),
             recorder,
-            ..settings(config, &session, ask, &console, &tasks)
+            ..settings(config, &metadata, ask, &console, &tasks)
         });
-        let about = About::of(mode, &session, &credentials, config);
+        let about = About::of(mode, &metadata, &credentials, config);
         let mut opened = Self {
             control_server: ControlServer::new(about, &lifecycle, &credentials, &proxy),
             credentials,
@@ -125,7 +125,7 @@ impl Session {
             console: console.clone(),
             live: false,
             tasks: tasks.clone(),
-            session: session.clone(),
+            metadata: metadata.clone(),
             lifecycle: lifecycle.clone(),
             control: folder.join(format!("{id}.ctl")),
             proxy,
@@ -167,17 +167,17 @@ impl Session {
     }
 
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
-        let (session, tasks, console) = (self.session.clone(), self.tasks.clone(), self.console.clone());
+        let (metadata, tasks, console) = (self.metadata.clone(), self.tasks.clone(), self.console.clone());
         let (reserved, recorder) = (self.proxy.reserved.clone(), self.proxy.recorder.clone());
         let cells = self.proxy.cells.clone();
         self.tasks.spawn("relay", async move {
-            let name = session.relay_name.clone();
+            let name = metadata.relay_name.clone();
             let renewed = move |id: &str| {
                 recorder.metrics().relay_replaced();
                 reserved.put(Kind::Container, id, &name);
                 cells.iter().for_each(|cells| cells.renewed(id));
             };
-            if let Err(error) = session.keep_relay(server, tunnel, tasks, console, renewed).await {
+            if let Err(error) = metadata.keep_relay(server, tunnel, tasks, console, renewed).await {
                 let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
             }
         });
@@ -192,14 +192,14 @@ impl Session {
                 self.control_server.clone().serve_loopback(listener, Listener::Metrics, self.tasks.clone()),
             );
         }
-        what_paths_mean(&self.session.engine).into_iter().for_each(|text| self.console.notice(text));
+        what_paths_mean(&self.metadata.engine).into_iter().for_each(|text| self.console.notice(text));
         self.mounts(config).await?;
         let listener = listen(&self.control).map_err(|e| broken("open the control socket", e))?;
         self.tasks.spawn("control", self.control_server.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed =
-            self.console.while_slow("waiting for the relay to answer", self.session.wait_ready(server));
+            self.console.while_slow("waiting for the relay to answer", self.metadata.wait_ready(server));
         let minted = self
             .console
             .while_slow("waiting for a first token", self.credentials.first_mint(config, &self.console));
@@ -212,8 +212,8 @@ impl Session {
             source: principal.kind,
             account: &self.credentials.account(config),
             project: &self.credentials.project(config),
-            engine: self.session.engine.version(),
-            network: &format!("{} {}", self.session.network.name, self.session.relay),
+            engine: self.metadata.engine.version(),
+            network: &format!("{} {}", self.metadata.network.name, self.metadata.relay),
         });
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Session {
     pub(super) fn begin_stop(&self) {
         let (lifecycle, engine, console, stopping) = (
             self.lifecycle.clone(),
-            self.session.engine.clone(),
+            self.metadata.engine.clone(),
             self.console.clone(),
             self.stopping.clone(),
         );
@@ -314,7 +314,7 @@ impl Session {
             }
         } else {
             let _alone = self.stopping.lock().await;
-            stop_containers(&self.lifecycle, &self.session.engine, &self.console).await;
+            stop_containers(&self.lifecycle, &self.metadata.engine, &self.console).await;
         }
         self.lifecycle.tell_ends().await;
         let summary = self.lifecycle.cut_off_all();
@@ -325,10 +325,10 @@ impl Session {
         }
         // If the network stays, so does the socket: without a listener, it shows the next start that the
         // session is dead.
-        match self.session.close().await {
+        match self.metadata.close().await {
             Ok(()) => drop(std::fs::remove_file(&self.socket)),
             Err(error) => {
-                self.console.notice(format!("the network {} stays: {error}", self.session.network.name));
+                self.console.notice(format!("the network {} stays: {error}", self.metadata.network.name));
             }
         }
         let _ = std::fs::remove_file(&self.control);
@@ -375,11 +375,16 @@ pub(super) fn recorder(config: &Config, session: &str, console: &Console) -> Res
     Ok(Recorder::new(Some(audit)))
 }
 
-fn manage(session: &MetadataNetwork, granting: Granting, console: &Console, tasks: &Tasks) -> Arc<Lifecycle> {
+fn manage(
+    metadata: &MetadataNetwork,
+    granting: Granting,
+    console: &Console,
+    tasks: &Tasks,
+) -> Arc<Lifecycle> {
     Lifecycle::new(
-        session.engine.clone(),
-        session.network.clone(),
-        session.leasable(),
+        metadata.engine.clone(),
+        metadata.network.clone(),
+        metadata.leasable(),
         granting,
         console.clone(),
         tasks.clone(),

@@ -36,17 +36,17 @@ pub(super) struct About {
 impl About {
     pub(super) fn of(
         mode: &'static str,
-        session: &MetadataNetwork,
+        metadata: &MetadataNetwork,
         credentials: &Credentials,
         config: &Config,
     ) -> Self {
         Self {
-            session: session.network.session.clone(),
+            session: metadata.network.session.clone(),
             mode,
             since: SystemTime::now(),
-            engine: session.engine.version().into(),
-            network: session.network.name.clone(),
-            relay: session.relay.to_string(),
+            engine: metadata.engine.version().into(),
+            network: metadata.network.name.clone(),
+            relay: metadata.relay.to_string(),
             project: credentials.project(config),
             account: credentials.account(config),
         }

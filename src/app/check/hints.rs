@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_fails_has_a_mend_whatever_it_says() {
+    fn an_engine_that_fails_has_a_fix_whatever_it_says() {
         for (text, hint) in [
             (
                 "make a network: could not find an available, non-overlapping IPv4 address pool",
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_refusal_has_its_own_mend_or_says_it_itself() {
+    fn every_other_refusal_has_its_own_fix_or_says_it_itself() {
         let provider = format!("{POOL}/providers/p");
         let describe = format!(
             "gcloud iam workload-identity-pools providers describe {}",

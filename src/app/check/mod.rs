@@ -98,10 +98,10 @@ async fn inside(config: &Config, env: &Environment, console: Console) -> Finding
 }
 
 async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Failure> {
-    let (engine, session) = (&opened.session.engine, &opened.session);
+    let (engine, metadata) = (&opened.metadata.engine, &opened.metadata);
     let cell = opened.cell().await?;
-    let relay = cell.as_ref().map_or(session.relay, |cell| cell.relay);
-    let made = engine.make_probe(&session.image, SocketAddrV4::new(relay, 80), None).await?;
+    let relay = cell.as_ref().map_or(metadata.relay, |cell| cell.relay);
+    let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), None).await?;
     let container =
         ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
