@@ -181,7 +181,9 @@ fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
     let given = matches!(rules.policy.decide(task), Decision::Attach(..));
     match outcome {
         Outcome::Attach(notices) => {
-            let line = |notice: &String| format!("note          {notice}, so its clients may not ask us\n");
+            let line = |notice: &String| {
+                format!("note          {notice}, so its clients may not use the metadata server\n")
+            };
             notices.iter().map(line).collect()
         }
         Outcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),

@@ -83,7 +83,10 @@ fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
     );
     assert!(fix.starts_with("    fix ") && fix.ends_with(&bind), "{text}");
     let [found, fix] = look(&text, "??", "images");
-    assert!(found.ends_with("shy:1 sets NO_GCE_CHECK: its clients may not ask us"), "{text}");
+    assert!(
+        found.ends_with("shy:1 sets NO_GCE_CHECK: its clients may not use the metadata server"),
+        "{text}"
+    );
     assert!(fix.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");
     look(&text, "ok", "network");
     assert!(text.contains("--  container   not tried: fix the above first\n"), "{text}");

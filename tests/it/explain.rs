@@ -100,7 +100,8 @@ fn the_rule_that_decides_and_those_that_did_not() {
     assert!(off.contains("rule 2 matches") && !off.contains("AWS_SECRET_ACCESS_KEY"), "{off}");
     let shadowed = explained("shadowed.json").1;
     assert!(
-        shadowed.contains("note          NO_GCE_CHECK is set, so its clients may not ask us"),
+        shadowed
+            .contains("note          NO_GCE_CHECK is set, so its clients may not use the metadata server"),
         "{shadowed}"
     );
     let nobody =

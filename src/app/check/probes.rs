@@ -67,7 +67,7 @@ pub(super) fn no_engine(failure: Failure, env: &Environment) -> Finding {
 pub(super) fn rights(env: &Environment) -> Finding {
     let folder = runtime_folder(env);
     match private_folder(&folder) {
-        Ok(folder) => format!("the engine obeys, {} is ours alone", quote::path(&folder)).into(),
+        Ok(folder) => format!("only you can open {}", quote::path(&folder)).into(),
         Err(failure) => Finding::bad(failure, format!("rm -r {}", quote::path(&folder))),
     }
 }
@@ -88,7 +88,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         Err(error) => return Finding::failed(error.into()),
     };
     match try_range(engine, &wanted, config.pool).await {
-        Ok(()) => format!("{} can be had", config.pool).into(),
+        Ok(()) => format!("{} is free", config.pool).into(),
         Err(EngineError::RangeTaken(holder)) if is_ours(engine, ours, &holder).await => {
             let text = format!(
                 "{} is held by {holder}: another session runs, or left it; both are handled",
@@ -122,7 +122,7 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
             Ok(()) => {
                 let total = cells::of(range).count();
                 return format!(
-                    "{cell} can be had, one of {total} for a container each; {held} before it are held"
+                    "{cell} is free, one of {total} for a container each; {held} before it are held"
                 )
                 .into();
             }
@@ -137,13 +137,15 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
 /// Variables set in images that take precedence over a metadata server.
 pub(super) async fn images(engine: &Engine) -> Finding {
     match engine.images_that_set(&SHADOWS.map(|(name, _)| name), MOST_IMAGES).await {
-        Ok(found) if found.is_empty() => "none brings a variable that wins over us".to_string().into(),
+        Ok(found) if found.is_empty() => {
+            "none sets a variable that overrides the metadata server".to_string().into()
+        }
         Ok(found) => {
             let (image, name) = &found[0];
             let more =
                 if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
             Finding::Odd(
-                format!("{image} sets {name}{more}: its clients may not ask us"),
+                format!("{image} sets {name}{more}: its clients may not use the metadata server"),
                 format!("ENV {name}= in its Dockerfile, or leave the variable out"),
             )
         }
@@ -196,7 +198,7 @@ pub(super) fn shell(env: &Environment) -> Finding {
         .map(|(name, _)| name)
         .collect();
     match set.as_slice() {
-        [] => "sets nothing that wins over us".to_string().into(),
+        [] => "no variable overrides the metadata server".to_string().into(),
         [one] if *one == "GOOGLE_APPLICATION_CREDENTIALS" => {
             format!("{one} names the credential; containers do not see it").into()
         }

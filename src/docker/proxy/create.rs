@@ -327,7 +327,9 @@ impl Proxy {
 
     fn say_shadows(&self, task: &Task, notices: Vec<String>) {
         for notice in notices {
-            self.settings.console.notice(format!("{task}: {notice}, so its clients may not ask us"));
+            self.settings
+                .console
+                .notice(format!("{task}: {notice}, so its clients may not use the metadata server"));
         }
     }
 
