@@ -14,6 +14,8 @@ from ._status import Status
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+_USAGE = "%kfp_creds start [--offline] [--all] [--config FILE] [--identity NAME] [--mount SRC:DST] [--listen] | status | stop"
+
 
 class _Parser(argparse.ArgumentParser):
     """Its errors are exceptions: a kernel does not end for a typing error."""
@@ -45,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(line: str) -> Optional[Status]:
     """What a line of the magic does; the status where there is one to show."""
-    asked = vars(_parser().parse_args(shlex.split(line)))
+    known, unknown = _parser().parse_known_args(shlex.split(line))
+    if unknown:
+        # What was typed may be a secret, and the outputs of a notebook are kept.
+        raise UsageError(f"{len(unknown)} of the arguments are not known (not shown): {_USAGE}")
+    asked = vars(known)
     verb = asked.pop("verb")
     active: Optional[Session] = current()
     if verb == "stop":
@@ -68,7 +74,6 @@ def _without_trace(error: KfpCredsError) -> KfpCredsError:
 
 def register(shell: "InteractiveShell") -> None:
     def kfp_creds(line: str) -> Any:
-        """%kfp_creds start [--offline] [--all] [--config FILE] [--identity NAME] [--mount SRC:DST] [--listen] | status | stop"""
         try:
             return run(line)
         except KfpCredsError as error:
@@ -76,4 +81,5 @@ def register(shell: "InteractiveShell") -> None:
             print(f"kfp-creds: {error}", file=sys.stderr)
             raise _without_trace(error) from None
 
+    kfp_creds.__doc__ = _USAGE
     shell.register_magic_function(kfp_creds, magic_kind="line", magic_name="kfp_creds")

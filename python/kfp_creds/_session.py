@@ -154,6 +154,8 @@ class Session:
         """Starts the program, waits until it serves and, unless told otherwise, sets this process's variables."""
         with _lock:
             if self.running:
+                if set_environment:
+                    self.enter_environment()
                 return self
             # What one leaves that ended by itself.
             self.stop()
@@ -199,6 +201,8 @@ class Session:
         with _lock:
             if self._set:
                 return
+            if not self._ready:
+                raise KfpCredsError("this session does not run: start() it first")
             self._refuse_second()
             changes: Dict[str, Optional[str]] = {name: None for name in self._ready.get("unset", [])}
             changes.update(self.environment)
@@ -219,15 +223,16 @@ class Session:
                 del _active[self.kind]
 
     def _without_login(self) -> Dict[str, Optional[str]]:
-        """A login file wins over a metadata server in Google's libraries, so processes are shown a place without one."""
+        """A login file takes precedence over a metadata server in Google's libraries, so processes get a directory without one."""
         if self._no_login is None:
             self._no_login = tempfile.mkdtemp(prefix="kfp-creds-")
-        return {"CLOUDSDK_CONFIG": self._no_login, "GOOGLE_APPLICATION_CREDENTIALS": None, "NO_GCE_CHECK": None}
+        return {"CLOUDSDK_CONFIG": self._no_login}
 
     def _refuse_second(self) -> None:
         other = _active.get(self.kind)
         if other is not None and other is not self and other.running:
-            raise UsageError("a session is active in this process already: stop it first, because DOCKER_HOST is the process's own")
+            variable = "GCE_METADATA_HOST" if self.kind == "listen" else "DOCKER_HOST"
+            raise UsageError(f"a session is active in this process already: stop it first, because {variable} is the process's own")
 
     # The program
 
@@ -347,7 +352,11 @@ def _told(kind: str, event: Mapping[str, Any]) -> str:
         return str(event.get("text", ""))
     if kind == "refused":
         return f"refused: {event.get('what')}: {event.get('why')}"
-    return f"{kind}: " + ", ".join(f"{name} {value}" for name, value in event.items() if value is not None)
+    # As on a terminal: a container ends, and only a person cuts one off.
+    words = {"cut-off": "cut off" if event.get("by_hand") else "ended", "ended": "session ended"}
+    names = {"cut_off": "ended", "exit_code": "exit code"}
+    told = {names.get(name, name): value for name, value in event.items() if value is not None and name != "by_hand"}
+    return f"{words.get(kind, kind)}: " + ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 #: ``with kfp_creds.session(…): my_pipeline()``

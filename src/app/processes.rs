@@ -17,16 +17,6 @@ use crate::record::Recorder;
 use crate::registry;
 use crate::server::{Entrance, Server};
 
-/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or stop them
-/// from using one.
-pub(super) const WINNING: [&str; 5] = [
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "NO_GCE_CHECK",
-    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
-    "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
-    "CLOUDSDK_AUTH_ACCESS_TOKEN",
-];
-
 /// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a
 /// capability that only the variables contain, because every user of the machine can reach a loopback port.
 /// Returns the address, and the variables that lead clients there.
@@ -71,7 +61,10 @@ pub(super) struct NoLogin(PathBuf);
 impl NoLogin {
     /// Makes the directory beside the sockets, for the session `id`.
     pub(super) fn new(folder: &Path, id: &str) -> Result<Self, Failure> {
-        private_folder(&folder.join(format!("{id}.gcloud"))).map(Self)
+        let place = folder.join(format!("{id}.gcloud"));
+        // That of a killed session whose network and id were taken over, with what gcloud wrote into it.
+        let _ = std::fs::remove_dir_all(&place);
+        private_folder(&place).map(Self)
     }
 
     pub(super) fn variable(&self) -> (String, String) {
@@ -82,5 +75,24 @@ impl NoLogin {
 impl Drop for NoLogin {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_without_a_login_is_empty_whatever_a_killed_session_left() {
+        let folder = std::env::temp_dir().join(format!("kc-no-login-{}", std::process::id()));
+        let place = folder.join("0badcafe.gcloud");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("application_default_credentials.json"), "{}").unwrap();
+        let made = NoLogin::new(&folder, "0badcafe").unwrap();
+        assert_eq!(made.variable().1, place.to_string_lossy());
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+        drop(made);
+        assert!(!place.exists());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::broken;
 use super::child::{self, Asked, GRACE, Interrupts, Signals};
-use super::processes::{NoLogin, WINNING};
+use super::processes::NoLogin;
 use super::session::Session;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::console::Console;
+use crate::docker::proxy::WINNING;
 use crate::failure::{Ended, Failure};
 use crate::quote;
 use crate::source::google::adc;

@@ -18,6 +18,7 @@ use super::runtime_dir::{private_folder, runtime_folder};
 use super::session::{Session, recorder, session_id};
 use crate::config::{Config, Environment};
 use crate::console::{Console, Form};
+use crate::docker::proxy::WINNING;
 use crate::failure::{Ended, Failure};
 use crate::process::Tasks;
 
@@ -132,7 +133,8 @@ pub async fn listen(
     console.while_slow("waiting for a first token", credentials.first_mint(config, &console)).await?;
     let with = (&tasks, &console, &recorder);
     let (at, environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
-    Ready::new(environment.into_iter().chain(credentials.extra_environment())).print(config.form, print);
+    let environment = environment.into_iter().chain(credentials.extra_environment());
+    Ready { unset: &WINNING, ..Ready::new(environment) }.print(config.form, print);
     activation::tell(env, "READY=1");
     if config.form != Form::Json {
         console.notice(format!("serving {} on {at}; Ctrl-C ends it", credentials.account(config)));

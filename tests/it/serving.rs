@@ -44,6 +44,13 @@ fn the_ready_line_has_all_that_a_program_needs() {
     assert!(token["access_token"].is_string());
     assert_eq!(served.text("jwks"), served.variable("KFP_CREDS_JWKS_URL"));
     assert!(curl(&served.text("jwks")).contains("\"keys\""));
+    // A client that has one of these does not ask the server.
+    let unset: Vec<&str> =
+        served.ready["unset"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for name in ["GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_AUTH_ACCESS_TOKEN", "METADATA_SERVER_DETECTION"]
+    {
+        assert!(unset.contains(&name), "{name}: {unset:?}");
+    }
     // There is no engine behind it.
     for name in ["socket", "page", "session", "name"] {
         assert_eq!(served.ready[name], Value::Null, "{name}");
@@ -85,7 +92,7 @@ fn health_tells_a_metadata_server_from_none() {
     assert!(code == Some(69) && said.contains("no metadata server"), "{code:?} {said}");
     answering.join().unwrap();
     assert_eq!(health(&[]), (Some(69), "kfp-creds: no session runs\n".into()));
-    assert_eq!(health(&["--name", "team"]).0, Some(69));
+    assert_eq!(health(&["--session", "team"]).0, Some(69));
 }
 
 #[test]

@@ -16,7 +16,7 @@ PROGRAMS = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "
 sys.path.insert(0, str(ROOT / "python"))
 
 import kfp_creds  # noqa: E402
-from kfp_creds import _ipython  # noqa: E402
+from kfp_creds import _ipython, _session  # noqa: E402
 
 # A process of the user's that asks as Google's library does, and says who it is.
 WHO = """
@@ -74,10 +74,12 @@ class Sessions(Package):
 
     def test_the_environment_is_what_it_was(self):
         os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = "/a/key.json"
+        os.environ["CLOUDSDK_AUTH_ACCESS_TOKEN"] = "of-a-person"
         before = dict(os.environ)
         with kfp_creds.session(listen=True, offline=True) as session:
             self.assertTrue(session.running)
-            self.assertNotIn("GOOGLE_APPLICATION_CREDENTIALS", os.environ)
+            for name in ("GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_AUTH_ACCESS_TOKEN"):
+                self.assertNotIn(name, os.environ)
             place = os.environ["GCE_METADATA_HOST"]
             self.assertEqual(session.environment["GCE_METADATA_HOST"], place)
             empty, pid = os.environ["CLOUDSDK_CONFIG"], session.pid
@@ -86,6 +88,19 @@ class Sessions(Package):
                 self.assertEqual(len(json.load(keys)["keys"]), 1)
         self.assertEqual(dict(os.environ), before)
         self.assertFalse(session.running or os.path.exists(empty) or not gone(pid, 0.1))
+
+    def test_the_variables_of_a_session_that_runs_can_be_set_later(self):
+        session = kfp_creds.Session(listen=True, offline=True)
+        with self.assertRaisesRegex(kfp_creds.KfpCredsError, "does not run"):
+            session.enter_environment()
+        self.assertIsNone(kfp_creds.current())
+        before = dict(os.environ)
+        session.start(set_environment=False)
+        self.assertEqual(dict(os.environ), before)
+        session.start()
+        self.assertEqual(os.environ["GCE_METADATA_HOST"], session.environment["GCE_METADATA_HOST"])
+        session.stop()
+        self.assertEqual(dict(os.environ), before)
 
     def test_what_somebody_else_changed_stays(self):
         with kfp_creds.session(listen=True, offline=True):
@@ -127,7 +142,7 @@ class Sessions(Package):
     def test_a_second_session_in_a_process_is_refused(self):
         first = kfp_creds.start(listen=True, offline=True)
         self.assertIs(kfp_creds.current(), first)
-        with self.assertRaisesRegex(kfp_creds.UsageError, "stop it first"):
+        with self.assertRaisesRegex(kfp_creds.UsageError, "stop it first, because GCE_METADATA_HOST"):
             kfp_creds.start(listen=True, offline=True)
         first.stop()
         again = kfp_creds.start(listen=True, offline=True)
@@ -239,6 +254,20 @@ class Programs(Package):
             _ipython.run("status")
         with self.assertRaises(kfp_creds.UsageError):
             _ipython.run("begin")
+        with self.assertRaises(kfp_creds.UsageError) as caught:
+            _ipython.run("start --offline --token a-secret")
+        self.assertIn("2 of the arguments", str(caught.exception))
+        self.assertNotIn("a-secret", str(caught.exception))
+        self.assertIsNone(kfp_creds.current())
+
+    def test_an_end_is_no_cut_off(self):
+        container = {"task": "p/c", "container": "abc", "exit_code": 0, "outstanding": None}
+        told = _session._told("cut-off", {**container, "by_hand": False})
+        self.assertEqual(told, "ended: task p/c, container abc, exit code 0")
+        told = _session._told("cut-off", {**container, "by_hand": True, "exit_code": None})
+        self.assertEqual(told, "cut off: task p/c, container abc")
+        told = _session._told("ended", {"attached": 2, "cut_off": 2, "outstanding": 0, "until": None})
+        self.assertEqual(told, "session ended: attached 2, ended 2, outstanding 0")
 
     def test_names_in_the_status_table_are_text(self):
         lease = {"container": "c" * 64, "task": "<script>x</script>", "identity": "default", "state": "live",

@@ -12,7 +12,7 @@ use crate::app::session::session_id;
 use crate::config::{Config, Environment, Pool};
 use crate::docker::cells;
 use crate::docker::network::Network;
-use crate::docker::proxy::SHADOWS;
+use crate::docker::proxy::{only_value, overriding};
 use crate::docker::{Engine, EngineError};
 use crate::failure::Failure;
 use crate::mint::MintFailure;
@@ -136,7 +136,8 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
 
 /// Variables set in images that take precedence over a metadata server.
 pub(super) async fn images(engine: &Engine) -> Finding {
-    match engine.images_that_set(&SHADOWS.map(|(name, _)| name), MOST_IMAGES).await {
+    let overriding: Vec<&str> = overriding().collect();
+    match engine.images_that_set(&overriding, MOST_IMAGES).await {
         Ok(found) if found.is_empty() => {
             "none sets a variable that overrides the metadata server".to_string().into()
         }
@@ -189,13 +190,11 @@ fn routes_into(table: &str, pool: Pool) -> Vec<String> {
 
 /// Variables of the shell that the pipeline's own process will see.
 pub(super) fn shell(env: &Environment) -> Finding {
-    let set: Vec<&str> = SHADOWS
-        .into_iter()
-        .filter(|(name, bad)| {
+    let set: Vec<&str> = overriding()
+        .filter(|name| {
             let value = env.variable(name).map(str::trim);
-            value.is_some_and(|value| bad.is_none_or(|bad| value.eq_ignore_ascii_case(bad)))
+            value.is_some_and(|value| only_value(name).is_none_or(|only| value.eq_ignore_ascii_case(only)))
         })
-        .map(|(name, _)| name)
         .collect();
     match set.as_slice() {
         [] => "no variable overrides the metadata server".to_string().into(),

@@ -94,7 +94,7 @@ pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rules::{LiveRules, Rules};
 pub use self::volumes::wrong_with_volumes;
-pub use self::wiring::SHADOWS;
+pub use self::wiring::{WINNING, only_value, overriding};
 pub use self::writable::{Writable, writable_by_a_container};
 
 /// Configuration and shared state of the proxy.

@@ -18,8 +18,8 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
     let address = asked_at(question);
     let mut found = vec![];
-    for (name, bad) in SHADOWS.into_iter().filter(|(name, _)| !METADATA_VARIABLES.contains(name)) {
-        match (env.value(name).map(str::trim), bad) {
+    for name in overriding().filter(|name| !METADATA_VARIABLES.contains(name)) {
+        match (env.value(name).map(str::trim), only_value(name)) {
             (Some(value), Some(bad)) if value.eq_ignore_ascii_case(bad) => {
                 found.push(format!("{name} is {bad}"))
             }
@@ -44,18 +44,32 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     found
 }
 
-/// Variables that client libraries read before they ask a metadata server, or that contain its address. The
-/// second item is the one value that keeps libraries from asking; with `None`, any value does.
-pub const SHADOWS: [(&str, Option<&str>); 8] = [
-    ("GOOGLE_APPLICATION_CREDENTIALS", None),
-    ("NO_GCE_CHECK", None),
-    ("CLOUDSDK_CONFIG", None),
-    ("METADATA_SERVER_DETECTION", Some("none")),
-    ("GCE_METADATA_MTLS_MODE", Some("strict")),
-    ("GCE_METADATA_HOST", None),
-    ("GCE_METADATA_IP", None),
-    ("GCE_METADATA_ROOT", None),
+/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or keep them from
+/// asking one. They are removed from the environment of a process that is to ask it.
+pub const WINNING: [&str; 7] = [
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "NO_GCE_CHECK",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+    "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
+    "METADATA_SERVER_DETECTION",
+    "GCE_METADATA_MTLS_MODE",
 ];
+
+/// The variables of [`WINNING`], and those that name gcloud's directory, which may contain a login, or the
+/// address of the metadata server.
+pub fn overriding() -> impl Iterator<Item = &'static str> {
+    WINNING.into_iter().chain(["CLOUDSDK_CONFIG"]).chain(METADATA_VARIABLES)
+}
+
+/// The one value of the variable that keeps libraries from asking; with `None`, any value does.
+pub fn only_value(name: &str) -> Option<&'static str> {
+    match name {
+        "METADATA_SERVER_DETECTION" => Some("none"),
+        "GCE_METADATA_MTLS_MODE" => Some("strict"),
+        _ => None,
+    }
+}
 
 pub(super) const METADATA_VARIABLES: [&str; 3] =
     ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
