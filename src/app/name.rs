@@ -28,6 +28,8 @@ pub(super) struct Name {
 enum Untaken {
     /// Held by the process of this id, if it could be read.
     Held(Option<u32>),
+    /// `NAME.sock` is not a link of ours.
+    Foreign,
     Broken(io::Error),
 }
 
@@ -58,6 +60,7 @@ impl Name {
             Err(Untaken::Broken(error)) => return Err(broken(&format!("take the name {text}"), error)),
             Err(Untaken::Held(None)) => "another process".into(),
             Err(Untaken::Held(Some(pid))) => format!("process {pid}"),
+            Err(Untaken::Foreign) => "a socket of another program, such as systemd's kfp-creds.socket".into(),
         };
         if wanted.is_some() {
             return Err(Failure::NotPermitted(format!(
@@ -88,7 +91,8 @@ impl Name {
             if std::fs::metadata(&path).is_ok_and(|there| there.ino() == locked) {
                 file.set_len(0)?;
                 writeln!(file, "{}", std::process::id())?;
-                return Ok(Self { text: text.into(), folder: folder.into(), _lock: file });
+                let name = Self { text: text.into(), folder: folder.into(), _lock: file };
+                return if name.is_foreign() { Err(Untaken::Foreign) } else { Ok(name) };
             }
         }
     }
@@ -97,10 +101,15 @@ impl Name {
     pub(super) fn point_to(&self, id: &str) -> io::Result<PathBuf> {
         for kind in ["ctl", "sock"] {
             let link = self.path(kind);
-            let _ = std::fs::remove_file(&link);
+            remove_link(&link);
             symlink(format!("{id}.{kind}"), link)?;
         }
         Ok(self.path("sock"))
+    }
+
+    /// A service manager binds the path that its socket unit names, and listens there while no session runs.
+    fn is_foreign(&self) -> bool {
+        std::fs::symlink_metadata(self.path("sock")).is_ok_and(|found| !found.is_symlink())
     }
 
     fn path(&self, kind: &str) -> PathBuf {
@@ -110,14 +119,23 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        for kind in ["sock", "ctl", "pid"] {
-            let _ = std::fs::remove_file(self.path(kind));
-        }
+        remove_link(&self.path("sock"));
+        remove_link(&self.path("ctl"));
+        let _ = std::fs::remove_file(self.path("pid"));
+    }
+}
+
+/// Leaves anything that is not a link: the sessions' names are links, and a socket here is somebody else's.
+fn remove_link(path: &Path) {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        let _ = std::fs::remove_file(path);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
     use super::*;
     use crate::console::Form;
 
@@ -157,6 +175,28 @@ mod tests {
         assert_eq!(std::fs::read_link(folder.join("team.ctl")).unwrap(), Path::new("00c0ffee.ctl"));
         drop(name);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// As systemd does it for `deploy/kfp-creds.socket`.
+    #[test]
+    fn a_socket_that_another_program_bound_keeps_its_name() {
+        let folder = folder("foreign");
+        let paths = ["default.sock", "team.sock"].map(|name| folder.join(name));
+        let bound = paths.each_ref().map(|path| UnixListener::bind(path).unwrap());
+        assert_eq!(take(&folder, None), Ok(None), "the implicit name is left to it");
+        let refusal = take(&folder, Some("team")).unwrap_err();
+        assert!(refusal.contains("the name team is taken by a socket of another program"), "{refusal}");
+        // Bound after the name was taken.
+        let late = Name::lock(&folder, "late").unwrap();
+        let late_socket = UnixListener::bind(folder.join("late.sock")).unwrap();
+        assert!(late.point_to("00c0ffee").is_err());
+        drop(late);
+        assert!(
+            paths.iter().chain([&folder.join("late.sock")]).all(|path| UnixStream::connect(path).is_ok())
+        );
+        assert!(!folder.join("team.pid").exists() && !folder.join("default.pid").exists());
+        drop((bound, late_socket));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -58,9 +58,9 @@ pub(super) async fn sweep(
     }
     let held =
         |session: &str| alive.iter().chain(left.iter().map(|network| &network.session)).any(|s| s == session);
-    for socket in dead_sockets(sockets).await {
-        if socket.file_stem().and_then(OsStr::to_str).is_some_and(|session| !held(session)) {
-            let _ = std::fs::remove_file(&socket);
+    for path in left_files(sockets).await {
+        if !stem(&path).is_some_and(held) {
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         }
     }
     Ok(left)
@@ -117,20 +117,36 @@ async fn dead(
     Ok(Some(networks))
 }
 
-/// Sockets without a listener, and links to sockets that are gone.
-async fn dead_sockets(folder: &Path) -> Vec<PathBuf> {
-    let mut dead = vec![];
+/// What dead sessions left in the folder: sockets without a listener, links to them, and the directories of
+/// `run --processes`. Connects to sockets of sessions only: a connection to another one, such as that of a
+/// service manager, would start what it is for.
+async fn left_files(folder: &Path) -> Vec<PathBuf> {
+    let mut left = vec![];
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        let socket = path.extension().is_some_and(|extension| extension == "sock" || extension == "ctl");
+        let socket = match path.extension().and_then(OsStr::to_str) {
+            Some("sock" | "ctl") => std::fs::read_link(&path).unwrap_or_else(|_| path.clone()),
+            Some("gcloud") => path.with_extension("sock"),
+            _ => continue,
+        };
         let nobody = |error: std::io::Error| {
             matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound)
         };
-        if socket && UnixStream::connect(&path).await.is_err_and(nobody) {
-            dead.push(path);
+        let of_a_session = stem(&socket).is_some_and(is_session);
+        if of_a_session && UnixStream::connect(folder.join(&socket)).await.is_err_and(nobody) {
+            left.push(path);
         }
     }
-    dead
+    left
+}
+
+fn stem(path: &Path) -> Option<&str> {
+    path.file_stem().and_then(OsStr::to_str)
+}
+
+/// Whether the text has the form of a session's id.
+fn is_session(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -301,6 +317,39 @@ mod tests {
         about(after, 0);
         assert_eq!(left, 0);
     }
+
+    #[tokio::test]
+    async fn only_files_of_dead_sessions_are_swept_and_no_other_socket_is_connected_to() {
+        let folder = std::env::temp_dir().join(format!("kc-left-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        // As a service manager does it, for a service that the first connection starts.
+        let service = std::os::unix::net::UnixListener::bind(folder.join("default.sock")).unwrap();
+        service.set_nonblocking(true).unwrap();
+        let _live = UnixListener::bind(folder.join("00c0ffee.sock")).unwrap();
+        for dead in [format!("{SESSION}.sock"), format!("{SESSION}.ctl"), "team.sock".into()] {
+            drop(UnixListener::bind(folder.join(dead)).unwrap());
+        }
+        for (name, to) in [("gone", "deadbeef.sock"), ("here", "00c0ffee.sock"), ("other", "default.sock")] {
+            std::os::unix::fs::symlink(to, folder.join(format!("{name}.sock"))).unwrap();
+        }
+        for run in [SESSION, "00c0ffee", "deadbeef"] {
+            std::fs::create_dir(folder.join(format!("{run}.gcloud"))).unwrap();
+        }
+        let mut left: Vec<String> = left_files(&folder)
+            .await
+            .iter()
+            .map(|path| path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            ["0badcafe.ctl", "0badcafe.gcloud", "0badcafe.sock", "deadbeef.gcloud", "gone.sock"]
+        );
+        assert_eq!(service.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
     /// Podman keeps the address of a container that is disconnected while it is being removed.
     #[tokio::test(start_paused = true)]
     async fn a_relay_that_the_engine_removes_is_waited_for() {
