@@ -94,7 +94,7 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
             wait_for(app::status(env, session.as_deref(), watch, json, print))?
         }
         Command::Health { listen: Some(at), .. } => wait_for(app::health_of_listener(at))?,
-        Command::Health { name, .. } => wait_for(app::health(env, name.as_deref()))?,
+        Command::Health { session, .. } => wait_for(app::health(env, session.as_deref()))?,
         Command::CutOff { container, session, disable_account, yes, .. } => {
             let account = disable_account.as_deref();
             let ask =

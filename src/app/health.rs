@@ -19,8 +19,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 const HEAD: u64 = 8 << 10;
 
 /// Checks the session of this name or id, or all of this user's; fails with the first that does not serve.
-pub async fn health(env: &Environment, name: Option<&str>) -> Result<Ended, Failure> {
-    let peers = sessions::find(env, name).await?;
+pub async fn health(env: &Environment, session: Option<&str>) -> Result<Ended, Failure> {
+    let peers = sessions::find(env, session).await?;
     if peers.is_empty() {
         return Err(Failure::Engine("no session runs".into()));
     }

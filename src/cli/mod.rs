@@ -93,11 +93,11 @@ pub enum Command {
     /// Says by its exit code whether sessions serve: 0 if so, 69 if one does not answer, 66 if no token can be made
     #[command(after_help = CODES)]
     Health {
-        /// Only the session of this name or id
+        /// Only this session, by its id or name
         #[arg(long, value_name = "NAME")]
-        name: Option<String>,
+        session: Option<String>,
         /// The server that `serve --listen ADDR` runs, instead of a session
-        #[arg(long, value_name = "ADDR", conflicts_with = "name", value_parser = loopback)]
+        #[arg(long, value_name = "ADDR", conflicts_with = "session", value_parser = loopback)]
         listen: Option<SocketAddr>,
     },
     /// Gives a container no more tokens, although it runs; what it holds stays good until it expires

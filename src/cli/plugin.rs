@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::quote;
+
 const NAME: &str = "docker-creds";
 const WORD: &str = "creds";
 
@@ -48,7 +50,9 @@ pub fn called(arguments: Vec<OsString>) -> Called {
             }
             _ => {
                 return Called::Wrongly(format!(
-                    "docker's {flag} is not followed here; make a docker context of it"
+                    "docker's {} is not followed here: name the engine with --context NAME or --host ADDRESS \
+                     before {WORD}",
+                    quote::name(flag)
                 ));
             }
         };
@@ -105,6 +109,18 @@ mod tests {
         assert_eq!(read("docker-creds docker-cli-plugin-metadata"), Called::ForMetadata);
         assert!(matches!(read("docker-creds --tlsverify creds check"), Called::Wrongly(_)));
         assert!(matches!(read("docker-creds --context"), Called::Wrongly(_)));
+    }
+
+    #[test]
+    fn a_flag_that_is_not_followed_is_told_without_what_it_may_hold() {
+        let told = |line: &str| match read(line) {
+            Called::Wrongly(text) => text,
+            other => panic!("{other:?}"),
+        };
+        let text = told("docker-creds --tlsverify creds check");
+        assert!(text.starts_with("docker's --tlsverify is not followed here: name the engine"), "{text}");
+        let text = told("docker-creds -Hssh://u:secret@host creds check");
+        assert!(text.contains("not shown") && !text.contains("secret"), "{text}");
     }
 
     #[test]

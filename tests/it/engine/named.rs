@@ -39,13 +39,13 @@ fn a_name_is_a_path_that_stays_and_is_had_once() {
     assert_eq!(status.code(), Some(77), "{said}");
     assert!(said.contains(&format!("taken by process {}", first.child.id())), "{said}");
 
-    assert_eq!(ask(&["health", "--name", &name]), (Some(0), String::new()));
+    assert_eq!(ask(&["health", "--session", &name]), (Some(0), String::new()));
     assert_eq!(ask(&["status", "--session", &name]), ask(&["status", "--session", &first.text("session")]));
 
     // One that was killed has it no longer, and the path is the same with the next one.
     first.signal("-KILL");
     first.child.wait().unwrap();
-    assert_eq!(ask(&["health", "--name", &name]).0, Some(69));
+    assert_eq!(ask(&["health", "--session", &name]).0, Some(69));
     let mut next = Served::start(&folder.0, &["--name", &name]);
     assert!(next.text("socket") == first.text("socket") && answers(&socket));
     next.signal("-TERM");
