@@ -1,22 +1,61 @@
-//! Judges variables: by name for known secrets, and by content for all.
+//! Judges variables: by name for known secrets, and by content for all. A key that was given without a name
+//! (`-e "$(cat key)"`) is the name itself, up to its first `=`, so names are judged as well.
 
 use super::rules::SECRET;
 use super::text::{is_azurites, is_stand_in, is_strong};
-use super::{Find, Kind, what};
+use super::{Kind, what};
+use crate::quote;
 
 /// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
 const SHORTEST: usize = 16;
 /// Shorter passwords are stand-ins; people choose passwords, so they may be shorter than secrets of machines.
 const SHORTEST_PASSWORD: usize = 8;
 
-/// Judges `NAME=value`.
-pub fn variable(entry: &str) -> Option<Find> {
-    let (name, value) = entry.split_once('=')?;
-    Some(Find { kind: named(name, value.as_bytes())?, place: name.into() })
+/// A key in a variable, a label or a build argument.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Held<'a> {
+    pub kind: Kind,
+    /// As the client gave it; it may hold the key, so messages show `shown` instead.
+    pub name: &'a str,
+    /// The name, or else its shape.
+    pub shown: String,
+    /// Whether `name` may be shown.
+    pub plain: bool,
+}
+
+impl<'a> Held<'a> {
+    fn at(name: &'a str, kind: Kind) -> Self {
+        Self { kind, name, shown: quote::name(name), plain: quote::is_plain(name) }
+    }
+
+    /// The name itself holds the key, whether or not it has the shape of one.
+    fn as_name(name: &'a str, kind: Kind) -> Self {
+        let shown = if quote::is_plain(name) { "(a key, not shown)".into() } else { quote::name(name) };
+        Self { kind, name, shown, plain: false }
+    }
+}
+
+/// Judges `NAME=value` or `NAME`.
+pub fn variable(entry: &str) -> Option<Held<'_>> {
+    let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+    pair(name, value.as_bytes())
+}
+
+/// Judges a name and its value.
+pub fn pair<'a>(name: &'a str, value: &[u8]) -> Option<Held<'a>> {
+    if let Some(kind) = named(name, value) {
+        return Some(Held::at(name, kind));
+    }
+    // The `=` may be the padding of a key.
+    let whole = || match quote::is_plain(name) {
+        true => None,
+        false => what(&[name.as_bytes(), b"=", value].concat()),
+    };
+    what(name.as_bytes()).or_else(whole).map(|kind| Held::as_name(name, kind))
 }
 
 /// Judges a value under its name.
-pub fn named(name: &str, value: &[u8]) -> Option<Kind> {
+fn named(name: &str, value: &[u8]) -> Option<Kind> {
     let bare = value.trim_ascii();
     let by_name = SECRET.iter().find(|(secret, _)| *secret == name).map(|(_, kind)| *kind);
     let made = || match name.ends_with("PASSWORD") {
@@ -33,20 +72,26 @@ pub fn named(name: &str, value: &[u8]) -> Option<Kind> {
 }
 
 /// Judges an instruction of a Dockerfile: `ENV NAME=value`, `LABEL NAME=value`, `ENV NAME value`.
-pub fn instruction(text: &str) -> Option<Find> {
+pub fn instruction(text: &str) -> Option<Held<'_>> {
     let (word, rest) = text.trim().split_once(char::is_whitespace)?;
     let rest = rest.trim();
-    let find = |name: &str, kind| Find { kind, place: name.into() };
-    let pair = || {
+    let apart = || {
         let (name, value) = rest.split_once(char::is_whitespace)?;
-        Some(find(name, named(name, value.as_bytes())?))
+        pair(name, value.as_bytes())
     };
-    let whole = || what(rest.as_bytes()).map(|kind| find(word, kind));
-    rest.split_whitespace().find_map(variable).or_else(pair).or_else(whole)
+    let whole = || what(rest.as_bytes()).map(|kind| Held::at(word, kind));
+    assignments(rest).find_map(variable).or_else(apart).or_else(whole)
+}
+
+/// The words `NAME=value` of an instruction.
+pub(super) fn assignments(text: &str) -> impl Iterator<Item = &str> {
+    text.split_whitespace().filter(|word| word.contains('='))
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
 
     #[test]
@@ -63,9 +108,33 @@ mod tests {
             ("OPENAI_API_KEY=sk-proj-0123456789abcdef".into(), None),
             (format!("X=aws_secret_access_key = {secret}"), Some(Kind::AwsKey)),
         ] {
-            let set = instruction(&format!("ENV A=b {entry}"));
-            assert_eq!(set.map(|find| find.kind), kind, "ENV {entry}");
-            assert_eq!(variable(&entry).map(|find| find.kind), kind, "{entry}");
+            let set = format!("ENV A=b {entry}");
+            assert_eq!(instruction(&set).map(|held| held.kind), kind, "ENV {entry}");
+            assert_eq!(variable(&entry).map(|held| held.kind), kind, "{entry}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_the_name_is_found_and_not_shown() {
+        let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+        let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);
+        let pem = format!("{dashes}BEGIN {label}{dashes}\n{lines}A==\n{dashes}END {label}{dashes}\n");
+        let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{pem}."));
+        let netrc = ["machine storage.googleapis.com login", "a password vR7tYw3NbH6c8jK2mQ9x"].join(" ");
+        assert!(encoded.ends_with('='), "{encoded}");
+        for (entry, kind) in
+            [(pem.clone(), Kind::PrivateKey), (encoded, Kind::PrivateKey), (netrc, Kind::Netrc)]
+        {
+            let held = variable(&entry).unwrap();
+            assert_eq!((held.kind, held.plain), (kind, false), "{entry}");
+            assert!(held.shown.ends_with(", not shown)") && held.shown.len() < 60, "{}", held.shown);
+        }
+        // A token as the name, and a key as the value.
+        let token = ["ghp_", "vR7tYw3NbH6c8jK2mQ9xLp4Z"].concat();
+        let entry = format!("{token}={pem}");
+        let held = variable(&entry).unwrap();
+        assert_eq!((held.kind, held.plain), (Kind::PrivateKey, false));
+        assert_eq!(held.shown, "(a token or key, not shown)");
+        assert_eq!(variable("HOME"), None);
     }
 }

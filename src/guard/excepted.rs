@@ -61,6 +61,18 @@ impl Named {
     }
 }
 
+/// The entry of `guard.allow` that excepts a find in an archive or an image.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Exception {
+    /// Its path.
+    #[default]
+    Path,
+    /// A text in the config of the image.
+    Named(Named),
+    /// There is none: its name may hold the key.
+    None,
+}
+
 /// The entry for a path; one that looks like another kind of entry gets `./`.
 pub fn path_entry(path: &str) -> String {
     match Named::parse(path) {
@@ -85,20 +97,6 @@ fn is_flag(word: &str) -> bool {
         && bare.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         && (bare.len() < 8 || !is_random(bare.as_bytes()))
         && quote::is_plain(word)
-}
-
-/// The place of a text in the config of an image.
-pub(super) fn in_image(part: Part, name: &str) -> String {
-    match part {
-        Part::Label => format!("label {name}"),
-        _ => format!("variable {name}"),
-    }
-}
-
-/// Parses a place that `in_image` wrote.
-pub fn of_image(place: &str) -> Option<(Part, &str)> {
-    let variable = place.strip_prefix("variable ").map(|name| (Part::Variable, name));
-    variable.or_else(|| Some((Part::Label, place.strip_prefix("label ")?)))
 }
 
 #[cfg(test)]

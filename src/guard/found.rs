@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use super::Kind;
+use super::excepted::Exception;
 
 /// Most unscanned places that are named; beyond that only their number is given.
 const MOST_UNVERIFIED: usize = 64;
@@ -27,6 +28,7 @@ pub struct Entry {
     pub layer: Option<String>,
     /// The line in the file, from 1; `None` if the file has no lines or lines were not requested.
     pub line: Option<u32>,
+    pub exception: Exception,
 }
 
 /// Deletions (`.wh.NAME`) by layer, and the documents of an image.
@@ -238,7 +240,11 @@ impl Place {
     }
 
     pub(super) fn find(&self, name: &str, kind: Kind, line: Option<u32>) {
-        self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line });
+        self.find_as(name, kind, line, Exception::Path);
+    }
+
+    pub(super) fn find_as(&self, name: &str, kind: Kind, line: Option<u32>, exception: Exception) {
+        self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line, exception });
     }
 
     /// Records published keys of a file by their digests.

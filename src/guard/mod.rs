@@ -12,8 +12,6 @@
 //! * Streams: `stream` checks any file as it passes: `judge` single files, `archive` tar, `zip`, `unpack` and
 //!   `zstd` compressed data; `found` is their shared state, `image` reads an image as a whole.
 
-#[cfg(test)]
-mod archive_tests;
 mod binary;
 pub mod content;
 mod encoded;
@@ -42,15 +40,13 @@ pub mod walk;
 #[cfg(test)]
 mod walk_tests;
 mod work;
-#[cfg(test)]
-mod work_tests;
 mod zstd;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use content::what;
-use excepted::{Named, Part};
+use excepted::{Exception, Named, Part};
 pub use stream::image;
 
 /// The kind of secret that was found.
@@ -198,11 +194,13 @@ impl Rules {
         self.allows(Path::new(archive)) || around(place).any(|place| self.allows_plainly(Path::new(place)))
     }
 
-    /// The same for a place inside an archive, by its name there, or in the config of an image.
+    /// Whether the operator has excepted a find in an archive or an image.
+    pub fn allows_find(&self, name: &str, exception: &Exception) -> bool {
+        matches!(exception, Exception::Named(named) if self.named.contains(named)) || self.allows_inside(name)
+    }
+
+    /// The same for a place inside an archive, by its name there.
     pub fn allows_inside(&self, name: &str) -> bool {
-        if excepted::of_image(name).is_some_and(|(part, name)| self.allows_named(part, name)) {
-            return true;
-        }
         let name = name.trim_start_matches("./").trim_start_matches('/');
         around(name)
             .map(Path::new)

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
+use super::excepted::Exception;
 use super::found::{Entry, Passed};
 use super::judge;
 use super::stream::{Stream, is_opened};
@@ -55,7 +56,13 @@ pub(super) fn beginning(path: &Path, file: &mut File, size: u64) -> io::Result<J
     }
     let (find, passed) = judge::all(&bytes, false);
     let passed = Passed::of(&name(), &passed);
-    let finds = find.into_iter().map(|(kind, line)| Entry { name: name(), kind, layer: None, line });
+    let finds = find.into_iter().map(|(kind, line)| Entry {
+        name: name(),
+        kind,
+        layer: None,
+        line,
+        exception: Exception::Path,
+    });
     Ok(Judged { finds: finds.collect(), passed, bytes: bytes.len() as u64, ..Judged::default() })
 }
 

@@ -16,6 +16,7 @@ use super::reach::reach;
 use crate::config::{Config, Environment};
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
+use crate::guard::excepted::Exception;
 use crate::guard::found::Passed;
 use crate::guard::image::{self, Report};
 use crate::guard::memory::Memory;
@@ -114,6 +115,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
         layer: None,
         line,
         deleted: false,
+        exception: Exception::Path,
     });
     let unverified = seen.unverified.iter().map(|what| short(what)).collect();
     let passed = Passed { first: short(&seen.passed.first), ..seen.passed };

@@ -64,7 +64,7 @@ pub(super) struct Said<'a> {
 impl<'a> Said<'a> {
     pub(super) fn of(report: &'a Report, target: &'a str, rules: &Rules, baseline: &Baseline) -> Self {
         let mut finds: Vec<&Located> =
-            report.finds.iter().filter(|find| !rules.allows_inside(&find.place)).collect();
+            report.finds.iter().filter(|find| !rules.allows_find(&find.place, &find.exception)).collect();
         finds.sort_by_key(|find| (&find.place, &find.layer, find.line, id(find.kind)));
         finds.dedup();
         let mut unverified: Vec<&str> = report.unverified.iter().map(String::as_str).collect();
@@ -254,6 +254,7 @@ mod tests {
             layer: layer.map(String::from),
             line,
             deleted: false,
+            exception: Default::default(),
         };
         Report {
             finds: vec![

@@ -4,6 +4,7 @@
 //! `deny` refuses if the container is ours (it gets an identity, or it looks like a kfp task), if something
 //! goes into a leased container, and for builds. For the user's other containers it prints one line.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use hyper::StatusCode;
@@ -12,11 +13,11 @@ use serde_json::Value;
 use super::Settings;
 use super::engine_client::Refusal;
 use super::json::split_bind;
-use super::mount_sources::{MOST, aside};
+use super::mount_sources::aside;
 use super::path::Target;
 use super::state::Proxy;
 use super::texts::{
-    Key, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
+    Key, MOST, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
 };
 use crate::guard::Mode;
 use crate::guard::excepted::Part;
@@ -68,13 +69,13 @@ impl Proxy {
 
     /// Prints one line per key; a refusal sends the client the same text.
     pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<Key>) -> Result<(), Refusal> {
-        found.dedup();
-        found.truncate(MOST);
+        let mut seen = HashSet::new();
+        found.retain(|key| seen.insert(key.clone()));
         match mode {
             _ if found.is_empty() => Ok(()),
             Mode::Off => Ok(()),
             Mode::Warn => {
-                for key in found {
+                for key in found.iter().take(MOST) {
                     self.settings.console.notice(format!("{who}: {}", key.text));
                 }
                 Ok(())

@@ -1,14 +1,21 @@
 //! Texts of a request that reach a container or stay in an image: variables, commands, labels, build
 //! arguments. Finds those that hold keys and words the report.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::json::strings;
-use crate::guard::excepted::{Part, path_entry, word};
+use crate::guard::environment::Held;
+use crate::guard::excepted::{Exception, Part, path_entry, word};
+use crate::guard::found::Entry;
 use crate::guard::{Find, Rules, environment, what};
 
+/// Most keys described for one request; the search of its mounts stops there.
+pub(super) const MOST: usize = 4;
+
 /// A key that a request would bring in.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Key {
     /// Description and location, for a person.
     pub(super) text: String,
@@ -27,27 +34,41 @@ impl Key {
         Self { text, entry: Some(path_entry(&find.place)) }
     }
 
-    /// A key in an archive or a build context, at `name` as written there, or in the config of an image.
-    pub(super) fn inside(text: String, name: &str) -> Self {
-        let entry = match crate::guard::excepted::of_image(name) {
-            Some((part, name)) => part.entry(name),
-            None => path_entry(name.trim_start_matches("./").trim_start_matches('/')),
+    /// A key in an archive, a build context or the config of an image.
+    pub(super) fn inside(text: String, found: &Entry) -> Self {
+        let entry = match &found.exception {
+            Exception::Path => Some(path_entry(found.name.trim_start_matches("./").trim_start_matches('/'))),
+            Exception::Named(named) => Some(named.part.entry(&named.name)),
+            Exception::None => None,
         };
-        Self { text, entry: Some(entry) }
+        Self { text, entry }
     }
 
-    pub(super) fn named(text: String, part: Part, name: &str) -> Self {
+    fn named(text: String, part: Part, name: &str) -> Self {
         Self { text, entry: Some(part.entry(name)) }
+    }
+
+    /// `what` describes the name's owner. `None` if the operator has excepted the name.
+    fn held(what: &str, part: Part, held: &Held<'_>, rules: &Rules) -> Option<Self> {
+        let text = format!("the {what} {} holds {}", held.shown, held.kind);
+        // A name that may not be shown may not be in an entry either.
+        let entry = held.plain.then(|| part.entry(held.name));
+        (!rules.allows_named(part, held.name)).then_some(Self { text, entry })
     }
 }
 
 const ADVICE: &str = "leave it out (containers with an identity get tokens without a key)";
 
-/// The reason for refusing a request with these keys, and the line of the config that would let it pass.
+/// The reason for refusing a request with these keys, and the line of the config that would let it pass. Not
+/// all keys are described, but the line has the entries of all.
 pub(super) fn refusing(keys: &[Key]) -> String {
-    let texts: Vec<&str> = keys.iter().map(|key| key.text.as_str()).collect();
-    let mut entries: Vec<String> = keys.iter().filter_map(|key| key.entry.as_deref().map(quoted)).collect();
-    entries.dedup();
+    let texts: Vec<&str> = keys.iter().take(MOST).map(|key| key.text.as_str()).collect();
+    let (mut entries, mut seen) = (vec![], HashSet::new());
+    for entry in keys.iter().filter_map(|key| key.entry.as_deref()) {
+        if seen.insert(entry) {
+            entries.push(quoted(entry));
+        }
+    }
     let texts = texts.join("; ");
     match entries.is_empty() {
         true => format!("{texts}; {ADVICE}"),
@@ -97,10 +118,7 @@ pub(super) fn variables(list: &Value, rules: &Rules) -> Vec<Key> {
 
 /// `what` describes the variable's owner.
 pub(super) fn variable(what: &str, entry: &str, rules: &Rules) -> Option<Key> {
-    let find = environment::variable(entry)?;
-    let text = format!("the {what} {} holds {}", find.place, find.kind);
-    let allowed = rules.allows_named(Part::Variable, &find.place);
-    (!allowed).then(|| Key::named(text, Part::Variable, &find.place))
+    Key::held(what, Part::Variable, &environment::variable(entry)?, rules)
 }
 
 pub(super) fn labels(map: &Value, rules: &Rules) -> Vec<Key> {
@@ -114,9 +132,7 @@ pub(super) fn values(map: &Value, what: &str, part: Part, rules: &Rules) -> Vec<
 
 /// One label or build argument.
 pub(super) fn value(what: &str, part: Part, name: &str, value: &[u8], rules: &Rules) -> Option<Key> {
-    let kind = environment::named(name, value)?;
-    let text = format!("the {what} {name} holds {kind}");
-    (!rules.allows_named(part, name)).then(|| Key::named(text, part, name))
+    Key::held(what, part, &environment::pair(name, value)?, rules)
 }
 
 /// `command` is a list of words, or one text; `place` is its key in the request.
@@ -133,11 +149,10 @@ pub(super) fn words(command: &Value, place: &str, part: Part, rules: &Rules) -> 
 
 /// One instruction of a Dockerfile in a commit or an import.
 pub(super) fn instruction(text: &str, rules: &Rules) -> Option<Key> {
-    let find = environment::instruction(text)?;
+    let held = environment::instruction(text)?;
     let label = text.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("label"));
     let part = if label { Part::Label } else { Part::Variable };
-    let text = format!("the change of {} holds {}", find.place, find.kind);
-    (!rules.allows_named(part, &find.place)).then(|| Key::named(text, part, &find.place))
+    Key::held("change of", part, &held, rules)
 }
 
 #[cfg(test)]
@@ -145,6 +160,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::guard::Kind;
     use crate::guard::excepted::Named;
 
     fn secret() -> String {
@@ -194,9 +210,47 @@ mod tests {
 
     #[test]
     fn a_refusal_names_paths_as_the_config_takes_them() {
-        let key = |name| Key::inside(String::from("t"), name);
-        let line = refusing(&[key("./a/key.json"), key("a/key.json"), key("b \"x\"!/c"), key("variable A")]);
+        let found = |name: &str, exception| {
+            let (name, kind) = (name.into(), Kind::PrivateKey);
+            Key::inside("t".into(), &Entry { name, kind, layer: None, line: None, exception })
+        };
+        let key = |name| found(name, Exception::Path);
+        let named = Named { part: Part::Variable, name: "A".into() };
+        let in_image = found("variable A", Exception::Named(named));
+        let hidden = found("variable (JSON, not shown)", Exception::None);
+        let line = refusing(&[key("./a/key.json"), key("b \"x\"!/c"), key("a/key.json"), in_image, hidden]);
         assert!(line.ends_with(r#"allow = ["a/key.json", "b \"x\"!/c", "env:A"]"#), "{line}");
         assert_eq!(refusing(&[Key::plain("it holds x".into())]), format!("it holds x; {ADVICE}"));
+    }
+
+    #[test]
+    fn the_line_of_a_refusal_has_the_entries_of_all_keys() {
+        let (aws, count) = (secret(), MOST + 3);
+        let set: Vec<String> = (0..count).map(|n| format!("K{n}=aws_secret_access_key = {aws}")).collect();
+        let keys = keys_in_body(&json!({ "Env": set }), &Rules::default());
+        let line = refusing(&keys);
+        assert_eq!(line.matches(" holds ").count(), MOST, "{line}");
+        let entries: Vec<String> = (0..count).map(|n| format!("\"env:K{n}\"")).collect();
+        assert!(line.ends_with(&format!("allow = [{}]", entries.join(", "))), "{line}");
+    }
+
+    #[test]
+    fn a_name_that_is_or_looks_like_a_key_is_nowhere_in_a_refusal() {
+        let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+        let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);
+        let pem = format!("{dashes}BEGIN {label}{dashes}\n{lines}A==\n{dashes}END {label}{dashes}\n");
+        let token = ["ghp_", "vR7tYw3NbH6c8jK2mQ9xLp4Z"].concat();
+        let body = json!({
+            "Env": [pem, format!("{token}={pem}")],
+            "Labels": { pem.as_str(): "", token.as_str(): pem },
+        });
+        let keys = keys_in_body(&body, &Rules::default());
+        assert_eq!(keys.len(), 4, "{keys:?}");
+        let changes = [format!("ENV {token}={}", secret()), format!("LABEL {token} {pem}")];
+        let changes = changes.iter().filter_map(|change| instruction(change, &Rules::default()));
+        for key in keys.into_iter().chain(changes) {
+            assert_eq!(key.entry, None, "{key:?}");
+            assert!(!key.text.contains(&token) && !key.text.contains("MII"), "{key:?}");
+        }
     }
 }

@@ -168,10 +168,10 @@ impl Proxy {
 
 /// The keys found in an archive, as reported.
 pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = Key> {
-    let finds = finds.into_iter().filter(|entry| !rules.allows_inside(&entry.name));
+    let finds = finds.into_iter().filter(|entry| !rules.allows_find(&entry.name, &entry.exception));
     finds.map(|entry| {
-        let layer = entry.layer.map(|layer| format!(" in layer {layer}")).unwrap_or_default();
-        Key::inside(format!("the archive holds {} at {}{layer}", entry.kind, entry.name), &entry.name)
+        let layer = entry.layer.as_ref().map(|layer| format!(" in layer {layer}")).unwrap_or_default();
+        Key::inside(format!("the archive holds {} at {}{layer}", entry.kind, entry.name), &entry)
     })
 }
 

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::Stream;
 use super::archive::last;
-use crate::guard::excepted::{Part, in_image};
+use crate::guard::environment::Held;
+use crate::guard::excepted::{Exception, Named, Part};
 use crate::guard::found::{Entry, Passed, Place, Role};
 use crate::guard::{Kind, environment, what};
 
@@ -25,12 +26,13 @@ pub struct Located {
     pub line: Option<u32>,
     /// Whether a later layer deletes it; anybody with the image can still read it.
     pub deleted: bool,
+    pub exception: Exception,
 }
 
 impl From<Entry> for Located {
     fn from(entry: Entry) -> Self {
-        let Entry { name, kind, layer, line } = entry;
-        Self { kind, place: name, layer, line, deleted: false }
+        let Entry { name, kind, layer, line, exception } = entry;
+        Self { kind, place: name, layer, line, deleted: false, exception }
     }
 }
 
@@ -87,27 +89,32 @@ pub fn scan(mut input: impl Read) -> io::Result<Report> {
     Ok(Report { finds, unverified: stream.take_unverified(), passed, bytes: stream.bytes() })
 }
 
-/// The keys in environment, labels and history of an image, and their places.
-pub(super) fn config(document: &Value) -> Vec<(Kind, String)> {
+/// The keys in environment, labels and history of an image, their places, and what excepts them.
+pub(super) fn config(document: &Value) -> Vec<(Kind, String, Exception)> {
     let mut found = vec![];
+    let named = |what: &str, part, held: Held<'_>| {
+        let exception = match held.plain {
+            true => Exception::Named(Named { part, name: held.name.into() }),
+            false => Exception::None,
+        };
+        (held.kind, format!("{what} {}", held.shown), exception)
+    };
     for part in ["config", "container_config"] {
         let config = &document[part];
         for entry in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            if let Some(find) = environment::variable(entry) {
-                found.push((find.kind, in_image(Part::Variable, &find.place)));
-            }
+            found.extend(environment::variable(entry).map(|held| named("variable", Part::Variable, held)));
         }
         for (name, value) in config["Labels"].as_object().into_iter().flatten() {
-            if let Some(kind) = environment::named(name, value.as_str().unwrap_or_default().as_bytes()) {
-                found.push((kind, in_image(Part::Label, name)));
-            }
+            let held = environment::pair(name, value.as_str().unwrap_or_default().as_bytes());
+            found.extend(held.map(|held| named("label", Part::Label, held)));
         }
     }
     for (index, step) in document["history"].as_array().into_iter().flatten().enumerate() {
         let text = step["created_by"].as_str().unwrap_or_default();
-        let assigned = || text.split_whitespace().find_map(environment::variable).map(|find| find.kind);
+        let assigned =
+            || environment::assignments(text).find_map(environment::variable).map(|held| held.kind);
         if let Some(kind) = what(text.as_bytes()).or_else(assigned) {
-            found.push((kind, format!("history step {}", index + 1)));
+            found.push((kind, format!("history step {}", index + 1), Exception::Path));
         }
     }
     found
@@ -151,5 +158,28 @@ fn hides(mark: &str, place: &str) -> bool {
         Some(".wh..opq") => true,
         Some(gone) => below.split('/').next() == Some(gone),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_holds_the_key_is_not_shown() {
+        let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
+        let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);
+        let pem = format!("{dashes}BEGIN {label}{dashes}\n{lines}A==\n{dashes}END {label}{dashes}\n");
+        let set = format!("A={pem}");
+        let found = config(&json!({ "config": { "Env": [pem, set], "Labels": { pem.as_str(): "" } } }));
+        let named = Exception::Named(Named { part: Part::Variable, name: "A".into() });
+        let wanted = [
+            ("variable (a PEM file, not shown)", Exception::None),
+            ("variable A", named),
+            ("label (a PEM file, not shown)", Exception::None),
+        ];
+        assert_eq!(found, wanted.map(|(at, exception)| (Kind::PrivateKey, at.to_string(), exception)));
     }
 }

@@ -279,7 +279,9 @@ impl Stream {
             State::Document(document) => {
                 match image::document(document) {
                     Some(value) => {
-                        image::config(&value).into_iter().for_each(|(kind, at)| place.find(&at, kind, None));
+                        for (kind, at, exception) in image::config(&value) {
+                            place.find_as(&at, kind, None, exception);
+                        }
                         place.found.notes(|notes| {
                             if notes.documents.len() < MOST_DOCUMENTS {
                                 notes.documents.push(value);

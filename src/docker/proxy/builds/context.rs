@@ -161,9 +161,8 @@ impl Judged {
             told.unverified = self.stream.take_unverified();
         }
         let finds = self.stream.take_finds().into_iter();
-        told.found.extend(
-            finds.map(|find| Key::inside(format!("it holds {} at {}", find.kind, find.name), &find.name)),
-        );
+        told.found
+            .extend(finds.map(|find| Key::inside(format!("it holds {} at {}", find.kind, find.name), &find)));
     }
 
     fn release(&mut self, end: bool) -> Option<Bytes> {
