@@ -70,6 +70,26 @@ fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
     assert!(body.contains("not known"), "{body}");
 }
 
+/// A listener would take it for an end, though the container may never have been started.
+#[test]
+fn a_wait_that_breaks_off_is_no_end() {
+    let breaks = [&b"12\r\n{\"Stat"[..], b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"];
+    for (wait, ended) in breaks.into_iter().zip([false, true]) {
+        let (_scratch, _engine, stand) = fixture(created(wait));
+        let mut ends = stand.exits.ends();
+        assert_eq!(call(&stand.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+        assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+        // It is answered once the outcome is settled.
+        call(&stand.socket, &format!("POST /containers/{ID}/wait"), "");
+        if ended {
+            wait_for(|| ends.try_recv().is_ok());
+        } else {
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(ends.try_recv().is_err());
+        }
+    }
+}
+
 /// The new run can be over, and its container removed, before the restart is answered.
 #[test]
 fn a_restart_that_ends_at_once_keeps_its_exit_code() {

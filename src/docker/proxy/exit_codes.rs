@@ -76,7 +76,7 @@ enum Exit {
 impl ExitCodes {
     /// The exit code of the container's last run, once it is known.
     pub fn code(&self, container: &ContainerId) -> Option<i64> {
-        self.with(|book| match &*book.entries.get(container)?.exit.borrow() {
+        self.with(|records| match &*records.entries.get(container)?.exit.borrow() {
             Exit::Known(code, _) => Some(*code),
             Exit::Watching | Exit::Lost => None,
         })
@@ -85,14 +85,16 @@ impl ExitCodes {
     /// A channel that receives every container whose exit becomes known from now on; there is one listener.
     pub fn ends(&self) -> mpsc::UnboundedReceiver<ContainerId> {
         let (sender, ends) = mpsc::unbounded_channel();
-        self.with(|book| book.ends = Some(sender));
+        self.with(|records| records.ends = Some(sender));
         ends
     }
 
     fn settle(&self, container: &ContainerId, exit: &watch::Sender<Exit>, outcome: Exit) {
+        // If the engine broke off, the container may run on or never have been started.
+        let known = matches!(outcome, Exit::Known(..));
         exit.send_replace(outcome);
-        self.with(|book| {
-            if let Some(ends) = &book.ends {
+        self.with(|records| {
+            if let Some(ends) = records.ends.as_ref().filter(|_| known) {
                 // The listener ends with the session, so a failed send is ignored.
                 let _ = ends.send(container.clone());
             }
@@ -104,8 +106,8 @@ impl ExitCodes {
     }
 
     pub(super) fn rename(&self, container: &ContainerId, name: &str) {
-        self.with(|book| {
-            if let Some(entry) = book.entries.get_mut(container) {
+        self.with(|records| {
+            if let Some(entry) = records.entries.get_mut(container) {
                 entry.name = Some(name.trim_start_matches('/').into());
             }
         });
@@ -113,31 +115,34 @@ impl ExitCodes {
 
     /// Marks whether the container has run and returns the previous mark.
     pub(super) fn started(&self, container: &ContainerId, started: bool) -> bool {
-        self.with(|book| {
-            let entry = book.entries.get_mut(container);
+        self.with(|records| {
+            let entry = records.entries.get_mut(container);
             entry.is_some_and(|entry| std::mem::replace(&mut entry.started, started))
         })
     }
 
     /// Whether a new run of this container would be unwatched.
     pub(super) fn idle(&self, container: &ContainerId) -> bool {
-        self.with(|book| {
-            book.entries.get(container).is_some_and(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
+        self.with(|records| {
+            records
+                .entries
+                .get(container)
+                .is_some_and(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
         })
     }
 
     fn record(&self, container: &ContainerId, name: Option<&str>) -> watch::Sender<Exit> {
         let (sender, exit) = watch::channel(Exit::Watching);
-        self.with(|book| {
-            let old = book.entries.remove(container);
+        self.with(|records| {
+            let old = records.entries.remove(container);
             if old.is_none() {
-                book.order.push_back(container.clone());
+                records.order.push_back(container.clone());
             }
             let name = name.map(|name| name.trim_start_matches('/').to_string());
             let name = name.or_else(|| old.as_ref().and_then(|old| old.name.clone()));
             let started = old.is_some_and(|old| old.started);
-            book.entries.insert(container.clone(), Entry { name, started, exit });
-            book.shrink();
+            records.entries.insert(container.clone(), Entry { name, started, exit });
+            records.shrink();
         });
         sender
     }
@@ -146,25 +151,25 @@ impl ExitCodes {
     /// beginning of its id if that is unambiguous.
     pub(super) fn find(&self, reference: &str) -> Option<ContainerId> {
         let reference = reference.trim_start_matches('/');
-        self.with(|book| {
+        self.with(|records| {
             let named = |id: &&ContainerId| {
-                book.entries.get(*id).is_some_and(|entry| entry.name.as_deref() == Some(reference))
+                records.entries.get(*id).is_some_and(|entry| entry.name.as_deref() == Some(reference))
             };
-            if let Some(id) = ContainerId::parse(reference).filter(|id| book.entries.contains_key(id)) {
+            if let Some(id) = ContainerId::parse(reference).filter(|id| records.entries.contains_key(id)) {
                 return Some(id);
             }
-            if let Some(id) = book.order.iter().rev().find(named) {
+            if let Some(id) = records.order.iter().rev().find(named) {
                 return Some(id.clone());
             }
             let mut found =
-                book.order.iter().filter(|id| !reference.is_empty() && id.as_str().starts_with(reference));
+                records.order.iter().filter(|id| !reference.is_empty() && id.as_str().starts_with(reference));
             found.next().filter(|_| found.next().is_none()).cloned()
         })
     }
 
     /// How a container that the engine has removed ended; `None` if the proxy never watched it.
     async fn last(&self, container: &ContainerId) -> Option<Exit> {
-        let mut exit = self.with(|book| book.entries.get(container).map(|entry| entry.exit.clone()))?;
+        let mut exit = self.with(|records| records.entries.get(container).map(|entry| entry.exit.clone()))?;
         let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
         Some(match tokio::time::timeout(LAST_WORD, settled).await {
             Ok(Ok(exit)) => exit.clone(),
@@ -185,7 +190,7 @@ impl ExitCodes {
         let id = self.find(reference)?;
         let last = self.last(&id).await?;
         // Never started: there was no exit, so the engine's 404 is right.
-        if !self.with(|book| book.entries.get(&id).is_some_and(|entry| entry.started)) {
+        if !self.with(|records| records.entries.get(&id).is_some_and(|entry| entry.started)) {
             return None;
         }
         Some(match last {
