@@ -174,5 +174,6 @@ fn a_key_in_it_is_refused_under_its_own_name() {
     std::fs::write(bench.place.join("a.pem"), key).unwrap();
     let (status, why) = bench.create(&body("i", json!({})));
     assert!(status == 403 && why.contains("what was fetched from gs://kct-bucket holds"), "{status} {why}");
+    assert!(!why.contains("allow = ["), "a path of this session is of no use in a config: {why}");
     assert!(bench.creates().is_empty());
 }

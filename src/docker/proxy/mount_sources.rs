@@ -10,7 +10,7 @@ use super::engine_client::Refusal;
 use super::inputs::told;
 use super::json::{split_bind, strings};
 use super::state::Proxy;
-use super::texts::Key;
+use super::texts::{Key, MOST};
 use crate::guard::Guard;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::process;
@@ -25,9 +25,6 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::time::timeout(LONGEST_QUESTION, process::aside(ask)).await.ok().flatten()
 }
-
-/// Most findings reported for one request.
-pub(super) const MOST: usize = 4;
 
 /// A host path that a request would mount, and how: `the bind of /x`.
 #[derive(Clone, Debug)]
@@ -132,11 +129,17 @@ impl Proxy {
         let Ok(seen) = work.await else {
             return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
         };
-        let finds = seen.finds.iter();
-        let finds = finds
-            .map(|(source, find)| Key::in_file(format!("{} holds {find}", sources[*source].how), find))
-            .collect();
-        Looked { finds, unverified: seen.unverified, hung: seen.hung }
+        let folder = self.settings.fetching.as_ref().map(|fetching| fetching.folder.as_path());
+        let finds = seen.finds.iter().map(|(source, find)| {
+            let Source { how, place } = &sources[*source];
+            let text = format!("{how} holds {find}");
+            match folder.is_some_and(|folder| place.starts_with(folder)) {
+                // The next session fetches to another path.
+                true => Key::plain(text),
+                false => Key::in_file(text, find),
+            }
+        });
+        Looked { finds: finds.collect(), unverified: seen.unverified, hung: seen.hung }
     }
 }
 
