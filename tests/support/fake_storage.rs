@@ -71,6 +71,8 @@ struct State {
     number: u64,
     asked: Vec<Asked>,
     plays: VecDeque<(&'static str, Play)>,
+    /// Requests that [`Play::Hang`] holds.
+    hanging: Arc<()>,
 }
 
 /// Runs until it is dropped.
@@ -92,6 +94,7 @@ impl FakeStorage {
             number: 1_700_000_000_000_000,
             asked: vec![],
             plays: VecDeque::new(),
+            hanging: Arc::default(),
         }));
         let served = state.clone();
         let (address, apart) = Apart::serve(|listener| accept(listener, served));
@@ -146,6 +149,11 @@ impl FakeStorage {
     pub(crate) fn downloads(&self) -> usize {
         self.asked().iter().filter(|asked| asked.kind == "media").count()
     }
+
+    /// Whether a request that gets no answer still waits for one.
+    pub(crate) fn hangs(&self) -> bool {
+        Arc::strong_count(&self.state.lock().unwrap().hanging) > 1
+    }
 }
 
 async fn accept(listener: tokio::net::TcpListener, state: Arc<Mutex<State>>) {
@@ -186,7 +194,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         assert_eq!(header("accept-encoding").as_deref(), Some("gzip"), "the server would unpack it");
     }
     let token = header("authorization").and_then(|bearer| bearer.strip_prefix("Bearer ").map(String::from));
-    let (reply, play) = {
+    let (reply, play, hanging) = {
         let mut state = state.lock().unwrap();
         let account = token.and_then(|token| (state.whose)(&token));
         state.asked.push(Asked {
@@ -198,9 +206,12 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         });
         let next = state.plays.iter().position(|(of, _)| *of == kind);
         let play = next.and_then(|next| state.plays.remove(next)).map(|(_, play)| play);
-        (state.judged(kind, account, bucket, &name.unwrap_or_default(), &query), play)
+        let hanging = matches!(play, Some(Play::Hang)).then(|| state.hanging.clone());
+        (state.judged(kind, account, bucket, &name.unwrap_or_default(), &query), play, hanging)
     };
-    Ok(played(reply, play, media).await)
+    let reply = played(reply, play).await;
+    drop(hanging);
+    Ok(reply)
 }
 
 impl State {
@@ -214,10 +225,6 @@ impl State {
     ) -> (u16, Bytes) {
         let error = |status: u16, reason: &str| {
             let message = format!("{CANARY}-in-a-message");
-            // As the real one answers requests for content.
-            if kind == "media" {
-                return (status, Bytes::from(message));
-            }
             let body = json!({"error": {"code": status, "message": message,
                 "errors": [{"message": message, "domain": "global", "reason": reason}]}});
             (status, Bytes::from(body.to_string()))
@@ -225,7 +232,7 @@ impl State {
         let Some(account) = account else { return error(401, "authError") };
         match (&self.payer, query.get("userProject")) {
             (Some(_), None) => return error(400, "required"),
-            (Some(payer), Some(said)) if payer != said => return error(403, "forbidden"),
+            (Some(payer), Some(said)) if payer != said => return error(403, "USER_PROJECT_DENIED"),
             _ => {}
         }
         if !self.readers.contains(&(account, bucket.into())) {
@@ -263,7 +270,7 @@ impl State {
     }
 }
 
-async fn played((status, content): (u16, Bytes), play: Option<Play>, media: bool) -> Reply {
+async fn played((status, content): (u16, Bytes), play: Option<Play>) -> Reply {
     let whole = |status: u16, content: Bytes| {
         let body = Full::new(content).map_err(|never: Infallible| match never {});
         Response::builder().status(status).body(BodyExt::boxed(body)).unwrap()
@@ -275,7 +282,6 @@ async fn played((status, content): (u16, Bytes), play: Option<Play>, media: bool
             whole(status, content)
         }
         Some(Play::Hang) => std::future::pending().await,
-        Some(Play::Status(status)) if media => whole(status, CANARY.into()),
         Some(Play::Status(status)) => whole(status, json!({"error": {"message": CANARY}}).to_string().into()),
         Some(Play::Page) => whole(403, format!("<html>{CANARY}</html>").into()),
         Some(Play::Redirect) => {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ impl Proxy {
             self.say_not_shared(task);
             return Ok(vec![]);
         }
-        if self.said_not_shared() {
+        if self.not_shared.load(Ordering::Acquire) {
             return Ok(vec![]);
         }
         let fetched = self.fetch(fetching, identity, named.objects, task).await?;
@@ -129,12 +130,12 @@ impl Proxy {
         {
             Ok(fetched) => Ok(fetched.unwrap_or_default()),
             Err(_) => {
-                let (seconds, more) = (LONGEST_WAIT.as_secs(), "and what else it names");
+                let seconds = LONGEST_WAIT.as_secs();
                 Err(Refusal::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     format!(
-                        "{task}: {first} {more} is not here within {seconds} s; it goes on being fetched, so try again in \
-                         this session, or leave it out (gcs.fetch = false)"
+                        "{task}: fetching {first} and its other inputs takes longer than {seconds} s; downloads that have \
+                         begun continue, so try again in this session, or switch fetching off (gcs.fetch = false)"
                     ),
                 ))
             }
@@ -174,12 +175,9 @@ impl Proxy {
     /// Such engines run on another machine or in a virtual machine.
     fn say_not_shared(&self, task: &Task) {
         let at = self.settings.upstream.endpoint();
-        self.say_once(task, format!("{NOT_SHARED}: the engine at {at} does not see this machine's files"));
-    }
-
-    fn said_not_shared(&self) -> bool {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.iter().any(|line| line.starts_with(NOT_SHARED))
+        self.not_shared.store(true, Ordering::Release);
+        let what = "what tasks name in Cloud Storage is not fetched";
+        self.say_once(task, format!("{what}: the engine at {at} does not see this machine's files"));
     }
 
     fn say_once(&self, task: &Task, line: String) {
@@ -189,8 +187,6 @@ impl Proxy {
         }
     }
 }
-
-const NOT_SHARED: &str = "what tasks name in Cloud Storage is not fetched";
 
 fn names(answer: &Bytes, place: &Path) -> bool {
     String::from_utf8_lossy(answer).contains(&*place.to_string_lossy())

@@ -2,7 +2,7 @@
 //! images.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,8 +48,10 @@ pub(super) struct Proxy {
     /// no existing container can become leased.
     arriving: Arc<RwLock<()>>,
     pub(super) memory: Memory,
-    /// Unverified mounts that were already reported.
+    /// Lines about mounts and inputs that are reported once per session and were.
     pub(super) said: Mutex<HashSet<String>>,
+    /// Whether the engine turned out not to see this machine's files, so that nothing is fetched for it.
+    pub(super) not_shared: AtomicBool,
     /// The number of refused BuildKit builds.
     pub(super) refused_builds: AtomicU64,
     /// Images for which it was already reported that tasks run without their `ENTRYPOINT`.
@@ -69,6 +71,7 @@ impl Proxy {
             arriving: Arc::default(),
             memory: Memory::default(),
             said: Mutex::default(),
+            not_shared: AtomicBool::default(),
             refused_builds: AtomicU64::default(),
             said_entrypoint: Mutex::default(),
             our_networks: Mutex::default(),
