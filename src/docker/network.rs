@@ -315,8 +315,8 @@ impl Engine {
             if !self.addresses_on(network).await?.is_empty() {
                 listed = Instant::now();
             } else if listed.elapsed() > MISCOUNTED_AFTER {
-                let why =
-                    "the engine counts somebody there whom it does not list; the next session uses it again";
+                let why = "the engine says that a container is still on it but lists none; the next session \
+                           reuses it";
                 return Err(EngineError::Broken("remove our network", why.into()));
             }
             tokio::time::sleep(PAUSE).await;

@@ -338,7 +338,10 @@ impl Lifecycle {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }
-            self.console.notice(format!("{container} never started and gave its address back"));
+            let minutes = UNSTARTED.as_secs() / 60;
+            self.console.notice(format!(
+                "{container} did not start within {minutes} min and has lost its identity; create it again"
+            ));
             self.forget(&container);
         }
     }

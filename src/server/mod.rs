@@ -143,7 +143,7 @@ impl Server {
             Some(_) if headers.contains_key(OWN_SOURCE) => own_source(),
             // Leases of this range belong to the loopback paths; no network caller has such an address.
             Some(from) if from.is_loopback() => {
-                respond(metadata::failure_reply(Failure::UnknownCaller, "nobody calls from there"))
+                respond(metadata::failure_reply(Failure::UnknownCaller, "no container has this address"))
             }
             Some(from) => {
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?

@@ -180,7 +180,8 @@ impl Proxy {
         if body["HostConfig"]["NetworkMode"] == "host"
             && let Some(paths) = &self.settings.loopback
         {
-            let path = paths.take().ok_or_else(|| broken("no path on loopback to be had"))?;
+            let path =
+                paths.take().ok_or_else(|| broken("cannot create a loopback path (no random numbers)"))?;
             return Ok(Place::Loopback(path));
         }
         match &self.settings.cells {

@@ -225,8 +225,8 @@ impl LogStream {
             if let Part::Payload(payload) = part {
                 // One byte more than the limit is enough to detect that the output is too long.
                 let told = &mut told[usize::from(stream == 2)];
-                let proxy = (KEPT + 1).saturating_sub(told.len());
-                told.extend_from_slice(payload.get(..payload.len().min(proxy)).unwrap_or_default());
+                let left = (KEPT + 1).saturating_sub(told.len());
+                told.extend_from_slice(payload.get(..payload.len().min(left)).unwrap_or_default());
             }
         });
         passes.into()

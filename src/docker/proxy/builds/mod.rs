@@ -102,7 +102,7 @@ impl Proxy {
         // If the thread itself panicked, both ends were dropped with it.
         let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
         if whole != Some(true) {
-            let why = "what looks at its context broke; please report this";
+            let why = "the key guard failed while reading the build context; please report this";
             self.settings.console.notice(format!("the build ends with an error: {why}"));
         }
     }

@@ -55,7 +55,7 @@ pub(crate) struct ServiceAccount {
 
 impl fmt::Debug for ServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ServiceAccount({:?})", self.email)
+        write!(f, "Key({:?})", self.email)
     }
 }
 
