@@ -66,6 +66,8 @@ struct State {
     objects: BTreeMap<(String, String), Stored>,
     /// Account and bucket.
     readers: BTreeSet<(String, String)>,
+    /// As well; they may list only.
+    listers: BTreeSet<(String, String)>,
     payer: Option<String>,
     page: usize,
     number: u64,
@@ -89,6 +91,7 @@ impl FakeStorage {
             whose: Box::new(whose),
             objects: BTreeMap::new(),
             readers: BTreeSet::new(),
+            listers: BTreeSet::new(),
             payer: None,
             page: 1000,
             number: 1_700_000_000_000_000,
@@ -124,6 +127,13 @@ impl FakeStorage {
 
     pub(crate) fn allow(&self, account: &str, bucket: &str) {
         self.state.lock().unwrap().readers.insert((account.into(), bucket.into()));
+    }
+
+    /// From now on it may list, and not get.
+    pub(crate) fn allow_only_lists(&self, account: &str, bucket: &str) {
+        let (mut state, one) = (self.state.lock().unwrap(), (account.to_owned(), bucket.to_owned()));
+        state.readers.remove(&one);
+        state.listers.insert(one);
     }
 
     /// Who reads pays, and has to say so.
@@ -235,7 +245,9 @@ impl State {
             (Some(payer), Some(said)) if payer != said => return error(403, "USER_PROJECT_DENIED"),
             _ => {}
         }
-        if !self.readers.contains(&(account, bucket.into())) {
+        let one = (account, bucket.to_owned());
+        let lists = kind == "list" && self.listers.contains(&one);
+        if !lists && !self.readers.contains(&one) {
             return error(403, "forbidden");
         }
         let about = |name: &str, stored: &Stored| {

@@ -194,6 +194,21 @@ fn each_identity_fetches_for_itself_and_what_it_may() {
 }
 
 #[test]
+fn what_may_only_be_listed_is_not_given_although_it_is_here() {
+    let cloud = Cloud::new();
+    cloud.storage.put("kct-bucket", "dir/a", "content");
+    let session = cloud.session("", &[]);
+    let uris = ["gs://kct-bucket/dir/"];
+    assert_eq!(cloud.prints(&session, "task", &uris, "cat /gcs/kct-bucket/dir/a"), "content");
+    cloud.storage.allow_only_lists(PERSON, "kct-bucket");
+    assert_eq!(cloud.prints(&session, "task", &uris, "ls -d /gcs || echo none"), "none\n");
+    session.wait_for("gs://kct-bucket/dir/a is not fetched: ", Duration::from_secs(1));
+    cloud.storage.allow(PERSON, "kct-bucket");
+    assert_eq!(cloud.prints(&session, "task", &uris, "cat /gcs/kct-bucket/dir/a"), "content");
+    assert_eq!(cloud.storage.downloads(), 1);
+}
+
+#[test]
 fn what_is_not_to_be_had_is_told_and_the_task_goes_on() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "small", "x");
