@@ -370,7 +370,7 @@ mod tests {
         assert_eq!((objects.len(), refused.len()), (MOST, 1));
     }
 
-    /// For any body: no name is found by accident, and there is no panic.
+    /// Seven bodies of unexpected forms: no name is found by accident, and there is no panic.
     #[test]
     fn what_is_not_understood_names_nothing() {
         for body in [

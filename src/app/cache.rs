@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::runtime_dir::{private_folder, runtime_folder};
 use crate::config::Environment;
@@ -40,7 +40,24 @@ pub(super) struct Kept {
     pub(super) bucket: String,
     pub(super) name: String,
     pub(super) size: u64,
-    pub(super) content: PathBuf,
+    pub(super) content: Arc<Content>,
+}
+
+/// The file of a content. It is removed when nothing needs it any more; the trees have links of their own.
+#[derive(Debug)]
+pub(super) struct Content(PathBuf);
+
+impl Content {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        // It may not have been made, or the whole folder is gone.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// The folders to mount into a container, and lines that describe them.
@@ -48,6 +65,8 @@ pub(super) struct Kept {
 pub(super) struct Mounted {
     pub(super) buckets: BTreeMap<String, PathBuf>,
     pub(super) lines: Vec<String>,
+    /// Lines about objects that have no place.
+    pub(super) left_out: Vec<String>,
 }
 
 impl Cache {
@@ -78,9 +97,9 @@ impl Cache {
         Ok(())
     }
 
-    /// The path for another content.
-    pub(super) fn place(&self) -> PathBuf {
-        self.folder.join("objects").join(self.number())
+    /// The place for another content.
+    pub(super) fn place(&self) -> Content {
+        Content(self.folder.join("objects").join(self.number()))
     }
 
     fn number(&self) -> String {
@@ -97,15 +116,15 @@ impl Cache {
         let mut folders = BTreeSet::new();
         for Kept { bucket, name, size: bytes, content } in all {
             let top = tree.join(&bucket);
-            match link(&content, &top, &name, &mut folders) {
+            match link(content.path(), &top, &name, &mut folders) {
                 Ok(()) => {
                     let sum = sums.entry(bucket.clone()).or_default();
                     *sum = (sum.0 + 1, sum.1 + bytes);
                     mounted.buckets.insert(bucket, top);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
-                    let uri = quote::path(Path::new(&format!("gs://{bucket}/{name}")));
-                    mounted.lines.push(format!(
+                    let uri = uri(&bucket, &name);
+                    mounted.left_out.push(format!(
                         "{uri} is not there: an object and a folder of one name cannot both be in a directory"
                     ));
                 }
@@ -114,6 +133,7 @@ impl Cache {
         }
         for (bucket, (count, bytes)) in sums {
             let what = if count == 1 { "1 object".into() } else { format!("{count} objects") };
+            let bucket = quote::name(&bucket);
             let line = format!("{what} of gs://{bucket}, {}, at /gcs/{bucket}, read-only", size(bytes));
             mounted.lines.push(line);
         }
@@ -189,6 +209,11 @@ fn sweep_locked(root: &Path) {
     }
 }
 
+/// The URI of an object, for messages.
+pub(super) fn uri(bucket: &str, name: &str) -> String {
+    quote::path(Path::new(&format!("gs://{bucket}/{name}")))
+}
+
 /// A size for a person: `812 bytes`, `1.5 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
@@ -235,8 +260,8 @@ mod tests {
     }
 
     fn kept(cache: &Cache, name: &str) -> Kept {
-        let content = cache.place();
-        fs::write(&content, name).unwrap();
+        let content = Arc::new(cache.place());
+        fs::write(content.path(), name).unwrap();
         Kept { bucket: "bucket".into(), name: name.into(), size: name.len() as u64, content }
     }
 
@@ -249,7 +274,7 @@ mod tests {
         let place = Place::new("tree");
         let cache = place.cache("0badcafe");
         let all = ["a", "dir/b", "dir/deep/c"].map(|name| kept(&cache, name)).into();
-        let Mounted { buckets, lines } = cache.mount(all).unwrap();
+        let Mounted { buckets, lines, .. } = cache.mount(all).unwrap();
         let top = &buckets["bucket"];
         assert_eq!(fs::read_to_string(top.join("dir/deep/c")).unwrap(), "dir/deep/c");
         assert_eq!((mode(top), mode(&top.join("dir/deep")), mode(&top.join("a"))), (0o755, 0o755, 0o444));
@@ -269,12 +294,32 @@ mod tests {
         let place = Place::new("clash");
         let cache = place.cache("0badcafe");
         for names in [["a", "a/b"], ["a/b", "a"]] {
-            let Mounted { buckets, lines } =
+            let Mounted { buckets, lines, left_out } =
                 cache.mount(names.map(|name| kept(&cache, name)).into()).unwrap();
             let left = format!("gs://bucket/{} is not there: an object and a folder of one name", names[1]);
-            assert!(lines.len() == 2 && lines[0].starts_with(&left), "{lines:?}");
+            assert!(left_out.len() == 1 && left_out[0].starts_with(&left), "{left_out:?}");
+            assert_eq!(
+                lines,
+                ["1 object of gs://bucket, ".to_owned()
+                    + &size(names[0].len() as u64)
+                    + ", at /gcs/bucket, read-only"]
+            );
             assert_eq!(fs::read_to_string(buckets["bucket"].join(names[0])).unwrap(), names[0]);
         }
+    }
+
+    #[test]
+    fn a_bucket_whose_name_looks_like_a_key_is_not_shown() {
+        let place = Place::new("quoted");
+        let cache = place.cache("0badcafe");
+        let bucket = "0123456789abcdef0123456789abcdef";
+        let lines = cache.mount(vec![Kept { bucket: bucket.into(), ..kept(&cache, "a") }]).unwrap().lines;
+        assert_eq!(
+            lines,
+            [
+                "1 object of gs://(random text, not shown), 1 byte, at /gcs/(random text, not shown), read-only"
+            ]
+        );
     }
 
     #[test]
@@ -289,9 +334,9 @@ mod tests {
         // A session of the same name starts with an empty folder.
         living.lock.lock().unwrap().take();
         let content = living.place();
-        fs::write(&content, "old").unwrap();
+        fs::write(content.path(), "old").unwrap();
         place.cache("11111111");
-        assert!(!content.exists());
+        assert!(!content.path().exists());
     }
 
     #[test]

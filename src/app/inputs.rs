@@ -1,19 +1,18 @@
 //! Fetches the Cloud Storage objects that inputs of tasks name, each with a token of the task's own identity.
 //!
 //! Identities do not share fetched objects. Every task is authorised again, by reading the metadata of each
-//! object; only the content is kept, by generation. A download continues when its create is abandoned, so
-//! that the next create finds it.
+//! object; only the content is kept, by generation (`contents`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::{OnceCell, Semaphore, mpsc};
+use tokio::sync::{OnceCell, mpsc};
 
 use super::cache::{self, Cache, Kept};
+use super::contents::{AT_A_TIME, Asking, Contents, Wanted};
 use super::credentials::{self, Credentials};
 use crate::config::{Config, Environment, SourceChoice};
 use crate::docker::proxy::{Fetch, Fetched, Fetching};
@@ -21,20 +20,17 @@ use crate::inputs::{self, Object};
 use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::Who;
-use crate::source::flight::Flight;
+use crate::source::SourceError;
 use crate::source::http::client::{Limits, Upstream};
 use crate::source::storage::{Found, Reader, Storage};
-use crate::source::{AccessRequest, SourceError};
-use crate::token::{AccessToken, SCOPE_PREFIX};
+use crate::token::SCOPE_PREFIX;
 use crate::workload::Identity;
 
 /// The time limit for a token; a create waits a little longer.
 const LONGEST_MINT: Duration = Duration::from_secs(25);
 /// The maximal number of objects per task, including those in folders.
 const MOST_OBJECTS: usize = 10_000;
-/// The maximal number of concurrent requests and downloads of the whole session.
-const AT_A_TIME: usize = 8;
-/// The maximal number of lines about one task.
+/// The maximal number of lines about what one task does not get.
 const MOST_LINES: usize = 8;
 
 /// Any of these scopes allows reading objects.
@@ -47,48 +43,10 @@ pub(super) struct Inputs {
     config: Config,
     env: Environment,
     mint: Arc<Mint>,
-    storage: OnceCell<Result<Arc<Storage>, SourceError>>,
+    storage: OnceCell<Arc<Storage>>,
     cache: Arc<Cache>,
-    flights: Mutex<HashMap<Key, Flight<PathBuf>>>,
-    turns: Arc<Semaphore>,
+    contents: Arc<Contents>,
     tasks: Tasks,
-}
-
-/// One content, as one identity may read it.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-struct Key {
-    identity: String,
-    ask: AccessRequest,
-    bucket: String,
-    name: String,
-    generation: u64,
-}
-
-/// An object to fetch, and its name below its bucket.
-#[derive(Debug)]
-struct Wanted {
-    bucket: String,
-    found: Found,
-}
-
-/// The identity and token for the requests of one task.
-#[derive(Clone, Debug)]
-struct Asking {
-    identity: String,
-    ask: AccessRequest,
-    token: Arc<AccessToken>,
-    account: String,
-    user_project: Option<String>,
-}
-
-impl Asking {
-    fn reader(&self) -> Reader<'_> {
-        Reader {
-            token: &self.token.value,
-            account: &self.account,
-            user_project: self.user_project.as_deref(),
-        }
-    }
 }
 
 impl Inputs {
@@ -111,14 +69,14 @@ impl Inputs {
         }
         let (ask, asks) = mpsc::channel(64);
         let folder = root.join(session);
+        let cache = Arc::new(Cache::new(root, session));
         let inputs = Arc::new(Self {
             config: config.clone(),
             env: env.clone(),
             mint: credentials.mint.clone(),
             storage: OnceCell::new(),
-            cache: Arc::new(Cache::new(root, session)),
-            flights: Mutex::default(),
-            turns: Arc::new(Semaphore::new(AT_A_TIME)),
+            contents: Contents::new(cache.clone(), tasks.clone()),
+            cache,
             tasks: tasks.clone(),
         });
         tasks.spawn("inputs", inputs.clone().attend(asks));
@@ -164,24 +122,14 @@ impl Inputs {
                 ..Fetched::default()
             };
         }
-        let mut lines = vec![];
-        let buckets = match self.asking(identity).await {
-            Ok((asking, storage)) => self.bring(&asking, &storage, objects, &mut lines).await,
-            Err(why) => {
-                let first = objects.first().map(ToString::to_string).unwrap_or_default();
-                lines.push(format!("{first} is not fetched: {why}"));
-                BTreeMap::new()
-            }
+        let got = match self.asking(identity).await {
+            Ok((asking, storage)) => self.bring(&asking, &storage, objects).await,
+            Err(why) => Got { refused: none_fetched(&objects, &why), ..Got::default() },
         };
-        let more = lines.len().saturating_sub(MOST_LINES);
-        lines.truncate(MOST_LINES);
-        if more > 0 {
-            lines.push(format!("{more} more objects or folders are not fetched"));
-        }
-        Fetched { buckets, lines, off: None }
+        Fetched { buckets: got.buckets, lines: lines(got.refused, got.mounted), off: None }
     }
 
-    async fn asking(&self, identity: &Arc<Identity>) -> Result<(Asking, Arc<Storage>), String> {
+    async fn asking(&self, identity: &Arc<Identity>) -> Result<(Arc<Asking>, Arc<Storage>), String> {
         let scopes = SCOPES.map(|name| format!("{SCOPE_PREFIX}{name}"));
         if !scopes.iter().any(|scope| identity.scopes.allow(scope)) {
             let name = &identity.name;
@@ -191,18 +139,18 @@ impl Inputs {
         let ask = self.mint.request(identity, None, None);
         let token = self.mint.access(&ask, Some(Who::Session(identity)), LONGEST_MINT).await;
         let token = token.map_err(|why| format!("there is no token for it: {why}"))?;
-        let storage =
-            self.storage.get_or_init(|| self.connect()).await.clone().map_err(|why| why.to_string())?;
+        // At once, because the account can change.
         let principal = self.mint.principal();
-        let account = identity.service_account.clone().or_else(|| principal.email.clone());
+        let storage = self.storage.get_or_try_init(|| self.connect()).await;
+        let storage = storage.map_err(|why| why.to_string())?.clone();
         let asking = Asking {
             identity: identity.name.clone(),
             ask,
             token,
-            account: account.unwrap_or_else(|| "the host's account".into()),
+            account: identity.service_account.clone().or_else(|| principal.email.clone()),
             user_project: self.config.quota_project.clone().or_else(|| principal.quota_project.clone()),
         };
-        Ok((asking, storage))
+        Ok((Arc::new(asking), storage))
     }
 
     async fn connect(&self) -> Result<Arc<Storage>, SourceError> {
@@ -216,130 +164,109 @@ impl Inputs {
         Ok(Arc::new(Storage::new(upstream, endpoint)))
     }
 
-    async fn bring(
-        &self,
-        asking: &Asking,
-        storage: &Arc<Storage>,
-        objects: Vec<Object>,
-        lines: &mut Vec<String>,
-    ) -> BTreeMap<String, PathBuf> {
-        let wanted = self.plan(asking, storage, objects, lines).await;
+    async fn bring(&self, asking: &Arc<Asking>, storage: &Arc<Storage>, objects: Vec<Object>) -> Got {
+        let looks = objects.into_iter().map(|object| async move {
+            let found = look(storage, asking.reader(), &object).await;
+            (object, found)
+        });
+        let looked: Vec<_> = stream::iter(looks).buffered(AT_A_TIME).collect().await;
+        let (wanted, refused) = fitting(looked, self.config.gcs.max_bytes);
+        let mut got = Got { refused, ..Got::default() };
         if wanted.is_empty() {
-            return BTreeMap::new();
+            return got;
         }
         let cache = self.cache.clone();
         if let Some(Err(why)) = crate::process::aside(move || cache.open()).await {
-            lines.push(why);
-            return BTreeMap::new();
+            got.refused.push(why);
+            return got;
         }
-        let flights: Vec<_> = wanted.iter().map(|one| self.flight(asking, storage, one)).collect();
-        let landed = join_all(flights.into_iter().map(Flight::outcome)).await;
         let mut kept = vec![];
-        for (wanted, outcome) in wanted.into_iter().zip(landed) {
+        for (Wanted { bucket, found, .. }, outcome) in self.contents.bring(asking, storage, wanted).await {
             match outcome {
-                Ok(content) => {
-                    let Wanted { bucket, found } = wanted;
-                    kept.push(Kept {
-                        bucket,
-                        name: found.name,
-                        size: found.size,
-                        content: content.to_path_buf(),
-                    });
+                Ok(content) => kept.push(Kept { bucket, name: found.name, size: found.size, content }),
+                Err(why) => {
+                    got.refused.push(format!("{} is not fetched: {why}", cache::uri(&bucket, &found.name)));
                 }
-                Err(why) => lines.push(format!("{} is not fetched: {why}", uri(&wanted))),
             }
         }
         let (cache, count) = (self.cache.clone(), kept.len());
         let mounted = crate::process::aside(move || cache.mount(kept)).await;
         match mounted.unwrap_or_else(|| Err("no thread can be had".into())) {
             Ok(mounted) => {
-                lines.extend(mounted.lines);
-                mounted.buckets
+                got.refused.extend(mounted.left_out);
+                Got { buckets: mounted.buckets, mounted: mounted.lines, ..got }
             }
             Err(why) => {
-                lines.push(format!("{count} objects are not mounted: {why}"));
-                BTreeMap::new()
+                got.refused.push(format!("{count} objects are not mounted: {why}"));
+                got
             }
         }
     }
+}
 
-    /// All objects that the names stand for, within the limits of one task. A folder is fetched as a whole,
-    /// or not at all.
-    async fn plan(
-        &self,
-        asking: &Asking,
-        storage: &Storage,
-        objects: Vec<Object>,
-        lines: &mut Vec<String>,
-    ) -> Vec<Wanted> {
-        let looks = objects.into_iter().map(|object| async move {
-            let found = look(storage, asking.reader(), &object).await;
-            (object, found)
-        });
-        let looked: Vec<_> = stream::iter(looks).buffered(AT_A_TIME).collect().await;
-        let (mut wanted, mut left, limit) = (vec![], self.config.gcs.max_bytes, self.config.gcs.max_bytes);
-        for (object, found) in looked {
-            let found = match found {
-                Ok(found) => found,
-                Err(why) => {
-                    lines.push(format!("{object} is not fetched: {why}"));
-                    continue;
-                }
-            };
-            let bytes = found.iter().fold(0, |all: u64, one| all.saturating_add(one.size));
-            if bytes > left || wanted.len() + found.len() > MOST_OBJECTS {
-                lines.push(format!(
-                    "{object} is not fetched: it has {}, and a task gets {} (gcs.max_bytes) and {MOST_OBJECTS} objects at \
-                     most",
-                    cache::size(bytes),
-                    cache::size(limit),
-                ));
+/// What a task gets, and a line for each thing that it does not get.
+#[derive(Debug, Default)]
+struct Got {
+    buckets: BTreeMap<String, PathBuf>,
+    mounted: Vec<String>,
+    refused: Vec<String>,
+}
+
+/// All lines about a task: the first refusals, how many more there are, and what is mounted.
+fn lines(mut refused: Vec<String>, mounted: Vec<String>) -> Vec<String> {
+    let more = refused.len().saturating_sub(MOST_LINES);
+    refused.truncate(MOST_LINES);
+    if more > 0 {
+        refused.push(format!("{more} more objects or folders are not fetched"));
+    }
+    refused.extend(mounted);
+    refused
+}
+
+/// The lines when nothing can be asked for.
+fn none_fetched(objects: &[Object], why: &str) -> Vec<String> {
+    let [first, more @ ..] = objects else { return vec![] };
+    let mut lines = vec![format!("{first} is not fetched: {why}")];
+    if !more.is_empty() {
+        lines.push(format!("{} more objects or folders are not fetched for the same reason", more.len()));
+    }
+    lines
+}
+
+/// The found objects within the limits of one task, and the refusals. A folder is fetched as a whole, or not
+/// at all. An object named both by itself and through its folder counts once.
+fn fitting(looked: Vec<(Object, Result<Vec<Found>, String>)>, limit: u64) -> (Vec<Wanted>, Vec<String>) {
+    let (mut wanted, mut refused, mut left) = (vec![], vec![], limit);
+    let mut seen = HashSet::new();
+    for (object, found) in looked {
+        let mut found = match found {
+            Ok(found) => found,
+            Err(why) => {
+                refused.push(format!("{object} is not fetched: {why}"));
                 continue;
             }
-            left -= bytes;
-            wanted.extend(found.into_iter().map(|found| Wanted { bucket: object.bucket().into(), found }));
-        }
-        // An object named both by itself and through its folder counts once.
-        let mut seen = std::collections::HashSet::new();
-        wanted.retain(|one| seen.insert((one.bucket.clone(), one.found.name.clone())));
-        wanted
-    }
-
-    /// The download of this content; started unless it is running or done.
-    fn flight(&self, asking: &Asking, storage: &Arc<Storage>, wanted: &Wanted) -> Flight<PathBuf> {
-        let key = Key {
-            identity: asking.identity.clone(),
-            ask: asking.ask.clone(),
-            bucket: wanted.bucket.clone(),
-            name: wanted.found.name.clone(),
-            generation: wanted.found.generation,
         };
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&key)
-            && flight.landed().is_none_or(Result::is_ok)
-        {
-            return flight.clone();
+        let sum = |all: &[Found]| all.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
+        let whole = sum(&found);
+        found.retain(|one| !seen.contains(&(object.bucket().to_owned(), one.name.clone())));
+        let bytes = sum(&found);
+        if bytes > left || wanted.len() + found.len() > MOST_OBJECTS {
+            refused.push(format!(
+                "{object} is not fetched: it has {}, and a task gets {} (gcs.max_bytes) and {MOST_OBJECTS} objects at \
+                 most",
+                cache::size(whole),
+                cache::size(limit),
+            ));
+            continue;
         }
-        let (asking, storage, turns) = (asking.clone(), storage.clone(), self.turns.clone());
-        let (bucket, found, place) = (key.bucket.clone(), wanted.found.clone(), self.cache.place());
-        let flight = Flight::new(async move {
-            let _turn = turns.acquire().await;
-            let outcome = storage.download(asking.reader(), &bucket, &found, &place).await;
-            if outcome.is_err() {
-                let _ = std::fs::remove_file(&place);
-            }
-            outcome.map(|()| Arc::new(place))
-        });
-        flights.insert(key, flight.clone());
-        let (driven, stop) = (flight.clone(), self.tasks.stop().clone());
-        self.tasks.spawn("download", async move {
-            tokio::select! {
-                _ = driven.outcome() => {}
-                () = stop.cancelled() => {}
-            }
-        });
-        flight
+        left -= bytes;
+        for found in found {
+            let bucket = object.bucket().to_owned();
+            seen.insert((bucket.clone(), found.name.clone()));
+            wanted.push(Wanted { asked: found.name == object.name(), bucket, found });
+        }
     }
+    (wanted, refused)
 }
 
 /// The objects of a name: the object itself, else the objects below it.
@@ -371,6 +298,49 @@ async fn look(storage: &Storage, by: Reader<'_>, object: &Object) -> Result<Vec<
     Ok(all)
 }
 
-fn uri(wanted: &Wanted) -> String {
-    crate::quote::path(std::path::Path::new(&format!("gs://{}/{}", wanted.bucket, wanted.found.name)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(text: &str) -> Object {
+        Object::parse(text).unwrap()
+    }
+
+    fn found(name: &str, size: u64) -> Found {
+        Found { name: name.into(), generation: 1, size, crc32c: None }
+    }
+
+    #[test]
+    fn what_is_mounted_is_told_however_much_is_refused() {
+        let refused = (0..9).map(|n| format!("refusal {n}")).collect();
+        let lines = lines(refused, vec!["1 object of gs://bucket".into()]);
+        assert_eq!(lines.len(), 10);
+        assert_eq!(
+            lines[7..],
+            ["refusal 7", "1 more objects or folders are not fetched", "1 object of gs://bucket"]
+        );
+    }
+
+    #[test]
+    fn without_a_token_all_that_is_named_counts() {
+        let objects = ["bucket/a", "bucket/b", "bucket/c"].map(object);
+        let why = "there is no token";
+        let first = "gs://bucket/a is not fetched: there is no token";
+        let more = "2 more objects or folders are not fetched for the same reason";
+        assert_eq!(none_fetched(&objects, why), [first, more]);
+        assert_eq!(none_fetched(&objects[..1], why), [first]);
+    }
+
+    #[test]
+    fn an_object_that_is_named_twice_counts_once() {
+        let looked = vec![
+            (object("bucket/dir/a"), Ok(vec![found("dir/a", 6)])),
+            (object("bucket/dir"), Ok(vec![found("dir/a", 6), found("dir/b", 4)])),
+            (object("bucket/c"), Ok(vec![found("c", 1)])),
+        ];
+        let (wanted, refused) = fitting(looked, 10);
+        let named: Vec<_> = wanted.iter().map(|one| (one.found.name.as_str(), one.asked)).collect();
+        assert_eq!(named, [("dir/a", true), ("dir/b", false)]);
+        assert!(refused.len() == 1 && refused[0].starts_with("gs://bucket/c is not fetched"), "{refused:?}");
+    }
 }

@@ -5,6 +5,9 @@ mod cache;
 mod check;
 mod child;
 mod conformance;
+mod contents;
+#[cfg(test)]
+mod contents_tests;
 mod control;
 mod credentials;
 mod cut_off;

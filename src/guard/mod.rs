@@ -12,6 +12,8 @@
 //! * Streams: `stream` checks any file as it passes: `judge` single files, `archive` tar, `zip`, `unpack` and
 //!   `zstd` compressed data; `found` is their shared state, `image` reads an image as a whole.
 
+#[cfg(test)]
+mod archive_tests;
 mod binary;
 pub mod content;
 mod encoded;
@@ -40,6 +42,8 @@ pub mod walk;
 #[cfg(test)]
 mod walk_tests;
 mod work;
+#[cfg(test)]
+mod work_tests;
 mod zstd;
 
 use std::fmt;

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use super::archive_tests::noise;
 use super::memory::Memory;
-use super::stream_tests::{gzip, noise, tar_of};
+use super::stream_tests::{gzip, tar_of};
 use super::tests::{aws_file, service_account, user};
 use super::walk::{Budget, Seen, look};
 use super::{Guard, Kind, Rules};

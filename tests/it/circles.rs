@@ -4,8 +4,6 @@
 //! re-export counts as what it names. A module and its ancestors may know each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 use crate::architecture::{before_tests, sources};
 
@@ -299,14 +297,4 @@ fn what_is_no_circle_is_not_found() {
     // A parent and its child.
     let files = [("p/mod.rs", "mod a; use a::A; struct P;"), ("p/a.rs", "use super::P;")];
     assert!(made_up(&files).is_empty());
-}
-
-#[test]
-fn the_list_of_circles_names_files() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for module in ALLOWED.iter().flat_map(|(circle, _)| *circle) {
-        let path = root.join(module.replace("::", "/"));
-        let there = path.with_extension("rs").exists() || fs::exists(path.join("mod.rs")).unwrap();
-        assert!(there, "{module} is not there");
-    }
 }

@@ -100,7 +100,11 @@ async fn who_pays_is_said_in_every_request() {
     bench.fake.wants_payer("payer-project");
     refused(bench.read("dir/a").await, "who reads from this bucket pays");
     let by = |project: &'static str| Reader { user_project: Some(project), ..bench.by() };
-    refused(bench.storage.object(by("another"), "bucket", "dir/a").await, "may not charge the quota project");
+    refused(
+        bench.storage.object(by("another"), "bucket", "dir/a").await,
+        "roles/storage.objectViewer on bucket, or, if it may not charge the quota project another: grant it \
+         roles/serviceusage.serviceUsageConsumer there",
+    );
     let by = by("payer-project");
     let found = bench.storage.list(by, "bucket", "dir/", 10).await.unwrap();
     bench.storage.download(by, "bucket", &found[0], &bench.folder.0.join("file")).await.unwrap();
@@ -132,6 +136,11 @@ async fn refusals_say_what_to_do() {
     let stranger = Secret::new("ya29.another".into());
     let by = Reader { token: &stranger, ..bench.by() };
     refused(bench.storage.object(by, "bucket", "a").await, "does not take the token");
+    // Plain text, as errors of requests for content are: no proxy's.
+    bench.fake.play("media", Play::Status(403));
+    refused(bench.read("a").await, "answered 403: reader@p.iam.gserviceaccount.com may not read it");
+    let hex = "0123456789abcdef0123456789abcdef";
+    refused(bench.storage.object(bench.by(), hex, "a").await, "objectViewer on (random text, not shown)");
     bench.fake.play("list", Play::Status(404));
     refused(bench.storage.list(bench.by(), "bucket", "x/", 10).await, "there is no bucket bucket");
 }

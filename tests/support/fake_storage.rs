@@ -219,7 +219,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         let hanging = matches!(play, Some(Play::Hang)).then(|| state.hanging.clone());
         (state.judged(kind, account, bucket, &name.unwrap_or_default(), &query), play, hanging)
     };
-    let reply = played(reply, play).await;
+    let reply = played(reply, play, media).await;
     drop(hanging);
     Ok(reply)
 }
@@ -235,6 +235,10 @@ impl State {
     ) -> (u16, Bytes) {
         let error = |status: u16, reason: &str| {
             let message = format!("{CANARY}-in-a-message");
+            // As the real one answers requests for content.
+            if kind == "media" {
+                return (status, Bytes::from(message));
+            }
             let body = json!({"error": {"code": status, "message": message,
                 "errors": [{"message": message, "domain": "global", "reason": reason}]}});
             (status, Bytes::from(body.to_string()))
@@ -242,7 +246,7 @@ impl State {
         let Some(account) = account else { return error(401, "authError") };
         match (&self.payer, query.get("userProject")) {
             (Some(_), None) => return error(400, "required"),
-            (Some(payer), Some(said)) if payer != said => return error(403, "USER_PROJECT_DENIED"),
+            (Some(payer), Some(said)) if payer != said => return error(403, "forbidden"),
             _ => {}
         }
         let one = (account, bucket.to_owned());
@@ -282,7 +286,7 @@ impl State {
     }
 }
 
-async fn played((status, content): (u16, Bytes), play: Option<Play>) -> Reply {
+async fn played((status, content): (u16, Bytes), play: Option<Play>, media: bool) -> Reply {
     let whole = |status: u16, content: Bytes| {
         let body = Full::new(content).map_err(|never: Infallible| match never {});
         Response::builder().status(status).body(BodyExt::boxed(body)).unwrap()
@@ -294,6 +298,7 @@ async fn played((status, content): (u16, Bytes), play: Option<Play>) -> Reply {
             whole(status, content)
         }
         Some(Play::Hang) => std::future::pending().await,
+        Some(Play::Status(status)) if media => whole(status, CANARY.into()),
         Some(Play::Status(status)) => whole(status, json!({"error": {"message": CANARY}}).to_string().into()),
         Some(Play::Page) => whole(403, format!("<html>{CANARY}</html>").into()),
         Some(Play::Redirect) => {

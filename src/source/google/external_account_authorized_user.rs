@@ -32,7 +32,7 @@ pub(super) struct ExternalAccountAuthorizedUser {
 
 impl fmt::Debug for ExternalAccountAuthorizedUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Workforce({:?})", self.audience)
+        write!(f, "ExternalAccountAuthorizedUser({:?})", self.audience)
     }
 }
 

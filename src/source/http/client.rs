@@ -1,4 +1,4 @@
-//! The only HTTP client for Google: with limits on time, tries and bytes.
+//! The HTTP client for Google and other issuers of tokens: with limits on time, tries and bytes.
 //!
 //! No text made here contains a body: an answer is reduced to its status and its error code, in the formats
 //! of RFC 6749 section 5.2 and google.rpc.Status.
@@ -203,7 +203,7 @@ impl Upstream {
         let response = client.request(request).await.map_err(|error| Fault::lost(call.url, &error))?;
         let (head, body) = response.into_parts();
         let date = head.headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?));
-        // GET requests go to this machine or to the job's own system, whose clock is not Google's.
+        // GET requests also go to this machine and to the job's own system, whose clocks are not Google's.
         if let Some(date) = date.filter(|_| call.method == Method::POST) {
             self.skew.note(sent.wall, date);
         }

@@ -113,18 +113,18 @@ impl Denial {
         let error = &body["error"];
         let details = error["details"].as_array();
         let reason = details.and_then(|all| all.iter().find_map(|one| code(&one["reason"])));
-        // The form of Cloud Storage's JSON API.
-        let reason = reason.or_else(|| code(&error["errors"][0]["reason"]));
-        // VPC Service Controls report it as a violation: google.rpc.PreconditionFailure.
+        // VPC Service Controls report it as a violation: google.rpc.PreconditionFailure. The form of Cloud
+        // Storage's JSON API comes last, because its `forbidden` says less.
         let violation = details.and_then(|all| {
             all.iter().find_map(|one| code(&one["violations"][0]["type"]).filter(|_| status == 403))
         });
         let violation = violation.map(|_| "SECURITY_POLICY_VIOLATED".to_owned());
+        let reason = reason.or(violation).or_else(|| code(&error["errors"][0]["reason"]));
         Self {
             host: host(url),
             status,
             code: code(error).or_else(|| code(&error["status"])),
-            reason: code(&body["error_subtype"]).or(reason).or(violation),
+            reason: code(&body["error_subtype"]).or(reason),
             foreign: matches!(status, 300..=399 | 407 | 511) || status == 403 && !body.is_object(),
         }
     }
@@ -191,6 +191,24 @@ mod tests {
             "[]",
         ] {
             assert_eq!(read(503, body), "a.example answered 503", "{body}");
+        }
+    }
+
+    #[test]
+    fn of_many_reasons_the_one_that_says_most_counts() {
+        let read = |error: Value| {
+            let body = serde_json::json!({ "error": error }).to_string();
+            Denial::read("https://a.example/t", 403, body.as_bytes()).reason.unwrap_or_default()
+        };
+        let old = serde_json::json!([{ "reason": "forbidden" }]);
+        let violation = serde_json::json!({ "violations": [{ "type": "VPC_SERVICE_CONTROLS" }] });
+        let detail = serde_json::json!({ "reason": "SERVICE_DISABLED" });
+        for (details, wanted) in [
+            (vec![], "forbidden"),
+            (vec![violation.clone()], "SECURITY_POLICY_VIOLATED"),
+            (vec![violation, detail], "SERVICE_DISABLED"),
+        ] {
+            assert_eq!(read(serde_json::json!({ "details": details, "errors": old })), wanted);
         }
     }
 

@@ -1,8 +1,9 @@
 //! Cloud Storage objects by the JSON API: an object's metadata, listings by prefix, an object's content.
 //!
-//! <https://cloud.google.com/storage/docs/json_api/v1/objects>. All requests use the one HTTP client, with
-//! its proxy and limits; redirects are not followed, because the token would be sent along. Objects with the
-//! `Content-Encoding` gzip are downloaded as stored, as Cloud Storage FUSE shows them.
+//! <https://cloud.google.com/storage/docs/json_api/v1/objects>. All requests use the HTTP client of the
+//! sources, with the host's proxies; redirects are not followed, because the token would be sent along. A
+//! download is limited by the size that the object's metadata say. Objects with the `Content-Encoding` gzip
+//! are downloaded as stored, as Cloud Storage FUSE shows them.
 
 mod crc32c;
 
@@ -22,15 +23,18 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::process;
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::{Denial, Fault};
 use crate::source::http::request::{Answer, Call};
 
-/// Names per page: even with the longest names, a page stays below the size limit of an answer.
-const PAGE: usize = 500;
-const MOST_PAGES: usize = 200;
+/// Names per page: a name has at most 1024 bytes, each at most 6 bytes in JSON, so a page stays below the size
+/// limit of an answer.
+const PAGE: usize = 100;
+/// A page may have fewer names than were asked for.
+const MOST_PAGES: usize = 1000;
 /// Queue length, in pieces of an object that wait to be written to disk.
 const WAITING: usize = 16;
 /// Longest error text that is read, in bytes.
@@ -192,7 +196,10 @@ impl Storage {
         if !head.status.is_success() {
             let read = timeout(silence, Limited::new(body, LONGEST_ERROR).collect()).await;
             let text = read.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
-            return Err(Fault::Denied(Denial::read(url, head.status.as_u16(), &text)));
+            let mut denial = Denial::read(url, head.status.as_u16(), &text);
+            // Errors of requests for content come as plain text.
+            denial.foreign &= denial.status != 403 || is_page(&text);
+            return Err(Fault::Denied(denial));
         }
         let (pieces, arriving) = mpsc::channel(WAITING);
         let (file, wanted) = (file.to_owned(), object.clone());
@@ -265,7 +272,7 @@ fn found(written: Written, answer: &Answer) -> Result<Found, SourceError> {
 /// Turns a fault into an error that tells the user what to do.
 fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
     let Fault::Denied(denial) = &fault else { return fault.into() };
-    let account = by.account;
+    let (account, bucket) = (by.account, quote::name(bucket));
     let reason = denial.reason.as_deref();
     if denial.foreign {
         return fault.into();
@@ -277,19 +284,30 @@ fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
         401 => format!(
             "{denial}: it does not take the token of {account}; is endpoints.storage the right place?"
         ),
-        403 if reason == Some("USER_PROJECT_DENIED") => format!(
-            "{denial} (USER_PROJECT_DENIED): {account} may not charge the quota project; grant it \
-             roles/serviceusage.serviceUsageConsumer there, or name another one (quota_project)"
-        ),
         403 if reason == Some("SECURITY_POLICY_VIOLATED") => format!(
             "{denial} (SECURITY_POLICY_VIOLATED): a perimeter of VPC Service Controls keeps {account} from it"
         ),
         403 => {
-            format!("{denial}: {account} may not read it; grant it roles/storage.objectViewer on {bucket}")
+            let payer = by.user_project.map(|project| {
+                let project = quote::name(project);
+                format!(
+                    ", or, if it may not charge the quota project {project}: grant it \
+                     roles/serviceusage.serviceUsageConsumer there"
+                )
+            });
+            format!(
+                "{denial}: {account} may not read it; grant it roles/storage.objectViewer on {bucket}{}",
+                payer.unwrap_or_default()
+            )
         }
         404 => format!("{denial}: there is no bucket {bucket}, or no such object any more"),
         _ => return fault.into(),
     })
+}
+
+/// Whether a body is HTML or XML: a proxy's or a firewall's.
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 /// Percent-encodes a path segment or a query value.

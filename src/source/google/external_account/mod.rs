@@ -54,7 +54,7 @@ pub(super) struct ExternalAccount {
 
 impl fmt::Debug for ExternalAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Federated({:?}, from {})", self.audience, self.subject.place())
+        write!(f, "ExternalAccount({:?}, from {})", self.audience, self.subject.place())
     }
 }
 

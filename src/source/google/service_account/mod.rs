@@ -55,7 +55,7 @@ pub(crate) struct ServiceAccount {
 
 impl fmt::Debug for ServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({:?})", self.email)
+        write!(f, "ServiceAccount({:?})", self.email)
     }
 }
 
