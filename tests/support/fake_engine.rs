@@ -23,6 +23,7 @@ impl Seen {
     }
 }
 
+#[derive(Clone)]
 pub(crate) enum Act {
     Send(Vec<u8>),
     /// Waits until the peer closes its connection; what it still sends is dropped.

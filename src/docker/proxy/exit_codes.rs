@@ -271,8 +271,12 @@ impl Proxy {
             let bodies = answers.into_iter().map(|answer| answer.into_body().collect());
             let mut bodies = FuturesUnordered::from_iter(bodies);
             let mut outcome = Exit::Lost;
-            while let (Exit::Lost, Some(body)) = (&outcome, bodies.next().await) {
+            while let Some(body) = bodies.next().await {
                 outcome = body.map_or(Exit::Lost, |body| known(body.to_bytes()));
+                // The other wait may never be answered: Podman keeps one for a container that is gone.
+                if matches!(outcome, Exit::Known(..)) {
+                    break;
+                }
             }
             exits.settle(&container, &exit, outcome);
         });
