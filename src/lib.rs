@@ -27,7 +27,8 @@
 //! | | `loopback` | paths of containers on the host's network |
 //! | | `registry` | which address has which lease |
 //! | | `source` | where tokens come from |
-//! | 1 | `guard` | finds keys in files, archives, images and variables |
+//! | 1 | `certificates` | of the TLS listener: made, written, removed |
+//! | | `guard` | finds keys in files, archives, images and variables |
 //! | | `inputs` | which objects of Cloud Storage a task names |
 //! | | `kfp` | recognises tasks of Kubeflow pipelines |
 //! | | `mounts` | mounts beyond those of the create request |
@@ -76,6 +77,7 @@
 //! * *room*: a file or folder of `src`; *storey*: rooms that import only from below.
 
 pub mod app;
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod console;

@@ -68,9 +68,10 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
             let ask = app::RunAsk { command: &command, processes };
             wait_for(app::run(&config, env, ask, console))?
         }
-        Command::Serve { shared, listen, open, name, stdin } => {
+        Command::Serve { shared, listen, open, name, stdin, tls, tls_listen } => {
             let (config, console) = resolve(shared, env)?;
-            let ask = app::ServeAsk { name: name.as_deref(), open, stdin };
+            let tls = tls.as_deref().map(|folder| app::TlsAsk { folder, at: tls_listen });
+            let ask = app::ServeAsk { name: name.as_deref(), open, stdin, tls };
             match listen {
                 None => wait_for(app::serve(&config, env, ask, console, print))?,
                 Some(at) => wait_for(app::listen(&config, env, at, ask, console, print))?,

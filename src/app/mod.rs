@@ -30,6 +30,7 @@ mod serve;
 mod session;
 mod sessions;
 mod status;
+mod tls;
 
 pub use check::check;
 pub use conformance::{Target, conformance};
@@ -42,6 +43,7 @@ pub use run::{Ask as RunAsk, run};
 pub use scan::{Ask as ScanAsk, Form as ScanForm, scan};
 pub use serve::{Ask as ServeAsk, listen, serve};
 pub use status::status;
+pub use tls::Ask as TlsAsk;
 
 use std::fmt::Display;
 

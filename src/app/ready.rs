@@ -1,5 +1,7 @@
 //! The output of `serve` on stdout once it is ready: lines for a shell, or one line of JSON for a program.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -53,11 +55,34 @@ impl Ready {
             return;
         }
         for (name, value) in &self.environment {
-            print(&format!("export {name}={}", value.as_str().unwrap_or_default()));
+            print(&format!("export {name}={}", for_a_shell(value.as_str().unwrap_or_default())));
         }
         if let Some(place) = &self.page {
             // A comment, so that a shell may evaluate all of stdout.
             print(&format!("# who holds which token: {place}"));
         }
+    }
+}
+
+/// A directory that the user named can hold anything; a shell has to read it as one word.
+fn for_a_shell(text: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into();
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_one_word() {
+        assert_eq!(for_a_shell("unix:///run/user/1000/a.sock"), "unix:///run/user/1000/a.sock");
+        let hostile = "/a b/it's; $(touch x)`";
+        let mut shell = std::process::Command::new("sh");
+        let out = shell.arg("-c").arg(format!("printf %s {}", for_a_shell(hostile)));
+        assert_eq!(String::from_utf8(out.output().unwrap().stdout).unwrap(), hostile);
     }
 }

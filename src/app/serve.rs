@@ -16,6 +16,8 @@ use super::ready::{Ready, UNSET};
 use super::run::{close, open};
 use super::runtime_dir::{private_folder, runtime_folder};
 use super::session::{Session, recorder, session_id};
+use super::tls::{self, Tls};
+use crate::certificates::Folder;
 use crate::config::{Config, Environment};
 use crate::console::{Console, Form};
 use crate::docker::proxy::WINNING;
@@ -31,6 +33,8 @@ pub struct Ask<'a> {
     pub open: bool,
     /// Ends with its stdin.
     pub stdin: bool,
+    /// Serves the Docker API with TLS as well.
+    pub tls: Option<tls::Ask<'a>>,
 }
 
 /// Prints the line that connects a shell to the session, and serves until it is stopped. `print` writes to
@@ -53,9 +57,14 @@ pub async fn serve(
             ));
         }
     };
+    let tls = match ask.tls {
+        Some(ask) => Some(Tls::take(ask).await?),
+        None => None,
+    };
     let mut session = open(config, env, "serve", &mut signals, &console).await?;
-    let outcome = match show(&session, name.as_ref(), given, config.form, &console, print).await {
-        Ok(()) => {
+    let places = Places { name: name.as_ref(), given, tls };
+    let outcome = match show(&session, places, (config, env), &console, print).await {
+        Ok(_folder) => {
             activation::tell(env, "READY=1");
             tokio::select! {
                 _ = signals.next() => Ok(Ended::Done),
@@ -74,15 +83,22 @@ fn signals(ask: Ask<'_>) -> Result<Signals, Failure> {
     if ask.stdin { signals.with_input().map_err(|e| broken("read stdin", e)) } else { Ok(signals) }
 }
 
-/// Opens the additional sockets and the page of the session, and prints their addresses.
+/// Where the Docker API is served, besides the session's own socket.
+struct Places<'a> {
+    name: Option<&'a Name>,
+    given: Vec<Given>,
+    tls: Option<Tls>,
+}
+
+/// Opens the additional sockets and the page of the session, and prints their addresses. Returns the folder of
+/// certificates, whose files go when it is dropped.
 async fn show(
     session: &Session,
-    name: Option<&Name>,
-    given: Vec<Given>,
-    form: Form,
+    Places { name, given, tls }: Places<'_>,
+    (config, env): (&Config, &Environment),
     console: &Console,
     print: impl Fn(&str),
-) -> Result<(), Failure> {
+) -> Result<Option<Folder>, Failure> {
     let id = &session.metadata.network.session;
     let mut socket = session.socket.clone();
     if let Some(name) = name {
@@ -101,15 +117,21 @@ async fn show(
             None
         }
     };
-    let docker_host = ("DOCKER_HOST".into(), format!("unix://{socket}"));
-    let environment = std::iter::once(docker_host).chain(session.credentials.extra_environment());
+    let (leading, folder, unset) = match tls {
+        Some(tls) => {
+            let (variables, folder) = tls.serve(session, env, console)?;
+            (Vec::from(variables), Some(folder), &tls::UNSET)
+        }
+        None => (vec![("DOCKER_HOST".into(), format!("unix://{socket}"))], None, &UNSET),
+    };
+    let environment = leading.into_iter().chain(session.credentials.extra_environment());
     let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
-    Ready { session, name, page, unset: &UNSET, socket: Some(socket), ..Ready::new(environment) }
-        .print(form, print);
-    if form != Form::Json {
+    Ready { session, name, page, unset, socket: Some(socket), ..Ready::new(environment) }
+        .print(config.form, print);
+    if config.form != Form::Json {
         console.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
     }
-    Ok(())
+    Ok(folder)
 }
 
 /// The metadata server on a loopback address, without an engine.

@@ -58,10 +58,10 @@ pub(super) struct Session {
     console: Console,
     /// Whether the session was ever ready; otherwise no line reports its end.
     live: bool,
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
     pub(super) metadata: Arc<MetadataNetwork>,
     pub(super) lifecycle: Arc<Lifecycle>,
-    proxy: Arc<Settings>,
+    pub(super) proxy: Arc<Settings>,
     inputs: Option<Arc<Inputs>>,
     /// The path of the control socket.
     control: PathBuf,

@@ -55,6 +55,13 @@ pub enum Command {
         /// Ends when its stdin ends, and so with the program that started it
         #[arg(long)]
         stdin: bool,
+        /// Serves the Docker API with TLS as well, for clients that cannot open the socket; their ca.pem, cert.pem and
+        /// key.pem are in DIR (DOCKER_CERT_PATH) until the session ends
+        #[arg(long, value_name = "DIR", conflicts_with = "listen")]
+        tls: Option<PathBuf>,
+        /// Where --tls listens; beyond the loopback, whoever has key.pem can use the engine over the network
+        #[arg(long, value_name = "IP:PORT", requires = "tls", default_value = "127.0.0.1:0")]
+        tls_listen: SocketAddr,
     },
     /// Says whether run would work: engine, rights, network, credential, one token minted
     #[command(after_help = CODES)]
@@ -395,6 +402,8 @@ mod tests {
             "serve --listen 8174",
             "serve --name ../up",
             "serve --name x --listen 127.0.0.1:0",
+            "serve --tls x --listen 127.0.0.1:0",
+            "serve --tls-listen 127.0.0.1:0",
             "check --quiet --json",
             "check --offline --impersonate a@b",
             "config",

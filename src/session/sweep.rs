@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::{BACK_WITHIN, detach_stopped};
+use crate::certificates;
 use crate::console::Console;
 use crate::docker::members::Member;
 use crate::docker::network::Network;
@@ -60,7 +61,7 @@ pub(super) async fn sweep(
         |session: &str| alive.iter().chain(left.iter().map(|network| &network.session)).any(|s| s == session);
     for path in left_files(sockets).await {
         if !stem(&path).is_some_and(held) {
-            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            remove(&path);
         }
     }
     Ok(left)
@@ -117,8 +118,16 @@ async fn dead(
     Ok(Some(networks))
 }
 
-/// What dead sessions left in the folder: sockets without a listener, links to them, and the directories of
-/// `run --processes`. Connects to sockets of sessions only: a connection to another one, such as that of a
+fn remove(path: &Path) {
+    let _ = match path.extension().and_then(OsStr::to_str) {
+        Some("tls") => return certificates::remove_left(path),
+        _ if path.is_dir() => std::fs::remove_dir_all(path),
+        _ => std::fs::remove_file(path),
+    };
+}
+
+/// What dead sessions left in the folder: sockets without a listener, links to them and to the certificates of
+/// `serve --tls`, and the directories of `run --processes`. Connects to sockets of sessions only: a connection to another one, such as that of a
 /// service manager, would start what it is for.
 async fn left_files(folder: &Path) -> Vec<PathBuf> {
     let mut left = vec![];
@@ -126,7 +135,7 @@ async fn left_files(folder: &Path) -> Vec<PathBuf> {
         let path = entry.path();
         let socket = match path.extension().and_then(OsStr::to_str) {
             Some("sock" | "ctl") => std::fs::read_link(&path).unwrap_or_else(|_| path.clone()),
-            Some("gcloud") => path.with_extension("sock"),
+            Some("gcloud" | "tls") => path.with_extension("sock"),
             _ => continue,
         };
         let nobody = |error: std::io::Error| {

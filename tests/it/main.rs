@@ -42,6 +42,7 @@ mod sources_host;
 mod stampede;
 mod storage;
 mod suspend;
+mod tls;
 mod verbosity;
 
 #[path = "../support/mod.rs"]

@@ -24,7 +24,7 @@ FEATURES = [
     ("events that come late or in another order", "order"),
     ("a container's end, its last token, a dead relay", "alone::death"),
     ("the engine restarts under a session", "alone::restart"),
-    ("engines on tcp with TLS and behind ssh", "far"),
+    ("engines on tcp with TLS and behind ssh; `serve --tls`", "far tls"),
     ("an engine with files of its own (in a VM): binds, volumes, loads", "alone::vm"),
     ("hundreds of containers, none missed", "stress"),
     ("`isolation = \"network\"`", "cells"),

@@ -70,6 +70,7 @@ pub(crate) struct Stand {
     pub(crate) lifecycle: Lifecycle,
     heard: Heard,
     tasks: Tasks,
+    settings: Arc<Settings>,
     thread: Option<std::thread::JoinHandle<()>>,
     _scratch: Option<Scratch>,
 }
@@ -99,7 +100,7 @@ impl Stand {
         let heard = Heard::default();
         let (exits, reserved, closing) = (ExitCodes::default(), Reserved::default(), Closing::default());
         let (lifecycle, tasks) = (Lifecycle::default(), Tasks::new());
-        let settings = Settings {
+        let settings = Arc::new(Settings {
             upstream: upstream.into(),
             product: kfp_creds::docker::Product::Docker,
             session: "0123abcd".into(),
@@ -129,7 +130,8 @@ impl Stand {
             fetching,
             ask,
             tasks: tasks.clone(),
-        };
+        });
+        let served = settings.clone();
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         listener.set_nonblocking(true).unwrap();
         let answers = lifecycle.clone();
@@ -137,14 +139,30 @@ impl Stand {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let tasks = settings.tasks.clone();
+                let tasks = served.tasks.clone();
                 tasks.spawn("lifecycle", answer(asked, answers));
-                proxy::serve(listener, Arc::new(settings)).await;
+                proxy::serve(listener, served).await;
                 tasks.finish(Duration::from_secs(2)).await;
             });
         });
         let thread = Some(thread);
-        Self { socket, exits, reserved, closing, lifecycle, heard, tasks, thread, _scratch: None }
+        Self { socket, exits, reserved, closing, lifecycle, heard, tasks, settings, thread, _scratch: None }
+    }
+
+    /// Serves the same with TLS, as `serve --tls` does, until the stand is dropped; returns the port.
+    pub(crate) fn serve_tls(&self, config: Arc<rustls::ServerConfig>) -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let settings = self.settings.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                proxy::serve_tls(listener, config, settings).await;
+            });
+        });
+        port
     }
 
     /// Everything that was said to the person at the terminal.

@@ -370,7 +370,7 @@ async fn to_its_end(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + 
 /// Copies to the end of `from`, passes the end on, and returns when the peer of `from` has closed both
 /// directions. A failed write is no reason to return: the other side may hold output that is still to be
 /// read, and the copy of that direction ends the pair.
-async fn one_way(mut from: ReadHalf<'_>, mut to: impl AsyncWrite + Unpin) {
+pub(super) async fn one_way(mut from: ReadHalf<'_>, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
     // A half-closed peer still reads. No event reports the second close without also firing whenever the

@@ -45,5 +45,6 @@ mod starts;
 mod streams;
 mod stress;
 mod terminal;
+mod tls;
 mod unknown;
 mod visible;

@@ -1,0 +1,236 @@
+//! The folder that clients are shown as `DOCKER_CERT_PATH`: `ca.pem`, `cert.pem` and `key.pem`, 0600. It is one
+//! that the user names, so nothing is overwritten or removed there but files that begin with our own line.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::Certificates;
+use crate::quote;
+
+/// The names that Docker's clients look for.
+const NAMES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
+/// How the first line of each file begins, before the session's id. Readers of PEM skip what is before a section.
+const MARK: &str = "kfp-creds session ";
+
+/// A folder held by this process until the value is dropped; then its files are gone. The kernel releases the
+/// lock of a killed process.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Whether the folder itself was made here.
+    made: bool,
+    /// The link that shows the next start what to remove, and the session whose files it is about.
+    linked: Option<(PathBuf, String)>,
+    _lock: File,
+}
+
+impl Folder {
+    /// Takes `folder` for one session, and makes it if it is not there. The error is one line that says what to
+    /// do.
+    pub fn take(folder: &Path) -> Result<Self, String> {
+        let shown = quote::path(folder);
+        let failed = |error: io::Error| format!("{shown}: {error}");
+        let made = match DirBuilder::new().mode(0o700).create(folder) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        let path = folder.canonicalize().map_err(failed)?;
+        let found = path.metadata().map_err(failed)?;
+        let own = rustix::process::geteuid().as_raw();
+        if !found.is_dir() {
+            return Err(format!("{shown}: is no directory; name one, or a path where none is yet"));
+        }
+        if found.uid() != own {
+            let theirs = found.uid();
+            return Err(format!(
+                "{shown}: belongs to user {theirs}; start kfp-creds as that user, who reads it"
+            ));
+        }
+        if found.permissions().mode() & 0o022 != 0 {
+            return Err(format!(
+                "{shown}: others may write to it; chmod go-w it, or name a directory of your own"
+            ));
+        }
+        let lock = File::open(&path).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(format!(
+                    "{shown}: another session has its certificates there; name another directory"
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let taken = Self { path, made, linked: None, _lock: lock };
+        for file in taken.files() {
+            match file.symlink_metadata() {
+                // Nobody holds the lock, so these are a dead session's.
+                Ok(_) if session_of(&file).is_some() => std::fs::remove_file(&file).map_err(failed)?,
+                Ok(_) => {
+                    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    return Err(format!("{shown}: has a {name} that is not ours; name an empty directory"));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Writes the files of `session`, and beside its socket in `sockets` a link for the case that it is killed.
+    pub fn write(&mut self, certificates: &Certificates, session: &str, sockets: &Path) -> io::Result<()> {
+        let link = sockets.join(format!("{session}.tls"));
+        let _ = std::fs::remove_file(&link);
+        symlink(&self.path, &link)?;
+        self.linked = Some((link, session.into()));
+        let texts = [&certificates.authority, &certificates.client, certificates.key.expose()];
+        for (file, text) in self.files().into_iter().zip(texts) {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+            write!(file, "{MARK}{session}: removed when it ends\n{text}")?;
+        }
+        Ok(())
+    }
+
+    /// The absolute path, for clients.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn files(&self) -> [PathBuf; 3] {
+        NAMES.map(|name| self.path.join(name))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Some((link, session)) = &self.linked {
+            remove_files(&self.path, session);
+            let _ = std::fs::remove_file(link);
+        }
+        if self.made {
+            // Fails if somebody put something else there, which stays.
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// Removes what the killed session of `link` left in its folder, and the link.
+pub fn remove_left(link: &Path) {
+    if let (Ok(folder), Some(session)) = (std::fs::read_link(link), link.file_stem().and_then(OsStr::to_str))
+    {
+        remove_files(&folder, session);
+    }
+    let _ = std::fs::remove_file(link);
+}
+
+fn remove_files(folder: &Path, session: &str) {
+    for file in NAMES.map(|name| folder.join(name)) {
+        if session_of(&file).as_deref() == Some(session) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// The session whose file this is, if it is one of ours.
+fn session_of(file: &Path) -> Option<String> {
+    if !file.symlink_metadata().is_ok_and(|found| found.is_file()) {
+        return None;
+    }
+    let mut line = String::new();
+    let mut start = BufReader::new(io::Read::take(File::open(file).ok()?, 128));
+    start.read_line(&mut line).ok()?;
+    line.strip_prefix(MARK)?.split_once(':').map(|(session, _)| session.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn place(name: &str) -> PathBuf {
+        let place = std::env::temp_dir().join(format!("kc-certificates-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&place);
+        std::fs::create_dir_all(place.join("sockets")).unwrap();
+        place
+    }
+
+    fn written(at: &Path, session: &str) -> Folder {
+        let certificates =
+            Certificates::make(session, Ipv4Addr::LOCALHOST.into(), SystemTime::now()).unwrap();
+        let mut folder = Folder::take(&at.join("tls")).unwrap();
+        folder.write(&certificates, session, &at.join("sockets")).unwrap();
+        folder
+    }
+
+    fn left(at: &Path) -> usize {
+        let count = |path: &str| std::fs::read_dir(at.join(path)).map_or(0, Iterator::count);
+        count("tls") + count("sockets")
+    }
+
+    #[test]
+    fn files_are_ours_alone_and_go_with_the_session() {
+        let at = place("alone");
+        let folder = written(&at, "0badcafe");
+        for file in folder.files() {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+        assert_eq!(at.join("tls").metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let refusal = Folder::take(&at.join("tls")).unwrap_err();
+        assert!(refusal.contains("another session has its certificates there"), "{refusal}");
+        drop(folder);
+        assert!(left(&at) == 0 && !at.join("tls").exists());
+        std::fs::remove_dir_all(&at).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_touched_that_is_not_ours() {
+        let at = place("foreign");
+        let tls = at.join("tls");
+        std::fs::create_dir(&tls).unwrap();
+        std::fs::write(tls.join("key.pem"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        let refusal = Folder::take(&tls).unwrap_err();
+        assert!(refusal.contains("has a key.pem that is not ours"), "{refusal}");
+        std::fs::remove_file(tls.join("key.pem")).unwrap();
+        // A link could lead to a file that begins with our line, and be removed or read in its place.
+        symlink("/etc/hostname", tls.join("cert.pem")).unwrap();
+        assert!(Folder::take(&tls).unwrap_err().contains("has a cert.pem that is not ours"));
+        std::fs::remove_file(tls.join("cert.pem")).unwrap();
+        std::fs::set_permissions(&tls, std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(Folder::take(&tls).unwrap_err().contains("others may write"));
+        std::fs::set_permissions(&tls, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(tls.join("notes.txt"), "mine").unwrap();
+        drop(written(&at, "0badcafe"));
+        assert_eq!(std::fs::read_to_string(tls.join("notes.txt")).unwrap(), "mine");
+        assert_eq!(left(&at), 1);
+        std::fs::remove_dir_all(&at).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_session_left_is_removed_and_what_the_next_one_wrote_is_not() {
+        let at = place("killed");
+        let killed = |session: &str| {
+            let mut folder = written(&at, session);
+            folder.made = false;
+            let linked = folder.linked.take();
+            drop(folder);
+            linked.unwrap().0
+        };
+        let link = killed("0badcafe");
+        assert_eq!(left(&at), 4);
+        remove_left(&link);
+        assert_eq!(left(&at), 0);
+        // The next one takes the same folder before anybody sweeps.
+        let link = killed("0badcafe");
+        let next = written(&at, "00c0ffee");
+        remove_left(&link);
+        assert!(next.files().iter().all(|file| session_of(file).as_deref() == Some("00c0ffee")));
+        drop(next);
+        assert_eq!(left(&at), 0);
+        std::fs::remove_dir_all(&at).unwrap();
+    }
+}
