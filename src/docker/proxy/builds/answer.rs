@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::context::{Context, Told};
+use super::context::{self, Context, Told};
 use super::message::{Messages, Unread};
 use super::upload::Upload;
 use crate::docker::proxy::texts::Key;
@@ -110,10 +110,19 @@ impl<B> Answer<B> {
 
     fn take(&mut self, bytes: Bytes) {
         if let Err(why) = self.read(bytes) {
-            self.out.clear();
-            self.trailers = Some(refused(&why));
-            self.ended = true;
+            self.refuse(&why);
         }
+    }
+
+    /// Ends the answer. Of a context the engine gets the reason as a packet too: at the trailers of a failed call it
+    /// cancels what it is doing, and may then report the cancellation as the cause.
+    fn refuse(&mut self, why: &str) {
+        self.out.clear();
+        if let Some(Reading::Context(_)) = self.reading {
+            self.out.push_back(context::error(&one_line(why)));
+        }
+        self.trailers = Some(refused(why));
+        self.ended = true;
     }
 
     fn read(&mut self, bytes: Bytes) -> Result<(), String> {
@@ -154,8 +163,7 @@ impl<B> Answer<B> {
         self.trailers = trailers;
         let Some(reading) = &mut self.reading else { return };
         if let Err(why) = decide(&self.decide, &self.who, reading.end()) {
-            self.out.clear();
-            self.trailers = Some(refused(&why));
+            self.refuse(&why);
             return;
         }
         self.out.extend(std::iter::from_fn(|| reading.release()));
@@ -189,6 +197,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     }
 }
 
+/// A file name in a message must not start a new line.
+fn one_line(text: &str) -> String {
+    text.chars().map(|char| if char.is_ascii_control() && char != '\x7f' { '?' } else { char }).collect()
+}
+
 /// gRPC's trailers for a call that is not permitted. The engine shows the text to the person who builds.
 pub(super) fn refused(why: &str) -> HeaderMap {
     status(7, why)
@@ -197,11 +210,9 @@ pub(super) fn refused(why: &str) -> HeaderMap {
 /// `grpc-status` and `grpc-message`, in gRPC's percent encoding.
 pub(super) fn status(code: u16, text: &str) -> HeaderMap {
     let mut message = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    for byte in one_line(text).bytes() {
         match byte {
             b'%' | 0x7f.. => message.push_str(&format!("%{byte:02X}")),
-            // A file name in a message must not start a new line.
-            0..0x20 => message.push('?'),
             _ => message.push(char::from(byte)),
         }
     }
@@ -355,6 +366,11 @@ mod tests {
                 assert!(passed.message().contains("a private key at key.pem"), "{:?}", passed.message());
                 let parts = passed.bytes.windows(16).any(|part| part == b"MIIEvgIBADANBgkq");
                 assert!(!parts, "a part of the key went on, in pieces of {size}");
+                let mut messages = Messages::default();
+                messages.push(passed.bytes.into()).unwrap();
+                let last = std::iter::from_fn(|| messages.next().unwrap()).last().unwrap_or_default();
+                let told = last.windows(24).any(|part| part == b"a private key at key.pem");
+                assert_eq!(told, recorded == CONTEXT, "{last:?}");
             }
         }
     }

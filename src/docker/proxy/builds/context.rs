@@ -35,6 +35,20 @@ pub(super) struct Told {
     pub(super) notes: Vec<String>,
 }
 
+/// The message by which a sender of fsutil gives up: type 4, with the reason as its data.
+pub(super) fn error(why: &str) -> Bytes {
+    let mut packet = vec![0x08, 4, 0x22];
+    let mut length = why.len();
+    while length > 0x7f {
+        packet.push((length & 0x7f) as u8 | 0x80);
+        length >>= 7;
+    }
+    packet.push(length as u8);
+    packet.extend_from_slice(why.as_bytes());
+    let prefix = (packet.len() as u64).to_be_bytes();
+    [&[0][..], &prefix[4..], &packet].concat().into()
+}
+
 /// Judges the files of one context as they pass.
 #[derive(Debug)]
 pub(super) struct Context {
