@@ -1,7 +1,10 @@
 //! How a command ends: outcomes and failures, for which `main.rs` chooses the exit codes.
 
+use std::fmt;
+use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// A successful end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,6 +23,88 @@ impl From<ExitStatus> for Ended {
     }
 }
 
+/// What repairs a failure, as far as the place that fails knows it; `check` shows the command.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Remedy {
+    #[default]
+    Unknown,
+    /// The text itself says what to do.
+    InText,
+    /// The engine's authorization plugin has to allow it.
+    AllowInPlugin,
+    /// The engine's disk is full.
+    FreeDisk,
+    /// The engine has no addresses left for networks.
+    FreeNetworks,
+    /// The engine's firewall rules have to be made again.
+    RestoreFirewall,
+    /// A firewall drops packets between containers and the relay.
+    OpenFirewall,
+    /// This engine is not supported.
+    UseAnotherEngine,
+    /// The engine does not answer in time.
+    WakeEngine,
+    /// The engine does not let this user do it.
+    GainRights,
+    /// No engine runs.
+    StartEngine,
+    /// The docker context in use is unusable.
+    LeaveContext,
+    /// The caller needs a role on a service account.
+    /// `to` is an e-mail address, a principal, or the provider of one, if it is known.
+    GrantRole { role: &'static str, account: String, to: Option<String> },
+    /// This service account does not exist, or is not visible.
+    InspectAccount(String),
+    /// A provider of federated identities refuses; its resource name, as in audiences (`//iam.googleapis.com/…`).
+    InspectProvider(String),
+    /// The keys of this service account have to be compared with the one in use.
+    ListKeys(String),
+}
+
+/// Why something failed: the text that a person reads, and what repairs it. Nothing decides by the text.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Reason {
+    text: Arc<str>,
+    pub remedy: Remedy,
+}
+
+impl Reason {
+    pub fn new(text: impl Into<Arc<str>>, remedy: Remedy) -> Self {
+        Self { text: text.into(), remedy }
+    }
+
+    /// For texts that name the next step themselves, with its command or flag.
+    pub fn advice(text: impl Into<Arc<str>>) -> Self {
+        Self::new(text, Remedy::InText)
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self::new(text, Remedy::Unknown)
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Self {
+        Self::new(text, Remedy::Unknown)
+    }
+}
+
+impl Deref for Reason {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// A failure, by its cause. The text is for the terminal: lines of lower-case fragments that say what to do
 /// next, without secrets.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -32,10 +117,10 @@ pub enum Failure {
     NoInput(String),
     /// No credential, or one that cannot mint.
     #[error("{0}")]
-    NoCredential(String),
+    NoCredential(Reason),
     /// The engine cannot be reached, is not supported, or went away.
     #[error("{0}")]
-    Engine(String),
+    Engine(Reason),
     /// A bug in this program.
     #[error("{0}; this is a bug, please report it")]
     Bug(String),

@@ -82,7 +82,7 @@ impl Credentials {
         let request = self.mint.request(&identity, None, None);
         match self.mint.access(&request, Some(Who::Session(&identity)), Duration::from_secs(25)).await {
             Ok(_) => Ok(()),
-            Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why.to_string())),
+            Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why)),
             Err(MintFailure::Transient(why)) => {
                 console.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
                 Ok(())
@@ -153,7 +153,7 @@ const OFFLINE_EMAIL: &str = "offline@kfp-creds.invalid";
 const OFFLINE_PROJECT: &str = "offline-project";
 
 fn no_credential(error: SourceError) -> Failure {
-    Failure::NoCredential(error.to_string())
+    Failure::NoCredential(error.into_reason())
 }
 
 /// The source that the config chooses, for the choices that use Google's credentials.

@@ -27,15 +27,14 @@ pub async fn health(env: &Environment, session: Option<&str>) -> Result<Ended, F
     for peer in peers {
         let said = peer.call("GET", "/status").await?;
         let status: Status = serde_json::from_str(&said)
-            .map_err(|_| Failure::Engine(format!("session {} is of another version", peer.session)))?;
+            .map_err(|_| Failure::Engine(format!("session {} is of another version", peer.session).into()))?;
         // Both are RFC 3339 in UTC and of equal length, so they sort as text.
         let since = status.source.last_failure.filter(|at| status.source.last_mint.as_ref() < Some(at));
         if since.is_some() {
             let why = status.source.why.unwrap_or_default();
-            return Err(Failure::NoCredential(format!(
-                "session {}: no token is minted: {why}",
-                peer.session
-            )));
+            return Err(Failure::NoCredential(
+                format!("session {}: no token is minted: {why}", peer.session).into(),
+            ));
         }
     }
     Ok(Ended::Done)
@@ -54,12 +53,14 @@ pub async fn health_of_listener(at: SocketAddr) -> Result<Ended, Failure> {
         std::io::Result::Ok(answer)
     };
     let answer = match timeout(WITHIN, asking).await {
-        Ok(answer) => answer.map_err(|error| Failure::Engine(format!("{at}: {error}")))?,
-        Err(_) => return Err(Failure::Engine(format!("{at}: no answer within {} s", WITHIN.as_secs()))),
+        Ok(answer) => answer.map_err(|error| Failure::Engine(format!("{at}: {error}").into()))?,
+        Err(_) => {
+            return Err(Failure::Engine(format!("{at}: no answer within {} s", WITHIN.as_secs()).into()));
+        }
     };
     let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
     if head.starts_with("http/1.1 ") && head.contains("\r\nmetadata-flavor: google\r\n") {
         return Ok(Ended::Done);
     }
-    Err(Failure::Engine(format!("{at}: what answers there is no metadata server")))
+    Err(Failure::Engine(format!("{at}: what answers there is no metadata server").into()))
 }

@@ -48,11 +48,11 @@ pub use tls::Ask as TlsAsk;
 use std::fmt::Display;
 
 use crate::docker;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 impl From<docker::EngineError> for Failure {
     fn from(error: docker::EngineError) -> Self {
-        Self::Engine(error.to_string())
+        Self::Engine(Reason::new(error.to_string(), error.remedy()))
     }
 }
 

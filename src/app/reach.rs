@@ -7,14 +7,14 @@ use crate::failure::Failure;
 
 /// The engine, bypassing a proxy of ours: a session inside a session uses the same engine.
 pub(super) async fn reach(config: &Config, env: &Environment) -> Result<Engine, Failure> {
-    let mut endpoint =
-        engine::endpoint(config.engine.as_deref(), config.plain_tcp, env).map_err(Failure::Engine)?;
+    let endpoint = engine::endpoint(config.engine.as_deref(), config.plain_tcp, env);
+    let mut endpoint = endpoint.map_err(Failure::Engine)?;
     if let Some(socket) = endpoint.socket()
         && let Some(behind) = proxy::upstream_of(socket).await
     {
         endpoint = behind;
     }
-    Ok(Engine::reach(Upstream::new(endpoint).map_err(Failure::Engine)?).await?)
+    Ok(Engine::reach(Upstream::new(endpoint).map_err(|why| Failure::Engine(why.into()))?).await?)
 }
 
 /// A notice if the paths in create requests are not this machine's.

@@ -178,7 +178,8 @@ impl Session {
                 cells.iter().for_each(|cells| cells.renewed(id));
             };
             if let Err(error) = metadata.keep_relay(server, tunnel, tasks, console, renewed).await {
-                let _ = failing.try_send(Failure::Engine(format!("the relay does not come back: {error}")));
+                let _ = failing
+                    .try_send(Failure::Engine(format!("the relay does not come back: {error}").into()));
             }
         });
     }
@@ -225,10 +226,9 @@ impl Session {
             self.console.notice(format!("[[mount]]: not verified: {what}"));
         }
         let wrong = proxy::wrong_with_volumes(&self.proxy, &config.mounts).await;
-        let wrong = wrong.map_err(Failure::Engine)?;
-        match wrong.is_empty() {
-            true => Ok(()),
-            false => Err(Failure::Config(format!("a volume of [[mount]]: {}", wrong.join("\n")))),
+        match wrong.map_err(|why| Failure::Engine(why.into()))? {
+            wrong if wrong.is_empty() => Ok(()),
+            wrong => Err(Failure::Config(format!("a volume of [[mount]]: {}", wrong.join("\n")))),
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) async fn find(env: &Environment, wanted: Option<&str>) -> Result<Vec<
     found.sort_by(|a, b| a.session.cmp(&b.session));
     match wanted {
         Some(wanted) if found.is_empty() => {
-            Err(Failure::Engine(format!("no session {} runs", quote::name(wanted))))
+            Err(Failure::Engine(format!("no session {} runs", quote::name(wanted)).into()))
         }
         _ => Ok(found),
     }
@@ -57,7 +57,7 @@ impl Peer {
     /// The body of a successful answer; any other answer is a failure with its text.
     pub(super) async fn call(&self, method: &str, target: &str) -> Result<String, Failure> {
         let call = tokio::time::timeout(WITHIN, self.exchange(method, target)).await;
-        let lost = |why: String| Failure::Engine(format!("session {}: {why}", self.session));
+        let lost = |why: String| Failure::Engine(format!("session {}: {why}", self.session).into());
         let (status, body) = call.map_err(|_| lost("does not answer".into()))?.map_err(lost)?;
         let text = String::from_utf8_lossy(&body).into_owned();
         let said = text.trim_end();

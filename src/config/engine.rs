@@ -14,17 +14,20 @@ use serde_json::Value;
 use super::Environment;
 use super::endpoint::Endpoint;
 use super::find::digest_of;
+use crate::failure::{Reason, Remedy};
 use crate::quote;
 
 /// The engine's address. A socket must exist and be one, but possibly no engine listens on it. `chosen` is
 /// [`super::Config::engine`], `plain` [`super::Config::plain_tcp`]. The error is one line for the terminal.
-pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<Endpoint, String> {
+pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<Endpoint, Reason> {
     let (from, host) = match (chosen, env.variable("DOCKER_HOST")) {
         (Some(host), _) => ("engine", host),
         (None, Some(host)) => ("DOCKER_HOST", host),
         (None, None) => {
             return match context(env)? {
-                Some((name, from)) => of_context(&name, &from, plain, env),
+                Some((name, from)) => {
+                    of_context(&name, &from, plain, env).map_err(|why| Reason::new(why, Remedy::LeaveContext))
+                }
                 None => usual(env).map(Endpoint::Unix),
             };
         }
@@ -38,12 +41,13 @@ pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<
     if matches!(endpoint, Endpoint::Tcp { .. }) && !verified && set("DOCKER_TLS").is_some() {
         return Err(format!(
             "{from}: DOCKER_TLS looks at no certificate, so anybody could answer; {SECURED}"
-        ));
+        )
+        .into());
     }
     let folder = set("DOCKER_CERT_PATH").map(|path| env.cwd.join(path)).or_else(|| configuration(env));
     let folder = folder.filter(|_| verified);
     let own = folder.as_ref().is_some_and(|folder| folder.join("cert.pem").exists());
-    secured(from, endpoint, folder.map(|folder| (folder, own)), plain)
+    Ok(secured(from, endpoint, folder.map(|folder| (folder, own)), plain)?)
 }
 
 const SECURED: &str =
@@ -170,7 +174,7 @@ pub(super) fn json(file: &Path) -> Result<Option<Value>, String> {
 }
 
 /// The first of the usual sockets that accepts our connection; if none does, the first that exists.
-fn usual(env: &Environment) -> Result<PathBuf, String> {
+fn usual(env: &Environment) -> Result<PathBuf, Reason> {
     let home = |path: &str| env.home().map(|home| home.join(path));
     let runtime = |path: &str| env.variable("XDG_RUNTIME_DIR").map(|at| Path::new(at).join(path));
     let places = [
@@ -189,7 +193,7 @@ fn usual(env: &Environment) -> Result<PathBuf, String> {
     first(places.into_iter().flatten())
 }
 
-fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
+fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, Reason> {
     let mut looked = Vec::new();
     let (mut refused, mut silent) = (None, None);
     for path in places {
@@ -207,9 +211,14 @@ fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, String> {
     if let Some(path) = silent {
         return Ok(path);
     }
-    Err(refused.unwrap_or_else(|| {
-        format!("no Docker engine found at {}; start it, or set DOCKER_HOST", looked.join(", "))
-    }))
+    Err(refused.map_or_else(
+        || {
+            let looked = looked.join(", ");
+            let text = format!("no Docker engine found at {looked}; start it, or set DOCKER_HOST");
+            Reason::new(text, Remedy::StartEngine)
+        },
+        Reason::from,
+    ))
 }
 
 #[cfg(test)]
@@ -225,8 +234,8 @@ mod tests {
         let none = first([path("a.sock"), path("b.sock")].into_iter()).unwrap_err();
         let places = format!("{} and {}", path("a.sock").display(), path("b.sock").display());
         assert_eq!(
-            none,
-            format!(
+            *none,
+            *format!(
                 "no Docker engine found at {}; start it, or set DOCKER_HOST",
                 places.replace(" and ", ", ")
             )

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
 use super::{CALL_SECONDS, Engine, EngineError};
+use crate::failure::Reason;
 
 /// Largest answer accepted: a list of ten thousand containers has some 30 MiB.
 const ANSWER_BOUND: usize = 64 << 20;
@@ -37,7 +38,7 @@ impl Engine {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, EngineError> {
-        let broken = |why: String| EngineError::Broken(what, why);
+        let broken = |why: Reason| EngineError::Broken(what, why);
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = Request::builder()
             .method(method)
@@ -47,7 +48,7 @@ impl Engine {
             .body(Full::new(Bytes::from(body)))
             .map_err(|_| broken("a name that no path can hold".into()))?;
         let answer = tokio::time::timeout(Duration::from_secs(CALL_SECONDS), self.exchange(request));
-        let answer = answer.await.map_err(|_| broken("the engine does not answer".into()))?;
+        let answer = answer.await.map_err(|_| EngineError::silent(what))?;
         let (status, bytes) = answer.map_err(|words| {
             tracing::debug!(what, words, "a call to the engine broke");
             broken(super::advice::of_a_break(&words))

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::network::{Network, SHARED_NAME, TAKEN};
 use super::{Engine, EngineError};
 use crate::config::Pool;
+use crate::failure::Reason;
 use crate::process::Tasks;
 use crate::readiness::Listening;
 
@@ -91,7 +92,7 @@ struct State {
     making: usize,
     taken: Option<Instant>,
     /// Creates that wait for a network, in order.
-    waiters: VecDeque<oneshot::Sender<Result<Cell, String>>>,
+    waiters: VecDeque<oneshot::Sender<Result<Cell, Reason>>>,
     /// Consecutive failures: networks that could not be created, and ranges that another network has.
     failures: usize,
     overlaps: usize,
@@ -170,7 +171,7 @@ impl Cells {
     }
 
     /// A network with only the relay on it. Waits, in order of arrival, only if none is ready.
-    pub async fn take(&self) -> Result<Cell, String> {
+    pub async fn take(&self) -> Result<Cell, Reason> {
         let inner = &self.0;
         let ready = {
             let mut state = inner.state();
@@ -187,7 +188,7 @@ impl Cells {
         there.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
     }
 
-    async fn next_made(&self) -> Result<Cell, String> {
+    async fn next_made(&self) -> Result<Cell, Reason> {
         let (wanted, mut made) = oneshot::channel();
         self.0.state().waiters.push_back(wanted);
         self.0.changed.notify_one();
@@ -295,7 +296,8 @@ impl Inner {
         (state.failures, state.overlaps) = (state.failures + 1, 0);
         if state.failures > FAILURES {
             for waiter in state.waiters.drain(..) {
-                let _ = waiter.send(Err(format!("kfp-creds could not make a network for it: {error}")));
+                let text = format!("kfp-creds could not make a network for it: {error}");
+                let _ = waiter.send(Err(Reason::new(text, error.remedy())));
             }
         }
         PAUSE
@@ -315,7 +317,7 @@ impl Inner {
         if timeout(WITHIN, self.listening.wait(range.relay())).await.is_err() {
             end.cancel(); // and it is given back once it is down
             let why = "the relay does not listen on a network that it was connected to".to_string();
-            return Err((None, EngineError::Broken("make a network", why)));
+            return Err((None, EngineError::Broken("make a network", why.into())));
         }
         Ok(Slot { network, range, end })
     }

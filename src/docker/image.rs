@@ -133,7 +133,7 @@ impl Engine {
     /// Loads the image and removes our older ones; images in use stay.
     pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, EngineError> {
         const WHAT: &str = "load the relay image";
-        let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string()))?;
+        let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string().into()))?;
         let options = ImportImageOptions { quiet: true, ..Default::default() };
         let answers = self.docker.import_image(options, bollard::body_full(archive.into()), None);
         let loaded = answers.try_for_each(|_| async { Ok(()) }).await.map_err(|e| EngineError::of(WHAT, e));

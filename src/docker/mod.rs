@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 pub use self::podman::Product;
 
 use self::upstream::Upstream;
+use crate::failure::{Reason, Remedy};
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -40,7 +41,7 @@ const CALL_SECONDS: u64 = 60;
 pub enum EngineError {
     /// No engine answers at this address; the reason.
     #[error("no engine answers at {0}: {1}")]
-    Unreachable(String, String),
+    Unreachable(String, Reason),
     /// The engine answers but is not supported; the text completes the sentence.
     #[error("the engine at {0} {1}")]
     Unsuitable(String, String),
@@ -55,10 +56,26 @@ pub enum EngineError {
     NameTaken(String),
     /// The operation, and how it broke on the way: transport, decoding, our own side.
     #[error("{0}: {1}")]
-    Broken(&'static str, String),
+    Broken(&'static str, Reason),
 }
 
 impl EngineError {
+    /// The engine left a call unanswered.
+    pub fn silent(what: &'static str) -> Self {
+        Self::Broken(what, Reason::new("the engine does not answer", Remedy::WakeEngine))
+    }
+
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Refused { status, why, .. } => advice::of(*status, why).remedy,
+            Self::Unreachable(_, Reason { remedy: Remedy::InText, .. }) => Remedy::InText,
+            Self::Unreachable(..) => Remedy::StartEngine,
+            Self::Broken(_, why) => why.remedy.clone(),
+            Self::Unsuitable(..) => Remedy::UseAnotherEngine,
+            Self::RangeTaken(_) | Self::NameTaken(_) => Remedy::Unknown,
+        }
+    }
+
     fn of(what: &'static str, error: BollardError) -> Self {
         match error {
             BollardError::DockerResponseServerError { status_code, message } => {

@@ -27,6 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::endpoint::{Endpoint, Ssh, TlsFiles};
+use crate::failure::Reason;
 
 /// How long connecting to another machine may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
@@ -97,11 +98,11 @@ impl Upstream {
         Ok(Stream::Tls(Box::new(stream)))
     }
 
-    /// The reason why no engine answers there, and advice.
-    pub(super) async fn why(&self, error: Option<&io::Error>) -> String {
+    /// The reason why no engine answers there, and what to do.
+    pub(super) async fn why(&self, error: Option<&io::Error>) -> Reason {
         match &*self.endpoint {
             Endpoint::Unix(path) => why_not_here(path, error),
-            Endpoint::Tcp { tls, .. } => why_not_there(tls.is_some(), error),
+            Endpoint::Tcp { tls, .. } => why_not_there(tls.is_some(), error).into(),
             Endpoint::Ssh(ssh) => why_not_by_ssh(ssh).await,
         }
     }
@@ -176,7 +177,7 @@ fn command(ssh: &Ssh) -> Command {
 }
 
 /// Connects once more for the exit code: ssh's own failures are 255, a missing docker is 127.
-async fn why_not_by_ssh(ssh: &Ssh) -> String {
+async fn why_not_by_ssh(ssh: &Ssh) -> Reason {
     let port = ssh.port.map(|port| format!("-p {port} ")).unwrap_or_default();
     let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
     let host = format!("{port}{user}{}", ssh.host);
@@ -186,45 +187,46 @@ async fn why_not_by_ssh(ssh: &Ssh) -> String {
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
             return "needs the program ssh, which is not in PATH".into();
         }
-        Ok(Err(_)) | Err(_) => return format!("ssh does not come through; try: ssh {host} docker version"),
+        Ok(Err(_)) | Err(_) => {
+            return Reason::advice(format!("ssh does not come through; try: ssh {host} docker version"));
+        }
     };
     tracing::debug!(said = %String::from_utf8_lossy(&output.stderr).trim_end(), "ssh");
-    match output.status.code() {
+    Reason::advice(match output.status.code() {
         Some(255) => format!("ssh refuses or is refused (it must need no password); try: ssh {host} true"),
         Some(127) => format!("has no docker command in the PATH of ssh; try: ssh {host} docker version"),
         _ => {
             format!("no engine answers there, or it does not obey that user; try: ssh {host} docker version")
         }
-    }
+    })
 }
 
-fn why_not_there(tls: bool, error: Option<&io::Error>) -> String {
+fn why_not_there(tls: bool, error: Option<&io::Error>) -> &'static str {
     let refused = error.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (refused, error.map(io::Error::kind)) {
         (Some(rustls::Error::InvalidCertificate(_)), _) => {
-            "its certificate is not signed by ca.pem, is over, or is not for this name".into()
+            "its certificate is not signed by ca.pem, is over, or is not for this name"
         }
-        (Some(_), _) => {
-            "does not agree on TLS: is cert.pem one that it knows, and is this its TLS port?".into()
-        }
-        (None, Some(io::ErrorKind::ConnectionRefused)) => "nobody listens: is the engine running?".into(),
-        (None, Some(io::ErrorKind::TimedOut)) => "does not answer: is it reachable from here?".into(),
-        _ if tls => "does not answer as an engine: is cert.pem one that it knows?".into(),
-        _ => "does not answer as an engine: does it want TLS (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)?".into(),
+        (Some(_), _) => "does not agree on TLS: is cert.pem one that it knows, and is this its TLS port?",
+        (None, Some(io::ErrorKind::ConnectionRefused)) => "nobody listens: is the engine running?",
+        (None, Some(io::ErrorKind::TimedOut)) => "does not answer: is it reachable from here?",
+        _ if tls => "does not answer as an engine: is cert.pem one that it knows?",
+        _ => "does not answer as an engine: does it want TLS (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)?",
     }
 }
 
-fn why_not_here(path: &Path, error: Option<&io::Error>) -> String {
-    match error.map(io::Error::kind) {
-        Some(io::ErrorKind::PermissionDenied) => not_permitted(path),
+fn why_not_here(path: &Path, error: Option<&io::Error>) -> Reason {
+    let why = match error.map(io::Error::kind) {
+        Some(io::ErrorKind::PermissionDenied) => return Reason::advice(not_permitted(path)),
         Some(io::ErrorKind::NotFound) => {
-            "no such socket: is the engine running? (sudo systemctl start docker)".into()
+            "no such socket: is the engine running? (sudo systemctl start docker)"
         }
         Some(io::ErrorKind::ConnectionRefused) => {
-            "nobody listens: is the engine running? (sudo systemctl start docker)".into()
+            "nobody listens: is the engine running? (sudo systemctl start docker)"
         }
-        _ => "does not answer as an engine: does docker info?".into(),
-    }
+        _ => "does not answer as an engine: does docker info?",
+    };
+    why.into()
 }
 
 /// Advises to join the socket's group, if that group may use the socket.

@@ -24,6 +24,7 @@ use crate::docker::Engine;
 use crate::docker::events::Moment;
 use crate::docker::network::Network;
 use crate::docker::proxy::{ExitCodes, LifecycleRequest, Place};
+use crate::failure::Reason;
 use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
@@ -193,7 +194,7 @@ impl Lifecycle {
     /// Connects a created container at an address of its own network or of the shared one (a container on the
     /// host's network needs no connection) and admits it. The proxy may answer the create only after this, so
     /// that the lease exists before the container's first instruction, whichever client starts it.
-    pub async fn attach(&self, grant: Grant, mut place: Place) -> Result<Ipv4Addr, String> {
+    pub async fn attach(&self, grant: Grant, mut place: Place) -> Result<Ipv4Addr, Reason> {
         let container = grant.container.clone();
         let (network, address) = match &mut place {
             Place::Cell(cell) => {
@@ -207,7 +208,8 @@ impl Lifecycle {
             && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
         {
             self.state().addresses.give_back(address);
-            return Err(format!("kfp-creds could not attach the container: {error}"));
+            let text = format!("kfp-creds could not attach the container: {error}");
+            return Err(Reason::new(text, error.remedy()));
         }
         let identity = grant.identity.clone();
         let told = grant.clone();
@@ -219,7 +221,7 @@ impl Lifecycle {
         Ok(address)
     }
 
-    fn take_address(&self) -> Result<Ipv4Addr, String> {
+    fn take_address(&self) -> Result<Ipv4Addr, Reason> {
         let mut state = self.state();
         state.addresses.take().ok_or_else(|| {
             let held = state.addresses.held();
@@ -227,6 +229,7 @@ impl Lifecycle {
                 "kfp-creds has no address left: {held} containers hold one; remove stopped containers, \
                  or give the network a larger pool in kfp-creds.toml"
             )
+            .into()
         })
     }
 

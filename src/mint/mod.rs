@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::failure::Reason;
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
 use crate::process::Tasks;
 use crate::record::metrics::MintOutcome;
@@ -56,10 +57,10 @@ const ENTRIES: usize = 4096;
 pub enum MintFailure {
     /// A retry will not help; the text tells the user what to do.
     #[error("{0}")]
-    Refused(Arc<str>),
+    Refused(Reason),
     /// A retry in a moment may work.
     #[error("{0}")]
-    Transient(Arc<str>),
+    Transient(Reason),
     /// The caller's time limit passed; the upstream call goes on, and its token will be cached.
     #[error("the token is still being made; try again")]
     Slow,

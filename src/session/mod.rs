@@ -23,6 +23,7 @@ use crate::docker::image::Relay;
 use crate::docker::network::{MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
+use crate::failure::{Reason, Remedy};
 use crate::process::Tasks;
 use crate::readiness::Listening;
 use crate::server::Server;
@@ -162,7 +163,7 @@ impl MetadataNetwork {
             let error = match timeout_at(deadline, attempt).await {
                 Ok(Ok(tunnel)) => return Ok(tunnel),
                 Ok(Err(error)) => error,
-                Err(_) => EngineError::Broken("start the relay", "the engine does not answer".into()),
+                Err(_) => EngineError::silent("start the relay"),
             };
             if Instant::now() > deadline || tasks.stop().is_cancelled() {
                 return Err(error);
@@ -178,7 +179,10 @@ impl MetadataNetwork {
         ready.map_err(|_| {
             EngineError::Broken(
                 "wait for the relay",
-                format!("no probe came through in {} s", READY_WITHIN.as_secs()),
+                Reason::new(
+                    format!("no probe came through in {} s", READY_WITHIN.as_secs()),
+                    Remedy::OpenFirewall,
+                ),
             )
         })
     }
@@ -216,7 +220,7 @@ impl MetadataNetwork {
         let running = detach_stopped(&self.engine, network).await?;
         if running > 0 {
             let why = format!("{running} containers still run on it; the next session removes it");
-            return Err(EngineError::Broken("remove our network", why));
+            return Err(EngineError::Broken("remove our network", why.into()));
         }
         self.engine.remove_ended_network(&network.id, || std::future::ready(())).await
     }
@@ -246,7 +250,7 @@ async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, Eng
 /// The image's id and name.
 async fn relay_image(engine: &Engine, console: &Console) -> Result<(String, String), EngineError> {
     let made = tokio::task::spawn_blocking(Relay::of_this_program).await;
-    let broken = |why: String| EngineError::Broken("make the relay image", why);
+    let broken = |why: String| EngineError::Broken("make the relay image", why.into());
     let relay = made.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
     if let Some(id) = engine.find_relay_image(&relay).await? {
         return Ok((id, relay.reference()));
@@ -263,7 +267,7 @@ async fn lock(path: &Path) -> Result<File, EngineError> {
         file.lock()?;
         std::io::Result::Ok(file)
     });
-    let broken = |why: String| EngineError::Broken("take the start-up lock", why);
+    let broken = |why: String| EngineError::Broken("take the start-up lock", why.into());
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
 }
 

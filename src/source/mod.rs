@@ -26,6 +26,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::failure::Reason;
 use crate::token::{AccessToken, Boundary, IdentityToken, Scopes};
 use crate::workload::ContainerId;
 
@@ -133,30 +134,37 @@ pub trait Source: Debug + Send + Sync {
 }
 
 /// Why there is no token. The text is one lower-case fragment that names the next step; it goes to the
-/// container and to the terminal, so it never holds a secret or an upstream body.
+/// container and to the terminal, so it never holds a secret or an upstream body. Its [`Reason`] also says what
+/// repairs it, for `check`.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// This source does not exist here; only on this error does a search continue.
     #[error("{0}")]
-    Absent(Arc<str>),
+    Absent(Reason),
     /// Final, a retry will not help: denied, login expired, not possible for this kind.
     #[error("{0}")]
-    Refused(Arc<str>),
+    Refused(Reason),
     /// A retry in a moment may work.
     #[error("{0}")]
-    Transient(Arc<str>),
+    Transient(Reason),
 }
 
 impl SourceError {
-    pub fn absent(why: impl AsRef<str>) -> Self {
-        Self::Absent(why.as_ref().into())
+    pub fn absent(why: impl Into<Reason>) -> Self {
+        Self::Absent(why.into())
     }
 
-    pub fn refused(why: impl AsRef<str>) -> Self {
-        Self::Refused(why.as_ref().into())
+    pub fn refused(why: impl Into<Reason>) -> Self {
+        Self::Refused(why.into())
     }
 
-    pub fn transient(why: impl AsRef<str>) -> Self {
-        Self::Transient(why.as_ref().into())
+    pub fn transient(why: impl Into<Reason>) -> Self {
+        Self::Transient(why.into())
+    }
+
+    pub fn into_reason(self) -> Reason {
+        match self {
+            Self::Absent(why) | Self::Refused(why) | Self::Transient(why) => why,
+        }
     }
 }

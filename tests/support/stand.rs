@@ -190,7 +190,7 @@ async fn answer(mut asked: mpsc::Receiver<LifecycleRequest>, lifecycle: Lifecycl
                 if outcome.is_ok() {
                     lifecycle.leased.lock().unwrap().push(container);
                 }
-                let _ = answer.send(outcome);
+                let _ = answer.send(outcome.map_err(Into::into));
             }
             LifecycleRequest::Starting { container, answer } => {
                 lifecycle.starting.lock().unwrap().push(container);

@@ -1,15 +1,15 @@
-//! Suggested fixes for `check`: for refused tokens, by the refusing party, and for the engine, by its error
-//! text. A command that would not help is worse than none.
+//! Suggested fixes for `check`: the commands for the remedies that errors carry. A command that would not help
+//! is worse than none.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedy};
 use crate::mint::MintFailure;
 
 /// A fix for other failures, unless their text has one.
 pub(super) fn failure(failure: &Failure) -> Option<String> {
     let hint = match failure {
-        Failure::Engine(text) => return Some(engine(text)),
+        Failure::Engine(why) => engine(&why.remedy),
         Failure::Config(_) => "kfp-creds config check",
-        Failure::NoCredential(text) if says_it_itself(text) => return None,
+        Failure::NoCredential(why) if why.remedy == Remedy::InText => return None,
         Failure::NoCredential(_) => {
             "gcloud auth application-default login, or name another file with --credentials-file"
         }
@@ -18,95 +18,64 @@ pub(super) fn failure(failure: &Failure) -> Option<String> {
     Some(hint.into())
 }
 
-/// A fix for the text of an engine error. Engines word errors differently, so the fix for unknown texts is to
-/// read the engine's own log.
-fn engine(text: &str) -> String {
-    let text = text.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let hint = match () {
-        () if has(&["authorization denied"]) => {
+/// If nothing is known about an engine's failure, its own log is what to read.
+fn engine(remedy: &Remedy) -> &'static str {
+    match remedy {
+        Remedy::AllowInPlugin => {
             "docker info --format '{{.Plugins.Authorization}}' names the plugin that forbids it: ask who runs it"
         }
-        () if has(&["no space left", "disk quota"]) => "docker system df, then docker system prune",
-        () if has(&["address pool", "non-overlapping"]) => "docker network prune",
-        () if has(&["iptables", "nftables", "firewalld"]) => {
-            "sudo systemctl restart docker, which sets its firewall rules up again"
-        }
-        () if has(&["no probe came through", "did not reach"]) => {
-            "sudo iptables -S DOCKER-USER; sudo nft list ruleset"
-        }
-        () if has(&["the engine at "]) => {
+        Remedy::FreeDisk => "docker system df, then docker system prune",
+        Remedy::FreeNetworks => "docker network prune",
+        Remedy::RestoreFirewall => "sudo systemctl restart docker, which sets its firewall rules up again",
+        Remedy::OpenFirewall => "sudo iptables -S DOCKER-USER; sudo nft list ruleset",
+        Remedy::UseAnotherEngine => {
             "let DOCKER_HOST, or engine in kfp-creds.toml, name an engine on this machine that does"
         }
-        () if has(&["timed out", "timeout", "does not answer", "deadline"]) => {
-            "docker info: where it does not answer either, sudo systemctl restart docker"
-        }
-        () if has(&["permission denied", "not permitted", "forbidden"]) => {
+        Remedy::WakeEngine => "docker info: where it does not answer either, sudo systemctl restart docker",
+        Remedy::GainRights => {
             "docker run --rm hello-world: where that is refused too, this engine does not obey you"
         }
-        () => "sudo journalctl -u docker --since -10min says why, and docker info whether the engine is well",
-    };
-    hint.into()
+        _ => "sudo journalctl -u docker --since -10min says why, and docker info whether the engine is well",
+    }
 }
 
-fn says_it_itself(text: &str) -> bool {
-    text.contains("run `") || text.contains("--impersonate")
-}
-
-/// A fix for a failed mint for `account` by a credential of this `kind`. `None` if the refusal itself says
-/// what to do, or if no command does it.
-pub(super) fn token(account: &str, error: &MintFailure, kind: &str) -> Option<String> {
-    let text = error.to_string();
-    if !matches!(error, MintFailure::Refused(_)) {
+/// A fix for a failed mint by a credential of this `kind`. `None` if the refusal itself says what to do, or if
+/// no command does it.
+pub(super) fn token(error: &MintFailure, kind: &str) -> Option<String> {
+    let MintFailure::Refused(why) = error else {
         return Some("is Google reachable? curl -sI https://oauth2.googleapis.com".into());
-    }
-    if says_it_itself(&text) {
-        return None;
-    }
-    if let Some((before, after)) = text.split_once(" may not impersonate ") {
-        let target = after.split(';').next().unwrap_or(account);
-        let role = if after.contains("workloadIdentityUser") {
-            "roles/iam.workloadIdentityUser"
-        } else {
-            "roles/iam.serviceAccountTokenCreator"
-        };
-        return Some(format!(
-            "gcloud iam service-accounts add-iam-policy-binding {target} --role={role} --member='{}'",
-            member(before)
-        ));
-    }
-    if let Some((_, target)) = text.split_once("there is no service account ") {
-        return Some(format!("gcloud iam service-accounts describe {target}"));
-    }
-    let provider = text.split_whitespace().find_map(|word| word.strip_prefix("//iam.googleapis.com/"));
-    if let Some(provider) = provider.filter(|_| !text.contains("expired at ")) {
-        let provider = provider.trim_end_matches([':', ',', ';']);
-        let pools =
-            if provider.contains("/workforcePools/") { "workforce-pools" } else { "workload-identity-pools" };
-        return Some(format!("gcloud iam {pools} providers describe {provider}"));
-    }
-    match kind {
-        "service account key" if text.contains("the key of ") || text.contains("cannot sign") => {
+    };
+    match &why.remedy {
+        Remedy::GrantRole { role, account, to } => Some(format!(
+            "gcloud iam service-accounts add-iam-policy-binding {account} --role={role} --member='{}'",
+            member(to.as_deref())
+        )),
+        Remedy::InspectAccount(account) => Some(format!("gcloud iam service-accounts describe {account}")),
+        Remedy::InspectProvider(provider) => {
+            let provider = provider.strip_prefix("//iam.googleapis.com/")?;
+            let workforce = provider.contains("/workforcePools/");
+            let pools = if workforce { "workforce-pools" } else { "workload-identity-pools" };
+            Some(format!("gcloud iam {pools} providers describe {provider}"))
+        }
+        Remedy::ListKeys(account) => {
             Some(format!("gcloud iam service-accounts keys list --iam-account={account}"))
         }
-        "user login" => Some("gcloud auth application-default login".into()),
+        Remedy::Unknown if kind == "user login" => Some("gcloud auth application-default login".into()),
         _ => None,
     }
 }
 
-/// The account at the end of `said`, in the form of IAM bindings. Capitals stand for values that only the
-/// grantor knows.
-fn member(said: &str) -> String {
-    let last = said.rsplit(' ').next().unwrap_or_default();
-    if let Some(provider) = last.strip_prefix("//") {
-        // Only the pool: the provider is not part of a principal's name.
-        let pool = provider.split("/providers/").next().unwrap_or(provider);
-        return format!("principal://{pool}/subject/SUBJECT_OF_THE_TOKEN");
-    }
-    match last {
-        principal if principal.contains("://") => principal.into(),
-        robot if robot.ends_with(".gserviceaccount.com") => format!("serviceAccount:{robot}"),
-        person if person.contains('@') => format!("user:{person}"),
+/// The form of IAM bindings. Capitals stand for values that only the grantor knows.
+fn member(to: Option<&str>) -> String {
+    match to {
+        Some(provider) if provider.starts_with("//") => {
+            // Only the pool: the provider is not part of a principal's name.
+            let pool = provider.split("/providers/").next().unwrap_or(provider);
+            format!("principal:{pool}/subject/SUBJECT_OF_THE_TOKEN")
+        }
+        Some(principal) if principal.contains("://") => principal.into(),
+        Some(robot) if robot.ends_with(".gserviceaccount.com") => format!("serviceAccount:{robot}"),
+        Some(person) if person.contains('@') => format!("user:{person}"),
         _ => "user:WHO_LOGGED_IN".into(),
     }
 }
@@ -114,104 +83,75 @@ fn member(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Reason;
 
     const POOL: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/ci";
 
-    fn refused(kind: &str, text: &str) -> Option<String> {
-        token("own@x", &MintFailure::Refused(text.into()), kind)
+    fn refused(kind: &str, remedy: Remedy) -> Option<String> {
+        token(&MintFailure::Refused(Reason::new("x", remedy)), kind)
     }
 
     #[test]
-    fn who_may_not_impersonate_is_named_as_bindings_do() {
-        let pool = format!("the principal of {POOL}/providers/p");
+    fn a_missing_role_is_granted_in_the_form_of_bindings() {
+        let provider = format!("{POOL}/providers/p");
         let subject = format!("principal:{POOL}/subject/SUBJECT_OF_THE_TOKEN");
-        for (who, role, member) in [
-            ("dev@example.com", "serviceAccountTokenCreator", "user:dev@example.com"),
-            ("the host's account", "serviceAccountTokenCreator", "user:WHO_LOGGED_IN"),
-            (
-                "key@p.iam.gserviceaccount.com",
-                "serviceAccountTokenCreator",
-                "serviceAccount:key@p.iam.gserviceaccount.com",
-            ),
-            ("principal://pool.example/x", "workloadIdentityUser", "principal://pool.example/x"),
-            (&pool, "workloadIdentityUser", &subject),
+        for (to, member) in [
+            (Some("dev@example.com"), "user:dev@example.com"),
+            (None, "user:WHO_LOGGED_IN"),
+            (Some("key@p.iam.gserviceaccount.com"), "serviceAccount:key@p.iam.gserviceaccount.com"),
+            (Some("principal://pool.example/x"), "principal://pool.example/x"),
+            (Some(&*provider), &*subject),
         ] {
-            let text =
-                format!("x answered 403: {who} may not impersonate run@x; grant it roles/iam.{role} there");
+            let (role, account) = ("roles/iam.workloadIdentityUser", "run@x".to_owned());
             let hint = format!(
-                "gcloud iam service-accounts add-iam-policy-binding run@x --role=roles/iam.{role} --member='{member}'"
+                "gcloud iam service-accounts add-iam-policy-binding run@x --role={role} --member='{member}'"
             );
-            assert_eq!(refused("", &text), Some(hint), "{text}");
+            let remedy = Remedy::GrantRole { role, account, to: to.map(str::to_owned) };
+            assert_eq!(refused("", remedy), Some(hint));
         }
     }
 
     #[test]
-    fn an_engine_that_fails_has_a_fix_whatever_it_says() {
-        for (text, hint) in [
-            (
-                "make a network: could not find an available, non-overlapping IPv4 address pool",
-                "docker network prune",
-            ),
-            ("load the relay image: write /layer.tar: no space left on device", "docker system df"),
-            ("make a network: Failed to Setup IP tables: iptables failed", "sudo systemctl restart docker"),
-            ("list images: authorization denied by plugin x: no", "docker info --format"),
-            ("the engine at /x is for windows containers", "let DOCKER_HOST"),
-            ("list networks: Timeout error", "docker info: where it does not answer either"),
-            ("wait for the relay: no probe came through in 20 s", "sudo iptables -S DOCKER-USER"),
-            ("connect it: could not find plugin bridge in v1 plugin registry", "sudo journalctl -u docker"),
-            ("list networks: something new", "sudo journalctl -u docker"),
+    fn every_failure_of_an_engine_has_a_fix() {
+        for (remedy, hint) in [
+            (Remedy::FreeNetworks, "docker network prune"),
+            (Remedy::FreeDisk, "docker system df"),
+            (Remedy::RestoreFirewall, "sudo systemctl restart docker"),
+            (Remedy::AllowInPlugin, "docker info --format"),
+            (Remedy::UseAnotherEngine, "let DOCKER_HOST"),
+            (Remedy::WakeEngine, "docker info: where it does not answer either"),
+            (Remedy::OpenFirewall, "sudo iptables -S DOCKER-USER"),
+            (Remedy::Unknown, "sudo journalctl -u docker"),
         ] {
-            let told = failure(&Failure::Engine(text.into())).unwrap();
-            assert!(told.starts_with(hint), "{text}: {told}");
+            let shown = failure(&Failure::Engine(Reason::new("x", remedy))).unwrap();
+            assert!(shown.starts_with(hint), "{shown}");
         }
         assert!(failure(&Failure::Config("a.toml: x".into())).is_some());
-        assert!(
-            failure(&Failure::NoCredential("f.json: is not JSON".into()))
-                .unwrap()
-                .contains("--credentials-file")
-        );
-        assert!(failure(&Failure::NoCredential("none; run `gcloud auth login`".into())).is_none());
+        let unread = failure(&Failure::NoCredential("f.json: is not JSON".into())).unwrap();
+        assert!(unread.contains("--credentials-file"));
+        assert!(failure(&Failure::NoCredential(Reason::advice("run `gcloud auth login`"))).is_none());
     }
 
     #[test]
-    fn every_other_refusal_has_its_own_fix_or_says_it_itself() {
+    fn refusals_have_their_own_fix_or_name_it_themselves() {
         let provider = format!("{POOL}/providers/p");
-        let describe = format!(
+        let described = format!(
             "gcloud iam workload-identity-pools providers describe {}",
             &provider["//iam.googleapis.com/".len()..]
         );
-        for text in [
-            format!("the attribute condition of {provider} does not let the token from f in"),
-            format!("sts answered 400: there is no provider {provider}, or it is disabled"),
-            format!("the token from f is not accepted by {provider}: its issuer"),
-        ] {
-            assert_eq!(refused("federation", &text), Some(describe.clone()), "{text}");
-        }
-        for (kind, text, hint) in [
-            (
-                "user login",
-                "there is no service account gone@x",
-                "gcloud iam service-accounts describe gone@x",
-            ),
-            ("user login", "something else", "gcloud auth application-default login"),
-            (
-                "service account key",
-                "the key of own@x is not accepted (invalid_grant): it was deleted",
-                "gcloud iam service-accounts keys list --iam-account=own@x",
-            ),
-        ] {
-            assert_eq!(refused(kind, text).as_deref(), Some(hint), "{text}");
-        }
-        for (kind, text) in [
-            ("user login", "the login has expired; run `gcloud auth application-default login` on the host"),
-            ("user login", "a user login cannot make ID tokens; name a service account with --impersonate"),
-            ("service account key", "own@x may not stand in for a@b.example with these scopes"),
-            ("service account key", "the boundary is not accepted"),
-            ("federation", "the token from f expired at 2026-01-01T00:00:00Z; it has to be renewed there"),
-            ("command", "the command x is not there"),
-        ] {
-            assert_eq!(refused(kind, text), None, "{text}");
-        }
-        assert!(token("own@x", &MintFailure::Slow, "user login").unwrap().contains("curl"));
+        assert_eq!(refused("federation", Remedy::InspectProvider(provider)), Some(described));
+        assert_eq!(refused("federation", Remedy::InspectProvider("//other.example/p".into())), None);
+        let gone = Remedy::InspectAccount("gone@x".into());
+        assert_eq!(
+            refused("user login", gone).as_deref(),
+            Some("gcloud iam service-accounts describe gone@x")
+        );
+        let keys = "gcloud iam service-accounts keys list --iam-account=own@x";
+        assert_eq!(refused("service account key", Remedy::ListKeys("own@x".into())).as_deref(), Some(keys));
+        let login = Some("gcloud auth application-default login");
+        assert_eq!(refused("user login", Remedy::Unknown).as_deref(), login);
+        assert_eq!(refused("user login", Remedy::InText), None);
+        assert_eq!(refused("federation", Remedy::Unknown), None);
+        assert!(token(&MintFailure::Slow, "user login").unwrap().contains("curl"));
     }
 }

@@ -17,7 +17,7 @@ use finding::Finding;
 
 use crate::config::{Config, Environment};
 use crate::console::{Console, Form};
-use crate::failure::{Ended, Failure};
+use crate::failure::{Ended, Failure, Reason, Remedy};
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
@@ -102,8 +102,8 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
     let cell = opened.cell().await?;
     let relay = cell.as_ref().map_or(metadata.relay, |cell| cell.relay);
     let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), None).await?;
-    let container =
-        ContainerId::parse(&made).ok_or_else(|| Failure::Engine(format!("{made} is no container id")))?;
+    let container = ContainerId::parse(&made)
+        .ok_or_else(|| Failure::Engine(format!("{made} is no container id").into()))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
     let attached =
         opened.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell.into()).await;
@@ -118,8 +118,11 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
     match code {
         0 => Ok(format!("got a token at {relay} within {} ms", started.elapsed().as_millis())),
         1 => Err(Failure::NoCredential("reached us and got no token: see the lines above".into())),
-        _ => Err(Failure::Engine(format!(
-            "did not reach {relay}: does a firewall of this machine drop traffic inside Docker networks?"
-        ))),
+        _ => {
+            let text = format!(
+                "did not reach {relay}: does a firewall of this machine drop traffic inside Docker networks?"
+            );
+            Err(Failure::Engine(Reason::new(text, Remedy::OpenFirewall)))
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::docker::cells;
 use crate::docker::network::Network;
 use crate::docker::proxy::{only_value, overriding};
 use crate::docker::{Engine, EngineError};
-use crate::failure::Failure;
+use crate::failure::{Failure, Remedy};
 use crate::mint::MintFailure;
 use crate::quote;
 use crate::session::{Wanted, try_range};
@@ -47,19 +47,18 @@ pub(super) async fn engine(engine: &Engine) -> Finding {
 }
 
 pub(super) fn no_engine(failure: Failure, env: &Environment) -> Finding {
-    let text = failure.to_string();
     let chosen = ["DOCKER_HOST", "DOCKER_CONTEXT"].into_iter().find(|name| env.variable(name).is_some());
-    // The engine runs, and the text says what to do.
-    if text.contains("you may not use it") || text.contains("; try: ") {
-        return Finding::Bad(failure, None);
-    }
-    match chosen {
-        Some(name) => Finding::bad(failure, format!("unset {name}, or let it name an engine that runs")),
-        None if text.contains("docker context") => Finding::bad(failure, "docker context use default"),
-        None if text.contains("no Docker engine") || text.contains("no engine answers") => {
-            Finding::bad(failure, "sudo systemctl start docker")
-        }
-        None => Finding::failed(failure),
+    let remedy = match &failure {
+        Failure::Engine(why) => why.remedy.clone(),
+        _ => Remedy::Unknown,
+    };
+    match (remedy, chosen) {
+        // The engine runs, and the text says what to do.
+        (Remedy::InText, _) => Finding::Bad(failure, None),
+        (_, Some(name)) => Finding::bad(failure, format!("unset {name}, or let it name an engine that runs")),
+        (Remedy::LeaveContext, None) => Finding::bad(failure, "docker context use default"),
+        (Remedy::StartEngine, None) => Finding::bad(failure, "sudo systemctl start docker"),
+        _ => Finding::failed(failure),
     }
 }
 
@@ -130,7 +129,7 @@ async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
             Err(error) => return Finding::failed(error.into()),
         }
     }
-    let failure = Failure::Engine(format!("all {held} networks of {range} are held"));
+    let failure = Failure::Engine(format!("all {held} networks of {range} are held").into());
     Finding::bad(failure, "network.cells = \"…\" in kfp-creds.toml")
 }
 
@@ -284,9 +283,8 @@ pub(super) fn token(
     match found {
         Ok(left) => format!("{account}: minted, good for {} s", left.as_secs()).into(),
         Err(error) => {
-            let email = account.split(' ').next().unwrap_or_default();
-            let fix = hints::token(email, &error, credentials.source.principal().kind);
-            Finding::Bad(Failure::NoCredential(format!("{account}: {error}")), fix)
+            let fix = hints::token(&error, credentials.source.principal().kind);
+            Finding::Bad(Failure::NoCredential(format!("{account}: {error}").into()), fix)
         }
     }
 }

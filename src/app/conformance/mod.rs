@@ -78,7 +78,7 @@ async fn run(case: &Case, target: &Target, at: std::net::SocketAddr) -> Result<O
     let answer = match tokio::time::timeout(PATIENCE, exchange).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(wire::Lost::Unreachable(why))) => {
-            return Err(Failure::Engine(format!("nothing answers at {}: {why}", target.shown())));
+            return Err(Failure::Engine(format!("nothing answers at {}: {why}", target.shown()).into()));
         }
         Ok(Err(wire::Lost::Unread(why))) => return Ok(Outcome::Deviates(why)),
         Err(_) => return Ok(Outcome::Deviates(format!("no answer within {} s", PATIENCE.as_secs()))),

@@ -185,7 +185,7 @@ impl Proxy {
             return Ok(Place::Loopback(path));
         }
         match &self.settings.cells {
-            Some(cells) => Ok(Place::Cell(cells.take().await.map_err(broken)?)),
+            Some(cells) => Ok(Place::Cell(cells.take().await.map_err(|why| broken(&*why))?)),
             None => Ok(Place::Shared),
         }
     }
@@ -313,7 +313,10 @@ impl Proxy {
         };
         let gone = || "the session has ended".to_string();
         let address = match self.settings.ask.send(ask).await {
-            Ok(()) => answered.await.unwrap_or_else(|_| Err(gone()))?,
+            Ok(()) => match answered.await {
+                Ok(outcome) => outcome.map_err(|why| why.to_string())?,
+                Err(_) => return Err(gone()),
+            },
             Err(_) => return Err(gone()),
         };
         let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());

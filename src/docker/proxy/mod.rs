@@ -82,6 +82,7 @@ use crate::console::{Console, Line};
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
 use crate::docker::upstream::Upstream;
+use crate::failure::Reason;
 use crate::guard::Guard;
 use crate::kfp::{Evidence, Reading};
 use crate::loopback;
@@ -201,7 +202,7 @@ pub enum LifecycleRequest {
         by: By,
         task: Arc<Task>,
         place: Place,
-        answer: oneshot::Sender<Result<Ipv4Addr, String>>,
+        answer: oneshot::Sender<Result<Ipv4Addr, Reason>>,
     },
     /// A start or restart is about to reach the engine.
     Starting { container: ContainerId, answer: oneshot::Sender<()> },

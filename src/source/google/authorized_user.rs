@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
@@ -143,7 +144,9 @@ fn refused(fault: Fault, again: &LoginCommand) -> SourceError {
     match &fault {
         Fault::Denied(denial) if denial.is("invalid_grant") => expired(denial, again),
         Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
-            SourceError::refused(format!("{denial}: this login's client is not accepted any more; {again}"))
+            SourceError::refused(Reason::advice(format!(
+                "{denial}: this login's client is not accepted any more; {again}"
+            )))
         }
         _ => fault.into(),
     }
@@ -151,11 +154,11 @@ fn refused(fault: Fault, again: &LoginCommand) -> SourceError {
 
 fn expired(denial: &Denial, again: &LoginCommand) -> SourceError {
     match denial.reason.as_deref() {
-        Some(reason @ ("invalid_rapt" | "rapt_required")) => SourceError::refused(format!(
+        Some(reason @ ("invalid_rapt" | "rapt_required")) => SourceError::refused(Reason::advice(format!(
             "the organisation asks for a new login now and then, and it is due ({reason}); {again}"
-        )),
-        _ => SourceError::refused(format!(
+        ))),
+        _ => SourceError::refused(Reason::advice(format!(
             "the login on the host has expired or was withdrawn (invalid_grant); {again}"
-        )),
+        ))),
     }
 }

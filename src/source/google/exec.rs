@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::source::command::Command;
 use crate::source::expiry::life;
@@ -134,9 +135,9 @@ impl Provider {
         let claims = jwt::unverified_claims(got.token.expose())
             .filter(|_| matches!(got.good, Good::Identity | Good::Bare));
         let claims = claims.ok_or_else(|| {
-            SourceError::refused(format!(
+            SourceError::refused(Reason::advice(format!(
                 "the command {name} brings no ID tokens; name a service account with --impersonate"
-            ))
+            )))
         })?;
         if !is_for(&claims["aud"], audience) {
             return Err(SourceError::refused(format!(

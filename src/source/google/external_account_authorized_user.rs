@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::failure::Reason;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::authorized_user::LoginCommand;
@@ -94,13 +95,13 @@ impl ExternalAccountAuthorizedUser {
 
 fn refused(fault: Fault, again: &LoginCommand) -> SourceError {
     match &fault {
-        Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
+        Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(Reason::advice(format!(
             "the workforce login on the host has expired or was withdrawn (invalid_grant); {again} (FILE is the login configuration of your pool)"
-        )),
+        ))),
         Fault::Denied(denial) if denial.is("invalid_client") || denial.is("unauthorized_client") => {
-            SourceError::refused(format!(
+            SourceError::refused(Reason::advice(format!(
                 "{denial}: this login's client is not accepted any more; {again} (FILE is the login configuration of your pool)"
-            ))
+            )))
         }
         _ => fault.into(),
     }

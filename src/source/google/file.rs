@@ -8,6 +8,7 @@ use ring::digest::{Digest, SHA256, digest};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
@@ -78,10 +79,10 @@ pub(super) fn named(path: PathBuf) -> Result<PathBuf, String> {
 pub(super) fn absent(usual: Option<&Path>) -> SourceError {
     let looked =
         usual.map_or_else(|| "no home directory is known".into(), |path| format!("no {}", quote::path(path)));
-    SourceError::absent(format!(
+    SourceError::absent(Reason::advice(format!(
         "no Google credentials on this host (GOOGLE_APPLICATION_CREDENTIALS is not set, {looked}); \
          run `{LOGIN}`, or start with --offline"
-    ))
+    )))
 }
 
 /// Reads and parses a file. The error is a fragment that names the file and quotes nothing from it.

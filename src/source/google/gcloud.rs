@@ -15,6 +15,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
@@ -94,9 +95,9 @@ impl Program {
     pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let account = self.defaults().account.unwrap_or_default();
         if !account.ends_with(".gserviceaccount.com") {
-            return Err(SourceError::refused(
+            return Err(SourceError::refused(Reason::advice(
                 "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
-            ));
+            )));
         }
         let now = Now::read();
         let wanted = format!("--audiences={audience}");
@@ -129,9 +130,9 @@ impl Program {
         }
         let said = Secret::new(ended.stderr);
         if is_logged_out(&String::from_utf8_lossy(said.expose()).to_lowercase()) {
-            return Err(SourceError::refused(format!(
+            return Err(SourceError::refused(Reason::advice(format!(
                 "gcloud's login has expired or was withdrawn; run `{LOGIN}` on the host"
-            )));
+            ))));
         }
         Err(SourceError::transient(format!(
             "gcloud failed ({}); see what `gcloud config config-helper` says",

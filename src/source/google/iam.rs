@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::failure::{Reason, Remedy};
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::expiry::{id_token_expiry, life, remaining};
@@ -19,7 +20,7 @@ use crate::source::google::service_account::assertion::{
     Redeemed, delegation, delegation_refused, redeem, signed_by_the_clock,
 };
 use crate::source::http::client::Upstream;
-use crate::source::http::fault::Fault;
+use crate::source::http::fault::{Denial, Fault};
 use crate::source::http::request::{Answer, Call};
 use crate::source::{AccessRequest, SourceError};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId};
@@ -131,9 +132,7 @@ impl Iam<'_> {
                  yourself: gcloud iam service-accounts disable {account}",
                 self.base.email().as_deref().unwrap_or("the host's account"),
             ))),
-            Err(Fault::Denied(denial)) if denial.status == 404 => {
-                Err(SourceError::refused(format!("{denial}: there is no service account {account}")))
-            }
+            Err(Fault::Denied(denial)) if denial.status == 404 => Err(missing(&denial, account)),
             Err(fault) => Err(fault.into()),
         }
     }
@@ -169,14 +168,34 @@ impl Iam<'_> {
         known.unwrap_or_else(|| "the host's account".into())
     }
 
+    fn may_not_impersonate(&self, denial: &Denial) -> SourceError {
+        let (account, caller) = (self.account, self.caller());
+        let (role, text) = match self.base.principal() {
+            Some(_) => (
+                "roles/iam.workloadIdentityUser",
+                format!(
+                    "{denial}: {caller} may not impersonate {account}; grant it roles/iam.workloadIdentityUser there"
+                ),
+            ),
+            None => (
+                "roles/iam.serviceAccountTokenCreator",
+                format!(
+                    "{denial}: {caller} may not impersonate {account}; grant it roles/iam.serviceAccountTokenCreator there"
+                ),
+            ),
+        };
+        let to = self.base.grantee();
+        SourceError::refused(Reason::new(text, Remedy::GrantRole { role, account: account.into(), to }))
+    }
+
     /// Turns a fault into an error; `long`: the requested lifetime exceeds an hour.
     fn refused(&self, fault: Fault, long: bool) -> SourceError {
         let Fault::Denied(denial) = &fault else { return fault.into() };
         let account = self.account;
         match (denial.status, denial.reason.as_deref()) {
-            (403, Some("SERVICE_DISABLED")) => SourceError::refused(format!(
+            (403, Some("SERVICE_DISABLED")) => SourceError::refused(Reason::advice(format!(
                 "{denial}: the IAM Credentials API is off in the project that pays for the call; run `gcloud services enable iamcredentials.googleapis.com`"
-            )),
+            ))),
             (403, Some("USER_PROJECT_DENIED")) => SourceError::refused(format!(
                 "{denial} (USER_PROJECT_DENIED): {} may not charge the quota project{}; grant it \
                  roles/serviceusage.serviceUsageConsumer on that project, or name another one (gcloud auth \
@@ -209,18 +228,16 @@ impl Iam<'_> {
                 "{denial}: {account} may not have tokens that live longer than an hour unless the organisation's policy \
                  constraints/iam.allowServiceAccountCredentialLifetimeExtension names it; shorten lifetime to 1h, or have it added"
             )),
-            (403, _) if self.base.principal().is_some() => SourceError::refused(format!(
-                "{denial}: {} may not impersonate {account}; grant it roles/iam.workloadIdentityUser there",
-                self.base.principal().unwrap_or_default(),
-            )),
-            (403, _) => SourceError::refused(format!(
-                "{denial}: {} may not impersonate {account}; grant it roles/iam.serviceAccountTokenCreator there",
-                self.base.email().as_deref().unwrap_or("the host's account"),
-            )),
-            (404, _) => SourceError::refused(format!("{denial}: there is no service account {account}")),
+            (403, _) => self.may_not_impersonate(denial),
+            (404, _) => missing(denial, account),
             _ => fault.into(),
         }
     }
+}
+
+fn missing(denial: &Denial, account: &str) -> SourceError {
+    let text = format!("{denial}: there is no service account {account}");
+    SourceError::refused(Reason::new(text, Remedy::InspectAccount(account.into())))
 }
 
 /// An e-mail address or a numeric id. Checked because it becomes part of a path.

@@ -52,6 +52,7 @@ mod service_account;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::failure::Reason;
 use crate::source::flight::{Kept, Outcome};
 use crate::source::google::exec::Provider;
 use crate::source::google::external_account::ExternalAccount;
@@ -184,6 +185,14 @@ impl Credential {
         }
     }
 
+    /// Who a role has to be granted to: an e-mail address, a principal, or the provider of one.
+    fn grantee(&self) -> Option<String> {
+        match &self.kind {
+            Kind::ExternalAccount(federated) => Some(federated.grantee()),
+            _ => self.email(),
+        }
+    }
+
     /// Extra time for its command, beyond what upstream calls may take.
     fn patience(&self) -> Duration {
         match &self.kind {
@@ -252,9 +261,9 @@ impl Credential {
             match &self.kind {
                 Kind::ServiceAccount(key) => key.access(upstream, ask).await,
                 Kind::Impersonated(impersonated) => impersonated.access(upstream, ask).await,
-                _ if ask.subject.is_some() => Err(SourceError::refused(
+                _ if ask.subject.is_some() => Err(SourceError::refused(Reason::advice(
                     "only a service account can stand in for a subject; name it with --impersonate",
-                )),
+                ))),
                 Kind::AuthorizedUser(login) => login.access(upstream, &self.token_uri).await,
                 Kind::ExternalAccountAuthorizedUser(login) => login.access(upstream).await,
                 Kind::ExternalAccount(federated) => federated.access(upstream, &ask.scopes).await,
@@ -285,13 +294,15 @@ impl Credential {
             Kind::MetadataServer(machine) => machine.identity(upstream, audience).await,
             Kind::Gcloud(program) => program.identity(audience).await,
             Kind::Exec(provider) => provider.identity(audience).await,
-            Kind::ExternalAccount(_) => Err(SourceError::refused(
+            Kind::ExternalAccount(_) => Err(SourceError::refused(Reason::advice(
                 "a federated identity has no ID tokens of its own; name a service account, with --impersonate or where \
                  the federation is set up",
-            )),
-            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) => Err(SourceError::refused(
-                "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
-            )),
+            ))),
+            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) => {
+                Err(SourceError::refused(Reason::advice(
+                    "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
+                )))
+            }
         }
     }
 

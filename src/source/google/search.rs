@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ring::digest::Digest;
 
+use crate::failure::Reason;
 use crate::source::google::configured::Provided;
 use crate::source::google::downscope;
 use crate::source::google::endpoints::Endpoints;
@@ -126,7 +127,9 @@ impl Google {
         })?;
         let program = Program::new(path, directory, place.variables.clone());
         if program.defaults().account.is_none() {
-            return Err(SourceError::absent("gcloud has no active account; run `gcloud auth login`"));
+            return Err(SourceError::absent(Reason::advice(
+                "gcloud has no active account; run `gcloud auth login`",
+            )));
         }
         Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, place))
     }

@@ -19,6 +19,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::failure::{Reason, Remedy};
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::external_account::subject::{Purpose, Subject};
@@ -79,6 +80,11 @@ impl ExternalAccount {
 
     pub(super) fn principal(&self) -> String {
         self.name().unwrap_or_else(|| format!("the principal of {}", self.audience))
+    }
+
+    /// The principal, or the provider that it belongs to.
+    pub(super) fn grantee(&self) -> String {
+        self.name().unwrap_or_else(|| self.audience.clone())
     }
 
     /// The principal, if introspection has returned it.
@@ -212,15 +218,19 @@ impl ExternalAccount {
         if denial.is_transient() {
             return fault.into();
         }
-        SourceError::refused(format!("{denial}: {}", self.remedy(denial, subject)))
+        let why = self.explain(denial, subject);
+        SourceError::refused(Reason::new(format!("{denial}: {why}"), why.remedy))
     }
 
     /// Handles the codes of RFC 6749 section 5.2 and RFC 8693 section 2.2.2, as Google uses them.
-    fn remedy(&self, denial: &Denial, subject: &Secret<String>) -> String {
+    fn explain(&self, denial: &Denial, subject: &Secret<String>) -> Reason {
         let (audience, place) = (&self.audience, self.subject.place());
-        match denial.code.as_deref() {
+        let text = match denial.code.as_deref() {
             Some("invalid_grant" | "invalid_token") => match expired(subject) {
-                Some(end) => format!("the token from {place} expired at {end}; it has to be renewed there"),
+                Some(end) => {
+                    return format!("the token from {place} expired at {end}; it has to be renewed there")
+                        .into();
+                }
                 None => format!(
                     "the token from {place} is not accepted by {audience}: its issuer, audience or signature is not \
                      what the provider expects, or it has expired"
@@ -230,9 +240,10 @@ impl ExternalAccount {
                 format!("the attribute condition of {audience} does not let the token from {place} in")
             }
             Some("invalid_target") => format!("there is no provider {audience}, or it is disabled"),
-            Some("invalid_client") => "its client_id and client_secret are not accepted".into(),
+            Some("invalid_client") => return "its client_id and client_secret are not accepted".into(),
             _ => format!("the token from {place} was not exchanged for {audience}"),
-        }
+        };
+        Reason::new(text, Remedy::InspectProvider(audience.clone()))
     }
 }
 

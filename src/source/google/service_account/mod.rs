@@ -28,6 +28,7 @@ use yup_oauth2::error::TokenStorageError;
 use yup_oauth2::storage::{TokenInfo, TokenStorage};
 use yup_oauth2::{CustomHyperClientBuilder, ServiceAccountAuthenticator, ServiceAccountKey};
 
+use crate::failure::{Reason, Remedy};
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::expiry::life;
@@ -184,7 +185,10 @@ impl ServiceAccount {
             .build()
             .await
             .map(|exchanger| (exchanger, carrier))
-            .map_err(|_| SourceError::refused("this service-account key cannot sign; make a new one"))
+            .map_err(|_| {
+                let text = "this service-account key cannot sign; make a new one";
+                SourceError::refused(Reason::new(text, Remedy::ListKeys(self.email.clone())))
+            })
     }
 
     /// Why an exchange failed: `Err` is a fault that may pass on retry, `Ok` a final error.
@@ -203,10 +207,13 @@ impl ServiceAccount {
 
     pub(crate) fn refused(&self, fault: Fault) -> SourceError {
         match &fault {
-            Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(format!(
-                "the key of {} is not accepted (invalid_grant): it was deleted, the account is disabled, \
-                 or this machine's clock is wrong",
-                self.email
+            Fault::Denied(denial) if denial.is("invalid_grant") => SourceError::refused(Reason::new(
+                format!(
+                    "the key of {} is not accepted (invalid_grant): it was deleted, the account is disabled, \
+                     or this machine's clock is wrong",
+                    self.email
+                ),
+                Remedy::ListKeys(self.email.clone()),
             )),
             Fault::Denied(denial) if denial.is("disabled_client") || denial.is("deleted_client") => {
                 SourceError::refused(format!("{denial}: {} is disabled or deleted", self.email))

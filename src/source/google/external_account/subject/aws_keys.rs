@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hyper::Method;
 use serde::Deserialize;
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
@@ -110,12 +111,13 @@ impl Keys {
         let foreign =
             ["sso_session", "sso_start_url", "role_arn", "credential_process", "web_identity_token_file"];
         Err(SourceError::refused(match foreign.iter().find(|key| value(key).is_some()) {
-            Some(key) => format!(
+            Some(key) => Reason::advice(format!(
                 "the AWS profile {shown} has {key} and no keys; run `eval \"$(aws configure export-credentials --profile \
                  {shown} --format env)\"` first, which puts keys into the environment"
-            ),
+            )),
             None => {
                 format!("there are no keys of the AWS profile {shown} (AWS_PROFILE) in ~/.aws/credentials")
+                    .into()
             }
         }))
     }
