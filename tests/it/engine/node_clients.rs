@@ -4,20 +4,23 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::session::{Session, engine_socket, task_image};
+use crate::support::session::{Folder, Session, engine_socket, nobody, raw, task_image};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
+fn clients() -> String {
+    std::env::var("KFP_CREDS_NODE_CLIENTS")
+        .expect("KFP_CREDS_NODE_CLIENTS is not set: scripts/setup --all writes .work/env, which sets it")
+}
+
 /// What the calls gave, by name. `network` of a container that shall get no identity.
 fn calls(socket: &std::path::Path, network: Option<&str>) -> Value {
-    let clients = std::env::var("KFP_CREDS_NODE_CLIENTS")
-        .expect("KFP_CREDS_NODE_CLIENTS is not set: scripts/setup --all writes .work/env, which sets it");
     let ran = Command::new("node")
         .arg(format!("{ROOT}/tests/node/docker_clients.mjs"))
         .arg(task_image())
         .args(network)
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
-        .env("KFP_CREDS_NODE_CLIENTS", clients)
+        .env("KFP_CREDS_NODE_CLIENTS", clients())
         .output()
         .unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
@@ -43,4 +46,36 @@ fn dockerode_streams_as_at_the_engine() {
     assert_eq!(attached, bare);
     assert_eq!(testcontainers[1], 5, "{testcontainers}");
     assert!(testcontainers[0].as_str().unwrap().contains("inside"), "{testcontainers}");
+}
+
+/// What editors call to start a dev container and to run commands in it.
+#[test]
+fn a_dev_container_has_the_identity_of_its_session() {
+    let (folder, session) = (Folder::new("dev-container"), Session::offline("", &["--all"]));
+    let config = serde_json::json!({"image": task_image(), "updateRemoteUserUID": false});
+    std::fs::create_dir(folder.0.join(".devcontainer")).unwrap();
+    std::fs::write(folder.0.join(".devcontainer/devcontainer.json"), config.to_string()).unwrap();
+    std::fs::write(folder.0.join("input.txt"), "of the workspace").unwrap();
+    let devcontainer = |action: &str, arguments: &[&str]| {
+        let ran = Command::new("node")
+            .arg(format!("{}/node_modules/@devcontainers/cli/devcontainer.js", clients()))
+            .arg(action)
+            .arg("--workspace-folder")
+            .arg(&folder.0)
+            .args(arguments)
+            .env("DOCKER_HOST", format!("unix://{}", session.socket.display()))
+            .env("HOME", &folder.0)
+            .envs(nobody())
+            .output()
+            .unwrap();
+        let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success(), "devcontainer {action}: {out}{err}{}", session.said());
+        out.into_owned()
+    };
+    let up: Value = serde_json::from_str(devcontainer("up", &["--skip-post-create"]).trim()).unwrap();
+    let id = up["containerId"].as_str().unwrap();
+    let script = "import google.auth; print(open('input.txt').read(), google.auth.default()[1])";
+    let told = devcontainer("exec", &["python3", "-c", script]);
+    assert_eq!(told.trim(), "of the workspace offline-project");
+    raw(&["rm", "-f", id]);
 }
