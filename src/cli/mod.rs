@@ -237,6 +237,9 @@ pub struct Shared {
     /// Leaves containers running at the end, without credentials
     #[arg(long)]
     keep: bool,
+    /// Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there
+    #[arg(long, value_name = "DIR")]
+    host_root: Option<PathBuf>,
     /// Prints only what needs a person
     #[arg(long, conflicts_with = "json")]
     quiet: bool,
@@ -259,6 +262,7 @@ impl From<Shared> for Overrides {
             all,
             mounts,
             keep,
+            host_root,
             quiet,
             json,
             verbose,
@@ -272,6 +276,7 @@ impl From<Shared> for Overrides {
             all,
             mounts,
             keep,
+            host_root,
             quiet,
             json,
             verbose,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +92,7 @@ pub(super) fn resolve(
         client_proxies: super::proxies::Said::read(env),
         engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
         plain_tcp: raw.plain_tcp.unwrap_or_default(),
+        host_root: judged_as(say, "host_root", raw.host_root, host_root),
         form: form(flags),
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,
@@ -99,6 +100,14 @@ pub(super) fn resolve(
         flags: flags.clone(),
     };
     layers.verdict().map(|()| config)
+}
+
+/// Without the mount the guard would pass everything over as missing.
+fn host_root(text: &str) -> Result<PathBuf, String> {
+    match Path::new(text) {
+        path if path.is_absolute() && path.is_dir() => Ok(path.into()),
+        _ => Err("has to be a directory, by its absolute path: mount / of the engine's machine there".into()),
+    }
 }
 
 fn form(flags: &Overrides) -> console::Form {

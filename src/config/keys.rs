@@ -105,6 +105,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENGINE").guarded(),
     key("plain_tcp", Kind::Flag, "`false`", "Allows an engine on TCP without TLS, where everybody on the network path has root access to it.")
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
+    key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount.")
+        .variable("KFP_CREDS_HOST_ROOT").flag("--host-root").guarded(),
     key("log", Kind::Text, "`\"warn\"`", "Level of the diagnostic log, or directives such as `\"info,kfp_creds=debug\"`.")
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
@@ -250,6 +252,7 @@ mod tests {
                 "endpoints.",
                 "engine",
                 "plain_tcp",
+                "host_root",
                 "credentials_file",
                 "credentials.",
                 "mount[].source",

@@ -1,7 +1,7 @@
 //! Merges the file (with positions), the environment and the flags into one table.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 use toml::{Table, Value};
@@ -170,8 +170,10 @@ impl Layers {
     /// Overrides values from the flags.
     pub(super) fn flags(&mut self, flags: &Overrides) {
         let text = |value: &Option<String>| value.as_deref().map(Value::from);
-        let file =
-            flags.credentials_file.as_ref().map(|path| Value::from(path.to_string_lossy().into_owned()));
+        let path = |value: &Option<PathBuf>| {
+            value.as_ref().map(|path| Value::from(path.to_string_lossy().into_owned()))
+        };
+        let (file, host_root) = (path(&flags.credentials_file), path(&flags.host_root));
         let log = ["info", "debug", "trace"].get(usize::from(flags.verbose.min(3)).wrapping_sub(1));
         let said = [
             ("credentials", "--offline", flags.offline.then(|| Value::from("offline"))),
@@ -180,6 +182,7 @@ impl Layers {
             ("project", "--project", text(&flags.project)),
             ("all", "--all", flags.all.then(|| Value::from(true))),
             ("keep", "--keep", flags.keep.then(|| Value::from(true))),
+            ("host_root", "--host-root", host_root),
             ("log", "-v", log.map(|level| Value::from(*level))),
         ];
         self.lay(

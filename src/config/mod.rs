@@ -82,6 +82,7 @@ pub struct Overrides {
     /// `SOURCE:TARGET[:ro|:rw]` entries.
     pub mounts: Vec<String>,
     pub keep: bool,
+    pub host_root: Option<PathBuf>,
     pub quiet: bool,
     pub json: bool,
     /// How often `-v` was given.
@@ -139,6 +140,8 @@ pub struct Config {
     pub engine: Option<String>,
     /// Allows an engine on TCP without TLS.
     pub plain_tcp: bool,
+    /// Where the root of the engine's machine is mounted, if not at `/`.
+    pub host_root: Option<PathBuf>,
     pub form: console::Form,
     /// Directives for [`console::install_log`].
     pub log: String,

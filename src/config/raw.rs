@@ -29,6 +29,7 @@ pub(super) struct RawConfig {
     pub keep: Option<bool>,
     pub engine: Option<String>,
     pub plain_tcp: Option<bool>,
+    pub host_root: Option<String>,
     pub log: Option<String>,
     pub isolation: Option<String>,
     pub network: RawNetwork,

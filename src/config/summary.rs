@@ -29,7 +29,7 @@ impl Config {
                 ("guard", format!("{:?}", config.guard.rules)),
                 ("gcs", format!("{:?}", config.gcs)),
                 ("network", format!("{} {:?}", config.pool, config.cells)),
-                ("engine", format!("{:?} {}", config.engine, config.plain_tcp)),
+                ("engine", format!("{:?} {} {:?}", config.engine, config.plain_tcp, config.host_root)),
                 ("log", config.log.clone()),
             ]
         };
@@ -70,6 +70,7 @@ impl Config {
             ("gcs", (self.gcs != Gcs::default()).then(|| fetching(self.gcs))),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.as_deref().map(quote::name)),
+            ("host root", self.host_root.as_deref().map(quote::path)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),

@@ -122,6 +122,7 @@ impl Stand {
             closing: closing.clone(),
             socket: socket.clone(),
             guard: Arc::default(),
+            host_root: Default::default(),
             clients: Clients::default(),
             created: Arc::default(),
             cells: None,

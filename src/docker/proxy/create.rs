@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -98,7 +99,8 @@ impl Proxy {
         let reading = (self.settings.recognise)(body, name);
         let directories: Vec<String> =
             reading.directories().take(MOST_DIRECTORIES).map(String::from).collect();
-        let exists = |directory: &String| std::fs::symlink_metadata(directory).is_ok();
+        let host = self.settings.host_root.clone();
+        let exists = move |directory: &String| host.find(Path::new(directory)).symlink_metadata().is_ok();
         let there = match directories.is_empty() {
             true => vec![],
             // If a file server hangs, all directories count as existing; the task then stays unknown.

@@ -31,6 +31,7 @@ mod exit_codes;
 mod frames;
 mod guard;
 mod hidden;
+mod host_root;
 mod images;
 mod inputs;
 mod join;
@@ -91,6 +92,7 @@ use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
 pub use self::exit_codes::ExitCodes;
+pub use self::host_root::HostRoot;
 pub use self::inputs::{Fetch, Fetched, Fetching};
 pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
@@ -110,6 +112,8 @@ pub struct Settings {
     /// Our own socket, mounted in place of the engine's when a program asks for that one.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,
+    /// Where the paths of create requests are found.
+    pub host_root: HostRoot,
     /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::labels::SESSION_LABEL) on every container that is attached.
     pub session: String,
     /// `run` or `serve`; the value of the label that tells a sweep how to treat the container.

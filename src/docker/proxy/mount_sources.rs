@@ -116,13 +116,14 @@ impl Proxy {
         let Some(socket) = self.settings.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
             return Looked { finds: self.sockets_there(&sources), ..Looked::default() };
         };
-        let guard = Guard {
+        let host = &self.settings.host_root;
+        let guard = host.guard(Guard {
             engine: Some(socket.to_owned()),
             made: roots.to_vec(),
             ..Guard::clone(&self.settings.guard)
-        };
+        });
         let memory = self.memory.clone();
-        let places: Vec<PathBuf> = sources.iter().map(|source| source.place.clone()).collect();
+        let places: Vec<PathBuf> = sources.iter().map(|source| host.find(&source.place)).collect();
         let work = tokio::task::spawn_blocking(move || {
             look_within(LONGEST_SILENCE, &places, &guard, Budget::REQUEST, &memory, MOST)
         });
@@ -130,16 +131,18 @@ impl Proxy {
             return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
         };
         let folder = self.settings.fetching.as_ref().map(|fetching| fetching.folder.as_path());
-        let finds = seen.finds.iter().map(|(source, find)| {
-            let Source { how, place } = &sources[*source];
+        let finds = seen.finds.into_iter().map(|(source, mut find)| {
+            let Source { how, place } = &sources[source];
+            find.place = host.name(&find.place);
             let text = format!("{how} holds {find}");
             match folder.is_some_and(|folder| place.starts_with(folder)) {
                 // The next session fetches to another path.
                 true => Key::plain(text),
-                false => Key::in_file(text, find),
+                false => Key::in_file(text, &find),
             }
         });
-        Looked { finds: finds.collect(), unverified: seen.unverified, hung: seen.hung }
+        let unverified = seen.unverified.iter().map(|what| host.name(what)).collect();
+        Looked { finds: finds.collect(), unverified, hung: seen.hung }
     }
 }
 

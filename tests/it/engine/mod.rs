@@ -9,6 +9,7 @@ mod builds;
 mod cells;
 mod clients;
 mod conforming;
+mod deploy;
 mod eth0;
 mod exit_codes;
 mod far;

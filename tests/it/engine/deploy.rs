@@ -1,0 +1,290 @@
+//! The image of `deploy/Dockerfile`, and what the other files of `deploy/` do with it.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::support::far_engine::certificates;
+use crate::support::federation::{AUDIENCE, Federation, POOL};
+use crate::support::issuer::Issuer;
+use crate::support::raw::{answer, ask, token, until};
+use crate::support::session::{
+    Folder, PROGRAM, Session, docker_at, engine_socket, nobody, python, raw, task_image,
+};
+
+/// Whoever runs the image: not root, and nobody that this machine knows.
+const USER: u32 = 51234;
+
+fn said(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The image that `KFP_CREDS_TEST_IMAGE` names, as `scripts/image` made it; else that of `deploy/Dockerfile` with the
+/// program under test. That one is not static: its libraries are added in a layer of their own.
+fn image() -> String {
+    if let Ok(given) = std::env::var("KFP_CREDS_TEST_IMAGE") {
+        return given;
+    }
+    let about = std::fs::metadata(PROGRAM).unwrap();
+    let changed = about.modified().unwrap().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let tag = format!("kfp-creds-image-test:{changed}");
+    if docker_at(&engine_socket(), &["image", "inspect", &tag]).status.success() {
+        return tag;
+    }
+    let context = Folder::new("image");
+    let run = |program: &str, arguments: &[&str]| {
+        let out = Command::new(program).args(arguments).env("DOCKER_BUILDKIT", "0").output().unwrap();
+        assert!(out.status.success(), "{program} {arguments:?}: {}", said(&out));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let inside = |name: &str| context.0.join(name).display().to_string();
+    run("strip", &["--strip-debug", "-o", &inside("kfp-creds"), PROGRAM]);
+    std::fs::copy("/etc/ssl/certs/ca-certificates.crt", inside("ca-certificates.crt")).unwrap();
+    let host = format!("unix://{}", engine_socket().display());
+    let docker = |arguments: &[&str]| run("docker", &[&["-H", &host, "build", "-q"], arguments].concat());
+    let file = root().join("deploy/Dockerfile").display().to_string();
+    let plain = format!("kfp-creds-image-plain:{changed}");
+    docker(&["-t", &plain, "-f", &file, &context.0.display().to_string()]);
+    let libraries = run("ldd", &[PROGRAM]);
+    let paths: BTreeSet<&str> = libraries.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    let mut steps = format!("FROM {plain}\n");
+    for (number, path) in paths.iter().enumerate() {
+        std::fs::copy(path, inside(&format!("library-{number}"))).unwrap();
+        steps.push_str(&format!("COPY library-{number} {path}\n"));
+    }
+    std::fs::write(inside("Dockerfile"), steps).unwrap();
+    docker(&["-t", &tag, &context.0.display().to_string()]);
+    tag
+}
+
+/// A container of the image, removed at the end of the test.
+struct Sidecar(String);
+
+impl Sidecar {
+    fn run(arguments: &[&str]) -> Self {
+        let strict = ["run", "-d", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"];
+        Self(raw(&[&strict, arguments].concat()))
+    }
+
+    fn said(&self) -> String {
+        said(&docker_at(&engine_socket(), &["logs", &self.0]))
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        docker_at(&engine_socket(), &["rm", "-f", "-v", &self.0]);
+    }
+}
+
+/// The arguments with which [`USER`] uses `runtime`, as the head of the Dockerfile says.
+fn as_user(runtime: &Path) -> Vec<String> {
+    let group = std::fs::metadata(engine_socket()).unwrap().gid().to_string();
+    let (user, place) = (format!("{USER}:{USER}"), runtime.display());
+    let environment = format!("XDG_RUNTIME_DIR={place}");
+    let given = ["--user", &user, "--group-add", &group, "--network", "none", "-e", &environment, "-v"];
+    given.into_iter().map(String::from).chain([format!("{place}:{place}")]).collect()
+}
+
+#[test]
+fn the_image_is_a_session_for_the_containers_of_its_machine() {
+    let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
+    let runtime = folder.0.join("run");
+    std::fs::create_dir(&runtime).unwrap();
+    chown(&runtime, Some(USER), Some(USER)).unwrap();
+    let user = as_user(&runtime);
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    let engine = format!("{}:/var/run/docker.sock", socket.display());
+    let serve = ["serve", "--offline", "--all", "--host-root", "/host"];
+    let mounts = ["-v", &engine, "-v", "/:/host:ro", &image];
+    let session = Sidecar::run(&[&user[..], &mounts, &serve].concat());
+    let proxy = runtime.join("kfp-creds/default.sock");
+    until("it serves", Duration::from_secs(30), || docker_at(&proxy, &["version"]).status.success());
+    assert!(!session.said().contains("no certificate authorities"), "{}", session.said());
+    let out = docker_at(&proxy, &["run", "--rm", &task_image(), "sh", "-c", &ask()]);
+    assert!(out.status.success(), "{}{}", said(&out), session.said());
+    assert!(token(&String::from_utf8(out.stdout).unwrap())["container"].is_string());
+    sees_the_files_of_the_machine(&session, &proxy, &folder);
+    // For a health check: the same image and user, beside it.
+    let health = [&["run", "--rm"], &user[..], &[&image, "health"]].concat();
+    assert!(docker_at(&socket, &health).status.success());
+    raw(&["stop", "-t", "20", &session.0]);
+    assert_eq!(raw(&["inspect", "-f", "{{.State.ExitCode}}", &session.0]), "0", "{}", session.said());
+    assert!(session.said().contains("session ended") && !proxy.exists());
+}
+
+/// The guard calls them as the machine does, and a link is the machine's too.
+fn sees_the_files_of_the_machine(session: &Sidecar, proxy: &Path, folder: &Folder) {
+    let (task, keys, link) = (task_image(), folder.0.join("keys"), folder.0.join("link"));
+    certificates(&keys);
+    std::fs::set_permissions(keys.join("key.pem"), PermissionsExt::from_mode(0o644)).unwrap();
+    std::os::unix::fs::symlink(&keys, &link).unwrap();
+    for source in [&keys, &link] {
+        let bind = format!("{}:/keys:ro", source.display());
+        let out = docker_at(proxy, &["create", "-v", &bind, &task, "true"]);
+        let found = format!("a private key at {}/", keys.display());
+        assert!(!out.status.success() && said(&out).contains(&found), "{}{}", said(&out), session.said());
+        assert!(!said(&out).contains("/host"), "{}", said(&out));
+    }
+    let clean = folder.0.join("clean");
+    std::fs::create_dir(&clean).unwrap();
+    std::fs::write(clean.join("notes.txt"), "nothing").unwrap();
+    let bind = format!("{}:/notes:ro", clean.display());
+    let out = docker_at(proxy, &["run", "--rm", "-v", &bind, &task, "true"]);
+    let unseen = format!("not verified: {}", clean.display());
+    assert!(out.status.success() && !session.said().contains(&unseen), "{}", session.said());
+}
+
+/// `docker-compose -f deploy/compose.yaml` for a project of its own.
+fn compose(host: &Path, project: &str, code: &str, arguments: &[&str]) -> Output {
+    let program = std::env::var("KFP_CREDS_DOCKER_COMPOSE")
+        .expect("KFP_CREDS_DOCKER_COMPOSE is not set: scripts/setup --all writes .work/env, which sets it");
+    Command::new(program)
+        .args(["-p", project, "-f"])
+        .arg(root().join("deploy/compose.yaml"))
+        .args(arguments)
+        .env("DOCKER_HOST", format!("unix://{}", host.display()))
+        .env("COMPOSE_DOCKER_CLI_BUILD", "0")
+        .env("KFP_CREDS_IMAGE", image())
+        .env("APP_IMAGE", task_image())
+        .env("APP_CODE", code)
+        .envs(nobody())
+        .output()
+        .unwrap()
+}
+
+/// Asks as Google's library does, for the compose file's `python3 -c`.
+const CODE: &str = "import os, urllib.request as u; \
+    print('TOKEN ' + u.urlopen(u.Request('http://' + os.environ['GCE_METADATA_HOST'] + \
+    '/computeMetadata/v1/instance/service-accounts/default/token', headers={'Metadata-Flavor': 'Google'})).read().decode())";
+
+#[test]
+fn composes_application_has_the_sidecars_network_and_its_services_their_own_identities() {
+    let project = format!("deploy{}", std::process::id());
+    let engine = engine_socket();
+    let out = compose(&engine, &project, CODE, &["up", "--exit-code-from", "app"]);
+    let text = said(&out);
+    let logs =
+        if out.status.success() { String::new() } else { said(&compose(&engine, &project, CODE, &["logs"])) };
+    compose(&engine, &project, CODE, &["down", "-t", "1"]);
+    assert!(out.status.success() && text.contains("\"access_token\""), "{text}{logs}");
+
+    let session = Session::offline("", &["--all"]);
+    let out = compose(&session.socket, &project, CODE, &["--profile", "session", "run", "--rm", "task"]);
+    let text = said(&out);
+    compose(&session.socket, &project, CODE, &["--profile", "session", "down", "-t", "1"]);
+    assert!(out.status.success() && text.contains("\"access_token\""), "{text}{}", session.said());
+}
+
+/// What Kubernetes makes of the pod, as far as one container sees it.
+struct Pod(Value);
+
+impl Pod {
+    /// The pod of `deploy/kubernetes.yaml`, which the models of the official client know.
+    fn read() -> Self {
+        let model = root().join("tests/python/kubernetes_model.py");
+        let file = root().join("deploy/kubernetes.yaml");
+        let out = Command::new(python()).arg(model).arg(file).output().unwrap();
+        assert!(out.status.success(), "{}", said(&out));
+        let objects: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();
+        Self(objects.into_iter().find(|object| object["kind"] == "Pod").unwrap())
+    }
+
+    fn sidecar(&self) -> &Value {
+        &self.0["spec"]["initContainers"][0]
+    }
+
+    /// Of the pod's security context.
+    fn id(&self, name: &str) -> u32 {
+        self.0["spec"]["securityContext"][name].as_u64().unwrap().try_into().unwrap()
+    }
+
+    fn variables(of: &Value) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        of["env"].as_array().unwrap().iter().map(|one| (text(&one["name"]), text(&one["value"]))).collect()
+    }
+}
+
+fn words(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+const ACCOUNT: &str = "pipeline@my-project.iam.gserviceaccount.com";
+
+/// The projected token of the pod, as the kubelet leaves it for `fsGroup`, for a provider that believes the cluster.
+fn project(pod: &Pod, fake: &Federation, folder: &Folder) {
+    let issuer = Issuer::rs256("https://kubernetes.default.svc.cluster.local");
+    fake.trust(AUDIENCE, &issuer, &[]);
+    let subject = "system:serviceaccount:default:pipeline";
+    let pool = AUDIENCE.split("/providers/").next().unwrap();
+    fake.google.allow(&format!("principal:{pool}/subject/{subject}"), ACCOUNT);
+    let projected = &pod.0["spec"]["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"];
+    let audience = filled(projected["audience"].as_str().unwrap());
+    let file = folder.0.join(projected["path"].as_str().unwrap());
+    std::fs::write(&file, issuer.token(subject, &audience, 3600, &serde_json::json!({}))).unwrap();
+    chown(&file, Some(0), Some(pod.id("fsGroup"))).unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+    std::fs::set_permissions(&folder.0, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// What the user fills in.
+fn filled(text: &str) -> String {
+    text.replace("projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER", POOL)
+        .replace("ACCOUNT@PROJECT", "pipeline@my-project")
+        .replace("PROJECT", "my-project")
+}
+
+/// The sidecar in the network of the test, where Google's stand-in listens: a pod's containers share one.
+fn sidecar(pod: &Pod, fake: &Federation, folder: &Folder) -> Sidecar {
+    let sidecar = pod.sidecar();
+    let mount = sidecar["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let bind = format!("{}:{mount}:ro", folder.0.display());
+    let user = format!("{}:{}", pod.id("runAsUser"), pod.id("runAsGroup"));
+    let mut variables: Vec<String> =
+        Pod::variables(sidecar).iter().map(|(name, value)| format!("{name}={}", filled(value))).collect();
+    variables.push(format!("KFP_CREDS_ENDPOINT_STS={}/v1/token", fake.url()));
+    variables.push(format!("KFP_CREDS_ENDPOINT_IAM_CREDENTIALS={}", fake.google.url()));
+    let mut arguments = vec!["--network", "host", "--user", &user, "-v", &bind];
+    arguments.extend(variables.iter().flat_map(|variable| ["-e", variable]));
+    let image = image();
+    arguments.push(&image);
+    arguments.extend(words(&sidecar["args"]));
+    Sidecar::run(&arguments)
+}
+
+#[test]
+fn the_pod_of_kubernetes_gets_tokens_for_its_own() {
+    let (pod, fake, folder) = (Pod::read(), Federation::start(), Folder::new("deploy"));
+    let (spec, about) = (&pod.0["spec"], pod.sidecar());
+    assert_eq!(about["restartPolicy"], "Always");
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert_eq!(about["securityContext"]["readOnlyRootFilesystem"], true);
+    assert_eq!(about["securityContext"]["capabilities"]["drop"][0], "ALL");
+    project(&pod, &fake, &folder);
+    let running = sidecar(&pod, &fake, &folder);
+    let probe = words(&about["startupProbe"]["exec"]["command"]);
+    until(&format!("its probe succeeds: {}", running.said()), Duration::from_secs(30), || {
+        docker_at(&engine_socket(), &[&["exec", &running.0], probe.as_slice()].concat()).status.success()
+    });
+
+    let mut arguments = vec!["run", "--rm", "--network", "host"];
+    let app: Vec<String> = Pod::variables(&spec["containers"][0])
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    arguments.extend(app.iter().flat_map(|variable| ["-e", variable]));
+    let (task, script) = (task_image(), ask());
+    arguments.extend([task.as_str(), "sh", "-c", &script]);
+    let (body, status, _) = answer(&raw(&arguments));
+    assert_eq!(status, 200, "{body}{}", running.said());
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(fake.google.minted(body["access_token"].as_str().unwrap()).unwrap().email, ACCOUNT);
+}
