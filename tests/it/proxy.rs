@@ -733,6 +733,18 @@ fn logs_that_break_off_are_told_to_their_end() {
         assert_eq!(read_late(cut(&[(1, "one\n"), (2, "e"), (3, excuse)]), query).1, frames(&all), "{query}");
     }
     assert_eq!(read_late(cut(&[(1, "ONE\n"), (3, excuse)]), FOLLOW).1, frames(&[(1, "ONE\n"), (3, excuse)]));
+    // Podman says so in JSON that is in no frame.
+    let json =
+        r#"{"cause":"container has already been removed","message":"failed to obtain logs","response":500}"#;
+    for (told, rest) in
+        [("", frames(&[(1, "one\n"), (2, "err\n"), (1, "two\n")])), (&frames(&all[..2]), frames(&all))]
+    {
+        let body = format!("{told}{json}");
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let acts = vec![Act::Send(format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes())];
+        let (status, text, looked, _) = read_late(acts, FOLLOW);
+        assert_eq!((status, text, looked), (200, rest, 200), "{told:?}");
+    }
     // Nothing twice, and nothing made up where the engine says something else.
     for texts in [&[(1, "one\ntwo\n"), (2, "err\n")][..], &[(1, "ONE\n")]] {
         assert_eq!(read_late(cut(texts), FOLLOW).1, frames(texts));

@@ -185,8 +185,8 @@ def main():
                     counts.update(faults)
                     creates.append(created)
                 except Exception as error:  # counted, so that one container never hides the others
-                    status = getattr(error, "status_code", None)
-                    errors[re.sub("[0-9a-f]{12,}", "<id>", f"{type(error).__name__} {status or error}")[:200]] += 1
+                    status, said = getattr(error, "status_code", ""), getattr(error, "explanation", None) or error
+                    errors[re.sub("[0-9a-f]{12,}", "<id>", f"{type(error).__name__} {status} {said}")[:200]] += 1
     finally:
         run.sweep()
     seconds = time.monotonic() - began

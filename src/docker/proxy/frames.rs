@@ -18,22 +18,36 @@ pub(super) enum Part<'a> {
 pub(super) struct Frames {
     head: Vec<u8>,
     left: usize,
+    /// Something that is no frame has come: it and all that follows is a message of the engine. Podman sends its error
+    /// as JSON, after a status of 200, if a container is removed while its logs are asked for.
+    message: bool,
 }
 
 impl Frames {
     /// Calls `each` with the stream's number on the wire (1: standard output, 2: standard error) and a part.
     pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, Part<'_>)) {
         while !bytes.is_empty() {
+            if self.message {
+                return each(ENGINE, Part::Payload(bytes));
+            }
             if self.left == 0 {
                 let (head, rest) = bytes.split_at(bytes.len().min(8 - self.head.len()));
                 self.head.extend_from_slice(head);
                 bytes = rest;
-                if let [stream, _, _, _, a, b, c, d] = *self.head.as_slice() {
-                    each(stream, Part::Head(&self.head));
-                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-                    if self.left == 0 {
+                match *self.head.as_slice() {
+                    [stream @ 0..=ENGINE, 0, 0, 0, a, b, c, d] => {
+                        each(stream, Part::Head(&self.head));
+                        self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                        if self.left == 0 {
+                            self.head.clear();
+                        }
+                    }
+                    [_, _, _, _, _, _, _, _] => {
+                        self.message = true;
+                        each(ENGINE, Part::Payload(&self.head));
                         self.head.clear();
                     }
+                    _ => {}
                 }
                 continue;
             }
@@ -74,6 +88,25 @@ mod tests {
             assert_eq!(streams, [&b""[..], b"one", b"err", b"!"], "{size}");
             assert_eq!(whole, bytes);
             assert!(frames.is_whole());
+        }
+    }
+
+    #[test]
+    fn an_error_that_is_no_frame_is_a_message_of_the_engine() {
+        let (whole, error) = (b"\x01\0\0\0\0\0\0\x03one", br#"{"cause":"no such container"}"#);
+        for before in [&b""[..], whole] {
+            let bytes = [before, error].concat();
+            for size in 1..=bytes.len() {
+                let (mut frames, mut message) = (Frames::default(), vec![]);
+                for piece in bytes.chunks(size) {
+                    frames.read(piece, |stream, part| match part {
+                        Part::Payload(payload) if stream == ENGINE => message.extend_from_slice(payload),
+                        Part::Head(_) | Part::Payload(_) => assert_eq!(stream, 1),
+                    });
+                }
+                assert_eq!(message, error, "{size}");
+                assert!(frames.is_whole());
+            }
         }
     }
 }

@@ -161,7 +161,9 @@ async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Capture) {
     // Read to the end even beyond the limit: an attach that is not read would block the container.
     while let Ok(read @ 1..) = stream.read(&mut piece).await {
         frames.read(piece.get(..read).unwrap_or_default(), |stream, part| {
-            if let Part::Payload(payload) = part {
+            if let Part::Payload(payload) = part
+                && stream != ENGINE
+            {
                 kept.hear(usize::from(stream == 2), payload);
             }
         });
