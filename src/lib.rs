@@ -12,6 +12,7 @@
 //! | storey | room | |
 //! |---|---|---|
 //! | 7 | `main` | parses, dispatches, exits |
+//! | | `bin` | the relay as a program of its own, built with the feature `relay` alone |
 //! | | `cli` | the command line |
 //! | | `lib` | this map |
 //! | 6 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
@@ -21,7 +22,7 @@
 //! | 4 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
 //! | | `metadata` | the metadata protocol as a pure function |
 //! | | `mint` | from request to token: cache, one call for many callers |
-//! | | `relay` | the part of this program that runs inside the container network |
+//! | | `relay` | the part that runs inside the container network, in this program or in one of its own |
 //! | 3 | `config` | flags over environment over file |
 //! | 2 | `readiness` | where the relay listens |
 //! | | `loopback` | paths of containers on the host's network |
@@ -76,33 +77,59 @@
 //! * *finding*, *fix*: the result of a probe of `check`, and the command that repairs it.
 //! * *room*: a file or folder of `src`; *storey*: rooms that import only from below.
 
+#[cfg(feature = "host")]
 pub mod app;
+#[cfg(feature = "host")]
 pub mod certificates;
+#[cfg(feature = "host")]
 pub mod cli;
+#[cfg(feature = "host")]
 pub mod config;
+#[cfg(feature = "host")]
 pub mod console;
+#[cfg(feature = "host")]
 pub mod docker;
+#[cfg(feature = "host")]
 pub mod failure;
+#[cfg(feature = "host")]
 pub mod guard;
+#[cfg(feature = "host")]
 pub mod inputs;
+#[cfg(feature = "host")]
 pub mod kfp;
+#[cfg(feature = "host")]
 pub mod lifecycle;
 pub mod linux;
+#[cfg(feature = "host")]
 pub mod loopback;
+#[cfg(feature = "host")]
 pub mod metadata;
+#[cfg(feature = "host")]
 pub mod mint;
+#[cfg(feature = "host")]
 pub mod mounts;
+#[cfg(feature = "host")]
 pub mod policy;
 pub mod process;
+#[cfg(feature = "host")]
 pub mod quote;
+#[cfg(feature = "host")]
 pub mod readiness;
+#[cfg(feature = "host")]
 pub mod record;
+#[cfg(feature = "host")]
 pub mod registry;
 pub mod relay;
+#[cfg(feature = "host")]
 pub mod secret;
+#[cfg(feature = "host")]
 pub mod server;
+#[cfg(feature = "host")]
 pub mod session;
+#[cfg(feature = "host")]
 pub mod source;
+#[cfg(feature = "host")]
 pub mod token;
 pub mod unparsable;
+#[cfg(feature = "host")]
 pub mod workload;

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
-use std::net::SocketAddrV4;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,7 +12,8 @@ use kfp_creds::cli::{self, Cli, Command, ConfigCommand, Shared, usage};
 use kfp_creds::config::{self, Config, Environment, Overrides};
 use kfp_creds::console::{self, Console};
 use kfp_creds::failure::{Ended, Failure};
-use kfp_creds::{app, process, quote, relay};
+use kfp_creds::relay::program::Asked;
+use kfp_creds::{app, process, quote};
 
 fn main() -> ExitCode {
     process::forbid_core_dumps();
@@ -29,6 +29,10 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
+    // Not clap's: it is also the whole command line of the relay's own program.
+    if let Some(asked) = Asked::parse(arguments.get(1..).unwrap_or_default()) {
+        return in_container(asked);
+    }
     let run = arguments.get(1).is_some_and(|command| command == "run");
     let outcome = match Cli::try_parse_from(arguments) {
         Ok(cli) => surroundings(variables).and_then(|env| dispatch(cli.command, &env)),
@@ -42,6 +46,18 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::from(exit_code(run, &outcome))
+}
+
+/// The relay, or a probe of it.
+fn in_container(asked: Result<Asked, &'static str>) -> ExitCode {
+    console::install_log("warn", std::io::stderr);
+    let (code, why) = match asked.map(Asked::run) {
+        Ok(Ok(code)) => return ExitCode::from(code),
+        Ok(Err(error)) => (77, error.to_string()),
+        Err(why) => (64, why.to_string()),
+    };
+    let _ = writeln!(std::io::stderr(), "kfp-creds: {why}");
+    ExitCode::from(code)
 }
 
 /// The only place that reads the process's environment. `variables` come from the command line and take
@@ -111,24 +127,12 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
         }
         Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, env),
+        Command::RelayImage { shared, arch, file } => {
+            let (config, _) = resolve(shared, env)?;
+            app::relay_image(&config, arch.as_deref(), &env.cwd.join(file), print)
+        }
         Command::Completions { shell } => write(&cli::completions(shell)),
         Command::Man { into } => manual(into.as_deref()),
-        Command::Probe { at, port, below } => probe(SocketAddrV4::new(at, port), &below),
-        Command::Relay { at, cells } => {
-            console::install_log("warn", std::io::stderr);
-            let ended = wait_for(relay::run(at, cells))?;
-            ended.map(|()| Ended::Done).map_err(|error| Failure::NotPermitted(format!("the relay: {error}")))
-        }
-    }
-}
-
-/// Exit code 0 for a token, 1 for another answer, 2 for no answer: the container has no other output.
-fn probe(at: SocketAddrV4, below: &str) -> Result<Ended, Failure> {
-    let path = format!("{below}/computeMetadata/v1/instance/service-accounts/default/token");
-    match wait_for(relay::ask(at, &path))? {
-        Ok(200) => Ok(Ended::Done),
-        Ok(_) => Ok(Ended::Child(1)),
-        Err(_) => Ok(Ended::Child(2)),
     }
 }
 

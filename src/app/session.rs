@@ -86,8 +86,8 @@ impl Session {
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
-        let wanted =
-            Wanted { session: &session_id()?, pool: config.pool, cells: config.cells, sockets: &folder };
+        let (session, relay) = (&session_id()?, &config.relay);
+        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
         let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
         let metadata = Arc::new(metadata);

@@ -4,7 +4,7 @@ pub mod plugin;
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
@@ -154,6 +154,17 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Writes the relay's image into a file, to be pushed to a registry: for engines that refuse to load one
+    RelayImage {
+        #[command(flatten)]
+        shared: Shared,
+        /// For engines of this architecture [default: that of this program]
+        #[arg(long, value_parser = ["amd64", "arm64"])]
+        arch: Option<String>,
+        /// What `docker load` takes
+        #[arg(value_name = "FILE.tar")]
+        file: PathBuf,
+    },
     /// Prints completions for a shell
     Completions { shell: Shell },
     /// Prints the manual page, or writes those of all commands into a directory
@@ -161,26 +172,6 @@ pub enum Command {
         /// Has to be there
         #[arg(value_name = "DIR")]
         into: Option<PathBuf>,
-    },
-    /// Carries requests from the metadata network to its stdout; started by kfp-creds in a container
-    #[command(hide = true)]
-    Relay {
-        /// The address that the relay has on the network
-        at: Ipv4Addr,
-        /// Serve the networks that are connected later, each by itself
-        #[arg(long)]
-        cells: bool,
-    },
-    /// Fetches a token like a container's client would; started by `check` in a container
-    #[command(hide = true)]
-    Probe {
-        /// The address that the relay has on the network
-        at: Ipv4Addr,
-        #[arg(long, default_value_t = 80)]
-        port: u16,
-        /// Behind which the server's own paths begin
-        #[arg(long, default_value = "")]
-        below: String,
     },
 }
 
@@ -240,6 +231,9 @@ pub struct Shared {
     /// Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there
     #[arg(long, value_name = "DIR")]
     host_root: Option<PathBuf>,
+    /// Takes the relay from this image, which the engine has, instead of loading one into it
+    #[arg(long, value_name = "NAME@sha256:DIGEST")]
+    relay_image: Option<String>,
     /// Prints only what needs a person
     #[arg(long, conflicts_with = "json")]
     quiet: bool,
@@ -263,6 +257,7 @@ impl From<Shared> for Overrides {
             mounts,
             keep,
             host_root,
+            relay_image,
             quiet,
             json,
             verbose,
@@ -277,6 +272,7 @@ impl From<Shared> for Overrides {
             mounts,
             keep,
             host_root,
+            relay_image,
             quiet,
             json,
             verbose,

@@ -10,7 +10,7 @@ use super::boundary::boundary;
 use super::endpoint::Endpoint;
 use super::find::Located;
 use super::forms::{
-    account, address, chain, hostname, is_name, label, lifetime, log, place, pool, project, universe,
+    account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project, universe,
 };
 use super::layers::{Layers, judged, judged_as};
 use super::mounts::mounts;
@@ -19,7 +19,9 @@ use super::raw::RawCredentials;
 use super::raw::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
-use super::{Config, Environment, Gcs, Instance, Overrides, Pool, Problems, SourceChoice, guarding};
+use super::{
+    Config, Environment, Gcs, Instance, Overrides, Pool, Problems, RelaySource, SourceChoice, guarding,
+};
 use crate::console;
 use crate::policy::Policy;
 use crate::quote;
@@ -93,6 +95,7 @@ pub(super) fn resolve(
         engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
         plain_tcp: raw.plain_tcp.unwrap_or_default(),
         host_root: judged_as(say, "host_root", raw.host_root, host_root),
+        relay: relay(say, raw.relay_image, raw.relay_folder, &beside),
         form: form(flags),
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,
@@ -107,6 +110,13 @@ fn host_root(text: &str) -> Result<PathBuf, String> {
     match Path::new(text) {
         path if path.is_absolute() && path.is_dir() => Ok(path.into()),
         _ => Err("has to be a directory, by its absolute path: mount / of the engine's machine there".into()),
+    }
+}
+
+fn relay(say: &mut Layers, image: Option<String>, folder: Option<String>, beside: &Path) -> RelaySource {
+    RelaySource {
+        image: judged(say, "relay_image", image, pinned),
+        folder: folder.filter(|text| say.is_path("relay_folder", text)).map(|path| beside.join(path)),
     }
 }
 

@@ -39,6 +39,21 @@ pub(super) fn chain(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// An image with its digest: whoever can push to the registry cannot change what it means.
+pub(super) fn pinned(text: &str) -> Result<(), String> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"./-_:".contains(&b);
+    let digest =
+        |hex: &str| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    match text.split_once("@sha256:") {
+        Some((name, hex))
+            if !name.is_empty() && name.len() <= 255 && name.bytes().all(good) && digest(hex) =>
+        {
+            Ok(())
+        }
+        _ => Err("has to be an image with its digest: NAME@sha256: and 64 digits".into()),
+    }
+}
+
 /// Checks project ids, including old ones with a domain (`example.com:name`).
 pub(super) fn project(text: &str) -> Result<(), String> {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:".contains(&b);

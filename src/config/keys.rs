@@ -107,6 +107,10 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
     key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount.")
         .variable("KFP_CREDS_HOST_ROOT").flag("--host-root").guarded(),
+    key("relay_image", Kind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [GUIDE.md](GUIDE.md#where-images-may-not-be-loaded) says how it is made.")
+        .variable("KFP_CREDS_RELAY_IMAGE").flag("--relay-image").guarded(),
+    key("relay_folder", Kind::Text, "what this program carries, `../libexec/kfp-creds` beside it, else this program itself", "A folder with `kfp-creds-relay-amd64` or `kfp-creds-relay-arm64`, the relay for engines of that architecture; `scripts/relay` builds it. A relative path starts at the config file.")
+        .variable("KFP_CREDS_RELAY_FOLDER").guarded(),
     key("log", Kind::Text, "`\"warn\"`", "Level of the diagnostic log, or directives such as `\"info,kfp_creds=debug\"`.")
         .variable("KFP_CREDS_LOG").flag("-v"),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
@@ -253,6 +257,7 @@ mod tests {
                 "engine",
                 "plain_tcp",
                 "host_root",
+                "relay_",
                 "credentials_file",
                 "credentials.",
                 "mount[].source",

@@ -183,6 +183,7 @@ impl Layers {
             ("all", "--all", flags.all.then(|| Value::from(true))),
             ("keep", "--keep", flags.keep.then(|| Value::from(true))),
             ("host_root", "--host-root", host_root),
+            ("relay_image", "--relay-image", text(&flags.relay_image)),
             ("log", "-v", log.map(|level| Value::from(*level))),
         ];
         self.lay(

@@ -83,6 +83,8 @@ pub struct Overrides {
     pub mounts: Vec<String>,
     pub keep: bool,
     pub host_root: Option<PathBuf>,
+    /// An image, by name and digest.
+    pub relay_image: Option<String>,
     pub quiet: bool,
     pub json: bool,
     /// How often `-v` was given.
@@ -142,6 +144,7 @@ pub struct Config {
     pub plain_tcp: bool,
     /// Where the root of the engine's machine is mounted, if not at `/`.
     pub host_root: Option<PathBuf>,
+    pub relay: RelaySource,
     pub form: console::Form,
     /// Directives for [`console::install_log`].
     pub log: String,
@@ -166,6 +169,15 @@ pub enum SourceChoice {
     Provided(Box<Provided>),
     /// A key made at start; never chosen without the user's request.
     Offline,
+}
+
+/// Where the relay comes from, if not from this program.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RelaySource {
+    /// An image that the engine has, as `NAME@sha256:DIGEST`.
+    pub image: Option<String>,
+    /// A folder with `kfp-creds-relay-ARCH`, absolute.
+    pub folder: Option<PathBuf>,
 }
 
 /// `[gcs]`.

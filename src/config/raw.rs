@@ -30,6 +30,8 @@ pub(super) struct RawConfig {
     pub engine: Option<String>,
     pub plain_tcp: Option<bool>,
     pub host_root: Option<String>,
+    pub relay_image: Option<String>,
+    pub relay_folder: Option<String>,
     pub log: Option<String>,
     pub isolation: Option<String>,
     pub network: RawNetwork,

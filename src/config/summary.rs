@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::{Config, Gcs, SourceChoice};
+use super::{Config, Gcs, RelaySource, SourceChoice};
 use crate::guard::{Mode, Rules};
 use crate::policy::Policy;
 use crate::quote;
@@ -30,6 +30,7 @@ impl Config {
                 ("gcs", format!("{:?}", config.gcs)),
                 ("network", format!("{} {:?}", config.pool, config.cells)),
                 ("engine", format!("{:?} {} {:?}", config.engine, config.plain_tcp, config.host_root)),
+                ("relay", format!("{:?}", config.relay)),
                 ("log", config.log.clone()),
             ]
         };
@@ -44,17 +45,7 @@ impl Config {
             let _ = writeln!(text, "{name:<12}  {}", quote::one_line(&what));
         };
         line("file", self.file.as_ref().map_or_else(|| "none, defaults only".into(), |f| quote::path(f)));
-        line(
-            "credentials",
-            match &self.source {
-                SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
-                SourceChoice::Provided(provided) => provided.summary(),
-                SourceChoice::Metadata => "this machine's metadata server".into(),
-                SourceChoice::Gcloud => "gcloud's active account".into(),
-                SourceChoice::Adc { file: Some(file) } => quote::path(file),
-                SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
-            },
-        );
+        line("credentials", credentials(&self.source));
         line("project", self.project.clone().unwrap_or_else(|| "what the credential says".into()));
         for (name, value) in [
             ("delegates", (!self.delegates.is_empty()).then(|| self.delegates.join(", "))),
@@ -71,6 +62,7 @@ impl Config {
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.as_deref().map(quote::name)),
             ("host root", self.host_root.as_deref().map(quote::path)),
+            ("relay", relay(&self.relay)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
@@ -100,6 +92,22 @@ impl Config {
         }
         text
     }
+}
+
+fn credentials(source: &SourceChoice) -> String {
+    match source {
+        SourceChoice::Offline => "offline: no cloud accepts these tokens".into(),
+        SourceChoice::Provided(provided) => provided.summary(),
+        SourceChoice::Metadata => "this machine's metadata server".into(),
+        SourceChoice::Gcloud => "gcloud's active account".into(),
+        SourceChoice::Adc { file: Some(file) } => quote::path(file),
+        SourceChoice::Adc { file: None } => "adc, where Google's libraries look".into(),
+    }
+}
+
+fn relay(from: &RelaySource) -> Option<String> {
+    let folder = || from.folder.as_deref().map(quote::path);
+    from.image.as_deref().map(quote::name).or_else(folder)
 }
 
 fn unknown(policy: &Policy) -> Option<String> {

@@ -1,7 +1,8 @@
-//! The relay image, built on this machine from this program: no registry, no builder.
+//! The relay image, built on this machine: no registry, no builder.
 //!
-//! It contains our executable and, if that is dynamically linked, the loader and the libraries that this
-//! process has mapped, at the same paths. It is named by its content, so one build has one image.
+//! It contains the relay's program (`relays`) and, if that is this program and dynamically linked, the loader
+//! and the libraries that this process has mapped, at the same paths. It is named by its content, so one
+//! build has one image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,6 +15,7 @@ use futures_util::{Stream, TryStreamExt};
 use serde_json::{Value, json};
 
 use super::call::{filtered, segment};
+use super::elf::interpreter;
 use super::{Engine, EngineError};
 
 /// Marks our objects at the engine; the value names the kind.
@@ -27,6 +29,7 @@ pub struct Relay {
     layer: Vec<u8>,
     diff_id: String,
     libraries: String,
+    architecture: String,
 }
 
 impl Relay {
@@ -40,13 +43,26 @@ impl Relay {
             folders.extend(library.parent().map(|folder| folder.to_string_lossy().into_owned()));
             files.push((library, bytes));
         }
-        if let Some(loader) = elf_interpreter(&files[0].1) {
+        if let Some(loader) = interpreter(&files[0].1) {
             let bytes = fs::read(&loader)?;
             files.push((loader, bytes));
         }
+        Self::of_files(files, Vec::from_iter(folders).join(":"), own_architecture())
+    }
+
+    /// The first file is the program; `libraries` are folders, separated by colons.
+    pub(super) fn of_files(
+        files: Vec<(PathBuf, Vec<u8>)>,
+        libraries: String,
+        architecture: &str,
+    ) -> io::Result<Self> {
         let layer = layer(&files)?;
-        let libraries = Vec::from_iter(folders).join(":");
-        Ok(Self { diff_id: digest(&layer), layer, libraries })
+        Ok(Self { diff_id: digest(&layer), layer, libraries, architecture: architecture.into() })
+    }
+
+    /// As engines name it: `amd64`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
     }
 
     /// `kfp-creds-relay:<sixteen hex digits of the layer's SHA-256>`.
@@ -54,15 +70,20 @@ impl Relay {
         format!("{NAME}:{}", &self.diff_id["sha256:".len()..][..16])
     }
 
-    fn archive(&self) -> io::Result<Vec<u8>> {
+    /// What `docker load` takes.
+    pub fn archive(&self) -> io::Result<Vec<u8>> {
+        let mut env = vec![];
+        if !self.libraries.is_empty() {
+            env.push(format!("LD_LIBRARY_PATH={}", self.libraries));
+        }
         let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "architecture": self.architecture,
             "os": "linux",
             "created": "1970-01-01T00:00:00Z",
             "config": {
                 "Entrypoint": [format!("/{PROGRAM}"), "relay"],
                 "User": "65534:65534",
-                "Env": [format!("LD_LIBRARY_PATH={}", self.libraries)],
+                "Env": env,
                 "Labels": { ROLE_LABEL: "relay" },
             },
             "rootfs": { "type": "layers", "diff_ids": [self.diff_id] },
@@ -117,6 +138,22 @@ impl Engine {
         self.get("inspect image", &format!("/images/{}/json", segment(reference))).await
     }
 
+    /// An image by a name with its digest, which the engine has verified; `None` if the engine does not have it.
+    /// Returns its id, and whether it is the same as `relay`.
+    pub async fn find_pinned_image(
+        &self,
+        reference: &str,
+        relay: Option<&Relay>,
+    ) -> Result<Option<(String, bool)>, EngineError> {
+        let image = match self.inspect_image(reference).await {
+            Ok(image) => image,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let same = relay.is_none_or(|relay| image["RootFS"]["Layers"] == json!([relay.diff_id]));
+        Ok(image["Id"].as_str().map(|id| (id.into(), same)))
+    }
+
     /// The image's id at the engine, or `None` if it has to be loaded. A name proves nothing (anybody may
     /// tag), so the image's only layer is compared with ours by digest.
     pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
@@ -142,7 +179,7 @@ impl Engine {
             EngineError::Refused { status: 400..500, .. } if self.desktop => EngineError::Broken(
                 WHAT,
                 "Docker Desktop refuses docker load, by which the relay comes: where its administrator has set \
-                 blockDockerLoad, ask for an exception"
+                 blockDockerLoad, use --relay-image"
                     .into(),
             ),
             other => other,
@@ -168,6 +205,15 @@ impl Engine {
                 tracing::debug!(image = id, ok = removed.is_ok(), "removed an older relay image");
             }
         }
+    }
+}
+
+/// This program's architecture, as engines name it.
+pub fn own_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 
@@ -227,29 +273,6 @@ fn mapped_libraries(maps: &str) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-/// `PT_INTERP` of a 64-bit little-endian ELF file: the path under which the kernel looks for the loader.
-fn elf_interpreter(elf: &[u8]) -> Option<PathBuf> {
-    const PT_INTERP: u64 = 3;
-    let number = |at: usize, size: usize| {
-        let bytes = elf.get(at..at + size)?;
-        Some(bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)))
-    };
-    if !elf.starts_with(b"\x7fELF\x02\x01") {
-        return None;
-    }
-    let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-    (0..count).find_map(|index| {
-        let entry = usize::try_from(table + index * size).ok()?;
-        let (offset, length) = (number(entry + 8, 8)?, number(entry + 32, 8)?);
-        if number(entry, 4)? != PT_INTERP {
-            return None;
-        }
-        let from = usize::try_from(offset).ok()?;
-        let text = elf.get(from..from + usize::try_from(length).ok()?)?;
-        Some(PathBuf::from(std::str::from_utf8(text).ok()?.trim_end_matches('\0')))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,13 +291,5 @@ mod tests {
         let (one, two) = (Relay::of_this_program().unwrap(), Relay::of_this_program().unwrap());
         assert_eq!(one.archive().unwrap(), two.archive().unwrap());
         assert!(one.reference().starts_with("kfp-creds-relay:"));
-    }
-
-    #[test]
-    fn broken_programs_have_no_interpreter() {
-        let program = fs::read("/proc/self/exe").unwrap();
-        for end in [0, 6, 40, 64, 200] {
-            assert_eq!(elf_interpreter(&program[..end]), None, "{end}");
-        }
     }
 }

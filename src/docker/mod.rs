@@ -4,6 +4,7 @@
 mod advice;
 mod call;
 pub mod cells;
+mod elf;
 pub mod events;
 pub mod image;
 pub mod labels;
@@ -12,6 +13,7 @@ pub mod network;
 mod podman;
 pub mod proxy;
 pub mod relay;
+pub mod relays;
 pub mod upstream;
 
 use std::collections::HashMap;
@@ -129,6 +131,7 @@ pub struct Engine {
     /// `docker 20.10.24` or `podman 5.8.6`, for messages.
     version: String,
     desktop: bool,
+    arch: String,
     /// The newest API that the engine supports, which our own calls use.
     api: (u64, u64),
 }
@@ -151,8 +154,8 @@ impl Engine {
         Self::reach(socket.to_owned().into()).await
     }
 
-    /// Connects, and refuses with a one-line error what this release does not support: other systems, other
-    /// architectures (the relay is our own executable) and engines older than 20.10.
+    /// Connects, and refuses with a one-line error what this release does not support: other systems and engines
+    /// older than 20.10.
     pub async fn reach(upstream: Upstream) -> Result<Self, EngineError> {
         let at = upstream.endpoint().to_string();
         // bollard does not report why it could not connect.
@@ -180,15 +183,8 @@ impl Engine {
             Err(why) => return unsuitable(why),
         };
         let (os, arch) = (version.os.unwrap_or_default(), version.arch.unwrap_or_default());
-        let own = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        if os != "linux" || arch != own {
-            return unsuitable(format!(
-                "runs {os}/{arch} containers, and this program is linux/{own}: run it there"
-            ));
+        if os != "linux" {
+            return unsuitable(format!("runs {os}/{arch} containers: switch it to Linux containers"));
         }
         let api = version.api_version.unwrap_or_default();
         let number = |part: Option<&str>| part.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
@@ -202,7 +198,7 @@ impl Engine {
         let desktop = version.platform.is_some_and(|platform| platform.name.contains("Docker Desktop"));
         let what = if desktop { " (Docker Desktop)" } else { "" };
         let version = format!("{} {}{what}", product.name(), version.version.unwrap_or_default());
-        Ok(Self { docker, upstream, product, version, desktop, api: newest })
+        Ok(Self { docker, upstream, product, version, desktop, arch, api: newest })
     }
 
     /// How to connect to the engine directly, bypassing a proxy of ours.
@@ -217,6 +213,11 @@ impl Engine {
     /// `docker 20.10.24`, for messages.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The architecture of its containers: `amd64`.
+    pub fn architecture(&self) -> &str {
+        &self.arch
     }
 
     /// Whether this is a Docker Desktop with Enhanced Container Isolation, recognised by its runtime.

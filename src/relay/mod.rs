@@ -7,6 +7,7 @@
 
 mod cells;
 mod links;
+pub mod program;
 
 use std::collections::HashMap;
 use std::io;

@@ -4,6 +4,7 @@
 //! A session is alive while its relay runs. So a sweep tells a dead session from a live one: a network of
 //! ours is dead if it has no running relay and no process is about to start one.
 
+mod relay_image;
 mod sweep;
 
 use std::collections::VecDeque;
@@ -16,10 +17,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::Pool;
-use crate::console::{Console, Line};
+use crate::config::{Pool, RelaySource};
+use crate::console::Console;
 use crate::docker::cells::{self, Cells};
-use crate::docker::image::Relay;
 use crate::docker::network::{MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
@@ -46,6 +46,7 @@ pub struct Wanted<'a> {
     pub pool: Pool,
     /// The range from which each container gets its own network, instead of one shared by all.
     pub cells: Option<Pool>,
+    pub relay: &'a RelaySource,
     /// The folder of this user's session sockets, `SESSION.sock` each. Its `lock` is held while networks are
     /// swept and made, so that two starts do not sweep each other's.
     pub sockets: &'a Path,
@@ -85,7 +86,7 @@ impl MetadataNetwork {
         // The lock covers the image too: a session of another build removes older images that are not in use
         // yet.
         let _lock = lock(&wanted.sockets.join("lock")).await?;
-        let (image, image_name) = relay_image(&engine, console).await?;
+        let (image, image_name) = relay_image::ensure(&engine, wanted.relay, console).await?;
         let left = console
             .while_slow(
                 "looking whether sessions that do not answer are dead",
@@ -245,18 +246,6 @@ async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, Eng
         }
     }
     Ok(running.len())
-}
-
-/// The image's id and name.
-async fn relay_image(engine: &Engine, console: &Console) -> Result<(String, String), EngineError> {
-    let made = tokio::task::spawn_blocking(Relay::of_this_program).await;
-    let broken = |why: String| EngineError::Broken("make the relay image", why.into());
-    let relay = made.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
-    if let Some(id) = engine.find_relay_image(&relay).await? {
-        return Ok((id, relay.reference()));
-    }
-    console.say(Line::Progress { text: "loading the relay image into the engine (once per build)" });
-    Ok((engine.load_relay_image(&relay).await?, relay.reference()))
 }
 
 /// An advisory lock on a file of ours: held until dropped or until the process ends.

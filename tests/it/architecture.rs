@@ -14,7 +14,7 @@ const STOREYS: [&[&str]; 8] = [
     &["docker", "metadata", "mint", "relay"],
     &["lifecycle", "server"],
     &["session", "app"],
-    &["cli", "lib", "main"],
+    &["bin", "cli", "lib", "main"],
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.

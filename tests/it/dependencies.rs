@@ -33,6 +33,10 @@ const LICENCES: [&str; 11] = [
 
 /// Crates that this target really builds, with versions, licences and features, as cargo resolves them.
 fn tree() -> Vec<(String, String, String, String)> {
+    tree_with(&[])
+}
+
+fn tree_with(features: &[&str]) -> Vec<(String, String, String, String)> {
     let out = Command::new(env!("CARGO"))
         .args([
             "tree",
@@ -45,6 +49,7 @@ fn tree() -> Vec<(String, String, String, String)> {
             "--format",
             "{p}|{l}|{f}",
         ])
+        .args(features)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
@@ -86,6 +91,22 @@ fn no_banned_crate_and_none_twice() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What runs in the engine can be read as a whole: it moves bytes, and has nothing that parses or encrypts.
+#[test]
+fn the_relay_s_own_program_has_what_moves_bytes_and_no_more() {
+    let tree = tree_with(&["--no-default-features", "--features", "relay", "--edges", "normal"]);
+    let names: std::collections::BTreeSet<&str> = tree.iter().map(|(name, ..)| name.as_str()).collect();
+    for needed in ["hyper", "tokio", "rustix"] {
+        assert!(names.contains(needed), "{names:?}");
+    }
+    for other in
+        ["clap", "ring", "rustls", "serde", "serde_json", "bollard", "toml", "tracing-subscriber", "zeroize"]
+    {
+        assert!(!names.contains(other), "the relay has {other} now: {names:?}");
+    }
+    assert!(names.len() < 50, "{} crates: {names:?}", names.len());
 }
 
 #[test]

@@ -74,11 +74,7 @@ async fn what_is_not_served_yet_is_refused_in_one_line() {
         ),
         (
             docker("1.44", "windows", own),
-            format!("runs windows/{own} containers, and this program is linux/{own}: run it there"),
-        ),
-        (
-            docker("1.44", "linux", "s390x"),
-            format!("runs linux/s390x containers, and this program is linux/{own}: run it there"),
+            format!("runs windows/{own} containers: switch it to Linux containers"),
         ),
         (
             docker("1.40", "linux", own),

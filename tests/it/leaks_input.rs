@@ -236,11 +236,18 @@ fn everything(out: &Output) -> String {
 /// With an audit log, as all that is said may stand there too.
 fn quiet(folder: &Path) -> Command {
     std::fs::write(folder.join("kfp-creds.toml"), "").unwrap();
+    // `relay-image` writes this one, and not the whole program each time: the head of a program, which is enough.
+    let (arch, machine) = if cfg!(target_arch = "aarch64") { ("arm64", 183) } else { ("amd64", 62) };
+    let mut relay = [0; 64];
+    relay[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    relay[0x12] = machine;
+    std::fs::write(folder.join(format!("kfp-creds-relay-{arch}")), relay).unwrap();
     let mut command = program(folder);
     command
         .env("GCE_METADATA_HOST", "127.0.0.1:9")
         // No session of somebody else is asked.
         .env("XDG_RUNTIME_DIR", folder.join("run"))
+        .env("KFP_CREDS_RELAY_FOLDER", folder)
         .env("KFP_CREDS_LOG", crate::leaks::LOUD)
         .env("KFP_CREDS_AUDIT_FILE", folder.join("audit.jsonl"));
     command
@@ -256,12 +263,8 @@ fn no_argument_shows_a_secret_when_it_is_used() {
     let mut ran = 0;
     for given in shapes() {
         for door in listening(&given.value) {
-            // Not those that clap refuses, which have a test of their own, nor what runs in containers.
-            let hidden = ["relay", "probe"].contains(&door[1].as_str());
-            if hidden
-                || Cli::try_parse_from(&door).is_err()
-                || door.iter().any(|word| word == "--no-such-flag")
-            {
+            // Not those that clap refuses, which have a test of their own.
+            if Cli::try_parse_from(&door).is_err() || door.iter().any(|word| word == "--no-such-flag") {
                 continue;
             }
             let mut command = quiet(&folder.0);

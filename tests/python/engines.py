@@ -41,6 +41,7 @@ FEATURES = [
     ("what is said, logged and measured", "seeing terminal leaks"),
     ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),
     ("images of older builds go", "alone::images"),
+    ("the relay as a program of its own, from a folder and by its digest", "relay_program"),
     ("Podman's own API", "podman"),
 ]
 

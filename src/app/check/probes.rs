@@ -78,7 +78,13 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         Ok(wanted) => wanted,
         Err(failure) => return Finding::failed(failure),
     };
-    let wanted = Wanted { session: &session, pool: config.pool, cells: config.cells, sockets: &folder };
+    let wanted = Wanted {
+        session: &session,
+        pool: config.pool,
+        cells: config.cells,
+        relay: &config.relay,
+        sockets: &folder,
+    };
     if let Some(range) = config.cells {
         return cells(engine, &wanted, range).await;
     }

@@ -35,6 +35,7 @@ mod podman;
 mod proxy;
 mod python_clients;
 mod python_package;
+mod relay_program;
 mod reload;
 mod runs;
 mod seeing;
