@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -713,4 +714,36 @@ fn every_new_kind_leaks_nothing() {
     assert!(said.contains("refresh token was replaced"), "the rotation is said: {said}");
     assert!(google.calls().iter().any(|call| call.kind == "signJwt"));
     assert!(google.calls().iter().any(|call| call.kind == "boundary"));
+}
+
+/// In a mount namespace in which every place of certificate authorities is empty.
+#[test]
+fn a_machine_without_certificate_authorities_is_told_once_whom_it_trusts() {
+    let folder = Folder::new("roots");
+    let script = "for place in /etc/ssl /etc/pki /usr/share/ca-certificates /usr/local/ssl /usr/lib/ssl; do \
+                  if [ -d $place ] && [ ! -L $place ]; then mount -t tmpfs none $place || exit 99; fi; done; exec \"$@\"";
+    let said = |name: &str, value: &str| {
+        let mut bare = program(&folder.0);
+        bare.env("GCE_METADATA_HOST", "127.0.0.1:9").env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+        let mut apart = Command::new("unshare");
+        let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+        apart.args(if root { &["-m"][..] } else { &["-r", "-m"] });
+        apart.args(["sh", "-c", script, "sh"]).arg(bare.get_program()).arg("check").env_clear();
+        apart.envs(bare.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let out = apart.env(name, value).current_dir(&folder.0).output().unwrap();
+        assert_ne!(
+            out.status.code(),
+            Some(99),
+            "no mount namespace: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let bare = said("UNRELATED", "1");
+    assert_eq!(bare.matches("trusting Mozilla's").count(), 1, "{bare}");
+    let named = said("SSL_CERT_FILE", "/dev/null");
+    assert!(
+        !named.contains("Mozilla") && named.contains("no certificate authorities at SSL_CERT_FILE"),
+        "{named}"
+    );
 }

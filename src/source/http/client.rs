@@ -4,7 +4,7 @@
 //! of RFC 6749 section 5.2 and google.rpc.Status.
 
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Limited};
@@ -84,12 +84,14 @@ impl Upstream {
         limits: Limits,
         extra: Vec<CertificateDer<'static>>,
     ) -> Result<Arc<Self>, SourceError> {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        if native.certs.is_empty() {
-            tracing::warn!("no certificate authorities found on this machine; https endpoints will fail");
+        let native = rustls_native_certs::load_native_certs().certs;
+        let (mut roots, told) = authorities(native, authorities_are_named());
+        if let Some(told) = told {
+            // A session makes more than one client.
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| tracing::warn!("{told}"));
         }
-        roots.add_parsable_certificates(native.certs.into_iter().chain(extra));
+        roots.add_parsable_certificates(extra);
         Self::build(Arc::new(roots), proxies, (limits, Skew::default()), None)
     }
 
@@ -226,6 +228,32 @@ impl Upstream {
     }
 }
 
+/// The machine's certificate authorities, else Mozilla's as of this build: a container often has none. Whoever
+/// `named` some means those, even if there are none. The text is what the user has to know.
+fn authorities(native: Vec<CertificateDer<'static>>, named: bool) -> (RootCertStore, Option<&'static str>) {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(native);
+    let told = match (added, named) {
+        (1.., _) => None,
+        (0, true) => {
+            Some("no certificate authorities at SSL_CERT_FILE or SSL_CERT_DIR; https endpoints will fail")
+        }
+        (0, false) => {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            Some(
+                "no certificate authorities on this machine: trusting Mozilla's as of this build; install \
+                 ca-certificates, or set SSL_CERT_FILE",
+            )
+        }
+    };
+    (roots, told)
+}
+
+#[expect(clippy::disallowed_methods, reason = "rustls-native-certs reads these variables itself")]
+fn authorities_are_named() -> bool {
+    ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
 fn client(connector: &HttpsConnector<ProxyConnector>) -> Client {
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
@@ -245,6 +273,17 @@ pub(crate) fn jittered(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mozilla_s_authorities_are_the_last_resort_and_it_is_said() {
+        let (roots, told) = authorities(vec![], false);
+        assert!(roots.len() > 50 && told.is_some_and(|told| told.contains("Mozilla's")), "{told:?}");
+        // What the user named is meant, also where it holds nothing or is broken.
+        for native in [vec![], vec![CertificateDer::from(vec![0])]] {
+            let (roots, told) = authorities(native, true);
+            assert!(roots.is_empty() && told.is_some_and(|told| told.contains("SSL_CERT_FILE")), "{told:?}");
+        }
+    }
 
     #[test]
     fn calls_and_mints_are_bounded_as_promised() {
