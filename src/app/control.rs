@@ -4,13 +4,14 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /status` | [`Status`] |
+//! | `GET /history` | [`Past`](crate::record::history::Past); on the page only |
 //! | `GET /metrics` | the counters, for Prometheus |
 //! | `POST /cut-off?container=ID\|NAME\|PIPELINE/COMPONENT`, `POST /cut-off?all` | `{"cut_off": [..]}` |
 //! | `GET /kill-switch?account=..` | what disabling that account breaks; `POST` does it |
 //! | `GET /explain?container=..` | text; `/explain/created` of one without an identity |
 //!
-//! `[metrics] listen` serves only `/metrics`, on loopback; the page of `serve` ([`page`]) serves `/status`,
-//! behind a capability.
+//! `[metrics] listen` serves only `/metrics`, on loopback; the page of `serve` ([`page`]) serves
+//! `/status` and `/history`, behind a capability.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -152,6 +153,7 @@ impl ControlServer {
             (&Method::GET, "/metrics", Listener::Control | Listener::Metrics) => self.metrics(),
             (&Method::GET, "/", Listener::Page(_)) => page::reply(),
             (&Method::GET, "/status", Listener::Page(_)) => json_reply(&self.status()),
+            (&Method::GET, "/history", Listener::Page(_)) => json_reply(&self.recorder.history().read()),
             (&Method::GET, "/status", Listener::Control) => json_reply(&self.status()),
             (&Method::GET, "/explain", Listener::Control) => {
                 self.explain(&query("container").unwrap_or_default())

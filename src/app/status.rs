@@ -67,6 +67,9 @@ pub(super) struct Status {
     pub(super) leases: Vec<Row>,
     pub(super) totals: Totals,
     pub(super) audit: Option<Audit>,
+    /// Changes whenever the history does.
+    #[serde(default)]
+    pub(super) history: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -101,6 +104,8 @@ pub(super) struct Who {
 pub(super) struct Row {
     pub(super) container: String,
     pub(super) task: String,
+    #[serde(default)]
+    pub(super) pipeline: Option<String>,
     pub(super) identity: String,
     /// `default`, or the rule that gave the identity.
     pub(super) by: String,
@@ -158,6 +163,7 @@ impl Status {
         let row = |member: crate::lifecycle::by_hand::Member| Row {
             container: member.grant.container.as_str().into(),
             task: member.grant.task.to_string(),
+            pipeline: member.grant.task.pipeline.clone(),
             identity: member.grant.identity.name.clone(),
             by: member.grant.by.to_string(),
             address: member.address.to_string(),
@@ -198,6 +204,7 @@ impl Status {
                 lost: audit.lost(),
                 losing: audit.losing(),
             }),
+            history: recorder.history().changes(),
         }
     }
 }
@@ -337,6 +344,7 @@ mod tests {
         let row = |n: usize| Row {
             container: format!("{n:064x}"),
             task: "etl/load\x1b[2J".into(),
+            pipeline: Some("etl".into()),
             identity: "loader".into(),
             by: "rule 1".into(),
             address: "169.254.168.2".into(),

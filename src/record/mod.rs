@@ -1,9 +1,10 @@
-//! Records events: one call per event, which counts it ([`metrics`]) and, if configured, writes it to a log
-//! ([`audit`]).
+//! Records events: one call per event, which counts it ([`metrics`]), remembers it for the page ([`history`])
+//! and, if configured, writes it to a log ([`audit`]).
 //!
 //! No token gets here, nor a hash of one: records have no field for it. No call here waits.
 
 pub mod audit;
+pub mod history;
 pub mod metrics;
 mod quiet;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use audit::{Audit, Entry};
+use history::{History, Part};
 use metrics::{Attach, Cause, Metrics, MintOutcome};
 use quiet::Quiet;
 
@@ -26,6 +28,7 @@ pub struct Recorder(Arc<Inner>);
 struct Inner {
     audit: Option<Audit>,
     metrics: Metrics,
+    history: History,
     quiet: Quiet,
 }
 
@@ -84,6 +87,10 @@ impl Recorder {
         &self.0.metrics
     }
 
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
     /// Sets the session's id, known only after the engine was asked; the log is opened before.
     pub fn name_session(&self, session: &str) {
         if let Some(audit) = &self.0.audit {
@@ -109,6 +116,7 @@ impl Recorder {
 
     pub fn attached(&self, grant: &Grant, account: &str, address: Ipv4Addr) {
         self.0.metrics.attach(Attach::Attached);
+        self.0.history.began(grant);
         self.write(|| Entry {
             account: Some(account.into()),
             scopes: Some(grant.identity.scopes.clone()),
@@ -120,6 +128,7 @@ impl Recorder {
     /// A container that gets no identity.
     pub fn passed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
         self.0.metrics.attach(Attach::Passed);
+        self.0.history.refused(Part::Identity, &task.to_string(), "an identity", why);
         self.write(|| Entry {
             why: Some(why.into()),
             ..Entry::task("not-attached", "none", container, task)
@@ -129,6 +138,7 @@ impl Recorder {
     /// A container that was to get an identity and could not; it was removed.
     pub fn attach_failed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
         self.0.metrics.attach(Attach::Failed);
+        self.0.history.refused(Part::Identity, &task.to_string(), "an identity", why);
         self.write(|| Entry { why: Some(why.into()), ..Entry::task("attach", "failed", container, task) });
     }
 
@@ -141,9 +151,17 @@ impl Recorder {
         });
     }
 
-    /// A refused request to the Docker API. `what` is method and path.
-    pub fn refused_call(&self, what: &str, why: &str) {
+    /// The guard found a key in a request that may pass all the same.
+    pub fn found(&self, who: &str, what: &str) {
+        self.0.history.refused(Part::Guard, who, "", what);
+    }
+
+    /// A refused request to the Docker API. `what` is method and path; `by_guard` if it would bring a key into
+    /// a container.
+    pub fn refused_call(&self, what: &str, why: &str, by_guard: bool) {
         self.0.metrics.refused_call();
+        let part = if by_guard { Part::Guard } else { Part::Docker };
+        self.0.history.refused(part, "a client of Docker", what, why);
         if self.0.audit.is_none() {
             return;
         }
@@ -176,6 +194,9 @@ impl Recorder {
     /// `who` was given a token that it did not have yet. The same token again is counted but not written:
     /// otherwise a container that asks in a loop would push older entries out of the log.
     pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
+        if let Who::Container(grant) = who {
+            self.0.history.given(grant, token);
+        }
         self.write(|| {
             Entry { account: Some(account.into()), ..asked.entry("hand-out", Some(who)) }.of_token(token)
         });
@@ -192,6 +213,12 @@ impl Recorder {
     }
 
     fn refusal(&self, who: Who<'_>, status: u16, what: &str, why: &str, audience: Option<&str>) {
+        let name = match who {
+            Who::Container(grant) => grant.task.to_string(),
+            Who::Local(_) | Who::Session(_) => "a program on this machine".into(),
+            Who::Unknown(address) => address.to_string(),
+        };
+        self.0.history.refused(Part::Token, &name, &format!("{what} ({status})"), why);
         if self.0.audit.is_none() {
             return;
         }
@@ -226,6 +253,7 @@ impl Recorder {
     /// A lease ended; `alive` is what its container may still hold.
     pub fn cut_off(&self, grant: &Grant, cause: Cause, exit_code: Option<i64>, alive: &[HandedOut]) {
         self.0.metrics.cut_off(cause);
+        self.0.history.ended(grant, cause, exit_code);
         self.write(|| {
             let last: Option<SystemTime> =
                 alive.iter().map(|token| token.expires).max_by_key(Deadline::wall).map(|end| end.wall());

@@ -38,7 +38,7 @@ FEATURES = [
     ("requests read in two ways", "smuggling"),
     ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible python_clients"),
     ("client libraries in containers", "clients node_clients conforming alone::libraries"),
-    ("what is said, logged and measured", "seeing terminal leaks"),
+    ("what is said, logged and measured", "seeing terminal leaks page"),
     ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),
     ("images of older builds go", "alone::images"),
     ("the relay as a program of its own, from a folder and by its digest", "relay_program"),

@@ -3,6 +3,7 @@
 pub(crate) mod apart;
 pub(crate) mod aws;
 pub(crate) mod between;
+pub(crate) mod browser;
 pub(crate) mod canary;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;

@@ -35,11 +35,13 @@ pub(super) type Reply = Response<Body>;
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) why: String,
+    /// The guard found a key.
+    pub(super) by_guard: bool,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { status, why: why.into() }
+        Self { status, why: why.into(), by_guard: false }
     }
 
     pub(super) fn malformed(why: impl Into<String>) -> Self {

@@ -77,10 +77,14 @@ impl Proxy {
             Mode::Warn => {
                 for key in found.iter().take(MOST) {
                     self.settings.console.notice(format!("{who}: {}", key.text));
+                    self.settings.recorder.found(who, &key.text);
                 }
                 Ok(())
             }
-            Mode::Deny => Err(Refusal::forbidden(format!("{who}: {}", refusing(&found)))),
+            Mode::Deny => {
+                let refusal = Refusal::forbidden(format!("{who}: {}", refusing(&found)));
+                Err(Refusal { by_guard: true, ..refusal })
+            }
         }
     }
 

@@ -323,7 +323,7 @@ async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Reply, 
     Ok(reply.unwrap_or_else(|refusal| {
         if refusal.status != StatusCode::NOT_FOUND {
             proxy.settings.console.say(Line::Refused { what: &what, why: &refusal.why });
-            proxy.settings.recorder.refused_call(&what, &refusal.why);
+            proxy.settings.recorder.refused_call(&what, &refusal.why, refusal.by_guard);
         }
         refusal.reply()
     }))

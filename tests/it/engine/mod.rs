@@ -31,6 +31,7 @@ mod names;
 mod node_clients;
 mod order;
 mod outputs;
+mod page;
 mod podman;
 mod proxy;
 mod python_clients;

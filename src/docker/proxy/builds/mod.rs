@@ -146,7 +146,7 @@ impl Proxy {
             decided.map_err(|refusal| {
                 proxy.refused_builds.fetch_add(1, Ordering::SeqCst);
                 proxy.settings.console.say(Line::Refused { what, why: &refusal.why });
-                proxy.settings.recorder.refused_call(what, &refusal.why);
+                proxy.settings.recorder.refused_call(what, &refusal.why, refusal.by_guard);
                 format!("kfp-creds: {}", refusal.why)
             })
         })
