@@ -3,6 +3,9 @@
 //! The proxy opens a tunnel (`CONNECT`, RFC 9110 section 9.3.6) and sees only TLS data, which ends at the
 //! real endpoint. Plain `http` never uses it: such requests go to loopback or to the machine's own metadata
 //! server.
+//!
+//! hyper-util's matcher for these variables does not fit: it ignores ports and `*.` in `NO_PROXY`, bypasses a proxy whose
+//! address it cannot read, and needs a crate (`ipnet`) that nothing else here needs.
 
 use std::error::Error;
 use std::fmt;
