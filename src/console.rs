@@ -121,7 +121,7 @@ impl Console {
         let text = match self.form {
             Form::Json => serde_json::to_string(&line).unwrap_or_default(),
             Form::Quiet if !matches!(line, Line::Refused { .. } | Line::Notice { .. }) => return,
-            Form::Text | Form::Quiet => format!("kfp-creds: {}", one_line(&line.to_string())),
+            Form::Text | Form::Quiet => format!("kfp-creds: {}", printable(&line.to_string())),
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
@@ -144,15 +144,20 @@ impl Console {
     }
 }
 
-/// The container's creator chose its names and images: no control character reaches the terminal.
-fn one_line(text: &str) -> String {
+/// Names come from containers, images and archives: no control character reaches the terminal.
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// `12:34:56Z in 412 s`, for an expiry.
+/// `2026-01-02T12:34:56Z (in 412 s)`, for an expiry.
 pub fn expiry(at: SystemTime, left: Duration) -> String {
-    let at = OffsetDateTime::from(at).replace_nanosecond(0).ok().and_then(|at| at.format(&Rfc3339).ok());
-    format!("{} (in {} s)", at.unwrap_or_default(), left.as_secs())
+    format!("{} (in {} s)", rfc3339(at), left.as_secs())
+}
+
+/// A time to the second.
+pub fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at).replace_nanosecond(0).ok();
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 /// Installs the diagnostic log. `filter` holds `LEVEL` and `TARGET=LEVEL`, separated by commas. Our own

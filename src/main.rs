@@ -1,5 +1,6 @@
 //! Parse, resolve, dispatch, exit code. Nothing else.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
@@ -68,13 +69,13 @@ fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Envi
     let cwd = std::env::current_dir();
     let cwd =
         cwd.map_err(|error| Failure::Usage(format!("the working directory cannot be used: {error}")))?;
-    let mut env = Environment { variables: std::env::vars_os().filter_map(text).collect(), cwd };
+    let mut all: BTreeMap<String, String> = std::env::vars_os().filter_map(text).collect();
     for (name, value) in variables {
-        env.variables.remove(name);
+        all.remove(name);
         let value = value.and_then(|value| value.into_string().ok());
-        env.variables.extend(value.map(|value| (name.to_owned(), value)));
+        all.extend(value.map(|value| (name.to_owned(), value)));
     }
-    Ok(env)
+    Ok(Environment { variables: all.into_iter().collect(), cwd })
 }
 
 fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {

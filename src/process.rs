@@ -84,6 +84,28 @@ where
     }
 }
 
+/// Accepts connections until `stop`.
+pub async fn accept_each<S, F: Future<Output = std::io::Result<S>>>(
+    stop: &CancellationToken,
+    accept: impl Fn() -> F,
+    mut serve: impl FnMut(S),
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = accept() => accepted,
+        };
+        match accepted {
+            Ok(connection) => serve(connection),
+            Err(error) => {
+                // Most likely out of file descriptors; these become free when connections end.
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
 /// Runs blocking `work` without blocking other tasks. It gets its own thread: if it hangs for good (a dead
 /// file server never answers), it blocks no thread of a pool. `None` if no thread could be started or `work`
 /// panicked.

@@ -124,7 +124,7 @@ fn source(kind: &Kind, place: &Path) -> Outcome<Google> {
     env.insert("HOME".into(), place.display().to_string());
     env.insert("NO_GCE_CHECK".into(), "true".into());
     env.insert("GOOGLE_APPLICATION_CREDENTIALS".into(), file.display().to_string());
-    let env = Environment { variables: env, cwd: place.to_owned() };
+    let env = Environment { variables: env.into_iter().collect(), cwd: place.to_owned() };
     let flags = Overrides { config: Some(config), ..Overrides::default() };
     let config = config::resolve(&flags, &env).map_err(|problems| problems.to_string())?;
     Ok(app::google(&config, &env)?)

@@ -2,7 +2,6 @@
 //! what has to hold besides. `cargo fuzz run NAME` drives them, and so does a bounded run of the tests
 //! (`tests/it/fuzz.rs` includes this file), which needs no nightly compiler.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -136,7 +135,7 @@ pub fn credential_file(input: &[u8]) {
 pub fn config_file(input: &[u8]) {
     let scratch = Scratch::new("kfp-creds.toml", input);
     let flags = Overrides { config: Some(scratch.0.clone()), ..Overrides::default() };
-    let env = Environment { variables: BTreeMap::new(), cwd: std::env::temp_dir() };
+    let env = Environment { cwd: std::env::temp_dir(), ..Environment::default() };
     if let Ok(config) = config::resolve(&flags, &env) {
         assert!(config.identities.contains_key("default"));
         let _ = config.summary();

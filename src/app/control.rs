@@ -36,7 +36,7 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
 use crate::mint::Mint;
 use crate::policy::Decision;
-use crate::process::Tasks;
+use crate::process::{Tasks, accept_each};
 use crate::quote;
 use crate::record::Recorder;
 use crate::record::metrics::Gauges;
@@ -78,16 +78,8 @@ impl ControlServer {
 
     /// Answers on the control socket until the session stops.
     pub(super) async fn serve(self: Arc<Self>, listener: UnixListener, tasks: Tasks) {
-        loop {
-            let accepted = tokio::select! {
-                () = tasks.stop().cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => self.clone().attend(stream, Listener::Control, &tasks),
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-            }
-        }
+        let attend = |(stream, _)| self.clone().attend(stream, Listener::Control, &tasks);
+        accept_each(tasks.stop(), || listener.accept(), attend).await;
     }
 
     /// Serves the counters or the page on loopback until the session stops.
@@ -97,16 +89,8 @@ impl ControlServer {
         through: Listener,
         tasks: Tasks,
     ) {
-        loop {
-            let accepted = tokio::select! {
-                () = tasks.stop().cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => self.clone().attend(stream, through.clone(), &tasks),
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-            }
-        }
+        let attend = |(stream, _)| self.clone().attend(stream, through.clone(), &tasks);
+        accept_each(tasks.stop(), || listener.accept(), attend).await;
     }
 
     fn attend(
@@ -250,7 +234,7 @@ impl ControlServer {
                     "container": member.grant.container.as_str(),
                     "task": member.grant.task.to_string(),
                     "outstanding": alive.len(),
-                    "until": last.map(super::status::rfc3339),
+                    "until": last.map(crate::console::rfc3339),
                 }));
             }
         }

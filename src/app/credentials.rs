@@ -175,7 +175,7 @@ pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
         metadata: metadata_server::detect(named, product.as_deref(), no_check),
         gcloud: on_path("gcloud", env),
         chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
-        variables: env.variables.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        variables: env.variables.clone(),
     };
     let endpoints = config.endpoints.clone();
     let upstream = Upstream::through(&proxies(env), Limits::default(), vec![]).map_err(no_credential)?;

@@ -4,7 +4,6 @@
 //! The file is read again only if its content is trusted (decision 23): a project's file after `kfp-creds
 //! config trust`, and never one that a container can write or could write earlier in the session.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_
 use crate::lifecycle::Lifecycle;
 use crate::process::{Tasks, aside};
 use crate::quote;
+use crate::source::stamp::Stamp;
 
 /// How often the file is checked: one `stat`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,14 +34,6 @@ pub(super) fn rules(config: &Config) -> Rules {
     }
 }
 
-/// Distinguishes two states of a file without reading it.
-type Stamp = Option<(i64, i64, u64, u64)>;
-
-fn stamp(path: &Path) -> Stamp {
-    let about = std::fs::metadata(path).ok()?;
-    Some((about.mtime(), about.mtime_nsec(), about.size(), about.ino()))
-}
-
 /// Follows the file until the session stops. `config` is the one that the session started with.
 pub(super) async fn follow(
     mut config: Config,
@@ -58,7 +50,7 @@ pub(super) async fn follow(
         let place = file.clone();
         let next = async {
             tokio::time::sleep(LOOK_EVERY).await;
-            aside(move || stamp(&place)).await
+            aside(move || Stamp::of(&place)).await
         };
         let now = tokio::select! {
             () = tasks.stop().cancelled() => return,

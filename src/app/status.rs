@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::credentials::Credentials;
 use super::sessions::{self, Peer};
 use crate::config::{Config, Environment};
+use crate::console::rfc3339;
 use crate::failure::{Ended, Failure};
 use crate::lifecycle::Lifecycle;
 use crate::mint::Mint;
@@ -217,12 +216,6 @@ fn tokens(alive: Vec<HandedOut>, now: Now) -> Vec<Token> {
         left: token.expires.remaining(now).as_secs(),
     };
     alive.into_iter().map(token).collect()
-}
-
-/// A time to the second.
-pub(super) fn rfc3339(at: SystemTime) -> String {
-    let at = OffsetDateTime::from(at).replace_nanosecond(0).ok();
-    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 /// The table for a person. The containers' creators chose the names: no control character reaches the

@@ -99,7 +99,7 @@ pub(super) fn resolve(
         form: form(flags),
         log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
         file,
-        stamp,
+        stamp: stamp.flatten(),
         flags: flags.clone(),
     };
     layers.verdict().map(|()| config)

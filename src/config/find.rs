@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::Environment;
 use super::layers::Guarded;
 use crate::quote;
+use crate::source::stamp::Stamp;
 
 /// The name of a project's config file.
 pub const FILE: &str = "kfp-creds.toml";
@@ -34,7 +35,7 @@ pub(super) struct Located {
     pub path: PathBuf,
     pub text: String,
     /// The stamp of the file that was read; see `Config::stamp`.
-    pub stamp: (i64, i64, u64, u64),
+    pub stamp: Option<Stamp>,
     found: Found,
     /// Other users who can write the file, if any.
     exposed: Option<&'static str>,
@@ -87,7 +88,7 @@ fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", quote::path(path)))?;
     let us = rustix::process::geteuid().as_raw();
     let exposed = exposure(about.mode(), about.uid(), us);
-    let stamp = (about.mtime(), about.mtime_nsec(), about.size(), about.ino());
+    let stamp = Stamp::of_opened(&about);
     Ok(Some(Located { path: path.to_owned(), text, stamp, found, exposed }))
 }
 
@@ -205,8 +206,7 @@ impl Trusted {
 
 /// SHA-256 in lower-case hex.
 pub(super) fn digest_of(bytes: &[u8]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    quote::hex(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
 }
 
 /// `$VARIABLE/kfp-creds`, or `~/FALLBACK/kfp-creds`. A relative value counts as unset (XDG base directories).

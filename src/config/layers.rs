@@ -156,7 +156,7 @@ impl Layers {
         }
         self.lay(Rank::Variable, layer);
         let known = || KEYS.iter().filter_map(|key| key.variable).chain(["KFP_CREDS_CONFIG"]);
-        for name in env.variables.keys().filter(|name| name.starts_with("KFP_CREDS_")) {
+        for name in env.variables.all().map(|(name, _)| name).filter(|name| name.starts_with("KFP_CREDS_")) {
             if !known().any(|other| other == name)
                 && let Some(near) = nearest(name, known()).filter(|near| distance(name, near) <= 2)
             {

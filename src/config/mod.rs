@@ -48,13 +48,15 @@ use crate::policy::Policy;
 use crate::quote;
 use crate::record::audit;
 use crate::source::google::{Endpoints, Provided};
+use crate::source::stamp::Stamp;
+use crate::source::variables::Variables;
 use crate::workload::Identity;
 
 /// The environment of the process; built once, in `main.rs`.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// Variables whose name and value are UTF-8; others are ignored.
-    pub variables: BTreeMap<String, String>,
+    pub variables: Variables,
     /// Absolute.
     pub cwd: PathBuf,
 }
@@ -62,7 +64,7 @@ pub struct Environment {
 impl Environment {
     /// A variable's value; an empty one counts as unset.
     pub fn variable(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.text(name)
     }
 
     pub fn home(&self) -> Option<PathBuf> {
@@ -150,8 +152,8 @@ pub struct Config {
     pub log: String,
     /// The config file that was read, if any.
     pub file: Option<PathBuf>,
-    /// The stamp of the file as read: modified (seconds, nanoseconds), size, inode.
-    pub stamp: Option<(i64, i64, u64, u64)>,
+    /// The stamp of the file as read.
+    pub stamp: Option<Stamp>,
     /// The command line's settings, for reading the file again.
     pub flags: Overrides,
 }

@@ -229,12 +229,8 @@ fn same_image(one: &str, other: &str) -> bool {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    use std::fmt::Write;
     let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
-    hash.as_ref().iter().fold("sha256:".to_string(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("sha256:{}", crate::quote::hex(hash.as_ref()))
 }
 
 /// Writes files in a fixed order with fixed times and owners, so that the same program gives the same layer.

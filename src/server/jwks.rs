@@ -10,7 +10,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use crate::process::Tasks;
+use crate::process::{Tasks, accept_each};
 
 /// The only path that is served.
 pub const PATH: &str = "/jwks.json";
@@ -18,12 +18,7 @@ pub const PATH: &str = "/jwks.json";
 /// Serves `keys` (a JWK Set, RFC 7517) until the session stops.
 pub async fn serve(listener: TcpListener, keys: String, tasks: Tasks) {
     let keys = Bytes::from(keys);
-    loop {
-        let accepted = tokio::select! {
-            () = tasks.stop().cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _)) = accepted else { continue };
+    let serve = |(stream, _)| {
         let (keys, stop) = (keys.clone(), tasks.stop().clone());
         tasks.spawn("keys", async move {
             let service = service_fn(move |request| {
@@ -37,7 +32,8 @@ pub async fn serve(listener: TcpListener, keys: String, tasks: Tasks) {
                 _ = serving => {}
             }
         });
-    }
+    };
+    accept_each(tasks.stop(), || listener.accept(), serve).await;
 }
 
 fn answer<B>(request: &Request<B>, keys: &Bytes) -> Response<Full<Bytes>> {

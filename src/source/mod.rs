@@ -2,7 +2,7 @@
 //!
 //! `google` has Google's credentials, one file per kind; `offline` signs with a key made at start; `http` is
 //! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
-//! lifetimes; `jwt`, `stamp` (detects file changes) and `variables` are small helpers.
+//! lifetimes; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
@@ -11,6 +11,7 @@
 pub mod google;
 pub mod http;
 pub mod offline;
+pub mod stamp;
 pub mod storage;
 pub mod variables;
 
@@ -19,7 +20,6 @@ pub(crate) mod flight;
 mod command;
 mod expiry;
 mod jwt;
-mod stamp;
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -1,12 +1,12 @@
 //! File metadata that reveals a change without reading the file.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Stamp {
+pub struct Stamp {
     modified: SystemTime,
     length: u64,
     inode: u64,
@@ -14,8 +14,11 @@ pub(super) struct Stamp {
 
 impl Stamp {
     /// `None` if there is no file.
-    pub(super) fn of(path: &Path) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
-        Some(Self { modified: meta.modified().ok()?, length: meta.len(), inode: meta.ino() })
+    pub fn of(path: &Path) -> Option<Self> {
+        Self::of_opened(&fs::metadata(path).ok()?)
+    }
+
+    pub fn of_opened(about: &Metadata) -> Option<Self> {
+        Some(Self { modified: about.modified().ok()?, length: about.len(), inode: about.ino() })
     }
 }

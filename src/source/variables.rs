@@ -1,4 +1,4 @@
-//! The environment variables that credentials need.
+//! The process's environment variables.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ impl FromIterator<(String, String)> for Variables {
 
 impl Variables {
     /// A variable's value; an empty one counts as unset.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
@@ -32,8 +32,8 @@ impl Variables {
         self.text(name).map(|value| Secret::new(value.to_owned()))
     }
 
-    /// All variables, for a command that is promised the whole environment.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// All variables, the empty ones too.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }

@@ -60,7 +60,7 @@ impl Place {
         Command::new(env!("CARGO_BIN_EXE_kfp-creds"))
             .args(arguments)
             .env_clear()
-            .envs(self.env(&[]).variables)
+            .envs(self.env(&[]).variables.all())
             .current_dir(self.path("project/deep/er"))
             .output()
             .unwrap()

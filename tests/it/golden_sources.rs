@@ -99,7 +99,7 @@ impl Case {
         env.insert("NO_GCE_CHECK".into(), "true".into());
         let text = self.text("environment").unwrap_or_default();
         env.extend(text.lines().filter_map(|line| line.split_once('=')).map(|(n, v)| (n.into(), v.into())));
-        Environment { variables: env, cwd: self.place.0.clone() }
+        Environment { variables: env.into_iter().collect(), cwd: self.place.0.clone() }
     }
 
     /// What the case came to, in the words of `expected.json`.

@@ -2,7 +2,7 @@
 //! shapes, and nothing that the program writes may hold a piece of them. What there is to be given comes from the
 //! command line's definition, the config's table and the source, so a new one is covered when it is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -99,7 +99,10 @@ fn shapes() -> Vec<Given> {
 
 fn env(folder: &Path) -> Environment {
     let env = [("HOME", folder.display().to_string())];
-    Environment { variables: env.map(|(name, value)| (name.into(), value)).into(), cwd: folder.to_owned() }
+    Environment {
+        variables: env.map(|(name, value)| (name.into(), value)).into_iter().collect(),
+        cwd: folder.to_owned(),
+    }
 }
 
 /// Every key of the config with its kind, from its documentation.
@@ -418,7 +421,7 @@ fn ordinary_values_are_quoted_as_they_are() {
         "relative/folder/of/my/project/credentials/key",
     ] {
         let env = Environment {
-            variables: BTreeMap::from([("HOME".into(), "/nonexistent".into())]),
+            variables: [("HOME".into(), "/nonexistent".into())].into_iter().collect(),
             cwd: "/".into(),
         };
         let flags = Overrides { config: Some(path.into()), ..Overrides::default() };

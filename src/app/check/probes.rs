@@ -18,12 +18,9 @@ use crate::failure::{Failure, Remedy};
 use crate::mint::MintFailure;
 use crate::quote;
 use crate::session::{Wanted, try_range};
+use crate::source::http::clock::{NOTABLE, RECONCILED};
 use crate::workload::Identity;
 
-/// With a larger difference of clocks, some party sees tokens as expired or not valid yet.
-const NOTABLE_SKEW: i64 = 30;
-/// Beyond this the skew is not compensated (`source::http::clock`), and Google refuses what is signed here.
-const REFUSED_SKEW: i64 = 600;
 /// How many images are inspected; the newest first.
 const MOST_IMAGES: usize = 50;
 
@@ -235,8 +232,8 @@ pub(super) async fn clock(credentials: &Credentials) -> Finding {
             );
             let fix = "sudo timedatectl set-ntp true";
             match seconds.abs() {
-                few if few <= NOTABLE_SKEW => format!("{by}: good").into(),
-                more if more <= REFUSED_SKEW => Finding::Odd(by, fix.into()),
+                few if few <= NOTABLE => format!("{by}: good").into(),
+                more if more <= RECONCILED.as_secs().cast_signed() => Finding::Odd(by, fix.into()),
                 _ => Finding::bad(
                     Failure::NotPermitted(format!("{by}: what is signed here is refused there")),
                     fix,

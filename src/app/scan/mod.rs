@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use self::said::{Baseline, Said, one_line};
+use self::said::{Baseline, Said};
 use super::reach::reach;
 use crate::config::{Config, Environment};
+use crate::console::printable;
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
 use crate::guard::excepted::Exception;
@@ -80,7 +81,7 @@ pub async fn scan(
     said.tell(ask.form, &print);
     match said.counts() {
         (0, 0) => Ok(Ended::Done),
-        (0, unread) => Err(Failure::NotPermitted(one_line(&format!(
+        (0, unread) => Err(Failure::NotPermitted(printable(&format!(
             "{target}: no key found, but {unread} places could not be looked at"
         )))),
         _ => Ok(Ended::Found),

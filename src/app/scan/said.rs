@@ -10,9 +10,11 @@ use std::io;
 
 use serde_json::{Value, json};
 
+use crate::console::printable;
 use crate::guard::found::Passed;
 use crate::guard::image::{Located, Report};
 use crate::guard::{Kind, Rules};
+use crate::quote;
 
 /// The output format.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -94,20 +96,20 @@ impl<'a> Said<'a> {
             let line = find.line.map(|line| format!(":{line}")).unwrap_or_default();
             let layer = find.layer.as_ref().map(|layer| format!("  in layer {layer}")).unwrap_or_default();
             let deleted = if find.deleted { ", deleted by a later layer and still in the image" } else { "" };
-            print(&one_line(&format!("{}{line}: {}{layer}{deleted}", find.place, find.kind)));
+            print(&printable(&format!("{}{line}: {}{layer}{deleted}", find.place, find.kind)));
         }
         for what in &self.unverified {
-            print(&one_line(&format!("not verified: {what}")));
+            print(&printable(&format!("not verified: {what}")));
         }
         if let Some(note) = self.passed.told() {
-            print(&one_line(&format!("note: {note}")));
+            print(&printable(&format!("note: {note}")));
         }
         let known = match self.known {
             0 => String::new(),
             known => format!(" beside {known} that the baseline knows"),
         };
         if self.counts() == (0, 0) {
-            print(&one_line(&format!("{}: no key found{known}", self.target)));
+            print(&printable(&format!("{}: no key found{known}", self.target)));
         }
     }
 
@@ -213,11 +215,7 @@ fn digest(parts: &[&str]) -> String {
         context.update(part.as_bytes());
         context.update(&[0]);
     }
-    let mut text = String::from("v1:");
-    for byte in context.finish().as_ref().iter().take(16) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    format!("v1:{}", quote::hex(&context.finish().as_ref()[..16]))
 }
 
 /// A relative reference (RFC 3986), with its reserved characters escaped.
@@ -234,11 +232,6 @@ fn uri(place: &str) -> String {
         }
     }
     uri
-}
-
-/// Names come from archives: no control character reaches the terminal.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ use crate::failure::Reason;
 use crate::guard::Guard;
 use crate::kfp::{Evidence, Reading};
 use crate::loopback;
-use crate::process::Tasks;
+use crate::process::{Tasks, accept_each};
 use crate::record::Recorder;
 use crate::workload::{By, ContainerId, Identity, Task};
 
@@ -251,22 +251,9 @@ const GRACE: Duration = Duration::from_secs(1);
 pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
     let stop = settings.tasks.stop().clone();
     let proxy = Arc::new(Proxy::new(settings));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                proxy.settings.tasks.spawn("proxy connection", connection(proxy.clone(), stream))
-            }
-            Err(error) => {
-                // Most likely out of file descriptors; these become free when streams end.
-                tracing::warn!(%error, "the proxy could not accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+    let serve =
+        |(stream, _)| proxy.settings.tasks.spawn("proxy connection", connection(proxy.clone(), stream));
+    accept_each(&stop, || listener.accept(), serve).await;
 }
 
 async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {

@@ -20,6 +20,7 @@ use super::engine_client::one_way;
 use super::state::Proxy;
 use super::{GRACE, Settings, connection};
 use crate::console::Line;
+use crate::process::accept_each;
 
 /// Everybody on the machine can connect to a loopback port. These bound what that costs.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -39,26 +40,15 @@ pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, setting
         said: Mutex::default(),
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let next = async || {
+    let next = || async {
         // Never closed, so there is always a permit to wait for.
         let permit = handshakes.clone().acquire_owned().await.ok();
         listener.accept().await.map(|(stream, from)| (stream, from, permit))
     };
-    loop {
-        let accepted = tokio::select! {
-            accepted = next() => accepted,
-            () = tasks.stop().cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, from, permit)) => {
-                tasks.spawn("TLS connection", entrance.clone().attend(stream, from, permit));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the TLS listener could not accept a connection");
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+    let attend = |(stream, from, permit)| {
+        tasks.spawn("TLS connection", entrance.clone().attend(stream, from, permit));
+    };
+    accept_each(tasks.stop(), next, attend).await;
 }
 
 struct Entrance {

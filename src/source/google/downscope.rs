@@ -11,13 +11,11 @@ use serde_json::{Value, json};
 
 use crate::source::SourceError;
 use crate::source::expiry::life;
+use crate::source::google::token_types::{ACCESS_TOKEN, TOKEN_EXCHANGE};
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::Fault;
 use crate::source::http::request::Call;
 use crate::token::{AccessToken, Boundary, BoundaryRule, Deadline, Now};
-
-const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
 /// Narrows `token` down. The result never outlives `token`.
 pub(super) async fn narrow(

@@ -48,6 +48,7 @@ mod impersonated;
 mod pem;
 mod search;
 mod service_account;
+mod token_types;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +72,9 @@ use crate::source::google::service_account::ServiceAccount;
 use crate::source::http::client::Upstream;
 use crate::source::{AccessRequest, Pending, SourceError};
 use crate::token::{AccessToken, CLOUD_PLATFORM, IdentityToken, Scopes};
+
+/// Longest delay of a request whose answer is only for messages and names: nothing depends on it.
+const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// Base tokens are requested for an hour, whatever the lifetime of the identity's own tokens.
 const BASE_LIFE: u64 = 3600;

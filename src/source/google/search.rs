@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use ring::digest::Digest;
 
@@ -15,15 +14,12 @@ use crate::source::google::file::{self, read};
 use crate::source::google::gcloud::{self, Defaults, Program};
 use crate::source::google::iam::Iam;
 use crate::source::google::metadata_server::{self, MetadataServer};
-use crate::source::google::{Credential, Kind};
+use crate::source::google::{Credential, INTRODUCTION, Kind};
 use crate::source::http::client::Upstream;
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, IdentityToken};
-
-/// The metadata server is on the same machine, and nothing depends on its answers.
-const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// Inputs of the lookup: values that `main` took from the environment.
 #[derive(Clone, Debug, Default)]

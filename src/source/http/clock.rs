@@ -9,10 +9,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 /// The clock difference, in seconds, from which a message and a correction are worthwhile.
-const NOTABLE: i64 = 30;
+pub const NOTABLE: i64 = 30;
 
 /// Beyond this difference the clock is not corrected: the user has to set it.
-pub(crate) const RECONCILED: Duration = Duration::from_secs(600);
+pub const RECONCILED: Duration = Duration::from_secs(600);
 
 /// Seconds by which the upstream's clock is ahead of this machine's, by its last answer.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,7 @@
 pub mod client;
 pub mod proxy;
 
-pub(crate) mod clock;
+pub mod clock;
 pub(crate) mod fault;
 pub(crate) mod request;
 pub(crate) mod secure_url;

@@ -13,11 +13,10 @@ use crate::source::google::external_account::ExternalAccount;
 use crate::source::google::external_account::subject::executable::Executable;
 use crate::source::google::external_account::subject::{FileToken, Format, Subject, UrlToken};
 use crate::source::google::impersonated::Impersonated;
+use crate::source::google::token_types::JWT;
 use crate::source::google::{Credential, Kind};
 use crate::source::http::secure_url::confidential;
 use crate::source::variables::Variables;
-
-const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
 impl Federation {
     pub(in crate::source::google) fn kind(

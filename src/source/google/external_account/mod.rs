@@ -22,19 +22,15 @@ use time::format_description::well_known::Rfc3339;
 use crate::failure::{Reason, Remedy};
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::google::INTRODUCTION;
 use crate::source::google::external_account::subject::{Purpose, Subject};
+use crate::source::google::token_types::{ACCESS_TOKEN, TOKEN_EXCHANGE};
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::{Denial, Fault};
 use crate::source::http::request::Call;
 use crate::source::jwt;
 use crate::source::stamp::Stamp;
 use crate::token::{AccessToken, Scopes};
-
-const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-
-/// Longest delay that the single introspection request may add to a token.
-const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// An identity in a pool, proven by another issuer's token.
 pub(super) struct ExternalAccount {
@@ -177,7 +173,7 @@ impl ExternalAccount {
     ) -> Result<Result<AccessToken, SourceError>, Fault> {
         let scope = scopes.to_string();
         let mut fields = vec![
-            ("grant_type", EXCHANGE),
+            ("grant_type", TOKEN_EXCHANGE),
             ("audience", &self.audience),
             ("scope", &scope),
             ("requested_token_type", ACCESS_TOKEN),

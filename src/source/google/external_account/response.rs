@@ -9,15 +9,12 @@ use serde_json::Value;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Ran;
+use crate::source::google::token_types::{ACCESS_TOKEN, ID_TOKEN, JWT, SAML2};
 use crate::source::http::fault;
 use crate::source::jwt;
 
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
-const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 /// Shortest bare token: a word of an error message is shorter.
 const SHORTEST_BARE: usize = 20;
-const SAML2: &str = "urn:ietf:params:oauth:token-type:saml2";
 
 #[derive(Deserialize)]
 struct Written {

@@ -13,6 +13,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use url::Url;
 
+use crate::quote::hex;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::external_account::subject::aws_keys::Keys;
@@ -198,10 +199,6 @@ fn authorization(
 
 fn mac(key: &Secret<Vec<u8>>, input: &str) -> hmac::Tag {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.expose()), input.as_bytes())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Percent-encodes as Signature Version 4 requires: all but the unreserved characters of RFC 3986.
