@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::source::http::clock::RECONCILED;
+use crate::source::clock::RECONCILED;
 use crate::source::{SourceError, jwt};
 use crate::token::{Deadline, Now};
 

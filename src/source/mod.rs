@@ -2,12 +2,13 @@
 //!
 //! `google` has Google's credentials, one file per kind; `offline` signs with a key made at start; `http` is
 //! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
-//! lifetimes; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
+//! lifetimes; `clock` tracks Google's clock for signatures; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
+pub mod clock;
 pub mod google;
 pub mod http;
 pub mod offline;

@@ -17,6 +17,66 @@ const STOREYS: [&[&str]; 8] = [
     &["bin", "cli", "lib", "main"],
 ];
 
+/// The same inside the big rooms: their files and folders, lowest first. Their `mod.rs` is above all of them and may
+/// be known to them.
+const INSIDE: [(&str, &[&[&str]]); 5] = [
+    (
+        "docker::proxy",
+        &[
+            // Forms: of requests and answers, of the engine's wire, of what is remembered.
+            &["capabilities", "engine_client", "frames", "question", "reserved", "rules"],
+            &["json", "outputs", "wiring"],
+            // Judgements, without waiting.
+            &["host_root", "judge", "path", "podman", "proxies", "texts"],
+            // What the parts of the proxy share.
+            &["state", "upgrade"],
+            // Questions to the engine, and streams.
+            &["entrypoint", "exit_codes", "hidden", "inputs", "join", "logs", "tls", "upload"],
+            &["builds", "images", "mount_sources"],
+            // Whole requests.
+            &["dispatch", "guard", "volumes", "writable"],
+            &["commit", "create", "preview", "swarm"],
+        ],
+    ),
+    (
+        "source",
+        &[
+            &["clock", "command", "flight", "jwt", "stamp", "variables"],
+            &["expiry"],
+            &["http"],
+            &["google", "storage"],
+            &["offline"],
+        ],
+    ),
+    (
+        "source::google",
+        &[
+            &["configured", "document", "endpoints", "pem", "token_types"],
+            &["authorized_user", "downscope", "gcloud", "metadata_server", "service_account"],
+            &["external_account_authorized_user", "iam"],
+            &["impersonated"],
+            &["external_account"],
+            &["exec", "file"],
+            // Which of all these is used.
+            &["search"],
+        ],
+    ),
+    (
+        "config",
+        &[
+            &["endpoint", "forms", "keys", "raw", "summary"],
+            &["document", "reference", "schema"],
+            // File, environment and flags as one table.
+            &["layers"],
+            &["boundary", "find", "guarding", "provider", "rules", "seeing", "shown"],
+            &["engine", "mounts"],
+            &["proxies"],
+            &["check"],
+        ],
+    ),
+    ("lifecycle", &[&["addresses", "events", "exit", "joined"], &["end"], &["by_hand"]]),
+];
+
 /// Same-storey neighbours that may look at each other, each with its reason.
 const NEIGHBOURS: [(&str, &str, &str); 6] = [
     ("quote", "workload", "patterns are the user's text"),
@@ -41,7 +101,7 @@ const NEVER: [(&str, &str); 9] = [
 ];
 
 /// Foreign crates with one owner: (crate, the only path prefixes that may name it).
-const OWNERS: [(&str, &[&str]); 8] = [
+const OWNERS: [(&str, &[&str]); 9] = [
     ("yup_oauth2", &["source/google/service_account/mod.rs"]),
     (
         "bollard",
@@ -50,6 +110,7 @@ const OWNERS: [(&str, &[&str]); 8] = [
     ("clap", &["cli/", "main.rs"]),
     ("toml", &["config/"]),
     ("saphyr_parser", &["kfp/yaml.rs"]),
+    ("strsim", &["config/"]),
     ("hyper_rustls", &["source/http/", "source/google/service_account/"]),
     ("tokio_rustls", &["docker/upstream.rs", "docker/proxy/tls.rs"]),
     ("rcgen", &["certificates/mod.rs"]),
@@ -177,6 +238,37 @@ fn imports_go_down() {
         }
     }
     assert!(wrong.is_empty(), "against the storeys of docs/ARCHITECTURE.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn imports_go_down_inside_the_big_rooms() {
+    let mut wrong = Vec::new();
+    let imports = crate::circles::imports();
+    for (room, storeys) in INSIDE {
+        let room: Vec<String> = room.split("::").map(String::from).collect();
+        let part = |module: &[String]| module.strip_prefix(&*room).and_then(|inside| inside.first()).cloned();
+        let height = |part: &str| storeys.iter().position(|names| names.contains(&part));
+        for (from, to) in &imports {
+            let Some(from_part) = part(from) else { continue };
+            let Some(above) = height(&from_part) else {
+                wrong.push(format!("{}: place {from_part} on purpose", room.join("::")));
+                continue;
+            };
+            for to in to {
+                let below = part(to).filter(|to| *to != from_part).and_then(|to| height(&to));
+                if below.is_some_and(|below| below >= above) {
+                    wrong.push(format!("{} imports {}", from.join("::"), to.join("::")));
+                }
+            }
+        }
+        for name in storeys.iter().flat_map(|names| *names) {
+            let path: Vec<String> = room.iter().cloned().chain([(*name).to_string()]).collect();
+            if !imports.contains_key(&path) {
+                wrong.push(format!("{} is not there", path.join("::")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the storeys in INSIDE:\n{}", wrong.join("\n"));
 }
 
 #[test]

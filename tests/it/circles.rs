@@ -11,7 +11,7 @@ use crate::architecture::{before_tests, sources};
 const ALLOWED: &[(&[&str], &str)] = &[];
 
 /// `source::google` is `["source", "google"]`.
-type Module = Vec<String>;
+pub(crate) type Module = Vec<String>;
 
 /// What one file says of others.
 #[derive(Default)]
@@ -226,6 +226,11 @@ fn circles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<String>
     let mut found: Vec<_> = found.into_iter().collect();
     found.sort_by_key(|circle| std::cmp::Reverse(circle.len()));
     found
+}
+
+/// The modules of other files that each file of `src` names, re-exports resolved; not its ancestors and children.
+pub(crate) fn imports() -> BTreeMap<Module, BTreeSet<Module>> {
+    Tree::of(&sources()).imports()
 }
 
 fn told(texts: &BTreeMap<String, String>) -> Vec<BTreeSet<String>> {

@@ -18,7 +18,7 @@ use crate::failure::{Failure, Remedy};
 use crate::mint::MintFailure;
 use crate::quote;
 use crate::session::{Wanted, try_range};
-use crate::source::http::clock::{NOTABLE, RECONCILED};
+use crate::source::clock::{NOTABLE, RECONCILED};
 use crate::workload::Identity;
 
 /// How many images are inspected; the newest first.

@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::http::clock::{Skew, apart, http_date};
+use crate::source::clock::{Skew, apart, http_date};
 use crate::source::http::fault::{Denial, Fault, host};
 use crate::source::http::proxy::{Proxies, ProxyConnector};
 use crate::source::http::request::{Answer, Call};
