@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_address_waits_for_its_budget_and_is_found_when_it_comes() {
+    async fn an_unknown_address_is_waited_for_within_its_budget() {
         let (mut writer, reader, _questions) = new();
         let started = Instant::now();
         assert!(reader.ask(AT, started + Duration::from_secs(2)).await.is_none());

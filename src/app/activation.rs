@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_manager_is_told_at_a_path_and_at_an_abstract_name() {
+    fn the_service_manager_is_notified_by_path_and_abstract_name() {
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::SocketAddr;
         let own = std::process::id();

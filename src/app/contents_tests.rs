@@ -71,7 +71,7 @@ impl Server {
     }
 }
 
-struct Bench {
+struct Fixture {
     server: Arc<Server>,
     storage: Arc<Storage>,
     cache: Arc<Cache>,
@@ -79,7 +79,7 @@ struct Bench {
     root: PathBuf,
 }
 
-impl Bench {
+impl Fixture {
     fn new(name: &str) -> Self {
         let (server, url) = Server::start();
         let root = std::env::temp_dir().join(format!("kc-contents-{}-{name}", std::process::id()));
@@ -97,7 +97,7 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for Fixture {
     fn drop(&mut self) {
         self.cache.remove();
         let _ = std::fs::remove_dir_all(&self.root);
@@ -123,58 +123,58 @@ fn wanted(name: &str, generation: u64) -> Wanted {
 /// Who may list a folder may not necessarily read what is in it.
 #[tokio::test]
 async fn what_is_there_is_given_only_to_whom_may_read_it_now() {
-    let bench = Bench::new("asked");
+    let fixture = Fixture::new("asked");
     let a = || wanted("dir/a", 1);
-    bench.bring(Some("one"), a()).await.unwrap();
-    bench.server.refuses.store(true, Ordering::Relaxed);
-    let why = bench.bring(Some("one"), a()).await.unwrap_err();
+    fixture.bring(Some("one"), a()).await.unwrap();
+    fixture.server.refuses.store(true, Ordering::Relaxed);
+    let why = fixture.bring(Some("one"), a()).await.unwrap_err();
     assert!(why.contains("one may not read it"), "{why}");
-    bench.bring(Some("one"), Wanted { asked: true, ..a() }).await.unwrap();
-    bench.server.refuses.store(false, Ordering::Relaxed);
-    bench.bring(Some("one"), a()).await.unwrap();
-    assert_eq!(bench.server.downloads().len(), 1);
+    fixture.bring(Some("one"), Wanted { asked: true, ..a() }).await.unwrap();
+    fixture.server.refuses.store(false, Ordering::Relaxed);
+    fixture.bring(Some("one"), a()).await.unwrap();
+    assert_eq!(fixture.server.downloads().len(), 1);
 }
 
 #[tokio::test]
 async fn another_account_of_an_identity_shares_nothing() {
-    let bench = Bench::new("accounts");
+    let fixture = Fixture::new("accounts");
     // An account that is not known is the same only as far as its token is.
     for (number, account) in [Some("one"), Some("two"), None, None].into_iter().enumerate() {
-        bench.bring(account, wanted("dir/a", 1)).await.unwrap();
-        assert_eq!(bench.server.downloads().len(), number + 1, "{account:?}");
+        fixture.bring(account, wanted("dir/a", 1)).await.unwrap();
+        assert_eq!(fixture.server.downloads().len(), number + 1, "{account:?}");
     }
 }
 
 #[tokio::test]
 async fn an_older_generation_goes_when_a_newer_one_comes() {
-    let bench = Bench::new("generations");
-    let older = bench.bring(Some("one"), wanted("dir/a", 1)).await.unwrap().path().to_owned();
-    let other = bench.bring(Some("one"), wanted("dir/b", 1)).await.unwrap().path().to_owned();
+    let fixture = Fixture::new("generations");
+    let older = fixture.bring(Some("one"), wanted("dir/a", 1)).await.unwrap().path().to_owned();
+    let other = fixture.bring(Some("one"), wanted("dir/b", 1)).await.unwrap().path().to_owned();
     assert!(older.exists());
-    let newer = bench.bring(Some("one"), wanted("dir/a", 2)).await.unwrap();
+    let newer = fixture.bring(Some("one"), wanted("dir/a", 2)).await.unwrap();
     assert!(!older.exists() && other.exists() && newer.path().exists());
 }
 
 #[tokio::test]
 async fn a_large_folder_does_not_keep_another_task_waiting() {
-    let bench = Bench::new("turns");
-    *bench.server.held.lock().unwrap() = true;
+    let fixture = Fixture::new("turns");
+    *fixture.server.held.lock().unwrap() = true;
     let folder: Vec<Wanted> = (0..60).map(|number| wanted(&format!("dir/{number}"), 1)).collect();
     let first = asking(Some("one"));
-    let first = bench.contents.bring(&first, &bench.storage, folder);
+    let first = fixture.contents.bring(&first, &fixture.storage, folder);
     let second = async {
-        while bench.server.downloads().len() < 8 {
+        while fixture.server.downloads().len() < 8 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let release = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            *bench.server.held.lock().unwrap() = false;
-            bench.server.released.notify_all();
+            *fixture.server.held.lock().unwrap() = false;
+            fixture.server.released.notify_all();
         };
-        tokio::join!(bench.bring(Some("one"), wanted("other", 1)), release).0.unwrap();
+        tokio::join!(fixture.bring(Some("one"), wanted("other", 1)), release).0.unwrap();
     };
     let (all, ()) = tokio::join!(first, second);
     assert!(all.len() == 60 && all.iter().all(|(_, outcome)| outcome.is_ok()));
-    let at = bench.server.downloads().iter().position(|target| target.contains("/other?")).unwrap();
+    let at = fixture.server.downloads().iter().position(|target| target.contains("/other?")).unwrap();
     assert!(at < 20, "it was the {at}th");
 }

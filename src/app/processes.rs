@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_without_a_login_is_empty_whatever_a_killed_session_left() {
+    fn the_directory_without_a_login_is_emptied_at_the_start() {
         let folder = std::env::temp_dir().join(format!("kc-no-login-{}", std::process::id()));
         let place = folder.join("0badcafe.gcloud");
         std::fs::create_dir_all(&place).unwrap();

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_session_left_is_removed_and_what_the_next_one_wrote_is_not() {
+    fn only_the_rest_of_a_killed_session_is_removed() {
         let at = place("killed");
         let killed = |session: &str| {
             let mut folder = written(&at, session);

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_with_an_address_of_the_hosts_or_a_dns_server_is_not_kept() {
+    fn a_network_with_a_host_address_or_a_dns_server_is_removed() {
         let good = json!({"internal": true, "dns_enabled": false, "subnets": [{"subnet": "10.0.0.0/24"}]});
         assert_eq!(harmless(&good), Ok(()));
         for (key, value) in [

@@ -20,7 +20,7 @@ pub(super) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// The finds are those of `scan`, however the stream is cut, and no byte of a key is forwarded before its
 /// find.
 #[test]
-fn a_stream_is_judged_however_it_is_cut_and_holds_back_what_is_not() {
+fn a_stream_is_judged_in_any_pieces_and_held_back_until_then() {
     let key = service_account();
     let long = format!("{}/key.json", "deep/".repeat(60));
     let big = vec![b'x'; 3 << 20];

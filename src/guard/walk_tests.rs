@@ -215,7 +215,7 @@ fn a_refusal_is_repeated_without_a_walk_until_the_file_changes() {
 }
 
 #[test]
-fn packages_and_version_control_are_looked_at_for_well_known_names() {
+fn packages_and_repositories_are_searched_for_known_names() {
     let tree = Tree::new("packages");
     let places_of_packages = [
         ".git/objects/ab",
@@ -248,7 +248,7 @@ fn packages_and_version_control_are_looked_at_for_well_known_names() {
 }
 
 #[test]
-fn archives_in_a_directory_are_opened_where_they_are_small_and_said_where_not() {
+fn small_archives_are_opened_and_large_ones_reported() {
     let tree = Tree::new("archives");
     let key = service_account();
     let small = gzip(&tar_of(&[("deep/key.json", key.as_bytes())]));

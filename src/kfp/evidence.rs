@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_names_only_its_inputs_is_not_taken_for_their_maker() {
+    fn a_task_that_names_only_inputs_is_not_taken_for_their_maker() {
         let evidence = Evidence::default();
         let made = seen(
             &evidence,

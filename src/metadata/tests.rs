@@ -33,7 +33,7 @@ fn an_absolute_target_names_its_host() {
 }
 
 #[test]
-fn the_first_of_a_name_counts_and_broken_escapes_stand_for_themselves() {
+fn the_first_parameter_counts_and_broken_escapes_are_literal() {
     let query =
         Query::parse(Some("%72ecursive=TRUE&recursive=no&alt&audience=https://x/y?z=1%zz&scope=a+b&x=%ff"));
     assert!(query.recursive() && !query.waits() && !query.full());
@@ -138,7 +138,7 @@ fn a_reason_stays_one_line() {
 }
 
 #[test]
-fn accounts_of_one_name_are_one_directory_and_the_first_is_default() {
+fn accounts_of_one_name_are_one_entry_and_the_first_is_default() {
     let account = |email: &str, scope: &str| Account {
         email: email.into(),
         scopes: Scopes::parse(scope),

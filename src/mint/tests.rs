@@ -317,7 +317,7 @@ async fn failing_renewals_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_remembered_for_seconds_and_dropped_by_a_new_login() {
+async fn a_refusal_is_kept_for_seconds_and_dropped_by_a_new_login() {
     let source = Scripted::new(10, 3600);
     let mint = mint(&source);
     source.next(10, refused());

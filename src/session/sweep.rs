@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_run_of_another_user_is_dead_when_its_relay_is_not_back_in_time() {
+    async fn another_users_run_is_dead_if_its_relay_stays_away() {
         let (after, left, changes) = Foreign::swept("run", None, false).await;
         about(after, 30);
         assert_eq!(left, 0);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_files_of_dead_sessions_are_swept_and_no_other_socket_is_connected_to() {
+    async fn only_files_of_dead_sessions_are_swept() {
         let folder = std::env::temp_dir().join(format!("kc-left-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();

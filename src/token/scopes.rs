@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn cloud_platform_has_the_scopes_of_google_cloud_in_it_and_no_other() {
+    fn cloud_platform_includes_only_the_scopes_of_google_cloud() {
         let scope = |name: &str| format!("{SCOPE_PREFIX}{name}");
         let all = Scopes::parse(CLOUD_PLATFORM);
         for name in OF_GOOGLE_CLOUD {

@@ -133,18 +133,25 @@ pub(crate) fn before_tests(text: &str) -> &str {
 }
 
 pub(crate) fn sources() -> BTreeMap<String, String> {
+    let mut found = rust_files("src");
+    found.retain(|file, _| !is_test(Path::new(file)));
+    found
+}
+
+/// Every Rust file below a folder of the repository, by its path in there.
+fn rust_files(folder: &str) -> BTreeMap<String, String> {
     fn walk(folder: &Path, root: &Path, found: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
             if path.is_dir() {
                 walk(&path, root, found);
-            } else if path.extension().is_some_and(|e| e == "rs") && !is_test(&path) {
+            } else if path.extension().is_some_and(|e| e == "rs") {
                 let name = path.strip_prefix(root).unwrap().display().to_string();
                 found.insert(name, fs::read_to_string(&path).unwrap());
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut found = BTreeMap::new();
     walk(&root, &root, &mut found);
     found
@@ -361,6 +368,36 @@ fn words_that_went_do_not_come_back() {
                 if spaced.split(' ').any(|one| one == word) {
                     wrong.push(format!("{file}:{}: {word}; say {better}", number + 1));
                 }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A test's name says its subject and what is expected of it; what needs more words belongs in a comment. Types
+/// that tests share have names that any engineer would guess.
+#[test]
+fn test_names_are_short_and_their_types_ordinary() {
+    const LONGEST_NAME: usize = 60;
+    let gone = ["Stand", "Bench", "Desk", "Stage", "Stranger", "Thief", "Dice", "Guest"];
+    let mut wrong = Vec::new();
+    for (file, text) in ["src", "tests/it", "tests/support"].iter().flat_map(|folder| rust_files(folder)) {
+        let mut is_next = false;
+        for line in text.lines().map(str::trim_start) {
+            let name = |before: &str| {
+                let (_, rest) = line.split_once(before)?;
+                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
+            };
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_next = true;
+            } else if let Some(name) = name("fn ").filter(|_| is_next) {
+                is_next = false;
+                if name.len() > LONGEST_NAME {
+                    wrong.push(format!("{file}: {name} has {} characters", name.len()));
+                }
+            }
+            if let Some(name) = name("struct ").filter(|name| gone.contains(name)) {
+                wrong.push(format!("{file}: {name} is no name for a type"));
             }
         }
     }

@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use crate::support::stand::{Scratch, Stand};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch};
 
 const CONTEXT: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
@@ -99,8 +99,8 @@ impl Got {
 }
 
 /// One build: its session, and one call of the engine's in it.
-fn build(stand: &Stand, engine: &UnixListener, shared: &str, path: &str, client: Client) -> Got {
-    let mut client_end = UnixStream::connect(&stand.socket).unwrap();
+fn build(proxy: &ProxyFixture, engine: &UnixListener, shared: &str, path: &str, client: Client) -> Got {
+    let mut client_end = UnixStream::connect(&proxy.socket).unwrap();
     let line = "POST /v1.51/session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n";
     client_end
         .write_all(format!("{line}X-Docker-Expose-Session-Uuid: u\r\n{shared}\r\n").as_bytes())
@@ -148,19 +148,19 @@ fn build(stand: &Stand, engine: &UnixListener, shared: &str, path: &str, client:
     Got { head: asked, bytes, end }
 }
 
-fn fixture() -> (Scratch, UnixListener, Stand) {
+fn fixture() -> (Scratch, UnixListener, ProxyFixture) {
     let scratch = Scratch::new();
     let socket = scratch.0.join("engine.sock");
     let engine = UnixListener::bind(&socket).unwrap();
-    let stand = Stand::at(&scratch.0, &socket);
-    (scratch, engine, stand)
+    let proxy = ProxyFixture::at(&scratch.0, &socket);
+    (scratch, engine, proxy)
 }
 
 #[test]
 fn a_recorded_context_passes_and_one_with_a_key_does_not() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     let send =
-        |answer: Vec<u8>, path: &str| build(&stand, &engine, "", path, Client { answer, encoding: None });
+        |answer: Vec<u8>, path: &str| build(&proxy, &engine, "", path, Client { answer, encoding: None });
     for (path, name) in
         [(CONTEXT, "context.bin"), (CONTEXT, "dockerfile.bin"), ("/moby.upload.v1.Upload/Pull", "upload.bin")]
     {
@@ -168,11 +168,11 @@ fn a_recorded_context_passes_and_one_with_a_key_does_not() {
         assert_eq!(got.end["grpc-status"], "0", "{name}: {}", got.message());
         assert_eq!(got.bytes.len(), golden(name).len(), "{name}");
     }
-    assert!(!stand.said().contains("build context"), "{}", stand.said());
+    assert!(!proxy.said().contains("build context"), "{}", proxy.said());
     for (path, name) in [(CONTEXT, "context.bin"), ("/moby.upload.v1.Upload/Pull", "upload.bin")] {
         let got = send(with_key(&golden(name)), path);
         assert_eq!(got.end["grpc-status"], "7", "{name}");
-        for text in [got.message(), &stand.said()] {
+        for text in [got.message(), &proxy.said()] {
             assert!(text.contains("an AWS secret access key at key.pem; leave it out"), "{text}");
             assert!(!text.contains("Zq3xUtnF"), "{text}");
         }
@@ -186,10 +186,10 @@ fn a_recorded_context_passes_and_one_with_a_key_does_not() {
 
 /// Under it the engine keeps files that it does not ask for again.
 #[test]
-fn the_shared_key_is_the_sessions_and_another_one_after_a_refusal() {
-    let (_scratch, engine, stand) = fixture();
+fn the_build_key_changes_after_a_refusal() {
+    let (_scratch, engine, proxy) = fixture();
     let shared = |header: &str, answer: Vec<u8>| {
-        let got = build(&stand, &engine, header, CONTEXT, Client { answer, encoding: None });
+        let got = build(&proxy, &engine, header, CONTEXT, Client { answer, encoding: None });
         let [key] = got.shared_key()[..] else { panic!("{:?}", got.shared_key()) };
         key.to_string()
     };
@@ -209,14 +209,14 @@ fn the_shared_key_is_the_sessions_and_another_one_after_a_refusal() {
 
 #[test]
 fn what_is_not_understood_ends_the_build() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     for (path, encoding, answer, why) in [
         ("/moby.new.v2.Files/Copy", None, golden("context.bin"), "a call of an unknown kind"),
         (CONTEXT, Some("gzip"), golden("context.bin"), "a compressed stream"),
         (CONTEXT, None, [&[1], &golden("context.bin")[1..]].concat(), "a compressed message"),
         (CONTEXT, None, vec![0, 0, 0, 0, 1, 0xff], "a message that is not protobuf"),
     ] {
-        let got = build(&stand, &engine, "", path, Client { answer, encoding });
+        let got = build(&proxy, &engine, "", path, Client { answer, encoding });
         assert_eq!(got.end["grpc-status"], "7", "{why}");
         assert!(got.message().contains(why), "{}", got.message());
         // Nothing but fsutil's packet with the reason.
@@ -225,8 +225,8 @@ fn what_is_not_understood_ends_the_build() {
             "{why}: {:?}",
             got.bytes
         );
-        assert!(stand.said().contains(why), "{}", stand.said());
+        assert!(proxy.said().contains(why), "{}", proxy.said());
     }
     let plain = Client { answer: golden("context.bin"), encoding: Some("identity") };
-    assert_eq!(build(&stand, &engine, "", CONTEXT, plain).end["grpc-status"], "0");
+    assert_eq!(build(&proxy, &engine, "", CONTEXT, plain).end["grpc-status"], "0");
 }

@@ -69,7 +69,7 @@ fn look<'a>(text: &'a str, mark: &str, what: &str) -> [&'a str; 2] {
 }
 
 #[test]
-fn an_account_that_may_not_be_impersonated_and_an_image_that_does_not_ask_us() {
+fn check_finds_a_missing_role_and_an_overriding_image() {
     let more = format!("[identity.loader]\nservice_account = \"{RUNNER}\"\n");
     let google = FakeGoogle::start();
     google.allow("another@example.com", RUNNER);

@@ -24,7 +24,7 @@ fn fenced(text: &str, kind: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_configs_of_the_documents_are_accepted_once_they_are_trusted() {
+fn configs_in_the_documents_are_accepted_once_trusted() {
     let mut seen = 0;
     for book in ["docs/CI.md", "docs/PROVIDERS.md"] {
         for text in fenced(&read(book), "toml") {

@@ -249,7 +249,7 @@ fn key() -> String {
 }
 
 #[test]
-fn keys_in_what_is_to_be_mounted_are_said_at_the_start_all_at_once() {
+fn keys_in_configured_mounts_are_all_reported_at_the_start() {
     let place = Place::new();
     place.write("data/deep/down/id.pem", &key());
     place.write("clean/data.csv", "1,2\n");
@@ -290,7 +290,7 @@ fn keys_in_what_is_to_be_mounted_are_said_at_the_start_all_at_once() {
 }
 
 #[test]
-fn further_accounts_of_an_identity_are_accounts_and_no_repetition() {
+fn other_accounts_of_an_identity_are_accounts_without_repeats() {
     let place = Place::new();
     let write = |others: &str| {
         place.write(
@@ -385,7 +385,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
 }
 
 #[test]
-fn the_users_own_files_need_no_trust_unless_others_can_write_them() {
+fn the_users_own_files_need_trust_only_if_others_can_write() {
     let place = Place::new();
     let own = place.write("home/.config/kfp-creds/config.toml", GUARDED);
     assert!(place.resolve(&[], flags()).is_ok());

@@ -12,13 +12,13 @@ const DRIVE: &str = "https://www.googleapis.com/auth/drive";
 const ALL: &str = "https://www.googleapis.com/auth/cloud-platform";
 const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
 
-struct Stand {
+struct Fixture {
     google: FakeGoogle,
     server: Local,
     _folder: Folder,
 }
 
-impl Stand {
+impl Fixture {
     fn new(credential: impl Fn(&FakeGoogle) -> String, more: &str) -> Self {
         let (google, folder) = (FakeGoogle::start(), Folder::new("enforced"));
         let (config, credential) = files(&folder.0, &google, &credential(&google));
@@ -49,52 +49,52 @@ fn key(google: &FakeGoogle) -> String {
 
 #[test]
 fn a_token_of_a_key_has_exactly_what_was_listed() {
-    let stand = Stand::new(key, "");
-    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}")).unwrap(), [ALL], "not enforced");
-    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
-    let both = stand.ask(&format!("scopes={READ},{BIGQUERY}&enforce_scopes=yes")).unwrap();
+    let fixture = Fixture::new(key, "");
+    assert_eq!(fixture.ask(&format!("scopes={BIGQUERY}")).unwrap(), [ALL], "not enforced");
+    assert_eq!(fixture.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+    let both = fixture.ask(&format!("scopes={READ},{BIGQUERY}&enforce_scopes=yes")).unwrap();
     assert_eq!(both, [BIGQUERY, READ]);
-    assert_eq!(stand.ask(&format!("scopes={BIGQUERY},{ALL}&enforce_scopes=1")).unwrap(), [ALL]);
-    assert_eq!(stand.ask("enforce_scopes=true").unwrap(), [ALL], "nothing is listed");
-    let why = stand.ask(&format!("scopes={BIGQUERY},{DRIVE}&enforce_scopes=true")).unwrap_err();
+    assert_eq!(fixture.ask(&format!("scopes={BIGQUERY},{ALL}&enforce_scopes=1")).unwrap(), [ALL]);
+    assert_eq!(fixture.ask("enforce_scopes=true").unwrap(), [ALL], "nothing is listed");
+    let why = fixture.ask(&format!("scopes={BIGQUERY},{DRIVE}&enforce_scopes=true")).unwrap_err();
     assert!(why.starts_with("403 ") && why.contains(DRIVE) && why.contains("[identity.default]"), "{why}");
     assert!(!why.contains('\n'), "{why}");
-    let calls = stand.google.calls().len();
-    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
-    assert_eq!(stand.google.calls().len(), calls, "the exact set is a key of the cache");
+    let calls = fixture.google.calls().len();
+    assert_eq!(fixture.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+    assert_eq!(fixture.google.calls().len(), calls, "the exact set is a key of the cache");
 }
 
 #[test]
 fn an_identity_without_cloud_platform_has_its_own_scopes_alone() {
-    let stand = Stand::new(key, &format!("[identity.default]\nscopes = [\"{DRIVE}\", \"{READ}\"]"));
-    assert_eq!(stand.ask(&format!("scopes={DRIVE}&enforce_scopes=true")).unwrap(), [DRIVE]);
+    let fixture = Fixture::new(key, &format!("[identity.default]\nscopes = [\"{DRIVE}\", \"{READ}\"]"));
+    assert_eq!(fixture.ask(&format!("scopes={DRIVE}&enforce_scopes=true")).unwrap(), [DRIVE]);
     for outside in [BIGQUERY, ALL] {
-        let why = stand.ask(&format!("scopes={READ},{outside}&enforce_scopes=true")).unwrap_err();
+        let why = fixture.ask(&format!("scopes={READ},{outside}&enforce_scopes=true")).unwrap_err();
         assert!(why.starts_with("403 ") && why.contains(&format!("scope {outside}:")), "{why}");
     }
 }
 
 #[test]
-fn a_login_cannot_narrow_and_says_so_but_an_account_impersonated_from_it_can() {
+fn a_login_cannot_narrow_but_an_impersonated_account_can() {
     let person = |google: &FakeGoogle| google.user("somebody@example.com");
-    let stand = Stand::new(person, "");
+    let fixture = Fixture::new(person, "");
     for scope in [BIGQUERY, ALL] {
-        let why = stand.ask(&format!("scopes={scope}&enforce_scopes=true")).unwrap_err();
+        let why = fixture.ask(&format!("scopes={scope}&enforce_scopes=true")).unwrap_err();
         assert!(why.starts_with("403 ") && why.contains("user login") && why.contains(scope), "{why}");
         assert!(why.contains("--impersonate") && !why.contains('\n'), "{why}");
     }
-    assert!(stand.ask(&format!("scopes={BIGQUERY}")).is_ok(), "without it nothing is different");
+    assert!(fixture.ask(&format!("scopes={BIGQUERY}")).is_ok(), "without it nothing is different");
 
     let allowed = |google: &FakeGoogle| {
         google.allow("somebody@example.com", RUNNER);
         person(google)
     };
-    let stand = Stand::new(allowed, &format!("impersonate = \"{RUNNER}\""));
-    assert_eq!(stand.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
+    let fixture = Fixture::new(allowed, &format!("impersonate = \"{RUNNER}\""));
+    assert_eq!(fixture.ask(&format!("scopes={BIGQUERY}&enforce_scopes=true")).unwrap(), [BIGQUERY]);
 }
 
 #[test]
-fn a_command_is_told_the_scopes_and_is_not_believed_to_have_kept_to_them() {
+fn a_command_gets_the_scopes_and_is_not_trusted_to_narrow() {
     let folder = Folder::new("enforced");
     let script = folder.0.join("bring");
     let answer = r#"{"version":1,"success":true,"token_type":"urn:ietf:params:oauth:token-type:access_token","access_token":"ya29.brought","expiration_time":'$(( $(date +%s) + 1800 ))'}"#;

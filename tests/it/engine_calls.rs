@@ -6,9 +6,9 @@ use std::time::Duration;
 use kfp_creds::docker::Engine;
 
 use crate::support::fake_engine::{Act, FakeEngine, json};
+use crate::support::proxy_fixture::Scratch;
 use crate::support::raw::{Running, until};
 use crate::support::session::{Folder, program};
-use crate::support::stand::Scratch;
 
 /// Its exit is over before anybody who asks for the next one is heard.
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn what_is_not_served_yet_is_refused_in_one_line() {
 
 /// Whoever may not open the socket is told so, and not to start what runs.
 #[test]
-fn a_socket_without_rights_is_told_apart_from_an_engine_that_does_not_run() {
+fn missing_rights_differ_from_an_engine_that_does_not_run() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     let (scratch, folder) = (Scratch::new(), Folder::new("rights"));

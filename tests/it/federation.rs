@@ -158,7 +158,7 @@ async fn an_attribute_condition_decides_and_is_named() {
 }
 
 #[tokio::test]
-async fn impersonation_by_a_federated_identity_is_a_grant_like_any_other() {
+async fn a_federated_identity_impersonates_like_any_other() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let token = folder.0.join("token");
@@ -606,7 +606,7 @@ fn script(path: &PathBuf, text: &str) {
 }
 
 #[tokio::test]
-async fn a_token_file_that_is_replaced_is_picked_up_and_a_broken_one_harms_no_token() {
+async fn a_replaced_token_file_is_read_and_a_broken_one_ignored() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let token = folder.0.join("token");
@@ -662,7 +662,7 @@ async fn a_token_that_was_replaced_meanwhile_is_looked_at_once_more() {
 }
 
 #[tokio::test]
-async fn a_credential_file_that_changes_is_another_identity_unless_it_is_surely_the_same() {
+async fn a_changed_credential_file_is_another_identity_if_in_doubt() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let token = folder.0.join("token");

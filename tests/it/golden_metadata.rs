@@ -342,9 +342,9 @@ fn an_etag_belongs_to_the_value_and_not_to_its_form() {
 }
 
 /// xorshift64*: a fixed seed, so that a failure can be looked at again.
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
+impl Random {
     fn roll(&mut self, below: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -370,39 +370,39 @@ const PIECES: &str = "/ // .. . % %2 %2f %2F %00 %ff %25 %2e%2e ? & = ; # + @ %4
 
 #[test]
 fn no_head_makes_the_step_panic_or_the_reply_irregular() {
-    let mut dice = Dice(0x6b66_7063_7265_6473);
+    let mut random = Random(0x6b66_7063_7265_6473);
     let view = golden::view();
     let pieces: Vec<&str> = PIECES.split(' ').collect();
     let (mut found, mut asked) = (0, 0);
     for round in 0..20_000 {
         let mut target =
-            dice.pick(&["", "/", "/computeMetadata/v1/", "/computeMetadata/v1/instance/"]).to_string();
-        if dice.roll(4) == 0 {
+            random.pick(&["", "/", "/computeMetadata/v1/", "/computeMetadata/v1/instance/"]).to_string();
+        if random.roll(4) == 0 {
             target += "service-accounts/default/token?";
         }
-        for _ in 0..dice.roll(10) {
-            target += &if dice.roll(5) == 0 { dice.junk() } else { dice.pick(&pieces).to_string() };
+        for _ in 0..random.roll(10) {
+            target += &if random.roll(5) == 0 { random.junk() } else { random.pick(&pieces).to_string() };
         }
         let mut headers = HeaderMap::new();
-        if dice.roll(20) > 0 {
+        if random.roll(20) > 0 {
             headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
         }
-        if dice.roll(3) == 0
+        if random.roll(3) == 0
             && let (Ok(name), Ok(value)) = (
-                HeaderName::from_bytes(dice.junk().as_bytes()),
-                HeaderValue::from_bytes(dice.junk().as_bytes()),
+                HeaderName::from_bytes(random.junk().as_bytes()),
+                HeaderValue::from_bytes(random.junk().as_bytes()),
             )
         {
             headers.append(name, value);
         }
-        let host = match dice.roll(8) {
-            0 => Some(dice.junk()),
+        let host = match random.roll(8) {
+            0 => Some(random.junk()),
             1 => None,
-            2 => Some(dice.pick(&["METADATA.goog.:80", "[::1]:80", "[", "]:", ":", "."]).to_string()),
+            2 => Some(random.pick(&["METADATA.goog.:80", "[::1]:80", "[", "]:", ":", "."]).to_string()),
             _ => Some("metadata".to_string()),
         };
         let method =
-            dice.pick(&["GET", "GET", "GET", "HEAD", "PUT", "DELETE", "POST", "BREW"]).parse().unwrap();
+            random.pick(&["GET", "GET", "GET", "HEAD", "PUT", "DELETE", "POST", "BREW"]).parse().unwrap();
         let reply = match step(&Head { method, target: target.clone(), host, headers }, &view) {
             Step::Reply(reply) => reply,
             Step::Wait(wait) => wait.then,

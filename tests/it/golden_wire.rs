@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::golden::Case;
 use crate::support::listening::Listening;
-use crate::support::wire::{self, Answer, Stand};
+use crate::support::wire::{self, Answer, Placeholders};
 
 /// Sends the bytes and reads one reply, with what follows it where the connection ends.
 fn ask(server: &Listening, request: &[u8]) -> Answer {
@@ -45,7 +45,7 @@ fn every_case_is_answered_on_loopback() {
 }
 
 fn answers_on_loopback(server: &Listening, cases: &[Case], times: usize) {
-    let stand = Stand {
+    let placeholders = Placeholders {
         host: server.place.clone(),
         name: "kfp-task".into(),
         number: 1_000_000_000_000_000_001,
@@ -55,8 +55,8 @@ fn answers_on_loopback(server: &Listening, cases: &[Case], times: usize) {
     let failed: Vec<String> = cases
         .iter()
         .filter_map(|case| {
-            (1..times).for_each(|_| drop(ask(server, &stand.request(case))));
-            stand.differences(case, &ask(server, &stand.request(case)))
+            (1..times).for_each(|_| drop(ask(server, &placeholders.request(case))));
+            placeholders.differences(case, &ask(server, &placeholders.request(case)))
         })
         .collect();
     assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));
@@ -102,7 +102,7 @@ fn what_nobody_says_has_the_documented_stand_in() {
 }
 
 #[test]
-fn details_of_an_instance_are_left_out_or_refused_where_nothing_may_be() {
+fn format_full_is_answered_without_details_or_refused_if_strict() {
     let status = |config: &str, query: &str| {
         let server = Listening::open(config);
         let path = "/computeMetadata/v1/instance/service-accounts/default/identity?audience=a";

@@ -9,20 +9,20 @@ use kfp_creds::docker::proxy::{Fetch, Fetched, Fetching};
 use serde_json::{Value, json};
 
 use crate::support::fake_engine::{Act, FakeEngine, Seen, json as answered};
-use crate::support::stand::{Scratch, Stand, call};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch, call};
 
 const ID: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 
-struct Bench {
+struct Fixture {
     place: PathBuf,
     engine: FakeEngine,
-    stand: Stand,
+    proxy: ProxyFixture,
     asked: Arc<Mutex<Vec<Fetch>>>,
     _scratch: Scratch,
 }
 
 /// A proxy that is given `kct-bucket` for whatever it asks; the engine's `answer` to a create comes from its body.
-fn bench(answer: impl Fn(&str) -> Option<Vec<Act>> + Send + Sync + 'static) -> Bench {
+fn fixture(answer: impl Fn(&str) -> Option<Vec<Act>> + Send + Sync + 'static) -> Fixture {
     let scratch = Scratch::new();
     let place = scratch.0.join("mounts/0/kct-bucket");
     std::fs::create_dir_all(&place).unwrap();
@@ -50,13 +50,13 @@ fn bench(answer: impl Fn(&str) -> Option<Vec<Act>> + Send + Sync + 'static) -> B
         }
     });
     let fetching = Fetching { ask, folder: scratch.0.join("mounts") };
-    let stand = Stand::fetching(&scratch.0, &engine.socket, Some(fetching));
-    Bench { place, engine, stand, asked, _scratch: scratch }
+    let proxy = ProxyFixture::fetching(&scratch.0, &engine.socket, Some(fetching));
+    Fixture { place, engine, proxy, asked, _scratch: scratch }
 }
 
-impl Bench {
+impl Fixture {
     fn create(&self, body: &Value) -> (u16, String) {
-        call(&self.stand.socket, "POST /v1.41/containers/create", &body.to_string())
+        call(&self.proxy.socket, "POST /v1.41/containers/create", &body.to_string())
     }
 
     /// The bodies of the creates that reached the engine.
@@ -81,33 +81,33 @@ fn mounted(place: &Path) -> Value {
 }
 
 #[test]
-fn what_is_given_is_mounted_read_only_before_the_container_is_there() {
-    let bench = bench(|_| None);
-    assert_eq!(bench.create(&body("i", json!({}))).0, 201);
-    assert_eq!(bench.named(), ["gs://kct-bucket/a", "gs://kct-other/b"]);
-    assert_eq!(bench.creates()[0]["HostConfig"]["Mounts"], mounted(&bench.place));
-    assert!(bench.stand.said().contains("i: 1 object of gs://kct-bucket"), "{}", bench.stand.said());
+fn given_inputs_are_mounted_read_only_before_the_create() {
+    let fixture = fixture(|_| None);
+    assert_eq!(fixture.create(&body("i", json!({}))).0, 201);
+    assert_eq!(fixture.named(), ["gs://kct-bucket/a", "gs://kct-other/b"]);
+    assert_eq!(fixture.creates()[0]["HostConfig"]["Mounts"], mounted(&fixture.place));
+    assert!(fixture.proxy.said().contains("i: 1 object of gs://kct-bucket"), "{}", fixture.proxy.said());
 }
 
 #[test]
 fn what_is_no_task_and_what_names_nothing_asks_for_nothing() {
-    let bench = bench(|_| None);
-    assert_eq!(bench.create(&body("plain", json!({}))).0, 201);
-    assert_eq!(bench.create(&json!({ "Image": "i", "Cmd": ["true"] })).0, 201);
+    let fixture = fixture(|_| None);
+    assert_eq!(fixture.create(&body("plain", json!({}))).0, 201);
+    assert_eq!(fixture.create(&json!({ "Image": "i", "Cmd": ["true"] })).0, 201);
     // It gets no identity, so nobody may read anything for it.
-    assert_eq!(bench.create(&body("i", json!({ "Privileged": true }))).0, 201);
-    assert!(bench.named().is_empty());
-    assert!(bench.creates().iter().all(|body| body["HostConfig"]["Mounts"].is_null()));
+    assert_eq!(fixture.create(&body("i", json!({ "Privileged": true }))).0, 201);
+    assert!(fixture.named().is_empty());
+    assert!(fixture.creates().iter().all(|body| body["HostConfig"]["Mounts"].is_null()));
 }
 
 #[test]
 fn a_mount_of_the_containers_own_is_not_covered() {
     for own in ["/gcs", "/gcs/kct-bucket", "/gcs/kct-bucket/deep/er"] {
-        let bench = bench(|_| None);
+        let fixture = fixture(|_| None);
         let host = json!({ "Tmpfs": { own: "" } });
-        assert_eq!(bench.create(&body("i", host)).0, 201);
-        assert!(!bench.named().contains(&"gs://kct-bucket/a".to_string()), "{own}");
-        let said = bench.stand.said();
+        assert_eq!(fixture.create(&body("i", host)).0, 201);
+        assert!(!fixture.named().contains(&"gs://kct-bucket/a".to_string()), "{own}");
+        let said = fixture.proxy.said();
         assert!(
             said.contains("gs://kct-bucket/a is not fetched: the container has a mount of its own"),
             "{said}"
@@ -117,7 +117,7 @@ fn a_mount_of_the_containers_own_is_not_covered() {
 
 #[test]
 fn an_engine_that_does_not_see_it_is_asked_again_without_it() {
-    let bench = bench(|body: &str| {
+    let fixture = fixture(|body: &str| {
         let words = "invalid mount config for type \\\"bind\\\": bind source path does not exist: ";
         let place = serde_json::from_str::<Value>(body).unwrap()["HostConfig"]["Mounts"][0]["Source"].clone();
         let place = place.as_str()?.to_owned();
@@ -125,29 +125,29 @@ fn an_engine_that_does_not_see_it_is_asked_again_without_it() {
     });
     let own = json!({ "Mounts": [] });
     for _ in 0..2 {
-        assert_eq!(bench.create(&body("i", own.clone())).0, 201);
+        assert_eq!(fixture.create(&body("i", own.clone())).0, 201);
     }
-    let creates = bench.creates();
+    let creates = fixture.creates();
     assert_eq!(creates.len(), 3, "the second time it is known");
     assert!(creates[1..].iter().all(|body| body["HostConfig"]["Mounts"] == json!([])), "{creates:?}");
     let mut first = creates[0].clone();
     first["HostConfig"]["Mounts"] = json!([]);
     assert_eq!(first, creates[1], "nothing else is different");
-    let said = bench.stand.said();
+    let said = fixture.proxy.said();
     assert_eq!(said.matches("does not see this machine's files").count(), 1, "{said}");
 }
 
 /// kfp asks for labels on its own binds where the engine says that it has SELinux.
 #[test]
 fn where_binds_are_labelled_so_is_what_was_fetched() {
-    let bench = bench(|_| None);
+    let fixture = fixture(|_| None);
     for (own, labelled) in [("/x:/x:rw,z", true), ("/x:/x:Z", true), ("/x:/x:rw", false), ("/x:/z", false)] {
-        assert_eq!(bench.create(&body("i", json!({ "Binds": [own] }))).0, 201);
-        let host = &bench.creates().pop().unwrap()["HostConfig"];
-        let bind = format!("{}:/gcs/kct-bucket:ro,z", bench.place.display());
+        assert_eq!(fixture.create(&body("i", json!({ "Binds": [own] }))).0, 201);
+        let host = &fixture.creates().pop().unwrap()["HostConfig"];
+        let bind = format!("{}:/gcs/kct-bucket:ro,z", fixture.place.display());
         match labelled {
             true => assert_eq!((&host["Binds"], &host["Mounts"]), (&json!([own, bind]), &Value::Null)),
-            false => assert_eq!((&host["Binds"], &host["Mounts"]), (&json!([own]), &mounted(&bench.place))),
+            false => assert_eq!((&host["Binds"], &host["Mounts"]), (&json!([own]), &mounted(&fixture.place))),
         }
     }
 }
@@ -155,25 +155,25 @@ fn where_binds_are_labelled_so_is_what_was_fetched() {
 #[test]
 fn an_engine_that_refuses_for_another_reason_is_believed() {
     let count = AtomicUsize::new(0);
-    let bench = bench(move |_| {
+    let fixture = fixture(move |_| {
         let refusal = r#"{"message":"no such image: i"}"#;
         (count.fetch_add(1, Ordering::SeqCst) == 0).then(|| answered("404 Not Found", refusal))
     });
-    let (status, why) = bench.create(&body("i", json!({})));
+    let (status, why) = fixture.create(&body("i", json!({})));
     assert_eq!((status, why.as_str()), (404, r#"{"message":"no such image: i"}"#));
-    assert_eq!(bench.creates().len(), 1);
-    assert!(!bench.stand.said().contains("does not see"), "{}", bench.stand.said());
+    assert_eq!(fixture.creates().len(), 1);
+    assert!(!fixture.proxy.said().contains("does not see"), "{}", fixture.proxy.said());
 }
 
 #[test]
 fn a_key_in_it_is_refused_under_its_own_name() {
-    let bench = bench(|_| None);
+    let fixture = fixture(|_| None);
     let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
     let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);
     let key = format!("{dashes}BEGIN {label}{dashes}\n{lines}\n{dashes}END {label}{dashes}\n");
-    std::fs::write(bench.place.join("a.pem"), key).unwrap();
-    let (status, why) = bench.create(&body("i", json!({})));
+    std::fs::write(fixture.place.join("a.pem"), key).unwrap();
+    let (status, why) = fixture.create(&body("i", json!({})));
     assert!(status == 403 && why.contains("what was fetched from gs://kct-bucket holds"), "{status} {why}");
     assert!(!why.contains("allow = ["), "a path of this session is of no use in a config: {why}");
-    assert!(bench.creates().is_empty());
+    assert!(fixture.creates().is_empty());
 }

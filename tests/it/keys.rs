@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::support::fake_engine::{FakeEngine, json};
-use crate::support::stand::{Scratch, Stand, call, raw};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch, call, raw};
 
 const TASK: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 const PLAIN: &str = "00000000000000000000000000000000000000000000000000000000000000bb";
@@ -14,7 +14,7 @@ fn aws() -> String {
     ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat()
 }
 
-fn fixture() -> (Scratch, FakeEngine, Stand) {
+fn fixture() -> (Scratch, FakeEngine, ProxyFixture) {
     let scratch = Scratch::new();
     let engine = FakeEngine::start(&scratch.0, |seen| {
         let of = |id: &str, image: &str| {
@@ -26,8 +26,8 @@ fn fixture() -> (Scratch, FakeEngine, Stand) {
             _ => json("200 OK", r#"{"Id":"e"}"#),
         }
     });
-    let stand = Stand::at(&scratch.0, &engine.socket);
-    (scratch, engine, stand)
+    let proxy = ProxyFixture::at(&scratch.0, &engine.socket);
+    (scratch, engine, proxy)
 }
 
 /// An archive of one file, as text: it is sent in a request line and all.
@@ -51,29 +51,29 @@ fn reached(engine: &FakeEngine) -> usize {
 /// A task of kfp without an identity: made before the session, or by a rule that gives none.
 #[test]
 fn copies_and_execs_are_judged_by_what_the_container_looks_like() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     let env = serde_json::json!({"Env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}).to_string();
     let copied = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     for (action, body) in
         [("POST /containers/ID/exec", &env), ("PUT /containers/ID/archive?path=/tmp", &copied)]
     {
-        let (status, answer) = call(&stand.socket, &action.replace("ID", TASK), body);
+        let (status, answer) = call(&proxy.socket, &action.replace("ID", TASK), body);
         assert_eq!(status, 403, "{action}: {answer}");
         assert!(answer.contains("an AWS secret access key"), "{answer}");
-        let before = stand.said().matches("an AWS secret access key").count();
-        assert_eq!(call(&stand.socket, &action.replace("ID", PLAIN), body).0, 200, "{action}");
-        let said = stand.said();
+        let before = proxy.said().matches("an AWS secret access key").count();
+        assert_eq!(call(&proxy.socket, &action.replace("ID", PLAIN), body).0, 200, "{action}");
+        let said = proxy.said();
         assert_eq!(said.matches("an AWS secret access key").count(), before + 1, "{said}");
     }
     let whole = engine.seen().iter().any(|seen| seen.is("POST") && seen.line.contains(TASK));
     assert!(!whole, "{:?}", engine.seen());
     // Without a key nobody is asked about.
-    assert_eq!(call(&stand.socket, &format!("POST /containers/{TASK}/exec"), r#"{"Cmd":["id"]}"#).0, 200);
+    assert_eq!(call(&proxy.socket, &format!("POST /containers/{TASK}/exec"), r#"{"Cmd":["id"]}"#).0, 200);
 }
 
 #[test]
 fn imports_and_commits_are_looked_through() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     let change = |text: &str| escaped(&text.replace("VALUE", &aws()));
     let keyed = archive("etc/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let env = serde_json::json!({"env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}).to_string();
@@ -95,10 +95,10 @@ fn imports_and_commits_are_looked_through() {
         (format!("POST /build?labels={}", change(r#"{"AWS_SECRET_ACCESS_KEY":"VALUE"}"#)), ""),
         (format!("POST /build?buildargs={}", change(r#"{"AWS_SECRET_ACCESS_KEY":"VALUE"}"#)), ""),
     ] {
-        let (status, answer) = call(&stand.socket, &line, body);
+        let (status, answer) = call(&proxy.socket, &line, body);
         assert!(status == 403 && answer.contains("an AWS secret access key"), "{line}: {status} {answer}");
     }
-    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+    assert!(!proxy.said().contains("not verified"), "{}", proxy.said());
     assert!(engine.seen().iter().all(|seen| !seen.is("POST /commit")), "{:?}", engine.seen());
     let plain = archive("etc/motd", "hello\n");
     for (line, body) in [
@@ -108,39 +108,39 @@ fn imports_and_commits_are_looked_through() {
         (commit, r#"{"Env":["A=b"]}"#),
     ] {
         let before = reached(&engine);
-        assert_eq!(call(&stand.socket, &line, body).0, 200, "{line}");
+        assert_eq!(call(&proxy.socket, &line, body).0, 200, "{line}");
         assert_eq!(reached(&engine), before + 1, "{line}");
         let sent = engine.seen().last().unwrap().body.clone();
         assert_eq!(String::from_utf8(sent).unwrap(), body, "{line}");
     }
-    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+    assert!(!proxy.said().contains("not verified"), "{}", proxy.said());
 }
 
 #[test]
 fn loads_are_looked_through_layer_by_layer() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     let keyed = archive("etc/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let env = format!(r#"{{"config":{{"Env":["AWS_SECRET_ACCESS_KEY={}"]}},"rootfs":{{}}}}"#, aws());
     for (image, place) in [
         (archive("1/layer.tar", &keyed), "etc/.env in layer 1/layer.tar"),
         (archive("c.json", &env), "variable AWS_SECRET_ACCESS_KEY"),
     ] {
-        let (status, answer) = call(&stand.socket, "POST /images/load?quiet=1", &image);
+        let (status, answer) = call(&proxy.socket, "POST /images/load?quiet=1", &image);
         assert!(status == 403 && answer.contains(place), "{status} {answer}");
-        assert!(!answer.contains(&aws()) && !stand.said().contains(&aws()));
+        assert!(!answer.contains(&aws()) && !proxy.said().contains(&aws()));
         assert!(!engine.was_sent(&aws()), "it went on all the same");
     }
     let plain = archive("1/layer.tar", &archive("etc/motd", "hello\n"));
-    assert_eq!(call(&stand.socket, "POST /images/load", &plain).0, 200);
+    assert_eq!(call(&proxy.socket, "POST /images/load", &plain).0, 200);
     assert_eq!(String::from_utf8(engine.seen().last().unwrap().body.clone()).unwrap(), plain);
-    assert!(!stand.said().contains("not verified"), "{}", stand.said());
+    assert!(!proxy.said().contains("not verified"), "{}", proxy.said());
     assert!(engine.was_sent("hello"));
     let cut = archive("1/layer.tar", &archive("etc/motd", "hello\n")[..700]);
-    assert_eq!(call(&stand.socket, "POST /images/load", &cut).0, 200);
+    assert_eq!(call(&proxy.socket, "POST /images/load", &cut).0, 200);
     // It is said at the end of the upload, which the engine may have answered by then.
     let end = Instant::now() + Duration::from_secs(5);
-    while !stand.said().contains("load: not verified: 1/layer.tar: the archive breaks off") {
-        assert!(Instant::now() < end, "{}", stand.said());
+    while !proxy.said().contains("load: not verified: 1/layer.tar: the archive breaks off") {
+        assert!(Instant::now() < end, "{}", proxy.said());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -148,7 +148,7 @@ fn loads_are_looked_through_layer_by_layer() {
 /// The engine may have unpacked it by then.
 #[test]
 fn a_key_counts_though_the_archive_is_damaged_behind_it() {
-    let (_scratch, _engine, stand) = fixture();
+    let (_scratch, _engine, proxy) = fixture();
     let keyed = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
     gzip.write_all(keyed.as_bytes()).unwrap();
@@ -157,13 +157,13 @@ fn a_key_counts_though_the_archive_is_damaged_behind_it() {
         "POST /build HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    let answer = raw(&stand.socket, [head.as_bytes(), &body].concat());
+    let answer = raw(&proxy.socket, [head.as_bytes(), &body].concat());
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("an AWS secret access key"), "{answer}");
 }
 
 #[test]
 fn what_passes_without_a_look_is_said() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     for (line, what) in [
         (
             "POST /images/create?fromSrc=http://x.example/a.tar",
@@ -171,9 +171,9 @@ fn what_passes_without_a_look_is_said() {
         ),
         ("POST /build?remote=https://x.example/a.git", "not verified: the build's context, which the engine"),
     ] {
-        assert!(!stand.said().contains(what), "{line}: {}", stand.said());
-        assert_eq!(call(&stand.socket, line, "").0, 200, "{line}");
-        assert!(stand.said().contains(what), "{line}: {}", stand.said());
+        assert!(!proxy.said().contains(what), "{line}: {}", proxy.said());
+        assert_eq!(call(&proxy.socket, line, "").0, 200, "{line}");
+        assert!(proxy.said().contains(what), "{line}: {}", proxy.said());
     }
     assert_eq!(reached(&engine), 2);
 }
@@ -181,21 +181,21 @@ fn what_passes_without_a_look_is_said() {
 /// With `client-session` the context comes in a tunnel; an archive on stdin comes as the classic builder's does.
 #[test]
 fn the_body_of_a_build_by_buildkit_is_judged_as_well() {
-    let (_scratch, engine, stand) = fixture();
+    let (_scratch, engine, proxy) = fixture();
     let keyed = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let plain = archive("x/.env", "A=b\n");
     let line = |remote: &str| format!("POST /build?version=2&session=s&remote={remote}");
-    assert_eq!(call(&stand.socket, &line("client-session"), "").0, 200);
-    assert_eq!(call(&stand.socket, &line("upload-request&buildid=b"), &plain).0, 200);
-    assert!(!stand.said().contains("not verified"), "{}", stand.said());
-    let (status, answer) = call(&stand.socket, &line("upload-request&buildid=b"), &keyed);
+    assert_eq!(call(&proxy.socket, &line("client-session"), "").0, 200);
+    assert_eq!(call(&proxy.socket, &line("upload-request&buildid=b"), &plain).0, 200);
+    assert!(!proxy.said().contains("not verified"), "{}", proxy.said());
+    let (status, answer) = call(&proxy.socket, &line("upload-request&buildid=b"), &keyed);
     assert!(status == 403 && answer.contains("an AWS secret access key at x/.env"), "{status} {answer}");
     assert_eq!(reached(&engine), 2);
 }
 
 #[test]
 fn all_of_a_service_is_looked_at() {
-    let (scratch, _engine, stand) = fixture();
+    let (scratch, _engine, proxy) = fixture();
     let place = scratch.0.join("home/.aws");
     std::fs::create_dir_all(&place).unwrap();
     std::fs::write(place.join("credentials"), format!("[x]\naws_secret_access_key = {}\n", aws())).unwrap();
@@ -210,8 +210,8 @@ fn all_of_a_service_is_looked_at() {
     ] {
         let name = format!("with-{part}");
         let body = serde_json::json!({"Name": name, "tasktemplate": {"containerspec": {part: value}}});
-        assert_eq!(call(&stand.socket, "POST /services/create", &body.to_string()).0, 200, "{part}");
-        let said = stand.said();
+        assert_eq!(call(&proxy.socket, "POST /services/create", &body.to_string()).0, 200, "{part}");
+        let said = proxy.said();
         let line = said.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{part}: {said}"));
         assert!(line.contains("an AWS secret access key") && !line.contains(&aws()), "{line}");
     }

@@ -258,7 +258,7 @@ fn verdicts(document: &str) -> BTreeMap<(String, String), Vec<String>> {
 }
 
 #[test]
-fn a_verdict_needs_its_reason_and_a_client_that_is_away_keeps_its_row() {
+fn a_verdict_needs_a_reason_and_absent_clients_keep_their_row() {
     let row = |identity: &str, notes: Value| {
         let mut cells: serde_json::Map<String, Value> =
             FINDS.iter().chain(&BEARS).map(|(cell, _)| ((*cell).to_string(), "yes".into())).collect();

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::minting::source;
 use crate::support::fake_engine::{Act, FakeEngine};
 use crate::support::fake_google::{FakeGoogle, rsa_key};
-use crate::support::stand::{Heard, Scratch};
+use crate::support::proxy_fixture::{Heard, Scratch};
 
 const NETWORK: &str = "the-network";
 
@@ -44,7 +44,7 @@ fn died(container: &ContainerId) -> String {
     format!("{event}\n")
 }
 
-struct Bench {
+struct Fixture {
     lifecycle: Arc<Lifecycle>,
     mint: Arc<Mint>,
     ask: mpsc::Sender<LifecycleRequest>,
@@ -57,7 +57,7 @@ struct Bench {
     _scratch: Scratch,
 }
 
-impl Bench {
+impl Fixture {
     /// `events` is what the engine says to whoever follows it.
     async fn new(source: Arc<dyn Source>, events: String) -> Self {
         let scratch = Scratch::new();
@@ -170,45 +170,45 @@ fn offline() -> Arc<Offline> {
 }
 
 #[tokio::test]
-async fn what_a_stopped_container_holds_is_told_when_it_is_cut_off_by_hand() {
-    let bench = Bench::new(offline(), died(&container('a'))).await;
-    bench.attach('a', &Arc::new(Identity::default())).await;
+async fn cut_off_reports_what_a_stopped_container_holds() {
+    let fixture = Fixture::new(offline(), died(&container('a'))).await;
+    fixture.attach('a', &Arc::new(Identity::default())).await;
     let held = token();
-    bench.only().lease.unwrap().issued().add(held);
-    bench.follow('a').await;
+    fixture.only().lease.unwrap().issued().add(held);
+    fixture.follow('a').await;
 
-    let told = bench.lifecycle.bar(&container('a')).unwrap();
+    let told = fixture.lifecycle.bar(&container('a')).unwrap();
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [held.id]);
-    assert!(bench.lifecycle.bar(&container('a')).is_none(), "once");
-    let said = bench.said();
+    assert!(fixture.lifecycle.bar(&container('a')).is_none(), "once");
+    let said = fixture.said();
     let line = said.lines().find(|line| line.contains("by hand")).unwrap_or_else(|| panic!("{said}"));
     assert!(line.contains("its last token expires"), "{line}");
-    let entries = bench.cut_offs().await;
+    let entries = fixture.cut_offs().await;
     assert_eq!(entries.iter().map(|entry| &entry["why"]).collect::<Vec<_>>(), ["ended", "by_hand"]);
     for entry in &entries {
         assert_eq!(entry["outstanding"], serde_json::json!([held.id.to_string()]));
         assert!(entry["expires"].is_string(), "{entry}");
     }
-    assert_eq!(bench.lifecycle.summary().cut_off, 1, "one lease ended");
+    assert_eq!(fixture.lifecycle.summary().cut_off, 1, "one lease ended");
 }
 
 #[tokio::test]
 async fn tokens_of_an_earlier_run_are_told_with_those_of_the_last() {
-    let bench = Bench::new(offline(), died(&container('a'))).await;
-    bench.attach('a', &Arc::new(Identity::default())).await;
+    let fixture = Fixture::new(offline(), died(&container('a'))).await;
+    fixture.attach('a', &Arc::new(Identity::default())).await;
     let (first, second) = (token(), token());
-    bench.only().lease.unwrap().issued().add(first);
-    bench.follow('a').await;
-    bench.start('a').await;
+    fixture.only().lease.unwrap().issued().add(first);
+    fixture.follow('a').await;
+    fixture.start('a').await;
     // The same one is served from the cache again, and another is new.
-    let lease = bench.only().lease.unwrap();
+    let lease = fixture.only().lease.unwrap();
     lease.issued().add(first);
     lease.issued().add(second);
-    let told = bench.lifecycle.bar(&container('a')).unwrap();
+    let told = fixture.lifecycle.bar(&container('a')).unwrap();
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [first.id, second.id]);
-    assert_eq!(bench.cut_offs().await[1]["outstanding"].as_array().unwrap().len(), 2);
-    bench.start('a').await;
-    assert!(bench.only().lease.is_none(), "a start brought it back");
+    assert_eq!(fixture.cut_offs().await[1]["outstanding"].as_array().unwrap().len(), 2);
+    fixture.start('a').await;
+    assert!(fixture.only().lease.is_none(), "a start brought it back");
 }
 
 const WITHIN: Duration = Duration::from_secs(8);
@@ -219,33 +219,33 @@ fn identity(name: &str, scopes: &str) -> Arc<Identity> {
 }
 
 #[tokio::test]
-async fn the_end_of_a_container_leaves_no_token_that_no_lease_can_ask_for() {
+async fn the_end_of_a_container_erases_tokens_of_no_other_lease() {
     for by_hand in [false, true] {
         let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
         let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-        let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+        let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
         // Two identities of one account, and one that shares nothing.
         let wide = identity("wide", "https://a.example/x https://a.example/y");
         let narrow = identity("narrow", "https://a.example/x");
         let own = Arc::new(Identity { isolate: true, ..Identity::clone(&narrow) });
-        bench.attach('a', &wide).await;
-        bench.attach('b', &narrow).await;
-        bench.attach('c', &own).await;
+        fixture.attach('a', &wide).await;
+        fixture.attach('b', &narrow).await;
+        fixture.attach('c', &own).await;
         let mut kept = vec![];
-        let shared = bench.mint.request(&wide, None, None);
+        let shared = fixture.mint.request(&wide, None, None);
         for (request, stays) in [
             (shared.clone(), false),
-            (bench.mint.request(&narrow, None, None), true),
-            (bench.mint.request(&own, Some(&container('a')), None), false),
-            (bench.mint.request(&own, Some(&container('c')), None), true),
+            (fixture.mint.request(&narrow, None, None), true),
+            (fixture.mint.request(&own, Some(&container('a')), None), false),
+            (fixture.mint.request(&own, Some(&container('c')), None), true),
         ] {
-            let token = Arc::downgrade(&bench.mint.access(&request, None, WITHIN).await.unwrap());
+            let token = Arc::downgrade(&fixture.mint.access(&request, None, WITHIN).await.unwrap());
             kept.push((token, stays));
         }
         tokio::time::sleep(Duration::from_millis(1)).await; // the flights' own tasks end
         match by_hand {
-            true => drop(bench.lifecycle.bar(&container('a')).unwrap()),
-            false => bench.follow('a').await,
+            true => drop(fixture.lifecycle.bar(&container('a')).unwrap()),
+            false => fixture.follow('a').await,
         }
         let there: Vec<bool> = kept.iter().map(|(token, _)| token.upgrade().is_some()).collect();
         let expected: Vec<bool> = kept.iter().map(|(_, stays)| *stays).collect();
@@ -253,74 +253,74 @@ async fn the_end_of_a_container_leaves_no_token_that_no_lease_can_ask_for() {
 
         // The next container of that identity has another one made, once.
         let before = fake.calls().len();
-        bench.attach('d', &wide).await;
-        bench.mint.access(&shared, None, WITHIN).await.unwrap();
+        fixture.attach('d', &wide).await;
+        fixture.mint.access(&shared, None, WITHIN).await.unwrap();
         assert_eq!(fake.calls().len(), before + 1);
     }
 }
 
 #[tokio::test]
-async fn what_is_made_ahead_for_a_container_that_has_ended_is_not_kept() {
+async fn a_token_minted_ahead_for_an_ended_container_is_dropped() {
     // It ends while the token is on its way, or before anybody asked for one.
     for on_its_way in [true, false] {
         let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
         let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-        let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+        let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
         fake.latency(Duration::from_millis(200));
         let identity = identity("short", "https://a.example/x");
-        bench.attach('a', &identity).await;
+        fixture.attach('a', &identity).await;
         if on_its_way {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bench.lifecycle.bar(&container('a')).unwrap();
-        bench.start('a').await;
+        fixture.lifecycle.bar(&container('a')).unwrap();
+        fixture.start('a').await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(fake.calls().len(), 1, "made ahead, and not for one that is barred");
         assert!(
-            bench.mint.cached(&bench.mint.request(&identity, None, None), None).is_none(),
+            fixture.mint.cached(&fixture.mint.request(&identity, None, None), None).is_none(),
             "{on_its_way}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_container_that_is_being_attached_while_another_ends_has_its_token() {
+async fn a_container_attached_while_another_ends_has_its_token() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+    let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
     let identity = identity("shared", "https://a.example/x");
-    bench.attach('a', &identity).await;
-    let request = bench.mint.request(&identity, None, None);
-    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    fixture.attach('a', &identity).await;
+    let request = fixture.mint.request(&identity, None, None);
+    fixture.mint.access(&request, None, WITHIN).await.unwrap();
     // The engine takes its time with the network: the lease of the next one is not there when this one ends.
-    bench.held.store(true, Ordering::Release);
+    fixture.held.store(true, Ordering::Release);
     let ended = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        bench.follow('a').await;
-        assert!(bench.mint.cached(&request, None).is_none(), "nobody had it then");
-        bench.held.store(false, Ordering::Release);
+        fixture.follow('a').await;
+        assert!(fixture.mint.cached(&request, None).is_none(), "nobody had it then");
+        fixture.held.store(false, Ordering::Release);
     };
-    tokio::join!(bench.attach('b', &identity), ended);
-    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    tokio::join!(fixture.attach('b', &identity), ended);
+    fixture.mint.access(&request, None, WITHIN).await.unwrap();
     assert_eq!(fake.calls().len(), 2, "made ahead once, and not again for its first request");
-    assert!(bench.mint.cached(&request, None).is_some());
+    assert!(fixture.mint.cached(&request, None).is_some());
 }
 
 #[tokio::test]
 async fn a_container_that_starts_again_has_its_token_made_ahead() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
+    let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), died(&container('a'))).await;
     let identity = identity("again", "https://a.example/x");
-    bench.attach('a', &identity).await;
-    let request = bench.mint.request(&identity, None, None);
-    bench.mint.access(&request, None, WITHIN).await.unwrap();
-    bench.follow('a').await;
-    assert!(bench.mint.cached(&request, None).is_none());
-    bench.start('a').await;
-    bench.start('a').await;
+    fixture.attach('a', &identity).await;
+    let request = fixture.mint.request(&identity, None, None);
+    fixture.mint.access(&request, None, WITHIN).await.unwrap();
+    fixture.follow('a').await;
+    assert!(fixture.mint.cached(&request, None).is_none());
+    fixture.start('a').await;
+    fixture.start('a').await;
     let end = Instant::now() + Duration::from_secs(10);
-    while bench.mint.cached(&request, None).is_none() {
+    while fixture.mint.cached(&request, None).is_none() {
         assert!(Instant::now() < end, "nothing was made ahead");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -331,15 +331,15 @@ async fn a_container_that_starts_again_has_its_token_made_ahead() {
 async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
-    let request = bench.mint.request(&identity("first", "https://a.example/x"), None, None);
-    bench.mint.access(&request, None, WITHIN).await.unwrap();
+    let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+    let request = fixture.mint.request(&identity("first", "https://a.example/x"), None, None);
+    fixture.mint.access(&request, None, WITHIN).await.unwrap();
     tokio::time::pause();
     let minute = Duration::from_secs(60);
     for (passed, there) in [(minute / 2, true), (minute / 2 + Duration::from_secs(1), false)] {
         tokio::time::advance(passed).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(bench.mint.cached(&request, None).is_some(), there);
+        assert_eq!(fixture.mint.cached(&request, None).is_some(), there);
     }
 }
 
@@ -347,20 +347,20 @@ async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
 async fn every_token_that_is_made_is_written_down_whoever_takes_it() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
-    let bench = Bench::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
+    let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
     let (first, second) =
         (identity("first", "https://a.example/x"), identity("second", "https://a.example/y"));
-    let ask = |identity: &Identity| bench.mint.request(identity, None, None);
-    bench.mint.access(&ask(&first), Some(Who::Session(&first)), WITHIN).await.unwrap();
-    bench.attach('a', &first).await;
-    bench.attach('b', &second).await;
+    let ask = |identity: &Identity| fixture.mint.request(identity, None, None);
+    fixture.mint.access(&ask(&first), Some(Who::Session(&first)), WITHIN).await.unwrap();
+    fixture.attach('a', &first).await;
+    fixture.attach('b', &second).await;
     // The one that is on its way already, and one that nobody had made.
-    let grant = bench.lifecycle.members()[1].grant.clone();
-    bench.mint.access(&ask(&second), Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let grant = fixture.lifecycle.members()[1].grant.clone();
+    fixture.mint.access(&ask(&second), Some(Who::Container(&grant)), WITHIN).await.unwrap();
     let audience =
         IdentityRequest { service_account: None, audience: "https://b.example".into(), holder: None };
-    bench.mint.identity(&audience, Some(Who::Container(&grant)), WITHIN).await.unwrap();
-    let told: Vec<Value> = bench
+    fixture.mint.identity(&audience, Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    let told: Vec<Value> = fixture
         .audited("mint")
         .await
         .iter()

@@ -291,7 +291,7 @@ async fn a_service_account_key_mints_id_tokens() {
 }
 
 #[tokio::test]
-async fn a_user_login_refreshes_without_narrowing_and_learns_who_it_is() {
+async fn a_user_login_refreshes_without_narrowing_and_learns_its_name() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = source(&scratch, &fake.user(USER), &fake);
     assert_eq!(google.principal().email, None);

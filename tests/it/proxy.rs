@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::fake_engine::{Act, FakeEngine, Seen, json};
-use crate::support::stand::{Scratch, Stand, call, raw};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch, call, raw};
 
 const ID: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 
-fn fixture(script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> (Scratch, FakeEngine, Stand) {
+fn fixture(
+    script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static,
+) -> (Scratch, FakeEngine, ProxyFixture) {
     let scratch = Scratch::new();
     let engine = FakeEngine::start(&scratch.0, script);
-    let stand = Stand::at(&scratch.0, &engine.socket);
-    (scratch, engine, stand)
+    let proxy = ProxyFixture::at(&scratch.0, &engine.socket);
+    (scratch, engine, proxy)
 }
 
 fn created(wait: &'static [u8]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
@@ -40,32 +42,32 @@ fn created(wait: &'static [u8]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 's
 #[test]
 fn an_exit_that_the_engine_forgot_is_answered_in_its_own_words() {
     let words = b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n";
-    let (_scratch, engine, stand) = fixture(created(words));
-    let (status, body) = call(&stand.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#);
+    let (_scratch, engine, proxy) = fixture(created(words));
+    let (status, body) = call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#);
     assert_eq!((status, body), (201, format!(r#"{{"Id":"{ID}","Warnings":null}}"#)));
-    assert_eq!(call(&stand.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
+    assert_eq!(call(&proxy.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
     for reference in [ID, "happy_name", "00000000"] {
-        let (status, body) = call(&stand.socket, &format!("POST /v1.41/containers/{reference}/wait"), "");
+        let (status, body) = call(&proxy.socket, &format!("POST /v1.41/containers/{reference}/wait"), "");
         assert_eq!((status, body.trim()), (200, r#"{"StatusCode":3}"#), "{reference}");
     }
     // Whose exit we never saw is the engine's to answer.
-    assert_eq!(call(&stand.socket, "POST /v1.41/containers/stranger/wait", "").0, 404);
+    assert_eq!(call(&proxy.socket, "POST /v1.41/containers/stranger/wait", "").0, 404);
     let id = kfp_creds::workload::ContainerId::parse(ID).unwrap();
-    assert_eq!(stand.exits.code(&id), Some(3));
+    assert_eq!(proxy.exits.code(&id), Some(3));
     let seen = engine.seen();
     let sent: serde_json::Value = serde_json::from_slice(&seen[1].body).unwrap();
     assert!(seen[1].is("POST /v1.41/containers/create"), "{:?}", seen[1]);
     assert_eq!(sent["Labels"]["kfp-creds.session"], "0123abcd");
-    assert_eq!(stand.lifecycle.starting.lock().unwrap()[0].as_str(), ID);
-    assert!(stand.said().contains("attached      i  as default  at 169.254.168.2"), "{}", stand.said());
+    assert_eq!(proxy.lifecycle.starting.lock().unwrap()[0].as_str(), ID);
+    assert!(proxy.said().contains("attached      i  as default  at 169.254.168.2"), "{}", proxy.said());
 }
 
 #[test]
 fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
-    let (_scratch, _engine, stand) = fixture(created(b"12\r\n{\"Stat"));
-    assert_eq!(call(&stand.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
-    assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
-    let (status, body) = call(&stand.socket, &format!("POST /containers/{ID}/wait"), "");
+    let (_scratch, _engine, proxy) = fixture(created(b"12\r\n{\"Stat"));
+    assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+    assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+    let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
     assert_eq!(status, 500, "{body}");
     assert!(body.contains("not known"), "{body}");
 }
@@ -75,12 +77,12 @@ fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
 fn a_wait_that_breaks_off_is_no_end() {
     let breaks = [&b"12\r\n{\"Stat"[..], b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"];
     for (wait, ended) in breaks.into_iter().zip([false, true]) {
-        let (_scratch, _engine, stand) = fixture(created(wait));
-        let mut ends = stand.exits.ends();
-        assert_eq!(call(&stand.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
-        assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+        let (_scratch, _engine, proxy) = fixture(created(wait));
+        let mut ends = proxy.exits.ends();
+        assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
         // It is answered once the outcome is settled.
-        call(&stand.socket, &format!("POST /containers/{ID}/wait"), "");
+        call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
         if ended {
             wait_for(|| ends.try_recv().is_ok());
         } else {
@@ -97,7 +99,7 @@ fn a_restart_that_ends_at_once_keeps_its_exit_code() {
     let never = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for gone in [json("404 Not Found", "{}"), vec![Act::Send(never), Act::Hold]] {
         let waits = AtomicUsize::new(0);
-        let (_scratch, _engine, stand) = fixture(move |seen| {
+        let (_scratch, _engine, proxy) = fixture(move |seen| {
             let ended = |code: u8| json("200 OK", &format!(r#"{{"StatusCode":{code}}}"#));
             if seen.line.contains("wait?condition=removed") {
                 ended(5)
@@ -110,29 +112,29 @@ fn a_restart_that_ends_at_once_keeps_its_exit_code() {
                 created(b"")(seen)
             }
         });
-        assert_eq!(call(&stand.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
-        assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
-        assert_eq!(call(&stand.socket, &format!("POST /containers/{ID}/restart"), "").0, 204);
-        let (status, body) = call(&stand.socket, "POST /containers/n/wait", "");
+        assert_eq!(call(&proxy.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
+        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/restart"), "").0, 204);
+        let (status, body) = call(&proxy.socket, "POST /containers/n/wait", "");
         assert_eq!((status, body.trim()), (200, r#"{"StatusCode":5}"#));
     }
 }
 
 #[test]
 fn a_container_that_never_ran_has_no_exit() {
-    let (_scratch, _engine, stand) = fixture(created(b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"));
-    assert_eq!(call(&stand.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
+    let (_scratch, _engine, proxy) = fixture(created(b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"));
+    assert_eq!(call(&proxy.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
     for _ in 0..3 {
-        let _ = call(&stand.socket, "GET /info", "");
+        let _ = call(&proxy.socket, "GET /info", "");
     }
-    assert_eq!(call(&stand.socket, "POST /containers/n/wait", "").0, 404);
+    assert_eq!(call(&proxy.socket, "POST /containers/n/wait", "").0, 404);
 }
 
 #[test]
 fn a_failed_attach_removes_the_container_and_says_why() {
-    let (_scratch, engine, stand) = fixture(created(b"0\r\n\r\n"));
-    *stand.lifecycle.fails.lock().unwrap() = Some("no address is free; wait for a task to end".into());
-    let (status, body) = call(&stand.socket, "POST /containers/create", r#"{"Image":"i"}"#);
+    let (_scratch, engine, proxy) = fixture(created(b"0\r\n\r\n"));
+    *proxy.lifecycle.fails.lock().unwrap() = Some("no address is free; wait for a task to end".into());
+    let (status, body) = call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#);
     assert_eq!(status, 500);
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert!(body["message"].as_str().unwrap().contains("no address is free"), "{body}");
@@ -143,7 +145,7 @@ fn a_failed_attach_removes_the_container_and_says_why() {
 
 #[test]
 fn a_client_that_hangs_up_leaves_no_half_made_container() {
-    let (_scratch, engine, stand) = fixture(|seen| {
+    let (_scratch, engine, proxy) = fixture(|seen| {
         if seen.is("POST /containers/create") {
             // The client is gone when the answer comes.
             let mut acts = vec![Act::Until(3)];
@@ -153,7 +155,7 @@ fn a_client_that_hangs_up_leaves_no_half_made_container() {
         json("404 Not Found", "{}")
     });
     let body = r#"{"Image":""}"#;
-    let mut stream = UnixStream::connect(&stand.socket).unwrap();
+    let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     write!(
         stream,
         "POST /containers/create?name=n HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n{body}",
@@ -163,9 +165,9 @@ fn a_client_that_hangs_up_leaves_no_half_made_container() {
     wait_for(|| !engine.seen().is_empty());
     drop(stream);
     std::thread::sleep(Duration::from_millis(50));
-    call(&stand.socket, "GET /info", "");
-    call(&stand.socket, "GET /info", "");
-    wait_for(|| stand.lifecycle.leased.lock().unwrap().len() == 1);
+    call(&proxy.socket, "GET /info", "");
+    call(&proxy.socket, "GET /info", "");
+    wait_for(|| proxy.lifecycle.leased.lock().unwrap().len() == 1);
 }
 
 fn wait_for(mut what: impl FnMut() -> bool) {
@@ -178,16 +180,16 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 
 #[test]
 fn a_session_that_ends_takes_no_creates() {
-    let (_scratch, engine, stand) = fixture(created(b""));
-    stand.closing.set();
-    let (status, body) = call(&stand.socket, "POST /containers/create", "{}");
+    let (_scratch, engine, proxy) = fixture(created(b""));
+    proxy.closing.set();
+    let (status, body) = call(&proxy.socket, "POST /containers/create", "{}");
     assert_eq!(status, 503, "{body}");
     assert!(engine.seen().is_empty());
 }
 
 #[test]
 fn idle_streams_end_at_the_engine_when_their_client_leaves() {
-    let (_scratch, engine, stand) = fixture(|seen| {
+    let (_scratch, engine, proxy) = fixture(|seen| {
         if seen.is("GET /events") {
             let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
             return vec![Act::Send(head), Act::Hold];
@@ -197,7 +199,7 @@ fn idle_streams_end_at_the_engine_when_their_client_leaves() {
     });
     let open: Vec<UnixStream> = (0..40)
         .map(|number| {
-            let mut stream = UnixStream::connect(&stand.socket).unwrap();
+            let mut stream = UnixStream::connect(&proxy.socket).unwrap();
             let path = if number % 2 == 0 { "/events" } else { "/slow" };
             write!(stream, "GET {path} HTTP/1.1\r\nHost: d\r\n\r\n").unwrap();
             if number % 2 == 0 {
@@ -214,13 +216,13 @@ fn idle_streams_end_at_the_engine_when_their_client_leaves() {
 }
 
 #[test]
-fn a_raw_stream_ends_at_the_engine_when_its_client_leaves_after_a_half_close() {
-    let (_scratch, engine, stand) = fixture(|_| {
+fn a_raw_stream_ends_when_its_client_leaves_half_closed() {
+    let (_scratch, engine, proxy) = fixture(|_| {
         let head = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".to_vec();
         // Silent, and deaf to the end of stdin, as a container that does not read.
         vec![Act::Send(head), Act::Gone]
     });
-    let mut stream = UnixStream::connect(&stand.socket).unwrap();
+    let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     write!(
         stream,
         "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
@@ -239,11 +241,11 @@ fn a_raw_stream_ends_at_the_engine_when_its_client_leaves_after_a_half_close() {
 
 #[test]
 fn a_stream_carries_each_direction_to_its_own_end() {
-    let (_scratch, _engine, stand) = fixture(|_| {
+    let (_scratch, _engine, proxy) = fixture(|_| {
         let head = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nearly ".to_vec();
         vec![Act::Send(head), Act::Echo, Act::Send(b" late".to_vec())]
     });
-    let mut stream = UnixStream::connect(&stand.socket).unwrap();
+    let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     // Bytes right behind the head belong to the stream.
     write!(stream, "POST /exec/x/start HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{{}}one")
         .unwrap();
@@ -264,20 +266,20 @@ fn a_stream_carries_each_direction_to_its_own_end() {
 
 #[test]
 fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
-    let (_scratch, engine, stand) = fixture(|seen| match seen.is("POST /containers/x/attach") {
+    let (_scratch, engine, proxy) = fixture(|seen| match seen.is("POST /containers/x/attach") {
         true => json("409 Conflict", r#"{"message":"container is paused"}"#),
         false => json("200 OK", "{}"),
     });
-    stand.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
     let smuggled = raw(
-        &stand.socket,
+        &proxy.socket,
         "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n\
          POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n",
     );
     assert!(smuggled.contains("HTTP/1.1 409") && smuggled.contains("HTTP/1.1 403"), "{smuggled}");
     assert_eq!(engine.seen().len(), 1);
     assert!(
-        raw(&stand.socket, "POST /session HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+        raw(&proxy.socket, "POST /session HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
             .starts_with("HTTP/1.1 426")
     );
     for request in [
@@ -286,13 +288,13 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
         // Bytes that the engine would read as stream.
         "POST /session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx",
     ] {
-        assert!(raw(&stand.socket, request).starts_with("HTTP/1.1 400"), "{request}");
+        assert!(raw(&proxy.socket, request).starts_with("HTTP/1.1 400"), "{request}");
     }
     assert_eq!(engine.seen().len(), 1);
     let detached = "POST /exec/x/start HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: 15\r\n\r\n{\"detach\":true}";
-    assert!(raw(&stand.socket, detached).starts_with("HTTP/1.1 200"));
+    assert!(raw(&proxy.socket, detached).starts_with("HTTP/1.1 200"));
     let plain = "GET /info HTTP/1.1\r\nHost: d\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n";
-    assert!(raw(&stand.socket, plain).starts_with("HTTP/1.1 200"));
+    assert!(raw(&proxy.socket, plain).starts_with("HTTP/1.1 200"));
     let last = engine.seen().pop().unwrap();
     assert!(
         !last.headers.contains_key("upgrade") && !last.headers.contains_key("http2-settings"),
@@ -303,7 +305,7 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
 /// dockerode, docker-java and curl send no `Upgrade`: an engine answers 200 and the stream behind it.
 #[test]
 fn clients_without_upgrade_get_200_and_the_stream() {
-    let (_scratch, engine, stand) = fixture(|_| {
+    let (_scratch, engine, proxy) = fixture(|_| {
         let head =
             b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nServer: fake\r\n\r\nearly ";
         vec![Act::Send(head.to_vec()), Act::Echo, Act::Send(b" late".to_vec())]
@@ -315,7 +317,7 @@ fn clients_without_upgrade_get_200_and_the_stream() {
         ("POST /v1.41/exec/x/start", "{}", ""),
         ("POST /exec/x/start", r#"{"Detach":false,"Tty":true,"stdin":true}"#, "typed"),
     ] {
-        let mut stream = UnixStream::connect(&stand.socket).unwrap();
+        let mut stream = UnixStream::connect(&proxy.socket).unwrap();
         let length = body.len();
         write!(stream, "{line} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}{stdin}").unwrap();
         let mut got = String::new();
@@ -346,7 +348,7 @@ fn clients_without_upgrade_get_200_and_the_stream() {
 /// What stands behind a request without a stream is a request, and is judged.
 #[test]
 fn nothing_hides_behind_a_stream_that_never_began() {
-    let (_scratch, engine, stand) = fixture(|seen| match () {
+    let (_scratch, engine, proxy) = fixture(|seen| match () {
         () if seen.is("POST /containers/x/attach") => json("409 Conflict", r#"{"message":"it is paused"}"#),
         () if seen.is("POST /exec/detached/start") => json("200 OK", "{}"),
         () if seen.is("POST /exec/plain/start") => {
@@ -356,7 +358,7 @@ fn nothing_hides_behind_a_stream_that_never_began() {
         }
         () => json("200 OK", "{}"),
     });
-    stand.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
     let kill = "POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
     for (line, body) in [
         ("POST /containers/x/attach?stream=1", ""),
@@ -368,7 +370,7 @@ fn nothing_hides_behind_a_stream_that_never_began() {
         let length = body.len();
         let request = format!("{line} HTTP/1.1\r\nHost: d\r\nContent-Length: {length}\r\n\r\n{body}{kill}");
         let before = engine.seen().len();
-        let reply = raw(&stand.socket, request);
+        let reply = raw(&proxy.socket, request);
         assert!(reply.contains("HTTP/1.1 403"), "{line}: {reply}");
         assert_eq!(engine.seen().len(), before + 1, "{line}");
     }
@@ -379,7 +381,7 @@ fn nothing_hides_behind_a_stream_that_never_began() {
             "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\n{upgrade}Content-Length: {length}\r\n\r\n{kill}POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"
         );
         let before = engine.seen().len();
-        let reply = raw(&stand.socket, request);
+        let reply = raw(&proxy.socket, request);
         assert!(reply.starts_with("HTTP/1.1 400") && !reply.contains("HTTP/1.1 200"), "{reply}");
         assert_eq!(engine.seen().len(), before);
     }
@@ -388,37 +390,37 @@ fn nothing_hides_behind_a_stream_that_never_began() {
 
 #[test]
 fn what_the_engine_would_read_otherwise_does_not_reach_it() {
-    let (_scratch, engine, stand) = fixture(|_| json("200 OK", "{}"));
-    let (status, _) = call(&stand.socket, "POST /containers%2Fcreate", "{}");
+    let (_scratch, engine, proxy) = fixture(|_| json("200 OK", "{}"));
+    let (status, _) = call(&proxy.socket, "POST /containers%2Fcreate", "{}");
     assert_eq!(status, 400);
     for line in ["POST //containers/create", "POST /v01.41/containers/create", "POST /x/../containers/create"]
     {
-        assert_eq!(call(&stand.socket, line, "{}").0, 400, "{line}");
+        assert_eq!(call(&proxy.socket, line, "{}").0, 400, "{line}");
     }
     for body in [r#"{"Image":"a","Image":"b"}"#, r#"{"HostConfig":{},"hostconfig":{}}"#, "{} {}", "", "[]"] {
-        assert_eq!(call(&stand.socket, "POST /containers/create", body).0, 400, "{body}");
+        assert_eq!(call(&proxy.socket, "POST /containers/create", body).0, 400, "{body}");
     }
-    let preface = raw(&stand.socket, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let preface = raw(&proxy.socket, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
     assert!(!preface.contains("200"), "{preface}");
     let head = "POST /containers/x/rename?name=a HTTP/1.1\r\nHost: d\r\nConnection: close\r\n";
     let form = format!(
         "{head}Content-Type: Application/x-www-form-urlencoded; charset=utf-8\r\nContent-Length: 6\r\n\r\nname=b"
     );
-    assert!(raw(&stand.socket, form).starts_with("HTTP/1.1 415"));
-    let connect = raw(&stand.socket, "CONNECT d:1 HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
+    assert!(raw(&proxy.socket, form).starts_with("HTTP/1.1 415"));
+    let connect = raw(&proxy.socket, "CONNECT d:1 HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
     assert!(connect.starts_with("HTTP/1.1 4"), "{connect}");
     let old = r#"{"NetworkMode":"container:x"}"#;
-    assert_eq!(call(&stand.socket, "POST /v1.23/containers/x/start", old).0, 400);
+    assert_eq!(call(&proxy.socket, "POST /v1.23/containers/x/start", old).0, 400);
     assert!(engine.seen().is_empty(), "{:?}", engine.seen());
     // Two framings of one request: the engine gets one, and what was hidden behind the other is a request.
-    stand.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
     for framing in [
         "Content-Length: 74\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 74",
     ] {
         let hidden = "POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
         let both =
-            raw(&stand.socket, format!("POST /x HTTP/1.1\r\nHost: d\r\n{framing}\r\n\r\n0\r\n\r\n{hidden}"));
+            raw(&proxy.socket, format!("POST /x HTTP/1.1\r\nHost: d\r\n{framing}\r\n\r\n0\r\n\r\n{hidden}"));
         assert!(both.matches("HTTP/1.1 200").count() <= 1, "{both}");
     }
     assert!(
@@ -429,21 +431,21 @@ fn what_the_engine_would_read_otherwise_does_not_reach_it() {
 }
 
 #[test]
-fn a_body_over_the_bound_is_refused_by_its_length_and_by_its_bytes() {
-    let (_scratch, engine, stand) = fixture(|_| json("200 OK", "{}"));
+fn a_body_over_the_limit_is_refused_by_length_and_by_bytes() {
+    let (_scratch, engine, proxy) = fixture(|_| json("200 OK", "{}"));
     let long = "POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: 99999999\r\n\r\n{";
-    assert!(raw(&stand.socket, long).starts_with("HTTP/1.1 413"));
+    assert!(raw(&proxy.socket, long).starts_with("HTTP/1.1 413"));
     let mut chunked =
         b"POST /containers/create HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     let mebibyte = [&b"100000\r\n"[..], &vec![b' '; 1 << 20], b"\r\n"].concat();
     (0..33).for_each(|_| chunked.extend_from_slice(&mebibyte));
-    assert!(raw(&stand.socket, chunked).starts_with("HTTP/1.1 413"));
+    assert!(raw(&proxy.socket, chunked).starts_with("HTTP/1.1 413"));
     assert!(engine.seen().is_empty());
 }
 
 #[test]
 fn heads_lengths_and_versions_pass_as_they_are() {
-    let (_scratch, engine, stand) = fixture(|seen| {
+    let (_scratch, engine, proxy) = fixture(|seen| {
         if seen.is("HEAD") {
             return vec![Act::Send(
                 b"HTTP/1.1 200 Fine By Me\r\nContent-Length: 77\r\nApi-Version: 1.41\r\n\r\n".to_vec(),
@@ -455,18 +457,18 @@ fn heads_lengths_and_versions_pass_as_they_are() {
         }
         json("304 Not Modified", "")
     });
-    let head = raw(&stand.socket, "HEAD /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
+    let head = raw(&proxy.socket, "HEAD /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 Fine By Me\r\n"), "{head}");
     assert!(head.contains("Content-Length: 77\r\n") && head.contains("Api-Version: 1.41\r\n"), "{head}");
     let auth = "A".repeat(200_000);
     let get = format!("GET /images/json?a=%2F HTTP/1.0\r\nX-Registry-Auth: {auth}\r\n\r\n");
-    assert!(raw(&stand.socket, get).contains(" 304 "));
+    assert!(raw(&proxy.socket, get).contains(" 304 "));
     let seen = engine.seen().pop().unwrap();
     assert_eq!(seen.line, "GET /images/json?a=%2F HTTP/1.1");
     assert_eq!(seen.headers["x-registry-auth"], auth);
-    assert!(!stand.said().contains("AAAA"));
+    assert!(!proxy.said().contains("AAAA"));
     // Heads come before bodies that never come.
-    let mut stream = UnixStream::connect(&stand.socket).unwrap();
+    let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     write!(stream, "POST /containers/x/wait HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n").unwrap();
     let mut head = [0; 15];
@@ -478,12 +480,12 @@ fn heads_lengths_and_versions_pass_as_they_are() {
 fn bodies_stream_both_ways_while_they_are_sent() {
     let received = Arc::new(Mutex::new(0));
     let counted = received.clone();
-    let (_scratch, _engine, stand) = fixture(move |seen| {
+    let (_scratch, _engine, proxy) = fixture(move |seen| {
         *counted.lock().unwrap() = seen.body.len();
         assert!(!seen.headers.contains_key("expect"));
         json("200 OK", "{}")
     });
-    let mut stream = UnixStream::connect(&stand.socket).unwrap();
+    let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     write!(stream, "POST /build HTTP/1.1\r\nHost: d\r\nConnection: close\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
     let mut go = [0; 25];
     stream.read_exact(&mut go).unwrap();
@@ -539,7 +541,7 @@ fn what_is_ours_is_refused_by_name_id_and_prefix() {
     use kfp_creds::docker::proxy::Kind;
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
-    let (_scratch, engine, stand) = fixture(move |seen| {
+    let (_scratch, engine, proxy) = fixture(move |seen| {
         let path = seen.line.split(' ').nth(1).unwrap();
         if seen.is("GET") && (path == "/containers/00000000/json" || path == "/networks/0000") {
             counted.fetch_add(1, Ordering::SeqCst);
@@ -547,19 +549,19 @@ fn what_is_ours_is_refused_by_name_id_and_prefix() {
         }
         json("200 OK", "{}")
     });
-    stand.reserved.put(Kind::Container, ID, "/relay");
-    stand.reserved.put(Kind::Network, ID, "kfp-creds");
-    stand.reserved.put(Kind::Image, &format!("sha256:{ID}"), "kfp-creds-relay:v1");
+    proxy.reserved.put(Kind::Container, ID, "/relay");
+    proxy.reserved.put(Kind::Network, ID, "kfp-creds");
+    proxy.reserved.put(Kind::Image, &format!("sha256:{ID}"), "kfp-creds-relay:v1");
     for line in touches() {
-        let (status, body) = call(&stand.socket, &line, "");
+        let (status, body) = call(&proxy.socket, &line, "");
         assert_eq!(status, 403, "{line}: {body}");
         assert!(body.contains("kfp-creds: ") || line.starts_with("HEAD"), "{body}");
     }
     for body in [r#"{"Name":"kfp-creds"}"#, r#"{"name":"x","labels":{"kfp-creds.session":"1"}}"#] {
-        assert_eq!(call(&stand.socket, "POST /networks/create", body).0, 403);
+        assert_eq!(call(&proxy.socket, "POST /networks/create", body).0, 403);
     }
     for body in [r#"{"Image":"kfp-creds-relay:v1"}"#, r#"{"HostConfig":{"NetworkMode":"kfp-creds"}}"#] {
-        assert_eq!(call(&stand.socket, "POST /containers/create", body).0, 403);
+        assert_eq!(call(&proxy.socket, "POST /containers/create", body).0, 403);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 2, "prefixes are the engine's to resolve");
     assert!(engine.seen().iter().all(|seen| seen.is("GET")), "{:?}", engine.seen());
@@ -569,18 +571,18 @@ fn what_is_ours_is_refused_by_name_id_and_prefix() {
         "POST /containers/other/kill",
         "GET /networks/kfp-creds",
     ] {
-        assert_eq!(call(&stand.socket, line, "").0, 200, "{line}");
+        assert_eq!(call(&proxy.socket, line, "").0, 200, "{line}");
     }
-    assert!(stand.said().contains("refused       DELETE /v1.41/containers/re%6cay"), "{}", stand.said());
+    assert!(proxy.said().contains("refused       DELETE /v1.41/containers/re%6cay"), "{}", proxy.said());
 }
 
 #[test]
 fn reaching_into_a_leased_container_is_refused() {
-    let (_scratch, engine, stand) = fixture(|seen| match seen.is("GET /containers/task/json") {
+    let (_scratch, engine, proxy) = fixture(|seen| match seen.is("GET /containers/task/json") {
         true => json("200 OK", &format!(r#"{{"Id":"{ID}"}}"#)),
         false => json("201 Created", r#"{"Id":"e"}"#),
     });
-    stand.lifecycle.leased.lock().unwrap().push(kfp_creds::workload::ContainerId::parse(ID).unwrap());
+    proxy.lifecycle.leased.lock().unwrap().push(kfp_creds::workload::ContainerId::parse(ID).unwrap());
     for (line, body) in [
         ("POST /containers/task/exec".to_string(), r#"{"Privileged":true}"#),
         (format!("POST /containers/{ID}/exec"), r#"{"privileged":true}"#),
@@ -590,25 +592,25 @@ fn reaching_into_a_leased_container_is_refused() {
         ("POST /containers/create".into(), r#"{"HostConfig":{"NetworkMode":"container:task"}}"#),
         (format!("POST /build?networkmode=container:{ID}"), ""),
     ] {
-        let (status, answer) = call(&stand.socket, &line, body);
+        let (status, answer) = call(&proxy.socket, &line, body);
         assert!(
             status == 403 || (status == 400 && body.contains("PRIVILEGED")),
             "{line} {body}: {status} {answer}"
         );
     }
     assert!(engine.seen().iter().all(|seen| seen.is("GET")), "{:?}", engine.seen());
-    assert_eq!(call(&stand.socket, "POST /containers/task/exec", r#"{"Cmd":["id"]}"#).0, 201);
-    assert_eq!(call(&stand.socket, "POST /containers/task/rename?name=plain", "").0, 201);
+    assert_eq!(call(&proxy.socket, "POST /containers/task/exec", r#"{"Cmd":["id"]}"#).0, 201);
+    assert_eq!(call(&proxy.socket, "POST /containers/task/rename?name=plain", "").0, 201);
     assert!(engine.seen().last().unwrap().is(&format!("POST /containers/{ID}/rename?name=plain")));
 }
 
 #[test]
 fn a_proxy_of_ours_is_known_by_its_probe() {
-    let (_scratch, engine, stand) = fixture(|_| json("404 Not Found", r#"{"message":"page not found"}"#));
+    let (_scratch, engine, proxy) = fixture(|_| json("404 Not Found", r#"{"message":"page not found"}"#));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let upstream = |socket| runtime.block_on(kfp_creds::docker::proxy::upstream_of(socket));
     assert_eq!(
-        upstream(&stand.socket),
+        upstream(&proxy.socket),
         Some(kfp_creds::config::endpoint::Endpoint::Unix(engine.socket.clone()))
     );
     assert_eq!(upstream(&engine.socket), None);
@@ -617,8 +619,8 @@ fn a_proxy_of_ours_is_known_by_its_probe() {
 
 #[test]
 fn an_engine_that_is_away_is_a_502() {
-    let stand = Stand::new(std::path::Path::new("/nonexistent/docker.sock"));
-    let (status, body) = call(&stand.socket, "GET /info", "");
+    let proxy = ProxyFixture::new(std::path::Path::new("/nonexistent/docker.sock"));
+    let (status, body) = call(&proxy.socket, "GET /info", "");
     assert_eq!(status, 502);
     assert!(body.contains("/nonexistent/docker.sock"), "{body}");
 }
@@ -666,13 +668,13 @@ fn read_late(logs: Vec<Act>, query: &str) -> (u16, String, u16, String) {
 }
 
 fn read_late_of(logs: Vec<Act>, query: &str, silent: bool) -> (u16, String, u16, String) {
-    let (_scratch, _engine, stand) = fixture(ended(logs, silent));
-    assert_eq!(call(&stand.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#).0, 201);
+    let (_scratch, _engine, proxy) = fixture(ended(logs, silent));
+    assert_eq!(call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#).0, 201);
     let look = format!("GET /v1.41/containers/{ID}/json");
-    assert_eq!(call(&stand.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
-    assert_eq!(call(&stand.socket, &look, "").0, 404, "before its logs were asked for it is gone");
-    let (status, text) = call(&stand.socket, &format!("GET /v1.41/containers/{ID}/logs?{query}"), "");
-    let (looked, body) = call(&stand.socket, &look, "");
+    assert_eq!(call(&proxy.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
+    assert_eq!(call(&proxy.socket, &look, "").0, 404, "before its logs were asked for it is gone");
+    let (status, text) = call(&proxy.socket, &format!("GET /v1.41/containers/{ID}/logs?{query}"), "");
+    let (looked, body) = call(&proxy.socket, &look, "");
     (status, text, looked, body)
 }
 

@@ -158,7 +158,7 @@ async fn a_file_may_shorten_lives_and_names_its_endpoint() {
 }
 
 #[tokio::test]
-async fn a_workforce_login_refreshes_and_keeps_what_replaced_its_token() {
+async fn a_workforce_login_keeps_its_rotated_refresh_token() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let file = fake.workforce("person");
     let place = SearchPaths {

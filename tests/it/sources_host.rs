@@ -453,7 +453,7 @@ fn gclouds_variables_name_the_account_and_the_project() {
 
 /// What was made of the old account's token is no business of the new one, the token that impersonates included.
 #[tokio::test]
-async fn another_account_of_gcloud_does_not_impersonate_as_the_old_one() {
+async fn a_new_gcloud_account_does_not_impersonate_as_the_old_one() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let config = "sdk/configurations/config_default";
     scratch.write(config, "[core]\naccount = a@example.com\n");

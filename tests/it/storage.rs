@@ -14,7 +14,7 @@ use crate::support::session::Folder;
 
 const ACCOUNT: &str = "reader@p.iam.gserviceaccount.com";
 
-struct Bench {
+struct Fixture {
     fake: FakeStorage,
     storage: Storage,
     token: Secret<String>,
@@ -26,7 +26,7 @@ fn limits() -> Limits {
     Limits { call, mint: Duration::from_secs(10), tries: 3, pause }
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let fake = FakeStorage::start(|token| (token == "ya29.canary-reading").then(|| ACCOUNT.to_string()));
         fake.allow(ACCOUNT, "bucket");
@@ -77,84 +77,84 @@ fn transient<T>(outcome: Result<T, SourceError>, words: &str) {
 
 #[tokio::test]
 async fn an_object_comes_whole_in_its_generation() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let large: Vec<u8> = (0..500_001_u32).map(|n| ((n * 7) >> 3) as u8).collect();
     for (name, content) in [("dir/ü #?&%.csv", b"1,2\n".to_vec()), ("empty", vec![]), ("large", large)] {
-        bench.fake.put("bucket", name, content.clone());
-        assert!(bench.read(name).await.unwrap() == content, "{name}");
+        fixture.fake.put("bucket", name, content.clone());
+        assert!(fixture.read(name).await.unwrap() == content, "{name}");
     }
-    assert!(bench.fake.asked().iter().all(|asked| asked.account == ACCOUNT), "{:?}", bench.fake.asked());
+    assert!(fixture.fake.asked().iter().all(|asked| asked.account == ACCOUNT), "{:?}", fixture.fake.asked());
     // It was replaced between the two questions.
-    bench.fake.put("bucket", "a", "old");
-    let old = bench.storage.object(bench.by(), "bucket", "a").await.unwrap().unwrap();
-    bench.fake.put("bucket", "a", "new");
-    let file = bench.folder.0.join("file");
-    refused(bench.storage.download(bench.by(), "bucket", &old, &file).await, "no such object any more");
-    assert_eq!(bench.storage.object(bench.by(), "bucket", "b").await.unwrap(), None);
+    fixture.fake.put("bucket", "a", "old");
+    let old = fixture.storage.object(fixture.by(), "bucket", "a").await.unwrap().unwrap();
+    fixture.fake.put("bucket", "a", "new");
+    let file = fixture.folder.0.join("file");
+    refused(fixture.storage.download(fixture.by(), "bucket", &old, &file).await, "no such object any more");
+    assert_eq!(fixture.storage.object(fixture.by(), "bucket", "b").await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn who_pays_is_said_in_every_request() {
-    let bench = Bench::new();
-    bench.fake.put("bucket", "dir/a", "x");
-    bench.fake.wants_payer("payer-project");
-    refused(bench.read("dir/a").await, "who reads from this bucket pays");
-    let by = |project: &'static str| Reader { user_project: Some(project), ..bench.by() };
+    let fixture = Fixture::new();
+    fixture.fake.put("bucket", "dir/a", "x");
+    fixture.fake.wants_payer("payer-project");
+    refused(fixture.read("dir/a").await, "who reads from this bucket pays");
+    let by = |project: &'static str| Reader { user_project: Some(project), ..fixture.by() };
     refused(
-        bench.storage.object(by("another"), "bucket", "dir/a").await,
+        fixture.storage.object(by("another"), "bucket", "dir/a").await,
         "roles/storage.objectViewer on bucket, or, if it may not charge the quota project another: grant it \
          roles/serviceusage.serviceUsageConsumer there",
     );
     let by = by("payer-project");
-    let found = bench.storage.list(by, "bucket", "dir/", 10).await.unwrap();
-    bench.storage.download(by, "bucket", &found[0], &bench.folder.0.join("file")).await.unwrap();
+    let found = fixture.storage.list(by, "bucket", "dir/", 10).await.unwrap();
+    fixture.storage.download(by, "bucket", &found[0], &fixture.folder.0.join("file")).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_list_is_read_page_by_page_to_its_bound() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     for number in 0..25 {
-        bench.fake.put("bucket", &format!("dir/{number:02}"), "x");
+        fixture.fake.put("bucket", &format!("dir/{number:02}"), "x");
     }
-    bench.fake.put("bucket", "dir-other", "x");
-    bench.fake.pages_of(7);
-    let all = bench.storage.list(bench.by(), "bucket", "dir/", 25).await.unwrap();
+    fixture.fake.put("bucket", "dir-other", "x");
+    fixture.fake.pages_of(7);
+    let all = fixture.storage.list(fixture.by(), "bucket", "dir/", 25).await.unwrap();
     let names: Vec<String> = all.into_iter().map(|found| found.name).collect();
     assert_eq!(names, (0..25).map(|number| format!("dir/{number:02}")).collect::<Vec<_>>());
-    refused(bench.storage.list(bench.by(), "bucket", "dir/", 24).await, "more than 24 objects");
-    assert_eq!(bench.storage.list(bench.by(), "bucket", "none/", 10).await.unwrap(), []);
+    refused(fixture.storage.list(fixture.by(), "bucket", "dir/", 24).await, "more than 24 objects");
+    assert_eq!(fixture.storage.list(fixture.by(), "bucket", "none/", 10).await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn refusals_say_what_to_do() {
-    let bench = Bench::new();
-    bench.fake.put("bucket", "a", "x");
+    let fixture = Fixture::new();
+    fixture.fake.put("bucket", "a", "x");
     refused(
-        bench.storage.object(bench.by(), "others", "a").await,
+        fixture.storage.object(fixture.by(), "others", "a").await,
         "reader@p.iam.gserviceaccount.com may not read it; grant it roles/storage.objectViewer on others",
     );
     let stranger = Secret::new("ya29.another".into());
-    let by = Reader { token: &stranger, ..bench.by() };
-    refused(bench.storage.object(by, "bucket", "a").await, "does not take the token");
+    let by = Reader { token: &stranger, ..fixture.by() };
+    refused(fixture.storage.object(by, "bucket", "a").await, "does not take the token");
     // Plain text, as errors of requests for content are: no proxy's.
-    bench.fake.play("media", Play::Status(403));
-    refused(bench.read("a").await, "answered 403: reader@p.iam.gserviceaccount.com may not read it");
+    fixture.fake.play("media", Play::Status(403));
+    refused(fixture.read("a").await, "answered 403: reader@p.iam.gserviceaccount.com may not read it");
     let hex = "0123456789abcdef0123456789abcdef";
-    refused(bench.storage.object(bench.by(), hex, "a").await, "objectViewer on (random text, not shown)");
-    bench.fake.play("list", Play::Status(404));
-    refused(bench.storage.list(bench.by(), "bucket", "x/", 10).await, "there is no bucket bucket");
+    refused(fixture.storage.object(fixture.by(), hex, "a").await, "objectViewer on (random text, not shown)");
+    fixture.fake.play("list", Play::Status(404));
+    refused(fixture.storage.list(fixture.by(), "bucket", "x/", 10).await, "there is no bucket bucket");
 }
 
 #[tokio::test]
 async fn what_passes_is_tried_again() {
     for play in [Play::Status(503), Play::CutShort, Play::Longer, Play::Other, Play::Hang] {
-        let bench = Bench::new();
-        bench.fake.put("bucket", "a", "the content");
-        bench.fake.play("object", Play::Status(429));
-        bench.fake.play("media", play.clone());
-        bench.fake.play("media", Play::Late(Duration::from_millis(50)));
-        assert_eq!(bench.read("a").await.unwrap(), b"the content", "{play:?}");
-        assert_eq!(bench.fake.downloads(), 2, "{play:?}");
+        let fixture = Fixture::new();
+        fixture.fake.put("bucket", "a", "the content");
+        fixture.fake.play("object", Play::Status(429));
+        fixture.fake.play("media", play.clone());
+        fixture.fake.play("media", Play::Late(Duration::from_millis(50)));
+        assert_eq!(fixture.read("a").await.unwrap(), b"the content", "{play:?}");
+        assert_eq!(fixture.fake.downloads(), 2, "{play:?}");
     }
 }
 
@@ -169,29 +169,29 @@ async fn what_does_not_pass_is_told_as_what_it_is() {
         (Play::Redirect, "answered 307 (a redirect"),
         (Play::Page, "not in the API's form"),
     ] {
-        let bench = Bench::new();
-        bench.fake.put("bucket", "a", "the content");
-        (0..3).for_each(|_| bench.fake.play("media", play.clone()));
-        transient(bench.read("a").await, words);
-        assert_eq!(bench.fake.downloads(), 3, "{play:?}: as often as any call");
+        let fixture = Fixture::new();
+        fixture.fake.put("bucket", "a", "the content");
+        (0..3).for_each(|_| fixture.fake.play("media", play.clone()));
+        transient(fixture.read("a").await, words);
+        assert_eq!(fixture.fake.downloads(), 3, "{play:?}: as often as any call");
     }
 }
 
 /// The token would go with it.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let bench = Bench::new();
-    bench.fake.put("bucket", "a", "x");
-    (0..3).for_each(|_| bench.fake.play("object", Play::Redirect));
-    transient(bench.storage.object(bench.by(), "bucket", "a").await, "answered 307 (a redirect");
+    let fixture = Fixture::new();
+    fixture.fake.put("bucket", "a", "x");
+    (0..3).for_each(|_| fixture.fake.play("object", Play::Redirect));
+    transient(fixture.storage.object(fixture.by(), "bucket", "a").await, "answered 307 (a redirect");
 }
 
 #[tokio::test]
 async fn a_disk_that_takes_nothing_is_told_and_not_tried_again() {
-    let bench = Bench::new();
-    bench.fake.put("bucket", "a", "x");
-    let found = bench.storage.object(bench.by(), "bucket", "a").await.unwrap().unwrap();
-    let nowhere = bench.folder.0.join("no/such/folder");
-    refused(bench.storage.download(bench.by(), "bucket", &found, &nowhere).await, "this machine's disk");
-    assert_eq!(bench.fake.downloads(), 1);
+    let fixture = Fixture::new();
+    fixture.fake.put("bucket", "a", "x");
+    let found = fixture.storage.object(fixture.by(), "bucket", "a").await.unwrap().unwrap();
+    let nowhere = fixture.folder.0.join("no/such/folder");
+    refused(fixture.storage.download(fixture.by(), "bucket", &found, &nowhere).await, "this machine's disk");
+    assert_eq!(fixture.fake.downloads(), 1);
 }

@@ -73,19 +73,19 @@ struct Kind {
     config: String,
     variables: Vec<(&'static str, String)>,
     /// How often was asked what this kind asks for each token: an upstream, or a command.
-    asked: Box<dyn Fn(&Stand) -> usize>,
+    asked: Box<dyn Fn(&Fixture) -> usize>,
     /// Who a token is after the sleep, where the fake knows.
     then: Option<String>,
 }
 
-struct Stand {
+struct Fixture {
     fake: Federation,
     machine: FakeMachine,
     folder: Folder,
     issuer: Issuer,
 }
 
-impl Stand {
+impl Fixture {
     fn new() -> Self {
         let (fake, issuer) = (Federation::start(), Issuer::es256("https://tokens.example"));
         fake.trust(AUDIENCE, &issuer, &[]);
@@ -95,10 +95,10 @@ impl Stand {
         for (caller, target) in [(USER, MIDDLE), (MIDDLE, RUNNER), (USER, RUNNER)] {
             fake.google.allow(caller, target);
         }
-        let stand = Self { fake, machine: FakeMachine::start(), folder: Folder::new("suspend"), issuer };
-        stand.ahead(0);
-        stand.prove("before");
-        stand
+        let fixture = Self { fake, machine: FakeMachine::start(), folder: Folder::new("suspend"), issuer };
+        fixture.ahead(0);
+        fixture.prove("before");
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -190,12 +190,12 @@ fn principal(subject: &str) -> String {
     format!("principal:{pool}/subject/{subject}")
 }
 
-fn at_google(stand: &Stand) -> usize {
-    stand.google().calls().len()
+fn at_google(fixture: &Fixture) -> usize {
+    fixture.google().calls().len()
 }
 
-fn at_sts(stand: &Stand) -> usize {
-    stand.fake.count("/v1/token")
+fn at_sts(fixture: &Fixture) -> usize {
+    fixture.fake.count("/v1/token")
 }
 
 /// Values from the first reply on.
@@ -207,28 +207,28 @@ fn token(server: &Local, name: &str) -> (String, i64) {
 }
 
 /// Each with a stand of its own, so that nothing of one is another's.
-fn survives(make: impl Fn(&Stand) -> Kind) {
-    let stand = Stand::new();
-    let kind = make(&stand);
-    let (name, config) = (kind.name, stand.path("test.toml"));
+fn survives(make: impl Fn(&Fixture) -> Kind) {
+    let fixture = Fixture::new();
+    let kind = make(&fixture);
+    let (name, config) = (kind.name, fixture.path("test.toml"));
     fs::write(&config, &kind.config).unwrap();
-    let mut command = program(&stand.folder.0);
-    command.env("LD_PRELOAD", library()).env("CLOCK_AHEAD", stand.path("ahead"));
+    let mut command = program(&fixture.folder.0);
+    command.env("LD_PRELOAD", library()).env("CLOCK_AHEAD", fixture.path("ahead"));
     command.envs(kind.variables.iter().map(|(name, value)| (*name, value)));
     let server = Local::start(command, &["--config", config.to_str().unwrap()]);
     let (first, life) = token(&server, name);
     assert!((1..=HOUR).contains(&life), "{name}: {life}");
-    let asked = (kind.asked)(&stand);
+    let asked = (kind.asked)(&fixture);
     assert_eq!(token(&server, name).0, first, "{name}: it is kept while it is good");
-    assert_eq!((kind.asked)(&stand), asked, "{name}");
+    assert_eq!((kind.asked)(&fixture), asked, "{name}");
 
-    stand.sleep();
+    fixture.sleep();
     let (second, life) = token(&server, name);
     assert!((1..=HOUR).contains(&life), "{name}: {life} s after the sleep");
     assert_ne!(second, first, "{name}: it ended while the machine slept");
-    assert!((kind.asked)(&stand) > asked, "{name}: made anew");
+    assert!((kind.asked)(&fixture) > asked, "{name}: made anew");
     if let Some(then) = kind.then {
-        assert_eq!(stand.google().minted(&second).unwrap().email, then, "{name}: of what proves it now");
+        assert_eq!(fixture.google().minted(&second).unwrap().email, then, "{name}: of what proves it now");
     }
 }
 
@@ -242,93 +242,96 @@ fn of_google(name: &'static str, config: String, then: &str) -> Kind {
 
 #[test]
 fn keys_and_logins() {
-    survives(|stand| {
-        let file = stand.google().service_account(RUNNER, rsa_key());
-        of_google("service_account", stand.file(&file), RUNNER)
+    survives(|fixture| {
+        let file = fixture.google().service_account(RUNNER, rsa_key());
+        of_google("service_account", fixture.file(&file), RUNNER)
     });
-    survives(|stand| of_google("authorized_user", stand.file(&stand.google().user(USER)), USER));
-    survives(|stand| {
-        let file = stand.file(&stand.google().workforce("person"));
+    survives(|fixture| of_google("authorized_user", fixture.file(&fixture.google().user(USER)), USER));
+    survives(|fixture| {
+        let file = fixture.file(&fixture.google().workforce("person"));
         of_google("external_account_authorized_user", file, "person")
     });
 }
 
 #[test]
 fn chains_of_impersonation() {
-    survives(|stand| {
-        let inner = stand.impersonated(MIDDLE, &stand.google().user(USER), &[]);
-        of_google("nested", stand.file(&stand.impersonated(RUNNER, &inner, &[])), RUNNER)
+    survives(|fixture| {
+        let inner = fixture.impersonated(MIDDLE, &fixture.google().user(USER), &[]);
+        of_google("nested", fixture.file(&fixture.impersonated(RUNNER, &inner, &[])), RUNNER)
     });
-    survives(|stand| {
+    survives(|fixture| {
         let by = format!("projects/-/serviceAccounts/{MIDDLE}");
-        let file = stand.impersonated(RUNNER, &stand.google().user(USER), &[&by]);
-        of_google("delegates", stand.file(&file), RUNNER)
+        let file = fixture.impersonated(RUNNER, &fixture.google().user(USER), &[&by]);
+        of_google("delegates", fixture.file(&file), RUNNER)
     });
 }
 
 #[test]
 fn external_accounts() {
-    survives(|stand| {
-        let source = json!({"file": stand.path("token")});
-        federated("file", stand.external(&source, &json!({})))
+    survives(|fixture| {
+        let source = json!({"file": fixture.path("token")});
+        federated("file", fixture.external(&source, &json!({})))
     });
-    survives(|stand| {
-        let url = format!("{}/url/text", stand.fake.url());
+    survives(|fixture| {
+        let url = format!("{}/url/text", fixture.fake.url());
         let source = json!({"url": url, "headers": {"X-Wanted": "canary-header-value"}});
-        federated("url", stand.external(&source, &json!({})))
+        federated("url", fixture.external(&source, &json!({})))
     });
-    survives(|stand| {
+    survives(|fixture| {
         let answer = format!(
             r#"{{"version":1,"success":true,"token_type":"{JWT}","id_token":"$(cat {})"}}"#,
-            stand.path("token").display()
+            fixture.path("token").display()
         );
-        let source = json!({"executable": {"command": stand.command("bring", &answer)}});
+        let source = json!({"executable": {"command": fixture.command("bring", &answer)}});
         let variables = vec![("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1".into())];
-        Kind { variables, ..federated("executable", stand.external(&source, &json!({}))) }
+        Kind { variables, ..federated("executable", fixture.external(&source, &json!({}))) }
     });
-    survives(|stand| {
+    survives(|fixture| {
         let trust =
             Trust::Aws { id: AWS.0.into(), secret: AWS.1.into(), session: None, region: "eu-west-1".into() };
-        stand.fake.provider(AUDIENCE, trust, &[]);
-        let config = stand.external(&stand.fake.aws(), &json!({"subject_token_type": AWS4}));
+        fixture.fake.provider(AUDIENCE, trust, &[]);
+        let config = fixture.external(&fixture.fake.aws(), &json!({"subject_token_type": AWS4}));
         let variables =
             [("AWS_ACCESS_KEY_ID", AWS.0), ("AWS_SECRET_ACCESS_KEY", AWS.1), ("AWS_REGION", "eu-west-1")];
         let variables = variables.map(|(name, value)| (name, value.to_owned())).into();
         Kind { variables, then: None, ..federated("aws", config) }
     });
-    survives(|stand| {
-        let source = json!({"file": stand.path("token")});
-        let more = json!({"service_account_impersonation_url": stand.impersonating(RUNNER)});
-        Kind { then: Some(RUNNER.into()), ..federated("file, impersonated", stand.external(&source, &more)) }
+    survives(|fixture| {
+        let source = json!({"file": fixture.path("token")});
+        let more = json!({"service_account_impersonation_url": fixture.impersonating(RUNNER)});
+        Kind {
+            then: Some(RUNNER.into()),
+            ..federated("file, impersonated", fixture.external(&source, &more))
+        }
     });
 }
 
 #[test]
 fn what_the_host_has() {
-    survives(|stand| {
+    survives(|fixture| {
         let answer = r#"{"version":1,"success":true,"token_type":"urn:ietf:params:oauth:token-type:access_token","access_token":"ya29.brought-$NUMBER","expiration_time":$END}"#;
-        let config = format!("credentials = {{ exec = [\"{}\"] }}\n", stand.command("bring", answer));
-        Kind { name: "exec", config, variables: vec![], asked: Box::new(Stand::runs), then: None }
+        let config = format!("credentials = {{ exec = [\"{}\"] }}\n", fixture.command("bring", answer));
+        Kind { name: "exec", config, variables: vec![], asked: Box::new(Fixture::runs), then: None }
     });
-    survives(|stand| {
+    survives(|fixture| {
         let variables =
-            vec![("GCE_METADATA_HOST", stand.machine.at.to_string()), ("NO_GCE_CHECK", "false".into())];
-        let asked = Box::new(|stand: &Stand| stand.machine.asked());
+            vec![("GCE_METADATA_HOST", fixture.machine.at.to_string()), ("NO_GCE_CHECK", "false".into())];
+        let asked = Box::new(|fixture: &Fixture| fixture.machine.asked());
         Kind { name: "machine", config: "credentials = \"metadata\"\n".into(), variables, asked, then: None }
     });
-    survives(|stand| {
-        let configuration = stand.path("sdk/configurations/config_default");
+    survives(|fixture| {
+        let configuration = fixture.path("sdk/configurations/config_default");
         fs::create_dir_all(configuration.parent().unwrap()).unwrap();
         fs::write(configuration, "[core]\naccount = g@example.com\n").unwrap();
         let answer = r#"{"credential": {"access_token": "ya29.of-gcloud-$NUMBER", "token_expiry": "$(date -u -d "@$END" +%Y-%m-%dT%H:%M:%SZ)"}}"#;
-        stand.command("gcloud", answer);
-        let path = format!("{}:{}", stand.folder.0.display(), std::env::var("PATH").unwrap());
-        let variables = vec![("PATH", path), ("CLOUDSDK_CONFIG", stand.path("sdk").display().to_string())];
+        fixture.command("gcloud", answer);
+        let path = format!("{}:{}", fixture.folder.0.display(), std::env::var("PATH").unwrap());
+        let variables = vec![("PATH", path), ("CLOUDSDK_CONFIG", fixture.path("sdk").display().to_string())];
         Kind {
             name: "gcloud",
             config: "credentials = \"gcloud\"\n".into(),
             variables,
-            asked: Box::new(Stand::runs),
+            asked: Box::new(Fixture::runs),
             then: None,
         }
     });

@@ -13,12 +13,12 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 
 use crate::support::fake_engine::{FakeEngine, json};
-use crate::support::stand::{Scratch, Stand};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch};
 
 /// A listener whose certificates are in `folder`.
 struct Listening {
     engine: FakeEngine,
-    stand: Stand,
+    proxy: ProxyFixture,
     folder: Folder,
     port: u16,
     _scratch: Scratch,
@@ -27,12 +27,12 @@ struct Listening {
 fn listening() -> Listening {
     let scratch = Scratch::new();
     let engine = FakeEngine::start(&scratch.0, |_| json("200 OK", "the engine"));
-    let stand = Stand::at(&scratch.0, &engine.socket);
+    let proxy = ProxyFixture::at(&scratch.0, &engine.socket);
     let certificates = Certificates::make("0123abcd", Ipv4Addr::LOCALHOST.into(), SystemTime::now()).unwrap();
     let mut folder = Folder::take(&scratch.0.join("tls")).unwrap();
     folder.write(&certificates, "0123abcd", &scratch.0).unwrap();
-    let port = stand.serve_tls(certificates.server.clone());
-    Listening { engine, stand, folder, port, _scratch: scratch }
+    let port = proxy.serve_tls(certificates.server.clone());
+    Listening { engine, proxy, folder, port, _scratch: scratch }
 }
 
 const REQUEST: &[u8] = b"GET /info HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
@@ -124,10 +124,10 @@ fn only_a_certificate_of_this_session_opens_the_tls_listener() {
         let reply = ask(at.port, at.folder.path(), Some(at.folder.path()), &[&TLS13]).unwrap();
         assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.ends_with("the engine"), "{case}: {reply}");
         assert_eq!(at.engine.seen().len(), 1, "{case}: only the request of the session's own client");
-        let said = at.stand.said();
+        let said = at.proxy.said();
         assert!(said.contains("a TLS connection from 127.0.0.1") && said.contains(remedy), "{case}: {said}");
         // Anybody on the machine can cause such lines.
-        assert!(asking(&at).is_err() && at.stand.said().lines().count() == 1, "{case}: {}", at.stand.said());
+        assert!(asking(&at).is_err() && at.proxy.said().lines().count() == 1, "{case}: {}", at.proxy.said());
     }
 }
 

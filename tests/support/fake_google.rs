@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::{Rfc2822, Rfc3339};
 
-use super::apart::Apart;
+use super::server_thread::ServerThread;
 
 pub(crate) const CANARY: &str = "canary";
 
@@ -121,7 +121,7 @@ struct State {
     connections: usize,
     failures: VecDeque<Failure>,
     latency: Duration,
-    trouble: Option<Trouble>,
+    outage: Option<Outage>,
     /// How far this server's clock is from the real one, in seconds.
     skew: i64,
     /// Whether answers carry a Date.
@@ -134,7 +134,7 @@ struct State {
 }
 
 /// A token endpoint that comes back bit by bit.
-struct Trouble {
+struct Outage {
     /// So many calls get 503 whenever they come.
     lost: u32,
     /// The first after them.
@@ -146,7 +146,7 @@ const OUTAGE: Duration = Duration::from_secs(3);
 const LATE_FOR: Duration = Duration::from_secs(4);
 const LATE: Duration = Duration::from_secs(2);
 
-impl Trouble {
+impl Outage {
     fn next(&mut self) -> Result<Duration, Failure> {
         if self.lost > 0 {
             self.lost -= 1;
@@ -164,14 +164,14 @@ impl Trouble {
 pub(crate) struct FakeGoogle {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    _apart: Apart,
+    _apart: ServerThread,
 }
 
 impl FakeGoogle {
     pub(crate) fn start() -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let served = state.clone();
-        let (address, apart) = Apart::serve(|listener| accept(listener, served));
+        let (address, apart) = ServerThread::serve(|listener| accept(listener, served));
         Self { address, state, _apart: apart }
     }
 
@@ -267,8 +267,8 @@ impl FakeGoogle {
 
     /// From now on `lost` calls for tokens get 503, and those of 3 s after them; later ones are 2 s late, and in the
     /// end all is as it was.
-    pub(crate) fn trouble(&self, lost: u32) {
-        self.set(|state| state.trouble = Some(Trouble { lost, since: None }));
+    pub(crate) fn outage(&self, lost: u32) {
+        self.set(|state| state.outage = Some(Outage { lost, since: None }));
     }
 
     pub(crate) fn clock_off_by(&self, seconds: i64, with_date: bool) {
@@ -373,8 +373,8 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     let (latency, failure) = {
         let mut state = state.lock().unwrap();
         // Who only wants to see the clock sends nothing.
-        let trouble = state.trouble.as_mut().filter(|_| path == "/token" && !body.is_empty());
-        match trouble.map(Trouble::next) {
+        let outage = state.outage.as_mut().filter(|_| path == "/token" && !body.is_empty());
+        match outage.map(Outage::next) {
             Some(Err(failure)) => (Duration::ZERO, Some(failure)),
             Some(Ok(late)) => (late, None),
             None => (state.latency, state.failures.pop_front()),

@@ -15,8 +15,8 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use super::apart::Apart;
 use super::fake_google::CANARY;
+use super::server_thread::ServerThread;
 
 /// Something else than the answer.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ struct State {
 pub(crate) struct FakeStorage {
     address: std::net::SocketAddr,
     state: Arc<Mutex<State>>,
-    _apart: Apart,
+    _apart: ServerThread,
 }
 
 impl FakeStorage {
@@ -100,7 +100,7 @@ impl FakeStorage {
             hanging: Arc::default(),
         }));
         let served = state.clone();
-        let (address, apart) = Apart::serve(|listener| accept(listener, served));
+        let (address, apart) = ServerThread::serve(|listener| accept(listener, served));
         Self { address, state, _apart: apart }
     }
 

@@ -21,10 +21,10 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use super::apart::Apart;
 use super::aws;
 use super::fake_google::{Failure, FakeGoogle};
 use super::issuer::{Issuer, seconds, verified};
+use super::server_thread::ServerThread;
 
 pub(crate) const POOL: &str = "projects/123456/locations/global/workloadIdentityPools/ci/providers/main";
 pub(crate) const AUDIENCE: &str =
@@ -113,14 +113,14 @@ pub(crate) struct Federation {
     pub(crate) google: Arc<FakeGoogle>,
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    _apart: Apart,
+    _apart: ServerThread,
 }
 
 impl Federation {
     pub(crate) fn start() -> Self {
         let (google, state) = (Arc::new(FakeGoogle::start()), Arc::new(Mutex::new(State::default())));
         let served = (state.clone(), google.clone());
-        let (address, apart) = Apart::serve(|listener| accept(listener, served));
+        let (address, apart) = ServerThread::serve(|listener| accept(listener, served));
         Self { google, address, state, _apart: apart }
     }
 

@@ -1,10 +1,9 @@
 //! What tests share. Fakes stand at the wire only, and check what they are sent.
 
-pub(crate) mod apart;
 pub(crate) mod aws;
-pub(crate) mod between;
 pub(crate) mod browser;
 pub(crate) mod canary;
+pub(crate) mod delayed_engine;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_google;
 pub(crate) mod fake_storage;
@@ -13,11 +12,12 @@ pub(crate) mod federation;
 pub(crate) mod golden;
 pub(crate) mod issuer;
 pub(crate) mod listening;
+pub(crate) mod proxy_fixture;
 pub(crate) mod raw;
 pub(crate) mod release;
 pub(crate) mod replay;
 pub(crate) mod second_engine;
 pub(crate) mod served;
+pub(crate) mod server_thread;
 pub(crate) mod session;
-pub(crate) mod stand;
 pub(crate) mod wire;

@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
+use super::proxy_fixture;
 use super::session::engine_socket;
-use super::stand;
 
 /// A product and its major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) fn release() -> Release {
 }
 
 fn version() -> serde_json::Value {
-    let (status, body) = stand::call(&engine_socket(), "GET /version", "");
+    let (status, body) = proxy_fixture::call(&engine_socket(), "GET /version", "");
     assert_eq!(status, 200, "{body}");
     serde_json::from_str(&body).unwrap()
 }

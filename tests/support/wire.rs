@@ -52,7 +52,7 @@ const OF_IDENTITY: &str = concat!(
 
 /// What a server has in place of the golden values.
 #[derive(Clone, Debug)]
-pub(crate) struct Stand {
+pub(crate) struct Placeholders {
     /// With its port, where the golden cases say `127.0.0.1:1234`.
     pub(crate) host: String,
     pub(crate) name: String,
@@ -97,7 +97,7 @@ pub(crate) fn etag(reply: &[u8]) -> String {
     reply.split("\r\netag: ").nth(1).unwrap_or_else(|| panic!("no ETag: {reply}"))[..16].to_string()
 }
 
-impl Stand {
+impl Placeholders {
     pub(crate) fn request(&self, case: &Case) -> Vec<u8> {
         self.replaced(std::str::from_utf8(&case.request).unwrap()).into_bytes()
     }

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn one_object_for_each_find_in_a_stable_order_and_a_baseline_takes_them_out() {
+    fn finds_have_a_stable_order_and_a_baseline_removes_them() {
         let (lines, counts, _) = told(Form::Json, &Baseline::default());
         assert_eq!(counts, (3, 1));
         let objects: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();

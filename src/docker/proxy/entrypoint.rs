@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_takes_the_place_of_the_entrypoint_and_arguments_do_not() {
+    fn a_command_replaces_the_entrypoint_and_arguments_do_not() {
         let kfp = Task { kfp: true, image: "i".into(), ..Task::default() };
         for command in [&["sh", "-c", "true"][..], &["python3", "-u", "-m", "x"], &["python3.11", "x.py"]] {
             assert!(cleared(Value::Null, command, kfp.clone()), "{command:?}");

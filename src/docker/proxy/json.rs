@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_fold_together_are_refused_where_the_engine_folds_them() {
+    fn keys_that_differ_only_in_case_are_refused() {
         let check = |text: &str| {
             let mut value = parse(text.as_bytes()).unwrap();
             canonical(&mut value, CREATE).map(|()| value)

@@ -89,7 +89,7 @@ fn env(body: &Value, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn recorded_bodies_keep_everything_and_gain_only_what_is_documented() {
+fn recorded_bodies_gain_only_what_is_documented() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/create");
     let mut seen = 0;
     for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()) {
@@ -151,7 +151,7 @@ fn the_users_own_settings_win_and_are_said() {
 }
 
 #[test]
-fn proxy_exceptions_are_merged_from_either_spelling_and_from_the_image() {
+fn proxy_exceptions_of_both_spellings_and_the_image_are_merged() {
     let ours = "metadata.google.internal,metadata,metadata.goog,169.254.169.254";
     for (request, image, upper, lower) in [
         (json!(null), &[][..], ours.to_string(), ours.to_string()),
@@ -198,7 +198,7 @@ fn what_hides_us_is_said() {
 }
 
 #[test]
-fn who_could_take_a_neighbours_identity_gets_none_and_passes_untouched() {
+fn a_container_that_could_pose_as_a_neighbour_passes_unchanged() {
     let host = |host: Value| json!({"Image": "x", "HostConfig": host});
     for (body, name, part) in [
         (host(json!({"Privileged": true})), None, "privileged"),
@@ -323,7 +323,7 @@ fn a_whole_host_name_is_an_alias_on_networks_of_the_users_own() {
 }
 
 #[test]
-fn a_container_on_the_hosts_network_is_told_its_path_and_nothing_else() {
+fn a_container_on_the_hosts_network_gets_only_its_path() {
     let place = "127.0.0.1:4711/s3cr3t";
     let on_host = |host: Value| judged(json!({ "HostConfig": host }), None, &[], &attach(), Some(place));
     let (verdict, body) = on_host(json!({"NetworkMode": "host"}));

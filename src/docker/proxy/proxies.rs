@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engines_own_entry_replaces_what_a_client_took_from_default() {
+    fn the_entry_of_this_engine_replaces_the_default_proxies() {
         let entry = |value: &str| vec![("HTTP_PROXY", std::sync::Arc::new(Secret::new(value.to_string())))];
         let proxies = ClientProxies { engine: Some(entry("http://own")), default: entry("http://other") };
         let own = json!(["HTTP_PROXY=http://own", "http_proxy=http://own"]);

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_a_refusal_prints_excepts_what_it_names_and_no_more() {
+    fn the_printed_exception_excepts_only_what_it_names() {
         let aws = secret();
         let setting = format!("aws_secret_access_key = {aws}");
         let body = json!({

@@ -105,7 +105,7 @@ async fn an_entry_says_who_got_what_until_when() {
 }
 
 #[tokio::test]
-async fn what_is_made_is_written_when_it_is_there_with_who_it_was_made_for() {
+async fn a_mint_is_recorded_with_its_container() {
     let place = Place::new();
     let (_, complain) = heard();
     let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "one", complain).unwrap()));
@@ -139,7 +139,7 @@ async fn what_is_made_is_written_when_it_is_there_with_who_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_apart_by_audience_and_reason_and_none_is_lost_at_the_end() {
+async fn refusals_differ_by_audience_and_reason_and_none_is_lost() {
     let place = Place::new();
     let (_, complain) = heard();
     let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "one", complain).unwrap()));

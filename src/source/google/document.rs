@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_text_stand_for_each_other_and_the_last_of_two_counts() {
+    fn numbers_may_be_text_and_the_last_of_two_fields_counts() {
         let file = read(
             r#"{"text": 12, "number": "3600.5", "flag": "true", "text": 123456789012, "secret": null, "more": [{}],
                 "inside": {"number": 3599.0, "secret": "s"}}"#,

@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::floods::{ATTACKER, attack, facts};
+use crate::support::proxy_fixture;
 use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
-use crate::support::stand;
 
 /// A name that no other test has.
 pub(super) fn unused(what: &str) -> String {
@@ -37,12 +37,12 @@ pub(super) const STRICT: &str = "isolation = \"network\"\n";
 pub(super) fn create(socket: &Path, name: &str, body: &Value) -> (u16, String) {
     let mut body = body.clone();
     body["Image"] = task_image().into();
-    stand::call(socket, &format!("POST /v1.41/containers/create?name={name}"), &body.to_string())
+    proxy_fixture::call(socket, &format!("POST /v1.41/containers/create?name={name}"), &body.to_string())
 }
 
 pub(super) fn inspect(container: &str) -> Value {
     let (status, body) =
-        stand::call(&engine_socket(), &format!("GET /v1.41/containers/{container}/json"), "");
+        proxy_fixture::call(&engine_socket(), &format!("GET /v1.41/containers/{container}/json"), "");
     if status == 404 { Value::Null } else { serde_json::from_str(&body).unwrap() }
 }
 
@@ -196,8 +196,11 @@ fn no_namespace(config: &str) {
             assert_eq!(status, 403, "{key} {reference}: {answer}");
             assert_eq!(inspect(&intruder.1), Value::Null);
         }
-        let (status, answer) =
-            stand::call(&session.socket, &format!("POST /v1.41/build?networkmode=container:{reference}"), "");
+        let (status, answer) = proxy_fixture::call(
+            &session.socket,
+            &format!("POST /v1.41/build?networkmode=container:{reference}"),
+            "",
+        );
         assert!(status == 403 || status == 400, "{status} {answer}");
     }
     // Also when it does not run, for it can be started again.
@@ -232,7 +235,7 @@ fn no_join_wins(config: &str) {
                     let (status, answer) = create(&socket, &intruder.1, &mode);
                     assert!(status == 404 || status == 403, "{status} {answer}");
                     let line = format!("POST /v1.41/containers/{name}/exec");
-                    let (status, answer) = stand::call(&socket, &line, &exec);
+                    let (status, answer) = proxy_fixture::call(&socket, &line, &exec);
                     // 409: the engine has it, and it does not run; it was asked, so it was let through.
                     assert!(status == 404 || status == 403, "{status} {answer}");
                 }
@@ -268,7 +271,7 @@ fn another_sessions(config: &str) {
             assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{key} {reference}");
         }
         let line = format!("POST /v1.41/containers/{reference}/exec");
-        assert_eq!(stand::call(&two.socket, &line, r#"{"Privileged":true,"Cmd":["true"]}"#).0, 403);
+        assert_eq!(proxy_fixture::call(&two.socket, &line, r#"{"Privileged":true,"Cmd":["true"]}"#).0, 403);
     }
     for reference in [relay.as_str(), &relay_id] {
         let intruder = Made("container", unused("intruder"));
@@ -285,7 +288,7 @@ fn another_sessions(config: &str) {
         assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{reference}");
         let connect = json!({"Container": id}).to_string();
         let line = format!("POST /v1.41/networks/{reference}/connect");
-        assert_eq!(stand::call(&two.socket, &line, &connect).0, 403, "{reference}");
+        assert_eq!(proxy_fixture::call(&two.socket, &line, &connect).0, 403, "{reference}");
     }
 }
 
@@ -303,7 +306,7 @@ fn no_privileged_exec(config: &str) {
     let session = Session::offline(config, &["--all"]);
     let (made, id) = sleeper(&session);
     let exec = |reference: &str, body: &str| {
-        stand::call(&session.socket, &format!("POST /v1.41/containers/{reference}/exec"), body)
+        proxy_fixture::call(&session.socket, &format!("POST /v1.41/containers/{reference}/exec"), body)
     };
     for reference in
         [made.1.as_str(), &id, &id[..12], &id[..6], &format!("%{:02x}{}", id.as_bytes()[0], &id[1..])]
@@ -424,14 +427,14 @@ fn no_name(config: &str) {
     let body = json!({"Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": hijack.1},
                       "NetworkingConfig": {"EndpointsConfig": {&hijack.1: claims}}});
     assert_eq!(create(&session.socket, &made.1, &body).0, 201);
-    let (status, _) = stand::call(&session.socket, &format!("POST /containers/{}/start", made.1), "");
+    let (status, _) = proxy_fixture::call(&session.socket, &format!("POST /containers/{}/start", made.1), "");
     assert_eq!(status, 204);
     let found = inspect(&made.1);
     let aliases = &found["NetworkSettings"]["Networks"][network_of(&made.1)]["Aliases"];
     assert!(attached(&found) && !aliases.to_string().contains("metadata"), "{aliases}");
     // Renaming comes after the judgement of the create, and is judged itself.
     let line = format!("POST /containers/{}/rename?name=metadata.google.internal", made.1);
-    assert_eq!(stand::call(&session.socket, &line, "").0, 403);
+    assert_eq!(proxy_fixture::call(&session.socket, &line, "").0, 403);
     // Our network has no name server on Podman, so a look-up that ends in a dot finds nothing there.
     let names = match is_podman() {
         true => ["metadata.google.internal", "metadata", "metadata.goog"],
@@ -507,13 +510,13 @@ fn nothing_of_ours(config: &str) {
     lines.push(format!("POST /v1.41/build?t={reference}"));
     for line in lines {
         let body = if line.contains("/exec") { r#"{"Cmd":["x"]}"# } else { r#"{"Container":"x"}"# };
-        let (status, answer) = stand::call(&session.socket, &line, body);
+        let (status, answer) = proxy_fixture::call(&session.socket, &line, body);
         assert_eq!(status, 403, "{line}: {answer}");
     }
     // Pruning takes what nobody uses, and all of this is in use.
     let filter = format!("%7B%22label%22%3A%5B%22kfp-creds.session%3D{name}%22%5D%7D");
     for kind in ["containers", "networks", "volumes"] {
-        stand::call(&session.socket, &format!("POST /v1.41/{kind}/prune?filters={filter}"), "");
+        proxy_fixture::call(&session.socket, &format!("POST /v1.41/{kind}/prune?filters={filter}"), "");
     }
     assert_eq!(ours(&session), (network, relay, id.clone()));
     assert_eq!(inspect(&id)["State"]["StartedAt"], before);

@@ -9,10 +9,10 @@ use super::attacks::{
     Made, STRICT, address, create, inspect, network_of, ours, relay_of, sleeper, token_at, unused,
 };
 use super::floods::{ATTACKER, attack, facts};
+use crate::support::proxy_fixture;
 use crate::support::raw::{TOKEN, until};
 use crate::support::release::{Release, release};
 use crate::support::session::{Session, claims, docker_at, engine_socket, raw, task_image};
-use crate::support::stand;
 
 const PLAIN: [&str; 2] = [ATTACKER, "plain"];
 
@@ -90,7 +90,7 @@ fn a_neighbour_is_spoken_for_on_a_plain_network_and_not_here() {
 
 /// What `no_namespace_..` and `a_privileged_exec_..` refuse, where nobody refuses it.
 #[test]
-fn pid_and_ipc_namespaces_are_joined_and_a_privileged_exec_made_without_us() {
+fn without_us_namespaces_are_joined_and_exec_is_privileged() {
     let victim = Made("container", unused("victim"));
     let image = task_image();
     raw(&["run", "-d", "--name", &victim.1, "-e", "WHAT_IT_KNOWS=here", &image, "sleep", "120"]);
@@ -111,11 +111,11 @@ fn pid_and_ipc_namespaces_are_joined_and_a_privileged_exec_made_without_us() {
     // Made, not started: an engine inside a container may not have such rights itself to give.
     let line = format!("POST /v1.41/containers/{}/exec", victim.1);
     let body = r#"{"Privileged":true,"Cmd":["true"]}"#;
-    let (status, made) = stand::call(&engine_socket(), &line, body);
+    let (status, made) = proxy_fixture::call(&engine_socket(), &line, body);
     assert_eq!(status, 201, "{made}");
     let made: Value = serde_json::from_str(&made).unwrap();
     let line = format!("GET /v1.41/exec/{}/json", made["Id"].as_str().unwrap());
-    let (_, seen) = stand::call(&engine_socket(), &line, "");
+    let (_, seen) = proxy_fixture::call(&engine_socket(), &line, "");
     let seen: Value = serde_json::from_str(&seen).unwrap();
     assert_eq!(seen["ProcessConfig"]["privileged"], true, "{seen}");
 }
@@ -176,7 +176,7 @@ fn who_is_alone_with_the_relay_speaks_for_nobody_else() {
 
 /// What the engine hands out again at once, a lease never follows.
 #[test]
-fn an_address_that_changes_hands_within_milliseconds_is_worth_nothing() {
+fn an_address_reused_within_milliseconds_gets_no_token() {
     let plain = Plain::new();
     let (first, at) = plain.sleeper();
     let second = Made("container", unused("heir"));
@@ -220,7 +220,7 @@ fn an_address_that_changes_hands_within_milliseconds_is_worth_nothing() {
 }
 
 #[test]
-fn a_name_that_an_impostor_takes_on_a_plain_network_stays_the_relays_here() {
+fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
     const NAME: &str = "metadata.google.internal";
     let plain = Plain::new();
     let impostor = Made("container", unused("impostor"));
@@ -257,7 +257,7 @@ fn a_name_that_an_impostor_takes_on_a_plain_network_stays_the_relays_here() {
 }
 
 #[test]
-fn who_connects_itself_is_served_on_a_plain_network_and_not_here() {
+fn a_self_connected_container_is_served_only_without_us() {
     let plain = Plain::new();
     let guest = Made("container", unused("guest"));
     let image = task_image();
@@ -290,7 +290,7 @@ fn who_connects_itself_is_served_on_a_plain_network_and_not_here() {
 }
 
 #[test]
-fn a_joined_namespace_and_a_label_of_an_image_do_what_they_say_without_us() {
+fn without_us_joined_namespaces_and_image_labels_take_effect() {
     // The engine itself lets anybody into anybody's namespace, and there it is that container.
     let session = Session::offline("", &["--all"]);
     let (made, id) = sleeper(&session);
@@ -327,7 +327,7 @@ pub(super) fn a_plain_server_answers(requests: &[String]) {
 /// What the engine itself takes without a word, so that the bounds of the proxy are worth something. Since 26.1 that
 /// depends on the Go that built it: some of its patches bound the number of headers.
 pub(super) fn the_engine_takes(head: &str) {
-    let reply = stand::raw(&engine_socket(), head);
+    let reply = proxy_fixture::raw(&engine_socket(), head);
     let bounded = release() != Release::Docker(20) && reply.starts_with("HTTP/1.1 431");
     assert!(bounded || reply.starts_with("HTTP/1.1 200"), "{}", &reply[..reply.len().min(200)]);
 }

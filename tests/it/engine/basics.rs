@@ -8,7 +8,7 @@ const TOKEN: &str = "curl -s -H Metadata-Flavor:Google \
     http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
 
 #[test]
-fn a_container_gets_a_token_of_its_own_with_its_first_instruction() {
+fn a_container_gets_a_token_with_its_first_instruction() {
     let session = Session::offline("", &["--all"]);
     let image = task_image();
     let container = session.ok(&["create", &image, "sh", "-c", TOKEN]);

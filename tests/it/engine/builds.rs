@@ -26,19 +26,19 @@ pub(super) fn buildx() -> PathBuf {
 }
 
 /// A folder with contexts in it, and the docker command line with buildx.
-struct Desk(Folder);
+struct BuildSetup(Folder);
 
-impl Desk {
+impl BuildSetup {
     fn new() -> Self {
         let folder = Folder::new("builds");
         std::fs::create_dir_all(folder.0.join("config/cli-plugins")).unwrap();
         std::os::unix::fs::symlink(buildx(), folder.0.join("config/cli-plugins/docker-buildx")).unwrap();
-        let desk = Self(folder);
+        let setup = Self(folder);
         // Other contents than those of any build before it.
-        desk.write("app/id.txt", &format!("{}\n", desk.0.0.display()));
-        desk.write("app/Dockerfile", "FROM scratch\nCOPY . /app\n");
-        desk.write("app/rows.csv", &"1,2,3,4,5,6,7\n".repeat(100_000));
-        desk
+        setup.write("app/id.txt", &format!("{}\n", setup.0.0.display()));
+        setup.write("app/Dockerfile", "FROM scratch\nCOPY . /app\n");
+        setup.write("app/rows.csv", &"1,2,3,4,5,6,7\n".repeat(100_000));
+        setup
     }
 
     fn path(&self, name: &str) -> String {
@@ -123,45 +123,45 @@ fn archive(folder: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn a_key_in_a_context_is_refused_each_time_and_a_harmless_one_builds() {
-    let (desk, session) = (Desk::new(), session("deny"));
+fn a_context_with_a_key_is_refused_and_a_clean_one_builds() {
+    let (setup, session) = (BuildSetup::new(), session("deny"));
     let image = format!("kfpct-builds-{}", std::process::id());
     let build = ["build", "-t", &image, "app"];
     // The engine has everything but the key by then.
-    desk.builds(&session, &build, b"");
-    desk.write("app/deep/key.pem", &key());
+    setup.builds(&session, &build, b"");
+    setup.write("app/deep/key.pem", &key());
     let words = "build context: it holds a private key at deep/key.pem";
     for _ in 0..2 {
-        desk.refuses(&session, &build, b"", words);
+        setup.refuses(&session, &build, b"", words);
     }
-    desk.refuses(&session, &["buildx", "build", "app"], b"", words);
-    desk.write("docker-bake.json", r#"{"target": {"default": {"context": "app"}}}"#);
-    desk.refuses(&session, &["buildx", "bake"], b"", words);
-    desk.write("app/.dockerignore", "**/*.pem\n");
-    desk.builds(&session, &build, b"");
-    desk.remove("app/.dockerignore");
-    desk.refuses(&session, &build, b"", words);
-    desk.remove("app/deep/key.pem");
-    desk.builds(&session, &build, b"");
-    desk.builds(&session, &["buildx", "bake"], b"");
+    setup.refuses(&session, &["buildx", "build", "app"], b"", words);
+    setup.write("docker-bake.json", r#"{"target": {"default": {"context": "app"}}}"#);
+    setup.refuses(&session, &["buildx", "bake"], b"", words);
+    setup.write("app/.dockerignore", "**/*.pem\n");
+    setup.builds(&session, &build, b"");
+    setup.remove("app/.dockerignore");
+    setup.refuses(&session, &build, b"", words);
+    setup.remove("app/deep/key.pem");
+    setup.builds(&session, &build, b"");
+    setup.builds(&session, &["buildx", "bake"], b"");
     assert!(!session.said().contains("not verified"), "{}", session.said());
     raw(&["rmi", "-f", &image]);
 }
 
 #[test]
-fn the_first_build_of_a_session_sends_everything_and_the_second_what_has_changed() {
-    let desk = Desk::new();
+fn the_second_build_of_a_session_sends_only_changes() {
+    let setup = BuildSetup::new();
     for round in 0..2 {
         let session = session("deny");
-        let first = transferred(&desk.builds(&session, &["build", "app"], b""));
+        let first = transferred(&setup.builds(&session, &["build", "app"], b""));
         assert!(first > 1e6, "{first} bytes of a context of 1.4 MB, in round {round}");
-        desk.write("app/id.txt", &format!("{round}\n"));
-        let second = transferred(&desk.builds(&session, &["build", "app"], b""));
+        setup.write("app/id.txt", &format!("{round}\n"));
+        let second = transferred(&setup.builds(&session, &["build", "app"], b""));
         assert!(second < 1e4, "{second} bytes of a context of which a line has changed");
-        desk.write("app/key.pem", &key());
-        desk.refuses(&session, &["build", "app"], b"", "a private key at key.pem");
-        desk.remove("app/key.pem");
-        let after = transferred(&desk.builds(&session, &["build", "app"], b""));
+        setup.write("app/key.pem", &key());
+        setup.refuses(&session, &["build", "app"], b"", "a private key at key.pem");
+        setup.remove("app/key.pem");
+        let after = transferred(&setup.builds(&session, &["build", "app"], b""));
         assert!(after > 1e6, "{after} bytes after a refusal");
     }
 }
@@ -169,55 +169,55 @@ fn the_first_build_of_a_session_sends_everything_and_the_second_what_has_changed
 /// What comes by stdin.
 #[test]
 fn what_comes_by_stdin_is_looked_into() {
-    let (desk, session) = (Desk::new(), session("deny"));
-    desk.write("plain/a.txt", "a\n");
+    let (setup, session) = (BuildSetup::new(), session("deny"));
+    setup.write("plain/a.txt", "a\n");
     let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
     let keyed = format!("FROM scratch\nCOPY a.txt /\nENV AWS_SECRET_ACCESS_KEY={aws}\n");
     let words = "an AWS secret access key at Dockerfile";
-    desk.refuses(&session, &["build", "-f", "-", "plain"], keyed.as_bytes(), words);
-    desk.builds(&session, &["build", "-f", "-", "plain"], b"FROM scratch\nCOPY a.txt /\n");
+    setup.refuses(&session, &["build", "-f", "-", "plain"], keyed.as_bytes(), words);
+    setup.builds(&session, &["build", "-f", "-", "plain"], b"FROM scratch\nCOPY a.txt /\n");
     for compressed in ["-c", "-cz"] {
-        let app = archive(&desk.0.0.join("app"), &[compressed]);
-        desk.builds(&session, &["build", "-"], &app);
-        desk.write("app/key.pem", &key());
-        let app = archive(&desk.0.0.join("app"), &[compressed]);
-        desk.refuses(
+        let app = archive(&setup.0.0.join("app"), &[compressed]);
+        setup.builds(&session, &["build", "-"], &app);
+        setup.write("app/key.pem", &key());
+        let app = archive(&setup.0.0.join("app"), &[compressed]);
+        setup.refuses(
             &session,
             &["build", "-"],
             &app,
             "build context: the archive holds a private key at key.pem",
         );
-        desk.remove("app/key.pem");
+        setup.remove("app/key.pem");
     }
 }
 
 /// Directories besides the context. The frontend of Engine 20.10 knows none.
 #[test]
 fn named_contexts_are_looked_into() {
-    let (desk, session) = (Desk::new(), session("deny"));
-    desk.write("keys/key.pem", &key());
-    desk.write("plain/a.txt", "a\n");
+    let (setup, session) = (BuildSetup::new(), session("deny"));
+    setup.write("keys/key.pem", &key());
+    setup.write("plain/a.txt", "a\n");
     let steps = b"FROM scratch\nCOPY --from=more . /more\n";
     let plain = ["build", "--build-context", "more=plain", "-"];
     if raw(&["version", "--format", "{{.Server.Version}}"]).starts_with("20.") {
-        let out = desk.docker(&session, &plain, steps);
+        let out = setup.docker(&session, &plain, steps);
         assert!(all(&out).contains("unsupported frontend capability"), "{}", all(&out));
         return;
     }
     let words = "build context more: it holds a private key at key.pem";
-    desk.refuses(&session, &["build", "--build-context", "more=keys", "-"], steps, words);
-    desk.builds(&session, &plain, steps);
+    setup.refuses(&session, &["build", "--build-context", "more=keys", "-"], steps, words);
+    setup.builds(&session, &plain, steps);
 }
 
 #[test]
 fn a_build_argument_or_label_with_a_key_is_refused() {
-    let (desk, session) = (Desk::new(), session("deny"));
+    let (setup, session) = (BuildSetup::new(), session("deny"));
     let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
     let key = format!("AWS_SECRET_ACCESS_KEY={aws}");
     for (flag, what) in [("--build-arg", "build argument"), ("--label", "label")] {
         let words = format!("the {what} AWS_SECRET_ACCESS_KEY holds an AWS secret access key");
-        desk.refuses(&session, &["build", flag, &key, "app"], b"", &words);
-        desk.builds(&session, &["build", flag, "VERSION=1", "app"], b"");
+        setup.refuses(&session, &["build", flag, &key, "app"], b"", &words);
+        setup.builds(&session, &["build", flag, "VERSION=1", "app"], b"");
     }
     assert!(!session.said().contains(&aws));
 }
@@ -225,10 +225,10 @@ fn a_build_argument_or_label_with_a_key_is_refused() {
 /// It is there for one instruction, and not in the image.
 #[test]
 fn a_secret_of_a_build_passes() {
-    let (desk, session) = (Desk::new(), session("deny"));
-    desk.write("key.pem", &key());
+    let (setup, session) = (BuildSetup::new(), session("deny"));
+    setup.write("key.pem", &key());
     let steps = format!("FROM {}\nRUN --mount=type=secret,id=k wc -c /run/secrets/k\n", task_image());
-    let said = desk.builds(
+    let said = setup.builds(
         &session,
         &["build", "--no-cache", "--secret", "id=k,src=key.pem", "-"],
         steps.as_bytes(),
@@ -238,34 +238,34 @@ fn a_secret_of_a_build_passes() {
 
 #[test]
 fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
-    let desk = Desk::new();
-    desk.write("app/key.pem", &key());
+    let setup = BuildSetup::new();
+    setup.write("app/key.pem", &key());
     let warned = session("warn");
-    desk.builds(&warned, &["build", "app"], b"");
+    setup.builds(&warned, &["build", "app"], b"");
     warned.wait_for("build context: it holds a private key at key.pem", Duration::from_secs(5));
     drop(warned);
     let off = session("off");
-    desk.builds(&off, &["build", "app"], b"");
+    setup.builds(&off, &["build", "app"], b"");
     assert!(!off.said().contains("key.pem"), "{}", off.said());
     drop(off);
-    desk.write("own.toml", "[guard]\nallow = [\"key.pem\"]\n");
-    let allowed = Session::start("", &["--offline", "--all", "--config", &desk.path("own.toml")], &[]);
-    desk.builds(&allowed, &["build", "app"], b"");
-    desk.write("app/other/key.pem", &key());
-    desk.refuses(&allowed, &["build", "app"], b"", "a private key at other/key.pem");
+    setup.write("own.toml", "[guard]\nallow = [\"key.pem\"]\n");
+    let allowed = Session::start("", &["--offline", "--all", "--config", &setup.path("own.toml")], &[]);
+    setup.builds(&allowed, &["build", "app"], b"");
+    setup.write("app/other/key.pem", &key());
+    setup.refuses(&allowed, &["build", "app"], b"", "a private key at other/key.pem");
 }
 
 /// The context of a build, and a refusal, over whatever carries the connection to the engine.
 fn a_context_is_looked_into(session: &Session) {
-    let desk = Desk::new();
-    let sent = transferred(&desk.builds(session, &["build", "app"], b""));
+    let setup = BuildSetup::new();
+    let sent = transferred(&setup.builds(session, &["build", "app"], b""));
     assert!(sent > 1e6, "{sent} bytes of a context of 1.4 MB");
-    desk.write("app/key.pem", &key());
+    setup.write("app/key.pem", &key());
     for _ in 0..2 {
-        desk.refuses(session, &["build", "app"], b"", "build context: it holds a private key at key.pem");
+        setup.refuses(session, &["build", "app"], b"", "build context: it holds a private key at key.pem");
     }
-    desk.remove("app/key.pem");
-    desk.builds(session, &["build", "app"], b"");
+    setup.remove("app/key.pem");
+    setup.builds(session, &["build", "app"], b"");
     assert!(!session.said().contains("BuildKit"), "{}", session.said());
 }
 
@@ -308,14 +308,14 @@ fn published_key() -> String {
 #[test]
 fn published_test_keys_pass_with_one_note() {
     const NOTE: &str = ": known by digest, not refused";
-    let (desk, session, key) = (Desk::new(), session("deny"), published_key());
-    desk.write("app/lib/a.key", &key);
-    desk.write("app/lib/b.py", &format!("KEY = {key:?}\n"));
+    let (setup, session, key) = (BuildSetup::new(), session("deny"), published_key());
+    setup.write("app/lib/a.key", &key);
+    setup.write("app/lib/b.py", &format!("KEY = {key:?}\n"));
     let tag = format!("kfpct-published-{}", std::process::id());
-    desk.builds(&session, &["build", "-t", &tag, "app"], b"");
-    let archive = archive(&desk.0.0.join("app"), &["-c"]);
-    desk.builds(&session, &["build", "-"], &archive);
-    let saved = desk.path("saved.tar");
+    setup.builds(&session, &["build", "-t", &tag, "app"], b"");
+    let archive = archive(&setup.0.0.join("app"), &["-c"]);
+    setup.builds(&session, &["build", "-"], &archive);
+    let saved = setup.path("saved.tar");
     raw(&["save", "-o", &saved, &tag]);
     session.ok(&["load", "-i", &saved]);
     session.wait_for("load: ", Duration::from_secs(5));
@@ -333,7 +333,7 @@ fn published_test_keys_pass_with_one_note() {
 
     let scan = |flag: &[&str]| {
         let out =
-            crate::support::session::program(&desk.0.0).arg("scan").args(flag).arg("app").output().unwrap();
+            crate::support::session::program(&setup.0.0).arg("scan").args(flag).arg("app").output().unwrap();
         assert_eq!(out.status.code(), Some(0), "{}", all(&out));
         String::from_utf8(out.stdout).unwrap()
     };

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::between::Between;
+use crate::support::delayed_engine::DelayedEngine;
 use crate::support::raw::{Container, until};
 use crate::support::session::{Folder, Session, engine_socket, raw, task_image};
 
-fn audited(engine: Option<&Between>, folder: &Folder, config: &str) -> Session {
+fn audited(engine: Option<&DelayedEngine>, folder: &Folder, config: &str) -> Session {
     let file = folder.0.join("audit.jsonl");
     let file = file.display().to_string();
     let host =
@@ -83,7 +83,7 @@ fn every_way_to_end_is_told_once_with_its_code() {
 #[test]
 fn a_die_that_never_comes_is_made_up_for_by_a_look() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
-    let between = Between::start(&at.0, &engine_socket());
+    let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
     let container = Container::of(&session, &[&task_image(), "sh", "-c", "sleep 1; exit 9"]);
     between.hold("die", &container.0, Duration::from_secs(600));
@@ -96,7 +96,7 @@ fn a_die_that_never_comes_is_made_up_for_by_a_look() {
 #[test]
 fn an_end_and_a_removal_without_events_are_told() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
-    let between = Between::start(&at.0, &engine_socket());
+    let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
     let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
     for action in ["die", "disconnect", "disconnect", "destroy"] {
@@ -109,7 +109,7 @@ fn an_end_and_a_removal_without_events_are_told() {
 #[test]
 fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
-    let between = Between::start(&at.0, &engine_socket());
+    let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
     // Every run ends when it is told to, with a code of its own.
     let script = "n=$(cat /n 2>/dev/null || echo 0); echo $((n + 1)) >/n
@@ -131,7 +131,7 @@ fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
 
 /// It runs on, without an identity: its end, later, is not told again.
 #[test]
-fn one_that_is_disconnected_by_hand_is_told_once_and_without_a_code() {
+fn a_disconnected_container_ends_once_without_a_code() {
     let folder = Folder::new("codes");
     let session = audited(None, &folder, "");
     let container = Container::of(&session, &[&task_image(), "sleep", "60"]);

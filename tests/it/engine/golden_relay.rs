@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::golden::Case;
 use crate::support::session::{Session, task_image};
-use crate::support::wire::{self, Answer, Stand};
+use crate::support::wire::{self, Answer, Placeholders};
 
 const ASK: &str = include_str!("../../python/raw_requests.py");
 
@@ -53,7 +53,7 @@ fn answers_through_the_relay(session: &Session, cases: &[Case], times: usize) {
     let (container, said) = from_a_container(session, &given);
     let answers = said["answers"].as_array().unwrap();
     assert_eq!(answers.len(), requests.len());
-    let stand = Stand {
+    let placeholders = Placeholders {
         host: format!("{}:80", said["host"].as_str().unwrap()),
         name: container[..12].to_string(),
         number: u64::from_str_radix(&container[..15], 16).unwrap(),
@@ -66,7 +66,7 @@ fn answers_through_the_relay(session: &Session, cases: &[Case], times: usize) {
         .filter_map(|(case, answers)| {
             let answer = answers.last().unwrap();
             let after = Duration::from_secs_f64(answer["after"].as_f64().unwrap());
-            stand.differences(case, &Answer { bytes: bytes(answer), after })
+            placeholders.differences(case, &Answer { bytes: bytes(answer), after })
         })
         .collect();
     assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use crate::support::proxy_fixture::call;
 use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
-use crate::support::stand::call;
 
 /// In every secret of these tests, and in no output.
 const CANARY: &str = "cAnArY0f7hEgUaRd";
@@ -239,7 +239,7 @@ fn build(socket: &Path, context: &[u8], query: &str) -> String {
 }
 
 #[test]
-fn a_build_context_with_a_key_is_refused_and_one_without_is_built() {
+fn a_build_context_with_a_key_is_refused() {
     let session = session("deny");
     let tag = format!("kfpct-guard-build-{}", std::process::id());
     let dockerfile = "FROM scratch\nCOPY . /x/\n";
@@ -378,7 +378,7 @@ fn scan_looks_into_tar_files_of_both_kinds() {
 
 /// As `docker save` writes them, plain and compressed.
 #[test]
-fn a_loaded_image_with_a_key_is_refused_and_one_without_is_loaded() {
+fn a_loaded_image_with_a_key_is_refused() {
     let folder = Folder::new("load");
     let image = format!("kfpct-guard-load-{}", std::process::id());
     let saved = |name: &str, file: &str, text: &str, change: &str| {
@@ -564,7 +564,7 @@ fn hundred_gigabytes(folder: &Folder) -> PathBuf {
 }
 
 #[test]
-fn of_a_hundred_gigabytes_the_rest_is_said_and_the_well_known_place_is_found() {
+fn a_scan_of_100_gigabytes_reports_what_it_left_out() {
     let (folder, _, _) = places();
     let big = hundred_gigabytes(&folder);
     let session = session("deny");

@@ -106,7 +106,7 @@ fn everything(folder: &Path) -> String {
 
 /// Real importers of real kfp, in a pipeline as in production.
 #[test]
-fn what_importers_name_is_there_for_the_component_and_nothing_else() {
+fn only_imported_objects_are_there_for_the_component() {
     let cloud = Cloud::new();
     cloud.storage.wants_payer("user-quota-project");
     for (name, content) in [
@@ -382,7 +382,7 @@ fn no_token_is_in_a_name_a_log_or_an_error() {
 }
 
 #[test]
-fn offline_nothing_is_fetched_but_from_an_emulator_that_is_named() {
+fn offline_fetches_only_from_a_configured_emulator() {
     let cloud = Cloud::new();
     let root = cloud.folder.0.join("root");
     let script = "ls -d /gcs || echo none";

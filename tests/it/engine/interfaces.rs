@@ -34,13 +34,13 @@ const CONNECT: &str = "ip link add to-$1 type veth peer name eth0 netns $2
 ip addr add $3/29 dev to-$1; ip link set to-$1 up";
 
 /// Three containers on no network of the engine's; the one between the others has an interface to either.
-struct Stage {
+struct Topology {
     between: Made,
     first: Made,
     second: Made,
 }
 
-impl Stage {
+impl Topology {
     fn set(sysctls: &[&str]) -> Self {
         let program = format!("{PROGRAM}:/kfp-creds:ro");
         let start = |what: &str, options: &[&str]| {
@@ -55,11 +55,11 @@ impl Stage {
         let sysctls = sysctls.iter().flat_map(|sysctl| ["--sysctl", sysctl]);
         let options: Vec<&str> = ["--pid", &joined, "-v", &program].into_iter().chain(sysctls).collect();
         let between = start("between", &options);
-        let stage = Self { between, first, second };
-        let sh = |script: &str| stage.sh(&stage.between, script);
+        let topology = Self { between, first, second };
+        let sh = |script: &str| topology.sh(&topology.between, script);
         sh("ip addr add 10.9.9.5/32 dev lo");
         for (name, container, here, at) in
-            [("a", &stage.first, HERE, OWN), ("b", &stage.second, THERE, NEIGHBOUR)]
+            [("a", &topology.first, HERE, OWN), ("b", &topology.second, THERE, NEIGHBOUR)]
         {
             let process = if name == "a" {
                 "1".into()
@@ -68,9 +68,9 @@ impl Stage {
             };
             sh(&format!("set -e -- {name} {process} {here}; {CONNECT}"));
             let own = format!("set -e; ip addr add {at}/29 dev eth0; ip link set eth0 up");
-            stage.sh(container, &format!("{own}; ip route add default via {here}"));
+            topology.sh(container, &format!("{own}; ip route add default via {here}"));
         }
-        stage
+        topology
     }
 
     fn sh(&self, container: &Made, script: &str) -> String {
@@ -121,26 +121,26 @@ fn answered(reply: &Value) -> bool {
 }
 
 #[test]
-fn a_listener_hears_its_own_network_only_whatever_the_kernel_lets_through() {
-    let stage = Stage::set(&OPEN);
+fn a_listener_serves_only_its_own_network() {
+    let topology = Topology::set(&OPEN);
     let lie = format!("{NEIGHBOUR}@{HERE}");
     // A server that hears one interface answers there whatever the address that asks; one that hears all is
     // reached at its address on another network.
-    let server = stage.plain(&stage.between, "to-a");
-    let told = stage.attack(&["exchange", OWN, &lie]);
+    let server = topology.plain(&topology.between, "to-a");
+    let told = topology.attack(&["exchange", OWN, &lie]);
     assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
     assert!(
         told[&lie].as_str().unwrap().contains(&format!("of {NEIGHBOUR}")),
         "the attack itself fails: {told}"
     );
-    stage.sh(&stage.between, &format!("kill {server}"));
-    let server = stage.plain(&stage.between, "");
-    let told = stage.attack(&["through", THERE]);
+    topology.sh(&topology.between, &format!("kill {server}"));
+    let server = topology.plain(&topology.between, "");
+    let told = topology.attack(&["through", THERE]);
     assert!(answered(&told["bound"]) && answered(&told["routed"]), "the attack itself fails: {told}");
-    stage.sh(&stage.between, &format!("kill {server}"));
+    topology.sh(&topology.between, &format!("kill {server}"));
 
     let listening = Arc::new(Mutex::new(vec![]));
-    let (heard, container) = (listening.clone(), stage.between.1.clone());
+    let (heard, container) = (listening.clone(), topology.between.1.clone());
     // Until the container goes, and with it the tunnel.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -149,18 +149,19 @@ fn a_listener_hears_its_own_network_only_whatever_the_kernel_lets_through() {
     let tells = |at: &str| listening.lock().unwrap().iter().any(|told| told == at);
     until("the relay tells of both", Duration::from_secs(10), || tells(HERE) && tells(THERE));
     let home = format!("{OWN}@10.9.9.5");
-    let told = stage.attack(&["exchange", OWN, &lie, &home]);
+    let told = topology.attack(&["exchange", OWN, &lie, &home]);
     assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
     assert!(!answered(&told[&lie]) && !answered(&told[&home]), "{told}");
-    let told = stage.attack(&["through", THERE]);
+    let told = topology.attack(&["through", THERE]);
     assert!(!answered(&told["bound"]) && !answered(&told["routed"]), "{told}");
     // A network that comes later is served as well, and one that goes comes back.
-    stage.sh(&stage.between, "ip addr add 169.254.64.21/29 dev to-a; ip addr del 169.254.64.5/29 dev to-a");
+    topology
+        .sh(&topology.between, "ip addr add 169.254.64.21/29 dev to-a; ip addr del 169.254.64.5/29 dev to-a");
     until("the relay tells of the third", Duration::from_secs(5), || tells("169.254.64.21"));
     listening.lock().unwrap().clear();
-    stage.sh(&stage.between, "ip addr add 169.254.64.5/29 dev to-a");
+    topology.sh(&topology.between, "ip addr add 169.254.64.5/29 dev to-a");
     until("the relay tells of the first again", Duration::from_secs(5), || tells(HERE));
-    let told = stage.attack(&["exchange", OWN]);
+    let told = topology.attack(&["exchange", OWN]);
     assert!(answered(&told[OWN]), "{told}");
 }
 
@@ -170,14 +171,14 @@ fn the_kernel_of_a_relay_between_networks_keeps_them_apart() {
     let lie = format!("{NEIGHBOUR}@{HERE}");
     let closed = BETWEEN_CELLS.map(|(name, value)| format!("{name}={value}"));
     for (sysctls, open) in [(OPEN.map(String::from).to_vec(), true), (closed.to_vec(), false)] {
-        let stage = Stage::set(&sysctls.iter().map(String::as_str).collect::<Vec<_>>());
-        let server = stage.plain(&stage.between, "to-a");
-        let told = stage.attack(&["exchange", OWN, &lie]);
+        let topology = Topology::set(&sysctls.iter().map(String::as_str).collect::<Vec<_>>());
+        let server = topology.plain(&topology.between, "to-a");
+        let told = topology.attack(&["exchange", OWN, &lie]);
         assert!(answered(&told[OWN]) && answered(&told[&lie]) == open, "{sysctls:?}: {told}");
-        stage.sh(&stage.between, &format!("kill {server}"));
-        stage.plain(&stage.second, "");
+        topology.sh(&topology.between, &format!("kill {server}"));
+        topology.plain(&topology.second, "");
         // The relay as a router: to the neighbour itself.
-        let told = stage.attack(&["through", NEIGHBOUR]);
+        let told = topology.attack(&["through", NEIGHBOUR]);
         assert_eq!(answered(&told["routed"]), open, "{sysctls:?}: {told}");
     }
 }

@@ -68,7 +68,7 @@ fn an_interrupt_in_ipython_ends_the_statement_and_nothing_else() {
 }
 
 #[test]
-fn an_interrupt_in_pythons_prompt_ends_the_statement_and_nothing_else() {
+fn an_interrupt_in_pythons_prompt_ends_only_the_statement() {
     goes_on(">>> ", &["python3", "-q", "-i"]);
 }
 
@@ -150,7 +150,7 @@ fn what_was_ignored_before_the_start_stays_ignored() {
 }
 
 #[test]
-fn a_server_under_nohup_outlives_its_terminal_and_ends_on_sigterm() {
+fn a_server_under_nohup_ignores_sighup_and_ends_on_sigterm() {
     for listen in [&[][..], &["--listen", "127.0.0.1:0"]] {
         let folder = Folder::new("nohup");
         let mut shell = Command::new("nohup");

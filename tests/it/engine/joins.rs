@@ -53,7 +53,7 @@ fn shared(more: &str) {
 }
 
 #[test]
-fn two_containers_share_a_network_and_a_lease_where_a_rule_says_so() {
+fn two_containers_share_network_and_lease_if_a_rule_allows() {
     shared("");
 }
 

@@ -70,7 +70,7 @@ fn lightweight_components_of_the_oldest_kfp() {
 }
 
 #[test]
-fn iterations_that_run_at_the_same_time_have_tokens_of_their_own() {
+fn parallel_iterations_have_tokens_of_their_own() {
     let ran = Kfp::newest().pipeline("", &[], "loop", &[]);
     let report = ran.report();
     let iterations = report["iterations"].as_array().unwrap();

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::leaks::{LOUD, files, secrets_of};
 use crate::support::canary::Canaries;
 use crate::support::fake_google::{Failure, FakeGoogle, rsa_key};
+use crate::support::proxy_fixture::{self, call};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, raw, task_image};
-use crate::support::stand;
 
 const KEY_ACCOUNT: &str = "loader@sa-project.iam.gserviceaccount.com";
 const PERSON: &str = "somebody@example.com";
@@ -45,7 +45,7 @@ fn with_secrets_of_the_user(session: &Session) -> Canaries {
         let request = format!(
             "{line} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nX-Registry-Auth: {auth}\r\nX-Registry-Config: {auth}\r\nContent-Length: 0\r\n\r\n"
         );
-        replies += &stand::raw(&session.socket, request);
+        replies += &proxy_fixture::raw(&session.socket, request);
     }
     let image = task_image();
     for body in [
@@ -57,7 +57,7 @@ fn with_secrets_of_the_user(session: &Session) -> Canaries {
         format!(r#"{{"Image":"{image}","Env":["PASSWORD={variable}""#),
         format!("{{\"Image\":\"{image}\"}} {key}"),
     ] {
-        let (_, answer) = stand::call(&session.socket, "POST /v1.41/containers/create", &body);
+        let (_, answer) = call(&session.socket, "POST /v1.41/containers/create", &body);
         let made: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
         if let Some(id) = made["Id"].as_str() {
             raw(&["rm", "-f", id]);
@@ -155,7 +155,7 @@ fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
         asked_well_and_in_trouble(&session, google, &container) + &shown_by_the_engine(&name, &container);
     let users = with_secrets_of_the_user(&session);
     let control = session.socket.with_extension("ctl");
-    let [status, metrics] = ["GET /status", "GET /metrics"].map(|what| stand::call(&control, what, "").1);
+    let [status, metrics] = ["GET /status", "GET /metrics"].map(|what| call(&control, what, "").1);
     let page = page_of(&session);
     session.ok(&["rm", "-f", &container]);
     session.wait_for("ended", Duration::from_secs(5));

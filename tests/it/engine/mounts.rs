@@ -3,7 +3,7 @@
 use crate::support::session::{Folder, Kfp, Session, task_image};
 
 #[test]
-fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
+fn a_path_of_this_machine_is_mounted_read_only_in_place() {
     let folder = Folder::new("mount");
     std::fs::create_dir(folder.0.join("images")).unwrap();
     std::fs::write(folder.0.join("images/one.txt"), "picture").unwrap();
@@ -31,7 +31,7 @@ fn a_path_of_this_machine_is_there_read_only_and_stays_where_it_is() {
 }
 
 #[test]
-fn a_named_volume_is_mounted_and_keeps_what_is_written_where_that_is_allowed() {
+fn a_named_volume_keeps_what_a_writable_mount_writes() {
     let volume = format!("kfpct-mount-{}", std::process::id());
     let config = format!("[[mount]]\nsource = \"{volume}\"\ntarget = \"/keep\"\nwritable = true\n");
     crate::support::session::raw(&["volume", "create", &volume]);

@@ -93,9 +93,9 @@ fn two_checks_at_once_are_good() {
 
 /// Its name is what a session would take, and its addresses are nobody's.
 #[test]
-fn a_network_of_the_same_name_and_other_addresses_is_no_hindrance() {
-    struct Stranger;
-    impl Drop for Stranger {
+fn a_network_of_the_same_name_and_other_addresses_is_ignored() {
+    struct ForeignNetwork;
+    impl Drop for ForeignNetwork {
         fn drop(&mut self) {
             docker_at(&engine_socket(), &["network", "rm", "kfp-creds"]);
         }
@@ -105,7 +105,7 @@ fn a_network_of_the_same_name_and_other_addresses_is_no_hindrance() {
     until("the name is free", Duration::from_secs(60), || {
         docker_at(&engine_socket(), &name).status.success()
     });
-    let _stranger = Stranger;
+    let _stranger = ForeignNetwork;
     let session = Session::offline("", &["--all"]);
     let (_, relay) = network(&session);
     assert!(relay == MAGIC || session.said().contains("holds its range"), "{}", session.said());

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use crate::support::between::Between;
+use crate::support::delayed_engine::DelayedEngine;
 use crate::support::raw::{Container, address, ask, token, until};
 use crate::support::session::{Folder, Session, engine_socket, is_podman, raw, task_image};
 
 const LATE: Duration = Duration::from_millis(2500);
 
-fn session(between: &Between, config: &str) -> Session {
+fn session(between: &DelayedEngine, config: &str) -> Session {
     let engine = format!("unix://{}", between.socket.display());
     Session::start(config, &["--offline", "--all"], &[("DOCKER_HOST", &engine)])
 }
@@ -25,7 +25,7 @@ fn sleeper(session: &Session) -> Container {
 fn a_die_that_comes_after_the_next_start_ends_nobodys_lease() {
     for config in ["", super::attacks::STRICT] {
         let folder = Folder::new("between");
-        let between = Between::start(&folder.0, &engine_socket());
+        let between = DelayedEngine::start(&folder.0, &engine_socket());
         let session = session(&between, config);
         let container = sleeper(&session);
         between.hold_beyond_start("die", &container.0, LATE);
@@ -40,9 +40,9 @@ fn a_die_that_comes_after_the_next_start_ends_nobodys_lease() {
 }
 
 #[test]
-fn a_die_that_comes_after_anothers_start_ends_its_own_lease_only() {
+fn a_late_die_event_ends_only_its_own_lease() {
     let folder = Folder::new("between");
-    let between = Between::start(&folder.0, &engine_socket());
+    let between = DelayedEngine::start(&folder.0, &engine_socket());
     // Ten addresses: the eleventh container has to have one that was somebody's.
     let session = session(&between, "[network]\npool = \"10.219.39.0/28\"\n");
     let mut held: Vec<Container> =

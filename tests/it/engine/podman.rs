@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::attacks::{Made, address, create, inspect, ours, relay_of, sleeper, unused};
+use crate::support::proxy_fixture;
 use crate::support::raw::{ask, token};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
-use crate::support::stand;
 
 /// Whose identity a container got, by what it printed; `None` where it did not run or got none.
 fn identity_of(name: &str) -> Option<String> {
@@ -39,7 +39,8 @@ fn podmans_own_api_is_closed_in_every_spelling() {
     });
     let made = Made("container", body["name"].as_str().unwrap().into());
     let path = "/libpod/containers/create";
-    let (status, answer) = stand::call(&engine_socket(), &format!("POST /v5.0.0{path}"), &body.to_string());
+    let (status, answer) =
+        proxy_fixture::call(&engine_socket(), &format!("POST /v5.0.0{path}"), &body.to_string());
     if is_podman() {
         assert_eq!(status, 201, "{answer}");
         assert_eq!(identity_of(&made.1), Some(victim.clone()), "without us it is the victim");
@@ -64,17 +65,19 @@ fn podmans_own_api_is_closed_in_every_spelling() {
         format!("http://d/v5.0.0{path}"),
         format!("/v5.0.0{path}?name=x"),
     ] {
-        let (status, answer) = stand::call(&session.socket, &format!("POST {spelling}"), &body.to_string());
+        let (status, answer) =
+            proxy_fixture::call(&session.socket, &format!("POST {spelling}"), &body.to_string());
         assert!(status == 403 || status == 400, "{spelling}: {status} {answer}");
         assert!(answer.contains("kfp-creds: "), "it is we who refuse {spelling}: {answer}");
         assert_eq!(inspect(&made.1), Value::Null, "{spelling}");
     }
     for (method, rest) in [("GET", "_ping"), ("GET", "info"), ("DELETE", "networks/kfp-creds?force=true")] {
-        let (status, answer) = stand::call(&session.socket, &format!("{method} /v5.0.0/libpod/{rest}"), "");
+        let (status, answer) =
+            proxy_fixture::call(&session.socket, &format!("{method} /v5.0.0/libpod/{rest}"), "");
         assert_eq!(status, 403, "{rest} {answer}");
     }
     // A container that is called so is none of it.
-    let (status, _) = stand::call(&session.socket, "GET /containers/libpod/json", "");
+    let (status, _) = proxy_fixture::call(&session.socket, "GET /containers/libpod/json", "");
     assert_eq!(status, 404);
 }
 
@@ -142,7 +145,7 @@ fn no_spelling_of_a_query_or_a_version_gets_past_the_judgement() {
     let session = Session::offline("", &["--all"]);
     let body = |name: &str| json!({"Image": task_image(), "Cmd": ["true"], "Labels": {"kct-test": name}});
     let post = |socket: &Path, path: &str, body: &Value| {
-        stand::call(socket, &format!("POST {path}"), &body.to_string())
+        proxy_fixture::call(socket, &format!("POST {path}"), &body.to_string())
     };
     let version = if is_podman() { "v1.41-x" } else { "v1.41" };
     let (bare, ours) = (Made("container", unused("bare")), Made("container", unused("spelt")));
@@ -197,7 +200,7 @@ fn the_network_has_no_address_of_the_hosts_and_no_name_server() {
 
 /// What Podman's events say otherwise: `remove` for `destroy`, and the container where Docker has the network.
 #[test]
-fn a_container_that_is_taken_off_our_network_or_removed_gives_up_what_it_had() {
+fn a_disconnected_or_removed_container_loses_its_lease() {
     let session = Session::offline("[network]\npool = \"10.219.40.0/28\"\n", &["--all"]);
     let (network, _, _) = ours(&session);
     let (made, id) = sleeper(&session);

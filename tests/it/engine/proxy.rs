@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::stand::{Scratch, Stand, call};
+use crate::support::proxy_fixture::{ProxyFixture, Scratch, call};
 
 const IMAGE: &str = "kfp-creds-test-proxy:busybox";
 
@@ -112,12 +112,12 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
 #[test]
 fn the_command_line_does_the_same_through_the_proxy() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
+    let proxy = ProxyFixture::new(&engine);
     let big: Vec<u8> = (0..20u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let run = ["run", "--rm", "--network", "none"];
     let both = |arguments: &[&str], input: &[u8]| {
         let all: Vec<&str> = run.iter().chain(arguments).copied().collect();
-        let (direct, proxied) = (fed(&engine, &all, input), fed(&stand.socket, &all, input));
+        let (direct, proxied) = (fed(&engine, &all, input), fed(&proxy.socket, &all, input));
         assert_eq!(text(&direct), text(&proxied), "{arguments:?}");
         text(&proxied)
     };
@@ -137,8 +137,8 @@ fn the_command_line_does_the_same_through_the_proxy() {
 #[test]
 fn a_terminal_works_through_the_proxy() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
-    for socket in [&engine, &stand.socket] {
+    let proxy = ProxyFixture::new(&engine);
+    for socket in [&engine, &proxy.socket] {
         let line = format!(
             "docker -H unix://{} run --rm -it --network none {IMAGE} sh -c 'tty; read line; echo got $line; exit 5'",
             socket.display()
@@ -162,8 +162,8 @@ fn a_terminal_works_through_the_proxy() {
 #[test]
 fn an_attached_container_ends_with_its_stdin() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
-    let socket = &stand.socket;
+    let proxy = ProxyFixture::new(&engine);
+    let socket = &proxy.socket;
     let container = Container::new(&engine);
     let name = container.1.as_str();
     let loud = "echo ready; while read line; do echo heard $line; done; exit 4";
@@ -180,8 +180,8 @@ fn an_attached_container_ends_with_its_stdin() {
 #[test]
 fn a_running_container_is_used_through_the_proxy() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
-    let socket = &stand.socket;
+    let proxy = ProxyFixture::new(&engine);
+    let socket = &proxy.socket;
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let sleeper = Container::new(&engine);
     let name = sleeper.1.as_str();
@@ -262,7 +262,7 @@ impl Drop for Network {
 #[test]
 fn what_is_created_is_what_was_judged() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
+    let proxy = ProxyFixture::new(&engine);
     let network = internal_network(&engine, "a");
     let inspect = |id: &str| -> Value {
         serde_json::from_str(&call(&engine, &format!("GET /v1.41/containers/{id}/json"), "").1).unwrap()
@@ -270,7 +270,7 @@ fn what_is_created_is_what_was_judged() {
     let container = Container::new(&engine);
     let query = format!("?name={}", container.1);
     let (status, answer) = create(
-        &stand.socket,
+        &proxy.socket,
         &query,
         json!({"hostconfig": {"networkmode": network.1}, "env": ["NO_PROXY=corp"], "Labels": {"kfp-creds.session": "x"}}),
     );
@@ -296,17 +296,17 @@ fn what_is_created_is_what_was_judged() {
     for mode in
         [format!("container:{id}"), format!("container:{}", &id[..12]), format!("container:{}", container.1)]
     {
-        let (status, answer) = create(&stand.socket, "", json!({"HostConfig": {"NetworkMode": mode}}));
+        let (status, answer) = create(&proxy.socket, "", json!({"HostConfig": {"NetworkMode": mode}}));
         assert_eq!(status, 403, "{answer}");
     }
     let exec = format!("POST /v1.41/containers/{}/exec", &id[..10]);
-    assert_eq!(call(&stand.socket, &exec, r#"{"Privileged":true,"Cmd":["true"]}"#).0, 403);
+    assert_eq!(call(&proxy.socket, &exec, r#"{"Privileged":true,"Cmd":["true"]}"#).0, 403);
 
     for body in [
         json!({"HostConfig": {"Privileged": true, "NetworkMode": "none"}}),
         json!({"HostConfig": {"NetworkMode": "none"}}),
     ] {
-        let (status, answer) = create(&stand.socket, "", body);
+        let (status, answer) = create(&proxy.socket, "", body);
         assert_eq!(status, 201, "{answer}");
         let id = answer["Id"].as_str().unwrap();
         let made = inspect(id);
@@ -314,13 +314,13 @@ fn what_is_created_is_what_was_judged() {
         assert_eq!(made["HostConfig"]["CapDrop"], json!(null));
         assert_eq!(call(&engine, &format!("DELETE /v1.41/containers/{id}"), "").0, 204);
     }
-    assert!(stand.said().contains("it is privileged") && stand.said().contains("it asked for no network"));
+    assert!(proxy.said().contains("it is privileged") && proxy.said().contains("it asked for no network"));
 }
 
 #[test]
-fn a_chunked_create_is_judged_and_a_failed_attach_leaves_nothing() {
+fn a_chunked_create_is_judged_and_failure_leaves_nothing() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
+    let proxy = ProxyFixture::new(&engine);
     let network = internal_network(&engine, "b");
     let container = Container::new(&engine);
     let body = json!({"Image": IMAGE, "HostConfig": {"NetworkMode": network.1}}).to_string();
@@ -332,13 +332,13 @@ fn a_chunked_create_is_judged_and_a_failed_attach_leaves_nothing() {
             one.len(),
             two.len()
         );
-        crate::support::stand::raw(&stand.socket, request)
+        crate::support::proxy_fixture::raw(&proxy.socket, request)
     };
     let reply = chunked(&container.1);
     assert!(reply.starts_with("HTTP/1.1 201 Created\r\n"), "{reply}");
     let made = call(&engine, &format!("GET /containers/{}/json", container.1), "").1;
     assert!(made.contains("GCE_METADATA_IP=169.254.169.254"), "{made}");
-    *stand.lifecycle.fails.lock().unwrap() = Some("the network is gone; start a new session".into());
+    *proxy.lifecycle.fails.lock().unwrap() = Some("the network is gone; start a new session".into());
     let second = Container::new(&engine);
     let reply = chunked(&second.1);
     assert!(reply.starts_with("HTTP/1.1 500") && reply.contains("the network is gone"), "{reply}");
@@ -384,14 +384,14 @@ fn lost(socket: &Path, count: u32) -> Vec<Result<i64, u16>> {
 #[test]
 fn no_exit_code_of_a_fast_container_is_lost() {
     let Some(engine) = engine() else { return };
-    let stand = Stand::new(&engine);
+    let proxy = ProxyFixture::new(&engine);
     let count =
         std::env::var("KFP_CREDS_TEST_CONTAINERS").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
     if std::env::var("KFP_CREDS_TEST_DIRECT").is_ok() {
         let wrong = lost(&engine, count);
         eprintln!("the engine alone lost {} of {count}: {wrong:?}", wrong.len());
     }
-    let wrong = lost(&stand.socket, count);
+    let wrong = lost(&proxy.socket, count);
     assert!(wrong.is_empty(), "{} of {count} lost: {wrong:?}", wrong.len());
     eprintln!("0 of {count} lost");
 }

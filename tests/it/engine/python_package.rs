@@ -36,7 +36,7 @@ fn last_line(out: &Output) -> Value {
 }
 
 #[test]
-fn an_unchanged_pipeline_has_credentials_in_a_session_of_the_package() {
+fn an_unchanged_pipeline_has_credentials_through_the_package() {
     let folder = Folder::new("package");
     let out =
         notebooks(&folder).arg(format!("{ROOT}/tests/python/pipelines/in_session.py")).output().unwrap();

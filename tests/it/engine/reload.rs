@@ -106,7 +106,7 @@ fn a_file_that_a_container_could_write_is_not_read_again() {
 
 /// Nothing of these was created through the session: only the engine knows.
 #[test]
-fn a_file_that_the_engines_other_containers_could_write_is_not_read_again() {
+fn a_config_that_other_containers_can_write_is_not_reloaded() {
     let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
     let folder = session.folder.0.display().to_string();
     let bind = format!("{folder}:/x");

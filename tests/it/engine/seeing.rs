@@ -122,7 +122,7 @@ fn a_full_disk_stops_no_token_and_is_said_once() {
 }
 
 #[test]
-fn a_disk_that_is_full_loses_entries_and_no_tokens_until_there_is_room_again() {
+fn a_full_disk_loses_audit_entries_and_no_tokens() {
     let folder = Folder::new("tiny");
     let session = Session::on_a_full_disk(&["--offline", "--all"], &folder.0);
     let token = || session.ok(&["run", "--rm", &task_image(), "sh", "-c", TOKEN]);
@@ -423,7 +423,7 @@ fn without_a_session_there_is_nothing_to_see() {
 }
 
 #[test]
-fn two_accounts_of_an_identity_are_listed_like_a_vms_and_each_has_tokens() {
+fn both_accounts_of_an_identity_are_listed_and_have_tokens() {
     let (one, two) = ("one@p.iam.gserviceaccount.com", "two@p.iam.gserviceaccount.com");
     let config = format!(
         "default = \"both\"\n[identity.both]\nservice_account = \"{one}\"\nother_accounts = [\"{two}\"]\n\

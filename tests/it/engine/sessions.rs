@@ -3,10 +3,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::between::Between;
+use crate::support::delayed_engine::DelayedEngine;
+use crate::support::proxy_fixture;
 use crate::support::raw::{Container, ask, network, token, until};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, networks_left, raw, task_image};
-use crate::support::stand;
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 90"];
 
@@ -112,9 +112,9 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
 
 /// Its end is begun, and an engine that hangs keeps it.
 #[test]
-fn two_signals_more_leave_what_a_hung_engine_keeps_to_the_next_start() {
+fn two_more_signals_leave_a_hung_engine_to_the_next_start() {
     let folder = Folder::new("between");
-    let between = Between::start(&folder.0, &engine_socket());
+    let between = DelayedEngine::start(&folder.0, &engine_socket());
     let engine = format!("unix://{}", between.socket.display());
     let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &engine)]);
     let (container, socket) = (sleeper(&session), session.socket.clone());
@@ -123,7 +123,7 @@ fn two_signals_more_leave_what_a_hung_engine_keeps_to_the_next_start() {
     signal();
     // Two signals at once would be one.
     std::thread::sleep(Duration::from_millis(300));
-    let (status, said) = stand::call(&socket, "POST /v1.41/containers/create", r#"{"Image":"x"}"#);
+    let (status, said) = proxy_fixture::call(&socket, "POST /v1.41/containers/create", r#"{"Image":"x"}"#);
     assert!(status >= 400 && said.contains("ending"), "{status} {said}");
     assert!(!session.said().contains("still ending"), "{}", session.said());
     signal();

@@ -4,9 +4,9 @@
 use super::attacks::{Made, STRICT, address, attached, inspect, network_of, sleeper, unused};
 use super::baselines::{a_plain_server_answers, the_engine_takes};
 use super::floods::attack;
+use crate::support::proxy_fixture;
 use crate::support::release::{Release, release};
 use crate::support::session::{Session, engine_socket, task_image};
-use crate::support::stand;
 
 /// Bodies that ask for a capability in a spelling that some reader of them misses.
 fn bodies(capability: &str) -> Vec<String> {
@@ -118,11 +118,11 @@ fn spellings(config: &str, capability: &str) {
     let (mut bare, mut made, mut refused) = (vec![], 0, 0);
     for request in requests {
         let (by_engine, by_us) = (Made("container", unused("variant")), Made("container", unused("variant")));
-        stand::raw(&engine_socket(), request.replace("NAME", &by_engine.1));
+        proxy_fixture::raw(&engine_socket(), request.replace("NAME", &by_engine.1));
         if inspect(&by_engine.1)["HostConfig"]["CapAdd"].to_string().contains(capability) {
             bare.push(request.clone());
         }
-        let reply = stand::raw(&session.socket, request.replace("NAME", &by_us.1));
+        let reply = proxy_fixture::raw(&session.socket, request.replace("NAME", &by_us.1));
         let found = inspect(&by_us.1);
         if found.is_null() {
             refused += 1;
@@ -172,27 +172,27 @@ fn bounded(config: &str) {
     let mut large =
         b"POST /v1.41/containers/create HTTP/1.1\r\nHost: d\r\nContent-Length: 67108864\r\n\r\n".to_vec();
     large.resize(large.len() + (64 << 20), b' ');
-    assert!(stand::raw(&session.socket, &large).starts_with("HTTP/1.1 413"));
+    assert!(proxy_fixture::raw(&session.socket, &large).starts_with("HTTP/1.1 413"));
     let mebibyte = [&b"100000\r\n"[..], &vec![b' '; 1 << 20], b"\r\n"].concat();
     let mut chunked =
         b"POST /v1.41/containers/create HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     (0..64).for_each(|_| chunked.extend_from_slice(&mebibyte));
-    assert!(stand::raw(&session.socket, &chunked).starts_with("HTTP/1.1 413"));
+    assert!(proxy_fixture::raw(&session.socket, &chunked).starts_with("HTTP/1.1 413"));
     let many: String = (0..2000).map(|n| format!("X-{n}: y\r\n")).collect();
     let head = format!("GET /info HTTP/1.1\r\nHost: d\r\n{many}\r\n");
     the_engine_takes(&head.replace("Host: d", "Host: d\r\nConnection: close"));
-    assert!(stand::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
+    assert!(proxy_fixture::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
     let head = format!("GET /info HTTP/1.1\r\nHost: d\r\nX: {}\r\n\r\n", "y".repeat(3 << 20));
-    assert!(stand::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
+    assert!(proxy_fixture::raw(&session.socket, head).starts_with("HTTP/1.1 431"));
     let path = format!("/{}", "y".repeat(100_000));
     assert!(
-        stand::raw(&session.socket, format!("GET {path} HTTP/1.1\r\nHost: d\r\n\r\n"))
+        proxy_fixture::raw(&session.socket, format!("GET {path} HTTP/1.1\r\nHost: d\r\n\r\n"))
             .starts_with("HTTP/1.1 4")
     );
     // Idle and slow ones, and then a client as usual.
     let idle: Vec<_> =
         (0..300).map(|_| std::os::unix::net::UnixStream::connect(&session.socket).unwrap()).collect();
-    assert_eq!(stand::call(&session.socket, "GET /v1.41/_ping", "").0, 200);
+    assert_eq!(proxy_fixture::call(&session.socket, "GET /v1.41/_ping", "").0, 200);
     drop(idle);
 }
 

@@ -59,12 +59,12 @@ impl Place {
 }
 
 /// A container that stays, to ask from.
-struct Guest<'a> {
+struct Client<'a> {
     session: &'a Session,
     id: String,
 }
 
-impl<'a> Guest<'a> {
+impl<'a> Client<'a> {
     fn new(session: &'a Session) -> Self {
         Self { session, id: session.ok(&["run", "-d", &task_image(), "sleep", "300"]) }
     }
@@ -89,7 +89,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for Client<'_> {
     fn drop(&mut self) {
         self.session.docker(&["rm", "-f", &self.id]);
     }
@@ -110,18 +110,18 @@ fn a_service_account_key_stays_on_the_host() {
     let session = place.session(&[]);
     let ready = session.wait_for("ready ", Duration::from_secs(10));
     assert!(ready.contains(&format!("{SERVICE}  project sa-project  (service account key;")), "{ready}");
-    let guest = Guest::new(&session);
-    assert_eq!(place.owner(&guest.good("token")), SERVICE);
-    assert_eq!(guest.good("email"), SERVICE);
-    let said = claims(&guest.good("identity?audience=https://service.example"));
+    let client = Client::new(&session);
+    assert_eq!(place.owner(&client.good("token")), SERVICE);
+    assert_eq!(client.good("email"), SERVICE);
+    let said = claims(&client.good("identity?audience=https://service.example"));
     assert_eq!((&said["aud"], &said["email"]), (&"https://service.example".into(), &SERVICE.into()));
-    let inside = session.ok(&["exec", &guest.id, "sh", "-c", "env; cat /proc/mounts"]);
+    let inside = session.ok(&["exec", &client.id, "sh", "-c", "env; cat /proc/mounts"]);
     assert!(inside.contains("GOOGLE_CLOUD_PROJECT=sa-project"), "{inside}");
     assert!(!inside.contains("application_default_credentials"), "{inside}");
     // The first one asks for nothing: it compares clocks before anything is signed.
     let kinds = place.kinds();
     assert!(kinds[0].is_empty() && kinds[1..].iter().all(|kind| kind == "jwt-bearer"), "{kinds:?}");
-    drop(guest);
+    drop(client);
     assert_discreet(&place, &session.end().1);
 }
 
@@ -132,38 +132,38 @@ fn a_persons_login_is_who_the_container_is() {
     let session = place.session(&["--project", "alices-project"]);
     let ready = session.wait_for("ready ", Duration::from_secs(10));
     assert!(ready.contains("alice@example.com  project alices-project  (user login;"), "{ready}");
-    let guest = Guest::new(&session);
-    assert_eq!(place.owner(&guest.good("token")), "alice@example.com");
+    let client = Client::new(&session);
+    assert_eq!(place.owner(&client.good("token")), "alice@example.com");
     assert_eq!(
-        place.owner(&guest.good("token?scopes=https://www.googleapis.com/auth/bigquery")),
+        place.owner(&client.good("token?scopes=https://www.googleapis.com/auth/bigquery")),
         "alice@example.com"
     );
-    assert_eq!(guest.good("email"), "alice@example.com");
-    let (status, why) = guest.ask("identity?audience=https://service.example");
+    assert_eq!(client.good("email"), "alice@example.com");
+    let (status, why) = client.ask("identity?audience=https://service.example");
     assert_eq!(status, 404, "gcloud dies of anything else: {why}");
     assert!(why.contains("impersonate"), "it says what would help: {why}");
-    let inside = session.ok(&["exec", &guest.id, "env"]);
+    let inside = session.ok(&["exec", &client.id, "env"]);
     assert!(inside.contains("GOOGLE_CLOUD_PROJECT=alices-project"), "{inside}");
     assert!(inside.contains("GOOGLE_CLOUD_QUOTA_PROJECT=user-quota-project"), "{inside}");
     assert_eq!(place.kinds().first().map(String::as_str), Some("refresh_token"));
-    drop(guest);
+    drop(client);
     assert_discreet(&place, &session.end().1);
 }
 
 fn impersonated(place: &Place, own: &str) {
     place.google.allow(own, TARGET);
     let session = place.session(&["--impersonate", TARGET]);
-    let guest = Guest::new(&session);
-    assert_eq!(place.owner(&guest.good("token")), TARGET);
-    assert_eq!(guest.good("email"), TARGET);
-    let said = claims(&guest.good("identity?audience=https://service.example&format=full"));
+    let client = Client::new(&session);
+    assert_eq!(place.owner(&client.good("token")), TARGET);
+    assert_eq!(client.good("email"), TARGET);
+    let said = claims(&client.good("identity?audience=https://service.example&format=full"));
     assert_eq!((&said["aud"], &said["email"]), (&"https://service.example".into(), &TARGET.into()));
     let kinds = place.kinds();
     assert!(
         kinds.contains(&"generateAccessToken".into()) && kinds.contains(&"generateIdToken".into()),
         "{kinds:?}"
     );
-    drop(guest);
+    drop(client);
     assert_discreet(place, &session.end().1);
 }
 
@@ -226,14 +226,14 @@ fn a_broken_login_is_said_once_and_at_once() {
 }
 
 /// Asks until `wanted` holds for the answer.
-fn until(guest: &Guest<'_>, path: &str, wanted: impl Fn(&(u16, String)) -> bool) -> (u16, String) {
+fn until(client: &Client<'_>, path: &str, wanted: impl Fn(&(u16, String)) -> bool) -> (u16, String) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        let answer = guest.ask(path);
+        let answer = client.ask(path);
         if wanted(&answer) {
             return answer;
         }
-        assert!(Instant::now() < end, "{path} stays {answer:?}\n{}", guest.session.said());
+        assert!(Instant::now() < end, "{path} stays {answer:?}\n{}", client.session.said());
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -245,18 +245,18 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     let first = place.google.user("alice@example.com");
     place.write(&first);
     let session = place.session(&[]);
-    let guest = Guest::new(&session);
-    assert_eq!(guest.good("email"), "alice@example.com");
+    let client = Client::new(&session);
+    assert_eq!(client.good("email"), "alice@example.com");
     // Nobody named a project: a client has to say so itself, and not to ask Google for one of our stand-in's name.
-    assert_eq!(guest.say("echo ${GOOGLE_CLOUD_PROJECT-none}; echo 200"), (200, "none".into()));
+    assert_eq!(client.say("echo ${GOOGLE_CLOUD_PROJECT-none}; echo 200"), (200, "none".into()));
 
     // The organisation asks for a new login: the container is told, and so is the terminal, once.
     (0..200).for_each(|_| place.google.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt"))));
-    let (_, why) = until(&guest, "token", |(status, _)| *status == 403);
+    let (_, why) = until(&client, "token", |(status, _)| *status == 403);
     assert!(why.contains("(invalid_rapt)") && why.contains(LOGIN) && !why.contains('\n'), "{why}");
     let said = session.wait_for("refused ", Duration::from_secs(5));
-    assert!(said.contains(&why) && said.contains(&guest.id[..12]), "{said}");
-    assert_eq!(guest.ask("token").0, 403);
+    assert!(said.contains(&why) && said.contains(&client.id[..12]), "{said}");
+    assert_eq!(client.ask("token").0, 403);
     assert_eq!(session.said().matches("invalid_rapt").count(), 1, "{}", session.said());
 
     // A fresh login is picked up: a new refresh token of the same person, and a Google that takes it.
@@ -264,13 +264,13 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     place.google.expires_in(3599);
     place.write(&place.google.user("alice@example.com"));
     session.wait_for("the new login is in use", Duration::from_secs(5));
-    let (_, token) = until(&guest, "token", |(status, _)| *status == 200);
+    let (_, token) = until(&client, "token", |(status, _)| *status == 200);
     assert_eq!(place.owner(&token), "alice@example.com");
 
     // Another person's: the running container is that person from now on, and who waits for that is told.
     let waits = "email?wait_for_change=true&timeout_sec=30";
     let (status, who) = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| guest.ask(waits));
+        let waiting = scope.spawn(|| client.ask(waits));
         std::thread::sleep(Duration::from_millis(500));
         assert!(!waiting.is_finished(), "it did not wait");
         place.write(&place.google.user("bob@example.com"));
@@ -278,17 +278,17 @@ fn a_login_that_ends_and_comes_back_while_a_container_runs() {
     });
     // Whose login it is shows with its first token.
     assert!(status == 200 && who != "alice@example.com", "{status} {who}");
-    let (_, token) = until(&guest, "token", |(_, token)| place.owner(token) == "bob@example.com");
+    let (_, token) = until(&client, "token", |(_, token)| place.owner(token) == "bob@example.com");
     assert!(token.contains("\"token_type\":\"Bearer\""), "{token}");
     session.wait_for("it may be another account", Duration::from_secs(5));
-    assert_eq!(guest.good("email"), "bob@example.com");
-    assert!(guest.good("?recursive=true").contains(r#""email":"bob@example.com""#));
-    drop(guest);
+    assert_eq!(client.good("email"), "bob@example.com");
+    assert!(client.good("?recursive=true").contains(r#""email":"bob@example.com""#));
+    drop(client);
     assert_discreet(&place, &session.end().1);
 }
 
 #[test]
-fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_what_breaks() {
+fn an_account_is_disabled_only_after_a_dry_run_and_consent() {
     let place = Place::new();
     place.write(&place.google.service_account(SERVICE, rsa_key()));
     place.google.allow(SERVICE, TARGET);
@@ -312,16 +312,16 @@ fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_
     assert!(code == Some(64) && text.contains("does not allow to disable it"), "{text}");
 
     let session = start(true);
-    let guest = Guest::new(&session);
-    assert_one_refusal_is_enough(&guest.id);
+    let client = Client::new(&session);
+    assert_one_refusal_is_enough(&client.id);
     assert!(!place.google.is_disabled(TARGET));
-    drop((closed, guest));
+    drop((closed, client));
 
-    let guest = Guest::new(&session);
-    let answer: Value = serde_json::from_str(&guest.good("token")).unwrap();
+    let client = Client::new(&session);
+    let answer: Value = serde_json::from_str(&client.good("token")).unwrap();
     let token = answer["access_token"].as_str().unwrap();
-    let other = Guest::new(&session);
-    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET]);
+    let other = Client::new(&session);
+    let (code, text) = cut_off(&session, &[&client.id, "--disable-account", TARGET]);
     assert_eq!(code, Some(64), "{text}");
     for word in [
         "cut off",
@@ -333,30 +333,30 @@ fn a_dedicated_account_is_disabled_only_where_three_agree_and_after_it_was_said_
         assert!(text.contains(word), "{word}\n{text}");
     }
     assert!(place.google.minted(token).is_some() && !place.google.is_disabled(TARGET));
-    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", SERVICE, "--yes"]);
+    let (code, text) = cut_off(&session, &[&client.id, "--disable-account", SERVICE, "--yes"]);
     assert!(code == Some(64) && text.contains("no identity of this session has"), "{text}");
 
-    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET, "--yes"]);
+    let (code, text) = cut_off(&session, &[&client.id, "--disable-account", TARGET, "--yes"]);
     assert!(code == Some(77) && text.contains(&format!("{SERVICE} may not disable {TARGET}")), "{text}");
     assert!(!place.google.is_disabled(TARGET));
     place.google.allow_disabling(SERVICE, TARGET);
-    let (code, text) = cut_off(&session, &[&guest.id, "--disable-account", TARGET, "--yes"]);
+    let (code, text) = cut_off(&session, &[&client.id, "--disable-account", TARGET, "--yes"]);
     assert!(code == Some(0) && text.contains(&format!("disabled {TARGET}")), "{text}");
     let (said, done) = (text.find("every token of it").unwrap(), text.find("disabled pipeline").unwrap());
     assert!(said < done, "what breaks is said before: {text}");
     assert!(place.google.is_disabled(TARGET) && place.google.minted(token).is_none());
     assert_eq!(other.ask("token").0, 403, "no cached token of a disabled account is served");
     session.wait_for("was disabled by hand", Duration::from_secs(1));
-    drop((guest, other));
+    drop((client, other));
     session.end();
     assert_disabled_once(&log, token);
 }
 
 /// Two sessions have the account, and whichever is asked first: what one does not allow, the other's consent
 /// does not make good.
-fn assert_one_refusal_is_enough(guest: &str) {
+fn assert_one_refusal_is_enough(client: &str) {
     let folder = Folder::new("kill");
-    let both = ["cut-off", guest, "--disable-account", TARGET, "--yes"];
+    let both = ["cut-off", client, "--disable-account", TARGET, "--yes"];
     let out = program(&folder.0).args(both).output().unwrap();
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(64) && text.contains("does not allow to disable it"), "{text}");

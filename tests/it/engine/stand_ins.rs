@@ -24,10 +24,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use super::attacks::{Made, address, inspect, unused};
 use super::baselines::Plain;
 use super::floods::{ATTACKER, IN_TIME, facts};
-use crate::support::between::Between;
+use crate::support::delayed_engine::DelayedEngine;
+use crate::support::proxy_fixture;
 use crate::support::raw::until;
 use crate::support::session::{Folder, docker_at, engine_socket, raw, task_image};
-use crate::support::stand;
 
 const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
@@ -93,7 +93,7 @@ fn create(name: &str) -> String {
 
 /// Ours: `no_spelling_of_a_create_is_read_otherwise_than_by_the_engine`.
 #[test]
-fn a_create_is_smuggled_past_who_judges_the_first_request_or_copies_after_an_upgrade() {
+fn a_naive_proxy_lets_a_pipelined_create_through() {
     let folder = Folder::new("smuggled");
     let ping = "GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n";
     // The engine does not upgrade here, and reads on.
@@ -104,7 +104,7 @@ fn a_create_is_smuggled_past_who_judges_the_first_request_or_copies_after_an_upg
         [(&first, "", false), (&first, ping, true), (&upgraded, ping, false), (&upgraded, upgrade, true)]
     {
         let container = Made("container", unused("smuggled"));
-        let reply = stand::raw(&proxy.0, before.to_string() + &create(&container.1));
+        let reply = proxy_fixture::raw(&proxy.0, before.to_string() + &create(&container.1));
         let has = inspect(&container.1)["HostConfig"]["CapAdd"].to_string().contains("NET_ADMIN");
         assert_eq!(has, made, "{before:?}: {reply}");
     }
@@ -112,7 +112,7 @@ fn a_create_is_smuggled_past_who_judges_the_first_request_or_copies_after_an_upg
 
 /// Ours: the same. Engines differ in whether they speak it without TLS; the one here does.
 #[tokio::test]
-async fn a_create_passes_in_http_2_where_the_first_request_alone_is_judged() {
+async fn a_naive_proxy_lets_a_create_in_http_2_through() {
     let folder = Folder::new("preface");
     let created = Arc::new(AtomicUsize::new(0));
     let engine = &tokio::net::UnixListener::bind(folder.0.join("engine.sock")).unwrap();
@@ -151,18 +151,21 @@ async fn a_create_passes_in_http_2_where_the_first_request_alone_is_judged() {
     assert_eq!(created.load(Ordering::SeqCst), 1);
     // The same in HTTP/1 is seen.
     assert!(
-        tokio::task::spawn_blocking(move || stand::raw(&proxy.0, create("x"))).await.unwrap().contains("403")
+        tokio::task::spawn_blocking(move || proxy_fixture::raw(&proxy.0, create("x")))
+            .await
+            .unwrap()
+            .contains("403")
     );
 }
 
 /// Believes every event when it comes: who runs, and who is at which address.
 #[derive(Clone, Default)]
-struct AsTold {
+struct NaiveTracker {
     runs: Arc<Mutex<HashMap<String, bool>>>,
     at: Arc<Mutex<HashMap<String, String>>>,
 }
 
-impl AsTold {
+impl NaiveTracker {
     fn follow(events: &Path, network: &str) -> Self {
         let this = Self::default();
         let mut stream = UnixStream::connect(events).unwrap();
@@ -199,13 +202,13 @@ impl AsTold {
 
 /// Ours: `a_die_that_comes_after_the_next_start_ends_nobodys_lease`, `.._anothers_start_ends_its_own_lease_only`.
 #[test]
-fn who_believes_the_order_of_events_ends_the_living_and_gives_an_heir_the_place_of_the_dead() {
+fn trusting_the_order_of_events_ends_the_wrong_lease() {
     const LATE: Duration = Duration::from_millis(2500);
     let folder = Folder::new("as-told");
-    let between = Between::start(&folder.0, &engine_socket());
+    let between = DelayedEngine::start(&folder.0, &engine_socket());
     let network = Made("network", unused("as-told"));
     raw(&["network", "create", "--internal", &network.1]);
-    let told = AsTold::follow(&between.socket, &network.1);
+    let told = NaiveTracker::follow(&between.socket, &network.1);
     let image = task_image();
     let create = ["create", "--network", &network.1, &image, "sleep", "120"];
     let [first, second] = [(); 2].map(|()| Made("container", raw(&create)));
@@ -237,7 +240,7 @@ const NAIVE: &str = include_str!("../../python/naive.py");
 /// What one container does to another at a server that knows no callers apart. Ours: `ten_thousand_connections_of_one_..`,
 /// `slow_endless_and_huge_requests_cost_their_sender_only`.
 #[test]
-fn one_container_silences_all_others_where_nobody_counts_callers() {
+fn without_limits_one_container_starves_all_others() {
     let plain = Plain::of(&[NAIVE]);
     let (image, host) = (task_image(), format!("GCE_METADATA_HOST={}", plain.at));
     let attacks: [&[&str]; 3] =
@@ -266,7 +269,7 @@ fn one_container_silences_all_others_where_nobody_counts_callers() {
 
 /// Ours: `who_calls_is_taken_from_the_socket`.
 #[test]
-fn who_names_another_as_the_caller_is_that_one_where_a_header_is_believed() {
+fn a_trusted_header_lets_a_container_pose_as_another() {
     let plain = Plain::of(&[NAIVE]);
     let (_neighbour, victim) = plain.sleeper();
     let ask =
@@ -296,7 +299,7 @@ async fn next(from: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u32)> {
 /// Ours: `hanging_up_before_the_answer_does_not_end_the_tunnel`. Each caller that hangs up is a stream that a relay
 /// has opened and resets.
 #[tokio::test]
-async fn hanging_up_ends_the_connection_of_all_on_a_tunnel_as_http_2_comes() {
+async fn with_plain_http_2_one_hang_up_ends_the_tunnel_of_all() {
     let (headers, reset, settings, go_away) = (1, 3, 4, 7);
     let (mut near, far) = tokio::io::duplex(1 << 20);
     let service = service_fn(async |_: Request<Incoming>| {

@@ -82,16 +82,16 @@ fn lost(script: &str, arguments: &[&str], losses: impl Fn(&Value) -> Option<u64>
 }
 
 /// A thief: past every session, at an address that was somebody's, it asks until it is removed.
-struct Thief(Container);
+struct Attacker(Container);
 
-impl Thief {
+impl Attacker {
     /// Grabs the address in the moment in which the engine lets go of it.
     fn at(network: &str, relay: &str, address: &str) -> Self {
         let script = "while :; do curl -s --noproxy '*' -m 4 -w '\\nHTTP %{http_code}\\n' -H Metadata-Flavor:Google \
                       \"$0\"; sleep 0.1; done";
         let url = format!("http://{relay}/{TOKEN}");
         let image = task_image();
-        let thief = Container::raw(&[
+        let attacker = Container::raw(&[
             "--init",
             "--network",
             network,
@@ -104,9 +104,9 @@ impl Thief {
             &url,
         ]);
         until("the address is free", Duration::from_secs(10), || {
-            docker_at(&engine_socket(), &["start", &thief.0]).status.success()
+            docker_at(&engine_socket(), &["start", &attacker.0]).status.success()
         });
-        Self(thief)
+        Self(attacker)
     }
 
     fn answers(&self) -> usize {
@@ -129,7 +129,7 @@ impl Thief {
 /// The smallest pool, two identities in turn, and at every address that was somebody's a thief, who is still
 /// there and asking when the address is leased to the next.
 #[test]
-fn addresses_that_come_back_are_worth_nothing_to_who_waits_at_them() {
+fn a_reused_address_gives_nothing_to_a_container_waiting_there() {
     let rules: String = ["reader", "writer"]
         .map(|name| {
             let account = format!("service_account = \"{name}@p.iam.gserviceaccount.com\"");
@@ -140,7 +140,7 @@ fn addresses_that_come_back_are_worth_nothing_to_who_waits_at_them() {
     let config = format!("{rules}[network]\npool = \"10.219.41.0/28\"\n");
     let session = Session::offline(&config, &[]);
     let (network, relay) = network(&session);
-    let (mut thieves, mut order, mut answers) = (HashMap::new(), vec![], 0);
+    let (mut attackers, mut order, mut answers) = (HashMap::new(), vec![], 0);
     for number in 0..25 {
         let name = ["reader", "writer"][number % 2];
         let label = format!("task={name}");
@@ -149,20 +149,20 @@ fn addresses_that_come_back_are_worth_nothing_to_who_waits_at_them() {
             Container::of(&session, &["--rm", "--label", &label, &task_image(), "sh", "-c", &command]);
         let at = address(&session, &victim);
         // The lease is there, and its container does not run yet.
-        if let Some(thief) = thieves.remove(&at) {
-            answers += Thief::caught(thief);
+        if let Some(attacker) = attackers.remove(&at) {
+            answers += Attacker::caught(attacker);
         }
         let ran = session.docker(&["start", "-a", &victim.0]);
         assert_eq!(ran.status.code(), Some(number as i32 + 1), "{}", session.said());
         let claims = token(&String::from_utf8(ran.stdout).unwrap());
         assert_eq!(claims["container"], victim.0);
         assert_eq!(claims["email"], format!("{name}@p.iam.gserviceaccount.com"));
-        thieves.insert(at.clone(), Thief::at(&network, &relay, &at));
+        attackers.insert(at.clone(), Attacker::at(&network, &relay, &at));
         order.push(at);
     }
     assert!((10..order.len()).all(|n| order[n] == order[n - 10]), "{order:?}");
-    assert_eq!(thieves.len(), 10);
-    answers += thieves.into_values().map(Thief::caught).sum::<usize>();
+    assert_eq!(attackers.len(), 10);
+    answers += attackers.into_values().map(Attacker::caught).sum::<usize>();
     assert!(answers > 100, "{answers}");
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");

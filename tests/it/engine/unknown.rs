@@ -61,12 +61,12 @@ fn names_agree(kfp: &Kfp) {
 }
 
 #[test]
-fn names_of_nested_pipelines_conditions_and_loops_are_those_of_the_run() {
+fn names_in_nested_pipelines_are_those_of_the_run() {
     names_agree(&Kfp::newest());
 }
 
 #[test]
-fn names_of_nested_pipelines_are_those_of_the_run_of_the_oldest_kfp() {
+fn names_in_nested_pipelines_are_those_of_the_oldest_kfp() {
     names_agree(&Kfp::oldest());
 }
 
@@ -136,7 +136,7 @@ fn a_rule_that_could_match_is_not_passed_over_in_a_real_run() {
 }
 
 #[test]
-fn a_rule_that_could_match_is_not_passed_over_with_the_oldest_kfp() {
+fn with_the_oldest_kfp_a_possible_rule_is_not_skipped() {
     doubtful(&Kfp::oldest());
 }
 

@@ -12,7 +12,7 @@ fn lists_and_inspects_show_neither_relay_nor_network() {
 }
 
 #[test]
-fn lists_and_inspects_show_neither_relay_nor_networks_in_isolation() {
+fn isolated_lists_and_inspects_hide_relay_and_networks() {
     seen(super::attacks::STRICT);
 }
 

@@ -72,7 +72,7 @@ fn fault(client: &str, credential: &dyn Fn(&FakeGoogle) -> String) -> Option<Str
     let (google, folder) = (FakeGoogle::start(), Folder::new("troubled"));
     let file = folder.0.join("credential.json");
     std::fs::write(&file, credential(&google)).unwrap();
-    google.trouble(TRIES);
+    google.outage(TRIES);
     let way_out = way_out(&folder.0, &google);
     let row = seen(client, &json!({"credential": file, "port": google.address().port(), "socket": way_out}));
     assert!(row["missing"].is_null(), "{client}: {}; scripts/setup --clients installs it", row["missing"]);

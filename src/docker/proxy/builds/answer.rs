@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_of_a_key_goes_on_and_the_engine_is_told_which_file_it_is() {
+    async fn a_key_is_withheld_and_the_engine_is_told_its_file() {
         for size in SIZES {
             for (reading, recorded) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
                 let passed = pass(reading, &with_key(recorded), size, true).await;

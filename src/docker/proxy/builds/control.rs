@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_and_labels_with_keys_are_found_and_fetched_contexts_said() {
+    fn build_arguments_and_labels_are_searched_for_keys() {
         let rules = Rules::default();
         let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
         for (key, value, found, unverified) in [

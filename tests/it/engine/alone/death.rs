@@ -57,7 +57,7 @@ fn a_dead_ones_address_is_worth_nothing() {
 
 /// Until the container that holds the lease was seen running at it, an address proves nothing.
 #[test]
-fn the_address_of_a_container_that_was_never_started_is_worth_nothing() {
+fn the_address_of_an_unstarted_container_gets_no_token() {
     let session = Session::offline("", &["--all"]);
     let (network, relay) = network(&session);
     let script = ask();

@@ -62,7 +62,7 @@ pub(crate) struct Lifecycle {
     pub(crate) starting: Arc<Mutex<Vec<ContainerId>>>,
 }
 
-pub(crate) struct Stand {
+pub(crate) struct ProxyFixture {
     pub(crate) socket: PathBuf,
     pub(crate) exits: ExitCodes,
     pub(crate) reserved: Reserved,
@@ -81,12 +81,12 @@ fn recognise(body: &Value, name: Option<&str>) -> Reading {
     Task { kfp: image != "plain", image, name: name.map(Into::into), ..Task::default() }.into()
 }
 
-impl Stand {
+impl ProxyFixture {
     pub(crate) fn new(upstream: &Path) -> Self {
         let scratch = Scratch::new();
-        let mut stand = Self::at(&scratch.0, upstream);
-        stand._scratch = Some(scratch);
-        stand
+        let mut proxy = Self::at(&scratch.0, upstream);
+        proxy._scratch = Some(scratch);
+        proxy
     }
 
     pub(crate) fn at(dir: &Path, upstream: &Path) -> Self {
@@ -172,7 +172,7 @@ impl Stand {
     }
 }
 
-impl Drop for Stand {
+impl Drop for ProxyFixture {
     fn drop(&mut self) {
         self.tasks.stop().cancel();
         if let Some(thread) = self.thread.take() {

@@ -21,14 +21,14 @@ struct Held {
 
 /// What is held back; and what was told, in its order: action and container.
 #[derive(Clone, Default)]
-pub(crate) struct Between {
+pub(crate) struct DelayedEngine {
     holding: Arc<Mutex<Vec<Held>>>,
     told: Arc<Mutex<Vec<(String, String)>>>,
     hangs: Arc<AtomicBool>,
     pub(crate) socket: PathBuf,
 }
 
-impl Between {
+impl DelayedEngine {
     pub(crate) fn start(folder: &Path, engine: &Path) -> Self {
         let socket = folder.join("between.sock");
         let listener = UnixListener::bind(&socket).unwrap();

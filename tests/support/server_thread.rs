@@ -6,12 +6,12 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
 /// Serves until it is dropped; a fake that failed fails its test then.
-pub(crate) struct Apart {
+pub(crate) struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Apart {
+impl ServerThread {
     /// On a loopback port of the system's choice.
     pub(crate) fn serve<T: Future<Output = ()>>(
         accept: impl FnOnce(tokio::net::TcpListener) -> T + Send + 'static,
@@ -34,7 +34,7 @@ impl Apart {
     }
 }
 
-impl Drop for Apart {
+impl Drop for ServerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
