@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kfp_creds::cli::flags::{ConfigFlags, Output};
 use kfp_creds::cli::plugin::{self, Called};
-use kfp_creds::cli::{self, Cli, Command, ConfigCommand, Shared, usage};
+use kfp_creds::cli::{self, Cli, Command, ConfigCommand, usage};
 use kfp_creds::config::{self, Config, Environment, Overrides};
 use kfp_creds::console::{self, Console};
 use kfp_creds::failure::{Ended, Failure};
@@ -80,13 +81,13 @@ fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Envi
 
 fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
     match command {
-        Command::Run { shared, processes, command } => {
-            let (config, console) = resolve(shared, env)?;
+        Command::Run { config, output, processes, command } => {
+            let (config, console) = resolve(config, output, env)?;
             let ask = app::RunAsk { command: &command, processes };
             wait_for(app::run(&config, env, ask, console))?
         }
-        Command::Serve { shared, listen, open, name, stdin, tls, tls_listen } => {
-            let (config, console) = resolve(shared, env)?;
+        Command::Serve { config, output, listen, open, name, stdin, tls, tls_listen } => {
+            let (config, console) = resolve(config, output, env)?;
             let tls = tls.as_deref().map(|folder| app::TlsAsk { folder, at: tls_listen });
             let ask = app::ServeAsk { name: name.as_deref(), open, stdin, tls };
             match listen {
@@ -94,17 +95,17 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
                 Some(at) => wait_for(app::listen(&config, env, at, ask, console, print))?,
             }
         }
-        Command::Check { shared } => {
-            let (config, console) = resolve(shared, env)?;
+        Command::Check { config, output } => {
+            let (config, console) = resolve(config, output, env)?;
             wait_for(app::check(&config, env, console, print))?
         }
-        Command::Scan { shared, sarif, baseline, target } => {
-            let form = match (sarif, shared.json) {
+        Command::Scan { config, json, sarif, baseline, target } => {
+            let form = match (sarif, json) {
                 (true, _) => app::ScanForm::Sarif,
                 (_, true) => app::ScanForm::Json,
                 _ => app::ScanForm::Text,
             };
-            let (config, _) = resolve(shared, env)?;
+            let (config, _) = resolve(config, Output::default(), env)?;
             let ask = app::ScanAsk { form, baseline: baseline.as_deref() };
             wait_for(app::scan(&config, env, &target, ask, print))?
         }
@@ -119,8 +120,8 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
                 app::CutOff { session: session.as_deref(), container: container.as_deref(), account, yes };
             wait_for(app::cut_off(env, ask, print))?
         }
-        Command::Explain { shared, what, kfp } => {
-            let (config, _) = resolve(shared, env)?;
+        Command::Explain { config, what, kfp } => {
+            let (config, _) = resolve(config, Output::default(), env)?;
             match (what, kfp) {
                 (None, Some(file)) => app::explain_pipeline(&config, env, &file, print),
                 (what, _) => wait_for(app::explain(&config, env, &what.unwrap_or_default(), print))?,
@@ -128,8 +129,8 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
         }
         Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
         Command::Config { command } => configure(command, env),
-        Command::RelayImage { shared, arch, file } => {
-            let (config, _) = resolve(shared, env)?;
+        Command::RelayImage { config, arch, file } => {
+            let (config, _) = resolve(config, Output::default(), env)?;
             app::relay_image(&config, arch.as_deref(), &env.cwd.join(file), print)
         }
         Command::Completions { shell } => write(&cli::completions(shell)),
@@ -137,8 +138,12 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
     }
 }
 
-fn resolve(shared: Shared, env: &Environment) -> Result<(Config, Console), Failure> {
-    let config = config::resolve(&shared.into(), env).map_err(bad_config)?;
+fn resolve<const GROUPS: u8>(
+    given: ConfigFlags<GROUPS>,
+    output: Output,
+    env: &Environment,
+) -> Result<(Config, Console), Failure> {
+    let config = config::resolve(&given.overrides(output), env).map_err(bad_config)?;
     console::install_log(&config.log, std::io::stderr);
     let console = Console::new(config.form, std::io::stderr());
     Ok((config, console))
@@ -160,10 +165,12 @@ fn configure(command: ConfigCommand, env: &Environment) -> Result<Ended, Failure
             let path = config::init(file.as_deref(), env).map_err(bad_config)?;
             format!("wrote {}\n", quote::path(&path))
         }
-        ConfigCommand::Check { shared } => {
-            config::resolve(&shared.into(), env).map_err(bad_config)?.summary()
+        ConfigCommand::Check { config } => {
+            config::resolve(&config.overrides(Output::default()), env).map_err(bad_config)?.summary()
         }
-        ConfigCommand::Show { shared } => config::show(&shared.into(), env).map_err(bad_config)?,
+        ConfigCommand::Show { config } => {
+            config::show(&config.overrides(Output::default()), env).map_err(bad_config)?
+        }
         ConfigCommand::Schema => config::schema(),
         ConfigCommand::Trust { file } => {
             let flags = Overrides { config: file, ..Overrides::default() };

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod flags;
 pub mod plugin;
 
 use std::ffi::OsString;
@@ -8,11 +9,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use self::flags::{CONTAINERS, CREDENTIAL, ConfigFlags, ENDING, EVERY, MACHINE, MOUNTS, Output};
 use crate::app::{self, Target};
-use crate::config::Overrides;
 use crate::quote;
 
 /// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
@@ -29,7 +30,9 @@ pub enum Command {
     #[command(after_help = RUN_CODES)]
     Run {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<EVERY>,
+        #[command(flatten)]
+        output: Output,
         /// Also gives the default identity to processes of the command (SubprocessRunner), in the place of your login;
         /// one identity for all of them, and an agreement, no isolation: they can still read your files
         #[arg(long)]
@@ -38,11 +41,13 @@ pub enum Command {
         #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
-    /// Does the same for what you start yourself, until stopped; prints the line to paste
-    #[command(after_help = CODES)]
+    /// Keeps a session for what you start yourself, such as notebooks and editors, until stopped; prints the line to paste
+    #[command(after_help = SERVE_CODES)]
     Serve {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<{ EVERY & !ENDING }>,
+        #[command(flatten)]
+        output: Output,
         /// Serves programs without Docker at this loopback address; needs no engine
         #[arg(long, value_name = "ADDR", value_parser = loopback)]
         listen: Option<SocketAddr>,
@@ -64,16 +69,21 @@ pub enum Command {
         tls_listen: SocketAddr,
     },
     /// Says whether run would work: engine, rights, network, credential, one token minted
-    #[command(after_help = CODES)]
+    #[command(after_help = CHECK_CODES)]
     Check {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<{ CREDENTIAL | MACHINE | MOUNTS }>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Looks for keys in a directory, a file, an archive or an image with all its layers
     #[command(after_help = SCAN_CODES)]
     Scan {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<0>,
+        /// Prints one JSON object per line
+        #[arg(long)]
+        json: bool,
         /// Prints one SARIF 2.1.0 document, for code hosts
         #[arg(long, conflicts_with = "json")]
         sarif: bool,
@@ -85,7 +95,7 @@ pub enum Command {
         target: String,
     },
     /// Shows who holds which token until when, in the sessions that run
-    #[command(after_help = CODES)]
+    #[command(after_help = STATUS_CODES)]
     Status {
         /// Only this session, by its id or name
         #[arg(long, value_name = "ID")]
@@ -98,7 +108,7 @@ pub enum Command {
         json: bool,
     },
     /// Says by its exit code whether sessions serve: 0 if so, 69 if one does not answer, 66 if no token can be made
-    #[command(after_help = CODES)]
+    #[command(after_help = HEALTH_CODES)]
     Health {
         /// Only this session, by its id or name
         #[arg(long, value_name = "NAME")]
@@ -108,7 +118,7 @@ pub enum Command {
         listen: Option<SocketAddr>,
     },
     /// Gives a container no more tokens, although it runs; what it holds stays good until it expires
-    #[command(after_help = CODES)]
+    #[command(after_help = CUT_OFF_CODES)]
     CutOff {
         /// The beginning of its id, its name, or PIPELINE/COMPONENT
         #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -128,10 +138,10 @@ pub enum Command {
         session: Option<String>,
     },
     /// Says which rule decides about a container, why those before it did not, and what it gets
-    #[command(after_help = CODES)]
+    #[command(after_help = EXPLAIN_CODES)]
     Explain {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<{ CREDENTIAL | CONTAINERS | MOUNTS }>,
         /// A file with the body of a create request, or a container of a session that runs
         #[arg(value_name = "CREATE.json|CONTAINER", required_unless_present = "kfp")]
         what: Option<String>,
@@ -155,9 +165,10 @@ pub enum Command {
         command: ConfigCommand,
     },
     /// Writes the relay's image into a file, to be pushed to a registry: for engines that refuse to load one
+    #[command(after_help = RELAY_IMAGE_CODES)]
     RelayImage {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<0>,
         /// For engines of this architecture [default: that of this program]
         #[arg(long, value_parser = ["amd64", "arm64"])]
         arch: Option<String>,
@@ -166,8 +177,10 @@ pub enum Command {
         file: PathBuf,
     },
     /// Prints completions for a shell
+    #[command(after_help = COMPLETIONS_CODES)]
     Completions { shell: Shell },
     /// Prints the manual page, or writes those of all commands into a directory
+    #[command(after_help = MAN_CODES)]
     Man {
         /// Has to be there
         #[arg(value_name = "DIR")]
@@ -178,106 +191,32 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Writes a commented starter; never over an existing file
+    #[command(after_help = INIT_CODES)]
     Init {
         /// Where to write it [default: kfp-creds.toml]
         file: Option<PathBuf>,
     },
     /// Prints all that is wrong with the config, or what it comes to
+    #[command(after_help = CONFIG_CHECK_CODES)]
     Check {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<EVERY>,
     },
     /// Prints every key that is set, and by whom: a flag, a variable or a line of the file
+    #[command(after_help = SHOW_CODES)]
     Show {
         #[command(flatten)]
-        shared: Shared,
+        config: ConfigFlags<EVERY>,
     },
     /// Prints the JSON Schema of the config file, for editors
+    #[command(after_help = SCHEMA_CODES)]
     Schema,
     /// Lets a project's file, as it is now, name endpoints and credential files; read it first
+    #[command(after_help = TRUST_CODES)]
     Trust {
         /// The file to trust [default: the one that counts here]
         file: Option<PathBuf>,
     },
-}
-
-/// What `run`, `serve` and `check` have in common; it wins over environment and file.
-#[derive(Args, Debug, Default)]
-pub struct Shared {
-    /// Signs tokens with a key made now, which no cloud accepts: for demos, tests, emulators
-    #[arg(long, conflicts_with_all = ["credentials_file", "impersonate"])]
-    offline: bool,
-    /// Uses this credential file instead of the one that Google's libraries would find
-    #[arg(long, value_name = "FILE")]
-    credentials_file: Option<PathBuf>,
-    /// Makes containers this service account instead of you
-    #[arg(long, value_name = "SA")]
-    impersonate: Option<String>,
-    /// Tells containers this project id
-    #[arg(long, value_name = "ID")]
-    project: Option<String>,
-    /// Reads this config file and no other
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Gives the default identity to every container, not only to kfp tasks
-    #[arg(long)]
-    all: bool,
-    /// Mounts a path of this machine, or a volume, into every container that gets an identity
-    #[arg(long = "mount", value_name = "SRC:DST[:rw]")]
-    mounts: Vec<String>,
-    /// Leaves containers running at the end, without credentials
-    #[arg(long)]
-    keep: bool,
-    /// Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there
-    #[arg(long, value_name = "DIR")]
-    host_root: Option<PathBuf>,
-    /// Takes the relay from this image, which the engine has, instead of loading one into it
-    #[arg(long, value_name = "NAME@sha256:DIGEST")]
-    relay_image: Option<String>,
-    /// Prints only what needs a person
-    #[arg(long, conflicts_with = "json")]
-    quiet: bool,
-    /// Prints one JSON object per line
-    #[arg(long)]
-    pub json: bool,
-    /// Logs more; up to -vvv
-    #[arg(short, action = clap::ArgAction::Count)]
-    verbose: u8,
-}
-
-impl From<Shared> for Overrides {
-    fn from(shared: Shared) -> Self {
-        let Shared {
-            offline,
-            credentials_file,
-            impersonate,
-            project,
-            config,
-            all,
-            mounts,
-            keep,
-            host_root,
-            relay_image,
-            quiet,
-            json,
-            verbose,
-        } = shared;
-        Self {
-            config,
-            offline,
-            credentials_file,
-            impersonate,
-            project,
-            all,
-            mounts,
-            keep,
-            host_root,
-            relay_image,
-            quiet,
-            json,
-            verbose,
-        }
-    }
 }
 
 /// Completions for `shell`, as text.
@@ -329,19 +268,50 @@ pub fn usage(mut error: clap::Error) -> String {
 }
 
 const RUN_CODES: &str = "\
+Example: kfp-creds run -- python pipeline.py
+
 Exit codes: that of the command, 128 + n where signal n ended it; 125 kfp-creds failed before the
 command ran; 126 the command cannot be executed; 127 it was not found.";
 
 const SCAN_CODES: &str = "\
+Example: kfp-creds scan python:3.12-slim
+
 Exit codes: 0 all was looked at and nothing found, 1 a key was found, 64 no such target, 69 engine
 not reachable, 77 no key was found, but something could not be looked at, 78 bad config.";
 
 const CONFORMANCE_CODES: &str = "\
+Example: kfp-creds conformance --target http://127.0.0.1:8174
+
 Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";
 
-const CODES: &str = "\
-Exit codes: 64 usage, 66 no usable credential or no such file, 69 engine not reachable, 70 bug, 77 not permitted,
-78 bad config.";
+/// The help of a command: an example, and the exit codes of all commands that have none of their own.
+macro_rules! example {
+    ($line:literal) => {
+        concat!(
+            "Example: kfp-creds ",
+            $line,
+            "\n\n",
+            "Exit codes: 64 usage, 66 no usable credential or no such file, 69 engine not reachable, 70 bug,\n",
+            "77 not permitted, 78 bad config."
+        )
+    };
+}
+
+const SERVE_CODES: &str = example!("serve --name work");
+const CHECK_CODES: &str = example!("check --impersonate runner@my-project.iam.gserviceaccount.com");
+const STATUS_CODES: &str = example!("status --watch");
+const HEALTH_CODES: &str = example!("health --session work");
+const CUT_OFF_CODES: &str = example!("cut-off my-pipeline/train");
+const EXPLAIN_CODES: &str = example!("explain --kfp pipeline.yaml");
+const INIT_CODES: &str = example!("config init");
+const CONFIG_CHECK_CODES: &str = example!("config check --config kfp-creds.toml");
+const SHOW_CODES: &str = example!("config show");
+const SCHEMA_CODES: &str = example!("config schema > kfp-creds.schema.json");
+const TRUST_CODES: &str = example!("config trust");
+const RELAY_IMAGE_CODES: &str = example!("relay-image --arch arm64 relay.tar");
+const COMPLETIONS_CODES: &str =
+    example!("completions bash > ~/.local/share/bash-completion/completions/kfp-creds");
+const MAN_CODES: &str = example!("man | man -l -");
 
 /// Whoever reaches the address gets tokens, so it is one that only this machine reaches.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -386,10 +356,23 @@ mod tests {
     fn the_command_keeps_its_own_flags() {
         for line in ["run --all -- python x.py --all -v", "run --all python x.py --all -v"] {
             let cli = Cli::try_parse_from(["kfp-creds"].into_iter().chain(line.split(' '))).unwrap();
-            let Command::Run { shared, command, .. } = cli.command else { panic!("{line}") };
+            let Command::Run { config, command, .. } = cli.command else { panic!("{line}") };
             assert_eq!(command, ["python", "x.py", "--all", "-v"]);
-            assert!(shared.all && shared.verbose == 0);
+            assert_eq!(config.keys.keys, [("all", "true".to_owned())].into_iter().collect());
         }
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_and_exit_codes() {
+        fn visit(command: &clap::Command) {
+            for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+                let help = inner.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let complete = help.starts_with("Example: kfp-creds ") && help.contains("Exit codes: ");
+                assert!(complete || inner.has_subcommands(), "{}: {help}", inner.get_name());
+                visit(inner);
+            }
+        }
+        visit(&Cli::command());
     }
 
     #[test]
@@ -407,6 +390,11 @@ mod tests {
             "serve --tls-listen 127.0.0.1:0",
             "check --quiet --json",
             "check --offline --impersonate a@b",
+            "check --keep",
+            "serve --keep",
+            "scan --mount /tmp:/x .",
+            "scan --offline .",
+            "explain --keep a.json",
             "config",
         ] {
             let parsed = Cli::try_parse_from(["kfp-creds"].into_iter().chain(line.split(' ')));

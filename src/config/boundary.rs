@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::layers::Layers;
-use super::raw::{RawBoundary, RawCondition};
 use crate::quote;
 use crate::token::{Boundary, BoundaryRule, Condition};
 
@@ -12,33 +11,35 @@ const MOST_RULES: usize = 10;
 const MOST_PERMISSIONS: usize = 10;
 const LONGEST_EXPRESSION: usize = 2048;
 
-pub(super) fn boundary(say: &mut Layers, path: &str, raw: Vec<RawBoundary>) -> Option<Arc<Boundary>> {
-    if raw.is_empty() {
+pub(super) fn boundary(say: &mut Layers, path: &str) -> Option<Arc<Boundary>> {
+    let entries = say.entries(path);
+    if entries.is_empty() {
         return None;
     }
-    if raw.len() > MOST_RULES {
-        say.problem(path, format_args!("has {} rules, and a boundary has at most {MOST_RULES}", raw.len()));
+    if entries.len() > MOST_RULES {
+        let what = format!("has {} rules, and a boundary has at most {MOST_RULES}", entries.len());
+        say.problem(path, what);
     }
-    let rules = raw.into_iter().enumerate();
-    let rules = rules.map(|(index, raw)| rule(say, &format!("{path}[{}]", index + 1), raw)).collect();
+    let rules = entries.iter().map(|entry| rule(say, entry)).collect();
     Some(Arc::new(Boundary(rules)))
 }
 
-fn rule(say: &mut Layers, path: &str, raw: RawBoundary) -> BoundaryRule {
+fn rule(say: &mut Layers, path: &str) -> BoundaryRule {
     let inside = |key: &str| format!("{path}.{key}");
-    let bucket = raw.bucket.unwrap_or_default();
+    let bucket = say.text(&inside("bucket")).unwrap_or_default();
+    let permissions = say.list(&inside("permissions")).unwrap_or_default();
     if bucket.is_empty() {
         say.problem(path, "has to name a bucket");
     } else if let Err(what) = is_bucket(&bucket) {
         say.problem(&inside("bucket"), format_args!("{} {what}", quote::value(&bucket)));
     }
-    if raw.permissions.is_empty() {
+    if permissions.is_empty() {
         say.problem(path, "has to name permissions, such as \"inRole:roles/storage.objectViewer\"");
     }
-    if raw.permissions.len() > MOST_PERMISSIONS {
+    if permissions.len() > MOST_PERMISSIONS {
         say.problem(&inside("permissions"), format_args!("at most {MOST_PERMISSIONS} are allowed"));
     }
-    for permission in &raw.permissions {
+    for permission in &permissions {
         let role = permission.strip_prefix("inRole:").unwrap_or_default();
         let named = ["roles/", "projects/", "organizations/"].iter().any(|start| role.starts_with(start));
         let fits = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
@@ -50,13 +51,14 @@ fn rule(say: &mut Layers, path: &str, raw: RawBoundary) -> BoundaryRule {
             say.problem(&inside("permissions"), what);
         }
     }
-    let condition = condition(say, &inside("condition"), raw.condition);
-    BoundaryRule { bucket, permissions: raw.permissions, condition }
+    let condition = condition(say, &inside("condition"));
+    BoundaryRule { bucket, permissions, condition }
 }
 
-fn condition(say: &mut Layers, path: &str, raw: RawCondition) -> Option<Condition> {
-    let RawCondition { title, description, expression } = raw;
-    match expression {
+fn condition(say: &mut Layers, path: &str) -> Option<Condition> {
+    let text = |key: &str| say.text(&format!("{path}.{key}"));
+    let (title, description) = (text("title"), text("description"));
+    match text("expression") {
         Some(expression) if expression.len() > LONGEST_EXPRESSION => {
             say.problem(&format!("{path}.expression"), "is longer than 2048 characters");
             None

@@ -1,6 +1,6 @@
-//! Validates values: turns [`RawConfig`] into [`Config`] and reports all problems at once.
+//! Validates values: turns the merged table into [`Config`] and reports all problems at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,9 @@ use super::find::Located;
 use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project, universe,
 };
-use super::layers::{Layers, judged, judged_as};
+use super::layers::{Layers, accepted, judged, judged_as};
 use super::mounts::mounts;
 use super::provider::provided;
-use super::raw::RawCredentials;
-use super::raw::{RawConfig, RawEndpoints, RawGcs, RawIdentity, RawInstance};
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
 use super::{
@@ -26,6 +24,7 @@ use crate::console;
 use crate::policy::Policy;
 use crate::quote;
 use crate::source::google::Endpoints;
+use crate::source::stamp::Stamp;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
@@ -47,62 +46,72 @@ pub(super) fn resolve(
 ) -> Result<Config, Problems> {
     layers.verdict()?;
     let (stamp, file) = located.map(|located| (located.stamp, located.path)).unzip();
-    let raw = RawConfig::of(std::mem::take(&mut layers.table))?;
-    let say = &mut layers;
-    let mut delegates = judged_as(say, "impersonate", raw.impersonate, chain).unwrap_or_default();
+    let config = settings(&mut layers, base, env, flags, file, stamp.flatten());
+    layers.verdict().map(|()| config)
+}
+
+fn settings(
+    say: &mut Layers,
+    base: &Path,
+    env: &Environment,
+    flags: &Overrides,
+    file: Option<PathBuf>,
+    stamp: Option<Stamp>,
+) -> Config {
+    let mut delegates = judged_as(say, "impersonate", chain).unwrap_or_default();
     let impersonate = delegates.pop();
-    let subject = judged(say, "subject", raw.subject, account);
-    let identities = identities(say, raw.identity, impersonate.as_deref(), subject.as_deref());
+    let subject = judged(say, "subject", account);
+    let identities = identities(say, impersonate.as_deref(), subject.as_deref());
+    let (default, unknown) = (say.text("default"), say.text("unknown"));
     let policy = Policy {
-        rules: rules(say, raw.rule, &identities),
-        default: named(say, "default", raw.default.as_deref().unwrap_or("default"), &identities),
-        choose: choose(say, "choose", &raw.choose, &identities),
-        all: raw.all.unwrap_or_default(),
-        unknown: named(say, "unknown", raw.unknown.as_deref().unwrap_or("none"), &identities),
+        rules: rules(say, &identities),
+        default: named(say, "default", default.as_deref().unwrap_or("default"), &identities),
+        choose: choose(say, "choose", &identities),
+        all: say.flag("all").unwrap_or_default(),
+        unknown: named(say, "unknown", unknown.as_deref().unwrap_or("none"), &identities),
     };
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
-    let source = source(say, raw.credentials, raw.credentials_file, (base, &beside), env);
-    let key_guard = guarding::guard(guarding::rules(say, raw.guard, &beside, env), &source, env);
-    let (mounts, unverified) = mounts(say, raw.mount, &flags.mounts, &beside, env, &key_guard);
-    let config = Config {
-        audit: audit(say, raw.audit, &beside, env),
-        metrics: metrics(say, raw.metrics),
+    let source = source(say, (base, &beside), env);
+    let key_guard = guarding::guard(guarding::rules(say, &beside, env), &source, env);
+    let (mounts, unverified) = mounts(say, &flags.mounts, &beside, env, &key_guard);
+    Config {
+        audit: audit(say, &beside, env),
+        metrics: metrics(say),
         mounts,
         unverified,
         source,
         impersonate,
         delegates,
-        project: judged(say, "project", raw.project, project),
-        numeric_project: numeric(say, raw.numeric_project),
-        email: judged(say, "email", raw.email, account),
-        quota_project: judged(say, "quota_project", raw.quota_project, project),
-        zone: zone(say, raw.zone, raw.region),
-        instance: instance(say, raw.instance),
-        instance_attributes: attributes(say, "attributes", raw.attributes),
-        project_attributes: attributes(say, "project_attributes", raw.project_attributes),
-        endpoints: endpoints(say, raw.endpoints),
+        project: judged(say, "project", project),
+        numeric_project: numeric(say),
+        email: judged(say, "email", account),
+        quota_project: judged(say, "quota_project", project),
+        zone: zone(say),
+        instance: instance(say),
+        instance_attributes: attributes(say, "attributes"),
+        project_attributes: attributes(say, "project_attributes"),
+        endpoints: endpoints(say),
         policy,
-        compiled: compiled(say, &raw.compiled_pipelines, &beside, env),
-        clear_entrypoint: raw.clear_entrypoint.unwrap_or(true),
+        compiled: compiled(say, &beside, env),
+        clear_entrypoint: say.flag("clear_entrypoint").unwrap_or(true),
         identities,
-        keep: raw.keep.unwrap_or_default(),
+        keep: say.flag("keep").unwrap_or_default(),
         guard: key_guard,
-        gcs: gcs(say, &raw.gcs),
-        pool: judged_as(say, "network.pool", raw.network.pool, pool).unwrap_or(POOL),
-        cells: cells(say, raw.isolation, raw.network.cells),
-        host_loopback: raw.network.host_loopback.unwrap_or_default(),
+        gcs: gcs(say),
+        pool: judged_as(say, "network.pool", pool).unwrap_or(POOL),
+        cells: cells(say),
+        host_loopback: say.flag("network.host_loopback").unwrap_or_default(),
         client_proxies: super::proxies::Said::read(env),
-        engine: judged(say, "engine", raw.engine, |text| Endpoint::parse(text).map(drop)),
-        plain_tcp: raw.plain_tcp.unwrap_or_default(),
-        host_root: judged_as(say, "host_root", raw.host_root, host_root),
-        relay: relay(say, raw.relay_image, raw.relay_folder, &beside),
+        engine: judged(say, "engine", |text| Endpoint::parse(text).map(drop)),
+        plain_tcp: say.flag("plain_tcp").unwrap_or_default(),
+        host_root: judged_as(say, "host_root", host_root),
+        relay: relay(say, &beside),
         form: form(flags),
-        log: judged(say, "log", raw.log, log).unwrap_or_else(|| "warn".into()),
+        log: judged(say, "log", log).unwrap_or_else(|| "warn".into()),
         file,
-        stamp: stamp.flatten(),
+        stamp,
         flags: flags.clone(),
-    };
-    layers.verdict().map(|()| config)
+    }
 }
 
 /// Without the mount the guard would pass everything over as missing.
@@ -113,11 +122,9 @@ fn host_root(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn relay(say: &mut Layers, image: Option<String>, folder: Option<String>, beside: &Path) -> RelaySource {
-    RelaySource {
-        image: judged(say, "relay_image", image, pinned),
-        folder: folder.filter(|text| say.is_path("relay_folder", text)).map(|path| beside.join(path)),
-    }
+fn relay(say: &mut Layers, beside: &Path) -> RelaySource {
+    let folder = say.text("relay_folder").filter(|text| say.is_path("relay_folder", text));
+    RelaySource { image: judged(say, "relay_image", pinned), folder: folder.map(|path| beside.join(path)) }
 }
 
 fn form(flags: &Overrides) -> console::Form {
@@ -128,33 +135,17 @@ fn form(flags: &Overrides) -> console::Form {
     }
 }
 
-impl RawConfig {
-    fn of(table: toml::Table) -> Result<Self, String> {
-        table.try_into().map_err(|error: toml::de::Error| quote::complaint(error.message()))
-    }
-}
-
-fn source(
-    say: &mut Layers,
-    credentials: Option<RawCredentials>,
-    file: Option<String>,
-    (base, beside): (&Path, &Path),
-    env: &Environment,
-) -> SourceChoice {
-    let credentials = match credentials {
-        None => None,
-        Some(RawCredentials::Word(word)) => Some(word),
-        Some(RawCredentials::Table(table)) => {
-            if file.is_some() {
-                say.problem("credentials_file", "credentials is a table; say one of them");
-            }
-            if let Some(provided) = provided(say, *table, beside, env) {
-                return SourceChoice::Provided(Box::new(provided));
-            }
-            None
+fn source(say: &mut Layers, (base, beside): (&Path, &Path), env: &Environment) -> SourceChoice {
+    let (word, file) = (say.text("credentials"), say.text("credentials_file"));
+    if say.is_table("credentials") {
+        if file.is_some() {
+            say.problem("credentials_file", "credentials is a table; say one of them");
         }
-    };
-    match credentials.as_deref() {
+        if let Some(provided) = provided(say, beside, env) {
+            return SourceChoice::Provided(Box::new(provided));
+        }
+    }
+    match word.as_deref() {
         None | Some("adc") => {}
         Some(other @ ("offline" | "metadata" | "gcloud")) if file.is_some() => {
             say.problem("credentials_file", format_args!("{other} takes no credential file"));
@@ -183,9 +174,9 @@ fn source(
 }
 
 /// The address range for networks of one container each, if that isolation is on.
-fn cells(say: &mut Layers, isolation: Option<String>, range: Option<String>) -> Option<Pool> {
-    let range = judged_as(say, "network.cells", range, pool).unwrap_or(CELLS);
-    let each = judged_as(say, "isolation", isolation, |text| match text {
+fn cells(say: &mut Layers) -> Option<Pool> {
+    let range = judged_as(say, "network.cells", pool).unwrap_or(CELLS);
+    let each = judged_as(say, "isolation", |text| match text {
         "shared" => Ok(false),
         "network" => Ok(true),
         _ => Err("has to be \"shared\" or \"network\"".into()),
@@ -193,17 +184,18 @@ fn cells(say: &mut Layers, isolation: Option<String>, range: Option<String>) -> 
     (each == Some(true)).then_some(range)
 }
 
-fn gcs(say: &mut Layers, raw: &RawGcs) -> Gcs {
+fn gcs(say: &mut Layers) -> Gcs {
     let usual = Gcs::default();
-    let max_bytes = raw.max_bytes.map(|most| u64::try_from(most).unwrap_or_default());
+    let max_bytes = say.number("gcs.max_bytes").map(|most| u64::try_from(most).unwrap_or_default());
     if max_bytes == Some(0) {
         say.problem("gcs.max_bytes", "has to be 1 or more; gcs.fetch = false fetches nothing");
     }
-    Gcs { fetch: raw.fetch.unwrap_or(usual.fetch), max_bytes: max_bytes.unwrap_or(usual.max_bytes) }
+    let fetch = say.flag("gcs.fetch").unwrap_or(usual.fetch);
+    Gcs { fetch, max_bytes: max_bytes.unwrap_or(usual.max_bytes) }
 }
 
-fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {
-    let number = number?;
+fn numeric(say: &mut Layers) -> Option<u64> {
+    let number = say.number("numeric_project")?;
     match u64::try_from(number) {
         Ok(number) if number > 0 => Some(number),
         _ => {
@@ -213,30 +205,33 @@ fn numeric(say: &mut Layers, number: Option<i64>) -> Option<u64> {
     }
 }
 
-fn zone(say: &mut Layers, zone: Option<String>, region: Option<String>) -> String {
-    if zone.is_some() && region.is_some() {
+fn zone(say: &mut Layers) -> String {
+    if say.text("zone").is_some() && say.text("region").is_some() {
         say.problem("region", "zone is given too; say one of them");
     }
-    let region = judged(say, "region", region, place).map(|region| format!("{region}-1"));
-    judged(say, "zone", zone, place).or(region).unwrap_or_else(|| ZONE.into())
+    let region = judged(say, "region", place).map(|region| format!("{region}-1"));
+    judged(say, "zone", place).or(region).unwrap_or_else(|| ZONE.into())
 }
 
-fn instance(say: &mut Layers, raw: RawInstance) -> Instance {
-    if raw.description.as_ref().is_some_and(|text| text.len() > LONGEST_DESCRIPTION) {
+fn instance(say: &mut Layers) -> Instance {
+    let description = say.text("instance.description");
+    if description.as_ref().is_some_and(|text| text.len() > LONGEST_DESCRIPTION) {
         say.problem("instance.description", "is longer than 2048 bytes");
     }
-    for tag in &raw.tags {
-        judged(say, "instance.tags", Some(tag.clone()), label);
+    let tags = say.list("instance.tags").unwrap_or_default();
+    for tag in &tags {
+        accepted(say, "instance.tags", tag, label);
     }
     Instance {
-        hostname: judged(say, "instance.hostname", raw.hostname, hostname),
-        machine_type: judged(say, "instance.machine_type", raw.machine_type, label),
-        description: raw.description,
-        tags: raw.tags,
+        hostname: judged(say, "instance.hostname", hostname),
+        machine_type: judged(say, "instance.machine_type", label),
+        description,
+        tags,
     }
 }
 
-fn attributes(say: &mut Layers, table: &str, all: BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn attributes(say: &mut Layers, table: &str) -> BTreeMap<String, String> {
+    let all = say.texts(table);
     for (name, value) in &all {
         let path = format!("{table}.{name}");
         if !is_name(name, LONGEST_NAME) {
@@ -249,63 +244,63 @@ fn attributes(say: &mut Layers, table: &str, all: BTreeMap<String, String>) -> B
     all
 }
 
-fn endpoints(say: &mut Layers, raw: RawEndpoints) -> Endpoints {
+fn endpoints(say: &mut Layers) -> Endpoints {
     let base = |text: &str| {
         let text = address(text)?;
         let path = text.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
         if path { Err("has to be a base URL, without a path".into()) } else { Ok(text) }
     };
     Endpoints {
-        token: judged_as(say, "endpoints.token", raw.token, address),
-        iam_credentials: judged_as(say, "endpoints.iam_credentials", raw.iam_credentials, base),
-        iam: judged_as(say, "endpoints.iam", raw.iam, base),
-        sts: judged_as(say, "endpoints.sts", raw.sts, address),
-        storage: judged_as(say, "endpoints.storage", raw.storage, base),
-        universe: judged(say, "endpoints.universe", raw.universe, universe),
+        token: judged_as(say, "endpoints.token", address),
+        iam_credentials: judged_as(say, "endpoints.iam_credentials", base),
+        iam: judged_as(say, "endpoints.iam", base),
+        sts: judged_as(say, "endpoints.sts", address),
+        storage: judged_as(say, "endpoints.storage", base),
+        universe: judged(say, "endpoints.universe", universe),
     }
 }
 
 fn identities(
     say: &mut Layers,
-    mut raw: BTreeMap<String, RawIdentity>,
     impersonate: Option<&str>,
     subject: Option<&str>,
 ) -> BTreeMap<String, Arc<Identity>> {
-    raw.entry("default".into()).or_default();
     let mut all = BTreeMap::new();
-    for (name, raw) in raw {
+    let names: BTreeSet<String> = say.names("identity").into_iter().chain(["default".into()]).collect();
+    for name in names {
         let path = |key: &str| format!("identity.{name}.{key}");
         if name == "none" || !is_name(&name, 63) {
             let what = "a name has letters, digits, - and _, at most 63, and is not none";
             say.problem(&format!("identity.{name}"), what);
         }
-        if name == "default" && raw.service_account.is_some() {
+        if name == "default" && say.text(&path("service_account")).is_some() {
             say.problem(&path("service_account"), "say impersonate instead, which flags can change");
         }
-        let own = judged(say, &path("service_account"), raw.service_account, account);
-        let stands_in = match raw.subject {
+        let own = judged(say, &path("service_account"), account);
+        let stands_in = match say.text(&path("subject")) {
             Some(nobody) if nobody.is_empty() => None,
-            Some(_) => judged(say, &path("subject"), raw.subject, account),
+            Some(_) => judged(say, &path("subject"), account),
             None => subject.map(String::from),
         };
-        if raw.kill_switch && own.is_none() {
+        let kill_switch = say.flag(&path("kill_switch")).unwrap_or_default();
+        if kill_switch && own.is_none() {
             let what =
                 "needs a service_account of this identity's own: whoever else uses the account loses it";
             say.problem(&path("kill_switch"), what);
         }
-        let lifetime = judged_as(say, &path("lifetime"), raw.lifetime, lifetime);
+        let lifetime = judged_as(say, &path("lifetime"), lifetime);
         let identity = Identity {
-            others: others(say, &path("other_accounts"), raw.other_accounts, own.as_deref()),
+            others: others(say, &path("other_accounts"), own.as_deref()),
             service_account: own.or_else(|| impersonate.map(String::from)),
-            scopes: scopes(say, &path("scopes"), raw.scopes),
-            audiences: audiences(say, &path("audiences"), raw.audiences),
+            scopes: scopes(say, &path("scopes")),
+            audiences: audiences(say, &path("audiences")),
             lifetime: lifetime.unwrap_or(Duration::from_secs(3600)),
-            isolate: raw.isolate,
-            strict: raw.strict,
-            kill_switch: raw.kill_switch,
-            rate: rate(say, &path("rate"), raw.rate),
+            isolate: say.flag(&path("isolate")).unwrap_or_default(),
+            strict: say.flag(&path("strict")).unwrap_or_default(),
+            kill_switch,
+            rate: rate(say, &path("rate")),
             subject: stands_in,
-            boundary: boundary(say, &path("boundary"), raw.boundary),
+            boundary: boundary(say, &path("boundary")),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));
@@ -313,19 +308,21 @@ fn identities(
     all
 }
 
-fn others(say: &mut Layers, path: &str, given: Vec<String>, first: Option<&str>) -> Vec<String> {
+fn others(say: &mut Layers, path: &str, first: Option<&str>) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for email in given {
+    for email in say.list(path).unwrap_or_default() {
         if first == Some(email.as_str()) || all.contains(&email) {
             say.problem(path, format_args!("{} is there twice", quote::value(&email)));
         }
-        all.extend(judged(say, path, Some(email), account));
+        if accepted(say, path, &email, account).is_some() {
+            all.push(email);
+        }
     }
     all
 }
 
-fn rate(say: &mut Layers, path: &str, given: Option<i64>) -> Option<u32> {
-    let given = given?;
+fn rate(say: &mut Layers, path: &str) -> Option<u32> {
+    let given = say.number(path)?;
     let rate = u32::try_from(given).ok().filter(|rate| *rate > 0);
     if rate.is_none() {
         say.problem(path, format_args!("{given} has to be 1 or more"));
@@ -333,8 +330,8 @@ fn rate(say: &mut Layers, path: &str, given: Option<i64>) -> Option<u32> {
     rate
 }
 
-fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
-    let Some(given) = given else { return Scopes::parse(CLOUD_PLATFORM) };
+fn scopes(say: &mut Layers, path: &str) -> Scopes {
+    let Some(given) = say.list(path) else { return Scopes::parse(CLOUD_PLATFORM) };
     if given.is_empty() {
         say.problem(path, "has to hold at least one scope; leave it out for cloud-platform");
     }
@@ -351,7 +348,8 @@ fn scopes(say: &mut Layers, path: &str, given: Option<Vec<String>>) -> Scopes {
     given.iter().map(String::as_str).collect()
 }
 
-fn audiences(say: &mut Layers, path: &str, given: Vec<String>) -> Vec<String> {
+fn audiences(say: &mut Layers, path: &str) -> Vec<String> {
+    let given = say.list(path).unwrap_or_default();
     for audience in &given {
         if audience.is_empty() || audience.chars().any(|c| c.is_control() || c.is_whitespace()) {
             say.problem(
@@ -361,4 +359,24 @@ fn audiences(say: &mut Layers, path: &str, given: Vec<String>) -> Vec<String> {
         }
     }
     given
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keys::KEYS;
+
+    /// So that a key is declared once: a row of `KEYS` that nobody reads, or a read without a row, fails here.
+    #[test]
+    fn every_key_is_read_and_nothing_else() {
+        let text = "[credentials]\nworkload_identity_provider = \"projects/1/locations/global/workloadIdentityPools/a/\
+                    providers/b\"\ntoken_from = \"https://a.example/\"\n[[rule]]\n[[mount]]\n[[identity.a.boundary]]\n";
+        let (env, flags) = (Environment::default(), Overrides::default());
+        let mut layers = Layers::default();
+        layers.file(Path::new("/a/kfp-creds.toml"), text);
+        assert_eq!(layers.verdict(), Ok(()));
+        settings(&mut layers, Path::new("/a"), &env, &flags, None, None);
+        let keys: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_owned()).collect();
+        assert_eq!(layers.read.take(), keys);
+    }
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::layers::Layers;
 use super::layers::judged_as;
-use super::raw::RawGuard;
 use super::{Environment, SourceChoice};
 use crate::guard::excepted::Named;
 use crate::guard::{Guard, Mode, Rules};
@@ -39,15 +38,15 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, env: &Environment) -> G
     }
 }
 
-pub(super) fn rules(say: &mut Layers, raw: RawGuard, beside: &Path, env: &Environment) -> Rules {
-    let mode = judged_as(say, "guard.mode", raw.mode, |text| match text {
+pub(super) fn rules(say: &mut Layers, beside: &Path, env: &Environment) -> Rules {
+    let mode = judged_as(say, "guard.mode", |text| match text {
         "deny" => Ok(Mode::Deny),
         "warn" => Ok(Mode::Warn),
         "off" => Ok(Mode::Off),
         _ => Err("has to be \"deny\", \"warn\" or \"off\"".into()),
     });
     let (mut allow, mut named) = (vec![], vec![]);
-    for text in &raw.allow {
+    for text in &say.list("guard.allow").unwrap_or_default() {
         match Named::parse(text) {
             Some(Ok(name)) => {
                 named.push(name);

@@ -1,6 +1,8 @@
-//! Every config key: the table that documents it. `raw` has the types for parsing.
+//! Every config key, declared once: the file is checked against this table, and variables, flags, the schema and
+//! `docs/CONFIG.md` are made from it.
 //!
-//! `docs/CONFIG.md` is `config::reference()`; tests keep the table, the types and the document consistent.
+//! A new key is a row here, a field of `Config`, and the line of `check` that reads it. A test holds that
+//! every key is read, and nothing else.
 
 /// The type that a value must have before its meaning is checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,7 +31,7 @@ pub(super) struct Key {
     pub path: &'static str,
     pub kind: Kind,
     pub variable: Option<&'static str>,
-    pub flag: Option<&'static str>,
+    pub flag: Option<Flag>,
     /// A project's file may set it only once its content is trusted (decision 23).
     pub guarded: bool,
     pub default: &'static str,
@@ -45,8 +47,19 @@ impl Key {
         Self { variable: Some(name), ..self }
     }
 
-    const fn flag(self, name: &'static str) -> Self {
-        Self { flag: Some(name), ..self }
+    /// A flag with a value, which `value` names in the help.
+    const fn flag(self, groups: u8, name: &'static str, value: &'static str, help: &'static str) -> Self {
+        Self { flag: Some(Flag { path: self.path, name, takes: Takes::Value(value), groups, help }), ..self }
+    }
+
+    /// A flag that stands for the value `sets`.
+    const fn switch(self, groups: u8, name: &'static str, sets: &'static str, help: &'static str) -> Self {
+        Self { flag: Some(Flag { path: self.path, name, takes: Takes::Nothing(sets), groups, help }), ..self }
+    }
+
+    const fn verbosity(self) -> Self {
+        let (takes, help) = (Takes::Count(&["info", "debug", "trace"]), "Logs more; up to -vvv");
+        Self { flag: Some(Flag { path: self.path, name: "-v", takes, groups: ALWAYS, help }), ..self }
     }
 
     const fn guarded(self) -> Self {
@@ -54,11 +67,51 @@ impl Key {
     }
 }
 
+/// The flag of a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    /// The key's.
+    pub path: &'static str,
+    /// `--project`.
+    pub name: &'static str,
+    pub takes: Takes,
+    /// The groups of commands that have the flag, as bits.
+    pub groups: u8,
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Takes {
+    /// A value, by this name in the help.
+    Value(&'static str),
+    /// Nothing: the flag stands for this value.
+    Nothing(&'static str),
+    /// Nothing, and the flag may be repeated: once for the first of these values, twice for the second.
+    Count(&'static [&'static str]),
+}
+
+/// Flags about the credential and the account.
+pub const CREDENTIAL: u8 = 1;
+/// Flags about which containers get an identity.
+pub const CONTAINERS: u8 = 2;
+/// Flags about the end of a session.
+pub const ENDING: u8 = 4;
+/// Flags about the machine of the engine.
+pub const MACHINE: u8 = 8;
+/// Flags of every command that reads the config.
+pub const ALWAYS: u8 = 16;
+
+/// The flags of all keys.
+pub fn flags() -> impl Iterator<Item = Flag> {
+    KEYS.iter().filter_map(|key| key.flag)
+}
+
 /// All keys, in the document's order.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
     key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
-        .variable("KFP_CREDS_CREDENTIALS").flag("--offline"),
+        .variable("KFP_CREDS_CREDENTIALS")
+        .switch(CREDENTIAL, "--offline", "offline", "Signs tokens with a key made now, which no cloud accepts: for demos, tests, emulators"),
     key("credentials.exec", Kind::List, "none", "A command that prints tokens, as program and arguments, instead of a word for `credentials`. [PROVIDERS.md](PROVIDERS.md) describes its input and output.").guarded(),
     key("credentials.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
     key("credentials.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
@@ -74,11 +127,14 @@ pub(super) const KEYS: &[Key] = &[
     key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, if the provider expects another one.").guarded(),
     key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The token type in the exchange, as defined by RFC 8693.").guarded(),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
-        .variable("KFP_CREDS_CREDENTIALS_FILE").flag("--credentials-file").guarded(),
+        .variable("KFP_CREDS_CREDENTIALS_FILE").guarded()
+        .flag(CREDENTIAL, "--credentials-file", "FILE", "Uses this credential file instead of the one that Google's libraries would find"),
     key("impersonate", Kind::Text, "nobody", "The service account to impersonate for every identity that names none; `A,B` impersonates B through A, as in gcloud.")
-        .variable("KFP_CREDS_IMPERSONATE").flag("--impersonate"),
+        .variable("KFP_CREDS_IMPERSONATE")
+        .flag(CREDENTIAL, "--impersonate", "SA", "Makes containers this service account instead of you"),
     key("project", Kind::Text, "what the credential says", "The project id that containers see.")
-        .variable("KFP_CREDS_PROJECT").flag("--project"),
+        .variable("KFP_CREDS_PROJECT")
+        .flag(CREDENTIAL, "--project", "ID", "Tells containers this project id"),
     key("numeric_project", Kind::Number, "a stand-in", "The project's number, 1 or more.")
         .variable("KFP_CREDS_NUMERIC_PROJECT"),
     key("email", Kind::Text, "what the credential says", "The e-mail of your own account that containers see.")
@@ -98,21 +154,25 @@ pub(super) const KEYS: &[Key] = &[
     key("compiled_pipelines", Kind::List, "`[]`", "Compiled pipelines (YAML or JSON), relative to the config file. A task whose request does not show its name is recognised by image and command, if exactly one task of these files has them.").guarded(),
     key("clear_entrypoint", Kind::Flag, "`true`", "A kfp task whose component has a `command` starts without the `ENTRYPOINT` of its image, as in Kubernetes, unless the runner was given `entrypoint=`. With `false` the Docker engine passes the command to the `ENTRYPOINT`."),
     key("all", Kind::Flag, "`false`", "Every container gets the default identity, not only kfp tasks.")
-        .variable("KFP_CREDS_ALL").flag("--all"),
+        .variable("KFP_CREDS_ALL")
+        .switch(CONTAINERS, "--all", "true", "Gives the default identity to every container, not only to kfp tasks"),
     key("keep", Kind::Flag, "`false`", "Containers that still run at the end of `run` keep running, without an identity.")
-        .variable("KFP_CREDS_KEEP").flag("--keep"),
+        .variable("KFP_CREDS_KEEP")
+        .switch(ENDING, "--keep", "true", "Leaves containers running at the end, without credentials"),
     key("engine", Kind::Text, "`DOCKER_HOST`, the docker context, the usual sockets", "The Docker engine, as `unix:///path`, `tcp://host:port` (with `DOCKER_TLS_VERIFY` and `DOCKER_CERT_PATH`) or `ssh://user@host`; wins over `DOCKER_HOST`.")
         .variable("KFP_CREDS_ENGINE").guarded(),
     key("plain_tcp", Kind::Flag, "`false`", "Allows an engine on TCP without TLS, where everybody on the network path has root access to it.")
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
     key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount.")
-        .variable("KFP_CREDS_HOST_ROOT").flag("--host-root").guarded(),
+        .variable("KFP_CREDS_HOST_ROOT").guarded()
+        .flag(MACHINE, "--host-root", "DIR", "Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there"),
     key("relay_image", Kind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [GUIDE.md](GUIDE.md#where-images-may-not-be-loaded) says how it is made.")
-        .variable("KFP_CREDS_RELAY_IMAGE").flag("--relay-image").guarded(),
+        .variable("KFP_CREDS_RELAY_IMAGE").guarded()
+        .flag(MACHINE, "--relay-image", "NAME@sha256:DIGEST", "Takes the relay from this image, which the engine has, instead of loading one into it"),
     key("relay_folder", Kind::Text, "what this program carries, `../libexec/kfp-creds` beside it, else this program itself", "A folder with `kfp-creds-relay-amd64` or `kfp-creds-relay-arm64`, the relay for engines of that architecture; `scripts/relay` builds it. A relative path starts at the config file.")
         .variable("KFP_CREDS_RELAY_FOLDER").guarded(),
     key("log", Kind::Text, "`\"warn\"`", "Level of the diagnostic log, or directives such as `\"info,kfp_creds=debug\"`.")
-        .variable("KFP_CREDS_LOG").flag("-v"),
+        .variable("KFP_CREDS_LOG").verbosity(),
     key("network.pool", Kind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
         .variable("KFP_CREDS_POOL"),
     key("isolation", Kind::Text, "`\"shared\"`", "`\"shared\"`: one network for all containers with an identity, which lose `NET_RAW`. `\"network\"`: a network for each container, shared only with the relay; containers keep `NET_RAW`, and find the server only by environment and hosts entries.")
@@ -195,59 +255,6 @@ pub(super) const KEYS: &[Key] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::raw::RawConfig;
-
-    /// The fields that serde lists as accepted at `place`, taken from the parsed types themselves.
-    fn fields(place: &str) -> Vec<String> {
-        let error = toml::from_str::<RawConfig>(&format!("{place}\n\"no such key\" = 1\n")).unwrap_err();
-        let (_, expected) = error.message().split_once("expected ").unwrap();
-        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn the_table_holds_exactly_the_keys_of_the_shape() {
-        let tables = [
-            "network",
-            "guard",
-            "gcs",
-            "instance",
-            "endpoints",
-            "identity",
-            "rule",
-            "mount",
-            "attributes",
-            "project_attributes",
-            "audit",
-            "metrics",
-        ];
-        let mut shape: Vec<String> = fields("");
-        shape.retain(|field| !tables.contains(&field.as_str()));
-        for (header, prefix) in [
-            ("[credentials]", "credentials."),
-            ("[network]", "network."),
-            ("[guard]", "guard."),
-            ("[gcs]", "gcs."),
-            ("[instance]", "instance."),
-            ("[endpoints]", "endpoints."),
-            ("[audit]", "audit."),
-            ("[metrics]", "metrics."),
-            ("[identity.a]", "identity.*."),
-            ("[[identity.a.boundary]]", "identity.*.boundary[]."),
-            ("[[identity.a.boundary]]\n[identity.a.boundary.condition]", "identity.*.boundary[].condition."),
-            ("[[rule]]", "rule[]."),
-            ("[[mount]]", "mount[]."),
-        ] {
-            shape.extend(fields(header).into_iter().map(|field| format!("{prefix}{field}")));
-        }
-        let inner = ["identity.*.boundary", "identity.*.boundary[].condition"];
-        shape.retain(|field| !field.ends_with("[].labels") && !inner.contains(&field.as_str()));
-        shape.extend(["rule[].labels.*".into(), "mount[].labels.*".into()]);
-        shape.extend(["attributes.*".into(), "project_attributes.*".into()]);
-        let mut table: Vec<&str> = KEYS.iter().map(|key| key.path).collect();
-        table.sort_unstable();
-        shape.sort_unstable();
-        assert_eq!(table, shape);
-    }
 
     #[test]
     fn whatever_names_a_place_or_a_file_is_guarded() {

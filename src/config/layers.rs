@@ -1,7 +1,7 @@
 //! Merges the file (with positions), the environment and the flags into one table.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::DeTable;
 use toml::{Table, Value};
@@ -17,10 +17,13 @@ const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "re
 /// All layers as one table, with the origin of each key's last value.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
-    pub table: Table,
+    table: Table,
     /// By key path, such as `network.pool`.
     origins: BTreeMap<String, Origin>,
     problems: Vec<(Rank, String)>,
+    /// The keys whose values were read.
+    #[cfg(test)]
+    pub read: std::cell::RefCell<std::collections::BTreeSet<String>>,
 }
 
 /// The origin of a key's value.
@@ -50,6 +53,21 @@ pub struct Guarded {
     pub value: String,
 }
 
+impl Kind {
+    /// A value from a variable or a flag; `None` if it is not of this kind.
+    fn read(self, text: &str) -> Option<Value> {
+        match self {
+            Kind::Text | Kind::List => Some(Value::from(text)),
+            Kind::Number => text.parse::<i64>().ok().map(Value::from),
+            Kind::Flag => match text {
+                "true" | "1" => Some(Value::from(true)),
+                "false" | "0" => Some(Value::from(false)),
+                _ => None,
+            },
+        }
+    }
+}
+
 impl Layers {
     /// Reports a problem with the value of `path`, together with its origin.
     pub(super) fn problem(&mut self, path: &str, what: impl std::fmt::Display) {
@@ -61,6 +79,10 @@ impl Layers {
             None => (Rank::Whole, format!("`{told}`: {what}")),
         };
         self.problems.push((rank, text));
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Whether `text` can be a path; reports what it holds instead.
@@ -137,16 +159,7 @@ impl Layers {
         for key in KEYS {
             let Some(name) = key.variable else { continue };
             let Some(text) = env.variable(name) else { continue };
-            let value = match key.kind {
-                Kind::Text | Kind::List => Some(Value::from(text)),
-                Kind::Number => text.parse::<i64>().ok().map(Value::from),
-                Kind::Flag => match text {
-                    "true" | "1" => Some(Value::from(true)),
-                    "false" | "0" => Some(Value::from(false)),
-                    _ => None,
-                },
-            };
-            match value {
+            match key.kind.read(text) {
                 Some(value) => layer.push((key.path, name, value)),
                 None => {
                     let what = format!("{name}: {} is not {}", quote::value(text), key.kind.wanted());
@@ -169,27 +182,12 @@ impl Layers {
 
     /// Overrides values from the flags.
     pub(super) fn flags(&mut self, flags: &Overrides) {
-        let text = |value: &Option<String>| value.as_deref().map(Value::from);
-        let path = |value: &Option<PathBuf>| {
-            value.as_ref().map(|path| Value::from(path.to_string_lossy().into_owned()))
-        };
-        let (file, host_root) = (path(&flags.credentials_file), path(&flags.host_root));
-        let log = ["info", "debug", "trace"].get(usize::from(flags.verbose.min(3)).wrapping_sub(1));
-        let said = [
-            ("credentials", "--offline", flags.offline.then(|| Value::from("offline"))),
-            ("credentials_file", "--credentials-file", file),
-            ("impersonate", "--impersonate", text(&flags.impersonate)),
-            ("project", "--project", text(&flags.project)),
-            ("all", "--all", flags.all.then(|| Value::from(true))),
-            ("keep", "--keep", flags.keep.then(|| Value::from(true))),
-            ("host_root", "--host-root", host_root),
-            ("relay_image", "--relay-image", text(&flags.relay_image)),
-            ("log", "-v", log.map(|level| Value::from(*level))),
-        ];
-        self.lay(
-            Rank::Flag,
-            said.into_iter().filter_map(|(path, flag, value)| Some((path, flag, value?))).collect(),
-        );
+        let mut layer = Vec::new();
+        for key in KEYS {
+            let (Some(flag), Some(text)) = (key.flag, flags.keys.get(key.path)) else { continue };
+            layer.extend(key.kind.read(text).map(|value| (key.path, flag.name, value)));
+        }
+        self.lay(Rank::Flag, layer);
     }
 
     fn lay(&mut self, rank: Rank, layer: Vec<(&'static str, &'static str, Value)>) {
@@ -234,27 +232,35 @@ impl Layers {
     }
 }
 
-/// Keeps a value that `check` accepts; reports a problem with any other.
+/// Keeps the value at `path` if `check` accepts it; reports a problem with any other.
 pub(super) fn judged(
     say: &mut Layers,
     path: &str,
-    value: Option<String>,
     check: impl Fn(&str) -> Result<(), String>,
 ) -> Option<String> {
-    judged_as(say, path, value, |text| check(text).map(|()| text.to_owned()))
+    judged_as(say, path, |text| check(text).map(|()| text.to_owned()))
 }
 
 pub(super) fn judged_as<T>(
     say: &mut Layers,
     path: &str,
-    value: Option<String>,
     check: impl Fn(&str) -> Result<T, String>,
 ) -> Option<T> {
-    let value = value?;
-    match check(&value) {
+    let value = say.text(path)?;
+    accepted(say, path, &value, check)
+}
+
+/// The same for a value that is there already, such as one of a list.
+pub(super) fn accepted<T>(
+    say: &mut Layers,
+    path: &str,
+    value: &str,
+    check: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    match check(value) {
         Ok(good) => Some(good),
         Err(what) => {
-            say.problem(path, format_args!("{} {what}", quote::value(&value)));
+            say.problem(path, format_args!("{} {what}", quote::value(value)));
             None
         }
     }

@@ -1,7 +1,7 @@
 //! The resolved config: flags over environment over one file over defaults, validated whole.
 //!
 //! The environment and the file system are arguments ([`Environment`]); nothing here reads the process's own.
-//! Modules: `keys` (every key), `raw` (types for parsing), `layers` (file, environment, flags), `document`
+//! Modules: `keys` (every key), `layers` (file, environment, flags), `document`
 //! (positions in the file), `find` (finding and trusting the file), `check` and `forms` (validation),
 //! [`engine`] (the Docker engine).
 
@@ -18,13 +18,13 @@ mod layers;
 mod mounts;
 mod provider;
 pub mod proxies;
-mod raw;
 mod reference;
 mod rules;
 mod schema;
 mod seeing;
 mod shown;
 mod summary;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use find::FILE;
+pub use keys::{ALWAYS, CONTAINERS, CREDENTIAL, ENDING, Flag, MACHINE, Takes, flags};
 pub use layers::Guarded;
 use layers::Layers;
 pub use reference::reference;
@@ -72,25 +73,16 @@ impl Environment {
     }
 }
 
-/// The command line's settings: the flags that `run`, `serve` and `check` share.
+/// The command line's settings.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     pub config: Option<PathBuf>,
-    pub offline: bool,
-    pub credentials_file: Option<PathBuf>,
-    pub impersonate: Option<String>,
-    pub project: Option<String>,
-    pub all: bool,
+    /// The values that flags of keys give, by the path of the key; see [`flags`].
+    pub keys: BTreeMap<&'static str, String>,
     /// `SOURCE:TARGET[:ro|:rw]` entries.
     pub mounts: Vec<String>,
-    pub keep: bool,
-    pub host_root: Option<PathBuf>,
-    /// An image, by name and digest.
-    pub relay_image: Option<String>,
     pub quiet: bool,
     pub json: bool,
-    /// How often `-v` was given.
-    pub verbose: u8,
 }
 
 /// The resolved settings. `None` always means "not set": the module that uses the value then chooses.

@@ -6,25 +6,30 @@ use std::time::Duration;
 
 use super::Environment;
 use super::layers::Layers;
-use super::raw::RawMount;
 use super::rules::patterns;
 use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, look_within};
 use crate::guard::{Guard, Mode};
 use crate::mounts::{Mount, Source, objection};
 use crate::quote;
-use crate::workload::Part;
 
 /// Most keys reported for one mount.
 const MOST: usize = 4;
 /// Time limit of the search, so that a hanging file server does not block the start of a session.
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
+/// A mount as written.
+struct Wanted {
+    source: Option<String>,
+    tmpfs: bool,
+    target: Option<String>,
+    writable: bool,
+}
+
 /// The mounts, and the paths that could not be searched. `beside` is the base of relative sources in the
 /// file; those in `flags` are relative to the working directory.
 pub(super) fn mounts(
     say: &mut Layers,
-    raw: Vec<RawMount>,
     flags: &[String],
     beside: &Path,
     env: &Environment,
@@ -32,23 +37,16 @@ pub(super) fn mounts(
 ) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
     let mut looked: Vec<(PathBuf, Said)> = Vec::new();
-    for (index, mut raw) in raw.into_iter().enumerate() {
-        let path = format!("mount[{}]", index + 1);
-        let patterns = patterns(
-            say,
-            &path,
-            [
-                (Part::Pipeline, "pipeline", raw.pipeline.take()),
-                (Part::Component, "component", raw.component.take()),
-                (Part::Function, "function", raw.function.take()),
-                (Part::Iteration, "iteration", raw.iteration.take()),
-                (Part::Image, "image", raw.image.take()),
-                (Part::ComposeProject, "compose_project", raw.compose_project.take()),
-                (Part::ComposeService, "compose_service", raw.compose_service.take()),
-            ],
-            std::mem::take(&mut raw.labels),
-        );
-        match read(raw, beside, env) {
+    for path in say.entries("mount") {
+        let patterns = patterns(say, &path);
+        let inside = |key: &str| format!("{path}.{key}");
+        let wanted = Wanted {
+            source: say.text(&inside("source")),
+            tmpfs: say.flag(&inside("tmpfs")).unwrap_or_default(),
+            target: say.text(&inside("target")),
+            writable: say.flag(&inside("writable")).unwrap_or_default(),
+        };
+        match read(wanted, beside, env) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Key(format!("{path}.source")))));
                 mounts.push(Mount { patterns, ..mount });
@@ -62,7 +60,7 @@ pub(super) fn mounts(
         }
     }
     for text in flags {
-        match flag(text).and_then(|raw| read(raw, &env.cwd, env).map_err(all)) {
+        match flag(text).and_then(|wanted| read(wanted, &env.cwd, env).map_err(all)) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
                 mounts.push(mount);
@@ -133,7 +131,7 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
 }
 
 /// Parses `SOURCE:TARGET[:ro|:rw]`, as in `docker run -v`.
-fn flag(text: &str) -> Result<RawMount, String> {
+fn flag(text: &str) -> Result<Wanted, String> {
     if let Some(shape) = quote::no_path(text) {
         return Err(format!("holds {shape}; it has to be SOURCE:TARGET"));
     }
@@ -145,35 +143,32 @@ fn flag(text: &str) -> Result<RawMount, String> {
         Some(_) => return Err("has to end in :ro or :rw, or in its target".into()),
     };
     match (source, target, parts.next()) {
-        (Some(source), Some(target), None) if !source.is_empty() => Ok(RawMount {
-            source: Some(source.into()),
-            target: Some(target.into()),
-            writable,
-            ..RawMount::default()
-        }),
+        (Some(source), Some(target), None) if !source.is_empty() => {
+            Ok(Wanted { source: Some(source.into()), tmpfs: false, target: Some(target.into()), writable })
+        }
         _ => Err("has to be SOURCE:TARGET, with :ro or :rw behind it if you like".into()),
     }
 }
 
 /// Each problem names the wrong key, or an empty one for the whole mount.
-fn read(raw: RawMount, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&'static str, String)>> {
+fn read(wanted: Wanted, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
-    match &raw.target {
+    match &wanted.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),
         Some(target) => {
             wrong.extend(objection(target).map(|why| ("target", format!("{} {why}", quote::value(target)))));
         }
     }
-    let found = match (&raw.source, raw.tmpfs) {
+    let found = match (&wanted.source, wanted.tmpfs) {
         (None, true) => Ok(Source::Tmpfs),
         (Some(_), true) => Err(("tmpfs", "has no source: it is empty memory".into())),
         (None, false) => Err(("", "needs a source, or tmpfs = true".into())),
         (Some(text), false) => source(text, beside, env).map_err(|what| ("source", what)),
     };
     let found = found.map_err(|what| wrong.push(what));
-    match (found, raw.target) {
+    match (found, wanted.target) {
         (Ok(source), Some(target)) if wrong.is_empty() => {
-            Ok(Mount { patterns: vec![], source, target, writable: raw.writable || raw.tmpfs })
+            Ok(Mount { patterns: vec![], source, target, writable: wanted.writable || wanted.tmpfs })
         }
         _ => Err(wrong),
     }

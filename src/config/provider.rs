@@ -10,7 +10,6 @@ use super::Environment;
 use super::forms::account;
 use super::layers::Layers;
 use super::layers::{judged, judged_as};
-use super::raw::RawProvider;
 use crate::quote;
 use crate::source::google::{Exec, Federation, Provided, TokenFrom};
 use crate::source::http::secure_url::{is_link_local_service, is_loopback};
@@ -18,33 +17,30 @@ use crate::source::http::secure_url::{is_link_local_service, is_loopback};
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `beside` is the base of relative paths in the file.
-pub(super) fn provided(
-    say: &mut Layers,
-    raw: RawProvider,
-    beside: &Path,
-    env: &Environment,
-) -> Option<Provided> {
+pub(super) fn provided(say: &mut Layers, beside: &Path, env: &Environment) -> Option<Provided> {
     let base = |say: &Layers, path: &str| match say.is_from_file(path) {
         true => beside.to_owned(),
         false => env.cwd.clone(),
     };
-    let timeout = judged_as(say, "credentials.timeout", raw.timeout.clone(), seconds);
-    let exec = raw.exec.as_ref().and_then(|words| {
+    let timeout = judged_as(say, "credentials.timeout", seconds);
+    let (words, pass) = (say.list("credentials.exec"), say.list("credentials.pass").unwrap_or_default());
+    let (has_command, passes) = (words.is_some(), !pass.is_empty());
+    let exec = words.and_then(|words| {
         let at = base(say, "credentials.exec");
-        exec(say, words, raw.pass.clone(), timeout.unwrap_or(TIMEOUT), &at, env)
+        exec(say, &words, pass, timeout.unwrap_or(TIMEOUT), &at, env)
     });
-    if raw.exec.is_none() && (!raw.pass.is_empty() || timeout.is_some()) {
+    if !has_command && (passes || timeout.is_some()) {
         say.problem("credentials", "pass and timeout are for a command, and there is no exec");
     }
     let at = base(say, "credentials.token_from");
-    let from =
-        judged_as(say, "credentials.token_from", raw.token_from.clone(), |text| token_from(text, &at, env));
-    if raw.workload_identity_provider.is_some() {
-        let federation = federation(say, raw, from, exec.is_some())?;
+    let from = judged_as(say, "credentials.token_from", |text| token_from(text, &at, env));
+    if say.text("credentials.workload_identity_provider").is_some() {
+        let federation = federation(say, from, exec.is_some(), has_command)?;
         return Some(Provided { exec, federation: Some(federation) });
     }
-    let exchanged = raw.token_from.is_some() || raw.service_account.is_some() || raw.token_type.is_some();
-    if exchanged || raw.exec.is_none() {
+    let given = |key: &str| say.text(&format!("credentials.{key}")).is_some();
+    let exchanged = given("token_from") || given("service_account") || given("token_type");
+    if exchanged || !has_command {
         let what = "has to say workload_identity_provider, which exchanges the token, or exec, a command that brings \
                     tokens that need no exchange (and then impersonate for a service account)";
         say.problem("credentials", what);
@@ -54,13 +50,12 @@ pub(super) fn provided(
 
 fn federation(
     say: &mut Layers,
-    raw: RawProvider,
     from: Option<TokenFrom>,
     by_command: bool,
+    has_command: bool,
 ) -> Option<Federation> {
-    let provider =
-        judged_as(say, "credentials.workload_identity_provider", raw.workload_identity_provider, pool);
-    let service_account = judged(say, "credentials.service_account", raw.service_account, account);
+    let provider = judged_as(say, "credentials.workload_identity_provider", pool);
+    let service_account = judged(say, "credentials.service_account", account);
     let from = match (from, by_command) {
         (Some(_), true) => {
             say.problem("credentials.token_from", "exec is given too; say one of them");
@@ -70,7 +65,7 @@ fn federation(
         (None, true) => TokenFrom::Command,
         (None, false) => {
             // Problems with a value that is set are already reported.
-            if raw.token_from.is_none() && raw.exec.is_none() {
+            if say.text("credentials.token_from").is_none() && !has_command {
                 let what = "the token that is exchanged has to come from somewhere; say token_from or exec";
                 say.problem("credentials.workload_identity_provider", what);
             }
@@ -78,17 +73,20 @@ fn federation(
         }
     };
     let (file, url) = (matches!(from, TokenFrom::File(_)), matches!(from, TokenFrom::Url(_)));
+    let field = say.text("credentials.token_field");
+    let headers = say.list("credentials.token_headers").unwrap_or_default();
+    let token_audience = say.text("credentials.token_audience");
     for (key, given, fits) in [
-        ("token_field", raw.token_field.is_some(), file || url),
-        ("token_headers", !raw.token_headers.is_empty(), url),
-        ("token_method", raw.token_method.is_some(), url),
-        ("token_audience", raw.token_audience.is_some(), from == TokenFrom::Github),
+        ("token_field", field.is_some(), file || url),
+        ("token_headers", !headers.is_empty(), url),
+        ("token_method", say.text("credentials.token_method").is_some(), url),
+        ("token_audience", token_audience.is_some(), from == TokenFrom::Github),
     ] {
         if given && !fits {
             say.problem(&format!("credentials.{key}"), "means nothing for a token from there");
         }
     }
-    let post = judged_as(say, "credentials.token_method", raw.token_method, |text| match text {
+    let post = judged_as(say, "credentials.token_method", |text| match text {
         "GET" => Ok(false),
         "POST" => Ok(true),
         _ => Err("has to be \"GET\" or \"POST\"".into()),
@@ -98,10 +96,10 @@ fn federation(
         provider: provider?,
         service_account,
         from,
-        token_audience: raw.token_audience,
-        token_type: raw.token_type,
-        field: raw.token_field,
-        headers: raw.token_headers,
+        token_audience,
+        token_type: say.text("credentials.token_type"),
+        field,
+        headers,
     })
 }
 

@@ -8,7 +8,7 @@ use super::keys::KEYS;
 pub fn reference() -> String {
     let mut text = String::from(HEAD);
     for key in KEYS {
-        let mut from = Vec::from_iter(key.flag.map(|flag| format!("`{flag}`")));
+        let mut from = Vec::from_iter(key.flag.map(|flag| format!("`{}`", flag.name)));
         from.extend(key.variable.map(|name| format!("`{name}`")));
         let mark = if key.guarded { " †" } else { "" };
         let path = key.path.replace("*", "NAME");

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::Environment;
 use super::layers::Layers;
-use super::raw::RawRule;
 use crate::kfp::Compiled;
 use crate::policy::Rule;
 use crate::quote;
@@ -18,13 +17,9 @@ use crate::workload::{Identity, Part, Pattern};
 const LARGEST_PIPELINE: u64 = 32 << 20;
 
 /// Reads the files of `compiled_pipelines`; relative paths are relative to the config file.
-pub(super) fn compiled(
-    say: &mut Layers,
-    files: &[String],
-    beside: &Path,
-    env: &Environment,
-) -> Arc<Compiled> {
+pub(super) fn compiled(say: &mut Layers, beside: &Path, env: &Environment) -> Arc<Compiled> {
     let mut compiled = Compiled::default();
+    let files = say.list("compiled_pipelines").unwrap_or_default();
     for (index, file) in files.iter().enumerate() {
         let path = match (file.strip_prefix("~/"), env.home()) {
             (Some(rest), Some(home)) => home.join(rest),
@@ -50,55 +45,50 @@ fn pipeline(path: &Path) -> Result<String, String> {
 
 type Identities = BTreeMap<String, Arc<Identity>>;
 
-pub(super) fn rules(say: &mut Layers, raw: Vec<RawRule>, identities: &Identities) -> Vec<Rule> {
+pub(super) fn rules(say: &mut Layers, identities: &Identities) -> Vec<Rule> {
     let mut all = Vec::new();
-    for (index, raw) in raw.into_iter().enumerate() {
-        let rule = format!("rule[{}]", index + 1);
-        let patterns = patterns(
-            say,
-            &rule,
-            [
-                (Part::Pipeline, "pipeline", raw.pipeline),
-                (Part::Component, "component", raw.component),
-                (Part::Function, "function", raw.function),
-                (Part::Iteration, "iteration", raw.iteration),
-                (Part::Image, "image", raw.image),
-                (Part::ComposeProject, "compose_project", raw.compose_project),
-                (Part::ComposeService, "compose_service", raw.compose_service),
-            ],
-            raw.labels,
-        );
+    for rule in say.entries("rule") {
+        let patterns = patterns(say, &rule);
         if patterns.is_empty() {
             say.problem(
                 &rule,
                 "needs a pipeline, component, image or another pattern; for everything there is default and all",
             );
         }
-        let identity = match raw.identity {
-            Some(name) => named(say, &format!("{rule}.identity"), &name, identities),
+        let inside = |key: &str| format!("{rule}.{key}");
+        let identity = match say.text(&inside("identity")) {
+            Some(name) => named(say, &inside("identity"), &name, identities),
             None => {
                 say.problem(&rule, "needs an identity: the name of one, or \"none\"");
                 None
             }
         };
-        let choose = choose(say, &format!("{rule}.choose"), &raw.choose, identities);
-        all.push(Rule { patterns, choose, identity, join: raw.join });
+        let choose = choose(say, &inside("choose"), identities);
+        let join = say.flag(&inside("join")).unwrap_or_default();
+        all.push(Rule { patterns, choose, identity, join });
     }
     all
 }
 
 /// The patterns at `place`, which is a rule or a mount.
-pub(super) fn patterns(
-    say: &mut Layers,
-    place: &str,
-    given: [(Part, &str, Option<String>); 7],
-    labels: BTreeMap<String, String>,
-) -> Vec<Pattern> {
-    let given = given.into_iter().filter_map(|(part, key, glob)| Some((part, key.to_owned(), glob?)));
-    let labels = labels.into_iter();
-    let labels = labels.map(|(name, glob)| (Part::Label(name.clone()), format!("labels.{name}"), glob));
+pub(super) fn patterns(say: &mut Layers, place: &str) -> Vec<Pattern> {
+    let mut given = Vec::new();
+    for (part, key) in [
+        (Part::Pipeline, "pipeline"),
+        (Part::Component, "component"),
+        (Part::Function, "function"),
+        (Part::Iteration, "iteration"),
+        (Part::Image, "image"),
+        (Part::ComposeProject, "compose_project"),
+        (Part::ComposeService, "compose_service"),
+    ] {
+        given.extend(say.text(&format!("{place}.{key}")).map(|glob| (part, key.to_owned(), glob)));
+    }
+    for (name, glob) in say.texts(&format!("{place}.labels")) {
+        given.push((Part::Label(name.clone()), format!("labels.{name}"), glob));
+    }
     let mut patterns = Vec::new();
-    for (part, key, glob) in given.chain(labels) {
+    for (part, key, glob) in given {
         if glob.is_empty() {
             say.problem(&format!("{place}.{key}"), "is empty; leave it out to match any");
         }
@@ -108,14 +98,9 @@ pub(super) fn patterns(
 }
 
 /// Identities that containers may choose. Not `none`: a container that wants none omits the variable.
-pub(super) fn choose(
-    say: &mut Layers,
-    path: &str,
-    names: &[String],
-    identities: &Identities,
-) -> Vec<Arc<Identity>> {
+pub(super) fn choose(say: &mut Layers, path: &str, identities: &Identities) -> Vec<Arc<Identity>> {
     let mut all = Vec::new();
-    for name in names {
+    for name in say.list(path).unwrap_or_default() {
         match name.as_str() {
             "none" => say.problem(path, "none cannot be chosen"),
             name => all.extend(named(say, path, name, identities)),

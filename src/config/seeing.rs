@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::Environment;
 use super::layers::Layers;
-use super::raw::{RawAudit, RawMetrics};
 use crate::quote;
 use crate::record::audit::Settings;
 
@@ -13,18 +12,18 @@ const LARGEST: u64 = 10 << 20;
 const KEEP: u32 = 5;
 
 /// `beside` is the base of relative paths in the file.
-pub(super) fn audit(say: &mut Layers, raw: RawAudit, beside: &Path, env: &Environment) -> Option<Settings> {
-    let mut number = |key: &str, value: Option<i64>, least: i64, most: i64| {
-        let value = value?;
+pub(super) fn audit(say: &mut Layers, beside: &Path, env: &Environment) -> Option<Settings> {
+    let mut number = |key: &str, least: i64, most: i64| {
+        let value = say.number(key)?;
         if !(least..=most).contains(&value) {
             say.problem(key, format_args!("{value} has to be from {least} to {most}"));
             return None;
         }
         Some(value)
     };
-    let max_bytes = number("audit.max_bytes", raw.max_bytes, 4096, 1 << 40);
-    let keep = number("audit.keep", raw.keep, 0, 1000);
-    let text = raw.file.filter(|text| say.is_path("audit.file", text))?;
+    let max_bytes = number("audit.max_bytes", 4096, 1 << 40);
+    let keep = number("audit.keep", 0, 1000);
+    let text = say.text("audit.file").filter(|text| say.is_path("audit.file", text))?;
     let base = if say.is_from_file("audit.file") { beside } else { &env.cwd };
     let file: PathBuf = match (text.strip_prefix("~/"), env.home()) {
         (None, _) if text.is_empty() => {
@@ -41,8 +40,8 @@ pub(super) fn audit(say: &mut Layers, raw: RawAudit, beside: &Path, env: &Enviro
     })
 }
 
-pub(super) fn metrics(say: &mut Layers, raw: RawMetrics) -> Option<SocketAddr> {
-    let text = raw.listen?;
+pub(super) fn metrics(say: &mut Layers) -> Option<SocketAddr> {
+    let text = say.text("metrics.listen")?;
     let at = text.parse::<SocketAddr>().ok().filter(|at| at.ip().is_loopback());
     if at.is_none() {
         let what =

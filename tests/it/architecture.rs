@@ -64,10 +64,11 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
     (
         "config",
         &[
-            &["endpoint", "forms", "keys", "raw", "summary"],
+            &["endpoint", "forms", "keys", "summary"],
             &["document", "reference", "schema"],
             // File, environment and flags as one table.
             &["layers"],
+            &["values"],
             &["boundary", "find", "guarding", "provider", "rules", "seeing", "shown"],
             &["engine", "mounts"],
             &["proxies"],

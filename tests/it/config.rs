@@ -77,6 +77,12 @@ fn flags() -> Overrides {
     Overrides::default()
 }
 
+/// The flags of these keys.
+fn given(keys: &[(&'static str, &str)]) -> Overrides {
+    let keys = keys.iter().map(|(path, value)| (*path, (*value).to_owned())).collect();
+    Overrides { keys, ..flags() }
+}
+
 fn reject(place: &Place, env: &[(&str, &str)], flags: Overrides) -> String {
     place.resolve(env, flags).map(|config| config.summary()).unwrap_err()
 }
@@ -142,7 +148,7 @@ fn flags_win_over_variables_over_the_file() {
         ("KFP_CREDS_GCS_MAX_BYTES", "1024"),
         ("KFP_CREDS_ENDPOINT_TOKEN", "http://127.0.0.1:5/token"),
     ];
-    let said = Overrides { project: Some("flag".into()), verbose: 2, json: true, ..flags() };
+    let said = Overrides { json: true, ..given(&[("project", "flag"), ("log", "debug")]) };
     let config = place.resolve(&env, said).unwrap();
     assert_eq!(config.project.as_deref(), Some("flag"));
     assert_eq!(config.quota_project.as_deref(), Some("variable"));
@@ -163,7 +169,7 @@ fn credentials_are_replaced_as_a_pair() {
     let own = "home/.config/kfp-creds/config.toml";
     let source = |env: &[(&str, &str)], flags| place.resolve(env, flags).unwrap().source;
     let adc = |path: PathBuf| SourceChoice::Adc { file: Some(path) };
-    let offline = || Overrides { offline: true, ..flags() };
+    let offline = || given(&[("credentials", "offline")]);
     place.write(own, "credentials_file = \"key.json\"");
     assert_eq!(source(&[], flags()), adc(place.path("home/.config/kfp-creds/key.json")));
     assert_eq!(source(&[], offline()), SourceChoice::Offline);
@@ -172,7 +178,7 @@ fn credentials_are_replaced_as_a_pair() {
     let variable = [("KFP_CREDS_CREDENTIALS_FILE", "key.json")];
     assert_eq!(source(&variable, flags()), adc(place.path("project/deep/er/key.json")));
     place.write(own, "credentials = \"offline\"");
-    let flag = Overrides { credentials_file: Some("/k/key.json".into()), ..flags() };
+    let flag = given(&[("credentials_file", "/k/key.json")]);
     assert_eq!(source(&[], flag), adc("/k/key.json".into()));
     place.write(own, "credentials_file = \"~/key.json\"");
     assert_eq!(source(&[], flags()), adc(place.path("home/key.json")));
@@ -322,7 +328,7 @@ fn wrong_variables_and_flags_are_named() {
                     KFP_CREDS_ALL: \"yes\" is not true or false\n\
                     KFP_CREDS_PROJCET: not a variable that is known; did you mean KFP_CREDS_PROJECT?";
     assert_eq!(reject(&place, &env, flags()), expected);
-    let said = Overrides { impersonate: Some("me".into()), project: Some("My Project".into()), ..flags() };
+    let said = given(&[("impersonate", "me"), ("project", "My Project")]);
     let expected = "KFP_CREDS_POOL: \"10.0.0.0/8\" has to be from /16 to /28\n\
                     --impersonate: \"me\" has to be an e-mail\n\
                     --project: \"My Project\" has to be a project id: lower-case letters, digits and hyphens, a letter \
@@ -342,7 +348,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
                    it; read it, then run: kfp-creds config trust";
     assert_eq!(reject(&place, &[], flags()), refused);
     // Neither a variable nor a flag that says something else makes the file better.
-    let over = Overrides { offline: true, ..flags() };
+    let over = given(&[("credentials", "offline")]);
     assert_eq!(reject(&place, &[], over), refused);
 
     let env = place.env(&[]);
