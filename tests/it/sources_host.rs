@@ -718,7 +718,7 @@ fn every_new_kind_leaks_nothing() {
 
 /// In a mount namespace in which every place of certificate authorities is empty.
 #[test]
-fn a_machine_without_certificate_authorities_is_told_once_whom_it_trusts() {
+fn missing_certificate_authorities_are_replaced_and_told_once() {
     let folder = Folder::new("roots");
     let script = "for place in /etc/ssl /etc/pki /usr/share/ca-certificates /usr/local/ssl /usr/lib/ssl; do \
                   if [ -d $place ] && [ ! -L $place ]; then mount -t tmpfs none $place || exit 99; fi; done; exec \"$@\"";

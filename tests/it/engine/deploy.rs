@@ -167,7 +167,7 @@ const CODE: &str = "import os, urllib.request as u; \
     '/computeMetadata/v1/instance/service-accounts/default/token', headers={'Metadata-Flavor': 'Google'})).read().decode())";
 
 #[test]
-fn compose_services_have_the_sidecars_network_and_own_identities() {
+fn compose_application_and_services_get_their_identities() {
     let project = format!("deploy{}", std::process::id());
     let engine = engine_socket();
     let out = compose(&engine, &project, CODE, &["up", "--exit-code-from", "app"]);
