@@ -28,7 +28,7 @@ impl Config {
                 ("keep", config.keep.to_string()),
                 ("guard", format!("{:?}", config.guard.rules)),
                 ("gcs", format!("{:?}", config.gcs)),
-                ("network", format!("{} {:?}", config.pool, config.cells)),
+                ("network", format!("{} {:?} {}", config.pool, config.cells, config.host_loopback)),
                 ("engine", format!("{:?} {} {:?}", config.engine, config.plain_tcp, config.host_root)),
                 ("relay", format!("{:?}", config.relay)),
                 ("log", config.log.clone()),

@@ -669,3 +669,25 @@ fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
     let ssh = engine::endpoint(Some("ssh://me@host:22/run/d.sock"), false, &place.env(&[]));
     assert_eq!(ssh.unwrap().to_string(), "ssh://me@host:22/run/d.sock");
 }
+
+/// A session that reads its config again says so of these, because it goes on with what it started with.
+#[test]
+fn keys_that_only_a_new_session_reads_are_named() {
+    let place = Place::new();
+    let read = |text: &str| {
+        let config = Some(place.write("read.toml", text));
+        place.resolve(&[], Overrides { config, ..Overrides::default() }).unwrap()
+    };
+    let before = read("");
+    for (text, name) in [
+        ("network.host_loopback = true", "network"),
+        ("network.pool = \"10.9.0.0/24\"", "network"),
+        ("isolation = \"network\"", "network"),
+        ("relay_image = \"r@sha256:DIGEST\"", "relay"),
+        ("keep = true", "keep"),
+    ] {
+        let text = text.replace("DIGEST", &"ab".repeat(32));
+        assert_eq!(before.differs_beyond_rules(&read(&text)), [name], "{text}");
+    }
+    assert_eq!(before.differs_beyond_rules(&read("default = \"none\"")), [""; 0]);
+}
