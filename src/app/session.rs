@@ -26,7 +26,7 @@ use crate::config::{Config, Environment};
 use crate::console::{Console, Line, expiry};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, Kind, LifecycleRequest, Settings};
+use crate::docker::proxy::{self, Kind, LifecycleRequest, Proxy, Settings};
 use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
 use crate::lifecycle::{Granting, Lifecycle};
@@ -61,7 +61,8 @@ pub(super) struct Session {
     pub(super) tasks: Tasks,
     pub(super) metadata: Arc<MetadataNetwork>,
     pub(super) lifecycle: Arc<Lifecycle>,
-    pub(super) proxy: Arc<Settings>,
+    /// Shared by all listeners for the Docker API.
+    pub(super) proxy: Arc<Proxy>,
     inputs: Option<Arc<Inputs>>,
     /// The path of the control socket.
     control: PathBuf,
@@ -128,7 +129,7 @@ impl Session {
             metadata: metadata.clone(),
             lifecycle: lifecycle.clone(),
             control: folder.join(format!("{id}.ctl")),
-            proxy,
+            proxy: Arc::new(Proxy::new(proxy)),
             inputs,
             stopping: Arc::default(),
             reminded: Arc::default(),
@@ -144,7 +145,7 @@ impl Session {
 
     /// A network for one container, if each has its own.
     pub(super) async fn cell(&self) -> Result<Option<Cell>, Failure> {
-        match &self.proxy.cells {
+        match &self.proxy.settings().cells {
             Some(cells) => cells.take().await.map(Some).map_err(Failure::Engine),
             None => Ok(None),
         }
@@ -161,21 +162,20 @@ impl Session {
         let (tasks, lifecycle) = (&self.tasks, &self.lifecycle);
         tasks.spawn("lifecycle", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
-        let (config, proxy, console) = (config.clone(), self.proxy.clone(), self.console.clone());
+        let (config, proxy, console) = (config.clone(), self.proxy.settings().clone(), self.console.clone());
         let env = env.clone();
         tasks.spawn("config", reload::follow(config, env, proxy, lifecycle.clone(), console, tasks.clone()));
     }
 
     fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
         let (metadata, tasks, console) = (self.metadata.clone(), self.tasks.clone(), self.console.clone());
-        let (reserved, recorder) = (self.proxy.reserved.clone(), self.proxy.recorder.clone());
-        let cells = self.proxy.cells.clone();
+        let proxy = self.proxy.settings().clone();
         self.tasks.spawn("relay", async move {
             let name = metadata.relay_name.clone();
             let renewed = move |id: &str| {
-                recorder.metrics().relay_replaced();
-                reserved.put(Kind::Container, id, &name);
-                cells.iter().for_each(|cells| cells.renewed(id));
+                proxy.recorder.metrics().relay_replaced();
+                proxy.reserved.put(Kind::Container, id, &name);
+                proxy.cells.iter().for_each(|cells| cells.renewed(id));
             };
             if let Err(error) = metadata.keep_relay(server, tunnel, tasks, console, renewed).await {
                 let _ = failing
@@ -225,7 +225,7 @@ impl Session {
         for what in &config.unverified {
             self.console.notice(format!("[[mount]]: not verified: {what}"));
         }
-        let wrong = proxy::wrong_with_volumes(&self.proxy, &config.mounts).await;
+        let wrong = proxy::wrong_with_volumes(self.proxy.settings(), &config.mounts).await;
         match wrong.map_err(|why| Failure::Engine(why.into()))? {
             wrong if wrong.is_empty() => Ok(()),
             wrong => Err(Failure::Config(format!("a volume of [[mount]]: {}", wrong.join("\n")))),
@@ -234,7 +234,7 @@ impl Session {
 
     /// Refuses all creates from now on; running containers continue.
     pub(super) fn refuse_creates(&self) {
-        self.proxy.closing.set();
+        self.proxy.settings().closing.set();
     }
 
     /// Stops the containers that run now, even if the command is still ending.
@@ -271,7 +271,7 @@ impl Session {
     /// Serves the default identity to processes of this machine; returns the variables that lead them there.
     pub(super) async fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
         let at = (Ipv4Addr::LOCALHOST, 0).into();
-        let with = (&self.tasks, &self.console, &self.proxy.recorder);
+        let with = (&self.tasks, &self.console, &self.proxy.settings().recorder);
         processes::serve(at, false, &self.credentials, config, with).await.map(|(_, variables)| variables)
     }
 
@@ -288,14 +288,14 @@ impl Session {
     }
 
     pub(super) fn has_created(&self) -> bool {
-        self.proxy.created.load(Ordering::Relaxed)
+        self.proxy.settings().created.load(Ordering::Relaxed)
     }
 
     /// Whether a client is still connected to our socket. Waits a moment first, because the end of a program
     /// may be seen before the end of its connections.
     pub(super) async fn has_clients(&self) -> bool {
         let until = Instant::now() + CLIENTS_LEAVE;
-        while self.proxy.clients.count() > 0 {
+        while self.proxy.settings().clients.count() > 0 {
             if Instant::now() > until {
                 return true;
             }
@@ -332,7 +332,7 @@ impl Session {
             }
         }
         let _ = std::fs::remove_file(&self.control);
-        self.proxy.recorder.finish(FLUSH_WITHIN).await;
+        self.proxy.settings().recorder.finish(FLUSH_WITHIN).await;
         if !self.live {
             return;
         }

@@ -30,13 +30,13 @@ pub(super) fn interpreter(elf: &[u8]) -> Option<PathBuf> {
     let number = |at, size| number(elf, at, size);
     let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
     (0..count).find_map(|index| {
-        let entry = usize::try_from(table + index * size).ok()?;
-        let (offset, length) = (number(entry + 8, 8)?, number(entry + 32, 8)?);
-        if number(entry, 4)? != PT_INTERP {
+        let entry = usize::try_from(index.checked_mul(size)?.checked_add(table)?).ok()?;
+        let entry = elf.get(entry..)?;
+        let (offset, length) = (self::number(entry, 8, 8)?, self::number(entry, 32, 8)?);
+        if self::number(entry, 0, 4)? != PT_INTERP {
             return None;
         }
-        let from = usize::try_from(offset).ok()?;
-        let text = elf.get(from..from + usize::try_from(length).ok()?)?;
+        let text = elf.get(usize::try_from(offset).ok()?..)?.get(..usize::try_from(length).ok()?)?;
         Some(PathBuf::from(std::str::from_utf8(text).ok()?.trim_end_matches('\0')))
     })
 }
@@ -51,5 +51,9 @@ mod tests {
         for end in [0, 6, 40, 64, 200] {
             assert_eq!(interpreter(&program[..end]), None, "{end}");
         }
+        // Where the table begins, beyond all bytes.
+        let mut far = program;
+        far[0x20..0x28].fill(0xff);
+        assert_eq!(interpreter(&far), None);
     }
 }

@@ -100,7 +100,11 @@ impl Got {
 
 /// One build: its session, and one call of the engine's in it.
 fn build(proxy: &ProxyFixture, engine: &UnixListener, shared: &str, path: &str, client: Client) -> Got {
-    let mut client_end = UnixStream::connect(&proxy.socket).unwrap();
+    build_at(&proxy.socket, engine, shared, path, client)
+}
+
+fn build_at(socket: &Path, engine: &UnixListener, shared: &str, path: &str, client: Client) -> Got {
+    let mut client_end = UnixStream::connect(socket).unwrap();
     let line = "POST /v1.51/session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n";
     client_end
         .write_all(format!("{line}X-Docker-Expose-Session-Uuid: u\r\n{shared}\r\n").as_bytes())
@@ -205,6 +209,21 @@ fn the_build_key_changes_after_a_refusal() {
     assert_eq!(twice, first);
     let after = shared(header, golden("context.bin"));
     assert!(after != first && after.starts_with("ctx:1") && after.contains("0123abcd"), "{after}");
+}
+
+/// Otherwise the engine would take a part of the refused context for judged.
+#[test]
+fn a_refusal_at_one_socket_changes_the_key_at_the_others() {
+    let (_scratch, engine, proxy) = fixture();
+    let another = proxy.serve_also();
+    let shared = |socket: &Path, answer: Vec<u8>| {
+        let got = build_at(socket, &engine, "", CONTEXT, Client { answer, encoding: None });
+        let [key] = got.shared_key()[..] else { panic!("{:?}", got.shared_key()) };
+        key.to_string()
+    };
+    let before = shared(&another, golden("context.bin"));
+    assert_eq!(shared(&proxy.socket, with_key(&golden("context.bin"))), before);
+    assert_ne!(shared(&another, golden("context.bin")), before);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kfp_creds::console::{Console, Form};
 use kfp_creds::docker::proxy::{
-    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Reserved, Rules, Settings,
-    Wiring, Writable,
+    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Proxy, Reserved, Rules,
+    Settings, Wiring, Writable,
 };
 use kfp_creds::kfp::Reading;
 use kfp_creds::policy::Policy;
@@ -70,7 +70,7 @@ pub(crate) struct ProxyFixture {
     pub(crate) lifecycle: Lifecycle,
     heard: Heard,
     tasks: Tasks,
-    settings: Arc<Settings>,
+    served: Arc<Proxy>,
     thread: Option<std::thread::JoinHandle<()>>,
     _scratch: Option<Scratch>,
 }
@@ -132,35 +132,50 @@ impl ProxyFixture {
             ask,
             tasks: tasks.clone(),
         });
-        let served = settings.clone();
+        let served = Arc::new(Proxy::new(settings));
+        let serving = served.clone();
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let answers = lifecycle.clone();
+        let (answers, tasks_of) = (lifecycle.clone(), tasks.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let tasks = served.tasks.clone();
-                tasks.spawn("lifecycle", answer(asked, answers));
-                proxy::serve(listener, served).await;
-                tasks.finish(Duration::from_secs(2)).await;
+                tasks_of.spawn("lifecycle", answer(asked, answers));
+                proxy::serve(listener, serving).await;
+                tasks_of.finish(Duration::from_secs(2)).await;
             });
         });
         let thread = Some(thread);
-        Self { socket, exits, reserved, closing, lifecycle, heard, tasks, settings, thread, _scratch: None }
+        Self { socket, exits, reserved, closing, lifecycle, heard, tasks, served, thread, _scratch: None }
     }
 
-    /// Serves the same with TLS, as `serve --tls` does, until the stand is dropped; returns the port.
+    /// Serves the same at another socket, until the fixture is dropped; returns its path.
+    pub(crate) fn serve_also(&self) -> PathBuf {
+        let socket = self.socket.with_file_name("another.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let served = self.served.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                proxy::serve(tokio::net::UnixListener::from_std(listener).unwrap(), served).await;
+            });
+        });
+        socket
+    }
+
+    /// Serves the same with TLS, as `serve --tls` does, until the fixture is dropped; returns the port.
     pub(crate) fn serve_tls(&self, config: Arc<rustls::ServerConfig>) -> u16 {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let settings = self.settings.clone();
+        let served = self.served.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                proxy::serve_tls(listener, config, settings).await;
+                proxy::serve_tls(listener, config, served).await;
             });
         });
         port

@@ -76,7 +76,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use self::engine_client::{EngineClient, HEAD_BOUND, Handover, MAX_HEADERS, RawStream, Reply, splice};
-use self::state::Proxy;
 use crate::config::endpoint::Endpoint;
 use crate::config::proxies::ClientProxies;
 use crate::console::{Console, Line};
@@ -97,6 +96,7 @@ pub use self::inputs::{Fetch, Fetched, Fetching};
 pub use self::preview::{Networks, Outcome, Preview, preview};
 pub use self::reserved::{Kind, Reserved};
 pub use self::rules::{LiveRules, Rules};
+pub use self::state::Proxy;
 pub use self::tls::serve_tls;
 pub use self::volumes::wrong_with_volumes;
 pub use self::wiring::{WINNING, only_value, overriding};
@@ -248,9 +248,8 @@ pub struct LeasedAs {
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Serves until the session's tasks are stopped.
-pub async fn serve(listener: UnixListener, settings: Arc<Settings>) {
-    let stop = settings.tasks.stop().clone();
-    let proxy = Arc::new(Proxy::new(settings));
+pub async fn serve(listener: UnixListener, proxy: Arc<Proxy>) {
+    let stop = proxy.settings.tasks.stop().clone();
     let serve =
         |(stream, _)| proxy.settings.tasks.spawn("proxy connection", connection(proxy.clone(), stream));
     accept_each(&stop, || listener.accept(), serve).await;

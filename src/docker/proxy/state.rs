@@ -37,8 +37,10 @@ pub(super) struct Image {
     pub(super) has_entrypoint: bool,
 }
 
+/// The proxy of one session. All its listeners share it: what one of them has let pass, such as a create that is not
+/// answered yet, decides what another one refuses.
 #[derive(Debug)]
-pub(super) struct Proxy {
+pub struct Proxy {
     pub(super) settings: Arc<Settings>,
     pub(super) engine: EngineClient,
     pub(super) outputs: Outputs,
@@ -61,7 +63,7 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    pub(super) fn new(settings: Arc<Settings>) -> Self {
+    pub fn new(settings: Arc<Settings>) -> Self {
         let engine = EngineClient { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
         Self {
             settings,
@@ -76,6 +78,10 @@ impl Proxy {
             said_entrypoint: Mutex::default(),
             our_networks: Mutex::default(),
         }
+    }
+
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 
     /// Held from before the engine's create until the lease is in place.

@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::engine_client::one_way;
 use super::state::Proxy;
-use super::{GRACE, Settings, connection};
+use super::{GRACE, connection};
 use crate::console::Line;
 use crate::process::accept_each;
 
@@ -32,13 +32,9 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 4);
 
 /// Serves until the session's tasks are stopped.
-pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, settings: Arc<Settings>) {
-    let tasks = settings.tasks.clone();
-    let entrance = Arc::new(Entrance {
-        proxy: Arc::new(Proxy::new(settings)),
-        acceptor: TlsAcceptor::from(config),
-        said: Mutex::default(),
-    });
+pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, proxy: Arc<Proxy>) {
+    let tasks = proxy.settings.tasks.clone();
+    let entrance = Arc::new(Entrance { proxy, acceptor: TlsAcceptor::from(config), said: Mutex::default() });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let next = || async {
         // Never closed, so there is always a permit to wait for.

@@ -119,7 +119,7 @@ impl<B> Answer<B> {
     fn refuse(&mut self, why: &str) {
         self.out.clear();
         if let Some(Reading::Context(_)) = self.reading {
-            self.out.push_back(context::error(&one_line(why)));
+            self.out.extend(context::error(&one_line(why)));
         }
         self.trailers = Some(refused(why));
         self.ended = true;
@@ -199,7 +199,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
 
 /// A file name in a message must not start a new line.
 fn one_line(text: &str) -> String {
-    text.chars().map(|char| if char.is_ascii_control() && char != '\x7f' { '?' } else { char }).collect()
+    text.chars().map(|char| if char < ' ' { '?' } else { char }).collect()
 }
 
 /// gRPC's trailers for a call that is not permitted. The engine shows the text to the person who builds.

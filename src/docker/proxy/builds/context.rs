@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::message::{PREFIX, Unread, Value, fields, once};
+use super::message::{PREFIX, Unread, Value, delimited, fields, framed, once};
 use crate::docker::proxy::texts::Key;
 use crate::docker::proxy::upload::SIP;
 use crate::guard::Rules;
@@ -36,17 +36,8 @@ pub(super) struct Told {
 }
 
 /// The message by which a sender of fsutil gives up: type 4, with the reason as its data.
-pub(super) fn error(why: &str) -> Bytes {
-    let mut packet = vec![0x08, 4, 0x22];
-    let mut length = why.len();
-    while length > 0x7f {
-        packet.push((length & 0x7f) as u8 | 0x80);
-        length >>= 7;
-    }
-    packet.push(length as u8);
-    packet.extend_from_slice(why.as_bytes());
-    let prefix = (packet.len() as u64).to_be_bytes();
-    [&[0][..], &prefix[4..], &packet].concat().into()
+pub(super) fn error(why: &str) -> Option<Bytes> {
+    framed(&[&[0x08, 4], &delimited(4, why.as_bytes())[..]].concat())
 }
 
 /// Judges the files of one context as they pass.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::context::Told;
-use super::message::{Messages, PREFIX, Unread, Value, fields, once};
+use super::message::{Messages, PREFIX, Unread, Value, delimited, fields, framed, once};
 use crate::config::proxies::ClientProxies;
 use crate::docker::proxy::proxies::of_build;
 use crate::docker::proxy::texts::value as text;
@@ -99,22 +99,7 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
         ];
         body.extend(delimited(number, &entry.concat()));
     }
-    let length = u32::try_from(body.len()).ok()?;
-    Some([&[0][..], &length.to_be_bytes(), &body].concat().into())
-}
-
-/// A field of bytes in protobuf's encoding.
-fn delimited(number: u64, bytes: &[u8]) -> Vec<u8> {
-    let mut out = vec![];
-    for mut part in [number << 3 | 2, bytes.len() as u64] {
-        while part >= 0x80 {
-            out.push(u8::try_from(part & 0x7f).unwrap_or_default() | 0x80);
-            part >>= 7;
-        }
-        out.push(u8::try_from(part).unwrap_or_default());
-    }
-    out.extend_from_slice(bytes);
-    out
+    framed(&body)
 }
 
 /// Judges one entry of a map, which protobuf encodes as a message of key and value.

@@ -145,6 +145,26 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A field of bytes in protobuf's encoding.
+pub(super) fn delimited(number: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![];
+    for mut part in [number << 3 | 2, bytes.len() as u64] {
+        while part >= 0x80 {
+            out.push(u8::try_from(part & 0x7f).unwrap_or_default() | 0x80);
+            part >>= 7;
+        }
+        out.push(u8::try_from(part).unwrap_or_default());
+    }
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// A message with its prefix; `None` for one that is too long for it.
+pub(super) fn framed(message: &[u8]) -> Option<Bytes> {
+    let length = u32::try_from(message.len()).ok()?;
+    Some([&[0][..], &length.to_be_bytes(), message].concat().into())
+}
+
 /// Stores the value of a field that may occur only once.
 pub(super) fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Unread> {
     match place.replace(value) {
