@@ -36,7 +36,8 @@
 //! | | `console` | every line that a person reads |
 //! | | `policy` | which container gets which identity |
 //! | | `record` | audit log and metrics |
-//! | 0 | `failure` | how a command ends |
+//! | 0 | `cloud` | what an identity may have on AWS and Azure |
+//! | | `failure` | how a command ends |
 //! | | `linux` | functions that only Linux has |
 //! | | `process` | tasks and time limits |
 //! | | `quote` | how input is quoted in messages |
@@ -83,6 +84,8 @@ pub mod app;
 pub mod certificates;
 #[cfg(feature = "host")]
 pub mod cli;
+#[cfg(feature = "host")]
+pub mod cloud;
 #[cfg(feature = "host")]
 pub mod config;
 #[cfg(feature = "host")]

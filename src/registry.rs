@@ -235,6 +235,7 @@ mod tests {
             identity: Arc::new(identity),
             by: By::Default,
             task: Arc::new(Task::default()),
+            secret: None,
         }
     }
 

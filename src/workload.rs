@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
+use crate::cloud::{AwsIdentity, AzureIdentity, Cloud};
 use crate::quote;
+use crate::secret::Secret;
 use crate::token::{Boundary, CLOUD_PLATFORM, Scopes};
 
 /// The 64 hex digits that the engine gave a container.
@@ -222,6 +224,22 @@ pub struct Identity {
     pub rate: Option<u32>,
     /// The operator may disable its service accounts, because nothing else uses them.
     pub kill_switch: bool,
+    /// Containers get tokens of Google.
+    pub google: bool,
+    /// What containers get on AWS; `None`: nothing.
+    pub aws: Option<Arc<AwsIdentity>>,
+    /// What containers get on Azure; `None`: nothing.
+    pub azure: Option<Arc<AzureIdentity>>,
+}
+
+impl Identity {
+    pub fn has(&self, cloud: Cloud) -> bool {
+        match cloud {
+            Cloud::Google => self.google,
+            Cloud::Aws => self.aws.is_some(),
+            Cloud::Azure => self.azure.is_some(),
+        }
+    }
 }
 
 impl Default for Identity {
@@ -239,6 +257,9 @@ impl Default for Identity {
             boundary: None,
             rate: None,
             kill_switch: false,
+            google: true,
+            aws: None,
+            azure: None,
         }
     }
 }
@@ -273,6 +294,9 @@ pub struct Grant {
     pub identity: Arc<Identity>,
     pub by: By,
     pub task: Arc<Task>,
+    /// In the container's environment, as AWS and Azure have it; worth nothing at another address. `None` if the
+    /// identity has neither.
+    pub secret: Option<Arc<Secret<String>>>,
 }
 
 #[cfg(test)]

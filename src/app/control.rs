@@ -333,6 +333,7 @@ mod tests {
             identity: Arc::new(Identity::default()),
             by: By::Default,
             task: Arc::new(task),
+            secret: None,
         };
         Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false, held: vec![] }
     }

@@ -301,6 +301,9 @@ fn identities(
             rate: rate(say, &path("rate")),
             subject: stands_in,
             boundary: boundary(say, &path("boundary")),
+            google: true,
+            aws: None,
+            azure: None,
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));

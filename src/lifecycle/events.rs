@@ -155,7 +155,8 @@ mod tests {
         let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
         for container in ids.clone() {
             let identity = Arc::new(Identity::default());
-            let grant = Grant { container, identity, by: By::Default, task: Arc::new(Task::default()) };
+            let grant =
+                Grant { container, identity, by: By::Default, task: Arc::new(Task::default()), secret: None };
             lifecycle.attach(grant, Place::Shared).await.unwrap();
         }
         std::fs::remove_dir_all(&folder).unwrap();

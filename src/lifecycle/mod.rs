@@ -168,7 +168,7 @@ impl Lifecycle {
             LifecycleRequest::Attach { container, identity, by, task, place, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
-                    let grant = Grant { container: container.clone(), identity, by, task };
+                    let grant = Grant { container: container.clone(), identity, by, task, secret: None };
                     let outcome = this.attach(grant, place).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {

@@ -65,7 +65,8 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let (one, two, three) = tokio::join!(text(&mint, &own), text(&mint, &other), text(&mint, &shared));
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
     let identity = Arc::new(Identity { scopes: Scopes::parse("x"), isolate: true, ..Identity::default() });
-    let lives = Grant { container: container("b"), identity, by: By::Default, task: Arc::default() };
+    let lives =
+        Grant { container: container("b"), identity, by: By::Default, task: Arc::default(), secret: None };
     mint.forget_all_but(std::slice::from_ref(&lives));
     assert!(mint.cached(&own, None).is_none() && mint.cached(&other, None).is_some());
     assert!(mint.cached(&shared, None).is_none());
@@ -166,8 +167,13 @@ async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
         |audience: &str| IdentityRequest { service_account: Some("shared@x".into()), ..id_ask(audience) };
     let one = Arc::downgrade(&mint.identity(&spoken("one"), None, WAIT).await.unwrap());
     let two = Arc::downgrade(&mint.identity(&spoken("two"), None, WAIT).await.unwrap());
-    let grant =
-        Grant { container: container("a"), identity: live.clone(), by: By::Default, task: Arc::default() };
+    let grant = Grant {
+        container: container("a"),
+        identity: live.clone(),
+        by: By::Default,
+        task: Arc::default(),
+        secret: None,
+    };
     // The flights' own tasks end and release their tokens.
     tokio::time::sleep(Duration::from_millis(1)).await;
     mint.forget_all_but(std::slice::from_ref(&grant));

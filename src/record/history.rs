@@ -240,6 +240,7 @@ mod tests {
                 component: Some("load".into()),
                 ..Task::default()
             }),
+            secret: None,
         }
     }
 

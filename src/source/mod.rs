@@ -1,6 +1,6 @@
 //! Token sources. [`Source`] is the one trait that all modules share.
 //!
-//! `google` has Google's credentials, one file per kind; `offline` signs with a key made at start; `http` is
+//! `google`, `aws` and `azure` have the credentials of each cloud, one file per kind; `offline` signs with a key made at start; `http` is
 //! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
 //! lifetimes; `clock` tracks Google's clock for signatures; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
 //!
@@ -8,6 +8,8 @@
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
+pub mod aws;
+pub mod azure;
 pub mod clock;
 pub mod google;
 pub mod http;

@@ -117,6 +117,43 @@ impl IdentityToken {
     }
 }
 
+/// Temporary credentials of AWS, as STS gives them.
+#[derive(Debug)]
+pub struct AwsSession {
+    /// Begins with `ASIA`: a long-lived key (`AKIA`) never gets here.
+    pub access_key_id: Secret<String>,
+    pub secret_access_key: Secret<String>,
+    pub session_token: Secret<String>,
+    pub expires: Deadline,
+    /// The twelve digits of the account, if known.
+    pub account: Option<String>,
+    pub id: MintId,
+}
+
+impl AwsSession {
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::AwsSession, expires: self.expires }
+    }
+}
+
+/// An access token of Microsoft Entra for one resource.
+#[derive(Debug)]
+pub struct AzureToken {
+    pub value: Secret<String>,
+    pub expires: Deadline,
+    /// As requested.
+    pub resource: String,
+    /// The principal's client id, if known.
+    pub client_id: Option<String>,
+    pub id: MintId,
+}
+
+impl AzureToken {
+    pub fn about(&self) -> HandedOut {
+        HandedOut { id: self.id, kind: TokenKind::AzureToken, expires: self.expires }
+    }
+}
+
 /// Identifies a token in the audit log and the status; never sent upstream. Random, so it reveals nothing
 /// about the token. Containers that share a token see the same id.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -138,20 +175,24 @@ impl fmt::Display for MintId {
     }
 }
 
-/// The two kinds of token that are handed out.
+/// The kinds of token that are handed out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TokenKind {
     Access,
     Identity,
+    AwsSession,
+    AzureToken,
 }
 
 impl TokenKind {
-    pub const ALL: [Self; 2] = [Self::Access, Self::Identity];
+    pub const ALL: [Self; 4] = [Self::Access, Self::Identity, Self::AwsSession, Self::AzureToken];
 
     pub fn word(self) -> &'static str {
         match self {
             Self::Access => "access",
             Self::Identity => "identity",
+            Self::AwsSession => "aws-session",
+            Self::AzureToken => "azure-token",
         }
     }
 }

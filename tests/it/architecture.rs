@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. A room imports from storeys below its own, and from itself.
 const STOREYS: [&[&str]; 8] = [
-    &["failure", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
+    &["cloud", "failure", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
     &["certificates", "guard", "inputs", "kfp", "mounts", "console", "policy", "record"],
     &["readiness", "loopback", "registry", "source"],
     &["config"],
@@ -79,7 +79,9 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.
-const NEIGHBOURS: [(&str, &str, &str); 6] = [
+const NEIGHBOURS: [(&str, &str, &str); 8] = [
+    ("workload", "cloud", "an identity has a part for each cloud"),
+    ("workload", "secret", "a grant has a secret that only its container knows"),
     ("quote", "workload", "patterns are the user's text"),
     ("process", "linux", "core dumps are switched off by a call of Linux's own"),
     ("secret", "token", "a token's value is a secret"),

@@ -114,6 +114,7 @@ impl Fixture {
             identity: identity.clone(),
             by: By::Default,
             task: Arc::new(task),
+            secret: None,
         };
         self.lifecycle.attach(grant, kfp_creds::docker::proxy::Place::Shared).await.unwrap();
     }

@@ -105,8 +105,10 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
     let container = ContainerId::parse(&made)
         .ok_or_else(|| Failure::Engine(format!("{made} is no container id").into()))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
-    let attached =
-        opened.lifecycle.attach(Grant { container, identity, by: By::Default, task }, cell.into()).await;
+    let attached = opened
+        .lifecycle
+        .attach(Grant { container, identity, by: By::Default, task, secret: None }, cell.into())
+        .await;
     let started = Instant::now();
     let ended = match attached {
         Ok(_) => engine.run_to_end(&made).await.map_err(Failure::from),

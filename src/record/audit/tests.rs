@@ -53,7 +53,7 @@ fn grant() -> Grant {
         ..Task::default()
     };
     let container = ContainerId::parse(&"a".repeat(64)).unwrap();
-    Grant { container, identity: Arc::new(identity), by: By::Rule(2), task: Arc::new(task) }
+    Grant { container, identity: Arc::new(identity), by: By::Rule(2), task: Arc::new(task), secret: None }
 }
 
 fn token() -> HandedOut {

@@ -1,0 +1,126 @@
+//! What an identity may have on each cloud besides Google: the forms of the config, shared by the side that grants
+//! and the side that mints.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A cloud whose metadata service is served.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Cloud {
+    Google,
+    Aws,
+    Azure,
+}
+
+impl Cloud {
+    pub const ALL: [Self; 3] = [Self::Google, Self::Aws, Self::Azure];
+
+    /// As in the config, the audit log and the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Google => "google",
+            Self::Aws => "aws",
+            Self::Azure => "azure",
+        }
+    }
+}
+
+/// The name for people.
+impl fmt::Display for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Google => "Google Cloud",
+            Self::Aws => "AWS",
+            Self::Azure => "Azure",
+        })
+    }
+}
+
+/// `[identity.NAME.aws]`: the sessions that containers of an identity get. Without a role they get the host's own
+/// session, if that is temporary and `own_session` allows it; long-lived keys are never handed out.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct AwsIdentity {
+    /// The ARN of the role that every container assumes, in a session of its own.
+    pub role: Option<String>,
+    /// The host's own temporary session may be handed to containers.
+    pub own_session: bool,
+    /// A session policy (JSON) that narrows the role; at most 2048 characters.
+    pub policy: Option<String>,
+    /// ARNs of managed policies that narrow the role; at most 10.
+    pub policy_arns: Vec<String>,
+    /// `DurationSeconds` of `AssumeRole`: 900 s to 12 h.
+    pub lifetime: Duration,
+    /// The session is tagged with pipeline and component; needs `sts:TagSession`.
+    pub tags: bool,
+    /// `SourceIdentity` of the session: the person, in CloudTrail; needs `sts:SetSourceIdentity`.
+    pub source_identity: Option<String>,
+    /// `ExternalId`, for roles of another company's account.
+    pub external_id: Option<String>,
+}
+
+impl Default for AwsIdentity {
+    fn default() -> Self {
+        Self {
+            role: None,
+            own_session: false,
+            policy: None,
+            policy_arns: vec![],
+            lifetime: Duration::from_secs(3600),
+            tags: false,
+            source_identity: None,
+            external_id: None,
+        }
+    }
+}
+
+impl AwsIdentity {
+    /// `loader` of `arn:aws:iam::123456789012:role/team/loader`, which clients see as the instance's role.
+    pub fn role_name(&self) -> &str {
+        let role = self.role.as_deref().and_then(|arn| arn.rsplit('/').next());
+        role.filter(|name| !name.is_empty()).unwrap_or("kfp-creds")
+    }
+
+    /// `123456789012` of the role's ARN.
+    pub fn account(&self) -> Option<&str> {
+        self.role.as_deref()?.split(':').nth(4).filter(|id| !id.is_empty())
+    }
+}
+
+/// `[identity.NAME.azure]`: the tokens that containers of an identity get.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct AzureIdentity {
+    /// The principal's client id; `None` means that of `[azure]`.
+    pub client_id: Option<String>,
+    /// The resources that tokens may be requested for, such as `https://storage.azure.com`; empty means any.
+    pub resources: Vec<String>,
+}
+
+impl AzureIdentity {
+    /// Whether tokens for `resource` may be requested. One slash at the end makes no difference: az sends it.
+    pub fn allows(&self, resource: &str) -> bool {
+        let plain = |text: &str| text.strip_suffix('/').unwrap_or(text).to_owned();
+        self.resources.is_empty() || self.resources.iter().any(|own| plain(own) == plain(resource))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_has_a_name_and_an_account() {
+        let of = |arn: &str| AwsIdentity { role: Some(arn.into()), ..AwsIdentity::default() };
+        let role = of("arn:aws:iam::123456789012:role/team/loader");
+        assert_eq!((role.role_name(), role.account()), ("loader", Some("123456789012")));
+        assert_eq!(AwsIdentity::default().role_name(), "kfp-creds");
+        assert_eq!(AwsIdentity::default().account(), None);
+    }
+
+    #[test]
+    fn a_resource_is_the_same_with_a_slash_at_its_end() {
+        let storage = AzureIdentity { resources: vec!["https://storage.azure.com".into()], client_id: None };
+        assert!(storage.allows("https://storage.azure.com/") && storage.allows("https://storage.azure.com"));
+        assert!(!storage.allows("https://storage.azure.com//") && !storage.allows("https://vault.azure.net"));
+        assert!(AzureIdentity::default().allows("https://vault.azure.net"));
+    }
+}

@@ -1,0 +1,70 @@
+//! Sessions of AWS: temporary credentials for containers, made with the host's own.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cloud::AwsIdentity;
+use crate::source::{Pending, Reloaded, SourceError};
+use crate::token::AwsSession;
+use crate::workload::ContainerId;
+
+/// `[aws]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AwsSettings {
+    pub credentials: AwsCredentials,
+    /// `AWS_REGION` of containers, and the region whose STS is asked.
+    pub region: Option<String>,
+    /// Replaces `https://sts.REGION.amazonaws.com`; a base URL.
+    pub sts: Option<String>,
+}
+
+/// Where the host's own credentials for AWS come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AwsCredentials {
+    /// In the order of AWS's own tools: variables, the profile `default`, a container's agent, the machine's
+    /// metadata service.
+    Default,
+    /// `AWS_ACCESS_KEY_ID` and its like.
+    Environment,
+    /// A profile of `~/.aws/config` and `~/.aws/credentials`.
+    Profile(String),
+    /// The machine's own metadata service, or the agent of the container that this program runs in.
+    Machine,
+    /// A command that prints credentials in the form of `credential_process`.
+    Command { program: PathBuf, arguments: Vec<String>, pass: Vec<String>, timeout: Duration },
+    /// Another issuer's token, exchanged by `AssumeRoleWithWebIdentity`. The text is that of `token_from`.
+    WebIdentity { token_from: String, audience: String },
+    /// Credentials made here, which AWS does not accept.
+    Offline,
+}
+
+/// A request for a session. Every container has one of its own, so the key holds all of it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct AwsRequest {
+    pub identity: Arc<AwsIdentity>,
+    /// `RoleSessionName`: 2 to 64 of letters, digits and `_+=,.@-`. CloudTrail shows it.
+    pub session_name: String,
+    /// Session tags, if the identity has them.
+    pub tags: Vec<(String, String)>,
+    /// `None` for programs on this machine.
+    pub holder: Option<ContainerId>,
+}
+
+/// Makes sessions of AWS on the host.
+pub trait AwsSource: Debug + Send + Sync {
+    /// The kind of the host's credentials, for messages: `profile dev`, `environment`, `offline`.
+    fn kind(&self) -> String;
+
+    /// One exchange, uncached. Errors name the next step and never hold a secret.
+    fn session<'a>(&'a self, ask: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>>;
+
+    /// As [`crate::source::Source::reload`].
+    fn reload(&self) -> Reloaded {
+        Reloaded::Same
+    }
+
+    /// Drops pooled connections, after the machine has slept.
+    fn reconnect(&self) {}
+}
