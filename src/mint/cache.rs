@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use crate::source::flight::{Flight, Outcome};
 use crate::source::http::client::jittered;
 use crate::source::{Pending, SourceError};
-use crate::token::{AccessToken, Deadline, HandedOut, IdentityToken, Now};
+use crate::token::{AccessToken, AwsSession, AzureToken, Deadline, HandedOut, IdentityToken, Now};
 
+use super::clouds::LEAST_AWS;
 use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
 /// The cache key of a token: the whole request.
@@ -87,6 +88,30 @@ impl Cacheable for IdentityToken {
     fn spans(life: Duration) -> Lifetimes {
         let served = ID_TOKEN_REUSE.min(life / 2);
         Lifetimes { served, calm: served }
+    }
+}
+
+impl Cacheable for AwsSession {
+    fn about(&self) -> HandedOut {
+        self.about()
+    }
+
+    /// boto asks again before every call when less than 900 s are left, so more is served where the life allows
+    /// it. With the shortest life that STS gives, 900 s, a session is served for 240 s.
+    fn spans(life: Duration) -> Lifetimes {
+        let floor = if life >= 2 * AHEAD { AHEAD } else { LEAST_AWS }.min(life * 3 / 4);
+        Lifetimes { served: life - floor, calm: life - floor - FLOOR.min((life - floor) / 4) }
+    }
+}
+
+impl Cacheable for AzureToken {
+    fn about(&self) -> HandedOut {
+        self.about()
+    }
+
+    /// MSAL counts a token with less than 300 s as gone, and asks before every call then.
+    fn spans(life: Duration) -> Lifetimes {
+        AccessToken::spans(life)
     }
 }
 

@@ -8,6 +8,9 @@
 //! A token that is still valid takes precedence over every error and every delay.
 
 mod cache;
+mod clouds;
+#[cfg(test)]
+mod clouds_tests;
 #[cfg(test)]
 mod forgetting_tests;
 #[cfg(test)]
@@ -20,14 +23,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::cloud::Cloud;
 use crate::failure::Reason;
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
 use crate::process::Tasks;
 use crate::record::metrics::MintOutcome;
 use crate::record::{For, Making, Recorder, Who};
+use crate::source::aws::{AwsRequest, AwsSource};
+use crate::source::azure::{AzureRequest, AzureSource};
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
-
-use crate::token::{AccessToken, IdentityToken, Now, Scopes, TokenKind};
+use crate::token::{AccessToken, AwsSession, AzureToken, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity};
 
 /// Access tokens are served while at least this much is left. Clients refresh between 225 s (Python, Go,
@@ -75,13 +80,23 @@ impl From<SourceError> for MintFailure {
     }
 }
 
-/// Mints and caches the tokens of one source.
+/// Where the tokens of each cloud come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub google: Arc<dyn Source>,
+    pub aws: Option<Arc<dyn AwsSource>>,
+    pub azure: Option<Arc<dyn AzureSource>>,
+}
+
+/// Mints and caches the tokens of one session's sources.
 #[derive(Debug)]
 pub struct Mint {
-    source: Arc<dyn Source>,
+    sources: Sources,
     tasks: Tasks,
     access: Arc<Cache<AccessRequest, AccessToken>>,
     identity: Arc<Cache<IdentityRequest, IdentityToken>>,
+    aws: Arc<Cache<AwsRequest, AwsSession>>,
+    azure: Arc<Cache<AzureRequest, AzureToken>>,
     log: Arc<Log>,
 }
 
@@ -106,12 +121,10 @@ impl Log {
         &self,
         kind: TokenKind,
         making: Making,
-        source: &dyn Source,
         call: Pending<'_, Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
         let began = Instant::now();
         let result = call.await;
-        self.ask_who(source); // an answer can be the first to say who a user is
         let outcome = match &result {
             Ok(_) => MintOutcome::Ok,
             Err(SourceError::Transient(_)) => MintOutcome::Transient,
@@ -119,7 +132,10 @@ impl Log {
         };
         self.recorder.minted(kind, outcome, began.elapsed());
         if let Ok(token) = &result {
-            making.made(self.principal.borrow().email.as_deref(), &token.about());
+            // Google's own account; the sources of the others have none that is known here.
+            let own = kind.cloud() == Cloud::Google;
+            let email = own.then(|| self.principal.borrow().email.clone()).flatten();
+            making.made(email.as_deref(), &token.about());
         }
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
@@ -128,6 +144,22 @@ impl Log {
         }
         drop(health);
         result
+    }
+
+    async fn of_google<T: Cacheable>(
+        &self,
+        kind: TokenKind,
+        making: Making,
+        source: &dyn Source,
+        call: Pending<'_, Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        // An answer can be the first to say who a user is.
+        let asking = async move {
+            let result = call.await;
+            self.ask_who(source);
+            result
+        };
+        self.of(kind, making, Box::pin(asking)).await
     }
 
     fn ask_who(&self, source: &dyn Source) {
@@ -143,11 +175,18 @@ impl Log {
 }
 
 impl Mint {
-    /// Reports every upstream call to `recorder`.
+    /// With Google's source alone.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
+        Self::of_clouds(Sources { google: source, aws: None, azure: None }, tasks, recorder)
+    }
+
+    /// Reports every upstream call to `recorder`.
+    pub fn of_clouds(sources: Sources, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         let log = Arc::new(Log { recorder, ..Log::default() });
-        log.ask_who(&*source);
-        Arc::new(Self { source, tasks, access: Cache::new(ENTRIES), identity: Cache::new(ENTRIES), log })
+        log.ask_who(&*sources.google);
+        let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
+        let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
+        Arc::new(Self { sources, tasks, access, identity, aws, azure, log })
     }
 
     pub fn health(&self) -> Health {
@@ -187,12 +226,12 @@ impl Mint {
     }
 
     fn apart(&self, identity: &Identity) -> bool {
-        identity.isolate || self.source.per_container()
+        identity.isolate || self.sources.google.per_container()
     }
 
     /// Whether tokens for `ask` have exactly the requested scopes.
     pub fn narrows(&self, ask: &AccessRequest) -> bool {
-        self.source.narrows(ask)
+        self.sources.google.narrows(ask)
     }
 
     /// The fresh cached token, if any: the hot path, without an await. Starts a due renewal on behalf of
@@ -260,11 +299,12 @@ impl Mint {
                 identity.audiences.is_empty() || identity.audiences.contains(&ask.audience)
             })
         });
+        self.forget_clouds_but(&holders, &identities);
     }
 
     /// Disables `account` at its provider and drops its tokens, which are invalid then.
     pub async fn disable(&self, account: &str) -> Result<(), SourceError> {
-        self.source.disable(account).await?;
+        self.sources.google.disable(account).await?;
         self.access.forget(|ask| ask.service_account.as_deref() == Some(account));
         self.identity.forget(|ask| ask.service_account.as_deref() == Some(account));
         Ok(())
@@ -272,6 +312,12 @@ impl Mint {
 
     /// Drops everything; waiting callers get a newly requested token.
     pub fn forget_all(&self) {
+        self.forget_google();
+        self.aws.void_all();
+        self.azure.void_all();
+    }
+
+    fn forget_google(&self) {
         self.access.void_all();
         self.identity.void_all();
     }
@@ -279,12 +325,15 @@ impl Mint {
     /// Lets the source check its files, and drops cached tokens that became invalid. To be called about once
     /// a second.
     pub fn reload(&self) -> Reloaded {
-        let outcome = self.source.reload();
-        self.log.ask_who(&*self.source);
+        let outcome = self.sources.google.reload();
+        self.log.ask_who(&*self.sources.google);
         match outcome {
             Reloaded::Same | Reloaded::Broken(_) => {}
-            Reloaded::Renewed | Reloaded::Supplied => self.forget_failures(),
-            Reloaded::OtherAccount => self.forget_all(),
+            Reloaded::Renewed | Reloaded::Supplied => {
+                self.access.forget_failures();
+                self.identity.forget_failures();
+            }
+            Reloaded::OtherAccount => self.forget_google(),
         }
         outcome
     }
@@ -292,13 +341,10 @@ impl Mint {
     /// Call after the machine slept (the wall clock ran ahead of the monotonic one): connections are dead and
     /// old failures outdated. [`crate::token::Deadline`] itself handles tokens that expired meanwhile.
     pub fn woke(&self) {
-        self.source.reconnect();
-        self.forget_failures();
-    }
-
-    fn forget_failures(&self) {
+        self.sources.google.reconnect();
         self.access.forget_failures();
         self.identity.forget_failures();
+        self.clouds_woke();
     }
 
     fn access_work(
@@ -307,10 +353,12 @@ impl Mint {
         who: Option<Who<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<AccessToken, SourceError>> {
-        let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
+        let (source, ask, log) = (self.sources.google.clone(), ask.clone(), self.log.clone());
         let account = ask.service_account.as_deref();
         let making = log.recorder.making(who, For::Scopes(&ask.scopes), account, ahead);
-        Box::pin(async move { log.of(TokenKind::Access, making, &*source, source.access_token(&ask)).await })
+        Box::pin(async move {
+            log.of_google(TokenKind::Access, making, &*source, source.access_token(&ask)).await
+        })
     }
 
     fn identity_work(
@@ -319,12 +367,12 @@ impl Mint {
         who: Option<Who<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<IdentityToken, SourceError>> {
-        let (source, ask, log) = (self.source.clone(), ask.clone(), self.log.clone());
+        let (source, ask, log) = (self.sources.google.clone(), ask.clone(), self.log.clone());
         let account = ask.service_account.as_deref();
         let making = log.recorder.making(who, For::Audience(&ask.audience), account, ahead);
-        Box::pin(
-            async move { log.of(TokenKind::Identity, making, &*source, source.identity_token(&ask)).await },
-        )
+        Box::pin(async move {
+            log.of_google(TokenKind::Identity, making, &*source, source.identity_token(&ask)).await
+        })
     }
 
     async fn serve<K: Key, T: Cacheable>(

@@ -49,16 +49,25 @@ pub enum Who<'a> {
 pub enum For<'a> {
     Scopes(&'a Scopes),
     Audience(&'a str),
+    /// A session of this role of AWS; `None` is the host's own.
+    Role(Option<&'a str>),
+    /// A token of Azure for this resource.
+    Resource(&'a str),
 }
 
 impl For<'_> {
     fn entry(self, event: &'static str, who: Option<Who<'_>>) -> Entry {
         let (scopes, audience) = match self {
             For::Scopes(scopes) => (Some(scopes.clone()), None),
-            For::Audience(audience) => (None, Some(audience.to_owned())),
+            For::Audience(audience) | For::Resource(audience) => (None, Some(audience.to_owned())),
+            For::Role(_) => (None, None),
         };
         let entry = who.map_or_else(|| Entry::of(event, "ok", None), |who| Entry::who(event, "ok", who));
-        Entry { scopes, audience, ..entry }
+        let account = match self {
+            For::Role(role) => role.map(String::from),
+            For::Scopes(_) | For::Audience(_) | For::Resource(_) => entry.account.clone(),
+        };
+        Entry { account, scopes, audience, ..entry }
     }
 }
 
@@ -181,7 +190,8 @@ impl Recorder {
         let entry = self.0.audit.as_ref().map(|_| {
             let account = account.map(String::from);
             let ahead = ahead || matches!(who, Some(Who::Session(_)));
-            Entry { account, ahead, ..asked.entry("mint", who) }
+            let entry = asked.entry("mint", who);
+            Entry { account: account.or(entry.account.clone()), ahead, ..entry }
         });
         Making { recorder: self.clone(), entry }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
+use crate::cloud::Cloud;
 use crate::secret::Secret;
 
 pub use scopes::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, OF_GOOGLE_CLOUD, SCOPE_PREFIX, Scopes};
@@ -186,6 +187,14 @@ pub enum TokenKind {
 
 impl TokenKind {
     pub const ALL: [Self; 4] = [Self::Access, Self::Identity, Self::AwsSession, Self::AzureToken];
+
+    pub fn cloud(self) -> Cloud {
+        match self {
+            Self::Access | Self::Identity => Cloud::Google,
+            Self::AwsSession => Cloud::Aws,
+            Self::AzureToken => Cloud::Azure,
+        }
+    }
 
     pub fn word(self) -> &'static str {
         match self {

@@ -79,7 +79,8 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.
-const NEIGHBOURS: [(&str, &str, &str); 8] = [
+const NEIGHBOURS: [(&str, &str, &str); 9] = [
+    ("token", "cloud", "a kind of token is of one cloud"),
     ("workload", "cloud", "an identity has a part for each cloud"),
     ("workload", "secret", "a grant has a secret that only its container knows"),
     ("quote", "workload", "patterns are the user's text"),

@@ -1,0 +1,223 @@
+//! Sessions of AWS and tokens of Azure: the same caches and flights as for Google's tokens, with keys of their own.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cache::Found;
+use super::{Mint, MintFailure};
+use crate::cloud::Cloud;
+use crate::record::{For, Who};
+use crate::source::aws::AwsRequest;
+use crate::source::azure::{AzurePrincipal, AzureRequest};
+use crate::source::{Pending, Reloaded, SourceError};
+use crate::token::{AwsSession, AzureToken, Now, TokenKind};
+use crate::workload::{ContainerId, Grant, Identity, Task};
+
+/// A session with less left is not handed out: boto would take its expiry for later than it is, and go on with
+/// expired credentials (recorded for 1.44.8: 300 s left, expired credentials for 5 340 s).
+pub(super) const LEAST_AWS: Duration = Duration::from_secs(660);
+
+const LONGEST_SESSION_NAME: usize = 64;
+
+impl Mint {
+    /// The session request of `identity`, for `container` and its `task`. `None` if the identity has nothing on
+    /// AWS.
+    pub fn aws_request(
+        &self,
+        identity: &Identity,
+        container: Option<&ContainerId>,
+        task: &Task,
+    ) -> Option<AwsRequest> {
+        let aws = identity.aws.clone()?;
+        let component = task.component.as_deref().or(task.name.as_deref()).unwrap_or("task");
+        let named = [("pipeline", &task.pipeline), ("component", &task.component)];
+        let tags = named
+            .iter()
+            .filter(|_| aws.tags)
+            .filter_map(|(name, value)| Some(((*name).to_owned(), Option::clone(value)?)));
+        Some(AwsRequest {
+            session_name: session_name(component, container),
+            tags: tags.collect(),
+            holder: container.cloned(),
+            identity: aws,
+        })
+    }
+
+    /// The token request of `identity` for `resource`. `None` if the identity has nothing on Azure.
+    pub fn azure_request(
+        &self,
+        identity: &Identity,
+        container: Option<&ContainerId>,
+        resource: &str,
+    ) -> Option<AzureRequest> {
+        let azure = identity.azure.as_ref()?;
+        let apart =
+            identity.isolate || self.sources.azure.as_ref().is_some_and(|source| source.per_container());
+        Some(AzureRequest {
+            client_id: azure.client_id.clone(),
+            resource: resource.strip_suffix('/').unwrap_or(resource).to_owned(),
+            holder: container.filter(|_| apart).cloned(),
+        })
+    }
+
+    /// The principal of Azure's source; empty without one.
+    pub fn azure_principal(&self) -> AzurePrincipal {
+        self.sources.azure.as_ref().map(|source| source.principal()).unwrap_or_default()
+    }
+
+    /// As [`Mint::cached`], for a session of AWS.
+    pub fn cached_aws_session(&self, ask: &AwsRequest, who: Option<Who<'_>>) -> Option<Arc<AwsSession>> {
+        let (session, renewal) = self.aws.fresh(ask, Now::read(), || self.aws_work(ask, who, true))?;
+        self.launch(renewal);
+        lasting(session).ok()
+    }
+
+    /// As [`Mint::access`], for a session of AWS. A session that ends within [`LEAST_AWS`] is a transient failure.
+    pub async fn aws_session(
+        &self,
+        ask: &AwsRequest,
+        who: Option<Who<'_>>,
+        wait: Duration,
+    ) -> Result<Arc<AwsSession>, MintFailure> {
+        self.serve(&self.aws, ask, wait, |renewal| self.aws_work(ask, who, renewal)).await.and_then(lasting)
+    }
+
+    /// As [`Mint::cached`], for a token of Azure.
+    pub fn cached_azure_token(&self, ask: &AzureRequest, who: Option<Who<'_>>) -> Option<Arc<AzureToken>> {
+        let (token, renewal) = self.azure.fresh(ask, Now::read(), || self.azure_work(ask, who, true))?;
+        self.launch(renewal);
+        Some(token)
+    }
+
+    /// As [`Mint::access`], for a token of Azure.
+    pub async fn azure_token(
+        &self,
+        ask: &AzureRequest,
+        who: Option<Who<'_>>,
+        wait: Duration,
+    ) -> Result<Arc<AzureToken>, MintFailure> {
+        self.serve(&self.azure, ask, wait, |renewal| self.azure_work(ask, who, renewal)).await
+    }
+
+    /// Begins to make the first tokens of a container, those of every cloud that its identity has. What Azure is
+    /// asked for is known only from the request itself.
+    pub fn ahead_of(&self, grant: &Grant) {
+        let who = Who::Container(grant);
+        if grant.identity.google {
+            self.ahead(&self.request(&grant.identity, Some(&grant.container), None), who);
+        }
+        if let Some(ask) = self.aws_request(&grant.identity, Some(&grant.container), &grant.task) {
+            match self.aws.look(&ask, Now::read(), |_| self.aws_work(&ask, Some(who), true)) {
+                Found::Serve(_, renewal) => self.launch(renewal),
+                Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
+                Found::Failed(..) => {}
+            }
+        }
+    }
+
+    /// Lets the sources of AWS and Azure check their files, as [`Mint::reload`] does for Google's. Returns what
+    /// changed, by cloud.
+    pub fn reload_clouds(&self) -> Vec<(Cloud, Reloaded)> {
+        let aws = self.sources.aws.as_ref().map(|source| (Cloud::Aws, source.reload()));
+        let azure = self.sources.azure.as_ref().map(|source| (Cloud::Azure, source.reload()));
+        let all: Vec<_> = aws.into_iter().chain(azure).collect();
+        for (cloud, outcome) in &all {
+            match (cloud, outcome) {
+                (_, Reloaded::Same | Reloaded::Broken(_)) | (Cloud::Google, _) => {}
+                (Cloud::Aws, Reloaded::OtherAccount) => self.aws.void_all(),
+                (Cloud::Aws, Reloaded::Renewed | Reloaded::Supplied) => self.aws.forget_failures(),
+                (Cloud::Azure, Reloaded::OtherAccount) => self.azure.void_all(),
+                (Cloud::Azure, Reloaded::Renewed | Reloaded::Supplied) => self.azure.forget_failures(),
+            }
+        }
+        all
+    }
+
+    pub(super) fn clouds_woke(&self) {
+        if let Some(aws) = &self.sources.aws {
+            aws.reconnect();
+        }
+        if let Some(azure) = &self.sources.azure {
+            azure.reconnect();
+        }
+        self.aws.forget_failures();
+        self.azure.forget_failures();
+    }
+
+    /// The part of [`Mint::forget_all_but`] for AWS and Azure. Programs on this machine keep theirs: they have no
+    /// lease that could end.
+    pub(super) fn forget_clouds_but(&self, holders: &HashSet<&ContainerId>, identities: &[&Arc<Identity>]) {
+        self.aws.forget(|ask| ask.holder.as_ref().is_some_and(|holder| !holders.contains(holder)));
+        self.azure.forget(|ask| {
+            let can = |identity: &&Arc<Identity>| {
+                let azure = identity.azure.as_deref();
+                azure.is_some_and(|own| own.client_id == ask.client_id && own.allows(&ask.resource))
+            };
+            ask.holder.as_ref().is_some_and(|holder| !holders.contains(holder)) || !identities.iter().any(can)
+        });
+    }
+
+    fn aws_work(
+        &self,
+        ask: &AwsRequest,
+        who: Option<Who<'_>>,
+        ahead: bool,
+    ) -> Pending<'static, Result<AwsSession, SourceError>> {
+        let (source, ask, log) = (self.sources.aws.clone(), ask.clone(), self.log.clone());
+        let making = log.recorder.making(who, For::Role(ask.identity.role.as_deref()), None, ahead);
+        Box::pin(async move {
+            let source = source.ok_or_else(|| absent(Cloud::Aws))?;
+            log.of(TokenKind::AwsSession, making, source.session(&ask)).await
+        })
+    }
+
+    fn azure_work(
+        &self,
+        ask: &AzureRequest,
+        who: Option<Who<'_>>,
+        ahead: bool,
+    ) -> Pending<'static, Result<AzureToken, SourceError>> {
+        let (source, ask, log) = (self.sources.azure.clone(), ask.clone(), self.log.clone());
+        let making = log.recorder.making(who, For::Resource(&ask.resource), ask.client_id.as_deref(), ahead);
+        Box::pin(async move {
+            let source = source.ok_or_else(|| absent(Cloud::Azure))?;
+            log.of(TokenKind::AzureToken, making, source.token(&ask)).await
+        })
+    }
+}
+
+/// `kfp-COMPONENT-ID`: `RoleSessionName` has 2 to 64 of letters, digits and `_+=,.@-` (STS, `AssumeRole`). A long
+/// component loses its middle, because beginnings and numbers at the end distinguish tasks.
+fn session_name(component: &str, container: Option<&ContainerId>) -> String {
+    let end = container.map_or("local", ContainerId::short);
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    let name: String = component.chars().map(|c| if fits(c) { c } else { '-' }).collect();
+    let room = LONGEST_SESSION_NAME - "kfp--".len() - end.len();
+    let half = (room - 1) / 2;
+    match name.len() {
+        length if length > room => {
+            format!("kfp-{}-{}-{end}", &name[..half], &name[length - (room - 1 - half)..])
+        }
+        _ => format!("kfp-{name}-{end}"),
+    }
+}
+
+fn absent(cloud: Cloud) -> SourceError {
+    SourceError::refused(format!(
+        "kfp-creds has no credentials for {cloud}: add [{}] to kfp-creds.toml",
+        cloud.word()
+    ))
+}
+
+fn lasting(session: Arc<AwsSession>) -> Result<Arc<AwsSession>, MintFailure> {
+    let left = session.expires.remaining(Now::read());
+    if left >= LEAST_AWS {
+        return Ok(session);
+    }
+    let why = format!(
+        "the session of AWS ends in {} s, which is too soon for its clients; log in again on the host, or set role",
+        left.as_secs()
+    );
+    Err(MintFailure::Transient(why.into()))
+}

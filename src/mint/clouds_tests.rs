@@ -1,0 +1,197 @@
+//! Sessions of AWS and tokens of Azure under paused time, from scripted sources.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::tests::{Scripted, WAIT, container};
+use super::*;
+use crate::cloud::{AwsIdentity, AzureIdentity};
+use crate::secret::Secret;
+use crate::source::azure::AzurePrincipal;
+use crate::token::{Deadline, MintId};
+use crate::workload::{By, Task};
+
+#[derive(Debug)]
+struct Aws {
+    life: u64,
+    calls: AtomicUsize,
+    reload: Mutex<Option<Reloaded>>,
+}
+
+impl AwsSource for Aws {
+    fn kind(&self) -> String {
+        "scripted".into()
+    }
+
+    fn session<'a>(&'a self, _: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
+        Box::pin(async move {
+            let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+            let secret = |text: String| Secret::new(text);
+            Ok(AwsSession {
+                access_key_id: secret(format!("ASIA{number}")),
+                secret_access_key: secret(format!("secret {number}")),
+                session_token: secret(format!("token {number}")),
+                expires: Deadline::after(Now::read(), Duration::from_secs(self.life)),
+                account: None,
+                id: MintId::random(),
+            })
+        })
+    }
+
+    fn reload(&self) -> Reloaded {
+        self.reload.lock().unwrap().take().unwrap_or(Reloaded::Same)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Azure(AtomicUsize);
+
+impl AzureSource for Azure {
+    fn kind(&self) -> String {
+        "scripted".into()
+    }
+
+    fn principal(&self) -> AzurePrincipal {
+        AzurePrincipal::default()
+    }
+
+    fn token<'a>(&'a self, ask: &'a AzureRequest) -> Pending<'a, Result<AzureToken, SourceError>> {
+        Box::pin(async move {
+            let number = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+            Ok(AzureToken {
+                value: Secret::new(format!("token {number}")),
+                expires: Deadline::after(Now::read(), Duration::from_secs(3600)),
+                resource: ask.resource.clone(),
+                client_id: None,
+                id: MintId::random(),
+            })
+        })
+    }
+}
+
+fn aws(life: u64) -> Arc<Aws> {
+    Arc::new(Aws { life, calls: AtomicUsize::new(0), reload: Mutex::default() })
+}
+
+fn mint(aws: &Arc<Aws>) -> Arc<Mint> {
+    let (google, azure) = (Scripted::new(1, 3600), Arc::new(Azure::default()));
+    let sources = Sources { google, aws: Some(aws.clone()), azure: Some(azure) };
+    Mint::of_clouds(sources, Tasks::new(), Recorder::default())
+}
+
+fn identity() -> Arc<Identity> {
+    let aws = AwsIdentity { tags: true, ..AwsIdentity::default() };
+    let azure = AzureIdentity { resources: vec!["https://a.example".into()], client_id: None };
+    Arc::new(Identity { aws: Some(Arc::new(aws)), azure: Some(Arc::new(azure)), ..Identity::default() })
+}
+
+fn task() -> Task {
+    Task { pipeline: Some("etl".into()), component: Some("load".into()), ..Task::default() }
+}
+
+async fn key(mint: &Mint, ask: &AwsRequest) -> String {
+    let session = mint.aws_session(ask, None, WAIT).await.unwrap();
+    session.access_key_id.expose().clone()
+}
+
+#[test]
+fn a_session_is_named_after_its_container() {
+    let (mint, identity) = (mint(&aws(3600)), identity());
+    let named = |component: &str| {
+        let task = Task { component: Some(component.into()), ..task() };
+        mint.aws_request(&identity, Some(&container("a")), &task).unwrap().session_name
+    };
+    assert_eq!(named("load data/2"), "kfp-load-data-2-aaaaaaaaaaaa");
+    let long = named(&format!("{}-17", "x".repeat(200)));
+    assert!(long.len() == 64 && long.ends_with("x-17-aaaaaaaaaaaa") && long.starts_with("kfp-xx"), "{long}");
+    let ask = mint.aws_request(&identity, None, &task()).unwrap();
+    assert_eq!(ask.session_name, "kfp-load-local");
+    assert_eq!(ask.tags, [("pipeline".into(), "etl".into()), ("component".into(), "load".into())]);
+    assert!(mint.aws_request(&Identity::default(), None, &task()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_container_has_a_session_of_its_own() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let of = |digit| mint.aws_request(&identity, Some(&container(digit)), &task()).unwrap();
+    assert_eq!(key(&mint, &of("a")).await, "ASIA1");
+    assert_eq!(key(&mint, &of("a")).await, "ASIA1");
+    assert_eq!(key(&mint, &of("b")).await, "ASIA2");
+    let grant = Grant {
+        container: container("b"),
+        identity: identity.clone(),
+        by: By::Default,
+        task: Arc::default(),
+        secret: None,
+    };
+    mint.forget_all_but(&[grant]);
+    assert!(mint.cached_aws_session(&of("a"), None).is_none());
+    assert!(mint.cached_aws_session(&of("b"), None).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_session_is_replaced_after_240_seconds() {
+    let (source, identity) = (aws(900), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    key(&mint, &ask).await;
+    let mut age = 0;
+    // A renewal begins 60 s before, so that nobody waits for it.
+    for (second, calls) in [(170, 1), (190, 2), (350, 2), (380, 3)] {
+        tokio::time::sleep(Duration::from_secs(second - age)).await;
+        age = second;
+        key(&mint, &ask).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(source.calls.load(Ordering::Relaxed), calls, "after {second} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_too_soon_is_not_handed_out() {
+    let (source, identity) = (aws(659), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    let failure = mint.aws_session(&ask, None, WAIT).await.unwrap_err();
+    assert!(
+        matches!(&failure, MintFailure::Transient(why) if why.to_string().contains("too soon")),
+        "{failure}"
+    );
+    assert!(mint.cached_aws_session(&ask, None).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn azure_tokens_are_shared_and_go_with_the_last_lease() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let of = |digit| mint.azure_request(&identity, Some(&container(digit)), "https://a.example/").unwrap();
+    assert_eq!(of("a"), of("b"));
+    let first = mint.azure_token(&of("a"), None, WAIT).await.unwrap();
+    let second = mint.azure_token(&of("b"), None, WAIT).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    mint.forget_all_but(&[]);
+    assert!(mint.cached_azure_token(&of("a"), None).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_account_voids_the_sessions_of_its_cloud_alone() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    let azure = mint.azure_request(&identity, None, "https://a.example").unwrap();
+    key(&mint, &ask).await;
+    mint.azure_token(&azure, None, WAIT).await.unwrap();
+    *source.reload.lock().unwrap() = Some(Reloaded::OtherAccount);
+    assert_eq!(mint.reload_clouds()[0], (Cloud::Aws, Reloaded::OtherAccount));
+    assert!(mint.cached_aws_session(&ask, None).is_none());
+    assert!(mint.cached_azure_token(&azure, None).is_some());
+    assert_eq!(key(&mint, &ask).await, "ASIA2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_without_credentials_is_refused() {
+    let mint = Mint::new(Scripted::new(1, 3600), Tasks::new(), Recorder::default());
+    let ask = mint.aws_request(&identity(), None, &task()).unwrap();
+    let failure = mint.aws_session(&ask, None, WAIT).await.unwrap_err();
+    assert!(matches!(&failure, MintFailure::Refused(why) if why.to_string().contains("[aws]")), "{failure}");
+}
