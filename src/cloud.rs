@@ -103,6 +103,38 @@ impl AzureIdentity {
     }
 }
 
+/// `role loader for 3600 s, narrowed by a policy`
+impl fmt::Display for AwsIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(role) = &self.role else { return f.write_str("your own session") };
+        write!(f, "the role {role}, {} s", self.lifetime.as_secs())?;
+        if self.policy.is_some() {
+            f.write_str(", narrowed by a session policy")?;
+        }
+        if !self.policy_arns.is_empty() {
+            write!(f, ", narrowed by {}", self.policy_arns.join(" "))?;
+        }
+        if self.tags {
+            f.write_str(", tagged")?;
+        }
+        self.source_identity.as_ref().map_or(Ok(()), |person| write!(f, ", source identity {person}"))
+    }
+}
+
+/// `the own principal, resources https://storage.azure.com`
+impl fmt::Display for AzureIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.client_id {
+            Some(client) => write!(f, "the principal {client}")?,
+            None => f.write_str("the own principal")?,
+        }
+        match self.resources.is_empty() {
+            true => f.write_str(", any resource"),
+            false => write!(f, ", resources {}", self.resources.join(" ")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

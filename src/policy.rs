@@ -212,6 +212,7 @@ impl fmt::Display for Explanation {
         let mut text = String::new();
         let account = identity.service_account.as_deref().unwrap_or("the own account");
         let _ = writeln!(text, "identity      {}", identity.name);
+        let account = if identity.google { account } else { "nothing of Google" };
         let _ = writeln!(text, "account       {account}");
         if !identity.others.is_empty() {
             let _ = writeln!(text, "others        {}", identity.others.join(" "));
@@ -231,6 +232,12 @@ impl fmt::Display for Explanation {
         let audiences = identity.audiences.join(" ");
         let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
         let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());
+        if let Some(aws) = &identity.aws {
+            let _ = writeln!(text, "aws           {aws}");
+        }
+        if let Some(azure) = &identity.azure {
+            let _ = writeln!(text, "azure         {azure}");
+        }
         if let Some(rate) = identity.rate {
             let _ = writeln!(text, "rate          {rate} a minute");
         }

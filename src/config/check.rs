@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::boundary::boundary;
+use super::clouds;
 use super::endpoint::Endpoint;
 use super::find::Located;
 use super::forms::{
@@ -61,7 +62,12 @@ fn settings(
     let mut delegates = judged_as(say, "impersonate", chain).unwrap_or_default();
     let impersonate = delegates.pop();
     let subject = judged(say, "subject", account);
-    let identities = identities(say, impersonate.as_deref(), subject.as_deref());
+    let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
+    let source = source(say, (base, &beside), env);
+    let at = clouds::Place { beside: &beside, env, offline: source == SourceChoice::Offline };
+    let (aws, azure) = (clouds::aws(say, at), clouds::azure(say, at));
+    let enabled = (say.is_table("aws"), say.is_table("azure"));
+    let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, enabled);
     let (default, unknown) = (say.text("default"), say.text("unknown"));
     let policy = Policy {
         rules: rules(say, &identities),
@@ -70,8 +76,6 @@ fn settings(
         all: say.flag("all").unwrap_or_default(),
         unknown: named(say, "unknown", unknown.as_deref().unwrap_or("none"), &identities),
     };
-    let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
-    let source = source(say, (base, &beside), env);
     let key_guard = guarding::guard(guarding::rules(say, &beside, env), &source, env);
     let (mounts, unverified) = mounts(say, &flags.mounts, &beside, env, &key_guard);
     Config {
@@ -91,6 +95,8 @@ fn settings(
         instance_attributes: attributes(say, "attributes"),
         project_attributes: attributes(say, "project_attributes"),
         endpoints: endpoints(say),
+        aws,
+        azure,
         policy,
         compiled: compiled(say, &beside, env),
         clear_entrypoint: say.flag("clear_entrypoint").unwrap_or(true),
@@ -262,8 +268,9 @@ fn endpoints(say: &mut Layers) -> Endpoints {
 
 fn identities(
     say: &mut Layers,
-    impersonate: Option<&str>,
-    subject: Option<&str>,
+    (impersonate, subject): (Option<&str>, Option<&str>),
+    at: clouds::Place<'_>,
+    (aws, azure): (bool, bool),
 ) -> BTreeMap<String, Arc<Identity>> {
     let mut all = BTreeMap::new();
     let names: BTreeSet<String> = say.names("identity").into_iter().chain(["default".into()]).collect();
@@ -301,9 +308,9 @@ fn identities(
             rate: rate(say, &path("rate")),
             subject: stands_in,
             boundary: boundary(say, &path("boundary")),
-            google: true,
-            aws: None,
-            azure: None,
+            google: say.flag(&path("google")).unwrap_or(true),
+            aws: clouds::aws_identity(say, &path("aws"), at, aws),
+            azure: clouds::azure_identity(say, &path("azure"), azure),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));

@@ -1,6 +1,7 @@
 //! Formats of single values. An error completes the sentence `"VALUE" …`.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use url::Url;
@@ -122,6 +123,16 @@ pub(super) fn address(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
+    span(text, 600..=43_200, "600 s to 12 h")
+}
+
+/// Printable ASCII, not empty.
+pub(super) fn printable(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+}
+
+/// A time whose seconds are in `range`, which `told` describes.
+pub(super) fn span(text: &str, range: RangeInclusive<u64>, told: &str) -> Result<Duration, String> {
     let form = || String::from("has to be a time such as \"30m\", \"3600s\" or \"12h\"");
     let split = text.len().checked_sub(1).filter(|at| text.is_char_boundary(*at)).ok_or_else(form)?;
     let (number, unit) = text.split_at(split);
@@ -134,8 +145,8 @@ pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
     let digits = number.bytes().all(|b| b.is_ascii_digit());
     let number = number.parse::<u64>().ok().filter(|_| digits).ok_or_else(form)?;
     match number.checked_mul(unit) {
-        Some(seconds @ 600..=43_200) => Ok(Duration::from_secs(seconds)),
-        _ => Err("has to be from 600 s to 12 h".into()),
+        Some(seconds) if range.contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("has to be from {told}")),
     }
 }
 

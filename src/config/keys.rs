@@ -126,6 +126,30 @@ pub(super) const KEYS: &[Key] = &[
     key("credentials.token_method", Kind::Text, "`\"GET\"`", "The HTTP method for the URL: `\"GET\"`, or `\"POST\"` without a body, as Azure DevOps requires.").guarded(),
     key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, if the provider expects another one.").guarded(),
     key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The token type in the exchange, as defined by RFC 8693.").guarded(),
+    key("aws.credentials", Kind::Text, "none", "Where your own credentials for AWS come from. `\"default\"`: variables, the profile `default`, a container's agent or the machine's metadata service, in this order. `\"environment\"`: `AWS_ACCESS_KEY_ID` and its like. `\"machine\"`: the agent or the metadata service. `\"offline\"`: made here, for tests and emulators; `credentials = \"offline\"` implies it. `[aws]` has one of `credentials`, `profile`, `exec` and `token_from`. See [CLOUDS.md](CLOUDS.md).")
+        .variable("KFP_CREDS_AWS_CREDENTIALS").guarded(),
+    key("aws.profile", Kind::Text, "none", "The profile of `~/.aws/config` or `~/.aws/credentials`: keys, roles with their source profiles, IAM Identity Center, `credential_process`, web identity.")
+        .variable("KFP_CREDS_AWS_PROFILE").guarded(),
+    key("aws.exec", Kind::List, "none", "A command that prints credentials in the form of `credential_process`, as program and arguments.").guarded(),
+    key("aws.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
+    key("aws.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
+    key("aws.token_from", Kind::Text, "none", "The source of another issuer's token, which `AssumeRoleWithWebIdentity` exchanges for each identity's role: as `credentials.token_from`.")
+        .variable("KFP_CREDS_AWS_TOKEN_FROM").guarded(),
+    key("aws.token_audience", Kind::Text, "`\"sts.amazonaws.com\"`", "The audience of that token, if it comes from GitHub.").guarded(),
+    key("aws.region", Kind::Text, "none", "`AWS_REGION` and `AWS_DEFAULT_REGION` of containers, and the region whose STS is asked.")
+        .variable("KFP_CREDS_AWS_REGION").guarded(),
+    key("azure.credentials", Kind::Text, "none", "Where your own tokens for Azure come from. `\"az\"`: the Azure command line. `\"environment\"`: `AZURE_TENANT_ID`, `AZURE_CLIENT_ID` and a secret, a certificate or a federated token file. `\"machine\"`: the machine's managed identity. `\"offline\"`: made here, for tests and emulators; `credentials = \"offline\"` implies it. `[azure]` has one of `credentials`, `exec` and `token_from`.")
+        .variable("KFP_CREDS_AZURE_CREDENTIALS").guarded(),
+    key("azure.exec", Kind::List, "none", "A command that prints a token as `az account get-access-token` does, as program and arguments; `{resource}` in an argument is the requested resource.").guarded(),
+    key("azure.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
+    key("azure.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
+    key("azure.token_from", Kind::Text, "none", "The source of another issuer's token, which Microsoft Entra takes in place of a client secret: as `credentials.token_from`.")
+        .variable("KFP_CREDS_AZURE_TOKEN_FROM").guarded(),
+    key("azure.token_audience", Kind::Text, "`\"api://AzureADTokenExchange\"`", "The audience of that token, if it comes from GitHub.").guarded(),
+    key("azure.tenant", Kind::Text, "what the credentials say", "The directory (tenant) that tokens are requested from: its id or domain.")
+        .variable("KFP_CREDS_AZURE_TENANT").guarded(),
+    key("azure.client_id", Kind::Text, "what the credentials say", "The client id of the principal whose tokens containers get.")
+        .variable("KFP_CREDS_AZURE_CLIENT_ID").guarded(),
     key("credentials_file", Kind::Text, "where Google's libraries look", "The credential file to use; implies `credentials = \"adc\"`. A relative path starts at the config file.")
         .variable("KFP_CREDS_CREDENTIALS_FILE").guarded()
         .flag(CREDENTIAL, "--credentials-file", "FILE", "Uses this credential file instead of the one that Google's libraries would find"),
@@ -204,6 +228,10 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_STS").guarded(),
     key("endpoints.storage", Kind::Text, "`https://storage.UNIVERSE`", "The base URL of Cloud Storage, without a path. Inputs of tasks are fetched there (`gcs.fetch`). With `credentials = \"offline\"` nothing is fetched unless this names an emulator.")
         .variable("KFP_CREDS_ENDPOINT_STORAGE").guarded(),
+    key("endpoints.aws_sts", Kind::Text, "`https://sts.REGION.amazonaws.com`", "The URL of AWS's Security Token Service.")
+        .variable("KFP_CREDS_ENDPOINT_AWS_STS").guarded(),
+    key("endpoints.azure_authority", Kind::Text, "`https://login.microsoftonline.com`", "The URL of Microsoft Entra's token service.")
+        .variable("KFP_CREDS_ENDPOINT_AZURE_AUTHORITY").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
         .variable("KFP_CREDS_UNIVERSE").guarded(),
     key("instance.hostname", Kind::Text, "made of task and project", "`instance/hostname`, the same for every container."),
@@ -227,6 +255,17 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.boundary[].condition.title", Kind::Text, "none", "A name for the condition."),
     key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
     key("identity.*.kill_switch", Kind::Flag, "`false`", "Allows `cut-off --disable-account` to disable this identity's service accounts, which invalidates all their tokens, including those that others hold. Only for accounts that nobody else uses.").guarded(),
+    key("identity.*.google", Kind::Flag, "`true`", "Containers get tokens of Google. With `false` they see no Google metadata server."),
+    key("identity.*.aws.role", Kind::Text, "must be given, or `own_session`", "The ARN of the role that each container assumes, in a session of its own. Needs `[aws]`."),
+    key("identity.*.aws.own_session", Kind::Flag, "`false`", "Containers get your own session, if it is temporary, with all that it may do. Long-lived keys are never handed out.").guarded(),
+    key("identity.*.aws.policy", Kind::Text, "none", "A file with a session policy (JSON, at most 2048 characters without blanks) that narrows the role. A relative path starts at the config file.").guarded(),
+    key("identity.*.aws.policy_arns", Kind::List, "`[]`", "ARNs of managed policies that narrow the role, at most 10."),
+    key("identity.*.aws.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of a session, from 900 s to 12 h and at most what the role allows. If your own credentials are those of an assumed role, STS gives 1 h at most."),
+    key("identity.*.aws.tags", Kind::Flag, "`false`", "Tags each session with `pipeline` and `component`; the role has to allow `sts:TagSession`."),
+    key("identity.*.aws.source_identity", Kind::Text, "none", "The source identity of each session, which CloudTrail shows; the role has to allow `sts:SetSourceIdentity`."),
+    key("identity.*.aws.external_id", Kind::Text, "none", "The external id that the role's trust policy asks for."),
+    key("identity.*.azure.client_id", Kind::Text, "that of `[azure]`", "The client id of the principal whose tokens containers get. Needs `[azure]`."),
+    key("identity.*.azure.resources", Kind::List, "`[]`: any", "The resources that containers may request tokens for, such as `\"https://storage.azure.com\"`."),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -275,9 +314,13 @@ mod tests {
                 "audit.file",
                 "metrics.",
                 "identity.*.kill_switch",
+                "identity.*.aws.policy",
+                "identity.*.aws.own_session",
+                "aws.",
+                "azure.",
             ]
             .iter()
-            .any(|p| key.path.starts_with(p));
+            .any(|p| key.path.starts_with(p) && key.path != "identity.*.aws.policy_arns");
             assert_eq!(key.guarded, named, "{}", key.path);
         }
     }

@@ -7,6 +7,7 @@
 
 mod boundary;
 mod check;
+mod clouds;
 mod document;
 pub mod endpoint;
 pub mod engine;
@@ -48,6 +49,8 @@ use crate::mounts::Mount;
 use crate::policy::Policy;
 use crate::quote;
 use crate::record::audit;
+use crate::source::aws::AwsSettings;
+use crate::source::azure::AzureSettings;
 use crate::source::google::{Endpoints, Provided};
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
@@ -104,6 +107,10 @@ pub struct Config {
     pub instance_attributes: BTreeMap<String, String>,
     pub project_attributes: BTreeMap<String, String>,
     pub endpoints: Endpoints,
+    /// `None`: no container gets anything on AWS.
+    pub aws: Option<AwsSettings>,
+    /// `None`: no container gets anything on Azure.
+    pub azure: Option<AzureSettings>,
     pub policy: Policy,
     /// Compiled pipelines, used to recognise tasks that do not show which task they are.
     pub compiled: Arc<Compiled>,

@@ -27,7 +27,7 @@ pub(super) fn provided(say: &mut Layers, beside: &Path, env: &Environment) -> Op
     let (has_command, passes) = (words.is_some(), !pass.is_empty());
     let exec = words.and_then(|words| {
         let at = base(say, "credentials.exec");
-        exec(say, &words, pass, timeout.unwrap_or(TIMEOUT), &at, env)
+        exec(say, "credentials", &words, pass, timeout.unwrap_or(TIMEOUT), (&at, env))
     });
     if !has_command && (passes || timeout.is_some()) {
         say.problem("credentials", "pass and timeout are for a command, and there is no exec");
@@ -103,19 +103,20 @@ fn federation(
     })
 }
 
-fn exec(
+/// The command of `exec` in `table`; a relative path in it starts at `base`.
+pub(super) fn exec(
     say: &mut Layers,
+    table: &str,
     words: &[String],
     pass: Vec<String>,
     timeout: Duration,
-    base: &Path,
-    env: &Environment,
+    (base, env): (&Path, &Environment),
 ) -> Option<Exec> {
     let Some((program, arguments)) = words.split_first().filter(|(program, _)| !program.is_empty()) else {
-        say.problem("credentials.exec", "has to name a command");
+        say.problem(&format!("{table}.exec"), "has to name a command");
         return None;
     };
-    if !say.is_path("credentials.exec", program) {
+    if !say.is_path(&format!("{table}.exec"), program) {
         return None;
     }
     let program = match program.contains('/') {
@@ -125,7 +126,7 @@ fn exec(
     for name in &pass {
         let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         if name.is_empty() || !name.bytes().all(good) {
-            say.problem("credentials.pass", "has to hold names of variables, without their values");
+            say.problem(&format!("{table}.pass"), "has to hold names of variables, without their values");
         }
     }
     Some(Exec { program, arguments: arguments.to_vec(), pass, timeout })
@@ -138,7 +139,7 @@ fn path(text: &str, base: &Path, env: &Environment) -> PathBuf {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
     match number.and_then(|number| number.parse().ok()) {
         Some(number @ 1..=120) => Ok(Duration::from_secs(number)),
@@ -171,7 +172,7 @@ fn pool(text: &str) -> Result<String, String> {
         .into())
 }
 
-fn token_from(text: &str, base: &Path, env: &Environment) -> Result<TokenFrom, String> {
+pub(super) fn token_from(text: &str, base: &Path, env: &Environment) -> Result<TokenFrom, String> {
     if text == "github" {
         return Ok(TokenFrom::Github);
     }

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use super::keys::{KEYS, Key, Kind};
 
 /// Keys whose values come from a fixed set.
-const WORDS: [(&str, &[&str]); 3] = [
+const WORDS: [(&str, &[&str]); 5] = [
+    ("aws.credentials", &["default", "environment", "machine", "offline"]),
+    ("azure.credentials", &["az", "environment", "machine", "offline"]),
     ("credentials", &["adc", "metadata", "gcloud", "offline"]),
     ("guard.mode", &["deny", "warn", "off"]),
     ("isolation", &["shared", "network"]),

@@ -7,6 +7,8 @@ use super::{Config, Gcs, RelaySource, SourceChoice};
 use crate::guard::{Mode, Rules};
 use crate::policy::Policy;
 use crate::quote;
+use crate::source::aws::{AwsCredentials, AwsSettings};
+use crate::source::azure::{AzureCredentials, AzureSettings};
 use crate::workload::Identity;
 
 impl Config {
@@ -23,6 +25,8 @@ impl Config {
                 ("instance", format!("{:?}", config.instance)),
                 ("attributes", format!("{:?} {:?}", config.instance_attributes, config.project_attributes)),
                 ("endpoints", format!("{:?}", config.endpoints)),
+                ("aws", format!("{:?}", config.aws)),
+                ("azure", format!("{:?}", config.azure)),
                 ("audit", format!("{:?}", config.audit)),
                 ("metrics", format!("{:?}", config.metrics)),
                 ("keep", config.keep.to_string()),
@@ -58,6 +62,8 @@ impl Config {
             ("iam admin", self.endpoints.iam.clone()),
             ("sts", self.endpoints.sts.clone()),
             ("storage", self.endpoints.storage.clone()),
+            ("aws", self.aws.as_ref().map(aws)),
+            ("azure", self.azure.as_ref().map(azure)),
             ("gcs", (self.gcs != Gcs::default()).then(|| fetching(self.gcs))),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.as_deref().map(quote::name)),
@@ -105,6 +111,35 @@ fn credentials(source: &SourceChoice) -> String {
     }
 }
 
+fn aws(settings: &AwsSettings) -> String {
+    let from = match &settings.credentials {
+        AwsCredentials::Default => "where the tools of AWS look".into(),
+        AwsCredentials::Environment => "variables".into(),
+        AwsCredentials::Profile(name) => format!("the profile {}", quote::name(name)),
+        AwsCredentials::Machine => "this machine's role".into(),
+        AwsCredentials::Command { program, .. } => format!("the command {}", quote::path(program)),
+        AwsCredentials::WebIdentity { token_from, .. } => format!("a token from {}", quote::name(token_from)),
+        AwsCredentials::Offline => "offline: AWS does not accept these credentials".into(),
+    };
+    let region = settings.region.as_ref().map(|region| format!(", region {region}"));
+    let sts = settings.sts.as_ref().map(|url| format!(", STS at {}", quote::name(url)));
+    format!("{from}{}{}", region.unwrap_or_default(), sts.unwrap_or_default())
+}
+
+fn azure(settings: &AzureSettings) -> String {
+    let from = match &settings.credentials {
+        AzureCredentials::Az => "the Azure command line".into(),
+        AzureCredentials::Environment => "variables".into(),
+        AzureCredentials::Machine => "this machine's managed identity".into(),
+        AzureCredentials::Command { program, .. } => format!("the command {}", quote::path(program)),
+        AzureCredentials::Federated { token_from, .. } => format!("a token from {}", quote::name(token_from)),
+        AzureCredentials::Offline => "offline: Azure does not accept these tokens".into(),
+    };
+    let tenant = settings.tenant.as_ref().map(|tenant| format!(", tenant {tenant}"));
+    let authority = settings.authority.as_ref().map(|url| format!(", at {}", quote::name(url)));
+    format!("{from}{}{}", tenant.unwrap_or_default(), authority.unwrap_or_default())
+}
+
 fn relay(from: &RelaySource) -> Option<String> {
     let folder = || from.folder.as_deref().map(quote::path);
     from.image.as_deref().map(quote::name).or_else(folder)
@@ -143,6 +178,7 @@ fn choices(choose: &[Arc<Identity>]) -> String {
 
 fn sentence(identity: &Identity) -> String {
     let account = identity.service_account.as_deref().unwrap_or("the own account");
+    let account = if identity.google { account } else { "nothing of Google" };
     let mut text = format!("{}: {account}", identity.name);
     for other in &identity.others {
         let _ = write!(text, " and {other}");
@@ -171,6 +207,12 @@ fn sentence(identity: &Identity) -> String {
     }
     if let Some(rate) = identity.rate {
         let _ = write!(text, ", {rate} a minute");
+    }
+    if let Some(aws) = &identity.aws {
+        let _ = write!(text, ", on AWS {aws}");
+    }
+    if let Some(azure) = &identity.azure {
+        let _ = write!(text, ", on Azure {azure}");
     }
     let kill = identity.kill_switch;
     for (word, said) in [("isolate", identity.isolate), ("strict", identity.strict), ("kill switch", kill)] {

@@ -51,6 +51,11 @@ impl Layers {
         value_at(self.table(), path).is_some_and(Value::is_table)
     }
 
+    /// Whether there is a value, of whatever kind.
+    pub(super) fn is_set(&self, path: &str) -> bool {
+        value_at(self.table(), path).is_some()
+    }
+
     /// The names in a table.
     pub(super) fn names(&self, path: &str) -> Vec<String> {
         let table = value_at(self.table(), path).and_then(Value::as_table);

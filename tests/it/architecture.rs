@@ -70,7 +70,7 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
             &["layers"],
             &["values"],
             &["boundary", "find", "guarding", "provider", "rules", "seeing", "shown"],
-            &["engine", "mounts"],
+            &["clouds", "engine", "mounts"],
             &["proxies"],
             &["check"],
         ],

@@ -11,6 +11,7 @@ mod builds;
 mod check;
 mod ci;
 mod circles;
+mod clouds_config;
 mod config;
 mod conformance;
 mod dependencies;

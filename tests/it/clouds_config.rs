@@ -1,0 +1,171 @@
+//! `[aws]`, `[azure]` and their parts of an identity, as a user writes them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kfp_creds::cloud::Cloud;
+use kfp_creds::config::{self, Config, Environment, Overrides};
+use kfp_creds::source::aws::AwsCredentials;
+use kfp_creds::source::azure::AzureCredentials;
+
+/// A home with the user's own config file in it, removed at the end.
+struct Home(PathBuf);
+
+impl Home {
+    fn new(text: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let at = std::env::temp_dir().join(format!("kfp-creds-it-clouds-{}-{number}", std::process::id()));
+        fs::create_dir_all(at.join(".config/kfp-creds")).unwrap();
+        fs::write(at.join(".config/kfp-creds/config.toml"), text).unwrap();
+        Self(at)
+    }
+
+    fn resolve(&self, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let own = [("HOME".to_owned(), self.0.display().to_string())];
+        let all = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = Environment { variables: all.chain(own).collect(), cwd: self.0.clone() };
+        config::resolve(&Overrides::default(), &env).map_err(|problems| problems.to_string())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn resolve(text: &str) -> Result<Config, String> {
+    Home::new(text).resolve(&[])
+}
+
+fn objection(text: &str) -> String {
+    resolve(text).map(|config| config.summary()).unwrap_err()
+}
+
+const WHOLE: &str = r#"
+[aws]
+profile = "dev"
+region = "eu-west-1"
+[azure]
+credentials = "az"
+tenant = "contoso.example"
+[identity.loader]
+google = false
+[identity.loader.aws]
+role = "arn:aws:iam::123456789012:role/kfp-loader"
+policy = "loader.json"
+policy_arns = ["arn:aws:iam::aws:policy/AmazonS3ReadOnlyAccess"]
+lifetime = "15m"
+tags = true
+source_identity = "me@corp.example"
+[identity.loader.azure]
+resources = ["https://storage.azure.com"]
+"#;
+
+#[test]
+fn a_cloud_without_a_table_is_absent() {
+    let config = resolve("").unwrap();
+    assert!(config.aws.is_none() && config.azure.is_none());
+    let identity = config.policy.default.unwrap();
+    assert_eq!(Cloud::ALL.map(|cloud| identity.has(cloud)), [true, false, false]);
+}
+
+#[test]
+fn an_identity_has_a_part_for_each_cloud() {
+    let home = Home::new(WHOLE);
+    let file = home.0.join(".config/kfp-creds/loader.json");
+    fs::write(&file, "{ \"Version\": \"2012-10-17\",\n  \"Statement\": [] }").unwrap();
+    let config = home.resolve(&[]).unwrap();
+    assert_eq!(config.aws.as_ref().unwrap().credentials, AwsCredentials::Profile("dev".into()));
+    assert_eq!(config.azure.as_ref().unwrap().credentials, AzureCredentials::Az);
+    let identity = &config.identities["loader"];
+    assert_eq!(Cloud::ALL.map(|cloud| identity.has(cloud)), [false, true, true]);
+    let aws = identity.aws.as_ref().unwrap();
+    assert_eq!(aws.policy.as_deref(), Some(r#"{"Version":"2012-10-17","Statement":[]}"#));
+    assert_eq!((aws.lifetime.as_secs(), aws.role_name()), (900, "kfp-loader"));
+    let summary = config.summary();
+    for part in [
+        "aws           the profile dev, region eu-west-1\n",
+        "azure         the Azure command line, tenant contoso.example\n",
+        "loader: nothing of Google, ",
+        "on AWS the role arn:aws:iam::123456789012:role/kfp-loader, 900 s, narrowed by a session policy",
+        "on Azure the own principal, resources https://storage.azure.com",
+    ] {
+        assert!(summary.contains(part), "{part}: {summary}");
+    }
+}
+
+#[test]
+fn variables_name_the_credentials_and_offline_is_for_all() {
+    let home = Home::new("[aws]\nprofile = \"dev\"\n[azure]\ncredentials = \"az\"\n");
+    let config = home.resolve(&[("KFP_CREDS_CREDENTIALS", "offline")]).unwrap();
+    assert_eq!(config.aws.unwrap().credentials, AwsCredentials::Offline);
+    assert_eq!(config.azure.unwrap().credentials, AzureCredentials::Offline);
+    let home = Home::new("");
+    let config =
+        home.resolve(&[("KFP_CREDS_AWS_PROFILE", "ci"), ("KFP_CREDS_AWS_REGION", "eu-west-1")]).unwrap();
+    let aws = config.aws.unwrap();
+    assert_eq!(
+        (aws.credentials, aws.region.as_deref()),
+        (AwsCredentials::Profile("ci".into()), Some("eu-west-1"))
+    );
+}
+
+#[test]
+fn mistakes_of_a_cloud_are_told_with_what_to_do() {
+    let role = "role = \"arn:aws:iam::123456789012:role/r\"";
+    let aws = "[aws]\nprofile = \"dev\"\n";
+    let az = "[azure]\ncredentials = \"az\"\n";
+    for (text, expected) in [
+        (
+            "[aws]\nregion = \"eu-west-1\"\n".to_owned(),
+            "has to say one of credentials, profile, exec or token_from",
+        ),
+        ("[aws]\nprofile = \"dev\"\ncredentials = \"machine\"\n".into(), "has to say one of"),
+        ("[azure]\n".into(), "has to say one of credentials, exec or token_from"),
+        ("[azure]\ntoken_from = \"github\"\n".into(), "needs tenant and client_id"),
+        (format!("[identity.a.aws]\n{role}\n"), "needs [aws]"),
+        (format!("{aws}[identity.a.aws]\n"), "has to name a role, or own_session = true"),
+        (format!("{aws}[identity.a.aws]\n{role}\nown_session = true\n"), "say one of them"),
+        (format!("{aws}[identity.a.aws]\nown_session = true\ntags = true\n"), "are for a role"),
+        (format!("{aws}[identity.a.aws]\nrole = \"loader\"\n"), "has to be an ARN"),
+        (format!("{aws}[identity.a.aws]\nrole = \"arn:aws:iam::1:user/me\"\n"), "has to be an ARN"),
+        (format!("{aws}[identity.a.aws]\n{role}\nlifetime = \"14m\"\n"), "from 900 s to 12 h"),
+        (format!("{aws}[identity.a.aws]\n{role}\nlifetime = \"13h\"\n"), "from 900 s to 12 h"),
+        (format!("{aws}[identity.a.aws]\n{role}\npolicy = \"none.json\"\n"), "cannot be read"),
+        (format!("{aws}[identity.a.aws]\n{role}\nexternal_id = \"x\"\n"), "has to be 2 to 1224"),
+        (format!("{az}[identity.a.azure]\nclient_id = \"me\"\n"), "has to be a client id"),
+        (format!("{az}[identity.a.azure]\nresources = [\"storage\"]\n"), "has to be a resource"),
+        ("[identity.a.azure]\n".into(), "needs [azure]"),
+        ("[aws]\nprofile = \"dev\"\nregoin = \"x\"\n".into(), "did you mean `region`?"),
+    ] {
+        let told = objection(&text);
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+}
+
+#[test]
+fn a_policy_has_to_be_one_and_to_fit() {
+    let text = "[aws]\nprofile = \"dev\"\n[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\npolicy = \"p.json\"\n";
+    let long = format!("{{\"Statement\":[\"{}\"]}}", "x".repeat(2048));
+    for (content, expected) in [("{", "is no JSON"), ("{}", "has no Statement"), (&long, "longer than 2048")]
+    {
+        let home = Home::new(text);
+        fs::write(home.0.join(".config/kfp-creds/p.json"), content).unwrap();
+        let told = home.resolve(&[]).unwrap_err();
+        assert!(told.contains(expected) && !told.contains("xxx"), "{told}");
+    }
+}
+
+#[test]
+fn a_projects_file_enables_no_cloud_before_it_is_trusted() {
+    let home = Home::new("");
+    fs::create_dir_all(home.0.join("project")).unwrap();
+    fs::write(home.0.join("project/kfp-creds.toml"), "[aws]\nprofile = \"admin\"\n").unwrap();
+    let own = [("HOME".to_owned(), home.0.display().to_string())];
+    let env = Environment { variables: own.into_iter().collect(), cwd: home.0.join("project") };
+    let told = config::resolve(&Overrides::default(), &env).unwrap_err().to_string();
+    assert!(told.contains("`aws.profile`") && told.contains("kfp-creds config trust"), "{told}");
+}
