@@ -42,7 +42,14 @@ pub(super) fn settings(
         client_proxies: config.client_proxies.of(metadata.engine.upstream().endpoint()),
         evidence: kfp::Evidence::default(),
         console: console.clone(),
-        wiring: Wiring { relay: metadata.relay, names: vec![], project: None, quota_project: None },
+        wiring: Wiring {
+            relay: metadata.relay,
+            names: vec![],
+            project: None,
+            quota_project: None,
+            container_credentials: false,
+            aws_region: None,
+        },
         reserved: Reserved::default(),
         exits: ExitCodes::default(),
         closing: Closing::default(),
@@ -65,6 +72,8 @@ pub(super) fn wiring(metadata: &MetadataNetwork, credentials: &Credentials, conf
         // With a stand-in, clients would ask Google about a project of that name.
         project: Some(credentials.project(config)).filter(|project| project != UNKNOWN_PROJECT),
         quota_project: credentials.quota_project(config),
+        container_credentials: metadata.container_credentials,
+        aws_region: config.aws.as_ref().and_then(|aws| aws.region.clone()),
     }
 }
 

@@ -88,7 +88,8 @@ impl Session {
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
         let (session, relay) = (&session_id()?, &config.relay);
-        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, sockets: &folder };
+        let aws = config.aws.is_some();
+        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
         let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
         let metadata = Arc::new(metadata);

@@ -26,6 +26,9 @@ pub const SHARED_NAME: &str = "kfp-creds";
 /// The metadata server's address, known to every Google client.
 pub const MAGIC: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
+/// Where clients of AWS look for container credentials (Amazon ECS).
+pub const CONTAINER_CREDENTIALS: Ipv4Addr = Ipv4Addr::new(169, 254, 170, 2);
+
 /// From this API on (Engine 25) network names are unique.
 const UNIQUE_NAMES: (u64, u64) = (1, 44);
 /// From this API on (Engine 28) a network's interface in a container can be named, and has to be: since then
@@ -49,7 +52,7 @@ pub(super) const TAKEN: [Ipv4Addr; 5] = [
     MAGIC,
     Ipv4Addr::new(169, 254, 169, 253),
     Ipv4Addr::new(169, 254, 169, 123),
-    Ipv4Addr::new(169, 254, 170, 2),
+    CONTAINER_CREDENTIALS,
     Ipv4Addr::new(169, 254, 170, 23),
 ];
 
@@ -131,6 +134,8 @@ pub struct Network {
     pub session: String,
     /// `a.b.c.d/n`.
     pub subnet: String,
+    /// [`CONTAINER_CREDENTIALS`] lies in it, and the engine gives it to no container: the relay may have it.
+    pub keeps_credentials_address: bool,
 }
 
 impl Engine {
@@ -149,6 +154,7 @@ impl Engine {
                 id: network.id.unwrap_or_default(),
                 name: network.name.unwrap_or_default(),
                 session: labels.remove(SESSION_LABEL).unwrap_or_default(),
+                keeps_credentials_address: keeps(network.ipam.as_ref(), CONTAINER_CREDENTIALS),
                 subnet: subnet_of(network.ipam),
             }
         });
@@ -181,7 +187,13 @@ impl Engine {
     /// Creates a network. [`EngineError::RangeTaken`] and [`EngineError::NameTaken`] name the conflicting
     /// network.
     pub async fn make_network(&self, name: &str, pool: Pool, session: &str) -> Result<Network, EngineError> {
-        self.make_full_network(name, pool, &[], session).await
+        let credentials = [CONTAINER_CREDENTIALS];
+        // Podman reserves no further addresses, and ignores a relay's second address anyway.
+        let kept = match pool.contains(CONTAINER_CREDENTIALS) && self.product == Product::Docker {
+            true => &credentials[..],
+            false => &[],
+        };
+        self.make_full_network(name, pool, kept, session).await
     }
 
     /// Like [`Self::make_network`]; no container can be connected at the addresses in `kept`.
@@ -192,7 +204,13 @@ impl Engine {
         kept: &[Ipv4Addr],
         session: &str,
     ) -> Result<Network, EngineError> {
-        let made = |id| Network { id, name: name.into(), session: session.into(), subnet: pool.subnet() };
+        let made = |id| Network {
+            id,
+            name: name.into(),
+            session: session.into(),
+            subnet: pool.subnet(),
+            keeps_credentials_address: kept.contains(&CONTAINER_CREDENTIALS),
+        };
         if self.product == Product::Podman {
             let range = pool.podman_range(!kept.is_empty());
             let make = || self.make_podman_network(name, &range, session);
@@ -352,6 +370,12 @@ fn subnets_of(network: &BollardNetwork) -> impl Iterator<Item = Pool> {
         let pool = Pool { network: address.parse().ok()?, prefix: prefix.parse().ok()? };
         (1..=32).contains(&pool.prefix).then_some(pool)
     })
+}
+
+fn keeps(ipam: Option<&Ipam>, address: Ipv4Addr) -> bool {
+    let ranges = ipam.and_then(|ipam| ipam.config.as_ref()).into_iter().flatten();
+    let mut kept = ranges.filter_map(|range| range.auxiliary_addresses.as_ref()).flat_map(HashMap::values);
+    kept.any(|own| *own == address.to_string())
 }
 
 fn subnet_of(ipam: Option<Ipam>) -> String {

@@ -51,7 +51,8 @@ impl std::fmt::Debug for Tunnel {
 }
 
 impl Engine {
-    /// Starts a relay at `at`; with `cells` it serves the networks that it is connected to later. Its stdin
+    /// Starts a relay at `at` and, on Docker, at the address `more`; with `cells` it serves the networks that it is
+    /// connected to later. Its stdin
     /// is attached once, so the relay lives exactly as long as the tunnel.
     pub async fn start_relay(
         &self,
@@ -59,11 +60,11 @@ impl Engine {
         network: &Network,
         at: Ipv4Addr,
         name: &str,
-        cells: bool,
+        (cells, more): (bool, Option<Ipv4Addr>),
     ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let mut body = description(image, network, at);
+        let mut body = description(image, network, at, more);
         if cells {
             body.cmd.get_or_insert_default().push("--cells".into());
             let sysctls = body.host_config.get_or_insert_default().sysctls.get_or_insert_default();
@@ -180,7 +181,12 @@ impl Engine {
 
 /// A container that can only move bytes: an unprivileged uid, read-only, no capability, no mount, no port, no
 /// log (its output is the tunnel), and small limits.
-fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateBody {
+fn description(image: &str, network: &Network, at: Ipv4Addr, more: Option<Ipv4Addr>) -> ContainerCreateBody {
+    let mut endpoint = endpoint(at);
+    if let Some(ipam) = &mut endpoint.ipam_config {
+        // An endpoint has one address of its own; further ones have to be link-local (Engine API, `LinkLocalIPs`).
+        ipam.link_local_ips = more.map(|address| vec![address.to_string()]);
+    }
     let host = HostConfig {
         auto_remove: Some(true),
         // By id, because the engine allows two networks of one name.
@@ -219,7 +225,7 @@ fn description(image: &str, network: &Network, at: Ipv4Addr) -> ContainerCreateB
         ])),
         host_config: Some(host),
         networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint(at))])),
+            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint)])),
         }),
         ..Default::default()
     }

@@ -145,8 +145,13 @@ mod tests {
         let recorder = Recorder::default();
         let mint =
             Mint::new(Arc::new(Offline::new("p", "a@p.invalid").unwrap()), tasks.clone(), recorder.clone());
-        let network =
-            Network { id: "n".into(), name: "n".into(), session: "s".into(), subnet: "10.0.0.0/24".into() };
+        let network = Network {
+            id: "n".into(),
+            name: "n".into(),
+            session: "s".into(),
+            subnet: "10.0.0.0/24".into(),
+            keeps_credentials_address: false,
+        };
         let (writer, _reader, _questions) = registry::new();
         let granting = Granting { writer, mint, recorder };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 0, 0, last));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Lifecycle, State};
 use crate::docker::proxy::{LeasedAs, Place};
-use crate::workload::{ContainerId, Task};
+use crate::workload::{ContainerId, Grant, Task};
 
 impl Lifecycle {
     pub(super) fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {
@@ -17,7 +17,8 @@ impl Lifecycle {
             // Only that container's own environment holds its path.
             Place::Loopback(_) => return None,
         };
-        Some(LeasedAs { identity: tenant.grant.identity.clone(), relay })
+        let Grant { identity, secret, .. } = &tenant.grant;
+        Some(LeasedAs { identity: identity.clone(), relay, secret: secret.clone() })
     }
 
     /// False if the container `with` is gone or the session has ended.

@@ -40,6 +40,10 @@ use exit::Untold;
 /// How long a container that was never started keeps its address.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
 
+/// How long a create waits for the container's session of AWS, which is asked for as soon as its id is known: IMDS
+/// clients give up after 0.5 to 1 s. Later requests are held at the server.
+const FIRST_SESSION: Duration = Duration::from_millis(500);
+
 /// How often unused addresses and unused cached tokens are released.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
@@ -165,10 +169,10 @@ impl Lifecycle {
 
     fn answer(self: Arc<Self>, ask: LifecycleRequest) {
         match ask {
-            LifecycleRequest::Attach { container, identity, by, task, place, answer } => {
+            LifecycleRequest::Attach { container, identity, by, task, place, secret, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
-                    let grant = Grant { container: container.clone(), identity, by, task, secret: None };
+                    let grant = Grant { container: container.clone(), identity, by, task, secret };
                     let outcome = this.attach(grant, place).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
@@ -204,10 +208,16 @@ impl Lifecycle {
             Place::Shared => (self.network.id.clone(), self.take_address()?),
             Place::Loopback(path) => (String::new(), path.address()),
         };
+        let session = self.mint.aws_request(&grant.identity, Some(&container), &grant.task);
+        if let Some(ask) = &session {
+            self.mint.aws_ahead(ask, Who::Container(&grant));
+        }
+        let asked = Instant::now();
         if !network.is_empty()
             && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
         {
             self.state().addresses.give_back(address);
+            self.forget_unused();
             let text = format!("kfp-creds could not attach the container: {error}");
             return Err(Reason::new(text, error.remedy()));
         }
@@ -218,6 +228,11 @@ impl Lifecycle {
         }
         self.recorder.attached(&told, &self.account(&identity), address);
         self.warm(&container);
+        if let Some(ask) = session {
+            let left = FIRST_SESSION.saturating_sub(asked.elapsed());
+            // A failure is told to the container's clients, which ask for themselves.
+            let _ = self.mint.aws_session(&ask, Some(Who::Container(&told)), left).await;
+        }
         Ok(address)
     }
 
@@ -266,8 +281,7 @@ impl Lifecycle {
         if let Some(tenant) = state.tenants.get(container)
             && tenant.lease.is_some()
         {
-            let ask = self.mint.request(&tenant.grant.identity, Some(container), None);
-            self.mint.ahead(&ask, Who::Container(&tenant.grant));
+            self.mint.ahead_of(&tenant.grant);
         }
     }
 

@@ -108,11 +108,16 @@ impl Mint {
             self.ahead(&self.request(&grant.identity, Some(&grant.container), None), who);
         }
         if let Some(ask) = self.aws_request(&grant.identity, Some(&grant.container), &grant.task) {
-            match self.aws.look(&ask, Now::read(), |_| self.aws_work(&ask, Some(who), true)) {
-                Found::Serve(_, renewal) => self.launch(renewal),
-                Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
-                Found::Failed(..) => {}
-            }
+            self.aws_ahead(&ask, who);
+        }
+    }
+
+    /// As [`Mint::ahead`], for a session of AWS.
+    pub fn aws_ahead(&self, ask: &AwsRequest, who: Who<'_>) {
+        match self.aws.look(ask, Now::read(), |_| self.aws_work(ask, Some(who), true)) {
+            Found::Serve(_, renewal) => self.launch(renewal),
+            Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
+            Found::Failed(..) => {}
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::config::{Pool, RelaySource};
 use crate::console::Console;
 use crate::docker::cells::{self, Cells};
-use crate::docker::network::{MAGIC, Network, SHARED_NAME};
+use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC, Network, SHARED_NAME};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
 use crate::failure::{Reason, Remedy};
@@ -47,6 +47,8 @@ pub struct Wanted<'a> {
     /// The range from which each container gets its own network, instead of one shared by all.
     pub cells: Option<Pool>,
     pub relay: &'a RelaySource,
+    /// Containers are to get credentials of AWS.
+    pub aws: bool,
     /// The folder of this user's session sockets, `SESSION.sock` each. Its `lock` is held while networks are
     /// swept and made, so that two starts do not sweep each other's.
     pub sockets: &'a Path,
@@ -60,6 +62,8 @@ pub struct MetadataNetwork {
     pub pool: Pool,
     /// The relay's address: 169.254.169.254, or another one if another session has that.
     pub relay: Ipv4Addr,
+    /// The relay has AWS's address of container credentials, too.
+    pub container_credentials: bool,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,
     pub image_name: String,
@@ -100,8 +104,25 @@ impl MetadataNetwork {
         };
         let taken = engine.addresses_on(&network.id).await?;
         let relay_name = format!("kfp-creds-relay-{}", network.session);
-        let session =
-            Self { relay: pool.relay(), engine, network, pool, taken, ranges, image, image_name, relay_name };
+        let container_credentials = wanted.aws && ranges.is_none() && network.keeps_credentials_address;
+        if wanted.aws && !container_credentials {
+            console.notice(
+                "169.254.170.2 is not ours in this session: containers get credentials of AWS from the instance \
+                 metadata service (IMDS), at an address in their environment",
+            );
+        }
+        let session = Self {
+            relay: pool.relay(),
+            container_credentials,
+            engine,
+            network,
+            pool,
+            taken,
+            ranges,
+            image,
+            image_name,
+            relay_name,
+        };
         match session.start_relay().await {
             Ok(tunnel) => Ok((session, tunnel)),
             Err(error) => {
@@ -113,7 +134,9 @@ impl MetadataNetwork {
 
     async fn start_relay(&self) -> Result<Tunnel, EngineError> {
         let cells = self.ranges.is_some();
-        self.engine.start_relay(&self.image, &self.network, self.relay, &self.relay_name, cells).await
+        let more = self.container_credentials.then_some(CONTAINER_CREDENTIALS);
+        let (image, network) = (&self.image, &self.network);
+        self.engine.start_relay(image, network, self.relay, &self.relay_name, (cells, more)).await
     }
 
     /// The networks of one container each, if configured; starts a task that keeps some ready.

@@ -24,14 +24,15 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
         "docker::proxy",
         &[
             // Forms: of requests and answers, of the engine's wire, of what is remembered.
-            &["capabilities", "engine_client", "frames", "question", "reserved", "rules"],
+            &["capabilities", "engine_client", "environment", "frames", "question", "reserved", "rules"],
+            &["clouds"],
             &["json", "outputs", "wiring"],
             // Judgements, without waiting.
             &["host_root", "judge", "path", "podman", "proxies", "texts"],
             // What the parts of the proxy share.
             &["state", "upgrade"],
             // Questions to the engine, and streams.
-            &["entrypoint", "exit_codes", "hidden", "inputs", "join", "logs", "tls", "upload"],
+            &["attach", "entrypoint", "exit_codes", "hidden", "inputs", "join", "logs", "tls", "upload"],
             &["builds", "images", "mount_sources"],
             // Whole requests.
             &["dispatch", "guard", "volumes", "writable"],

@@ -93,6 +93,7 @@ impl Fixture {
         let tasks = Tasks::new();
         let mint = Mint::new(source, tasks.clone(), recorder.clone());
         let network = Network {
+            keeps_credentials_address: false,
             id: NETWORK.into(),
             name: NETWORK.into(),
             session: "0123abcd".into(),

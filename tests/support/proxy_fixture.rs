@@ -116,6 +116,8 @@ impl ProxyFixture {
                 names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
                 project: Some("proj".into()),
                 quota_project: None,
+                container_credentials: false,
+                aws_region: None,
             },
             reserved: reserved.clone(),
             exits: exits.clone(),

@@ -76,6 +76,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         Err(failure) => return Finding::failed(failure),
     };
     let wanted = Wanted {
+        aws: false,
         session: &session,
         pool: config.pool,
         cells: config.cells,

@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
+use super::clouds;
 use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
 use super::images::changes;
@@ -81,6 +82,10 @@ fn leave_out(body: &mut Value, container: &Value, projects: [&str; 2], names: &[
         value(name).filter(|value| !value.is_empty() && *value == own).map(|_| name.to_owned())
     };
     let mut unset: Vec<String> = METADATA_VARIABLES.iter().filter_map(|name| ours(name, relay)).collect();
+    // Their values hold a secret that is worth nothing elsewhere.
+    unset.extend(
+        clouds::ours().filter(|name| value(name).is_some_and(|value| !value.is_empty())).map(String::from),
+    );
     unset.extend(ours("CPL_MACHINE_IS_GCE", "YES"));
     unset.extend(ours("GOOGLE_CLOUD_PROJECT", projects[0]));
     unset.extend(ours("GOOGLE_CLOUD_QUOTA_PROJECT", projects[1]));

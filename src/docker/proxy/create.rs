@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::attach::{LeaseSecret, lease_secret};
 use super::engine_client::{Body, Refusal, Reply, collect, full};
 use super::exit_codes::Condition;
 use super::inputs::{self, Brought};
@@ -22,11 +23,11 @@ use super::path::Target;
 use super::question::{Neighbour, Question};
 use super::reserved::Kind;
 use super::state::Proxy;
-use super::{LifecycleRequest, Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use super::{Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::console::Line;
 use crate::docker::Product;
 use crate::policy::{Decision, doubt};
-use crate::workload::{By, ContainerId, Identity, Task};
+use crate::workload::{By, ContainerId, Task};
 
 /// Most directories of a command that are checked for existence.
 const MOST_DIRECTORIES: usize = 64;
@@ -47,7 +48,7 @@ impl Proxy {
         let name = target.query("name").map(str::to_string);
         let rules = self.settings.rules.now();
         let task = Arc::new(self.task(&body, name.as_deref(), &rules).await);
-        let Judged { verdict, place, brought } =
+        let Judged { verdict, place, secret, brought } =
             self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
         let given = Given::of(&body);
         let uri = target.uri().map_err(Refusal::malformed)?;
@@ -68,7 +69,7 @@ impl Proxy {
         self.settings.tasks.spawn("create", async move {
             let reply = match proxy.forward_create(request, uri, again, &brought, &task).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    proxy.created(reply, verdict, place, task, name, given).await
+                    proxy.created(reply, verdict, (place, secret), task, name, given).await
                 }
                 other => other,
             };
@@ -135,6 +136,7 @@ impl Proxy {
             Decision::Attach(..) if joins.is_none() => self.place(body).await?,
             Decision::Attach(..) | Decision::Pass(_) => Place::Shared,
         };
+        let secret = lease_secret(&decision, joins.as_ref())?;
         let shared = &self.settings.wiring;
         let (own, path) = match &place {
             Place::Shared => (shared.relay, None),
@@ -157,6 +159,7 @@ impl Proxy {
                 && matches!(decision, Decision::Attach(..))
                 && path.is_none(),
             path: path.as_deref(),
+            secret: secret.as_ref().map(|secret| secret.expose().as_str()),
             joins: joins.as_ref(),
         };
         let verdict = match judge::judge(body, &question) {
@@ -164,17 +167,17 @@ impl Proxy {
             verdict => verdict,
         };
         let brought = match &verdict {
-            Verdict::Attach { identity, .. } | Verdict::Join { identity, .. } => {
+            Verdict::Attach { identity, .. } | Verdict::Join { identity, .. } if identity.google => {
                 self.bring_inputs(body, identity, task).await?
             }
-            Verdict::Pass(_) | Verdict::Refuse(_) => vec![],
+            _ => vec![],
         };
         let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
         self.guard_create(body, &brings.env, ours, task).await?;
         if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
             self.say_entrypoint(task, image);
         }
-        Ok(Judged { verdict, place, brought })
+        Ok(Judged { verdict, place, secret, brought })
     }
 
     /// The place where a container with an identity will reach us.
@@ -247,7 +250,7 @@ impl Proxy {
         self: &Arc<Self>,
         reply: Reply,
         verdict: Verdict,
-        place: Place,
+        (place, secret): (Place, LeaseSecret),
         task: Arc<Task>,
         name: Option<String>,
         given: Given,
@@ -269,7 +272,7 @@ impl Proxy {
         }
         match verdict {
             Verdict::Attach { identity, by, notices } => {
-                if let Err(why) = self.attach(&id, &identity, by, &task, place).await {
+                if let Err(why) = self.attach(&id, &identity, by, &task, (place, secret)).await {
                     self.settings.recorder.attach_failed(&id, &task, &why);
                     return Err(self.undo(&id, &task, why).await);
                 }
@@ -292,43 +295,6 @@ impl Proxy {
             Verdict::Refuse(refusal) => return Err(refusal),
         }
         Ok(Response::from_parts(head, full(body)))
-    }
-
-    async fn attach(
-        &self,
-        id: &ContainerId,
-        identity: &Arc<Identity>,
-        by: By,
-        task: &Arc<Task>,
-        place: Place,
-    ) -> Result<(), String> {
-        let (answer, answered) = oneshot::channel();
-        let (container, task) = (id.clone(), task.clone());
-        let on_loopback = matches!(place, Place::Loopback(_));
-        let ask = LifecycleRequest::Attach {
-            container,
-            identity: identity.clone(),
-            by,
-            task: task.clone(),
-            place,
-            answer,
-        };
-        let gone = || "the session has ended".to_string();
-        let address = match self.settings.ask.send(ask).await {
-            Ok(()) => match answered.await {
-                Ok(outcome) => outcome.map_err(|why| why.to_string())?,
-                Err(_) => return Err(gone()),
-            },
-            Err(_) => return Err(gone()),
-        };
-        let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());
-        self.settings.console.say(Line::Attached {
-            task: &task.to_string(),
-            container: id.short(),
-            identity: &identity.name,
-            address: &at.unwrap_or_else(|| address.to_string()),
-        });
-        Ok(())
     }
 
     fn say_shadows(&self, task: &Task, notices: Vec<String>) {
@@ -375,6 +341,7 @@ struct Judged {
     verdict: Verdict,
     /// Where the container will reach us, as written into its body.
     place: Place,
+    secret: LeaseSecret,
     /// Fetched directories that are mounted into the container.
     brought: Brought,
 }

@@ -31,8 +31,12 @@ impl Proxy {
         }
         let Some(container) = self.locate(reference).await? else { return Ok(None) };
         let leased = self.leased_as(&container).await.filter(|leased| leased.identity.name == identity.name);
-        let relay = |leased: LeasedAs| leased.relay.unwrap_or(self.settings.wiring.relay);
-        Ok(leased.map(|leased| Joined { container, relay: relay(leased) }))
+        let shared = self.settings.wiring.relay;
+        Ok(leased.map(|LeasedAs { relay, secret, .. }| Joined {
+            container,
+            relay: relay.unwrap_or(shared),
+            secret,
+        }))
     }
 
     async fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {

@@ -49,6 +49,8 @@ fn judged(
         names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
         project: Some("proj".into()),
         quota_project: None,
+        container_credentials: false,
+        aws_region: None,
     };
     let image_env: Vec<String> = image_env.iter().map(ToString::to_string).collect();
     let question = Question {
@@ -63,6 +65,7 @@ fn judged(
         mode: "run",
         alone: false,
         path,
+        secret: None,
         joins: None,
     };
     let verdict = judge(&mut body, &question);

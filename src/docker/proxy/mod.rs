@@ -20,13 +20,18 @@
 //! A process that can open the socket can do what the engine can do. The socket is therefore 0600 in a 0700
 //! directory; the rules here keep identities apart, not users from their own engine.
 
+mod attach;
 mod builds;
 mod capabilities;
+mod clouds;
+#[cfg(test)]
+mod clouds_tests;
 mod commit;
 mod create;
 mod dispatch;
 mod engine_client;
 mod entrypoint;
+mod environment;
 mod exit_codes;
 mod frames;
 mod guard;
@@ -88,8 +93,10 @@ use crate::kfp::{Evidence, Reading};
 use crate::loopback;
 use crate::process::{Tasks, accept_each};
 use crate::record::Recorder;
+use crate::secret::Secret;
 use crate::workload::{By, ContainerId, Identity, Task};
 
+pub use self::clouds::{SHADOWS, Shadow};
 pub use self::exit_codes::ExitCodes;
 pub use self::host_root::HostRoot;
 pub use self::inputs::{Fetch, Fetched, Fetching};
@@ -154,6 +161,9 @@ pub struct Wiring {
     pub names: Vec<String>,
     pub project: Option<String>,
     pub quota_project: Option<String>,
+    /// The relay has AWS's address of container credentials, 169.254.170.2, too.
+    pub container_credentials: bool,
+    pub aws_region: Option<String>,
 }
 
 /// Once set, creates are answered 503: the session is ending. Clones share it.
@@ -206,6 +216,8 @@ pub enum LifecycleRequest {
         by: By,
         task: Arc<Task>,
         place: Place,
+        /// What only the container's environment holds, for AWS and Azure.
+        secret: Option<Arc<Secret<String>>>,
         answer: oneshot::Sender<Result<Ipv4Addr, Reason>>,
     },
     /// A start or restart is about to reach the engine.
@@ -242,6 +254,7 @@ impl From<Option<Cell>> for Place {
 pub struct LeasedAs {
     pub identity: Arc<Identity>,
     pub relay: Option<Ipv4Addr>,
+    pub secret: Option<Arc<Secret<String>>>,
 }
 
 /// How long connections may finish a reply after the session stops.

@@ -61,8 +61,14 @@ pub fn preview(
     let task = recognise(&body, None);
     let decision = rules.policy.decide(&task);
     let relay = Ipv4Addr::new(169, 254, 169, 254);
-    let wiring =
-        Wiring { relay, names: NAMES.map(String::from).to_vec(), project: None, quota_project: None };
+    let wiring = Wiring {
+        relay,
+        names: NAMES.map(String::from).to_vec(),
+        project: None,
+        quota_project: None,
+        container_credentials: false,
+        aws_region: None,
+    };
     let path = (host_loopback && body["HostConfig"]["NetworkMode"] == "host").then_some("127.0.0.1");
     let others = judge::container_references(&body);
     let neighbours = others.into_iter().map(|name| (name.clone(), Neighbour::Other(name)));
@@ -79,6 +85,7 @@ pub fn preview(
         mode: "",
         alone: alone && path.is_none(),
         path,
+        secret: None,
         joins: None,
     };
     let outcome = match judge::judge(&mut body, &question) {

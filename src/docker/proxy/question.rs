@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use super::Wiring;
 use crate::mounts::Mount;
 use crate::policy::Decision;
-use crate::workload::ContainerId;
+use crate::secret::Secret;
+use crate::workload::{ContainerId, Identity};
 
 /// A container whose network and lease another one may share.
 #[derive(Clone, Debug)]
@@ -14,6 +16,7 @@ pub(super) struct Joined {
     pub(super) container: ContainerId,
     /// The relay's address on its network.
     pub(super) relay: Ipv4Addr,
+    pub(super) secret: Option<Arc<Secret<String>>>,
 }
 
 /// What a container reference in the body stands for, according to the engine.
@@ -48,6 +51,22 @@ pub(super) struct Question<'a> {
     pub(super) alone: bool,
     /// Where the container reaches us on the host's network: `127.0.0.1:PORT/SECRET`.
     pub(super) path: Option<&'a str>,
+    /// The secret of its lease, for the clouds that need one.
+    pub(super) secret: Option<&'a str>,
     /// The leased container whose network it joins, if a rule allows that and both have the same identity.
     pub(super) joins: Option<&'a Joined>,
+}
+
+impl Question<'_> {
+    /// The identity that the rules decided on, if any.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        match self.decision {
+            Decision::Attach(identity, _) => Some(identity),
+            Decision::Pass(_) => None,
+        }
+    }
+
+    pub(super) fn has_google(&self) -> bool {
+        self.identity().is_some_and(|identity| identity.google)
+    }
 }

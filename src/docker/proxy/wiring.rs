@@ -1,13 +1,14 @@
 //! The additions to the create of a container with an identity, and settings of it that would defeat them.
 
-use std::net::Ipv4Addr;
-
 use serde_json::{Map, Value};
 
 use super::Wiring;
 use super::capabilities::Capabilities;
+use super::clouds;
+use super::environment::Environment;
 use super::question::Question;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
+use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC};
 
 /// Set over an image's label of that name: a sweep takes a container with the relay's role for a live
 /// session.
@@ -17,7 +18,11 @@ pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = Environment { request: &body["Env"], image: question.image_env };
     let address = asked_at(question);
-    let mut found = vec![];
+    let targets = targets(body);
+    let mut found = clouds::shadows(&env, question, &targets);
+    if !question.has_google() {
+        return found;
+    }
     for name in overriding().filter(|name| !METADATA_VARIABLES.contains(name)) {
         match (env.value(name).map(str::trim), only_value(name)) {
             (Some(value), Some(bad)) if value.eq_ignore_ascii_case(bad) => {
@@ -38,7 +43,9 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
             found.push(format!("an extra host entry sends {name} elsewhere"));
         }
     }
-    if let Some(place) = gcloud_mount(body) {
+    let gcloud = |path: &&&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
+    // A login in it takes precedence over a metadata server.
+    if let Some(place) = targets.iter().find(gcloud) {
         found.push(format!("a gcloud directory is mounted at {place}"));
     }
     found
@@ -74,15 +81,14 @@ pub fn only_value(name: &str) -> Option<&'static str> {
 pub(super) const METADATA_VARIABLES: [&str; 3] =
     ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
 
-/// The target of a mount of a gcloud directory: a login in it takes precedence over a metadata server.
-fn gcloud_mount(body: &Value) -> Option<String> {
+/// The targets of the mounts that the request names.
+fn targets(body: &Value) -> Vec<&str> {
     let host = &body["HostConfig"];
     let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
     // `source:target[:options]`; a source may contain a colon on Windows, so every part is checked.
     let binds = binds.flat_map(|bind| bind.split(':').skip(1));
     let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
-    let ends = |path: &&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
-    binds.chain(mounts).find(ends).map(Into::into)
+    binds.chain(mounts).collect()
 }
 
 pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
@@ -104,7 +110,9 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     // network no name can stand for a port and a path.
     if question.joins.is_none() && question.path.is_none() {
         shorten_host_name(body);
-        add_hosts(&mut body["HostConfig"], wiring);
+        if question.has_google() {
+            add_hosts(&mut body["HostConfig"], wiring);
+        }
     }
     let host = &mut body["HostConfig"];
     if !question.alone && Capabilities::of(host).has("NET_RAW") {
@@ -186,18 +194,21 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
     let wiring = question.wiring;
     let env = Environment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
-    for name in METADATA_VARIABLES {
-        out.push((name, Some(asked_at(question))));
+    if question.has_google() {
+        for name in METADATA_VARIABLES {
+            out.push((name, Some(asked_at(question))));
+        }
+        // GDAL asks a metadata server only if it believes that it runs on a GCE instance.
+        out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));
+        out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
+        out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
     }
-    // GDAL asks a metadata server only if it believes that it runs on a GCE instance.
-    out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));
-    out.push(("GOOGLE_CLOUD_PROJECT", wiring.project.clone()));
-    out.push(("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.clone()));
     let mut out: Vec<(&'static str, String)> = out
         .into_iter()
         .filter(|(name, _)| !env.says(name))
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
+    out.extend(clouds::environment(&env, question));
     // Clients read one of the two spellings, some the lower case first: both get the value of either.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
         let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
@@ -209,8 +220,10 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
 fn exceptions(had: &str, wiring: &Wiring) -> String {
     let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
     let relay = wiring.relay.to_string();
-    let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
-    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]) {
+    let magic = MAGIC.to_string();
+    let door = CONTAINER_CREDENTIALS.to_string();
+    let door = wiring.container_credentials.then_some(door.as_str());
+    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]).chain(door) {
         if !all.contains(&name) {
             all.push(name);
         }
@@ -220,8 +233,10 @@ fn exceptions(had: &str, wiring: &Wiring) -> String {
 
 /// `all` without the exceptions that we add.
 pub(super) fn without_exceptions(all: &str, names: &[String], relay: &str) -> String {
-    let magic = Ipv4Addr::new(169, 254, 169, 254).to_string();
-    let ours = |entry: &&str| names.iter().any(|name| name == entry) || *entry == relay || *entry == magic;
+    let fixed = [MAGIC, CONTAINER_CREDENTIALS].map(|address| address.to_string());
+    let ours = |entry: &&str| {
+        names.iter().any(|name| name == entry) || *entry == relay || fixed.iter().any(|own| own == entry)
+    };
     all.split(',').filter(|entry| !ours(entry)).collect::<Vec<_>>().join(",")
 }
 
@@ -229,31 +244,8 @@ pub(super) fn without_exceptions(all: &str, names: &[String], relay: &str) -> St
 pub(super) fn is_ours(variable: &str) -> bool {
     let name = variable.split('=').next().unwrap_or_default();
     METADATA_VARIABLES.contains(&name)
+        || clouds::ours().any(|own| own == name)
         || ["CPL_MACHINE_IS_GCE", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT"].contains(&name)
-}
-
-/// The value of a variable in the container: the request's entry takes precedence over the image's.
-struct Environment<'a> {
-    request: &'a Value,
-    image: &'a [String],
-}
-
-impl<'a> Environment<'a> {
-    /// The last entry for `name`; an entry without `=` unsets the variable.
-    fn entry(&self, name: &str) -> Option<&'a str> {
-        let is = |entry: &&str| entry.split('=').next() == Some(name);
-        let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
-        request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
-    }
-
-    /// True if the request or the image sets or unsets `name`.
-    fn says(&self, name: &str) -> bool {
-        self.entry(name).is_some()
-    }
-
-    fn value(&self, name: &str) -> Option<&'a str> {
-        self.entry(name)?.split_once('=').map(|(_, value)| value)
-    }
 }
 
 fn list(value: &Value) -> Vec<String> {

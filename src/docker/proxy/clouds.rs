@@ -1,0 +1,113 @@
+//! The additions to the create of a container whose identity has a part for AWS or Azure, and settings of it that
+//! would defeat them.
+//!
+//! AWS: container credentials by the relative URI, which every client follows, at the relay's second address; where
+//! the relay has none, the metadata service (IMDS) at its only one. Azure: the form of App Service, which needs no
+//! special address. Both carry the secret of the lease; from another address it is worth nothing.
+
+use super::environment::Environment;
+use super::question::Question;
+use crate::cloud::Cloud;
+
+const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
+/// IMDS at another address; object_store reads the second.
+const IMDS: [&str; 2] = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT"];
+const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+const APP_SERVICE: [&str; 2] = ["IDENTITY_ENDPOINT", "IDENTITY_HEADER"];
+
+/// Variables that a session sets for AWS and Azure.
+pub(super) fn ours() -> impl Iterator<Item = &'static str> {
+    [RELATIVE, FULL].into_iter().chain(IMDS).chain(APP_SERVICE)
+}
+
+/// A variable that keeps clients of a cloud from asking us: with any value, or with this one alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Shadow {
+    pub cloud: Cloud,
+    pub name: &'static str,
+    pub only: Option<&'static str>,
+}
+
+const fn shadow(cloud: Cloud, name: &'static str) -> Shadow {
+    Shadow { cloud, name, only: None }
+}
+
+/// In the order in which the clients look (boto3, AWS SDK for JavaScript and Go; `DefaultAzureCredential`).
+pub const SHADOWS: [Shadow; 15] = [
+    shadow(Cloud::Aws, "AWS_ACCESS_KEY_ID"),
+    shadow(Cloud::Aws, "AWS_PROFILE"),
+    shadow(Cloud::Aws, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    shadow(Cloud::Aws, "AWS_SHARED_CREDENTIALS_FILE"),
+    shadow(Cloud::Aws, "AWS_CONFIG_FILE"),
+    shadow(Cloud::Aws, FULL),
+    shadow(Cloud::Aws, RELATIVE),
+    shadow(Cloud::Azure, "AZURE_CLIENT_SECRET"),
+    shadow(Cloud::Azure, "AZURE_CLIENT_CERTIFICATE_PATH"),
+    shadow(Cloud::Azure, "AZURE_FEDERATED_TOKEN_FILE"),
+    shadow(Cloud::Azure, "AZURE_STORAGE_CONNECTION_STRING"),
+    shadow(Cloud::Azure, "IDENTITY_SERVER_THUMBPRINT"),
+    shadow(Cloud::Azure, "IDENTITY_ENDPOINT"),
+    shadow(Cloud::Azure, "MSI_ENDPOINT"),
+    Shadow { cloud: Cloud::Azure, name: "AZURE_TOKEN_CREDENTIALS", only: Some("dev") },
+];
+
+/// Settings of the container that keep clients of the clouds of its identity from asking us.
+pub(super) fn shadows(env: &Environment<'_>, question: &Question<'_>, targets: &[&str]) -> Vec<String> {
+    let has = |cloud| question.identity().is_some_and(|identity| identity.has(cloud));
+    let mut found = vec![];
+    for Shadow { cloud, name, only } in SHADOWS {
+        match (env.filled(name).filter(|_| has(cloud)), only) {
+            (Some(value), Some(only)) if value.eq_ignore_ascii_case(only) => {
+                found.push(format!("{name} is {only}"))
+            }
+            (Some(_), None) => found.push(format!("{name} is set")),
+            _ => {}
+        }
+    }
+    // Turns off IMDS alone, which matters only where it is the way to us.
+    let disabled = env.filled("AWS_EC2_METADATA_DISABLED");
+    if has(Cloud::Aws)
+        && !question.wiring.container_credentials
+        && disabled.is_some_and(|value| value != "false")
+    {
+        found.push("AWS_EC2_METADATA_DISABLED is set".into());
+    }
+    for (cloud, folder) in [(Cloud::Aws, ".aws"), (Cloud::Azure, ".azure")] {
+        let ends = |path: &&&str| path.trim_end_matches('/').rsplit('/').next() == Some(folder);
+        if let Some(target) = targets.iter().find(ends).filter(|_| has(cloud)) {
+            found.push(format!("a directory of {cloud}'s tools is mounted at {target}"));
+        }
+    }
+    found
+}
+
+/// Variables to set, each only where nobody has set it.
+pub(super) fn environment(env: &Environment<'_>, question: &Question<'_>) -> Vec<(&'static str, String)> {
+    let (Some(identity), Some(secret)) = (question.identity(), question.secret) else { return vec![] };
+    let (wiring, path) = (question.wiring, question.path);
+    let at = path.map_or_else(|| wiring.relay.to_string(), String::from);
+    let mut out = vec![];
+    let free = |names: &[&str]| names.iter().all(|name| env.filled(name).is_none());
+    // Where one of the two is set, clients differ in which they take.
+    if identity.has(Cloud::Aws) && free(&[RELATIVE, FULL]) {
+        if path.is_some() {
+            out.push((FULL, format!("http://{at}/v2/credentials/{secret}")));
+            out.push((IMDS[1], format!("http://{at}")));
+        } else if wiring.container_credentials {
+            out.push((RELATIVE, format!("/v2/credentials/{secret}")));
+        } else {
+            out.extend(IMDS.map(|name| (name, format!("http://{at}"))));
+        }
+    }
+    if let Some(region) = wiring.aws_region.as_ref().filter(|_| identity.has(Cloud::Aws)) {
+        out.extend(REGION.map(|name| (name, region.clone())));
+    }
+    // A pair: with the first alone, Python's client finds nothing.
+    if identity.has(Cloud::Azure) && free(&APP_SERVICE) {
+        out.push((APP_SERVICE[0], format!("http://{at}/msi/token")));
+        out.push((APP_SERVICE[1], secret.to_owned()));
+    }
+    out.retain(|(name, _)| env.filled(name).is_none());
+    out
+}

@@ -1,0 +1,171 @@
+//! What the create of a container gains for AWS and Azure, and what keeps its clients from asking us.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::judge::{Verdict, judge};
+use super::question::Question;
+use super::{Wiring, json as strict};
+use crate::cloud::{AwsIdentity, AzureIdentity};
+use crate::policy::Decision;
+use crate::workload::{By, Identity};
+
+const RELAY: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Sets the parts of an identity that a case needs.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    google: bool,
+    aws: bool,
+    azure: bool,
+    /// Whether the relay has the address of container credentials.
+    credentials_address: bool,
+    path: Option<&'a str>,
+}
+
+const ALL: Case<'_> = Case { google: true, aws: true, azure: true, credentials_address: true, path: None };
+
+fn judged(body: &Value, image: &[&str], case: Case<'_>) -> (Vec<String>, Value) {
+    let mut body = strict::parse(body.to_string().as_bytes()).unwrap();
+    strict::canonical(&mut body, strict::CREATE).unwrap();
+    let identity = Identity {
+        google: case.google,
+        aws: case.aws.then(|| Arc::new(AwsIdentity::default())),
+        azure: case.azure.then(|| Arc::new(AzureIdentity::default())),
+        ..Identity::default()
+    };
+    let wiring = Wiring {
+        relay: RELAY,
+        names: vec!["metadata.google.internal".into()],
+        project: Some("proj".into()),
+        quota_project: None,
+        container_credentials: case.credentials_address,
+        aws_region: Some("eu-west-1".into()),
+    };
+    let image: Vec<String> = image.iter().map(ToString::to_string).collect();
+    let question = Question {
+        mounts: &[],
+        decision: &Decision::Attach(Arc::new(identity), By::Default),
+        name: None,
+        image_env: &image,
+        neighbours: &HashMap::new(),
+        our_networks: &HashSet::new(),
+        wiring: &wiring,
+        session: "0123abcd",
+        mode: "run",
+        alone: false,
+        path: case.path,
+        secret: Some("s3cret"),
+        joins: None,
+    };
+    match judge(&mut body, &question) {
+        Verdict::Attach { notices, .. } => (notices, body),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn env(body: &Value) -> HashMap<String, String> {
+    let all = body["Env"].as_array().unwrap().iter().filter_map(|entry| entry.as_str()?.split_once('='));
+    all.map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+fn plain() -> Value {
+    json!({"Image": "i", "HostConfig": {}})
+}
+
+#[test]
+fn each_cloud_of_the_identity_is_in_the_environment() {
+    let (notices, body) = judged(&plain(), &[], ALL);
+    let env = env(&body);
+    assert_eq!(notices, Vec::<String>::new());
+    for (name, value) in [
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/s3cret"),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-1"),
+        ("IDENTITY_ENDPOINT", "http://169.254.169.254/msi/token"),
+        ("IDENTITY_HEADER", "s3cret"),
+        ("GCE_METADATA_HOST", "169.254.169.254"),
+        ("NO_PROXY", "metadata.google.internal,169.254.169.254,169.254.170.2"),
+    ] {
+        assert_eq!(env[name], value, "{name}");
+    }
+    assert!(!env.contains_key("AWS_EC2_METADATA_SERVICE_ENDPOINT") && !env.contains_key("AZURE_CLIENT_ID"));
+}
+
+#[test]
+fn a_cloud_that_the_identity_does_not_have_leaves_no_trace() {
+    let (_, body) = judged(&plain(), &[], Case { google: false, azure: false, ..ALL });
+    let env = env(&body);
+    let names = |start: &str| env.keys().filter(|name| name.starts_with(start)).count();
+    assert_eq!(
+        (names("GCE_"), names("GOOGLE_"), names("CPL_"), names("IDENTITY_"), names("AWS_")),
+        (0, 0, 0, 0, 3)
+    );
+    assert!(body["HostConfig"]["ExtraHosts"].is_null(), "{body}");
+    let (_, body) = judged(&plain(), &[], Case { aws: false, ..ALL });
+    assert!(!super::clouds_tests::env(&body).keys().any(|name| name.starts_with("AWS_")));
+}
+
+#[test]
+fn without_the_second_address_clients_of_aws_ask_the_imds() {
+    let (_, body) = judged(&plain(), &[], Case { credentials_address: false, ..ALL });
+    let env = env(&body);
+    for name in ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT"] {
+        assert_eq!(env[name], "http://169.254.169.254");
+    }
+    assert!(!env.contains_key("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"));
+    assert!(!env["NO_PROXY"].contains("169.254.170.2"));
+}
+
+#[test]
+fn on_the_hosts_network_the_path_comes_first() {
+    let body = json!({"Image": "i", "HostConfig": {"NetworkMode": "host"}});
+    let (_, body) = judged(&body, &[], Case { path: Some("127.0.0.1:81/p4th"), ..ALL });
+    let env = env(&body);
+    assert_eq!(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], "http://127.0.0.1:81/p4th/v2/credentials/s3cret");
+    assert_eq!(env["AWS_METADATA_ENDPOINT"], "http://127.0.0.1:81/p4th");
+    assert_eq!(env["IDENTITY_ENDPOINT"], "http://127.0.0.1:81/p4th/msi/token");
+    assert!(
+        !env.contains_key("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
+        "the client of JavaScript drops the path"
+    );
+}
+
+#[test]
+fn what_somebody_set_stays_and_is_told() {
+    let body = json!({
+        "Image": "i",
+        "Env": ["AWS_PROFILE=dev", "AWS_REGION=us-east-1", "IDENTITY_ENDPOINT=http://elsewhere/", "MSI_ENDPOINT=",
+                "AZURE_TOKEN_CREDENTIALS=DEV"],
+        "HostConfig": {"Binds": ["/home/me/.aws:/root/.aws:ro"]},
+    });
+    let (notices, changed) = judged(&body, &["AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1/x"], ALL);
+    let env = env(&changed);
+    assert_eq!(env["AWS_REGION"], "us-east-1");
+    assert_eq!(env["IDENTITY_ENDPOINT"], "http://elsewhere/");
+    assert!(
+        !env.contains_key("IDENTITY_HEADER") && !env.contains_key("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+    );
+    let told: HashSet<&str> = notices.iter().map(String::as_str).collect();
+    let expected = [
+        "AWS_PROFILE is set",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI is set",
+        "IDENTITY_ENDPOINT is set",
+        "AZURE_TOKEN_CREDENTIALS is dev",
+        "a directory of AWS's tools is mounted at /root/.aws",
+    ];
+    assert_eq!(told, HashSet::from(expected));
+    let (notices, _) = judged(&body, &[], Case { aws: false, azure: false, ..ALL });
+    assert_eq!(notices, Vec::<String>::new(), "of clouds that it does not have nothing is told");
+}
+
+#[test]
+fn turning_off_the_imds_matters_where_it_is_the_way_to_us() {
+    let body = json!({"Image": "i", "Env": ["AWS_EC2_METADATA_DISABLED=true"], "HostConfig": {}});
+    assert_eq!(judged(&body, &[], ALL).0, Vec::<String>::new());
+    let (notices, _) = judged(&body, &[], Case { credentials_address: false, ..ALL });
+    assert_eq!(notices, ["AWS_EC2_METADATA_DISABLED is set"]);
+}
