@@ -9,13 +9,16 @@ use super::broken;
 use super::credentials::Credentials;
 use super::page::capability;
 use super::runtime_dir::private_folder;
+use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::console::Console;
+use crate::docker::proxy::{SHADOWS, WINNING};
 use crate::failure::Failure;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::registry;
 use crate::server::{Entrance, Server};
+use crate::workload::Identity;
 
 /// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a
 /// capability that only the variables contain, because every user of the machine can reach a loopback port.
@@ -43,18 +46,69 @@ pub(super) async fn serve(
         recorder.clone(),
     );
     // The only place that exposes the capability: the variables go to stdout or to the command of `run`.
-    let place = match &capability {
-        Some(capability) => format!("{at}/{}", capability.expose()),
-        None => at.to_string(),
-    };
-    let entrance = Entrance::Local { identity, capability };
+    let secret = capability.as_ref().map(|capability| capability.expose().clone());
+    let place = secret.as_ref().map_or_else(|| at.to_string(), |secret| format!("{at}/{secret}"));
+    let entrance = Entrance::Local { identity: identity.clone(), capability };
     tasks.spawn("listener", server.serve_listener(listener, entrance, tasks.stop().clone(), tasks.clone()));
-    let names = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
-    Ok((at, names.map(|name| (name.to_owned(), place.clone())).to_vec()))
+    Ok((at, variables(config, &identity, &place, secret.as_deref())))
 }
 
-/// An empty directory in place of gcloud's, whose login file would take precedence over a metadata server. It
-/// is removed with its content when this is dropped.
+/// The variables that lead clients of each cloud of the identity to `place`, `ADDRESS/SECRET` or `ADDRESS`.
+fn variables(
+    config: &Config,
+    identity: &Identity,
+    place: &str,
+    secret: Option<&str>,
+) -> Vec<(String, String)> {
+    let mut all = vec![];
+    if identity.google {
+        let names = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"];
+        all.extend(names.map(|name| (name, place.to_owned())));
+    }
+    if identity.has(Cloud::Aws) {
+        all.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{place}/v2/credentials")));
+        // object_store ignores the line above. Not AWS_EC2_METADATA_SERVICE_ENDPOINT: JavaScript drops its path.
+        all.push(("AWS_METADATA_ENDPOINT", format!("http://{place}")));
+        let region = config.aws.as_ref().and_then(|aws| aws.region.as_ref());
+        for name in region.iter().flat_map(|_| ["AWS_REGION", "AWS_DEFAULT_REGION"]) {
+            all.extend(region.map(|region| (name, region.clone())));
+        }
+    }
+    if identity.has(Cloud::Azure) {
+        all.push(("IDENTITY_ENDPOINT", format!("http://{place}/msi/token")));
+        // Clients need the pair; without a capability nothing is checked.
+        all.push(("IDENTITY_HEADER", secret.unwrap_or("kfp-creds").to_owned()));
+    }
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Variables that take precedence over those of [`serve`] in the clients of each cloud of the default identity.
+pub(super) fn winning(config: &Config) -> Vec<&'static str> {
+    let has = |cloud| config.policy.default.as_ref().is_some_and(|identity| identity.has(cloud));
+    let mut all: Vec<&'static str> = WINNING.iter().copied().filter(|_| has(Cloud::Google)).collect();
+    // What is set here or in the directory without a login stays.
+    const SET: [&str; 4] = [
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "IDENTITY_ENDPOINT",
+    ];
+    let shadows = SHADOWS.iter().filter(|shadow| has(shadow.cloud) && !SET.contains(&shadow.name));
+    all.extend(shadows.map(|shadow| shadow.name));
+    for (cloud, with) in [
+        (
+            Cloud::Aws,
+            &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_DEFAULT_PROFILE"][..],
+        ),
+        (Cloud::Azure, &["MSI_SECRET", "IMDS_ENDPOINT", "AZURE_CLIENT_ID"]),
+    ] {
+        all.extend(with.iter().filter(|_| has(cloud)));
+    }
+    all
+}
+
+/// An empty directory in place of those of gcloud, AWS and az, whose logins would take precedence over a metadata
+/// server. It is removed with its content when this is dropped.
 #[derive(Debug)]
 pub(super) struct NoLogin(PathBuf);
 
@@ -67,8 +121,23 @@ impl NoLogin {
         private_folder(&place).map(Self)
     }
 
-    pub(super) fn variable(&self) -> (String, String) {
-        ("CLOUDSDK_CONFIG".into(), self.0.to_string_lossy().into_owned())
+    /// The variables that name it, for the clouds of the default identity.
+    pub(super) fn variables(&self, config: &Config) -> Vec<(String, String)> {
+        let has = |cloud| config.policy.default.as_ref().is_some_and(|identity| identity.has(cloud));
+        let within = |name: &str| self.0.join(name).to_string_lossy().into_owned();
+        let mut all = vec![];
+        if has(Cloud::Google) {
+            all.push(("CLOUDSDK_CONFIG", self.0.to_string_lossy().into_owned()));
+        }
+        if has(Cloud::Aws) {
+            // Neither file exists: clients take that as empty, and a missing profile was not asked for.
+            all.push(("AWS_CONFIG_FILE", within("aws-config")));
+            all.push(("AWS_SHARED_CREDENTIALS_FILE", within("aws-credentials")));
+        }
+        if has(Cloud::Azure) {
+            all.push(("AZURE_CONFIG_DIR", within("azure")));
+        }
+        all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -89,7 +158,9 @@ mod tests {
         std::fs::create_dir_all(&place).unwrap();
         std::fs::write(place.join("application_default_credentials.json"), "{}").unwrap();
         let made = NoLogin::new(&folder, "0badcafe").unwrap();
-        assert_eq!(made.variable().1, place.to_string_lossy());
+        let config = crate::config::resolve(&Default::default(), &Default::default()).unwrap();
+        let variables = made.variables(&config);
+        assert_eq!(variables, [("CLOUDSDK_CONFIG".into(), place.to_string_lossy().into_owned())]);
         assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
         drop(made);
         assert!(!place.exists());

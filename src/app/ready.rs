@@ -24,7 +24,7 @@ pub(super) struct Ready {
     /// Variables to set for programs that use the session.
     pub(super) environment: Map<String, Value>,
     /// Variables to remove for them.
-    pub(super) unset: &'static [&'static str],
+    pub(super) unset: Vec<&'static str>,
     /// The URL of the status page, including the secret path.
     pub(super) page: Option<String>,
     /// The URL of the offline source's public keys.
@@ -44,7 +44,7 @@ impl Ready {
             socket: None,
             jwks: told("KFP_CREDS_JWKS_URL"),
             page: None,
-            unset: &[],
+            unset: vec![],
             environment,
         }
     }

@@ -9,11 +9,10 @@ use tokio::time::Instant;
 
 use super::broken;
 use super::child::{self, Asked, GRACE, Interrupts, Signals};
-use super::processes::NoLogin;
+use super::processes::{self, NoLogin};
 use super::session::Session;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::console::Console;
-use crate::docker::proxy::WINNING;
 use crate::failure::{Ended, Failure};
 use crate::quote;
 use crate::source::google::adc;
@@ -40,7 +39,7 @@ pub async fn run(
     let mode = if config.keep { "serve" } else { "run" };
     let mut session = open(config, env, mode, &mut signals, &console).await?;
     let outcome = match surround(&session, config, ask).await {
-        Ok(env) => match child::start(ask.command, &session.socket, &env.set, env.unset) {
+        Ok(env) => match child::start(ask.command, &session.socket, &env.set, &env.unset) {
             Ok(child) => attend(&mut session, child, &mut signals, config.keep, &console).await,
             Err(error) => Err(not_started(ask.command, &error)),
         },
@@ -67,7 +66,7 @@ pub async fn run(
 #[derive(Debug, Default)]
 struct Around {
     set: Vec<(String, String)>,
-    unset: &'static [&'static str],
+    unset: Vec<&'static str>,
     /// Kept until the command has ended.
     _no_login: Option<NoLogin>,
 }
@@ -80,8 +79,8 @@ async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Ar
     let folder = session.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
     let no_login = NoLogin::new(folder, &session.metadata.network.session)?;
     set.extend(session.serve_processes(config).await?);
-    set.push(no_login.variable());
-    Ok(Around { set, unset: &WINNING, _no_login: Some(no_login) })
+    set.extend(no_login.variables(config));
+    Ok(Around { set, unset: processes::winning(config), _no_login: Some(no_login) })
 }
 
 /// Whether the config gives containers anything beyond the person's own login. False

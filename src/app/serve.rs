@@ -20,7 +20,6 @@ use super::tls::{self, Tls};
 use crate::certificates::Folder;
 use crate::config::{Config, Environment};
 use crate::console::{Console, Form};
-use crate::docker::proxy::WINNING;
 use crate::failure::{Ended, Failure};
 use crate::process::Tasks;
 
@@ -120,9 +119,9 @@ async fn show(
     let (leading, folder, unset) = match tls {
         Some(tls) => {
             let (variables, folder) = tls.serve(session, env, console)?;
-            (Vec::from(variables), Some(folder), &tls::UNSET)
+            (Vec::from(variables), Some(folder), tls::UNSET.to_vec())
         }
-        None => (vec![("DOCKER_HOST".into(), format!("unix://{socket}"))], None, &UNSET),
+        None => (vec![("DOCKER_HOST".into(), format!("unix://{socket}"))], None, UNSET.to_vec()),
     };
     let environment = leading.into_iter().chain(session.credentials.extra_environment());
     let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
@@ -156,7 +155,7 @@ pub async fn listen(
     let with = (&tasks, &console, &recorder);
     let (at, environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
     let environment = environment.into_iter().chain(credentials.extra_environment());
-    Ready { unset: &WINNING, ..Ready::new(environment) }.print(config.form, print);
+    Ready { unset: processes::winning(config), ..Ready::new(environment) }.print(config.form, print);
     activation::tell(env, "READY=1");
     if config.form != Form::Json {
         console.notice(format!("serving {} on {at}; Ctrl-C ends it", credentials.account(config)));
