@@ -18,7 +18,7 @@ recipe() {
     case $1 in
     docker-20) kind=docker suite=bookworm wanted=$docker_packages ;;
     docker-26) kind=docker suite=trixie wanted="$docker_packages docker-cli docker-buildx" ;;
-    docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx rootlesskit slirp4netns uidmap util-linux" ;;
+    docker-28) kind=docker suite=testing wanted="$docker_packages docker-cli docker-buildx docker-compose rootlesskit slirp4netns uidmap util-linux" ;;
     docker-28-rootless) recipe docker-28; kind=rootless ;;
     podman-4) kind=podman suite=bookworm wanted=$podman_packages ;;
     podman-5.4) kind=podman suite=trixie wanted=$podman_packages ;;

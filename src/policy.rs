@@ -78,6 +78,12 @@ pub struct Explanation {
 }
 
 impl Policy {
+    /// Every identity that a container can get, by a rule, a choice or a default.
+    pub fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
+        let of_rules = self.rules.iter().flat_map(|rule| rule.identity.iter().chain(&rule.choose));
+        self.default.iter().chain(&self.choose).chain(&self.unknown).chain(of_rules)
+    }
+
     /// A matching rule decides for any container; the default applies to kfp tasks, and to all containers
     /// with `--all`.
     pub fn decide(&self, task: &Task) -> Decision {

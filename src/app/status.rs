@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::credentials::Credentials;
 use super::sessions::{self, Peer};
+use crate::cloud::Cloud;
 use crate::config::{Config, Environment};
 use crate::console::rfc3339;
 use crate::failure::{Ended, Failure};
@@ -97,6 +98,19 @@ pub(super) struct Who {
     pub(super) others: Vec<String>,
     pub(super) scopes: String,
     pub(super) lifetime: u64,
+    /// False: its containers get nothing of Google.
+    #[serde(default = "yes")]
+    pub(super) google: bool,
+    /// What its containers get on AWS, as `config check` prints it.
+    #[serde(default)]
+    pub(super) aws: Option<String>,
+    #[serde(default)]
+    pub(super) azure: Option<String>,
+}
+
+/// Sessions of earlier versions know Google alone.
+fn yes() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -158,6 +172,9 @@ impl Status {
             others: identity.others.clone(),
             scopes: identity.scopes.to_string(),
             lifetime: identity.lifetime.as_secs(),
+            google: identity.google,
+            aws: identity.aws.as_ref().map(ToString::to_string),
+            azure: identity.azure.as_ref().map(ToString::to_string),
         };
         let row = |member: crate::lifecycle::by_hand::Member| Row {
             container: member.grant.container.as_str().into(),
@@ -279,11 +296,19 @@ impl Status {
             let losing = if audit.losing { ", losing more now" } else { "" };
             let _ = writeln!(text, "audit     {}, {} entries lost{losing}", audit.file, audit.lost);
         }
-        for Who { name, account, others, scopes, lifetime } in &self.identities {
+        for Who { name, account, others, scopes, lifetime, google, aws, azure } in &self.identities {
             let account = account.as_deref().unwrap_or("the own account");
             let account = std::iter::once(account).chain(others.iter().map(String::as_str));
             let account = account.collect::<Vec<_>>().join(" and ");
-            let _ = writeln!(text, "identity  {name}: {account}, {lifetime} s, {scopes}");
+            let _ = match google {
+                true => writeln!(text, "identity  {name}: {account}, {lifetime} s, {scopes}"),
+                false => writeln!(text, "identity  {name}: nothing of Google"),
+            };
+            for (cloud, what) in [(Cloud::Aws, aws), (Cloud::Azure, azure)] {
+                if let Some(what) = what {
+                    let _ = writeln!(text, "          {name} on {cloud}: {what}");
+                }
+            }
         }
     }
 }

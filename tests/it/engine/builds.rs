@@ -20,8 +20,11 @@ fn session(mode: &str) -> Session {
 
 /// docker's plug-in for BuildKit, as `scripts/setup --all` found it.
 pub(super) fn buildx() -> PathBuf {
-    let plugin =
-        std::env::var_os("KFP_CREDS_DOCKER_BUILDX").expect("run scripts/setup --all, then `. .work/env`");
+    plugin("KFP_CREDS_DOCKER_BUILDX")
+}
+
+fn plugin(variable: &str) -> PathBuf {
+    let plugin = std::env::var_os(variable).expect("run scripts/setup --all, then `. .work/env`");
     PathBuf::from(plugin)
 }
 
@@ -32,7 +35,12 @@ impl BuildSetup {
     fn new() -> Self {
         let folder = Folder::new("builds");
         std::fs::create_dir_all(folder.0.join("config/cli-plugins")).unwrap();
-        std::os::unix::fs::symlink(buildx(), folder.0.join("config/cli-plugins/docker-buildx")).unwrap();
+        for (name, place) in [
+            ("docker-buildx", buildx()),
+            ("docker-compose", plugin("KFP_CREDS_DOCKER_COMPOSE_2")),
+        ] {
+            std::os::unix::fs::symlink(place, folder.0.join("config/cli-plugins").join(name)).unwrap();
+        }
         let setup = Self(folder);
         // Other contents than those of any build before it.
         setup.write("app/id.txt", &format!("{}\n", setup.0.0.display()));
@@ -83,6 +91,18 @@ impl BuildSetup {
     }
 
     /// With one line that names the file and says what to do, there and on the terminal.
+    /// As [`Self::refuses`], for a client that shows the line amid its own output.
+    #[track_caller]
+    fn refuses_somewhere(&self, session: &Session, arguments: &[&str], words: &str) {
+        let out = self.docker(session, arguments, b"");
+        let text = all(&out);
+        assert!(!out.status.success(), "docker {arguments:?} passed: {text}");
+        let told = |line: &str| line.contains(words) && line.contains("leave it out");
+        assert!(text.lines().any(told), "docker {arguments:?}: {text}");
+        session.wait_for(words, Duration::from_secs(5));
+        assert!(!text.contains("MIIEvQIBADAN") && !session.said().contains("MIIEvQIBADAN"));
+    }
+
     #[track_caller]
     fn refuses(&self, session: &Session, arguments: &[&str], stdin: &[u8], words: &str) {
         let out = self.docker(session, arguments, stdin);
@@ -234,6 +254,31 @@ fn a_secret_of_a_build_passes() {
         steps.as_bytes(),
     );
     assert!(said.contains(&format!("{} /run/secrets/k", key().len())), "{said}");
+}
+
+#[test]
+fn builds_of_compose_are_looked_into_and_its_services_attached() {
+    let (setup, session) = (BuildSetup::new(), session("deny"));
+    let project = format!("kfpct-compose-{}", std::process::id());
+    // Two services, built together: compose 2 makes one bake of them.
+    let service = |name: &str, folder: &str| {
+        format!("  {name}:\n    build: ./{folder}\n    image: {project}-{name}\n")
+    };
+    setup.write("other/Dockerfile", "FROM scratch\nCOPY . /other\n");
+    setup.write("other/id.txt", &project);
+    let run = format!("  task:\n    image: {}\n    command: [\"env\"]\n", task_image());
+    let services = format!("{}{}{run}", service("one", "app"), service("two", "other"));
+    setup.write("compose.yaml", &format!("name: {project}\nservices:\n{services}"));
+    setup.builds(&session, &["compose", "build", "one", "two"], b"");
+    setup.write("other/key.pem", &key());
+    setup.refuses_somewhere(&session, &["compose", "build", "one", "two"], "key.pem");
+    setup.refuses_somewhere(&session, &["compose", "up", "--build", "two"], "key.pem");
+    setup.remove("other/key.pem");
+    setup.builds(&session, &["compose", "build", "two"], b"");
+    let said = setup.builds(&session, &["compose", "run", "--rm", "task"], b"");
+    assert!(said.contains("GCE_METADATA_HOST="), "{said}");
+    setup.docker(&session, &["compose", "down", "--rmi", "local", "-t", "1"], b"");
+    setup.docker(&session, &["image", "rm", &format!("{project}-one"), &format!("{project}-two")], b"");
 }
 
 #[test]
