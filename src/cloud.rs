@@ -23,6 +23,21 @@ impl Cloud {
             Self::Azure => "azure",
         }
     }
+
+    /// The cloud whose metadata service has this path: the first segment alone decides, as it is written.
+    pub fn of_path(path: &str) -> Self {
+        match Self::first_segment(path) {
+            "latest" | "v2" => Self::Aws,
+            "metadata" | "msi" => Self::Azure,
+            _ => Self::Google,
+        }
+    }
+
+    /// `latest` of `/latest/meta-data?x`.
+    pub fn first_segment(path: &str) -> &str {
+        let inner = path.strip_prefix('/').unwrap_or(path);
+        inner.split(['/', '?']).next().unwrap_or(inner)
+    }
 }
 
 /// The name for people.
@@ -138,6 +153,19 @@ impl fmt::Display for AzureIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_segment_of_a_path_names_the_cloud() {
+        for path in ["/latest/meta-data/", "/latest", "/v2/credentials/x", "/v2?x"] {
+            assert_eq!(Cloud::of_path(path), Cloud::Aws, "{path}");
+        }
+        for path in ["/metadata/instance?api-version=1", "/msi/token", "/metadata"] {
+            assert_eq!(Cloud::of_path(path), Cloud::Azure, "{path}");
+        }
+        for path in ["/", "", "/computeMetadata/v1/", "/Latest/", "//latest/", "/latestx", "/%6catest/"] {
+            assert_eq!(Cloud::of_path(path), Cloud::Google, "{path}");
+        }
+    }
 
     #[test]
     fn a_role_has_a_name_and_an_account() {

@@ -84,7 +84,6 @@ pub mod app;
 pub mod certificates;
 #[cfg(feature = "host")]
 pub mod cli;
-#[cfg(feature = "host")]
 pub mod cloud;
 #[cfg(feature = "host")]
 pub mod config;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroize;
 
@@ -19,6 +20,20 @@ impl<T: Zeroize> Secret<T> {
     pub fn expose(&self) -> &T {
         &self.0
     }
+}
+
+impl Secret<String> {
+    /// Compares in constant time.
+    pub fn is(&self, given: &str) -> bool {
+        same(&self.0, given)
+    }
+}
+
+/// Whether a secret and a given text are the same. Their digests are compared, so that the timing reveals
+/// nothing of the secret's own bytes.
+pub fn same(secret: &str, given: &str) -> bool {
+    let of = |text: &str| digest(&SHA256, text.as_bytes());
+    of(secret).as_ref() == of(given).as_ref()
 }
 
 impl<T: Zeroize> fmt::Debug for Secret<T> {
@@ -59,6 +74,15 @@ mod tests {
         assert!(left.borrow().is_empty(), "somebody still has it");
         drop(shared);
         assert_eq!(*left.borrow(), [""]);
+    }
+
+    #[test]
+    fn a_secret_is_compared_whole() {
+        let secret = Secret::new(String::from("canary-value"));
+        assert!(secret.is("canary-value") && same("", ""));
+        for other in ["", "canary", "canary-value ", "Canary-value"] {
+            assert!(!secret.is(other), "{other}");
+        }
     }
 
     #[test]
