@@ -1,5 +1,6 @@
 //! hyper itself answers requests that it cannot parse as HTTP, and no service sees its reply. Every reply of
-//! this program must have `Metadata-Flavor: Google`, so our headers are added as hyper's reply is written.
+//! Google's tree must have `Metadata-Flavor: Google`, so our headers are added as hyper's reply is written, unless
+//! the request's first line names a path of another cloud.
 
 use std::io;
 use std::pin::Pin;
@@ -7,11 +8,15 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The headers of all our replies, without those that hyper adds itself.
+use crate::cloud::Cloud;
+
+/// The headers of replies of Google's tree, without those that hyper adds itself.
 const OURS: &[u8] = b"metadata-flavor: Google\r\ncontent-type: text/html; charset=UTF-8\r\n\
     server: Metadata Server for VM\r\nx-xss-protection: 0\r\nx-frame-options: SAMEORIGIN\r\n\r\n";
 /// The maximal length of hyper's own head; a longer one is a reply of ours.
 const LONGEST: usize = 256;
+/// Of what was read, enough for a method and the first segment of a path.
+const FIRST: usize = 64;
 
 /// A server's connection on which hyper's own refusals carry our headers.
 #[derive(Debug)]
@@ -19,12 +24,33 @@ pub struct Flavored<S> {
     stream: S,
     /// The rest of such a refusal that is accepted but not written yet.
     left: Vec<u8>,
+    /// The first bytes that were read after the last reply: those of the request that comes next. Behind a
+    /// request that came with another in one packet this is empty, which counts as Google's.
+    first: Vec<u8>,
+    replied: bool,
 }
 
 impl<S> Flavored<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, left: Vec::new() }
+        Self { stream, left: Vec::new(), first: Vec::new(), replied: false }
     }
+
+    fn note(&mut self, read: &[u8]) {
+        if read.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.replied) {
+            self.first.clear();
+        }
+        let room = FIRST - self.first.len();
+        self.first.extend(read.iter().take(room));
+    }
+}
+
+/// Whether a request that begins like this asks for a path of Google's, as far as one can say.
+fn is_for_google(first: &[u8]) -> bool {
+    let path = first.split(|byte| *byte == b' ').nth(1).and_then(|path| str::from_utf8(path).ok());
+    path.is_none_or(|path| Cloud::of_path(path) == Cloud::Google)
 }
 
 /// Whether `written` ends with a refusal by hyper: an error with an empty body and only the headers that
@@ -63,7 +89,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Flavored<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.write_left(context))?;
-        if !ends_in_bare_refusal(bytes) {
+        let ours = ends_in_bare_refusal(bytes) && (self.replied || is_for_google(&self.first));
+        self.replied = true;
+        if !ours {
             return Pin::new(&mut self.stream).poll_write(context, bytes);
         }
         self.left = [&bytes[..bytes.len() - 2], OURS].concat();
@@ -84,6 +112,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Flavored<S> {
             return self.poll_write(context, only);
         }
         ready!(self.write_left(context))?;
+        self.replied = true;
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
@@ -108,7 +137,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Flavored<S> {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, into))?;
+        self.note(&into.filled()[before..]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -120,6 +152,45 @@ mod tests {
 
     const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
         date: Mon, 23 Nov 2026 12:00:00 GMT\r\n\r\n";
+
+    /// What a caller that sends `first` gets for the second of two parts that are written.
+    async fn refused_after(first: &str, before: &str) -> String {
+        let (near, mut far) = tokio::io::duplex(4096);
+        let mut near = Flavored::new(near);
+        far.write_all(first.as_bytes()).await.unwrap();
+        let _ = near.read(&mut [0; 4096]).await.unwrap();
+        if !before.is_empty() {
+            near.write_all(before.as_bytes()).await.unwrap();
+            far.write_all(first.as_bytes()).await.unwrap();
+            // A head may come in pieces.
+            for _ in first.bytes() {
+                let _ = near.read(&mut [0]).await.unwrap();
+            }
+        }
+        near.write_all(BARE.as_bytes()).await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut text = String::new();
+        far.read_to_string(&mut text).await.unwrap();
+        text[before.len()..].to_string()
+    }
+
+    #[tokio::test]
+    async fn only_paths_of_googles_get_headers_of_googles() {
+        let reply = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        for before in ["", reply] {
+            for of_others in
+                ["PUT /latest/api/token HTTP/7.3\r\n", "GET /metadata/<b> HTTP/1.1\r\n", "GET /v2/\r\n"]
+            {
+                assert_eq!(refused_after(of_others, before).await, BARE, "{of_others}");
+            }
+            for of_google in
+                ["GET /<b> HTTP/1.1\r\n", "GET / HTTP/7.3\r\n", "\x16\x03", "no HTTP at all", "GET /lat"]
+            {
+                let got = refused_after(of_google, before).await;
+                assert!(got.contains("\r\nmetadata-flavor: Google\r\n"), "{of_google}: {got}");
+            }
+        }
+    }
 
     /// The bytes written for `parts`, through a pipe that takes only a few bytes at a time.
     async fn written(parts: &[&str]) -> String {

@@ -27,6 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, unix::pipe};
 
+use crate::cloud::Cloud;
 use crate::linux;
 use crate::process::Tasks;
 use crate::unparsable::Flavored;
@@ -170,8 +171,9 @@ async fn forward(
     mut client: Client,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let waits = request.uri().query().is_some_and(|query| query.contains("wait_for_change"));
+    let cloud = Cloud::of_path(request.uri().path());
     let Some(request) = translate(request, from) else {
-        return Ok(unavailable("the request target is not one this server has"));
+        return Ok(unavailable(cloud, "the request target is not one this server has"));
     };
     let exchange = async {
         client.ready().await?;
@@ -179,7 +181,7 @@ async fn forward(
         Ok::<_, hyper::Error>((head, body.collect().await?.to_bytes()))
     };
     let answer = if waits { Ok(exchange.await) } else { tokio::time::timeout(REPLY_WITHIN, exchange).await };
-    let Ok(answer) = answer else { return Ok(unavailable("the host did not answer in time")) };
+    let Ok(answer) = answer else { return Ok(unavailable(cloud, "the host did not answer in time")) };
     let (mut head, body) = answer?;
     head.version = hyper::Version::HTTP_11;
     if head.headers.remove(CLOSE).is_some() {
@@ -225,13 +227,15 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
     Some(request)
 }
 
-/// 503 is the one status that every retrying client retries.
-fn unavailable(why: &'static str) -> Response<Full<Bytes>> {
+/// 503 is the one status that every retrying client retries. Only Google's paths look like Google's.
+fn unavailable(cloud: Cloud, why: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
     *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
-    headers.insert(header::SERVER, HeaderValue::from_static("Metadata Server for VM"));
+    if cloud == Cloud::Google {
+        headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
+        headers.insert(header::SERVER, HeaderValue::from_static("Metadata Server for VM"));
+    }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }

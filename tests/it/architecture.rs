@@ -76,14 +76,19 @@ const INSIDE: [(&str, &[&[&str]]); 5] = [
             &["check"],
         ],
     ),
+    (
+        "metadata",
+        &[&["json", "reply", "target", "view"], &["service", "guards"], &["aws", "azure", "google"]],
+    ),
     ("lifecycle", &[&["addresses", "events", "exit", "joined"], &["end"], &["by_hand"]]),
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.
-const NEIGHBOURS: [(&str, &str, &str); 9] = [
+const NEIGHBOURS: [(&str, &str, &str); 10] = [
     ("token", "cloud", "a kind of token is of one cloud"),
     ("workload", "cloud", "an identity has a part for each cloud"),
     ("workload", "secret", "a grant has a secret that only its container knows"),
+    ("unparsable", "cloud", "only paths of Google's get headers of Google's"),
     ("quote", "workload", "patterns are the user's text"),
     ("process", "linux", "core dumps are switched off by a call of Linux's own"),
     ("secret", "token", "a token's value is a secret"),
