@@ -24,7 +24,7 @@ use kfp_creds::server::views::Views;
 use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
 use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::offline::Offline;
-use kfp_creds::token::Scopes;
+use kfp_creds::token::{Now, Scopes};
 use kfp_creds::workload::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -42,11 +42,13 @@ pub fn request_head(input: &[u8]) {
         }
     }
     let host = headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let head = RequestHead { method: &method, target, host: host.as_deref(), headers: &headers };
+    let (host, entered, now) = (host.as_deref(), None, Now::read());
+    let head = RequestHead { method: &method, target, host, headers: &headers, entered, now };
     // A token is never given to a caller whose request a guard refuses.
     let refused = metadata::guard(&head, &View::default()).is_some();
     let step = metadata::step(&head, &View::default());
-    assert!(!(refused && matches!(step, Step::Access(_) | Step::Identity(_))), "{text}");
+    let given = !matches!(step, Step::Reply(_) | Step::Wait(_));
+    assert!(!(refused && given), "{text}");
 }
 
 /// The body of a create request. What is attached can neither take a neighbour's address nor leave its own network.
@@ -97,7 +99,15 @@ pub fn tunnel(input: &[u8]) {
         let console = Console::new(Form::Text, std::io::sink());
         let mint = Mint::new(Arc::new(source), Tasks::new(), Recorder::default());
         let (_writer, reader, _questions) = kfp_creds::registry::new();
-        let views = Views { base: View::default(), project: None, email: None, cells: false, loopback: None };
+        let views = Views {
+            base: View::default(),
+            project: None,
+            email: None,
+            cells: false,
+            loopback: None,
+            aws: None,
+            azure: None,
+        };
         let server =
             Server::new(reader, mint, views, Ipv4Addr::new(169, 254, 169, 254), console, Recorder::default());
         let (mut relay, host) = tokio::io::duplex(1 << 16);

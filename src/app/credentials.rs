@@ -123,6 +123,8 @@ impl Credentials {
             email: config.email.clone(),
             cells: config.cells.is_some(),
             loopback: None,
+            aws: None,
+            azure: None,
         }
     }
 

@@ -12,6 +12,9 @@ use hyper::{HeaderMap, StatusCode};
 
 use crate::token::Rendered;
 
+pub(super) const METADATA_FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
+pub(super) const AWS_TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
+
 /// The reply to the caller. A listener adds `Date`, leaves the body out for HEAD, and changes nothing else.
 #[derive(Debug)]
 pub struct Reply {
@@ -24,6 +27,37 @@ pub struct Reply {
     pub body: Body,
     /// The connection ends after this reply (`Connection: close`, a header that HTTP/2 lacks).
     pub close: bool,
+    /// The methods that a 405 names.
+    pub allow: Option<&'static str>,
+    /// With a token of IMDSv2: the seconds that it is valid; clients need the header.
+    pub ttl: Option<u32>,
+    /// Has the headers of Google's server. Clients that see them believe that they run at Google.
+    pub of_google: bool,
+    /// A refusal that goes out as a 200, because clients show the text of no other status.
+    pub refused: bool,
+}
+
+impl Reply {
+    /// A reply without headers of Google's.
+    pub(super) fn bare(status: StatusCode, content_type: &'static str, body: Body) -> Self {
+        Self {
+            status,
+            content_type,
+            etag: None,
+            location: None,
+            body,
+            close: false,
+            allow: None,
+            ttl: None,
+            of_google: false,
+            refused: false,
+        }
+    }
+
+    /// The status for metrics and audit log: 403 for a refusal that goes out as a 200.
+    pub fn counted(&self) -> StatusCode {
+        if self.refused { StatusCode::FORBIDDEN } else { self.status }
+    }
 }
 
 /// The bytes of a reply. Those of a token can neither be printed nor cloned, and are overwritten when the
@@ -86,9 +120,31 @@ impl fmt::Debug for Body {
     }
 }
 
-/// The headers of a reply, in the order recorded from the real server (the listener adds `Date`). Every reply
-/// has `Metadata-Flavor: Google`: Node refuses replies without it.
+/// The headers of a reply (the listener adds `Date`). Every reply of Google's tree has `Metadata-Flavor: Google`
+/// (Node refuses replies without it) and no other reply has it (decision 13).
 pub fn headers(reply: &Reply) -> HeaderMap {
+    let mut all = if reply.of_google { of_google(reply) } else { of_others(reply) };
+    if let Some(methods) = reply.allow {
+        all.insert(ALLOW, HeaderValue::from_static(methods));
+    }
+    if reply.close {
+        all.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    all
+}
+
+fn of_others(reply: &Reply) -> HeaderMap {
+    let mut all = HeaderMap::with_capacity(4);
+    all.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    all.insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+    if let Some(seconds) = reply.ttl {
+        all.insert(AWS_TOKEN_TTL, HeaderValue::from(seconds));
+    }
+    all
+}
+
+/// In the order recorded from the real server.
+fn of_google(reply: &Reply) -> HeaderMap {
     let mut all = match (&reply.location, &reply.etag) {
         // The case of every token. Cloning a map and replacing values costs half of building one.
         (None, None) => COMMON.clone(),
@@ -102,12 +158,6 @@ pub fn headers(reply: &Reply) -> HeaderMap {
     };
     say(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
     say(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
-    if reply.status == StatusCode::METHOD_NOT_ALLOWED {
-        all.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
-    if reply.close {
-        all.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     all
 }
 
@@ -119,7 +169,7 @@ fn filled(location: Option<&str>, etag: Option<&str>) -> HeaderMap {
     let made = |value: Option<&str>| value.and_then(|value| HeaderValue::from_str(value).ok());
     let fixed = |value| Some(HeaderValue::from_static(value));
     let places = [
-        (super::METADATA_FLAVOR, fixed("Google")),
+        (METADATA_FLAVOR, fixed("Google")),
         (CONTENT_TYPE, fixed("")),
         (LOCATION, made(location)),
         (ETAG, made(etag)),

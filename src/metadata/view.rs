@@ -1,4 +1,4 @@
-//! The caller's view of the instance, the project and the accounts: plain values, without behaviour of the
+//! The caller's view of the instance, the project, the accounts and the clouds: plain values, without behaviour of the
 //! protocol. The calling room fills in a [`View`]; omitted values have stand-ins.
 
 use std::borrow::Cow;
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::secret::Secret;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 
 /// An account as `instance/service-accounts/` shows it.
@@ -20,7 +21,42 @@ pub struct Account {
     pub service_account: Option<String>,
 }
 
-/// Everything that the tree shows to one caller. [`View::default`] is the table of stand-ins
+/// What AWS's tree shows to a caller with an identity there.
+#[derive(Clone, Debug)]
+pub struct AwsView {
+    /// The name of the role, as the instance's; never empty.
+    pub role: String,
+    /// The ARN of the role; `None` for the host's own session.
+    pub role_arn: Option<String>,
+    /// Twelve digits.
+    pub account: Option<String>,
+    /// `eu-west-1`. Without one, `placement/` is empty and clients use their own default.
+    pub region: Option<String>,
+    /// The last part of the path of the container form. `None`: without one, unless the listener has found a
+    /// secret in the path ([`super::RequestHead::entered`]), that form is closed.
+    pub secret: Option<Arc<Secret<String>>>,
+    /// Authenticates the tokens of IMDSv2; another one for each lease, so that no other caller's token is
+    /// valid. `None`, if the system has no randomness: IMDSv2 gives no tokens.
+    pub session_key: Option<Arc<Secret<[u8; 32]>>>,
+}
+
+/// What Azure's tree shows to a caller with an identity there.
+#[derive(Clone, Debug)]
+pub struct AzureView {
+    /// That of the identity's principal, if known; no other one may be requested.
+    pub client_id: Option<String>,
+    pub tenant: Option<String>,
+    /// A stand-in: the identity may have several, or none.
+    pub subscription: String,
+    /// `westeurope`; may be empty.
+    pub location: String,
+    /// A UUID.
+    pub vm_id: String,
+    /// The value of `X-IDENTITY-HEADER`; as [`AwsView::secret`].
+    pub secret: Option<Arc<Secret<String>>>,
+}
+
+/// Everything that the trees show to one caller. [`View::default`] is the table of stand-ins
 /// (`docs/METADATA.md`); numeric ids are numbers here, so that they are always digits on the wire.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -65,12 +101,24 @@ pub struct View {
     pub mtu: u32,
     /// The short name; the tree adds `projects/NUMBER/networks/`.
     pub network: String,
+    /// False: no path looks like Google's server.
+    pub google: bool,
+    /// `None`: AWS's paths answer as on a machine whose metadata service is turned off.
+    pub aws: Option<AwsView>,
+    /// `None`: Azure's paths answer as on a machine without an identity.
+    pub azure: Option<AzureView>,
 }
 
 impl View {
-    /// The names and the address that clients use by default.
-    pub const NAMES: [&str; 5] =
-        ["metadata.google.internal", "metadata.goog", "metadata", "169.254.169.254", "[fd20:ce::254]"];
+    /// The names and addresses that clients use by default.
+    pub const NAMES: [&str; 6] = [
+        "metadata.google.internal",
+        "metadata.goog",
+        "metadata",
+        "169.254.169.254",
+        "169.254.170.2",
+        "[fd20:ce::254]",
+    ];
 
     pub(super) fn shown_region(&self) -> &str {
         if !self.region.is_empty() {
@@ -140,6 +188,9 @@ impl Default for View {
             dns_servers: vec!["127.0.0.11".into()],
             mtu: 1500,
             network: "default".into(),
+            google: true,
+            aws: None,
+            azure: None,
         }
     }
 }

@@ -222,6 +222,11 @@ impl Recorder {
         self.refusal(who, status, TokenKind::Identity.word(), why, Some(audience));
     }
 
+    /// The same for a request for a token of Azure.
+    pub fn refused_resource(&self, who: Who<'_>, status: u16, resource: &str, why: &str) {
+        self.refusal(who, status, TokenKind::AzureToken.word(), why, Some(resource));
+    }
+
     fn refusal(&self, who: Who<'_>, status: u16, what: &str, why: &str, audience: Option<&str>) {
         let name = match who {
             Who::Container(grant) => grant.task.to_string(),

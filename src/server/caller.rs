@@ -1,9 +1,9 @@
 //! The caller of a request: a container by its lease, a program on this machine, or the relay itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::registry::Lease;
-use crate::workload::{By, ContainerId, Grant, Identity};
+use crate::workload::{By, ContainerId, Grant, Identity, Task};
 
 /// The caller of a request.
 #[derive(Clone, Debug)]
@@ -40,6 +40,15 @@ impl Caller {
         match self {
             Self::Container(lease) => lease.grant().by,
             Self::Local(_) | Self::Relay => By::Default,
+        }
+    }
+
+    /// The task of a container; programs on this machine have an empty one.
+    pub(super) fn task(&self) -> &Task {
+        static NONE: LazyLock<Task> = LazyLock::new(Task::default);
+        match self {
+            Self::Container(lease) => &lease.grant().task,
+            Self::Local(_) | Self::Relay => &NONE,
         }
     }
 

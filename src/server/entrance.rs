@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::caller::Caller;
 use super::{CutOff, HOLD, Server, own_source, respond};
 use crate::loopback::Paths;
-use crate::metadata::{self, Failure, RequestHead};
+use crate::metadata::{self, Failure, RequestHead, Service};
 use crate::process::{OWN_SOURCE, Tasks};
 use crate::secret::Secret;
+use crate::token::Now;
 use crate::unparsable::Flavored;
 use crate::workload::Identity;
 
@@ -81,14 +82,23 @@ impl Server {
         let (head, _) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
-            return Ok(respond(metadata::failure_reply(Failure::IdentityRefused, "no such path")));
+            // Behind a wrong secret there is the path of a client that waits for an error of its own form.
+            let service = Service::of(behind(target));
+            return Ok(respond(metadata::failure_reply(service, Failure::IdentityRefused, "no such path")));
         };
         if head.headers.contains_key(OWN_SOURCE) {
-            return Ok(own_source());
+            return Ok(own_source(target));
         }
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(|named| named.as_str()).or(host);
-        let asked = RequestHead { method: &head.method, target, host, headers: &head.headers };
+        let asked = RequestHead {
+            method: &head.method,
+            target,
+            host,
+            headers: &head.headers,
+            entered: secret,
+            now: Now::read(),
+        };
         let mut reply = self.answer(caller, &asked, deadline).await?;
         if let Some(secret) = secret {
             stay_under(secret, reply.headers_mut());
@@ -129,10 +139,13 @@ pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<
     let rest = target.strip_prefix('/')?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (given, rest) = rest.split_at(end);
-    let expected = ring::digest::digest(&ring::digest::SHA256, capability.expose().as_bytes());
-    let digest = ring::digest::digest(&ring::digest::SHA256, given.as_bytes());
-    // The digests are compared byte by byte: the timing reveals nothing about the capability's own bytes.
-    (expected.as_ref() == digest.as_ref()).then_some((given, if rest.is_empty() { "/" } else { rest }))
+    capability.is(given).then_some((given, if rest.is_empty() { "/" } else { rest }))
+}
+
+/// `target` without its first segment.
+fn behind(target: &str) -> &str {
+    let inner = target.strip_prefix('/').unwrap_or(target);
+    inner.find(['/', '?']).map_or("/", |end| &inner[end..])
 }
 
 /// Adds the secret to a redirect's path, so that the caller can follow it. The caller has sent it already.

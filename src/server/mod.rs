@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::console::Console;
-use crate::metadata::{self, Failure, Reply, RequestHead, Step, View, Wait};
+use crate::metadata::{self, Failure, Reply, RequestHead, Service, Step, View, Wait};
 use crate::mint::Mint;
 use crate::process::OWN_SOURCE;
 use crate::readiness::Listening;
@@ -29,11 +29,13 @@ use crate::record::metrics::{Answered, Route};
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Reader};
 use crate::relay;
-use crate::token::Issued;
+use crate::token::{Issued, Now};
 
 mod caller;
+mod clouds;
 mod entrance;
 pub mod jwks;
+mod lease_keys;
 mod rates;
 mod refusals;
 mod tokens;
@@ -42,6 +44,7 @@ pub mod views;
 use caller::Caller;
 pub use entrance::Entrance;
 pub(crate) use entrance::under;
+use lease_keys::LeaseKeys;
 use rates::Rates;
 use refusals::Refusals;
 use views::Views;
@@ -63,6 +66,7 @@ pub struct Server {
     made: Mutex<HashMap<u64, Arc<View>>>,
     recorder: Recorder,
     rates: Rates,
+    lease_keys: LeaseKeys,
     /// Tokens handed out to programs on this machine.
     local: Issued,
 }
@@ -84,8 +88,20 @@ impl Server {
     ) -> Arc<Self> {
         let listening = Listening::default();
         let (made, rates, local) = (Mutex::default(), Rates::default(), Issued::default());
-        let refusals = Refusals::new(console);
-        Arc::new(Self { reader, mint, views, relay, listening, refusals, made, recorder, rates, local })
+        let (refusals, lease_keys) = (Refusals::new(console), LeaseKeys::random());
+        Arc::new(Self {
+            reader,
+            mint,
+            views,
+            relay,
+            listening,
+            refusals,
+            made,
+            recorder,
+            rates,
+            lease_keys,
+            local,
+        })
     }
 
     /// Resolves once the relay's own request has come through network, listener and tunnel.
@@ -140,17 +156,13 @@ impl Server {
         let host = headers.remove(relay::HOST);
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
-            Some(_) if headers.contains_key(OWN_SOURCE) => own_source(),
+            Some(_) if headers.contains_key(OWN_SOURCE) => own_source(target),
             // Leases of this range belong to the loopback paths; no network caller has such an address.
-            Some(from) if from.is_loopback() => {
-                respond(metadata::failure_reply(Failure::UnknownCaller, "no container has this address"))
-            }
+            Some(from) if from.is_loopback() => unknown(target, "no container has this address"),
             Some(from) => {
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?
             }
-            None => {
-                respond(metadata::failure_reply(Failure::UnknownCaller, "the relay did not say who called"))
-            }
+            None => unknown(target, "the relay did not say who called"),
         };
         if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
             // HTTP/2 has no `Connection` header; the relay restores it.
@@ -183,12 +195,12 @@ impl Server {
                     let why = "this container has no identity here (yet): kfp-creds did not attach it";
                     self.recorder.metrics().request(Route::Metadata, Answered::Unknown);
                     self.recorder.refused(Who::Unknown(from), 503, "any", "nobody with a lease is there");
-                    return Ok(respond(metadata::failure_reply(Failure::UnknownCaller, why)));
+                    return Ok(unknown(target, why));
                 }
             }
         };
         let host = host.and_then(|host| host.to_str().ok());
-        let head = RequestHead { method, target, host, headers };
+        let head = RequestHead { method, target, host, headers, entered: None, now: Now::read() };
         self.answer(caller, &head, deadline).await
     }
 
@@ -203,11 +215,13 @@ impl Server {
             Step::Reply(reply) => (Route::Metadata, self.guarded(&caller, reply)),
             Step::Access(ask) => (Route::Token, self.access(&caller, &ask, deadline).await),
             Step::Identity(ask) => (Route::Identity, self.identity(&caller, &ask, deadline).await),
+            Step::AwsSession(ask) => (Route::Token, self.aws_session(&caller, &ask, deadline).await),
+            Step::AzureToken(ask) => (Route::Token, self.azure_token(&caller, &ask, deadline).await),
             Step::Wait(wait) => (Route::Wait, self.hold(&caller, head, wait).await),
         };
         // The container may have ended during the wait, and another may have its address by now.
         let valid = caller.still_valid();
-        let answered = if valid { Answered::of(reply.status.as_u16()) } else { Answered::CutOff };
+        let answered = if valid { Answered::of(reply.counted().as_u16()) } else { Answered::CutOff };
         self.recorder.metrics().request(route, answered);
         if valid { Ok(respond(reply)) } else { Err(CutOff) }
     }
@@ -220,9 +234,10 @@ impl Server {
             Caller::Relay => return Arc::new(self.views.nobody()),
         };
         let principal = self.mint.principal();
+        let azure = identity.azure.as_ref().map(|_| self.mint.azure_principal()).unwrap_or_default();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(view) = made.get(&key)
-            && self.views.is_current(view, identity, &principal)
+            && self.views.is_current(view, identity, &principal, &azure)
         {
             return view.clone();
         }
@@ -230,10 +245,16 @@ impl Server {
             let live: Vec<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
             made.retain(|epoch, _| live.contains(epoch));
         }
-        let view = match caller {
-            Caller::Container(lease) => self.views.of(lease.grant(), lease.address(), &principal),
-            Caller::Local(_) | Caller::Relay => self.views.local(identity, &principal),
+        let (mut view, address, grant) = match caller {
+            Caller::Container(lease) => {
+                let (grant, address) = (lease.grant(), lease.address());
+                (self.views.of(grant, address, &principal), address, Some(grant))
+            }
+            Caller::Local(_) | Caller::Relay => {
+                (self.views.local(identity, &principal), Ipv4Addr::LOCALHOST, None)
+            }
         };
+        self.views.add_clouds(&mut view, identity, grant, &azure, self.lease_keys.of(key, address));
         made.entry(key).insert_entry(Arc::new(view)).get().clone()
     }
 
@@ -252,7 +273,9 @@ impl Server {
             match metadata::step(head, &self.view(caller)) {
                 Step::Wait(now) if now.then.etag == then.etag => {}
                 Step::Wait(Wait { then: reply, .. }) | Step::Reply(reply) => return reply,
-                Step::Access(_) | Step::Identity(_) => return then,
+                Step::Access(_) | Step::Identity(_) | Step::AwsSession(_) | Step::AzureToken(_) => {
+                    return then;
+                }
             }
         }
     }
@@ -260,11 +283,18 @@ impl Server {
 
 /// Refuses a credential source of this session or another one that took this server for the machine's own
 /// metadata server. Only such sources send that header; they get no metadata.
-fn own_source() -> Response<Full<Bytes>> {
+fn own_source(target: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(b"kfp-creds is no source for kfp-creds")));
     *response.status_mut() = StatusCode::LOOP_DETECTED;
-    response.headers_mut().insert("metadata-flavor", HeaderValue::from_static("Google"));
+    if Service::of(target) == Service::Google {
+        response.headers_mut().insert("metadata-flavor", HeaderValue::from_static("Google"));
+    }
     response
+}
+
+/// The reply to a caller without a lease, in the form of the cloud that it asks.
+fn unknown(target: &str, why: &str) -> Response<Full<Bytes>> {
+    respond(metadata::failure_reply(Service::of(target), Failure::UnknownCaller, why))
 }
 
 fn respond(reply: Reply) -> Response<Full<Bytes>> {

@@ -1,22 +1,22 @@
-//! Which tokens a caller may have (scopes, audience, rate), and what is recorded of them.
+//! Which tokens of Google a caller may have (scopes, audience, rate), and what is recorded of them.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Caller, Server};
-use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply};
+use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, Service};
 use crate::mint::MintFailure;
 use crate::record::{For, Who};
 use crate::source::IdentityRequest;
 use crate::token::{CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, TokenKind};
 use crate::workload::Identity;
 
-const SLOW: &str = "the token is still being minted: ask again";
+pub(super) const SLOW: &str = "the token is still being minted: ask again";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
-struct No(Failure, String);
+pub(super) struct No(pub(super) Failure, pub(super) String);
 
 impl Server {
     pub(super) async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
@@ -123,7 +123,7 @@ impl Server {
 
     /// Adds the token to the lease, and records it if it is new to this caller. Skips a caller whose lease
     /// has ended meanwhile: the token is not sent to it.
-    fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
+    pub(super) fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
         if caller.still_valid()
             && let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
             && issued.add(*token)
@@ -142,7 +142,7 @@ impl Server {
 
     fn refuse(&self, caller: &Caller, audience: Option<&str>, no: &No) -> Reply {
         let No(failure, why) = no;
-        let reply = metadata::failure_reply(*failure, why);
+        let reply = metadata::failure_reply(Service::Google, *failure, why);
         if let Some(who) = who(caller) {
             let status = reply.status.as_u16();
             match audience {
@@ -165,20 +165,20 @@ impl Server {
     }
 }
 
-fn nobody() -> No {
+pub(super) fn nobody() -> No {
     No(Failure::UnknownCaller, "the relay has no identity".into())
 }
 
-fn too_many(identity: &Identity) -> String {
+pub(super) fn too_many(identity: &Identity) -> String {
     let rate = identity.rate.unwrap_or_default();
     format!("identity {} has had its {rate} requests of this minute: ask again later", identity.name)
 }
 
-fn left(deadline: Instant) -> Duration {
+pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-fn who(caller: &Caller) -> Option<Who<'_>> {
+pub(super) fn who(caller: &Caller) -> Option<Who<'_>> {
     match caller {
         Caller::Container(lease) => Some(Who::Container(lease.grant())),
         Caller::Local(identity) => Some(Who::Local(identity)),

@@ -1,17 +1,37 @@
 //! Builds the view of one caller from the config, the source and the lease.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use crate::docker::cells;
-use crate::metadata::{Account, View};
+use crate::metadata::{Account, AwsView, AzureView, View};
+use crate::secret::Secret;
 use crate::source::Principal;
-use crate::workload::{Grant, Identity};
+use crate::source::azure::AzurePrincipal;
+use crate::workload::{ContainerId, Grant, Identity};
 
 /// Stands in for an account whose e-mail is unknown. Deliberately not a service account's: clients look up a
 /// service account's e-mail at Google.
 const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
 /// Stands in for a project that neither config nor source names.
 pub const UNKNOWN_PROJECT: &str = "unknown-project";
+
+/// Stands in for a subscription of Azure, which no client needs for a token, and for a machine without an id.
+const NIL_UUID: &str = "00000000-0000-0000-0000-000000000000";
+
+/// `[aws]`, as far as containers see it.
+#[derive(Clone, Debug, Default)]
+pub struct AwsFacts {
+    pub region: Option<String>,
+}
+
+/// `[azure]`, as far as containers see it. What is `None` may be known to the source.
+#[derive(Clone, Debug, Default)]
+pub struct AzureFacts {
+    pub tenant: Option<String>,
+    pub client_id: Option<String>,
+    pub location: Option<String>,
+}
 
 /// Values that all callers of a session share.
 #[derive(Clone, Debug)]
@@ -25,6 +45,10 @@ pub struct Views {
     pub cells: bool,
     /// The address, `127.0.0.1:PORT`, at which containers on the host's network send requests.
     pub loopback: Option<String>,
+    /// `None`: no caller has anything on AWS.
+    pub aws: Option<AwsFacts>,
+    /// `None`: no caller has anything on Azure.
+    pub azure: Option<AzureFacts>,
 }
 
 impl Views {
@@ -62,8 +86,45 @@ impl Views {
             project_id: self.project(principal).into(),
             universe: self.universe(principal).into(),
             accounts: std::iter::once(first).chain(others).collect(),
+            google: identity.google,
             ..self.base.clone()
         }
+    }
+
+    /// Adds what `identity` has on AWS and Azure. `grant` is that of a container; `session_key` is the key of
+    /// its lease.
+    pub fn add_clouds(
+        &self,
+        view: &mut View,
+        identity: &Identity,
+        grant: Option<&Grant>,
+        principal: &AzurePrincipal,
+        session_key: Option<Arc<Secret<[u8; 32]>>>,
+    ) {
+        let secret = grant.and_then(|grant| grant.secret.clone());
+        view.aws = identity.aws.as_ref().zip(self.aws.as_ref()).map(|(own, facts)| AwsView {
+            role: own.role_name().into(),
+            role_arn: own.role.clone(),
+            account: own.account().map(String::from),
+            region: facts.region.clone(),
+            secret: secret.clone(),
+            session_key,
+        });
+        view.azure = identity.azure.as_ref().zip(self.azure.as_ref()).map(|(_, facts)| AzureView {
+            client_id: self.client_id(identity, principal).map(String::from),
+            tenant: facts.tenant.as_ref().or(principal.tenant.as_ref()).cloned(),
+            subscription: NIL_UUID.into(),
+            location: facts.location.clone().unwrap_or_default(),
+            vm_id: vm_id(grant.map(|grant| &grant.container)),
+            secret,
+        });
+    }
+
+    /// The principal of `identity`: its own, else that of the config, else that of the source.
+    fn client_id<'a>(&'a self, identity: &'a Identity, principal: &'a AzurePrincipal) -> Option<&'a str> {
+        let own = identity.azure.as_ref().and_then(|azure| azure.client_id.as_deref());
+        let told = self.azure.as_ref().and_then(|facts| facts.client_id.as_deref());
+        own.or(told).or(principal.client_id.as_deref())
     }
 
     /// The view of the relay's own probe: no accounts.
@@ -73,11 +134,22 @@ impl Views {
 
     /// Whether an earlier view would be made the same way now. Checked on every request, so it copies
     /// nothing.
-    pub fn is_current(&self, view: &View, identity: &Identity, principal: &Principal) -> bool {
+    pub fn is_current(
+        &self,
+        view: &View,
+        identity: &Identity,
+        principal: &Principal,
+        azure: &AzurePrincipal,
+    ) -> bool {
+        let on_azure = view
+            .azure
+            .as_ref()
+            .is_none_or(|shown| shown.client_id.as_deref() == self.client_id(identity, azure));
         let account = view.accounts.first().map(|account| account.email.as_str());
         account == Some(self.account(identity, principal))
             && view.project_id == self.project(principal)
             && view.universe == self.universe(principal)
+            && on_azure
     }
 
     fn account<'a>(&'a self, identity: &'a Identity, principal: &'a Principal) -> &'a str {
@@ -94,4 +166,10 @@ impl Views {
     pub fn project<'a>(&'a self, principal: &'a Principal) -> &'a str {
         self.project.as_deref().or(principal.project.as_deref()).unwrap_or(UNKNOWN_PROJECT)
     }
+}
+
+/// A UUID of the first 32 digits of a container's id; of zeros for programs on this machine.
+fn vm_id(container: Option<&ContainerId>) -> String {
+    let Some(id) = container.map(ContainerId::as_str) else { return NIL_UUID.into() };
+    [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..32]].join("-")
 }

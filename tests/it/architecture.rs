@@ -19,7 +19,7 @@ const STOREYS: [&[&str]; 8] = [
 
 /// The same inside the big rooms: their files and folders, lowest first. Their `mod.rs` is above all of them and may
 /// be known to them.
-const INSIDE: [(&str, &[&[&str]]); 5] = [
+const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "docker::proxy",
         &[

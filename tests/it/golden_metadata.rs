@@ -6,21 +6,63 @@ use std::path::Path;
 
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Form, Reply, RequestHead, Step, View};
+use kfp_creds::metadata::{self, Form, Reply, RequestHead, Service, Step, View};
 use kfp_creds::server::views::Views;
 use kfp_creds::source::Principal;
 use kfp_creds::token::{Now, OF_GOOGLE_CLOUD, Scopes};
 use kfp_creds::workload::Identity;
 use serde_json::Value;
 
+use crate::golden_clouds;
 use crate::support::golden::{self, Case, Head};
+
+fn all_are_answered(folder: &str, least: usize) {
+    let cases = golden::cases_in(folder);
+    assert!(cases.len() >= least, "only {} cases", cases.len());
+    let failed: Vec<String> = cases.iter().filter_map(differences).collect();
+    assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
 
 #[test]
 fn every_case_is_answered_to_the_byte() {
-    let cases = golden::cases();
-    assert!(cases.len() >= 60, "only {} cases", cases.len());
-    let failed: Vec<String> = cases.iter().filter_map(|case| differences(case, &golden::view())).collect();
-    assert!(failed.is_empty(), "{} of {} cases differ\n\n{}", failed.len(), cases.len(), failed.join("\n"));
+    all_are_answered("metadata", 180);
+}
+
+#[test]
+fn every_case_of_aws_is_answered_to_the_byte() {
+    all_are_answered("aws", 90);
+}
+
+#[test]
+fn every_case_of_azure_is_answered_to_the_byte() {
+    all_are_answered("azure", 60);
+}
+
+#[test]
+fn without_google_nothing_looks_like_google() {
+    all_are_answered("absent", 6);
+}
+
+/// No request makes a server without a cloud answer otherwise than that it is not there.
+#[test]
+fn an_absent_cloud_answers_alike_on_every_path() {
+    for folder in ["aws", "azure", "metadata"] {
+        for case in golden::cases_in(folder) {
+            let (head, mut view) = (case.head(), golden::view());
+            (view.google, view.aws, view.azure) = (false, None, None);
+            let Step::Reply(reply) = step_at(&head, None, golden::now(), &view) else {
+                panic!("{}: no reply", case.name)
+            };
+            let status = match Service::of(&head.target) {
+                Service::Google => 404,
+                Service::AwsContainer | Service::AwsImds => 403,
+                Service::AppService | Service::AzureImds => 400,
+            };
+            assert_eq!(reply.status, status, "{folder}/{}", case.name);
+            let names: Vec<_> = metadata::headers(&reply).keys().map(|name| name.to_string()).collect();
+            assert_eq!(names, ["content-type", "content-length"], "{folder}/{}", case.name);
+        }
+    }
 }
 
 /// What needs a failing mint, an endless wait or an odd request line is marked, so that the runners over a
@@ -37,9 +79,8 @@ fn cases_that_no_listener_can_run_say_so() {
     }
 }
 
-fn differences(case: &Case, view: &View) -> Option<String> {
-    let now = Now::read();
-    let (asks, waits, reply) = run(case, view, now);
+fn differences(case: &Case) -> Option<String> {
+    let (asks, waits, reply) = run(case, &case.view(), golden::now());
     let mut got: Vec<String> = asks.into_iter().chain(waits).collect();
     let mut want: Vec<String> = case.asks.iter().chain(&case.waits).cloned().collect();
     got.push(format!("HTTP/1.1 {}", reply.status.as_u16()));
@@ -78,11 +119,21 @@ fn differences(case: &Case, view: &View) -> Option<String> {
 fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, Reply) {
     let head = case.head();
     let minted = |reply: Reply| match &case.given {
-        Some((kind, why)) => metadata::failure_reply(*kind, why),
+        Some((kind, why)) => metadata::failure_reply(Service::of(&head.target), *kind, why),
         None => reply,
     };
-    match step(&head, view) {
+    match step_at(&head, case.entered.as_deref(), now, view) {
         Step::Reply(reply) => (None, None, reply),
+        Step::AwsSession(ask) => {
+            let form = if ask.service == Service::AwsImds { "imds" } else { "container" };
+            let reply = metadata::aws_session_reply(&ask, &golden::aws_session(now), now);
+            (Some(format!("aws-session {form}")), None, minted(reply))
+        }
+        Step::AzureToken(ask) => {
+            let form = if ask.service == Service::AzureImds { "imds" } else { "app-service" };
+            let reply = metadata::azure_token_reply(&ask, &golden::azure_token(now), now);
+            (Some(format!("azure-token {form} {}", ask.resource)), None, minted(reply))
+        }
         Step::Access(ask) => {
             let scopes = ask.scopes.as_ref().map_or_else(|| "-".to_string(), comma);
             let form = if ask.form == Form::Json { "json" } else { "text" };
@@ -110,8 +161,13 @@ fn comma(scopes: &Scopes) -> String {
 }
 
 fn step(head: &Head, view: &View) -> Step {
+    step_at(head, None, Now::read(), view)
+}
+
+fn step_at(head: &Head, entered: Option<&str>, now: Now, view: &View) -> Step {
     let Head { method, target, host, headers } = head;
-    metadata::step(&RequestHead { method, target, host: host.as_deref(), headers }, view)
+    let host = host.as_deref();
+    metadata::step(&RequestHead { method, target, host, headers, entered, now }, view)
 }
 
 /// A well-behaved GET.
@@ -161,7 +217,15 @@ fn is_minted(path: &str) -> bool {
 
 /// What is told where neither config, nor credentials, nor a container say more.
 fn stand_in() -> View {
-    let views = Views { base: View::default(), project: None, email: None, cells: false, loopback: None };
+    let views = Views {
+        base: View::default(),
+        project: None,
+        email: None,
+        cells: false,
+        loopback: None,
+        aws: None,
+        azure: None,
+    };
     views.local(&Identity::default(), &Principal::default())
 }
 
@@ -212,8 +276,8 @@ fn scopes() -> String {
 /// `docs/METADATA.md` is written by hand nowhere: this is its text.
 fn table(view: &View) -> String {
     let mut table = String::from(
-        "# The metadata tree\n\n\
-         Every key that the server shows, below `/computeMetadata/v1/`, with the stand-in that a value has where \
+        "# The metadata trees\n\n\
+         Every key that the server shows: first those of Google, below `/computeMetadata/v1/`, with the stand-in that a value has where \
          nobody says more,\nand who may. Where that is empty the value is the same for everybody: a container has no disk, \
          licence or\nprocessor that Google knows. A test compares this file with what the protocol answers.\n\n\
          | key | text | JSON | said by |\n| --- | --- | --- | --- |\n",
@@ -248,7 +312,7 @@ fn table(view: &View) -> String {
         "\n`universe/universe_domain` is served as well, and not listed. In a JSON recursion names are camelCase, \
          except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n",
     );
-    table + &scopes()
+    table + &scopes() + &golden_clouds::trees()
 }
 
 #[test]
@@ -362,6 +426,16 @@ impl Random {
     }
 }
 
+const STARTS: [&str; 7] = [
+    "",
+    "/",
+    "/computeMetadata/v1/",
+    "/computeMetadata/v1/instance/",
+    "/latest/",
+    "/v2/credentials/",
+    "/msi/token",
+];
+
 /// Pieces of targets, one per blank.
 const PIECES: &str = "/ // .. . % %2 %2f %2F %00 %ff %25 %2e%2e ? & = ; # + @ %40 \\ \r\n \0 é http:// HTTP://metadata \
     metadata:80 computeMetadata v1 v1beta1 0.1 instance project project-id universe service-accounts default token \
@@ -375,8 +449,7 @@ fn no_head_makes_the_step_panic_or_the_reply_irregular() {
     let pieces: Vec<&str> = PIECES.split(' ').collect();
     let (mut found, mut asked) = (0, 0);
     for round in 0..20_000 {
-        let mut target =
-            random.pick(&["", "/", "/computeMetadata/v1/", "/computeMetadata/v1/instance/"]).to_string();
+        let mut target = random.pick(&STARTS).to_string();
         if random.roll(4) == 0 {
             target += "service-accounts/default/token?";
         }
@@ -406,7 +479,7 @@ fn no_head_makes_the_step_panic_or_the_reply_irregular() {
         let reply = match step(&Head { method, target: target.clone(), host, headers }, &view) {
             Step::Reply(reply) => reply,
             Step::Wait(wait) => wait.then,
-            Step::Access(_) | Step::Identity(_) => {
+            Step::Access(_) | Step::Identity(_) | Step::AwsSession(_) | Step::AzureToken(_) => {
                 asked += 1;
                 continue;
             }
@@ -415,10 +488,10 @@ fn no_head_makes_the_step_panic_or_the_reply_irregular() {
         let sent = metadata::headers(&reply);
         let flavored =
             sent.iter().next().is_some_and(|(name, value)| name == "metadata-flavor" && value == "Google");
-        assert!(flavored, "{round}: {target:?}");
+        assert_eq!(flavored, Service::of(&target) == Service::Google, "{round}: {target:?}");
         let located = sent.contains_key("location");
         assert_eq!(located, reply.status == 301, "{round}: {target:?}");
-        assert!([200, 301, 400, 403, 404, 405].contains(&reply.status.as_u16()), "{round}: {target:?}");
+        assert!([200, 301, 400, 401, 403, 404, 405].contains(&reply.status.as_u16()), "{round}: {target:?}");
     }
     assert!(found > 200 && asked > 200, "the dice never got past the guards: {found} found, {asked} asked");
 }

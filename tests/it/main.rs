@@ -22,6 +22,7 @@ mod engine_calls;
 mod explain;
 mod federation;
 mod fuzz;
+mod golden_clouds;
 mod golden_metadata;
 mod golden_sources;
 mod golden_wire;

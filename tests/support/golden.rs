@@ -1,6 +1,7 @@
-//! The golden cases of the metadata protocol, for every runner: the pure step, loopback, the relay.
+//! The golden cases of the metadata protocols, for every runner: the pure step, loopback, the relay.
 //!
-//! A case is `tests/golden/metadata/NAME.http`:
+//! A case is `tests/golden/metadata/NAME.http` for Google's tree; `aws`, `azure` and `absent` (Google's tree for a caller
+//! without Google) are like it:
 //!
 //! ```text
 //! # why this case exists, and where the expectation comes from
@@ -8,6 +9,9 @@
 //! # waits: 60s                                   the step has to wait this long, then reply as below
 //! # given: Transient the text                    what `failure_reply` is called with, in place of a token
 //! # server: strict                              on a wire: asked of a server with this in its config, `support::wire`
+//! # clouds: google                               what the identity has, where it is not all of them; `aws-own` is the
+//!                                                host's own session
+//! # entered: SECRET                              the listener has cut this off the path
 //! # step only: why no listener can be sent this
 //! GET /path HTTP/1.1                             lines end in CRLF on the wire, in LF here
 //! Name: value
@@ -18,6 +22,9 @@
 //! exactly Content-Length bytes and one newline that is not part of the body
 //! ```
 //!
+//! `{token}` is a token of IMDSv2 for six hours from [`now`], `{short-token}` one for ten minutes, `{expired-token}` one
+//! that is over and `{foreign-token}` that of another lease.
+//!
 //! For HEAD the body is what GET would bring; on the wire it is left out. A runner over a wire has its own
 //! `expires_in` where a case asks for an access token.
 
@@ -25,13 +32,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{Account, Failure, View};
+use kfp_creds::metadata::{self, Account, AwsView, AzureView, Failure, RequestHead, Step, View};
 use kfp_creds::secret::Secret;
-use kfp_creds::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
+use kfp_creds::token::{AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
 pub(crate) const ACCESS_TOKEN: &str = "ya29.golden-access-token";
 pub(crate) const IDENTITY_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJnb2xkZW4ifQ.Z29sZGVuLXNpZ25hdHVyZQ";
@@ -50,6 +57,10 @@ pub(crate) struct Case {
     pub(crate) given: Option<(Failure, String)>,
     /// What a server needs beside the usual for this case.
     pub(crate) server: Option<String>,
+    /// What the identity has, if not all.
+    pub(crate) clouds: Option<String>,
+    /// The secret that stood before the path.
+    pub(crate) entered: Option<String>,
     /// Why only `step()` can run this case.
     pub(crate) step_only: Option<String>,
 }
@@ -63,11 +74,16 @@ pub(crate) struct Head {
     pub(crate) headers: HeaderMap,
 }
 
-/// All cases, by name. Panics on a file that is not in the format: a case that is skipped would look green.
+/// All cases of Google's tree, by name.
 pub(crate) fn cases() -> Vec<Case> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/metadata");
+    cases_in("metadata")
+}
+
+/// The cases of a folder, by name. Panics on a file that is not in the format: a case that is skipped would look green.
+pub(crate) fn cases_in(folder: &str) -> Vec<Case> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
     let mut paths: Vec<_> =
-        fs::read_dir(&directory).expect("tests/golden/metadata").map(|entry| entry.unwrap().path()).collect();
+        fs::read_dir(&directory).expect("the folder of cases").map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
         .iter()
@@ -75,10 +91,40 @@ pub(crate) fn cases() -> Vec<Case> {
             let name =
                 path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".http"));
             let name = name.unwrap_or_else(|| panic!("{} does not end in .http", path.display()));
-            parse(name, &fs::read_to_string(path).unwrap())
+            parse(name, &with_tokens(&fs::read_to_string(path).unwrap()))
                 .unwrap_or_else(|wrong| panic!("{name}.http: {wrong}"))
         })
         .collect()
+}
+
+/// Puts tokens of IMDSv2 in the places for them; they are made as a client gets them.
+fn with_tokens(text: &str) -> String {
+    if !text.contains("token}") {
+        return text.into();
+    }
+    let now = now();
+    let made = |key: u8, ttl: u32, age: u64| {
+        let mut view = view();
+        if let Some(aws) = &mut view.aws {
+            aws.session_key = Some(Arc::new(Secret::new([key; 32])));
+        }
+        let ttl = HeaderValue::from(ttl);
+        let headers =
+            HeaderMap::from_iter([(HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds"), ttl)]);
+        let now = Now { wall: now.wall - Duration::from_secs(age), mono: now.mono };
+        let (method, target, host) = (&Method::PUT, "/latest/api/token", Some("169.254.169.254"));
+        let head = RequestHead { method, target, host, headers: &headers, entered: None, now };
+        match metadata::step(&head, &view) {
+            Step::Reply(reply) if reply.status == 200 => {
+                String::from_utf8(reply.body.into_bytes().to_vec()).unwrap()
+            }
+            other => panic!("no token: {other:?}"),
+        }
+    };
+    text.replace("{token}", &made(7, 21_600, 0))
+        .replace("{short-token}", &made(7, 600, 0))
+        .replace("{expired-token}", &made(7, 60, 60))
+        .replace("{foreign-token}", &made(8, 21_600, 0))
 }
 
 fn parse(name: &str, text: &str) -> Result<Case, String> {
@@ -88,7 +134,7 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         .iter()
         .copied()
         .filter(|line| {
-            !["asks: ", "waits: ", "given: ", "server: ", "step only: "]
+            !["asks: ", "waits: ", "given: ", "server: ", "clouds: ", "entered: ", "step only: "]
                 .iter()
                 .any(|key| line.starts_with(key))
         })
@@ -119,6 +165,8 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         waits: told("waits: "),
         given: told("given: ").map(|given| failure(&given)).transpose()?,
         server: told("server: "),
+        clouds: told("clouds: "),
+        entered: told("entered: "),
         step_only: told("step only: "),
     })
 }
@@ -140,6 +188,20 @@ fn failure(given: &str) -> Result<(Failure, String), String> {
 }
 
 impl Case {
+    /// What this case is answered from.
+    pub(crate) fn view(&self) -> View {
+        let mut view = view();
+        let Some(clouds) = &self.clouds else { return view };
+        let has = |cloud: &str| clouds.split(' ').any(|own| own == cloud);
+        view.google = has("google");
+        view.aws = view.aws.filter(|_| has("aws") || has("aws-own")).map(|aws| match has("aws-own") {
+            true => AwsView { role: "kfp-creds".into(), role_arn: None, account: None, region: None, ..aws },
+            false => aws,
+        });
+        view.azure = view.azure.filter(|_| has("azure"));
+        view
+    }
+
     pub(crate) fn head(&self) -> Head {
         let text = String::from_utf8(self.request.clone()).unwrap();
         let mut lines = text.lines();
@@ -161,6 +223,14 @@ impl Case {
         let host = headers.get(HOST).map(|host| host.to_str().unwrap().to_string());
         Head { method: method.parse().unwrap(), target: target.into(), host, headers }
     }
+}
+
+/// The secret of the golden lease.
+const SECRET: &str = "golden-secret-of-the-lease";
+
+/// When the cases of AWS and Azure are asked: 2026-11-30T12:00:00Z.
+pub(crate) fn now() -> Now {
+    Now { wall: UNIX_EPOCH + Duration::from_secs(1_796_040_000), ..Now::read() }
 }
 
 /// What the cases are answered from.
@@ -197,6 +267,22 @@ pub(crate) fn view() -> View {
         hosts: Arc::from(["127.0.0.1".to_string(), "localhost:8174".to_string()]),
         ip: "169.254.168.7".into(),
         gateway: "169.254.168.1".into(),
+        aws: Some(AwsView {
+            role: "golden-role".into(),
+            role_arn: Some("arn:aws:iam::123456789012:role/team/golden-role".into()),
+            account: Some("123456789012".into()),
+            region: Some("eu-west-1".into()),
+            secret: Some(Arc::new(Secret::new(SECRET.into()))),
+            session_key: Some(Arc::new(Secret::new([7; 32]))),
+        }),
+        azure: Some(AzureView {
+            client_id: Some("11111111-2222-3333-4444-555555555555".into()),
+            tenant: Some("99999999-8888-7777-6666-555555555555".into()),
+            subscription: "00000000-0000-0000-0000-000000000000".into(),
+            location: "westeurope".into(),
+            vm_id: "01234567-89ab-cdef-0123-456789abcdef".into(),
+            secret: Some(Arc::new(Secret::new(SECRET.into()))),
+        }),
         ..View::default()
     }
 }
@@ -211,6 +297,30 @@ pub(crate) fn identity_token(now: Now) -> IdentityToken {
     IdentityToken {
         value: Secret::new(IDENTITY_TOKEN.into()),
         expires: Deadline::after(now, Duration::from_secs(3600)),
+        id: MintId::random(),
+    }
+}
+
+/// As long as [`access_token`]; its account is that of the view.
+pub(crate) fn aws_session(now: Now) -> AwsSession {
+    let secret = |text: &str| Secret::new(text.to_string());
+    AwsSession {
+        access_key_id: secret("golden-key-id"),
+        secret_access_key: secret("golden-secret-key"),
+        session_token: secret("golden-session-token"),
+        expires: Deadline::after(now, Duration::from_millis(3_521_900)),
+        account: None,
+        id: MintId::random(),
+    }
+}
+
+/// As long as [`access_token`].
+pub(crate) fn azure_token(now: Now) -> AzureToken {
+    AzureToken {
+        value: Secret::new("golden-azure-token".into()),
+        expires: Deadline::after(now, Duration::from_millis(3_521_900)),
+        resource: "not shown".into(),
+        client_id: None,
         id: MintId::random(),
     }
 }

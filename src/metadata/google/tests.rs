@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::query::NotSeconds;
 use super::*;
 use crate::metadata::guards::allowed;
-use crate::metadata::{Door, failure_reply, headers};
+use crate::metadata::{Service, failure_reply, headers};
 use crate::secret::Secret;
 use crate::token::{Deadline, MintId};
 
@@ -135,7 +135,7 @@ fn a_token_cannot_be_printed_with_its_reply() {
 
 #[test]
 fn a_reason_stays_one_line() {
-    let reply = failure_reply(Door::Google, Failure::Transient, "the token endpoint\r\ndid not answer");
+    let reply = failure_reply(Service::Google, Failure::Transient, "the token endpoint\r\ndid not answer");
     assert_eq!(&*reply.body.into_bytes(), b"the token endpoint  did not answer");
 }
 

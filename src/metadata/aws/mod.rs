@@ -1,0 +1,200 @@
+//! AWS: the container form (`/v2/credentials/SECRET`) and the instance metadata service, version 2 alone.
+//!
+//! The container form has no header that another party could not cause: its path is the secret. IMDSv2 needs a
+//! PUT and then a header. Version 1 needs neither, and does not exist here.
+
+mod instance;
+mod session_token;
+
+use std::sync::Arc;
+
+use hyper::header::HeaderName;
+use hyper::{Method, StatusCode};
+
+use super::guards;
+use super::json::{Json, object};
+use super::reply::{AWS_TOKEN_TTL, Body, Reply};
+use super::service::Service;
+use super::target::Target;
+use super::view::{AwsView, View};
+use super::{AwsAsk, Failure, RequestHead, Step};
+use crate::console::rfc3339;
+use crate::secret::Secret;
+use crate::token::{AwsSession, Now};
+use instance::{Node, Scene};
+
+const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
+
+/// In every JSON reply, `Code` says which of these it is.
+const REFUSED: &str = "AccessDenied";
+const UNAVAILABLE: &str = "ServiceUnavailable";
+
+const ABSENT: &str =
+    "This container has no identity on AWS: kfp-creds gives one that has [identity.NAME.aws] in its config.";
+
+pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
+    let Some(aws) = &view.aws else { return Step::Reply(absent(service)) };
+    if let Some(refused) = refusal(head, view, target, service) {
+        return Step::Reply(refused);
+    }
+    match service {
+        Service::AwsContainer => container(head, aws, target),
+        _ => imds(head, view, aws, target),
+    }
+}
+
+pub(super) fn guard(
+    head: &RequestHead<'_>,
+    view: &View,
+    target: &Target<'_>,
+    service: Service,
+) -> Option<Reply> {
+    if view.aws.is_none() { Some(absent(service)) } else { refusal(head, view, target, service) }
+}
+
+/// As where the instance metadata service is turned off. With a 404 the SDK for Rust speaks of a missing header.
+fn absent(service: Service) -> Reply {
+    error(service, StatusCode::FORBIDDEN, REFUSED, ABSENT)
+}
+
+fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Option<Reply> {
+    let allow = if is_token_path(target) { "PUT" } else { "GET, HEAD" };
+    let known = match *head.method {
+        Method::PUT => is_token_path(target),
+        Method::GET | Method::HEAD => !is_token_path(target),
+        _ => false,
+    };
+    if !known {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        return Some(Reply {
+            allow: Some(allow),
+            close: true,
+            ..error(service, status, "MethodNotAllowed", "Method not allowed")
+        });
+    }
+    let sentence = guards::foreign(head, target, view)?;
+    Some(Reply { close: true, ..error(service, StatusCode::FORBIDDEN, REFUSED, sentence) })
+}
+
+/// One exact path, as the real service has it.
+fn is_token_path(target: &Target<'_>) -> bool {
+    target.path == "/latest/api/token"
+}
+
+fn container(head: &RequestHead<'_>, aws: &AwsView, target: &Target<'_>) -> Step {
+    let service = Service::AwsContainer;
+    let segments: Option<Vec<_>> = target.segments().collect();
+    let names: Vec<&str> = segments.iter().flatten().map(|name| &**name).collect();
+    let allowed = match (&*names, head.entered, &aws.secret) {
+        (["v2", "credentials"], Some(_), _) => true,
+        (["v2", "credentials", given], None, Some(secret)) => secret.is(given),
+        (["v2", "credentials", ..], ..) => false,
+        _ => {
+            let status = StatusCode::NOT_FOUND;
+            return Step::Reply(error(service, status, "NotFound", "There are no credentials at this path."));
+        }
+    };
+    if allowed {
+        return Step::AwsSession(ask(service, aws));
+    }
+    let why = "This path is not the one in AWS_CONTAINER_CREDENTIALS_RELATIVE_URI of this container.";
+    Step::Reply(error(service, StatusCode::FORBIDDEN, REFUSED, why))
+}
+
+fn imds(head: &RequestHead<'_>, view: &View, aws: &AwsView, target: &Target<'_>) -> Step {
+    let service = Service::AwsImds;
+    if is_token_path(target) {
+        return Step::Reply(new_token(head, aws));
+    }
+    let known = match (guards::only(head, &TOKEN), &aws.session_key) {
+        (Some(token), Some(key)) => session_token::is_valid(key.expose(), token, head.now.wall),
+        _ => false,
+    };
+    if !known {
+        let why = "A token of IMDSv2 is needed, which PUT /latest/api/token gives; this one is missing, expired or not of this container.";
+        return Step::Reply(error(service, StatusCode::UNAUTHORIZED, "Unauthorized", why));
+    }
+    let segments: Option<Vec<_>> = target.segments().collect();
+    let names: Option<Vec<&str>> = segments.as_ref().map(|all| all.iter().map(|name| &**name).collect());
+    let scene = Scene { view, aws, now: head.now };
+    let ok = |media, body: Vec<u8>| Step::Reply(Reply::bare(StatusCode::OK, media, Body::plain(body)));
+    match names.and_then(|names| scene.find(&names)) {
+        Some(Node::Text(text)) => ok(TEXT, text.into_owned().into_bytes()),
+        // The real service calls JSON text as well.
+        Some(Node::Json(body)) => ok(TEXT, body),
+        Some(Node::Credentials) => Step::AwsSession(ask(service, aws)),
+        None => Step::Reply(error(service, StatusCode::NOT_FOUND, "NotFound", "There is no such key.")),
+    }
+}
+
+fn ask(service: Service, aws: &AwsView) -> AwsAsk {
+    AwsAsk { service, role_arn: aws.role_arn.clone(), account: aws.account.clone() }
+}
+
+fn new_token(head: &RequestHead<'_>, aws: &AwsView) -> Reply {
+    let service = Service::AwsImds;
+    let asked = guards::only(head, &AWS_TOKEN_TTL).filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let ttl = asked.and_then(|text| text.parse().ok()).filter(|ttl| session_token::TTL.contains(ttl));
+    let Some(ttl) = ttl else {
+        let why = "X-aws-ec2-metadata-token-ttl-seconds has to be a number from 1 to 21600.";
+        return error(service, StatusCode::BAD_REQUEST, "BadRequest", why);
+    };
+    let Some(key) = &aws.session_key else {
+        return failure_reply(service, Failure::Transient, "this machine has no randomness");
+    };
+    let token = session_token::make(key.expose(), ttl, head.now.wall);
+    let body = Body::token(Arc::new(Secret::new(token.into_bytes())));
+    Reply { ttl: Some(ttl), ..Reply::bare(StatusCode::OK, TEXT, body) }
+}
+
+/// The credentials in the form of the service that was asked. `Expiration` is the real one.
+pub fn session_reply(ask: &AwsAsk, session: &AwsSession, now: Now) -> Reply {
+    let (expires, updated) = (rfc3339(now.wall + session.expires.remaining(now)), rfc3339(now.wall));
+    let mut fields = vec![];
+    match (ask.service, &ask.role_arn) {
+        (Service::AwsImds, _) => fields.extend([
+            ("Code", Json::Text("Success")),
+            ("LastUpdated", Json::Text(&updated)),
+            ("Type", Json::Text("AWS-HMAC")),
+        ]),
+        (_, Some(role)) => fields.push(("RoleArn", Json::Text(role))),
+        (_, None) => {}
+    }
+    fields.extend([
+        ("AccessKeyId", Json::Text(session.access_key_id.expose())),
+        ("SecretAccessKey", Json::Text(session.secret_access_key.expose())),
+        ("Token", Json::Text(session.session_token.expose())),
+        ("Expiration", Json::Text(&expires)),
+    ]);
+    let account = session.account.as_ref().or(ask.account.as_ref());
+    fields.extend(account.map(|id| ("AccountId", Json::Text(id))));
+    let body = Body::token(Arc::new(Secret::new(object(&fields))));
+    Reply::bare(StatusCode::OK, JSON, body)
+}
+
+pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {
+    match (kind.may_pass(), service) {
+        (true, _) => error(service, StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, why),
+        // Go and Rust show `Code` and `Message` of a 200, and nobody repeats the request.
+        (false, Service::AwsImds) => {
+            let body = object(&[("Code", Json::Text(REFUSED)), ("Message", Json::Text(why))]);
+            Reply { refused: true, ..Reply::bare(StatusCode::OK, JSON, Body::plain(body)) }
+        }
+        (false, _) => error(service, StatusCode::FORBIDDEN, REFUSED, why),
+    }
+}
+
+/// `why` is one line: JSON in the container form, whose body boto shows whole; text at the metadata service,
+/// whose body object_store and minio show.
+fn error(service: Service, status: StatusCode, code: &str, why: &str) -> Reply {
+    match service {
+        Service::AwsContainer => {
+            let body = object(&[("Code", Json::Text(code)), ("Message", Json::Text(why))]);
+            Reply::bare(status, JSON, Body::plain(body))
+        }
+        _ => Reply::bare(status, TEXT, Body::plain(why.to_owned())),
+    }
+}
