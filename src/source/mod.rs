@@ -2,7 +2,7 @@
 //!
 //! `google`, `aws` and `azure` have the credentials of each cloud, one file per kind; `offline` signs with a key made at start; `http` is
 //! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
-//! lifetimes; `clock` tracks Google's clock for signatures; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
+//! lifetimes; `document` reads JSON; `subject` fetches what other issuers gave this machine; `clock` tracks Google's clock for signatures; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
@@ -21,8 +21,10 @@ pub mod variables;
 pub(crate) mod flight;
 
 mod command;
+mod document;
 mod expiry;
 mod jwt;
+mod subject;
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -42,9 +42,11 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "source",
         &[
-            &["clock", "command", "flight", "jwt", "stamp", "variables"],
+            &["clock", "command", "document", "flight", "jwt", "stamp", "variables"],
             &["expiry"],
             &["http"],
+            &["subject"],
+            &["aws", "azure"],
             &["google", "storage"],
             &["offline"],
         ],
@@ -52,7 +54,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "source::google",
         &[
-            &["configured", "document", "endpoints", "pem", "token_types"],
+            &["configured", "endpoints", "pem", "token_types"],
             &["authorized_user", "downscope", "gcloud", "metadata_server", "service_account"],
             &["external_account_authorized_user", "iam"],
             &["impersonated"],

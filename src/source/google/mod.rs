@@ -37,7 +37,6 @@ pub(crate) mod downscope;
 
 mod authorized_user;
 mod configured;
-mod document;
 mod exec;
 mod external_account;
 mod external_account_authorized_user;

@@ -4,18 +4,17 @@ use std::sync::Mutex;
 
 use hyper::Method;
 
-use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Command;
 use crate::source::google::configured::{Federation, TokenFrom};
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::external_account::ExternalAccount;
+use crate::source::google::external_account::subject::Subject;
 use crate::source::google::external_account::subject::executable::Executable;
-use crate::source::google::external_account::subject::{FileToken, Format, Subject, UrlToken};
 use crate::source::google::impersonated::Impersonated;
 use crate::source::google::token_types::JWT;
 use crate::source::google::{Credential, Kind};
-use crate::source::http::secure_url::confidential;
+use crate::source::subject::{FileToken, Format, SubjectToken, UrlToken, azure_devops, github, header};
 use crate::source::variables::Variables;
 
 impl Federation {
@@ -69,97 +68,28 @@ impl Federation {
             Some(field) => Format::Json { field: field.clone() },
             None => Format::Text,
         };
-        Ok(match &self.from {
-            TokenFrom::Github => Subject::Url(self.github(universe, variables)?),
-            TokenFrom::AzureDevops => Subject::Url(azure_devops(variables)?),
-            TokenFrom::Variable(name) => {
-                let token = variables.secret(name).ok_or_else(|| {
-                    SourceError::refused(format!(
-                        "the variable {name}, which should hold the job's token, is not set"
-                    ))
-                })?;
-                Subject::Variable { name: name.clone(), token }
+        Ok(Subject::Issued(match &self.from {
+            TokenFrom::Github => {
+                let audience = self.token_audience.clone();
+                let audience =
+                    audience.unwrap_or_else(|| format!("https://iam.{universe}/{}", self.provider));
+                SubjectToken::Url(github(&audience, variables)?)
             }
-            TokenFrom::File(path) => Subject::File(FileToken { path: path.clone(), format: format() }),
+            TokenFrom::AzureDevops => SubjectToken::Url(azure_devops(variables)?),
+            TokenFrom::Variable(name) => SubjectToken::variable(name, variables)?,
+            TokenFrom::File(path) => SubjectToken::File(FileToken { path: path.clone(), format: format() }),
             TokenFrom::Url(url) => {
                 let headers = self.headers.iter().map(|line| header(line, variables));
                 let headers = headers.collect::<Result<_, _>>()?;
                 let method = if self.post { Method::POST } else { Method::GET };
-                Subject::Url(UrlToken { url: url.clone(), method, headers, format: format() })
+                SubjectToken::Url(UrlToken { url: url.clone(), method, headers, format: format() })
             }
             TokenFrom::Command => {
                 let command = command.ok_or_else(|| SourceError::refused("no command brings the token"))?;
-                Subject::Executable(Executable::provider(command))
+                return Ok(Subject::Executable(Executable::provider(command)));
             }
-        })
+        }))
     }
-
-    /// GitHub's runner gives each job that may request tokens the URL and the bearer in variables.
-    fn github(&self, universe: &str, variables: &Variables) -> Result<UrlToken, SourceError> {
-        let names = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
-        let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
-            return Err(SourceError::refused(
-                "this job may not have tokens (ACTIONS_ID_TOKEN_REQUEST_URL is not set); give it \
-                 `permissions: id-token: write`",
-            ));
-        };
-        confidential(url, names[0]).map_err(|_| {
-            SourceError::refused(format!("the variable {} is not an https address", names[0]))
-        })?;
-        let audience = self.token_audience.clone();
-        let audience = audience.unwrap_or_else(|| format!("https://iam.{universe}/{}", self.provider));
-        let query =
-            url::form_urlencoded::Serializer::new(String::new()).append_pair("audience", &audience).finish();
-        let url = format!("{url}{}{query}", if url.contains('?') { '&' } else { '?' });
-        let bearer = Secret::new(format!("Bearer {}", bearer.expose()));
-        let format = Format::Json { field: "value".into() };
-        Ok(UrlToken { url, method: Method::GET, headers: vec![("authorization".into(), bearer)], format })
-    }
-}
-
-/// Azure DevOps issues a token on a POST without a body, at a URL that each job gets in a variable.
-fn azure_devops(variables: &Variables) -> Result<UrlToken, SourceError> {
-    let names = ["SYSTEM_OIDCREQUESTURI", "SYSTEM_ACCESSTOKEN"];
-    let (Some(url), Some(bearer)) = (variables.text(names[0]), variables.secret(names[1])) else {
-        return Err(SourceError::refused(
-            "this job may not have tokens (SYSTEM_OIDCREQUESTURI or SYSTEM_ACCESSTOKEN is not set); give the step \
-             `env: {SYSTEM_ACCESSTOKEN: $(System.AccessToken)}`",
-        ));
-    };
-    confidential(url, names[0])
-        .map_err(|_| SourceError::refused(format!("the variable {} is not an https address", names[0])))?;
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("api-version", "7.1");
-    // Without this parameter the token is the pipeline's, not that of a service connection.
-    if let Some(connection) = variables.text("AZURESUBSCRIPTION_SERVICE_CONNECTION_ID") {
-        query.append_pair("serviceConnectionId", connection);
-    }
-    let url = format!("{url}{}{}", if url.contains('?') { '&' } else { '?' }, query.finish());
-    let bearer = Secret::new(format!("Bearer {}", bearer.expose()));
-    let format = Format::Json { field: "oidcToken".into() };
-    Ok(UrlToken { url, method: Method::POST, headers: vec![("authorization".into(), bearer)], format })
-}
-
-/// Parses `NAME: VALUE` and replaces variables in the value.
-fn header(line: &str, variables: &Variables) -> Result<(String, Secret<String>), SourceError> {
-    let (name, value) = line.split_once(':').ok_or_else(|| {
-        SourceError::refused("a line of credentials.token_headers is not of the form NAME: VALUE")
-    })?;
-    let name = name.trim().to_ascii_lowercase();
-    let mut parts = value.trim().split('$');
-    let mut whole = Secret::new(parts.next().unwrap_or_default().to_owned());
-    for part in parts {
-        let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
-        let end = part.find(word).unwrap_or(part.len());
-        let (variable, rest) = part.split_at(end);
-        let value = variables.text(variable).ok_or_else(|| {
-            SourceError::refused(format!(
-                "the variable {variable}, which the header {name} needs, is not set"
-            ))
-        })?;
-        whole = Secret::new(format!("{}{value}{rest}", whole.expose()));
-    }
-    Ok((name, whole))
 }
 
 #[cfg(test)]
@@ -186,17 +116,5 @@ mod tests {
         let made = federation.federated(None, &endpoints, &variables).unwrap();
         assert_eq!(made.audience, "//iam.u.example/projects/1/providers/p");
         assert_eq!(made.token_url, "https://sts.u.example/v1/token");
-    }
-
-    #[test]
-    fn headers_take_variables() {
-        let variables: Variables = [("TOKEN".to_owned(), "t".to_owned())].into_iter().collect();
-        let read = |line| header(line, &variables).map(|(name, value)| (name, value.expose().clone()));
-        assert_eq!(
-            read("Authorization: bearer $TOKEN").unwrap(),
-            ("authorization".into(), "bearer t".into())
-        );
-        assert_eq!(read("X:a$TOKEN-b").unwrap(), ("x".into(), "at-b".into()));
-        assert!(read("X $TOKEN").is_err() && read("X: $OTHER").is_err() && read("X: $").is_err());
     }
 }

@@ -10,11 +10,12 @@ use serde::{Deserialize, Deserializer};
 use crate::secret::Secret;
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::external_account::ExternalAccount;
+use crate::source::google::external_account::subject::Subject;
 use crate::source::google::external_account::subject::aws::Aws;
 use crate::source::google::external_account::subject::certificate::{self, Certificate};
 use crate::source::google::external_account::subject::executable::{self, Executable};
-use crate::source::google::external_account::subject::{FileToken, Format, Subject, UrlToken};
 use crate::source::http::secure_url::{confidential, within};
+use crate::source::subject::{FileToken, Format, SubjectToken, UrlToken};
 use crate::source::variables::Variables;
 
 /// The fields that this kind adds to a credential file.
@@ -128,13 +129,15 @@ impl Described {
             return self.aws(environment, variables).map(|aws| Subject::Aws(Box::new(aws)));
         }
         if let Some(path) = &self.file {
-            return Ok(Subject::File(FileToken { path: path.clone(), format: format()? }));
+            let file = FileToken { path: path.clone(), format: format()? };
+            return Ok(Subject::Issued(SubjectToken::File(file)));
         }
         if let Some(url) = &self.url {
             within(url.trim(), "credential_source.url")?;
             let url = url.trim().to_owned();
             let format = format()?;
-            return Ok(Subject::Url(UrlToken { url, method: Method::GET, headers: self.headers.0, format }));
+            let url = UrlToken { url, method: Method::GET, headers: self.headers.0, format };
+            return Ok(Subject::Issued(SubjectToken::Url(url)));
         }
         if let Some(executable) = self.executable {
             return Executable::described(executable, variables).map(Subject::Executable);

@@ -17,10 +17,10 @@ use crate::quote::hex;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::google::external_account::subject::aws_keys::Keys;
-use crate::source::google::external_account::subject::{Format, short};
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::Fault;
 use crate::source::http::request::{Answer, Call};
+use crate::source::subject::{Format, short};
 use crate::source::variables::Variables;
 
 /// Requested lifetime of an IMDS session token, in seconds.

@@ -10,11 +10,11 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::external_account::subject::{read, short};
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::Fault;
 use crate::source::http::request::{Answer, Call};
 use crate::source::http::secure_url::within;
+use crate::source::subject::{read, short};
 use crate::source::variables::Variables;
 
 /// The ECS agent; `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` is a path on it.

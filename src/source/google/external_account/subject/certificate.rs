@@ -15,9 +15,9 @@ use serde::Deserialize;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::external_account::subject;
 use crate::source::google::gcloud;
 use crate::source::http::client::Upstream;
+use crate::source::subject;
 use crate::source::variables::Variables;
 
 /// Overrides the path of gcloud's certificate config file.

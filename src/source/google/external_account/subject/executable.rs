@@ -14,7 +14,8 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Command;
 use crate::source::google::external_account::response::{self, Brought, Good, Nothing};
-use crate::source::google::external_account::subject::{self, Purpose};
+use crate::source::google::external_account::subject::Purpose;
+use crate::source::subject;
 use crate::source::variables::Variables;
 
 pub(crate) const ALLOWED: &str = "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES";

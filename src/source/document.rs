@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::secret::Secret;
 
 /// Any JSON value.
-pub(super) enum Json {
+pub(in crate::source) enum Json {
     Null,
     Flag(bool),
     Number(serde_json::Number),
@@ -39,7 +39,7 @@ impl Json {
 
     /// The text at `field` of an object: the key of exactly this name, else the path that its dots spell.
     /// `Err` if the value there is not text.
-    pub(super) fn text(mut self, field: &str) -> Result<Option<Secret<String>>, Wrong> {
+    pub(in crate::source) fn text(mut self, field: &str) -> Result<Option<Secret<String>>, Wrong> {
         let whole = matches!(&self, Self::Object(all) if all.contains_key(field));
         let keys: Vec<&str> = if whole { vec![field] } else { field.split('.').collect() };
         for (depth, key) in keys.into_iter().enumerate() {
@@ -72,7 +72,7 @@ impl Json {
 
 /// What is wrong with a field. Completes "its FIELD …".
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(in crate::source) struct Wrong {
     field: String,
     what: String,
 }
