@@ -95,7 +95,7 @@ impl From<Fault> for SourceError {
 
 /// A non-2xx answer: its status and the codes in it.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} answered {status}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), self.hint())]
+#[error("{host} answered {status}{}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), .entra.map(|number| format!(" AADSTS{number}")).unwrap_or_default(), self.hint())]
 pub(crate) struct Denial {
     pub(crate) host: String,
     pub(crate) status: u16,
@@ -103,6 +103,8 @@ pub(crate) struct Denial {
     pub(crate) code: Option<String>,
     /// `error_subtype` of OAuth (`invalid_rapt`), `error.details[].reason` of google.rpc (`SERVICE_DISABLED`).
     pub(crate) reason: Option<String>,
+    /// The number of Microsoft Entra's error (7000215 of `AADSTS7000215`), which says more than its code.
+    pub(crate) entra: Option<u32>,
     /// The answer does not come from the called API but from a proxy, a firewall or the network's login page.
     pub(crate) foreign: bool,
 }
@@ -125,6 +127,7 @@ impl Denial {
             status,
             code: code(error).or_else(|| code(&error["status"])),
             reason: code(&body["error_subtype"]).or(reason),
+            entra: entra(&body),
             foreign: matches!(status, 300..=399 | 407 | 511) || status == 403 && !body.is_object(),
         }
     }
@@ -159,6 +162,20 @@ pub(crate) fn code(value: &Value) -> Option<String> {
     (!text.is_empty() && text.len() <= 40 && word).then(|| text.to_owned())
 }
 
+/// The first of `error_codes`, else the number at the start of `error_description`: services in front of Entra
+/// leave the list out. Digits only, because the rest of the description names users and quotes what was sent.
+fn entra(body: &Value) -> Option<u32> {
+    let listed = body["error_codes"][0].as_u64().and_then(|number| u32::try_from(number).ok());
+    listed.or_else(|| entra_number(body["error_description"].as_str()?))
+}
+
+/// The number after the first `AADSTS` of a text. Entra's numbers have at most seven digits.
+pub(crate) fn entra_number(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("AADSTS")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest.get(..end).filter(|digits| (4..=8).contains(&digits.len()))?.parse().ok()
+}
+
 pub(crate) fn host(url: &str) -> String {
     url.parse()
         .ok()
@@ -191,6 +208,24 @@ mod tests {
             "[]",
         ] {
             assert_eq!(read(503, body), "a.example answered 503", "{body}");
+        }
+    }
+
+    #[test]
+    fn of_entra_s_description_only_the_number_is_read() {
+        let read = |body: &str| Denial::read("https://a.example/t", 401, body.as_bytes());
+        let known = r#"{"error":"invalid_client","error_description":"AADSTS7000215: s3cret","error_codes":[7000215]}"#;
+        assert_eq!(read(known).to_string(), "a.example answered 401 invalid_client AADSTS7000215");
+        for (body, number) in [
+            (r#"{"error_description":"AADSTS90002: Tenant 's3cret' not found."}"#, Some(90002)),
+            (r#"{"error_description":"first AADSTS50076, then AADSTS1"}"#, Some(50076)),
+            (r#"{"error_codes":["s3cret"],"error_description":"AADSTS65001"}"#, Some(65001)),
+            (r#"{"error_codes":[99999999999],"error_description":"AADSTS99999999999"}"#, None),
+            (r#"{"error_description":"AADSTS: s3cret"}"#, None),
+            (r#"{"error_description":12345}"#, None),
+            ("[]", None),
+        ] {
+            assert_eq!(read(body).entra, number, "{body}");
         }
     }
 
