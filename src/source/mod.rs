@@ -1,8 +1,10 @@
 //! Token sources. [`Source`] is the one trait that all modules share.
 //!
-//! `google`, `aws` and `azure` have the credentials of each cloud, one file per kind; `offline` signs with a key made at start; `http` is
-//! the client for all; `command` runs commands; `flight` shares a call among callers; `expiry` computes
-//! lifetimes; `document` reads JSON; `subject` fetches what other issuers gave this machine; `clock` tracks Google's clock for signatures; `stamp` detects changes of files; `jwt` and `variables` are small helpers.
+//! `google`, `aws` and `azure` have the credentials of each cloud, one file per kind; `offline` signs with the key
+//! of `signer`, made at start; `http` is the client for all; `subject` fetches what other issuers gave this
+//! machine; `command` runs commands; `flight` shares a call among callers; `expiry` computes lifetimes; `clock`
+//! tracks an upstream's clock for signatures; `stamp` detects changes of files; `document` reads JSON; `jwt` and
+//! `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
@@ -14,6 +16,7 @@ pub mod clock;
 pub mod google;
 pub mod http;
 pub mod offline;
+pub mod signer;
 pub mod stamp;
 pub mod storage;
 pub mod variables;

@@ -3,21 +3,19 @@
 //! For demos, tests and emulators (decision 20). Only verifiers that read [`Offline::jwks`] accept them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::{Map, Value, json};
 
 use crate::secret::Secret;
 use crate::source::google::downscope;
+use crate::source::signer::Signer;
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError, jwt};
 use crate::token::{AccessToken, Boundary, Deadline, IdentityToken, MintId, Now};
 use crate::workload::ContainerId;
 
-/// The `iss` of every offline token: a name that does not resolve, so that no verifier fetches keys from it.
-pub const ISSUER: &str = "https://kfp-creds.offline";
+pub use crate::source::signer::ISSUER;
 
 /// The same as for Google's ID tokens.
 const ID_TOKEN_LIFE: u64 = 3600;
@@ -25,13 +23,11 @@ const ID_TOKEN_LIFE: u64 = 3600;
 /// The longest life that Google gives an access token; emulators should not see a longer one.
 const LONGEST_LIFE: u64 = 43_200;
 
-/// A session's key pair, and the project and e-mail in its tokens.
+/// A session's signer, and the project and e-mail in its tokens.
 pub struct Offline {
     project: String,
     email: String,
-    key: EcdsaKeyPair,
-    key_id: String,
-    random: SystemRandom,
+    signer: Arc<Signer>,
 }
 
 impl fmt::Debug for Offline {
@@ -43,27 +39,18 @@ impl fmt::Debug for Offline {
 impl Offline {
     /// Generates the key pair, in memory. Fails only if the system has no randomness.
     pub fn new(project: impl Into<String>, email: impl Into<String>) -> Result<Self, SourceError> {
-        let random = SystemRandom::new();
-        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
-            .map(|document| Secret::new(document.as_ref().to_vec()))
-            .ok()
-            .and_then(|document| {
-                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.expose(), &random).ok()
-            })
-            .ok_or_else(|| {
-                SourceError::refused("cannot make the offline key: this system has no randomness")
-            })?;
-        let key_id = thumbprint(&key);
-        Ok(Self { project: project.into(), email: email.into(), key, key_id, random })
+        let signer = Arc::new(Signer::new()?);
+        Ok(Self { project: project.into(), email: email.into(), signer })
+    }
+
+    /// The signer, for the offline sources of other clouds: verifiers then need one key set.
+    pub fn signer(&self) -> Arc<Signer> {
+        self.signer.clone()
     }
 
     /// The public key as a JSON Web Key Set (RFC 7517), for verifiers.
     pub fn jwks(&self) -> String {
-        let (x, y) = coordinates(&self.key);
-        json!({"keys": [{
-            "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": self.key_id, "x": x, "y": y,
-        }]})
-        .to_string()
+        self.signer.jwks()
     }
 
     /// A JWT with the claims common to both kinds of token, plus `more`.
@@ -74,9 +61,8 @@ impl Offline {
         life: u64,
         more: Map<String, Value>,
     ) -> Result<(Secret<String>, Deadline), SourceError> {
-        let weak = |_| SourceError::transient("signing failed: no randomness; try again");
         let mut id = [0; 16];
-        self.random.fill(&mut id).map_err(weak)?;
+        self.signer.random(&mut id)?;
         let now = Now::read();
         let issued = jwt::seconds(now.wall);
         let email = account.unwrap_or(&self.email);
@@ -88,11 +74,7 @@ impl Offline {
             claims.extend(more);
             claims.extend(holder.map(|holder| ("container".to_owned(), json!(holder.as_str()))));
         }
-        let header = json!({"alg": "ES256", "typ": "JWT", "kid": self.key_id});
-        let input = jwt::signing_input(&header, &claims);
-        let signature = self.key.sign(&self.random, input.as_bytes()).map_err(weak)?;
-        let value = Secret::new(format!("{input}.{}", jwt::encode(signature)));
-        Ok((value, Deadline::after(now, Duration::from_secs(life))))
+        Ok((self.signer.token(&claims)?, Deadline::after(now, Duration::from_secs(life))))
     }
 }
 
@@ -135,17 +117,4 @@ impl Source for Offline {
             Ok(IdentityToken { value, expires, id: MintId::random() })
         })
     }
-}
-
-/// The two halves of the uncompressed point `04 || x || y` (SEC 1 section 2.3.3).
-fn coordinates(key: &EcdsaKeyPair) -> (String, String) {
-    let (x, y) = key.public_key().as_ref()[1..].split_at(32);
-    (jwt::encode(x), jwt::encode(y))
-}
-
-/// RFC 7638: the hash of the required members in lexical order.
-fn thumbprint(key: &EcdsaKeyPair) -> String {
-    let (x, y) = coordinates(key);
-    let members = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
-    jwt::encode(digest(&SHA256, members.as_bytes()))
 }

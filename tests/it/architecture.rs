@@ -43,7 +43,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         "source",
         &[
             &["clock", "command", "document", "flight", "jwt", "stamp", "variables"],
-            &["expiry"],
+            &["expiry", "signer"],
             &["http"],
             &["subject"],
             &["aws", "azure"],
