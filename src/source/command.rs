@@ -18,12 +18,45 @@ use zeroize::Zeroizing;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::variables::Variables;
 
 /// No credential is near this size.
 const LARGEST_OUTPUT: usize = 64 << 10;
 
 /// How long output may still arrive after the command exits: a child of it may hold stdout open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Environment variables that every command gets (user, directories, network settings). None is secret.
+const ALWAYS: [&str; 22] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TMPDIR",
+    "TZ",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
+
+/// The environment of a command that the config names: what every command gets, and the variables in `pass`.
+pub(super) fn environment(pass: &[String], variables: &Variables) -> Vec<(String, String)> {
+    let names = ALWAYS.into_iter().chain(pass.iter().map(String::as_str));
+    names.filter_map(|name| Some((name.to_owned(), variables.text(name)?.to_owned()))).collect()
+}
 
 /// A command that can be run repeatedly.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Reason;
 use crate::quote;
-use crate::source::command::Command;
+use crate::source::command::{Command, environment};
 use crate::source::expiry::life;
 use crate::source::google::configured::Exec;
 use crate::source::google::external_account::{Brought, Good, brought, span};
@@ -17,43 +17,15 @@ use crate::source::variables::Variables;
 use crate::source::{AccessRequest, SourceError, jwt};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
-/// Environment variables that every command gets (user, directories, network settings). None is secret.
-const ALWAYS: [&str; 22] = [
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "TMPDIR",
-    "TZ",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "XDG_CONFIG_HOME",
-    "XDG_CACHE_HOME",
-    "XDG_DATA_HOME",
-    "XDG_STATE_HOME",
-    "XDG_RUNTIME_DIR",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "NO_PROXY",
-    "no_proxy",
-];
-
 /// gcloud renews a token that has less than 3 minutes and 45 seconds left.
 const BARE_LIFE: Duration = Duration::from_secs(225);
 
 impl Exec {
     pub(super) fn command(&self, variables: &Variables) -> Command {
-        let names = ALWAYS.into_iter().chain(self.pass.iter().map(String::as_str));
-        let given = names.filter_map(|name| Some((name.to_owned(), variables.text(name)?.to_owned())));
         Command {
             program: self.program.clone(),
             arguments: self.arguments.clone(),
-            environment: given.collect(),
+            environment: environment(&self.pass, variables),
             timeout: self.timeout,
         }
     }
