@@ -1,7 +1,8 @@
 //! Commands that return credentials, run with limits on time and output.
 //!
 //! stdout is a secret from its first byte. stderr is inherited, so that the command can talk to the user at
-//! the terminal; kfp-creds does not read it, so nothing of it can reach a container.
+//! the terminal; kfp-creds does not read it, so nothing of it can reach a container. [`Command::hear`] is for
+//! programs whose stderr tells one failure from another: it is read, and just as secret.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -80,6 +81,8 @@ impl fmt::Debug for Command {
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) output: Secret<Vec<u8>>,
+    /// The beginning of its stderr, where that was read.
+    pub(super) said: Secret<Vec<u8>>,
     pub(super) success: bool,
 }
 
@@ -87,8 +90,17 @@ impl Command {
     /// Runs the command with `input` on stdin and `more` added to its environment. Kills it and its process
     /// group when the timeout passes or the caller drops the future.
     pub(super) async fn run(&self, input: &str, more: &[(&str, &str)]) -> Result<Ran, SourceError> {
+        self.carry_out(input, more, Stdio::inherit()).await
+    }
+
+    /// The same without input, and with the beginning of stderr, which the terminal does not show then.
+    pub(super) async fn hear(&self) -> Result<Ran, SourceError> {
+        self.carry_out("", &[], Stdio::piped()).await
+    }
+
+    async fn carry_out(&self, input: &str, more: &[(&str, &str)], stderr: Stdio) -> Result<Ran, SourceError> {
         let name = quote::path(&self.program);
-        let mut child = self.start(more).map_err(|error| match error.kind() {
+        let mut child = self.start(more, stderr).map_err(|error| match error.kind() {
             ErrorKind::NotFound => SourceError::refused(format!("the command {name} is not there")),
             ErrorKind::PermissionDenied => {
                 SourceError::refused(format!("the command {name} may not be executed"))
@@ -98,10 +110,12 @@ impl Command {
         let mut group = Group::of(&child);
         // The buffer never grows, so that no copy of its beginning is left in memory.
         let mut output = Zeroizing::new(Vec::with_capacity(LARGEST_OUTPUT + 1));
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let mut said = Zeroizing::new(Vec::with_capacity(LARGEST_OUTPUT));
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let ended = timeout(self.timeout, async {
             let listen = listen(&mut child, stdout, &mut output);
-            tokio::join!(feed(stdin, input), listen).1
+            let work = async { tokio::join!(feed(stdin, input), listen).1 };
+            beside(work, drain(stderr, &mut said)).await
         });
         let success = match ended.await {
             Err(_) => {
@@ -119,10 +133,11 @@ impl Command {
         if output.len() > LARGEST_OUTPUT {
             return Err(SourceError::refused(format!("the command {name} wrote more than an answer")));
         }
-        Ok(Ran { output: Secret::new(std::mem::take(&mut *output)), success })
+        let (output, said) = (std::mem::take(&mut *output), std::mem::take(&mut *said));
+        Ok(Ran { output: Secret::new(output), said: Secret::new(said), success })
     }
 
-    fn start(&self, more: &[(&str, &str)]) -> std::io::Result<Child> {
+    fn start(&self, more: &[(&str, &str)], stderr: Stdio) -> std::io::Result<Child> {
         tokio::process::Command::new(&self.program)
             .args(&self.arguments)
             .env_clear()
@@ -130,6 +145,7 @@ impl Command {
             .envs(more.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -193,6 +209,27 @@ async fn listen(
     Ok(status.success())
 }
 
+/// Runs `work` while `also` runs, which may last a moment longer.
+async fn beside<T>(work: impl Future<Output = T>, also: impl Future<Output = ()>) -> T {
+    let (mut work, mut also) = (std::pin::pin!(work), std::pin::pin!(also));
+    tokio::select! {
+        biased;
+        done = &mut work => {
+            let _ = timeout(LAST_WORDS, also).await;
+            done
+        }
+        () = &mut also => work.await,
+    }
+}
+
+/// Keeps the beginning of stderr and reads on to its end, so that the command never waits for a reader.
+async fn drain(from: Option<ChildStderr>, into: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    if fill(&mut from, into).await.is_ok() {
+        let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+    }
+}
+
 /// Like `read_to_end`, but without growing the buffer.
 async fn fill(from: &mut (impl AsyncReadExt + Unpin), into: &mut Vec<u8>) -> std::io::Result<()> {
     while into.len() < into.capacity() && from.read_buf(into).await? > 0 {}
@@ -223,6 +260,21 @@ mod tests {
         let known: u32 = text.trim_start_matches("told 1 2").trim().parse().unwrap();
         assert!(known <= 6, "PATH, OWN, MORE and what the shell itself sets: {known}");
         assert!(!shell("cat >/dev/null; exit 3", 9.0).run("", &[]).await.unwrap().success);
+    }
+
+    #[tokio::test]
+    async fn what_it_says_is_heard_apart_and_never_stops_it() {
+        let ran = shell("echo why >&2; printf out; exit 3", 9.0).hear().await.unwrap();
+        assert_eq!((ran.output.expose().as_slice(), ran.success), (&b"out"[..], false));
+        assert_eq!(ran.said.expose(), b"why\n");
+        let much = "head -c 1000000 /dev/zero >&2; printf out";
+        let ran = shell(much, 9.0).hear().await.unwrap();
+        assert_eq!((ran.output.expose().as_slice(), ran.said.expose().len()), (&b"out"[..], LARGEST_OUTPUT));
+        // A child that holds stderr open is not waited for.
+        let began = Instant::now();
+        let ran = shell("sleep 5 >/dev/null & echo why >&2", 9.0).hear().await.unwrap();
+        assert!(ran.said.expose() == b"why\n" && began.elapsed() < Duration::from_secs(4));
+        assert!(!format!("{ran:?}").contains("why"));
     }
 
     #[tokio::test]

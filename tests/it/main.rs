@@ -7,6 +7,7 @@
 )]
 
 mod architecture;
+mod azure_source;
 mod builds;
 mod check;
 mod ci;

@@ -500,7 +500,7 @@ fn gcloud_is_found_on_the_path_and_said_and_leaks_nothing() {
 }
 
 /// An authority of a company, and a server behind it that passes everything on to `to`.
-fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAddr) {
+pub(crate) fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAddr) {
     let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let key = |name: &str| scratch.write(name, &openssl(&curve, ""));
     let (authority, own) = (key("ca.key"), key("tls.key"));
@@ -589,7 +589,7 @@ fn message(from: &mut impl Read) -> Option<Vec<u8>> {
 }
 
 /// A proxy that knows who may use it, and leads every name to `to`. What it was asked is noted.
-fn proxy(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+pub(crate) fn proxy(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     use base64::Engine as _;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (at, seen) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));

@@ -706,6 +706,6 @@ fn key_pair(pem: &str) -> RsaKeyPair {
     RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap()
 }
 
-fn public_key(pem: &str) -> Vec<u8> {
+pub(crate) fn public_key(pem: &str) -> Vec<u8> {
     key_pair(pem).public().as_ref().to_vec()
 }

@@ -5,6 +5,7 @@ pub(crate) mod browser;
 pub(crate) mod canary;
 pub(crate) mod delayed_engine;
 pub(crate) mod fake_engine;
+pub(crate) mod fake_entra;
 pub(crate) mod fake_google;
 pub(crate) mod fake_storage;
 pub(crate) mod far_engine;

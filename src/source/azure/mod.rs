@@ -1,4 +1,17 @@
 //! Tokens of Microsoft Entra for containers, made with the host's own login.
+//!
+//! `kind` opens what the config chooses: `cli` (az, and commands that print as it does), `entra` (a principal with a
+//! secret, a `certificate` or another issuer's token), `machine` (a managed identity), `offline`. `refusals` explains
+//! Entra's errors, `resource` checks the names of resources.
+
+mod certificate;
+mod cli;
+mod entra;
+mod kind;
+mod machine;
+mod offline;
+mod refusals;
+mod resource;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -7,6 +20,9 @@ use std::time::Duration;
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::AzureToken;
 use crate::workload::ContainerId;
+
+pub use kind::Azure;
+pub use resource::resource;
 
 /// `[azure]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -79,4 +95,12 @@ pub trait AzureSource: Debug + Send + Sync {
 pub struct AzurePrincipal {
     pub tenant: Option<String>,
     pub client_id: Option<String>,
+}
+
+/// Whether this can be a tenant (a UUID or a domain) or a client id (a UUID). It becomes part of paths and of a
+/// command line, and is shown.
+pub fn is_name(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    let begins = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    begins && text.len() <= 254 && text.bytes().all(fits) && !text.contains("..")
 }

@@ -63,7 +63,6 @@ pub(crate) struct UrlToken {
 impl SubjectToken {
     /// From the text of `token_from`: `github`, `azure-devops`, `env:NAME`, `file:PATH` or a URL. `audience` is what
     /// the issuer is asked for, if it lets the caller choose. Errors name the next step.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for clouds whose settings hold the text"))]
     pub(crate) fn named(from: &str, audience: &str, variables: &Variables) -> Result<Self, SourceError> {
         let format = Format::Text;
         Ok(match from {

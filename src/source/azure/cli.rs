@@ -1,0 +1,270 @@
+//! Programs that print tokens: the Azure CLI with its own login, and commands that print as it does.
+//!
+//! `az account get-access-token` prints `accessToken` and, from version 2.54 on, `expires_on` in seconds since 1970.
+//! Its `expiresOn` is a local time without a zone, so it is never used; before 2.54 the token's own `exp` counts.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::failure::Reason;
+use crate::quote;
+use crate::secret::Secret;
+use crate::source::azure::AzureRequest;
+use crate::source::azure::refusals::{BUSY, By, Requested};
+use crate::source::command::Command;
+use crate::source::expiry::life;
+use crate::source::http::fault::entra_number;
+use crate::source::http::request::seconds;
+use crate::source::stamp::Stamp;
+use crate::source::variables::Variables;
+use crate::source::{Reloaded, SourceError, jwt};
+use crate::token::{AzureToken, Deadline, MintId, Now};
+
+/// The Azure CLI is a Python program and slow to start.
+const LONGEST_RUN: Duration = Duration::from_secs(20);
+
+/// Stands for the requested resource in the arguments of a command.
+const RESOURCE: &str = "{resource}";
+
+#[derive(Debug)]
+pub(super) struct Az {
+    command: Command,
+    tenant: Option<String>,
+    /// `azureProfile.json`, which a login and `az account set` rewrite.
+    profile: Option<PathBuf>,
+    seen: Mutex<(Option<Stamp>, Option<Vec<u8>>)>,
+}
+
+/// The needed part of what is printed.
+#[derive(Deserialize)]
+struct Printed {
+    #[serde(rename = "accessToken")]
+    access_token: Secret<String>,
+    expires_on: Option<Value>,
+}
+
+impl Az {
+    pub(super) fn new(tenant: Option<String>, variables: &Variables) -> Result<Self, SourceError> {
+        let program = on_path("az", variables).ok_or_else(|| {
+            SourceError::absent(
+                "az, the Azure CLI, is not on the PATH; install it, or name other credentials",
+            )
+        })?;
+        let environment = variables.all().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let command = Command { program, arguments: vec![], environment, timeout: LONGEST_RUN };
+        let named = variables.text("AZURE_CONFIG_DIR").map(PathBuf::from);
+        let usual = || variables.text("HOME").map(|home| Path::new(home).join(".azure"));
+        let profile = named.or_else(usual).map(|folder| folder.join("azureProfile.json"));
+        let az = Self { command, tenant, profile, seen: Mutex::default() };
+        az.reload();
+        Ok(az)
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.command.timeout
+    }
+
+    pub(super) async fn token(&self, ask: &AzureRequest) -> Result<AzureToken, SourceError> {
+        let now = Now::read();
+        let mut arguments =
+            vec!["account", "get-access-token", "--output", "json", "--resource", &ask.resource];
+        arguments.extend(self.tenant.iter().flat_map(|tenant| ["--tenant", tenant]));
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        let command = Command { arguments, ..self.command.clone() };
+        let ran = command.hear().await?;
+        if ran.success {
+            return read(ran.output.expose(), "az", now, ask);
+        }
+        Err(self.failed(&String::from_utf8_lossy(ran.said.expose()), ask))
+    }
+
+    /// Its stderr is written for users and quotes much, so errors name the kind of failure.
+    fn failed(&self, said: &str, ask: &AzureRequest) -> SourceError {
+        let resource = &ask.resource;
+        let requested = Requested {
+            client_id: "the Azure CLI",
+            tenant: self.tenant.as_deref().unwrap_or("of the login"),
+            resource,
+            by: By::Az,
+        };
+        if let Some(number) = entra_number(said).filter(|number| *number != BUSY) {
+            let why = requested.explained(number).unwrap_or_else(|| see(resource));
+            return SourceError::refused(Reason::advice(format!("az: AADSTS{number}: {why}")));
+        }
+        let said = said.to_lowercase();
+        match () {
+            () if is_unreached(&said) => SourceError::transient("az cannot reach Azure"),
+            () if said.contains("az login") => {
+                SourceError::refused(Reason::advice("az is not logged in; run: az login"))
+            }
+            () => SourceError::transient(format!("az failed; {}", see(resource))),
+        }
+    }
+
+    /// Whether somebody logged in, logged out or chose another subscription.
+    pub(super) fn reload(&self) -> Reloaded {
+        let Some(profile) = &self.profile else { return Reloaded::Same };
+        let stamp = Stamp::of(profile);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0 == stamp {
+            return Reloaded::Same;
+        }
+        let content = fs::read(profile).ok();
+        let same = seen.1 == content;
+        *seen = (stamp, content);
+        if same { Reloaded::Renewed } else { Reloaded::OtherAccount }
+    }
+}
+
+fn see(resource: &str) -> String {
+    format!("see what `az account get-access-token --resource {resource}` says")
+}
+
+/// Whether stderr, in lower case, reports a failure of the network.
+fn is_unreached(said: &str) -> bool {
+    ["connectionpool", "max retries", "timed out", "connection aborted", "unreachable", "failed to resolve"]
+        .iter()
+        .any(|word| said.contains(word))
+}
+
+/// A command of the config.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) command: Command,
+}
+
+impl Program {
+    pub(super) fn patience(&self) -> Duration {
+        self.command.timeout
+    }
+
+    pub(super) async fn token(&self, ask: &AzureRequest) -> Result<AzureToken, SourceError> {
+        let now = Now::read();
+        let arguments =
+            self.command.arguments.iter().map(|word| word.replace(RESOURCE, &ask.resource)).collect();
+        let command = Command { arguments, ..self.command.clone() };
+        let name = quote::path(&command.program);
+        let ran = command.run("", &[]).await?;
+        if !ran.success {
+            return Err(SourceError::refused(format!(
+                "the command {name} failed; what it says to that is on the terminal of kfp-creds"
+            )));
+        }
+        read(ran.output.expose(), &name, now, ask)
+    }
+}
+
+/// The printed token. It is counted from `now`, before the program ran: too short rather than too long.
+fn read(printed: &[u8], name: &str, now: Now, ask: &AzureRequest) -> Result<AzureToken, SourceError> {
+    // serde's messages quote the input, which may be a token.
+    let printed: Printed = serde_json::from_slice(printed).map_err(|_| {
+        SourceError::refused(format!(
+            "what {name} printed is not understood: it is no JSON with an accessToken"
+        ))
+    })?;
+    let value = printed.access_token;
+    if value.expose().is_empty() || !value.expose().bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(SourceError::refused(format!("{name} printed an accessToken that is none")));
+    }
+    let written = printed.expires_on.as_ref().and_then(end);
+    let own = || jwt::unverified_claims(value.expose()).and_then(|claims| jwt::expiry(&claims));
+    let end = written.or_else(own).ok_or_else(|| {
+        SourceError::refused(format!(
+            "{name} did not say when its token expires (expires_on, in seconds since 1970), and such a token is not \
+             used; update it"
+        ))
+    })?;
+    let left = end.duration_since(now.wall).unwrap_or_default();
+    let expires = Deadline::after(now, life(left)?);
+    Ok(AzureToken { value, expires, resource: ask.resource.clone(), client_id: None, id: MintId::random() })
+}
+
+/// Seconds since 1970, as a number or as text.
+pub(super) fn end(written: &Value) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(seconds(written)?)
+}
+
+/// The first executable file of this name.
+fn on_path(name: &str, variables: &Variables) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+    };
+    // A relative entry would run programs of the current directory.
+    let places = std::env::split_paths(variables.text("PATH")?).filter(|folder| folder.is_absolute());
+    places.map(|folder| folder.join(name)).find(executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ask() -> AzureRequest {
+        AzureRequest { client_id: None, resource: "https://storage.azure.com".into(), holder: None }
+    }
+
+    fn left(printed: &Value) -> Result<u64, String> {
+        let now = Now::read();
+        let token = read(printed.to_string().as_bytes(), "az", now, &ask());
+        token.map(|token| token.expires.remaining(now).as_secs()).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn an_expiry_is_a_number_of_seconds_and_never_a_local_time() {
+        let at = jwt::seconds(SystemTime::now()) + 3600;
+        let own = jwt::signing_input(&Value::Null, &json!({"exp": at - 1800}));
+        let own = format!("{own}.c2ln");
+        let local = "2099-01-01 00:00:00.000000";
+        for (printed, wanted) in [
+            (json!({"accessToken": "t", "expires_on": at, "expiresOn": local}), 3600),
+            (json!({"accessToken": "t", "expires_on": at.to_string()}), 3600),
+            (json!({"accessToken": own, "expires_on": at}), 3600),
+            (json!({"accessToken": own, "expiresOn": local}), 1800),
+        ] {
+            let left = left(&printed).unwrap();
+            assert!((wanted - 2..=wanted).contains(&left), "{left} of {wanted}");
+        }
+        for (bad, words) in [
+            (json!({"accessToken": "canary", "expiresOn": local}), "expires_on"),
+            (json!({"accessToken": "canary", "expires_on": "soon"}), "expires_on"),
+            (json!({"accessToken": "canary", "expires_on": at - 7200}), "already expired"),
+            (json!({"accessToken": "canary two", "expires_on": at}), "accessToken"),
+            (json!({"accessToken": "", "expires_on": at}), "accessToken"),
+            (json!({"access_token": "canary", "expires_on": at}), "accessToken"),
+            (json!(["canary"]), "accessToken"),
+        ] {
+            let why = left(&bad).unwrap_err();
+            assert!(why.contains(words) && !why.contains("canary"), "{why}");
+        }
+    }
+
+    #[test]
+    fn stderr_says_which_failure_it_is_and_is_not_quoted() {
+        let variables = Variables::default();
+        let command =
+            Command { program: "az".into(), arguments: vec![], environment: vec![], timeout: LONGEST_RUN };
+        let az = Az { command, tenant: None, profile: None, seen: Mutex::default() };
+        assert!(Az::new(None, &variables).is_err_and(|why| why.to_string().contains("not on the PATH")));
+        for (said, transient, words) in [
+            ("ERROR: Please run 'az login' to setup account. canary", false, "run: az login"),
+            ("ERROR: AADSTS70043: canary. To re-authenticate, please run: az login", false, "run: az login"),
+            ("AADSTS50076: canary", false, "az login --scope https://storage.azure.com/.default"),
+            ("AADSTS1234567: canary", false, "AADSTS1234567: see what `az account"),
+            ("HTTPSConnectionPool(host='canary'): Max retries exceeded; az login", true, "cannot reach"),
+            ("AADSTS90033: canary", true, "az failed"),
+            ("Traceback: canary", true, "see what `az account"),
+        ] {
+            let why = az.failed(said, &ask());
+            assert_eq!(matches!(why, SourceError::Transient(_)), transient, "{said}");
+            let why = why.to_string();
+            assert!(why.contains(words) && !why.contains("canary"), "{why}");
+        }
+    }
+}
