@@ -115,6 +115,36 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_aws_and_azure_are_told_apart_by_name() {
+        let random = ["vR7tYw3NbH6c8jK2mQ9xLp4Z", "Td5Fg1Hs6Ju0Wq8"].concat();
+        let signed = format!("sv=2022-11-02&se=2027-01-01&sp=r&sig={random}abcd%3D");
+        for (name, value, kind) in [
+            ("AZURE_STORAGE_SAS_TOKEN", signed.as_str(), Some(Kind::SasToken)),
+            ("AZURE_STORAGE_SAS_TOKEN", &random, Some(Kind::SasToken)),
+            ("AZURE_STORAGE_SAS_TOKEN", "sv=2022-11-02&sig=<signature>", None),
+            // A person's password, and a stand-in for one.
+            ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "horse7battery", Some(Kind::SecretVariable)),
+            ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "changeme", None),
+            ("AWS_BEARER_TOKEN_BEDROCK", &random, Some(Kind::SecretVariable)),
+            ("AWS_BEARER_TOKEN_BEDROCK", "${BEDROCK_TOKEN}", None),
+            // Good for the container that has them only, or names of files.
+            ("IDENTITY_HEADER", &random, None),
+            ("IDENTITY_ENDPOINT", "http://169.254.168.2/msi/token", None),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", &format!("/v2/credentials/{random}"), None),
+            (
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                &format!("http://127.0.0.1:8174/{random}/v2/credentials"),
+                None,
+            ),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", &random, None),
+            ("AZURE_FEDERATED_TOKEN_FILE", "/var/run/secrets/token", None),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token", None),
+        ] {
+            assert_eq!(pair(name, value.as_bytes()).map(|held| held.kind), kind, "{name}={value}");
+        }
+    }
+
+    #[test]
     fn a_key_that_is_the_name_is_found_and_not_shown() {
         let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
         let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);

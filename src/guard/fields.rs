@@ -190,6 +190,7 @@ fn is_interesting(name: &[u8]) -> bool {
             | b"y2"
             | b"ng"
             | b"ds"
+            | b"ck"
     ) || (name.len() == 1 && matches!(name[0], b'd' | b'D'))
 }
 

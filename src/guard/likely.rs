@@ -12,6 +12,7 @@ pub(super) const KNOWN: &[&str] = &[
     ".aws/config",
     ".aws/sso/cache",
     ".aws/cli/cache",
+    ".aws/login/cache",
     ".azure/accessTokens.json",
     ".azure/msal_token_cache.json",
     ".azure/service_principal_entries.json",

@@ -256,6 +256,60 @@ fn what_only_talks_about_keys_is_none() {
     }
 }
 
+fn token_of(claims: &str) -> String {
+    use base64::Engine as _;
+    let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+    format!(
+        "{}.{}.{}",
+        part("{\"alg\":\"RS256\",\"kid\":\"k\"}"),
+        part(claims),
+        body("s", 86).replace(['+', '/'], "_")
+    )
+}
+
+#[test]
+fn every_secret_variable_is_read_in_text_too() {
+    for (name, _) in super::rules::SECRET {
+        assert!(what(format!("# local\n{name}={}\n", aws()).as_bytes()).is_some(), "{name}");
+        assert_eq!(what(format!("# local\n{name}=${{OTHER}} # or {name}\n").as_bytes()), None, "{name}");
+    }
+}
+
+/// Each login of AWS and Azure that is kept in a file or a variable, and beside it what only looks like it.
+#[test]
+fn logins_of_aws_and_azure_are_found_and_their_neighbours_are_not() {
+    let (token, secret, signature) = (body("aoa", 200), body("eyJ", 120), body("x", 43));
+    let start = "\"startUrl\": \"https://d-1.awsapps.com/start\"";
+    let registered = format!("\"clientId\": \"abcd\", \"clientSecret\": \"{secret}\"");
+    for (name, text, kind) in [
+        ("sso", format!("{{{start}, \"accessToken\": \"{token}\"}}"), Some(Kind::AwsLogin)),
+        ("sso session", format!("{{{start}, {registered}, \"refreshToken\": \"{token}\"}}"), Some(Kind::OauthToken)),
+        ("sso registration", format!("{{{registered}, \"expiresAt\": \"2027-01-01T00:00:00Z\"}}"), None),
+        ("sso, a word", format!("{{{start}, \"accessToken\": \"the-access-token-of-the-session-goes-here\"}}"), None),
+        (
+            "azcopy",
+            format!("{{\"access_token\": \"{token}\", \"refresh_token\": \"0.A{token}\", \"resource\": \"x\"}}"),
+            Some(Kind::OauthToken),
+        ),
+        ("aks", token_of("{\"aud\":[\"api://AzureADTokenExchange\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
+        ("eks", token_of("{\"aud\":[\"sts.amazonaws.com\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
+        ("another audience", token_of("{\"aud\":[\"https://a.example\"],\"iss\":\"https://a.example\"}"), None),
+        ("sas", format!("?sv=2022-11-02&sr=c&se=2027-01-01T00:00:00Z&sp=r&sig={signature}%3D"), Some(Kind::SasToken)),
+        ("no end", format!("?sv=2022-11-02&sr=c&sp=r&sig={signature}%3D"), None),
+        ("bedrock", format!("export AWS_BEARER_TOKEN_BEDROCK=ABSK{secret}\n"), Some(Kind::SecretVariable)),
+        ("bedrock, code", "key = os.environ[\"AWS_BEARER_TOKEN_BEDROCK\"]\nAWS_BEARER_TOKEN_BEDROCK=\"$TOKEN_OF_BEDROCK\"\n".into(), None),
+        ("certificate", format!("AZURE_CLIENT_CERTIFICATE_PASSWORD={}\n", aws()), Some(Kind::SecretVariable)),
+        ("certificate, code", "AZURE_CLIENT_CERTIFICATE_PASSWORD = \"AZURE_CLIENT_CERTIFICATE_PASSWORD\"\n".into(), None),
+        (
+            "doors of one container",
+            format!("IDENTITY_HEADER={signature}\nAWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/{signature}\n"),
+            None,
+        ),
+    ] {
+        assert_eq!(what(text.as_bytes()), kind, "{name}");
+    }
+}
+
 #[test]
 fn der_needs_the_right_length() {
     let mut key = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
