@@ -3,7 +3,7 @@
 //! `google`, `aws` and `azure` have the credentials of each cloud, one file per kind; `offline` signs with the key
 //! of `signer`, made at start; `http` is the client for all; `subject` fetches what other issuers gave this
 //! machine; `command` runs commands; `flight` shares a call among callers; `expiry` computes lifetimes; `clock`
-//! tracks an upstream's clock for signatures; `stamp` detects changes of files; `document` reads JSON; `jwt` and
+//! tracks an upstream's clock for signatures; `stamp` detects changes of files; `document` reads JSON, `xml` AWS's answers; `jwt` and
 //! `variables` are small helpers.
 //!
 //! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
@@ -28,6 +28,7 @@ mod document;
 mod expiry;
 mod jwt;
 mod subject;
+mod xml;
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -42,8 +42,8 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "source",
         &[
-            &["clock", "command", "document", "flight", "jwt", "stamp", "variables"],
-            &["expiry", "signer"],
+            &["clock", "document", "flight", "jwt", "stamp", "variables", "xml"],
+            &["command", "expiry", "signer"],
             &["http"],
             &["subject"],
             &["aws", "azure"],

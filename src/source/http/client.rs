@@ -221,6 +221,9 @@ impl Upstream {
             let mut denial = Denial::read(call.url, head.status.as_u16(), body.expose());
             // Google's endpoints answer in JSON and never redirect.
             denial.foreign &= call.method == Method::POST || call.bearer.is_some();
+            if !call.codes.is_empty() {
+                denial.read_xml(body.expose(), call.codes);
+            }
             return Err(Fault::Denied(denial));
         }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");

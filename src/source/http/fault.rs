@@ -10,6 +10,7 @@ use hyper_util::client::legacy;
 use serde_json::Value;
 
 use crate::source::SourceError;
+use crate::source::xml::Document;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +133,17 @@ impl Denial {
         }
     }
 
+    /// Reads AWS's form of an error. Codes there look like any text (`AccessDenied`), so only those that the caller
+    /// knows leave it.
+    pub(crate) fn read_xml(&mut self, body: &[u8], known: &[&str]) {
+        let document = Document::read(body);
+        let Some(code) = document.as_ref().and_then(|answer| answer.text("ErrorResponse/Error/Code")) else {
+            return;
+        };
+        self.foreign = false;
+        self.code = known.iter().find(|one| **one == code.expose()).map(|one| (*one).to_owned());
+    }
+
     fn hint(&self) -> &'static str {
         match self.status {
             _ if !self.foreign => "",
@@ -227,6 +239,25 @@ mod tests {
         ] {
             assert_eq!(read(body).entra, number, "{body}");
         }
+    }
+
+    #[test]
+    fn of_aws_s_errors_only_known_codes_leave() {
+        let read = |status, code: &str| {
+            let body = format!(
+                "<ErrorResponse xmlns=\"https://a.example/\"><Error><Type>Sender</Type><Code>{code}</Code>\
+                 <Message>s3cret</Message></Error><RequestId>1</RequestId></ErrorResponse>"
+            );
+            let mut denial = Denial::read("https://a.example/", status, body.as_bytes());
+            denial.read_xml(body.as_bytes(), &["AccessDenied"]);
+            denial
+        };
+        assert_eq!(read(403, "AccessDenied").to_string(), "a.example answered 403 AccessDenied");
+        assert_eq!(read(403, "S3cret").to_string(), "a.example answered 403");
+        assert!(!read(403, "S3cret").is_transient() && read(503, "AccessDenied").is_transient());
+        let mut page = Denial::read("https://a.example/", 403, b"<html><b>Blocked</b></html>");
+        page.read_xml(b"<html><b>Blocked</b></html>", &["AccessDenied"]);
+        assert!(page.is_transient(), "a firewall's page is not AWS's answer");
     }
 
     #[test]

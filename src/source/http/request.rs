@@ -31,6 +31,8 @@ pub(crate) struct Call<'a> {
     pub(crate) named: HeaderMap,
     /// The project that pays for the call, sent as `x-goog-user-project`.
     pub(crate) quota_project: Option<&'a str>,
+    /// The codes that an error of AWS (XML) may have; empty for other services. Only these leave such an answer.
+    pub(crate) codes: &'static [&'static str],
     pub(crate) body: Secret<String>,
 }
 
@@ -61,6 +63,7 @@ impl Call<'_> {
             headers: &[],
             named: HeaderMap::new(),
             quota_project: None,
+            codes: &[],
             body: Secret::new(body),
         }
     }
