@@ -8,6 +8,7 @@
 
 mod architecture;
 mod azure_source;
+mod aws_source;
 mod builds;
 mod check;
 mod ci;

@@ -1,4 +1,4 @@
-//! What AWS does with a signed `GetCallerIdentity` request (Signature Version 4), written from its documentation
+//! What AWS does with signed requests to its token service (Signature Version 4), written from its documentation
 //! and without a look at how the program signs.
 
 use std::collections::BTreeMap;
@@ -43,12 +43,16 @@ pub(crate) fn caller(
     }
     let stamp = headers.get("x-amz-date")?;
     in_time(stamp, now)?;
-    is_signed(&headers, stamp, (id, secret), session.is_some(), region)
+    let mut must = vec!["host", "x-amz-date", "x-goog-cloud-target-resource"];
+    must.extend(session.map(|_| "x-amz-security-token"));
+    let query = "Action=GetCallerIdentity&Version=2011-06-15";
+    Signed { headers: &headers, query, body: b"", must: &must }
+        .is_signed_by((id, secret), stamp, region)
         .then(|| "arn:aws:sts::123456789012:assumed-role/runner/i-1".into())
 }
 
 /// AWS promises to take a request within five minutes of its time.
-fn in_time(stamp: &str, now: u64) -> Option<()> {
+pub(crate) fn in_time(stamp: &str, now: u64) -> Option<()> {
     let iso = format!(
         "{}-{}-{}T{}:{}:{}Z",
         &stamp[..4],
@@ -62,37 +66,48 @@ fn in_time(stamp: &str, now: u64) -> Option<()> {
     ((at - i64::try_from(now).ok()?).abs() <= 300).then_some(())
 }
 
-fn is_signed(
-    headers: &BTreeMap<String, String>,
-    stamp: &str,
-    (id, secret): (&str, &str),
-    with_session: bool,
-    region: &str,
-) -> bool {
-    let day = &stamp[..8];
-    let authorization = headers.get("authorization").map_or("", String::as_str);
-    let Some(authorization) = authorization.strip_prefix("AWS4-HMAC-SHA256 ") else { return false };
-    let parts: BTreeMap<&str, &str> =
-        authorization.split(", ").filter_map(|part| part.split_once('=')).collect();
-    let scope = format!("{day}/{region}/sts/aws4_request");
-    let part = |name: &str| parts.get(name).copied().unwrap_or_default();
-    let names = part("SignedHeaders");
-    let mut must = vec!["host", "x-amz-date", "x-goog-cloud-target-resource"];
-    must.extend(with_session.then_some("x-amz-security-token"));
-    let all = must.iter().all(|name| names.split(';').any(|signed| signed == *name));
-    let mut canonical = "POST\n/\nAction=GetCallerIdentity&Version=2011-06-15\n".to_owned();
-    for name in names.split(';') {
-        canonical += &format!("{name}:{}\n", headers.get(name).map_or("", String::as_str));
+/// A request as it came.
+pub(crate) struct Signed<'a> {
+    /// Names in lower case.
+    pub(crate) headers: &'a BTreeMap<String, String>,
+    /// In canonical form.
+    pub(crate) query: &'a str,
+    pub(crate) body: &'a [u8],
+    /// Headers that the signature has to cover.
+    pub(crate) must: &'a [&'a str],
+}
+
+impl Signed<'_> {
+    /// The access key id that a POST to `/` says it is signed with.
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        let (_, rest) = self.headers.get("authorization")?.split_once("Credential=")?;
+        rest.split('/').next()
     }
-    canonical += &format!("\n{names}\n{}", hex(digest(&SHA256, b"").as_ref()));
-    let input = format!(
-        "AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}",
-        hex(digest(&SHA256, canonical.as_bytes()).as_ref())
-    );
-    let mut key = format!("AWS4{secret}").into_bytes();
-    for part in [day, region, "sts", "aws4_request"] {
-        key = sign(&Key::new(HMAC_SHA256, &key), part.as_bytes()).as_ref().to_vec();
+
+    pub(crate) fn is_signed_by(&self, (id, secret): (&str, &str), stamp: &str, region: &str) -> bool {
+        let day = &stamp[..8];
+        let authorization = self.headers.get("authorization").map_or("", String::as_str);
+        let Some(authorization) = authorization.strip_prefix("AWS4-HMAC-SHA256 ") else { return false };
+        let parts: BTreeMap<&str, &str> =
+            authorization.split(", ").filter_map(|part| part.split_once('=')).collect();
+        let scope = format!("{day}/{region}/sts/aws4_request");
+        let part = |name: &str| parts.get(name).copied().unwrap_or_default();
+        let names = part("SignedHeaders");
+        let all = self.must.iter().all(|name| names.split(';').any(|signed| signed == *name));
+        let mut canonical = format!("POST\n/\n{}\n", self.query);
+        for name in names.split(';') {
+            canonical += &format!("{name}:{}\n", self.headers.get(name).map_or("", String::as_str));
+        }
+        canonical += &format!("\n{names}\n{}", hex(digest(&SHA256, self.body).as_ref()));
+        let input = format!(
+            "AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}",
+            hex(digest(&SHA256, canonical.as_bytes()).as_ref())
+        );
+        let mut key = format!("AWS4{secret}").into_bytes();
+        for part in [day, region, "sts", "aws4_request"] {
+            key = sign(&Key::new(HMAC_SHA256, &key), part.as_bytes()).as_ref().to_vec();
+        }
+        let expected = hex(sign(&Key::new(HMAC_SHA256, &key), input.as_bytes()).as_ref());
+        all && part("Credential") == format!("{id}/{scope}") && part("Signature") == expected
     }
-    let expected = hex(sign(&Key::new(HMAC_SHA256, &key), input.as_bytes()).as_ref());
-    all && part("Credential") == format!("{id}/{scope}") && part("Signature") == expected
 }

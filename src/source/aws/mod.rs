@@ -1,4 +1,28 @@
 //! Sessions of AWS: temporary credentials for containers, made with the host's own.
+//!
+//! `client` is the source. `host` keeps the host's keys, and `lookup` finds them: in variables, in a profile
+//! (`profile`, `ini`, `sso`, `process`), at a container's agent or at the machine (`machine`). `sts` exchanges them,
+//! signed by `sigv4`; `denial` says what a refusal means. `session` names sessions and holds AWS's limits; `offline`
+//! makes sessions without AWS. Google's federation uses `lookup`, `machine` and `sigv4` too.
+
+mod client;
+mod denial;
+mod endpoint;
+mod host;
+mod ini;
+mod keys;
+mod offline;
+mod process;
+mod profile;
+#[cfg(test)]
+mod profile_tests;
+mod session;
+mod sso;
+mod sts;
+
+pub(in crate::source) mod lookup;
+pub(in crate::source) mod machine;
+pub(in crate::source) mod sigv4;
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -9,6 +33,11 @@ use crate::cloud::AwsIdentity;
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::AwsSession;
 use crate::workload::ContainerId;
+
+pub use client::Aws;
+pub(in crate::source) use keys::Keys;
+pub use session::session_name;
+pub use sts::Caller;
 
 /// `[aws]`.
 #[derive(Clone, Debug, Eq, PartialEq)]

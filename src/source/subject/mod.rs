@@ -130,7 +130,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 impl FileToken {
     /// Retries, because a writer that replaces the file in place leaves it empty or broken for a moment.
-    async fn token(&self) -> Result<Secret<String>, SourceError> {
+    pub(crate) async fn token(&self) -> Result<Secret<String>, SourceError> {
         for _ in 1..LOOKS {
             if let Ok(token) = self.look() {
                 return Ok(token);

@@ -8,6 +8,7 @@ use hyper::Method;
 use serde::{Deserialize, Deserializer};
 
 use crate::secret::Secret;
+use crate::source::aws::lookup::Lookup;
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::external_account::ExternalAccount;
 use crate::source::google::external_account::subject::Subject;
@@ -170,6 +171,7 @@ impl Described {
             session_token_url: place(&self.imdsv2_session_token_url, "imdsv2_session_token_url")?,
             verification_url,
             variables: variables.clone(),
+            lookup: Lookup::usual(variables),
         })
     }
 }

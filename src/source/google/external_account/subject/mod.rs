@@ -2,7 +2,6 @@
 //! client certificate prove.
 
 pub(super) mod aws;
-mod aws_keys;
 pub(super) mod certificate;
 pub(super) mod executable;
 
