@@ -17,7 +17,7 @@ use crate::mint::{Mint, MintFailure};
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::server::jwks;
-use crate::server::views::Views;
+use crate::server::views::{AwsFacts, AzureFacts, Views};
 use crate::source::google::{Google, SearchPaths, metadata_server};
 use crate::source::http::client::{Limits, Upstream};
 use crate::source::http::proxy::Proxies;
@@ -123,8 +123,12 @@ impl Credentials {
             email: config.email.clone(),
             cells: config.cells.is_some(),
             loopback: None,
-            aws: None,
-            azure: None,
+            aws: config.aws.as_ref().map(|aws| AwsFacts { region: aws.region.clone() }),
+            azure: config.azure.as_ref().map(|azure| AzureFacts {
+                tenant: azure.tenant.clone(),
+                client_id: azure.client_id.clone(),
+                location: None,
+            }),
         }
     }
 
