@@ -14,7 +14,7 @@ use kfp_creds::config::{self, Environment, Overrides};
 use kfp_creds::console::{Console, Form};
 use kfp_creds::docker::proxy::{self, Networks, Outcome, Rules};
 use kfp_creds::guard;
-use kfp_creds::metadata::{self, RequestHead, Step, View};
+use kfp_creds::metadata::{self, Entered, RequestHead, Step, View};
 use kfp_creds::mint::Mint;
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
@@ -42,7 +42,7 @@ pub fn request_head(input: &[u8]) {
         }
     }
     let host = headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let (host, entered, now) = (host.as_deref(), None, Now::read());
+    let (host, entered, now) = (host.as_deref(), Entered::Address, Now::read());
     let head = RequestHead { method: &method, target, host, headers: &headers, entered, now };
     // A token is never given to a caller whose request a guard refuses.
     let refused = metadata::guard(&head, &View::default()).is_some();

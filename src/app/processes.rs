@@ -66,8 +66,13 @@ fn variables(
         all.extend(names.map(|name| (name, place.to_owned())));
     }
     if identity.has(Cloud::Aws) {
-        all.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{place}/v2/credentials")));
-        // object_store ignores the line above. Not AWS_EC2_METADATA_SERVICE_ENDPOINT: JavaScript drops its path.
+        // JavaScript drops the path of an AWS_EC2_METADATA_SERVICE_ENDPOINT; without a path there is no secret that
+        // would keep others from causing a request of the first form.
+        all.push(match secret {
+            Some(_) => ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{place}/v2/credentials")),
+            None => ("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{place}")),
+        });
+        // object_store ignores the line above.
         all.push(("AWS_METADATA_ENDPOINT", format!("http://{place}")));
         let region = config.aws.as_ref().and_then(|aws| aws.region.as_ref());
         for name in region.iter().flat_map(|_| ["AWS_REGION", "AWS_DEFAULT_REGION"]) {
@@ -76,7 +81,7 @@ fn variables(
     }
     if identity.has(Cloud::Azure) {
         all.push(("IDENTITY_ENDPOINT", format!("http://{place}/msi/token")));
-        // Clients need the pair; without a capability nothing is checked.
+        // Clients need the pair; without a capability any value will do.
         all.push(("IDENTITY_HEADER", secret.unwrap_or("kfp-creds").to_owned()));
     }
     all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

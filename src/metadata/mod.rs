@@ -40,11 +40,21 @@ pub struct RequestHead<'a> {
     /// The Host header (or `:authority`) as received; `None` for HTTP/1.0 without one.
     pub host: Option<&'a str>,
     pub headers: &'a HeaderMap,
-    /// A secret that stood before `target`, which the listener has compared and cut off: the container form of
-    /// AWS has no second one in its path, and Azure's header may be this one.
-    pub entered: Option<&'a str>,
+    pub entered: Entered<'a>,
     /// Tokens of IMDSv2 begin and end by this clock.
     pub now: Now,
+}
+
+/// How the listener let the caller in.
+#[derive(Clone, Copy, Debug)]
+pub enum Entered<'a> {
+    /// By its address, which has a lease.
+    Address,
+    /// By this secret, which stood before the target and was cut off: the container form of AWS has no second
+    /// one in its path, and Azure's header may be this one.
+    Secret(&'a str),
+    /// By nothing: the operator opened the listener to every program on this machine.
+    Open,
 }
 
 /// The result of a step.

@@ -32,8 +32,8 @@ pub struct AwsView {
     pub account: Option<String>,
     /// `eu-west-1`. Without one, `placement/` is empty and clients use their own default.
     pub region: Option<String>,
-    /// The last part of the path of the container form. `None`: without one, unless the listener has found a
-    /// secret in the path ([`super::RequestHead::entered`]), that form is closed.
+    /// The last part of the path of the container form. `None`: for a caller that entered by its address
+    /// ([`super::Entered`]) that form is closed.
     pub secret: Option<Arc<Secret<String>>>,
     /// Authenticates the tokens of IMDSv2; another one for each lease, so that no other caller's token is
     /// valid. `None`, if the system has no randomness: IMDSv2 gives no tokens.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::caller::Caller;
 use super::{CutOff, HOLD, Server, own_source, respond};
 use crate::loopback::Paths;
-use crate::metadata::{self, Failure, RequestHead, Service};
+use crate::metadata::{self, Entered, Failure, RequestHead, Service};
 use crate::process::{OWN_SOURCE, Tasks};
 use crate::secret::Secret;
 use crate::token::Now;
@@ -96,7 +96,7 @@ impl Server {
             target,
             host,
             headers: &head.headers,
-            entered: secret,
+            entered: secret.map_or(Entered::Open, Entered::Secret),
             now: Now::read(),
         };
         let mut reply = self.answer(caller, &asked, deadline).await?;

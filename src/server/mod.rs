@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::console::Console;
-use crate::metadata::{self, Failure, Reply, RequestHead, Service, Step, View, Wait};
+use crate::metadata::{self, Entered, Failure, Reply, RequestHead, Service, Step, View, Wait};
 use crate::mint::Mint;
 use crate::process::OWN_SOURCE;
 use crate::readiness::Listening;
@@ -200,7 +200,7 @@ impl Server {
             }
         };
         let host = host.and_then(|host| host.to_str().ok());
-        let head = RequestHead { method, target, host, headers, entered: None, now: Now::read() };
+        let head = RequestHead { method, target, host, headers, entered: Entered::Address, now: Now::read() };
         self.answer(caller, &head, deadline).await
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Reply, RequestHead, Step, View};
+use kfp_creds::metadata::{self, Entered, Reply, RequestHead, Step, View};
 
 use crate::support::golden;
 
@@ -12,7 +12,10 @@ fn step(method: &Method, target: &str, header: (&'static str, &str), view: &View
     let value = HeaderValue::from_str(header.1).unwrap();
     let headers = HeaderMap::from_iter([(HeaderName::from_static(header.0), value)]);
     let (host, now) = (Some("169.254.169.254"), golden::now());
-    metadata::step(&RequestHead { method, target, host, headers: &headers, entered: None, now }, view)
+    metadata::step(
+        &RequestHead { method, target, host, headers: &headers, entered: Entered::Address, now },
+        view,
+    )
 }
 
 fn text(reply: Reply) -> String {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Form, Reply, RequestHead, Service, Step, View};
+use kfp_creds::metadata::{self, Entered, Form, Reply, RequestHead, Service, Step, View};
 use kfp_creds::server::views::Views;
 use kfp_creds::source::Principal;
 use kfp_creds::token::{Now, OF_GOOGLE_CLOUD, Scopes};
@@ -50,7 +50,7 @@ fn an_absent_cloud_answers_alike_on_every_path() {
         for case in golden::cases_in(folder) {
             let (head, mut view) = (case.head(), golden::view());
             (view.google, view.aws, view.azure) = (false, None, None);
-            let Step::Reply(reply) = step_at(&head, None, golden::now(), &view) else {
+            let Step::Reply(reply) = step_at(&head, case.entered(), golden::now(), &view) else {
                 panic!("{}: no reply", case.name)
             };
             let status = match Service::of(&head.target) {
@@ -122,7 +122,7 @@ fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, R
         Some((kind, why)) => metadata::failure_reply(Service::of(&head.target), *kind, why),
         None => reply,
     };
-    match step_at(&head, case.entered.as_deref(), now, view) {
+    match step_at(&head, case.entered(), now, view) {
         Step::Reply(reply) => (None, None, reply),
         Step::AwsSession(ask) => {
             let form = if ask.service == Service::AwsImds { "imds" } else { "container" };
@@ -161,10 +161,10 @@ fn comma(scopes: &Scopes) -> String {
 }
 
 fn step(head: &Head, view: &View) -> Step {
-    step_at(head, None, Now::read(), view)
+    step_at(head, Entered::Address, Now::read(), view)
 }
 
-fn step_at(head: &Head, entered: Option<&str>, now: Now, view: &View) -> Step {
+fn step_at(head: &Head, entered: Entered<'_>, now: Now, view: &View) -> Step {
     let Head { method, target, host, headers } = head;
     let host = host.as_deref();
     metadata::step(&RequestHead { method, target, host, headers, entered, now }, view)

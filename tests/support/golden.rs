@@ -11,7 +11,7 @@
 //! # server: strict                              on a wire: asked of a server with this in its config, `support::wire`
 //! # clouds: google                               what the identity has, where it is not all of them; `aws-own` is the
 //!                                                host's own session
-//! # entered: SECRET                              the listener has cut this off the path
+//! # entered: SECRET                              the listener has cut this off the path; `-` is a listener that is open
 //! # step only: why no listener can be sent this
 //! GET /path HTTP/1.1                             lines end in CRLF on the wire, in LF here
 //! Name: value
@@ -36,7 +36,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Account, AwsView, AzureView, Failure, RequestHead, Step, View};
+use kfp_creds::metadata::{self, Account, AwsView, AzureView, Entered, Failure, RequestHead, Step, View};
 use kfp_creds::secret::Secret;
 use kfp_creds::token::{AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, Scopes};
 
@@ -113,7 +113,7 @@ fn with_tokens(text: &str) -> String {
             HeaderMap::from_iter([(HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds"), ttl)]);
         let now = Now { wall: now.wall - Duration::from_secs(age), mono: now.mono };
         let (method, target, host) = (&Method::PUT, "/latest/api/token", Some("169.254.169.254"));
-        let head = RequestHead { method, target, host, headers: &headers, entered: None, now };
+        let head = RequestHead { method, target, host, headers: &headers, entered: Entered::Address, now };
         match metadata::step(&head, &view) {
             Step::Reply(reply) if reply.status == 200 => {
                 String::from_utf8(reply.body.into_bytes().to_vec()).unwrap()
@@ -200,6 +200,15 @@ impl Case {
         });
         view.azure = view.azure.filter(|_| has("azure"));
         view
+    }
+
+    /// How the listener let the caller in.
+    pub(crate) fn entered(&self) -> Entered<'_> {
+        match self.entered.as_deref() {
+            None => Entered::Address,
+            Some("-") => Entered::Open,
+            Some(secret) => Entered::Secret(secret),
+        }
     }
 
     pub(crate) fn head(&self) -> Head {

@@ -17,7 +17,7 @@ use super::reply::{AWS_TOKEN_TTL, Body, Reply};
 use super::service::Service;
 use super::target::Target;
 use super::view::{AwsView, View};
-use super::{AwsAsk, Failure, RequestHead, Step};
+use super::{AwsAsk, Entered, Failure, RequestHead, Step};
 use crate::console::rfc3339;
 use crate::secret::Secret;
 use crate::token::{AwsSession, Now};
@@ -34,6 +34,8 @@ const UNAVAILABLE: &str = "ServiceUnavailable";
 
 const ABSENT: &str =
     "This container has no identity on AWS: kfp-creds gives one that has [identity.NAME.aws] in its config.";
+
+const OPEN: &str = "This listener has no secret: set AWS_EC2_METADATA_SERVICE_ENDPOINT, not AWS_CONTAINER_CREDENTIALS_FULL_URI.";
 
 pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
     let Some(aws) = &view.aws else { return Step::Reply(absent(service)) };
@@ -89,8 +91,12 @@ fn container(head: &RequestHead<'_>, aws: &AwsView, target: &Target<'_>) -> Step
     let segments: Option<Vec<_>> = target.segments().collect();
     let names: Vec<&str> = segments.iter().flatten().map(|name| &**name).collect();
     let allowed = match (&*names, head.entered, &aws.secret) {
-        (["v2", "credentials"], Some(_), _) => true,
-        (["v2", "credentials", given], None, Some(secret)) => secret.is(given),
+        (["v2", "credentials"], Entered::Secret(_), _) => true,
+        (["v2", "credentials", given], Entered::Address, Some(secret)) => secret.is(given),
+        // Nothing here keeps another party from causing this request: there is no secret and no header.
+        (["v2", "credentials", ..], Entered::Open, _) => {
+            return Step::Reply(error(service, StatusCode::FORBIDDEN, REFUSED, OPEN));
+        }
         (["v2", "credentials", ..], ..) => false,
         _ => {
             let status = StatusCode::NOT_FOUND;

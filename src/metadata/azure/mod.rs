@@ -14,7 +14,7 @@ use super::reply::{Body, Reply};
 use super::service::Service;
 use super::target::{Target, parameters};
 use super::view::{AzureView, View};
-use super::{AzureAsk, Failure, RequestHead, Step};
+use super::{AzureAsk, Entered, Failure, RequestHead, Step};
 use crate::secret::{Secret, same};
 use crate::token::{AzureToken, Now};
 
@@ -70,11 +70,14 @@ fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Se
 fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -> Result<Step, Reply> {
     let service = Service::AppService;
     let given = guards::only(head, &IDENTITY_HEADER);
-    let own = azure.secret.as_ref();
     let known = given.is_some_and(|given| {
-        // Both are compared, so that the timing does not say which of them there is.
-        let (entered, own) = (head.entered.map(|secret| same(secret, given)), own.map(|own| own.is(given)));
-        entered.unwrap_or(false) | own.unwrap_or(false)
+        let own = azure.secret.as_ref().is_some_and(|own| own.is(given));
+        match head.entered {
+            Entered::Address => own,
+            Entered::Secret(entered) => same(entered, given) | own,
+            // Clients do not use this form without a value; that there is one keeps other parties out.
+            Entered::Open => !given.is_empty(),
+        }
     });
     if !known {
         let why =
