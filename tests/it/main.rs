@@ -14,6 +14,7 @@ mod check;
 mod ci;
 mod circles;
 mod clouds_config;
+mod clouds_served;
 mod config;
 mod conformance;
 mod dependencies;

@@ -1,0 +1,306 @@
+//! Sessions of AWS and tokens of Azure from server and mint, with scripted sources.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kfp_creds::loopback::Paths;
+use kfp_creds::secret::Secret;
+use kfp_creds::server::Entrance;
+use kfp_creds::token::{Now, TokenKind};
+use kfp_creds::workload::Identity;
+use tokio::sync::Notify;
+
+use crate::support::clouds::{self, Answer, Clouds, STORAGE, Script, ask_at};
+
+const CREDENTIALS: &str = "GET /latest/meta-data/iam/security-credentials/loader";
+const IMDS: &str = "GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=";
+const APP_SERVICE: &str = "GET /msi/token?api-version=2019-08-01&resource=";
+const METADATA: (&str, &str) = ("Metadata", "true");
+
+fn container(last: u8) -> String {
+    format!("GET /v2/credentials/secret-{last}")
+}
+
+async fn imds(clouds: &Clouds, last: u8) -> Answer {
+    let token = clouds.imds_token(last).await;
+    clouds.ask(last, CREDENTIALS, &[("x-aws-ec2-metadata-token", &token)]).await
+}
+
+fn kinds(lease: &kfp_creds::registry::Lease) -> Vec<TokenKind> {
+    lease.issued().alive(Now::read()).iter().map(|token| token.kind).collect()
+}
+
+#[tokio::test]
+async fn a_session_is_one_for_both_forms_and_on_the_lease() {
+    let clouds = Clouds::start().await;
+    let lease = clouds.lease(2, &clouds::identity());
+    let first = clouds.ask(2, &container(2), &[]).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let (one, other) = (first.json(), imds(&clouds, 2).await.json());
+    for (key, value) in [
+        ("AccessKeyId", "canary-key-id-1"),
+        ("SecretAccessKey", "canary-secret-key-1"),
+        ("Token", "canary-session-token-1"),
+        ("AccountId", "123456789012"),
+    ] {
+        assert!(one[key] == value && other[key] == value, "{key}: {one} {other}");
+    }
+    assert_eq!((&one["RoleArn"], &other["Code"]), (&clouds::ROLE.into(), &"Success".into()));
+    assert_eq!(*clouds.aws.asked.lock().unwrap(), ["kfp-load-data-000000000000"]);
+    assert_eq!(kinds(&lease), [TokenKind::AwsSession]);
+    assert_eq!(clouds.counted("ok"), 2);
+    // Google is there as before, and AWS's tree does not look like it.
+    assert!(!first.headers.contains_key("metadata-flavor"));
+    let google = clouds.ask(2, "GET /", &[]).await;
+    assert_eq!(
+        (google.status.as_u16(), &google.headers["metadata-flavor"]),
+        (200, &"Google".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn secrets_and_tokens_of_a_lease_are_worth_nothing_elsewhere() {
+    let clouds = Clouds::start().await;
+    let identity = clouds::identity();
+    clouds.lease(2, &identity);
+    clouds.lease(3, &identity);
+    let token = clouds.imds_token(2).await;
+    let header = [("x-aws-ec2-metadata-token", &*token)];
+    assert_eq!(clouds.ask(3, &container(2), &[]).await.status, 403);
+    assert_eq!(clouds.ask(3, CREDENTIALS, &header).await.status, 401);
+    let app_service = format!("{APP_SERVICE}{STORAGE}");
+    assert_eq!(clouds.ask(3, &app_service, &[("X-IDENTITY-HEADER", "secret-2")]).await.status, 401);
+    assert_eq!(clouds.aws.calls.load(Ordering::SeqCst) + clouds.azure.calls.load(Ordering::SeqCst), 0);
+    assert_eq!(clouds.ask(2, CREDENTIALS, &header).await.status, 200);
+    // Another container at the same address has another lease.
+    clouds.lease(2, &identity);
+    assert_eq!(clouds.ask(2, CREDENTIALS, &header).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_refused_session_says_why_in_each_form() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &clouds::identity());
+    clouds.aws.set(Script::Refuse("sts:AssumeRole is missing"));
+    let refused = clouds.ask(2, &container(2), &[]).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["Message"]),
+        (403, &"sts:AssumeRole is missing".into())
+    );
+    let refused = imds(&clouds, 2).await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["Code"]), (200, &"AccessDenied".into()));
+    assert_eq!(refused.json()["Message"], "sts:AssumeRole is missing");
+    assert_eq!((clouds.counted("refused"), clouds.counted("ok")), (2, 0), "a refusal in a 200 counts as one");
+    let past = clouds.recorder.history().read();
+    let refusal = past.refusals.back().unwrap();
+    assert_eq!(
+        (&*refusal.what, &*refusal.why, refusal.times),
+        ("aws-session (403)", "sts:AssumeRole is missing", 2)
+    );
+}
+
+#[tokio::test]
+async fn what_may_pass_is_unavailable_in_each_form() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &clouds::identity());
+    clouds.aws.set(Script::Fail("STS did not answer"));
+    clouds.azure.set(Script::Fail("Entra did not answer"));
+    let container = clouds.ask(2, &container(2), &[]).await;
+    assert_eq!(
+        (container.status.as_u16(), &container.json()["Message"]),
+        (503, &"STS did not answer".into())
+    );
+    let text = imds(&clouds, 2).await;
+    assert_eq!((text.status.as_u16(), &*text.body), (503, "STS did not answer"));
+    let azure = clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await;
+    assert_eq!(
+        (azure.status.as_u16(), &azure.json()["error_description"]),
+        (503, &"Entra did not answer".into())
+    );
+    assert_eq!(clouds.counted("unavailable"), 3);
+}
+
+/// The mint's part: a token that arrives after its lease has ended is not sent, nor put on a lease.
+#[tokio::test]
+async fn a_cut_off_between_mint_and_reply_sends_no_byte() {
+    let app_service = format!("{APP_SERVICE}{STORAGE}");
+    let secret = [("X-IDENTITY-HEADER", "secret-2")];
+    for (line, headers) in [(&*container(2), &[][..]), (&*app_service, &secret)] {
+        let clouds = Clouds::start().await;
+        let lease = clouds.lease(2, &clouds::identity());
+        let go = Arc::new(Notify::new());
+        clouds.aws.set(Script::Hold(go.clone()));
+        clouds.azure.set(Script::Hold(go.clone()));
+        let calls = || clouds.aws.calls.load(Ordering::SeqCst) + clouds.azure.calls.load(Ordering::SeqCst);
+        let asking = clouds.try_ask(2, line, headers);
+        let cutting = async {
+            while calls() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::pin!(asking);
+        tokio::select! {
+            answer = &mut asking => panic!("{line}: {answer:?}"),
+            () = cutting => {}
+        }
+        let ended = clouds.writer.lock().unwrap().cut_off(lease.address(), &lease.grant().container);
+        assert!(ended.is_some());
+        go.notify_one();
+        assert!(asking.await.is_err(), "{line}: bytes went out");
+        assert!(kinds(&lease).is_empty());
+        assert_eq!(clouds.counted("cut_off"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_azure_is_given_for_listed_resources_alone() {
+    let clouds = Clouds::start().await;
+    let lease = clouds.lease(2, &clouds::identity());
+    let secret = [("X-IDENTITY-HEADER", "secret-2")];
+    for resource in [STORAGE, "https%3A%2F%2Fstorage.azure.com%2F"] {
+        let app = clouds.ask(2, &format!("{APP_SERVICE}{resource}"), &secret).await;
+        let machine = clouds.ask(2, &format!("{IMDS}{resource}"), &[METADATA]).await;
+        for answer in [app, machine] {
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let json = answer.json();
+            assert_eq!(json["access_token"], "canary-azure-1", "one slash makes no other token");
+            assert_eq!(json["client_id"], "client-of-source");
+            let number = |key: &str| json[key].as_str().unwrap().parse::<u64>().unwrap();
+            assert!((3590..=3600).contains(&number("expires_in")), "{json}");
+            assert_eq!(number("not_before") + number("expires_in"), number("expires_on"));
+        }
+    }
+    assert_eq!(*clouds.azure.asked.lock().unwrap(), [STORAGE]);
+    assert_eq!(kinds(&lease), [TokenKind::AzureToken]);
+
+    let other = "https://vault.azure.net";
+    let why = "identity loader (by rule 3) may not ask for this resource: add it to resources in [identity.loader.azure]";
+    let app = clouds.ask(2, &format!("{APP_SERVICE}{other}"), &secret).await;
+    assert_eq!((app.status.as_u16(), &app.json()["message"]), (403, &why.into()));
+    let machine = clouds.ask(2, &format!("{IMDS}{other}"), &[METADATA]).await;
+    assert_eq!((machine.status.as_u16(), &machine.json()["error_description"]), (400, &why.into()));
+    let foreign = clouds.ask(2, &format!("{IMDS}{STORAGE}&client_id=other"), &[METADATA]).await;
+    assert_eq!(foreign.status, 400);
+    let own = clouds.ask(2, &format!("{IMDS}{STORAGE}&client_id=client-of-source"), &[METADATA]).await;
+    assert_eq!(own.status, 200);
+    assert_eq!(clouds.azure.calls.load(Ordering::SeqCst), 1);
+    let past = clouds.recorder.history().read();
+    assert!(past.refusals.iter().any(|refusal| refusal.why == why), "{past:?}");
+}
+
+#[tokio::test]
+async fn the_rate_of_an_identity_is_that_of_all_its_clouds() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &Identity { rate: Some(2), ..clouds::identity() });
+    assert_eq!(clouds.ask(2, &container(2), &[]).await.status, 200);
+    assert_eq!(clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await.status, 200);
+    let third = clouds.ask(2, &container(2), &[]).await;
+    assert_eq!(third.status, 503);
+    assert!(third.json()["Message"].as_str().unwrap().contains("2 requests of this minute"), "{third:?}");
+    let third = clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await;
+    assert!(third.json()["error_description"].as_str().unwrap().contains("2 requests"), "{third:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_caller_gets_the_error_of_its_client() {
+    let clouds = Clouds::start().await;
+    let asked = [
+        "GET /v2/credentials/x",
+        "PUT /latest/api/token",
+        "GET /msi/token",
+        "GET /metadata/instance",
+        "GET /",
+    ];
+    let [container, imds, app, machine, google] = asked.map(|line| clouds.ask(9, line, &[]));
+    let (container, imds, app, machine, google) = tokio::join!(container, imds, app, machine, google);
+    for answer in [&container, &imds, &app, &machine, &google] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.body.contains("this container has no identity here"), "{answer:?}");
+    }
+    assert!(container.json()["Message"].is_string() && app.json()["message"].is_string());
+    assert!(machine.json()["error_description"].is_string() && !imds.body.starts_with('{'));
+    let flavored =
+        [&container, &imds, &app, &machine, &google].map(|a| a.headers.contains_key("metadata-flavor"));
+    assert_eq!(flavored, [false, false, false, false, true]);
+}
+
+#[tokio::test]
+async fn an_identity_has_only_its_own_clouds() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &Identity { google: false, ..clouds::identity() });
+    clouds.lease(3, &Identity { aws: None, azure: None, ..clouds::identity() });
+    let flavor = [("Metadata-Flavor", "Google")];
+    for path in ["GET /", "GET /computeMetadata/v1/instance/service-accounts/default/token"] {
+        let absent = clouds.ask(2, path, &flavor).await;
+        assert_eq!(absent.status, 404);
+        assert!(!absent.headers.contains_key("metadata-flavor") && !absent.headers.contains_key("server"));
+        assert_eq!(clouds.ask(3, path, &flavor).await.status, 200, "{path}");
+    }
+    assert_eq!(clouds.ask(2, &container(2), &[]).await.status, 200);
+    assert_eq!(clouds.ask(3, &container(3), &[]).await.status, 403);
+    assert_eq!(clouds.ask(3, &format!("{IMDS}{STORAGE}"), &[METADATA]).await.status, 400);
+    assert_eq!(clouds.aws.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn behind_a_capability_no_second_secret_is_needed() {
+    let clouds = Clouds::start().await;
+    let capability = Some(Secret::new("capability".to_string()));
+    let at = clouds.listen(Entrance::Local { identity: Arc::new(clouds::identity()), capability }).await;
+    let session = ask_at(at, "GET /capability/v2/credentials", &[]).await;
+    assert_eq!((session.status.as_u16(), &session.json()["AccessKeyId"]), (200, &"canary-key-id-1".into()));
+    let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
+    let token = ask_at(at, "PUT /capability/latest/api/token", &ttl).await.body;
+    let header = [("x-aws-ec2-metadata-token", &*token)];
+    assert_eq!(
+        ask_at(at, "GET /capability/latest/meta-data/placement/region", &header).await.body,
+        "eu-west-1"
+    );
+    let azure = format!("{}{STORAGE}", APP_SERVICE.replace("/msi", "/capability/msi"));
+    assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "capability")]).await.status, 200);
+    assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "other")]).await.status, 401);
+
+    // With a wrong one no path is there, in the form of the client that asks.
+    let wrong = ask_at(at, "GET /wrong/v2/credentials", &[]).await;
+    assert_eq!((wrong.status.as_u16(), &wrong.json()["Message"]), (403, &"no such path".into()));
+    let wrong = ask_at(at, "GET /wrong/msi/token", &[("X-IDENTITY-HEADER", "wrong")]).await;
+    assert_eq!((wrong.status.as_u16(), &wrong.json()["message"]), (403, &"no such path".into()));
+    let wrong = ask_at(at, "GET /v2/credentials", &[]).await;
+    assert_eq!((wrong.status.as_u16(), &*wrong.body), (404, "no such path"));
+}
+
+#[tokio::test]
+async fn an_open_listener_has_no_form_that_a_bare_get_opens() {
+    let clouds = Clouds::start().await;
+    let at =
+        clouds.listen(Entrance::Local { identity: Arc::new(clouds::identity()), capability: None }).await;
+    assert_eq!(ask_at(at, "GET /v2/credentials", &[]).await.status, 403);
+    assert_eq!(ask_at(at, &format!("{APP_SERVICE}{STORAGE}"), &[]).await.status, 401);
+    let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
+    let token = ask_at(at, "PUT /latest/api/token", &ttl).await.body;
+    assert_eq!(ask_at(at, CREDENTIALS, &[("x-aws-ec2-metadata-token", &token)]).await.status, 200);
+    let azure = ask_at(at, &format!("{APP_SERVICE}{STORAGE}"), &[("X-IDENTITY-HEADER", "any")]).await;
+    assert_eq!(azure.status, 200);
+}
+
+#[tokio::test]
+async fn a_container_on_loopback_has_a_path_of_its_own() {
+    let clouds = Clouds::start().await;
+    let paths = Paths::new("127.0.0.1:1".parse().unwrap());
+    let (one, other) = (paths.take().unwrap(), paths.take().unwrap());
+    let lease = clouds.lease(2, &clouds::identity());
+    let lease = clouds.admit(one.address(), lease.grant().clone());
+    let at = clouds.listen(Entrance::Leases(paths)).await;
+    let path = format!("GET /{}/v2/credentials", one.segment());
+    let session = ask_at(at, &path, &[]).await;
+    assert_eq!(session.status, 200, "{session:?}");
+    assert_eq!(kinds(&lease), [TokenKind::AwsSession]);
+    let nobody = format!("GET /{}/v2/credentials", other.segment());
+    assert_eq!(ask_at(at, &nobody, &[]).await.status, 403);
+    // The header may be the secret of the path, or that in the environment of the container.
+    for header in [one.segment(), "secret-2"] {
+        let line = format!("{}{STORAGE}", APP_SERVICE.replace("/msi", &format!("/{}/msi", one.segment())));
+        assert_eq!(ask_at(at, &line, &[("X-IDENTITY-HEADER", header)]).await.status, 200);
+    }
+}
