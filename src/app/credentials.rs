@@ -9,20 +9,24 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::broken;
+use super::clouds::{Clouds, WITHIN, one};
+use crate::cloud::Cloud;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::console::Console;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::metadata::View;
-use crate::mint::{Mint, MintFailure};
+use crate::mint::{Mint, MintFailure, Sources};
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::server::jwks;
 use crate::server::views::{AwsFacts, AzureFacts, Views};
+use crate::source::aws::AwsCredentials;
+use crate::source::azure::AzureCredentials;
 use crate::source::google::{Google, SearchPaths, metadata_server};
 use crate::source::http::client::{Limits, Upstream};
 use crate::source::http::proxy::Proxies;
 use crate::source::offline::Offline;
-use crate::source::{Reloaded, Source, SourceError};
+use crate::source::{Absent, Reloaded, Source, SourceError};
 use crate::token::Now;
 use crate::workload::Identity;
 
@@ -35,6 +39,10 @@ const SLEPT: Duration = Duration::from_secs(15);
 pub(super) struct Credentials {
     pub(super) source: Arc<dyn Source>,
     pub(super) mint: Arc<Mint>,
+    /// Whether an identity that a container can get has Google; without, no credential of Google is looked for.
+    pub(super) has_google: bool,
+    /// The sources of AWS and Azure.
+    pub(super) clouds: Clouds,
     /// The URL of the offline source's public keys.
     keys: Option<String>,
 }
@@ -47,7 +55,8 @@ impl Credentials {
         console: &Console,
         recorder: Recorder,
     ) -> Result<Self, Failure> {
-        let mut keys = None;
+        let (mut keys, mut offline) = (None, None);
+        let has_google = config.policy.identities().any(|identity| identity.google);
         let source: Arc<dyn Source> = match &config.source {
             SourceChoice::Offline => {
                 let project = config.project.as_deref().unwrap_or(OFFLINE_PROJECT);
@@ -55,8 +64,10 @@ impl Credentials {
                 let email = email.unwrap_or_else(|| OFFLINE_EMAIL.into());
                 let made = Arc::new(Offline::new(project, email).map_err(no_credential)?);
                 keys = Some(serve_keys(&made, tasks)?);
+                offline = Some(made.clone());
                 made
             }
+            _ if !has_google => Arc::new(Absent),
             SourceChoice::Adc { .. }
             | SourceChoice::Metadata
             | SourceChoice::Gcloud
@@ -67,30 +78,39 @@ impl Credentials {
                 Arc::new(google)
             }
         };
-        let mint = Mint::new(source.clone(), tasks.clone(), recorder);
+        if offline.is_none() && needs_key(config) {
+            let made = Arc::new(Offline::new(OFFLINE_PROJECT, OFFLINE_EMAIL).map_err(no_credential)?);
+            keys = Some(serve_keys(&made, tasks)?);
+            offline = Some(made);
+        }
+        let clouds = Clouds::open(config, env, offline.as_ref())?;
+        let (aws, azure) = (clouds.aws.clone(), clouds.azure.clone());
+        let sources = Sources { google: source.clone(), aws, azure };
+        let mint = Mint::of_clouds(sources, tasks.clone(), recorder);
         tasks.spawn("source", watch(mint.clone(), tasks.clone(), console.clone()));
-        Ok(Self { source, mint, keys })
+        Ok(Self { source, mint, has_google, clouds, keys })
     }
 
     /// Mints for the default identity, so that a broken login is reported at once. A failure that may be
     /// temporary is only reported and does not stop the session.
     pub(super) async fn first_mint(&self, config: &Config, console: &Console) -> Result<(), Failure> {
         let Some(identity) = first_identity(config) else { return Ok(()) };
-        if self.source.per_container() {
+        for (cloud, _) in self.clouds.kinds() {
+            let outcome = one(&self.mint, &identity, cloud, WITHIN).await;
+            report(outcome.unwrap_or(Ok(Duration::ZERO)).map(drop), cloud, console)?;
+        }
+        if self.source.per_container() || !identity.google {
             return Ok(());
         }
         let request = self.mint.request(&identity, None, None);
-        match self.mint.access(&request, Some(Who::Session(&identity)), Duration::from_secs(25)).await {
-            Ok(_) => Ok(()),
-            Err(MintFailure::Refused(why)) => Err(Failure::NoCredential(why)),
-            Err(MintFailure::Transient(why)) => {
-                console.notice(format!("no token yet: {why}; containers get 503 until one is minted"));
-                Ok(())
-            }
-            Err(MintFailure::Slow) => {
-                console.notice("no token yet: the upstream is slow; containers get 503 until one is minted");
-                Ok(())
-            }
+        let outcome = self.mint.access(&request, Some(Who::Session(&identity)), WITHIN).await;
+        report(outcome.map(drop), Cloud::Google, console)
+    }
+
+    /// One line for each cloud besides Google, at the start.
+    pub(super) fn tell_clouds(&self, console: &Console) {
+        for (cloud, kind) in self.clouds.kinds() {
+            console.notice(format!("{cloud} by {kind}"));
         }
     }
 
@@ -158,7 +178,34 @@ const OFFLINE_EMAIL: &str = "offline@kfp-creds.invalid";
 /// The default project of the offline source.
 const OFFLINE_PROJECT: &str = "offline-project";
 
-fn no_credential(error: SourceError) -> Failure {
+/// Whether something is signed by a key of the session although Google's tokens are not.
+fn needs_key(config: &Config) -> bool {
+    let aws = config.aws.as_ref().is_some_and(|aws| aws.credentials == AwsCredentials::Offline);
+    let azure = config.azure.as_ref().is_some_and(|azure| azure.credentials == AzureCredentials::Offline);
+    aws || azure
+}
+
+/// A refusal ends the start; anything else may pass.
+fn report(outcome: Result<(), MintFailure>, cloud: Cloud, console: &Console) -> Result<(), Failure> {
+    let of = if cloud == Cloud::Google { String::new() } else { format!(" for {cloud}") };
+    match outcome {
+        Ok(()) => {}
+        Err(MintFailure::Refused(why)) if cloud == Cloud::Google => return Err(Failure::NoCredential(why)),
+        Err(MintFailure::Refused(why)) => {
+            let text = format!("{cloud}: {why}");
+            return Err(Failure::NoCredential(Reason::new(text, why.remedy)));
+        }
+        Err(MintFailure::Transient(why)) => {
+            console.notice(format!("no token{of} yet: {why}; containers get 503 until one is minted"));
+        }
+        Err(MintFailure::Slow) => console.notice(format!(
+            "no token{of} yet: the upstream is slow; containers get 503 until one is minted"
+        )),
+    }
+    Ok(())
+}
+
+pub(super) fn no_credential(error: SourceError) -> Failure {
     Failure::NoCredential(error.into_reason())
 }
 
@@ -230,6 +277,9 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, console: Console) {
             mint.woke();
         }
         last = now;
+        for (cloud, outcome) in mint.reload_clouds() {
+            say_reloaded(&console, cloud, outcome);
+        }
         match mint.reload() {
             Reloaded::Same | Reloaded::Supplied => {}
             Reloaded::Renewed => console.notice("the credential file changed: the new login is in use"),
@@ -244,6 +294,17 @@ async fn watch(mint: Arc<Mint>, tasks: Tasks, console: Console) {
                     .notice(format!("the credential file is not usable ({why}); the old login stays in use"));
             }
         }
+    }
+}
+
+fn say_reloaded(console: &Console, cloud: Cloud, outcome: Reloaded) {
+    match outcome {
+        Reloaded::Same | Reloaded::Supplied => {}
+        Reloaded::Renewed | Reloaded::OtherAccount => {
+            console.notice(format!("the credentials for {cloud} changed: the new ones are in use"));
+        }
+        Reloaded::Broken(why) => console
+            .notice(format!("the credentials for {cloud} are not usable ({why}); the old ones stay in use")),
     }
 }
 

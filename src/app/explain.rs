@@ -9,6 +9,7 @@ use crate::config::{Config, Environment};
 use crate::docker::Engine;
 use crate::docker::proxy::{Networks, Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
+use crate::inputs::{self, Object};
 use crate::kfp::{self, pipeline::Specified};
 use crate::policy::Decision;
 use crate::quote;
@@ -37,6 +38,9 @@ pub async fn explain(
         )
         .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
         let mut beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
+        if config.gcs.fetch && preview.task.kfp && matches!(preview.outcome, Outcome::Attach(_)) {
+            beyond.push_str(&fetched(&preview.body));
+        }
         for key in &preview.told {
             beyond.push_str(&format!("note          {key}; the guard says so and lets it pass\n"));
         }
@@ -190,6 +194,21 @@ fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
         Outcome::Pass(_) => String::new(),
         Outcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
     }
+}
+
+/// The objects of Cloud Storage that a create with this body fetches first.
+fn fetched(body: &[u8]) -> String {
+    let body = serde_json::from_slice(body).unwrap_or_default();
+    let named = inputs::of(&body);
+    let one = |object: &Object| {
+        format!(
+            "input         {object}, fetched with a token of this identity, at {}/{}\n",
+            inputs::ROOT,
+            object.bucket()
+        )
+    };
+    let refused = named.refused.iter().map(|why| format!("input         {why}\n"));
+    named.objects.iter().map(one).chain(refused).collect()
 }
 
 /// The author of the request or pipeline chose the names: no control character reaches the terminal.

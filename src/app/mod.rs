@@ -4,6 +4,7 @@ mod activation;
 mod cache;
 mod check;
 mod child;
+mod clouds;
 mod conformance;
 mod contents;
 #[cfg(test)]

@@ -210,6 +210,7 @@ impl Session {
         minted?;
         self.live = true;
         let principal = self.credentials.source.principal();
+        self.credentials.tell_clouds(&self.console);
         self.console.say(Line::Ready {
             source: principal.kind,
             account: &self.credentials.account(config),

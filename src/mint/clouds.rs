@@ -8,7 +8,7 @@ use super::cache::Found;
 use super::{Mint, MintFailure};
 use crate::cloud::Cloud;
 use crate::record::{For, Who};
-use crate::source::aws::AwsRequest;
+use crate::source::aws::{AwsRequest, session_name};
 use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
@@ -18,7 +18,8 @@ use crate::workload::{ContainerId, Grant, Identity, Task};
 /// expired credentials (recorded for 1.44.8: 300 s left, expired credentials for 5 340 s).
 pub(super) const LEAST_AWS: Duration = Duration::from_secs(660);
 
-const LONGEST_SESSION_NAME: usize = 64;
+/// The session of programs on this machine.
+const LOCAL: &str = "kfp-local";
 
 impl Mint {
     /// The session request of `identity`, for `container` and its `task`. `None` if the identity has nothing on
@@ -37,7 +38,7 @@ impl Mint {
             .filter(|_| aws.tags)
             .filter_map(|(name, value)| Some(((*name).to_owned(), Option::clone(value)?)));
         Some(AwsRequest {
-            session_name: session_name(component, container),
+            session_name: container.map_or_else(|| LOCAL.into(), |id| session_name(component, id)),
             tags: tags.collect(),
             holder: container.cloned(),
             identity: aws,
@@ -189,22 +190,6 @@ impl Mint {
             let source = source.ok_or_else(|| absent(Cloud::Azure))?;
             log.of(TokenKind::AzureToken, making, source.token(&ask)).await
         })
-    }
-}
-
-/// `kfp-COMPONENT-ID`: `RoleSessionName` has 2 to 64 of letters, digits and `_+=,.@-` (STS, `AssumeRole`). A long
-/// component loses its middle, because beginnings and numbers at the end distinguish tasks.
-fn session_name(component: &str, container: Option<&ContainerId>) -> String {
-    let end = container.map_or("local", ContainerId::short);
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
-    let name: String = component.chars().map(|c| if fits(c) { c } else { '-' }).collect();
-    let room = LONGEST_SESSION_NAME - "kfp--".len() - end.len();
-    let half = (room - 1) / 2;
-    match name.len() {
-        length if length > room => {
-            format!("kfp-{}-{}-{end}", &name[..half], &name[length - (room - 1 - half)..])
-        }
-        _ => format!("kfp-{name}-{end}"),
     }
 }
 

@@ -105,7 +105,7 @@ fn a_session_is_named_after_its_container() {
     let long = named(&format!("{}-17", "x".repeat(200)));
     assert!(long.len() == 64 && long.ends_with("x-17-aaaaaaaaaaaa") && long.starts_with("kfp-xx"), "{long}");
     let ask = mint.aws_request(&identity, None, &task()).unwrap();
-    assert_eq!(ask.session_name, "kfp-load-local");
+    assert_eq!(ask.session_name, "kfp-local");
     assert_eq!(ask.tags, [("pipeline".into(), "etl".into()), ("component".into(), "load".into())]);
     assert!(mint.aws_request(&Identity::default(), None, &task()).is_none());
 }

@@ -20,7 +20,10 @@ impl Source for Absent {
         Box::pin(async { Err(refused()) })
     }
 
-    fn identity_token<'a>(&'a self, _: &'a IdentityRequest) -> Pending<'a, Result<IdentityToken, SourceError>> {
+    fn identity_token<'a>(
+        &'a self,
+        _: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
         Box::pin(async { Err(refused()) })
     }
 }

@@ -10,6 +10,7 @@
 //! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
 //! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
 
+mod absent;
 pub mod aws;
 pub mod azure;
 pub mod clock;
@@ -29,6 +30,8 @@ mod expiry;
 mod jwt;
 mod subject;
 mod xml;
+
+pub use absent::Absent;
 
 use std::fmt::Debug;
 use std::future::Future;

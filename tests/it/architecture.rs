@@ -48,7 +48,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             &["subject"],
             &["aws", "azure"],
             &["google", "storage"],
-            &["offline"],
+            &["absent", "offline"],
         ],
     ),
     (

@@ -38,6 +38,9 @@ fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
             "Image": "x", "Cmd": ["--executor_input", input, "--function_to_execute", "extract"],
             "HostConfig": {"Binds": ["/r:/r:rw"]},
         });
+        for word in more["Words"].as_array().into_iter().flatten() {
+            body["Cmd"].as_array_mut().unwrap().push(word.clone());
+        }
         body["Env"] = more["Env"].clone();
         body["HostConfig"]["Privileged"] = more["Privileged"].clone();
         body.to_string()
@@ -46,6 +49,7 @@ fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
     for (file, more) in [
         ("privileged.json", serde_json::json!({"Privileged": true})),
         ("keyed.json", serde_json::json!({"Env": [secret]})),
+        ("inputs.json", serde_json::json!({"Words": ["/gcs/kct-bucket/in/rows.csv"]})),
         ("shadowed.json", serde_json::json!({"Env": ["NO_GCE_CHECK=true"]})),
     ] {
         std::fs::write(folder.0.join(file), task(more)).unwrap();
@@ -104,6 +108,9 @@ fn the_rule_that_decides_and_those_that_did_not() {
             .contains("note          NO_GCE_CHECK is set, so its clients may not use the metadata server"),
         "{shadowed}"
     );
+    let inputs = explained("inputs.json").1;
+    let fetched = "input         gs://kct-bucket/in/rows.csv, fetched with a token of this identity, at /gcs/kct-bucket\n";
+    assert!(inputs.ends_with(fetched), "{inputs}");
     let nobody =
         "kfp-creds: nobody is neither a file nor a container of an engine for which a session runs\n";
     assert_eq!(explained("nobody"), (Some(64), nobody.into()));

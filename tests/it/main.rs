@@ -7,8 +7,8 @@
 )]
 
 mod architecture;
-mod azure_source;
 mod aws_source;
+mod azure_source;
 mod builds;
 mod check;
 mod ci;

@@ -1,6 +1,7 @@
 //! `kfp-creds check`: probes everything that could prevent a session, and prints the command that fixes each
 //! problem. Changes nothing permanently: what it makes it removes again.
 
+mod clouds;
 mod finding;
 mod hints;
 mod probes;
@@ -62,12 +63,17 @@ pub async fn check(
     say("shell", probes::shell(env));
     match Credentials::open(config, env, &tasks, &console, Recorder::default()).await {
         Ok(credentials) => {
-            say("credential", probes::credential(&credentials, config));
-            say("clock", probes::clock(&credentials).await);
-            for (account, found) in probes::tokens(&credentials, config).await {
-                say("token", probes::token(&credentials, account, found));
+            if credentials.has_google {
+                say("credential", probes::credential(&credentials, config));
+                say("clock", probes::clock(&credentials).await);
+                for (account, found) in probes::tokens(&credentials, config).await {
+                    say("token", probes::token(&credentials, account, found));
+                }
+                say("project", probes::project(&credentials, config));
             }
-            say("project", probes::project(&credentials, config));
+            for (word, found) in clouds::probes(&credentials, config).await {
+                say(word, found);
+            }
             tasks.finish(Duration::from_secs(1)).await;
         }
         Err(failure) => say("credential", Finding::failed(failure)),

@@ -255,7 +255,7 @@ pub(super) async fn tokens(
 ) -> Vec<(String, Result<Duration, MintFailure>)> {
     let mut asked = HashSet::new();
     let mut found = vec![];
-    for identity in config.identities.values() {
+    for identity in config.identities.values().filter(|identity| identity.google) {
         let accounts = std::iter::once(identity.service_account.clone())
             .chain(identity.others.iter().cloned().map(Some));
         for account in accounts {

@@ -35,10 +35,9 @@ impl BuildSetup {
     fn new() -> Self {
         let folder = Folder::new("builds");
         std::fs::create_dir_all(folder.0.join("config/cli-plugins")).unwrap();
-        for (name, place) in [
-            ("docker-buildx", buildx()),
-            ("docker-compose", plugin("KFP_CREDS_DOCKER_COMPOSE_2")),
-        ] {
+        for (name, place) in
+            [("docker-buildx", buildx()), ("docker-compose", plugin("KFP_CREDS_DOCKER_COMPOSE_2"))]
+        {
             std::os::unix::fs::symlink(place, folder.0.join("config/cli-plugins").join(name)).unwrap();
         }
         let setup = Self(folder);
@@ -261,9 +260,8 @@ fn builds_of_compose_are_looked_into_and_its_services_attached() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     let project = format!("kfpct-compose-{}", std::process::id());
     // Two services, built together: compose 2 makes one bake of them.
-    let service = |name: &str, folder: &str| {
-        format!("  {name}:\n    build: ./{folder}\n    image: {project}-{name}\n")
-    };
+    let service =
+        |name: &str, folder: &str| format!("  {name}:\n    build: ./{folder}\n    image: {project}-{name}\n");
     setup.write("other/Dockerfile", "FROM scratch\nCOPY . /other\n");
     setup.write("other/id.txt", &project);
     let run = format!("  task:\n    image: {}\n    command: [\"env\"]\n", task_image());

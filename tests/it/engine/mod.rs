@@ -8,6 +8,7 @@ mod basics;
 mod builds;
 mod cells;
 mod clients;
+mod cloud_attacks;
 mod conforming;
 mod deploy;
 mod eth0;

@@ -1,0 +1,211 @@
+//! What a hostile neighbour tries with the endpoints of AWS and Azure: each attack beside the same request by whom it
+//! belongs to. The credentials are made here, and no cloud accepts them.
+
+use serde_json::Value;
+
+use super::attacks::{Made, inspect, ours, unused};
+use crate::support::session::{Session, docker_at, engine_socket, is_podman, program, raw, task_image};
+
+const CONFIG: &str = r#"
+[aws]
+credentials = "offline"
+region = "eu-west-1"
+[azure]
+credentials = "offline"
+[identity.default.aws]
+role = "arn:aws:iam::123456789012:role/kfp-loader"
+[identity.default.azure]
+resources = ["https://storage.azure.com"]
+[identity.plain]
+[[rule]]
+image = "*"
+labels = { plain = "yes" }
+identity = "plain"
+"#;
+
+/// `METHOD URL NAME=VALUE...`: prints status and body, or what kept it from an answer.
+const ASK: &str = r#"
+import os, sys, urllib.error, urllib.request
+method, url, *headers = sys.argv[1:]
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+request = urllib.request.Request(url, method=method, headers=dict(h.split('=', 1) for h in headers))
+try:
+    with opener.open(request, timeout=10) as reply:
+        print(reply.status, reply.read().decode())
+except urllib.error.HTTPError as refused:
+    print(refused.code, refused.read().decode())
+except OSError as error:
+    print(0, error)
+"#;
+
+fn session() -> Session {
+    Session::offline(CONFIG, &["--all", "--config", "kfp-creds.toml"])
+}
+
+struct Container {
+    name: String,
+    _made: Made,
+}
+
+impl Container {
+    fn new(session: &Session, arguments: &[&str]) -> Self {
+        let name = unused("cloud");
+        let image = task_image();
+        let (run, sleep) = (["run", "-d", "--name", &name], [&image, "sleep", "120"]);
+        session.ok(&[&run[..], arguments, &sleep].concat());
+        Self { _made: Made("container", name.clone()), name }
+    }
+
+    fn variable(&self, name: &str) -> String {
+        let found = inspect(&self.name);
+        let all = found["Config"]["Env"].as_array().unwrap().iter().filter_map(Value::as_str);
+        let mut values = all.filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
+        values.next().unwrap_or_default().to_owned()
+    }
+
+    fn ask(&self, method: &str, url: &str, headers: &[&str]) -> (u16, String) {
+        let base = ["exec", &self.name, "python3", "-c", ASK, method, url];
+        let answer = raw(&[&base[..], headers].concat());
+        let (status, body) = answer.split_once(' ').unwrap();
+        (status.parse().unwrap(), body.to_owned())
+    }
+
+    fn imds(&self, path: &str) -> String {
+        format!("http://{}/latest/{path}", self.variable("GCE_METADATA_HOST"))
+    }
+
+    fn token(&self) -> String {
+        let (status, token) =
+            self.ask("PUT", &self.imds("api/token"), &["X-aws-ec2-metadata-token-ttl-seconds=21600"]);
+        assert_eq!(status, 200, "{token}");
+        token.trim().to_owned()
+    }
+
+    fn role(&self) -> String {
+        self.imds("meta-data/iam/security-credentials/kfp-loader")
+    }
+
+    /// The URL at which its clients of AWS look; `None` where the session has no such address.
+    fn credentials(&self) -> Option<String> {
+        let path = self.variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
+        (!path.is_empty()).then(|| format!("http://169.254.170.2{path}"))
+    }
+
+    fn azure(&self) -> String {
+        format!(
+            "{}?api-version=2019-08-01&resource=https://storage.azure.com",
+            self.variable("IDENTITY_ENDPOINT")
+        )
+    }
+}
+
+#[test]
+fn the_secret_of_a_lease_is_worth_nothing_at_another_address() {
+    let session = session();
+    let (own, other) = (Container::new(&session, &[]), Container::new(&session, &[]));
+    // Of a container whose identity has neither cloud, the clouds look absent.
+    let plain = Container::new(&session, &["--label", "plain=yes"]);
+    if let Some(url) = own.credentials() {
+        let (status, body) = own.ask("GET", &url, &[]);
+        let found: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 200);
+        assert!(found["AccessKeyId"].as_str().unwrap().starts_with("ASIA"));
+        let (status, body) = other.ask("GET", &url, &[]);
+        assert_eq!(status, 403, "{body}");
+        assert!(!body.contains("ASIA") && !body.contains(url.rsplit('/').next().unwrap()), "{body}");
+        let (status, body) = plain.ask("GET", &url, &[]);
+        assert!(status == 403 && body.contains("no identity on AWS"), "{body}");
+    } else {
+        assert!(is_podman(), "the relay has no second address");
+    }
+    let header = format!("X-IDENTITY-HEADER={}", own.variable("IDENTITY_HEADER"));
+    let (status, body) = own.ask("GET", &own.azure(), &[&header]);
+    assert!(status == 200 && body.contains("access_token"), "{status} {body}");
+    let (status, body) = other.ask("GET", &own.azure(), &[&header]);
+    assert!(status == 401 && !body.contains("access_token"), "{status} {body}");
+    let (status, _) = plain.ask("GET", &own.azure(), &[&header]);
+    assert_eq!(status, 400);
+    assert_eq!(plain.variable("IDENTITY_HEADER"), "");
+}
+
+#[test]
+fn a_token_of_imds_is_bound_to_its_container_and_version_1_is_shut() {
+    let session = session();
+    let (own, other) = (Container::new(&session, &[]), Container::new(&session, &[]));
+    let token = format!("X-aws-ec2-metadata-token={}", own.token());
+    let (status, body) = own.ask("GET", &own.role(), &[&token]);
+    assert!(status == 200 && body.contains("AWS-HMAC"), "{status} {body}");
+    let (status, body) = other.ask("GET", &own.role(), &[&token]);
+    assert!(status == 401 && !body.contains("ASIA"), "{status} {body}");
+    // Version 1, which a plain GET through an SSRF hole would be.
+    let (status, body) = own.ask("GET", &own.role(), &[]);
+    assert!(status == 401 && !body.contains("ASIA"), "{status} {body}");
+    // A restart is another lease.
+    session.ok(&["restart", "-t", "0", &own.name]);
+    let (status, _) = own.ask("GET", &own.role(), &[&token]);
+    assert_eq!(status, 401);
+}
+
+#[test]
+fn requests_that_others_cause_get_no_credentials_of_any_cloud() {
+    let session = session();
+    let own = Container::new(&session, &[]);
+    let token = format!("X-aws-ec2-metadata-token={}", own.token());
+    let header = format!("X-IDENTITY-HEADER={}", own.variable("IDENTITY_HEADER"));
+    let imds = own.azure().replace("/msi/token", "/metadata/identity/oauth2/token");
+    let mut doors = vec![(own.role(), token), (own.azure(), header), (imds, "Metadata=true".to_owned())];
+    doors.extend(own.credentials().map(|url| (url, "Accept=*/*".to_owned())));
+    for (url, own_header) in &doors {
+        let (status, body) = own.ask("GET", url, &[own_header]);
+        assert_eq!(status, 200, "{url}: {body}");
+        for foreign in ["X-Forwarded-For=10.0.0.1", "Origin=https://evil.example", "Host=evil.example"] {
+            let (status, body) = own.ask("GET", url, &[own_header, foreign]);
+            assert!((400..500).contains(&status), "{url} {foreign}: {status} {body}");
+            assert!(!body.contains("ASIA") && !body.contains("access_token"), "{url} {foreign}: {body}");
+        }
+    }
+    let (status, _) = own.ask(
+        "PUT",
+        &own.imds("api/token"),
+        &["X-aws-ec2-metadata-token-ttl-seconds=60", "X-Forwarded-For=10.0.0.1"],
+    );
+    assert_eq!(status, 403);
+}
+
+/// Whoever has the address is taken for AWS by its neighbours' clients.
+#[test]
+fn nobody_takes_the_address_of_container_credentials() {
+    if is_podman() {
+        return;
+    }
+    let session = session();
+    let (network, ..) = ours(&session);
+    let (name, engine) = (unused("thief"), engine_socket());
+    let thief = Made("container", name.clone());
+    // Past the session, as whoever has the engine's own socket can.
+    raw(&["create", "--name", &name, &task_image(), "sleep", "60"]);
+    let connected = docker_at(&engine, &["network", "connect", "--ip", "169.254.170.2", &network, &name]);
+    let started = docker_at(&engine, &["start", &name]);
+    assert!(!connected.status.success() || !started.status.success(), "it has the address");
+    let own = Container::new(&session, &[]);
+    let (status, _) = own.ask("GET", &own.credentials().unwrap(), &[]);
+    assert_eq!(status, 200);
+    drop(thief);
+}
+
+#[test]
+fn a_cut_off_ends_what_every_cloud_hands_out() {
+    let session = session();
+    let own = Container::new(&session, &[]);
+    let header = format!("X-IDENTITY-HEADER={}", own.variable("IDENTITY_HEADER"));
+    assert_eq!(own.ask("GET", &own.azure(), &[&header]).0, 200);
+    let out = program(&session.folder.0).args(["cut-off", &own.name]).output().unwrap();
+    let cut = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(cut.contains("cut off") && cut.contains("it holds"), "{cut}");
+    let (status, body) = own.ask("GET", &own.azure(), &[&header]);
+    assert!(status == 503 || status == 0, "{status} {body}");
+    if let Some(url) = own.credentials() {
+        let (status, body) = own.ask("GET", &url, &[]);
+        assert!((status == 503 || status == 0) && !body.contains("ASIA"), "{status} {body}");
+    }
+}
