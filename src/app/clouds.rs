@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credentials::{no_credential, proxies};
+use super::{no_credential, proxies};
 use crate::cloud::Cloud;
 use crate::config::{Config, Environment};
 use crate::failure::Failure;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::broken;
 use super::clouds::{Clouds, WITHIN, one};
+use super::{broken, no_credential, proxies};
 use crate::cloud::Cloud;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::console::Console;
@@ -24,9 +24,8 @@ use crate::source::aws::AwsCredentials;
 use crate::source::azure::AzureCredentials;
 use crate::source::google::{Google, SearchPaths, metadata_server};
 use crate::source::http::client::{Limits, Upstream};
-use crate::source::http::proxy::Proxies;
 use crate::source::offline::Offline;
-use crate::source::{Absent, Reloaded, Source, SourceError};
+use crate::source::{Absent, Reloaded, Source};
 use crate::token::Now;
 use crate::workload::Identity;
 
@@ -187,7 +186,7 @@ fn needs_key(config: &Config) -> bool {
 
 /// A refusal ends the start; anything else may pass.
 fn report(outcome: Result<(), MintFailure>, cloud: Cloud, console: &Console) -> Result<(), Failure> {
-    let of = if cloud == Cloud::Google { String::new() } else { format!(" for {cloud}") };
+    let of = if cloud == Cloud::Google { String::new() } else { format!("{cloud}: ") };
     match outcome {
         Ok(()) => {}
         Err(MintFailure::Refused(why)) if cloud == Cloud::Google => return Err(Failure::NoCredential(why)),
@@ -196,17 +195,13 @@ fn report(outcome: Result<(), MintFailure>, cloud: Cloud, console: &Console) -> 
             return Err(Failure::NoCredential(Reason::new(text, why.remedy)));
         }
         Err(MintFailure::Transient(why)) => {
-            console.notice(format!("no token{of} yet: {why}; containers get 503 until one is minted"));
+            console.notice(format!("{of}no token yet: {why}; containers get 503 until one is minted"));
         }
         Err(MintFailure::Slow) => console.notice(format!(
-            "no token{of} yet: the upstream is slow; containers get 503 until one is minted"
+            "{of}no token yet: the upstream is slow; containers get 503 until one is minted"
         )),
     }
     Ok(())
-}
-
-pub(super) fn no_credential(error: SourceError) -> Failure {
-    Failure::NoCredential(error.into_reason())
 }
 
 /// The source that the config chooses, for the choices that use Google's credentials.
@@ -239,12 +234,6 @@ pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
     }
     .map_err(no_credential)
-}
-
-/// Read as curl does: the lower-case name takes precedence.
-pub(super) fn proxies(env: &Environment) -> Proxies {
-    let first = |names: &[&str]| names.iter().find_map(|name| env.variable(name)).map(String::from);
-    Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }
 
 /// The first executable file of this name.

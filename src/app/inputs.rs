@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::cache::{self, Cache, Kept};
 use super::contents::{AT_A_TIME, Asking, Contents, Wanted};
-use super::credentials::{self, Credentials};
+use super::credentials::Credentials;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::docker::proxy::{Fetch, Fetched, Fetching};
 use crate::inputs::{self, Object};
@@ -156,7 +156,7 @@ impl Inputs {
     async fn connect(&self) -> Result<Arc<Storage>, SourceError> {
         let universe = self.mint.principal().universe.clone();
         let endpoint = self.config.endpoints.storage(universe.as_deref());
-        let proxies = credentials::proxies(&self.env);
+        let proxies = super::proxies(&self.env);
         // Blocks: it reads the machine's certificate authorities.
         let made =
             crate::process::aside(move || Upstream::through(&proxies, Limits::default(), vec![])).await;

@@ -50,8 +50,11 @@ pub use tls::Ask as TlsAsk;
 
 use std::fmt::Display;
 
+use crate::config::Environment;
 use crate::docker;
 use crate::failure::{Failure, Reason};
+use crate::source::SourceError;
+use crate::source::http::proxy::Proxies;
 
 impl From<docker::EngineError> for Failure {
     fn from(error: docker::EngineError) -> Self {
@@ -62,4 +65,14 @@ impl From<docker::EngineError> for Failure {
 /// An operation that failed on this machine.
 fn broken(what: &str, why: impl Display) -> Failure {
     Failure::NotPermitted(format!("{what}: {why}"))
+}
+
+fn no_credential(error: SourceError) -> Failure {
+    Failure::NoCredential(error.into_reason())
+}
+
+/// Read as curl does: the lower-case name takes precedence.
+fn proxies(env: &Environment) -> Proxies {
+    let first = |names: &[&str]| names.iter().find_map(|name| env.variable(name)).map(String::from);
+    Proxies { https: first(&["https_proxy", "HTTPS_PROXY"]), none_for: first(&["no_proxy", "NO_PROXY"]) }
 }

@@ -202,17 +202,15 @@ impl Session {
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
         let probed =
             self.console.while_slow("waiting for the relay to answer", self.metadata.wait_ready(server));
-        let minted = self
-            .console
-            .while_slow("waiting for a first token", self.credentials.first_mint(config, &self.console));
+        let (console, first) = (&self.console, self.credentials.first_mint(config, &self.console));
+        let minted = console.while_slow("waiting for a first token", first);
         let (probed, minted) = tokio::join!(probed, minted);
         probed?;
         minted?;
         self.live = true;
-        let principal = self.credentials.source.principal();
         self.credentials.tell_clouds(&self.console);
         self.console.say(Line::Ready {
-            source: principal.kind,
+            source: self.credentials.source.principal().kind,
             account: &self.credentials.account(config),
             project: &self.credentials.project(config),
             engine: self.metadata.engine.version(),

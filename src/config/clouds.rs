@@ -128,7 +128,7 @@ fn subject(say: &mut Layers, path: &str, at: Place<'_>) -> Option<String> {
     let text = say.text(path)?;
     let from = judged_as(say, path, |text| token_from(text, at.beside, at.env))?;
     Some(match from {
-        TokenFrom::File(file) => format!("file:{}", file.display()),
+        TokenFrom::File(file) => format!("file:{}", file.to_string_lossy()),
         _ => text,
     })
 }

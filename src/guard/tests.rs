@@ -277,7 +277,7 @@ fn every_secret_variable_is_read_in_text_too() {
 
 /// Each login of AWS and Azure that is kept in a file or a variable, and beside it what only looks like it.
 #[test]
-fn logins_of_aws_and_azure_are_found_and_their_neighbours_are_not() {
+fn logins_of_aws_and_azure_are_found_and_look_alikes_are_not() {
     let (token, secret, signature) = (body("aoa", 200), body("eyJ", 120), body("x", 43));
     let start = "\"startUrl\": \"https://d-1.awsapps.com/start\"";
     let registered = format!("\"clientId\": \"abcd\", \"clientSecret\": \"{secret}\"");

@@ -14,8 +14,7 @@ use crate::source::http::client::jittered;
 use crate::source::{Pending, SourceError};
 use crate::token::{AccessToken, AwsSession, AzureToken, Deadline, HandedOut, IdentityToken, Now};
 
-use super::clouds::LEAST_AWS;
-use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LONGEST_BACKOFF, REFUSAL_MEMORY};
+use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LEAST_AWS, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
 /// The cache key of a token: the whole request.
 pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::Found;
-use super::{Mint, MintFailure};
+use super::{LEAST_AWS, Mint, MintFailure};
 use crate::cloud::Cloud;
 use crate::record::{For, Who};
 use crate::source::aws::{AwsRequest, session_name};
@@ -13,10 +13,6 @@ use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity, Task};
-
-/// A session with less left is not handed out: boto would take its expiry for later than it is, and go on with
-/// expired credentials (recorded for 1.44.8: 300 s left, expired credentials for 5 340 s).
-pub(super) const LEAST_AWS: Duration = Duration::from_secs(660);
 
 /// The session of programs on this machine.
 const LOCAL: &str = "kfp-local";

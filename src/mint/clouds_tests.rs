@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::tests::{Scripted, WAIT, container};
 use super::*;
-use crate::cloud::{AwsIdentity, AzureIdentity};
+use crate::cloud::{AwsIdentity, AzureIdentity, Cloud};
 use crate::secret::Secret;
 use crate::source::azure::AzurePrincipal;
 use crate::token::{Deadline, MintId};

@@ -13,22 +13,24 @@ mod clouds;
 mod clouds_tests;
 #[cfg(test)]
 mod forgetting_tests;
+mod log;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::cloud::Cloud;
 use crate::failure::Reason;
+pub use log::Health;
+use log::Log;
+
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
 use crate::process::Tasks;
-use crate::record::metrics::MintOutcome;
-use crate::record::{For, Making, Recorder, Who};
+use crate::record::{For, Recorder, Who};
 use crate::source::aws::{AwsRequest, AwsSource};
 use crate::source::azure::{AzureRequest, AzureSource};
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
@@ -45,6 +47,10 @@ const AHEAD: Duration = Duration::from_secs(900);
 
 /// ID tokens are reused this long: Go's `idtoken` counts an hour from the fetch without reading `exp`.
 const ID_TOKEN_REUSE: Duration = Duration::from_secs(240);
+
+/// A session with less left is not handed out: boto would take its expiry for later than it is, and go on with
+/// expired credentials (recorded for 1.44.8: 300 s left, expired credentials for 5 340 s).
+const LEAST_AWS: Duration = Duration::from_secs(660);
 
 /// A refusal is repeated for this long without a new request: long enough to spare Google a retry loop, short
 /// enough to notice a newly granted role. A new login drops it at once.
@@ -98,80 +104,6 @@ pub struct Mint {
     aws: Arc<Cache<AwsRequest, AwsSession>>,
     azure: Arc<Cache<AzureRequest, AzureToken>>,
     log: Arc<Log>,
-}
-
-/// Recent successes and failures of the source.
-#[derive(Clone, Debug, Default)]
-pub struct Health {
-    pub minted: Option<SystemTime>,
-    /// When it last failed to return a token, and why.
-    pub failed: Option<(SystemTime, String)>,
-}
-
-/// Records the outcomes of upstream calls.
-#[derive(Debug, Default)]
-struct Log {
-    recorder: Recorder,
-    health: Mutex<Health>,
-    principal: watch::Sender<Arc<Principal>>,
-}
-
-impl Log {
-    async fn of<T: Cacheable>(
-        &self,
-        kind: TokenKind,
-        making: Making,
-        call: Pending<'_, Result<T, SourceError>>,
-    ) -> Result<T, SourceError> {
-        let began = Instant::now();
-        let result = call.await;
-        let outcome = match &result {
-            Ok(_) => MintOutcome::Ok,
-            Err(SourceError::Transient(_)) => MintOutcome::Transient,
-            Err(_) => MintOutcome::Refused,
-        };
-        self.recorder.minted(kind, outcome, began.elapsed());
-        if let Ok(token) = &result {
-            // Google's own account; the sources of the others have none that is known here.
-            let own = kind.cloud() == Cloud::Google;
-            let email = own.then(|| self.principal.borrow().email.clone()).flatten();
-            making.made(email.as_deref(), &token.about());
-        }
-        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        match &result {
-            Ok(_) => health.minted = Some(SystemTime::now()),
-            Err(error) => health.failed = Some((SystemTime::now(), error.to_string())),
-        }
-        drop(health);
-        result
-    }
-
-    async fn of_google<T: Cacheable>(
-        &self,
-        kind: TokenKind,
-        making: Making,
-        source: &dyn Source,
-        call: Pending<'_, Result<T, SourceError>>,
-    ) -> Result<T, SourceError> {
-        // An answer can be the first to say who a user is.
-        let asking = async move {
-            let result = call.await;
-            self.ask_who(source);
-            result
-        };
-        self.of(kind, making, Box::pin(asking)).await
-    }
-
-    fn ask_who(&self, source: &dyn Source) {
-        let said = source.principal();
-        self.principal.send_if_modified(|known| {
-            let new = **known != said;
-            if new {
-                *known = Arc::new(said);
-            }
-            new
-        });
-    }
 }
 
 impl Mint {

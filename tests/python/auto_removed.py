@@ -3,7 +3,7 @@
 Every container writes two lines that only it writes, one on each stream, and ends at once with a code of its own. Prints
 one JSON object that says how each step went, by what the client saw; exits 0 when no code was lost:
 
-    codes   right | wrong | 404 | <status>
+    codes   right | wrong: GOT for WANTED | <status>: why
     logs    whole | short: what came | 404 (or another status of the logs request) | inspect 404 (docker-py looks for a tty)
 """
 
@@ -46,9 +46,10 @@ def logs_of(client, container, number):
 
 def code_of(container, code):
     try:
-        return "right" if container.wait()["StatusCode"] == code else "wrong"
+        answer = container.wait()
+        return "right" if answer["StatusCode"] == code else f"wrong: {answer} for {code}"
     except docker.errors.APIError as error:
-        return str(error.status_code)
+        return f"{error.status_code}: {error.explanation}"
 
 
 def main():

@@ -34,7 +34,7 @@ FEATURES = [
     ("inputs of tasks in Cloud Storage, at `/gcs`", "inputs"),
     ("key guard: mounts, variables, builds, loads", "guard builds"),
     ("config read again", "reload"),
-    ("attacks on neighbours and on what is ours", "attacks floods baselines joins"),
+    ("attacks on neighbours and on what is ours", "attacks floods baselines joins cloud_attacks"),
     ("requests read in two ways", "smuggling"),
     ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible python_clients"),
     ("client libraries in containers", "clients node_clients conforming alone::libraries"),

@@ -129,7 +129,7 @@ fn the_secret_of_a_lease_is_worth_nothing_at_another_address() {
 }
 
 #[test]
-fn a_token_of_imds_is_bound_to_its_container_and_version_1_is_shut() {
+fn an_imds_token_is_bound_to_its_container_and_v1_is_shut() {
     let session = session();
     let (own, other) = (Container::new(&session, &[]), Container::new(&session, &[]));
     let token = format!("X-aws-ec2-metadata-token={}", own.token());

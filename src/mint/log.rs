@@ -1,0 +1,88 @@
+//! Records the outcomes of upstream calls, and who Google's source is.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::cache::Cacheable;
+use crate::cloud::Cloud;
+use crate::record::metrics::MintOutcome;
+use crate::record::{Making, Recorder};
+use crate::source::{Pending, Principal, Source, SourceError};
+use crate::token::TokenKind;
+
+/// Recent successes and failures of the source.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    pub minted: Option<SystemTime>,
+    /// When it last failed to return a token, and why.
+    pub failed: Option<(SystemTime, String)>,
+}
+
+/// Records the outcomes of upstream calls.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) recorder: Recorder,
+    pub(super) health: Mutex<Health>,
+    pub(super) principal: watch::Sender<Arc<Principal>>,
+}
+
+impl Log {
+    pub(super) async fn of<T: Cacheable>(
+        &self,
+        kind: TokenKind,
+        making: Making,
+        call: Pending<'_, Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        let began = Instant::now();
+        let result = call.await;
+        let outcome = match &result {
+            Ok(_) => MintOutcome::Ok,
+            Err(SourceError::Transient(_)) => MintOutcome::Transient,
+            Err(_) => MintOutcome::Refused,
+        };
+        self.recorder.minted(kind, outcome, began.elapsed());
+        if let Ok(token) = &result {
+            // Google's own account; the sources of the others have none that is known here.
+            let own = kind.cloud() == Cloud::Google;
+            let email = own.then(|| self.principal.borrow().email.clone()).flatten();
+            making.made(email.as_deref(), &token.about());
+        }
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match &result {
+            Ok(_) => health.minted = Some(SystemTime::now()),
+            Err(error) => health.failed = Some((SystemTime::now(), error.to_string())),
+        }
+        drop(health);
+        result
+    }
+
+    pub(super) async fn of_google<T: Cacheable>(
+        &self,
+        kind: TokenKind,
+        making: Making,
+        source: &dyn Source,
+        call: Pending<'_, Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        // An answer can be the first to say who a user is.
+        let asking = async move {
+            let result = call.await;
+            self.ask_who(source);
+            result
+        };
+        self.of(kind, making, Box::pin(asking)).await
+    }
+
+    pub(super) fn ask_who(&self, source: &dyn Source) {
+        let said = source.principal();
+        self.principal.send_if_modified(|known| {
+            let new = **known != said;
+            if new {
+                *known = Arc::new(said);
+            }
+            new
+        });
+    }
+}
