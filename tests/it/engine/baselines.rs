@@ -1,5 +1,8 @@
 //! Attacks that work where nothing of ours is, shown to work there first: a plain internal network of the engine
 //! and a server that goes by the address of whoever asks. Then the same against a session, in both isolations.
+//!
+//! Podman's networks are not as open as Docker's: it gives containers no `NET_RAW`, answers a name with its first holder, and
+//! hands an address out again late. There some of what comes first cannot be shown, and the second half is all the same.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +15,7 @@ use super::floods::{ATTACKER, attack, facts};
 use crate::support::proxy_fixture;
 use crate::support::raw::{TOKEN, until};
 use crate::support::release::{Release, release};
-use crate::support::session::{Session, claims, docker_at, engine_socket, raw, task_image};
+use crate::support::session::{Session, claims, docker_at, engine_socket, is_podman, raw, task_image};
 
 const PLAIN: [&str; 2] = [ATTACKER, "plain"];
 
@@ -54,9 +57,9 @@ impl Plain {
     /// The attacker on this network, with all that the engine gives to a container by default.
     pub(super) fn attack(&self, arguments: &[&str]) -> Value {
         let (image, host) = (task_image(), format!("GCE_METADATA_HOST={}", self.at));
-        let run =
-            ["run", "--rm", "--network", &self.network.1, "-e", &host, &image, "python3", "-c", ATTACKER];
-        facts(&docker_at(&engine_socket(), &[&run[..], arguments].concat()))
+        let run = [&["run", "--rm", "--network", &self.network.1, "-e", &host][..], raw_sockets()].concat();
+        let program = [&image, "python3", "-c", ATTACKER];
+        facts(&docker_at(&engine_socket(), &[&run[..], &program, arguments].concat()))
     }
 
     /// A container that does nothing, and its address.
@@ -66,6 +69,11 @@ impl Plain {
         let at = address(&made.1, &self.network.1);
         (made, at)
     }
+}
+
+/// What a container needs for raw sockets: nothing, where the engine gives `NET_RAW` to everybody.
+fn raw_sockets() -> &'static [&'static str] {
+    if is_podman() { &["--cap-add", "NET_RAW"] } else { &[] }
 }
 
 /// The container that a token was made for.
@@ -130,7 +138,7 @@ fn who_is_alone_with_the_relay_speaks_for_nobody_else() {
     let relays_own = address(&ours(&session).1, &home);
     let own = Made("container", unused("attacker"));
     let image = task_image();
-    session.ok(&["create", "--name", &own.1, &image, "sleep", "120"]);
+    session.ok(&[&["create", "--name", &own.1], raw_sockets(), &[&image, "sleep", "120"]].concat());
     session.ok(&["start", &own.1]);
     let at = address(&own.1, &network_of(&own.1));
     let caps = session.ok(&["exec", &own.1, "grep", "CapEff", "/proc/self/status"]);
@@ -187,7 +195,7 @@ fn an_address_reused_within_milliseconds_gets_no_token() {
     raw(&["kill", &first.1]);
     let told = raw(&["start", "-a", &second.1]);
     eprintln!("the engine gave {at} to another within {} ms", began.elapsed().as_millis());
-    assert!(told.contains(&format!("of {at}")), "{told}");
+    assert!(is_podman() || told.contains(&format!("of {at}")), "{told}");
 
     for config in ["", STRICT] {
         let session = Session::offline(config, &["--all"]);
@@ -228,7 +236,7 @@ fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
     let told = plain.attack(&["resolve", NAME, "60"]);
     let taken = told[address(&impostor.1, &plain.network.1)].as_u64().unwrap_or_default();
     eprintln!("an impostor got {taken} of 60 look-ups");
-    assert!(taken > 0, "{told}");
+    assert!(is_podman() || taken > 0, "{told}");
 
     for config in ["", STRICT] {
         let session = Session::offline(config, &["--all"]);
@@ -263,9 +271,12 @@ fn a_self_connected_container_is_served_only_without_us() {
     let image = task_image();
     let ask = ["curl", "-s", "-m", "5", &format!("http://{}/", plain.at)];
     raw(&[&["create", "--name", &guest.1, "--network", "none", &image], &ask[..]].concat());
-    raw(&["network", "disconnect", "none", &guest.1]);
-    raw(&["network", "connect", &plain.network.1, &guest.1]);
-    assert!(raw(&["start", "-a", &guest.1]).contains("access_token"));
+    // Podman adds no network to a container that was created without.
+    if !is_podman() {
+        raw(&["network", "disconnect", "none", &guest.1]);
+        raw(&["network", "connect", &plain.network.1, &guest.1]);
+        assert!(raw(&["start", "-a", &guest.1]).contains("access_token"));
+    }
 
     // On the shared one: `a_container_that_connects_itself_gets_nothing_at_any_address`. Here nobody gets on it.
     let session = Session::offline(STRICT, &["--all"]);
