@@ -191,7 +191,7 @@ impl Recorder {
             let account = account.map(String::from);
             let ahead = ahead || matches!(who, Some(Who::Session(_)));
             let entry = asked.entry("mint", who);
-            Entry { account: account.or(entry.account.clone()), ahead, ..entry }
+            Entry { account: account.or_else(|| entry.account.clone()), ahead, ..entry }
         });
         Making { recorder: self.clone(), entry }
     }

@@ -199,6 +199,8 @@ async fn every_container_gets_a_session_of_its_own() {
     let mut host = Host::new();
     host.keys(&host.aws.user());
     let role = host.aws.role("loader", Role::default());
+    // Variables count before a profile.
+    host.file(".aws/config", "[default]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = wrong\n");
     let aws = host.open(AwsCredentials::Default).unwrap();
     let one = aws.session(&ask(with_role(&role))).await.unwrap();
     let two = aws.session(&ask(with_role(&role))).await.unwrap();
@@ -549,6 +551,29 @@ async fn a_command_runs_once_for_many_containers() {
     assert!((1780..=1800).contains(&left(&session)) && session.account.as_deref() == Some(ACCOUNT));
     assert_eq!(fs::read_to_string(host.home.0.join("runs")).unwrap(), "run\n");
     assert!(aws.kind().starts_with("command ") && aws.kind().ends_with("/tool"), "{}", aws.kind());
+}
+
+#[tokio::test]
+async fn keys_with_little_life_are_not_fetched_at_every_request() {
+    let host = Host::new();
+    let role = host.aws.role("loader", Role::default());
+    let keys = host.aws.session("assumed-role/host/me");
+    let file = host.home.0.join("runs");
+    let runs = || fs::read_to_string(&file).unwrap().lines().count();
+    let own = AwsIdentity { own_session: true, ..AwsIdentity::default() };
+    // Clients want 900 s, and there are no newer keys than these.
+    for (life, expected) in [(300, 1), (20, 3)] {
+        let _ = fs::remove_file(&file);
+        let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(life);
+        let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
+        let text = printed(&keys, &format!(r#","Expiration":"{end}""#));
+        let tool = host.script("tool", &format!("echo run >>{}\ncat <<'E'\n{text}\nE", file.display()));
+        let aws = host.command(tool, Duration::from_secs(9));
+        assert!(left(&aws.session(&ask(own.clone())).await.unwrap()) <= life.unsigned_abs());
+        aws.session(&ask(own.clone())).await.unwrap();
+        aws.session(&ask(with_role(&role))).await.unwrap();
+        assert_eq!(runs(), expected, "{life}");
+    }
 }
 
 #[tokio::test]

@@ -294,5 +294,7 @@ impl Proxy {
 
 fn known(body: Bytes) -> Exit {
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-    value["StatusCode"].as_i64().map_or(Exit::Lost, |code| Exit::Known(code, body))
+    // A copy: the bytes are a part of the connection's whole buffer, and are kept as long as the session.
+    let words = Bytes::copy_from_slice(&body);
+    value["StatusCode"].as_i64().map_or(Exit::Lost, |code| Exit::Known(code, words))
 }

@@ -130,13 +130,8 @@ impl Keys {
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let token =
-            |keys: &Self| keys.session_token.as_ref().map(|token| token.expose().clone()).map(Secret::new);
-        self.id.expose() == other.id.expose()
-            && match (token(self), token(other)) {
-                (Some(one), Some(two)) => one.expose() == two.expose(),
-                (one, two) => one.is_none() && two.is_none(),
-            }
+        let (one, two) = (self.session_token.as_ref(), other.session_token.as_ref());
+        self.id.expose() == other.id.expose() && one.map(Secret::expose) == two.map(Secret::expose)
     }
 
     /// Whether AWS made them for a while: such keys have a session token, and an id of this form.

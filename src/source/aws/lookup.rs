@@ -116,8 +116,7 @@ impl Lookup {
         if let Some(keys) = Keys::of_variables(&self.variables) {
             return keys.map(Some);
         }
-        let named = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"].map(|name| self.variables.text(name));
-        let [Some(file), Some(arn)] = named else { return Ok(None) };
+        let Some((file, arn)) = self.web_identity() else { return Ok(None) };
         let session_name = self.variables.text("AWS_ROLE_SESSION_NAME").map(str::to_owned);
         let role = Role { arn: arn.to_owned(), external_id: None, duration: None, session_name };
         let base = Base::WebIdentity { file: file.into(), role };
@@ -125,10 +124,21 @@ impl Lookup {
         self.follow(chain, upstream).await.map(Some)
     }
 
-    /// What the profile in use is made of; `None` if none is used. A named one must exist, `default` need not.
+    /// The file of another issuer's token, and the role to assume with it.
+    fn web_identity(&self) -> Option<(&str, &str)> {
+        Some((self.variables.text("AWS_WEB_IDENTITY_TOKEN_FILE")?, self.variables.text("AWS_ROLE_ARN")?))
+    }
+
+    /// What the profile in use is made of; `None` if none is used: variables with keys count before it. A named one
+    /// must exist, `default` need not.
     pub(super) fn chain(&self) -> Result<Option<Chain>, SourceError> {
         let named = match &self.place {
             Place::Profile(name) => Some(name.as_str()),
+            Place::Default
+                if Keys::of_variables(&self.variables).is_some() || self.web_identity().is_some() =>
+            {
+                return Ok(None);
+            }
             Place::Default => {
                 self.variables.text("AWS_PROFILE").or_else(|| self.variables.text("AWS_DEFAULT_PROFILE"))
             }
@@ -147,7 +157,9 @@ impl Lookup {
         let variable =
             || ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| self.variables.text(name));
         let named = self.region.clone().or_else(|| variable().map(str::to_owned));
-        named.filter(|region| endpoint::is_region(region)).or_else(|| chain?.region.clone())
+        let region = named.filter(|region| endpoint::is_region(region)).or_else(|| chain?.region.clone());
+        // The name that older tools have for the service of all regions.
+        region.filter(|region| region != "aws-global")
     }
 
     /// The address of the token service, if it is not the region's own.
