@@ -119,11 +119,12 @@ impl<'v> Scene<'v> {
     fn partition(self) -> &'v str {
         let of_role = self.aws.role_arn.as_deref().and_then(|arn| arn.split(':').nth(1));
         let region = self.aws.region.as_deref().unwrap_or_default();
-        of_role.filter(|partition| !partition.is_empty()).unwrap_or(match region {
+        match of_role {
+            Some(partition) if !partition.is_empty() => partition,
             _ if region.starts_with("cn-") => "aws-cn",
             _ if region.starts_with("us-gov-") => "aws-us-gov",
             _ => "aws",
-        })
+        }
     }
 
     fn domain(self) -> &'static str {

@@ -32,6 +32,10 @@ const OLDEST: &str = "2018-02-01";
 
 const ABSENT: &str = "Identity not found: this container has no identity on Azure, which kfp-creds gives one that has [identity.NAME.azure] in its config.";
 
+/// What is wrong with a request: status, code, and one line for a person.
+#[derive(Debug)]
+struct Wrong(StatusCode, &'static str, &'static str);
+
 pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
     let Some(azure) = &view.azure else { return Step::Reply(absent(service)) };
     if let Some(refused) = refusal(head, view, target, service) {
@@ -41,7 +45,7 @@ pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, ser
         Service::AppService => app_service(head, azure, target),
         _ => imds(head, view, azure, target),
     };
-    answer.unwrap_or_else(Step::Reply)
+    answer.unwrap_or_else(|Wrong(status, code, why)| Step::Reply(error(service, status, code, why)))
 }
 
 pub(super) fn guard(
@@ -67,7 +71,7 @@ fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Se
     Some(Reply { close: true, ..error(service, StatusCode::FORBIDDEN, INVALID, sentence) })
 }
 
-fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -> Result<Step, Reply> {
+fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
     let service = Service::AppService;
     let given = guards::only(head, &IDENTITY_HEADER);
     let known = given.is_some_and(|given| {
@@ -82,36 +86,31 @@ fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -
     if !known {
         let why =
             "X-IDENTITY-HEADER is not the value of IDENTITY_HEADER in the environment of this container.";
-        return Err(error(service, StatusCode::UNAUTHORIZED, UNAUTHORIZED, why));
+        return Err(Wrong(StatusCode::UNAUTHORIZED, UNAUTHORIZED, why));
     }
     if !is_at(target, &["msi", "token"]) {
-        return Err(no_such_path(service));
+        return Err(no_such_path());
     }
     token(service, azure, target)
 }
 
-fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<'_>) -> Result<Step, Reply> {
+fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
     let service = Service::AzureImds;
     if !guards::only(head, &METADATA).is_some_and(|said| said.eq_ignore_ascii_case("true")) {
         // The word of the real service: the first request of clients is to get it.
-        return Err(error(
-            service,
-            StatusCode::BAD_REQUEST,
-            INVALID,
-            "Required metadata header not specified",
-        ));
+        return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, "Required metadata header not specified"));
     }
     if is_at(target, &["metadata", "identity", "oauth2", "token"]) {
         return token(service, azure, target);
     }
     let body = if is_at(target, &["metadata", "identity", "info"]) {
-        version(service, target)?;
+        version(target)?;
         object(&[("tenantId", Json::Text(azure.tenant.as_deref().unwrap_or_default()))])
     } else if is_at(target, &["metadata", "instance"]) {
-        version(service, target)?;
+        version(target)?;
         instance(azure, &view.instance_name)
     } else {
-        return Err(no_such_path(service));
+        return Err(no_such_path());
     };
     Ok(Step::Reply(Reply::bare(StatusCode::OK, JSON, Body::plain(body))))
 }
@@ -126,8 +125,8 @@ fn instance(azure: &AzureView, name: &str) -> Vec<u8> {
     object(&[("compute", Json::Object(&compute))])
 }
 
-fn no_such_path(service: Service) -> Reply {
-    error(service, StatusCode::BAD_REQUEST, INVALID, "There is no such path.")
+fn no_such_path() -> Wrong {
+    Wrong(StatusCode::BAD_REQUEST, INVALID, "There is no such path.")
 }
 
 /// One slash at the end makes no difference: the SDK for JavaScript adds one.
@@ -135,7 +134,7 @@ fn is_at(target: &Target<'_>, path: &[&str]) -> bool {
     target.segments().map(|name| name.unwrap_or_default()).eq(path.iter().copied())
 }
 
-fn version(service: Service, target: &Target<'_>) -> Result<(), Reply> {
+fn version(target: &Target<'_>) -> Result<(), Wrong> {
     let given = parameters(target.query).find(|(name, _)| name == "api-version").map(|(_, value)| value);
     // Dates of this form are ordered as text.
     let is_date = |text: &str| {
@@ -149,11 +148,11 @@ fn version(service: Service, target: &Target<'_>) -> Result<(), Reply> {
         return Ok(());
     }
     let why = "The parameter api-version has to be a date from 2018-02-01 on.";
-    Err(error(service, StatusCode::BAD_REQUEST, INVALID, why))
+    Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why))
 }
 
-fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Step, Reply> {
-    version(service, target)?;
+fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
+    version(target)?;
     let mut resource = None;
     for (name, value) in parameters(target.query) {
         let own = match &*name {
@@ -168,12 +167,12 @@ fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Ste
         };
         if !own {
             let why = "Identity not found: this container has one identity on Azure, and it is not the requested one.";
-            return Err(error(service, StatusCode::BAD_REQUEST, INVALID, why));
+            return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why));
         }
     }
     let Some(resource) = resource.filter(|resource| !matches!(&**resource, "" | "/")) else {
         let why = "The parameter resource is missing.";
-        return Err(error(service, StatusCode::BAD_REQUEST, INVALID, why));
+        return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why));
     };
     let client_id = azure.client_id.clone();
     Ok(Step::AzureToken(AzureAsk { service, resource: resource.into_owned(), client_id }))
