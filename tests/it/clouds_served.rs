@@ -9,9 +9,11 @@ use kfp_creds::secret::Secret;
 use kfp_creds::server::Entrance;
 use kfp_creds::token::{Now, TokenKind};
 use kfp_creds::workload::Identity;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::support::clouds::{self, Answer, Clouds, STORAGE, Script, ask_at};
+use crate::support::session::{Folder, program};
 
 const CREDENTIALS: &str = "GET /latest/meta-data/iam/security-credentials/loader";
 const IMDS: &str = "GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=";
@@ -303,4 +305,75 @@ async fn a_container_on_loopback_has_a_path_of_its_own() {
         let line = format!("{}{STORAGE}", APP_SERVICE.replace("/msi", &format!("/{}/msi", one.segment())));
         assert_eq!(ask_at(at, &line, &[("X-IDENTITY-HEADER", header)]).await.status, 200);
     }
+}
+
+/// The deviations that `kfp-creds conformance` finds, by case.
+async fn deviations(at: std::net::SocketAddr) -> (serde_json::Value, Vec<String>) {
+    let asking = tokio::task::spawn_blocking(move || {
+        let folder = Folder::new("conformance");
+        let target = format!("http://{at}");
+        program(&folder.0).args(["conformance", "--json", "--target", &target]).output().unwrap()
+    });
+    let out = asking.await.unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let of = report["deviations"].as_array().unwrap();
+    let names = of.iter().map(|one| one["case"].as_str().unwrap().to_string()).collect();
+    (report, names)
+}
+
+#[tokio::test]
+async fn conformance_runs_the_cases_of_the_clouds_that_are_there() {
+    let clouds = Clouds::start().await;
+    let all = Identity { aws: clouds::identity().aws, azure: Some(Arc::default()), ..Identity::default() };
+    let none = Identity { aws: None, azure: None, ..all.clone() };
+    let listen = |identity| clouds.listen(Entrance::Local { identity: Arc::new(identity), capability: None });
+    let (of_all, none) = (listen(all).await, listen(none).await);
+    let (with, deviating) = deviations(of_all).await;
+    assert!(deviating.is_empty(), "{with}");
+    assert!(!with.to_string().contains("canary"), "{with}");
+    let (without, deviating) = deviations(none).await;
+    assert!(deviating.is_empty(), "{without}");
+    let count = |report: &serde_json::Value| report["conforming"].as_u64().unwrap();
+    assert_eq!(count(&with), count(&without) + 18);
+    assert!(clouds.aws.calls.load(Ordering::SeqCst) > 0 && clouds.azure.calls.load(Ordering::SeqCst) > 0);
+}
+
+/// A server that has IMDSv1, no lifetime in its reply, and Google's header everywhere.
+async fn wrong_server() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).await.unwrap_or_default();
+            let head = String::from_utf8_lossy(&head[..read]).into_owned();
+            let (status, flavor, body) = match head.split(' ').nth(1).unwrap_or_default() {
+                "/latest/api/token" => ("200 OK", "", "token"),
+                path if path.starts_with("/latest/") => ("200 OK", "", "role"),
+                path if path.starts_with("/metadata/") && !head.contains("\r\nMetadata: true") => {
+                    ("400 Bad Request", "", r#"{"error":"x","error_description":"Required metadata header"}"#)
+                }
+                _ => ("200 OK", "Metadata-Flavor: Google\r\n", "{}"),
+            };
+            let length = body.len();
+            let reply = format!("HTTP/1.1 {status}\r\n{flavor}Content-Length: {length}\r\n\r\n{body}");
+            let _ = stream.write_all(reply.as_bytes()).await;
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn a_wrong_server_of_aws_or_azure_is_told_how() {
+    let (report, _) = deviations(wrong_server().await).await;
+    let of = |name: &str| {
+        let all = report["deviations"].as_array().unwrap();
+        let found = all.iter().find(|deviation| deviation["case"] == name);
+        found.unwrap_or_else(|| panic!("no deviation in {name}: {report}"))["deviation"].to_string()
+    };
+    assert!(of("aws-token").contains("no x-aws-ec2-metadata-token-ttl-seconds"), "{report}");
+    assert!(of("aws-v1").contains("status 200, expected 401"), "{report}");
+    assert!(of("aws-credentials").contains("JSON"), "{report}");
+    assert!(of("azure-token").contains("on a path of another cloud"), "{report}");
+    assert!(of("azure-without-resource").contains("status 200, expected 400"), "{report}");
 }

@@ -5,7 +5,7 @@
 //! # why
 //! METHOD TARGET
 //! Name: value                  headers, Host among them
-//! => STATUS [media] [etag] [location=PATH] [SHAPE]
+//! => STATUS [media] [etag] [location=PATH] [has=HEADER] [SHAPE]
 //! ```
 //!
 //! Shapes of bodies: `line` one line without a newline, or empty; `digits`; `lines=A,B` at least these lines,
@@ -14,7 +14,9 @@
 
 use serde_json::Value;
 
+use super::found::Found;
 use super::wire::Answer;
+use crate::cloud::Cloud;
 
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -27,13 +29,15 @@ pub(super) struct Case {
     media: Option<&'static str>,
     etag: bool,
     location: Option<&'static str>,
+    /// A header that the answer has to have.
+    has: Option<&'static str>,
     shape: Option<&'static str>,
 }
 
-/// All cases, ordered by name.
+/// All cases, those of Google's first and ordered by name.
 pub(super) fn all() -> Vec<Case> {
-    let text = include_str!("cases.txt");
-    text.split("\n## ").skip(1).filter_map(parse).collect()
+    let texts = [include_str!("cases.txt"), include_str!("clouds.txt")];
+    texts.iter().flat_map(|text| text.split("\n## ").skip(1)).filter_map(parse).collect()
 }
 
 fn parse(text: &'static str) -> Option<Case> {
@@ -61,14 +65,16 @@ fn parse(text: &'static str) -> Option<Case> {
         media: None,
         etag: false,
         location: None,
+        has: None,
         shape: None,
     };
     for word in words {
         match word {
             "etag" => case.etag = true,
             _ if word.contains('/') && !word.contains('=') => case.media = Some(word),
-            _ => match word.split_once("location=") {
-                Some(("", path)) => case.location = Some(path),
+            _ => match word.split_once('=') {
+                Some(("location", path)) => case.location = Some(path),
+                Some(("has", header)) => case.has = Some(header),
                 _ => case.shape = Some(word),
             },
         }
@@ -81,6 +87,15 @@ impl Case {
         format!("{} {}", self.method, self.target)
     }
 
+    pub(super) fn cloud(&self) -> Cloud {
+        Cloud::of_path(self.target)
+    }
+
+    /// A request for a token for one resource of Azure, which an identity need not have.
+    pub(super) fn is_azure_token(&self) -> bool {
+        self.cloud() == Cloud::Azure && self.status == 200
+    }
+
     pub(super) fn is_head(&self) -> bool {
         self.method == "HEAD"
     }
@@ -90,14 +105,16 @@ impl Case {
     }
 
     /// The request's bytes, with `prefix` before the target; `None` if the target cannot have a prefix.
-    pub(super) fn request(&self, prefix: &str) -> Option<String> {
+    pub(super) fn request(&self, prefix: &str, found: &Found) -> Option<String> {
         let target = self.target;
         if !prefix.is_empty() && !target.starts_with('/') {
             return None;
         }
         let headers: String = self.headers.iter().map(|line| format!("{line}\r\n")).collect();
         let method = self.method;
-        Some(format!("{method} {prefix}{target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n"))
+        let request = format!("{method} {prefix}{target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
+        let (token, role) = found.aws.as_ref().map_or(("", ""), |aws| (aws.token.expose(), &*aws.role));
+        Some(request.replace("{token}", token).replace("{role}", role))
     }
 
     /// The first deviation of the answer from the case.
@@ -105,8 +122,18 @@ impl Case {
         if answer.status != self.status {
             return Some(format!("status {}, expected {}", answer.status, self.status));
         }
-        if answer.header("metadata-flavor") != Some("Google") {
-            return Some("the answer does not say Metadata-Flavor: Google".into());
+        let flavored = answer.header("metadata-flavor") == Some("Google");
+        match self.cloud() {
+            Cloud::Google if !flavored => {
+                return Some("the answer does not say Metadata-Flavor: Google".into());
+            }
+            Cloud::Aws | Cloud::Azure if flavored => {
+                return Some("the answer says Metadata-Flavor: Google on a path of another cloud".into());
+            }
+            _ => {}
+        }
+        if let Some(name) = self.has.filter(|name| answer.header(name).is_none()) {
+            return Some(format!("the answer has no {name}"));
         }
         if let Some(media) = self.media {
             let given = answer.header("content-type").unwrap_or_default();
@@ -197,8 +224,8 @@ mod tests {
 
     #[test]
     fn every_case_is_read() {
-        let text = include_str!("cases.txt");
-        assert_eq!(all().len(), text.matches("\n## ").count());
+        let count = |text: &str| text.matches("\n## ").count();
+        assert_eq!(all().len(), count(include_str!("cases.txt")) + count(include_str!("clouds.txt")));
         assert!(all().len() > 100, "{}", all().len());
         for case in all() {
             let shape = case.shape.unwrap_or("line");

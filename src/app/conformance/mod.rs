@@ -2,10 +2,12 @@
 //! deviations.
 //!
 //! The cases are those of our golden files that hold for every server: configured values are left out, and
-//! only the shapes of bodies are compared (`conformance/cases.txt`, made by a test). Received tokens are
-//! checked and dropped; no part of them is printed.
+//! only the shapes of bodies are compared (`conformance/cases.txt`, made by a test). Those of AWS and Azure
+//! (`conformance/clouds.txt`) run if the target has these clouds. Received tokens are checked and dropped; no
+//! part of them is printed.
 
 mod case;
+mod found;
 mod wire;
 
 use std::time::Duration;
@@ -14,6 +16,7 @@ use serde_json::json;
 
 use crate::failure::{Ended, Failure};
 use case::Case;
+use found::Found;
 pub use wire::Target;
 
 /// The time limit of one case, including waits.
@@ -32,8 +35,9 @@ enum Outcome {
 pub async fn conformance(target: &Target, as_json: bool, print: impl Fn(&str)) -> Result<Ended, Failure> {
     let at = target.resolve().await.map_err(Failure::Usage)?;
     let (mut conforming, mut skipped, mut deviations) = (0_usize, vec![], vec![]);
-    for case in case::all() {
-        match run(&case, target, at).await? {
+    let found = Found::look(target.prefix(), at).await;
+    for case in case::all().into_iter().filter(|case| found.has(case.cloud())) {
+        match run(&case, target, at, &found).await? {
             Outcome::Conforms => conforming += 1,
             Outcome::Skipped(why) => skipped.push((case, why)),
             Outcome::Deviates(what) => deviations.push((case, what)),
@@ -70,8 +74,13 @@ pub async fn conformance(target: &Target, as_json: bool, print: impl Fn(&str)) -
     Ok(if deviates { Ended::Found } else { Ended::Done })
 }
 
-async fn run(case: &Case, target: &Target, at: std::net::SocketAddr) -> Result<Outcome, Failure> {
-    let Some(request) = case.request(target.prefix()) else {
+async fn run(
+    case: &Case,
+    target: &Target,
+    at: std::net::SocketAddr,
+    found: &Found,
+) -> Result<Outcome, Failure> {
+    let Some(request) = case.request(target.prefix(), found) else {
         return Ok(Outcome::Skipped("the target is below a path, which this case cannot be"));
     };
     let exchange = wire::exchange(at, &request, case.is_head());
@@ -85,6 +94,9 @@ async fn run(case: &Case, target: &Target, at: std::net::SocketAddr) -> Result<O
     };
     if case.is_identity() && answer.status == 404 {
         return Ok(Outcome::Skipped("this account makes no ID tokens"));
+    }
+    if case.is_azure_token() && answer.status == 400 {
+        return Ok(Outcome::Skipped("this identity may not ask for this resource"));
     }
     Ok(case.deviation(&answer).map_or(Outcome::Conforms, Outcome::Deviates))
 }

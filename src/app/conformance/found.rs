@@ -1,0 +1,74 @@
+//! Which clouds the target has, and what their cases need of it.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::PATIENCE;
+use super::wire::{self, Answer};
+use crate::cloud::Cloud;
+use crate::secret::Secret;
+
+const TOKEN: &str = "/latest/api/token";
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+const AZURE: &str = "/metadata/identity/oauth2/token";
+
+/// The clouds of a target besides Google, whose cases always run.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) aws: Option<Aws>,
+    azure: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Aws {
+    /// A token of IMDSv2.
+    pub(super) token: Secret<String>,
+    pub(super) role: String,
+}
+
+impl Found {
+    /// AWS is there if it gives a token of IMDSv2, Azure if it misses the header of its own. A target that
+    /// does not answer has neither; the cases say so.
+    pub(super) async fn look(prefix: &str, at: SocketAddr) -> Self {
+        let asked = async |line: &str, header: &str| -> Option<Answer> {
+            let (method, path) = line.split_once(' ')?;
+            let request = format!(
+                "{method} {prefix}{path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{header}Connection: close\r\n\r\n"
+            );
+            timeout(PATIENCE, wire::exchange(at, &request, false)).await.ok()?.ok()
+        };
+        let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 300\r\n";
+        let token = asked(&format!("PUT {TOKEN}"), ttl).await.and_then(value);
+        let mut found = Self::default();
+        if let Some(token) = token {
+            let header = format!("X-aws-ec2-metadata-token: {token}\r\n");
+            let role = asked(&format!("GET {ROLES}"), &header).await.and_then(value).unwrap_or_default();
+            found.aws = Some(Aws { token: Secret::new(token), role });
+        }
+        found.azure = asked(&format!("GET {AZURE}"), "").await.is_some_and(|answer| misses_header(&answer));
+        found
+    }
+
+    pub(super) fn has(&self, cloud: Cloud) -> bool {
+        match cloud {
+            Cloud::Google => true,
+            Cloud::Aws => self.aws.is_some(),
+            Cloud::Azure => self.azure,
+        }
+    }
+}
+
+/// The body of a 200, if it can be a part of a request.
+fn value(answer: Answer) -> Option<String> {
+    let text = String::from_utf8(answer.body).ok()?;
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+    (answer.status == 200 && plain && text.len() < 1024).then_some(text)
+}
+
+fn misses_header(answer: &Answer) -> bool {
+    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let why = body["error_description"].as_str().unwrap_or_default();
+    answer.status == 400 && why.contains("metadata header")
+}
