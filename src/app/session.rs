@@ -87,9 +87,8 @@ impl Session {
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
-        let (session, relay, sockets) = (&session_id()?, &config.relay, folder.as_path());
-        let aws = config.aws.is_some();
-        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, aws, sockets };
+        let (session, relay, aws) = (&session_id()?, &config.relay, config.aws.is_some());
+        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
         let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
         let metadata = Arc::new(metadata);
