@@ -79,6 +79,9 @@ impl Lifecycle {
             }
             ContainerEvent::Died { container, code, at } => {
                 self.has_run(&container);
+                if let Some(code) = code {
+                    self.exits.died(&container, code);
+                }
                 self.died(&container, code, at);
                 // Events can come late: if the container runs, this event was the end of an earlier run.
                 let this = self.clone();

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use kfp_creds::workload::ContainerId;
+
 use crate::support::fake_engine::{Act, FakeEngine, Seen, json};
 use crate::support::proxy_fixture::{ProxyFixture, Scratch, call, raw};
 
@@ -52,7 +54,7 @@ fn an_exit_that_the_engine_forgot_is_answered_in_its_own_words() {
     }
     // Whose exit we never saw is the engine's to answer.
     assert_eq!(call(&proxy.socket, "POST /v1.41/containers/stranger/wait", "").0, 404);
-    let id = kfp_creds::workload::ContainerId::parse(ID).unwrap();
+    let id = ContainerId::parse(ID).unwrap();
     assert_eq!(proxy.exits.code(&id), Some(3));
     let seen = engine.seen();
     let sent: serde_json::Value = serde_json::from_slice(&seen[1].body).unwrap();
@@ -89,6 +91,24 @@ fn a_wait_that_breaks_off_is_no_end() {
             std::thread::sleep(Duration::from_millis(50));
             assert!(ends.try_recv().is_err());
         }
+    }
+}
+
+/// Podman 5.4 answers some waits for a container that it removes meanwhile with 200 and -1. The code is in its event.
+#[test]
+fn an_answer_without_a_code_is_no_exit_code() {
+    let lost = r#"{"StatusCode":-1,"Error":{"Message":"no such container"}}"#;
+    for first in [lost, r#"{"StatusCode":63}"#] {
+        let (_scratch, _engine, proxy) = fixture(move |seen| match &seen.line {
+            line if line.contains("wait?condition=next-exit") => json("200 OK", first),
+            line if line.contains("/wait") => json("200 OK", lost),
+            _ => created(b"")(seen),
+        });
+        assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+        proxy.exits.died(&ContainerId::parse(ID).unwrap(), 63);
+        let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
+        assert_eq!((status, body.trim()), (200, r#"{"StatusCode":63}"#), "{first}");
     }
 }
 
@@ -582,7 +602,7 @@ fn reaching_into_a_leased_container_is_refused() {
         true => json("200 OK", &format!(r#"{{"Id":"{ID}"}}"#)),
         false => json("201 Created", r#"{"Id":"e"}"#),
     });
-    proxy.lifecycle.leased.lock().unwrap().push(kfp_creds::workload::ContainerId::parse(ID).unwrap());
+    proxy.lifecycle.leased.lock().unwrap().push(ContainerId::parse(ID).unwrap());
     for (line, body) in [
         ("POST /containers/task/exec".to_string(), r#"{"Privileged":true}"#),
         (format!("POST /containers/{ID}/exec"), r#"{"privileged":true}"#),

@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::{Method, Response, StatusCode};
+use http_body_util::{BodyExt, Either, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
@@ -26,6 +26,8 @@ const REMEMBERED: usize = 16_384;
 /// How long an answer may wait for the watcher after the engine has removed a container: the engine writes
 /// the exit to the watcher's connection before it removes the container.
 const LAST_WORD: Duration = Duration::from_secs(10);
+/// How long an answer waits for the event of the end, where the watcher got no code.
+const EVENT_WITHIN: Duration = Duration::from_secs(3);
 
 /// The exit codes of this session's containers; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +46,8 @@ struct Entry {
     /// Whether a start passed through the proxy.
     started: bool,
     exit: watch::Receiver<Exit>,
+    /// The code in the engine's event; `None` after a restart, whose first run's event may come late.
+    event: Option<watch::Sender<Option<i64>>>,
 }
 
 /// Which exit counts.
@@ -80,6 +84,17 @@ impl ExitCodes {
             Exit::Known(code, _) => Some(*code),
             Exit::Watching | Exit::Lost => None,
         })
+    }
+
+    /// The code in the engine's event of a container's end. It counts only if the watcher got none: Podman 5.4 answers
+    /// some waits for a container that it removes meanwhile without a code, or not at all.
+    pub fn died(&self, container: &ContainerId, code: i64) {
+        self.with(|records| {
+            let entry = records.entries.get(container);
+            if let Some(event) = entry.and_then(|entry| entry.event.as_ref()) {
+                event.send_replace(Some(code));
+            }
+        });
     }
 
     /// A channel that receives every container whose exit becomes known from now on; there is one listener.
@@ -131,8 +146,9 @@ impl ExitCodes {
         })
     }
 
-    fn record(&self, container: &ContainerId, name: Option<&str>) -> watch::Sender<Exit> {
+    fn record(&self, container: &ContainerId, name: Option<&str>, restarted: bool) -> watch::Sender<Exit> {
         let (sender, exit) = watch::channel(Exit::Watching);
+        let event = (!restarted).then(|| watch::channel(None).0);
         self.with(|records| {
             let old = records.entries.remove(container);
             if old.is_none() {
@@ -141,7 +157,7 @@ impl ExitCodes {
             let name = name.map(|name| name.trim_start_matches('/').to_string());
             let name = name.or_else(|| old.as_ref().and_then(|old| old.name.clone()));
             let started = old.is_some_and(|old| old.started);
-            records.entries.insert(container.clone(), Entry { name, started, exit });
+            records.entries.insert(container.clone(), Entry { name, started, exit, event });
             records.shrink();
         });
         sender
@@ -171,10 +187,22 @@ impl ExitCodes {
     async fn last(&self, container: &ContainerId) -> Option<Exit> {
         let mut exit = self.with(|records| records.entries.get(container).map(|entry| entry.exit.clone()))?;
         let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
-        Some(match tokio::time::timeout(LAST_WORD, settled).await {
+        let exit = match tokio::time::timeout(LAST_WORD, settled).await {
             Ok(Ok(exit)) => exit.clone(),
             Ok(Err(_)) | Err(_) => Exit::Lost,
-        })
+        };
+        match exit {
+            Exit::Lost => Some(self.of_event(container).await.unwrap_or(Exit::Lost)),
+            exit => Some(exit),
+        }
+    }
+
+    async fn of_event(&self, container: &ContainerId) -> Option<Exit> {
+        let event = |records: &mut Records| Some(records.entries.get(container)?.event.as_ref()?.subscribe());
+        let mut event = self.with(event)?;
+        let code = tokio::time::timeout(EVENT_WITHIN, event.wait_for(Option::is_some)).await;
+        let code = (*code.ok()?.ok()?)?;
+        Some(Exit::Known(code, Bytes::from(format!("{{\"StatusCode\":{code}}}"))))
     }
 
     /// The container's exit code, once it is known.
@@ -204,6 +232,24 @@ impl ExitCodes {
     }
 }
 
+impl ExitCodes {
+    /// The engine's words about an exit; our record where they have no code and the proxy knows the exit.
+    async fn instead_of(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
+        let words = engine.collect().await?.to_bytes();
+        if matches!(known(words.clone()), Exit::Known(..)) {
+            return Ok(words);
+        }
+        let last = match self.find(name) {
+            Some(id) => self.last(&id).await,
+            None => None,
+        };
+        Ok(match last {
+            Some(Exit::Known(_, ours)) => ours,
+            _ => words,
+        })
+    }
+}
+
 impl Records {
     fn shrink(&mut self) {
         while self.order.len() > REMEMBERED {
@@ -227,7 +273,7 @@ impl Proxy {
         name: Option<&str>,
         until: Condition,
     ) {
-        let exit = self.settings.exits.record(container, name);
+        let exit = self.settings.exits.record(container, name, false);
         let registered = self.register_wait(container, until).await;
         self.follow(container, exit, Vec::from_iter(registered));
     }
@@ -239,7 +285,7 @@ impl Proxy {
         container: &ContainerId,
         removal: Option<Response<Incoming>>,
     ) {
-        let exit = self.settings.exits.record(container, None);
+        let exit = self.settings.exits.record(container, None, true);
         let next = self.register_wait(container, Condition::Exit).await;
         self.follow(container, exit, next.into_iter().chain(removal).collect());
     }
@@ -282,19 +328,31 @@ impl Proxy {
         });
     }
 
-    /// A client's wait: the engine's answer, or our record if the engine answers 404 and the proxy knows the
-    /// exit.
+    /// A client's wait: the engine's answer, or our record if the engine answers 404, or without a code, and the
+    /// proxy knows the exit. A 200 is passed on at once: clients start the container only after it.
     pub(super) async fn wait(&self, name: &str, reply: Reply) -> Reply {
-        if reply.status() != StatusCode::NOT_FOUND {
-            return reply;
+        let (mut head, body) = reply.into_parts();
+        match (head.status, body) {
+            (StatusCode::OK, Either::Left(engine)) => {
+                head.headers.remove(header::CONTENT_LENGTH);
+                let (exits, name) = (self.settings.exits.clone(), name.to_owned());
+                let words = async move { exits.instead_of(engine, &name).await.map(Frame::data) };
+                let body = StreamBody::new(futures_util::stream::once(words)).boxed_unsync();
+                Response::from_parts(head, Either::Right(Either::Right(body)))
+            }
+            (StatusCode::NOT_FOUND, body) => {
+                let reply = Response::from_parts(head, body);
+                self.settings.exits.answer(name).await.unwrap_or(reply)
+            }
+            (_, body) => Response::from_parts(head, body),
         }
-        self.settings.exits.answer(name).await.unwrap_or(reply)
     }
 }
 
 fn known(body: Bytes) -> Exit {
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let code = value["StatusCode"].as_i64().filter(|code| *code >= 0);
     // A copy: the bytes are a part of the connection's whole buffer, and are kept as long as the session.
     let words = Bytes::copy_from_slice(&body);
-    value["StatusCode"].as_i64().map_or(Exit::Lost, |code| Exit::Known(code, words))
+    code.map_or(Exit::Lost, |code| Exit::Known(code, words))
 }
