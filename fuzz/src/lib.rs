@@ -162,9 +162,9 @@ pub fn archive(input: &[u8]) {
     let _ = guard::content::what(input);
 }
 
-/// No run of 24 bytes of `input` stands in `message`, but for names of fields.
+/// No run of 24 bytes of `input` stands in `message`, but for names of fields, and of programs by their paths.
 fn shows_nothing(message: &str, input: &[u8]) {
-    let name = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'_';
+    let name = |byte: &u8| byte.is_ascii_lowercase() || b"_-./{}".contains(byte);
     let long = input.windows(24).find(|run| {
         run.iter().all(u8::is_ascii_graphic)
             && !run.iter().all(name)
