@@ -91,18 +91,8 @@ impl Attacker {
                       \"$0\"; sleep 0.1; done";
         let url = format!("http://{relay}/{TOKEN}");
         let image = task_image();
-        let attacker = Container::raw(&[
-            "--init",
-            "--network",
-            network,
-            "--ip",
-            address,
-            &image,
-            "sh",
-            "-c",
-            script,
-            &url,
-        ]);
+        let attacker =
+            Container::raw(&["--network", network, "--ip", address, &image, "sh", "-c", script, &url]);
         until("the address is free", Duration::from_secs(10), || {
             docker_at(&engine_socket(), &["start", &attacker.0]).status.success()
         });

@@ -144,7 +144,8 @@ fn with_the_oldest_kfp_a_possible_rule_is_not_skipped() {
 #[test]
 fn a_command_of_a_task_replaces_the_entrypoint_of_its_image() {
     let newest = Kfp::newest();
-    let image = format!("kct-entry:{}", std::process::id());
+    // The name as Podman has it, so that kfp finds it there and does not pull it.
+    let image = format!("localhost/kct-entry:{}", std::process::id());
     let container = raw(&["create", &newest.image, "true"]);
     raw(&[
         "commit",
