@@ -16,10 +16,23 @@ use crate::figures::{median, percentile};
 pub(crate) const TOKEN: &str = "/computeMetadata/v1/instance/service-accounts/default/token";
 
 fn request(at: SocketAddr) -> Vec<u8> {
-    format!(
-        "GET {TOKEN} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: bench\r\nAccept: */*\r\nMetadata-Flavor: Google\r\n\r\n"
-    )
-    .into_bytes()
+    request_for(at, TOKEN, "Metadata-Flavor: Google")
+}
+
+fn request_for(at: SocketAddr, path: &str, header: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: bench\r\nAccept: */*\r\n{header}\r\n\r\n")
+        .into_bytes()
+}
+
+/// A token of IMDSv2, which the requests of AWS's clients carry.
+pub(crate) fn imds_token(at: SocketAddr) -> Outcome<String> {
+    let mut stream = TcpStream::connect(at)?;
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 127.0.0.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
+    stream.write_all(put.as_bytes())?;
+    let mut bytes = Vec::new();
+    exchange_end(&mut stream, &mut bytes)?;
+    let text = String::from_utf8(bytes)?;
+    Ok(text.split_once("\r\n\r\n").ok_or("no head")?.1.to_string())
 }
 
 /// Whether `bytes` hold a whole answer. Everything but a 200 with a length is an error: a bench that
@@ -62,10 +75,16 @@ fn exchange_end(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Outcome<()> {
     }
 }
 
-/// `load ADDR CONNECTIONS (SECONDS|REQUESTSr)`: prints requests, seconds, p50 and p99 in microseconds.
+/// `load ADDR CONNECTIONS (SECONDS|REQUESTSr) [PATH HEADER]`: prints requests, seconds, p50 and p99 in microseconds.
 pub(crate) fn run(arguments: &[String]) -> Outcome<()> {
-    let [at, connections, amount] = arguments else { return Err("load ADDR CONNECTIONS AMOUNT".into()) };
-    let (at, connections) = (at.parse()?, connections.parse()?);
+    let [at, connections, amount, other @ ..] = arguments else {
+        return Err("load ADDR CONNECTIONS AMOUNT [PATH HEADER]".into());
+    };
+    let (at, connections): (SocketAddr, usize) = (at.parse()?, connections.parse()?);
+    let request = match other {
+        [path, header] => request_for(at, path, header),
+        _ => request(at),
+    };
     let (most, long) = match amount.strip_suffix('r') {
         Some(requests) => (requests.parse()?, Duration::from_secs(600)),
         None => (u64::MAX, Duration::from_secs_f64(amount.parse()?)),
@@ -76,7 +95,10 @@ pub(crate) fn run(arguments: &[String]) -> Outcome<()> {
     let times = Rc::new(RefCell::new(Vec::new()));
     let failures = local.block_on(&runtime, async {
         let callers: Vec<_> = (0..connections)
-            .map(|_| tokio::task::spawn_local(caller(at, most, began + long, times.clone())))
+            .map(|_| {
+                let request = request.clone();
+                tokio::task::spawn_local(caller(at, request, most, began + long, times.clone()))
+            })
             .collect();
         let mut failures = vec![];
         for caller in callers {
@@ -94,10 +116,16 @@ pub(crate) fn run(arguments: &[String]) -> Outcome<()> {
     Ok(())
 }
 
-async fn caller(at: SocketAddr, most: u64, until: Instant, times: Rc<RefCell<Vec<f64>>>) -> Outcome<()> {
+async fn caller(
+    at: SocketAddr,
+    request: Vec<u8>,
+    most: u64,
+    until: Instant,
+    times: Rc<RefCell<Vec<f64>>>,
+) -> Outcome<()> {
     let mut stream = tokio::net::TcpStream::connect(at).await?;
     stream.set_nodelay(true)?;
-    let (request, mut bytes) = (request(at), Vec::with_capacity(8192));
+    let mut bytes = Vec::with_capacity(8192);
     loop {
         let asked = Instant::now();
         if asked >= until || times.borrow().len() as u64 >= most {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::figures::{Table, Target, median, of_pairs, ratio};
-use crate::load::body_of;
+use crate::load::{body_of, imds_token};
 use crate::process::{Running, cpu_seconds, memory, numbers, on_core, output};
 use crate::session::{Folder, listener};
 use crate::{Outcome, Plan};
@@ -42,6 +42,7 @@ pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
         }
     }
     drop(bare);
+    clouds(plan, table)?;
     let login = Login::new(&folder)?;
     let user = listener(&plan.program, &folder, &["--config", "kfp-creds.toml"])?;
     let bare = Running::bare(&body_of(user.at)?)?;
@@ -143,13 +144,53 @@ pub(crate) fn pairs(
 }
 
 fn load(server: &Running, connections: usize, amount: &str) -> Outcome<Round> {
+    load_of(server, connections, amount, &[])
+}
+
+/// `other`: path and header of another request than that for Google's token.
+fn load_of(server: &Running, connections: usize, amount: &str, other: &[&str]) -> Outcome<Round> {
     let mut client: Command = on_core(1, &std::env::current_exe()?);
-    client.args(["load", &server.at.to_string(), &connections.to_string(), amount]);
+    client.args(["load", &server.at.to_string(), &connections.to_string(), amount]).args(other);
     let before = cpu_seconds(server.pid())?;
     let line = output(&mut client)?;
     let used = cpu_seconds(server.pid())? - before;
     let [requests, seconds, ..] = numbers(&line)?[..] else { return Err("no figures".into()) };
     Ok(Round { rate: requests / seconds, cpu: used / requests * 1e6, busy: used / seconds })
+}
+
+/// A cached session of AWS and a cached token of Azure against a cached token of Google, from one server.
+fn clouds(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let folder = Folder::new()?;
+    let config = "[aws]\ncredentials = \"offline\"\n[azure]\ncredentials = \"offline\"\n\
+        [identity.default.aws]\nrole = \"arn:aws:iam::123456789012:role/bench\"\n[identity.default.azure]\n";
+    write(&folder.0.join("kfp-creds.toml"), config)?;
+    let ours = listener(&plan.program, &folder, &["--offline", "--config", "kfp-creds.toml"])?;
+    let token = format!("X-aws-ec2-metadata-token: {}", imds_token(ours.at)?);
+    let azure = "/msi/token?api-version=2019-08-01&resource=https://storage.azure.com";
+    for (what, path, header) in [
+        ("session of AWS (IMDSv2)", "/latest/meta-data/iam/security-credentials/bench", token.as_str()),
+        ("token of Azure (App Service)", azure, "X-IDENTITY-HEADER: kfp-creds"),
+    ] {
+        let seconds = if plan.quick { "0.7" } else { "1.5" };
+        let mut cpus = vec![];
+        for pair in 0..=plan.rounds(9, 3) {
+            let (google, other) = match pair % 2 {
+                0 => (load(&ours, 16, seconds)?, load_of(&ours, 16, seconds, &[path, header])?),
+                _ => {
+                    let other = load_of(&ours, 16, seconds, &[path, header])?;
+                    (load(&ours, 16, seconds)?, other)
+                }
+            };
+            if pair > 0 {
+                cpus.push((other.cpu, google.cpu));
+            }
+        }
+        let factor = of_pairs(&cpus, ratio);
+        let shown = format!("{:.3} (95 %: {:.3}–{:.3})", factor.value, factor.low, factor.high);
+        let what = format!("cached {what}: CPU per request, over a cached token of Google");
+        table.row("loopback", what, (factor.value, shown), Target::AtMost(1.1), "");
+    }
+    Ok(())
 }
 
 /// Memory idle, after load, and whether more load makes it more.
