@@ -82,9 +82,9 @@ impl Server {
         let (head, _) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
-            // Behind a wrong secret there is the path of a client that waits for an error of its own form.
-            let service = Service::of(behind(target));
-            return Ok(respond(metadata::failure_reply(service, Failure::IdentityRefused, "no such path")));
+            // The same on every path: nothing is learnt about what is behind a secret, and no status is a success.
+            let reply = metadata::failure_reply(Service::Google, Failure::IdentityRefused, "no such path");
+            return Ok(respond(reply));
         };
         if head.headers.contains_key(OWN_SOURCE) {
             return Ok(own_source(target));
@@ -140,12 +140,6 @@ pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (given, rest) = rest.split_at(end);
     capability.is(given).then_some((given, if rest.is_empty() { "/" } else { rest }))
-}
-
-/// `target` without its first segment.
-fn behind(target: &str) -> &str {
-    let inner = target.strip_prefix('/').unwrap_or(target);
-    inner.find(['/', '?']).map_or("/", |end| &inner[end..])
 }
 
 /// Adds the secret to a redirect's path, so that the caller can follow it. The caller has sent it already.

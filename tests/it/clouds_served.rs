@@ -263,13 +263,19 @@ async fn behind_a_capability_no_second_secret_is_needed() {
     assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "capability")]).await.status, 200);
     assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "other")]).await.status, 401);
 
-    // With a wrong one no path is there, in the form of the client that asks.
-    let wrong = ask_at(at, "GET /wrong/v2/credentials", &[]).await;
-    assert_eq!((wrong.status.as_u16(), &wrong.json()["Message"]), (403, &"no such path".into()));
-    let wrong = ask_at(at, "GET /wrong/msi/token", &[("X-IDENTITY-HEADER", "wrong")]).await;
-    assert_eq!((wrong.status.as_u16(), &wrong.json()["message"]), (403, &"no such path".into()));
-    let wrong = ask_at(at, "GET /v2/credentials", &[]).await;
-    assert_eq!((wrong.status.as_u16(), &*wrong.body), (404, "no such path"));
+    // With a wrong one no path is there, whatever is asked.
+    for wrong in [
+        "GET /wrong/v2/credentials",
+        "GET /wrong/latest/meta-data/iam/security-credentials/loader",
+        "PUT /wrong/latest/api/token",
+        "GET /wrong/msi/token",
+        "GET /wrong/metadata/identity/oauth2/token",
+        "GET /v2/credentials",
+        "GET /latest/meta-data/",
+    ] {
+        let answer = ask_at(at, wrong, &[]).await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (404, "no such path"), "{wrong}");
+    }
 }
 
 #[tokio::test]
@@ -298,8 +304,10 @@ async fn a_container_on_loopback_has_a_path_of_its_own() {
     let session = ask_at(at, &path, &[]).await;
     assert_eq!(session.status, 200, "{session:?}");
     assert_eq!(kinds(&lease), [TokenKind::AwsSession]);
-    let nobody = format!("GET /{}/v2/credentials", other.segment());
-    assert_eq!(ask_at(at, &nobody, &[]).await.status, 403);
+    for behind in ["v2/credentials", "latest/meta-data/iam/security-credentials/", "metadata/instance"] {
+        let nobody = format!("GET /{}/{behind}", other.segment());
+        assert_eq!(ask_at(at, &nobody, &[]).await.status, 404, "{behind}");
+    }
     // The header may be the secret of the path, or that in the environment of the container.
     for header in [one.segment(), "secret-2"] {
         let line = format!("{}{STORAGE}", APP_SERVICE.replace("/msi", &format!("/{}/msi", one.segment())));

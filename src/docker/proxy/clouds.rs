@@ -92,7 +92,8 @@ pub(super) fn environment(env: &Environment<'_>, question: &Question<'_>) -> Vec
     // Where one of the two is set, clients differ in which they take.
     if identity.has(Cloud::Aws) && free(&[RELATIVE, FULL]) {
         if path.is_some() {
-            out.push((FULL, format!("http://{at}/v2/credentials/{secret}")));
+            // The path is a secret already.
+            out.push((FULL, format!("http://{at}/v2/credentials")));
             out.push((IMDS[1], format!("http://{at}")));
         } else if wiring.container_credentials {
             out.push((RELATIVE, format!("/v2/credentials/{secret}")));

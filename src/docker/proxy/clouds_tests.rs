@@ -10,7 +10,11 @@ use super::judge::{Verdict, judge};
 use super::question::Question;
 use super::{Wiring, json as strict};
 use crate::cloud::{AwsIdentity, AzureIdentity};
+use crate::loopback::Paths;
+use crate::metadata::{self, AwsView, AzureView, Entered, RequestHead, Step, View};
 use crate::policy::Decision;
+use crate::secret::Secret;
+use crate::token::Now;
 use crate::workload::{By, Identity};
 
 const RELAY: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -125,13 +129,69 @@ fn on_the_hosts_network_the_path_comes_first() {
     let body = json!({"Image": "i", "HostConfig": {"NetworkMode": "host"}});
     let (_, body) = judged(&body, &[], Case { path: Some("127.0.0.1:81/p4th"), ..ALL });
     let env = env(&body);
-    assert_eq!(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], "http://127.0.0.1:81/p4th/v2/credentials/s3cret");
+    assert_eq!(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], "http://127.0.0.1:81/p4th/v2/credentials");
     assert_eq!(env["AWS_METADATA_ENDPOINT"], "http://127.0.0.1:81/p4th");
     assert_eq!(env["IDENTITY_ENDPOINT"], "http://127.0.0.1:81/p4th/msi/token");
     assert!(
         !env.contains_key("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
         "the client of JavaScript drops the path"
     );
+}
+
+/// What the server needs for the answer to a GET of this target.
+fn asked(target: &str, entered: Entered<'_>, header: Option<&str>) -> Step {
+    let secret = Some(Arc::new(Secret::new("s3cret".to_string())));
+    let aws = AwsView {
+        role: "loader".into(),
+        role_arn: None,
+        account: None,
+        region: None,
+        secret: secret.clone(),
+        session_key: None,
+    };
+    let azure = AzureView {
+        client_id: None,
+        tenant: None,
+        subscription: String::new(),
+        location: String::new(),
+        vm_id: String::new(),
+        secret,
+    };
+    let view = View { aws: Some(aws), azure: Some(azure), ..View::default() };
+    let mut headers = hyper::HeaderMap::new();
+    if let Some(header) = header {
+        headers.insert("x-identity-header", header.parse().unwrap());
+    }
+    let method = &hyper::Method::GET;
+    let head = RequestHead { method, target, host: None, headers: &headers, entered, now: Now::read() };
+    metadata::step(&head, &view)
+}
+
+#[test]
+fn the_server_answers_at_exactly_what_is_written() {
+    const RESOURCE: &str = "?api-version=2019-08-01&resource=https://storage.azure.com";
+    let (_, body) = judged(&plain(), &[], ALL);
+    let own = env(&body);
+    let uri = &own["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
+    assert!(matches!(asked(uri, Entered::Address, None), Step::AwsSession(_)), "{uri}");
+    let token = own["IDENTITY_ENDPOINT"].strip_prefix("http://169.254.169.254").unwrap().to_owned() + RESOURCE;
+    let step = asked(&token, Entered::Address, Some(&own["IDENTITY_HEADER"]));
+    assert!(matches!(step, Step::AzureToken(_)), "{token}: {step:?}");
+
+    let paths = Paths::new("127.0.0.1:81".parse().unwrap());
+    let path = paths.take().unwrap();
+    let body = json!({"Image": "i", "HostConfig": {"NetworkMode": "host"}});
+    let (_, body) = judged(&body, &[], Case { path: Some(&path.place()), ..ALL });
+    let own = env(&body);
+    let behind = |url: &str| url.strip_prefix("http://127.0.0.1:81").unwrap().to_owned();
+    let uri = behind(&own["AWS_CONTAINER_CREDENTIALS_FULL_URI"]);
+    let (_, secret, rest) = paths.find(&uri).unwrap();
+    let step = asked(rest, Entered::Secret(secret), None);
+    assert!(matches!(step, Step::AwsSession(_)), "{rest}: {step:?}");
+    let token = behind(&own["IDENTITY_ENDPOINT"]) + RESOURCE;
+    let (_, secret, rest) = paths.find(&token).unwrap();
+    let step = asked(rest, Entered::Secret(secret), Some(&own["IDENTITY_HEADER"]));
+    assert!(matches!(step, Step::AzureToken(_)), "{rest}: {step:?}");
 }
 
 #[test]

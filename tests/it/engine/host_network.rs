@@ -78,6 +78,28 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
 }
 
 #[test]
+fn every_cloud_answers_at_what_a_task_on_the_hosts_network_finds() {
+    let config = "[aws]\ncredentials = \"offline\"\n[azure]\ncredentials = \"offline\"\n\
+        [identity.default.aws]\nrole = \"arn:aws:iam::123456789012:role/loader\"\n[identity.default.azure]\n";
+    let set = [("KFP_CREDS_HOST_LOOPBACK", "true")];
+    let session = Session::start(config, &["--offline", "--all", "--config", "kfp-creds.toml"], &set);
+    let (container, at, _) = guest(&session);
+    let env = inspect(&container.0)["Config"]["Env"].clone();
+    let value = |name: &str| {
+        let mut all = env.as_array().unwrap().iter().map(|entry| entry.as_str().unwrap());
+        all.find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).unwrap().to_owned()
+    };
+    let path = |url: &str| url.strip_prefix(&format!("http://{at}")).unwrap().to_owned();
+    let (status, answer) = get(&at, &path(&value("AWS_CONTAINER_CREDENTIALS_FULL_URI")), "");
+    assert!(status == 200 && answer.contains("\"AccessKeyId\":\"ASIA"), "{answer}");
+    let token = path(&value("IDENTITY_ENDPOINT")) + "?api-version=2019-08-01&resource=https://storage.azure.com";
+    let header = format!("X-IDENTITY-HEADER: {}\r\n", value("IDENTITY_HEADER"));
+    let (status, answer) = get(&at, &token, &header);
+    assert!(status == 200 && answer.contains("\"access_token\""), "{answer}");
+    assert_eq!(get(&at, &token, "").0, 401, "the header is needed as well");
+}
+
+#[test]
 fn the_path_of_an_ended_lease_is_worth_nothing() {
     let session = session();
     let (one, at, secret) = guest(&session);
