@@ -13,6 +13,7 @@ mod joined;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::docker::events::Moment;
 use crate::docker::network::Network;
 use crate::docker::proxy::{ExitCodes, LifecycleRequest, Place};
 use crate::failure::Reason;
-use crate::mint::Mint;
+use crate::mint::{Mint, MintFailure};
 use crate::process::Tasks;
 use crate::record::{Recorder, Who};
 use crate::registry::{Lease, Questions, Writer};
@@ -58,6 +59,8 @@ pub struct Lifecycle {
     exits: ExitCodes,
     console: Console,
     tasks: Tasks,
+    /// Said that a container's session of AWS was not there in time; until the next one is.
+    told_late: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -129,7 +132,8 @@ impl Lifecycle {
             outstanding: HashMap::new(),
             closed: false,
         };
-        Arc::new(Self { engine, network, mint, recorder, exits, console, tasks, state: Mutex::new(state) })
+        let (told_late, state) = (AtomicBool::new(false), Mutex::new(state));
+        Arc::new(Self { engine, network, mint, recorder, exits, console, tasks, told_late, state })
     }
 
     /// The exit codes that the proxy records.
@@ -208,6 +212,12 @@ impl Lifecycle {
             Place::Shared => (self.network.id.clone(), self.take_address()?),
             Place::Loopback(path) => (String::new(), path.address()),
         };
+        let by_imds = match &place {
+            Place::Cell(_) => true,
+            Place::Shared => !self.network.keeps_credentials_address,
+            Place::Loopback(_) => false,
+        };
+        let arriving = self.mint.arriving(&container);
         let session = self.mint.aws_request(&grant.identity, Some(&container), &grant.task);
         if let Some(ask) = &session {
             self.mint.aws_ahead(ask, Who::Container(&grant));
@@ -217,23 +227,43 @@ impl Lifecycle {
             && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
         {
             self.state().addresses.give_back(address);
+            drop(arriving);
             self.forget_unused();
             let text = format!("kfp-creds could not attach the container: {error}");
             return Err(Reason::new(text, error.remedy()));
         }
         let identity = grant.identity.clone();
         let told = grant.clone();
-        if !self.admit(grant, address, network, place) {
+        let admitted = self.admit(grant, address, network, place);
+        drop(arriving);
+        if !admitted {
+            self.forget_unused();
             return Err("the session has ended".into());
         }
         self.recorder.attached(&told, &self.account(&identity), address);
         self.warm(&container);
         if let Some(ask) = session {
             let left = FIRST_SESSION.saturating_sub(asked.elapsed());
-            // A failure is told to the container's clients, which ask for themselves.
-            let _ = self.mint.aws_session(&ask, Some(Who::Container(&told)), left).await;
+            let made = self.mint.aws_session(&ask, Some(Who::Container(&told)), left).await;
+            self.say_late(&told.task, made.err().filter(|_| by_imds));
         }
         Ok(address)
+    }
+
+    /// Clients of IMDS take a late or refused session for a machine without credentials and say nothing more of it;
+    /// those of container credentials show the reason themselves. Said once, and again only after a session was
+    /// made in time: a burst of containers has one reason.
+    fn say_late(&self, task: &Task, late: Option<MintFailure>) {
+        let new = self.told_late.swap(late.is_some(), Ordering::AcqRel) != late.is_some();
+        let Some(late) = late.filter(|_| new) else { return };
+        let why = match late {
+            MintFailure::Slow => format!("it is not there after {} ms", FIRST_SESSION.as_millis()),
+            MintFailure::Refused(why) | MintFailure::Transient(why) => why.to_string(),
+        };
+        self.console.notice(format!(
+            "{task}: no session of AWS yet: {why}; its clients ask the instance metadata service (IMDS) and may say \
+             only that there are no credentials"
+        ));
     }
 
     fn take_address(&self) -> Result<Ipv4Addr, Reason> {

@@ -1,7 +1,7 @@
 //! Sessions of AWS and tokens of Azure: the same caches and flights as for Google's tokens, with keys of their own.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::cache::Found;
@@ -17,7 +17,44 @@ use crate::workload::{ContainerId, Grant, Identity, Task};
 /// The session of programs on this machine.
 const LOCAL: &str = "kfp-local";
 
+/// Whose sessions and tokens are kept although no lease can request them.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// What programs of this machine have; unset while none is served.
+    local: OnceLock<Arc<Identity>>,
+    arriving: Mutex<HashSet<ContainerId>>,
+}
+
+/// A container that is being attached: its session of AWS is asked for before its lease begins, and the end of
+/// another lease does not drop it while this exists.
+#[derive(Debug)]
+pub struct Arriving {
+    mint: Arc<Mint>,
+    container: ContainerId,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        let mut arriving = self.mint.kept.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        arriving.remove(&self.container);
+    }
+}
+
 impl Mint {
+    /// Programs of this machine are served as `identity`: what they have on AWS and Azure is kept, because no lease
+    /// of theirs ends. Only the first call counts.
+    pub fn serves_local(&self, identity: &Arc<Identity>) {
+        let _ = self.kept.local.set(identity.clone());
+    }
+
+    /// Hold what is returned until the container's lease has begun.
+    pub fn arriving(self: &Arc<Self>, container: &ContainerId) -> Arriving {
+        let mut arriving = self.kept.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        arriving.insert(container.clone());
+        drop(arriving);
+        Arriving { mint: self.clone(), container: container.clone() }
+    }
+
     /// The session request of `identity`, for `container` and its `task`. `None` if the identity has nothing on
     /// AWS.
     pub fn aws_request(
@@ -147,16 +184,25 @@ impl Mint {
         self.azure.forget_failures();
     }
 
-    /// The part of [`Mint::forget_all_but`] for AWS and Azure. Programs on this machine keep theirs: they have no
-    /// lease that could end.
+    /// The part of [`Mint::forget_all_but`] for AWS and Azure. What has no holder was the session's first trial, or
+    /// belongs to programs on this machine, which keep it if there are any, or is shared by containers (Azure).
     pub(super) fn forget_clouds_but(&self, holders: &HashSet<&ContainerId>, identities: &[&Arc<Identity>]) {
-        self.aws.forget(|ask| ask.holder.as_ref().is_some_and(|holder| !holders.contains(holder)));
+        let arriving = self.kept.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        let local = self.kept.local.get();
+        let gone = |holder: &ContainerId| !holders.contains(holder) && !arriving.contains(holder);
+        self.aws.forget(|ask| match &ask.holder {
+            Some(holder) => gone(holder),
+            None => !local.is_some_and(|local| local.aws.as_ref() == Some(&ask.identity)),
+        });
         self.azure.forget(|ask| {
             let can = |identity: &&Arc<Identity>| {
                 let azure = identity.azure.as_deref();
                 azure.is_some_and(|own| own.client_id == ask.client_id && own.allows(&ask.resource))
             };
-            ask.holder.as_ref().is_some_and(|holder| !holders.contains(holder)) || !identities.iter().any(can)
+            match &ask.holder {
+                Some(holder) => gone(holder) || !identities.iter().any(can),
+                None => !identities.iter().copied().chain(local).any(|identity| can(&identity)),
+            }
         });
     }
 

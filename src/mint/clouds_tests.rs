@@ -131,6 +131,42 @@ async fn every_container_has_a_session_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_programs_of_the_machine_have_outlives_every_lease() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let session = mint.aws_request(&identity, None, &Task::default()).unwrap();
+    let token = mint.azure_request(&identity, None, "https://a.example").unwrap();
+    let make = async || {
+        key(&mint, &session).await;
+        mint.azure_token(&token, None, WAIT).await.unwrap();
+        mint.forget_all_but(&[]);
+        (mint.cached_aws_session(&session, None).is_some(), mint.cached_azure_token(&token, None).is_some())
+    };
+    assert_eq!(make().await, (false, false), "nobody can ask for what the first trial made");
+    mint.serves_local(&identity);
+    assert_eq!(make().await, (true, true));
+    let other = Arc::new(Identity { aws: Some(Arc::default()), ..Identity::default() });
+    let others = mint.aws_request(&other, None, &Task::default()).unwrap();
+    key(&mint, &others).await;
+    mint.forget_all_but(&[]);
+    assert!(mint.cached_aws_session(&others, None).is_none(), "programs have another identity");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_made_before_its_lease_outlives_other_leases() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    let arriving = mint.arriving(&container("a"));
+    key(&mint, &ask).await;
+    mint.forget_all_but(&[]);
+    assert!(mint.cached_aws_session(&ask, None).is_some());
+    drop(arriving);
+    mint.forget_all_but(&[]);
+    assert!(mint.cached_aws_session(&ask, None).is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_short_session_is_replaced_after_240_seconds() {
     let (source, identity) = (aws(900), identity());
     let mint = mint(&source);

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::failure::Reason;
+pub use clouds::Arriving;
 pub use log::Health;
 use log::Log;
 
@@ -103,6 +104,7 @@ pub struct Mint {
     identity: Arc<Cache<IdentityRequest, IdentityToken>>,
     aws: Arc<Cache<AwsRequest, AwsSession>>,
     azure: Arc<Cache<AzureRequest, AzureToken>>,
+    kept: clouds::Kept,
     log: Arc<Log>,
 }
 
@@ -118,7 +120,8 @@ impl Mint {
         log.ask_who(&*sources.google);
         let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
         let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        Arc::new(Self { sources, tasks, access, identity, aws, azure, log })
+        let kept = clouds::Kept::default();
+        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, log })
     }
 
     pub fn health(&self) -> Health {

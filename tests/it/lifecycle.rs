@@ -12,7 +12,7 @@ use kfp_creds::docker::network::Network;
 use kfp_creds::docker::proxy::LifecycleRequest;
 use kfp_creds::lifecycle::by_hand::Member;
 use kfp_creds::lifecycle::{Granting, Lifecycle};
-use kfp_creds::mint::Mint;
+use kfp_creds::mint::{Mint, Sources};
 use kfp_creds::process::Tasks;
 use kfp_creds::record::audit::{Audit, Settings};
 use kfp_creds::record::{Recorder, Who};
@@ -25,6 +25,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::minting::source;
+use crate::support::clouds::{self, Script, Scripted};
 use crate::support::fake_engine::{Act, FakeEngine};
 use crate::support::fake_google::{FakeGoogle, rsa_key};
 use crate::support::proxy_fixture::{Heard, Scratch};
@@ -60,6 +61,10 @@ struct Fixture {
 impl Fixture {
     /// `events` is what the engine says to whoever follows it.
     async fn new(source: Arc<dyn Source>, events: String) -> Self {
+        Self::of_clouds(Sources { google: source, aws: None, azure: None }, events, false).await
+    }
+
+    async fn of_clouds(sources: Sources, events: String, keeps_credentials_address: bool) -> Self {
         let scratch = Scratch::new();
         let held = Arc::new(AtomicBool::new(false));
         let connects = held.clone();
@@ -91,9 +96,9 @@ impl Fixture {
         let settings = Settings { file: audit.clone(), max_bytes: 1 << 20, keep: 1 };
         let recorder = Recorder::new(Some(Audit::open(settings, "0123abcd", Arc::new(|_| {})).unwrap()));
         let tasks = Tasks::new();
-        let mint = Mint::new(source, tasks.clone(), recorder.clone());
+        let mint = Mint::of_clouds(sources, tasks.clone(), recorder.clone());
         let network = Network {
-            keeps_credentials_address: false,
+            keeps_credentials_address,
             id: NETWORK.into(),
             name: NETWORK.into(),
             session: "0123abcd".into(),
@@ -306,6 +311,54 @@ async fn a_container_attached_while_another_ends_has_its_token() {
     fixture.mint.access(&request, None, WITHIN).await.unwrap();
     assert_eq!(fake.calls().len(), 2, "made ahead once, and not again for its first request");
     assert!(fixture.mint.cached(&request, None).is_some());
+}
+
+/// A session's sources with a scripted one of AWS, which the test holds, and an identity that has a role.
+fn on_aws() -> (Arc<Scripted>, Sources, Arc<Identity>) {
+    let aws = Arc::<Scripted>::default();
+    let sources = Sources { google: offline(), aws: Some(aws.clone()), azure: None };
+    (aws, sources, Arc::new(Identity { google: false, azure: None, ..clouds::identity() }))
+}
+
+#[tokio::test]
+async fn a_session_asked_for_during_the_attach_is_asked_for_once() {
+    let (aws, sources, identity) = on_aws();
+    let fixture = Fixture::of_clouds(sources, died(&container('a')), false).await;
+    fixture.attach('a', &identity).await;
+    fixture.held.store(true, Ordering::Release);
+    let ended = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fixture.follow('a').await;
+        fixture.held.store(false, Ordering::Release);
+    };
+    tokio::join!(fixture.attach('b', &identity), ended);
+    let asked = aws.asked.lock().unwrap().clone();
+    let of = |digit: char| asked.iter().filter(|name| name.ends_with(&digit.to_string().repeat(12))).count();
+    assert_eq!((of('a'), of('b')), (1, 1), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_late_session_is_said_once_where_clients_ask_the_imds() {
+    let (aws, sources, identity) = on_aws();
+    let fixture = Fixture::of_clouds(sources, String::new(), false).await;
+    aws.set(Script::Refuse("sts:AssumeRole is missing"));
+    fixture.attach('a', &identity).await;
+    fixture.attach('b', &identity).await;
+    let notices = || fixture.said().lines().filter(|line| line.contains("no session of AWS")).count();
+    assert_eq!(notices(), 1, "{}", fixture.said());
+    assert!(fixture.said().contains("task-a: no session of AWS yet: sts:AssumeRole is missing; "));
+    aws.set(Script::Give);
+    fixture.attach('c', &identity).await;
+    aws.set(Script::Hold(Arc::default()));
+    fixture.attach('d', &identity).await;
+    assert_eq!(notices(), 2, "{}", fixture.said());
+    assert!(fixture.said().contains("it is not there after 500 ms"));
+
+    let (aws, sources, identity) = on_aws();
+    let fixture = Fixture::of_clouds(sources, String::new(), true).await;
+    aws.set(Script::Refuse("sts:AssumeRole is missing"));
+    fixture.attach('a', &identity).await;
+    assert!(!fixture.said().contains("no session of AWS"), "its clients show the reason");
 }
 
 #[tokio::test]
