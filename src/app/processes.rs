@@ -10,7 +10,7 @@ use super::credentials::Credentials;
 use super::page::capability;
 use super::runtime_dir::private_folder;
 use crate::cloud::Cloud;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::console::Console;
 use crate::docker::proxy::{SHADOWS, WINNING};
 use crate::failure::Failure;
@@ -19,6 +19,9 @@ use crate::record::Recorder;
 use crate::registry;
 use crate::server::{Entrance, Server};
 use crate::workload::Identity;
+
+/// Where the listener is, for variables that except it from proxies.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a
 /// capability that only the variables contain, because every user of the machine can reach a loopback port.
@@ -45,6 +48,7 @@ pub(super) async fn serve(
         console.clone(),
         recorder.clone(),
     );
+    credentials.mint.serves_local(&identity);
     // The only place that exposes the capability: the variables go to stdout or to the command of `run`.
     let secret = capability.as_ref().map(|capability| capability.expose().clone());
     let place = secret.as_ref().map_or_else(|| at.to_string(), |secret| format!("{at}/{secret}"));
@@ -87,28 +91,50 @@ fn variables(
     all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Variables that take precedence over those of [`serve`] in the clients of each cloud of the default identity.
-pub(super) fn winning(config: &Config) -> Vec<&'static str> {
+/// Fits the variables of [`serve`] to the environment in which clients will see them: a region that the person set
+/// stays, and no proxy is between a client and us. Clients of Google except their server themselves.
+pub(super) fn fit(variables: &mut Vec<(String, String)>, env: &Environment) {
+    const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+    // One of the two as set and the other as configured would be two regions in one program.
+    if REGION.iter().any(|name| env.variable(name).is_some()) {
+        variables.retain(|(name, _)| !REGION.contains(&name.as_str()));
+    }
+    let others = ["AWS_METADATA_ENDPOINT", "IDENTITY_ENDPOINT"];
+    if !variables.iter().any(|(name, _)| others.contains(&name.as_str())) {
+        return;
+    }
+    // Clients read one of the two spellings, some the lower case first: both get the value of either.
+    for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
+        let had = env.variable(name).or_else(|| env.variable(other)).unwrap_or_default();
+        let entries = had.split(',').map(str::trim).filter(|entry| !matches!(*entry, "" | LOOPBACK));
+        let all: Vec<&str> = entries.chain([LOOPBACK]).collect();
+        variables.push((name.to_owned(), all.join(",")));
+    }
+}
+
+/// Variables that take precedence over those of [`serve`] in the clients of each cloud of the default identity;
+/// without those that are `set`.
+pub(super) fn winning(config: &Config, set: &[(String, String)]) -> Vec<&'static str> {
     let has = |cloud| config.policy.default.as_ref().is_some_and(|identity| identity.has(cloud));
     let mut all: Vec<&'static str> = WINNING.iter().copied().filter(|_| has(Cloud::Google)).collect();
-    // What is set here or in the directory without a login stays.
-    const SET: [&str; 4] = [
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_SHARED_CREDENTIALS_FILE",
-        "AWS_CONFIG_FILE",
-        "IDENTITY_ENDPOINT",
-    ];
-    let shadows = SHADOWS.iter().filter(|shadow| has(shadow.cloud) && !SET.contains(&shadow.name));
-    all.extend(shadows.map(|shadow| shadow.name));
+    all.extend(SHADOWS.iter().filter(|shadow| has(shadow.cloud)).map(|shadow| shadow.name));
     for (cloud, with) in [
         (
             Cloud::Aws,
-            &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_DEFAULT_PROFILE"][..],
+            &[
+                "AWS_SECRET_ACCESS_KEY",
+                "AWS_SESSION_TOKEN",
+                "AWS_ROLE_ARN",
+                "AWS_DEFAULT_PROFILE",
+                "AWS_EC2_METADATA_DISABLED",
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            ][..],
         ),
         (Cloud::Azure, &["MSI_SECRET", "IMDS_ENDPOINT", "AZURE_CLIENT_ID"]),
     ] {
         all.extend(with.iter().filter(|_| has(cloud)));
     }
+    all.retain(|name| !set.iter().any(|(own, _)| own == name));
     all
 }
 
@@ -155,6 +181,75 @@ impl Drop for NoLogin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::{AwsIdentity, AzureIdentity};
+
+    fn names<'a>(all: &'a [(String, String)]) -> Vec<&'a str> {
+        all.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// A config whose default identity has all clouds, and a region.
+    fn of_all_clouds() -> Config {
+        let mut config = crate::config::resolve(&Default::default(), &Default::default()).unwrap();
+        let (aws, azure) = (Some(std::sync::Arc::<AwsIdentity>::default()), AzureIdentity::default());
+        let identity = Identity { aws, azure: Some(azure.into()), ..Identity::default() };
+        config.policy.default = Some(identity.into());
+        config
+    }
+
+    fn env(set: &[(&str, &str)]) -> Environment {
+        let variables = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Environment { variables, cwd: "/".into() }
+    }
+
+    #[test]
+    fn a_region_of_the_person_stays_alone() {
+        let region = || {
+            vec![
+                ("AWS_REGION".to_string(), "eu-west-1".to_string()),
+                ("AWS_DEFAULT_REGION".into(), "eu-west-1".into()),
+            ]
+        };
+        for set in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
+            let mut variables = region();
+            fit(&mut variables, &env(&[(set, "us-east-1")]));
+            assert!(variables.is_empty(), "{variables:?}");
+        }
+        let mut variables = region();
+        fit(&mut variables, &env(&[("AWS_REGION", "")]));
+        assert_eq!(names(&variables), ["AWS_REGION", "AWS_DEFAULT_REGION"]);
+    }
+
+    #[test]
+    fn no_proxy_is_between_clients_of_the_other_clouds_and_us() {
+        let config = of_all_clouds();
+        let identity = config.policy.default.clone().unwrap();
+        let mut all = variables(&config, &identity, "127.0.0.1:81/s", Some("s"));
+        fit(&mut all, &env(&[("no_proxy", "a.example, 127.0.0.1,b")]));
+        let value = |name: &str| all.iter().find(|(own, _)| own == name).unwrap().1.as_str();
+        assert_eq!(
+            (value("NO_PROXY"), value("no_proxy")),
+            ("a.example,b,127.0.0.1", "a.example,b,127.0.0.1")
+        );
+        let mut google = variables(&config, &Identity::default(), "127.0.0.1:81/s", Some("s"));
+        fit(&mut google, &env(&[]));
+        assert_eq!(names(&google), ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"]);
+    }
+
+    #[test]
+    fn what_would_win_and_is_not_set_is_unset() {
+        let config = of_all_clouds();
+        let identity = config.policy.default.clone().unwrap();
+        let (full, imds) = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_EC2_METADATA_SERVICE_ENDPOINT");
+        for (secret, set, unset) in [(Some("s"), full, imds), (None, imds, full)] {
+            let all = variables(&config, &identity, "127.0.0.1:81", secret);
+            let winning = winning(&config, &all);
+            assert!(names(&all).contains(&set) && !winning.contains(&set), "{set}: {winning:?}");
+            for name in [unset, "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_EC2_METADATA_DISABLED"] {
+                assert!(winning.contains(&name), "{name}: {winning:?}");
+            }
+            assert!(!names(&all).iter().any(|name| winning.contains(name)), "{winning:?}");
+        }
+    }
 
     #[test]
     fn the_directory_without_a_login_is_emptied_at_the_start() {

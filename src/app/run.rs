@@ -38,7 +38,7 @@ pub async fn run(
     // If we are killed, the next start leaves running what this end would leave running.
     let mode = if config.keep { "serve" } else { "run" };
     let mut session = open(config, env, mode, &mut signals, &console).await?;
-    let outcome = match surround(&session, config, ask).await {
+    let outcome = match surround(&session, (config, env), ask).await {
         Ok(env) => match child::start(ask.command, &session.socket, &env.set, &env.unset) {
             Ok(child) => attend(&mut session, child, &mut signals, config.keep, &console).await,
             Err(error) => Err(not_started(ask.command, &error)),
@@ -71,7 +71,11 @@ struct Around {
     _no_login: Option<NoLogin>,
 }
 
-async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Around, Failure> {
+async fn surround(
+    session: &Session,
+    (config, env): (&Config, &Environment),
+    ask: Ask<'_>,
+) -> Result<Around, Failure> {
     let mut set = session.credentials.extra_environment();
     if !ask.processes {
         return Ok(Around { set, ..Around::default() });
@@ -79,8 +83,9 @@ async fn surround(session: &Session, config: &Config, ask: Ask<'_>) -> Result<Ar
     let folder = session.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
     let no_login = NoLogin::new(folder, &session.metadata.network.session)?;
     set.extend(session.serve_processes(config).await?);
+    processes::fit(&mut set, env);
     set.extend(no_login.variables(config));
-    Ok(Around { set, unset: processes::winning(config), _no_login: Some(no_login) })
+    Ok(Around { unset: processes::winning(config, &set), set, _no_login: Some(no_login) })
 }
 
 /// Whether the config gives containers anything beyond the person's own login. False

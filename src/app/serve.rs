@@ -153,9 +153,11 @@ pub async fn listen(
     let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
     console.while_slow("waiting for a first token", credentials.first_mint(config, &console)).await?;
     let with = (&tasks, &console, &recorder);
-    let (at, environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
+    let (at, mut environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
+    processes::fit(&mut environment, env);
+    let unset = processes::winning(config, &environment);
     let environment = environment.into_iter().chain(credentials.extra_environment());
-    Ready { unset: processes::winning(config), ..Ready::new(environment) }.print(config.form, print);
+    Ready { unset, ..Ready::new(environment) }.print(config.form, print);
     activation::tell(env, "READY=1");
     if config.form != Form::Json {
         console.notice(format!("serving {} on {at}; Ctrl-C ends it", credentials.account(config)));
