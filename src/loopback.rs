@@ -29,6 +29,11 @@ pub fn capability() -> Option<Secret<String>> {
     Some(Secret::new(URL_SAFE_NO_PAD.encode(bytes)))
 }
 
+/// Whether `text` has the form of a [`capability`].
+pub fn is_capability(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
 /// The paths of one session. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Paths(Arc<Inner>);

@@ -8,6 +8,7 @@
 use super::environment::Environment;
 use super::question::Question;
 use crate::cloud::Cloud;
+use crate::loopback::is_capability;
 
 const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
@@ -16,7 +17,35 @@ const IMDS: [&str; 2] = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDP
 const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 const APP_SERVICE: [&str; 2] = ["IDENTITY_ENDPOINT", "IDENTITY_HEADER"];
 
-/// Variables that a session sets for AWS and Azure.
+/// Whether a session sets this value of a variable for AWS or Azure. `places` are the addresses at which the
+/// container may have found it; a path on loopback is known by its form.
+pub(super) fn sets(name: &str, value: &str, places: &[String], region: Option<&str>) -> bool {
+    let at = |rest: &str| {
+        let place = value.strip_prefix("http://").and_then(|value| value.strip_suffix(rest));
+        place.is_some_and(|place| places.iter().any(|own| own == place) || is_loopback_path(place))
+    };
+    match name {
+        RELATIVE => value.strip_prefix("/v2/credentials/").is_some_and(is_capability),
+        FULL => at("/v2/credentials"),
+        "IDENTITY_ENDPOINT" => at("/msi/token"),
+        "IDENTITY_HEADER" => is_capability(value),
+        _ if IMDS.contains(&name) => at(""),
+        _ => REGION.contains(&name) && region == Some(value),
+    }
+}
+
+/// `127.0.0.1:PORT/SECRET`
+pub(super) fn is_loopback_path(place: &str) -> bool {
+    let port = place.strip_prefix("127.0.0.1:").and_then(|rest| rest.split_once('/'));
+    port.is_some_and(|(port, secret)| port.parse::<u16>().is_ok() && is_capability(secret))
+}
+
+/// All variables that [`sets`] knows.
+pub(super) fn all() -> impl Iterator<Item = &'static str> {
+    ours().chain(REGION)
+}
+
+/// Variables that a session sets for AWS and Azure, whose values are worth nothing elsewhere.
 pub(super) fn ours() -> impl Iterator<Item = &'static str> {
     [RELATIVE, FULL].into_iter().chain(IMDS).chain(APP_SERVICE)
 }
@@ -65,13 +94,10 @@ pub(super) fn shadows(env: &Environment<'_>, question: &Question<'_>, targets: &
             _ => {}
         }
     }
-    // Turns off IMDS alone, which matters only where it is the way to us.
-    let disabled = env.filled("AWS_EC2_METADATA_DISABLED");
-    if has(Cloud::Aws)
-        && !question.wiring.container_credentials
-        && disabled.is_some_and(|value| value != "false")
-    {
-        found.push("AWS_EC2_METADATA_DISABLED is set".into());
+    found.extend(shadows_of_imds(env, question).filter(|_| has(Cloud::Aws)));
+    // With the endpoint the pair is somebody else's, which is told already.
+    if has(Cloud::Azure) && env.filled(APP_SERVICE[0]).is_none() && env.filled(APP_SERVICE[1]).is_some() {
+        found.push("IDENTITY_HEADER is set".into());
     }
     for (cloud, folder) in [(Cloud::Aws, ".aws"), (Cloud::Azure, ".azure")] {
         let ends = |path: &&&str| path.trim_end_matches('/').rsplit('/').next() == Some(folder);
@@ -80,6 +106,20 @@ pub(super) fn shadows(env: &Environment<'_>, question: &Question<'_>, targets: &
         }
     }
     found
+}
+
+/// What turns off IMDS, or sends its clients elsewhere, which matters only where it is the way to us; object_store
+/// needs it on a path as well.
+fn shadows_of_imds(env: &Environment<'_>, question: &Question<'_>) -> impl Iterator<Item = String> {
+    let (asked, with): (&[&str], bool) = match (question.path, question.wiring.container_credentials) {
+        (Some(_), _) => (&IMDS[1..], false),
+        (None, true) => (&[], false),
+        (None, false) => (&IMDS, true),
+    };
+    let disabled = env.filled("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value != "false");
+    let elsewhere = asked.iter().copied().filter(|name| env.filled(name).is_some());
+    let names = elsewhere.chain((with && disabled).then_some("AWS_EC2_METADATA_DISABLED"));
+    names.map(|name| format!("{name} is set")).collect::<Vec<_>>().into_iter()
 }
 
 /// Variables to set, each only where nobody has set it.
@@ -101,7 +141,8 @@ pub(super) fn environment(env: &Environment<'_>, question: &Question<'_>) -> Vec
             out.extend(IMDS.map(|name| (name, format!("http://{at}"))));
         }
     }
-    if let Some(region) = wiring.aws_region.as_ref().filter(|_| identity.has(Cloud::Aws)) {
+    // A pair as well: some clients read the first, others the second, and all are to agree.
+    if let Some(region) = wiring.aws_region.as_ref().filter(|_| identity.has(Cloud::Aws) && free(&REGION)) {
         out.extend(REGION.map(|name| (name, region.clone())));
     }
     // A pair: with the first alone, Python's client finds nothing.

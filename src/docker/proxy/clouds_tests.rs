@@ -174,7 +174,8 @@ fn the_server_answers_at_exactly_what_is_written() {
     let own = env(&body);
     let uri = &own["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
     assert!(matches!(asked(uri, Entered::Address, None), Step::AwsSession(_)), "{uri}");
-    let token = own["IDENTITY_ENDPOINT"].strip_prefix("http://169.254.169.254").unwrap().to_owned() + RESOURCE;
+    let token =
+        own["IDENTITY_ENDPOINT"].strip_prefix("http://169.254.169.254").unwrap().to_owned() + RESOURCE;
     let step = asked(&token, Entered::Address, Some(&own["IDENTITY_HEADER"]));
     assert!(matches!(step, Step::AzureToken(_)), "{token}: {step:?}");
 
@@ -205,6 +206,7 @@ fn what_somebody_set_stays_and_is_told() {
     let (notices, changed) = judged(&body, &["AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1/x"], ALL);
     let env = env(&changed);
     assert_eq!(env["AWS_REGION"], "us-east-1");
+    assert!(!env.contains_key("AWS_DEFAULT_REGION"), "two regions in one container");
     assert_eq!(env["IDENTITY_ENDPOINT"], "http://elsewhere/");
     assert!(
         !env.contains_key("IDENTITY_HEADER") && !env.contains_key("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
@@ -228,4 +230,23 @@ fn turning_off_the_imds_matters_where_it_is_the_way_to_us() {
     assert_eq!(judged(&body, &[], ALL).0, Vec::<String>::new());
     let (notices, _) = judged(&body, &[], Case { credentials_address: false, ..ALL });
     assert_eq!(notices, ["AWS_EC2_METADATA_DISABLED is set"]);
+}
+
+#[test]
+fn what_sends_clients_of_the_imds_elsewhere_is_told() {
+    let set =
+        ["AWS_EC2_METADATA_SERVICE_ENDPOINT=http://192.0.2.1", "AWS_METADATA_ENDPOINT=http://192.0.2.1"];
+    assert_eq!(judged(&plain(), &set, ALL).0, Vec::<String>::new());
+    let (notices, _) = judged(&plain(), &set, Case { credentials_address: false, ..ALL });
+    assert_eq!(notices, ["AWS_EC2_METADATA_SERVICE_ENDPOINT is set", "AWS_METADATA_ENDPOINT is set"]);
+    let body = json!({"Image": "i", "Env": ["AWS_EC2_METADATA_DISABLED=true"], "HostConfig": {"NetworkMode": "host"}});
+    let case = Case { path: Some("127.0.0.1:81/p4th"), credentials_address: false, ..ALL };
+    assert_eq!(judged(&body, &set, case).0, ["AWS_METADATA_ENDPOINT is set"]);
+}
+
+#[test]
+fn a_lone_identity_header_is_told() {
+    let (notices, body) = judged(&plain(), &["IDENTITY_HEADER=theirs"], ALL);
+    assert_eq!(notices, ["IDENTITY_HEADER is set"]);
+    assert!(!env(&body).contains_key("IDENTITY_ENDPOINT"));
 }

@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use serde_json::{Map, Value, json};
 
+use super::Wiring;
 use super::clouds;
 use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
@@ -17,6 +18,7 @@ use super::path::Target;
 use super::state::Proxy;
 use super::texts::{keys_in_body, length_of, text_of};
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
+use crate::docker::cells::relay_beside;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 
 impl Proxy {
@@ -44,10 +46,7 @@ impl Proxy {
         if let Some(id) = self.locate(source).await?
             && let Some(container) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await?
         {
-            let wiring = &self.settings.wiring;
-            let projects =
-                [&wiring.project, &wiring.quota_project].map(|name| name.as_deref().unwrap_or_default());
-            leave_out(&mut body, &container, projects, &wiring.names);
+            leave_out(&mut body, &container, &self.settings.wiring);
         }
         let request = match body {
             Value::Null => hyper::Request::from_parts(parts, super::engine_client::full(bytes)),
@@ -64,34 +63,32 @@ impl Proxy {
 /// Removes our additions to `container` from the image. The engine adds everything of the container that the
 /// request does not name, so each addition is named: a variable without a value is unset in every container
 /// of the image.
-fn leave_out(body: &mut Value, container: &Value, projects: [&str; 2], names: &[String]) {
+fn leave_out(body: &mut Value, container: &Value, wiring: &Wiring) {
     let config = &container["Config"];
     if !config["Labels"][SESSION_LABEL].is_string() || config["Labels"][ROLE.0] != ROLE.1 {
         return;
     }
-    let strings = |list: &Value| -> Vec<String> {
-        list.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
-    };
     let env = strings(&config["Env"]);
     let value = |name: &str| env.iter().rev().find_map(|set| set.strip_prefix(name)?.strip_prefix('='));
-    // A container that joined another one's network uses that one's hosts file.
-    let hosts = strings(&container["HostConfig"]["ExtraHosts"]);
-    let told = names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
-    let Some(relay) = told.or_else(|| value(METADATA_VARIABLES[0])) else { return };
-    let ours = |name: &str, own: &str| {
-        value(name).filter(|value| !value.is_empty() && *value == own).map(|_| name.to_owned())
+    let relays = relays(container, value(METADATA_VARIABLES[0]), wiring);
+    let ours = |name: &str, own: Option<&str>| {
+        value(name).filter(|value| !value.is_empty() && Some(*value) == own).map(|_| name.to_owned())
     };
-    let mut unset: Vec<String> = METADATA_VARIABLES.iter().filter_map(|name| ours(name, relay)).collect();
-    // Their values hold a secret that is worth nothing elsewhere.
-    unset.extend(
-        clouds::ours().filter(|name| value(name).is_some_and(|value| !value.is_empty())).map(String::from),
-    );
-    unset.extend(ours("CPL_MACHINE_IS_GCE", "YES"));
-    unset.extend(ours("GOOGLE_CLOUD_PROJECT", projects[0]));
-    unset.extend(ours("GOOGLE_CLOUD_QUOTA_PROJECT", projects[1]));
+    let told = |name: &&str| value(name).is_some_and(|value| relays.iter().any(|relay| relay == value));
+    let mut unset: Vec<String> = METADATA_VARIABLES.into_iter().filter(told).map(String::from).collect();
+    let region = wiring.aws_region.as_deref();
+    let set = |name: &&str| value(name).is_some_and(|value| clouds::sets(name, value, &relays, region));
+    unset.extend(clouds::all().filter(set).map(String::from));
+    // The pair of somebody else: a header alone proves nothing.
+    if !unset.iter().any(|name| name == "IDENTITY_ENDPOINT") {
+        unset.retain(|name| name != "IDENTITY_HEADER");
+    }
+    unset.extend(ours("CPL_MACHINE_IS_GCE", Some("YES")));
+    unset.extend(ours("GOOGLE_CLOUD_PROJECT", wiring.project.as_deref()));
+    unset.extend(ours("GOOGLE_CLOUD_QUOTA_PROJECT", wiring.quota_project.as_deref()));
     for name in ["NO_PROXY", "no_proxy"] {
         let Some(all) = value(name) else { continue };
-        match without_exceptions(all, names, relay) {
+        match without_exceptions(all, &wiring.names, &relays) {
             rest if rest.is_empty() => unset.push(name.into()),
             rest => unset.push(format!("{name}={rest}")),
         }
@@ -112,13 +109,105 @@ fn leave_out(body: &mut Value, container: &Value, projects: [&str; 2], names: &[
     }
 }
 
+/// Where the container may have been told to ask: where it finds Google's names, at the session's relay, and beside
+/// its own addresses. `google` is its variable, which shows a path on loopback, or the relay of a container whose
+/// network it joined and whose addresses are not its own.
+fn relays(container: &Value, google: Option<&str>, wiring: &Wiring) -> Vec<String> {
+    // A container that joined another one's network uses that one's hosts file.
+    let hosts = strings(&container["HostConfig"]["ExtraHosts"]);
+    let told = wiring.names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
+    let networks = container["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    let addresses = networks.flat_map(|(_, endpoint)| {
+        [&endpoint["IPAddress"], &endpoint["IPAMConfig"]["IPv4Address"]].map(Value::as_str)
+    });
+    let beside = addresses.flatten().filter_map(|at| Some(relay_beside(at.parse().ok()?).to_string()));
+    let joins =
+        container["HostConfig"]["NetworkMode"].as_str().is_some_and(|mode| mode.starts_with("container:"));
+    let google = google.filter(|at| joins || clouds::is_loopback_path(at));
+    let fixed = told.or(google).map(String::from).into_iter().chain([wiring.relay.to_string()]);
+    fixed.chain(beside).collect()
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn wiring() -> Wiring {
+        Wiring {
+            relay: std::net::Ipv4Addr::new(198, 18, 1, 1),
+            names: ["metadata.google.internal", "metadata"].map(String::from).into(),
+            project: Some("mine".into()),
+            quota_project: Some("other".into()),
+            container_credentials: true,
+            aws_region: Some("eu-west-1".into()),
+        }
+    }
+
+    /// The variables of an image of a container with these, of a session that has nothing of Google.
+    fn left_out(env: &[&str], network: &Value) -> Vec<String> {
+        let container = json!({
+            "Config": {"Env": env, "Labels": {SESSION_LABEL: "0123abcd", "kfp-creds.role": "task"}},
+            "NetworkSettings": {"Networks": {"n": network}},
+        });
+        let mut body = Value::Null;
+        leave_out(&mut body, &container, &wiring());
+        assert_eq!(body["Labels"], json!({SESSION_LABEL: "", MODE_LABEL: "", "kfp-creds.role": ""}));
+        strings(&body["Env"])
+    }
+
+    #[test]
+    fn what_was_added_for_other_clouds_is_left_out_as_well() {
+        let secret = crate::loopback::capability().unwrap().expose().clone();
+        let relative = format!("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/{secret}");
+        let header = format!("IDENTITY_HEADER={secret}");
+        let shared = [
+            relative.as_str(),
+            "AWS_REGION=eu-west-1",
+            "AWS_DEFAULT_REGION=eu-west-1",
+            "IDENTITY_ENDPOINT=http://198.18.1.1/msi/token",
+            &header,
+            "NO_PROXY=a,metadata,198.18.1.1,169.254.169.254,169.254.170.2",
+        ];
+        let mut found = left_out(&shared, &Value::Null);
+        found.sort();
+        let names = ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_DEFAULT_REGION", "AWS_REGION"];
+        assert_eq!(found[..3], names);
+        assert_eq!(found[3..], ["IDENTITY_ENDPOINT", "IDENTITY_HEADER", "NO_PROXY=a"]);
+
+        // In a network of its own the relay is beside the container's address.
+        let at = relay_beside("10.7.0.5".parse().unwrap());
+        let imds = format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}");
+        for network in [json!({"IPAddress": "10.7.0.5"}), json!({"IPAMConfig": {"IPv4Address": "10.7.0.5"}})]
+        {
+            let found = left_out(&[&imds, &format!("NO_PROXY={at}")], &network);
+            assert_eq!(found, ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "NO_PROXY"]);
+        }
+        let full = format!("AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:81/{secret}/v2/credentials");
+        let path = format!("AWS_METADATA_ENDPOINT=http://127.0.0.1:81/{secret}");
+        let found = left_out(&[&full, &path], &Value::Null);
+        assert_eq!(found, ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_METADATA_ENDPOINT"]);
+    }
+
+    #[test]
+    fn what_a_person_set_for_other_clouds_stays_in_the_image() {
+        let theirs = [
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:9911/creds",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/get-credentials",
+            "AWS_METADATA_ENDPOINT=http://192.0.2.1",
+            "AWS_REGION=us-east-1",
+            "IDENTITY_ENDPOINT=http://127.0.0.1:41741/msi/token",
+            "IDENTITY_HEADER=0123456789abcdef0123456789abcdef",
+            "GCE_METADATA_HOST=metadata.example",
+        ];
+        assert_eq!(left_out(&theirs, &json!({"IPAddress": "10.7.0.5"})), Vec::<String>::new());
+    }
+
     #[test]
     fn what_we_added_is_left_out_and_what_others_set_stays() {
-        let names = ["metadata.google.internal".to_string(), "metadata".into()];
         let container = json!({
             "Config": {
                 "Env": ["A=1", "GCE_METADATA_HOST=198.18.1.1", "GCE_METADATA_IP=own", "CPL_MACHINE_IS_GCE=YES",
@@ -129,7 +218,7 @@ mod tests {
             "HostConfig": {"ExtraHosts": ["metadata.google.internal:198.18.1.1"]},
         });
         let mut body = json!({"Env": ["GOOGLE_CLOUD_PROJECT=given"], "Cmd": ["x"]});
-        leave_out(&mut body, &container, ["mine", "other"], &names);
+        leave_out(&mut body, &container, &wiring());
         assert_eq!(
             body["Env"],
             json!([
@@ -144,7 +233,7 @@ mod tests {
         let mut plain = container;
         plain["Config"]["Labels"] = json!({"team": "a"});
         let mut body = Value::Null;
-        leave_out(&mut body, &plain, ["mine", "other"], &names);
+        leave_out(&mut body, &plain, &wiring());
         assert_eq!(body, Value::Null, "of a container that is not ours");
     }
 }

@@ -232,11 +232,9 @@ fn exceptions(had: &str, wiring: &Wiring) -> String {
 }
 
 /// `all` without the exceptions that we add.
-pub(super) fn without_exceptions(all: &str, names: &[String], relay: &str) -> String {
+pub(super) fn without_exceptions(all: &str, names: &[String], relays: &[String]) -> String {
     let fixed = [MAGIC, CONTAINER_CREDENTIALS].map(|address| address.to_string());
-    let ours = |entry: &&str| {
-        names.iter().any(|name| name == entry) || *entry == relay || fixed.iter().any(|own| own == entry)
-    };
+    let ours = |entry: &&str| names.iter().chain(relays).chain(&fixed).any(|own| own == entry);
     all.split(',').filter(|entry| !ours(entry)).collect::<Vec<_>>().join(",")
 }
 
