@@ -7,6 +7,7 @@ use super::cut_off::query;
 use super::{reload, sessions};
 use crate::config::{Config, Environment};
 use crate::docker::Engine;
+use crate::docker::network::CONTAINER_CREDENTIALS;
 use crate::docker::proxy::{Networks, Outcome, Rules, Settings, preview};
 use crate::failure::{Ended, Failure};
 use crate::inputs::{self, Object};
@@ -32,7 +33,7 @@ pub async fn explain(
         let preview = preview(
             read(&path)?.as_bytes(),
             &rules,
-            Networks { alone: config.cells.is_some(), host_loopback: config.host_loopback },
+            usual_networks(config),
             &config.guard.rules,
             |body, name| kfp::Evidence::default().look(kfp::read(body, name), body, &rules.compiled),
         )
@@ -85,6 +86,16 @@ pub async fn explain(
     )))
 }
 
+/// Those of a session of this config that is alone at its engine, a Docker Engine.
+fn usual_networks(config: &Config) -> Networks {
+    let alone = config.cells.is_some();
+    Networks {
+        alone,
+        host_loopback: config.host_loopback,
+        container_credentials: !alone && config.pool.contains(CONTAINER_CREDENTIALS),
+    }
+}
+
 /// Whether `what` can only be a file: no container and no task of a pipeline has such a name. The engine
 /// writes names with one leading slash.
 fn is_file_name(what: &str) -> bool {
@@ -105,7 +116,11 @@ pub(super) async fn explained_created(
         return Ok(None);
     };
     let rules = proxy.rules.now();
-    let networks = Networks { alone: proxy.cells.is_some(), host_loopback: proxy.loopback.is_some() };
+    let networks = Networks {
+        alone: proxy.cells.is_some(),
+        host_loopback: proxy.loopback.is_some(),
+        container_credentials: proxy.wiring.container_credentials,
+    };
     let guard = &proxy.guard.rules;
     let preview = preview(body.to_string().as_bytes(), &rules, networks, guard, |body, name| {
         proxy.evidence.look((proxy.recognise)(body, name), body, &rules.compiled)

@@ -43,13 +43,15 @@ pub struct Networks {
     pub alone: bool,
     /// Containers on the host's network can reach us, too.
     pub host_loopback: bool,
+    /// The relay has AWS's address of container credentials.
+    pub container_credentials: bool,
 }
 
 /// Judges the body of a create request. An error if the body is not valid.
 pub fn preview(
     bytes: &[u8],
     rules: &Rules,
-    Networks { alone, host_loopback }: Networks,
+    Networks { alone, host_loopback, container_credentials }: Networks,
     guard: &guard::Rules,
     recognise: impl Fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
@@ -66,7 +68,7 @@ pub fn preview(
         names: NAMES.map(String::from).to_vec(),
         project: None,
         quota_project: None,
-        container_credentials: false,
+        container_credentials,
         aws_region: None,
     };
     let path = (host_loopback && body["HostConfig"]["NetworkMode"] == "host").then_some("127.0.0.1");

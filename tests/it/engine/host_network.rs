@@ -92,7 +92,8 @@ fn every_cloud_answers_at_what_a_task_on_the_hosts_network_finds() {
     let path = |url: &str| url.strip_prefix(&format!("http://{at}")).unwrap().to_owned();
     let (status, answer) = get(&at, &path(&value("AWS_CONTAINER_CREDENTIALS_FULL_URI")), "");
     assert!(status == 200 && answer.contains("\"AccessKeyId\":\"ASIA"), "{answer}");
-    let token = path(&value("IDENTITY_ENDPOINT")) + "?api-version=2019-08-01&resource=https://storage.azure.com";
+    let token =
+        path(&value("IDENTITY_ENDPOINT")) + "?api-version=2019-08-01&resource=https://storage.azure.com";
     let header = format!("X-IDENTITY-HEADER: {}\r\n", value("IDENTITY_HEADER"));
     let (status, answer) = get(&at, &token, &header);
     assert!(status == 200 && answer.contains("\"access_token\""), "{answer}");
