@@ -113,9 +113,14 @@ pub struct AzureIdentity {
 impl AzureIdentity {
     /// Whether tokens for `resource` may be requested. One slash at the end makes no difference: az sends it.
     pub fn allows(&self, resource: &str) -> bool {
-        let plain = |text: &str| text.strip_suffix('/').unwrap_or(text).to_owned();
-        self.resources.is_empty() || self.resources.iter().any(|own| plain(own) == plain(resource))
+        let asked = without_slash(resource);
+        self.resources.is_empty() || self.resources.iter().any(|own| without_slash(own) == asked)
     }
+}
+
+/// The name of a resource of Azure without the one slash that it may end in.
+pub fn without_slash(resource: &str) -> &str {
+    resource.strip_suffix('/').unwrap_or(resource)
 }
 
 /// `role loader for 3600 s, narrowed by a policy`

@@ -140,7 +140,7 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_AWS_REGION").guarded(),
     key("azure.credentials", Kind::Text, "none", "Where your own tokens for Azure come from. `\"az\"`: the Azure command line. `\"environment\"`: `AZURE_TENANT_ID`, `AZURE_CLIENT_ID` and a secret, a certificate or a federated token file. `\"machine\"`: the machine's managed identity. `\"offline\"`: made here, for tests and emulators; `credentials = \"offline\"` implies it. `[azure]` has one of `credentials`, `exec` and `token_from`.")
         .variable("KFP_CREDS_AZURE_CREDENTIALS").guarded(),
-    key("azure.exec", Kind::List, "none", "A command that prints a token as `az account get-access-token` does, as program and arguments; `{resource}` in an argument is the requested resource.").guarded(),
+    key("azure.exec", Kind::List, "none", "A command that prints a token as `az account get-access-token` does, as program and arguments; `{resource}` in an argument, and the variable `AZURE_RESOURCE`, is the requested resource, which the container chooses; it has letters, digits and characters of `._~:/@%+-` alone.").guarded(),
     key("azure.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
     key("azure.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
     key("azure.token_from", Kind::Text, "none", "The source of another issuer's token, which Microsoft Entra takes in place of a client secret: as `credentials.token_from`.")

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::cache::Found;
 use super::{LEAST_AWS, Mint, MintFailure};
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, without_slash};
 use crate::record::{For, Who};
 use crate::source::aws::{AwsRequest, session_name};
 use crate::source::azure::{AzurePrincipal, AzureRequest};
@@ -90,7 +90,7 @@ impl Mint {
             identity.isolate || self.sources.azure.as_ref().is_some_and(|source| source.per_container());
         Some(AzureRequest {
             client_id: azure.client_id.clone(),
-            resource: resource.strip_suffix('/').unwrap_or(resource).to_owned(),
+            resource: without_slash(resource).to_owned(),
             holder: container.filter(|_| apart).cloned(),
         })
     }

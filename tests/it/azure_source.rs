@@ -548,6 +548,29 @@ async fn a_command_prints_as_az_does() {
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
+/// The command may be a shell's, and the resource is a container's choice.
+#[tokio::test]
+async fn a_resource_is_never_more_than_a_word_to_a_shell() {
+    let scratch = Scratch::new();
+    let line = format!("printf '%s %s\\n' {{resource}} \"$AZURE_RESOURCE\" >> calls; {}", printed(900));
+    let command = AzureCredentials::Command {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".into(), format!("cd '{}'; {line}", scratch.0.display())],
+        pass: vec![],
+        timeout: Duration::from_secs(9),
+    };
+    let azure = open(command, &variables(&[("PATH", "/usr/bin:/bin")])).unwrap();
+    azure.token(&ask()).await.unwrap();
+    assert_eq!(fs::read_to_string(scratch.0.join("calls")).unwrap(), format!("{STORAGE} {STORAGE}\n"));
+    for text in
+        ["x;touch${IFS}own", "x$(touch${IFS}own)", "x&>own", "x`touch${IFS}own`", "x|touch", "x*", "x?"]
+    {
+        let bad = AzureRequest { resource: format!("https://{text}"), ..ask() };
+        assert!(refusal(azure.token(&bad).await).contains("no resource"), "{text}");
+    }
+    assert!(!scratch.0.join("own").exists());
+}
+
 #[tokio::test]
 async fn a_machine_is_asked_in_the_form_that_it_has() {
     let fake = FakeEntra::start();

@@ -31,6 +31,8 @@ const LONGEST_RUN: Duration = Duration::from_secs(20);
 
 /// Stands for the requested resource in the arguments of a command.
 const RESOURCE: &str = "{resource}";
+/// The same for its environment.
+const RESOURCE_VARIABLE: &str = "AZURE_RESOURCE";
 
 #[derive(Debug)]
 pub(super) struct Az {
@@ -150,7 +152,7 @@ impl Program {
             self.command.arguments.iter().map(|word| word.replace(RESOURCE, &ask.resource)).collect();
         let command = Command { arguments, ..self.command.clone() };
         let name = quote::path(&command.program);
-        let ran = command.run("", &[]).await?;
+        let ran = command.run("", &[(RESOURCE_VARIABLE, &ask.resource)]).await?;
         if !ran.success {
             return Err(SourceError::refused(format!(
                 "the command {name} failed; what it says to that is on the terminal of kfp-creds"

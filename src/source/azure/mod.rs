@@ -45,8 +45,8 @@ pub enum AzureCredentials {
     Environment,
     /// The managed identity of this machine.
     Machine,
-    /// A command that prints tokens as `az account get-access-token` does. `{resource}` in an argument is the
-    /// requested resource.
+    /// A command that prints tokens as `az account get-access-token` does. `{resource}` in an argument, and
+    /// `AZURE_RESOURCE` in its environment, is the requested resource.
     Command { program: PathBuf, arguments: Vec<String>, pass: Vec<String>, timeout: Duration },
     /// Another issuer's token as client assertion. The text is that of `token_from`.
     Federated { token_from: String, audience: String },

@@ -1,18 +1,23 @@
 //! The names of resources, as containers send them.
 
+use crate::cloud::without_slash;
 use crate::quote;
 
 /// Longer than any name of a resource.
 const LONGEST: usize = 400;
 
 /// A resource without the slash at its end, which az and some libraries add: `https://storage.azure.com`. Azure
-/// knows them by a URI (`https://…`, `api://…`) or by the application's id. The error is a fragment that may be shown.
+/// knows them by a URI (`https://…`, `api://…`) or by the application's id. Containers choose them, and they become
+/// part of a command: so no character that means something to a shell is allowed. The error is a fragment that may be
+/// shown.
 pub fn resource(text: &str) -> Result<String, String> {
-    let plain = text.strip_suffix('/').unwrap_or(text);
-    let fits = |b: u8| b.is_ascii_graphic() && !b"\"'\\<>^`{|}".contains(&b);
+    let plain = without_slash(text);
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._~:/@%+-".contains(&b);
     // A name that begins like a flag would be one for az.
     let begins = plain.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    if begins && !plain.ends_with('/') && plain.len() <= LONGEST && plain.bytes().all(fits) {
+    // The scope of a resource is no resource.
+    let ends = !plain.ends_with(['/', ':']) && !plain.ends_with("/.default");
+    if begins && ends && plain.len() <= LONGEST && plain.bytes().all(fits) {
         return Ok(plain.to_owned());
     }
     Err(format!("{} is no resource, such as https://storage.azure.com", quote::object(text)))
@@ -39,6 +44,7 @@ mod tests {
             "",
             "/",
             "https://",
+            "https:",
             "https://a.example//",
             "-x",
             "--resource",
@@ -46,6 +52,16 @@ mod tests {
             "https://a.example\n",
             "https://ä.example",
             "https://a.example/\"x",
+            "https://a.example/.default",
+            "https://a.example/;id",
+            "https://a.example/$IFS",
+            "https://a.example/$(id)",
+            "https://a.example/&id",
+            "https://a.example/|id",
+            "https://a.example/`id`",
+            "https://a.example/*",
+            "https://a.example/#x",
+            "https://a.example/?x=y",
             &long,
         ] {
             assert!(resource(bad).is_err(), "{bad}");
