@@ -25,6 +25,19 @@ impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
 pub(super) trait Cacheable: Debug + Send + Sync + 'static {
     fn about(&self) -> HandedOut;
 
+    /// A token with less life left is neither stored nor served, whatever else fails.
+    const LEAST: Duration = Duration::ZERO;
+
+    /// What to do where one comes with less; `left` is its life.
+    fn too_short(_left: Duration) -> SourceError {
+        SourceError::transient("the token that came has already expired; check this machine's clock")
+    }
+
+    fn is_usable(&self, now: Now) -> bool {
+        let left = self.about().expires.remaining(now);
+        left >= Self::LEAST && !left.is_zero()
+    }
+
     /// For a token with `life` left: how long to serve it, and after how long to renew it ahead.
     fn spans(life: Duration) -> Lifetimes;
 }
@@ -95,10 +108,20 @@ impl Cacheable for AwsSession {
         self.about()
     }
 
+    const LEAST: Duration = LEAST_AWS;
+
+    fn too_short(left: Duration) -> SourceError {
+        SourceError::transient(format!(
+            "the session of AWS that came ends in {} s, too soon for its clients; log in again on the host, or set a \
+             role, whose sessions begin anew",
+            left.as_secs()
+        ))
+    }
+
     /// boto asks again before every call when less than 900 s are left, so more is served where the life allows
     /// it. With the shortest life that STS gives, 900 s, a session is served for 240 s.
     fn spans(life: Duration) -> Lifetimes {
-        let floor = if life >= 2 * AHEAD { AHEAD } else { LEAST_AWS }.min(life * 3 / 4);
+        let floor = if life >= 2 * AHEAD { AHEAD } else { LEAST_AWS }.min(life);
         Lifetimes { served: life - floor, calm: life - floor - FLOOR.min((life - floor) / 4) }
     }
 }
@@ -147,11 +170,11 @@ impl<T: Cacheable> Entry<T> {
 
     fn valid(&self, now: Now) -> Option<&Arc<T>> {
         let cached = self.cached.as_ref()?;
-        (!cached.token.about().expires.is_over(now)).then_some(&cached.token)
+        cached.token.is_usable(now).then_some(&cached.token)
     }
 
     fn fresh(&self, now: Now) -> Option<&Cached<T>> {
-        self.cached.as_ref().filter(|cached| !cached.served.is_over(now))
+        self.cached.as_ref().filter(|cached| !cached.served.is_over(now) && cached.token.is_usable(now))
     }
 }
 
@@ -307,14 +330,10 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
     }
 }
 
-/// Rejects a token that has already expired.
+/// Rejects a token that has expired or ends too soon: the next look asks for another.
 fn alive<T: Cacheable>(token: T) -> Result<T, SourceError> {
-    if token.about().expires.is_over(Now::read()) {
-        return Err(SourceError::transient(
-            "the token that came has already expired; check this machine's clock",
-        ));
-    }
-    Ok(token)
+    let now = Now::read();
+    if token.is_usable(now) { Ok(token) } else { Err(T::too_short(token.about().expires.remaining(now))) }
 }
 
 /// Removes expired entries first, then the least recently used one.

@@ -1,11 +1,12 @@
 //! Sessions of AWS and tokens of Azure: the same caches and flights as for Google's tokens, with keys of their own.
 
 use std::collections::HashSet;
+use std::future::ready;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::cache::Found;
-use super::{LEAST_AWS, Mint, MintFailure};
+use super::{Mint, MintFailure};
 use crate::cloud::{Cloud, without_slash};
 use crate::record::{For, Who};
 use crate::source::aws::{AwsRequest, session_name};
@@ -13,6 +14,9 @@ use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity, Task};
+
+/// Requests to Azure that one identity may have under way; a component uses a handful of resources.
+const MOST_AT_ONCE: usize = 16;
 
 /// The session of programs on this machine.
 const LOCAL: &str = "kfp-local";
@@ -104,17 +108,17 @@ impl Mint {
     pub fn cached_aws_session(&self, ask: &AwsRequest, who: Option<Who<'_>>) -> Option<Arc<AwsSession>> {
         let (session, renewal) = self.aws.fresh(ask, Now::read(), || self.aws_work(ask, who, true))?;
         self.launch(renewal);
-        lasting(session).ok()
+        Some(session)
     }
 
-    /// As [`Mint::access`], for a session of AWS. A session that ends within [`LEAST_AWS`] is a transient failure.
+    /// As [`Mint::access`], for a session of AWS. One that ends within 660 s is a transient failure.
     pub async fn aws_session(
         &self,
         ask: &AwsRequest,
         who: Option<Who<'_>>,
         wait: Duration,
     ) -> Result<Arc<AwsSession>, MintFailure> {
-        self.serve(&self.aws, ask, wait, |renewal| self.aws_work(ask, who, renewal)).await.and_then(lasting)
+        self.serve(&self.aws, ask, wait, |renewal| self.aws_work(ask, who, renewal)).await
     }
 
     /// As [`Mint::cached`], for a token of Azure.
@@ -226,12 +230,28 @@ impl Mint {
         who: Option<Who<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<AzureToken, SourceError>> {
+        let identity = name_of(who);
+        let Some(turn) = self.crowd.enter(identity, MOST_AT_ONCE) else {
+            let why =
+                format!("{MOST_AT_ONCE} tokens of Azure are being made for this identity; ask again later");
+            return Box::pin(ready(Err(SourceError::transient(why))));
+        };
         let (source, ask, log) = (self.sources.azure.clone(), ask.clone(), self.log.clone());
         let making = log.recorder.making(who, For::Resource(&ask.resource), ask.client_id.as_deref(), ahead);
         Box::pin(async move {
             let source = source.ok_or_else(|| absent(Cloud::Azure))?;
-            log.of(TokenKind::AzureToken, making, source.token(&ask)).await
+            let made = log.of(TokenKind::AzureToken, making, source.token(&ask)).await;
+            drop(turn);
+            made
         })
+    }
+}
+
+fn name_of(who: Option<Who<'_>>) -> &str {
+    match who {
+        Some(Who::Container(grant)) => &grant.identity.name,
+        Some(Who::Local(identity) | Who::Session(identity)) => &identity.name,
+        Some(Who::Unknown(_)) | None => "",
     }
 }
 
@@ -240,16 +260,4 @@ fn absent(cloud: Cloud) -> SourceError {
         "kfp-creds has no credentials for {cloud}: add [{}] to kfp-creds.toml",
         cloud.word()
     ))
-}
-
-fn lasting(session: Arc<AwsSession>) -> Result<Arc<AwsSession>, MintFailure> {
-    let left = session.expires.remaining(Now::read());
-    if left >= LEAST_AWS {
-        return Ok(session);
-    }
-    let why = format!(
-        "the session of AWS ends in {} s, which is too soon for its clients; log in again on the host, or set role",
-        left.as_secs()
-    );
-    Err(MintFailure::Transient(why.into()))
 }

@@ -16,6 +16,9 @@ struct Aws {
     life: u64,
     calls: AtomicUsize,
     reload: Mutex<Option<Reloaded>>,
+    refuses: Mutex<Option<&'static str>>,
+    /// The life of the next session, if it is another.
+    next: Mutex<Option<u64>>,
 }
 
 impl AwsSource for Aws {
@@ -26,12 +29,16 @@ impl AwsSource for Aws {
     fn session<'a>(&'a self, _: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
         Box::pin(async move {
             let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(why) = *self.refuses.lock().unwrap() {
+                return Err(SourceError::refused(why));
+            }
+            let life = self.next.lock().unwrap().take().unwrap_or(self.life);
             let secret = |text: String| Secret::new(text);
             Ok(AwsSession {
                 access_key_id: secret(format!("ASIA{number}")),
                 secret_access_key: secret(format!("secret {number}")),
                 session_token: secret(format!("token {number}")),
-                expires: Deadline::after(Now::read(), Duration::from_secs(self.life)),
+                expires: Deadline::after(Now::read(), Duration::from_secs(life)),
                 account: None,
                 id: MintId::random(),
             })
@@ -44,7 +51,10 @@ impl AwsSource for Aws {
 }
 
 #[derive(Debug, Default)]
-struct Azure(AtomicUsize);
+struct Azure {
+    calls: AtomicUsize,
+    takes: Duration,
+}
 
 impl AzureSource for Azure {
     fn kind(&self) -> String {
@@ -57,7 +67,8 @@ impl AzureSource for Azure {
 
     fn token<'a>(&'a self, ask: &'a AzureRequest) -> Pending<'a, Result<AzureToken, SourceError>> {
         Box::pin(async move {
-            let number = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+            let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+            tokio::time::sleep(self.takes).await;
             Ok(AzureToken {
                 value: Secret::new(format!("token {number}")),
                 expires: Deadline::after(Now::read(), Duration::from_secs(3600)),
@@ -70,11 +81,16 @@ impl AzureSource for Azure {
 }
 
 fn aws(life: u64) -> Arc<Aws> {
-    Arc::new(Aws { life, calls: AtomicUsize::new(0), reload: Mutex::default() })
+    let (reload, refuses, next) = Default::default();
+    Arc::new(Aws { life, calls: AtomicUsize::new(0), reload, refuses, next })
 }
 
 fn mint(aws: &Arc<Aws>) -> Arc<Mint> {
-    let (google, azure) = (Scripted::new(1, 3600), Arc::new(Azure::default()));
+    mint_of(aws, &Arc::default())
+}
+
+fn mint_of(aws: &Arc<Aws>, azure: &Arc<Azure>) -> Arc<Mint> {
+    let (google, azure) = (Scripted::new(1, 3600), azure.clone());
     let sources = Sources { google, aws: Some(aws.clone()), azure: Some(azure) };
     Mint::of_clouds(sources, Tasks::new(), Recorder::default())
 }
@@ -197,6 +213,35 @@ async fn a_session_that_ends_too_soon_is_not_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_came_too_short_is_asked_for_again() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    *source.next.lock().unwrap() = Some(600);
+    mint.aws_ahead(&ask, Who::Local(&identity));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(mint.cached_aws_session(&ask, None).is_none());
+    assert_eq!(key(&mint, &ask).await, "ASIA2", "a login meanwhile counts at the next look");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_says_its_own_reason_at_the_end() {
+    let (source, identity) = (aws(3600), identity());
+    let mint = mint(&source);
+    let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
+    key(&mint, &ask).await;
+    *source.refuses.lock().unwrap() = Some("run: aws sso login");
+    tokio::time::sleep(Duration::from_secs(2900)).await;
+    assert_eq!(key(&mint, &ask).await, "ASIA1", "700 s left: the session is still worth more than a failure");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let failure = mint.aws_session(&ask, None, WAIT).await.unwrap_err();
+    assert!(
+        matches!(&failure, MintFailure::Refused(why) if why.to_string() == "run: aws sso login"),
+        "{failure}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn azure_tokens_are_shared_and_go_with_the_last_lease() {
     let (source, identity) = (aws(3600), identity());
     let mint = mint(&source);
@@ -230,4 +275,25 @@ async fn a_cloud_without_credentials_is_refused() {
     let ask = mint.aws_request(&identity(), None, &task()).unwrap();
     let failure = mint.aws_session(&ask, None, WAIT).await.unwrap_err();
     assert!(matches!(&failure, MintFailure::Refused(why) if why.to_string().contains("[aws]")), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_identity_cannot_fill_azure_for_the_others() {
+    let azure = Arc::new(Azure { takes: Duration::from_secs(20), ..Azure::default() });
+    let mint = mint_of(&aws(3600), &azure);
+    let [greedy, other] =
+        ["greedy", "other"].map(|name| Arc::new(Identity { name: name.into(), ..(*identity()).clone() }));
+    let ask =
+        |number: usize| mint.azure_request(&greedy, None, &format!("https://{number}.example")).unwrap();
+    let asks: Vec<_> = (0..20).map(ask).collect();
+    let all = asks.iter().map(|ask| mint.azure_token(ask, Some(Who::Local(&greedy)), WAIT));
+    let outcomes = futures_util::future::join_all(all).await;
+    let said = |outcome: &Result<_, MintFailure>| matches!(outcome, Err(MintFailure::Transient(why)) if why.to_string().contains("being made for this identity"));
+    assert_eq!(outcomes.iter().filter(|outcome| said(outcome)).count(), 4, "{outcomes:?}");
+    assert_eq!(azure.calls.load(Ordering::Relaxed), 16);
+    let _ = mint.azure_token(&ask(21), Some(Who::Local(&other)), WAIT).await;
+    assert_eq!(azure.calls.load(Ordering::Relaxed), 17, "another identity has a count of its own");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let _ = mint.azure_token(&ask(22), Some(Who::Local(&greedy)), WAIT).await;
+    assert_eq!(azure.calls.load(Ordering::Relaxed), 18, "those that ended make room");
 }

@@ -11,6 +11,7 @@ mod cache;
 mod clouds;
 #[cfg(test)]
 mod clouds_tests;
+mod crowd;
 #[cfg(test)]
 mod forgetting_tests;
 mod log;
@@ -30,6 +31,7 @@ pub use log::Health;
 use log::Log;
 
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
+use crate::mint::crowd::Crowd;
 use crate::process::Tasks;
 use crate::record::{For, Recorder, Who};
 use crate::source::aws::{AwsRequest, AwsSource};
@@ -105,6 +107,8 @@ pub struct Mint {
     aws: Arc<Cache<AwsRequest, AwsSession>>,
     azure: Arc<Cache<AzureRequest, AzureToken>>,
     kept: clouds::Kept,
+    /// The requests to Azure that are under way.
+    crowd: Arc<Crowd>,
     log: Arc<Log>,
 }
 
@@ -120,8 +124,8 @@ impl Mint {
         log.ask_who(&*sources.google);
         let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
         let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        let kept = clouds::Kept::default();
-        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, log })
+        let (kept, crowd) = (clouds::Kept::default(), Arc::default());
+        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, crowd, log })
     }
 
     pub fn health(&self) -> Health {
@@ -345,7 +349,7 @@ impl Mint {
                 Ok(Err(error)) => error.into(),
                 Err(_) => MintFailure::Slow,
             };
-            let valid = |token: &Arc<T>| !in_flight.is_void() && !token.about().expires.is_over(Now::read());
+            let valid = |token: &Arc<T>| !in_flight.is_void() && token.is_usable(Now::read());
             return old.filter(valid).ok_or(failure);
         }
     }

@@ -8,6 +8,7 @@ use crate::cloud::Cloud;
 use crate::metadata::{self, AwsAsk, AzureAsk, Failure, Reply};
 use crate::mint::MintFailure;
 use crate::record::For;
+use crate::source::azure::resource;
 use crate::token::{Now, TokenKind};
 use crate::workload::Identity;
 
@@ -51,7 +52,7 @@ impl Server {
             Some(session) => session,
             None => {
                 let made = self.mint.aws_session(&request, who(caller), left(deadline)).await;
-                self.made(caller, made)?
+                self.made(Cloud::Aws, caller, made)?
             }
         };
         let role = request.identity.role.as_deref();
@@ -64,7 +65,9 @@ impl Server {
         if !self.rates.admit(identity) {
             return Err(No(Failure::TooMany, too_many(identity)));
         }
-        let request = self.mint.azure_request(identity, container, &ask.resource);
+        // What is no resource is a container's text, and goes no further.
+        let resource = resource(&ask.resource).map_err(|why| No(Failure::AccessRefused, why))?;
+        let request = self.mint.azure_request(identity, container, &resource);
         let request = request.ok_or_else(|| has_none(identity, Cloud::Azure))?;
         if !identity.azure.as_ref().is_some_and(|azure| azure.allows(&request.resource)) {
             let name = &identity.name;
@@ -78,7 +81,7 @@ impl Server {
             Some(token) => token,
             None => {
                 let made = self.mint.azure_token(&request, who(caller), left(deadline)).await;
-                self.made(caller, made)?
+                self.made(Cloud::Azure, caller, made)?
             }
         };
         let principal = token.client_id.as_deref().or(ask.client_id.as_deref()).unwrap_or_default();
@@ -87,14 +90,14 @@ impl Server {
     }
 
     /// What the mint made; a refusal is also shown on the terminal.
-    fn made<T>(&self, caller: &Caller, made: Result<T, MintFailure>) -> Result<T, No> {
+    fn made<T>(&self, cloud: Cloud, caller: &Caller, made: Result<T, MintFailure>) -> Result<T, No> {
         match made {
             Ok(token) => {
-                self.refusals.over();
+                self.refusals.over(cloud);
                 Ok(token)
             }
             Err(MintFailure::Refused(why)) => {
-                self.refusals.tell(&caller.name(), &why);
+                self.refusals.tell(cloud, &caller.name(), &why);
                 Err(No(Failure::AccessRefused, why.to_string()))
             }
             Err(MintFailure::Transient(why)) => Err(No(Failure::Transient, why.to_string())),

@@ -1,15 +1,20 @@
 //! Shows refused tokens on the terminal: users do not look for "log in again" in a container's log.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
+use crate::cloud::Cloud;
 use crate::console::{Console, Line};
 
-/// Shows each reason once, and again only after a token was minted in between: clients retry.
+/// Reasons shown of one cloud. More are not: some name the resource, which a container chose, and one that asks for
+/// ever new ones must fill neither terminal nor memory.
+const MOST: usize = 32;
+
+/// Shows each reason once, and again only after a token of the same cloud was minted in between: clients retry.
 #[derive(Debug)]
 pub(super) struct Refusals {
     console: Console,
-    said: Mutex<HashSet<String>>,
+    said: Mutex<BTreeMap<Cloud, HashSet<String>>>,
 }
 
 impl Refusals {
@@ -17,18 +22,18 @@ impl Refusals {
         Self { console, said: Mutex::default() }
     }
 
-    /// `why` comes from the source, which words its few texts itself: a caller cannot add new ones and so
-    /// cannot flood the terminal.
-    pub(super) fn tell(&self, whom: &str, why: &str) {
-        let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(why.to_owned());
-        if new {
+    /// `why` comes from the source.
+    pub(super) fn tell(&self, cloud: Cloud, whom: &str, why: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = said.entry(cloud).or_default();
+        if said.len() < MOST && said.insert(why.to_owned()) {
             self.console.say(Line::Refused { what: &format!("a token for {whom}"), why });
         }
     }
 
-    /// A token was minted: every reason may be shown again.
-    pub(super) fn over(&self) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// A token of `cloud` was minted: every reason of it may be shown again.
+    pub(super) fn over(&self, cloud: Cloud) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&cloud);
     }
 }
 
@@ -57,15 +62,31 @@ mod tests {
         let heard = Heard::default();
         let refusals = Refusals::new(Console::new(Form::Quiet, heard.clone()));
         let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
-        refusals.tell("a", "log in again");
-        refusals.tell("b", "log in again");
+        refusals.tell(Cloud::Aws, "a", "log in again");
+        refusals.tell(Cloud::Aws, "b", "log in again");
         assert_eq!(count(), 1);
-        refusals.tell("b", "not allowed");
+        refusals.tell(Cloud::Aws, "b", "not allowed");
         assert_eq!(count(), 2);
-        refusals.over();
-        refusals.tell("a", "log in again");
+        refusals.over(Cloud::Azure);
+        refusals.tell(Cloud::Aws, "a", "log in again");
+        assert_eq!(count(), 2, "another cloud says nothing about this one");
+        refusals.over(Cloud::Aws);
+        refusals.tell(Cloud::Aws, "a", "log in again");
         assert_eq!(count(), 3);
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert!(text.starts_with("kfp-creds: refused       a token for a: log in again\n"), "{text}");
+    }
+
+    #[test]
+    fn what_containers_choose_fills_neither_terminal_nor_memory() {
+        let heard = Heard::default();
+        let refusals = Refusals::new(Console::new(Form::Quiet, heard.clone()));
+        for number in 0..1000 {
+            refusals.tell(Cloud::Azure, "a", &format!("no resource https://{number}.example"));
+        }
+        let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
+        assert_eq!((count(), refusals.said.lock().unwrap()[&Cloud::Azure].len()), (MOST, MOST));
+        refusals.tell(Cloud::Aws, "a", "log in again");
+        assert_eq!(count(), MOST + 1, "another cloud has room of its own");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Caller, Server};
+use crate::cloud::Cloud;
 use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, Service};
 use crate::mint::MintFailure;
 use crate::record::{For, Who};
@@ -53,11 +54,11 @@ impl Server {
             Some(token) => token,
             None => match self.mint.access(&request, who(caller), left(deadline)).await {
                 Ok(token) => {
-                    self.refusals.over();
+                    self.refusals.over(Cloud::Google);
                     token
                 }
                 Err(MintFailure::Refused(why)) => {
-                    self.refusals.tell(&caller.name(), &why);
+                    self.refusals.tell(Cloud::Google, &caller.name(), &why);
                     return Err(No(Failure::AccessRefused, why.to_string()));
                 }
                 Err(MintFailure::Transient(why)) => return Err(No(Failure::Transient, why.to_string())),

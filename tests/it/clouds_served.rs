@@ -192,6 +192,22 @@ async fn a_token_of_azure_is_given_for_listed_resources_alone() {
 }
 
 #[tokio::test]
+async fn what_is_no_resource_is_refused_before_anything_is_asked() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &Identity { azure: Some(Arc::default()), ..clouds::identity() });
+    let secret = [("X-IDENTITY-HEADER", "secret-2")];
+    for bad in ["https://a.example/%3Bid", "https://a.example/%24IFS", "--help", "https%3A%2F%2Fa.example//"]
+    {
+        let app = clouds.ask(2, &format!("{APP_SERVICE}{bad}"), &secret).await;
+        assert_eq!(app.status, 403, "{bad}: {app:?}");
+        assert!(app.json()["message"].as_str().unwrap().contains("is no resource"), "{app:?}");
+        let machine = clouds.ask(2, &format!("{IMDS}{bad}"), &[METADATA]).await;
+        assert_eq!(machine.status, 400, "{bad}: {machine:?}");
+    }
+    assert_eq!(clouds.azure.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
 async fn the_rate_of_an_identity_is_that_of_all_its_clouds() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &Identity { rate: Some(2), ..clouds::identity() });

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::failure::Reason;
 use crate::quote;
 use crate::source::azure::cli::{Az, Program};
@@ -21,6 +23,9 @@ use crate::source::variables::Variables;
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::AzureToken;
 
+/// Programs of one source that run at the same time. Containers choose the resources, and each is a run of its own.
+const RUNS: usize = 4;
+
 /// The host's credentials for Azure.
 #[derive(Debug)]
 pub struct Azure {
@@ -28,6 +33,7 @@ pub struct Azure {
     tenant: Option<String>,
     client_id: Option<String>,
     upstream: Arc<Upstream>,
+    runs: Semaphore,
 }
 
 #[derive(Debug)]
@@ -84,7 +90,7 @@ impl Azure {
             Kind::Entra(entra) => (Some(entra.tenant.clone()), Some(entra.client_id.clone())),
             _ => (settings.tenant.clone(), settings.client_id.clone()),
         };
-        let azure = Self { kind, tenant, client_id, upstream };
+        let azure = Self { kind, tenant, client_id, upstream, runs: Semaphore::new(RUNS) };
         match &azure.client_id {
             Some(id) => azure.can_be(id).map(|()| azure),
             None => Ok(azure),
@@ -117,6 +123,10 @@ impl Azure {
             }
             self.can_be(id)?;
         }
+        let _run = match self.kind {
+            Kind::Az(_) | Kind::Program(_) => self.runs.acquire().await.ok(),
+            Kind::Entra(_) | Kind::Machine(_) | Kind::Offline(_) => None,
+        };
         let client_id = ask.client_id.as_deref().or(self.client_id.as_deref());
         match &self.kind {
             Kind::Az(az) => az.token(ask).await,
