@@ -256,16 +256,16 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.boundary[].condition.description", Kind::Text, "none", "What it is for."),
     key("identity.*.kill_switch", Kind::Flag, "`false`", "Allows `cut-off --disable-account` to disable this identity's service accounts, which invalidates all their tokens, including those that others hold. Only for accounts that nobody else uses.").guarded(),
     key("identity.*.google", Kind::Flag, "`true`", "Containers get tokens of Google. With `false` they see no Google metadata server."),
-    key("identity.*.aws.role", Kind::Text, "must be given, or `own_session`", "The ARN of the role that each container assumes, in a session of its own. Needs `[aws]`."),
+    key("identity.*.aws.role", Kind::Text, "must be given, or `own_session`", "The ARN of the role that each container assumes, in a session of its own. Needs `[aws]`.").guarded(),
     key("identity.*.aws.own_session", Kind::Flag, "`false`", "Containers get your own session, if it is temporary, with all that it may do. Long-lived keys are never handed out.").guarded(),
     key("identity.*.aws.policy", Kind::Text, "none", "A file with a session policy (JSON, at most 2048 characters without blanks) that narrows the role. A relative path starts at the config file.").guarded(),
-    key("identity.*.aws.policy_arns", Kind::List, "`[]`", "ARNs of managed policies that narrow the role, at most 10."),
-    key("identity.*.aws.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of a session, from 900 s to 12 h and at most what the role allows. If your own credentials are those of an assumed role, STS gives 1 h at most."),
-    key("identity.*.aws.tags", Kind::Flag, "`false`", "Tags each session with `pipeline` and `component`; the role has to allow `sts:TagSession`."),
-    key("identity.*.aws.source_identity", Kind::Text, "none", "The source identity of each session, which CloudTrail shows; the role has to allow `sts:SetSourceIdentity`."),
-    key("identity.*.aws.external_id", Kind::Text, "none", "The external id that the role's trust policy asks for."),
-    key("identity.*.azure.client_id", Kind::Text, "that of `[azure]`", "The client id of the principal whose tokens containers get. Needs `[azure]`."),
-    key("identity.*.azure.resources", Kind::List, "`[]`: any", "The resources that containers may request tokens for, such as `\"https://storage.azure.com\"`."),
+    key("identity.*.aws.policy_arns", Kind::List, "`[]`", "ARNs of managed policies that narrow the role, at most 10.").guarded(),
+    key("identity.*.aws.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of a session, from 900 s to 12 h and at most what the role allows. If your own credentials are those of an assumed role, STS gives 1 h at most.").guarded(),
+    key("identity.*.aws.tags", Kind::Flag, "`false`", "Tags each session with `pipeline` and `component`; the role has to allow `sts:TagSession`.").guarded(),
+    key("identity.*.aws.source_identity", Kind::Text, "none", "The source identity of each session, which CloudTrail shows; the role has to allow `sts:SetSourceIdentity`.").guarded(),
+    key("identity.*.aws.external_id", Kind::Text, "none", "The external id that the role's trust policy asks for.").guarded(),
+    key("identity.*.azure.client_id", Kind::Text, "that of `[azure]`", "The client id of the principal whose tokens containers get. Needs `[azure]`.").guarded(),
+    key("identity.*.azure.resources", Kind::List, "`[]`: any", "The resources that containers may request tokens for, such as `\"https://storage.azure.com\"`.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),
     key("rule[].component", Kind::Text, "any", "A pattern for the task's name in its pipeline."),
     key("rule[].function", Kind::Text, "any", "A pattern for the Python function of a lightweight component."),
@@ -314,13 +314,13 @@ mod tests {
                 "audit.file",
                 "metrics.",
                 "identity.*.kill_switch",
-                "identity.*.aws.policy",
-                "identity.*.aws.own_session",
+                "identity.*.aws.",
+                "identity.*.azure.",
                 "aws.",
                 "azure.",
             ]
             .iter()
-            .any(|p| key.path.starts_with(p) && key.path != "identity.*.aws.policy_arns");
+            .any(|p| key.path.starts_with(p));
             assert_eq!(key.guarded, named, "{}", key.path);
         }
     }

@@ -242,8 +242,28 @@ fn what_describes_a_principal_is_checked_at_start() {
     let tenant = Some("corp.example".to_owned());
     let configured = AzurePrincipal { tenant: tenant.clone(), client_id: Some(OTHER_APP.into()) };
     assert_eq!(own(&[secret]), configured);
-    let mixed = AzurePrincipal { tenant, client_id: Some(APP.into()) };
-    assert_eq!(own(&named(("X", ""))), mixed);
+    let directory = [secret, ("AZURE_TENANT_ID", TENANT), ("AZURE_CLIENT_ID", OTHER_APP)];
+    assert_eq!(own(&directory), configured);
+}
+
+#[test]
+fn a_principal_is_named_at_one_place_or_alike() {
+    let fake = FakeEntra::start();
+    let said = |client_id: &str| AzureSettings {
+        client_id: Some(client_id.into()),
+        ..settings(AzureCredentials::Environment)
+    };
+    let opened =
+        |said| Azure::open(&said, &principal(&fake, &[("AZURE_CLIENT_SECRET", SECRET)]), upstream(), None);
+    let why = refusal(opened(said(OTHER_APP)));
+    assert!(why.contains("azure.client_id") && why.contains("AZURE_CLIENT_ID"), "{why}");
+    assert!(!why.contains(APP) && !why.contains(OTHER_APP), "{why}");
+    assert_eq!(opened(said(APP)).unwrap().principal().client_id.as_deref(), Some(APP));
+    // Another issuer's token is exchanged for the config's principal, whoever logged in besides.
+    let federated =
+        AzureCredentials::Federated { token_from: "env:JOB_TOKEN".into(), audience: EXCHANGE.into() };
+    let job = AzureSettings { credentials: federated, ..said(OTHER_APP) };
+    assert_eq!(opened(job).unwrap().principal().client_id.as_deref(), Some(OTHER_APP));
 }
 
 /// A self-signed certificate of this key, as PEM.
@@ -546,6 +566,25 @@ async fn a_command_prints_as_az_does() {
         transient(open(command(&slow, 1), &given).unwrap().token(&ask()).await).contains("ended after 1 s")
     );
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+/// Containers choose the resources, and each is a run of its own.
+#[tokio::test]
+async fn few_programs_run_at_the_same_time() {
+    let scratch = Scratch::new();
+    let script = format!("touch run.$$; ls run.* | wc -l >> counts; sleep 0.3; rm run.$$; {}", printed(900));
+    let program = executable(&scratch, "bin/own", &script);
+    let timeout = Duration::from_secs(9);
+    let command = AzureCredentials::Command { program, arguments: vec![], pass: vec![], timeout };
+    let azure = open(command, &variables(&[("PATH", "/usr/bin:/bin")])).unwrap();
+    let all: Vec<_> = (0..9)
+        .map(|number| AzureRequest { resource: format!("https://{number}.example"), ..ask() })
+        .collect();
+    let outcomes = futures_util::future::join_all(all.iter().map(|ask| azure.token(ask))).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let counts = fs::read_to_string(scratch.0.join("bin/counts")).unwrap();
+    let counts: Vec<u32> = counts.lines().map(|line| line.trim().parse().unwrap()).collect();
+    assert!(counts.len() == 9 && counts.iter().all(|count| *count <= 4), "{counts:?}");
 }
 
 /// The command may be a shell's, and the resource is a container's choice.

@@ -168,4 +168,17 @@ fn a_projects_file_enables_no_cloud_before_it_is_trusted() {
     let env = Environment { variables: own.into_iter().collect(), cwd: home.0.join("project") };
     let told = config::resolve(&Overrides::default(), &env).unwrap_err().to_string();
     assert!(told.contains("`aws.profile`") && told.contains("kfp-creds config trust"), "{told}");
+    // The clouds are the user's own, but what the login is used for is the project's choice.
+    fs::write(home.0.join(".config/kfp-creds/config.toml"), "").unwrap();
+    let parts = "[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/admin\"\npolicy_arns = []\nlifetime = \"1h\"\n\
+                 tags = true\nsource_identity = \"me\"\nexternal_id = \"xx\"\n[identity.a.azure]\nresources = []\n\
+                 client_id = \"01234567-89ab-cdef-0123-456789abcdef\"\n";
+    fs::write(home.0.join("project/kfp-creds.toml"), parts).unwrap();
+    let told = config::resolve(&Overrides::default(), &env).unwrap_err().to_string();
+    for key in ["role", "policy_arns", "lifetime", "tags", "source_identity", "external_id"] {
+        assert!(told.contains(&format!("`identity.a.aws.{key}`")), "{key}: {told}");
+    }
+    for key in ["resources", "client_id"] {
+        assert!(told.contains(&format!("`identity.a.azure.{key}`")), "{key}: {told}");
+    }
 }

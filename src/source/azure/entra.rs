@@ -75,6 +75,13 @@ impl Entra {
                  one, or name other credentials",
             )));
         };
+        // The proof is one principal's. A directory has several names, so those are not compared.
+        let own = settings.client_id.as_deref().zip(variables.text("AZURE_CLIENT_ID"));
+        if own.is_some_and(|(own, said)| !own.eq_ignore_ascii_case(said)) {
+            return Err(SourceError::refused(Reason::advice(
+                "azure.client_id and AZURE_CLIENT_ID name different principals; remove one of them",
+            )));
+        }
         Self::new(settings, variables, proof)
     }
 
@@ -98,8 +105,7 @@ impl Entra {
         };
         let tenant = told(&settings.tenant, "AZURE_TENANT_ID");
         let tenant = tenant.ok_or_else(|| missing("directory", "tenant", "AZURE_TENANT_ID"))?;
-        let client_id =
-            variables.text("AZURE_CLIENT_ID").map(str::to_owned).or_else(|| settings.client_id.clone());
+        let client_id = told(&settings.client_id, "AZURE_CLIENT_ID");
         let client_id = client_id.ok_or_else(|| missing("principal", "client_id", "AZURE_CLIENT_ID"))?;
         for (value, what) in [(&tenant, "tenant"), (&client_id, "client id")] {
             if !is_name(value) {
