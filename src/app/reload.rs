@@ -4,7 +4,7 @@
 //! The file is read again only if its content is trusted (decision 23): a project's file after `kfp-creds
 //! config trust`, and never one that a container can write or could write earlier in the session.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,11 +124,13 @@ async fn look(
     if !wrong.is_empty() {
         return Err(broken(format!("a volume of [[mount]]: {}", wrong.join("; "))));
     }
-    match writable_by_a_container(proxy, file).await {
-        Ok(None) => Ok(new),
-        Ok(Some(place)) => Err(broken(format!("a container can write {}, or could", quote::path(&place)))),
-        Err(why) => Err(broken(why)),
+    // A session policy counts as the file does that names it.
+    for file in std::iter::once(file).chain(new.policies.iter().map(PathBuf::as_path)) {
+        if let Some(place) = writable_by_a_container(proxy, file).await.map_err(broken)? {
+            return Err(broken(format!("a container can write {}, or could", quote::path(&place))));
+        }
     }
+    Ok(new)
 }
 
 fn said(old: &Config, new: &Config, file: &Path, live: usize) -> String {

@@ -25,7 +25,6 @@ use crate::console;
 use crate::policy::Policy;
 use crate::quote;
 use crate::source::google::Endpoints;
-use crate::source::stamp::Stamp;
 use crate::token::{CLOUD_PLATFORM, Scopes};
 use crate::workload::Identity;
 
@@ -46,8 +45,7 @@ pub(super) fn resolve(
     located: Option<Located>,
 ) -> Result<Config, Problems> {
     layers.verdict()?;
-    let (stamp, file) = located.map(|located| (located.stamp, located.path)).unzip();
-    let config = settings(&mut layers, base, env, flags, file, stamp.flatten());
+    let config = settings(&mut layers, base, env, flags, located);
     layers.verdict().map(|()| config)
 }
 
@@ -56,15 +54,18 @@ fn settings(
     base: &Path,
     env: &Environment,
     flags: &Overrides,
-    file: Option<PathBuf>,
-    stamp: Option<Stamp>,
+    located: Option<Located>,
 ) -> Config {
+    let stamp = located.as_ref().and_then(|located| located.stamp);
+    let (file, policies) = located.map(|located| (located.path, located.policies)).unzip();
+    let policies = policies.unwrap_or_default();
     let mut delegates = judged_as(say, "impersonate", chain).unwrap_or_default();
     let impersonate = delegates.pop();
     let subject = judged(say, "subject", account);
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
     let source = source(say, (base, &beside), env);
-    let at = clouds::Place { beside: &beside, env, offline: source == SourceChoice::Offline };
+    let at =
+        clouds::Place { beside: &beside, env, policies: &policies, offline: source == SourceChoice::Offline };
     let (aws, azure) = (clouds::aws(say, at), clouds::azure(say, at));
     let enabled = (say.is_table("aws"), say.is_table("azure"));
     let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, enabled);
@@ -98,6 +99,7 @@ fn settings(
         aws,
         azure,
         policy,
+        policies: policies.into_values().map(|policy| policy.path).collect(),
         compiled: compiled(say, &beside, env),
         clear_entrypoint: say.flag("clear_entrypoint").unwrap_or(true),
         identities,
@@ -385,7 +387,7 @@ mod tests {
         let mut layers = Layers::default();
         layers.file(Path::new("/a/kfp-creds.toml"), text);
         assert_eq!(layers.verdict(), Ok(()));
-        settings(&mut layers, Path::new("/a"), &env, &flags, None, None);
+        settings(&mut layers, Path::new("/a"), &env, &flags, None);
         let keys: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_owned()).collect();
         assert_eq!(layers.read.take(), keys);
     }

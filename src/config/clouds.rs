@@ -1,11 +1,13 @@
 //! `[aws]` and `[azure]`, and their parts of an identity. A cloud whose table is missing is absent for every
 //! container.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
+use super::find::PolicyFile;
 use super::forms::{address, is_name, place, printable, span};
 use super::layers::{Layers, accepted, judged, judged_as};
 use super::provider::{exec, seconds, token_from};
@@ -29,6 +31,7 @@ const LIFETIMES: std::ops::RangeInclusive<u64> = 900..=43_200;
 pub(super) struct Place<'a> {
     pub(super) beside: &'a Path,
     pub(super) env: &'a Environment,
+    pub(super) policies: &'a BTreeMap<String, PolicyFile>,
     pub(super) offline: bool,
 }
 
@@ -203,24 +206,27 @@ fn policy(say: &mut Layers, path: &str, at: Place<'_>) -> Option<String> {
     if !say.is_path(path, &text) {
         return None;
     }
-    let file = at.beside.join(&text);
-    let problem = match std::fs::read(&file) {
-        Err(error) => format!("{} cannot be read: {}", quote::path(&file), error.kind()),
-        Ok(bytes) => match serde_json::from_slice::<serde_json::Value>(&bytes) {
-            Ok(policy) if policy["Statement"].is_null() => {
-                format!("{} has no Statement, so it is no policy of IAM", quote::path(&file))
-            }
-            Ok(policy) => match policy.to_string() {
-                text if text.len() > LONGEST_POLICY => {
-                    format!("{} is longer than {LONGEST_POLICY} characters", quote::path(&file))
-                }
-                text => return Some(text),
-            },
-            Err(_) => format!("{} is no JSON", quote::path(&file)),
-        },
-    };
-    say.problem(path, problem);
-    None
+    let PolicyFile { path: file, content } = at.policies.get(&text)?;
+    match content.as_ref().map_err(Clone::clone).and_then(|bytes| compact(bytes)) {
+        Ok(policy) => Some(policy),
+        Err(why) => {
+            say.problem(path, format_args!("{} {why}", quote::path(file)));
+            None
+        }
+    }
+}
+
+/// The error is a fragment about the file.
+fn compact(bytes: &[u8]) -> Result<String, String> {
+    let policy: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| "is no JSON")?;
+    if policy["Statement"].is_null() {
+        return Err("has no Statement, so it is no policy of IAM".into());
+    }
+    let text = policy.to_string();
+    match text.chars().count() <= LONGEST_POLICY {
+        true => Ok(text),
+        false => Err(format!("is longer than {LONGEST_POLICY} characters")),
+    }
 }
 
 fn policy_arns(say: &mut Layers, path: &str) -> Vec<String> {

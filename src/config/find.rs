@@ -3,9 +3,11 @@
 //! A file found in a project comes from a repository that others wrote. It may choose among identities, but
 //! it may not say where credentials are read from or sent to until the user has read and trusted its content
 //! (decision 23 of `docs/ARCHITECTURE.md`). Trust is a line in the user's own state file: the SHA-256 of the
-//! content and the path; any other content or path is not trusted.
+//! content and the path; any other content or path is not trusted. The session policies that the file names are part of
+//! its content.
 
-use std::fs::{self, File, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ pub const FILE: &str = "kfp-creds.toml";
 
 /// A config is read whole before it is parsed; a file larger than this is a mistake.
 const LARGEST: u64 = 1 << 20;
+/// A session policy has 2048 characters at most, without its blanks.
+const LARGEST_POLICY: u64 = 64 << 10;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Found {
@@ -36,13 +40,28 @@ pub(super) struct Located {
     pub text: String,
     /// The stamp of the file that was read; see `Config::stamp`.
     pub stamp: Option<Stamp>,
+    /// By the text that names them.
+    pub policies: BTreeMap<String, PolicyFile>,
     found: Found,
     /// Other users who can write the file, if any.
     exposed: Option<&'static str>,
 }
 
-/// The config file to use: the named one, else the nearest ancestor's, else the user's.
+/// A session policy of the file, read once with it: what was checked for trust is what is sent.
+#[derive(Debug)]
+pub(super) struct PolicyFile {
+    pub path: PathBuf,
+    /// The error is a fragment about the file.
+    pub content: Result<Vec<u8>, String>,
+}
+
+/// The config file to use, with the session policies that it names.
 pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
+    Ok(find(named, env)?.map(|located| Located { policies: policies(&located), ..located }))
+}
+
+/// The config file to use: the named one, else the nearest ancestor's, else the user's.
+fn find(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
     if let Some(path) = named {
         if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
             return Err(format!(
@@ -67,29 +86,63 @@ pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<L
 }
 
 fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
-    let failed = |error: io::Error| format!("{}: cannot be read: {error}", quote::path(path));
+    let told = |why: String| format!("{}: {why}", quote::path(path));
+    let Some((bytes, about)) = bounded(path, LARGEST).map_err(told)? else { return Ok(None) };
+    let text = String::from_utf8(bytes).map_err(|_| told("is not UTF-8".into()))?;
+    let (exposed, stamp) = (exposure_of(&about), Stamp::of_opened(&about));
+    Ok(Some(Located { path: path.to_owned(), text, stamp, policies: BTreeMap::new(), found, exposed }))
+}
+
+/// The content of a regular file of at most `largest` bytes; `None` if there is no file. The error is a fragment about
+/// the file.
+fn bounded(path: &Path, largest: u64) -> Result<Option<(Vec<u8>, Metadata)>, String> {
+    let failed = |error: io::Error| format!("cannot be read: {error}");
     // NONBLOCK, so that opening a pipe without a writer does not hang.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = match opened {
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(format!("{}: is not a file", quote::path(path)));
+        return Err("is not a file".into());
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(format!("{}: is larger than 1 MiB", quote::path(path)));
+    file.take(largest + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > largest {
+        let size = if largest >= 1 << 20 {
+            format!("{} MiB", largest >> 20)
+        } else {
+            format!("{} KiB", largest >> 10)
+        };
+        return Err(format!("is larger than {size}"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", quote::path(path)))?;
-    let us = rustix::process::geteuid().as_raw();
-    let exposed = exposure(about.mode(), about.uid(), us);
-    let stamp = Stamp::of_opened(&about);
-    Ok(Some(Located { path: path.to_owned(), text, stamp, found, exposed }))
+    Ok(Some((bytes, about)))
+}
+
+/// The files of `identity.*.aws.policy`. A relative path starts at the config file.
+fn policies(located: &Located) -> BTreeMap<String, PolicyFile> {
+    // A mistake in the file is told by those that read it for its values.
+    let table: toml::Table = toml::from_str(&located.text).unwrap_or_default();
+    let identities = table.get("identity").and_then(toml::Value::as_table).into_iter().flatten();
+    let named = identities.filter_map(|(_, identity)| identity.get("aws")?.get("policy")?.as_str());
+    let beside = located.path.parent().unwrap_or(&located.path);
+    let read = |text: &str| {
+        let path = beside.join(text);
+        let content = bounded(&path, LARGEST_POLICY).and_then(|found| match found {
+            None => Err("cannot be read: there is no such file".into()),
+            Some((bytes, about)) => {
+                exposure_of(&about).map_or(Ok(bytes), |why| Err(format!("counts for nothing: {why}")))
+            }
+        });
+        (text.to_owned(), PolicyFile { path, content })
+    };
+    named.filter(|text| quote::no_path(text).is_none()).map(read).collect()
+}
+
+fn exposure_of(about: &Metadata) -> Option<&'static str> {
+    exposure(about.mode(), about.uid(), rustix::process::geteuid().as_raw())
 }
 
 /// Which other users can write a file with this mode and owner.
@@ -138,13 +191,23 @@ impl Located {
         self.exposed
     }
 
+    /// Of the file alone, if it names no session policy.
+    fn digest(&self) -> String {
+        let mut content = self.text.clone();
+        for (text, PolicyFile { content: policy, .. }) in &self.policies {
+            let digest = policy.as_ref().map_or_else(|_| "none".into(), |bytes| digest_of(bytes));
+            content.push_str(&format!("\0{text}\0{digest}"));
+        }
+        digest_of(content.as_bytes())
+    }
+
     /// The line in the state file. The path is resolved, so that a link to another place is another path.
     fn record(&self) -> Result<String, String> {
         let path = self.path.canonicalize();
         let path =
             path.map_err(|error| format!("{}: cannot be resolved: {error}", quote::path(&self.path)))?;
         match path.to_str() {
-            Some(text) if !text.contains('\n') => Ok(format!("{} {text}", digest_of(self.text.as_bytes()))),
+            Some(text) if !text.contains('\n') => Ok(format!("{} {text}", self.digest())),
             _ => Err(format!("{}: a path that is not plain text cannot be trusted", quote::path(&self.path))),
         }
     }

@@ -258,7 +258,7 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.google", Kind::Flag, "`true`", "Containers get tokens of Google. With `false` they see no Google metadata server."),
     key("identity.*.aws.role", Kind::Text, "must be given, or `own_session`", "The ARN of the role that each container assumes, in a session of its own. Needs `[aws]`.").guarded(),
     key("identity.*.aws.own_session", Kind::Flag, "`false`", "Containers get your own session, if it is temporary, with all that it may do. Long-lived keys are never handed out.").guarded(),
-    key("identity.*.aws.policy", Kind::Text, "none", "A file with a session policy (JSON, at most 2048 characters without blanks) that narrows the role. A relative path starts at the config file.").guarded(),
+    key("identity.*.aws.policy", Kind::Text, "none", "A file with a session policy (JSON, at most 2048 characters without blanks) that narrows the role. A relative path starts at the config file. `config trust` trusts its content too, so it has to be trusted again when that changes.").guarded(),
     key("identity.*.aws.policy_arns", Kind::List, "`[]`", "ARNs of managed policies that narrow the role, at most 10.").guarded(),
     key("identity.*.aws.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of a session, from 900 s to 12 h and at most what the role allows. If your own credentials are those of an assumed role, STS gives 1 h at most.").guarded(),
     key("identity.*.aws.tags", Kind::Flag, "`false`", "Tags each session with `pipeline` and `component`; the role has to allow `sts:TagSession`.").guarded(),

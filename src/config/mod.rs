@@ -151,6 +151,8 @@ pub struct Config {
     pub log: String,
     /// The config file that was read, if any.
     pub file: Option<PathBuf>,
+    /// The files of session policies that the config file names.
+    pub policies: Vec<PathBuf>,
     /// The stamp of the file as read.
     pub stamp: Option<Stamp>,
     /// The command line's settings, for reading the file again.
@@ -313,6 +315,8 @@ pub fn init(file: Option<&Path>, env: &Environment) -> Result<PathBuf, Problems>
 pub struct Trust {
     pub file: PathBuf,
     pub guarded: Vec<Guarded>,
+    /// The session policies that it names, whose content is trusted with it.
+    pub policies: Vec<PathBuf>,
 }
 
 impl fmt::Display for Trust {
@@ -320,6 +324,9 @@ impl fmt::Display for Trust {
         writeln!(f, "trusted {}, as it is now", quote::path(&self.file))?;
         for Guarded { key, line, value } in &self.guarded {
             writeln!(f, "  line {line}: {key} = {value}")?;
+        }
+        for policy in &self.policies {
+            writeln!(f, "  and the session policy {}, as it is now", quote::path(policy))?;
         }
         Ok(())
     }
@@ -341,5 +348,6 @@ pub fn trust(flags: &Overrides, env: &Environment) -> Result<Trust, Problems> {
         .into());
     }
     find::Trusted::open(env)?.add(&located)?;
-    Ok(Trust { file: located.path, guarded })
+    let policies = located.policies.into_values().map(|policy| policy.path).collect();
+    Ok(Trust { file: located.path, guarded, policies })
 }

@@ -1,6 +1,7 @@
 //! `[aws]`, `[azure]` and their parts of an identity, as a user writes them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -157,6 +158,46 @@ fn a_policy_has_to_be_one_and_to_fit() {
         let told = home.resolve(&[]).unwrap_err();
         assert!(told.contains(expected) && !told.contains("xxx"), "{told}");
     }
+}
+
+#[test]
+fn a_session_policy_is_trusted_with_the_file_that_names_it() {
+    let home = Home::new("");
+    let project = home.0.join("project");
+    fs::create_dir_all(&project).unwrap();
+    let role = "role = \"arn:aws:iam::123456789012:role/r\"";
+    let text = format!("[aws]\nprofile = \"dev\"\n[identity.a.aws]\n{role}\npolicy = \"p.json\"\n");
+    fs::write(project.join("kfp-creds.toml"), text).unwrap();
+    fs::write(project.join("p.json"), r#"{"Statement": []}"#).unwrap();
+    let own = [("HOME".to_owned(), home.0.display().to_string())];
+    let env = Environment { variables: own.into_iter().collect(), cwd: project.clone() };
+    let flags = Overrides::default();
+    assert!(config::resolve(&flags, &env).is_err());
+    let told = config::trust(&flags, &env).unwrap().to_string();
+    assert!(told.contains("and the session policy") && told.contains("p.json"), "{told}");
+    let config = config::resolve(&flags, &env).unwrap();
+    assert_eq!(config.policies, [project.join("p.json")]);
+    fs::write(project.join("p.json"), r#"{"Statement": ["wider"]}"#).unwrap();
+    let told = config::resolve(&flags, &env).unwrap_err().to_string();
+    assert!(told.contains("kfp-creds config trust"), "{told}");
+    assert!(matches!(config::reread(&config, &env), Err(config::Unread::Untrusted(_))));
+    fs::write(project.join("p.json"), r#"{"Statement": []}"#).unwrap();
+    assert!(config::reread(&config, &env).is_ok());
+}
+
+#[test]
+fn a_policy_is_a_small_file_that_nobody_else_writes() {
+    let text = "[aws]\nprofile = \"dev\"\n[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\npolicy = \"p.json\"\n";
+    let home = Home::new(text);
+    let file = home.0.join(".config/kfp-creds/p.json");
+    let made = std::process::Command::new("mkfifo").arg(&file).status().unwrap();
+    assert!(made.success() && home.resolve(&[]).unwrap_err().contains("is not a file"));
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, format!("{{\"Statement\": []{}}}", " ".repeat(64 << 10))).unwrap();
+    assert!(home.resolve(&[]).unwrap_err().contains("larger than 64 KiB"));
+    fs::write(&file, r#"{"Statement": []}"#).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(home.resolve(&[]).unwrap_err().contains("everybody can write it"));
 }
 
 #[test]
