@@ -134,12 +134,11 @@ impl Denial {
     }
 
     /// Reads AWS's form of an error. Codes there look like any text (`AccessDenied`), so only those that the caller
-    /// knows leave it.
+    /// knows leave it. Emulators put the error where EC2 has it, one level deeper.
     pub(crate) fn read_xml(&mut self, body: &[u8], known: &[&str]) {
-        let document = Document::read(body);
-        let Some(code) = document.as_ref().and_then(|answer| answer.text("ErrorResponse/Error/Code")) else {
-            return;
-        };
+        let Some(answer) = Document::read(body) else { return };
+        let places = ["ErrorResponse/Error/Code", "ErrorResponse/Errors/Error/Code"];
+        let Some(code) = places.iter().find_map(|place| answer.text(place)) else { return };
         self.foreign = false;
         self.code = known.iter().find(|one| **one == code.expose()).map(|one| (*one).to_owned());
     }
@@ -258,6 +257,13 @@ mod tests {
         let mut page = Denial::read("https://a.example/", 403, b"<html><b>Blocked</b></html>");
         page.read_xml(b"<html><b>Blocked</b></html>", &["AccessDenied"]);
         assert!(page.is_transient(), "a firewall's page is not AWS's answer");
+        // moto's form of what a policy does not allow.
+        let deeper = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<ErrorResponse><Errors><Error><Code>AccessDenied</Code>\
+                      <Message>s3cret</Message><Type>Sender</Type></Error></Errors></ErrorResponse>";
+        let mut denial = Denial::read("https://a.example/", 403, deeper.as_bytes());
+        denial.read_xml(deeper.as_bytes(), &["AccessDenied"]);
+        assert_eq!(denial.to_string(), "a.example answered 403 AccessDenied");
+        assert!(!denial.is_transient(), "it would be asked again and again");
     }
 
     #[test]
