@@ -1,6 +1,7 @@
 //! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
 //! program: `docs/CLIENTS.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
 
+mod clouds;
 mod troubled;
 
 use std::collections::BTreeMap;
@@ -179,6 +180,8 @@ fn document(seen: &Value, was: &str) -> String {
             list(row, "asked").iter().filter_map(Value::as_str).map(|path| format!("`{path}`")).collect();
         writeln!(out, "| {} | {} |", text(row, "name"), asked.join(" ")).unwrap();
     }
+    // Another test's.
+    out += &clouds::kept(was);
     out
 }
 

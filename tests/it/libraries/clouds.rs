@@ -49,7 +49,8 @@ const FAULTS: &str = "
 *503*: for 3 s credentials get what they get when STS or Entra cannot be reached; *2 s*: the first reply takes that long.
 *200 s left*: the first credentials have so much left, later ones the least that is served (660 s, or 600 s on Azure). *refused*: the
 role may not be assumed, or the resource is not on the list; *shown*: the error says why in our words. *cloud is absent*: the
-identity has Google alone, and the client looks at 169.254.169.254 with no variable that leads there; every error comes within 15 s.
+identity has Google alone, and the client looks at 169.254.169.254 with no variable that leads there; every error comes within 15 s, unless
+a client tries on.
 Where an identity has AWS and Azure and `google = false`, `google.auth.default()` fails within 3 s.
 ";
 
@@ -67,6 +68,7 @@ fn every_client_of_aws_and_azure_finds_its_credentials() {
     assert!(missing.is_empty(), "{missing:?}; scripts/setup --clients installs them");
     let mut faults: Vec<String> = list(&seen, "rows").iter().filter_map(fault).collect();
     faults.extend(google_fault(&seen["google"]));
+    faults.extend(forbidden_fault(&seen["forbidden"]));
     assert!(faults.is_empty(), "{} clients are not as they should be:\n{}", faults.len(), faults.join("\n"));
     let was = std::fs::read_to_string(book()).unwrap_or_default();
     let is = format!("{}\n\n{HEADING}\n{}", without(&was).trim_end_matches('\n'), document(&seen));
@@ -126,6 +128,13 @@ fn google_fault(google: &Value) -> Option<String> {
     let quick = google["after"].as_f64().is_some_and(|after| after < GOOGLE_LOOKS);
     let good = quick && error.starts_with("DefaultCredentialsError: ");
     (!good).then(|| format!("google-auth where there is no Google: {google}"))
+}
+
+/// A session that cannot be had ends the program before a client could wait for it.
+fn forbidden_fault(forbidden: &Value) -> Option<String> {
+    let said = forbidden["said"].as_str().unwrap_or_default();
+    let good = forbidden["code"] == 66 && said.contains("kfp-forbidden") && said.contains("AccessDenied");
+    (!good).then(|| format!("a role that may not be assumed, at the start: {forbidden}"))
 }
 
 fn document(seen: &Value) -> String {
@@ -195,7 +204,7 @@ fn verdicts(section: &str) -> BTreeMap<(usize, String), Vec<String>> {
         let cells: Vec<String> =
             line.trim_matches(['|', ' ']).split(" | ").map(|cell| cell.trim().to_string()).collect();
         match cells.as_slice() {
-            [client, form, cells @ ..] if line.starts_with("| ") => {
+            [client, form, cells @ ..] if line.starts_with("| ") && !line.starts_with("| ---") => {
                 let skipped = usize::from(tables == 1).min(cells.len());
                 found.insert((tables, format!("{client} {form}")), cells[skipped..].to_vec());
             }
@@ -243,5 +252,12 @@ fn the_section_claims_verdicts_and_reasons_and_no_versions() {
     let google = |after: f64, error: &str| google_fault(&serde_json::json!({"after": after, "error": error}));
     assert_eq!(google(0.2, "DefaultCredentialsError: not found"), None);
     assert!(google(3.5, "DefaultCredentialsError: not found").is_some());
-    assert!(google(0.2, "RefreshError: x").is_some() && google_fault(&serde_json::json!({"after": 0.2})).is_some());
+    let forbidden = |code: u8| {
+        forbidden_fault(&serde_json::json!({"code": code, "said": "role/kfp-forbidden (403 AccessDenied)"}))
+    };
+    assert!(forbidden(66).is_none() && forbidden(0).is_some());
+    assert!(
+        google(0.2, "RefreshError: x").is_some()
+            && google_fault(&serde_json::json!({"after": 0.2})).is_some()
+    );
 }

@@ -2,7 +2,9 @@
 
 `faults.py` for AWS and Azure. The condition of the run:
 
-    normal, refused, absent   nothing is changed
+    normal, absent            nothing is changed
+    refused                   on AWS, what the program says of a role that may not be assumed (on Azure it says itself that a
+                              resource is not on the list)
     503                       for 3 s from the first of them, requests for credentials get what the program says when
                               STS or Microsoft Entra cannot be reached
     slow                      the first such reply takes 2 s, the longest that the program holds a request; then it has
@@ -21,6 +23,10 @@ LEFT = {"aws": (200, 660), "azure": (200, 600)}
 ROLE = re.compile(r"/latest/meta-data/iam/security-credentials/[^/]+")
 
 
+def reply(status, form, body):
+    return (f"HTTP/1.1 {status}\r\nContent-Type: {form}\r\nContent-Length: {len(body)}\r\n\r\n{body}").encode("ascii")
+
+
 class CloudFaults(Faults):
     """`handed_out` has what identifies credentials: the key id of AWS, the token of Azure."""
 
@@ -33,6 +39,8 @@ class CloudFaults(Faults):
                 first, self.first = self.first is None, time.monotonic()
             if first:
                 time.sleep(LATENCY)
+        if self.condition == "refused" and kind and kind.startswith("aws"):
+            return self.refusal(kind)
         if not (self.condition == "503" and kind):
             return None
         with self.lock:
@@ -48,8 +56,13 @@ class CloudFaults(Faults):
         else:
             body = json.dumps({"statusCode": 503, "message": text, "error": "temporarily_unavailable",
                                "error_description": text})
-        return (f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {form}\r\nContent-Length: {len(body)}\r\n\r\n"
-                f"{body}").encode("ascii")
+        return reply("503 Service Unavailable", form, body)
+
+    def refusal(self, kind):
+        # As in tests/golden/aws/refused-*.http.
+        self.said = "the role may not be assumed: sts:AssumeRole is missing"
+        body = json.dumps({"Code": "AccessDenied", "Message": self.said}, separators=(",", ":"))
+        return reply("200 OK" if kind == "aws-imds" else "403 Forbidden", "application/json", body)
 
     def changed(self, kind, top, body):
         said = json.loads(body) if body.startswith(b"{") else {}

@@ -11,9 +11,16 @@ NODE = WORK / "node-clouds"
 CONTAINER, IMDS, APP_SERVICE = "container credentials", "IMDS", "App Service"
 
 # Reasons that several share.
-ONCE = "it asks once and waits for 1 s"
-ANONYMOUS = "it goes on without credentials"
-NEW_ONE = "its credentials cannot be reached: a new client asks again"
+STORE_ONLY = "it reads and writes objects, and shows nothing of its credentials"
+BOTO_503 = "its three tries take 2 s"
+BOTO_NEAR = "with less than 15 minutes left it asks before every call"
+BOTO_ABSENT = "boto says `Unable to locate credentials` whatever the reason"
+ONE_TRY = "it asks IMDS once, and waits for 1 s"
+JS_SILENT = "it says that no provider has credentials, and not why"
+ANONYMOUS = "it goes on without credentials, and what a person reads is the answer of S3"
+STATUS_ONLY = "it shows the status and not the text"
+BY_CHANCE = "its ten tries have waits of random length, 2 s and more in all"
+BOTO = {"503": BOTO_503, "near": BOTO_NEAR, "absent": BOTO_ABSENT}
 
 
 def python(name, library, package, form, steps, family="Python", **more):
@@ -42,22 +49,34 @@ REGION = ["api", "region", "refresh"]
 AZURE = ["identity", "refresh", "api"]
 
 CLIENTS = [
-    python("boto3", "boto3", "boto3", CONTAINER, AWS),
-    python("boto3", "boto3", "boto3", IMDS, AWS),
-    python("aiobotocore", "aiobotocore", "aiobotocore", CONTAINER, AWS),
-    python("s3fs", "s3fs", "s3fs", CONTAINER, STORE),
-    node("@aws-sdk", "aws", "@aws-sdk/client-sts", CONTAINER, AWS),
-    node("@aws-sdk", "aws", "@aws-sdk/client-sts", IMDS, AWS),
-    python("pyarrow S3", "pyarrow-s3", "pyarrow", CONTAINER, REGION, family="C++"),
-    python("pyarrow S3", "pyarrow-s3", "pyarrow", IMDS, REGION, family="C++"),
-    python("obstore S3", "obstore-s3", "obstore", IMDS, STORE, family="Rust"),
-    python("minio", "minio", "minio", CONTAINER, STORE),
-    python("minio", "minio", "minio", IMDS, STORE),
+    python("boto3", "boto3", "boto3", CONTAINER, AWS, notes=BOTO),
+    python("boto3", "boto3", "boto3", IMDS, AWS, notes={"503, slow": ONE_TRY, "refused, absent": BOTO_ABSENT}),
+    python("aiobotocore", "aiobotocore", "aiobotocore", CONTAINER, AWS, notes=BOTO),
+    python("s3fs", "s3fs", "s3fs", CONTAINER, STORE, notes={**BOTO, "identity, region": STORE_ONLY}),
+    node("@aws-sdk", "aws", "@aws-sdk/client-sts", CONTAINER, AWS, notes={"refused, absent": JS_SILENT}),
+    node("@aws-sdk", "aws", "@aws-sdk/client-sts", IMDS, AWS,
+         notes={"503, slow": ONE_TRY, "refused, absent": JS_SILENT}),
+    python("pyarrow S3", "pyarrow-s3", "pyarrow", CONTAINER, REGION, family="C++",
+           notes={"identity": STORE_ONLY, "503, refused, absent": ANONYMOUS}),
+    python("pyarrow S3", "pyarrow-s3", "pyarrow", IMDS, REGION, family="C++",
+           notes={"identity": STORE_ONLY, "503, refused, absent": ANONYMOUS}),
+    python("obstore S3", "obstore-s3", "obstore", IMDS, STORE, family="Rust", by_chance=["503"],
+           notes={"identity, region": STORE_ONLY, "503": BY_CHANCE,
+                  "refused": "it reads no `Code` and misses a field"}),
+    python("minio", "minio", "minio", CONTAINER, STORE,
+           notes={"identity, region": STORE_ONLY, "refused, absent": STATUS_ONLY}),
+    python("minio", "minio", "minio", IMDS, STORE, notes={"identity, region": STORE_ONLY, "absent": STATUS_ONLY}),
     python("azure-identity", "azure-identity", "azure-identity", APP_SERVICE, AZURE),
     python("azure-identity", "azure-identity", "azure-identity", IMDS, AZURE),
-    node("@azure/identity", "azure", "@azure/identity", APP_SERVICE, ["identity", "api"]),
-    node("@azure/identity", "azure", "@azure/identity", IMDS, ["identity", "api"]),
-    python("adlfs", "adlfs", "adlfs", APP_SERVICE, STORE, patience=15),
-    python("pyarrow Azure", "pyarrow-azure", "pyarrow", APP_SERVICE, STORE, family="C++"),
-    python("obstore Azure", "obstore-azure", "obstore", APP_SERVICE, STORE, family="Rust"),
+    node("@azure/identity", "azure", "@azure/identity", APP_SERVICE, ["identity", "api"],
+         notes={"refresh": "a process keeps its token and has no means to discard it"}),
+    node("@azure/identity", "azure", "@azure/identity", IMDS, ["identity", "api"],
+         notes={"refresh": "a process keeps its token and has no means to discard it"}),
+    python("adlfs", "adlfs", "adlfs", APP_SERVICE, STORE, patience=10,
+           notes={"identity": STORE_ONLY, "refused, absent": "its storage client repeats this for more than a minute, and "
+                                                             "logs the text each time"}),
+    python("pyarrow Azure", "pyarrow-azure", "pyarrow", APP_SERVICE, STORE, family="C++",
+           notes={"identity": STORE_ONLY, "refused, absent": "it says that authentication failed, and not why"}),
+    python("obstore Azure", "obstore-azure", "obstore", APP_SERVICE, STORE, family="Rust", by_chance=["503"],
+           notes={"identity": STORE_ONLY, "503": BY_CHANCE}),
 ]

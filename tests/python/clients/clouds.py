@@ -43,6 +43,10 @@ def cloud_of(client):
     return "aws" if client["form"] in (CONTAINER, IMDS) and "zure" not in client["name"] else "azure"
 
 
+class Ended(Exception):
+    """The program ended at its start: whose, its exit code and what it said."""
+
+
 class Program:
     """`serve --listen` of the program under test with one identity; `environment` is what it printed."""
 
@@ -67,7 +71,8 @@ class Program:
             stdout=subprocess.PIPE, stderr=open(self.log, "wb"), text=True)
         line = self.child.stdout.readline()
         if not line:
-            sys.exit(f"the program ended at its start ({name}): {self.log.read_text()}")
+            self.stop()
+            raise Ended(name, self.child.returncode, self.log.read_text())
         self.environment = json.loads(line)["environment"]
 
     @property
@@ -97,8 +102,7 @@ class Stage:
         aws = f'[identity.default.aws]\nrole = "{role_arn(ROLE)}"\n'
         azure = f'[identity.default.azure]\nresources = ["{STORAGE}"]\n'
         both = aws + azure
-        refused = (f'[identity.default.aws]\nrole = "{role_arn(FORBIDDEN)}"\n'
-                   '[identity.default.azure]\nresources = ["https://vault.azure.net"]\n')
+        vault = azure.replace(STORAGE, "https://vault.azure.net")
         self.programs = []
 
         def start(name, *more):
@@ -107,7 +111,7 @@ class Stage:
 
         try:
             self.guarded, self.open = start("guarded", both), start("open", both, "--open")
-            self.refused, self.refused_open = start("refused", refused), start("refused-open", refused, "--open")
+            self.refused, self.refused_open = start("refused", aws + vault), start("refused-open", aws + vault, "--open")
             self.google = start("google", "", "--open")
             self.no_google = start("no-google", "[identity.default]\ngoogle = false\n" + both, "--open")
         except BaseException:
@@ -292,6 +296,17 @@ def without_google(stage):
     return seen["steps"].get("identity", {"said": seen["said"]})
 
 
+def with_a_forbidden_role(stage, program):
+    """How the program ends that cannot have the session it is asked for."""
+    identity = f'[identity.default.aws]\nrole = "{role_arn(FORBIDDEN)}"\n'
+    try:
+        Program(program, stage.folder, "forbidden", stage.clouds, identity).stop()
+    except Ended as ended:
+        _, code, said = ended.args
+        return {"code": code, "said": said}
+    return {"code": None, "said": "it started"}
+
+
 def apart(arguments):
     """This again as the first process of namespaces of its own, which end with it, and that with us."""
     # Without root, as root of a user namespace.
@@ -350,11 +365,11 @@ def main():
                 if given.loud:
                     print(client["name"], json.dumps(done, indent=1), file=sys.stderr)
                 rows.append(row(client, done))
-        google = without_google(stage)
+        google, forbidden = without_google(stage), with_a_forbidden_role(stage, given.program)
         stage.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"rows": rows, "absent": absent, "google": google}, indent=1))
+    print(json.dumps({"rows": rows, "absent": absent, "google": google, "forbidden": forbidden}, indent=1))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class Faults:
         self.tokens = 0
         self.first = None
 
-    def serve(self):
+    def serve(self, at=METADATA):
+        """Listens at once; returns the address."""
         outer = self
 
         class Handler(socketserver.BaseRequestHandler):
@@ -51,15 +52,16 @@ class Faults:
             allow_reuse_address = daemon_threads = True
             request_queue_size = 128
 
-        server = Server(METADATA, Handler)
+        server = Server(at, Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server.server_address
 
     def carry(self, client, upstream):
         from_client, from_upstream = client.makefile("rb"), upstream.makefile("rb")
         while True:
             request = head(from_client)
-            method, target = request.split(b" ", 2)[:2]
-            kind = kind_of(target.decode("latin-1"))
+            method = request.split(b" ", 1)[0]
+            kind = self.kind_of(request)
             with self.lock:
                 self.asked.append({"at": round(time.monotonic() - self.began, 2), **asked(request)})
             reply = self.instead(kind)
@@ -71,6 +73,12 @@ class Faults:
             client.sendall(reply)
             if b"\r\nconnection: close" in (request + reply.split(b"\r\n\r\n")[0]).lower():
                 return
+
+    @staticmethod
+    def kind_of(request):
+        """What is asked for, where a fault is about it."""
+        path = request.split(b" ", 2)[1].decode("latin-1").partition("?")[0].rstrip("/")
+        return next((kind for kind in ("token", "identity") if path.endswith("/" + kind)), None)
 
     def instead(self, kind):
         """A reply of our own; None lets the request through."""
@@ -100,11 +108,6 @@ class Faults:
             self.handed_out[token["access_token"]] = time.monotonic() + left
         body = re.sub(rb'"expires_in":\s*\d+', b'"expires_in":%d' % left, body)
         return re.sub(rb"(?i)(\r\ncontent-length: *)\d+", rb"\g<1>%d" % len(body), top) + body
-
-
-def kind_of(target):
-    path = target.partition("?")[0].rstrip("/")
-    return next((kind for kind in ("token", "identity") if path.endswith("/" + kind)), None)
 
 
 def head(stream):

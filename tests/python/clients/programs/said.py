@@ -17,7 +17,7 @@ def run(steps, found):
             said = {"value": found[name]()}
         except BaseException as error:
             traceback.print_exc()
-            said = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]}
+            said = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:4000]}
         print(json.dumps({"step": step, **said}), flush=True)
         sys.stdin.readline()
     sys.exit(0)
