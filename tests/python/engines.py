@@ -37,7 +37,7 @@ FEATURES = [
     ("attacks on neighbours and on what is ours", "attacks floods baselines joins cloud_attacks"),
     ("requests read in two ways", "smuggling"),
     ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible python_clients"),
-    ("client libraries in containers", "clients node_clients conforming alone::libraries"),
+    ("client libraries in containers", "clients node_clients conforming libraries alone::libraries"),
     ("what is said, logged and measured", "seeing terminal leaks page"),
     ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),
     ("images of older builds go", "alone::images"),

@@ -317,6 +317,12 @@ impl Session {
         if socket.is_some() {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
+            // Without `--offline` too, where one cloud alone is.
+            if let Some(url) = line.trim().strip_prefix("export KFP_CREDS_JWKS_URL=") {
+                jwks = Some(url.to_string());
+                line.clear();
+                stdout.read_line(&mut line).unwrap();
+            }
             page = line.trim().strip_prefix("# who holds which token: ").map(String::from);
         }
         let Some(socket) = socket else {

@@ -64,8 +64,10 @@ impl StandIns {
         self.said.pointer(path).and_then(Value::as_str).unwrap_or_else(|| panic!("no {path}: {}", self.said))
     }
 
-    /// A session whose own user may assume the role, with all three clouds in its default identity.
-    fn session(&self, role: &str) -> Session {
+    /// A session whose own user may assume the role, with all three clouds in its default identity; in that of a
+    /// container with `who=refused` a role that nobody may assume, in that of a neighbour Google alone.
+    fn session(&self) -> Session {
+        let (role, refused) = (self.text("/role"), self.text("/refused"));
         let token = Folder::new("token");
         let file = token.0.join("token.json");
         let until = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 3600;
@@ -81,7 +83,10 @@ impl StandIns {
              [aws]\ncredentials = \"environment\"\nregion = \"eu-west-1\"\n[azure]\ncredentials = \"offline\"\n\
              [identity.default.aws]\nrole = {role:?}\n\
              [identity.default.azure]\nresources = [\"https://storage.azure.com\"]\n\
-             [identity.neighbour]\n[[rule]]\nlabels = {{ who = \"neighbour\" }}\nidentity = \"neighbour\"\n",
+             [identity.refused]\n[identity.refused.aws]\nrole = {refused:?}\n[identity.refused.azure]\n\
+             [identity.neighbour]\n\
+             [[rule]]\nlabels = {{ who = \"refused\" }}\nidentity = \"refused\"\n\
+             [[rule]]\nlabels = {{ who = \"neighbour\" }}\nidentity = \"neighbour\"\n",
             self.text("/environment/AWS_ENDPOINT_URL"),
             packages(),
         );
@@ -139,14 +144,18 @@ fn packages() -> String {
 }
 
 /// Runs the clients in one container of the session, and gives its id and what they said: client and step.
-fn run(session: &Session, stand_ins: &StandIns, clients: &str) -> (String, Vec<(String, Value)>) {
+fn run(session: &Session, stand_ins: &StandIns, who: &str, clients: &str) -> (String, Vec<(String, Value)>) {
     let name = unused("clouds");
     let arguments = stand_ins.arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let script = format!("while read -r client steps; do echo \"# $client\"; \
-                          python3 /programs/python_clouds.py $client $steps </dev/null 2>/dev/null; done <<E\n{clients}\nE\n");
+    let script = format!(
+        "while read -r client steps; do echo \"# $client\"; \
+                          python3 /programs/python_clouds.py $client $steps </dev/null 2>/dev/null; done <<E\n{clients}\nE\n"
+    );
     let image = task_image();
-    let command = [&["create", "--name", &name], &arguments[..], &[&image, "sh", "-c", &script]].concat();
+    let label = format!("--label=who={who}");
+    let command =
+        [&["create", &label, "--name", &name], &arguments[..], &[&image, "sh", "-c", &script]].concat();
     let id = session.ok(&command);
     let _made = Made("container", name);
     let said = session.ok(&["start", "-a", &id]);
@@ -164,9 +173,9 @@ fn run(session: &Session, stand_ins: &StandIns, clients: &str) -> (String, Vec<(
 fn clients_of_three_clouds_at_once_in_one_container() {
     let stand_ins = StandIns::start();
     let role = stand_ins.text("/role");
-    let session = stand_ins.session(role);
+    let session = stand_ins.session();
     let wanted = CLIENTS.map(|(client, steps, _)| format!("{client} {steps}")).join("\n");
-    let (id, said) = run(&session, &stand_ins, &wanted);
+    let (id, said) = run(&session, &stand_ins, "owner", &wanted);
     let steps: Vec<(&str, &str, Finds, bool)> = CLIENTS
         .iter()
         .flat_map(|(client, steps, finds)| {
@@ -194,9 +203,10 @@ fn clients_of_three_clouds_at_once_in_one_container() {
 #[test]
 fn a_role_that_may_not_be_assumed_is_an_error_in_our_words() {
     let stand_ins = StandIns::start();
-    let session = stand_ins.session(stand_ins.text("/refused"));
+    let session = stand_ins.session();
     let began = Instant::now();
-    let (_, said) = run(&session, &stand_ins, "boto3 identity\nazure-identity api\ngoogle-auth identity");
+    let (_, said) =
+        run(&session, &stand_ins, "refused", "boto3 identity\nazure-identity api\ngoogle-auth identity");
     let [(_, boto3), (_, azure), (_, google)] = said.as_slice() else { panic!("{said:?}") };
     let error = boto3["error"].as_str().unwrap_or_else(|| panic!("{boto3}"));
     assert!(error.contains("\"Code\":\"AccessDenied\"") && error.contains("kfp-forbidden"), "{error}");
@@ -212,7 +222,7 @@ const STATUS: &str = "curl -s -o /dev/null --noproxy '*' --connect-timeout 3 --m
 #[test]
 fn who_copies_the_environment_gets_no_credentials() {
     let stand_ins = StandIns::start();
-    let session = stand_ins.session(stand_ins.text("/role"));
+    let session = stand_ins.session();
     let image = task_image();
     let started = |arguments: &[&str]| {
         let id = session.ok(&[&["run", "-d"], arguments, &[&image, "sleep", "300"]].concat());

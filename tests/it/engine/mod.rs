@@ -25,6 +25,7 @@ mod joins;
 mod kfp;
 mod leaks;
 mod leaving;
+mod libraries;
 mod matrix;
 mod mounts;
 mod named;
