@@ -51,6 +51,21 @@ impl fmt::Display for Cloud {
     }
 }
 
+/// The limits of `AssumeRole` (STS API reference).
+pub mod sts {
+    use std::ops::RangeInclusive;
+
+    /// Of a session policy, in characters.
+    pub const LONGEST_POLICY: usize = 2048;
+    /// ARNs of managed policies.
+    pub const MOST_POLICIES: usize = 10;
+    /// Of a session, in seconds.
+    pub const LIFETIMES: RangeInclusive<u64> = 900..=43_200;
+}
+
+/// The UUID of nothing: where clients want one and there is none.
+pub const NIL_UUID: &str = "00000000-0000-0000-0000-000000000000";
+
 /// `[identity.NAME.aws]`: the sessions that containers of an identity get. Without a role they get the host's own
 /// session, if that is temporary and `own_session` allows it; long-lived keys are never handed out.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

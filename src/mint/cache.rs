@@ -310,7 +310,12 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
 
     /// Drops everything and voids flights under way: they belong to a previous account.
     pub(super) fn void_all(&self) {
-        for (_, entry) in self.lock().drain() {
+        self.void(|_| true);
+    }
+
+    /// The same for these keys alone.
+    pub(super) fn void(&self, which: impl Fn(&K) -> bool) {
+        for (_, entry) in self.lock().extract_if(|key, _| which(key)) {
             if let Some(in_flight) = entry.in_flight {
                 in_flight.void.store(true, Ordering::Release);
             }

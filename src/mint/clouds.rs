@@ -9,7 +9,7 @@ use super::cache::Found;
 use super::{Mint, MintFailure};
 use crate::cloud::{Cloud, without_slash};
 use crate::record::{For, Who};
-use crate::source::aws::{AwsRequest, session_name};
+use crate::source::aws::{AwsRequest, session_name, tag_value};
 use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
@@ -73,7 +73,7 @@ impl Mint {
         let tags = named
             .iter()
             .filter(|_| aws.tags)
-            .filter_map(|(name, value)| Some(((*name).to_owned(), Option::clone(value)?)));
+            .filter_map(|(name, value)| Some(((*name).to_owned(), tag_value(value.as_deref()?))));
         Some(AwsRequest {
             session_name: container.map_or_else(|| LOCAL.into(), |id| session_name(component, id)),
             tags: tags.collect(),
@@ -169,7 +169,11 @@ impl Mint {
             match (cloud, outcome) {
                 (_, Reloaded::Same | Reloaded::Broken(_)) | (Cloud::Google, _) => {}
                 (Cloud::Aws, Reloaded::OtherAccount) => self.aws.void_all(),
-                (Cloud::Aws, Reloaded::Renewed | Reloaded::Supplied) => self.aws.forget_failures(),
+                (Cloud::Aws, Reloaded::Renewed | Reloaded::Supplied) => {
+                    self.aws.forget_failures();
+                    // Without a role they are the login's own, which may be another person's now.
+                    self.aws.void(|ask| ask.identity.role.is_none());
+                }
                 (Cloud::Azure, Reloaded::OtherAccount) => self.azure.void_all(),
                 (Cloud::Azure, Reloaded::Renewed | Reloaded::Supplied) => self.azure.forget_failures(),
             }

@@ -123,6 +123,9 @@ fn a_session_is_named_after_its_container() {
     let ask = mint.aws_request(&identity, None, &task()).unwrap();
     assert_eq!(ask.session_name, "kfp-local");
     assert_eq!(ask.tags, [("pipeline".into(), "etl".into()), ("component".into(), "load".into())]);
+    let foreign = Task { pipeline: Some("a & b".into()), component: Some("x".repeat(300)), ..task() };
+    let ask = mint.aws_request(&identity, None, &foreign).unwrap();
+    assert_eq!((&*ask.tags[0].1, ask.tags[1].1.len()), ("a - b", 256));
     assert!(mint.aws_request(&Identity::default(), None, &task()).is_none());
 }
 
@@ -267,6 +270,26 @@ async fn another_account_voids_the_sessions_of_its_cloud_alone() {
     assert!(mint.cached_aws_session(&ask, None).is_none());
     assert!(mint.cached_azure_token(&azure, None).is_some());
     assert_eq!(key(&mint, &ask).await, "ASIA2");
+}
+
+/// A new login may be another person's.
+#[tokio::test(start_paused = true)]
+async fn a_new_login_voids_sessions_that_are_its_own() {
+    let source = aws(3600);
+    let mint = mint(&source);
+    let ask = |role: Option<&str>| {
+        let aws =
+            AwsIdentity { own_session: role.is_none(), role: role.map(Into::into), ..AwsIdentity::default() };
+        let identity = Identity { aws: Some(Arc::new(aws)), ..Identity::default() };
+        mint.aws_request(&identity, Some(&container("a")), &task()).unwrap()
+    };
+    let (own, assumed) = (ask(None), ask(Some("arn:aws:iam::123456789012:role/r")));
+    assert_eq!((key(&mint, &own).await, key(&mint, &assumed).await), ("ASIA1".into(), "ASIA2".into()));
+    *source.reload.lock().unwrap() = Some(Reloaded::Supplied);
+    mint.reload_clouds();
+    assert!(mint.cached_aws_session(&own, None).is_none());
+    assert!(mint.cached_aws_session(&assumed, None).is_some(), "a role stays the same");
+    assert_eq!(key(&mint, &own).await, "ASIA3");
 }
 
 #[tokio::test(start_paused = true)]

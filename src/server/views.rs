@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::cloud::NIL_UUID;
 use crate::docker::cells;
 use crate::metadata::{Account, AwsView, AzureView, View};
 use crate::secret::Secret;
@@ -15,9 +16,6 @@ use crate::workload::{ContainerId, Grant, Identity};
 const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
 /// Stands in for a project that neither config nor source names.
 pub const UNKNOWN_PROJECT: &str = "unknown-project";
-
-/// Stands in for a subscription of Azure, which no client needs for a token, and for a machine without an id.
-const NIL_UUID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// `[aws]`, as far as containers see it.
 #[derive(Clone, Debug, Default)]
@@ -113,6 +111,7 @@ impl Views {
         view.azure = identity.azure.as_ref().zip(self.azure.as_ref()).map(|(_, facts)| AzureView {
             client_id: self.client_id(identity, principal).map(String::from),
             tenant: facts.tenant.as_ref().or(principal.tenant.as_ref()).cloned(),
+            // No client needs one for a token.
             subscription: NIL_UUID.into(),
             location: facts.location.clone().unwrap_or_default(),
             vm_id: vm_id(grant.map(|grant| &grant.container)),

@@ -170,7 +170,7 @@ async fn a_container_gets_a_session_of_its_role_and_its_name() {
         external_id: Some("their-id".into()),
         ..with_role(&role)
     });
-    ask.tags = vec![("pipeline".into(), "a & b".into()), ("component".into(), "load".into())];
+    ask.tags = vec![("pipeline".into(), "a + b".into()), ("component".into(), "load".into())];
     let session = aws.session(&ask).await.unwrap();
     assert!((43_190..=43_200).contains(&left(&session)), "{}", left(&session));
     assert_eq!(session.account.as_deref(), Some(ACCOUNT));
@@ -184,7 +184,7 @@ async fn a_container_gets_a_session_of_its_role_and_its_name() {
         ("DurationSeconds", "43200"),
         ("PolicyArns.member.1.arn", "arn:aws:iam::aws:policy/ReadOnlyAccess"),
         ("Tags.member.1.Key", "pipeline"),
-        ("Tags.member.1.Value", "a & b"),
+        ("Tags.member.1.Value", "a + b"),
         ("Tags.member.2.Value", "load"),
         ("SourceIdentity", "me@corp.example"),
         ("ExternalId", "their-id"),

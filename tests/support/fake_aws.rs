@@ -308,6 +308,17 @@ impl State {
         if known + arns + tags_here != form.len() || arns > 10 || tags > 100 {
             return Err(invalid());
         }
+        let tag = |c: char| c.is_alphanumeric() || " _.:/=+-@".contains(c);
+        let mut values =
+            form.iter().filter(|(name, _)| name.starts_with("Tags.member.") && name.ends_with(".Value"));
+        if values.any(|(_, value)| value.chars().count() > 256 || !value.chars().all(tag)) {
+            return Err(invalid());
+        }
+        if field("SourceIdentity")
+            .is_some_and(|text| !(2..=64).contains(&text.len()) || !text.bytes().all(fits))
+        {
+            return Err(invalid());
+        }
         if let Some(policy) = field("Policy") {
             if policy.chars().count() > 2048 {
                 return Err(denied(400, "PackedPolicyTooLarge"));

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 
+use crate::cloud::sts::LIFETIMES;
 use crate::failure::Reason;
 use crate::quote::{self, hex};
 use crate::secret::Secret;
@@ -32,8 +33,6 @@ use crate::source::variables::Variables;
 const LONGEST_CHAIN: usize = 8;
 /// Names in a message.
 const NAMED: usize = 20;
-/// AWS's limits on `DurationSeconds`.
-const DURATIONS: std::ops::RangeInclusive<u64> = 900..=43_200;
 
 /// Where the two files are.
 #[derive(Clone, Debug)]
@@ -331,7 +330,7 @@ impl<'a> Profile<'a> {
         }
         let duration = match self.text("duration_seconds").map(str::parse::<u64>) {
             None => None,
-            Some(Ok(seconds)) if DURATIONS.contains(&seconds) => Some(Duration::from_secs(seconds)),
+            Some(Ok(seconds)) if LIFETIMES.contains(&seconds) => Some(Duration::from_secs(seconds)),
             Some(_) => {
                 return Err(self.wrong("has a duration_seconds that is not from 900 to 43200; correct it"));
             }

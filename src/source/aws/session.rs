@@ -3,17 +3,16 @@
 use std::time::Duration;
 
 use crate::cloud::AwsIdentity;
+use crate::cloud::sts::{LIFETIMES, LONGEST_POLICY, MOST_POLICIES};
 use crate::source::SourceError;
 use crate::source::aws::AwsRequest;
 use crate::workload::ContainerId;
 
-/// The limits of `AssumeRole` (STS API reference).
+/// Limits of `AssumeRole` (STS API reference), besides those of [`crate::cloud::sts`].
 const LONGEST_NAME: usize = 64;
 const SHORTEST_NAME: usize = 2;
-const LONGEST_POLICY: usize = 2048;
-const MOST_ARNS: usize = 10;
 const MOST_TAGS: usize = 50;
-const LIVES: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
+const LONGEST_TAG: usize = 256;
 
 /// The longest life of a role that another role assumes ("role chaining").
 pub(super) const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
@@ -22,20 +21,35 @@ pub(super) const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 /// A component's name that is too long loses its middle; what the name of a session cannot hold becomes `-`.
 pub fn session_name(component: &str, container: &ContainerId) -> String {
     const BEFORE: &str = "kfp-";
-    const CUT: &str = "..";
     let digits = container.short();
     let clean: String = component.chars().map(|c| if is_of_name(c) { c } else { '-' }).collect();
     if clean.is_empty() {
         return format!("{BEFORE}{digits}");
     }
     let room = LONGEST_NAME - BEFORE.len() - 1 - digits.len();
-    if clean.len() <= room {
-        return format!("{BEFORE}{clean}-{digits}");
+    format!("{BEFORE}{}-{digits}", fitted(clean, room))
+}
+
+/// The value of a session tag: a name of a pipeline or a component, which may be any text. What a tag cannot hold
+/// becomes `-`, and so do letters that are not of ASCII: which of them STS takes depends on its version of Unicode.
+pub fn tag_value(text: &str) -> String {
+    fitted(text.chars().map(|c| if is_of_tag(c) { c } else { '-' }).collect(), LONGEST_TAG)
+}
+
+/// ASCII text without its middle, if it is longer than `room`.
+fn fitted(text: String, room: usize) -> String {
+    const CUT: &str = "..";
+    if text.len() <= room {
+        return text;
     }
     let kept = room - CUT.len();
-    let (head, tail) = (kept / 2, clean.len() - (kept - kept / 2));
-    let part = |range: std::ops::Range<usize>| clean.get(range).unwrap_or_default();
-    format!("{BEFORE}{}{CUT}{}-{digits}", part(0..head), part(tail..clean.len()))
+    let (head, tail) = (kept / 2, text.len() - (kept - kept / 2));
+    let part = |range: std::ops::Range<usize>| text.get(range).unwrap_or_default();
+    format!("{}{CUT}{}", part(0..head), part(tail..text.len()))
+}
+
+fn is_of_tag(c: char) -> bool {
+    c.is_ascii_alphanumeric() || " _.:/=+-@".contains(c)
 }
 
 fn is_of_name(c: char) -> bool {
@@ -53,13 +67,16 @@ pub(super) fn check(ask: &AwsRequest) -> Result<(), SourceError> {
     if policy.as_ref().is_some_and(|policy| policy.chars().count() > LONGEST_POLICY) {
         return too("the session policy is longer than the 2048 characters that AWS takes; make it shorter");
     }
-    if policy_arns.len() > MOST_ARNS {
+    if policy_arns.len() > MOST_POLICIES {
         return too("AWS takes at most 10 policy_arns; name fewer");
     }
     if ask.tags.len() > MOST_TAGS {
         return too("AWS takes at most 50 session tags");
     }
-    if !LIVES.contains(lifetime) {
+    if ask.tags.iter().any(|(_, value)| value.len() > LONGEST_TAG || !value.chars().all(is_of_tag)) {
+        return too("the value of an AWS session tag has at most 256 letters, digits, blanks and _.:/=+-@");
+    }
+    if !LIFETIMES.contains(&lifetime.as_secs()) {
         return too("the lifetime of an AWS session is from 15m to 12h; correct lifetime");
     }
     Ok(())
@@ -92,6 +109,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_holds_what_aws_takes() {
+        for (given, value) in [
+            ("load data: a+b=c@d.e/f_g-h", "load data: a+b=c@d.e/f_g-h"),
+            ("a & b; \"c\"\n", "a - b- -c--"),
+            ("Lädt", "L-dt"),
+            ("", ""),
+        ] {
+            assert_eq!(tag_value(given), value);
+        }
+        let long = tag_value(&format!("begin{}end", "é".repeat(300)));
+        assert_eq!(long.len(), 256);
+        assert!(long.starts_with("begin") && long.ends_with("end") && long.contains(".."), "{long}");
+    }
+
+    #[test]
     fn limits_are_named_before_aws_is_asked() {
         let ask = |change: fn(&mut AwsIdentity, &mut AwsRequest)| {
             let mut identity = AwsIdentity::default();
@@ -121,6 +153,8 @@ mod tests {
             (|_, ask| ask.session_name = "a b".into(), "name"),
             (|_, ask| ask.session_name = "a".repeat(65), "name"),
             (|_, ask| ask.tags = vec![(String::new(), String::new()); 51], "tags"),
+            (|_, ask| ask.tags = vec![("a".into(), "b&c".into())], "tag"),
+            (|_, ask| ask.tags = vec![("a".into(), "b".repeat(257))], "tag"),
         ] {
             assert!(ask(change).unwrap_err().contains(word), "{word}");
         }

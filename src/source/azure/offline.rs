@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::cloud::NIL_UUID;
 use crate::source::azure::AzureRequest;
 use crate::source::signer::Signer;
 use crate::source::{SourceError, jwt};
 use crate::token::{AzureToken, Deadline, MintId, Now};
-
-/// Of a directory and a principal that do not exist, where the config names none. Libraries want a UUID.
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 const LIFE: u64 = 3600;
 
@@ -31,9 +29,9 @@ impl Made {
     ) -> Result<AzureToken, SourceError> {
         let now = Now::read();
         let issued = jwt::seconds(now.wall);
-        let tenant = self.tenant.as_deref().unwrap_or(NOBODY);
-        let client_id = client_id.unwrap_or(NOBODY);
-        let holder = ask.holder.as_ref().map_or(NOBODY, |holder| holder.as_str());
+        let tenant = self.tenant.as_deref().unwrap_or(NIL_UUID);
+        let client_id = client_id.unwrap_or(NIL_UUID);
+        let holder = ask.holder.as_ref().map_or(NIL_UUID, |holder| holder.as_str());
         let value = self.signer.token(&json!({
             "iss": format!("https://sts.windows.net/{tenant}/"), "aud": ask.resource, "tid": tenant,
             "appid": client_id, "idtyp": "app", "oid": holder, "sub": holder, "ver": "1.0",

@@ -15,9 +15,10 @@ pub fn resource(text: &str) -> Result<String, String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"._~:/@%+-".contains(&b);
     // A name that begins like a flag would be one for az.
     let begins = plain.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let is_id = plain.len() == 36 && plain.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     // The scope of a resource is no resource.
     let ends = !plain.ends_with(['/', ':']) && !plain.ends_with("/.default");
-    if begins && ends && plain.len() <= LONGEST && plain.bytes().all(fits) {
+    if begins && ends && (is_id || plain.contains(':')) && plain.len() <= LONGEST && plain.bytes().all(fits) {
         return Ok(plain.to_owned());
     }
     Err(format!("{} is no resource, such as https://storage.azure.com", quote::object(text)))
@@ -47,6 +48,8 @@ mod tests {
             "https:",
             "https://a.example//",
             "-x",
+            "storage",
+            "storage.azure.com",
             "--resource",
             "https://a.example b",
             "https://a.example\n",
