@@ -67,8 +67,8 @@ fn settings(
     let at =
         clouds::Place { beside: &beside, env, policies: &policies, offline: source == SourceChoice::Offline };
     let (aws, azure) = (clouds::aws(say, at), clouds::azure(say, at));
-    let enabled = (say.is_table("aws"), say.is_table("azure"));
-    let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, enabled);
+    let hosts = clouds::Hosts { aws: aws.as_ref(), azure: azure.as_ref() };
+    let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, hosts);
     let (default, unknown) = (say.text("default"), say.text("unknown"));
     let policy = Policy {
         rules: rules(say, &identities),
@@ -272,7 +272,7 @@ fn identities(
     say: &mut Layers,
     (impersonate, subject): (Option<&str>, Option<&str>),
     at: clouds::Place<'_>,
-    (aws, azure): (bool, bool),
+    hosts: clouds::Hosts<'_>,
 ) -> BTreeMap<String, Arc<Identity>> {
     let mut all = BTreeMap::new();
     let names: BTreeSet<String> = say.names("identity").into_iter().chain(["default".into()]).collect();
@@ -311,8 +311,8 @@ fn identities(
             subject: stands_in,
             boundary: boundary(say, &path("boundary")),
             google: say.flag(&path("google")).unwrap_or(true),
-            aws: clouds::aws_identity(say, &path("aws"), at, aws),
-            azure: clouds::azure_identity(say, &path("azure"), azure),
+            aws: clouds::aws_identity(say, &path("aws"), at, hosts),
+            azure: clouds::azure_identity(say, &path("azure"), hosts),
             name: name.clone(),
         };
         all.insert(name, Arc::new(identity));

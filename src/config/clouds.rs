@@ -11,20 +11,17 @@ use super::find::PolicyFile;
 use super::forms::{address, is_name, place, printable, span};
 use super::layers::{Layers, accepted, judged, judged_as};
 use super::provider::{exec, seconds, token_from};
+use crate::cloud::sts::{self, LONGEST_POLICY, MOST_POLICIES};
 use crate::cloud::{AwsIdentity, AzureIdentity};
 use crate::quote;
 use crate::source::aws::{AwsCredentials, AwsSettings};
-use crate::source::azure::{AzureCredentials, AzureSettings};
+use crate::source::azure::{AzureCredentials, AzureSettings, resource};
 use crate::source::google::{Exec, TokenFrom};
 
 /// The audience that AWS and Microsoft Entra document for tokens of GitHub.
 const AWS_AUDIENCE: &str = "sts.amazonaws.com";
 const AZURE_AUDIENCE: &str = "api://AzureADTokenExchange";
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Limits of STS (`AssumeRole`).
-const LONGEST_POLICY: usize = 2048;
-const MOST_POLICIES: usize = 10;
-const LIFETIMES: std::ops::RangeInclusive<u64> = 900..=43_200;
 
 /// Where relative paths start, and whether everything is signed by a key made at start.
 #[derive(Clone, Copy)]
@@ -57,7 +54,7 @@ pub(super) fn aws(say: &mut Layers, at: Place<'_>) -> Option<AwsSettings> {
         token_from,
         audience: audience.unwrap_or_else(|| AWS_AUDIENCE.into()),
     });
-    if !say.is_table("aws") {
+    if !say.has_cloud("aws") {
         return None;
     }
     let all = [word, profile, command, web].into_iter().flatten();
@@ -88,7 +85,7 @@ pub(super) fn azure(say: &mut Layers, at: Place<'_>) -> Option<AzureSettings> {
         token_from,
         audience: audience.unwrap_or_else(|| AZURE_AUDIENCE.into()),
     });
-    if !say.is_table("azure") {
+    if !say.has_cloud("azure") {
         return None;
     }
     if federated.is_some() && (tenant.is_none() || client_id.is_none()) {
@@ -97,7 +94,18 @@ pub(super) fn azure(say: &mut Layers, at: Place<'_>) -> Option<AzureSettings> {
     let all = [word, command, federated].into_iter().flatten();
     let credentials = one(say, "azure", "credentials, exec or token_from", all)?;
     let credentials = if at.offline { AzureCredentials::Offline } else { credentials };
-    Some(AzureSettings { credentials, tenant, client_id, authority })
+    let settings = AzureSettings { credentials, tenant, client_id, authority };
+    if settings.client_id.is_some() && has_one_principal(&settings) {
+        say.problem("azure.client_id", ONE_PRINCIPAL);
+    }
+    Some(settings)
+}
+
+const ONE_PRINCIPAL: &str = "az and a command give tokens of their own principal only; leave client_id out, or say \
+     \"environment\" or \"machine\" as azure.credentials";
+
+fn has_one_principal(azure: &AzureSettings) -> bool {
+    matches!(azure.credentials, AzureCredentials::Az | AzureCredentials::Command { .. })
 }
 
 /// Exactly one way to get credentials: a default would be given to containers without anybody's choice.
@@ -109,8 +117,12 @@ fn one<T>(say: &mut Layers, table: &str, keys: &str, mut all: impl Iterator<Item
     match (first, second) {
         (Some(only), None) => Some(only),
         (None, _) if said => None,
-        _ => {
+        (None, _) => {
             say.problem(table, format_args!("has to say one of {keys}"));
+            None
+        }
+        (Some(_), Some(_)) => {
+            say.problem(table, format_args!("says more than one of {keys}; keep one"));
             None
         }
     }
@@ -129,22 +141,30 @@ fn command(say: &mut Layers, table: &str, at: Place<'_>) -> Option<Exec> {
 /// The checked text of `token_from`, with an absolute path.
 fn subject(say: &mut Layers, path: &str, at: Place<'_>) -> Option<String> {
     let text = say.text(path)?;
-    let from = judged_as(say, path, |text| token_from(text, at.beside, at.env))?;
+    let base = if say.is_from_file(path) { at.beside } else { &at.env.cwd };
+    let from = judged_as(say, path, |text| token_from(text, base, at.env))?;
     Some(match from {
         TokenFrom::File(file) => format!("file:{}", file.to_string_lossy()),
         _ => text,
     })
 }
 
+/// What `[aws]` and `[azure]` say, for the identities.
+#[derive(Clone, Copy)]
+pub(super) struct Hosts<'a> {
+    pub(super) aws: Option<&'a AwsSettings>,
+    pub(super) azure: Option<&'a AzureSettings>,
+}
+
 pub(super) fn aws_identity(
     say: &mut Layers,
     table: &str,
     at: Place<'_>,
-    enabled: bool,
+    hosts: Hosts<'_>,
 ) -> Option<Arc<AwsIdentity>> {
     let path = |key: &str| format!("{table}.{key}");
     let usual = AwsIdentity::default();
-    let lifetime = judged_as(say, &path("lifetime"), |text| span(text, LIFETIMES, "900 s to 12 h"));
+    let lifetime = judged_as(say, &path("lifetime"), |text| span(text, sts::LIFETIMES, "900 s to 12 h"));
     let identity = AwsIdentity {
         role: judged(say, &path("role"), role),
         own_session: say.flag(&path("own_session")).unwrap_or_default(),
@@ -152,13 +172,13 @@ pub(super) fn aws_identity(
         policy_arns: policy_arns(say, &path("policy_arns")),
         lifetime: lifetime.unwrap_or(usual.lifetime),
         tags: say.flag(&path("tags")).unwrap_or_default(),
-        source_identity: judged(say, &path("source_identity"), |text| session_word(text, 64)),
-        external_id: judged(say, &path("external_id"), |text| session_word(text, 1224)),
+        source_identity: judged(say, &path("source_identity"), |text| session_word(text, 64, "_+=,.@-")),
+        external_id: judged(say, &path("external_id"), |text| session_word(text, 1224, "_+=,.@:/-")),
     };
     if !say.is_table(table) {
         return None;
     }
-    if !enabled {
+    if !say.has_cloud("aws") {
         say.problem(table, "needs [aws], which says where your own credentials for AWS come from");
     }
     let narrowed = identity.policy.is_some() || !identity.policy_arns.is_empty();
@@ -182,20 +202,40 @@ pub(super) fn aws_identity(
         }
         _ => {}
     }
+    if hosts.aws.is_some_and(|aws| matches!(aws.credentials, AwsCredentials::WebIdentity { .. })) {
+        for (key, given) in [
+            ("own_session", identity.own_session),
+            ("tags", identity.tags),
+            ("source_identity", identity.source_identity.is_some()),
+            ("external_id", identity.external_id.is_some()),
+        ] {
+            if given {
+                say.problem(
+                    &path(key),
+                    "means nothing with aws.token_from, whose token is exchanged for a role",
+                );
+            }
+        }
+    }
     Some(Arc::new(identity))
 }
 
-pub(super) fn azure_identity(say: &mut Layers, table: &str, enabled: bool) -> Option<Arc<AzureIdentity>> {
-    let client_id = judged(say, &format!("{table}.client_id"), client);
-    let resources = say.list(&format!("{table}.resources")).unwrap_or_default();
-    for resource in &resources {
-        accepted(say, &format!("{table}.resources"), resource, is_resource);
-    }
+pub(super) fn azure_identity(say: &mut Layers, table: &str, hosts: Hosts<'_>) -> Option<Arc<AzureIdentity>> {
+    let path = |key: &str| format!("{table}.{key}");
+    let client_id = judged(say, &path("client_id"), client);
+    let given = say.list(&path("resources")).unwrap_or_default();
+    let plain = |text: &str| {
+        resource(text).map_err(|_| "has to be a resource, such as \"https://storage.azure.com\"".to_owned())
+    };
+    let resources = given.iter().filter_map(|text| accepted(say, &path("resources"), text, plain)).collect();
     if !say.is_table(table) {
         return None;
     }
-    if !enabled {
+    if !say.has_cloud("azure") {
         say.problem(table, "needs [azure], which says where your own credentials for Azure come from");
+    }
+    if client_id.is_some() && hosts.azure.is_some_and(has_one_principal) {
+        say.problem(&path("client_id"), ONE_PRINCIPAL);
     }
     Some(Arc::new(AzureIdentity { client_id, resources }))
 }
@@ -263,11 +303,11 @@ fn is_arn(text: &str, kind: &str, example: &str) -> Result<(), String> {
 }
 
 /// `SourceIdentity` and `ExternalId` of STS.
-fn session_word(text: &str, longest: usize) -> Result<(), String> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
-    match (2..=longest).contains(&text.len()) && text.bytes().all(fits) {
+fn session_word(text: &str, longest: usize, others: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+    match (2..=longest).contains(&text.len()) && text.chars().all(fits) {
         true => Ok(()),
-        false => Err(format!("has to be 2 to {longest} letters, digits and characters of _+=,.@:/-")),
+        false => Err(format!("has to be 2 to {longest} letters, digits and characters of {others}")),
     }
 }
 
@@ -290,13 +330,5 @@ fn client(text: &str) -> Result<(), String> {
     match text.len() == 36 && is_name(text, 36) {
         true => Ok(()),
         false => Err("has to be a client id, such as \"01234567-89ab-cdef-0123-456789abcdef\"".into()),
-    }
-}
-
-fn is_resource(text: &str) -> Result<(), String> {
-    let whole = text.starts_with("https://") || text.starts_with("api://") || client(text).is_ok();
-    match whole && printable(text, 400) && !text.contains(' ') && !text.ends_with("/.default") {
-        true => Ok(()),
-        false => Err("has to be a resource, such as \"https://storage.azure.com\"".into()),
     }
 }

@@ -14,6 +14,11 @@ use crate::quote;
 /// Keys that belong together: a layer that sets either one clears both of the layers below.
 const PAIRS: [[&str; 2]; 2] = [["credentials", "credentials_file"], ["zone", "region"]];
 
+/// The same in `[aws]` and `[azure]`: how credentials are got, and what belongs to one of these ways.
+const CLOUDS: [&str; 2] = ["aws", "azure"];
+const WAYS: [&str; 4] = ["credentials", "profile", "exec", "token_from"];
+const PARTS_OF_WAYS: [&str; 3] = ["pass", "timeout", "token_audience"];
+
 /// All layers as one table, with the origin of each key's last value.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
@@ -199,6 +204,13 @@ impl Layers {
                 }
             }
         }
+        for cloud in CLOUDS {
+            let way =
+                |path: &str| path.split_once('.').is_some_and(|(of, key)| of == cloud && WAYS.contains(&key));
+            if layer.iter().any(|(path, ..)| way(path)) {
+                self.clear(cloud, WAYS.iter().chain(&PARTS_OF_WAYS));
+            }
+        }
         // A `credentials` table replaces a lower layer's word and file, but is merged with a lower table.
         if layer.iter().any(|(path, ..)| path.starts_with("credentials.")) {
             self.table.remove("credentials_file");
@@ -219,6 +231,21 @@ impl Layers {
                 }
             }
         }
+    }
+
+    fn clear<'a>(&mut self, table: &str, keys: impl Iterator<Item = &'a &'a str>) {
+        for key in keys {
+            if let Some(Value::Table(table)) = self.table.get_mut(table) {
+                table.remove(*key);
+            }
+            self.origins.remove(&format!("{table}.{key}"));
+        }
+    }
+
+    /// Whether `[aws]` or `[azure]` is there. A variable that only completes the table, such as a region, enables no
+    /// cloud.
+    pub(super) fn has_cloud(&self, cloud: &str) -> bool {
+        self.is_from_file(cloud) || WAYS.iter().any(|key| self.is_set(&format!("{cloud}.{key}")))
     }
 
     /// Every key that is set, with its origin, sorted by name.

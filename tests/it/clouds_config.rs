@@ -115,16 +115,74 @@ fn variables_name_the_credentials_and_offline_is_for_all() {
 }
 
 #[test]
+fn a_variable_replaces_how_a_file_gets_credentials() {
+    let text = "[aws]\nexec = [\"get\"]\ntimeout = \"9s\"\npass = [\"X\"]\nregion = \"eu-west-1\"\n\
+                [azure]\nexec = [\"get\"]\ntenant = \"corp.example\"\n";
+    let home = Home::new(text);
+    let config =
+        home.resolve(&[("KFP_CREDS_AWS_PROFILE", "ci"), ("KFP_CREDS_AZURE_CREDENTIALS", "az")]).unwrap();
+    let (aws, azure) = (config.aws.unwrap(), config.azure.unwrap());
+    assert_eq!(aws.credentials, AwsCredentials::Profile("ci".into()));
+    assert_eq!((aws.region.as_deref(), azure.tenant.as_deref()), (Some("eu-west-1"), Some("corp.example")));
+    assert_eq!(azure.credentials, AzureCredentials::Az);
+    let both = [("KFP_CREDS_AWS_PROFILE", "ci"), ("KFP_CREDS_AWS_CREDENTIALS", "machine")];
+    assert!(home.resolve(&both).unwrap_err().contains("says more than one of"));
+}
+
+#[test]
+fn a_variable_that_completes_a_cloud_enables_none() {
+    let home = Home::new("");
+    let client = "01234567-89ab-cdef-0123-456789abcdef";
+    let config = home.resolve(&[
+        ("KFP_CREDS_AWS_REGION", "eu-west-1"),
+        ("KFP_CREDS_AZURE_TENANT", "corp.example"),
+        ("KFP_CREDS_AZURE_CLIENT_ID", client),
+    ]);
+    let config = config.unwrap();
+    assert!(config.aws.is_none() && config.azure.is_none());
+}
+
+#[test]
+fn a_token_file_of_a_variable_is_beside_the_work() {
+    let home = Home::new(
+        "[azure]\ntoken_from = \"file:token\"\ntenant = \"corp.example\"\n\
+                          client_id = \"01234567-89ab-cdef-0123-456789abcdef\"\n",
+    );
+    let config = home.resolve(&[("KFP_CREDS_AWS_TOKEN_FROM", "file:token")]).unwrap();
+    let place = |folder: PathBuf| format!("file:{}", folder.join("token").display());
+    match config.aws.unwrap().credentials {
+        AwsCredentials::WebIdentity { token_from, .. } => assert_eq!(token_from, place(home.0.clone())),
+        other => panic!("{other:?}"),
+    }
+    match config.azure.unwrap().credentials {
+        AzureCredentials::Federated { token_from, .. } => {
+            assert_eq!(token_from, place(home.0.join(".config/kfp-creds")));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_rule_says_what_a_resource_is() {
+    let text = "[azure]\ncredentials = \"az\"\n[identity.a.azure]\n\
+                resources = [\"urn:example:app\", \"https://storage.azure.com/\"]\n";
+    let identity = resolve(text).unwrap().identities["a"].azure.clone().unwrap();
+    assert_eq!(identity.resources, ["urn:example:app", "https://storage.azure.com"]);
+}
+
+#[test]
 fn mistakes_of_a_cloud_are_told_with_what_to_do() {
     let role = "role = \"arn:aws:iam::123456789012:role/r\"";
     let aws = "[aws]\nprofile = \"dev\"\n";
     let az = "[azure]\ncredentials = \"az\"\n";
+    let web = "[aws]\ntoken_from = \"github\"\n";
+    let client = "client_id = \"01234567-89ab-cdef-0123-456789abcdef\"";
     for (text, expected) in [
         (
             "[aws]\nregion = \"eu-west-1\"\n".to_owned(),
             "has to say one of credentials, profile, exec or token_from",
         ),
-        ("[aws]\nprofile = \"dev\"\ncredentials = \"machine\"\n".into(), "has to say one of"),
+        ("[aws]\nprofile = \"dev\"\ncredentials = \"machine\"\n".into(), "says more than one of"),
         ("[azure]\n".into(), "has to say one of credentials, exec or token_from"),
         ("[azure]\ntoken_from = \"github\"\n".into(), "needs tenant and client_id"),
         (format!("[identity.a.aws]\n{role}\n"), "needs [aws]"),
@@ -139,6 +197,24 @@ fn mistakes_of_a_cloud_are_told_with_what_to_do() {
         (format!("{aws}[identity.a.aws]\n{role}\nexternal_id = \"x\"\n"), "has to be 2 to 1224"),
         (format!("{az}[identity.a.azure]\nclient_id = \"me\"\n"), "has to be a client id"),
         (format!("{az}[identity.a.azure]\nresources = [\"storage\"]\n"), "has to be a resource"),
+        (format!("{az}[identity.a.azure]\nresources = [\"https://\"]\n"), "has to be a resource"),
+        (format!("{az}[identity.a.azure]\nresources = [\"https://a.example//\"]\n"), "has to be a resource"),
+        (format!("{az}[identity.a.azure]\nresources = ['https://x\"y']\n"), "has to be a resource"),
+        (format!("{aws}[identity.a.aws]\n{role}\nsource_identity = \"me:you\"\n"), "characters of _+=,.@-"),
+        (format!("{aws}[identity.a.aws]\n{role}\nsource_identity = \"me/you\"\n"), "characters of _+=,.@-"),
+        (format!("{az}[identity.a.azure]\n{client}\n"), "of their own principal only"),
+        (format!("{az}{client}\n"), "of their own principal only"),
+        (format!("[azure]\nexec = [\"get\"]\n[identity.a.azure]\n{client}\n"), "of their own principal only"),
+        (
+            format!("{web}[identity.a.aws]\nown_session = true\n"),
+            "`identity.a.aws.own_session`: means nothing",
+        ),
+        (format!("{web}[identity.a.aws]\n{role}\ntags = true\n"), "`identity.a.aws.tags`: means nothing"),
+        (format!("{web}[identity.a.aws]\n{role}\nexternal_id = \"xx\"\n"), "external_id`: means nothing"),
+        (
+            format!("{web}[identity.a.aws]\n{role}\nsource_identity = \"xx\"\n"),
+            "source_identity`: means nothing",
+        ),
         ("[identity.a.azure]\n".into(), "needs [azure]"),
         ("[aws]\nprofile = \"dev\"\nregoin = \"x\"\n".into(), "did you mean `region`?"),
     ] {
