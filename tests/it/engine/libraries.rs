@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::attacks::{Made, unused};
-use crate::support::session::{Folder, Session, python, raw, task_image};
+use crate::support::session::{Folder, Session, claims, python, raw, task_image};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -23,7 +23,7 @@ const CLIENTS: [(&str, &str, Finds); 12] = [
     ("pyarrow-s3", "api region refresh", Finds::Content),
     ("obstore-s3", "api refresh", Finds::Content),
     ("minio", "api refresh", Finds::Content),
-    ("azure-identity", "api refresh", Finds::Content),
+    ("azure-identity", "api refresh", Finds::Token),
     ("adlfs", "api refresh", Finds::Content),
     ("pyarrow-azure", "api refresh", Finds::Content),
     ("obstore-azure", "api refresh", Finds::Content),
@@ -36,6 +36,8 @@ enum Finds {
     Google,
     Role,
     Content,
+    /// As `Content`, and a refresh gives the token itself.
+    Token,
 }
 
 /// moto and azurite on the engine's bridge. They end with their stdin.
@@ -87,7 +89,7 @@ impl StandIns {
              [identity.neighbour]\n\
              [[rule]]\nlabels = {{ who = \"refused\" }}\nidentity = \"refused\"\n\
              [[rule]]\nlabels = {{ who = \"neighbour\" }}\nidentity = \"neighbour\"\n",
-            self.text("/environment/AWS_ENDPOINT_URL"),
+            self.text("/sts"),
             packages(),
         );
         let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
@@ -195,6 +197,7 @@ fn clients_of_three_clouds_at_once_in_one_container() {
                 assert!(value.starts_with(&format!("{assumed}/kfp-")), "{client}: {value}");
                 assert!(value.ends_with(&id[..12]), "{client}: {value} and {id}");
             }
+            ("refresh", Finds::Token) => assert_eq!(claims(value)["oid"], id, "{client}"),
             _ => assert_eq!(value, "written and read", "{client}, {step}, first: {first}"),
         }
     }

@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -195,6 +196,34 @@ def entra_token():
                        "nbf": now, "exp": now + 600}, os.urandom(32), "HS256")
 
 
+def on_loopback(to):
+    """Passes connections on: a session asks no token service over plain HTTP but on its own machine. Returns the address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def copy(source, target):
+        try:
+            while piece := source.recv(1 << 16):
+                target.sendall(piece)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def accept():
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection(to)
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return "http://{}:{}".format(*listener.getsockname())
+
+
 def main():
     """For containers: on the engine's default bridge, until stdin ends. Prints one JSON object when both are ready."""
     sys.path.insert(0, str(ROOT / "tests/python"))
@@ -203,7 +232,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="kcc-") as folder, bridge_address(engine) as host:
         clouds = Clouds(pathlib.Path(folder), host)
         try:
-            print(json.dumps({"environment": clouds.environment, "keys": clouds.keys, "role": role_arn(ROLE),
+            print(json.dumps({"environment": clouds.environment, "keys": clouds.keys, "role": role_arn(ROLE), "sts": on_loopback(clouds.s3),
                               "refused": role_arn(FORBIDDEN)}), flush=True)
             sys.stdin.read()
         finally:
