@@ -69,14 +69,7 @@ fn settings(
     let (aws, azure) = (clouds::aws(say, at), clouds::azure(say, at));
     let hosts = clouds::Hosts { aws: aws.as_ref(), azure: azure.as_ref() };
     let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, hosts);
-    let (default, unknown) = (say.text("default"), say.text("unknown"));
-    let policy = Policy {
-        rules: rules(say, &identities),
-        default: named(say, "default", default.as_deref().unwrap_or("default"), &identities),
-        choose: choose(say, "choose", &identities),
-        all: say.flag("all").unwrap_or_default(),
-        unknown: named(say, "unknown", unknown.as_deref().unwrap_or("none"), &identities),
-    };
+    let policy = policy(say, &identities);
     let key_guard = guarding::guard(guarding::rules(say, &beside, env), &source, env);
     let (mounts, unverified) = mounts(say, &flags.mounts, &beside, env, &key_guard);
     Config {
@@ -119,6 +112,18 @@ fn settings(
         file,
         stamp,
         flags: flags.clone(),
+    }
+}
+
+/// Which container gets which identity.
+fn policy(say: &mut Layers, identities: &BTreeMap<String, Arc<Identity>>) -> Policy {
+    let (default, unknown) = (say.text("default"), say.text("unknown"));
+    Policy {
+        rules: rules(say, identities),
+        default: named(say, "default", default.as_deref().unwrap_or("default"), identities),
+        choose: choose(say, "choose", identities),
+        all: say.flag("all").unwrap_or_default(),
+        unknown: named(say, "unknown", unknown.as_deref().unwrap_or("none"), identities),
     }
 }
 

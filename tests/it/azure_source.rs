@@ -253,8 +253,8 @@ fn a_principal_is_named_at_one_place_or_alike() {
         client_id: Some(client_id.into()),
         ..settings(AzureCredentials::Environment)
     };
-    let opened =
-        |said| Azure::open(&said, &principal(&fake, &[("AZURE_CLIENT_SECRET", SECRET)]), upstream(), None);
+    let given = principal(&fake, &[("AZURE_CLIENT_SECRET", SECRET), ("JOB_TOKEN", "canary")]);
+    let opened = |said| Azure::open(&said, &given, upstream(), None);
     let why = refusal(opened(said(OTHER_APP)));
     assert!(why.contains("azure.client_id") && why.contains("AZURE_CLIENT_ID"), "{why}");
     assert!(!why.contains(APP) && !why.contains(OTHER_APP), "{why}");

@@ -143,3 +143,26 @@ fn a_read_only_mount_does_not_stand_in_the_way() {
     session.wait_for("was read again", SOON);
     session.ok(&["rm", "-f", &container]);
 }
+
+/// A session policy narrows what a container may do, so it counts as the file does that names it.
+#[test]
+fn a_session_policy_that_a_container_could_write_counts_not() {
+    let narrowed = |name: &str| {
+        format!(
+            "{}[aws]\ncredentials = \"offline\"\n[identity.narrow.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\n\
+             policy = \"policies/p.json\"\n",
+            other(name)
+        )
+    };
+    let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
+    let folder = session.folder.0.join("policies");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("p.json"), "{\"Statement\": []}").unwrap();
+    let beside = raw(&["create", "-v", &format!("{}:/x", folder.display()), &task_image(), "true"]);
+    rewrite(&session, &narrowed("second"));
+    let line = session.wait_for("is not read again: a container can write", SOON);
+    assert!(line.contains("policies"), "{line}");
+    raw(&["rm", &beside]);
+    rewrite(&session, &narrowed("third"));
+    session.wait_for("was read again", SOON);
+}
