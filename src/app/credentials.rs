@@ -1,7 +1,6 @@
 //! The host's side of a session: the source, the mint and their properties. It needs no engine.
 
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,7 +220,7 @@ pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
         cloudsdk_config: variable("CLOUDSDK_CONFIG"),
         home: env.home(),
         metadata: metadata_server::detect(named, product.as_deref(), no_check),
-        gcloud: on_path("gcloud", env),
+        gcloud: env.variables.program("gcloud"),
         chain: config.delegates.iter().chain(&config.impersonate).cloned().collect(),
         variables: env.variables.clone(),
     };
@@ -234,17 +233,6 @@ pub fn google(config: &Config, env: &Environment) -> Result<Google, Failure> {
         SourceChoice::Adc { .. } | SourceChoice::Offline => Google::find(&place, endpoints, upstream),
     }
     .map_err(no_credential)
-}
-
-/// The first executable file of this name.
-fn on_path(name: &str, env: &Environment) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| {
-        std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    let path = env.variable("PATH")?;
-    // A relative entry would run programs of the current directory.
-    let places = std::env::split_paths(path).filter(|folder| folder.is_absolute());
-    places.map(|folder| folder.join(name)).find(executable)
 }
 
 fn first_identity(config: &Config) -> Option<Arc<Identity>> {

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::secret::Secret;
@@ -30,6 +33,16 @@ impl Variables {
 
     pub(super) fn secret(&self, name: &str) -> Option<Secret<String>> {
         self.text(name).map(|value| Secret::new(value.to_owned()))
+    }
+
+    /// The first executable file of this name in `PATH`.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        let executable = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+        };
+        // A relative entry would run programs of the current directory.
+        let places = std::env::split_paths(self.text("PATH")?).filter(|folder| folder.is_absolute());
+        places.map(|folder| folder.join(name)).find(executable)
     }
 
     /// All variables, the empty ones too.

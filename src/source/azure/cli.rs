@@ -4,7 +4,6 @@
 //! Its `expiresOn` is a local time without a zone, so it is never used; before 2.54 the token's own `exp` counts.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +20,7 @@ use crate::source::command::Command;
 use crate::source::expiry::life;
 use crate::source::http::fault::entra_number;
 use crate::source::http::request::seconds;
+use crate::source::http::secure_url::is_local;
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
 use crate::source::{Reloaded, SourceError, jwt};
@@ -53,12 +53,12 @@ struct Printed {
 
 impl Az {
     pub(super) fn new(tenant: Option<String>, variables: &Variables) -> Result<Self, SourceError> {
-        let program = on_path("az", variables).ok_or_else(|| {
+        let program = variables.program("az").ok_or_else(|| {
             SourceError::absent(
                 "az, the Azure CLI, is not on the PATH; install it, or name other credentials",
             )
         })?;
-        let environment = variables.all().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let environment = inherited(variables);
         let command = Command { program, arguments: vec![], environment, timeout: LONGEST_RUN };
         let named = variables.text("AZURE_CONFIG_DIR").map(PathBuf::from);
         let usual = || variables.text("HOME").map(|home| Path::new(home).join(".azure"));
@@ -192,14 +192,18 @@ pub(super) fn end(written: &Value) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(seconds(written)?)
 }
 
-/// The first executable file of this name.
-fn on_path(name: &str, variables: &Variables) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| {
-        fs::metadata(path).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+/// The variables that az inherits. An identity endpoint on this machine is that of kfp-creds for programs, which az
+/// would ask for the tokens that it is to bring.
+fn inherited(variables: &Variables) -> Vec<(String, String)> {
+    let ours = |endpoint: &str| variables.text(endpoint).is_some_and(is_local);
+    let (app_service, older) = (ours("IDENTITY_ENDPOINT"), ours("MSI_ENDPOINT"));
+    let passes = |name: &str| match name {
+        "IDENTITY_ENDPOINT" | "IDENTITY_HEADER" => !app_service,
+        "MSI_ENDPOINT" | "MSI_SECRET" => !older,
+        _ => true,
     };
-    // A relative entry would run programs of the current directory.
-    let places = std::env::split_paths(variables.text("PATH")?).filter(|folder| folder.is_absolute());
-    places.map(|folder| folder.join(name)).find(executable)
+    let passed = variables.all().filter(|(name, _)| passes(name));
+    passed.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -245,6 +249,20 @@ mod tests {
             let why = left(&bad).unwrap_err();
             assert!(why.contains(words) && !why.contains("canary"), "{why}");
         }
+    }
+
+    #[test]
+    fn az_is_not_sent_to_kfp_creds_itself() {
+        let names = ["HOME", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"];
+        let passed = |identity: &str, older: &str| {
+            let values = ["/home/me", identity, "header", older, "secret"];
+            let all = names.iter().zip(values).map(|(name, value)| ((*name).to_owned(), value.to_owned()));
+            inherited(&all.collect()).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let far = "http://169.254.130.2:8081/msi/token";
+        assert_eq!(passed(far, far), names);
+        assert_eq!(passed("http://127.0.0.1:8174/secret/msi/token", far), [names[0], names[3], names[4]]);
+        assert_eq!(passed(far, "http://localhost:8174/msi"), names[..3]);
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub(crate) fn within(url: &str, key: &str) -> Result<(), String> {
     }
 }
 
+/// Whether `url` is served by this machine.
+pub(crate) fn is_local(url: &str) -> bool {
+    parts(url).is_some_and(|(_, host)| is_loopback(host))
+}
+
 fn parts(url: &str) -> Option<(&'static str, &str)> {
     let scheme = ["https", "http"]
         .into_iter()
