@@ -4,7 +4,8 @@
 
 The gateways listen where containers of the default bridge reach the host, and verify tokens with the JWKS that
 `kfp-creds` serves (KFP_CREDS_JWKS_URL). The command finds them as BIGQUERY_EMULATOR_HOST and
-STORAGE_EMULATOR_HOST; its exit code is passed on. Before it starts, each gateway has to refuse a request without
+STORAGE_EMULATOR_HOST; its exit code is passed on. With `--clouds` it finds S3 (moto) as S3_ENDPOINT and Blob Storage
+(azurite, over TLS) as BLOB_ENDPOINT, whose certificate authority is the file BLOB_CA. Before it starts, each gateway has to refuse a request without
 a token and one with a token of a foreign key. Exit code 70: something passed that must not.
 """
 
@@ -20,6 +21,7 @@ import pathlib
 import platform
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -29,7 +31,7 @@ import time
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway import DIRECT, PREFIX, Engine, Gateway, Judge, Keys, Log
+from gateway import DIRECT, PREFIX, AwsJudge, AzureJudge, Engine, Gateway, Judge, Keys, Log
 
 
 def free_port():
@@ -119,13 +121,41 @@ def foreign_token():
 def assert_refuses(gateway):
     for what, headers in (("no token", {}), ("a foreign token", {"Authorization": "Bearer " + foreign_token()})):
         host, _, port = gateway.address.rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        if gateway.url.startswith("https:"):
+            unverified = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=unverified)
+        else:
+            connection = http.client.HTTPConnection(host, int(port), timeout=10)
         connection.request("GET", "/bigquery/v2/projects/p/datasets", headers=headers)
         status = connection.getresponse().status
         connection.close()
-        if status != 401:
+        # AWS has a 403 for that.
+        if status not in (401, 403):
             print(f"the {gateway.kind} gateway answered {status} to {what}", file=sys.stderr)
             sys.exit(70)
+
+
+def clouds(stack, place, host, keys, docker, log):
+    """S3 and Blob Storage behind gateways of theirs, by name; the variables that lead there are set."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "clients"))
+    from cloud_parts import Clouds, certificate
+    behind, before = pathlib.Path(place, "clouds"), pathlib.Path(place, "gateways")
+    behind.mkdir()
+    before.mkdir()
+    parts = Clouds(behind, checks=False)
+    stack.callback(parts.stop)
+    certificate(before, host)
+    tls = (before / "server.pem", before / "server.key")
+    s3 = Gateway("s3", parts.environment["AWS_ENDPOINT_URL"], AwsJudge("s3", keys, docker), log, host,
+                 hides=False)
+    stack.callback(s3.close)
+    upstream = "https://{}:{}".format(*parts.blobs)
+    blobs = Gateway("blob", upstream, AzureJudge("blob", keys, docker), log, host, tls=tls, hides=False)
+    stack.callback(blobs.close)
+    os.environ["S3_ENDPOINT"] = s3.url
+    os.environ["BLOB_ENDPOINT"] = f"{blobs.url}/{parts.blobs_url.rpartition('/')[2]}"
+    os.environ["BLOB_CA"] = str(before / "ca.pem")
+    return {"s3": s3, "blob": blobs}
 
 
 def run_child(command, output):
@@ -155,6 +185,7 @@ def main():
     options.add_argument("--jwks", default=os.environ.get("KFP_CREDS_JWKS_URL"), metavar="URL-OR-FILE")
     options.add_argument("--log", metavar="FILE", help="one JSON line per request")
     options.add_argument("--summary", metavar="FILE", help="what passed, from which containers, as JSON")
+    options.add_argument("--clouds", action="store_true", help="also S3 and Blob Storage")
     options.add_argument("--stderr", metavar="FILE", help="where the command's stderr goes")
     options.add_argument("command", nargs="+")
     given = options.parse_args()
@@ -181,6 +212,8 @@ def main():
             [str(storage_program()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port",
              storage.upstream.split(":")[1], "-external-url", storage.url, "-public-host", storage.address],
             f"http://{storage.upstream}/_internal/healthcheck", os.path.join(place, "storage.log")))
+        if given.clouds:
+            gateways.update(clouds(stack, place, host, keys, docker, log))
         for gateway in gateways.values():
             assert_refuses(gateway)
         os.environ["BIGQUERY_EMULATOR_HOST"] = bigquery.url

@@ -13,6 +13,7 @@ import http.server
 import json
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -93,36 +94,48 @@ class Judge:
     """Decides on one `Authorization` header; returns the claims of a token that passes."""
 
     def __init__(self, kind, keys, engine=None, leeway=0):
-        self.scopes = SCOPES[kind]
+        self.scopes = SCOPES.get(kind, set())
         self.keys = keys
         self.engine = engine
         self.leeway = leeway
 
+    def of(self, headers):
+        return self.claims(headers.get("Authorization"))
+
     def claims(self, authorization):
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise Refused("no bearer token")
-        try:
-            head = jwt.get_unverified_header(token)
-            if head.get("alg") != "ES256":
-                raise Refused("not signed with ES256")
-            claims = jwt.decode(
-                token,
-                self.keys.find(head.get("kid")),
-                algorithms=["ES256"],
-                leeway=self.leeway,
-                # Access tokens carry no audience; those that do are identity tokens and open nothing here.
-                options={"require": ["exp", "iat", "iss", "sub"], "verify_aud": False},
-            )
-        except jwt.ExpiredSignatureError:
-            raise Refused("expired") from None
-        except jwt.PyJWTError as error:
-            raise Refused(f"not a valid token ({type(error).__name__})") from None
+        token = self.bearer(authorization)
+        claims = self.decoded(token, {"verify_aud": False})
         if "aud" in claims:
             raise Refused("an identity token, not an access token")
         self.check_scope(claims)
         self.check_container(claims)
         return claims
+
+    @staticmethod
+    def bearer(authorization):
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Refused("no bearer token")
+        return token
+
+    def decoded(self, token, options, audience=None):
+        """The claims, verified with the JWKS; tokens of Google carry no audience, those that do open nothing there."""
+        try:
+            head = jwt.get_unverified_header(token)
+            if head.get("alg") != "ES256":
+                raise Refused("not signed with ES256")
+            return jwt.decode(
+                token,
+                self.keys.find(head.get("kid")),
+                algorithms=["ES256"],
+                audience=audience,
+                leeway=self.leeway,
+                options={"require": ["exp", "iat", "iss", "sub"], **options},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Refused("expired") from None
+        except jwt.PyJWTError as error:
+            raise Refused(f"not a valid token ({type(error).__name__})") from None
 
     def check_scope(self, claims):
         scope = claims.get("scope")
@@ -135,6 +148,32 @@ class Judge:
             raise Refused("names no container")
         if self.engine and not self.engine.runs(container):
             raise Refused("its container does not run")
+
+
+class AwsJudge(Judge):
+    """Of a request that is signed for AWS with a session of the offline source: the session token is a JWT that names the key
+    id. The signature itself is not checked: its key is known to the source alone."""
+
+    def of(self, headers):
+        token = headers.get("X-Amz-Security-Token")
+        key = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/", headers.get("Authorization") or "")
+        if not token or not key:
+            raise Refused("no session of AWS", 403)
+        claims = self.decoded(token, {}, audience="sts.amazonaws.com")
+        if claims.get("key") != key.group(1):
+            raise Refused("a session token of another key", 403)
+        self.check_container(claims)
+        return claims
+
+
+class AzureJudge(Judge):
+    """Of a request with a token of the offline source for Azure's storage; its `oid` is the container."""
+
+    def of(self, headers):
+        claims = self.decoded(self.bearer(headers.get("Authorization")), {}, audience="https://storage.azure.com")
+        claims = {**claims, "container": claims.get("oid"), "sub": claims.get("appid")}
+        self.check_container(claims)
+        return claims
 
 
 class Log:
@@ -162,7 +201,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         gateway, body = self.server.gateway, self.body()
         path = urllib.parse.urlsplit(self.path).path
         try:
-            claims = gateway.judge.claims(self.headers.get("Authorization"))
+            claims = gateway.judge.of(self.headers)
         except Refused as refused:
             gateway.log.line(api=gateway.kind, method=self.command, path=path, verdict="refused", why=str(refused))
             self.refuse(refused)
@@ -209,10 +248,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def forward(self, body):
         """The engine sees neither the token nor our address, and answers with ours in place of its own."""
         gateway = self.server.gateway
-        upstream = http.client.HTTPConnection(gateway.upstream, timeout=120)
+        secured, hidden = gateway.secured, {"content-length", "host"} | ({"authorization"} if gateway.hides else set())
+        upstream = (http.client.HTTPSConnection(gateway.upstream, timeout=120, context=secured) if secured
+                    else http.client.HTTPConnection(gateway.upstream, timeout=120))
         headers = {
-            name: value for name, value in self.headers.items()
-            if name.lower() not in HOP_BY_HOP | {"authorization", "content-length", "host"}
+            name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP | hidden
         }
         headers["Host"] = gateway.upstream
         try:
@@ -253,15 +293,26 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Gateway:
-    """Listens at once (port 0: any), serves until `close`."""
+    """Listens at once (port 0: any), serves until `close`. With `tls`, a pair of files with certificate and key, over TLS, and
+    so to an upstream of https. An engine that checks tokens itself is not kept from seeing them (`hides`)."""
 
-    def __init__(self, kind, upstream, judge, log, host="127.0.0.1", port=0):
-        self.kind, self.judge, self.log = kind, judge, log
-        self.upstream = urllib.parse.urlsplit(upstream).netloc
+    def __init__(self, kind, upstream, judge, log, host="127.0.0.1", port=0, tls=None, hides=True):
+        self.kind, self.judge, self.log, self.hides = kind, judge, log, hides
+        parts = urllib.parse.urlsplit(upstream)
+        self.upstream, self.secured = parts.netloc, None
+        if parts.scheme == "https":
+            # On loopback, with a certificate of the test's own.
+            self.secured = ssl._create_unverified_context()
         self.server = Server((host, port), Handler)
         self.server.gateway = self
         self.address = "{}:{}".format(*self.server.server_address)
         self.url = f"http://{self.address}"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            # The handshake is the connection's own thread's, with its first read.
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+            self.url = f"https://{self.address}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self):

@@ -15,7 +15,7 @@ import uuid
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway import PREFIX, Engine, Gateway, Judge, Keys, Log, jwk_of
+from gateway import PREFIX, AwsJudge, AzureJudge, Engine, Gateway, Judge, Keys, Log, Refused, jwk_of
 
 CONTAINER = "0123456789abcdef" * 4
 OTHER = "f" * 64
@@ -99,11 +99,11 @@ class GatewayTest(unittest.TestCase):
         judge = Judge(kind, Keys(self.jwks), Engine(os.path.join(self.directory.name, "docker.sock")))
         return Gateway(kind, "http://127.0.0.1:%d" % self.upstream.server_address[1], judge, self.lines)
 
-    def token(self, key=None, kid=None, **changes):
+    def token(self, key=None, kid=None, also=(), **changes):
         now = int(time.time())
         claims = {
             "iss": "kfp-creds offline", "sub": "runner@example.iam.gserviceaccount.com", "jti": str(uuid.uuid4()),
-            "iat": now, "exp": now + 600, "scope": PREFIX + "cloud-platform", "container": CONTAINER, **changes,
+            "iat": now, "exp": now + 600, "scope": PREFIX + "cloud-platform", "container": CONTAINER, **changes, **dict(also),
         }
         claims = {name: value for name, value in claims.items() if value is not None}
         return jwt.encode(claims, key or self.key, "ES256", headers={"kid": kid or self.jwk["kid"]})
@@ -141,6 +141,38 @@ class GatewayTest(unittest.TestCase):
         self.assertNotIn(token.split(".")[2], text)
         line = json.loads(text)
         self.assertEqual((line["verdict"], line["container"]), ("passed", CONTAINER[:12]))
+
+    def judge(self, kind):
+        return kind("s3", Keys(self.jwks), Engine(os.path.join(self.directory.name, "docker.sock")))
+
+    def test_sessions_of_aws_name_their_key_and_container(self):
+        def headers(key="its-key", **changes):
+            token = self.token(**{"aud": "sts.amazonaws.com", "also": {"key": "its-key"}, **changes})
+            signed = f"AWS4-HMAC-SHA256 Credential={key}/20260101/r/s3/aws4_request, SignedHeaders=host, Signature=0"
+            return {"X-Amz-Security-Token": token, "Authorization": signed}
+
+        judge = self.judge(AwsJudge)
+        self.assertEqual(judge.of(headers())["container"], CONTAINER)
+        only = headers()
+        del only["Authorization"]
+        for what in ({}, only, headers(key="another"), headers(aud="https://storage.azure.com"), headers(also={}),
+                     headers(container=OTHER), headers(container=None), headers(exp=int(time.time()) - 60),
+                     headers(aud=None)):
+            with self.subTest(headers=sorted(what)), self.assertRaises(Refused):
+                judge.of(what)
+
+    def test_tokens_of_azure_are_for_storage(self):
+        def headers(**changes):
+            claims = {"aud": "https://storage.azure.com", "oid": CONTAINER, "appid": "client", "container": None}
+            return {"Authorization": "Bearer " + self.token(**{**claims, **changes})}
+
+        judge = self.judge(AzureJudge)
+        claims = judge.of(headers())
+        self.assertEqual((claims["container"], claims["sub"]), (CONTAINER, "client"))
+        for what in ({}, headers(aud="https://vault.azure.net"), headers(oid=OTHER), headers(oid=None),
+                     headers(aud=None), {"Authorization": "Bearer x"}):
+            with self.subTest(headers=sorted(what)), self.assertRaises(Refused):
+                judge.of(what)
 
     def test_missing_and_garbage(self):
         for header in (None, "", "Bearer", "Bearer ", "Bearer x", "Bearer a.b.c", "Basic dTpw", self.token()):
