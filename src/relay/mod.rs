@@ -171,9 +171,9 @@ async fn forward(
     mut client: Client,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let waits = request.uri().query().is_some_and(|query| query.contains("wait_for_change"));
-    let cloud = Cloud::of_path(request.uri().path());
+    let form = Form::of(request.uri().path());
     let Some(request) = translate(request, from) else {
-        return Ok(unavailable(cloud, "the request target is not one this server has"));
+        return Ok(unavailable(form, "the request target is not one this server has"));
     };
     let exchange = async {
         client.ready().await?;
@@ -181,7 +181,7 @@ async fn forward(
         Ok::<_, hyper::Error>((head, body.collect().await?.to_bytes()))
     };
     let answer = if waits { Ok(exchange.await) } else { tokio::time::timeout(REPLY_WITHIN, exchange).await };
-    let Ok(answer) = answer else { return Ok(unavailable(cloud, "the host did not answer in time")) };
+    let Ok(answer) = answer else { return Ok(unavailable(form, "the host did not answer in time")) };
     let (mut head, body) = answer?;
     head.version = hyper::Version::HTTP_11;
     if head.headers.remove(CLOSE).is_some() {
@@ -227,16 +227,57 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
     Some(request)
 }
 
+/// The form of an error, by the path of the request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    /// The one that looks like Google's server.
+    Google,
+    Text,
+    /// The container form of AWS.
+    Container,
+    /// Both of Azure's; one has members that clients of the other ignore.
+    Azure,
+}
+
+impl Form {
+    fn of(path: &str) -> Self {
+        match (Cloud::of_path(path), Cloud::first_segment(path)) {
+            (Cloud::Google, _) => Self::Google,
+            (Cloud::Aws, "v2") => Self::Container,
+            (Cloud::Aws, _) => Self::Text,
+            (Cloud::Azure, _) => Self::Azure,
+        }
+    }
+
+    /// `why` has no character that JSON would escape.
+    fn body(self, why: &'static str) -> (&'static str, Bytes) {
+        match self {
+            Self::Google | Self::Text => ("text/plain", Bytes::from_static(why.as_bytes())),
+            Self::Container => {
+                ("application/json", format!(r#"{{"Code":"ServiceUnavailable","Message":"{why}"}}"#).into())
+            }
+            // Clients in Python fail on a body that is no JSON before they look at the status.
+            Self::Azure => {
+                let error = r#""error":"temporarily_unavailable""#;
+                let body =
+                    format!(r#"{{"statusCode":503,"message":"{why}",{error},"error_description":"{why}"}}"#);
+                ("application/json", body.into())
+            }
+        }
+    }
+}
+
 /// 503 is the one status that every retrying client retries. Only Google's paths look like Google's.
-fn unavailable(cloud: Cloud, why: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
+fn unavailable(form: Form, why: &'static str) -> Response<Full<Bytes>> {
+    let (media, body) = form.body(why);
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    if cloud == Cloud::Google {
+    if form == Form::Google {
         headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
         headers.insert(header::SERVER, HeaderValue::from_static("Metadata Server for VM"));
     }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     response
 }
 
@@ -298,6 +339,35 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_the_relay_has_the_form_of_its_client() {
+        let of = |path: &str| {
+            let reply = unavailable(Form::of(path), "the host did not answer in time");
+            let of_google = reply.headers().contains_key("metadata-flavor");
+            let (head, body) = reply.into_parts();
+            assert_eq!(head.status, 503);
+            let body = text_of(body);
+            let json = serde_json::from_str::<serde_json::Value>(&body).ok();
+            assert_eq!(head.headers["content-type"] == "application/json", json.is_some(), "{path}");
+            (of_google, json)
+        };
+        let why = serde_json::Value::from("the host did not answer in time");
+        assert_eq!(of("/computeMetadata/v1/"), (true, None));
+        assert_eq!(of("/latest/meta-data/"), (false, None));
+        let (_, json) = of("/v2/credentials/x");
+        assert_eq!(json.unwrap()["Message"], why);
+        for path in ["/msi/token", "/metadata/identity/oauth2/token"] {
+            let json = of(path).1.unwrap();
+            assert!(json["message"] == why && json["error_description"] == why, "{path}: {json}");
+        }
+    }
+
+    fn text_of(body: Full<Bytes>) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
 
     #[test]
     fn one_caller_cannot_take_the_places_of_another() {
