@@ -50,17 +50,25 @@ impl std::fmt::Debug for Tunnel {
     }
 }
 
+/// Where a relay listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Listens {
+    /// Its address on the network.
+    pub at: Ipv4Addr,
+    /// A second address there, on Docker.
+    pub more: Option<Ipv4Addr>,
+    /// It serves the networks, too, that it is connected to later.
+    pub cells: bool,
+}
+
 impl Engine {
-    /// Starts a relay at `at` and, on Docker, at the address `more`; with `cells` it serves the networks that it is
-    /// connected to later. Its stdin
-    /// is attached once, so the relay lives exactly as long as the tunnel.
+    /// Starts a relay. Its stdin is attached once, so it lives exactly as long as the tunnel.
     pub async fn start_relay(
         &self,
         image: &str,
         network: &Network,
-        at: Ipv4Addr,
         name: &str,
-        (cells, more): (bool, Option<Ipv4Addr>),
+        Listens { at, more, cells }: Listens,
     ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();

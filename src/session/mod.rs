@@ -21,7 +21,7 @@ use crate::config::{Pool, RelaySource};
 use crate::console::Console;
 use crate::docker::cells::{self, Cells};
 use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC, Network, SHARED_NAME};
-use crate::docker::relay::Tunnel;
+use crate::docker::relay::{Listens, Tunnel};
 use crate::docker::{Engine, EngineError};
 use crate::failure::{Reason, Remedy};
 use crate::process::Tasks;
@@ -133,10 +133,12 @@ impl MetadataNetwork {
     }
 
     async fn start_relay(&self) -> Result<Tunnel, EngineError> {
-        let cells = self.ranges.is_some();
-        let more = self.container_credentials.then_some(CONTAINER_CREDENTIALS);
-        let (image, network) = (&self.image, &self.network);
-        self.engine.start_relay(image, network, self.relay, &self.relay_name, (cells, more)).await
+        let listens = Listens {
+            at: self.relay,
+            more: self.container_credentials.then_some(CONTAINER_CREDENTIALS),
+            cells: self.ranges.is_some(),
+        };
+        self.engine.start_relay(&self.image, &self.network, &self.relay_name, listens).await
     }
 
     /// The networks of one container each, if configured; starts a task that keeps some ready.

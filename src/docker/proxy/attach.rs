@@ -16,6 +16,13 @@ use crate::policy::Decision;
 use crate::secret::Secret;
 use crate::workload::{By, ContainerId, Identity, Task};
 
+/// How the lease of a new container is reached.
+#[derive(Debug)]
+pub(super) struct Reach {
+    pub(super) place: Place,
+    pub(super) secret: LeaseSecret,
+}
+
 /// What only the container's environment holds; `None` if its identity has neither AWS nor Azure.
 pub(super) type LeaseSecret = Option<Arc<Secret<String>>>;
 
@@ -42,7 +49,7 @@ impl Proxy {
         identity: &Arc<Identity>,
         by: By,
         task: &Arc<Task>,
-        (place, secret): (Place, LeaseSecret),
+        Reach { place, secret }: Reach,
     ) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         let (container, task) = (id.clone(), task.clone());

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::attach::{LeaseSecret, lease_secret};
+use super::attach::{LeaseSecret, Reach, lease_secret};
 use super::engine_client::{Body, Refusal, Reply, collect, full};
 use super::exit_codes::Condition;
 use super::inputs::{self, Brought};
@@ -69,7 +69,7 @@ impl Proxy {
         self.settings.tasks.spawn("create", async move {
             let reply = match proxy.forward_create(request, uri, again, &brought, &task).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
-                    proxy.created(reply, verdict, (place, secret), task, name, given).await
+                    proxy.created(reply, verdict, Reach { place, secret }, task, name, given).await
                 }
                 other => other,
             };
@@ -250,7 +250,7 @@ impl Proxy {
         self: &Arc<Self>,
         reply: Reply,
         verdict: Verdict,
-        (place, secret): (Place, LeaseSecret),
+        reach: Reach,
         task: Arc<Task>,
         name: Option<String>,
         given: Given,
@@ -272,7 +272,7 @@ impl Proxy {
         }
         match verdict {
             Verdict::Attach { identity, by, notices } => {
-                if let Err(why) = self.attach(&id, &identity, by, &task, (place, secret)).await {
+                if let Err(why) = self.attach(&id, &identity, by, &task, reach).await {
                     self.settings.recorder.attach_failed(&id, &task, &why);
                     return Err(self.undo(&id, &task, why).await);
                 }
