@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Line<'a> {
-    /// The account, project, engine and network of the session.
+    /// The account, project (empty without Google), engine and network of the session.
     Ready { source: &'a str, account: &'a str, project: &'a str, engine: &'a str, network: &'a str },
     /// A container got an identity and an address before its first instruction.
     Attached { task: &'a str, container: &'a str, identity: &'a str, address: &'a str },
@@ -49,10 +49,11 @@ impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Line::Ready { source, account, project, engine, network } => {
-                write!(
-                    f,
-                    "ready         {account}  project {project}  ({source}; {engine}; network {network})"
-                )
+                write!(f, "ready         {account}")?;
+                if !project.is_empty() {
+                    write!(f, "  project {project}")?;
+                }
+                write!(f, "  ({source}; {engine}; network {network})")
             }
             Line::Attached { task, container, identity, address } => {
                 write!(f, "attached      {task}  as {identity}  at {address}  ({container})")
@@ -199,6 +200,15 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_session_without_google_names_no_project() {
+        let line = |project| {
+            Line::Ready { source: "s", account: "a", project, engine: "e", network: "n" }.to_string()
+        };
+        assert_eq!(line("p"), "ready         a  project p  (s; e; network n)");
+        assert_eq!(line(""), "ready         a  (s; e; network n)");
     }
 
     #[test]

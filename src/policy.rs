@@ -7,6 +7,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use crate::cloud::Cloud;
 use crate::quote;
 use crate::workload::{By, Fit, Identity, Pattern, Task};
 
@@ -82,6 +83,11 @@ impl Policy {
     pub fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
         let of_rules = self.rules.iter().flat_map(|rule| rule.identity.iter().chain(&rule.choose));
         self.default.iter().chain(&self.choose).chain(&self.unknown).chain(of_rules)
+    }
+
+    /// Whether an identity that a container can get has something on AWS.
+    pub fn has_aws(&self) -> bool {
+        self.identities().any(|identity| identity.has(Cloud::Aws))
     }
 
     /// A matching rule decides for any container; the default applies to kfp tasks, and to all containers
@@ -204,6 +210,30 @@ fn why(index: usize, rule: &Rule, task: &Task) -> Option<String> {
     })
 }
 
+/// What a container may request of Google.
+fn of_google(text: &mut String, identity: &Identity) {
+    let account = identity.service_account.as_deref().unwrap_or("the own account");
+    let _ = writeln!(text, "account       {account}");
+    if !identity.others.is_empty() {
+        let _ = writeln!(text, "others        {}", identity.others.join(" "));
+    }
+    let strict = if identity.strict { " (strict: others are refused)" } else { "" };
+    let _ = writeln!(text, "scopes        {}{strict}", identity.scopes);
+    if let Some(subject) = &identity.subject {
+        let _ = writeln!(text, "stands in     for {subject}");
+    }
+    for rule in identity.boundary.iter().flat_map(|boundary| &boundary.0) {
+        let _ = write!(text, "boundary      {}: {}", rule.bucket, rule.permissions.join(" "));
+        let _ = match &rule.condition {
+            Some(condition) => writeln!(text, ", if {}", condition.expression),
+            None => writeln!(text),
+        };
+    }
+    let audiences = identity.audiences.join(" ");
+    let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
+    let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());
+}
+
 /// What `kfp-creds explain` prints.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,28 +246,11 @@ impl fmt::Display for Explanation {
             Decision::Attach(identity, _) => identity,
         };
         let mut text = String::new();
-        let account = identity.service_account.as_deref().unwrap_or("the own account");
         let _ = writeln!(text, "identity      {}", identity.name);
-        let account = if identity.google { account } else { "nothing of Google" };
-        let _ = writeln!(text, "account       {account}");
-        if !identity.others.is_empty() {
-            let _ = writeln!(text, "others        {}", identity.others.join(" "));
+        match identity.google {
+            true => of_google(&mut text, identity),
+            false => text.push_str("account       nothing of Google\n"),
         }
-        let strict = if identity.strict { " (strict: others are refused)" } else { "" };
-        let _ = writeln!(text, "scopes        {}{strict}", identity.scopes);
-        if let Some(subject) = &identity.subject {
-            let _ = writeln!(text, "stands in     for {subject}");
-        }
-        for rule in identity.boundary.iter().flat_map(|boundary| &boundary.0) {
-            let _ = write!(text, "boundary      {}: {}", rule.bucket, rule.permissions.join(" "));
-            let _ = match &rule.condition {
-                Some(condition) => writeln!(text, ", if {}", condition.expression),
-                None => writeln!(text),
-            };
-        }
-        let audiences = identity.audiences.join(" ");
-        let _ = writeln!(text, "audiences     {}", if audiences.is_empty() { "any" } else { &audiences });
-        let _ = writeln!(text, "lifetime      {} s", identity.lifetime.as_secs());
         if let Some(aws) = &identity.aws {
             let _ = writeln!(text, "aws           {aws}");
         }
@@ -291,6 +304,22 @@ mod tests {
             Decision::Attach(identity, _) => identity.name.clone(),
             Decision::Pass(why) => why,
         }
+    }
+
+    #[test]
+    fn of_a_cloud_that_an_identity_does_not_have_nothing_is_told() {
+        let aws = Some(Arc::new(crate::cloud::AwsIdentity::default()));
+        let other = Arc::new(Identity { google: false, aws, ..Identity::default() });
+        let mut policy = policy(vec![rule(&[(Part::Pipeline, "etl")], Some(other))]);
+        assert!(policy.has_aws());
+        let text = policy.explain(&task("etl", "load")).to_string();
+        for of_google in ["scopes", "audiences", "lifetime", "the own account"] {
+            assert!(!text.contains(of_google), "{text}");
+        }
+        assert!(text.contains("nothing of Google\naws           your own session\n"), "{text}");
+        assert!(policy.explain(&task("train", "load")).to_string().contains("\nscopes  "));
+        policy.rules.clear();
+        assert!(!policy.has_aws(), "[aws] alone gives nobody anything");
     }
 
     #[test]

@@ -46,9 +46,10 @@ class Status:
         ]
 
     def _failure(self) -> str:
-        source = self.details.get("source", {})
-        failed, minted = source.get("last_failure") or "", source.get("last_mint") or ""
-        return f"no token is minted: {source.get('why')}" if failed > minted else ""
+        for source in [self.details.get("source", {}), *self.details.get("clouds", [])]:
+            if (source.get("last_failure") or "") > (source.get("last_mint") or ""):
+                return f"no token is minted: {source.get('why')}"
+        return ""
 
     def __str__(self) -> str:
         lines = [self._title(), *filter(None, [self._failure()])]

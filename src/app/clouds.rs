@@ -16,9 +16,6 @@ use crate::source::offline::Offline;
 use crate::token::Now;
 use crate::workload::{Identity, Task};
 
-/// What a first token of Azure is requested for, if the identity may have any: every tenant has it.
-const MANAGEMENT: &str = "https://management.azure.com";
-
 /// How long one credential may take at the start and in `check`.
 pub(super) const WITHIN: Duration = Duration::from_secs(25);
 
@@ -65,26 +62,33 @@ fn told(cloud: Cloud, why: crate::failure::Reason) -> Failure {
     Failure::NoCredential(crate::failure::Reason::new(format!("{cloud}: {why}"), why.remedy))
 }
 
-/// One credential of `identity` in `cloud`, for nobody; how long it lives. `None` if the identity does not have the
-/// cloud.
-pub(super) async fn one(
-    mint: &Mint,
-    identity: &Arc<Identity>,
-    cloud: Cloud,
-    within: Duration,
-) -> Option<Result<Duration, MintFailure>> {
+/// The outcome of one credential for nobody.
+#[derive(Debug)]
+pub(super) enum Trial {
+    /// The identity does not have the cloud.
+    Absent,
+    /// The identity names no resource of Azure: which ones its clouds and its principal know is not known here, and a
+    /// refusal of another one would prove nothing.
+    Untried,
+    /// How long the credential lives.
+    Done(Result<Duration, MintFailure>),
+}
+
+/// One credential of `identity` in `cloud`, for nobody.
+pub(super) async fn one(mint: &Mint, identity: &Arc<Identity>, cloud: Cloud, within: Duration) -> Trial {
     let who = Some(Who::Session(identity));
     let left = match cloud {
-        Cloud::Google => return None,
+        Cloud::Google => return Trial::Absent,
         Cloud::Aws => {
-            let ask = mint.aws_request(identity, None, &Task::default())?;
+            let Some(ask) = mint.aws_request(identity, None, &Task::default()) else { return Trial::Absent };
             mint.aws_session(&ask, who, within).await.map(|session| session.expires)
         }
         Cloud::Azure => {
-            let resource = identity.azure.as_ref()?.resources.first().map_or(MANAGEMENT, String::as_str);
-            let ask = mint.azure_request(identity, None, resource)?;
+            let Some(azure) = &identity.azure else { return Trial::Absent };
+            let Some(resource) = azure.resources.first() else { return Trial::Untried };
+            let Some(ask) = mint.azure_request(identity, None, resource) else { return Trial::Absent };
             mint.azure_token(&ask, who, within).await.map(|token| token.expires)
         }
     };
-    Some(left.map(|expires| expires.remaining(Now::read())))
+    Trial::Done(left.map(|expires| expires.remaining(Now::read())))
 }

@@ -26,9 +26,10 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::about::About;
 use super::credentials::Credentials;
 use super::explain::{explained, explained_created};
-use super::status::{About, Status};
+use super::status::Status;
 use super::{kill_switch, page};
 use crate::console::Console;
 use crate::docker::proxy::{LiveRules, Rules, Settings};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use super::clouds::{Clouds, WITHIN, one};
+use super::clouds::{Clouds, Trial, WITHIN, one};
 use super::{broken, no_credential, proxies};
 use crate::cloud::Cloud;
 use crate::config::{Config, Environment, SourceChoice};
@@ -94,8 +94,14 @@ impl Credentials {
     pub(super) async fn first_mint(&self, config: &Config, console: &Console) -> Result<(), Failure> {
         let Some(identity) = first_identity(config) else { return Ok(()) };
         for (cloud, _) in self.clouds.kinds() {
-            let outcome = one(&self.mint, &identity, cloud, WITHIN).await;
-            report(outcome.unwrap_or(Ok(Duration::ZERO)).map(drop), cloud, console)?;
+            let Trial::Done(outcome) = one(&self.mint, &identity, cloud, WITHIN).await else { continue };
+            match (outcome.map(drop), &identity.aws) {
+                // Only a container has a pipeline and a component to be tagged with, and the role may demand them.
+                (Err(MintFailure::Refused(why)), Some(aws)) if cloud == Cloud::Aws && aws.tags => {
+                    console.notice(format!("{cloud}: a first session without tags was refused: {why}"));
+                }
+                (outcome, _) => report(outcome, cloud, console)?,
+            }
         }
         if self.source.per_container() || !identity.google {
             return Ok(());
@@ -142,11 +148,10 @@ impl Credentials {
             cells: config.cells.is_some(),
             loopback: None,
             aws: config.aws.as_ref().map(|aws| AwsFacts { region: aws.region.clone() }),
-            azure: config.azure.as_ref().map(|azure| AzureFacts {
-                tenant: azure.tenant.clone(),
-                client_id: azure.client_id.clone(),
-                location: None,
-            }),
+            azure: config
+                .azure
+                .as_ref()
+                .map(|azure| AzureFacts { tenant: azure.tenant.clone(), client_id: azure.client_id.clone() }),
         }
     }
 
@@ -158,10 +163,36 @@ impl Credentials {
         config.quota_project.clone().or_else(|| self.source.principal().quota_project)
     }
 
-    /// The account of the default identity, for the first line.
+    /// The project for a person; empty if no identity has Google.
+    pub(super) fn shown_project(&self, config: &Config) -> String {
+        if self.has_google { self.project(config) } else { String::new() }
+    }
+
+    /// The kind of this machine's credential for Google; without Google, those for the other clouds.
+    pub(super) fn kind(&self) -> String {
+        if self.has_google {
+            return self.source.principal().kind.into();
+        }
+        let kinds = self.clouds.kinds().into_iter().map(|(cloud, kind)| format!("{cloud} by {kind}"));
+        kinds.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The account of the default identity, for the first line; without Google, what it has elsewhere.
     pub(super) fn account(&self, config: &Config) -> String {
-        let identity = first_identity(config).and_then(|identity| identity.service_account.clone());
-        identity.unwrap_or_else(|| self.own_account(config))
+        let identity = first_identity(config);
+        match &identity {
+            Some(identity) if !identity.google => elsewhere(identity),
+            Some(identity) => identity.service_account.clone().unwrap_or_else(|| self.own_account(config)),
+            None => self.own_account(config),
+        }
+    }
+
+    /// The account of Google's source, as [`Self::account`] if the default identity is from it.
+    pub(super) fn source_account(&self, config: &Config) -> String {
+        match first_identity(config) {
+            Some(identity) if self.has_google && !identity.google => self.own_account(config),
+            _ => self.account(config),
+        }
     }
 
     /// The account of this machine's credential.
@@ -181,6 +212,14 @@ fn needs_key(config: &Config) -> bool {
     let aws = config.aws.as_ref().is_some_and(|aws| aws.credentials == AwsCredentials::Offline);
     let azure = config.azure.as_ref().is_some_and(|azure| azure.credentials == AzureCredentials::Offline);
     aws || azure
+}
+
+/// `AWS: the role …; Azure: …`
+fn elsewhere(identity: &Identity) -> String {
+    let aws = identity.aws.iter().map(|aws| format!("{}: {aws}", Cloud::Aws));
+    let azure = identity.azure.iter().map(|azure| format!("{}: {azure}", Cloud::Azure));
+    let all: Vec<String> = aws.chain(azure).collect();
+    if all.is_empty() { "no cloud".into() } else { all.join("; ") }
 }
 
 /// A refusal ends the start; anything else may pass.
@@ -295,4 +334,80 @@ fn serve_keys(offline: &Offline, tasks: &Tasks) -> Result<String, Failure> {
     let at = listener.local_addr().map_err(|e| broken("serve the offline keys", e))?;
     tasks.spawn("keys", jwks::serve(listener, offline.jwks(), tasks.clone()));
     Ok(format!("http://{at}{}", jwks::PATH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::{AwsIdentity, AzureIdentity};
+    use crate::console::Form;
+    use crate::source::aws::{AwsRequest, AwsSource};
+    use crate::source::{Pending, SourceError};
+    use crate::token::AwsSession;
+
+    /// As a role whose trust policy has conditions.
+    #[derive(Debug)]
+    struct Refusing;
+
+    impl AwsSource for Refusing {
+        fn kind(&self) -> String {
+            "refusing".into()
+        }
+
+        fn session<'a>(&'a self, _: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
+            Box::pin(async { Err(SourceError::refused("AccessDenied")) })
+        }
+    }
+
+    fn of(identity: Identity) -> (Credentials, Config) {
+        let mut config = crate::config::resolve(&Default::default(), &Default::default()).unwrap();
+        config.policy.default = Some(Arc::new(identity));
+        let clouds = Clouds { aws: Some(Arc::new(Refusing)), azure: None };
+        let source: Arc<dyn Source> = Arc::new(Absent);
+        let sources = Sources { google: source.clone(), aws: clouds.aws.clone(), azure: None };
+        let mint = Mint::of_clouds(sources, Tasks::new(), Recorder::default());
+        (Credentials { source, mint, has_google: false, clouds, keys: None }, config)
+    }
+
+    #[tokio::test]
+    async fn a_refused_first_session_without_its_tags_ends_nothing() {
+        let console = Console::new(Form::Quiet, std::io::sink());
+        for (tags, starts) in [(true, true), (false, false)] {
+            let aws = Some(Arc::new(AwsIdentity { tags, ..AwsIdentity::default() }));
+            let (credentials, config) = of(Identity { google: false, aws, ..Identity::default() });
+            assert_eq!(credentials.first_mint(&config, &console).await.is_ok(), starts, "{tags}");
+        }
+    }
+
+    #[test]
+    fn a_session_without_google_does_not_speak_of_it() {
+        let (credentials, config) = of(Identity {
+            google: false,
+            aws: Some(Arc::new(AwsIdentity { role: Some("arn:x".into()), ..AwsIdentity::default() })),
+            azure: Some(Arc::new(AzureIdentity::default())),
+            ..Identity::default()
+        });
+        assert_eq!(credentials.kind(), "AWS by refusing");
+        assert_eq!(credentials.shown_project(&config), "");
+        assert_eq!(
+            credentials.account(&config),
+            "AWS: the role arn:x, 3600 s; Azure: the own principal, any resource"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_named_resource_no_token_of_azure_is_tried() {
+        let azure = |resources: &[&str]| {
+            let resources = resources.iter().map(ToString::to_string).collect();
+            Arc::new(Identity {
+                azure: Some(Arc::new(AzureIdentity { client_id: None, resources })),
+                ..Identity::default()
+            })
+        };
+        let (credentials, _) = of(Identity::default());
+        let tried = async |identity| one(&credentials.mint, &identity, Cloud::Azure, WITHIN).await;
+        assert!(matches!(tried(azure(&[])).await, Trial::Untried));
+        assert!(matches!(tried(azure(&["https://storage.azure.com"])).await, Trial::Done(Err(_))));
+        assert!(matches!(tried(Arc::default()).await, Trial::Absent));
+    }
 }

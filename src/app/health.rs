@@ -29,10 +29,7 @@ pub async fn health(env: &Environment, session: Option<&str>) -> Result<Ended, F
         let said = peer.call("GET", "/status").await?;
         let status: Status = serde_json::from_str(&said)
             .map_err(|_| Failure::Engine(format!("session {} is of another version", peer.session).into()))?;
-        // Both are RFC 3339 in UTC and of equal length, so they sort as text.
-        let since = status.source.last_failure.filter(|at| status.source.last_mint.as_ref() < Some(at));
-        if since.is_some() {
-            let why = status.source.why.unwrap_or_default();
+        if let Some(why) = status.failing() {
             return Err(Failure::NoCredential(
                 format!("session {}: no token is minted: {why}", peer.session).into(),
             ));

@@ -1,5 +1,6 @@
 //! The only wiring: builds the rooms, connects them, runs and ends them.
 
+mod about;
 mod activation;
 mod cache;
 mod check;

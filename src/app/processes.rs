@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::cloud::{AwsIdentity, AzureIdentity};
 
-    fn names<'a>(all: &'a [(String, String)]) -> Vec<&'a str> {
+    fn names(all: &[(String, String)]) -> Vec<&str> {
         all.iter().map(|(name, _)| name.as_str()).collect()
     }
 

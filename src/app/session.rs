@@ -11,6 +11,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use super::about::About;
 use super::broken;
 use super::control::{ControlServer, Listener};
 use super::credentials::Credentials;
@@ -21,7 +22,6 @@ use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
 use super::reload;
 use super::runtime_dir::{listen, private_folder, runtime_folder};
-use super::status::About;
 use crate::config::{Config, Environment};
 use crate::console::{Console, Line, expiry};
 use crate::docker::Engine;
@@ -87,7 +87,7 @@ impl Session {
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
-        let (session, relay, aws) = (&session_id()?, &config.relay, config.aws.is_some());
+        let (session, relay, aws) = (&session_id()?, &config.relay, config.policy.has_aws());
         let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
         let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
@@ -209,9 +209,9 @@ impl Session {
         self.live = true;
         self.credentials.tell_clouds(&self.console);
         self.console.say(Line::Ready {
-            source: self.credentials.source.principal().kind,
+            source: &self.credentials.kind(),
             account: &self.credentials.account(config),
-            project: &self.credentials.project(config),
+            project: &self.credentials.shown_project(config),
             engine: self.metadata.engine.version(),
             network: &format!("{} {}", self.metadata.network.name, self.metadata.relay),
         });

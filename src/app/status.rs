@@ -2,56 +2,22 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::credentials::Credentials;
+use super::about::About;
 use super::sessions::{self, Peer};
 use crate::cloud::Cloud;
-use crate::config::{Config, Environment};
+use crate::config::Environment;
 use crate::console::rfc3339;
 use crate::failure::{Ended, Failure};
 use crate::lifecycle::Lifecycle;
 use crate::mint::Mint;
 use crate::quote;
 use crate::record::Recorder;
-use crate::session::MetadataNetwork;
 use crate::token::{HandedOut, Now};
 use crate::workload::Identity;
-
-/// Properties of a session that never change.
-#[derive(Clone, Debug)]
-pub(super) struct About {
-    pub(super) session: String,
-    pub(super) mode: &'static str,
-    pub(super) since: SystemTime,
-    pub(super) engine: String,
-    pub(super) network: String,
-    pub(super) relay: String,
-    pub(super) project: String,
-    pub(super) account: String,
-}
-
-impl About {
-    pub(super) fn of(
-        mode: &'static str,
-        metadata: &MetadataNetwork,
-        credentials: &Credentials,
-        config: &Config,
-    ) -> Self {
-        Self {
-            session: metadata.network.session.clone(),
-            mode,
-            since: SystemTime::now(),
-            engine: metadata.engine.version().into(),
-            network: metadata.network.name.clone(),
-            relay: metadata.relay.to_string(),
-            project: credentials.project(config),
-            account: credentials.account(config),
-        }
-    }
-}
 
 /// One session at one moment: the answer to `GET /status`. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -63,6 +29,9 @@ pub(super) struct Status {
     pub(super) network: String,
     pub(super) relay: Relay,
     pub(super) source: Health,
+    /// AWS and Azure, if the session has them.
+    #[serde(default)]
+    pub(super) clouds: Vec<CloudHealth>,
     pub(super) identities: Vec<Who>,
     pub(super) leases: Vec<Row>,
     pub(super) totals: Totals,
@@ -87,6 +56,32 @@ pub(super) struct Health {
     pub(super) last_failure: Option<String>,
     /// The reason of the last failure, without secrets.
     pub(super) why: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(super) struct CloudHealth {
+    /// `aws` or `azure`.
+    pub(super) cloud: String,
+    pub(super) kind: String,
+    pub(super) last_mint: Option<String>,
+    pub(super) last_failure: Option<String>,
+    pub(super) why: Option<String>,
+}
+
+/// As [`Health`] and [`CloudHealth`] have it.
+type Outcomes<'a> = (&'a Option<String>, &'a Option<String>, &'a Option<String>);
+
+impl Status {
+    /// Why no token of a cloud is minted now, if its last try failed.
+    pub(super) fn failing(&self) -> Option<String> {
+        let source = &self.source;
+        let own = (&source.last_mint, &source.last_failure, &source.why);
+        let others = self.clouds.iter().map(|of| (&of.last_mint, &of.last_failure, &of.why));
+        // Both are RFC 3339 in UTC and of equal length, so they sort as text.
+        let failing = |(minted, failed, _): &Outcomes<'_>| failed.is_some() && minted < failed;
+        let found = std::iter::once(own).chain(others).find(failing);
+        found.map(|(.., why)| why.clone().unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -163,19 +158,9 @@ impl Status {
         identities: &[Arc<Identity>],
     ) -> Self {
         let now = Now::read();
-        let (health, principal) = (mint.health(), mint.principal());
+        let (health, principal) = (mint.health(Cloud::Google), mint.principal());
         let summary = lifecycle.summary();
         let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
-        let who = |identity: &Arc<Identity>| Who {
-            name: identity.name.clone(),
-            account: identity.service_account.clone(),
-            others: identity.others.clone(),
-            scopes: identity.scopes.to_string(),
-            lifetime: identity.lifetime.as_secs(),
-            google: identity.google,
-            aws: identity.aws.as_ref().map(ToString::to_string),
-            azure: identity.azure.as_ref().map(ToString::to_string),
-        };
         let row = |member: crate::lifecycle::by_hand::Member| Row {
             container: member.grant.container.as_str().into(),
             task: member.grant.task.to_string(),
@@ -200,14 +185,15 @@ impl Status {
             network: about.network.clone(),
             relay: Relay { address: about.relay.clone(), replaced: recorder.metrics().relays_replaced() },
             source: Health {
-                kind: principal.kind.into(),
+                kind: if about.kind.is_empty() { String::new() } else { principal.kind.into() },
                 account: about.account.clone(),
                 project: about.project.clone(),
                 last_mint: health.minted.map(rfc3339),
                 last_failure,
                 why,
             },
-            identities: identities.iter().map(who).collect(),
+            clouds: about.clouds.iter().map(|(cloud, kind)| of_cloud(mint, *cloud, kind)).collect(),
+            identities: identities.iter().map(|identity| who(identity)).collect(),
             leases: lifecycle.members().into_iter().map(row).collect(),
             totals: Totals {
                 attached: summary.attached,
@@ -223,6 +209,26 @@ impl Status {
             history: recorder.history().changes(),
         }
     }
+}
+
+fn who(identity: &Identity) -> Who {
+    Who {
+        name: identity.name.clone(),
+        account: identity.service_account.clone(),
+        others: identity.others.clone(),
+        scopes: identity.scopes.to_string(),
+        lifetime: identity.lifetime.as_secs(),
+        google: identity.google,
+        aws: identity.aws.as_ref().map(ToString::to_string),
+        azure: identity.azure.as_ref().map(ToString::to_string),
+    }
+}
+
+fn of_cloud(mint: &Mint, cloud: Cloud, kind: &str) -> CloudHealth {
+    let health = mint.health(cloud);
+    let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
+    let last_mint = health.minted.map(rfc3339);
+    CloudHealth { cloud: cloud.word().into(), kind: kind.into(), last_mint, last_failure, why }
 }
 
 fn tokens(alive: Vec<HandedOut>, now: Now) -> Vec<Token> {
@@ -284,13 +290,14 @@ impl Status {
         let Self { session, mode, since, engine, network, relay, source, .. } = self;
         let _ = writeln!(text, "session   {session}  {mode} since {since}  ({engine}; network {network})");
         let _ = writeln!(text, "relay     {}, replaced {} times", relay.address, relay.replaced);
-        let _ = writeln!(text, "source    {}: {}, project {}", source.kind, source.account, source.project);
-        let _ = match &source.last_mint {
-            Some(at) => writeln!(text, "minted    {at}"),
-            None => writeln!(text, "minted    nothing yet"),
-        };
-        if let (Some(at), Some(why)) = (&source.last_failure, &source.why) {
-            let _ = writeln!(text, "failed    {at}: {}", why.replace('\n', " "));
+        if !source.kind.is_empty() {
+            let _ =
+                writeln!(text, "source    {}: {}, project {}", source.kind, source.account, source.project);
+            outcomes(text, (&source.last_mint, &source.last_failure, &source.why));
+        }
+        for CloudHealth { cloud, kind, last_mint, last_failure, why } in &self.clouds {
+            let _ = writeln!(text, "{cloud:<9} {kind}");
+            outcomes(text, (last_mint, last_failure, why));
         }
         if let Some(audit) = &self.audit {
             let losing = if audit.losing { ", losing more now" } else { "" };
@@ -310,6 +317,16 @@ impl Status {
                 }
             }
         }
+    }
+}
+
+fn outcomes(text: &mut String, (minted, failed, why): Outcomes<'_>) {
+    let _ = match minted {
+        Some(at) => writeln!(text, "minted    {at}"),
+        None => writeln!(text, "minted    nothing yet"),
+    };
+    if let (Some(at), Some(why)) = (failed, why) {
+        let _ = writeln!(text, "failed    {at}: {}", why.replace('\n', " "));
     }
 }
 
@@ -392,6 +409,29 @@ mod tests {
             totals: Totals { attached: 1, ..Totals::default() },
             ..Status::default()
         }
+    }
+
+    #[test]
+    fn each_cloud_has_its_own_lines_and_google_none_without_it() {
+        let mut status = full(0);
+        status.source = Health::default();
+        let of = |cloud: &str, minted: Option<&str>, failed: Option<&str>| CloudHealth {
+            cloud: cloud.into(),
+            kind: "profile dev".into(),
+            last_mint: minted.map(Into::into),
+            last_failure: failed.map(Into::into),
+            why: failed.map(|_| "AccessDenied".into()),
+        };
+        let (early, late) = (Some("2026-11-23T12:00:00Z"), Some("2026-11-23T13:00:00Z"));
+        status.clouds = vec![of("aws", late, early), of("azure", None, None)];
+        let text = status.to_string();
+        let expected = "aws       profile dev\nminted    2026-11-23T13:00:00Z\nfailed    2026-11-23T12:00:00Z: AccessDenied\n\
+            azure     profile dev\nminted    nothing yet\n";
+        assert!(text.contains(expected) && !text.contains("source "), "{text}");
+        assert_eq!(status.failing(), None);
+        status.source.last_mint = late.map(Into::into);
+        status.clouds[0] = of("aws", early, late);
+        assert_eq!(status.failing().as_deref(), Some("AccessDenied"), "Google's tokens do not hide it");
     }
 
     #[test]

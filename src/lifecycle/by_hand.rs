@@ -78,8 +78,13 @@ impl Lifecycle {
         Some(self.cut_off(container, Cause::ByHand, None))
     }
 
-    /// The account of an identity; empty if unknown.
+    /// The account of an identity: of Google, else its role or its principal; empty if unknown.
     pub(super) fn account(&self, identity: &Arc<Identity>) -> String {
+        if !identity.google {
+            let role = identity.aws.as_ref().and_then(|aws| aws.role.clone());
+            let principal = || identity.azure.as_ref().and_then(|azure| azure.client_id.clone());
+            return role.or_else(principal).unwrap_or_default();
+        }
         let own = || self.mint.principal().email.clone();
         identity.service_account.clone().or_else(own).unwrap_or_default()
     }

@@ -35,6 +35,10 @@ pub struct Reply {
     pub of_google: bool,
     /// A refusal that goes out as a 200, because clients show the text of no other status.
     pub refused: bool,
+    /// Clients ask this of every machine to learn whether it is in the cloud: the answer no is not a refusal.
+    pub probe: bool,
+    /// What is wrong with the request, for the records; `None` if there is nothing more to say than that it is refused.
+    pub wrong: Option<&'static str>,
 }
 
 impl Reply {
@@ -51,6 +55,8 @@ impl Reply {
             ttl: None,
             of_google: false,
             refused: false,
+            probe: false,
+            wrong: None,
         }
     }
 

@@ -48,8 +48,6 @@ pub struct AzureView {
     pub tenant: Option<String>,
     /// A stand-in: the identity may have several, or none.
     pub subscription: String,
-    /// `westeurope`; may be empty.
-    pub location: String,
     /// A UUID.
     pub vm_id: String,
     /// The value of `X-IDENTITY-HEADER`; as [`AwsView::secret`].

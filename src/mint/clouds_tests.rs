@@ -150,6 +150,26 @@ async fn every_container_has_a_session_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_cloud_has_a_health_of_its_own() {
+    let (source, identity) = (aws(0), identity());
+    let mint = mint(&source);
+    mint.azure_token(&mint.azure_request(&identity, None, "https://a.example").unwrap(), None, WAIT)
+        .await
+        .unwrap();
+    let refused = Mint::new(Scripted::new(1, 3600), Tasks::new(), Recorder::default());
+    let ask = refused.aws_request(&identity, None, &task()).unwrap();
+    refused.aws_session(&ask, None, WAIT).await.unwrap_err();
+    let seen = |mint: &Mint| {
+        Cloud::ALL.map(|cloud| {
+            let health = mint.health(cloud);
+            (health.minted.is_some(), health.failed.is_some())
+        })
+    };
+    assert_eq!(seen(&mint), [(false, false), (false, false), (true, false)]);
+    assert_eq!(seen(&refused), [(false, false), (false, false), (false, false)], "no source was asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_programs_of_the_machine_have_outlives_every_lease() {
     let (source, identity) = (aws(3600), identity());
     let mint = mint(&source);

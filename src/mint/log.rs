@@ -1,5 +1,6 @@
 //! Records the outcomes of upstream calls, and who Google's source is.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -13,7 +14,7 @@ use crate::record::{Making, Recorder};
 use crate::source::{Pending, Principal, Source, SourceError};
 use crate::token::TokenKind;
 
-/// Recent successes and failures of the source.
+/// Recent successes and failures of one cloud's source.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     pub minted: Option<SystemTime>,
@@ -25,7 +26,7 @@ pub struct Health {
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) recorder: Recorder,
-    pub(super) health: Mutex<Health>,
+    pub(super) health: Mutex<BTreeMap<Cloud, Health>>,
     pub(super) principal: watch::Sender<Arc<Principal>>,
 }
 
@@ -50,12 +51,13 @@ impl Log {
             let email = own.then(|| self.principal.borrow().email.clone()).flatten();
             making.made(email.as_deref(), &token.about());
         }
-        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = all.entry(kind.cloud()).or_default();
         match &result {
             Ok(_) => health.minted = Some(SystemTime::now()),
             Err(error) => health.failed = Some((SystemTime::now(), error.to_string())),
         }
-        drop(health);
+        drop(all);
         result
     }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::cloud::Cloud;
 use crate::failure::Reason;
 pub use clouds::Arriving;
 pub use log::Health;
@@ -128,8 +129,10 @@ impl Mint {
         Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, crowd, log })
     }
 
-    pub fn health(&self) -> Health {
-        self.log.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// How the source of `cloud` does.
+    pub fn health(&self, cloud: Cloud) -> Health {
+        let all = self.log.health.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&cloud).cloned().unwrap_or_default()
     }
 
     /// The source's account as of its last refresh (cheap; read on every request).

@@ -87,6 +87,11 @@ impl Making {
     }
 }
 
+/// An account that is not known has no entry.
+fn known(account: &str) -> Option<String> {
+    (!account.is_empty()).then(|| account.to_owned())
+}
+
 impl Recorder {
     pub fn new(audit: Option<Audit>) -> Self {
         Self(Arc::new(Inner { audit, ..Inner::default() }))
@@ -123,12 +128,13 @@ impl Recorder {
         }
     }
 
+    /// `account` is that of the identity, empty if it is not known.
     pub fn attached(&self, grant: &Grant, account: &str, address: Ipv4Addr) {
         self.0.metrics.attach(Attach::Attached);
         self.0.history.began(grant);
         self.write(|| Entry {
-            account: Some(account.into()),
-            scopes: Some(grant.identity.scopes.clone()),
+            account: known(account),
+            scopes: grant.identity.google.then(|| grant.identity.scopes.clone()),
             address: Some(address),
             ..Entry::of("attach", "ok", Some(grant))
         });
@@ -202,13 +208,14 @@ impl Recorder {
     }
 
     /// `who` was given a token that it did not have yet. The same token again is counted but not written:
-    /// otherwise a container that asks in a loop would push older entries out of the log.
+    /// otherwise a container that asks in a loop would push older entries out of the log. `account` is empty if it
+    /// is not known.
     pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
         if let Who::Container(grant) = who {
             self.0.history.given(grant, token);
         }
         self.write(|| {
-            Entry { account: Some(account.into()), ..asked.entry("hand-out", Some(who)) }.of_token(token)
+            Entry { account: known(account), ..asked.entry("hand-out", Some(who)) }.of_token(token)
         });
     }
 

@@ -154,13 +154,16 @@ impl Server {
         reply
     }
 
-    /// Records refusals by the protocol's guards; a missing key is not a refusal.
+    /// Records refusals by the protocol's guards; neither a missing key is one nor the answer to a client that looks
+    /// which cloud it is in.
     pub(super) fn guarded(&self, caller: &Caller, reply: Reply) -> Reply {
         let status = reply.status.as_u16();
-        if matches!(status, 400 | 403 | 405)
+        if matches!(status, 400 | 401 | 403 | 405)
+            && !reply.probe
             && let Some(who) = who(caller)
         {
-            self.recorder.refused(who, status, "metadata", "the request is not one that may be answered");
+            let why = reply.wrong.unwrap_or("the request is not one that may be answered");
+            self.recorder.refused(who, status, "metadata", why);
         }
         reply
     }

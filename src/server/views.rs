@@ -28,7 +28,6 @@ pub struct AwsFacts {
 pub struct AzureFacts {
     pub tenant: Option<String>,
     pub client_id: Option<String>,
-    pub location: Option<String>,
 }
 
 /// Values that all callers of a session share.
@@ -108,12 +107,11 @@ impl Views {
             secret: secret.clone(),
             session_key,
         });
-        view.azure = identity.azure.as_ref().zip(self.azure.as_ref()).map(|(_, facts)| AzureView {
+        view.azure = identity.azure.as_ref().filter(|_| self.azure.is_some()).map(|_| AzureView {
             client_id: self.client_id(identity, principal).map(String::from),
-            tenant: facts.tenant.as_ref().or(principal.tenant.as_ref()).cloned(),
+            tenant: self.tenant(principal).map(String::from),
             // No client needs one for a token.
             subscription: NIL_UUID.into(),
-            location: facts.location.clone().unwrap_or_default(),
             vm_id: vm_id(grant.map(|grant| &grant.container)),
             secret,
         });
@@ -124,6 +122,11 @@ impl Views {
         let own = identity.azure.as_ref().and_then(|azure| azure.client_id.as_deref());
         let told = self.azure.as_ref().and_then(|facts| facts.client_id.as_deref());
         own.or(told).or(principal.client_id.as_deref())
+    }
+
+    fn tenant<'a>(&'a self, principal: &'a AzurePrincipal) -> Option<&'a str> {
+        let told = self.azure.as_ref().and_then(|facts| facts.tenant.as_deref());
+        told.or(principal.tenant.as_deref())
     }
 
     /// The view of the relay's own probe: no accounts.
@@ -140,10 +143,10 @@ impl Views {
         principal: &Principal,
         azure: &AzurePrincipal,
     ) -> bool {
-        let on_azure = view
-            .azure
-            .as_ref()
-            .is_none_or(|shown| shown.client_id.as_deref() == self.client_id(identity, azure));
+        let on_azure = view.azure.as_ref().is_none_or(|shown| {
+            shown.client_id.as_deref() == self.client_id(identity, azure)
+                && shown.tenant.as_deref() == self.tenant(azure)
+        });
         let account = view.accounts.first().map(|account| account.email.as_str());
         account == Some(self.account(identity, principal))
             && view.project_id == self.project(principal)
@@ -171,4 +174,33 @@ impl Views {
 fn vm_id(container: Option<&ContainerId>) -> String {
     let Some(id) = container.map(ContainerId::as_str) else { return NIL_UUID.into() };
     [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..32]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_of_another_tenant_or_principal_is_made_anew() {
+        let views = Views {
+            base: View { accounts: vec![], ..View::default() },
+            project: None,
+            email: None,
+            cells: false,
+            loopback: None,
+            aws: None,
+            azure: Some(AzureFacts::default()),
+        };
+        let identity = Identity { azure: Some(Arc::default()), ..Identity::default() };
+        let named = |tenant: &str, client: &str| AzurePrincipal {
+            tenant: Some(tenant.into()),
+            client_id: Some(client.into()),
+        };
+        let principal = Principal::default();
+        let mut view = views.local(&identity, &principal);
+        views.add_clouds(&mut view, &identity, None, &named("one", "a"), None);
+        let current = |azure: AzurePrincipal| views.is_current(&view, &identity, &principal, &azure);
+        assert!(current(named("one", "a")));
+        assert!(!current(named("other", "a")) && !current(named("one", "b")));
+    }
 }

@@ -82,7 +82,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         "metadata",
         &[&["json", "reply", "target", "view"], &["service", "guards"], &["aws", "azure", "google"]],
     ),
-    ("lifecycle", &[&["addresses", "events", "exit", "joined"], &["end"], &["by_hand"]]),
+    ("lifecycle", &[&["addresses", "attach", "events", "exit", "joined"], &["end"], &["by_hand"]]),
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.

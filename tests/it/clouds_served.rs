@@ -262,6 +262,36 @@ async fn an_identity_has_only_its_own_clouds() {
 }
 
 #[tokio::test]
+async fn a_wrong_secret_is_recorded_and_a_look_around_is_not() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &clouds::identity());
+    clouds.lease(3, &Identity { google: false, aws: None, azure: None, ..clouds::identity() });
+    let resource = format!("{IMDS}{STORAGE}");
+    let looks = [CREDENTIALS, "PUT /latest/api/token", "GET /metadata/instance", "GET /", &*resource];
+    for line in looks {
+        let answer = clouds.ask(3, line, &[METADATA]).await;
+        assert!(answer.status.is_client_error(), "{line}: {answer:?}");
+    }
+    assert_eq!(
+        clouds.ask(2, "GET /metadata/instance", &[]).await.status,
+        400,
+        "the first request of clients"
+    );
+    assert!(clouds.recorder.history().read().refusals.is_empty());
+    let app_service = format!("{APP_SERVICE}{STORAGE}");
+    for (line, header, why) in [
+        (CREDENTIALS, ("x-aws-ec2-metadata-token", "other"), "A token of IMDSv2 is needed"),
+        (&*app_service, ("X-IDENTITY-HEADER", "other"), "X-IDENTITY-HEADER is not the value"),
+    ] {
+        assert_eq!(clouds.ask(2, line, &[header]).await.status, 401);
+        let past = clouds.recorder.history().read();
+        let last = past.refusals.back().unwrap();
+        assert_eq!(&*last.what, "metadata (401)");
+        assert!(last.why.starts_with(why), "{last:?}");
+    }
+}
+
+#[tokio::test]
 async fn behind_a_capability_no_second_secret_is_needed() {
     let clouds = Clouds::start().await;
     let capability = Some(Secret::new("capability".to_string()));

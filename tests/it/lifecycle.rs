@@ -338,6 +338,17 @@ async fn a_session_asked_for_during_the_attach_is_asked_for_once() {
 }
 
 #[tokio::test]
+async fn an_attach_names_the_role_where_there_is_nothing_of_google() {
+    let (_aws, sources, identity) = on_aws();
+    let fixture = Fixture::of_clouds(sources, String::new(), false).await;
+    fixture.attach('a', &identity).await;
+    let attached = fixture.audited("attach").await;
+    assert_eq!(attached.len(), 1);
+    assert_eq!(attached[0]["account"], clouds::ROLE);
+    assert!(attached[0]["scopes"].is_null(), "{attached:?}");
+}
+
+#[tokio::test]
 async fn a_late_session_is_said_once_where_clients_ask_the_imds() {
     let (aws, sources, identity) = on_aws();
     let fixture = Fixture::of_clouds(sources, String::new(), false).await;

@@ -288,7 +288,6 @@ pub(crate) fn view() -> View {
             client_id: Some("11111111-2222-3333-4444-555555555555".into()),
             tenant: Some("99999999-8888-7777-6666-555555555555".into()),
             subscription: "00000000-0000-0000-0000-000000000000".into(),
-            location: "westeurope".into(),
             vm_id: "01234567-89ab-cdef-0123-456789abcdef".into(),
             secret: Some(Arc::new(Secret::new(SECRET.into()))),
         }),

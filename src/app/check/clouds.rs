@@ -1,7 +1,7 @@
 //! Probes of AWS and Azure: one credential for each identity that has the cloud.
 
 use super::finding::Finding;
-use crate::app::clouds::{WITHIN, one};
+use crate::app::clouds::{Trial, WITHIN, one};
 use crate::app::credentials::Credentials;
 use crate::cloud::Cloud;
 use crate::config::Config;
@@ -14,8 +14,17 @@ pub(super) async fn probes(credentials: &Credentials, config: &Config) -> Vec<(&
     for (cloud, kind) in credentials.clouds.kinds() {
         let mut any = false;
         for identity in config.identities.values() {
-            let Some(outcome) = one(&credentials.mint, identity, cloud, WITHIN).await else { continue };
-            any = true;
+            let trial = one(&credentials.mint, identity, cloud, WITHIN).await;
+            any |= !matches!(trial, Trial::Absent);
+            let outcome = match trial {
+                Trial::Absent => continue,
+                Trial::Untried => {
+                    let text = format!("{kind}: {} not tried: no resource is named", identity.name);
+                    found.push((cloud.word(), text.into()));
+                    continue;
+                }
+                Trial::Done(outcome) => outcome,
+            };
             let finding = match outcome {
                 Ok(left) => format!("{kind}: {} has it for {} s", identity.name, left.as_secs()).into(),
                 Err(MintFailure::Refused(why)) => {

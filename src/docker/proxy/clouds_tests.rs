@@ -153,7 +153,6 @@ fn asked(target: &str, entered: Entered<'_>, header: Option<&str>) -> Step {
         client_id: None,
         tenant: None,
         subscription: String::new(),
-        location: String::new(),
         vm_id: String::new(),
         secret,
     };

@@ -33,7 +33,7 @@ const REFUSED: &str = "AccessDenied";
 const UNAVAILABLE: &str = "ServiceUnavailable";
 
 const ABSENT: &str =
-    "This container has no identity on AWS: kfp-creds gives one that has [identity.NAME.aws] in its config.";
+    "This container has no identity on AWS; [identity.NAME.aws] in the config of kfp-creds gives it one.";
 
 const OPEN: &str = "This listener has no secret: set AWS_EC2_METADATA_SERVICE_ENDPOINT, not AWS_CONTAINER_CREDENTIALS_FULL_URI.";
 
@@ -59,7 +59,7 @@ pub(super) fn guard(
 
 /// As where the instance metadata service is turned off. With a 404 the SDK for Rust speaks of a missing header.
 fn absent(service: Service) -> Reply {
-    error(service, StatusCode::FORBIDDEN, REFUSED, ABSENT)
+    Reply { probe: true, ..error(service, StatusCode::FORBIDDEN, REFUSED, ABSENT) }
 }
 
 fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Option<Reply> {
@@ -121,7 +121,8 @@ fn imds(head: &RequestHead<'_>, view: &View, aws: &AwsView, target: &Target<'_>)
     };
     if !known {
         let why = "A token of IMDSv2 is needed, which PUT /latest/api/token gives; this one is missing, expired or not of this container.";
-        return Step::Reply(error(service, StatusCode::UNAUTHORIZED, "Unauthorized", why));
+        let refused = error(service, StatusCode::UNAUTHORIZED, "Unauthorized", why);
+        return Step::Reply(Reply { wrong: Some(why), ..refused });
     }
     let segments: Option<Vec<_>> = target.segments().collect();
     let names: Option<Vec<&str>> = segments.as_ref().map(|all| all.iter().map(|name| &**name).collect());

@@ -30,7 +30,7 @@ const UNAVAILABLE: &str = "temporarily_unavailable";
 /// The oldest version of the interface that clients request.
 const OLDEST: &str = "2018-02-01";
 
-const ABSENT: &str = "Identity not found: this container has no identity on Azure, which kfp-creds gives one that has [identity.NAME.azure] in its config.";
+const ABSENT: &str = "Identity not found: this container has no identity on Azure; [identity.NAME.azure] in the config of kfp-creds gives it one.";
 
 /// What is wrong with a request: status, code, and one line for a person.
 #[derive(Debug)]
@@ -45,7 +45,9 @@ pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, ser
         Service::AppService => app_service(head, azure, target),
         _ => imds(head, view, azure, target),
     };
-    answer.unwrap_or_else(|Wrong(status, code, why)| Step::Reply(error(service, status, code, why)))
+    answer.unwrap_or_else(|Wrong(status, code, why)| {
+        Step::Reply(Reply { wrong: Some(why), ..error(service, status, code, why) })
+    })
 }
 
 pub(super) fn guard(
@@ -59,7 +61,7 @@ pub(super) fn guard(
 
 /// As on a machine without an identity.
 fn absent(service: Service) -> Reply {
-    error(service, StatusCode::BAD_REQUEST, INVALID, ABSENT)
+    Reply { probe: true, ..error(service, StatusCode::BAD_REQUEST, INVALID, ABSENT) }
 }
 
 fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Option<Reply> {
@@ -98,7 +100,9 @@ fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<
     let service = Service::AzureImds;
     if !guards::only(head, &METADATA).is_some_and(|said| said.eq_ignore_ascii_case("true")) {
         // The word of the real service: the first request of clients is to get it.
-        return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, "Required metadata header not specified"));
+        let why = "Required metadata header not specified";
+        let expected = error(service, StatusCode::BAD_REQUEST, INVALID, why);
+        return Ok(Step::Reply(Reply { probe: true, ..expected }));
     }
     if is_at(target, &["metadata", "identity", "oauth2", "token"]) {
         return token(service, azure, target);
@@ -117,7 +121,8 @@ fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<
 
 fn instance(azure: &AzureView, name: &str) -> Vec<u8> {
     let compute = [
-        ("location", Json::Text(&azure.location)),
+        // Not known: a container is in no region.
+        ("location", Json::Text("")),
         ("name", Json::Text(name)),
         ("subscriptionId", Json::Text(&azure.subscription)),
         ("vmId", Json::Text(&azure.vm_id)),

@@ -56,6 +56,23 @@ fn grant() -> Grant {
     Grant { container, identity: Arc::new(identity), by: By::Rule(2), task: Arc::new(task), secret: None }
 }
 
+#[tokio::test]
+async fn an_account_that_is_not_of_the_cloud_is_not_named() {
+    let place = Place::new();
+    let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 1), "s", heard().1).unwrap()));
+    let aws = Some(Arc::new(crate::cloud::AwsIdentity { own_session: true, ..Default::default() }));
+    let other = Identity { google: false, aws, ..Identity::default() };
+    let grant = Grant { identity: Arc::new(other), ..grant() };
+    recorder.attached(&grant, "", Ipv4Addr::new(10, 0, 0, 2));
+    recorder.handed_out(Who::Container(&grant), "", For::Role(None), &token());
+    recorder.finish(Duration::from_secs(5)).await;
+    let lines = place.lines("audit.jsonl");
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert!(line["account"].is_null() && line["scopes"].is_null(), "{line}");
+    }
+}
+
 fn token() -> HandedOut {
     let expires = Deadline::after(Now::read(), Duration::from_secs(3600));
     HandedOut { id: MintId::random(), kind: TokenKind::Access, expires }
