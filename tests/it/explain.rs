@@ -69,6 +69,30 @@ fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
 }
 
 #[test]
+fn a_note_is_told_only_where_it_concerns_the_way_to_us() {
+    let folder = Folder::new("explain-imds");
+    let body = serde_json::json!({"Image": "x", "Env": ["AWS_EC2_METADATA_DISABLED=true"], "HostConfig": {}});
+    std::fs::write(folder.0.join("body.json"), body.to_string()).unwrap();
+    for (network, told) in [("", false), ("isolation = \"network\"\n", true)] {
+        let config = format!(
+            "{network}[aws]\ncredentials = \"offline\"\n[identity.default.aws]\nrole = \"arn:aws:iam::123456789012:role/loader\"\n"
+        );
+        std::fs::write(folder.0.join("own.toml"), config).unwrap();
+        let out = Command::new(PROGRAM)
+            .env_clear()
+            .env("HOME", &folder.0)
+            .env("XDG_RUNTIME_DIR", &folder.0)
+            .current_dir(&folder.0)
+            .args(["explain", "--config", "own.toml", "--all", "body.json"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+        assert!(text.contains("aws           the role"), "{text}");
+        assert_eq!(text.contains("AWS_EC2_METADATA_DISABLED is set"), told, "{text}");
+    }
+}
+
+#[test]
 fn the_rule_that_decides_and_those_that_did_not() {
     let loader = "rule 1 does not match: pipeline has to be train-*, and it is my-etl-pipeline\nrule 2 matches\n\
         identity      loader\naccount       loader@my-project.iam.gserviceaccount.com\n\

@@ -78,7 +78,7 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
 }
 
 #[test]
-fn every_cloud_answers_a_task_on_the_hosts_network() {
+fn every_cloud_answers_at_what_a_task_on_the_host_finds() {
     let config = "[aws]\ncredentials = \"offline\"\n[azure]\ncredentials = \"offline\"\n\
         [identity.default.aws]\nrole = \"arn:aws:iam::123456789012:role/loader\"\n[identity.default.azure]\n";
     let set = [("KFP_CREDS_HOST_LOOPBACK", "true")];
