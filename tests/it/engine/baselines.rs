@@ -230,13 +230,16 @@ fn an_address_reused_within_milliseconds_gets_no_token() {
 #[test]
 fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
     const NAME: &str = "metadata.google.internal";
-    let plain = Plain::new();
-    let impostor = Made("container", unused("impostor"));
-    Plain::serve(&plain.network.1, &impostor.1, &["--network-alias", NAME], &PLAIN);
-    let told = plain.attack(&["resolve", NAME, "60"]);
-    let taken = told[address(&impostor.1, &plain.network.1)].as_u64().unwrap_or_default();
-    eprintln!("an impostor got {taken} of 60 look-ups");
-    assert!(is_podman() || taken > 0, "{told}");
+    // Podman's DNS answers with the first holder of a name, and on an internal network slowly.
+    if !is_podman() {
+        let plain = Plain::new();
+        let impostor = Made("container", unused("impostor"));
+        Plain::serve(&plain.network.1, &impostor.1, &["--network-alias", NAME], &PLAIN);
+        let told = plain.attack(&["resolve", NAME, "60"]);
+        let taken = told[address(&impostor.1, &plain.network.1)].as_u64().unwrap_or_default();
+        eprintln!("an impostor got {taken} of 60 look-ups");
+        assert!(taken > 0, "{told}");
+    }
 
     for config in ["", STRICT] {
         let session = Session::offline(config, &["--all"]);
@@ -291,7 +294,8 @@ fn a_self_connected_container_is_served_only_without_us() {
         let ip: Vec<&str> = at.iter().flat_map(|at| ["--ip", at]).collect();
         let run = [&["run", "--name", &guest.1, "--network", &network], &ip[..], &[&image, "true"]].concat();
         let out = docker_at(&engine_socket(), &run);
-        assert!(!out.status.success(), "{at:?} on {network} is to be had");
+        // Podman reserves no addresses. Who is at one without a lease is answered as nobody.
+        assert!(is_podman() || !out.status.success(), "{at:?} on {network} is to be had");
     }
     // Through the session it is refused before the engine is asked.
     let guest = Made("container", unused("guest"));
