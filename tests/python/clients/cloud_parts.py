@@ -5,10 +5,12 @@ moto is set up before it checks anybody: a person who may assume the role `kfp-l
 use S3. So whoever reads the bucket is the role. azurite does not check a token's signature; its issuer, audience and times it does.
 """
 
+import ctypes
 import json
 import os
 import pathlib
 import re
+import signal
 import shutil
 import socket
 import ssl
@@ -60,6 +62,10 @@ def certificate(folder, address):
             "-out", "server.pem", "-days", "2", "-extfile", "extensions")
 
 
+def end_with_us():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: none outlives a killed parent
+
+
 class Part:
     """A process of ours, in its own session; what it says goes to a file."""
 
@@ -69,7 +75,7 @@ class Part:
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **environment})
+                preexec_fn=end_with_us, env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **environment})
 
     def wait_for(self, address):
         until = time.monotonic() + PATIENCE
