@@ -137,7 +137,11 @@ pub fn credential_file(input: &[u8]) {
         LazyLock::new(|| Upstream::new(Limits::default(), Vec::new()).expect("a client"));
     let upstream = UPSTREAM.clone();
     if let Err(error) = Google::find(&place, Endpoints::default(), upstream) {
-        shows_nothing(&error.to_string(), input);
+        let told = error.to_string();
+        // A program is named by its path, so that a person knows what was not run.
+        let (before, rest) = told.split_once("a program to run (").unwrap_or((&told, ""));
+        let after = rest.split_once(')').map_or(rest, |(_, after)| after);
+        shows_nothing(&format!("{before}{after}"), input);
     }
 }
 
@@ -162,9 +166,9 @@ pub fn archive(input: &[u8]) {
     let _ = guard::content::what(input);
 }
 
-/// No run of 24 bytes of `input` stands in `message`, but for names of fields, and of programs by their paths.
+/// No run of 24 bytes of `input` stands in `message`, but for names of fields.
 fn shows_nothing(message: &str, input: &[u8]) {
-    let name = |byte: &u8| byte.is_ascii_lowercase() || b"_-./{}".contains(byte);
+    let name = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'_';
     let long = input.windows(24).find(|run| {
         run.iter().all(u8::is_ascii_graphic)
             && !run.iter().all(name)
