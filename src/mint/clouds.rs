@@ -235,7 +235,7 @@ impl Mint {
         ahead: bool,
     ) -> Pending<'static, Result<AzureToken, SourceError>> {
         let identity = name_of(who);
-        let Some(turn) = self.crowd.enter(identity, MOST_AT_ONCE) else {
+        let Some(turn) = self.under_way.enter(identity, MOST_AT_ONCE) else {
             let why =
                 format!("{MOST_AT_ONCE} tokens of Azure are being made for this identity; ask again later");
             return Box::pin(ready(Err(SourceError::transient(why))));

@@ -11,12 +11,12 @@ mod cache;
 mod clouds;
 #[cfg(test)]
 mod clouds_tests;
-mod crowd;
 #[cfg(test)]
 mod forgetting_tests;
 mod log;
 #[cfg(test)]
 mod tests;
+mod under_way;
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -32,7 +32,7 @@ pub use log::Health;
 use log::Log;
 
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
-use crate::mint::crowd::Crowd;
+use crate::mint::under_way::UnderWay;
 use crate::process::Tasks;
 use crate::record::{For, Recorder, Who};
 use crate::source::aws::{AwsRequest, AwsSource};
@@ -109,7 +109,7 @@ pub struct Mint {
     azure: Arc<Cache<AzureRequest, AzureToken>>,
     kept: clouds::Kept,
     /// The requests to Azure that are under way.
-    crowd: Arc<Crowd>,
+    under_way: Arc<UnderWay>,
     log: Arc<Log>,
 }
 
@@ -125,8 +125,8 @@ impl Mint {
         log.ask_who(&*sources.google);
         let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
         let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        let (kept, crowd) = (clouds::Kept::default(), Arc::default());
-        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, crowd, log })
+        let (kept, under_way) = (clouds::Kept::default(), Arc::default());
+        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, under_way, log })
     }
 
     /// How the source of `cloud` does.

@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The number of requests under way, by identity.
 #[derive(Debug, Default)]
-pub(super) struct Crowd(Mutex<HashMap<String, usize>>);
+pub(super) struct UnderWay(Mutex<HashMap<String, usize>>);
 
-/// A place in the crowd, given up on drop.
+/// One request, which counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
-    crowd: Arc<Crowd>,
+pub(super) struct Counted {
+    under_way: Arc<UnderWay>,
     identity: String,
 }
 
-impl Crowd {
+impl UnderWay {
     /// `None` if `most` requests of `identity` are under way.
-    pub(super) fn enter(self: &Arc<Self>, identity: &str, most: usize) -> Option<Turn> {
-        let mut crowd = self.lock();
-        let count = crowd.entry(identity.to_owned()).or_default();
+    pub(super) fn enter(self: &Arc<Self>, identity: &str, most: usize) -> Option<Counted> {
+        let mut under_way = self.lock();
+        let count = under_way.entry(identity.to_owned()).or_default();
         if *count >= most {
             return None;
         }
         *count += 1;
-        Some(Turn { crowd: self.clone(), identity: identity.to_owned() })
+        Some(Counted { under_way: self.clone(), identity: identity.to_owned() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
@@ -32,13 +32,13 @@ impl Crowd {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut crowd = self.crowd.lock();
-        if let Some(count) = crowd.get_mut(&self.identity) {
+        let mut under_way = self.under_way.lock();
+        if let Some(count) = under_way.get_mut(&self.identity) {
             *count -= 1;
             if *count == 0 {
-                crowd.remove(&self.identity);
+                under_way.remove(&self.identity);
             }
         }
     }
