@@ -261,7 +261,7 @@ def text_of(seen, step):
     elif len(error) > 160:
         error = error[:160] + "…"
     # What moto says to the anonymous differs from time to time.
-    error = re.sub(r"AWS Error .*", "AWS Error …", error)
+    error = re.sub(r"AWS Error .*", "AWS Error …", re.sub(r"object-[0-9a-f]+", "OBJECT", error))
     error = re.sub(r"127\.0\.0\.1:\d+(/[0-9A-Za-z_-]{20,})?", "HOST", error)
     return re.sub(r"\b[\d.]+(ms|µs|s)\b", "TIME", re.sub(r"\s+", " ", error)).replace("`", "'")
 

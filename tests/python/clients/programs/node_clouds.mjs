@@ -1,4 +1,5 @@
 // Clients of AWS and Azure for Node, one of them by name: node_clouds.mjs CLIENT STEP... (as python_clouds.py)
+import { randomUUID } from 'node:crypto';
 import { readSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -6,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 // Where setup put the packages.
 const require = createRequire(process.env.NODE_PACKAGES + '/');
 const [library, ...steps] = process.argv.slice(2);
-const [BUCKET, NAME, CONTENT] = ['data', 'object', 'written and read'];
+// Each process has an object of its own.
+const [BUCKET, NAME, CONTENT] = ['data', `object-${randomUUID()}`, 'written and read'];
 
 function aws() {
   const { S3Client, PutObjectCommand, GetObjectCommand } = require('@aws-sdk/client-s3');

@@ -11,7 +11,8 @@ import sys
 
 from said import run
 
-BUCKET, NAME, CONTENT = "data", "object", "written and read"
+# Each process has an object of its own: one that is written by two at once loses its uncommitted blocks.
+BUCKET, NAME, CONTENT = "data", f"object-{os.urandom(8).hex()}", "written and read"
 RESOURCE = "https://storage.azure.com/.default"
 
 
