@@ -1,5 +1,6 @@
 //! What a hostile neighbour tries with the endpoints of AWS and Azure: each attack beside the same request by whom it
-//! belongs to. The credentials are made here, and no cloud accepts them.
+//! belongs to. The credentials are made here, and no cloud accepts them. One at a time, because one session has the address
+//! 169.254.170.2.
 
 use serde_json::Value;
 
