@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::browser::Browser;
 use crate::support::far_engine::certificates;
-use crate::support::raw::{ask, until};
+use crate::support::raw::{Container, ask, until};
 use crate::support::session::{Folder, Session, docker_at, task_image};
 
 const DOWN: &str = "\u{e015}";
@@ -39,8 +39,8 @@ fn task(root: &Path, name: &str) -> (String, String) {
     (format!("{0}:{0}:rw", root.display()), input)
 }
 
-/// A session in which something of everything has happened.
-fn eventful(session: &Session, folder: &Folder) {
+/// Makes something of everything happen in the session. Returns the task that still runs.
+fn eventful(session: &Session, folder: &Folder) -> Container {
     let (image, script) = (task_image(), ask());
     let start = |name: &str, script: &str, flags: &[&str]| {
         let (bind, input) = task(&folder.0, name);
@@ -56,13 +56,15 @@ fn eventful(session: &Session, folder: &Folder) {
     let asks = format!("set --; {script}");
     start("extract", &format!("{asks}; sleep 1"), &["--rm"]);
     start("transform", &format!("{asks}; sleep 1; exit 3"), &["--rm"]);
-    start("load", &format!("{asks}; sleep 120"), &["-d"]);
+    let running = start("load", &format!("{asks}; sleep 120"), &["-d"]);
+    let running = Container(String::from_utf8(running.stdout).unwrap().trim().into());
     let keys = folder.0.join("keys");
     certificates(&keys);
     let bind = format!("{}:/keys:ro", keys.display());
     let out = start("leaky", "true", &["-v", &bind]);
     assert!(!out.status.success());
     docker_at(&session.socket, &["run", "--rm", &image, "true"]);
+    running
 }
 
 fn text(browser: &Browser, id: &str) -> String {
@@ -73,7 +75,7 @@ fn text(browser: &Browser, id: &str) -> String {
 fn the_page_shows_the_session_to_everybody_and_loads_nothing() {
     let folder = Folder::new("page");
     let session = Session::offline("", &[]);
-    eventful(&session, &folder);
+    let running = eventful(&session, &folder);
     let browser = Browser::start();
     browser.open(session.page.as_deref().unwrap());
     until("it shows the token of the running task", Duration::from_secs(20), || {
@@ -83,6 +85,8 @@ fn the_page_shows_the_session_to_everybody_and_loads_nothing() {
     is_for_the_keyboard_and_a_reader(&browser);
     is_light_and_dark(&browser);
     loads_nothing(&browser);
+    // On a network with a running container no later session can remove it.
+    drop(running);
     // The end of the session is seen.
     session.end();
     until("it says so", Duration::from_secs(20), || text(&browser, "pulse") == "the session does not answer");
