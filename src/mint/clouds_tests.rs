@@ -8,7 +8,7 @@ use super::*;
 use crate::cloud::{AwsIdentity, AzureIdentity, Cloud};
 use crate::secret::Secret;
 use crate::source::azure::AzurePrincipal;
-use crate::token::{Deadline, MintId};
+use crate::token::{Deadline, MintId, Shown};
 use crate::workload::{By, Task};
 
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl AwsSource for Aws {
                 expires: Deadline::after(Now::read(), Duration::from_secs(life)),
                 account: None,
                 id: MintId::random(),
+                shown: Shown::default(),
             })
         })
     }
@@ -75,6 +76,7 @@ impl AzureSource for Azure {
                 resource: ask.resource.clone(),
                 client_id: None,
                 id: MintId::random(),
+                shown: Shown::default(),
             })
         })
     }

@@ -86,23 +86,39 @@ impl AccessToken {
     /// The token as rendered by `render`, for callers with `seconds` of it left. All callers in the same
     /// second share the result: the secret is rendered once, is in memory once, and is overwritten once.
     pub fn shown(&self, seconds: u64, render: impl FnOnce(&str) -> Vec<u8>) -> Rendered {
-        let mut shown = self.shown.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*shown {
-            Some((at, bytes)) if *at == seconds => bytes.clone(),
-            _ => {
-                let bytes = Arc::new(Secret::new(render(self.value.expose())));
-                *shown = Some((seconds, bytes.clone()));
-                bytes
-            }
-        }
+        self.shown.or_render(seconds, "", || render(self.value.expose()))
     }
 }
 
 /// The bytes of a reply that contains a token; overwritten when the last holder drops them.
 pub type Rendered = Arc<Secret<Vec<u8>>>;
 
+/// The last rendered reply with a token. It is overwritten with the token.
 #[derive(Debug, Default)]
-struct Shown(Mutex<Option<(u64, Rendered)>>);
+pub struct Shown(Mutex<Option<LastRendered>>);
+
+#[derive(Debug)]
+struct LastRendered {
+    seconds: u64,
+    form: Box<str>,
+    bytes: Rendered,
+}
+
+impl Shown {
+    /// What `render` gives, made once for all callers of the same second (`seconds` of the token are left) and
+    /// of the same `form`. The form has to tell apart all replies that this token can be in.
+    pub fn or_render(&self, seconds: u64, form: &str, render: impl FnOnce() -> Vec<u8>) -> Rendered {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(last) if last.seconds == seconds && *last.form == *form => last.bytes.clone(),
+            _ => {
+                let bytes = Arc::new(Secret::new(render()));
+                *last = Some(LastRendered { seconds, form: form.into(), bytes: bytes.clone() });
+                bytes
+            }
+        }
+    }
+}
 
 /// An OpenID Connect ID token (a signed JWT) for one audience.
 #[derive(Debug)]
@@ -129,6 +145,7 @@ pub struct AwsSession {
     /// The twelve digits of the account, if known.
     pub account: Option<String>,
     pub id: MintId,
+    pub shown: Shown,
 }
 
 impl AwsSession {
@@ -147,6 +164,7 @@ pub struct AzureToken {
     /// The principal's client id, if known.
     pub client_id: Option<String>,
     pub id: MintId,
+    pub shown: Shown,
 }
 
 impl AzureToken {
@@ -279,6 +297,16 @@ mod tests {
         );
         assert_eq!(made.get(), 2);
         assert!(!format!("{token:?}").contains("canary") && !format!("{token:?}").contains("99, 97"));
+    }
+
+    #[test]
+    fn callers_of_another_form_share_nothing() {
+        let shown = Shown::default();
+        let rendered = |form: &str| shown.or_render(9, form, || form.as_bytes().to_vec());
+        let (one, same) = (rendered("https://vault"), rendered("https://vault"));
+        assert!(Arc::ptr_eq(&one, &same));
+        assert_eq!(rendered("https://vault/").expose(), b"https://vault/");
+        assert_eq!(rendered("https://vault").expose(), b"https://vault");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use kfp_creds::source::aws::{AwsRequest, AwsSource};
 use kfp_creds::source::azure::{AzurePrincipal, AzureRequest, AzureSource};
 use kfp_creds::source::offline::Offline;
 use kfp_creds::source::{Pending, SourceError};
-use kfp_creds::token::{AwsSession, AzureToken, Deadline, MintId, Now};
+use kfp_creds::token::{AwsSession, AzureToken, Deadline, MintId, Now, Shown};
 use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -89,6 +89,7 @@ impl AwsSource for Scripted {
                 expires: Deadline::after(Now::read(), Duration::from_secs(3600)),
                 account: None,
                 id: MintId::random(),
+                shown: Shown::default(),
             })
         })
     }
@@ -112,6 +113,7 @@ impl AzureSource for Scripted {
                 resource: ask.resource.clone(),
                 client_id: None,
                 id: MintId::random(),
+                shown: Shown::default(),
             })
         })
     }

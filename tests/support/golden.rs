@@ -38,7 +38,9 @@ use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
 use kfp_creds::metadata::{self, Account, AwsView, AzureView, Entered, Failure, RequestHead, Step, View};
 use kfp_creds::secret::Secret;
-use kfp_creds::token::{AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, Scopes};
+use kfp_creds::token::{
+    AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, Scopes, Shown,
+};
 
 pub(crate) const ACCESS_TOKEN: &str = "ya29.golden-access-token";
 pub(crate) const IDENTITY_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJnb2xkZW4ifQ.Z29sZGVuLXNpZ25hdHVyZQ";
@@ -319,6 +321,7 @@ pub(crate) fn aws_session(now: Now) -> AwsSession {
         expires: Deadline::after(now, Duration::from_millis(3_521_900)),
         account: None,
         id: MintId::random(),
+        shown: Shown::default(),
     }
 }
 
@@ -330,5 +333,6 @@ pub(crate) fn azure_token(now: Now) -> AzureToken {
         resource: "not shown".into(),
         client_id: None,
         id: MintId::random(),
+        shown: Shown::default(),
     }
 }

@@ -159,6 +159,14 @@ fn new_token(head: &RequestHead<'_>, aws: &AwsView) -> Reply {
 
 /// The credentials in the form of the service that was asked. `Expiration` is the real one.
 pub fn session_reply(ask: &AwsAsk, session: &AwsSession, now: Now) -> Reply {
+    // A session is of one container, whose role and account do not change while it lives.
+    let form = if ask.service == Service::AwsImds { "imds" } else { "container" };
+    let left = session.expires.remaining(now);
+    let bytes = session.shown.or_render(left.as_secs(), form, || session_body(ask, session, now));
+    Reply::bare(StatusCode::OK, JSON, Body::token(bytes))
+}
+
+fn session_body(ask: &AwsAsk, session: &AwsSession, now: Now) -> Vec<u8> {
     let (expires, updated) = (rfc3339(now.wall + session.expires.remaining(now)), rfc3339(now.wall));
     let mut fields = vec![];
     match (ask.service, &ask.role_arn) {
@@ -178,8 +186,7 @@ pub fn session_reply(ask: &AwsAsk, session: &AwsSession, now: Now) -> Reply {
     ]);
     let account = session.account.as_ref().or(ask.account.as_ref());
     fields.extend(account.map(|id| ("AccountId", Json::Text(id))));
-    let body = Body::token(Arc::new(Secret::new(object(&fields))));
-    Reply::bare(StatusCode::OK, JSON, body)
+    object(&fields)
 }
 
 pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {

@@ -2,7 +2,6 @@
 //!
 //! Errors below `/metadata/` are never a 404 or a 410: clients repeat those for up to 76 s.
 
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use hyper::header::HeaderName;
@@ -15,7 +14,7 @@ use super::service::Service;
 use super::target::{Target, parameters};
 use super::view::{AzureView, View};
 use super::{AzureAsk, Entered, Failure, RequestHead, Step};
-use crate::secret::{Secret, same};
+use crate::secret::same;
 use crate::token::{AzureToken, Now};
 
 const METADATA: HeaderName = HeaderName::from_static("metadata");
@@ -186,8 +185,14 @@ fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Ste
 /// The token with both `expires_in` and `expires_on`, as strings: some clients read only the first, others only
 /// the second.
 pub fn token_reply(ask: &AzureAsk, token: &AzureToken, now: Now) -> Reply {
-    let epoch = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let left = token.expires.remaining(now).as_secs();
+    // Spellings of one resource share a token, and each caller gets its own back.
+    let bytes = token.shown.or_render(left, &ask.resource, || token_body(ask, token, now, left));
+    Reply::bare(StatusCode::OK, JSON, Body::token(bytes))
+}
+
+fn token_body(ask: &AzureAsk, token: &AzureToken, now: Now, left: u64) -> Vec<u8> {
+    let epoch = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (expires_in, expires_on, not_before) =
         (left.to_string(), (epoch + left).to_string(), epoch.to_string());
     let mut fields = vec![("access_token", Json::Text(token.value.expose()))];
@@ -201,7 +206,7 @@ pub fn token_reply(ask: &AzureAsk, token: &AzureToken, now: Now) -> Reply {
         ("resource", Json::Text(&ask.resource)),
         ("token_type", Json::Text("Bearer")),
     ]);
-    Reply::bare(StatusCode::OK, JSON, Body::token(Arc::new(Secret::new(object(&fields)))))
+    object(&fields)
 }
 
 pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {

@@ -12,7 +12,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::expiry::{LONGEST_LIFE, remaining};
 use crate::source::variables::Variables;
-use crate::token::{AwsSession, Deadline, MintId, Now};
+use crate::token::{AwsSession, Deadline, MintId, Now, Shown};
 
 /// Keys, temporary if they have a session token.
 pub(crate) struct Keys {
@@ -150,6 +150,7 @@ impl Keys {
             expires,
             account: self.account.clone(),
             id: MintId::random(),
+            shown: Shown::default(),
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::secret::Secret;
 use crate::source::aws::AwsRequest;
 use crate::source::signer::{ISSUER, Signer};
 use crate::source::{SourceError, jwt};
-use crate::token::{AwsSession, Deadline, MintId, Now};
+use crate::token::{AwsSession, Deadline, MintId, Now, Shown};
 
 /// The account of sessions without a role.
 pub(super) const ACCOUNT: &str = "000000000000";
@@ -69,6 +69,7 @@ impl Offline {
             expires: Deadline::after(now, ask.identity.lifetime),
             account: Some(account.to_owned()),
             id: MintId::random(),
+            shown: Shown::default(),
         })
     }
 

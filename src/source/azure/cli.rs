@@ -24,7 +24,7 @@ use crate::source::http::secure_url::is_local;
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
 use crate::source::{Reloaded, SourceError, jwt};
-use crate::token::{AzureToken, Deadline, MintId, Now};
+use crate::token::{AzureToken, Deadline, MintId, Now, Shown};
 
 /// The Azure CLI is a Python program and slow to start.
 const LONGEST_RUN: Duration = Duration::from_secs(20);
@@ -184,7 +184,14 @@ fn read(printed: &[u8], name: &str, now: Now, ask: &AzureRequest) -> Result<Azur
     })?;
     let left = end.duration_since(now.wall).unwrap_or_default();
     let expires = Deadline::after(now, life(left)?);
-    Ok(AzureToken { value, expires, resource: ask.resource.clone(), client_id: None, id: MintId::random() })
+    Ok(AzureToken {
+        value,
+        expires,
+        resource: ask.resource.clone(),
+        client_id: None,
+        id: MintId::random(),
+        shown: Shown::default(),
+    })
 }
 
 /// Seconds since 1970, as a number or as text.

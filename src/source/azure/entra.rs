@@ -22,7 +22,7 @@ use crate::source::stamp::Stamp;
 use crate::source::subject::{FileToken, Format, SubjectToken};
 use crate::source::variables::Variables;
 use crate::source::{Reloaded, SourceError, jwt};
-use crate::token::{AzureToken, Deadline, MintId};
+use crate::token::{AzureToken, Deadline, MintId, Shown};
 
 /// RFC 7523 section 2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -180,6 +180,7 @@ impl Entra {
             resource: ask.resource.clone(),
             client_id: Some(client_id.to_owned()),
             id: MintId::random(),
+            shown: Shown::default(),
         })
     }
 

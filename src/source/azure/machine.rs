@@ -22,7 +22,7 @@ use crate::source::http::fault::{Fault, host};
 use crate::source::http::request::{Answer, Call};
 use crate::source::http::secure_url::within;
 use crate::source::variables::Variables;
-use crate::token::{AzureToken, Deadline, MintId};
+use crate::token::{AzureToken, Deadline, MintId, Shown};
 
 /// Numeric, because a name could be made to resolve elsewhere.
 const ADDRESS: &str = "http://169.254.169.254";
@@ -98,6 +98,7 @@ impl Machine {
             resource: ask.resource.clone(),
             client_id: written.client_id.filter(|id| is_name(id)).or_else(|| client_id.map(str::to_owned)),
             id: MintId::random(),
+            shown: Shown::default(),
         })
     }
 
