@@ -23,7 +23,7 @@ FEATURES = [
     ("stop, start, restart, restart policies", "starts"),
     ("events that come late or in another order", "order"),
     ("a container's end, its last token, a dead relay", "alone::death"),
-    ("the engine restarts under a session", "alone::restart"),
+    ("the engine restarts under a session; faults at random", "alone::restart alone::soak"),
     ("engines on tcp with TLS and behind ssh; `serve --tls`", "far tls"),
     ("an engine with files of its own (in a VM): binds, volumes, loads", "alone::vm"),
     ("hundreds of containers, none missed", "stress"),

@@ -86,6 +86,12 @@ impl SecondEngine {
         }
     }
 
+    /// `signal` as `kill` takes it: `-STOP` pauses the engine.
+    pub(crate) fn signal(&self, signal: &str) {
+        let daemon = self.daemon.as_ref().expect("an engine that runs").id().to_string();
+        assert!(Command::new("kill").args([signal, &daemon]).status().unwrap().success());
+    }
+
     pub(crate) fn docker(&self, arguments: &[&str]) -> Output {
         docker_at(&self.socket(), arguments)
     }

@@ -4,4 +4,5 @@ mod death;
 mod images;
 mod libraries;
 mod restart;
+mod soak;
 mod vm;

@@ -8,7 +8,7 @@ use crate::support::second_engine::{IMAGE, SecondEngine};
 use crate::support::session::{Folder, Session, docker_at, program};
 
 /// Asks with its first instruction. (The `wget` of a static busybox cannot look addresses up.)
-fn asks() -> String {
+pub(super) fn asks() -> String {
     format!(
         "(printf 'GET /{TOKEN} HTTP/1.0\\r\\nHost: %s\\r\\nMetadata-Flavor: Google\\r\\n\\r\\n' $GCE_METADATA_HOST; \
          sleep 2) | nc -w 4 $GCE_METADATA_HOST 80"
