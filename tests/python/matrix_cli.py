@@ -157,12 +157,12 @@ def running(verb):
     @verb("run -it")
     def _(lane, docker):
         loud = SIZE + "read line; echo got $line; exit 5"
-        return docker.tty(*base, lane.network, "-it", lane.image, "sh", "-c", loud, talk=[(b"ready", b"hello\r")])
+        return docker.tty(*base, lane.network, "-it", lane.image, "sh", "-c", loud, talk=[(b"ready\r\n", b"hello\r")])
 
     @verb("run -it, Ctrl-C")
     def _(lane, docker):
         loud = "trap 'echo caught; exit 9' INT; " + SIZE + "while :; do sleep 0.1; done"
-        return docker.tty(*base, lane.network, "-it", lane.image, "sh", "-c", loud, talk=[(b"ready", b"\x03")])
+        return docker.tty(*base, lane.network, "-it", lane.image, "sh", "-c", loud, talk=[(b"ready\r\n", b"\x03")])
 
     @verb("run -i, 20 MB on stdin")
     def _(lane, docker):
@@ -192,7 +192,7 @@ def talking(verb):
     @verb("exec -it")
     def _(lane, docker):
         loud = SIZE + "read line; echo got $line; exit 5"
-        return docker.tty("exec", "-it", lane.named("sleeper"), "sh", "-c", loud, talk=[(b"ready", b"hello\r")])
+        return docker.tty("exec", "-it", lane.named("sleeper"), "sh", "-c", loud, talk=[(b"ready\r\n", b"hello\r")])
 
     @verb("exec -i, 20 MB on stdin")
     def _(lane, docker):
@@ -221,7 +221,7 @@ def talking(verb):
         # The terminal gets its size from whoever attaches.
         loud = SIZE + "while read line; do echo heard $line; done"
         name = docker.run_d("keys", "sh", "-c", loud, options=("-it",))
-        seen = docker.tty("attach", name, talk=[(b"ready", b"one\r"), (b"heard one", b"\x10\x11")])
+        seen = docker.tty("attach", name, talk=[(b"ready\r\n", b"one\r"), (b"heard one\r\n", b"\x10\x11")])
         return [seen, docker("inspect", "-f", "{{.State.Running}}", name), docker("rm", "-f", name)]
 
     @verb("start -ai")
