@@ -1,5 +1,5 @@
 //! Parts of a request that `guard.allow` excepts by name: a variable, a label, a build argument, a word of a
-//! command. As narrow as a path: one name, with any value.
+//! command. As narrow as a path: one name, with any value. Objects of Cloud Storage are excepted by their URI.
 
 use super::text::is_random;
 use crate::quote;
@@ -15,11 +15,13 @@ pub enum Part {
     BuildArgument,
     Command,
     Entrypoint,
+    /// An object of Cloud Storage, or all below a name: `//BUCKET/NAME`.
+    Object,
 }
 
 impl Part {
-    const ALL: [Self; 5] =
-        [Self::Variable, Self::Label, Self::BuildArgument, Self::Command, Self::Entrypoint];
+    const ALL: [Self; 6] =
+        [Self::Variable, Self::Label, Self::BuildArgument, Self::Command, Self::Entrypoint, Self::Object];
 
     /// The word before the colon of an entry.
     fn word(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Part {
             Self::BuildArgument => "build-arg",
             Self::Command => "command",
             Self::Entrypoint => "entrypoint",
+            Self::Object => "gs",
         }
     }
 
@@ -53,6 +56,14 @@ impl Named {
     pub fn parse(entry: &str) -> Option<Result<Self, &'static str>> {
         let (word, name) = entry.split_once(':')?;
         let part = Part::ALL.into_iter().find(|part| part.word() == word)?;
+        if part == Part::Object {
+            let Some(uri) = name.strip_prefix("//") else { return None };
+            let bucket = uri.split('/').next().unwrap_or_default();
+            return Some(match bucket {
+                "" => Err("names no bucket; write gs://BUCKET/OBJECT"),
+                _ => Ok(Self { part, name: name.trim_end_matches('/').into() }),
+            });
+        }
         Some(match name {
             "" => Err("names a kind and nothing of it; write env:NAME, for example"),
             _ if name.contains('=') => Err("takes a name without its value: env:NAME"),
@@ -109,7 +120,10 @@ mod tests {
         assert_eq!(named("env:MY_KEY"), Some(Ok((Part::Variable, "MY_KEY".into()))));
         assert_eq!(named("command:--token"), Some(Ok((Part::Command, "--token".into()))));
         assert!(matches!(named("env:"), Some(Err(_))) && matches!(named("env:A=b"), Some(Err(_))));
-        for path in ["tests/data", "a:b", "/x/env:A", "./env:A", "environment"] {
+        assert_eq!(named("gs://b/dir/o=1"), Some(Ok((Part::Object, "//b/dir/o=1".into()))));
+        assert_eq!(named("gs://b/dir/"), Some(Ok((Part::Object, "//b/dir".into()))));
+        assert!(matches!(named("gs://"), Some(Err(_))) && matches!(named("gs:///o"), Some(Err(_))));
+        for path in ["gs:b", "tests/data", "a:b", "/x/env:A", "./env:A", "environment"] {
             assert_eq!(named(path), None, "{path}");
             assert_eq!(path_entry(path), path);
         }

@@ -175,6 +175,18 @@ impl Rules {
         self.named.iter().any(|named| named.part == part && named.name == name)
     }
 
+    /// These rules for a directory that holds objects of `bucket` under their names.
+    #[must_use]
+    pub fn with_objects_at(mut self, bucket: &str, directory: &Path) -> Self {
+        let objects = self.named.iter().filter(|named| named.part == Part::Object);
+        let inside = objects.filter_map(|named| {
+            let name = named.name.strip_prefix("//")?.strip_prefix(bucket)?;
+            name.is_empty().then_some("").or_else(|| name.strip_prefix('/'))
+        });
+        self.allow.extend(inside.map(|name| directory.join(name)));
+        self
+    }
+
     /// Whether the operator has excepted this place; links in both paths are resolved where possible.
     pub fn allows(&self, place: &Path) -> bool {
         let resolved = place.canonicalize();

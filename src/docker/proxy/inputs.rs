@@ -235,11 +235,8 @@ pub(super) fn take_out(body: &mut Value, brought: &Brought) {
     }
 }
 
-/// How a bind is described in messages; a fetched directory is described by its bucket.
-pub(super) fn told(source: &str, target: &str, fetching: Option<&Fetching>) -> String {
+/// The bucket whose objects this bind would mount, if they were fetched.
+pub(super) fn bucket_of<'a>(source: &str, target: &'a str, fetching: Option<&Fetching>) -> Option<&'a str> {
     let fetched = fetching.is_some_and(|fetching| Path::new(source).starts_with(&fetching.folder));
-    match target.strip_prefix("/gcs/").filter(|_| fetched) {
-        Some(bucket) => format!("what was fetched from gs://{bucket}"),
-        None => format!("the bind of {source}"),
-    }
+    target.strip_prefix("/gcs/").filter(|_| fetched)
 }

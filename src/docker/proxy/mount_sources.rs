@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::engine_client::Refusal;
-use super::inputs::told;
+use super::inputs::bucket_of;
 use super::json::{split_bind, strings};
 use super::state::Proxy;
 use super::texts::{Key, MOST};
@@ -31,6 +31,22 @@ pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 's
 pub(super) struct Source {
     pub(super) how: String,
     pub(super) place: PathBuf,
+    /// The bucket whose fetched objects are there.
+    pub(super) bucket: Option<String>,
+}
+
+impl Source {
+    pub(super) fn new(how: String, place: impl Into<PathBuf>) -> Self {
+        Self { how, place: place.into(), bucket: None }
+    }
+
+    fn bind(source: &str, bucket: Option<&str>) -> Self {
+        let how = match bucket {
+            Some(bucket) => format!("what was fetched from gs://{bucket}"),
+            None => format!("the bind of {source}"),
+        };
+        Self { how, place: source.into(), bucket: bucket.map(String::from) }
+    }
 }
 
 /// The result of a scan, as reported to a person.
@@ -50,7 +66,7 @@ impl Proxy {
             let Some((source, rest)) = split_bind(bind) else { continue };
             let target = rest.split(':').next().unwrap_or_default();
             match source.starts_with('/') {
-                true => sources.push(Source { how: told(source, target, fetching), place: source.into() }),
+                true => sources.push(Source::bind(source, bucket_of(source, target, fetching))),
                 false => sources.extend(self.volume(source).await?),
             }
         }
@@ -59,8 +75,7 @@ impl Proxy {
             match mount["Type"].as_str() {
                 Some("bind") => {
                     let target = mount["Target"].as_str().unwrap_or_default();
-                    let how = told(source, target, fetching);
-                    sources.push(Source { how, place: source.into() });
+                    sources.push(Source::bind(source, bucket_of(source, target, fetching)));
                 }
                 Some("volume") => {
                     let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];
@@ -117,11 +132,16 @@ impl Proxy {
             return Looked { finds: self.sockets_there(&sources), ..Looked::default() };
         };
         let host = &self.settings.host_root;
-        let guard = host.guard(Guard {
+        let mut guard = host.guard(Guard {
             engine: Some(socket.to_owned()),
             made: roots.to_vec(),
             ..Guard::clone(&self.settings.guard)
         });
+        for source in &sources {
+            if let Some(bucket) = &source.bucket {
+                guard.rules = guard.rules.with_objects_at(bucket, &host.find(&source.place));
+            }
+        }
         let memory = self.memory.clone();
         let places: Vec<PathBuf> = sources.iter().map(|source| host.find(&source.place)).collect();
         let work = tokio::task::spawn_blocking(move || {
@@ -130,15 +150,15 @@ impl Proxy {
         let Ok(seen) = work.await else {
             return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
         };
-        let folder = self.settings.fetching.as_ref().map(|fetching| fetching.folder.as_path());
         let finds = seen.finds.into_iter().map(|(source, mut find)| {
-            let Source { how, place } = &sources[source];
+            let Source { how, place, bucket } = &sources[source];
             find.place = host.name(&find.place);
             let text = format!("{how} holds {find}");
-            match folder.is_some_and(|folder| place.starts_with(folder)) {
-                // The next session fetches to another path.
-                true => Key::plain(text),
-                false => Key::in_file(text, &find),
+            // The next session fetches to another path, so the entry has the object's name.
+            match (bucket, find.place.strip_prefix(&*place.to_string_lossy())) {
+                (Some(bucket), Some(name)) => Key::in_object(text, bucket, name.trim_start_matches('/')),
+                (Some(_), None) => Key::plain(text),
+                (None, _) => Key::in_file(text, &find),
             }
         });
         let unverified = seen.unverified.iter().map(|what| host.name(what)).collect();
@@ -155,9 +175,7 @@ pub(super) fn devices(options: &Value, volume: &str) -> Vec<Source> {
         }
     }
     let places = places.into_iter().filter(|place| place.starts_with('/'));
-    places
-        .map(|place| Source { how: format!("volume {volume}, bound to {place},"), place: place.into() })
-        .collect()
+    places.map(|place| Source::new(format!("volume {volume}, bound to {place},"), place)).collect()
 }
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ impl Key {
         Self { text, entry: Some(path_entry(&find.place)) }
     }
 
+    /// A key in an object of Cloud Storage.
+    pub(super) fn in_object(text: String, bucket: &str, name: &str) -> Self {
+        Self { text, entry: Some(Part::Object.entry(&format!("//{bucket}/{name}"))) }
+    }
+
     /// A key in an archive, a build context or the config of an image.
     pub(super) fn inside(text: String, found: &Entry) -> Self {
         let entry = match &found.exception {

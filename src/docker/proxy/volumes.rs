@@ -36,8 +36,9 @@ impl Proxy {
         for mount in found["Mounts"].as_array().into_iter().flatten() {
             match (mount["Type"].as_str(), mount["Name"].as_str(), mount["Source"].as_str()) {
                 (Some("volume"), Some(name), _) => sources.extend(self.volume(name).await?),
-                (_, _, Some(source)) if source.starts_with('/') => sources
-                    .push(Source { how: format!("{source}, mounted by {container},"), place: source.into() }),
+                (_, _, Some(source)) if source.starts_with('/') => {
+                    sources.push(Source::new(format!("{source}, mounted by {container},"), source))
+                }
                 _ => {}
             }
         }
@@ -101,5 +102,5 @@ fn places(found: &Value, name: &str) -> Vec<Source> {
         return devices;
     }
     let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
-    place.map(|place| Source { how: format!("volume {name}"), place: place.into() }).into_iter().collect()
+    place.map(|place| Source::new(format!("volume {name}"), place)).into_iter().collect()
 }

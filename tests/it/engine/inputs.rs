@@ -341,6 +341,13 @@ fn a_key_that_was_fetched_is_refused_as_any_other() {
     assert!(!out.status.success() && why.contains("what was fetched from gs://kct-bucket holds"), "{why}");
     assert!(why.contains("service.pem") && !why.contains(CANARY), "{why}");
     session.wait_for("what was fetched from gs://kct-bucket holds", Duration::from_secs(1));
+    assert!(why.contains(r#"allow = ["gs://kct-bucket/dir/service.pem"]"#), "{why}");
+    for (allowed, passes) in [("dir/service.pem", true), ("dir", true), ("dir/service", false), ("", true)] {
+        let config = format!("[guard]\nallow = [\"gs://kct-bucket/{allowed}\"]\n");
+        let session = cloud.session(&config, &[("KFP_CREDS_GUARD", "deny")]);
+        let out = cloud.run(&session, "task", &uris, "test -s /gcs/kct-bucket/dir/service.pem");
+        assert_eq!(out.status.success(), passes, "{allowed}: {}", String::from_utf8_lossy(&out.stderr));
+    }
     for (mode, told) in [("warn", true), ("off", false)] {
         let session = cloud.session("", &[("KFP_CREDS_GUARD", mode)]);
         cloud.prints(&session, "task", &uris, "test -s /gcs/kct-bucket/dir/service.pem");

@@ -43,8 +43,9 @@ fn a_dead_ones_address_is_worth_nothing() {
     raw(&["kill", &container.0]);
     if is_podman() {
         // Podman reads its file of events four times a second, and may free the address before it tells of the die.
-        let ended =
-            || session.said().lines().any(|line| line.contains("ended  ") && line.contains(container.short()));
+        let ended = || {
+            session.said().lines().any(|line| line.contains("ended  ") && line.contains(container.short()))
+        };
         until("the session hears of the end", Duration::from_secs(2), ended);
     }
     let (body, status, seconds) = answer(&run_once_free(&heir));
