@@ -1,7 +1,7 @@
 //! Callers and what they may have: container, task, identity, grant.
 //!
 //! A caller is identified by the address that the *relay's socket* saw, never by a header, a name, or
-//! a label that an image could carry (`docs/THREATS.md`).
+//! a label that an image could carry (`docs/security/threats.md`).
 
 use std::collections::BTreeMap;
 use std::fmt;

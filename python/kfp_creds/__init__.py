@@ -6,7 +6,7 @@
         my_pipeline()
 
 In a notebook: ``%load_ext kfp_creds``, then ``%kfp_creds start``. The work is done by the program ``kfp-creds``, which this
-package brings and drives; see ``docs/PYTHON.md``.
+package brings and drives; see ``docs/guide/python.md``.
 """
 
 from __future__ import annotations

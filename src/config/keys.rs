@@ -1,5 +1,5 @@
 //! Every config key, declared once: the file is checked against this table, and variables, flags, the schema and
-//! `docs/CONFIG.md` are made from it.
+//! `docs/reference/config.md` are made from it.
 //!
 //! A new key is a row here, a field of `Config`, and the line of `check` that reads it. A test holds that
 //! every key is read, and nothing else.
@@ -35,6 +35,7 @@ pub(super) struct Key {
     /// A project's file may set it only once its content is trusted (decision 23).
     pub guarded: bool,
     pub default: &'static str,
+    /// Markdown; links are relative to `docs/`.
     pub says: &'static str,
 }
 
@@ -112,10 +113,10 @@ pub(super) const KEYS: &[Key] = &[
     key("credentials", Kind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS")
         .switch(CREDENTIAL, "--offline", "offline", "Signs tokens with a key made now, which no cloud accepts: for demos, tests, emulators"),
-    key("credentials.exec", Kind::List, "none", "A command that prints tokens, as program and arguments, instead of a word for `credentials`. [PROVIDERS.md](PROVIDERS.md) describes its input and output.").guarded(),
+    key("credentials.exec", Kind::List, "none", "A command that prints tokens, as program and arguments, instead of a word for `credentials`. [Credentials by a command](reference/providers.md) describes its input and output.").guarded(),
     key("credentials.pass", Kind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
     key("credentials.timeout", Kind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
-    key("credentials.workload_identity_provider", Kind::Text, "none", "The provider that exchanges a token of another issuer: `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/NAME`. See [CI.md](CI.md).")
+    key("credentials.workload_identity_provider", Kind::Text, "none", "The provider that exchanges a token of another issuer: `projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/NAME`. See [CI](guide/ci.md).")
         .variable("KFP_CREDS_WORKLOAD_IDENTITY_PROVIDER").guarded(),
     key("credentials.service_account", Kind::Text, "the federated identity itself", "The service account to impersonate with the exchanged token.")
         .variable("KFP_CREDS_SERVICE_ACCOUNT").guarded(),
@@ -126,7 +127,7 @@ pub(super) const KEYS: &[Key] = &[
     key("credentials.token_method", Kind::Text, "`\"GET\"`", "The HTTP method for the URL: `\"GET\"`, or `\"POST\"` without a body, as Azure DevOps requires.").guarded(),
     key("credentials.token_audience", Kind::Text, "`https://iam.googleapis.com/` and the provider", "The audience of a token from GitHub, if the provider expects another one.").guarded(),
     key("credentials.token_type", Kind::Text, "`\"urn:ietf:params:oauth:token-type:jwt\"`", "The token type in the exchange, as defined by RFC 8693.").guarded(),
-    key("aws.credentials", Kind::Text, "none", "Where your own credentials for AWS come from. `\"default\"`: variables, the profile `default`, a container's agent or the machine's metadata service, in this order. `\"environment\"`: `AWS_ACCESS_KEY_ID` and its like. `\"machine\"`: the agent or the metadata service. `\"offline\"`: made here, for tests and emulators; `credentials = \"offline\"` implies it. `[aws]` has one of `credentials`, `profile`, `exec` and `token_from`. See [CLOUDS.md](CLOUDS.md).")
+    key("aws.credentials", Kind::Text, "none", "Where your own credentials for AWS come from. `\"default\"`: variables, the profile `default`, a container's agent or the machine's metadata service, in this order. `\"environment\"`: `AWS_ACCESS_KEY_ID` and its like. `\"machine\"`: the agent or the metadata service. `\"offline\"`: made here, for tests and emulators; `credentials = \"offline\"` implies it. `[aws]` has one of `credentials`, `profile`, `exec` and `token_from`. See [AWS and Azure](guide/clouds.md).")
         .variable("KFP_CREDS_AWS_CREDENTIALS").guarded(),
     key("aws.profile", Kind::Text, "none", "The profile of `~/.aws/config` or `~/.aws/credentials`: keys, roles with their source profiles, IAM Identity Center, `credential_process`, web identity.")
         .variable("KFP_CREDS_AWS_PROFILE").guarded(),
@@ -190,7 +191,7 @@ pub(super) const KEYS: &[Key] = &[
     key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount.")
         .variable("KFP_CREDS_HOST_ROOT").guarded()
         .flag(MACHINE, "--host-root", "DIR", "Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there"),
-    key("relay_image", Kind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [GUIDE.md](GUIDE.md#where-images-may-not-be-loaded) says how it is made.")
+    key("relay_image", Kind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [Where images may not be loaded](guide/relay-image.md) says how to make it.")
         .variable("KFP_CREDS_RELAY_IMAGE").guarded()
         .flag(MACHINE, "--relay-image", "NAME@sha256:DIGEST", "Takes the relay from this image, which the engine has, instead of loading one into it"),
     key("relay_folder", Kind::Text, "what this program carries, `../libexec/kfp-creds` beside it, else this program itself", "A folder with `kfp-creds-relay-amd64` or `kfp-creds-relay-arm64`, the relay for engines of that architecture; `scripts/relay` builds it. A relative path starts at the config file.")
@@ -203,16 +204,16 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ISOLATION"),
     key("network.cells", Kind::Text, "`\"169.254.64.0/19\"`", "The range for the networks of `isolation = \"network\"`, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped but not removed keeps its network.")
         .variable("KFP_CREDS_CELLS"),
-    key("network.host_loopback", Kind::Flag, "`false`", "Whether containers on the host's network (`network_mode = \"host\"`) get identities too, through a listener on this machine's loopback and a secret path for each container. Works only where the engine shares the loopback of this machine: not with an engine in a VM, a rootless or a remote one. Whoever can inspect containers can read the paths, see [THREATS.md](THREATS.md).")
+    key("network.host_loopback", Kind::Flag, "`false`", "Whether containers on the host's network (`network_mode = \"host\"`) get identities too, through a listener on this machine's loopback and a secret path for each container. Works only where the engine shares the loopback of this machine: not with an engine in a VM, a rootless or a remote one. Whoever can inspect containers can read the paths, see [threats](security/threats.md#the-hosts-network).")
         .variable("KFP_CREDS_HOST_LOOPBACK").guarded(),
-    key("guard.mode", Kind::Text, "`\"deny\"`", "What to do about a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses the request, `\"warn\"` prints a line, `\"off\"` does not look. The mounts of a request are searched up to 200 000 names and 256 MiB; the rest is reported as *not verified*. See [GUARD.md](GUARD.md).")
+    key("guard.mode", Kind::Text, "`\"deny\"`", "What to do about a key that a mount, a variable, a copy or a build context would bring into a container: `\"deny\"` refuses the request, `\"warn\"` prints a line, `\"off\"` does not look. The mounts of a request are searched up to 200 000 names and 256 MiB; the rest is reported as *not verified*. See [the key guard](security/guard.md).")
         .variable("KFP_CREDS_GUARD").guarded(),
     key("guard.allow", Kind::List, "`[]`", "What may hold keys. Files and directories: a relative path means a path beside the config file, in a build context, or in an image; inside an archive write `ARCHIVE!/PATH`, as messages do. By name: `env:NAME` (a variable of a request or an image), `label:NAME`, `build-arg:NAME`, `command:FLAG` and `entrypoint:FLAG` (the word that belongs to a flag, else by its place: `command:3`). Objects that were fetched: `gs://BUCKET/OBJECT`, or all below a name. A refusal prints the entry.").guarded(),
-    key("gcs.fetch", Kind::Flag, "`true`", "Objects in Cloud Storage that the inputs of a kfp task name (`dsl.importer(\"gs://…\")`, arguments below `/gcs/`) are fetched with a token of the task's identity before its container is created, and mounted read-only at `/gcs/BUCKET`. See [GUIDE.md](GUIDE.md#inputs-in-cloud-storage).")
+    key("gcs.fetch", Kind::Flag, "`true`", "Objects in Cloud Storage that the inputs of a kfp task name (`dsl.importer(\"gs://…\")`, arguments below `/gcs/`) are fetched with a token of the task's identity before its container is created, and mounted read-only at `/gcs/BUCKET`. See [inputs in Cloud Storage](guide/mounts.md#inputs-in-cloud-storage).")
         .variable("KFP_CREDS_GCS_FETCH"),
     key("gcs.max_bytes", Kind::Number, "`4294967296` (4 GiB)", "How many bytes are fetched for one task, from 1. Objects and folders that do not fit are left out, with one line.")
         .variable("KFP_CREDS_GCS_MAX_BYTES"),
-    key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object per line, readable only by you. A relative path starts at the config file. See `docs/AUDIT.md`.")
+    key("audit.file", Kind::Text, "none: no log", "The audit log: one JSON object per line, readable only by you. A relative path starts at the config file. See [the audit log](reference/audit.md).")
         .variable("KFP_CREDS_AUDIT_FILE").guarded(),
     key("audit.max_bytes", Kind::Number, "`10485760`", "Before the log exceeds this size it is renamed to `FILE.1`, which becomes `FILE.2`, and so on. At least 4096."),
     key("audit.keep", Kind::Number, "`5`", "Number of renamed logs to keep."),
@@ -242,7 +243,7 @@ pub(super) const KEYS: &[Key] = &[
     key("project_attributes.*", Kind::Text, "none", "The same under `project/attributes/`."),
     key("identity.*.service_account", Kind::Text, "`impersonate`, else the own account", "The service account of this identity. For `[identity.default]` use `impersonate` instead."),
     key("identity.*.other_accounts", Kind::List, "`[]`", "Further service accounts of this identity, listed after the first as on a VM; a container requests them by e-mail."),
-    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes of this identity, at least one. `enforce_scopes=true` in a request returns a token with fewer scopes (`docs/METADATA.md`)."),
+    key("identity.*.scopes", Kind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes of this identity, at least one. `enforce_scopes=true` in a request returns a token with fewer scopes, see [the metadata trees](reference/metadata.md)."),
     key("identity.*.audiences", Kind::List, "`[]`: any", "The audiences that containers may request ID tokens for."),
     key("identity.*.lifetime", Kind::Text, "`\"1h\"`", "Lifetime of access tokens: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only if the organisation's policy allows it."),
     key("identity.*.isolate", Kind::Flag, "`false`", "Tokens are not shared between containers of this identity."),

@@ -1,10 +1,10 @@
-//! The keys as a document, `docs/CONFIG.md`.
+//! The keys as a document, `docs/reference/config.md`.
 
 use std::fmt::Write;
 
 use super::keys::KEYS;
 
-/// The text of `docs/CONFIG.md`.
+/// The text of `docs/reference/config.md`.
 pub fn reference() -> String {
     let mut text = String::from(HEAD);
     for key in KEYS {
@@ -18,7 +18,8 @@ pub fn reference() -> String {
             key.kind.wanted(),
             key.default,
             if from.is_empty() { "-".into() } else { from.join(" ") },
-            key.says,
+            // Links of the table are relative to `docs/`, where the schema is.
+            key.says.replace("](", "](../"),
         );
     }
     text.push_str(FOOT);

@@ -20,7 +20,7 @@ pub(super) fn text(layers: &Layers) -> String {
         lines.push('\n');
     }
     if lines.is_empty() {
-        lines.push_str("nothing is set: every key has its default (docs/CONFIG.md)\n");
+        lines.push_str("nothing is set: every key has its default (docs/reference/config.md)\n");
     }
     lines
 }

@@ -1,7 +1,7 @@
 //! Finds keys by content, with bounded work, and without ever keeping what it finds.
 //!
 //! The guard catches mistakes: a directory that happens to hold a login, a `.env` that goes into a build, a
-//! key that was baked into an image. It does not find what somebody hides (`docs/GUARD.md`).
+//! key that was baked into an image. It does not find what somebody hides (`docs/security/guard.md`).
 //!
 //! * Content: `content` classifies bytes, using `pem`, `binary` (DER, key stores), `fields` of text and the
 //!   `rules` for them, and `logins` (files of known tools); `encoded` undoes base64 and escapes, `text`

@@ -55,7 +55,7 @@ pub struct AzureView {
 }
 
 /// Everything that the trees show to one caller. [`View::default`] is the table of stand-ins
-/// (`docs/METADATA.md`); numeric ids are numbers here, so that they are always digits on the wire.
+/// (`docs/reference/metadata.md`); numeric ids are numbers here, so that they are always digits on the wire.
 #[derive(Clone, Debug)]
 pub struct View {
     pub project_id: String,

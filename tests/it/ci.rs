@@ -1,4 +1,4 @@
-//! What `docs/CI.md`, `docs/PROVIDERS.md` and `deploy/ci/` say holds: their configs are accepted, their jobs get tokens
+//! What `docs/guide/ci.md`, `docs/reference/providers.md` and `deploy/ci/` say holds: their configs are accepted, their jobs get tokens
 //! from the whole program, their messages exist, their script is a provider.
 
 use std::fs;
@@ -26,7 +26,7 @@ fn fenced(text: &str, kind: &str) -> Vec<String> {
 #[test]
 fn configs_in_the_documents_are_accepted_once_trusted() {
     let mut seen = 0;
-    for book in ["docs/CI.md", "docs/PROVIDERS.md"] {
+    for book in ["docs/guide/ci.md", "docs/reference/providers.md"] {
         for text in fenced(&read(book), "toml") {
             let folder = Folder::new("ci");
             let file = folder.0.join("kfp-creds.toml");
@@ -113,7 +113,7 @@ fn the_messages_in_the_documents_are_the_programs() {
     all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
     let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
     let source = lines.join("\n").replace("\\\n", "");
-    let text = read("docs/CI.md");
+    let text = read("docs/guide/ci.md");
     let rows = text.lines().skip_while(|line| *line != "| message | what to do |").skip(2);
     let rows: Vec<&str> = rows.take_while(|line| line.starts_with("| `")).collect();
     assert!(rows.len() >= 6, "{rows:?}");
@@ -125,10 +125,10 @@ fn the_messages_in_the_documents_are_the_programs() {
     }
 }
 
-/// The script at the end of `docs/PROVIDERS.md`, with a broker that is there.
+/// The script at the end of `docs/reference/providers.md`, with a broker that is there.
 #[test]
 fn the_script_in_the_documents_is_a_provider() {
-    let scripts = fenced(&read("docs/PROVIDERS.md"), "sh");
+    let scripts = fenced(&read("docs/reference/providers.md"), "sh");
     let [script] = scripts.as_slice() else { panic!("one script") };
     let folder = Folder::new("ci");
     let write = |name: &str, text: &str| {

@@ -495,11 +495,13 @@ fn exit_codes() {
 
 #[test]
 fn the_reference_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CONFIG.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/config.md");
     let text = config::reference();
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, text).unwrap();
-        panic!("docs/CONFIG.md was not what the keys say; it is rewritten now, look at the difference");
+        panic!(
+            "docs/reference/config.md was not what the keys say; it is rewritten now, look at the difference"
+        );
     }
 }
 

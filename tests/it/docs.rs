@@ -7,10 +7,12 @@ use std::process::{Command, Output};
 
 use crate::support::session::Folder;
 
-const HANDBOOKS: [&str; 6] = [
+/// The documents that are read from beginning to end, and name files and functions of the source.
+const HANDBOOKS: [&str; 7] = [
     "README.md",
-    "docs/GUIDE.md",
-    "docs/TROUBLESHOOTING.md",
+    "docs/guide/first-run.md",
+    "docs/guide/how-it-works.md",
+    "docs/guide/troubleshooting.md",
     "docs/ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -59,7 +61,7 @@ fn the_example_config_is_accepted_in_a_project_without_trust() {
 
 #[test]
 fn the_readmes_config_comes_to_what_the_readme_says() {
-    for book in ["README.md", "docs/GUIDE.md"] {
+    for book in ["README.md", "docs/guide/rules.md"] {
         let text = read(book);
         let blocks = fenced(&text, "toml");
         let [config] = blocks.as_slice() else { panic!("one config in {book}, not {}", blocks.len()) };
@@ -72,17 +74,17 @@ fn the_readmes_config_comes_to_what_the_readme_says() {
     }
 }
 
-/// Every message in the table of docs/TROUBLESHOOTING.md is one that the program can say: what stands between the dots
+/// Every message in the table of docs/guide/troubleshooting.md is one that the program can say: what stands between the dots
 /// is in its source.
 #[test]
 fn the_messages_of_troubleshooting_are_the_programs() {
     let mut source = String::new();
-    walk(&root().join("src"), &mut |path| source.push_str(&fs::read_to_string(path).unwrap()));
+    walk(&root().join("src"), "rs", &mut |path| source.push_str(&fs::read_to_string(path).unwrap()));
     // A literal may go on in the next line behind a backslash, and name its values where the table has dots.
     let source = source.replace("\\\"", "\"");
     let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
     let source = lines.join("\n").replace("\\\n", "");
-    let table = read("docs/TROUBLESHOOTING.md");
+    let table = read("docs/guide/troubleshooting.md");
     let rows = table.lines().skip_while(|line| *line != "| message | what to do |").skip(2);
     let messages: Vec<&str> = rows
         .take_while(|line| line.starts_with("| `"))
@@ -99,10 +101,9 @@ fn the_messages_of_troubleshooting_are_the_programs() {
 fn documents() -> Vec<String> {
     let mut found: Vec<String> =
         HANDBOOKS.into_iter().filter(|book| !book.contains('/')).map(String::from).collect();
-    for entry in fs::read_dir(root().join("docs")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        found.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
-    }
+    walk(&root().join("docs"), "md", &mut |path| {
+        found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().into());
+    });
     assert!(HANDBOOKS.iter().all(|book| found.iter().any(|name| name == book)), "{found:?}");
     found
 }
@@ -133,7 +134,7 @@ fn the_table_of_engines_has_every_engine_and_every_group() {
     let cells = |line: &str| -> Vec<String> {
         line.trim_matches('|').split('|').map(|cell| cell.trim().to_string()).collect()
     };
-    let text = read("docs/ENGINES.md");
+    let text = read("docs/internals/engines.md");
     let table: Vec<Vec<String>> = text.lines().filter(|line| line.starts_with('|')).map(cells).collect();
     let columns: Vec<&str> = table[0][2..].iter().map(|head| head.split(' ').next().unwrap()).collect();
     let scripts = read("scripts/engines.sh");
@@ -141,7 +142,7 @@ fn the_table_of_engines_has_every_engine_and_every_group() {
     // Podman 4 is refused.
     let names: Vec<&str> =
         names.trim_end_matches('\'').split(' ').filter(|name| *name != "podman-4").collect();
-    assert_eq!(columns, names, "docs/ENGINES.md and scripts/engines.sh");
+    assert_eq!(columns, names, "docs/internals/engines.md and scripts/engines.sh");
     let modules = |file: &str, before: &str| -> BTreeSet<String> {
         let text = read(file);
         let named = text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
@@ -185,7 +186,7 @@ fn decisions_that_comments_name_are_written_down() {
     let architecture = read("docs/ARCHITECTURE.md");
     let mut wrong = Vec::new();
     let mut named = 0;
-    walk(&root().join("src"), &mut |path| {
+    walk(&root().join("src"), "rs", &mut |path| {
         let text = fs::read_to_string(path).unwrap().to_lowercase();
         for rest in text.split("decision ").skip(1) {
             let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
@@ -201,33 +202,24 @@ fn decisions_that_comments_name_are_written_down() {
     assert!(wrong.is_empty() && named > 5, "{named} named; {}", wrong.join("\n"));
 }
 
-fn walk(folder: &Path, seen: &mut dyn FnMut(&Path)) {
+/// All files below `folder` that end in `.END`.
+fn walk(folder: &Path, end: &str, seen: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            walk(&path, seen);
-        } else if path.extension().is_some_and(|end| end == "rs") {
+            walk(&path, end, seen);
+        } else if path.extension().is_some_and(|found| found == end) {
             seen(&path);
         }
     }
 }
 
-/// `docs/THREATS.md` names the test of every claim.
+/// `docs/security/threats.md` names the test of every claim.
 #[test]
 fn every_test_that_the_threats_name_exists() {
-    fn collect(folder: &Path, into: &mut String) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, into);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                into.push_str(&fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
     let mut tests = String::new();
-    collect(&root().join("tests/it"), &mut tests);
-    let threats = read("docs/THREATS.md");
+    walk(&root().join("tests/it"), "rs", &mut |path| tests.push_str(&fs::read_to_string(path).unwrap()));
+    let threats = read("docs/security/threats.md");
     // Inside backquotes, with at least three words: a test's name.
     let named = threats.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() >= 3);
     let named: BTreeSet<&str> = named.filter(|name| !name.contains(|c: char| c.is_uppercase())).collect();

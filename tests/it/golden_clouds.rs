@@ -1,4 +1,4 @@
-//! The keys of AWS's and Azure's trees, as `docs/METADATA.md` lists them.
+//! The keys of AWS's and Azure's trees, as `docs/reference/metadata.md` lists them.
 
 use std::fmt::Write as _;
 
@@ -64,7 +64,7 @@ fn said_by(key: &str) -> &'static str {
     }
 }
 
-/// The part of `docs/METADATA.md` on AWS and Azure.
+/// The part of `docs/reference/metadata.md` on AWS and Azure.
 pub(crate) fn trees() -> String {
     let mut text = String::from(
         "\n## AWS\n\n\

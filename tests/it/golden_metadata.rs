@@ -273,7 +273,7 @@ fn scopes() -> String {
     text
 }
 
-/// `docs/METADATA.md` is written by hand nowhere: this is its text.
+/// `docs/reference/metadata.md` is written by hand nowhere: this is its text.
 fn table(view: &View) -> String {
     let mut table = String::from(
         "# The metadata trees\n\n\
@@ -317,7 +317,7 @@ fn table(view: &View) -> String {
 
 #[test]
 fn the_documented_keys_are_those_that_are_served() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METADATA.md");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/metadata.md");
     let want = table(&stand_in());
     let stands = std::fs::read_to_string(&file).unwrap_or_default();
     let new = want.lines().filter(|line| !stands.lines().any(|own| own == *line));
@@ -326,7 +326,7 @@ fn the_documented_keys_are_those_that_are_served() {
         old.map(|line| format!("- {line}")).chain(new.map(|line| format!("+ {line}"))).collect();
     assert!(
         stands == want,
-        "docs/METADATA.md is not what is served:\n{}\n\nwhole text:\n{want}",
+        "docs/reference/metadata.md is not what is served:\n{}\n\nwhole text:\n{want}",
         diff.join("\n")
     );
 }

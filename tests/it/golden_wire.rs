@@ -84,7 +84,8 @@ fn what_nobody_says_has_the_documented_stand_in() {
         let answer = String::from_utf8(ask(&server, request.as_bytes()).bytes).unwrap();
         answer.split_once("\r\n\r\n").unwrap().1.to_string()
     };
-    let table = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METADATA.md")).unwrap();
+    let table =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/metadata.md")).unwrap();
     // What the offline source or the address say is not a stand-in.
     let said = ["email", "aliases", "scopes", "token", "identity", "project-id", "image", "hostname"];
     let mut compared = 0;

@@ -39,7 +39,7 @@ fn entra() -> String {
 }
 
 fn aws() -> (String, String) {
-    // One in a hundred has fewer than two digits, and the guard takes it for a name (docs/GUARD.md).
+    // One in a hundred has fewer than two digits, and the guard takes it for a name (docs/security/guard.md).
     let digits = |key: &String| key.bytes().filter(u8::is_ascii_digit).count();
     let mut keys = std::iter::repeat_with(|| STANDARD.encode(bytes(30)));
     (format!("AKIA{}", random(UPPER, 16)), keys.find(|key| digits(key) >= 2).unwrap())

@@ -1,5 +1,5 @@
 //! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
-//! program: `docs/CLIENTS.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
+//! program: `docs/internals/clients.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
 
 mod clouds;
 mod troubled;
@@ -100,12 +100,12 @@ fn every_client_finds_what_it_needs() {
     if before != after {
         let changed: Vec<_> =
             after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
-        panic!("docs/CLIENTS.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+        panic!("docs/internals/clients.md was not what was seen; it is rewritten now, look: {changed:?} ...");
     }
 }
 
 fn book() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CLIENTS.md")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/clients.md")
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {

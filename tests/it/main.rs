@@ -38,6 +38,7 @@ mod leaks_federated;
 mod leaks_input;
 mod libraries;
 mod lifecycle;
+mod links;
 mod minting;
 mod panics;
 mod proxy;

@@ -181,7 +181,7 @@ fn docker_has_the_program_as_a_plugin() {
     let out = docker(&["creds", "config", "show"]);
     assert_eq!(
         (out.status.code(), &*String::from_utf8_lossy(&out.stdout)),
-        (Some(0), "nothing is set: every key has its default (docs/CONFIG.md)\n"),
+        (Some(0), "nothing is set: every key has its default (docs/reference/config.md)\n"),
         "{out:?}"
     );
     assert!(String::from_utf8_lossy(&docker(&["--help"]).stdout).contains("creds*"));

@@ -1,6 +1,6 @@
-"""Writes one engine's column of docs/ENGINES.md from what its test run reported (JUnit, as cargo-nextest writes it).
+"""Writes one engine's column of docs/internals/engines.md from what its test run reported (JUnit, as cargo-nextest writes it).
 
-    python tests/python/engines.py NAME VERSION docs/ENGINES.md target/nextest/default/junit.xml
+    python tests/python/engines.py NAME VERSION docs/internals/engines.md target/nextest/default/junit.xml
 
 Of several reports the later one counts for a test that is in both. Columns of other engines stay as their own last runs left them. A group of tests that did not run is a dash.
 """

@@ -1,6 +1,6 @@
 //! Google's tree: that of a virtual machine of Compute Engine.
 //!
-//! `tree` declares the paths, `render` makes the bodies; `docs/METADATA.md` lists every key. Statuses and bodies
+//! `tree` declares the paths, `render` makes the bodies; `docs/reference/metadata.md` lists every key. Statuses and bodies
 //! follow Google's documentation and recorded replies; where neither decides, a comment gives our reason.
 
 mod query;

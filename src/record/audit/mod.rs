@@ -147,7 +147,7 @@ impl Entry {
     }
 }
 
-/// The fields of an entry, in the order of the file. `docs/AUDIT.md` explains them.
+/// The fields of an entry, in the order of the file. `docs/reference/audit.md` explains them.
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     time: String,

@@ -1,5 +1,5 @@
 //! The exec provider: an external command that returns tokens, for sources without built-in support.
-//! `docs/PROVIDERS.md` documents the command's input and accepted answers, which include those of
+//! `docs/reference/providers.md` documents the command's input and accepted answers, which include those of
 //! executable-sourced credentials (AIP-4117).
 
 use std::sync::{Mutex, PoisonError};

@@ -120,7 +120,7 @@ impl Iam<'_> {
     /// `projects.serviceAccounts.disable` of
     /// <https://cloud.google.com/iam/docs/reference/rest/v1/projects.serviceAccounts/disable>. There is no
     /// other way to end a service account's token; taking back a user's token would end this machine's login,
-    /// so kfp-creds never does that (`docs/THREATS.md`).
+    /// so kfp-creds never does that (`docs/security/threats.md`).
     ///
     /// `endpoint` is that of the IAM API, not of the IAM Credentials API.
     pub(super) async fn disable(&self) -> Result<(), SourceError> {

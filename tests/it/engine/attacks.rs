@@ -1,5 +1,5 @@
 //! What a hostile component, image or client of the proxy tries in order to be somebody else. Design decisions
-//! 6, 9, 22 and 23; `docs/THREATS.md` says which test stands for which threat.
+//! 6, 9, 22 and 23; `docs/security/threats.md` says which test stands for which threat.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Docker clients, verb by verb, at the engine and through sessions: `docs/CLIENT-MATRIX.md` is what this
+//! Docker clients, verb by verb, at the engine and through sessions: `docs/internals/client-matrix.md` is what this
 //! test saw. `tests/python/matrix.py` drives the clients.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,13 +147,15 @@ fn verdicts(document: &str) -> BTreeMap<(String, String), Vec<String>> {
 }
 
 fn compare(document: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CLIENT-MATRIX.md");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/client-matrix.md");
     let (was, is) = (verdicts(&std::fs::read_to_string(&file).unwrap_or_default()), verdicts(document));
     if was != is {
         std::fs::write(&file, document).unwrap();
         let keys: BTreeSet<_> = was.keys().chain(is.keys()).collect();
         let changed: Vec<_> = keys.into_iter().filter(|key| was.get(*key) != is.get(*key)).take(5).collect();
-        panic!("docs/CLIENT-MATRIX.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+        panic!(
+            "docs/internals/client-matrix.md was not what was seen; it is rewritten now, look: {changed:?} ..."
+        );
     }
 }
 

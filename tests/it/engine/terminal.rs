@@ -106,7 +106,7 @@ fn the_demo_on_the_terminal() {
 /// What the guide shows is a copy of such a run, whole.
 #[test]
 fn the_readme_shows_what_the_demo_shows() {
-    let readme = std::fs::read_to_string(Path::new(ROOT).join("docs/GUIDE.md")).unwrap();
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("docs/guide/first-run.md")).unwrap();
     let block = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     assert!(shown(block) == golden(), "{}", shown(block));
 }

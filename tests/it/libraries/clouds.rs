@@ -1,6 +1,6 @@
 //! Real clients of AWS and Azure, unmodified, in front of this program: `tests/python/clients/clouds.py` runs them, with
 //! moto (which checks signatures and session tokens) and azurite (which takes tokens of Entra) behind them. What was
-//! seen is the section of `docs/CLIENTS.md` about both clouds.
+//! seen is the section of `docs/internals/clients.md` about both clouds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -79,7 +79,7 @@ fn every_client_of_aws_and_azure_finds_its_credentials() {
     if before != after {
         let changed: Vec<_> =
             after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
-        panic!("docs/CLIENTS.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+        panic!("docs/internals/clients.md was not what was seen; it is rewritten now, look: {changed:?} ...");
     }
 }
 

@@ -1,5 +1,5 @@
 //! A command's response: the format of executable-sourced credentials (AIP-4117), version 1, plus two
-//! additions that the exec provider accepts (`docs/PROVIDERS.md`): an access token, and the account's name.
+//! additions that the exec provider accepts (`docs/reference/providers.md`): an access token, and the account's name.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
