@@ -68,7 +68,7 @@ fn said_by(key: &str) -> &'static str {
 pub(crate) fn trees() -> String {
     let mut text = String::from(
         "\n## AWS\n\n\
-         Only for identities with `[identity.NAME.aws]`; for others every path below `/latest` and `/v2` is a 403 with one line.\n\n\
+         These paths exist only for identities with `[identity.NAME.aws]`. For others, every path below `/latest` and `/v2` is a 403 with one line.\n\n\
          | request | reply |\n| --- | --- |\n\
          | `GET /v2/credentials/SECRET` at 169.254.170.2 or the relay | a session, as the agent of Amazon's container service gives it; \
          another secret is a 403. `SECRET` is the lease's own, in `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` |\n\
@@ -77,9 +77,9 @@ pub(crate) fn trees() -> String {
          | `GET /latest/\u{2026}` with `X-aws-ec2-metadata-token` | the keys below; 401 without a valid token (there is no IMDSv1), 404 for all \
          other keys, `user-data` among them |\n\n\
          A refused session is a 403 with `Code` and `Message` in the container form, and a 200 with `Code` and `Message` at IMDSv2, where \
-         clients show no\nother text; what may pass is a 503. Behind the secret path of `serve --listen` the container form is \
+         clients show no\nother text. A failure that may be temporary is a 503. Below the secret path of `serve --listen` the container form is \
          `/SECRET/v2/credentials`.\n\n\
-         | key | example | said by |\n| --- | --- | --- |\n",
+         | key | example | set by |\n| --- | --- | --- |\n",
     );
     let view = golden::view();
     let mut keys = vec![];
@@ -96,10 +96,10 @@ pub(crate) fn trees() -> String {
     };
     write!(
         text,
-        "\n`iam/security-credentials-extended/` is served as well, and not listed. One slash at the end of a path makes no \
+        "\n`iam/security-credentials-extended/` is served, but not listed. One slash at the end of a path makes no \
          difference.\n\n\
          ## Azure\n\n\
-         Only for identities with `[identity.NAME.azure]`; for others every path below `/metadata` and `/msi` is a 400 with JSON.\n\n\
+         These paths exist only for identities with `[identity.NAME.azure]`. For others, every path below `/metadata` and `/msi` is a 400 with JSON.\n\n\
          | request | reply |\n| --- | --- |\n\
          | `GET /msi/token?api-version=\u{2026}&resource=R` with `X-IDENTITY-HEADER` | a token, as App Service gives it; 401 for another header. \
          Its value is the lease's own, in `IDENTITY_HEADER`; behind the secret path of `serve --listen` it is that secret |\n\

@@ -277,10 +277,11 @@ fn scopes() -> String {
 fn table(view: &View) -> String {
     let mut table = String::from(
         "# The metadata trees\n\n\
-         Every key that the server shows: first those of Google, below `/computeMetadata/v1/`, with the stand-in that a value has where \
-         nobody says more,\nand who may. Where that is empty the value is the same for everybody: a container has no disk, \
-         licence or\nprocessor that Google knows. A test compares this file with what the protocol answers.\n\n\
-         | key | text | JSON | said by |\n| --- | --- | --- | --- |\n",
+         This page lists every key that the server serves: first Google's, below `/computeMetadata/v1/`. The columns *text* and *JSON* have \
+         the value\nthat a key has if nothing sets it, and *set by* says what sets it. If that is empty, the value is the same for every \
+         container, because a container\nhas no disk, licence or processor that Google knows. A test compares this page with what the \
+         protocol answers.\n\n\
+         | key | text | JSON | set by |\n| --- | --- | --- | --- |\n",
     );
     for path in paths(view) {
         let key = path.strip_prefix("/computeMetadata/v1/").unwrap();
@@ -309,8 +310,8 @@ fn table(view: &View) -> String {
         writeln!(table, "| `{key}` | {} | {} | {by} |", cell(&text), cell(&json)).unwrap();
     }
     table.push_str(
-        "\n`universe/universe_domain` is served as well, and not listed. In a JSON recursion names are camelCase, \
-         except\ne-mail addresses and the keys of attributes; `token` and `identity` are never part of one.\n",
+        "\n`universe/universe_domain` is served, but not listed. In a recursive JSON answer, names are camelCase except \
+         e-mail addresses and the keys of\nattributes; it never contains `token` and `identity`.\n",
     );
     table + &scopes() + &golden_clouds::trees()
 }

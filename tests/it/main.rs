@@ -42,6 +42,7 @@ mod links;
 mod minting;
 mod panics;
 mod proxy;
+mod reference;
 mod serving;
 mod sources_files;
 mod sources_host;
