@@ -24,11 +24,13 @@ impl Cloud {
         }
     }
 
-    /// The cloud whose metadata service has this path: the first segment alone decides, as it is written.
+    /// The cloud whose metadata service has this path: the first segment alone decides, as it is written. Only
+    /// AWS's does not mind slashes before it.
     pub fn of_path(path: &str) -> Self {
         match Self::first_segment(path) {
             "latest" | "v2" => Self::Aws,
             "metadata" | "msi" => Self::Azure,
+            "" if Self::first_segment(path.trim_start_matches('/')) == "latest" => Self::Aws,
             _ => Self::Google,
         }
     }
@@ -176,13 +178,24 @@ mod tests {
 
     #[test]
     fn the_first_segment_of_a_path_names_the_cloud() {
-        for path in ["/latest/meta-data/", "/latest", "/v2/credentials/x", "/v2?x"] {
+        for path in ["/latest/meta-data/", "/latest", "//latest/", "///latest/", "/v2/credentials/x", "/v2?x"]
+        {
             assert_eq!(Cloud::of_path(path), Cloud::Aws, "{path}");
         }
         for path in ["/metadata/instance?api-version=1", "/msi/token", "/metadata"] {
             assert_eq!(Cloud::of_path(path), Cloud::Azure, "{path}");
         }
-        for path in ["/", "", "/computeMetadata/v1/", "/Latest/", "//latest/", "/latestx", "/%6catest/"] {
+        for path in [
+            "/",
+            "",
+            "/computeMetadata/v1/",
+            "/Latest/",
+            "//v2/x",
+            "//msi/token",
+            "//metadata/x",
+            "/latestx",
+            "/%6catest/",
+        ] {
             assert_eq!(Cloud::of_path(path), Cloud::Google, "{path}");
         }
     }

@@ -74,7 +74,8 @@ fn variables(
         // would keep others from causing a request of the first form.
         all.push(match secret {
             Some(_) => ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{place}/v2/credentials")),
-            None => ("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{place}")),
+            // Version 2 of AWS's command line appends `latest/…`; for others a doubled slash counts as one.
+            None => ("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{place}/")),
         });
         // object_store ignores the line above.
         all.push(("AWS_METADATA_ENDPOINT", format!("http://{place}")));
@@ -244,6 +245,9 @@ mod tests {
             let all = variables(&config, &identity, "127.0.0.1:81", secret);
             let winning = winning(&config, &all);
             assert!(names(&all).contains(&set) && !winning.contains(&set), "{set}: {winning:?}");
+            // Version 2 of AWS's command line appends its paths as they are.
+            let imds = all.iter().find(|(name, _)| name == imds);
+            assert!(imds.is_none_or(|(_, value)| value == "http://127.0.0.1:81/"), "{all:?}");
             for name in [unset, "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_EC2_METADATA_DISABLED"] {
                 assert!(winning.contains(&name), "{name}: {winning:?}");
             }

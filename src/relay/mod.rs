@@ -355,6 +355,7 @@ mod tests {
         let why = serde_json::Value::from("the host did not answer in time");
         assert_eq!(of("/computeMetadata/v1/"), (true, None));
         assert_eq!(of("/latest/meta-data/"), (false, None));
+        assert_eq!(of("//latest/meta-data/"), (false, None));
         let (_, json) = of("/v2/credentials/x");
         assert_eq!(json.unwrap()["Message"], why);
         for path in ["/msi/token", "/metadata/identity/oauth2/token"] {

@@ -97,7 +97,7 @@ pub(crate) fn trees() -> String {
     write!(
         text,
         "\n`iam/security-credentials-extended/` is served, but not listed. One slash at the end of a path makes no \
-         difference.\n\n\
+         difference,\nand doubled slashes count as one.\n\n\
          ## Azure\n\n\
          These paths exist only for identities with `[identity.NAME.azure]`. For others, every path below `/metadata` and `/msi` is a 400 with JSON.\n\n\
          | request | reply |\n| --- | --- |\n\

@@ -12,7 +12,8 @@ use crate::loopback::is_capability;
 
 const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
-/// IMDS at another address; object_store reads the second.
+/// IMDS at another address. The first ends in a slash, because version 2 of AWS's command line appends `latest/…`;
+/// object_store, which reads the second, appends `/latest/…`.
 const IMDS: [&str; 2] = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT"];
 const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 const APP_SERVICE: [&str; 2] = ["IDENTITY_ENDPOINT", "IDENTITY_HEADER"];
@@ -29,7 +30,8 @@ pub(super) fn sets(name: &str, value: &str, places: &[String], region: Option<&s
         FULL => at("/v2/credentials"),
         "IDENTITY_ENDPOINT" => at("/msi/token"),
         "IDENTITY_HEADER" => is_capability(value),
-        _ if IMDS.contains(&name) => at(""),
+        _ if name == IMDS[0] => at("/"),
+        _ if name == IMDS[1] => at(""),
         _ => REGION.contains(&name) && region == Some(value),
     }
 }
@@ -138,7 +140,8 @@ pub(super) fn environment(env: &Environment<'_>, question: &Question<'_>) -> Vec
         } else if wiring.container_credentials {
             out.push((RELATIVE, format!("/v2/credentials/{secret}")));
         } else {
-            out.extend(IMDS.map(|name| (name, format!("http://{at}"))));
+            out.push((IMDS[0], format!("http://{at}/")));
+            out.push((IMDS[1], format!("http://{at}")));
         }
     }
     // A pair as well: some clients read the first, others the second, and all are to agree.

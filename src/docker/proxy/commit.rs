@@ -180,7 +180,7 @@ mod tests {
 
         // In a network of its own the relay is beside the container's address.
         let at = relay_beside("10.7.0.5".parse().unwrap());
-        let imds = format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}");
+        let imds = format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}/");
         for network in [json!({"IPAddress": "10.7.0.5"}), json!({"IPAMConfig": {"IPv4Address": "10.7.0.5"}})]
         {
             let found = left_out(&[&imds, &format!("NO_PROXY={at}")], &network);

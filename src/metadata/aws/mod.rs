@@ -6,6 +6,7 @@
 mod instance;
 mod session_token;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use hyper::header::HeaderName;
@@ -39,6 +40,8 @@ const OPEN: &str = "This listener has no secret: set AWS_EC2_METADATA_SERVICE_EN
 
 pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
     let Some(aws) = &view.aws else { return Step::Reply(absent(service)) };
+    let path = single_slashes(target.path, service);
+    let target = &Target { path: &path, ..*target };
     if let Some(refused) = refusal(head, view, target, service) {
         return Step::Reply(refused);
     }
@@ -54,7 +57,24 @@ pub(super) fn guard(
     target: &Target<'_>,
     service: Service,
 ) -> Option<Reply> {
+    let path = single_slashes(target.path, service);
+    let target = &Target { path: &path, ..*target };
     if view.aws.is_none() { Some(absent(service)) } else { refusal(head, view, target, service) }
+}
+
+/// At the instance metadata service doubled slashes count as one, as at the real one (ex_aws, pull request 496).
+/// minio for Python causes them: it appends `/latest/…` to `AWS_EC2_METADATA_SERVICE_ENDPOINT`, which has to end in
+/// a slash for version 2 of AWS's command line.
+fn single_slashes(path: &str, service: Service) -> Cow<'_, str> {
+    if service != Service::AwsImds || !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let mut single = String::with_capacity(path.len());
+    single.extend(path.chars().enumerate().filter_map(|(at, c)| {
+        let doubled = c == '/' && path.as_bytes().get(at + 1) == Some(&b'/');
+        (!doubled).then_some(c)
+    }));
+    Cow::Owned(single)
 }
 
 /// As where the instance metadata service is turned off. With a 404 the SDK for Rust speaks of a missing header.

@@ -245,7 +245,7 @@ fn who_copies_the_environment_gets_no_credentials() {
     {
         Some(path) => format!("{STATUS} http://169.254.170.2{path}"),
         None => format!(
-            "{STATUS} -X PUT -H 'x-aws-ec2-metadata-token-ttl-seconds: 60' {}/latest/api/token",
+            "{STATUS} -X PUT -H 'x-aws-ec2-metadata-token-ttl-seconds: 60' {}latest/api/token",
             value("AWS_EC2_METADATA_SERVICE_ENDPOINT")
         ),
     };
