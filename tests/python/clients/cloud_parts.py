@@ -31,6 +31,8 @@ AWS_ACCOUNT, REGION, ROLE = "123456789012", "eu-west-1", "kfp-loader"
 # May be assumed by nobody.
 FORBIDDEN = "kfp-forbidden"
 BLOB_ACCOUNT, BUCKET = "devstoreaccount1", "data"
+# Azure Resource Manager, whose subscriptions az lists when it logs in.
+RESOURCE_MANAGER = "management.azure.com"
 # How long either may take to start on a busy machine.
 PATIENCE = 60
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -56,7 +58,7 @@ def certificate(folder, address):
             "-days", "2", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
     openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", f"/CN={address}")
     (folder / "extensions").write_text(
-        f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
+        f"subjectAltName=IP:{address},DNS:*.blob.localhost,DNS:{RESOURCE_MANAGER}\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n"
         "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n", encoding="ascii")
     openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
             "-out", "server.pem", "-days", "2", "-extfile", "extensions")

@@ -2,13 +2,16 @@
 Google's)."""
 
 import json
+import sys
 
-from table import PROGRAMS, WORK, said, there
+from table import PROGRAMS, WORK, debian, said, there
 
 PYTHON = WORK / "venv-clouds/bin/python"
 NODE = WORK / "node-clouds"
-# How credentials are asked for.
-CONTAINER, IMDS, APP_SERVICE = "container credentials", "IMDS", "App Service"
+GO = WORK / "go-clouds/go_clouds"
+AWS_CLI, AZ = WORK / "bin/aws", WORK / "venv-az/bin/az"
+# How credentials are asked for. Some know IMDS at its own address alone, whatever the environment says.
+CONTAINER, IMDS, APP_SERVICE, ADDRESS = "container credentials", "IMDS", "App Service", "IMDS at its address"
 
 # Reasons that several share.
 STORE_ONLY = "it reads and writes objects, and shows nothing of its credentials"
@@ -16,6 +19,11 @@ BOTO_503 = "its three tries take 2 s"
 BOTO_NEAR = "with less than 15 minutes left it asks before every call"
 BOTO_ABSENT = "boto says `Unable to locate credentials` whatever the reason"
 ONE_TRY = "it asks IMDS once, and waits for 1 s"
+ANEW = "each process asks for its own"
+GO_RANDOM = "its tries have waits of random length"
+GO_TRIES = "its three tries take 3 s at most"
+ONCE = "it asks once"
+GO_1 = "it says that no provider has credentials, and not why"
 JS_SILENT = "it says that no provider has credentials, and not why"
 ANONYMOUS = "it goes on without credentials, and what a person reads is the answer of S3"
 STATUS_ONLY = "it shows the status and not the text"
@@ -40,6 +48,29 @@ def node(name, library, package, form, steps, **more):
 
     return {"name": name, "family": "Node", "form": form, "command": ["node", PROGRAMS / "node_clouds.mjs", library],
             "env": {"NODE_PACKAGES": str(NODE)}, "version": version, "missing": missing, "steps": steps, **more}
+
+
+def newer(package):
+    """A version of Debian's, from the packages that `newer_clients` unpacked."""
+    def version():
+        lines = (WORK / "newer/packages").read_text(encoding="ascii").splitlines()
+        return next(line.split()[1] for line in lines if line.split()[0] == package) + " (Debian)"
+
+    return version
+
+
+def go(name, library, package, form, steps, **more):
+    return {"name": name, "family": "Go", "form": form, "command": [GO, library], "version": newer(package),
+            "missing": there(GO), "steps": steps, **more}
+
+
+def tool(name, which, program, version, family, form, steps, **more):
+    return {"name": name, "family": family, "form": form, "command": [sys.executable, PROGRAMS / "cloud_tools.py", which],
+            "env": {"TOOL": str(program)}, "missing": there(program), "version": version, "steps": steps, **more}
+
+
+def version_of_az():
+    return said(AZ.parent / "python", "-c", "import importlib.metadata as m; print(m.version('azure-cli'))")
 
 
 AWS = ["identity", "region", "refresh", "api"]
@@ -79,4 +110,23 @@ CLIENTS = [
            notes={"identity": STORE_ONLY, "refused, absent": "it says that authentication failed, and not why"}),
     python("obstore Azure", "obstore-azure", "obstore", APP_SERVICE, STORE, family="Rust", by_chance=["503"],
            notes={"identity": STORE_ONLY, "503": BY_CHANCE}),
+    tool("aws CLI 2", "aws", AWS_CLI, newer("awscli"), "Python", CONTAINER, AWS, notes={**BOTO, "near": ANEW}),
+    tool("aws CLI 2", "aws", AWS_CLI, newer("awscli"), "Python", IMDS, AWS,
+         notes={"503, slow": ONE_TRY, "near": ANEW, "refused, absent": BOTO_ABSENT}),
+    go("aws-sdk-go-v2", "aws", "golang-github-aws-aws-sdk-go-v2-dev", CONTAINER, AWS, by_chance=["503"],
+       notes={"503": GO_RANDOM, "absent": STATUS_ONLY}),
+    go("aws-sdk-go-v2", "aws", "golang-github-aws-aws-sdk-go-v2-dev", IMDS, AWS,
+       notes={"503": GO_TRIES, "absent": STATUS_ONLY}),
+    go("aws-sdk-go", "aws1", "golang-github-aws-aws-sdk-go-dev", CONTAINER, AWS, notes={"refused, absent": GO_1}),
+    go("aws-sdk-go", "aws1", "golang-github-aws-aws-sdk-go-dev", IMDS, AWS,
+       notes={"503": GO_TRIES, "refused, absent": GO_1}),
+    tool("rclone S3", "rclone-s3", "rclone", debian("rclone"), "Go", CONTAINER, STORE,
+         notes={"identity, region": STORE_ONLY, "near": ANEW, "refused, absent": GO_1}),
+    tool("rclone S3", "rclone-s3", "rclone", debian("rclone"), "Go", IMDS, STORE,
+         notes={"identity, region": STORE_ONLY, "near": ANEW, "refused, absent": GO_1}),
+    go("go-autorest", "azure", "golang-github-azure-go-autorest-dev", ADDRESS, AZURE),
+    tool("rclone Azure", "rclone-azure", "rclone", debian("rclone"), "Go", ADDRESS, STORE,
+         notes={"identity": STORE_ONLY, "near": ANEW}),
+    tool("az", "az", AZ, version_of_az, "Python", APP_SERVICE, AZURE, limit=200,
+         notes={"503": ONCE, "near": ANEW}),
 ]

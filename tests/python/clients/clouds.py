@@ -12,12 +12,16 @@ What a cloud that the identity does not have looks like is tried at 169.254.169.
 
 import argparse
 import concurrent.futures
+import http.server
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -25,14 +29,16 @@ import threading
 import time
 
 from cloud_faults import CloudFaults
-from cloud_parts import AWS_ACCOUNT, FORBIDDEN, REGION, ROLE, Clouds, role_arn
-from cloud_table import APP_SERVICE, CLIENTS, CONTAINER, IMDS
+from cloud_parts import AWS_ACCOUNT, BLOB_ACCOUNT, FORBIDDEN, REGION, RESOURCE_MANAGER, ROLE, Clouds, role_arn
+from cloud_table import ADDRESS, CLIENTS, CONTAINER, IMDS
 from faults import METADATA
 from names import serve_dns
+from stage import alone, carry, ip, mount_over
 from table import PROGRAMS
 
 CONDITIONS = ("normal", "503", "slow", "near", "refused", "absent")
-CONTENT, STORAGE = "written and read", "https://storage.azure.com"
+CONTENT, STORAGE, MANAGEMENT = "written and read", "https://storage.azure.com", "https://management.core.windows.net"
+RESOURCE_MANAGER_AT = ("127.0.0.3", 443)
 ASSUMED = re.compile(rf"arn:aws:sts::{AWS_ACCOUNT}:assumed-role/{ROLE}/[\w+=,.@-]{{2,64}}")
 # Most of the time clients sleep; with more at a time those with short time-outs would feel it.
 PARALLEL = 6
@@ -41,6 +47,24 @@ PATIENCE = 60
 
 def cloud_of(client):
     return "aws" if client["form"] in (CONTAINER, IMDS) and "zure" not in client["name"] else "azure"
+
+
+def way_in(folder, to):
+    """A socket by whose path another network namespace reaches `to`."""
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with socket.create_connection(to) as inner:
+                back = threading.Thread(target=carry, args=(inner, self.request), daemon=True)
+                back.start()
+                carry(self.request, inner)
+                back.join()
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+    path = tempfile.mktemp(prefix="way-", dir=folder)
+    threading.Thread(target=Server(path, Handler).serve_forever, daemon=True).start()
+    return path
 
 
 class Ended(Exception):
@@ -100,9 +124,10 @@ class Stage:
         self.folder = folder
         self.clouds = Clouds(folder)
         aws = f'[identity.default.aws]\nrole = "{role_arn(ROLE)}"\n'
-        azure = f'[identity.default.azure]\nresources = ["{STORAGE}"]\n'
+        azure = f'[identity.default.azure]\nresources = ["{STORAGE}", "{MANAGEMENT}"]\n'
         both = aws + azure
-        vault = azure.replace(STORAGE, "https://vault.azure.net")
+        vault = '[identity.default.azure]\nresources = ["https://vault.azure.net"]\n'
+        serve_resource_manager(folder)
         self.programs = []
 
         def start(name, *more):
@@ -132,9 +157,12 @@ class Stage:
             return {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION}, self.address
         refused = condition == "refused"
         guarded, open_ = (self.refused, self.refused_open) if refused else (self.guarded, self.open)
-        program = open_ if client["form"] == IMDS else guarded
+        program = open_ if client["form"] in (IMDS, ADDRESS) else guarded
         proxy = CloudFaults(program.address, condition)
-        at = "{}:{}".format(*proxy.serve(("127.0.0.1", 0)))
+        proxy.at = proxy.serve(("127.0.0.1", 0))
+        at = "{}:{}".format(*proxy.at)
+        if client["form"] == ADDRESS:
+            return {}, proxy
         told = {name: value.replace("{}:{}".format(*program.address), at)
                 for name, value in program.environment.items()}
         if client["form"] == IMDS and cloud_of(client) == "azure":
@@ -148,12 +176,38 @@ class Stage:
         home = pathlib.Path(tempfile.mkdtemp(prefix="home-", dir=self.folder))
         env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8",
                **self.clouds.environment, **told, **client.get("env", {})}
-        patience = client.get("patience", PATIENCE) if condition in ("refused", "absent") else PATIENCE
+        patience = client.get("patience", PATIENCE) if condition in ("refused", "absent") else client.get("limit", PATIENCE)
         command = [shutil.which(str(client["command"][0])), *client["command"][1:], *steps]
+        if client["form"] == ADDRESS and condition != "absent":
+            ways = [(*METADATA, proxy.at), (*self.clouds.s3, self.clouds.s3), (*self.clouds.blobs, self.clouds.blobs)]
+            ways = json.dumps([(host, port, way_in(self.folder, to)) for host, port, to in ways])
+            command = ["unshare", "--net", sys.executable, PROGRAMS.parent / "at_address.py", ways, *command]
         seen = converse(command, env, proxy, patience)
         seen.update(asked=asked(proxy, told), refusal=proxy.said)
         shutil.rmtree(home, ignore_errors=True)
         return seen
+
+
+def serve_resource_manager(folder):
+    """A person without subscriptions, for whoever brings a token."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.headers.get("Authorization", "").startswith("Bearer ") and self.path.startswith("/subscriptions?")
+            body = b'{"value": []}' if known else b'{"error": {"code": "AuthenticationFailed", "message": "no token"}}'
+            self.send_response(200 if known else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(RESOURCE_MANAGER_AT, Handler)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 def asked(proxy, told):
@@ -318,18 +372,16 @@ def apart(arguments):
 
 
 def furnish(folder):
-    from stage import alone, ip, mount_over
     alone()
     ip("address", "add", f"{METADATA[0]}/32", "dev", "lo")
     ip("link", "set", "lo", "up")
     mount_over("nameserver 127.0.0.1\noptions timeout:1 attempts:2\n", "/etc/resolv.conf", folder)
-    mount_over("127.0.0.1 localhost\n::1 localhost\n", "/etc/hosts", folder)
-    serve_dns({"metadata.google.internal": METADATA[0], "metadata": METADATA[0]})
+    mount_over(f"127.0.0.1 localhost {BLOB_ACCOUNT}.blob.localhost\n::1 localhost\n", "/etc/hosts", folder)
+    serve_dns({"metadata.google.internal": METADATA[0], "metadata": METADATA[0], RESOURCE_MANAGER: RESOURCE_MANAGER_AT[0]})
 
 
 def trust(folder):
     """For libraries that read no variable: the machine's bundle is ours in here."""
-    from stage import mount_over
     bundle = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
     if bundle.exists():
         mount_over((folder / "ca.pem").read_text(encoding="ascii"), str(bundle), folder)

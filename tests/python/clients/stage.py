@@ -75,8 +75,8 @@ def hide(*tools):
             subprocess.run(["mount", "--bind", "/dev/null", os.path.realpath(found)], check=True)
 
 
-def bridge(port, way_out):
-    """What is asked of this port goes to a socket that leads out: to the fake Google of the test, at its own port."""
+def bridge(port, way_out, host="127.0.0.1"):
+    """What is asked of this port goes to a socket that leads out of this network: to the fake Google of the test, at its own port."""
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
             with socket.socket(socket.AF_UNIX) as out:
@@ -89,7 +89,7 @@ def bridge(port, way_out):
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = daemon_threads = True
 
-    threading.Thread(target=Server(("127.0.0.1", port), Handler).serve_forever, daemon=True).start()
+    threading.Thread(target=Server((host, port), Handler).serve_forever, daemon=True).start()
 
 
 def carry(from_one, to_other):
