@@ -47,7 +47,8 @@ without a session. For *attached* what a session adds is taken out of `inspect` 
 of the metadata server, a label, the dropped NET_RAW, the second network), and a difference that is left is a failure.
 Written by the test `engine::matrix`, which fails when a verdict changes.
 Clients with conventions of their own have tests of their own, which compare a run at the engine with one through a session: dockerode and
-Testcontainers for Node (`engine::node_clients`, which also starts a dev container by its CLI), Testcontainers for Python and python-on-whales (`engine::python_clients`).
+Testcontainers for Node (`engine::node_clients`, which also starts a dev container by its CLI and runs jobs of gitlab-ci-local), Testcontainers for Python,
+python-on-whales and, where `--clients-all` has installed it, Airflow's DockerOperator (`engine::python_clients`).
 ";
 
 #[test]

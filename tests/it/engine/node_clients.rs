@@ -79,3 +79,56 @@ fn a_dev_container_has_the_identity_of_its_session() {
     assert_eq!(told.trim(), "of the workspace offline-project");
     raw(&["rm", "-f", id]);
 }
+
+/// What a job of gitlab-ci-local printed, whether it passed, and the exit code that was reported.
+fn job(socket: &std::path::Path, project: &Folder, name: &str, more: &[&str]) -> Value {
+    let program = std::env::var("KFP_CREDS_GITLAB_CI_LOCAL")
+        .expect("KFP_CREDS_GITLAB_CI_LOCAL is not set: scripts/setup --all writes .work/env, which sets it");
+    let ran = Command::new("node")
+        .args([&program, "--cwd", &project.0.to_string_lossy(), "--helper-image", &task_image(), name])
+        .args(more)
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .env("HOME", &project.0)
+        .env("NO_COLOR", "1")
+        .envs(nobody())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let said: Vec<_> = out.lines().filter_map(|line| line.strip_prefix(&format!("{name} > "))).collect();
+    let code = err.lines().find_map(|line| line.rsplit_once(" FAIL ")).map(|(_, code)| code.trim());
+    assert!(!said.is_empty(), "{out}\n{err}");
+    serde_json::json!([said, ran.status.success(), code])
+}
+
+#[test]
+fn jobs_of_gitlab_ci_local_have_an_identity() {
+    let (project, session) = (Folder::new("gitlab-ci"), Session::offline("", &["--all"]));
+    let jobs = format!(
+        "default:\n  image: {}\nvariables:\n  OWN: \"1\"\n\
+         good:\n  script:\n    - echo \"$OWN of $CI_JOB_NAME\"\n    - cat input.txt\n\
+         bad:\n  script:\n    - echo before\n    - exit 3\n    - echo after\n\
+         identity:\n  script:\n    - python3 -c 'import google.auth; print(google.auth.default()[1])'\n",
+        task_image()
+    );
+    std::fs::write(project.0.join(".gitlab-ci.yml"), jobs).unwrap();
+    std::fs::write(project.0.join("input.txt"), "of the project\n").unwrap();
+    let git = |arguments: &[&str]| {
+        let person = ["-c", "user.name=a", "-c", "user.email=a@example.com"];
+        let mut git = Command::new("git");
+        let ran = git.current_dir(&project.0).args(person).args(arguments).output().unwrap();
+        assert!(ran.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "--all"]);
+    git(&["commit", "--quiet", "--message", "jobs"]);
+    let socket = engine_socket();
+    let bare = ["good", "bad"].map(|name| job(&socket, &project, name, &["--network", "none"]));
+    let expected = [
+        serde_json::json!([["1 of good", "of the project"], true, null]),
+        serde_json::json!([["before"], false, "3"]),
+    ];
+    assert_eq!(bare, expected);
+    assert_eq!(["good", "bad"].map(|name| job(&session.socket, &project, name, &[])), bare);
+    let identity = job(&session.socket, &project, "identity", &[]);
+    assert_eq!(identity, serde_json::json!([["offline-project"], true, null]), "{}", session.said());
+}
