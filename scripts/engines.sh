@@ -157,6 +157,7 @@ podman_settings() {
     # a process with CAP_SYS_RESOURCE may.
     runtime=crun
     if [ -d /sys/fs/cgroup/unified ]; then runtime=runc; fi
+    # shellcheck disable=SC3045  # every sh that Debian has knows -H
     cat >"$state/etc/containers/containers.conf" <<END
 [containers]
 default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)"]

@@ -16,7 +16,6 @@ archive() {
 
 # The Release file of testing may be out of date where a mirror stands still. It is taken then, and that is said.
 lists() {
-    release=$unpacked.apt/state/lists
     "$@" update >"$unpacked.apt/log" 2>&1 && ! grep -q '^[EW]:' "$unpacked.apt/log" && return
     grep -qi 'not valid anymore\|expired' "$unpacked.apt/log" || return
     say "$name" "the Release file of $suite has expired: taken all the same"

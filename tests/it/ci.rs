@@ -76,7 +76,10 @@ fn served(fake: &Federation, variables: &[(String, String)]) {
 #[test]
 fn the_github_workflow_gets_tokens() {
     let text = read("deploy/ci/github.yml");
-    assert!(text.contains("\npermissions:\n") && text.contains("  id-token: write"));
+    assert!(
+        text.contains("\n    permissions:\n") && text.contains("\n      id-token: write"),
+        "of the job alone"
+    );
     let (fake, issuer) = (Federation::start(), Issuer::rs256("https://token.actions.example"));
     fake.trust(AUDIENCE, &issuer, &[("repository", "owner/name")]);
     let actions = fake.actions(issuer, "job", json!({"repository": "owner/name"}));
