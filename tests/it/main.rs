@@ -43,6 +43,7 @@ mod minting;
 mod panics;
 mod proxy;
 mod reference;
+mod release;
 mod serving;
 mod sources_files;
 mod sources_host;
