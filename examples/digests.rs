@@ -1,7 +1,7 @@
 //! Prints the digest of every key in the files below the directories that are named, for `scripts/published-keys`:
-//! `DIGEST<TAB>KIND<TAB>PATH`. A digest says nothing of the key.
+//! `DIGEST<TAB>KIND<TAB>PATH`. A digest says nothing of the key. What gzip compressed is read, too.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use kfp_creds::guard::content::digests;
@@ -18,7 +18,14 @@ fn below(path: &Path, out: &mut impl Write) -> io::Result<()> {
             below(&entry?.path(), out)?;
         }
     } else if about.is_file() {
-        for (kind, digest) in digests(&std::fs::read(path)?) {
+        let mut bytes = std::fs::read(path)?;
+        if bytes.starts_with(&[0x1f, 0x8b, 8]) {
+            let mut plain = Vec::new();
+            // Incomplete data is read as far as it goes.
+            let _ = flate2::read::MultiGzDecoder::new(&*bytes).take(1 << 30).read_to_end(&mut plain);
+            bytes = plain;
+        }
+        for (kind, digest) in digests(&bytes) {
             writeln!(out, "{digest:016x}\t{kind:?}\t{}", path.display())?;
         }
     }

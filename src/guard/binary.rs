@@ -1,4 +1,5 @@
-//! Recognises binary keys by their structure, from the first byte: DER, PKCS#12, Java's key stores.
+//! Recognises binary keys by their structure, from the first byte: DER, PKCS#12, Java's key stores, OpenPGP's
+//! secret keys and the files of GnuPG's agent.
 
 use memchr::memmem;
 
@@ -7,6 +8,8 @@ pub(super) fn is_key(bytes: &[u8]) -> bool {
     match bytes {
         [0x30, 0x80, rest @ ..] => is_pkcs12(rest),
         [0x30, ..] => is_der_key(bytes),
+        [0x94..=0x96 | 0xc5, ..] => is_openpgp(bytes),
+        [b'(' | b'K' | b'C', ..] => is_of_agent(bytes),
         [0xfe, 0xed, 0xfe, 0xed, rest @ ..] | [0xce, 0xce, 0xce, 0xce, rest @ ..] => has_key_entry(rest),
         _ => false,
     }
@@ -89,6 +92,39 @@ fn has_key_entry(rest: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// Whether this begins with a secret-key packet of OpenPGP (RFC 9580, section 5.5.3): what `gpg
+/// --export-secret-keys` writes. Another packet follows it.
+fn is_openpgp(bytes: &[u8]) -> bool {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let head = match bytes {
+        [0x94, length, ..] => Some((2, usize::from(*length))),
+        [0x95, one, two, ..] => Some((3, number(&[*one, *two]))),
+        [0x96, length @ ..] => length.get(..4).map(|length| (5, number(length))),
+        [0xc5, length @ 0..=191, ..] => Some((2, usize::from(*length))),
+        [0xc5, one @ 192..=223, two, ..] => {
+            Some((3, ((usize::from(*one) - 192) << 8) + usize::from(*two) + 192))
+        }
+        _ => None,
+    };
+    let Some((head, length)) = head else { return false };
+    let Some(packet) = bytes.get(head..head + length) else { return false };
+    let known = matches!(packet, [4..=6, _, _, _, _, 1..=3 | 16..=22 | 25..=28, ..]);
+    // A user id, a signature, a user attribute, a direct key signature or a secret subkey.
+    let next = bytes.get(head + length).map(|tag| if tag & 0x40 == 0 { tag >> 2 & 0xf } else { tag & 0x3f });
+    known && length > 32 && matches!(next, Some(2 | 7 | 13 | 17))
+}
+
+/// Whether this is a file of `~/.gnupg/private-keys-v1.d`, in its old or its extended form. A shadowed key is
+/// on a smart card.
+fn is_of_agent(bytes: &[u8]) -> bool {
+    let start = &bytes[..bytes.len().min(1024)];
+    let old = [&b"(11:private-key("[..], b"(21:protected-private-key("];
+    let extended = [&b"Key: (private-key ("[..], b"Key: (protected-private-key ("];
+    let new = || extended.iter().any(|form| memmem::find(start, form).is_some());
+    old.iter().any(|form| start.starts_with(form))
+        || (start.starts_with(b"Created:") || start.starts_with(b"Key:")) && new()
 }
 
 struct Reader<'a>(&'a [u8]);

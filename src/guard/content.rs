@@ -5,10 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::encoded::{base64, inflated, narrowed, runs, unescaped};
-use super::fields::{fields, flags, spaced, tags};
+use super::encoded::{base64, inflated, narrowed, narrowed_database, runs, unescaped};
+use super::fields::{arguments, fields, flags, spaced, tags};
 use super::rules::Marks;
-use super::text::{has, is_aws_secret, is_base64, is_stand_in, is_strong, is_text, places, token};
+use super::text::{
+    has, is_aws_secret, is_azure_key, is_base64, is_entra_secret, is_of_token, is_stand_in, is_strong,
+    is_text, places, token,
+};
 use super::work::Work;
 use super::{Kind, binary, logins, pem, published};
 
@@ -116,10 +119,18 @@ impl Judge {
         }
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         self.work.add(bytes.len().min(1024));
-        if database && let found @ Some(_) = logins::database(bytes, &self.work) {
-            return found;
+        if database {
+            if let found @ Some(_) = logins::database(bytes, &self.work) {
+                return found;
+            }
+            if let Some(narrow) = narrowed_database(bytes, &self.work) {
+                return self.piece(&narrow, false, depth + 1, decoded);
+            }
         }
-        let found = self.private_keys(bytes).or_else(|| self.google_tokens(bytes));
+        let found = self
+            .private_keys(bytes)
+            .or_else(|| self.google_tokens(bytes))
+            .or_else(|| self.entra_secrets(bytes));
         if found.is_some() || !(is_text(bytes) || database || pickle) {
             return found;
         }
@@ -149,6 +160,13 @@ impl Judge {
                 others_of.chain(spaced(bytes, &self.work)).find_map(|field| {
                     self.work.add(field.value.len().min(256) * 4);
                     others.add(field, &accept)
+                })
+            })
+            .or_else(|| {
+                let mut given = Marks::new(decoded);
+                arguments(bytes, &self.work).find_map(|field| {
+                    self.work.add(field.value.len().min(256) * 4);
+                    given.add(field, &accept)
                 })
             })
             .or_else(|| {
@@ -195,6 +213,21 @@ impl Judge {
         })
     }
 
+    /// Application secrets of Entra ID, which have a sign of their own at a fixed place, at any position: also in
+    /// pickles, where no sign stands between a name and its value.
+    fn entra_secrets(&self, bytes: &[u8]) -> Option<Kind> {
+        const BEFORE: usize = 4;
+        const LONGEST: usize = 48;
+        self.work.add(bytes.len());
+        places(bytes, "Q~").find_map(|at| {
+            self.work.add(2 * LONGEST);
+            let start = at.checked_sub(BEFORE)?;
+            let rest = &bytes[start..bytes.len().min(start + LONGEST)];
+            let secret = &rest[..rest.iter().take_while(|b| is_of_token(**b)).count()];
+            is_entra_secret(secret).then(|| self.accept(Kind::AzureLogin, secret)).flatten()
+        })
+    }
+
     /// The id of an AWS or Google storage key with a secret near it, as in the CSV of the console.
     fn pairs(&self, bytes: &[u8]) -> Option<Kind> {
         const NEAR: usize = 200;
@@ -216,6 +249,22 @@ impl Judge {
         found(Kind::AwsKey, "AKIA")
             .or_else(|| found(Kind::AwsKey, "ASIA"))
             .or_else(|| found(Kind::GoogleHmac, "GOOG"))
+            .or_else(|| self.listed(bytes))
+    }
+
+    /// The keys of a storage account, as `az storage account keys list` prints them in a table.
+    fn listed(&self, bytes: &[u8]) -> Option<Kind> {
+        const NEAR: usize = 160;
+        self.work.add(bytes.len() * 2);
+        ["key1", "key2"].into_iter().flat_map(|name| places(bytes, name)).find_map(|at| {
+            self.work.add(NEAR);
+            let rest = &bytes[at + 4..bytes.len().min(at + NEAR)];
+            let key = rest
+                .split(u8::is_ascii_whitespace)
+                .take_while(|word| word.len() <= 88)
+                .find(|word| is_azure_key(word))?;
+            self.accept(Kind::AzureKey, key)
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::Read;
 
 use zeroize::Zeroizing;
 
+use super::lines::next_line;
 use super::work::Work;
 
 /// The shortest run that is decoded: few registry logins are shorter.
@@ -116,36 +117,6 @@ fn next_word(bytes: &[u8], from: usize, work: &Work) -> Option<(usize, usize)> {
         }
         start = end;
     }
-}
-
-/// Where the next line's characters begin, if a line ends at `end` with only padding, quotes and signs of a
-/// continued string. After a `long` word a blank counts too: lines may have been joined with blanks.
-fn next_line(bytes: &[u8], end: usize, long: bool) -> Option<usize> {
-    let closes = |b: u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'\r' | b'+' | b',' | b')');
-    let first = *bytes.get(end)?;
-    if !closes(first) && !matches!(first, b'\n' | b'\\') {
-        return None;
-    }
-    let rest = &bytes[end..bytes.len().min(end + 160)];
-    let closing = |from: usize| rest[from..].iter().take(8).take_while(|b| closes(**b)).count();
-    let mut at = closing(0);
-    let escaped = rest.get(at) == Some(&b'\\');
-    if escaped {
-        // `\n` in a string, or a continued line.
-        while let [b'\\', b'n' | b'r' | b'\\', ..] = rest.get(at..)? {
-            at += if rest[at + 1] == b'\\' { 1 } else { 2 };
-        }
-        at += usize::from(rest.get(at) == Some(&b'\\'));
-        at += closing(at);
-    }
-    let line = rest.get(at) == Some(&b'\n');
-    if !line && !escaped && !long {
-        return None;
-    }
-    at += usize::from(line);
-    let opening = |b: &&u8| matches!(b, b'"' | b'\'' | b' ' | b'\t' | b'#' | b'>' | b'*');
-    at += rest[at..].iter().take(128).take_while(opening).count();
-    (at > 0).then_some(end + at)
 }
 
 fn decode(run: &[u8], work: &Work) -> Option<Bytes> {
@@ -272,6 +243,15 @@ pub(super) fn narrowed(bytes: &[u8], work: &Work) -> Option<Bytes> {
     work.add(bytes.len());
     let sign = |pair: &[u8]| if pair[1 - low] == 0 { pair[low] } else { b'?' };
     Some(Zeroizing::new(bytes.chunks_exact(2).map(sign).collect()))
+}
+
+/// The texts of an SQLite database that keeps them in UTF-16 (its head says so), without the zeros.
+pub(super) fn narrowed_database(bytes: &[u8], work: &Work) -> Option<Bytes> {
+    const ENCODING: std::ops::Range<usize> = 56..60;
+    matches!(bytes.get(ENCODING)?, [0, 0, 0, 2 | 3]).then(|| {
+        work.add(bytes.len());
+        Zeroizing::new(bytes.iter().copied().filter(|b| *b != 0).collect())
+    })
 }
 
 /// The text without the escapes of HTML, URLs, mail (quoted-printable) and JSON, undone in this order; `None`

@@ -123,10 +123,34 @@ pub(super) fn tags<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = 
     })
 }
 
+/// `"name", "value"`, as arguments of a call: `conf.set("fs.s3a.secret.key", "…")`.
+pub(super) fn arguments<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
+    work.add(bytes.len() * 2);
+    let quoted = [b"\",", b"',"].into_iter();
+    quoted.flat_map(|end| memchr::memmem::find_iter(bytes, end)).filter_map(move |at| {
+        // Quotes inside a string are escaped.
+        let end = at - usize::from(bytes[..at].ends_with(b"\\"));
+        let name = name_before(bytes, end);
+        work.add(name.len() + 8);
+        let before = end.checked_sub(name.len() + 1).map(|at| bytes[at]);
+        if !is_interesting(name) || !matches!(before, Some(b'"' | b'\'')) {
+            return None;
+        }
+        let blanks =
+            bytes[at + 2..].iter().take(INDENT).take_while(|b| b.is_ascii_whitespace() || **b == b'\\');
+        let start = at + 2 + blanks.count();
+        let start = matches!(bytes.get(start), Some(b'"' | b'\'')).then_some(start + 1)?;
+        let rest = &bytes[start..bytes.len().min(start + 256)];
+        let value = &rest[..ends_at(rest)];
+        work.add(start - at + value.len());
+        (!value.is_empty()).then_some(Field { name, value, at: start })
+    })
+}
+
 /// `NAME value`, as in Dockerfiles and the properties of Hadoop.
 pub(super) fn spaced<'a>(bytes: &'a [u8], work: &'a Work) -> impl Iterator<Item = Field<'a>> {
-    work.add(bytes.len() * 3);
-    let ends = ["key ", "KEY ", "net "].into_iter();
+    work.add(bytes.len() * 5);
+    let ends = ["key ", "KEY ", "net ", "SECRET ", "TOKEN "].into_iter();
     ends.flat_map(|end| memchr::memmem::find_iter(bytes, end.as_bytes()).map(move |at| at + end.len() - 1))
         .filter_map(move |at| {
             let name = name_before(bytes, at);

@@ -13,7 +13,8 @@ type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
 /// harmless.
 pub(super) fn database(bytes: &[u8], work: &Work) -> Option<Kind> {
     work.add(bytes.len() * 7);
-    let logins = has(bytes, "credentials") && has(bytes, "account_id");
+    // Its table is `credentials (account_id TEXT PRIMARY KEY, value BLOB)`; another database may have the words.
+    let logins = has(bytes, "credentials") && (has(bytes, "account_id TEXT") || !has(bytes, "CREATE TABLE"));
     let filled = has(bytes, "refresh_token") || has(bytes, "private_key") || has(bytes, "external_account");
     let tokens = has(bytes, "access_tokens") && has(bytes, "ya29.");
     ((logins && filled) || tokens).then_some(Kind::GcloudDatabase)
@@ -49,12 +50,13 @@ pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Optio
 
 /// `~/.docker/config.json` with a login in it; a file that only names a helper has none.
 pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
-    work.add(bytes.len() * 2);
+    work.add(bytes.len() * 3);
     let new = has(bytes, "auths");
     if !new && !has(bytes, "docker.io") {
         return None;
     }
-    let document = first_line(bytes).starts_with(b"{");
+    // A document of its own, or a secret of Kubernetes that holds one as text.
+    let document = first_line(bytes).starts_with(b"{") || has(bytes, "dockerconfigjson");
     fields(bytes, work).find_map(|field| {
         let made = match Plain::of(field.name).text() {
             b"auth" => is_login(field.value),

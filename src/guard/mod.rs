@@ -4,8 +4,8 @@
 //! key that was baked into an image. It does not find what somebody hides (`docs/security/guard.md`).
 //!
 //! * Content: `content` classifies bytes, using `pem`, `binary` (DER, key stores), `fields` of text and the
-//!   `rules` for them, and `logins` (files of known tools); `encoded` undoes base64 and escapes, `text`
-//!   classifies values, `published` lists public test keys, `work` counts steps.
+//!   `rules` for them, and `logins` (files of known tools); `encoded` undoes base64 (wrapped in `lines`) and
+//!   escapes, `text` classifies values, `published` lists public test keys, `work` counts steps.
 //! * Requests: `environment` checks variables, `excepted` reads the exceptions that `guard.allow` names.
 //! * Directories: `walk` and `tree` search them under a budget, `likely` orders the files, `reading` reads
 //!   one file, `memory` keeps results of earlier scans, `seen` the result of this one.
@@ -23,6 +23,7 @@ mod fields;
 pub mod found;
 mod judge;
 mod likely;
+mod lines;
 mod logins;
 pub mod memory;
 mod pem;

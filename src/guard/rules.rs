@@ -62,9 +62,10 @@ pub(super) enum Mark {
     AwsSecret,
     AzureName,
     AzureKey,
+    BearerType,
 }
 
-const MARKS: usize = 29;
+const MARKS: usize = 30;
 
 /// Kind, largest distance in bytes, marks. The first mark is the secret itself or what determines the kind;
 /// all marks have to lie within the distance.
@@ -75,6 +76,7 @@ const RULES: &[(Kind, usize, &[Mark])] = {
         (Kind::AzureLogin, 2048, &[ClientSecret, ClientId, Tenant]),
         (Kind::AzureLogin, 1024, &[Password, ClientId, Tenant]),
         (Kind::AzureLogin, 1024, &[Access, ClientId, Tenant]),
+        (Kind::AzureLogin, 4096, &[Access, Tenant, BearerType]),
         (Kind::AzureLogin, 8192, &[Secret, HomeAccount]),
         (Kind::AzureLogin, 8192, &[Refresh, Authority]),
         (Kind::AwsLogin, 8192, &[Access, StartUrl]),
@@ -104,6 +106,8 @@ pub(super) struct Marks<'a> {
     last: [Option<Field<'a>>; MARKS],
     /// The name field of `{"name": "X", "value": "…"}`: its value is the name of the `value` field.
     named: Option<Field<'a>>,
+    /// A `value` field without a name before it: the name may follow, as in `{"value": "…", "name": "X"}`.
+    unnamed: Option<Field<'a>>,
     /// Whether fields of a kubeconfig or of a registry's login file were met; `logins` reads these files.
     pub(super) kubeconfig: bool,
     pub(super) registry: bool,
@@ -114,7 +118,7 @@ pub(super) struct Marks<'a> {
 
 impl<'a> Marks<'a> {
     pub(super) fn new(decoded: bool) -> Self {
-        Self { last: [None; MARKS], named: None, kubeconfig: false, registry: false, decoded }
+        Self { last: [None; MARKS], named: None, unnamed: None, kubeconfig: false, registry: false, decoded }
     }
 
     /// Adds `field`, and offers `accept` each key that it is or completes, with the secret value, until one
@@ -125,15 +129,25 @@ impl<'a> Marks<'a> {
         accept: &dyn Fn(Kind, &[u8]) -> Option<Kind>,
     ) -> Option<Kind> {
         const NEAR: usize = 300;
+        // Between a value and its name: a quote, a comma, blanks, the word `name`.
+        const CLOSE: usize = 40;
         let plain = Plain::of(field.name);
         match plain.text() {
-            b"name" | b"key" => self.named = Some(field),
-            b"value" => {
-                if let Some(name) = self.named.take().filter(|name| field.at - name.at < NEAR) {
+            b"name" | b"key" => {
+                let before = self.unnamed.take();
+                if let Some(value) = before.filter(|one| field.at - one.at < one.value.len() + CLOSE) {
+                    let renamed = Field { name: field.value, ..value };
+                    return self.take(sense(&Plain::of(renamed.name), &renamed), renamed, accept);
+                }
+                self.named = Some(field);
+            }
+            b"value" => match self.named.take().filter(|name| field.at - name.at < NEAR) {
+                Some(name) => {
                     let renamed = Field { name: name.value, ..field };
                     return self.take(sense(&Plain::of(renamed.name), &renamed), renamed, accept);
                 }
-            }
+                None => self.unnamed = Some(field),
+            },
             b"currentcontext" => self.kubeconfig = true,
             b"auth" | b"auths" | b"identitytoken" => self.registry = true,
             _ => {}
@@ -241,6 +255,7 @@ fn rest(name: &[u8], field: &Field<'_>) -> Sense {
         b"aud" => is_federated(value).then_some(Mark::FederatedAudience),
         b"iss" => value.starts_with(b"http").then_some(Mark::Issuer),
         b"homeaccountid" => Some(Mark::HomeAccount),
+        b"tokentype" => (value == b"Bearer").then_some(Mark::BearerType),
         b"secret" if is_aws_secret(value) => Some(Mark::AwsSecret),
         b"secret" => is_strong(value, 40).then_some(Mark::Secret),
         b"authority" => value.starts_with(b"http").then_some(Mark::Authority),
@@ -261,7 +276,10 @@ fn variable(field: &Field<'_>) -> Option<Kind> {
     let shown = field.name.contains(&b'_') && field.name.last().is_some_and(u8::is_ascii_uppercase);
     let value = field.value;
     let (_, kind) = SECRET.iter().filter(|_| shown).find(|(name, _)| field.name == name.as_bytes())?;
-    (is_strong(value, 20) && !is_azurites(value)).then_some(*kind)
+    // Sealed and encrypted secrets keep the name; a key in base64 is far shorter than they are.
+    let short = ["KEY", "SECRET", "PASSWORD"].iter().any(|end| field.name.ends_with(end.as_bytes()));
+    let sealed = short && *kind != Kind::PrivateKey && value.len() > 160;
+    (is_strong(value, 20) && !is_azurites(value) && !sealed).then_some(*kind)
 }
 
 fn is_aws_id(name: &[u8], value: &[u8]) -> bool {
@@ -275,7 +293,9 @@ fn is_real(value: &[u8]) -> bool {
     let shouted = |part: &[u8]| {
         part.len() > 2 && part.contains(&b'_') && part.iter().all(|b| b.is_ascii_uppercase() || *b == b'_')
     };
-    !value.iter().take(512).any(|b| matches!(b, b'$' | b'{' | b'<' | b'[' | b'(' | b'*'))
+    // A value ends before `<`, as in `serviceAccounts/<EMAIL>`.
+    !value.ends_with(b"/")
+        && !value.iter().take(512).any(|b| matches!(b, b'$' | b'{' | b'<' | b'[' | b'(' | b'*'))
         && !has(&value[..value.len().min(512)], "YOUR")
         && !value.split(|b| *b == b'/').take(16).any(shouted)
 }

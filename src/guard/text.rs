@@ -22,12 +22,13 @@ fn has_word(value: &[u8], word: &[u8]) -> bool {
 /// Whether this is what people write in place of a secret: `${KEY}`, `<your key>`, `xxxx`, `AKIA…EXAMPLE`,
 /// code.
 pub(super) fn is_stand_in(value: &[u8]) -> bool {
-    const WORDS: [&[u8]; 13] = [
+    const WORDS: [&[u8]; 14] = [
         b"example",
         b"your",
         b"xxxx",
         b"changeme",
         b"redacted",
+        b"omitted",
         b"placeholder",
         b"os.environ",
         b"....",
@@ -97,7 +98,14 @@ pub(super) fn is_random(value: &[u8]) -> bool {
     value.iter().for_each(|b| seen[usize::from(*b)] = true);
     let different = seen.iter().filter(|seen| **seen).count();
     let digits = value.iter().filter(|b| b.is_ascii_digit()).count();
-    digits > value.len() / 24 && changes * 5 >= value.len() && different >= value.len().min(64) / 4 + 3
+    // Names in camel case have one number, mostly at the end.
+    let ends = |pair: &&[u8]| pair[0].is_ascii_digit() && !pair[1].is_ascii_digit();
+    let last = value.last().is_some_and(u8::is_ascii_digit);
+    let numbers = value.windows(2).filter(ends).count() + usize::from(last);
+    (numbers > 1 || value.len() < 32)
+        && digits > value.len() / 24
+        && changes * 5 >= value.len()
+        && different >= value.len().min(64) / 4 + 3
 }
 
 /// Whether this is a secret that a machine made, of at least `least` bytes.
@@ -126,7 +134,15 @@ pub(super) fn is_azure_key(value: &[u8]) -> bool {
 
 pub(super) fn is_azurites(value: &[u8]) -> bool {
     let start = &value[..value.len().min(4 * ENOUGH)];
-    has(start, "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1") || has(start, "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEH")
+    [
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1",
+        "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEH",
+        // In base64, as secrets of Kubernetes hold them.
+        "RWJ5OHZkTTAyeE5PY3FGbHFV",
+        "QzJ5NnlEamY1L1Irb2IwTjhB",
+    ]
+    .iter()
+    .any(|key| has(start, key))
 }
 
 /// Whether this is an application secret of Entra ID: `abc8Q~` and 34 more characters.

@@ -12,44 +12,44 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 type Sample = (String, Vec<u8>);
 
-fn random(alphabet: &str, length: usize) -> String {
+pub(crate) fn random(alphabet: &str, length: usize) -> String {
     let mut bytes = vec![0; length];
     SystemRandom::new().fill(&mut bytes).unwrap();
     let alphabet: Vec<char> = alphabet.chars().collect();
     bytes.iter().map(|b| alphabet[usize::from(*b) % alphabet.len()]).collect()
 }
 
-fn bytes(length: usize) -> Vec<u8> {
+pub(crate) fn bytes(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     SystemRandom::new().fill(&mut bytes).unwrap();
     bytes
 }
 
-const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-const TOKEN: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+pub(crate) const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+pub(crate) const TOKEN: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+pub(crate) const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
-fn guid() -> String {
+pub(crate) fn guid() -> String {
     let hex = |length| random("0123456789abcdef", length);
     format!("{}-{}-4{}-a{}-{}", hex(8), hex(4), hex(3), hex(3), hex(12))
 }
 
-fn entra() -> String {
+pub(crate) fn entra() -> String {
     format!("{}8Q~{}", random(LETTERS, 3), random(LETTERS, 34))
 }
 
-fn aws() -> (String, String) {
+pub(crate) fn aws() -> (String, String) {
     // One in a hundred has fewer than two digits, and the guard takes it for a name (docs/security/guard.md).
     let digits = |key: &String| key.bytes().filter(u8::is_ascii_digit).count();
     let mut keys = std::iter::repeat_with(|| STANDARD.encode(bytes(30)));
     (format!("AKIA{}", random(UPPER, 16)), keys.find(|key| digits(key) >= 2).unwrap())
 }
 
-fn refresh() -> String {
+pub(crate) fn refresh() -> String {
     format!("1//0{}", random(TOKEN, 99))
 }
 
-fn jwt(claims: &str) -> String {
+pub(crate) fn jwt(claims: &str) -> String {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!(
         "{}.{}.{}",
@@ -59,11 +59,11 @@ fn jwt(claims: &str) -> String {
     )
 }
 
-fn openssl(arguments: &str, input: &[u8]) -> Vec<u8> {
+pub(crate) fn openssl(arguments: &str, input: &[u8]) -> Vec<u8> {
     run("openssl", &arguments.split(' ').collect::<Vec<_>>(), input)
 }
 
-fn python(program: &str, input: &[u8]) -> Vec<u8> {
+pub(crate) fn python(program: &str, input: &[u8]) -> Vec<u8> {
     let python = std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     run(&python, &["-c", program], input)
 }
@@ -84,7 +84,7 @@ fn run(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     made.stdout
 }
 
-fn wrapped(text: &str, width: usize, lead: &str) -> String {
+pub(crate) fn wrapped(text: &str, width: usize, lead: &str) -> String {
     let lines =
         text.as_bytes().chunks(width).map(|line| format!("{lead}{}\n", String::from_utf8_lossy(line)));
     lines.collect()
@@ -229,7 +229,7 @@ fn guises(files: &Files) -> Vec<Sample> {
     all
 }
 
-fn database(text: &str) -> Vec<u8> {
+pub(crate) fn database(text: &str) -> Vec<u8> {
     let program = "import sqlite3, sys\ntext = sys.stdin.read()\nd = sqlite3.connect(':memory:')\nd.execute('create table connection (id, extra)')\n\
          d.execute('insert into connection values (1, ?)', (text,))\nd.commit()\nsys.stdout.buffer.write(d.serialize())";
     python(program, text.as_bytes())

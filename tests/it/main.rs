@@ -30,6 +30,7 @@ mod golden_metadata;
 mod golden_sources;
 mod golden_wire;
 mod google_auth;
+mod guard_notations;
 mod guard_set;
 mod inputs;
 mod keys;

@@ -1,0 +1,222 @@
+//! Keys in the notations of programs, shells and tools, each with a text of the same notation that holds none.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kfp_creds::guard::Kind;
+use kfp_creds::guard::content::what;
+
+use crate::guard_set::{self, LETTERS, TOKEN, bytes, database, guid, jwt, openssl, python, random, wrapped};
+
+/// The first with digits enough: the guard takes the few others for names.
+fn usual(make: impl Fn() -> String) -> String {
+    let digits = |text: &String| text.bytes().filter(u8::is_ascii_digit).count() > 4;
+    std::iter::repeat_with(make).find(digits).unwrap()
+}
+
+fn aws() -> String {
+    usual(|| guard_set::aws().1)
+}
+
+fn entra() -> String {
+    usual(guard_set::entra)
+}
+
+fn azure_key() -> String {
+    STANDARD.encode(bytes(64))
+}
+
+/// Asserts that `with` holds a key, and that `text` without it, with each of `instead` in its place, holds none.
+fn assert_found(text: &str, key: &str, kind: Kind, instead: &[&str]) {
+    let with = text.replace("KEY!", key);
+    assert_eq!(what(with.as_bytes()), Some(kind), "{with}");
+    for other in instead {
+        let without = text.replace("KEY!", other);
+        assert_eq!(what(without.as_bytes()), None, "{without}");
+    }
+}
+
+#[test]
+fn a_name_and_its_value_may_be_arguments_of_a_call() {
+    let secret = aws();
+    let words = ["aws-secret-access-key", "${AWS_SECRET_ACCESS_KEY}", "YOUR_SECRET_ACCESS_KEY", ""];
+    for text in [
+        "sc._jsc.hadoopConfiguration().set(\"fs.s3a.secret.key\", \"KEY!\")\n",
+        "conf.set(\n    'fs.s3a.secret.key',\n    'KEY!',\n)\n",
+        ".config(\"spark.hadoop.fs.s3a.access.key\", \"x\").config(\"spark.hadoop.fs.s3a.secret.key\", \"KEY!\")\n",
+        "[Environment]::SetEnvironmentVariable('AWS_SECRET_ACCESS_KEY', 'KEY!', 'User')\n",
+        "os.environ.setdefault(\"AWS_SECRET_ACCESS_KEY\", \"KEY!\")\n",
+        "ENV.store 'AWS_SECRET_ACCESS_KEY', 'KEY!'\n",
+        "{\"source\": [\"conf.set(\\\"fs.s3a.secret.key\\\", \\\"KEY!\\\")\\n\"]}",
+    ] {
+        assert_found(text, &secret, Kind::AwsKey, &words);
+    }
+    for text in [
+        "spark.conf.set(\"fs.azure.account.key.acme.dfs.core.windows.net\", \"KEY!\")\n",
+        "spark.conf.set(\n  \"fs.azure.account.key.acme.dfs.core.windows.net\",\n  \"KEY!\"\n)\n",
+    ] {
+        let code = "dbutils.secrets.get(scope=\\\"kv\\\", key=\\\"storage-account-key\\\")";
+        assert_found(text, &azure_key(), Kind::AzureKey, &[code, "storage-account-key", ""]);
+    }
+}
+
+#[test]
+fn shells_set_variables_in_their_own_ways() {
+    for line in [
+        "set -gx AZURE_CLIENT_SECRET KEY!\n",
+        "set -Ux AZURE_CLIENT_SECRET \"KEY!\"\n",
+        "setenv AZURE_CLIENT_SECRET KEY!\n",
+        "setx AZURE_CLIENT_SECRET \"KEY!\" /M\n",
+        "ENV ARM_CLIENT_SECRET KEY!\n",
+    ] {
+        assert_found(line, &entra(), Kind::AzureLogin, &["$SECRET", "my-client-secret-2024", "\"\""]);
+        // One of before 2021 has no sign of its own.
+        assert_found(line, &usual(|| random(LETTERS, 32)), Kind::AzureLogin, &["%SECRET%"]);
+    }
+}
+
+#[test]
+fn a_value_may_precede_its_name() {
+    let secret = aws();
+    for text in [
+        "<add value=\"KEY!\" key=\"AWS_SECRET_ACCESS_KEY\"/>\n",
+        "{\"environment\": [{\"value\": \"KEY!\", \"name\": \"AWS_SECRET_ACCESS_KEY\"}]}",
+        "- value: KEY!\n  name: AWS_SECRET_ACCESS_KEY\n",
+    ] {
+        assert_found(text, &secret, Kind::AwsKey, &["$(SECRET)", "aws-secret-access-key"]);
+    }
+    // The value belongs to the name before it.
+    let other = format!(
+        "[{{\"name\": \"BUILD\", \"value\": \"{}\"}}, {{\"name\": \"AWS_SECRET_ACCESS_KEY\", \"valueFrom\": \"arn\"}}]",
+        secret
+    );
+    assert_eq!(what(other.as_bytes()), None, "{other}");
+}
+
+#[test]
+fn lines_of_base64_stand_in_lists_comments_and_strings() {
+    let key = openssl("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048", b"");
+    let noise = bytes(1700);
+    for width in [57, 64, 76] {
+        let lines = |of: &[u8]| {
+            wrapped(&STANDARD.encode(of), width, "").lines().map(String::from).collect::<Vec<_>>()
+        };
+        let joined = |before: &str, after: &str, of: &[u8]| {
+            lines(of).iter().map(|line| format!("{before}{line}{after}\n")).collect::<String>()
+        };
+        for (before, after) in [
+            ("  - ", ""),
+            ("  - \"", "\""),
+            ("  + '", "'"),
+            ("  '", "' ."),
+            ("  . '", "'"),
+            ("// ", ""),
+            (" * ", ""),
+            ("; ", ""),
+            ("-- ", ""),
+            ("  \"", "\" &"),
+            ("> > ", ""),
+            ("\t`", "` +"),
+            ("\"", "\","),
+        ] {
+            let with = joined(before, after, &key);
+            assert_eq!(what(with.as_bytes()), Some(Kind::PrivateKey), "{with}");
+            assert_eq!(what(joined(before, after, &noise).as_bytes()), None);
+        }
+    }
+}
+
+#[test]
+fn stores_have_no_signs_between_names_and_values() {
+    // An application secret of Entra ID has a sign of its own, wherever it stands.
+    let program = "import pickle, sys\nt, c, s = sys.stdin.read().split()\n\
+                   sys.stdout.buffer.write(pickle.dumps({'tenant_id': t, 'client_id': c, 'client_secret': s}))";
+    let pickled = |secret: &str| python(program, format!("{} {} {secret}", guid(), guid()).as_bytes());
+    assert_eq!(what(&pickled(&entra())), Some(Kind::AzureLogin));
+    assert_eq!(what(&pickled("my-client-secret-of-8Q~-and-some-more-words")), None);
+    // A database that keeps its texts in UTF-16.
+    let secret = aws();
+    for encoding in ["UTF-16le", "UTF-16be"] {
+        let made = |text: &str| {
+            let program = format!(
+                "import sqlite3, sys\ntext = sys.stdin.read()\nd = sqlite3.connect(':memory:')\nd.execute(\"pragma encoding = '{encoding}'\")\n\
+                 d.execute('create table connection (id, extra)')\nd.execute('insert into connection values (1, ?)', (text,))\n\
+                 d.commit()\nsys.stdout.buffer.write(d.serialize())"
+            );
+            python(&program, text.as_bytes())
+        };
+        assert_eq!(what(&made(&format!("AWS_SECRET_ACCESS_KEY={secret}"))), Some(Kind::AwsKey), "{encoding}");
+        assert_eq!(what(&made("AWS_SECRET_ACCESS_KEY=${SECRET}, and more words")), None, "{encoding}");
+    }
+    // gcloud's database has a table of its own form; others may have the words.
+    let words = "credentials, account_id, refresh_token, private_key";
+    assert_eq!(what(&database(words)), None);
+}
+
+#[test]
+fn what_az_prints_is_a_login_or_a_key() {
+    let token = format!(
+        "{{\"accessToken\": \"{}\", \"expiresOn\": \"2026-11-30 12:00:00\", \"subscription\": \"{}\", \"tenant\": \"{}\", \
+         \"tokenType\": \"Bearer\"}}",
+        jwt("{\"aud\":\"https://management.azure.com\"}"),
+        guid(),
+        guid()
+    );
+    assert_eq!(what(token.as_bytes()), Some(Kind::AzureLogin), "{token}");
+    for text in [
+        "2026-01-01T00:00:00+00:00\tkey1\tFULL\tKEY!\n2026-01-01T00:00:00+00:00\tkey2\tFULL\t-\n",
+        "CreationTime  KeyName  Permissions  Value\n------------\n2026-01-01    key1     FULL         KEY!\n",
+    ] {
+        let digest = format!("sha512-{}", azure_key());
+        assert_found(text, &azure_key(), Kind::AzureKey, &["hidden", &digest]);
+    }
+}
+
+#[test]
+fn a_registry_login_in_a_secret_of_kubernetes_may_be_plain_text() {
+    let text = "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: \
+                '{\"auths\": {\"r.example\": {\"username\": \"me\", \"password\": \"KEY!\"}}}'\n";
+    assert_found(text, &random(LETTERS, 20), Kind::RegistryLogin, &["${PASSWORD}", "<password>"]);
+}
+
+#[test]
+fn secret_keys_of_openpgp_are_keys_and_public_ones_are_not() {
+    // Packets of RFC 9580: a key of version 4 for RSA, and a user id.
+    let packets = |tag: u8| {
+        let body = [&[4][..], &bytes(4), &[1, 8, 0], &bytes(256), &[0, 17, 1, 0, 1], &bytes(400)].concat();
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&[tag][..], &length, &body, &[0xb4, 3], b"a@b"].concat()
+    };
+    assert_eq!(what(&packets(0x95)), Some(Kind::PrivateKey));
+    assert_eq!(what(&packets(0x99)), None);
+    // What GnuPG's agent keeps; a shadowed key is on a card.
+    for (start, kind) in [
+        ("(21:protected-private-key(3:rsa(1:n257:", Some(Kind::PrivateKey)),
+        ("(11:private-key(3:ecc(5:curve7:Ed25519)(1:q33:", Some(Kind::PrivateKey)),
+        ("Created: 20261130T100000\nKey: (protected-private-key (rsa (n #00C0#)", Some(Kind::PrivateKey)),
+        ("(20:shadowed-private-key(3:rsa(1:n257:", None),
+        ("Created: 20261130T100000\nKey: (shadowed-private-key (rsa (n #00C0#)", None),
+        ("Key: (private) notes about a private-key (", None),
+    ] {
+        assert_eq!(what(&[start.as_bytes(), &bytes(300)].concat()), kind, "{start}");
+    }
+}
+
+#[test]
+fn names_sealed_values_and_public_keys_are_no_secrets() {
+    let azurite =
+        ["Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/", "K1SZFPTOtr/KBHBeksoGMGw=="]
+            .concat();
+    let sealed = STANDARD.encode(bytes(500));
+    for text in [
+        "secretKey = 'ThisIsNotASecretKeyButAVeryLongName12345'\n".to_owned(),
+        "client_secret = NameOfTheSecretInTheVaultOfTheTeam2024\ntenant_id = a-tenant\nclient_id = a-client\n".into(),
+        format!("kind: SealedSecret\nspec:\n  encryptedData:\n    AWS_SECRET_ACCESS_KEY: Ag{sealed}\n    AZURE_CLIENT_SECRET: Ag{sealed}\n"),
+        format!("kind: Secret\ndata:\n  AZURE_STORAGE_KEY: {}\n", STANDARD.encode(&azurite)),
+        "apiVersion: v1\nclusters: []\ncurrent-context: x\nkind: Config\nusers:\n- name: u\n  user:\n    client-key-data: DATA+OMITTED\n".into(),
+        "{\"type\": \"external_account\", \"audience\": \"//iam.googleapis.com/projects/<NUMBER>/locations/global/workloadIdentityPools/<POOL>/providers/<NAME>\", \
+          \"subject_token_type\": \"urn:ietf:params:oauth:token-type:jwt\", \"credential_source\": {\"file\": \"/t\"}}".into(),
+        format!("[\"{}\", \"{}\"]\n", random(TOKEN, 40), random(TOKEN, 88)),
+    ] {
+        assert_eq!(what(text.as_bytes()), None, "{text}");
+    }
+}
