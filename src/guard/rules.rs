@@ -135,13 +135,13 @@ impl<'a> Marks<'a> {
         match plain.text() {
             b"name" | b"key" => {
                 let before = self.unnamed.take();
-                if let Some(value) = before.filter(|one| field.at - one.at < one.value.len() + CLOSE) {
+                if let Some(value) = before.filter(|one| follows(&field, one, one.value.len() + CLOSE)) {
                     let renamed = Field { name: field.value, ..value };
                     return self.take(sense(&Plain::of(renamed.name), &renamed), renamed, accept);
                 }
                 self.named = Some(field);
             }
-            b"value" => match self.named.take().filter(|name| field.at - name.at < NEAR) {
+            b"value" => match self.named.take().filter(|name| follows(&field, name, NEAR)) {
                 Some(name) => {
                     let renamed = Field { name: name.value, ..field };
                     return self.take(sense(&Plain::of(renamed.name), &renamed), renamed, accept);
@@ -179,6 +179,12 @@ impl<'a> Marks<'a> {
             accept(*kind, if claims { &[] } else { near(&marks[0])?.value })
         })
     }
+}
+
+/// Whether `field` begins within `window` bytes behind `earlier`. Flags, tags and the like are read one kind after
+/// the other, so a field may also come from before it.
+fn follows(field: &Field<'_>, earlier: &Field<'_>, window: usize) -> bool {
+    field.at.checked_sub(earlier.at).is_some_and(|distance| distance < window)
 }
 
 /// What a field means: the name tells what its value should be, the value whether it is that.

@@ -84,6 +84,13 @@ fn a_value_may_precede_its_name() {
     ] {
         assert_found(text, &secret, Kind::AwsKey, &["$(SECRET)", "aws-secret-access-key"]);
     }
+    // Flags are read before tags, and these before words, wherever they stand.
+    for text in [
+        "<name>token-of-a-tag</name> <key>name-of-a-key</key> --value something-else\n",
+        "<value>text</value> --name some-name --key some-key\n",
+    ] {
+        assert_eq!(what(text.as_bytes()), None, "{text}");
+    }
     // The value belongs to the name before it.
     let other = format!(
         "[{{\"name\": \"BUILD\", \"value\": \"{}\"}}, {{\"name\": \"AWS_SECRET_ACCESS_KEY\", \"valueFrom\": \"arn\"}}]",
