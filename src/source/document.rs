@@ -205,6 +205,9 @@ impl<'de> Deserializer<'de> for Json {
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
         match self.whole() {
             Some(number) => visitor.visit_u64(number),
+            None if matches!(self, Self::Number(_)) => {
+                Err(Wrong { field: String::new(), what: "has to be 0 or more, and a usual number".into() })
+            }
             None => self.wrong("a number"),
         }
     }
@@ -328,6 +331,7 @@ mod tests {
             ),
             (r#"{"number": "canary"}"#, "its number has to be a number, and is text"),
             (r#"{"inside": "canary"}"#, "its inside has to be an object, and is text"),
+            (r#"{"number": -1}"#, "its number has to be 0 or more, and a usual number"),
             (r#"["canary"]"#, "it has to be an object, and is a list"),
             (r#"{"flag": "canary"}"#, "its flag has to be true or false, and is text"),
         ] {

@@ -162,7 +162,11 @@ async fn a_private_key_may_be_pasted_badly() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
     let pem = rsa_key();
+    let (begin, rest) = pem.split_once('\n').unwrap();
+    let public = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", "QUJD".repeat(16));
     for (form, text) in [
+        ("behind its certificate", format!("{public}{pem}")),
+        ("with headers", format!("{begin}\nComment: of a tool\n\n{rest}")),
         ("with a byte order mark", format!("\u{feff}{pem}")),
         ("indented", pem.lines().map(|line| format!("    {line}\n")).collect()),
         ("in quotes", format!("\"{pem}\"")),
@@ -177,6 +181,53 @@ async fn a_private_key_may_be_pasted_badly() {
         let google = source(&scratch, &file.to_string(), &fake);
         google.access_token(&ask(None)).await.unwrap_or_else(|error| panic!("{form}: {error}"));
     }
+}
+
+/// Each is told as what it is, and what the person can do.
+#[test]
+fn what_is_no_usable_key_is_told_as_what_it_is() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    let pem = rsa_key();
+    let told = |text: &str| {
+        let place = SearchPaths {
+            google_application_credentials: Some(scratch.write("odd.json", text)),
+            ..SearchPaths::default()
+        };
+        refusal(find(&place, fake.endpoints()))
+    };
+    for (text, said) in [
+        (pem.replace("PRIVATE", "ENCRYPTED PRIVATE"), "is encrypted with a passphrase"),
+        (pem.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n\n", 1), "is encrypted with a passphrase"),
+        (pem.replace("PRIVATE", "PUBLIC"), "holds a public key or a certificate"),
+        (pem.replace("PRIVATE KEY", "CERTIFICATE"), "holds a public key or a certificate"),
+        (pem.replace("-----", ""), "is not a PEM private key"),
+    ] {
+        let mut file = file.clone();
+        file["private_key"] = json!(text);
+        let why = told(&file.to_string());
+        assert!(why.contains(&format!("its private_key {said}")), "{said}: {why}");
+    }
+    for kind in ["installed", "web"] {
+        let why = told(&json!({kind: {"client_id": "c", "client_secret": "canary-of-a-client"}}).to_string());
+        assert!(why.contains("the client of an application") && !why.contains("canary"), "{why}");
+    }
+}
+
+/// Blanks and a line end come with the clipboard, and some clients have an empty secret.
+#[tokio::test]
+async fn pasted_addresses_and_empty_client_secrets_are_taken() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    let mut file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
+    file["token_uri"] = json!(format!(" {}\n", file["token_uri"].as_str().unwrap()));
+    let google = source(&scratch, &file.to_string(), &fake);
+    google.access_token(&ask(None)).await.unwrap();
+    let mut file: Value = serde_json::from_str(&fake.user(USER)).unwrap();
+    file["client_secret"] = json!("");
+    let google = source(&scratch, &file.to_string(), &fake);
+    let why = google.access_token(&ask(None)).await.map(|_| ()).unwrap_err().to_string();
+    assert!(!why.contains("has no client_secret"), "the token endpoint decides: {why}");
+    assert_eq!(kinds(&fake).last().map(String::as_str), Some("refresh_token"));
 }
 
 /// What a proxy or the network's login page answers is not Google's word on the credential.

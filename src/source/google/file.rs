@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ring::digest::{Digest, SHA256, digest};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use crate::failure::Reason;
@@ -53,6 +54,9 @@ struct File {
     token_info_url: Option<String>,
     workforce_pool_user_project: Option<String>,
     credential_source: Option<external_account::Described>,
+    /// Of the file of an OAuth client, which is often taken for a credential.
+    installed: Option<IgnoredAny>,
+    web: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,6 +160,11 @@ fn set(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
 
+/// An address, without the blanks and the line end that pasting leaves.
+fn address(value: Option<String>) -> Option<String> {
+    set(value.map(|url| url.trim().to_owned()))
+}
+
 fn need(value: Option<String>, key: &str) -> Result<String, String> {
     set(value).ok_or_else(|| format!("it has no {key}"))
 }
@@ -200,6 +209,12 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
                  login (`{LOGIN}`) or a service-account key"
             ));
         }
+        None if file.installed.is_some() || file.web.is_some() => {
+            return Err(format!(
+                "it is the client of an application, and no credential; log in with it: \
+                 `{LOGIN} --client-id-file=FILE`"
+            ));
+        }
         _ => return Err("its type is not known; is this a Google credential file?".into()),
     };
     let mut made = Credential::unfiled(kind);
@@ -209,7 +224,7 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
 }
 
 fn key(file: File, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
-    let (own, universe) = (set(file.token_uri), set(file.universe_domain));
+    let (own, universe) = (address(file.token_uri), set(file.universe_domain));
     if let Some(own) = own.as_deref().filter(|_| endpoints.token.is_none()) {
         confidential(own, "token_uri")?;
     }
@@ -218,13 +233,14 @@ fn key(file: File, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
     let pem = secret(file.private_key, "private_key")?;
     // If the operator names a token endpoint, exchange there even in other universes.
     let exchanges = endpoints.token.is_some() || endpoints.universe(universe.as_deref()) == UNIVERSE;
-    Ok(ServiceAccount::new(email, set(file.private_key_id), pem, token_uri, exchanges)?)
+    ServiceAccount::new(email, set(file.private_key_id), pem, token_uri, exchanges)
 }
 
 fn login(file: File, again: &LoginCommand) -> Result<AuthorizedUser, String> {
     Ok(AuthorizedUser::new(
         need(file.client_id, "client_id")?,
-        secret(file.client_secret, "client_secret")?,
+        // Some clients have an empty one, and the token endpoint is who decides.
+        file.client_secret.ok_or("it has no client_secret")?,
         secret(file.refresh_token, "refresh_token")?,
         set(file.account),
         again.clone(),
@@ -238,7 +254,7 @@ fn workforce(
 ) -> Result<ExternalAccountAuthorizedUser, String> {
     let universe = set(file.universe_domain);
     // The config's token endpoint does not apply: it belongs to another server.
-    let token_url = match set(file.token_url) {
+    let token_url = match address(file.token_url) {
         Some(own) => confidential(&own, "token_url").map(|()| own)?,
         None => format!("https://sts.{}/v1/oauthtoken", endpoints.universe(universe.as_deref())),
     };
@@ -257,7 +273,7 @@ fn workforce(
 
 /// With an impersonation URL, the impersonated account on top of the federated identity.
 fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<Kind, String> {
-    let url = set(file.service_account_impersonation_url);
+    let url = address(file.service_account_impersonation_url);
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
     let universe = set(file.universe_domain);
     let fields = external_account::Fields {
@@ -281,7 +297,7 @@ fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<K
 
 fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
     let source = file.source_credentials.ok_or("it has no source_credentials")?;
-    let url = need(file.service_account_impersonation_url, "service_account_impersonation_url")?;
+    let url = need(address(file.service_account_impersonation_url), "service_account_impersonation_url")?;
     // gcloud writes one impersonation, with delegates, over a login; deeper nesting is hand-made.
     let delegates = file.delegates.unwrap_or_default();
     let chain: Vec<String> = delegates.iter().map(|one| impersonated::bare(one)).collect();

@@ -68,12 +68,12 @@ impl ServiceAccount {
         pem: Secret<String>,
         token_uri: String,
         exchanges: bool,
-    ) -> Result<Self, &'static str> {
-        let (der, pem) = pem::private_key(&pem).ok_or("its private_key is not a PEM private key")?;
+    ) -> Result<Self, String> {
+        let (der, pem) = pem::private_key(&pem).map_err(|why| format!("its private_key {why}"))?;
         let signer = match &der {
             PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
-            _ => return Err("its private_key is not an RSA key"),
+            _ => return Err("its private_key is not an RSA key".into()),
         }
         .map_err(|error| match error.to_string().as_str() {
             "TooSmall" => {
