@@ -96,14 +96,21 @@ fn text_path(text: &str) -> String {
         if let Some(shape) = no_path(rest).or_else(|| is_blob(rest).then_some("random text")) {
             return format!("{out}({shape}, not shown)");
         }
-        let (part, more) = rest.split_once('/').map_or((rest, None), |(part, more)| (part, Some(more)));
+        let (part, inner) = rest.split_once('/').map_or((rest, None), |(part, inner)| (part, Some(inner)));
+        if (part.contains('=') || part.contains(": ")) && is_named(rest) {
+            return format!("{out}(a secret by its name, not shown)");
+        }
         match hidden(part) {
             Some(shape) => out.push_str(&format!("({shape}, not shown)")),
-            None => out.push_str(&one_line(part)),
+            // Of a URL in the place of a path, neither query nor fragment.
+            None => match part.find(['?', '#']).filter(|_| text.contains("://")) {
+                Some(end) => return format!("{out}{}…", one_line(&part[..=end])),
+                None => out.push_str(&one_line(part)),
+            },
         }
-        let Some(more) = more else { return out };
+        let Some(inner) = inner else { return out };
         out.push('/');
-        rest = more;
+        rest = inner;
     }
 }
 
@@ -128,7 +135,10 @@ fn hidden(text: &str) -> Option<&'static str> {
     }
     match () {
         () if trimmed.contains(['\n', '\r']) => Some("several lines"),
-        () if TOKENS.iter().any(|token| begins(trimmed, token)) => Some("a token or key"),
+        () if TOKENS.iter().any(|token| begins(trimmed, token)) || is_entra(trimmed) => {
+            Some("a token or key")
+        }
+        () if is_named(trimmed) => Some("a secret by its name"),
         () if is_random(trimmed) || is_blob(trimmed) => Some("random text"),
         () if trimmed.len() > LONGEST => Some("long text"),
         () => None,
@@ -204,7 +214,13 @@ fn is_jwt(text: &str) -> bool {
 /// `user@` or `user:password@` in front of a host.
 fn user_in_url(text: &str) -> Option<&'static str> {
     let shape = "a URL with a user or a password in it";
+    // The same with escapes, as it stands inside another URL.
+    let folded = text.to_ascii_lowercase();
+    if folded.split_once("%3a%2f%2f").is_some_and(|(_, rest)| rest.contains("%40")) {
+        return Some(shape);
+    }
     if let Some((scheme, rest)) = text.split_once("://") {
+        let scheme = scheme.rsplit([':', '=', ',', ' ']).next().unwrap_or_default();
         let named =
             !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b));
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -219,11 +235,77 @@ fn user_in_url(text: &str) -> Option<&'static str> {
         };
         return (named && (host.contains('@') || rest.contains('@') && cut())).then_some(shape);
     }
+    // An account as IAM's policies write it, which people paste.
+    if ["serviceAccount:", "user:", "group:"]
+        .iter()
+        .any(|member| text.strip_prefix(member).is_some_and(|rest| !rest.contains(':') && rest.contains('.')))
+    {
+        return None;
+    }
     // Without a scheme: `user:password@host`.
     let (user, host) = text.rsplit_once('@')?;
     let password =
         user.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
     (password && !host.is_empty() && !user.contains('/')).then_some(shape)
+}
+
+/// `PASSWORD=…`, `sig=…`, `password: …`, a line of `.netrc`, the value of an `Authorization` header: what
+/// precedes the value says that it is a secret, of whatever form.
+fn is_named(text: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        "password",
+        "passwd",
+        "pwd",
+        "passphrase",
+        "secret",
+        "token",
+        "accesskey",
+        "accountkey",
+        "privatekey",
+        "apikey",
+    ];
+    /// Shorter values are numbers of ports, words and levels of a log.
+    const SHORTEST: usize = 6;
+    let long = |value: &str| {
+        let value = value.trim_start_matches([' ', '"', '\'']);
+        value.chars().take_while(|c| !c.is_whitespace()).count() >= SHORTEST
+    };
+    let named = |name: &str| {
+        let name: String = name
+            .chars()
+            .rev()
+            .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '"' | '\'' | ' '))
+            .filter(char::is_ascii_alphanumeric)
+            .map(|c| c.to_ascii_lowercase())
+            .collect();
+        let ends = |end: &str| name.starts_with(&end.chars().rev().collect::<String>());
+        NAMES.iter().any(|one| ends(one)) || ends("secretkey") || name == "gis"
+    };
+    let assigned = text.match_indices('=').chain(text.match_indices(": ")).any(|(at, _)| {
+        let (name, value) = (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default());
+        long(value) && named(name)
+    });
+    let words = || {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        words.windows(2).any(|pair| {
+            let scheme = pair[0].rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            (scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("basic"))
+                && pair[1].len() >= 12
+                && pair[1].contains(|c: char| c.is_ascii_digit())
+                || scheme == "password" && words.contains(&"login")
+                || matches!(pair[0], "-u" | "--user") && pair[1].contains(':')
+        })
+    };
+    assigned || words()
+}
+
+/// An application secret of Entra ID: three characters, a digit, `Q~`, and 31 or more.
+fn is_entra(text: &str) -> bool {
+    text.match_indices("Q~").any(|(at, _)| {
+        let digit = text.get(..at).is_some_and(|before| before.ends_with(|c: char| c.is_ascii_digit()));
+        let rest = text.get(at + 2..).unwrap_or_default();
+        digit && rest.chars().take_while(|c| is_word(*c) || matches!(c, '.' | '~')).count() >= 31
+    })
 }
 
 fn is_word(c: char) -> bool {
@@ -275,12 +357,12 @@ fn is_mixed(run: &str) -> bool {
     all && turns * 5 >= run.len() * 2
 }
 
-/// A value that may be shown, on one line, without the query of a URL, which may be a secret.
+/// A value that may be shown, on one line, without the query and the fragment of a URL, which may be secrets.
 fn shown(text: &str) -> String {
     let text = one_line(text);
-    match (text.contains("://"), text.split_once('?')) {
-        (true, Some((before, _))) => format!("{before}?…"),
-        _ => text,
+    match text.find(['?', '#']).filter(|_| text.contains("://")) {
+        Some(at) => format!("{}{}…", &text[..at], &text[at..=at]),
+        None => text,
     }
 }
 
@@ -332,6 +414,15 @@ mod tests {
             ("a\nb", "several lines"),
             ("GOCSPX-abcdefghij", "a token or key"),
             ("env:ya29.abcdefghijk", "a token or key"),
+            ("AWS_SECRET_ACCESS_KEY=short/but/a/secret", "a secret by its name"),
+            ("sp=r&sv=2024-11-04&sig=a%2Fb%2Bc", "a secret by its name"),
+            ("password: hunter2", "a secret by its name"),
+            ("machine a.example login me password hunter2", "a secret by its name"),
+            ("Authorization: Basic bWU6aHVudGVyMg==", "a secret by its name"),
+            ("attributes.Bearer abcdefghijkl1", "a secret by its name"),
+            ("curl -u me:pw https://h.example/", "a secret by its name"),
+            ("x.py8Q~ab.cd-ef.gh_ij.kl-mn.op_qr.st-uv", "a token or key"),
+            ("https%3A%2F%2Fu%3Ap%40h.example", "a URL with a user or a password in it"),
             ("0123456789abcdef0123456789abcdef", "random text"),
             ("aB3dE6gH9jK2mN5pQ8sT1", "random text"),
         ] {
@@ -358,10 +449,17 @@ mod tests {
             "KFP_CREDS_CREDENTIALS_FILE",
             "My-Project-2024-Credentials-File",
             "{name}",
+            "serviceAccount:loader@my-project.iam.gserviceaccount.com",
+            "info,kfp_creds::token=debug",
+            "registry.example/token:latest",
+            "Basic classification of documents",
+            "env:ACTIONS_ID_TOKEN",
+            "/home/me/tokens/password.txt",
         ] {
             assert_eq!(name(text), text);
         }
         assert_eq!(value("https://h.example/x?key=1"), "\"https://h.example/x?…\"");
+        assert_eq!(value("https://h.example/x#a=1"), "\"https://h.example/x#…\"");
         assert_eq!(name("a\u{7}b"), "a b");
     }
 
@@ -372,6 +470,10 @@ mod tests {
         assert_eq!(shown("/home/me/{\"a\": \"b/c\"}"), "/home/me/(JSON, not shown)");
         assert_eq!(shown("/home/me/{\"private_key\": \"b/c\"}"), "(JSON, not shown)");
         assert_eq!(shown("/x/0123456789abcdef0123456789abcdef/diff"), "/x/(random text, not shown)/diff");
+        assert_eq!(shown("/x/https://h.example/y#id=z"), "/x/https://h.example/y#…");
+        assert_eq!(shown("/x/http://u:p#q@h/y"), "/x/(a URL with a user or a password in it, not shown)");
+        assert_eq!(name("/x:http://u:p/q@h"), "(a URL with a user or a password in it, not shown)");
+        assert_eq!(shown("/x/SECRET=in/short/parts"), "/x/(a secret by its name, not shown)");
         assert_eq!(shown("/x/http://u:p@h/y"), "/x/(a URL with a user or a password in it, not shown)");
     }
 

@@ -50,6 +50,7 @@ impl Given {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn shapes() -> Vec<Given> {
     let key = json!({
         "type": "service_account", "project_id": "canary-project-of-a-key", "private_key_id": "0f3c9d1ab27e4465a8d0",
@@ -89,6 +90,37 @@ fn shapes() -> Vec<Given> {
         Given::whole("an access token", format!("ya29.a0Canary{}", URL_SAFE_NO_PAD.encode(&digest[..40]))),
         Given::whole("a secret key", "wJalrXUtn7EMI/K7MDENG/bPxRf1CYcAnAryKEY9".into()),
         Given::whole("hexadecimal digits", digest),
+        Given {
+            name: "a line of a .env",
+            value: "AWS_SECRET_ACCESS_KEY=in/parts/canaryofasecret/of+lower+case/letters".into(),
+            secret: "in/parts/canaryofasecret/of+lower+case/letters".into(),
+        },
+        Given {
+            name: "a shared access signature",
+            value: "sp=r&se=2027-01-01&sv=2024-11-04&sig=canary%2Fof%2Ba%2Fsignature%3D".into(),
+            secret: "canary%2Fof%2Ba%2Fsignature%3D".into(),
+        },
+        Given {
+            name: "a line of a netrc",
+            value: "machine a.example login somebody password hunter2canarypassword".into(),
+            secret: "hunter2canarypassword".into(),
+        },
+        Given {
+            name: "the header of a request",
+            value: "Authorization: Basic c29tZWJvZHk6Y2FuYXJ5".into(),
+            secret: "c29tZWJvZHk6Y2FuYXJ5".into(),
+        },
+        Given::whole("a secret of Entra ID", ["cnr8Q~", "canary_of_a_secret-of_entra_id_can"].concat()),
+        Given {
+            name: "a URL in escapes",
+            value: "https%3A%2F%2Fsomebody%3Ahunter2canarypassword%40127.0.0.1%3A9%2F".into(),
+            secret: "hunter2canarypassword".into(),
+        },
+        Given {
+            name: "a URL with a token behind it",
+            value: "https://127.0.0.1:9/callback#id=canary-token-of-somebody".into(),
+            secret: "canary-token-of-somebody".into(),
+        },
         Given {
             name: "a URL with a password",
             value: "http://somebody:hunter2canarypassword@127.0.0.1:9/".into(),

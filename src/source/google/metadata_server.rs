@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::quote;
 use crate::secret::Secret;
 use crate::source::expiry::id_token_expiry;
 use crate::source::http::client::Upstream;
@@ -58,10 +59,11 @@ impl MetadataServer {
         Ok(Self { base, known: Mutex::default(), asked: Mutex::default() })
     }
 
-    /// Host and port, for messages; a path after them can be a secret.
-    pub(super) fn place(&self) -> &str {
+    /// Host and port, for messages; a path after them can be a secret, and so can what the variable holds in
+    /// their place.
+    pub(super) fn place(&self) -> String {
         let rest = self.base.trim_start_matches("http://");
-        rest.split('/').next().unwrap_or(rest)
+        quote::name(rest.split('/').next().unwrap_or(rest))
     }
 
     pub(super) fn known(&self) -> Known {

@@ -9,6 +9,7 @@ use hyper::Uri;
 use hyper_util::client::legacy;
 use serde_json::Value;
 
+use crate::quote;
 use crate::source::SourceError;
 use crate::source::xml::Document;
 
@@ -188,10 +189,7 @@ pub(crate) fn entra_number(text: &str) -> Option<u32> {
 }
 
 pub(crate) fn host(url: &str) -> String {
-    url.parse()
-        .ok()
-        .and_then(|uri: Uri| uri.host().map(str::to_owned))
-        .unwrap_or_else(|| "the endpoint".into())
+    url.parse().ok().and_then(|uri: Uri| uri.host().map(quote::name)).unwrap_or_else(|| "the endpoint".into())
 }
 
 #[cfg(test)]
