@@ -14,6 +14,10 @@ const LONGEST_EXPRESSION: usize = 2048;
 pub(super) fn boundary(say: &mut Layers, path: &str) -> Option<Arc<Boundary>> {
     let entries = say.entries(path);
     if entries.is_empty() {
+        // An empty boundary would permit nothing, so nobody means it; without one everything is permitted.
+        if say.is_set(path) {
+            say.problem(path, "has to have at least one rule; leave it out for tokens without a boundary");
+        }
         return None;
     }
     if entries.len() > MOST_RULES {

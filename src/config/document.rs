@@ -123,12 +123,15 @@ fn unknown(parent: &str, name: &str) -> String {
             here.push(word);
         }
     }
-    let allowed = name.chars().count().div_ceil(3).max(2);
+    let length = name.chars().count();
+    let allowed = if length < 4 { 1 } else { length.div_ceil(3).max(2) };
     let near = |known: &str| distance(name, known) <= allowed;
+    // At another place only the same word, but for a slip.
+    let same = |known: &str| distance(name, known) <= length / 5;
     let leaf = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
     let elsewhere = || KEYS.iter().map(|key| key.path).min_by_key(|path| distance(name, leaf(path)));
     let meant = nearest(name, here.iter().copied()).filter(|known| near(known));
-    let meant = meant.or_else(|| elsewhere().filter(|path| near(leaf(path))));
+    let meant = meant.or_else(|| elsewhere().filter(|path| same(leaf(path))));
     let shown = quote::name(name);
     match meant {
         _ if !name.contains(['[', '*']) && KEYS.iter().any(|key| key.path == name) => {

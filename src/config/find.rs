@@ -88,7 +88,12 @@ fn find(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, Stri
 fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
     let told = |why: String| format!("{}: {why}", quote::path(path));
     let Some((bytes, about)) = bounded(path, LARGEST).map_err(told)? else { return Ok(None) };
-    let text = String::from_utf8(bytes).map_err(|_| told("is not UTF-8".into()))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let (valid, wide) = (error.utf8_error().valid_up_to(), error.as_bytes().contains(&0));
+        let line = error.as_bytes().iter().take(valid).filter(|b| **b == b'\n').count() + 1;
+        let how = if wide { " (PowerShell writes UTF-16)" } else { "" };
+        told(format!("is not UTF-8 in line {line}{how}; save it as UTF-8"))
+    })?;
     let (exposed, stamp) = (exposure_of(&about), Stamp::of_opened(&about));
     Ok(Some(Located { path: path.to_owned(), text, stamp, policies: BTreeMap::new(), found, exposed }))
 }

@@ -78,7 +78,12 @@ impl Layers {
     pub(super) fn problem(&mut self, path: &str, what: impl std::fmt::Display) {
         // A part of the path may be a user-chosen name.
         let told = path.split('.').map(quote::name).collect::<Vec<_>>().join(".");
-        let (rank, text) = match self.origins.get(path) {
+        // An element of a list, and a key that is missing, have the origin of what they belong to.
+        let origin = self.origins.get(path).or_else(|| {
+            let inside = path.rfind(['.', '[']).and_then(|at| path.get(..at))?;
+            self.origins.get(inside).filter(|origin| matches!(origin.rank, Rank::File(_)))
+        });
+        let (rank, text) = match origin {
             Some(Origin { name, rank: rank @ Rank::File(_) }) => (*rank, format!("{name}: `{told}`: {what}")),
             Some(Origin { name, rank }) => (*rank, format!("{name}: {what}")),
             None => (Rank::Whole, format!("`{told}`: {what}")),
@@ -127,7 +132,13 @@ impl Layers {
             Ok(document) => document,
             Err(error) => {
                 let offset = error.span().map_or(0, |span| span.start);
-                let what = quote::complaint(error.message());
+                let mut what = quote::complaint(error.message());
+                // The parser does not name it.
+                if let Some(name) =
+                    error.span().and_then(|span| text.get(span)).filter(|_| what == "duplicate key")
+                {
+                    what = format!("{what} `{}`; keep one", quote::name(name));
+                }
                 self.problems.push((Rank::File(offset), format!("{}: {what}", at(offset))));
                 return Vec::new();
             }

@@ -224,8 +224,17 @@ impl fmt::Display for Pool {
 
 /// All problems, one line each, with their places.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
 pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// More than a person reads at once: the file is something else.
+        const MOST: usize = 50;
+        let (told, more) = self.0.split_at(self.0.len().min(MOST));
+        f.write_str(&told.join("\n"))?;
+        if more.is_empty() { Ok(()) } else { write!(f, "\nand {} more", more.len()) }
+    }
+}
 
 impl From<String> for Problems {
     fn from(problem: String) -> Self {

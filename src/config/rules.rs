@@ -26,7 +26,8 @@ pub(super) fn compiled(say: &mut Layers, beside: &Path, env: &Environment) -> Ar
             _ => beside.join(file),
         };
         if let Err(why) = pipeline(&path).and_then(|text| compiled.add(&text)) {
-            say.problem(&format!("compiled_pipelines[{}]", index + 1), format_args!("{why}"));
+            let what = format_args!("{} {why}", quote::path(&path));
+            say.problem(&format!("compiled_pipelines[{}]", index + 1), what);
         }
     }
     Arc::new(compiled)

@@ -422,7 +422,24 @@ fn odd_files_are_refused_and_not_skipped() {
     assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not a file");
     fs::remove_dir(&file).unwrap();
     fs::write(&file, [0xff, 0xfe]).unwrap();
-    assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not UTF-8");
+    let wide = "is not UTF-8 in line 1 (PowerShell writes UTF-16); save it as UTF-8";
+    assert_eq!(
+        reject(&place, &[], flags()),
+        format!("project/kfp-creds.toml: {}", wide.replace(" (PowerShell writes UTF-16)", ""))
+    );
+    fs::write(&file, [0xff, 0xfe, b'a', 0]).unwrap();
+    assert_eq!(reject(&place, &[], flags()), format!("project/kfp-creds.toml: {wide}"));
+    fs::write(&file, b"zone = \"a-b\"\nproject = \"Pr\xfcfung\"\n").unwrap();
+    assert_eq!(
+        reject(&place, &[], flags()),
+        "project/kfp-creds.toml: is not UTF-8 in line 2; save it as UTF-8"
+    );
+    // Another kind of file: a person reads the first problems.
+    let many: String = (0..3000).map(|number| format!("entry{number} = 1\n")).collect();
+    fs::write(&file, many).unwrap();
+    let said = reject(&place, &[], flags());
+    assert_eq!(said.lines().count(), 51, "{said}");
+    assert!(said.ends_with("\nand 2950 more"), "{said}");
     fs::write(&file, "#".repeat((1 << 20) + 1)).unwrap();
     assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is larger than 1 MiB");
     fs::remove_file(&file).unwrap();
