@@ -98,11 +98,11 @@ pub(super) fn is_random(value: &[u8]) -> bool {
     value.iter().for_each(|b| seen[usize::from(*b)] = true);
     let different = seen.iter().filter(|seen| **seen).count();
     let digits = value.iter().filter(|b| b.is_ascii_digit()).count();
-    // Names in camel case have one number, mostly at the end.
+    // Names in camel case have one number, at the end.
     let ends = |pair: &&[u8]| pair[0].is_ascii_digit() && !pair[1].is_ascii_digit();
     let last = value.last().is_some_and(u8::is_ascii_digit);
     let numbers = value.windows(2).filter(ends).count() + usize::from(last);
-    (numbers > 1 || value.len() < 32)
+    (numbers > 1 || !last || value.len() < 32)
         && digits > value.len() / 24
         && changes * 5 >= value.len()
         && different >= value.len().min(64) / 4 + 3
