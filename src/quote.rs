@@ -252,18 +252,8 @@ fn user_in_url(text: &str) -> Option<&'static str> {
 /// `PASSWORD=…`, `sig=…`, `password: …`, a line of `.netrc`, the value of an `Authorization` header: what
 /// precedes the value says that it is a secret, of whatever form.
 fn is_named(text: &str) -> bool {
-    const NAMES: [&str; 10] = [
-        "password",
-        "passwd",
-        "pwd",
-        "passphrase",
-        "secret",
-        "token",
-        "accesskey",
-        "accountkey",
-        "privatekey",
-        "apikey",
-    ];
+    const NAMES: &str =
+        "password passwd pwd passphrase secret token accesskey accountkey privatekey secretkey apikey";
     /// Shorter values are numbers of ports, words and levels of a log.
     const SHORTEST: usize = 6;
     let long = |value: &str| {
@@ -279,21 +269,24 @@ fn is_named(text: &str) -> bool {
             .map(|c| c.to_ascii_lowercase())
             .collect();
         let ends = |end: &str| name.starts_with(&end.chars().rev().collect::<String>());
-        NAMES.iter().any(|one| ends(one)) || ends("secretkey") || name == "gis"
+        NAMES.split(' ').any(ends) || name == "gis"
     };
-    let assigned = text.match_indices('=').chain(text.match_indices(": ")).any(|(at, _)| {
+    let mut signs = text.match_indices('=').chain(text.match_indices(": ")).chain(text.match_indices('>'));
+    let assigned = signs.any(|(at, _)| {
         let (name, value) = (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default());
         long(value) && named(name)
     });
     let words = || {
         let words: Vec<&str> = text.split_whitespace().collect();
+        let login = words.contains(&"login");
         words.windows(2).any(|pair| {
             let scheme = pair[0].rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
             (scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("basic"))
                 && pair[1].len() >= 12
                 && pair[1].contains(|c: char| c.is_ascii_digit())
-                || scheme == "password" && words.contains(&"login")
+                || scheme == "password" && login
                 || matches!(pair[0], "-u" | "--user") && pair[1].contains(':')
+                || pair[0].starts_with("--") && named(pair[0]) && long(pair[1])
         })
     };
     assigned || words()
@@ -420,6 +413,8 @@ mod tests {
             ("machine a.example login me password hunter2", "a secret by its name"),
             ("Authorization: Basic bWU6aHVudGVyMg==", "a secret by its name"),
             ("attributes.Bearer abcdefghijkl1", "a secret by its name"),
+            ("run --db-password hunter2", "a secret by its name"),
+            ("<password>hunter2</password>", "a secret by its name"),
             ("curl -u me:pw https://h.example/", "a secret by its name"),
             ("x.py8Q~ab.cd-ef.gh_ij.kl-mn.op_qr.st-uv", "a token or key"),
             ("https%3A%2F%2Fu%3Ap%40h.example", "a URL with a user or a password in it"),
