@@ -16,7 +16,8 @@ use crate::support::session::{PROGRAM, python};
 /// Whether a client may be missing: what no package registry has, and what only `--clients-all` builds.
 fn optional(absent: &Value) -> bool {
     let all = std::env::var("KFP_CREDS_TEST_CLIENTS").is_ok_and(|which| which == "all");
-    let slow = ["Java", "Rust"].contains(&text(absent, "family")) || text(absent, "name") == "az";
+    let slow = ["Java", "Rust"].contains(&text(absent, "family"))
+        || ["az", "azidentity"].contains(&text(absent, "name"));
     text(absent, "name") == "gcloud" || (!all && slow)
 }
 

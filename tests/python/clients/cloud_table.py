@@ -8,7 +8,7 @@ from table import PROGRAMS, WORK, debian, said, there
 
 PYTHON = WORK / "venv-clouds/bin/python"
 NODE = WORK / "node-clouds"
-GO = WORK / "go-clouds/go_clouds"
+GO, AZIDENTITY = WORK / "go-clouds/go_clouds", WORK / "go-azidentity/go_azidentity"
 AWS_CLI, AZ = WORK / "bin/aws", WORK / "venv-az/bin/az"
 # How credentials are asked for. Some know IMDS at its own address alone, whatever the environment says.
 CONTAINER, IMDS, APP_SERVICE, ADDRESS = "container credentials", "IMDS", "App Service", "IMDS at its address"
@@ -50,10 +50,10 @@ def node(name, library, package, form, steps, **more):
             "env": {"NODE_PACKAGES": str(NODE)}, "version": version, "missing": missing, "steps": steps, **more}
 
 
-def newer(package):
-    """A version of Debian's, from the packages that `newer_clients` unpacked."""
+def newer(package, folder="newer"):
+    """A version of Debian's, from the packages that `newer_packages` unpacked."""
     def version():
-        lines = (WORK / "newer/packages").read_text(encoding="ascii").splitlines()
+        lines = (WORK / folder / "packages").read_text(encoding="ascii").splitlines()
         return next(line.split()[1] for line in lines if line.split()[0] == package) + " (Debian)"
 
     return version
@@ -62,6 +62,12 @@ def newer(package):
 def go(name, library, package, form, steps, **more):
     return {"name": name, "family": "Go", "form": form, "command": [GO, library], "version": newer(package),
             "missing": there(GO), "steps": steps, **more}
+
+
+def azidentity(form, **more):
+    return {"name": "azidentity", "family": "Go", "form": form, "command": [AZIDENTITY, "azure"],
+            "version": newer("golang-github-azure-azure-sdk-for-go-dev", "newest"), "missing": there(AZIDENTITY),
+            "steps": AZURE, "notes": {"503, slow": "`DefaultAzureCredential` waits for its first token for 1 s"}, **more}
 
 
 def tool(name, which, program, version, family, form, steps, **more):
@@ -125,6 +131,8 @@ CLIENTS = [
     tool("rclone S3", "rclone-s3", "rclone", debian("rclone"), "Go", IMDS, STORE,
          notes={"identity, region": STORE_ONLY, "near": ANEW, "refused, absent": GO_1}),
     go("go-autorest", "azure", "golang-github-azure-go-autorest-dev", ADDRESS, AZURE),
+    azidentity(APP_SERVICE),
+    azidentity(ADDRESS),
     tool("rclone Azure", "rclone-azure", "rclone", debian("rclone"), "Go", ADDRESS, STORE,
          notes={"identity": STORE_ONLY, "near": ANEW}),
     tool("az", "az", AZ, version_of_az, "Python", APP_SERVICE, AZURE, limit=200,
