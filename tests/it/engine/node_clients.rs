@@ -85,8 +85,9 @@ fn job(socket: &std::path::Path, project: &Folder, name: &str, more: &[&str]) ->
     let program = std::env::var("KFP_CREDS_GITLAB_CI_LOCAL")
         .expect("KFP_CREDS_GITLAB_CI_LOCAL is not set: scripts/setup --all writes .work/env, which sets it");
     let ran = Command::new("node")
-        .args([&program, "--cwd", &project.0.to_string_lossy(), "--helper-image", &task_image(), name])
+        .args([&program, "--helper-image", &task_image(), name])
         .args(more)
+        .current_dir(&project.0)
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
         .env("HOME", &project.0)
         .env("NO_COLOR", "1")
