@@ -10,8 +10,7 @@ use super::reload;
 use crate::config::Config;
 use crate::console::Console;
 use crate::docker::proxy::{
-    Clients, Closing, ExitCodes, HostRoot, Kind, LifecycleRequest, LiveRules, Reserved, Settings, Wiring,
-    Writable,
+    Clients, Closing, ExitCodes, Kind, LifecycleRequest, LiveRules, Reserved, Settings, Wiring, Writable,
 };
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::kfp;
@@ -33,7 +32,7 @@ pub(super) fn settings(
         product: metadata.engine.product(),
         socket: PathBuf::new(),
         guard: Arc::new(config.guard.clone()),
-        host_root: HostRoot::new(config.host_root.clone()),
+        host_root: config.host_root.clone(),
         session: metadata.network.session.clone(),
         mode: "serve",
         rules: LiveRules::new(reload::rules(config)),

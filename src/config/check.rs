@@ -14,7 +14,7 @@ use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project, universe,
 };
 use super::layers::{Layers, accepted, judged, judged_as};
-use super::mounts::mounts;
+use super::mounts::{Places, mounts};
 use super::provider::provided;
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
@@ -22,6 +22,7 @@ use super::{
     Config, Environment, Gcs, Instance, Overrides, Pool, Problems, RelaySource, SourceChoice, guarding,
 };
 use crate::console;
+use crate::guard::host_root::HostRoot;
 use crate::policy::Policy;
 use crate::quote;
 use crate::source::google::Endpoints;
@@ -71,7 +72,9 @@ fn settings(
     let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, hosts);
     let policy = policy(say, &identities);
     let key_guard = guarding::guard(guarding::rules(say, &beside, env), &source, env);
-    let (mounts, unverified) = mounts(say, &flags.mounts, &beside, env, &key_guard);
+    let host_root = HostRoot::new(judged_as(say, "host_root", host_root));
+    let (mounts, unverified) =
+        mounts(say, &flags.mounts, Places { beside: &beside, env, host: &host_root }, &key_guard);
     Config {
         audit: audit(say, &beside, env),
         metrics: metrics(say),
@@ -105,7 +108,7 @@ fn settings(
         client_proxies: super::proxies::Said::read(env),
         engine: judged(say, "engine", |text| Endpoint::parse(text).map(drop)),
         plain_tcp: say.flag("plain_tcp").unwrap_or_default(),
-        host_root: judged_as(say, "host_root", host_root),
+        host_root,
         relay: relay(say, &beside),
         form: form(flags),
         log: judged(say, "log", log).unwrap_or_else(|| "warn".into()),

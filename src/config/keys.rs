@@ -188,9 +188,9 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENGINE").guarded(),
     key("plain_tcp", Kind::Flag, "`false`", "Allows an engine on TCP without TLS, where everybody on the network path has root access to it.")
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
-    key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount.")
+    key("host_root", Kind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount, and sources of `[[mount]]` are paths of that machine.")
         .variable("KFP_CREDS_HOST_ROOT").guarded()
-        .flag(MACHINE, "--host-root", "DIR", "Where / of the engine's machine is mounted, if this program runs in a container: the guard looks there"),
+        .flag(MACHINE, "--host-root", "DIR", "Where / of the engine's machine is mounted, if this program runs in a container: mounts are looked for there"),
     key("relay_image", Kind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [Where images may not be loaded](guide/relay-image.md) says how to make it.")
         .variable("KFP_CREDS_RELAY_IMAGE").guarded()
         .flag(MACHINE, "--relay-image", "NAME@sha256:DIGEST", "Takes the relay from this image, which the engine has, instead of loading one into it"),

@@ -44,6 +44,7 @@ pub use schema::schema;
 
 use crate::console;
 use crate::guard::Guard;
+use crate::guard::host_root::HostRoot;
 use crate::kfp::Compiled;
 use crate::mounts::Mount;
 use crate::policy::Policy;
@@ -144,7 +145,7 @@ pub struct Config {
     /// Allows an engine on TCP without TLS.
     pub plain_tcp: bool,
     /// Where the root of the engine's machine is mounted, if not at `/`.
-    pub host_root: Option<PathBuf>,
+    pub host_root: HostRoot,
     pub relay: RelaySource,
     pub form: console::Form,
     /// Directives for [`console::install_log`].

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Environment;
 use super::layers::Layers;
 use super::rules::patterns;
+use crate::guard::host_root::HostRoot;
 use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, look_within};
 use crate::guard::{Guard, Mode};
@@ -26,13 +27,21 @@ struct Wanted {
     writable: bool,
 }
 
-/// The mounts, and the paths that could not be searched. `beside` is the base of relative sources in the
-/// file; those in `flags` are relative to the working directory.
+/// Where sources are looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// The base of relative ones. In the file it is the file's directory; for flags it is the working directory.
+    pub(super) beside: &'a Path,
+    pub(super) env: &'a Environment,
+    /// Absolute ones are paths of the engine's machine.
+    pub(super) host: &'a HostRoot,
+}
+
+/// The mounts, and the paths that could not be searched.
 pub(super) fn mounts(
     say: &mut Layers,
     flags: &[String],
-    beside: &Path,
-    env: &Environment,
+    at: Places<'_>,
     guard: &Guard,
 ) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
@@ -46,7 +55,7 @@ pub(super) fn mounts(
             target: say.text(&inside("target")),
             writable: say.flag(&inside("writable")).unwrap_or_default(),
         };
-        match read(wanted, beside, env) {
+        match read(wanted, at) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Key(format!("{path}.source")))));
                 mounts.push(Mount { patterns, ..mount });
@@ -59,8 +68,9 @@ pub(super) fn mounts(
             }
         }
     }
+    let beside = &at.env.cwd;
     for text in flags {
-        match flag(text).and_then(|wanted| read(wanted, &env.cwd, env).map_err(all)) {
+        match flag(text).and_then(|wanted| read(wanted, Places { beside, ..at }).map_err(all)) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
                 mounts.push(mount);
@@ -69,7 +79,7 @@ pub(super) fn mounts(
         }
     }
     clashes(say, &mounts);
-    let unverified = keys(say, looked, guard);
+    let unverified = keys(say, looked, at.host, guard);
     (mounts, unverified)
 }
 
@@ -109,12 +119,14 @@ fn place(mount: &Mount) -> Option<PathBuf> {
 
 /// Reports mounts for which every create would be refused. The search budget covers all mounts, so a thousand
 /// cost no more than one; places that it does not reach are checked at mount time.
-fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<String> {
+fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, host: &HostRoot, guard: &Guard) -> Vec<String> {
     if guard.rules.mode != Mode::Deny || looked.is_empty() {
         return vec![];
     }
-    let places: Vec<PathBuf> = looked.iter().map(|(place, _)| place.clone()).collect();
-    let seen = look_within(LONGEST_SILENCE, &places, guard, Budget::REQUEST, &Memory::default(), MOST);
+    let guard = host.guard(guard.clone());
+    let places: Vec<PathBuf> = looked.iter().map(|(place, _)| host.find(place)).collect();
+    let mut seen = look_within(LONGEST_SILENCE, &places, &guard, Budget::REQUEST, &Memory::default(), MOST);
+    seen.finds.iter_mut().for_each(|(_, find)| find.place = host.name(&find.place));
     for (index, (place, said)) in looked.into_iter().enumerate() {
         let here = seen.finds.iter().filter(|(number, _)| *number == index);
         let Some(what) = here.map(|(_, find)| find.to_string()).reduce(|all, one| format!("{all}; {one}"))
@@ -127,7 +139,7 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, guard: &Guard) -> Vec<St
             Said::Flag(text) => say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text)))),
         }
     }
-    seen.unverified
+    seen.unverified.iter().map(|what| host.name(what)).collect()
 }
 
 /// Parses `SOURCE:TARGET[:ro|:rw]`, as in `docker run -v`.
@@ -151,7 +163,7 @@ fn flag(text: &str) -> Result<Wanted, String> {
 }
 
 /// Each problem names the wrong key, or an empty one for the whole mount.
-fn read(wanted: Wanted, beside: &Path, env: &Environment) -> Result<Mount, Vec<(&'static str, String)>> {
+fn read(wanted: Wanted, at: Places<'_>) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
     match &wanted.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),
@@ -163,7 +175,7 @@ fn read(wanted: Wanted, beside: &Path, env: &Environment) -> Result<Mount, Vec<(
         (None, true) => Ok(Source::Tmpfs),
         (Some(_), true) => Err(("tmpfs", "has no source: it is empty memory".into())),
         (None, false) => Err(("", "needs a source, or tmpfs = true".into())),
-        (Some(text), false) => source(text, beside, env).map_err(|what| ("source", what)),
+        (Some(text), false) => source(text, at).map_err(|what| ("source", what)),
     };
     let found = found.map_err(|what| wrong.push(what));
     match (found, wanted.target) {
@@ -174,26 +186,43 @@ fn read(wanted: Wanted, beside: &Path, env: &Environment) -> Result<Mount, Vec<(
     }
 }
 
-/// A source with a slash, `.` or `~` is a path of this machine; a plain word is a volume of the engine.
-fn source(text: &str, beside: &Path, env: &Environment) -> Result<Source, String> {
+/// A source with a slash, `.` or `~` is a path of the engine's machine; a plain word is a volume of the engine.
+fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !text.starts_with(['.', '~']) && !text.is_empty() && text.bytes().all(plain) {
-        let near = beside.join(text);
+        let near = at.beside.join(text);
         return Ok(Source::Volume { name: text.into(), beside: near.exists().then_some(near) });
     }
     let path: PathBuf = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => {
-            let home = env.home().ok_or("starts at your home, and HOME is not set")?;
-            home.join(rest.trim_start_matches('/'))
+            let home = at.env.home().ok_or("starts at your home, and HOME is not set")?;
+            at.host.there(&home).unwrap_or(home).join(rest.trim_start_matches('/'))
         }
         Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),
-        None => beside.join(text),
+        None if text.starts_with('/') => text.into(),
+        None => relative(text, at)?,
     };
     // The path as the engine will see it, without links and dots. It must exist.
     let path =
-        path.canonicalize().map_err(|error| format!("{} cannot be mounted: {error}", quote::path(&path)))?;
+        at.host.real(&path).map_err(|error| format!("{} cannot be mounted: {error}", quote::path(&path)))?;
     match path.to_str() {
         Some(text) if !text.contains(':') => Ok(Source::Path(path)),
         _ => Err(format!("{} has a name that the engine cannot be told", quote::path(&path))),
     }
+}
+
+/// The base of a relative source is a directory of this program; the engine has to be told what its machine calls it.
+fn relative(text: &str, at: Places<'_>) -> Result<PathBuf, String> {
+    if at.host.at().is_none() {
+        return Ok(at.beside.join(text));
+    }
+    let base = at.beside.canonicalize().unwrap_or_else(|_| at.beside.into());
+    let there = at.host.there(&base).ok_or_else(|| {
+        format!(
+            "{} starts at {}, which is not below the host root; write the path of the engine's machine out",
+            quote::value(text),
+            quote::path(at.beside)
+        )
+    })?;
+    Ok(there.join(text))
 }

@@ -67,7 +67,7 @@ impl Config {
             ("gcs", (self.gcs != Gcs::default()).then(|| fetching(self.gcs))),
             ("universe", self.endpoints.universe.clone()),
             ("engine", self.engine.as_deref().map(quote::name)),
-            ("host root", self.host_root.as_deref().map(quote::path)),
+            ("host root", self.host_root.at().map(quote::path)),
             ("relay", relay(&self.relay)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),

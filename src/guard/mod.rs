@@ -8,7 +8,8 @@
 //!   escapes, `text` classifies values, `published` lists public test keys, `work` counts steps.
 //! * Requests: `environment` checks variables, `excepted` reads the exceptions that `guard.allow` names.
 //! * Directories: `walk` and `tree` search them under a budget, `likely` orders the files, `reading` reads
-//!   one file, `memory` keeps results of earlier scans, `seen` the result of this one.
+//!   one file, `memory` keeps results of earlier scans, `seen` the result of this one; `host_root` says where the files
+//!   of the engine's machine are.
 //! * Streams: `stream` checks any file as it passes: `judge` single files, `archive` tar, `zip`, `unpack` and
 //!   `zstd` compressed data; `found` is their shared state, `image` reads an image as a whole.
 
@@ -21,6 +22,7 @@ pub mod environment;
 pub mod excepted;
 mod fields;
 pub mod found;
+pub mod host_root;
 mod judge;
 mod likely;
 mod lines;

@@ -28,7 +28,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             &["clouds"],
             &["json", "outputs", "wiring"],
             // Judgements, without waiting.
-            &["host_root", "judge", "path", "podman", "proxies", "texts"],
+            &["judge", "path", "podman", "proxies", "texts"],
             // What the parts of the proxy share.
             &["state", "upgrade"],
             // Questions to the engine, and streams.

@@ -295,6 +295,50 @@ fn keys_in_configured_mounts_are_all_reported_at_the_start() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// In a container the machine's root is a directory: sources are found there, and have that machine's names.
+#[test]
+fn mounts_are_paths_of_the_engines_machine() {
+    let place = Place::new();
+    let root = place.path("host").display().to_string();
+    place.write("host/srv/data/rows.csv", "1,2\n");
+    place.write("host/home/you/pipelines/here/rows.csv", "1,2\n");
+    place.write("host/srv/keys/id.pem", &key());
+    // To that machine this is its own /srv, whatever is at /srv here.
+    symlink("/srv/data", place.path("host/link")).unwrap();
+    let mounts = |sources: &[&str]| {
+        let one = |(number, source)| format!("[[mount]]\nsource = \"{source}\"\ntarget = \"/in/{number}\"\n");
+        sources.iter().enumerate().map(one).collect::<String>()
+    };
+    let resolved = |file: &str, sources: &[&str]| {
+        let config = Some(place.write(file, &mounts(sources)));
+        place.resolve(&[], Overrides { config, ..given(&[("host_root", &root)]) })
+    };
+    let below = "host/home/you/pipelines/kfp-creds.toml";
+    let config = resolved(below, &["/srv/data", "/link", "./here", "../pipelines/here"]).unwrap();
+    let told: Vec<String> = config.mounts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "/in/0 from /srv/data, read-only",
+            "/in/1 from /srv/data, read-only",
+            "/in/2 from /home/you/pipelines/here, read-only",
+            "/in/3 from /home/you/pipelines/here, read-only",
+        ]
+    );
+    assert!(config.unverified.is_empty(), "{:?}", config.unverified);
+    // What is there for this program alone is not on that machine.
+    let wrong = resolved(below, &[&root, "/srv/keys", "./nothing"]).unwrap_err();
+    assert!(wrong.contains("host cannot be mounted"), "{wrong}");
+    assert!(wrong.contains("/srv/keys holds a private key at /srv/keys/id.pem; mount"), "{wrong}");
+    assert!(wrong.contains("/home/you/pipelines/./nothing cannot be mounted"), "{wrong}");
+    let elsewhere = resolved("etc/kfp-creds.toml", &["/srv/data", "./here"]).unwrap_err();
+    assert!(
+        elsewhere.contains("mount[2].source") && elsewhere.contains("is not below the host root"),
+        "{elsewhere}"
+    );
+    assert!(!elsewhere.contains("mount[1]"), "{elsewhere}");
+}
+
 #[test]
 fn other_accounts_of_an_identity_are_accounts_without_repeats() {
     let place = Place::new();

@@ -312,7 +312,7 @@ impl Proxy {
             false => Ok(None),
         };
         let mounted = mounted.ok().flatten().unwrap_or_default();
-        self.settings.writable.note(&given.writable, &mounted["Mounts"]).await;
+        self.settings.writable.note(&given.writable, &mounted["Mounts"], &self.settings.host_root).await;
     }
 
     async fn learn_name(&self, id: &ContainerId) {

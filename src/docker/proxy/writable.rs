@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::engine_client::EngineClient;
 use super::mount_sources::aside;
 use super::{Settings, capabilities};
+use crate::guard::host_root::HostRoot;
 
 /// Directories and files that containers of this session could write. Clones share the list.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +22,7 @@ pub struct Writable(Arc<Mutex<BTreeSet<PathBuf>>>);
 impl Writable {
     /// Notes the writable paths of a judged create body. Mounts that the body does not spell out (named
     /// volumes, the mounts of another container) are in `mounted`, the engine's own list, if it was fetched.
-    pub(super) async fn note(&self, body: &Value, mounted: &Value) {
+    pub(super) async fn note(&self, body: &Value, mounted: &Value, host: &HostRoot) {
         let mut found = given(&body["HostConfig"]);
         found.extend(listed(mounted));
         if found.is_empty() {
@@ -29,9 +30,9 @@ impl Writable {
         }
         // First the paths as written; their canonical form is added when it is known.
         self.add(&found);
-        let own = self.clone();
+        let (own, host) = (self.clone(), host.clone());
         let real = move || {
-            let real = found.iter().filter_map(|place| place.canonicalize().ok());
+            let real = found.iter().filter_map(|place| host.real(place).ok());
             own.add(&real.collect::<Vec<_>>());
         };
         let _ = aside(real).await;
@@ -92,6 +93,8 @@ fn listed(mounts: &Value) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Containers name paths as the engine's machine does, and what it calls this file is unknown.
+const ELSEWHERE: &str = "who can write it is unknown, because it is not below the host root; name it there";
 /// Until the file system answers, it is unknown who can write the file.
 const SILENT: &str = "the file system does not answer";
 
@@ -100,6 +103,7 @@ const SILENT: &str = "the file system does not answer";
 pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result<Option<PathBuf>, String> {
     let named = file.to_owned();
     let file = aside(move || named.canonicalize()).await.ok_or(SILENT)?.map_err(|error| error.to_string())?;
+    let file = settings.host_root.there(&file).ok_or(ELSEWHERE)?;
     if let Some(place) = settings.writable.covers(&file) {
         return Ok(Some(place));
     }
@@ -115,8 +119,9 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
     let volumes = volumes["Volumes"].as_array().into_iter().flatten();
     // A container that mounts the volume by its name can write the directory behind it.
     places.extend(volumes.filter_map(|volume| volume["Options"]["device"].as_str()).map(PathBuf::from));
+    let host = settings.host_root.clone();
     let covering = move || {
-        let mut real = places.into_iter().map(|place| place.canonicalize().unwrap_or(place));
+        let mut real = places.into_iter().map(|place| host.real(&place).unwrap_or(place));
         real.find(|place| place.is_absolute() && file.starts_with(place))
     };
     Ok(aside(covering).await.ok_or(SILENT)?)
@@ -160,10 +165,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_noted_is_remembered_with_all_below_it() {
-        let writable = Writable::default();
-        writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null).await;
+        let (writable, here) = (Writable::default(), HostRoot::default());
+        writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null, &here).await;
         writable
-            .note(&Value::Null, &json!([{"Source": "/other", "RW": true}, {"Source": "/read", "RW": false}]))
+            .note(
+                &Value::Null,
+                &json!([{"Source": "/other", "RW": true}, {"Source": "/read", "RW": false}]),
+                &here,
+            )
             .await;
         assert!(writable.covers(Path::new("/no/such/place/kfp-creds.toml")).is_some());
         assert!(writable.covers(Path::new("/other/x")).is_some());

@@ -1,10 +1,11 @@
-//! Where the files of the engine's machine are, if this program runs in a container: create requests name them
-//! by their paths on that machine, which here are below a mounted directory (`--host-root`).
+//! Where the files of the engine's machine are, if this program runs in a container: create requests and `[[mount]]`
+//! name them by their paths on that machine, which here are below a mounted directory (`--host-root`).
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::guard::Guard;
+use super::Guard;
 
 /// More links in one path than any kernel follows.
 const MOST_LINKS: usize = 40;
@@ -16,12 +17,17 @@ pub struct HostRoot(Option<PathBuf>);
 impl HostRoot {
     pub fn new(at: Option<PathBuf>) -> Self {
         // A root that is the root changes nothing.
-        Self(at.filter(|at| at.parent().is_some()))
+        let real = at.map(|at| at.canonicalize().unwrap_or(at));
+        Self(real.filter(|at| at.parent().is_some()))
+    }
+
+    pub fn at(&self) -> Option<&Path> {
+        self.0.as_deref()
     }
 
     /// Where `path` of that machine is found here. Links are resolved as that machine does: an absolute one
     /// starts at its root, not at the root of this container.
-    pub(super) fn find(&self, path: &Path) -> PathBuf {
+    pub fn find(&self, path: &Path) -> PathBuf {
         let Some(root) = &self.0 else { return path.into() };
         let mut rest: Vec<OsString> = names(path);
         let (mut found, mut links) = (PathBuf::new(), 0);
@@ -46,7 +52,7 @@ impl HostRoot {
     }
 
     /// The name on that machine of something found here, which is what a person can act on.
-    pub(super) fn name(&self, found: &str) -> String {
+    pub fn name(&self, found: &str) -> String {
         let Some(root) = self.0.as_deref().and_then(Path::to_str) else { return found.into() };
         match found.strip_prefix(root.trim_end_matches('/')) {
             Some(rest) if rest.starts_with('/') => rest.into(),
@@ -55,8 +61,23 @@ impl HostRoot {
         }
     }
 
+    /// `path` of that machine without its links, if it is there.
+    pub fn real(&self, path: &Path) -> io::Result<PathBuf> {
+        let Some(root) = &self.0 else { return path.canonicalize() };
+        let found = self.find(path);
+        found.symlink_metadata()?;
+        Ok(Path::new("/").join(found.strip_prefix(root).unwrap_or(&found)))
+    }
+
+    /// The name on that machine of a file that has the name `here` for this program; `None` if it is not below the
+    /// mounted root: what that machine calls it is unknown then.
+    pub fn there(&self, here: &Path) -> Option<PathBuf> {
+        let Some(root) = &self.0 else { return Some(here.into()) };
+        Some(Path::new("/").join(here.strip_prefix(root).ok()?))
+    }
+
     /// The guard for that machine's files: what it knows by path is looked for there as well.
-    pub(super) fn guard(&self, mut guard: Guard) -> Guard {
+    pub fn guard(&self, mut guard: Guard) -> Guard {
         if self.0.is_none() {
             return guard;
         }
@@ -130,6 +151,23 @@ mod tests {
         }
         let here = HostRoot::new(Some("/".into()));
         assert_eq!((here.name("/x"), here.find(Path::new("/x"))), ("/x".into(), "/x".into()));
+    }
+
+    #[test]
+    fn a_path_has_the_name_that_the_machine_calls_it() {
+        let (at, root) = host("real");
+        symlink("/home/you", at.join("link")).unwrap();
+        assert_eq!(root.real(Path::new("/link/../you/data")).unwrap(), Path::new("/home/you/data"));
+        assert!(root.real(Path::new("/home/nobody")).is_err());
+        assert_eq!(root.there(&at.join("home/you/x.toml")).unwrap(), Path::new("/home/you/x.toml"));
+        assert_eq!(root.there(Path::new("/etc/x.toml")), None);
+        let here = HostRoot::default();
+        assert_eq!(here.there(&at).as_ref(), Some(&at));
+        assert_eq!(
+            here.real(&at.join("home/./you/../you")).unwrap(),
+            at.canonicalize().unwrap().join("home/you")
+        );
+        std::fs::remove_dir_all(&at).unwrap();
     }
 
     #[test]
