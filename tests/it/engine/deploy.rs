@@ -1,6 +1,7 @@
 //! The image of `deploy/Dockerfile`, and what the other files of `deploy/` do with it.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -86,11 +87,11 @@ impl Drop for Sidecar {
 }
 
 /// The arguments with which [`USER`] uses `runtime`, as the head of the Dockerfile says.
-fn as_user(runtime: &Path) -> Vec<String> {
+fn as_user(runtime: &Path, network: &str) -> Vec<String> {
     let group = std::fs::metadata(engine_socket()).unwrap().gid().to_string();
     let (user, place) = (format!("{USER}:{USER}"), runtime.display());
     let environment = format!("XDG_RUNTIME_DIR={place}");
-    let given = ["--user", &user, "--group-add", &group, "--network", "none", "-e", &environment, "-v"];
+    let given = ["--user", &user, "--group-add", &group, "--network", network, "-e", &environment, "-v"];
     given.into_iter().map(String::from).chain([format!("{place}:{place}")]).collect()
 }
 
@@ -100,7 +101,7 @@ fn the_image_is_a_session_for_the_containers_of_its_machine() {
     let runtime = folder.0.join("run");
     std::fs::create_dir(&runtime).unwrap();
     chown(&runtime, Some(USER), Some(USER)).unwrap();
-    let user = as_user(&runtime);
+    let user = as_user(&runtime, "none");
     let user: Vec<&str> = user.iter().map(String::as_str).collect();
     let engine = format!("{}:/var/run/docker.sock", socket.display());
     let serve = ["serve", "--offline", "--all", "--host-root", "/host"];
@@ -119,6 +120,102 @@ fn the_image_is_a_session_for_the_containers_of_its_machine() {
     raw(&["stop", "-t", "20", &session.0]);
     assert_eq!(raw(&["inspect", "-f", "{{.State.ExitCode}}", &session.0]), "0", "{}", session.said());
     assert!(session.said().contains("session ended") && !proxy.exists());
+}
+
+/// The docker command, with the certificates in `folder`, or with none.
+fn over_tls(port: u16, folder: Option<&Path>, arguments: &[&str]) -> Output {
+    let mut command = Command::new("docker");
+    command.env_clear().env("PATH", std::env::var("PATH").unwrap());
+    command.args(["-H", &format!("tcp://127.0.0.1:{port}")]);
+    if let Some(folder) = folder {
+        command.arg("--tlsverify");
+        for (flag, file) in [("--tlscacert", "ca.pem"), ("--tlscert", "cert.pem"), ("--tlskey", "key.pem")] {
+            command.arg(flag).arg(folder.join(file));
+        }
+    }
+    command.args(arguments).output().unwrap()
+}
+
+/// For a host that has no program of its own: nothing but a published port and the certificates.
+#[test]
+fn the_image_serves_docker_over_tls_through_a_published_port() {
+    let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
+    let (runtime, tls) = (folder.0.join("run"), folder.0.join("tls"));
+    for place in [&runtime, &tls] {
+        std::fs::create_dir(place).unwrap();
+        chown(place, Some(USER), Some(USER)).unwrap();
+    }
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let user = as_user(&runtime, "bridge");
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    let (engine, shown) =
+        (format!("{}:/var/run/docker.sock", socket.display()), format!("{}:/tls", tls.display()));
+    let published = format!("127.0.0.1:{port}:2376");
+    let mounts = ["-v", &engine, "-v", &shown, "-p", &published, &image];
+    let serve = ["serve", "--offline", "--all", "--tls", "/tls", "--tls-listen", "0.0.0.0:2376"];
+    let session = Sidecar::run(&[&user[..], &mounts, &serve].concat());
+    until("it serves", Duration::from_secs(30), || over_tls(port, Some(&tls), &["version"]).status.success());
+    let out = over_tls(port, Some(&tls), &["run", "--rm", &task_image(), "sh", "-c", &ask()]);
+    assert!(out.status.success(), "{}{}", said(&out), session.said());
+    assert!(token(&String::from_utf8(out.stdout).unwrap())["container"].is_string());
+    let key = std::fs::metadata(tls.join("key.pem")).unwrap();
+    assert_eq!((key.mode() & 0o7777, key.uid()), (0o600, USER));
+    // Without them, nothing of the engine is said.
+    assert!(!over_tls(port, None, &["version"]).status.success());
+    let other = folder.0.join("other");
+    certificates(&other);
+    std::fs::copy(tls.join("ca.pem"), other.join("ca.pem")).unwrap();
+    let out = over_tls(port, Some(&other), &["version"]);
+    assert!(!out.status.success() && !said(&out).contains("Server:"), "{}", said(&out));
+    assert!(
+        session.said().contains("the Docker API is open to the network on 0.0.0.0:2376"),
+        "{}",
+        session.said()
+    );
+    raw(&["stop", "-t", "20", &session.0]);
+    assert_eq!(std::fs::read_dir(&tls).unwrap().count(), 0, "its certificates went with it");
+}
+
+/// Sources of `[[mount]]` are paths of the machine, and a config file of the machine is followed by its name there.
+#[test]
+fn the_images_config_is_a_file_of_its_machine() {
+    let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
+    let (runtime, place) = (folder.0.join("run"), folder.0.join("project"));
+    std::fs::create_dir(&runtime).unwrap();
+    chown(&runtime, Some(USER), Some(USER)).unwrap();
+    std::fs::create_dir_all(place.join("data")).unwrap();
+    std::fs::write(place.join("data/rows.csv"), "1,2\n").unwrap();
+    let configure = |target: &str| {
+        let text = format!("all = true\n[[mount]]\nsource = \"./data\"\ntarget = \"{target}\"\n");
+        std::fs::write(place.join("kfp-creds.toml"), text).unwrap();
+    };
+    configure("/first");
+    let user = as_user(&runtime, "none");
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    let engine = format!("{}:/var/run/docker.sock", socket.display());
+    let config = format!("/host{}/kfp-creds.toml", place.display());
+    let serve = ["serve", "--offline", "--host-root", "/host", "--config", &config];
+    let mounts = ["-v", &engine, "-v", "/:/host:ro", &image];
+    let session = Sidecar::run(&[&user[..], &mounts, &serve].concat());
+    let proxy = runtime.join("kfp-creds/default.sock");
+    until("it serves", Duration::from_secs(30), || docker_at(&proxy, &["version"]).status.success());
+    let has = |target: &str| {
+        let out = docker_at(&proxy, &["run", "--rm", &task_image(), "cat", &format!("{target}/rows.csv")]);
+        assert!(out.status.success() && said(&out).contains("1,2"), "{}{}", said(&out), session.said());
+    };
+    let says = |what: &str| until(what, Duration::from_secs(10), || session.said().contains(what));
+    has("/first");
+    configure("/second");
+    says("1 mounts for containers from now on");
+    has("/second");
+    let bind = format!("{}:/project", folder.0.display());
+    let made = docker_at(&proxy, &["create", "-v", &bind, &task_image(), "true"]);
+    assert!(made.status.success(), "{}", said(&made));
+    configure("/third");
+    says(&format!("a container can write {}, or could", folder.0.display()));
+    has("/second");
+    docker_at(&socket, &["rm", "-f", String::from_utf8(made.stdout).unwrap().trim()]);
+    raw(&["stop", "-t", "20", &session.0]);
 }
 
 /// The guard calls them as the machine does, and a link is the machine's too.
