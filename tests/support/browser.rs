@@ -140,6 +140,18 @@ impl Browser {
         self.ask("POST", "/goog/cdp/execute", &json!({"cmd": "Emulation.setEmulatedMedia", "params": media}));
     }
 
+    /// Shows the page as wide as a phone, or as the window again.
+    pub(crate) fn narrow(&self, width: Option<u32>) {
+        let (command, params) = match width {
+            Some(width) => (
+                "Emulation.setDeviceMetricsOverride",
+                json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": true}),
+            ),
+            None => ("Emulation.clearDeviceMetricsOverride", json!({})),
+        };
+        self.ask("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": params}));
+    }
+
     /// What the browser complained about so far: errors of scripts, and what the policy blocked.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let log = self.ask("POST", "/se/log", &json!({"type": "browser"}));

@@ -84,6 +84,7 @@ fn the_page_shows_the_session_to_everybody_and_loads_nothing() {
     tells_what_happened(&browser);
     is_for_the_keyboard_and_a_reader(&browser);
     is_light_and_dark(&browser);
+    fits_a_phone(&browser);
     loads_nothing(&browser);
     // On a network with a running container no later session can remove it.
     drop(running);
@@ -165,6 +166,56 @@ fn is_light_and_dark(browser: &Browser) {
     let fits =
         browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth");
     assert_eq!(fits, true, "only tables scroll sideways");
+}
+
+/// What is not in the view of a narrow page, or is smaller than 12 px.
+const OUT_OF_SIGHT: &str = "
+const wide = document.documentElement.clientWidth, wrong = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement;
+  if (!walker.currentNode.textContent.trim() || !node.checkVisibility() || node.closest('script, style, .skip, caption, thead')) continue;
+  const range = document.createRange();
+  range.selectNodeContents(walker.currentNode);
+  const { left, right } = range.getBoundingClientRect();
+  const size = parseFloat(getComputedStyle(node).fontSize);
+  if (left < 0 || right > wide || size < 12) wrong.push(`${walker.currentNode.textContent.trim().slice(0, 30)}: ${left}-${right}, ${size} px`);
+}
+for (const one of [document.documentElement, ...document.querySelectorAll('.scroll')]) {
+  if (one.scrollWidth > one.clientWidth) wrong.push(`${one.className || one.tagName} scrolls sideways`);
+}
+return wrong;";
+
+/// At 360 px everything is in view, each cell under its column's name, and still a table to a screen reader.
+fn fits_a_phone(browser: &Browser) {
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/page");
+    let shown = "return getComputedStyle(document.querySelector('#leases td'), '::before').content";
+    assert_eq!(browser.run(shown), "none");
+    browser.narrow(Some(360));
+    for scheme in ["light", "dark"] {
+        browser.prefer(scheme);
+        assert_eq!(browser.run("return document.documentElement.clientWidth"), 360);
+        assert_eq!(browser.run(OUT_OF_SIGHT), serde_json::json!([]), "{scheme}");
+        assert_eq!(browser.run(PALE), serde_json::json!([]), "{scheme}");
+        std::fs::write(pictures.join(format!("narrow-{scheme}.png")), browser.picture()).unwrap();
+    }
+    assert_eq!(browser.run(shown), "\"Identity\" / \"\"");
+    let columns = browser.run(
+        "return [...document.querySelectorAll('#leases tr:has(td) > *')].map((cell) => cell.dataset.column)",
+    );
+    let wanted = ["Task", "Identity", "State", "Address", "Since", "Tokens"];
+    assert_eq!(columns, serde_json::json!(wanted), "of the one task that runs");
+    for (selector, role) in [
+        ("#leases", "table"),
+        ("#leases tr:has(td)", "row"),
+        ("#leases td", "cell"),
+        ("#leases thead th", "columnheader"),
+    ] {
+        assert_eq!(browser.accessible(selector).0, role, "{selector}");
+    }
+    let bars = browser.run("return [...document.querySelectorAll('.track')].map((one) => one.clientWidth)");
+    assert!(bars.as_array().unwrap().iter().all(|wide| wide.as_u64().unwrap() > 250), "{bars}");
+    browser.narrow(None);
 }
 
 /// Nothing from elsewhere, no script but its own, and no markup made from text.
