@@ -76,7 +76,8 @@ const RULES: &[(Kind, usize, &[Mark])] = {
         (Kind::AzureLogin, 2048, &[ClientSecret, ClientId, Tenant]),
         (Kind::AzureLogin, 1024, &[Password, ClientId, Tenant]),
         (Kind::AzureLogin, 1024, &[Access, ClientId, Tenant]),
-        (Kind::AzureLogin, 4096, &[Access, Tenant, BearerType]),
+        // What `az account get-access-token` prints; a token with many groups has some 10 KiB.
+        (Kind::AzureLogin, 16384, &[Access, Tenant, BearerType]),
         (Kind::AzureLogin, 8192, &[Secret, HomeAccount]),
         (Kind::AzureLogin, 8192, &[Refresh, Authority]),
         (Kind::AwsLogin, 8192, &[Access, StartUrl]),
@@ -261,7 +262,7 @@ fn rest(name: &[u8], field: &Field<'_>) -> Sense {
         b"aud" => is_federated(value).then_some(Mark::FederatedAudience),
         b"iss" => value.starts_with(b"http").then_some(Mark::Issuer),
         b"homeaccountid" => Some(Mark::HomeAccount),
-        b"tokentype" => (value == b"Bearer").then_some(Mark::BearerType),
+        b"tokentype" => value.eq_ignore_ascii_case(b"bearer").then_some(Mark::BearerType),
         b"secret" if is_aws_secret(value) => Some(Mark::AwsSecret),
         b"secret" => is_strong(value, 40).then_some(Mark::Secret),
         b"authority" => value.starts_with(b"http").then_some(Mark::Authority),

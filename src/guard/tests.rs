@@ -275,6 +275,15 @@ fn every_secret_variable_is_read_in_text_too() {
     }
 }
 
+/// What `az account get-access-token` prints.
+fn az(token: &str) -> String {
+    format!(
+        "{{\n  \"accessToken\": \"{token}\",\n  \"expiresOn\": \"2027-01-01 00:00:00.000000\",\n  \"expires_on\": 1798761600,\n  \
+         \"subscription\": \"0b1f6471-1bf0-4dda-aec3-cb9272f09590\",\n  \"tenant\": \"72f988bf-86f1-41af-91ab-2d7cd011db47\",\n  \
+         \"tokenType\": \"Bearer\"\n}}\n"
+    )
+}
+
 /// Each login of AWS and Azure that is kept in a file or a variable, and beside it what only looks like it.
 #[test]
 fn logins_of_aws_and_azure_are_found_and_look_alikes_are_not() {
@@ -291,6 +300,11 @@ fn logins_of_aws_and_azure_are_found_and_look_alikes_are_not() {
             format!("{{\"access_token\": \"{token}\", \"refresh_token\": \"0.A{token}\", \"resource\": \"x\"}}"),
             Some(Kind::OauthToken),
         ),
+        ("az", az(&format!("eyJ{token}")), Some(Kind::AzureLogin)),
+        ("az, as yaml", format!("accessToken: eyJ{token}\nexpires_on: 1767225600\nsubscription: 0aef\ntenant: 72f988bf\ntokenType: Bearer\n"), Some(Kind::AzureLogin)),
+        ("az, of many groups", az(&body("eyJ", 12_000)), Some(Kind::AzureLogin)),
+        ("az, an example", az("eyJ0eXAiOiJKV1QiLCJhbGciOi..."), None),
+        ("az, a stand-in", az("<your-access-token-of-this-subscription>"), None),
         ("aks", token_of("{\"aud\":[\"api://AzureADTokenExchange\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
         ("eks", token_of("{\"aud\":[\"sts.amazonaws.com\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
         ("another audience", token_of("{\"aud\":[\"https://a.example\"],\"iss\":\"https://a.example\"}"), None),
