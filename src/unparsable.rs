@@ -15,8 +15,8 @@ const OURS: &[u8] = b"metadata-flavor: Google\r\ncontent-type: text/html; charse
     server: Metadata Server for VM\r\nx-xss-protection: 0\r\nx-frame-options: SAMEORIGIN\r\n\r\n";
 /// The maximal length of hyper's own head; a longer one is a reply of ours.
 const LONGEST: usize = 256;
-/// Of what was read, enough for a method and the first segment of a path.
-const FIRST: usize = 64;
+/// Of what was read, enough for a method and the first segments of a path, or of an absolute target.
+const FIRST: usize = 192;
 
 /// A server's connection on which hyper's own refusals carry our headers.
 #[derive(Debug)]
@@ -47,10 +47,18 @@ impl<S> Flavored<S> {
     }
 }
 
-/// Whether a request that begins like this asks for a path of Google's, as far as one can say.
+/// Whether a request that begins like this asks for a path of Google's, as far as one can say. On loopback a secret
+/// may stand before the path.
 fn is_for_google(first: &[u8]) -> bool {
-    let path = first.split(|byte| *byte == b' ').nth(1).and_then(|path| str::from_utf8(path).ok());
-    path.is_none_or(|path| Cloud::of_path(path) == Cloud::Google)
+    let line = first.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let Some(target) = line.split(|byte| *byte == b' ').nth(1) else { return true };
+    let target = target.strip_prefix(b"http://").map_or(target, |rest| {
+        rest.iter().position(|byte| *byte == b'/').map_or(&b"/"[..], |path| &rest[path..])
+    });
+    let inner = target.strip_prefix(b"/").unwrap_or(target);
+    let behind = inner.iter().position(|byte| *byte == b'/').map(|end| &inner[end..]);
+    let of_google = |path: &[u8]| Cloud::of_path(&String::from_utf8_lossy(path)) == Cloud::Google;
+    of_google(target) && behind.is_none_or(of_google)
 }
 
 /// Whether `written` ends with a refusal by hyper: an error with an empty body and only the headers that
@@ -178,14 +186,29 @@ mod tests {
     async fn only_paths_of_googles_get_headers_of_googles() {
         let reply = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         for before in ["", reply] {
-            for of_others in
-                ["PUT /latest/api/token HTTP/7.3\r\n", "GET /metadata/<b> HTTP/1.1\r\n", "GET /v2/\r\n"]
-            {
+            let secret = "s".repeat(43);
+            for of_others in [
+                "PUT /latest/api/token HTTP/7.3\r\n",
+                "GET /metadata/<b> HTTP/1.1\r\n",
+                "GET /v2/\r\n",
+                "GET /msi/token?resource=\u{e4} HTTP/1.1\r\n",
+                "GET http://169.254.169.254/latest/<b> HTTP/1.1\r\n",
+                &format!("GET /{secret}/v2/credentials HTTP/7.3\r\n"),
+                &format!("GET /{secret}/msi/token?<b> HTTP/1.1\r\n"),
+            ] {
                 assert_eq!(refused_after(of_others, before).await, BARE, "{of_others}");
             }
-            for of_google in
-                ["GET /<b> HTTP/1.1\r\n", "GET / HTTP/7.3\r\n", "\x16\x03", "no HTTP at all", "GET /lat"]
-            {
+            for of_google in [
+                "GET /<b> HTTP/1.1\r\n",
+                "GET / HTTP/7.3\r\n",
+                "GET http://metadata.google.internal HTTP/7.3\r\n",
+                "GET /computeMetadata/v1/latest/<b> HTTP/1.1\r\n",
+                &format!("GET /{secret}/computeMetadata/<b> HTTP/1.1\r\n"),
+                "GET /x HTTP/1.1\r\nX: /latest/ /latest/\r\n",
+                "\x16\x03",
+                "no HTTP at all",
+                "GET /lat",
+            ] {
                 let got = refused_after(of_google, before).await;
                 assert!(got.contains("\r\nmetadata-flavor: Google\r\n"), "{of_google}: {got}");
             }
