@@ -46,7 +46,8 @@ impl Proxy {
         if let Some(id) = self.locate(source).await?
             && let Some(container) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await?
         {
-            leave_out(&mut body, &container, &self.settings.wiring);
+            let joined = self.network_of(&container).await?;
+            leave_out(&mut body, &container, &joined, &self.settings.wiring);
         }
         let request = match body {
             Value::Null => hyper::Request::from_parts(parts, super::engine_client::full(bytes)),
@@ -58,19 +59,31 @@ impl Proxy {
         };
         self.engine.forward(request, uri, None).await
     }
+
+    /// The container whose network this one has: another one, or itself. One that is gone has no addresses.
+    async fn network_of(&self, container: &Value) -> Result<Value, Refusal> {
+        let mode = container["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let Some(joined) = mode.strip_prefix("container:") else { return Ok(container.clone()) };
+        match self.locate(joined).await? {
+            Some(id) => {
+                Ok(self.engine.look(&format!("/containers/{}/json", id.as_str())).await?.unwrap_or_default())
+            }
+            None => Ok(Value::Null),
+        }
+    }
 }
 
 /// Removes our additions to `container` from the image. The engine adds everything of the container that the
 /// request does not name, so each addition is named: a variable without a value is unset in every container
-/// of the image.
-fn leave_out(body: &mut Value, container: &Value, wiring: &Wiring) {
+/// of the image. `joined` is the container whose network it has.
+fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wiring) {
     let config = &container["Config"];
     if !config["Labels"][SESSION_LABEL].is_string() || config["Labels"][ROLE.0] != ROLE.1 {
         return;
     }
     let env = strings(&config["Env"]);
     let value = |name: &str| env.iter().rev().find_map(|set| set.strip_prefix(name)?.strip_prefix('='));
-    let relays = relays(container, value(METADATA_VARIABLES[0]), wiring);
+    let relays = relays(container, joined, value(METADATA_VARIABLES[0]), wiring);
     let ours = |name: &str, own: Option<&str>| {
         value(name).filter(|value| !value.is_empty() && Some(*value) == own).map(|_| name.to_owned())
     };
@@ -110,13 +123,13 @@ fn leave_out(body: &mut Value, container: &Value, wiring: &Wiring) {
 }
 
 /// Where the container may have been told to ask: where it finds Google's names, at the session's relay, and beside
-/// its own addresses. `google` is its variable, which shows a path on loopback, or the relay of a container whose
-/// network it joined and whose addresses are not its own.
-fn relays(container: &Value, google: Option<&str>, wiring: &Wiring) -> Vec<String> {
+/// the addresses of the network that it has, which may be that of a container that it `joined`. `google` is its
+/// variable, which shows a path on loopback, or the relay of a joined container that is gone.
+fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiring) -> Vec<String> {
     // A container that joined another one's network uses that one's hosts file.
     let hosts = strings(&container["HostConfig"]["ExtraHosts"]);
     let told = wiring.names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
-    let networks = container["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    let networks = joined["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
     let addresses = networks.flat_map(|(_, endpoint)| {
         [&endpoint["IPAddress"], &endpoint["IPAMConfig"]["IPv4Address"]].map(Value::as_str)
     });
@@ -154,9 +167,38 @@ mod tests {
             "NetworkSettings": {"Networks": {"n": network}},
         });
         let mut body = Value::Null;
-        leave_out(&mut body, &container, &wiring());
+        leave_out(&mut body, &container, &container, &wiring());
         assert_eq!(body["Labels"], json!({SESSION_LABEL: "", MODE_LABEL: "", "kfp-creds.role": ""}));
         strings(&body["Env"])
+    }
+
+    /// It has no addresses of its own, and where nothing of Google was added no variable shows the relay.
+    #[test]
+    fn a_container_that_joined_leaves_out_what_was_added() {
+        let at = relay_beside("10.7.0.5".parse().unwrap());
+        let secret = crate::loopback::capability().unwrap().expose().clone();
+        let env = [
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}"),
+            format!("AWS_METADATA_ENDPOINT=http://{at}"),
+            format!("IDENTITY_ENDPOINT=http://{at}/msi/token"),
+            format!("IDENTITY_HEADER={secret}"),
+            format!("NO_PROXY=own.example,{at}"),
+            "AWS_REGION=eu-west-1".into(),
+        ];
+        let container = json!({
+            "Config": {"Env": env, "Labels": {SESSION_LABEL: "0123abcd", "kfp-creds.role": "task"}},
+            "HostConfig": {"NetworkMode": format!("container:{}", "a".repeat(64))},
+            "NetworkSettings": {"Networks": {}},
+        });
+        // Stopped: only the configured address is left.
+        let joined = json!({"NetworkSettings": {"Networks": {"n": {"IPAddress": "", "IPAMConfig": {"IPv4Address": "10.7.0.5"}}}}});
+        let mut body = Value::Null;
+        leave_out(&mut body, &container, &joined, &wiring());
+        let mut found = strings(&body["Env"]);
+        found.sort();
+        let names = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT", "AWS_REGION"];
+        assert_eq!(found[..3], names);
+        assert_eq!(found[3..], ["IDENTITY_ENDPOINT", "IDENTITY_HEADER", "NO_PROXY=own.example"]);
     }
 
     #[test]
@@ -218,7 +260,7 @@ mod tests {
             "HostConfig": {"ExtraHosts": ["metadata.google.internal:198.18.1.1"]},
         });
         let mut body = json!({"Env": ["GOOGLE_CLOUD_PROJECT=given"], "Cmd": ["x"]});
-        leave_out(&mut body, &container, &wiring());
+        leave_out(&mut body, &container, &container, &wiring());
         assert_eq!(
             body["Env"],
             json!([
@@ -233,7 +275,7 @@ mod tests {
         let mut plain = container;
         plain["Config"]["Labels"] = json!({"team": "a"});
         let mut body = Value::Null;
-        leave_out(&mut body, &plain, &wiring());
+        leave_out(&mut body, &plain, &plain, &wiring());
         assert_eq!(body, Value::Null, "of a container that is not ours");
     }
 }
