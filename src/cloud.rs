@@ -88,6 +88,8 @@ pub struct AwsIdentity {
     pub source_identity: Option<String>,
     /// `ExternalId`, for roles of another company's account.
     pub external_id: Option<String>,
+    /// The operator may deny a container's session at IAM, by a policy on the role.
+    pub kill_switch: bool,
 }
 
 impl Default for AwsIdentity {
@@ -101,6 +103,7 @@ impl Default for AwsIdentity {
             tags: false,
             source_identity: None,
             external_id: None,
+            kill_switch: false,
         }
     }
 }
@@ -154,7 +157,10 @@ impl fmt::Display for AwsIdentity {
         if self.tags {
             f.write_str(", tagged")?;
         }
-        self.source_identity.as_ref().map_or(Ok(()), |person| write!(f, ", source identity {person}"))
+        if let Some(person) = &self.source_identity {
+            write!(f, ", source identity {person}")?;
+        }
+        if self.kill_switch { f.write_str(", kill switch") } else { Ok(()) }
     }
 }
 

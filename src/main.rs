@@ -114,10 +114,10 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
         }
         Command::Health { listen: Some(at), .. } => wait_for(app::health_of_listener(at))?,
         Command::Health { session, .. } => wait_for(app::health(env, session.as_deref()))?,
-        Command::CutOff { container, session, disable_account, yes, .. } => {
+        Command::CutOff { container, session, disable_account, deny_aws, yes, .. } => {
+            let (session, container) = (session.as_deref(), container.as_deref());
             let account = disable_account.as_deref();
-            let ask =
-                app::CutOff { session: session.as_deref(), container: container.as_deref(), account, yes };
+            let ask = app::CutOff { session, container, account, deny_aws, yes };
             wait_for(app::cut_off(env, ask, print))?
         }
         Command::Explain { config, what, kfp } => {

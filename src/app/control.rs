@@ -8,15 +8,18 @@
 //! | `GET /metrics` | the counters, for Prometheus |
 //! | `POST /cut-off?container=ID\|NAME\|PIPELINE/COMPONENT`, `POST /cut-off?all` | `{"cut_off": [..]}` |
 //! | `GET /kill-switch?account=..` | what disabling that account breaks; `POST` does it |
+//! | `GET /deny-aws?container=..`, `GET /deny-aws?all` | which AWS sessions IAM would deny; `POST` does it |
 //! | `GET /explain?container=..` | text; `/explain/created` of one without an identity |
 //!
 //! `[metrics] listen` serves only `/metrics`, on loopback; the page of `serve` ([`page`]) serves
 //! `/status` and `/history`, behind a capability.
 
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::service::service_fn;
@@ -28,14 +31,15 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::about::About;
 use super::credentials::Credentials;
+use super::deny::Denied;
 use super::explain::{explained, explained_created};
 use super::status::Status;
-use super::{kill_switch, page};
+use super::{deny, kill_switch, page};
 use crate::console::Console;
 use crate::docker::proxy::{LiveRules, Rules, Settings};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::by_hand::Member;
-use crate::mint::Mint;
+use crate::mint::{MadeSession, Mint};
 use crate::policy::Decision;
 use crate::process::{Tasks, accept_each};
 use crate::quote;
@@ -44,7 +48,7 @@ use crate::record::metrics::Gauges;
 use crate::secret::Secret;
 use crate::server::under;
 use crate::token::Now;
-use crate::workload::Identity;
+use crate::workload::{Grant, Identity};
 
 /// The state that requests read or change.
 #[derive(Debug)]
@@ -164,8 +168,67 @@ impl ControlServer {
             (&Method::POST, "/kill-switch", Listener::Control) => {
                 self.disable(&query("account").unwrap_or_default()).await
             }
+            (&Method::GET | &Method::POST, "/deny-aws", Listener::Control) => {
+                let container = query("container").filter(|_| query("all").is_none());
+                match self.aws_sessions(container.as_deref()) {
+                    Err((status, why)) => text(status, &why),
+                    Ok(found) if request.method() == Method::GET => {
+                        let said: Vec<String> = found.iter().map(Denied::consequences).collect();
+                        text(StatusCode::OK, &said.concat())
+                    }
+                    Ok(found) => self.deny_aws(&found).await,
+                }
+            }
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
         }
+    }
+
+    /// The AWS sessions of the container that `wanted` names, also after its end; without, of all that have an
+    /// identity now.
+    fn aws_sessions(&self, wanted: Option<&str>) -> Result<Vec<Denied>, deny::No> {
+        let members = self.lifecycle.members();
+        let all = self.mint.aws_sessions();
+        let Some(wanted) = wanted else {
+            let ids: HashSet<_> = members.iter().map(|member| member.grant.container.clone()).collect();
+            let is_chosen = |made: &MadeSession| ids.contains(&made.grant.container);
+            return deny::chosen(&self.rules.now(), all, is_chosen, "any container");
+        };
+        let mut known: HashMap<_, _> =
+            all.iter().map(|made| (made.grant.container.clone(), made.grant.clone())).collect();
+        known.extend(members.into_iter().map(|member| (member.grant.container.clone(), member.grant)));
+        let known: Vec<Grant> = known.into_values().collect();
+        let ids: HashSet<_> = select(&known, wanted)?.into_iter().map(|grant| grant.container).collect();
+        let is_chosen = |made: &MadeSession| ids.contains(&made.grant.container);
+        deny::chosen(&self.rules.now(), all, is_chosen, &quote::name(wanted))
+    }
+
+    /// Denies the sessions of each role at once. Those of one role are denied all, or none.
+    async fn deny_aws(&self, found: &[Denied]) -> Reply {
+        let (mut said, mut status) = (String::new(), StatusCode::OK);
+        let outcomes = join_all(found.iter().map(|one| self.mint.deny_aws(&one.deny))).await;
+        for (one, outcome) in found.iter().zip(outcomes) {
+            let outcome = outcome.map_err(|error| error.to_string());
+            let policy = one.deny.policy_name();
+            for made in &one.sessions {
+                let why = outcome.as_ref().err().map(String::as_str);
+                self.recorder.denied(&made.grant, &made.role, &policy, why);
+            }
+            match outcome {
+                Ok(()) => {
+                    said.push_str(&one.done());
+                    self.console.notice(format!(
+                        "{} AWS sessions of {} were denied by hand: policy {policy}",
+                        one.sessions.len(),
+                        one.deny.role
+                    ));
+                }
+                Err(why) => {
+                    status = StatusCode::BAD_GATEWAY;
+                    said.push_str(&one.failed(&why));
+                }
+            }
+        }
+        text(status, &said)
     }
 
     fn consequences(&self, account: &str) -> Result<String, (StatusCode, String)> {
@@ -271,22 +334,21 @@ fn is_local<B>(request: &Request<B>) -> bool {
     matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
 }
 
-/// The containers that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id.
-/// Several tasks may share a name (iterations, retries), and all of them are selected; the beginning of an id
-/// must be unique.
-fn select(members: &[Member], wanted: &str) -> Result<Vec<Member>, (StatusCode, String)> {
-    let named: Vec<Member> = members
+/// Those of `all` that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id. Several
+/// tasks may share a name (iterations, retries), and all of them are selected; the beginning of an id must be unique.
+fn select<T: Granted + Clone>(all: &[T], wanted: &str) -> Result<Vec<T>, (StatusCode, String)> {
+    let named: Vec<T> = all
         .iter()
-        .filter(|member| {
-            let task = &member.grant.task;
+        .filter(|one| {
+            let task = &one.grant().task;
             let name = task.name.as_deref().map(|name| name.trim_start_matches('/'));
             !wanted.is_empty() && (name == Some(wanted) || task.to_string() == wanted)
         })
         .cloned()
         .collect();
     let hex = wanted.len() >= 4 && wanted.bytes().all(|b| b.is_ascii_hexdigit());
-    let by_id = members.iter().filter(|member| hex && member.grant.container.as_str().starts_with(wanted));
-    let by_id: Vec<Member> = by_id.cloned().collect();
+    let by_id = all.iter().filter(|one| hex && one.grant().container.as_str().starts_with(wanted));
+    let by_id: Vec<T> = by_id.cloned().collect();
     match (named.is_empty(), by_id.as_slice()) {
         (true, []) => Err((
             StatusCode::NOT_FOUND,
@@ -299,6 +361,23 @@ fn select(members: &[Member], wanted: &str) -> Result<Vec<Member>, (StatusCode, 
                 format!("{} means several containers: give more digits of the id\n", quote::name(wanted));
             Err((StatusCode::CONFLICT, why))
         }
+    }
+}
+
+/// What belongs to one container.
+trait Granted {
+    fn grant(&self) -> &Grant;
+}
+
+impl Granted for Member {
+    fn grant(&self) -> &Grant {
+        &self.grant
+    }
+}
+
+impl Granted for Grant {
+    fn grant(&self) -> &Grant {
+        self
     }
 }
 
@@ -319,7 +398,7 @@ fn text(status: StatusCode, text: &str) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::{By, ContainerId, Grant, Task};
+    use crate::workload::{By, ContainerId, Task};
 
     fn member(id: &str, name: Option<&str>, component: &str) -> Member {
         let task = Task {

@@ -1,5 +1,5 @@
 //! `kfp-creds cut-off`: from now on a container gets no token, although it runs. Tokens that it already holds
-//! stay valid until they expire: clouds offer no way to invalidate a single token.
+//! stay valid until they expire, unless the whole account is disabled (Google) or the session denied (AWS).
 
 use serde_json::Value;
 
@@ -17,34 +17,51 @@ pub struct CutOff<'a> {
     pub container: Option<&'a str>,
     /// A service account to disable as well.
     pub account: Option<&'a str>,
-    /// Without it, only prints what disabling the account would break.
+    /// Denies the sessions of AWS at IAM as well.
+    pub deny_aws: bool,
+    /// Without it, only prints what disabling the account, or denying the sessions, would break.
     pub yes: bool,
 }
 
-/// Cuts off first, because that is urgent; prints what disabling an account breaks before doing it.
+/// Cuts off first, because that is urgent; prints what disabling an account or denying sessions breaks before doing it.
 pub async fn cut_off(env: &Environment, ask: CutOff<'_>, print: impl Fn(&str)) -> Result<Ended, Failure> {
     let peers = sessions::find(env, ask.session).await?;
     if peers.is_empty() {
         return Err(Failure::Engine("no session runs".into()));
     }
-    let target = match ask.container {
-        Some(container) => format!("/cut-off?{}", query("container", container)),
-        None => "/cut-off?all".into(),
-    };
-    let cut = everywhere(&peers, "POST", &target, |text| tell(text, &print)).await;
-    let Some(account) = ask.account else { return cut };
+    let which = ask.container.map_or_else(|| "all".into(), |container| query("container", container));
+    let cut = everywhere(&peers, "POST", &format!("/cut-off?{which}"), |text| tell(text, &print)).await;
+    let further = further(ask, &which);
+    if further.is_empty() {
+        return cut;
+    }
     if let Err(failure) = &cut {
         print(&failure.to_string());
     }
-    let target = format!("/kill-switch?{}", query("account", account));
-    everywhere(&peers, "GET", &target, |text| print(&plain(text))).await?;
-    if !ask.yes {
-        return Err(Failure::Usage(format!(
-            "{} is as it was: add --yes to disable it",
-            quote::name(account)
-        )));
+    for (target, _) in &further {
+        everywhere(&peers, "GET", target, |text| print(&plain(text))).await?;
     }
-    everywhere(&peers, "POST", &target, |text| print(&plain(text))).await
+    if !ask.yes {
+        let kept: Vec<String> = further.into_iter().map(|(_, kept)| kept).collect();
+        return Err(Failure::Usage(kept.join("; ")));
+    }
+    for (target, _) in &further {
+        everywhere(&peers, "POST", target, |text| print(&plain(text))).await?;
+    }
+    Ok(Ended::Done)
+}
+
+/// What is to be done beyond the cut-off: its path, and what is said without consent.
+fn further(ask: CutOff<'_>, which: &str) -> Vec<(String, String)> {
+    let disable = ask.account.map(|account| {
+        let kept = format!("{} is as it was: add --yes to disable it", quote::name(account));
+        (format!("/kill-switch?{}", query("account", account)), kept)
+    });
+    let deny = ask.deny_aws.then(|| {
+        let kept = "the AWS sessions are as they were: add --yes to deny them".to_owned();
+        (format!("/deny-aws?{which}"), kept)
+    });
+    disable.into_iter().chain(deny).collect()
 }
 
 /// Asks every session. One that knows the target is enough; one that refuses ends the search.

@@ -13,6 +13,7 @@ mod contents_tests;
 mod control;
 mod credentials;
 mod cut_off;
+mod deny;
 mod explain;
 mod health;
 mod host_loopback;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::flags::{CONTAINERS, CREDENTIAL, ConfigFlags, ENDING, EVERY, MACHINE, MOUNTS, Output};
@@ -118,7 +118,7 @@ pub enum Command {
         listen: Option<SocketAddr>,
     },
     /// Gives a container no more tokens, although it runs; what it holds stays good until it expires
-    #[command(after_help = CUT_OFF_CODES)]
+    #[command(after_help = CUT_OFF_CODES, group(ArgGroup::new("further").multiple(true)))]
     CutOff {
         /// The beginning of its id, its name, or PIPELINE/COMPONENT
         #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -128,10 +128,14 @@ pub enum Command {
         all: bool,
         /// Also disables this service account, which ends every token of it for everybody who has one;
         /// its identity has to allow it (kill_switch = true)
-        #[arg(long, value_name = "SA")]
+        #[arg(long, value_name = "SA", group = "further")]
         disable_account: Option<String>,
+        /// Also denies what it was given by AWS, by an inline policy on its role that names its session alone;
+        /// its identity has to allow it (kill_switch = true in [identity.NAME.aws])
+        #[arg(long, group = "further")]
+        deny_aws: bool,
         /// Does so; without it, only what else would break is said
-        #[arg(long, requires = "disable_account")]
+        #[arg(long, requires = "further")]
         yes: bool,
         /// Only in this session, by its id or name
         #[arg(long, value_name = "ID")]
@@ -392,6 +396,7 @@ mod tests {
             "check --offline --impersonate a@b",
             "check --keep",
             "serve --keep",
+            "cut-off abcd --yes",
             "scan --mount /tmp:/x .",
             "scan --offline .",
             "explain --keep a.json",

@@ -35,6 +35,7 @@ pub(super) struct Place<'a> {
 pub(super) fn aws(say: &mut Layers, at: Place<'_>) -> Option<AwsSettings> {
     let region = judged(say, "aws.region", place);
     let sts = judged_as(say, "endpoints.aws_sts", address);
+    let iam = judged_as(say, "endpoints.aws_iam", address);
     let word = judged_as(say, "aws.credentials", |text| match text {
         "default" => Ok(AwsCredentials::Default),
         "environment" => Ok(AwsCredentials::Environment),
@@ -60,7 +61,7 @@ pub(super) fn aws(say: &mut Layers, at: Place<'_>) -> Option<AwsSettings> {
     let all = [word, profile, command, web].into_iter().flatten();
     let credentials = one(say, "aws", "credentials, profile, exec or token_from", all)?;
     let credentials = if at.offline { AwsCredentials::Offline } else { credentials };
-    Some(AwsSettings { credentials, region, sts })
+    Some(AwsSettings { credentials, region, sts, iam })
 }
 
 pub(super) fn azure(say: &mut Layers, at: Place<'_>) -> Option<AzureSettings> {
@@ -174,6 +175,7 @@ pub(super) fn aws_identity(
         tags: say.flag(&path("tags")).unwrap_or_default(),
         source_identity: judged(say, &path("source_identity"), |text| session_word(text, 64, "_+=,.@-")),
         external_id: judged(say, &path("external_id"), |text| session_word(text, 1224, "_+=,.@:/-")),
+        kill_switch: say.flag(&path("kill_switch")).unwrap_or_default(),
     };
     if !say.is_table(table) {
         return None;
@@ -193,11 +195,12 @@ pub(super) fn aws_identity(
         None if narrowed
             || identity.tags
             || identity.source_identity.is_some()
-            || identity.external_id.is_some() =>
+            || identity.external_id.is_some()
+            || identity.kill_switch =>
         {
             say.problem(
                 table,
-                "policies, tags, source_identity and external_id are for a role, and there is none",
+                "policies, tags, source_identity, external_id and kill_switch are for a role, and there is none",
             );
         }
         _ => {}
@@ -208,6 +211,7 @@ pub(super) fn aws_identity(
             ("tags", identity.tags),
             ("source_identity", identity.source_identity.is_some()),
             ("external_id", identity.external_id.is_some()),
+            ("kill_switch", identity.kill_switch),
         ] {
             if given {
                 say.problem(

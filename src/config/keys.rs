@@ -231,6 +231,8 @@ pub(super) const KEYS: &[Key] = &[
         .variable("KFP_CREDS_ENDPOINT_STORAGE").guarded(),
     key("endpoints.aws_sts", Kind::Text, "`https://sts.REGION.amazonaws.com`", "The URL of AWS's Security Token Service.")
         .variable("KFP_CREDS_ENDPOINT_AWS_STS").guarded(),
+    key("endpoints.aws_iam", Kind::Text, "`https://iam.amazonaws.com`, or that of the role's partition", "The URL of AWS's IAM; only `cut-off --deny-aws` uses it.")
+        .variable("KFP_CREDS_ENDPOINT_AWS_IAM").guarded(),
     key("endpoints.azure_authority", Kind::Text, "`https://login.microsoftonline.com`", "The URL of Microsoft Entra's token service.")
         .variable("KFP_CREDS_ENDPOINT_AZURE_AUTHORITY").guarded(),
     key("endpoints.universe", Kind::Text, "what the credential says, else `googleapis.com`", "The universe domain.")
@@ -265,6 +267,7 @@ pub(super) const KEYS: &[Key] = &[
     key("identity.*.aws.tags", Kind::Flag, "`false`", "Tags each session with `pipeline` and `component`; the role has to allow `sts:TagSession`.").guarded(),
     key("identity.*.aws.source_identity", Kind::Text, "none", "The source identity of each session, which CloudTrail shows; the role has to allow `sts:SetSourceIdentity`.").guarded(),
     key("identity.*.aws.external_id", Kind::Text, "none", "The external id that the role's trust policy asks for.").guarded(),
+    key("identity.*.aws.kill_switch", Kind::Flag, "`false`", "Allows `cut-off --deny-aws` to deny a container's session by an inline policy on the role. Your own credentials for AWS need `iam:PutRolePolicy` on the role.").guarded(),
     key("identity.*.azure.client_id", Kind::Text, "that of `[azure]`", "The client id of the principal whose tokens containers get. Needs `[azure]`.").guarded(),
     key("identity.*.azure.resources", Kind::List, "`[]`: any", "The resources that containers may request tokens for, such as `\"https://storage.azure.com\"`.").guarded(),
     key("rule[].pipeline", Kind::Text, "any", "A pattern for the pipeline's name; `*` is any text, `?` one character."),

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::cache::Found;
-use super::{Mint, MintFailure};
+use super::{MadeSession, Mint, MintFailure, sessions};
 use crate::cloud::{Cloud, without_slash};
 use crate::record::{For, Who};
-use crate::source::aws::{AwsRequest, session_name, tag_value};
+use crate::source::aws::{AwsRequest, Deny, session_name, tag_value};
 use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
@@ -138,6 +138,19 @@ impl Mint {
         self.serve(&self.azure, ask, wait, |renewal| self.azure_work(ask, who, renewal)).await
     }
 
+    /// The sessions of AWS that were made for containers and have not expired.
+    pub fn aws_sessions(&self) -> Vec<MadeSession> {
+        self.sessions.alive(Now::read())
+    }
+
+    /// Denies sessions everything, at AWS. They stay good here: cut off their containers before.
+    pub async fn deny_aws(&self, ask: &Deny) -> Result<(), SourceError> {
+        match &self.sources.aws {
+            Some(source) => source.deny(ask).await,
+            None => Err(absent(Cloud::Aws)),
+        }
+    }
+
     /// Begins to make the first tokens of a container, those of every cloud that its identity has. What Azure is
     /// asked for is known only from the request itself.
     pub fn ahead_of(&self, grant: &Grant) {
@@ -222,9 +235,12 @@ impl Mint {
     ) -> Pending<'static, Result<AwsSession, SourceError>> {
         let (source, ask, log) = (self.sources.aws.clone(), ask.clone(), self.log.clone());
         let making = log.recorder.making(who, For::Role(ask.identity.role.as_deref()), None, ahead);
+        let (sessions, holder) = (self.sessions.clone(), sessions::holder(who));
         Box::pin(async move {
             let source = source.ok_or_else(|| absent(Cloud::Aws))?;
-            log.of(TokenKind::AwsSession, making, source.session(&ask)).await
+            let session = log.of(TokenKind::AwsSession, making, source.session(&ask)).await?;
+            sessions.made(holder, &ask, &session);
+            Ok(session)
         })
     }
 

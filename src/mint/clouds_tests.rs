@@ -26,7 +26,7 @@ impl AwsSource for Aws {
         "scripted".into()
     }
 
-    fn session<'a>(&'a self, _: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
+    fn session<'a>(&'a self, ask: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
         Box::pin(async move {
             let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(why) = *self.refuses.lock().unwrap() {
@@ -40,6 +40,7 @@ impl AwsSource for Aws {
                 session_token: secret(format!("token {number}")),
                 expires: Deadline::after(Now::read(), Duration::from_secs(life)),
                 account: None,
+                user_id: ask.holder.as_ref().map(|_| format!("AROAEXAMPLE:{}", ask.session_name)),
                 id: MintId::random(),
                 shown: Shown::default(),
             })

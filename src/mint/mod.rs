@@ -14,6 +14,7 @@ mod clouds_tests;
 #[cfg(test)]
 mod forgetting_tests;
 mod log;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod under_way;
@@ -30,6 +31,8 @@ use crate::failure::Reason;
 pub use clouds::Arriving;
 pub use log::Health;
 use log::Log;
+pub use sessions::MadeSession;
+use sessions::Sessions;
 
 use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
 use crate::mint::under_way::UnderWay;
@@ -106,6 +109,7 @@ pub struct Mint {
     access: Arc<Cache<AccessRequest, AccessToken>>,
     identity: Arc<Cache<IdentityRequest, IdentityToken>>,
     aws: Arc<Cache<AwsRequest, AwsSession>>,
+    sessions: Arc<Sessions>,
     azure: Arc<Cache<AzureRequest, AzureToken>>,
     kept: clouds::Kept,
     /// The requests to Azure that are under way.
@@ -125,8 +129,8 @@ impl Mint {
         log.ask_who(&*sources.google);
         let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
         let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        let (kept, under_way) = (clouds::Kept::default(), Arc::default());
-        Arc::new(Self { sources, tasks, access, identity, aws, azure, kept, under_way, log })
+        let (kept, under_way, sessions) = (clouds::Kept::default(), Arc::default(), Arc::default());
+        Arc::new(Self { sources, tasks, access, identity, aws, sessions, azure, kept, under_way, log })
     }
 
     /// How the source of `cloud` does.

@@ -166,6 +166,17 @@ impl Recorder {
         });
     }
 
+    /// A person denied the AWS session of a container by `policy` on `role`, or tried to.
+    pub fn denied(&self, grant: &Grant, role: &str, policy: &str, failed: Option<&str>) {
+        self.write(|| Entry {
+            account: Some(role.into()),
+            kind: Some(TokenKind::AwsSession),
+            what: Some(policy.into()),
+            why: failed.map(String::from),
+            ..Entry::of("deny", if failed.is_some() { "failed" } else { "ok" }, Some(grant))
+        });
+    }
+
     /// The guard found a key in a request that may pass all the same.
     pub fn found(&self, who: &str, what: &str) {
         self.0.history.refused(Part::Guard, who, "", what);

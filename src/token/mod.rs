@@ -144,6 +144,8 @@ pub struct AwsSession {
     pub expires: Deadline,
     /// The twelve digits of the account, if known.
     pub account: Option<String>,
+    /// `aws:userid` of the session (`ROLEID:SESSION-NAME`), by which IAM can deny it; `None` if it is not a role's.
+    pub user_id: Option<String>,
     pub id: MintId,
     pub shown: Shown,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kfp_creds::cloud::AwsIdentity;
-use kfp_creds::source::aws::{Aws, AwsCredentials, AwsRequest, AwsSettings, AwsSource, session_name};
+use kfp_creds::source::aws::{Aws, AwsCredentials, AwsRequest, AwsSettings, AwsSource, Deny, session_name};
 use kfp_creds::source::offline::Offline;
 use kfp_creds::source::variables::Variables;
 use kfp_creds::source::{Reloaded, SourceError};
@@ -52,7 +52,7 @@ impl Host {
         fs::create_dir_all(home.0.join(".aws/sso/cache")).unwrap();
         let mut host = Self { aws, home, variables: vec![] };
         let url = host.aws.url();
-        for service in ["SSO", "SSO_OIDC", "STS"] {
+        for service in ["IAM", "SSO", "SSO_OIDC", "STS"] {
             host.var(&format!("AWS_ENDPOINT_URL_{service}"), &url);
         }
         // Never this machine's own.
@@ -87,7 +87,7 @@ impl Host {
     }
 
     fn open(&self, credentials: AwsCredentials) -> Result<Aws, SourceError> {
-        let settings = AwsSettings { credentials, region: None, sts: None };
+        let settings = AwsSettings { credentials, region: None, sts: None, iam: None };
         let variables: Variables = self.variables.iter().cloned().collect();
         Aws::open(&settings, &variables, Some(&self.home.0), upstream(), None)
     }
@@ -131,7 +131,8 @@ impl Host {
         other.push(part("AWS_ACCESS_KEY_ID", session.access_key_id.expose()));
         other.push(part("AWS_SECRET_ACCESS_KEY", session.secret_access_key.expose()));
         other.push(part("AWS_SESSION_TOKEN", session.session_token.expose()));
-        let settings = AwsSettings { credentials: AwsCredentials::Environment, region: None, sts: None };
+        let settings =
+            AwsSettings { credentials: AwsCredentials::Environment, region: None, sts: None, iam: None };
         let aws = Aws::open(&settings, &other.into_iter().collect(), None, upstream(), None).unwrap();
         aws.caller().await.unwrap().unwrap().arn
     }
@@ -748,6 +749,7 @@ async fn a_host_without_credentials_is_told_what_to_do() {
         credentials: AwsCredentials::Environment,
         region: region.map(String::from),
         sts: sts.map(String::from),
+        iam: None,
     };
     for (bad, word) in [
         (settings(Some("evil.example/"), None), "aws.region"),
@@ -768,10 +770,89 @@ async fn the_config_says_where_the_token_service_is() {
         credentials: AwsCredentials::Environment,
         region: Some(REGION.into()),
         sts: Some(format!("{}/", host.aws.url())),
+        iam: None,
     };
     let variables: Variables = host.variables.iter().cloned().collect();
     let aws = Aws::open(&settings, &variables, None, upstream(), None).unwrap();
     assert_eq!(aws.caller().await.unwrap().unwrap().arn, keys.arn);
+}
+
+/// The session of `name` of this role, as the config denies it.
+fn deny(role: &str, user_id: &str) -> Deny {
+    Deny { role: role.into(), user_ids: vec![user_id.into()] }
+}
+
+#[tokio::test]
+async fn one_container_s_session_is_denied_at_iam_and_no_other() {
+    let mut host = Host::new();
+    let (keys, role) = (host.aws.user(), host.aws.role("team/loader", Role::default()));
+    host.keys(&keys);
+    let aws = host.open(AwsCredentials::Environment).unwrap();
+    let session = aws.session(&ask(with_role(&role))).await.unwrap();
+    let user_id = session.user_id.clone().unwrap();
+    assert!(user_id.starts_with("AROA") && user_id.ends_with(":kfp-load-0123456789ab"), "{user_id}");
+
+    // The request is signed, and the permission is missing.
+    let why = host.refusal(aws.deny(&deny(&role, &user_id)).await);
+    assert!(why.contains("needs the permission iam:PutRolePolicy") && why.contains(&role), "{why}");
+    assert!(host.aws.inline().is_empty());
+
+    host.aws.may_put_policies(&keys);
+    for _ in 0..2 {
+        aws.deny(&deny(&role, &user_id)).await.unwrap();
+        assert_eq!(host.aws.inline().len(), 1, "a repetition changes nothing");
+    }
+    assert!(
+        host.aws.denies("loader", "kfp-load-0123456789ab")
+            && !host.aws.denies("loader", "kfp-load-ffffffffffff")
+    );
+    aws.deny(&deny(&role, &user_id.replace("0123456789ab", "ffffffffffff"))).await.unwrap();
+    assert!(
+        host.aws.denies("loader", "kfp-load-0123456789ab")
+            && host.aws.denies("loader", "kfp-load-ffffffffffff")
+    );
+
+    let gone = deny("arn:aws:iam::123456789012:role/gone", &user_id);
+    assert!(host.refusal(aws.deny(&gone).await).contains("there is no such role"));
+    host.aws.instead(400, &refusal("Throttling"));
+    assert!(host.transient(aws.deny(&deny(&role, &user_id)).await).contains("try again"));
+    host.aws.instead(409, &refusal("LimitExceeded"));
+    assert!(host.refusal(aws.deny(&deny(&role, &user_id)).await).contains("10 240 characters"));
+}
+
+#[tokio::test]
+async fn a_session_is_denied_with_a_renewed_login_too() {
+    let host = Host::new();
+    let (old, new) = (host.aws.session("assumed-role/sso/me"), host.aws.session("assumed-role/sso/me"));
+    host.aws.may_put_policies(&new);
+    let role = host.aws.role("loader", Role::default());
+    host.aws.clock_off_by(590);
+    let first = format!("{}/first", host.home.0.display());
+    let (before, after) = (printed(&old, ""), printed(&new, ""));
+    let script = format!("if mkdir {first} 2>/dev/null; then echo '{before}'; else echo '{after}'; fi");
+    let program = host.script("keys", &script);
+    host.aws.end(&old);
+    let aws = host.command(program, Duration::from_secs(10));
+    aws.deny(&deny(&role, "AROAEXAMPLE:kfp-a-1")).await.unwrap();
+    assert_eq!(host.aws.inline().len(), 1);
+}
+
+#[tokio::test]
+async fn sessions_that_nobody_can_deny_are_told() {
+    let mut host = Host::new();
+    let token = host.file("token", "another issuer's");
+    let web =
+        AwsCredentials::WebIdentity { token_from: format!("file:{}", token.display()), audience: "a".into() };
+    let ask = deny("arn:aws:iam::123456789012:role/loader", "AROAEXAMPLE:kfp-a-1");
+    assert!(host.refusal(host.open(web).unwrap().deny(&ask).await).contains("signs nothing for IAM"));
+    let offline = host.open(AwsCredentials::Offline).unwrap();
+    assert!(host.refusal(offline.deny(&ask).await).contains("made offline"));
+    host.variables.retain(|(name, _)| name != "AWS_ENDPOINT_URL_IAM");
+    let keys = host.aws.user();
+    host.keys(&keys);
+    let elsewhere = deny("arn:aws-iso:iam::123456789012:role/loader", "AROAEXAMPLE:kfp-a-1");
+    let aws = host.open(AwsCredentials::Environment).unwrap();
+    assert!(host.refusal(aws.deny(&elsewhere).await).contains("endpoints.aws_iam"));
 }
 
 #[tokio::test]
@@ -779,7 +860,7 @@ async fn an_offline_session_verifies_and_names_its_container() {
     let host = Host::new();
     let google = Offline::new("p", "me@a.example").unwrap();
     let jwks: Value = serde_json::from_str(&google.jwks()).unwrap();
-    let settings = AwsSettings { credentials: AwsCredentials::Offline, region: None, sts: None };
+    let settings = AwsSettings { credentials: AwsCredentials::Offline, region: None, sts: None, iam: None };
     let aws = Aws::open(&settings, &Variables::default(), None, upstream(), Some(google.signer())).unwrap();
     let role = format!("arn:aws:iam::{ACCOUNT}:role/loader");
     let lifetime = Duration::from_secs(900);

@@ -39,7 +39,7 @@ FEATURES = [
     ("docker CLI, docker-py, compose through the proxy", "proxy streams matrix visible python_clients"),
     ("client libraries in containers", "clients node_clients conforming libraries alone::libraries"),
     ("what is said, logged and measured", "seeing terminal leaks page"),
-    ("sources, stand-ins, recorded relay", "sources stand_ins golden_relay"),
+    ("sources, stand-ins, recorded relay", "sources denied stand_ins golden_relay"),
     ("images of older builds go", "alone::images"),
     ("the relay as a program of its own, from a folder and by its digest", "relay_program"),
     ("Podman's own API", "podman"),

@@ -84,13 +84,23 @@ impl Signed<'_> {
         rest.split('/').next()
     }
 
-    pub(crate) fn is_signed_by(&self, (id, secret): (&str, &str), stamp: &str, region: &str) -> bool {
+    pub(crate) fn is_signed_by(&self, keys: (&str, &str), stamp: &str, region: &str) -> bool {
+        self.is_signed_for("sts", keys, stamp, region)
+    }
+
+    pub(crate) fn is_signed_for(
+        &self,
+        service: &str,
+        (id, secret): (&str, &str),
+        stamp: &str,
+        region: &str,
+    ) -> bool {
         let day = &stamp[..8];
         let authorization = self.headers.get("authorization").map_or("", String::as_str);
         let Some(authorization) = authorization.strip_prefix("AWS4-HMAC-SHA256 ") else { return false };
         let parts: BTreeMap<&str, &str> =
             authorization.split(", ").filter_map(|part| part.split_once('=')).collect();
-        let scope = format!("{day}/{region}/sts/aws4_request");
+        let scope = format!("{day}/{region}/{service}/aws4_request");
         let part = |name: &str| parts.get(name).copied().unwrap_or_default();
         let names = part("SignedHeaders");
         let all = self.must.iter().all(|name| names.split(';').any(|signed| signed == *name));
@@ -104,7 +114,7 @@ impl Signed<'_> {
             hex(digest(&SHA256, canonical.as_bytes()).as_ref())
         );
         let mut key = format!("AWS4{secret}").into_bytes();
-        for part in [day, region, "sts", "aws4_request"] {
+        for part in [day, region, service, "aws4_request"] {
             key = sign(&Key::new(HMAC_SHA256, &key), part.as_bytes()).as_ref().to_vec();
         }
         let expected = hex(sign(&Key::new(HMAC_SHA256, &key), input.as_bytes()).as_ref());

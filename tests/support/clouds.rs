@@ -88,6 +88,7 @@ impl AwsSource for Scripted {
                 session_token: secret("session-token"),
                 expires: Deadline::after(Now::read(), Duration::from_secs(3600)),
                 account: None,
+                user_id: None,
                 id: MintId::random(),
                 shown: Shown::default(),
             })

@@ -60,6 +60,9 @@ pub(crate) struct Seen {
 struct State {
     keys: HashMap<String, Known>,
     roles: HashMap<String, Role>,
+    /// Who may put policies on roles, by ARN, and the inline policies of roles, by role's name and policy's.
+    may_put: Vec<String>,
+    inline: BTreeMap<(String, String), Value>,
     /// Access tokens of the portal.
     logins: Vec<String>,
     /// What the token endpoint takes: client, its secret, refresh token; and the access token that comes of it.
@@ -122,6 +125,37 @@ impl FakeAws {
         let arn = format!("arn:aws:iam::{ACCOUNT}:role/{name}");
         self.set(|state| state.roles.insert(arn.clone(), role));
         arn
+    }
+
+    pub(crate) fn may_put_policies(&self, keys: &Known) {
+        self.set(|state| state.may_put.push(keys.arn.clone()));
+    }
+
+    /// The inline policies of all roles: role's name, policy's name, document.
+    pub(crate) fn inline(&self) -> Vec<(String, String, Value)> {
+        self.set(|state| {
+            state
+                .inline
+                .iter()
+                .map(|((role, name), policy)| (role.clone(), name.clone(), policy.clone()))
+                .collect()
+        })
+    }
+
+    /// Whether a policy on its role denies this session everything.
+    pub(crate) fn denies(&self, role: &str, session_name: &str) -> bool {
+        let user_id = format!("{}:{session_name}", role_id(role));
+        self.inline().iter().filter(|(on, ..)| on == role).any(|(_, _, policy)| {
+            policy["Statement"].as_array().unwrap().iter().any(|statement| {
+                let condition = &statement["Condition"];
+                let named = condition["StringEquals"]["aws:userid"].as_array();
+                statement["Effect"] == "Deny"
+                    && statement["Action"] == "*"
+                    && statement["Resource"] == "*"
+                    && condition.as_object().is_some_and(|all| all.len() == 1)
+                    && named.is_some_and(|all| all.contains(&json!(user_id)))
+            })
+        })
     }
 
     pub(crate) fn login(&self) -> String {
@@ -191,6 +225,11 @@ impl FakeAws {
     }
 }
 
+/// The unique id of a role, which is not its name.
+fn role_id(role: &str) -> String {
+    format!("AROA{:0>17}", role.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "X"))
+}
+
 /// AWS's form of an error.
 pub(crate) fn refusal(code: &str) -> String {
     format!(
@@ -230,6 +269,16 @@ impl State {
 
     /// Who signed.
     fn signer(&self, seen: &Seen, body: &[u8]) -> Result<Known, (u16, String)> {
+        self.signer_for("sts", REGION, seen, body)
+    }
+
+    fn signer_for(
+        &self,
+        service: &str,
+        region: &str,
+        seen: &Seen,
+        body: &[u8],
+    ) -> Result<Known, (u16, String)> {
         let header = |name: &str| seen.headers.get(name).map(String::as_str);
         let stamp = header("x-amz-date").ok_or_else(|| denied(400, "IncompleteSignature"))?;
         let mut must = vec!["content-type", "host", "x-amz-date"];
@@ -240,7 +289,9 @@ impl State {
         if known.session.as_deref() != header("x-amz-security-token") {
             return Err(denied(403, "InvalidClientTokenId"));
         }
-        if in_time(stamp, self.now()).is_none() || !request.is_signed_by((id, &known.secret), stamp, REGION) {
+        if in_time(stamp, self.now()).is_none()
+            || !request.is_signed_for(service, (id, &known.secret), stamp, region)
+        {
             return Err(denied(403, "SignatureDoesNotMatch"));
         }
         if known.is_over {
@@ -351,15 +402,38 @@ impl State {
         let end = self.after(life);
         format!(
             "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n  <{action}Result>\n    <AssumedRoleUser>\
-             <AssumedRoleId>AROAEXAMPLE:{name}</AssumedRoleId><Arn>{}</Arn></AssumedRoleUser>\n    <Credentials>\
+             <AssumedRoleId>{}:{name}</AssumedRoleId><Arn>{}</Arn></AssumedRoleUser>\n    <Credentials>\
              <AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken>\
              <Expiration>{end}</Expiration></Credentials>\n    <PackedPolicySize>6</PackedPolicySize>\n  </{action}Result>\n  \
              <ResponseMetadata><RequestId>1</RequestId></ResponseMetadata>\n</{action}Response>\n",
+            role_id(short),
             known.arn,
             known.id,
             known.secret,
             known.session.unwrap()
         )
+    }
+
+    /// `PutRolePolicy` of IAM, which is one for all regions.
+    fn iam(&mut self, seen: &Seen, body: &[u8]) -> Answer {
+        let who = self.signer_for("iam", "us-east-1", seen, body)?;
+        if !self.may_put.contains(&who.arn) {
+            return Err(denied(403, "AccessDenied"));
+        }
+        let field = |name: &str| seen.form.get(name).cloned().ok_or_else(|| denied(400, "ValidationError"));
+        let (role, name, policy) = (field("RoleName")?, field("PolicyName")?, field("PolicyDocument")?);
+        if !self.roles.keys().any(|arn| arn.ends_with(&format!("/{role}"))) || role.contains('/') {
+            return Err(denied(404, "NoSuchEntity"));
+        }
+        let policy: Value =
+            serde_json::from_str(&policy).map_err(|_| denied(400, "MalformedPolicyDocument"))?;
+        if seen.form.len() != 5 || policy["Version"] != "2012-10-17" || !policy["Statement"].is_array() {
+            return Err(denied(400, "MalformedPolicyDocument"));
+        }
+        self.inline.insert((role, name), policy);
+        Ok("<PutRolePolicyResponse xmlns=\"https://iam.amazonaws.com/doc/2010-05-08/\"><ResponseMetadata><RequestId>1</RequestId>\
+            </ResponseMetadata></PutRolePolicyResponse>"
+            .into())
     }
 
     fn portal(&mut self, seen: &Seen, query: &str) -> Answer {
@@ -462,6 +536,9 @@ async fn serve(
     let mut state = state.lock().unwrap();
     let outcome = match (state.instead.pop_front(), head.method.as_str(), seen.path.as_str()) {
         (Some(instead), ..) => Err(instead),
+        (None, "POST", "/") if seen.form.get("Version").is_some_and(|version| version == "2010-05-08") => {
+            state.iam(&seen, &body)
+        }
         (None, "POST", "/") => state.sts(&seen, &body),
         (None, "GET", "/federation/credentials") => state.portal(&seen, head.uri.query().unwrap_or_default()),
         (None, "POST", "/token") => state.refreshed(&body),

@@ -320,6 +320,7 @@ pub(crate) fn aws_session(now: Now) -> AwsSession {
         session_token: secret("golden-session-token"),
         expires: Deadline::after(now, Duration::from_millis(3_521_900)),
         account: None,
+        user_id: None,
         id: MintId::random(),
         shown: Shown::default(),
     }

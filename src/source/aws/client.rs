@@ -16,7 +16,7 @@ use crate::source::aws::lookup::{Lookup, Place};
 use crate::source::aws::offline::{self, Offline};
 use crate::source::aws::session::{self, LONGEST_CHAINED};
 use crate::source::aws::sts::{Assume, Caller, Sts};
-use crate::source::aws::{AwsCredentials, AwsRequest, AwsSettings, AwsSource};
+use crate::source::aws::{AwsCredentials, AwsRequest, AwsSettings, AwsSource, Deny, iam};
 use crate::source::command::{Command, environment};
 use crate::source::http::client::Upstream;
 use crate::source::http::secure_url::confidential;
@@ -37,6 +37,8 @@ const OWN_FLOOR: Duration = Duration::from_secs(900);
 pub struct Aws {
     access: Access,
     upstream: Arc<Upstream>,
+    /// The address of IAM, if the config says it.
+    iam: Option<String>,
     told: AtomicBool,
 }
 
@@ -72,6 +74,9 @@ impl Aws {
         if let Some(base) = &settings.sts {
             confidential(base, "sts").map_err(|_| SourceError::refused("aws.sts is not an https address"))?;
         }
+        if let Some(base) = &settings.iam {
+            confidential(base, "iam").map_err(|_| SourceError::refused("aws.iam is not an https address"))?;
+        }
         let place = match &settings.credentials {
             AwsCredentials::Default => Place::Default,
             AwsCredentials::Environment => Place::Variables,
@@ -103,7 +108,7 @@ impl Aws {
             }
             _ => Access::Host(Host::open(lookup, upstream.clone())?),
         };
-        Ok(Self { access, upstream, told: AtomicBool::new(false) })
+        Ok(Self { access, upstream, iam: settings.iam.clone(), told: AtomicBool::new(false) })
     }
 
     /// Who the host is for AWS, for probes: one request that needs no permission. `None` if it has no keys of its
@@ -119,7 +124,7 @@ impl Aws {
         };
         let limit = self.upstream.limits().mint + patience;
         tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-            Err(SourceError::transient(format!("AWS gave no session within {} s", limit.as_secs_f32())))
+            Err(SourceError::transient(format!("AWS did not answer within {} s", limit.as_secs_f32())))
         })
     }
 
@@ -172,6 +177,35 @@ impl Aws {
                 self.assume(host, &again, role, ask).await.map_err(SourceError::from)
             }
             outcome => outcome.map_err(SourceError::from),
+        }
+    }
+
+    async fn denied(&self, ask: &Deny) -> Result<(), SourceError> {
+        let host = match &self.access {
+            Access::Host(host) => host,
+            Access::Offline(_) => {
+                return Err(SourceError::refused(
+                    "the sessions were made offline, and AWS does not take them anyway",
+                ));
+            }
+            Access::WebIdentity(_) => {
+                return Err(SourceError::refused(Reason::advice(
+                    "another issuer's token signs nothing for IAM; put the policy on the role yourself",
+                )));
+            }
+        };
+        let base = self.iam.clone().map_or_else(|| host.lookup().iam(), |base| Ok(Some(base)))?;
+        let keys = host.keys(BASE_FLOOR).await.map_err(present)?;
+        match iam::deny(&self.upstream, base.as_deref(), &keys, ask).await {
+            Err(refusal) if refusal.keys_are_over => {
+                host.forget(&keys);
+                let again = host.keys(BASE_FLOOR).await.map_err(present)?;
+                if again.is_same(&keys) {
+                    return Err(refusal.error);
+                }
+                Ok(iam::deny(&self.upstream, base.as_deref(), &again, ask).await?)
+            }
+            outcome => Ok(outcome?),
         }
     }
 
@@ -303,6 +337,10 @@ impl AwsSource for Aws {
 
     fn session<'a>(&'a self, ask: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>> {
         Box::pin(self.in_time(self.minted(ask)))
+    }
+
+    fn deny<'a>(&'a self, ask: &'a Deny) -> Pending<'a, Result<(), SourceError>> {
+        Box::pin(self.in_time(self.denied(ask)))
     }
 
     fn reload(&self) -> Reloaded {

@@ -74,10 +74,27 @@ impl From<Refusal> for SourceError {
 
 /// The same with what it says of the keys.
 pub(super) fn refusal(fault: Fault, what: &What<'_>) -> Refusal {
+    Refusal { keys_are_over: keys_are_over(&fault), error: refused(fault, what) }
+}
+
+/// Whether AWS does not take the keys any more.
+pub(super) fn keys_are_over(fault: &Fault) -> bool {
     let over =
         ["ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"];
-    let keys_are_over = matches!(&fault, Fault::Denied(denial) if over.iter().any(|code| denial.is(code)));
-    Refusal { error: refused(fault, what), keys_are_over }
+    matches!(fault, Fault::Denied(denial) if over.iter().any(|code| denial.is(code)))
+}
+
+/// Whether a refusal with this code passes by itself.
+pub(super) fn passes(code: &str) -> bool {
+    matches!(
+        code,
+        "Throttling"
+            | "ThrottlingException"
+            | "RequestLimitExceeded"
+            | "ServiceUnavailable"
+            | "InternalFailure"
+            | "IDPCommunicationError"
+    )
 }
 
 pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
@@ -89,16 +106,7 @@ pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
         }
         What::Caller => format!("AWS does not take the host's keys ({denial})"),
     };
-    let passes = matches!(
-        code,
-        "Throttling"
-            | "ThrottlingException"
-            | "RequestLimitExceeded"
-            | "ServiceUnavailable"
-            | "InternalFailure"
-            | "IDPCommunicationError"
-    );
-    if passes || fault.is_transient() {
+    if passes(code) || fault.is_transient() {
         return SourceError::transient(format!("{lead}; try again in a moment"));
     }
     SourceError::refused(Reason::advice(format!("{lead}: {}", advice(code, what))))

@@ -27,6 +27,17 @@ pub(super) fn oidc(region: &str) -> String {
     format!("https://oidc.{region}.{}", domain(region))
 }
 
+/// IAM, which is one for a whole partition, and the region that its requests are signed for. No address if the
+/// partition of `role` is not known.
+pub(super) fn iam(role: &str) -> (Option<String>, &'static str) {
+    match role.split(':').nth(1) {
+        Some("aws") => (Some("https://iam.amazonaws.com".into()), GLOBAL_REGION),
+        Some("aws-cn") => (Some("https://iam.cn-north-1.amazonaws.com.cn".into()), "cn-north-1"),
+        Some("aws-us-gov") => (Some("https://iam.us-gov.amazonaws.com".into()), "us-gov-west-1"),
+        _ => (None, GLOBAL_REGION),
+    }
+}
+
 fn domain(region: &str) -> &'static str {
     if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
 }
@@ -37,7 +48,7 @@ pub(super) fn is_region(text: &str) -> bool {
     !text.is_empty() && text.len() <= 40 && !text.starts_with('-') && text.bytes().all(fits)
 }
 
-/// The base URL that variables name for a service (`STS`, `SSO`, `SSO_OIDC`), without a slash at its end.
+/// The base URL that variables name for a service (`STS`, `IAM`, `SSO`, `SSO_OIDC`), without a slash at its end.
 pub(super) fn named(service: &str, variables: &Variables) -> Result<Option<String>, SourceError> {
     if variables.text("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|on| on.eq_ignore_ascii_case("true"))
     {
@@ -64,6 +75,9 @@ mod tests {
         assert_eq!(sts(None), "https://sts.amazonaws.com");
         assert_eq!(portal("eu-west-1"), "https://portal.sso.eu-west-1.amazonaws.com");
         assert_eq!(oidc("eu-west-1"), "https://oidc.eu-west-1.amazonaws.com");
+        assert_eq!(iam("arn:aws:iam::1:role/a"), (Some("https://iam.amazonaws.com".into()), "us-east-1"));
+        assert_eq!(iam("arn:aws-cn:iam::1:role/a").1, "cn-north-1");
+        assert_eq!(iam("arn:aws-iso:iam::1:role/a").0, None);
         for bad in ["", "-a", "evil.example/", "a@b", "EU", &"a".repeat(41)] {
             assert!(!is_region(bad), "{bad}");
         }

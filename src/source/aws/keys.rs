@@ -25,6 +25,8 @@ pub(crate) struct Keys {
     pub(crate) account: Option<String>,
     /// Whether they are an assumed role's, once that is known: AWS then limits further roles to an hour.
     pub(crate) of_role: OnceLock<bool>,
+    /// `aws:userid` of a role's session, if known.
+    pub(crate) user_id: Option<String>,
 }
 
 impl fmt::Debug for Keys {
@@ -83,8 +85,8 @@ impl Keys {
                 "{place} gave no AWS access key id and secret access key that are understood"
             )));
         };
-        let (expires, account, of_role) = (None, None, OnceLock::new());
-        Ok(Self { id, secret, session_token: full(session_token), expires, account, of_role })
+        let (expires, account, of_role, user_id) = (None, None, OnceLock::new(), None);
+        Ok(Self { id, secret, session_token: full(session_token), expires, account, of_role, user_id })
     }
 
     /// `AWS_ACCESS_KEY_ID` and its like. `AWS_CREDENTIAL_EXPIRATION` is what `aws configure export-credentials`
@@ -149,6 +151,7 @@ impl Keys {
             session_token: copy(self.session_token.as_ref()?),
             expires,
             account: self.account.clone(),
+            user_id: self.user_id.clone(),
             id: MintId::random(),
             shown: Shown::default(),
         })

@@ -170,6 +170,11 @@ impl Lookup {
         }
     }
 
+    /// The address of IAM that variables name.
+    pub(super) fn iam(&self) -> Result<Option<String>, SourceError> {
+        endpoint::named("IAM", &self.variables)
+    }
+
     async fn follow(&self, chain: Chain, upstream: &Upstream) -> Result<Keys, SourceError> {
         let (region, base) = (self.region(Some(&chain)), self.sts()?);
         let sts = Sts { upstream, base: base.as_deref(), region: region.as_deref() };

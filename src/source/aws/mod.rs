@@ -2,13 +2,14 @@
 //!
 //! `client` is the source. `host` keeps the host's keys, and `lookup` finds them: in variables, in a profile
 //! (`profile`, `ini`, `sso`, `process`), at a container's agent or at the machine (`machine`). `sts` exchanges them,
-//! signed by `sigv4`; `denial` says what a refusal means. `session` names sessions and holds AWS's limits; `offline`
+//! signed by `sigv4` and sent by `query`; `denial` says what a refusal means. `iam` denies sessions. `session` names sessions and holds AWS's limits; `offline`
 //! makes sessions without AWS. Google's federation uses `lookup`, `machine` and `sigv4` too.
 
 mod client;
 mod denial;
 mod endpoint;
 mod host;
+mod iam;
 mod ini;
 mod keys;
 mod offline;
@@ -16,6 +17,7 @@ mod process;
 mod profile;
 #[cfg(test)]
 mod profile_tests;
+mod query;
 mod session;
 mod sso;
 mod sts;
@@ -47,6 +49,8 @@ pub struct AwsSettings {
     pub region: Option<String>,
     /// Replaces `https://sts.REGION.amazonaws.com`; a base URL.
     pub sts: Option<String>,
+    /// Replaces `https://iam.amazonaws.com`; a base URL, used only to deny sessions.
+    pub iam: Option<String>,
 }
 
 /// Where the host's own credentials for AWS come from.
@@ -81,6 +85,15 @@ pub struct AwsRequest {
     pub holder: Option<ContainerId>,
 }
 
+/// Sessions of one role that are to be denied everything, by hand.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Deny {
+    /// The ARN.
+    pub role: String,
+    /// `aws:userid` of each, sorted.
+    pub user_ids: Vec<String>,
+}
+
 /// Makes sessions of AWS on the host.
 pub trait AwsSource: Debug + Send + Sync {
     /// The kind of the host's credentials, for messages: `profile dev`, `environment`, `offline`.
@@ -88,6 +101,11 @@ pub trait AwsSource: Debug + Send + Sync {
 
     /// One exchange, uncached. Errors name the next step and never hold a secret.
     fn session<'a>(&'a self, ask: &'a AwsRequest) -> Pending<'a, Result<AwsSession, SourceError>>;
+
+    /// Puts a policy on the role that denies these sessions everything. All of them or none.
+    fn deny<'a>(&'a self, _ask: &'a Deny) -> Pending<'a, Result<(), SourceError>> {
+        Box::pin(async { Err(SourceError::refused("this source cannot deny sessions")) })
+    }
 
     /// As [`crate::source::Source::reload`].
     fn reload(&self) -> Reloaded {

@@ -68,6 +68,7 @@ impl Offline {
             session_token: token,
             expires: Deadline::after(now, ask.identity.lifetime),
             account: Some(account.to_owned()),
+            user_id: None,
             id: MintId::random(),
             shown: Shown::default(),
         })

@@ -2,22 +2,16 @@
 
 use std::time::Duration;
 
-use hyper::Method;
-use url::Url;
-
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::aws::denial::{self, CODES, Refusal, What};
 use crate::source::aws::endpoint::{self, GLOBAL_REGION};
 use crate::source::aws::keys::{Keys, is_account, moment};
-use crate::source::aws::sigv4::{Unsigned, host, stamp};
+use crate::source::aws::query::{Service, not_understood, read};
 use crate::source::http::client::Upstream;
-use crate::source::http::fault::Fault;
-use crate::source::http::request::{Answer, Call};
-use crate::source::xml::Document;
+use crate::source::http::request::Answer;
 
 const VERSION: &str = "2011-06-15";
-const FORM: &str = "application/x-www-form-urlencoded";
 /// What STS gives where no `DurationSeconds` is sent.
 const USUAL_LIFE: Duration = Duration::from_secs(3600);
 
@@ -95,9 +89,10 @@ impl Assume<'_> {
 impl Sts<'_> {
     /// `AssumeRole`, with the host's keys.
     pub(super) async fn assume(&self, keys: &Keys, ask: &Assume<'_>) -> Result<Keys, Refusal> {
-        let answer = self.signed(keys, &ask.fields("AssumeRole")).await;
+        let fields = ask.fields("AssumeRole");
+        let answer = self.service(&self.url()).signed(keys, &pairs(&fields)).await;
         let answer = answer.map_err(|fault| denial::refusal(fault, &ask.what()))?;
-        Ok(granted(&answer, "AssumeRole", ask.duration)?)
+        Ok(granted(&answer, "AssumeRole", ask)?)
     }
 
     /// `AssumeRoleWithWebIdentity`: `token` is another issuer's, and the request needs no signature.
@@ -107,21 +102,18 @@ impl Sts<'_> {
         ask: &Assume<'_>,
     ) -> Result<Keys, SourceError> {
         let fields = ask.fields("AssumeRoleWithWebIdentity");
-        let mut pairs: Vec<(&str, &str)> =
-            fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut pairs = pairs(&fields);
         pairs.push(("WebIdentityToken", token.expose()));
-        let url = self.url();
-        let answer = self.upstream.send(&Self::call(&url, Call::form(&url, &pairs).body)).await;
+        let answer = self.service(&self.url()).plain(&pairs).await;
         let answer = answer.map_err(|fault| denial::refused(fault, &What::WebIdentity { role: ask.role }))?;
-        granted(&answer, "AssumeRoleWithWebIdentity", ask.duration)
+        granted(&answer, "AssumeRoleWithWebIdentity", ask)
     }
 
     /// `GetCallerIdentity`, which needs no permission.
     pub(super) async fn caller(&self, keys: &Keys) -> Result<Caller, SourceError> {
-        let fields = [("Action", "GetCallerIdentity"), ("Version", VERSION)]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let answer =
-            self.signed(keys, &fields).await.map_err(|fault| denial::refused(fault, &What::Caller))?;
+        let fields = [("Action", "GetCallerIdentity"), ("Version", VERSION)];
+        let answer = self.service(&self.url()).signed(keys, &fields).await;
+        let answer = answer.map_err(|fault| denial::refused(fault, &What::Caller))?;
         let document = read(&answer)?;
         let text = |name: &str| {
             let path = format!("GetCallerIdentityResponse/GetCallerIdentityResult/{name}");
@@ -140,67 +132,18 @@ impl Sts<'_> {
         format!("{base}/")
     }
 
-    fn call(url: &str, body: Secret<String>) -> Call<'_> {
-        let headers = &[("accept", "application/xml")];
-        Call { body, headers, codes: CODES, content_type: FORM, ..Call::bare(Method::POST, url) }
-    }
-
-    /// Sends a signed request. One that was signed by a clock that the answer shows to be wrong is signed again.
-    async fn signed(&self, keys: &Keys, fields: &[(String, String)]) -> Result<Answer, Fault> {
-        let ahead = self.upstream.skew().ahead();
-        match self.signed_now(keys, fields).await {
-            Err(Fault::Denied(denial))
-                if denial::may_be_the_clock(&denial) && self.upstream.skew().moved_from(ahead) =>
-            {
-                self.signed_now(keys, fields).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn signed_now(&self, keys: &Keys, fields: &[(String, String)]) -> Result<Answer, Fault> {
-        let url = self.url();
-        let unfit = || Fault::unfit(&url, "this endpoint or these keys do not fit into a request");
-        let parsed = Url::parse(&url).map_err(|_| unfit())?;
-        let host = host(&parsed).ok_or_else(unfit)?;
-        let stamp = Secret::new(stamp(self.upstream.skew().now()));
-        let pairs: Vec<(&str, &str)> =
-            fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let mut call = Self::call(&url, Call::form(&url, &pairs).body);
-        // Sorted by name, as signing requires.
-        let mut headers = vec![("content-type", FORM), ("host", &host), ("x-amz-date", stamp.expose())];
-        let session = keys.session_token.as_ref().map(|token| ("x-amz-security-token", token));
-        headers.extend(session.map(|(name, token)| (name, token.expose().as_str())));
-        let request = Unsigned {
-            method: "POST",
-            service: "sts",
-            region: self.region.unwrap_or(GLOBAL_REGION),
-            url: &parsed,
-            headers: &headers,
-            body: call.body.expose().as_bytes(),
-        };
-        let authorization = request.authorization(stamp.expose(), keys);
-        call = call.named("authorization", &authorization).map_err(|_| unfit())?;
-        call = call.named("x-amz-date", &stamp).map_err(|_| unfit())?;
-        if let Some((name, token)) = session {
-            call = call.named(name, token).map_err(|_| unfit())?;
-        }
-        self.upstream.send(&call).await
+    fn service<'a>(&'a self, url: &'a str) -> Service<'a> {
+        let region = self.region.unwrap_or(GLOBAL_REGION);
+        Service { upstream: self.upstream, url, name: "sts", region, codes: CODES }
     }
 }
 
-fn read(answer: &Answer) -> Result<Document, SourceError> {
-    Document::read(answer.bytes().expose()).ok_or_else(|| not_understood(answer))
-}
-
-fn not_understood(answer: &Answer) -> SourceError {
-    let page = answer.text().is_some_and(|text| text.to_ascii_lowercase().contains("<html"));
-    let hint = if page { ", but a web page: does this network want a login?" } else { "" };
-    SourceError::transient(format!("{} gave an answer that is not understood{hint}", answer.host))
+fn pairs(fields: &[(String, String)]) -> Vec<(&str, &str)> {
+    fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
 /// The session in an answer, which is a role's.
-fn granted(answer: &Answer, action: &str, asked: Option<Duration>) -> Result<Keys, SourceError> {
+fn granted(answer: &Answer, action: &str, ask: &Assume<'_>) -> Result<Keys, SourceError> {
     let document = read(answer)?;
     let path = |name: &str| format!("{action}Response/{action}Result/{name}");
     let credential = |name: &str| document.text(&path(&format!("Credentials/{name}")));
@@ -208,15 +151,24 @@ fn granted(answer: &Answer, action: &str, asked: Option<Duration>) -> Result<Key
     let end = credential("Expiration").and_then(|end| moment(end.expose()));
     let end = end.ok_or_else(|| not_understood(answer))?;
     let keys = Keys::new(copy("AccessKeyId"), copy("SecretAccessKey"), copy("SessionToken"), &answer.host)?;
-    let mut keys =
-        keys.until(end, answer.sent, answer.date, asked.unwrap_or(USUAL_LIFE), &answer.host)?.of_role();
+    let mut keys = keys
+        .until(end, answer.sent, answer.date, ask.duration.unwrap_or(USUAL_LIFE), &answer.host)?
+        .of_role();
     if !keys.is_temporary() {
         return Err(not_understood(answer));
     }
     let arn = document.text(&path("AssumedRoleUser/Arn"));
     let account = arn.and_then(|arn| arn.expose().split(':').nth(4)).filter(|id| is_account(id));
     keys.account = account.map(str::to_owned);
+    let user = document.text(&path("AssumedRoleUser/AssumedRoleId")).map(|id| id.expose().clone());
+    keys.user_id = user.filter(|id| is_user_id(id, ask.session_name));
     Ok(keys)
+}
+
+/// `aws:userid` of a role's session: the role's id, a colon, and the session's name.
+fn is_user_id(text: &str, session_name: &str) -> bool {
+    let role = text.strip_suffix(session_name).and_then(|head| head.strip_suffix(':'));
+    role.is_some_and(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 #[cfg(test)]
@@ -249,6 +201,16 @@ mod tests {
             ("ExternalId", "id"),
         ] {
             assert!(fields.contains(&(name.to_owned(), value.to_owned())), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_session_s_user_id_ends_in_its_name() {
+        assert!(is_user_id("AROAEXAMPLE:kfp-load-1", "kfp-load-1"));
+        for other in
+            ["AROAEXAMPLE:kfp-load-2", "kfp-load-1", ":kfp-load-1", "A*:kfp-load-1", "A:B:kfp-load-1"]
+        {
+            assert!(!is_user_id(other, "kfp-load-1"), "{other}");
         }
     }
 

@@ -10,6 +10,7 @@ mod cells;
 mod clients;
 mod cloud_attacks;
 mod conforming;
+mod denied;
 mod deploy;
 mod eth0;
 mod exit_codes;

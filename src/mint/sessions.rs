@@ -1,0 +1,56 @@
+//! The sessions of AWS that were made for containers and may still be used: IAM can deny each by its `aws:userid`.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::record::Who;
+use crate::source::aws::AwsRequest;
+use crate::token::{AwsSession, Deadline, Now};
+use crate::workload::Grant;
+
+/// A session of a container, which every renewal keeps: a new life of it is under the same `user_id`.
+#[derive(Clone, Debug)]
+pub struct MadeSession {
+    pub grant: Grant,
+    /// The ARN.
+    pub role: String,
+    /// `ROLEID:SESSION-NAME`.
+    pub user_id: String,
+    /// The end of the last one.
+    pub expires: Deadline,
+}
+
+/// Remembered until they expire, whatever became of their containers.
+#[derive(Debug, Default)]
+pub(super) struct Sessions(Mutex<Vec<MadeSession>>);
+
+/// The container of a session that is being made.
+pub(super) fn holder(who: Option<Who<'_>>) -> Option<Grant> {
+    match who {
+        Some(Who::Container(grant)) => Some(grant.clone()),
+        _ => None,
+    }
+}
+
+impl Sessions {
+    pub(super) fn made(&self, holder: Option<Grant>, ask: &AwsRequest, session: &AwsSession) {
+        let role = ask.identity.role.clone();
+        let (Some(grant), Some(role), Some(user_id)) = (holder, role, session.user_id.clone()) else {
+            return;
+        };
+        let made = MadeSession { grant, role, user_id, expires: session.expires };
+        let now = Now::read();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| !known.expires.is_over(now));
+        match all.iter_mut().find(|known| known.user_id == made.user_id && known.role == made.role) {
+            Some(known) if known.expires.wall() > made.expires.wall() => {}
+            Some(known) => *known = made,
+            None => all.push(made),
+        }
+    }
+
+    /// Those that have not expired.
+    pub(super) fn alive(&self, now: Now) -> Vec<MadeSession> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|known| !known.expires.is_over(now)).cloned().collect()
+    }
+}
