@@ -127,7 +127,7 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
                 (what, _) => wait_for(app::explain(&config, env, &what.unwrap_or_default(), print))?,
             }
         }
-        Command::Conformance { target, json } => wait_for(app::conformance(&target, json, print))?,
+        Command::Conformance { target, json } => wait_for(app::conformance(env, &target, json, print))?,
         Command::Config { command } => configure(command, env),
         Command::RelayImage { config, arch, file } => {
             let (config, _) = resolve(config, Output::default(), env)?;

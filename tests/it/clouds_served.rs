@@ -363,10 +363,14 @@ async fn a_container_on_loopback_has_a_path_of_its_own() {
 
 /// The deviations that `kfp-creds conformance` finds, by case.
 async fn deviations(at: std::net::SocketAddr) -> (serde_json::Value, Vec<String>) {
+    deviations_at(format!("http://{at}"), vec![]).await
+}
+
+/// The same with a path and variables.
+async fn deviations_at(target: String, env: Vec<(&'static str, String)>) -> (serde_json::Value, Vec<String>) {
     let asking = tokio::task::spawn_blocking(move || {
         let folder = Folder::new("conformance");
-        let target = format!("http://{at}");
-        program(&folder.0).args(["conformance", "--json", "--target", &target]).output().unwrap()
+        program(&folder.0).args(["conformance", "--json", "--target", &target]).envs(env).output().unwrap()
     });
     let out = asking.await.unwrap();
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
@@ -390,6 +394,40 @@ async fn conformance_runs_the_cases_of_the_clouds_that_are_there() {
     let count = |report: &serde_json::Value| report["conforming"].as_u64().unwrap();
     assert_eq!(count(&with), count(&without) + 18);
     assert!(clouds.aws.calls.load(Ordering::SeqCst) > 0 && clouds.azure.calls.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn conformance_runs_the_cases_of_forms_whose_secret_is_known() {
+    let clouds = Clouds::start().await;
+    let capability = || Some(Secret::new("capability".to_string()));
+    let listen = |identity: Identity| {
+        clouds.listen(Entrance::Local { identity: Arc::new(identity), capability: capability() })
+    };
+    let all = Identity { aws: clouds::identity().aws, azure: Some(Arc::default()), ..Identity::default() };
+    let none = Identity { aws: None, azure: None, ..all.clone() };
+    let (of_all, of_none) = (listen(all).await, listen(none).await);
+    let (with, deviating) = deviations_at(format!("http://{of_all}/capability"), vec![]).await;
+    assert!(deviating.is_empty(), "{with}");
+    assert!(!with.to_string().contains("canary") && !with.to_string().contains("capability"), "{with}");
+    let (without, deviating) = deviations_at(format!("http://{of_none}/capability"), vec![]).await;
+    assert!(deviating.is_empty(), "{without}");
+    let count = |report: &serde_json::Value| report["conforming"].as_u64().unwrap();
+    assert_eq!(count(&with), count(&without) + 18 + 9, "{with}");
+
+    // A wrong server, of which a container's variables say that it is there.
+    let at = wrong_server().await;
+    let env = vec![
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{at}/creds")),
+        ("IDENTITY_ENDPOINT", format!("http://{at}/msi/token")),
+        ("IDENTITY_HEADER", "canary".into()),
+    ];
+    let (report, deviating) = deviations_at(format!("http://{at}"), env).await;
+    for case in
+        ["container-credentials", "container-forwarded", "app-service-token", "app-service-wrong-header"]
+    {
+        assert!(deviating.iter().any(|name| name == case), "{case}: {report}");
+    }
+    assert!(!report.to_string().contains("canary"), "{report}");
 }
 
 /// A server that has IMDSv1, no lifetime in its reply, and Google's header everywhere.

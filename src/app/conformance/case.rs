@@ -5,7 +5,7 @@
 //! # why
 //! METHOD TARGET
 //! Name: value                  headers, Host among them
-//! => STATUS [media] [etag] [location=PATH] [has=HEADER] [SHAPE]
+//! => STATUS|4xx [media] [etag] [location=PATH] [has=HEADER] [SHAPE]
 //! ```
 //!
 //! Shapes of bodies: `line` one line without a newline, or empty; `digits`; `lines=A,B` at least these lines,
@@ -14,9 +14,15 @@
 
 use serde_json::Value;
 
+use super::forms::Form;
 use super::found::Found;
 use super::wire::Answer;
 use crate::cloud::Cloud;
+use crate::secret::Secret;
+
+/// Stand for the paths of the forms that need a secret.
+const CONTAINER: &str = "{container}";
+const APP_SERVICE: &str = "{app-service}";
 
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -25,6 +31,7 @@ pub(super) struct Case {
     method: &'static str,
     target: &'static str,
     headers: Vec<&'static str>,
+    /// 4 for any status from 400 to 499.
     status: u16,
     media: Option<&'static str>,
     etag: bool,
@@ -54,7 +61,7 @@ fn parse(text: &'static str) -> Option<Case> {
         expected
     })?;
     let mut words = expected.split(' ');
-    let status = words.next()?.parse().ok()?;
+    let status = words.next()?.trim_end_matches("xx").parse().ok()?;
     let mut case = Case {
         name,
         why,
@@ -88,7 +95,20 @@ impl Case {
     }
 
     pub(super) fn cloud(&self) -> Cloud {
-        Cloud::of_path(self.target)
+        match () {
+            () if self.target.starts_with(CONTAINER) => Cloud::Aws,
+            () if self.target.starts_with(APP_SERVICE) => Cloud::Azure,
+            () => Cloud::of_path(self.target),
+        }
+    }
+
+    /// Whether the target has what the case is about.
+    pub(super) fn is_for(&self, found: &Found) -> bool {
+        match () {
+            () if self.target.starts_with(CONTAINER) => found.container.is_some(),
+            () if self.target.starts_with(APP_SERVICE) => found.app_service.is_some(),
+            () => found.has(self.cloud()),
+        }
     }
 
     /// A request for a token for one resource of Azure, which an identity need not have.
@@ -107,20 +127,38 @@ impl Case {
     /// The request's bytes, with `prefix` before the target; `None` if the target cannot have a prefix.
     pub(super) fn request(&self, prefix: &str, found: &Found) -> Option<String> {
         let target = self.target;
-        if !prefix.is_empty() && !target.starts_with('/') {
+        if !prefix.is_empty() && !target.starts_with(['/', '{']) {
             return None;
         }
-        let headers: String = self.headers.iter().map(|line| format!("{line}\r\n")).collect();
+        // A form with a secret has its whole path.
+        let prefix = if target.starts_with('{') { "" } else { prefix };
+        let part = |form: Option<&Form>, of: fn(&Form) -> &Secret<String>| {
+            form.map_or("", |form| of(form).expose()).to_owned()
+        };
+        let (container, app_service) = (found.container.as_ref(), found.app_service.as_ref());
+        let token = part(container, |form| &form.header);
+        let authorization = if token.is_empty() { token } else { format!("Authorization: {token}") };
+        let headers = self.headers.iter().map(|line| line.replace("{authorization}", &authorization));
+        let headers: String =
+            headers.filter(|line| !line.is_empty()).map(|line| format!("{line}\r\n")).collect();
         let method = self.method;
         let request = format!("{method} {prefix}{target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
         let (token, role) = found.aws.as_ref().map_or(("", ""), |aws| (aws.token.expose(), &*aws.role));
+        let request = request.replace(CONTAINER, &part(container, |form| &form.path));
+        let request = request.replace(APP_SERVICE, &part(app_service, |form| &form.path));
+        let request = request.replace("{header}", &part(app_service, |form| &form.header));
         Some(request.replace("{token}", token).replace("{role}", role))
     }
 
     /// The first deviation of the answer from the case.
     pub(super) fn deviation(&self, answer: &Answer) -> Option<String> {
-        if answer.status != self.status {
-            return Some(format!("status {}, expected {}", answer.status, self.status));
+        match self.status {
+            4 if answer.status / 100 == 4 => {}
+            4 => return Some(format!("status {}, expected one from 400 to 499", answer.status)),
+            status if status != answer.status => {
+                return Some(format!("status {}, expected {status}", answer.status));
+            }
+            _ => {}
         }
         let flavored = answer.header("metadata-flavor") == Some("Google");
         match self.cloud() {

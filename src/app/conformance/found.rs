@@ -6,8 +6,10 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::PATIENCE;
-use super::wire::{self, Answer};
+use super::forms::{self, Form};
+use super::wire::{self, Answer, Target};
 use crate::cloud::Cloud;
+use crate::config::Environment;
 use crate::secret::Secret;
 
 const TOKEN: &str = "/latest/api/token";
@@ -19,6 +21,8 @@ const AZURE: &str = "/metadata/identity/oauth2/token";
 pub(super) struct Found {
     pub(super) aws: Option<Aws>,
     azure: bool,
+    pub(super) container: Option<Form>,
+    pub(super) app_service: Option<Form>,
 }
 
 #[derive(Debug)]
@@ -31,7 +35,8 @@ pub(super) struct Aws {
 impl Found {
     /// AWS is there if it gives a token of IMDSv2, Azure if it misses the header of its own. A target that
     /// does not answer has neither; the cases say so.
-    pub(super) async fn look(prefix: &str, at: SocketAddr) -> Self {
+    pub(super) async fn look(target: &Target, at: SocketAddr, env: &Environment) -> Self {
+        let prefix = target.prefix();
         let asked = async |line: &str, header: &str| -> Option<Answer> {
             let (method, path) = line.split_once(' ')?;
             let request = format!(
@@ -48,6 +53,10 @@ impl Found {
             found.aws = Some(Aws { token: Secret::new(token), role });
         }
         found.azure = asked(&format!("GET {AZURE}"), "").await.is_some_and(|answer| misses_header(&answer));
+        // Below a secret path the forms are there with their clouds.
+        let (aws, azure) = (prefix.is_empty() || found.aws.is_some(), prefix.is_empty() || found.azure);
+        found.container = forms::container(target, at, env).filter(|_| aws);
+        found.app_service = forms::app_service(target, at, env).filter(|_| azure);
         found
     }
 

@@ -3,10 +3,12 @@
 //!
 //! The cases are those of our golden files that hold for every server: configured values are left out, and
 //! only the shapes of bodies are compared (`conformance/cases.txt`, made by a test). Those of AWS and Azure
-//! (`conformance/clouds.txt`) run if the target has these clouds. Received tokens are checked and dropped; no
+//! (`conformance/clouds.txt`) run if the target has these clouds, and those of the forms that need a secret if it is
+//! known ([`forms`]). Received tokens are checked and dropped; no
 //! part of them is printed.
 
 mod case;
+mod forms;
 mod found;
 mod wire;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 use case::Case;
 use found::Found;
@@ -32,11 +35,16 @@ enum Outcome {
 }
 
 /// Runs all cases and prints the deviations, as lines or as one JSON object.
-pub async fn conformance(target: &Target, as_json: bool, print: impl Fn(&str)) -> Result<Ended, Failure> {
+pub async fn conformance(
+    env: &Environment,
+    target: &Target,
+    as_json: bool,
+    print: impl Fn(&str),
+) -> Result<Ended, Failure> {
     let at = target.resolve().await.map_err(Failure::Usage)?;
     let (mut conforming, mut skipped, mut deviations) = (0_usize, vec![], vec![]);
-    let found = Found::look(target.prefix(), at).await;
-    for case in case::all().into_iter().filter(|case| found.has(case.cloud())) {
+    let found = Found::look(target, at, env).await;
+    for case in case::all().into_iter().filter(|case| case.is_for(&found)) {
         match run(&case, target, at, &found).await? {
             Outcome::Conforms => conforming += 1,
             Outcome::Skipped(why) => skipped.push((case, why)),
@@ -95,7 +103,7 @@ async fn run(
     if case.is_identity() && answer.status == 404 {
         return Ok(Outcome::Skipped("this account makes no ID tokens"));
     }
-    if case.is_azure_token() && answer.status == 400 {
+    if case.is_azure_token() && matches!(answer.status, 400 | 403) {
         return Ok(Outcome::Skipped("this identity may not ask for this resource"));
     }
     Ok(case.deviation(&answer).map_or(Outcome::Conforms, Outcome::Deviates))
