@@ -16,7 +16,7 @@ use crate::lifecycle::Lifecycle;
 use crate::mint::Mint;
 use crate::quote;
 use crate::record::Recorder;
-use crate::token::{HandedOut, Now};
+use crate::token::{HandedOut, Now, TokenKind};
 use crate::workload::Identity;
 
 /// One session at one moment: the answer to `GET /status`. Times are RFC 3339, in UTC.
@@ -257,11 +257,7 @@ impl fmt::Display for Status {
             );
         }
         for row in &self.leases {
-            let last = row.tokens.iter().max_by_key(|token| token.left);
-            let tokens = last.map_or_else(
-                || "none".into(),
-                |last| format!("{}, the last until {} (in {} s)", row.tokens.len(), last.expires, last.left),
-            );
+            let tokens = held(&row.tokens);
             let _ = writeln!(
                 text,
                 "{:<12}  {:<30}  {:<14}  {:<15}  {:<7}  {:<20}  {tokens}",
@@ -317,6 +313,28 @@ impl Status {
                 }
             }
         }
+    }
+}
+
+/// What a container holds and until when; with the clouds, where it holds anything of AWS or Azure.
+fn held(tokens: &[Token]) -> String {
+    let of = |cloud: Cloud| -> Vec<&Token> { tokens.iter().filter(|token| token.cloud() == cloud).collect() };
+    let named = tokens.iter().any(|token| token.cloud() != Cloud::Google);
+    let said = Cloud::ALL.into_iter().filter_map(|cloud| {
+        let all = of(cloud);
+        let last = all.iter().max_by_key(|token| token.left)?;
+        let whose = if named { format!("{cloud}: ") } else { String::new() };
+        Some(format!("{whose}{}, the last until {} (in {} s)", all.len(), last.expires, last.left))
+    });
+    let said: Vec<String> = said.collect();
+    if said.is_empty() { "none".into() } else { said.join("; ") }
+}
+
+impl Token {
+    /// Kinds of later versions count as Google's.
+    fn cloud(&self) -> Cloud {
+        let kind = TokenKind::ALL.into_iter().find(|kind| kind.word() == self.kind);
+        kind.map_or(Cloud::Google, TokenKind::cloud)
     }
 }
 
@@ -432,6 +450,29 @@ mod tests {
         status.source.last_mint = late.map(Into::into);
         status.clouds[0] = of("aws", early, late);
         assert_eq!(status.failing().as_deref(), Some("AccessDenied"), "Google's tokens do not hide it");
+    }
+
+    #[test]
+    fn the_table_says_what_a_container_holds_of_each_cloud() {
+        let mut status = full(1);
+        let token = |kind: &str, hour: u64| Token {
+            mint: "m".into(),
+            kind: kind.into(),
+            expires: format!("2026-11-23T{hour}:00:00Z"),
+            left: hour,
+        };
+        status.leases[0].tokens = vec![
+            token("azure-token", 14),
+            token("access", 13),
+            token("azure-token", 15),
+            token("aws-session", 16),
+        ];
+        let text = status.to_string();
+        let held = "Google Cloud: 1, the last until 2026-11-23T13:00:00Z (in 13 s); AWS: 1, the last until \
+            2026-11-23T16:00:00Z (in 16 s); Azure: 2, the last until 2026-11-23T15:00:00Z (in 15 s)\n";
+        assert!(text.contains(held), "{text}");
+        status.leases[0].tokens.clear();
+        assert!(status.to_string().contains("  none\n"));
     }
 
     #[test]
