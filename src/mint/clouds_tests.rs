@@ -225,6 +225,30 @@ async fn a_short_session_is_replaced_after_240_seconds() {
     }
 }
 
+/// Whoever asks: a container, or a program on this machine, which no lease ends.
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_out_has_life_enough_for_its_clients() {
+    for (life, least) in [(700, 660), (900, 660), (1799, 660), (1800, 900), (3600, 900), (43_200, 900)] {
+        for holder in [None, Some(container("a"))] {
+            let (source, identity) = (aws(life), identity());
+            let mint = mint(&source);
+            mint.serves_local(&identity);
+            let ask = mint.aws_request(&identity, holder.as_ref(), &task()).unwrap();
+            // Of a prime, so that all ages are met.
+            for _ in 0..2 * life / 23 {
+                tokio::time::sleep(Duration::from_secs(23)).await;
+                let session = match mint.cached_aws_session(&ask, None) {
+                    Some(session) => session,
+                    None => mint.aws_session(&ask, None, WAIT).await.unwrap(),
+                };
+                let left = session.expires.remaining(Now::read()).as_secs();
+                assert!(left >= least, "{left} s are left of {life} s, {holder:?}");
+            }
+            assert!(source.calls.load(Ordering::Relaxed) >= 2, "{life}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ends_too_soon_is_not_handed_out() {
     let (source, identity) = (aws(659), identity());
