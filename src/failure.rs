@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A successful end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,11 +67,18 @@ pub enum Remedy {
 pub struct Reason {
     text: Arc<str>,
     pub remedy: Remedy,
+    /// The pause that the other side asked for, before the same is tried again.
+    pub pause: Option<Duration>,
 }
 
 impl Reason {
     pub fn new(text: impl Into<Arc<str>>, remedy: Remedy) -> Self {
-        Self { text: text.into(), remedy }
+        Self { text: text.into(), remedy, pause: None }
+    }
+
+    /// The same with the pause that the other side asked for.
+    pub fn after(self, pause: Option<Duration>) -> Self {
+        Self { pause, ..self }
     }
 
     /// For texts that name the next step themselves, with its command or flag.

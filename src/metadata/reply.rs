@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use hyper::body::Bytes;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LOCATION, SERVER, X_FRAME_OPTIONS,
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, SERVER, X_FRAME_OPTIONS,
 };
 use hyper::header::{HeaderName, HeaderValue, X_XSS_PROTECTION};
 use hyper::{HeaderMap, StatusCode};
@@ -29,6 +30,8 @@ pub struct Reply {
     pub close: bool,
     /// The methods that a 405 names.
     pub allow: Option<&'static str>,
+    /// `Retry-After` in seconds, of a failure that may pass.
+    pub retry_after: Option<u64>,
     /// With a token of IMDSv2: the seconds that it is valid; clients need the header.
     pub ttl: Option<u32>,
     /// Has the headers of Google's server. Clients that see them believe that they run at Google.
@@ -52,12 +55,21 @@ impl Reply {
             body,
             close: false,
             allow: None,
+            retry_after: None,
             ttl: None,
             of_google: false,
             refused: false,
             probe: false,
             wrong: None,
         }
+    }
+
+    /// Says after how long the same request may succeed, if `self` says that it may: Azure's libraries wait that
+    /// long, those of AWS and Google for as long as they think right.
+    pub fn after(self, pause: Option<Duration>) -> Self {
+        let busy = matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+        let seconds = |pause: Duration| (pause.as_secs() + u64::from(pause.subsec_nanos() > 0)).max(1);
+        Self { retry_after: pause.filter(|_| busy).map(seconds), ..self }
     }
 
     /// The status for metrics and audit log: 403 for a refusal that goes out as a 200.
@@ -132,6 +144,9 @@ pub fn headers(reply: &Reply) -> HeaderMap {
     let mut all = if reply.of_google { of_google(reply) } else { of_others(reply) };
     if let Some(methods) = reply.allow {
         all.insert(ALLOW, HeaderValue::from_static(methods));
+    }
+    if let Some(seconds) = reply.retry_after {
+        all.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if reply.close {
         all.insert(CONNECTION, HeaderValue::from_static("close"));

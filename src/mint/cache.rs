@@ -291,9 +291,9 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
             }
             Err(error) => {
                 let pause = match error {
-                    SourceError::Transient(_) => {
+                    SourceError::Transient(why) => {
                         let doubled = BACKOFF.saturating_mul(1 << entry.failures.min(8));
-                        jittered(doubled.min(LONGEST_BACKOFF))
+                        jittered(doubled.min(LONGEST_BACKOFF)).max(why.pause.unwrap_or_default())
                     }
                     SourceError::Absent(_) | SourceError::Refused(_) => REFUSAL_MEMORY,
                 };

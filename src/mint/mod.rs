@@ -335,16 +335,20 @@ impl Mint {
                     self.launch(renewal);
                     return Ok(token);
                 }
-                Found::Failed(error, again) => {
-                    // During a back-off callers wait too: the next try may bring them a token.
-                    if matches!(error, SourceError::Transient(_)) {
-                        sleep_until(again.min(until)).await;
+                Found::Failed(SourceError::Transient(why), again) => {
+                    // During a back-off callers wait too: the next try may bring them a token. Where upstream
+                    // asked for a longer pause they are told how long, at once.
+                    if why.pause.is_some() && again >= until {
+                        let left = again.saturating_duration_since(Instant::now());
+                        return Err(MintFailure::Transient(why.after(Some(left))));
                     }
-                    if again < until && matches!(error, SourceError::Transient(_)) {
+                    sleep_until(again.min(until)).await;
+                    if again < until {
                         continue;
                     }
-                    return Err(error.into());
+                    return Err(MintFailure::Transient(why));
                 }
+                Found::Failed(error, _) => return Err(error.into()),
                 Found::Wait { in_flight, new, old } => {
                     self.launch(new.then(|| in_flight.clone()));
                     (in_flight, old)

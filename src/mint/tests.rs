@@ -162,6 +162,26 @@ async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_pause_that_upstream_asks_for_is_kept_and_told() {
+    let source = Scripted::new(0, 3600);
+    let why = Reason::from("busy").after(Some(Duration::from_secs(60)));
+    source.next(0, Err(SourceError::transient(why)));
+    let mint = mint(&source);
+    let pause = async || match text(&mint, &ask("a")).await {
+        Err(MintFailure::Transient(why)) => why.pause.map(|pause| pause.as_secs()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(pause().await, Some(60));
+    pass(30).await;
+    let began = Instant::now();
+    assert_eq!(pause().await, Some(30));
+    assert!(began.elapsed() < WAIT, "held for a time that is known");
+    assert_eq!(source.calls(), 1);
+    pass(30).await;
+    assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn callers_are_held_for_their_time_while_a_mint_backs_off() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);

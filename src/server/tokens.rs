@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{Caller, Server};
 use crate::cloud::Cloud;
+use crate::failure::Reason;
 use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, Service};
 use crate::mint::MintFailure;
 use crate::record::{For, Who};
@@ -17,7 +18,7 @@ pub(super) const SLOW: &str = "the token is still being minted: ask again";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
-pub(super) struct No(pub(super) Failure, pub(super) String);
+pub(super) struct No(pub(super) Failure, pub(super) Reason);
 
 impl Server {
     pub(super) async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
@@ -37,18 +38,18 @@ impl Server {
     async fn try_access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
-            return Err(No(Failure::TooMany, too_many(identity)));
+            return Err(No(Failure::TooMany, too_many(identity).into()));
         }
         let scopes = match &ask.scopes {
             Some(asked) if ask.enforced => exactly(identity, asked),
             asked => effective(identity, asked.as_ref()),
         };
-        let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why))?;
+        let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why.into()))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
         // Saves an upstream call whose token would be refused; the check of the token below decides.
         if ask.enforced && !self.mint.narrows(&request) {
-            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
+            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
         let token = match self.mint.cached(&request, who(caller)) {
             Some(token) => token,
@@ -59,14 +60,14 @@ impl Server {
                 }
                 Err(MintFailure::Refused(why)) => {
                     self.refusals.tell(Cloud::Google, &caller.name(), &why);
-                    return Err(No(Failure::AccessRefused, why.to_string()));
+                    return Err(No(Failure::AccessRefused, why));
                 }
-                Err(MintFailure::Transient(why)) => return Err(No(Failure::Transient, why.to_string())),
+                Err(MintFailure::Transient(why)) => return Err(No(Failure::Transient, why)),
                 Err(MintFailure::Slow) => return Err(No(Failure::Transient, SLOW.into())),
             },
         };
         if ask.enforced && token.scopes != request.scopes {
-            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes)));
+            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
         self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token.about());
         Ok(metadata::access_reply(ask, &token, Now::read()))
@@ -85,7 +86,7 @@ impl Server {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
             // Not a 429: here gcloud fails on any status but 404.
-            return Err(No(Failure::IdentityRefused, too_many(identity)));
+            return Err(No(Failure::IdentityRefused, too_many(identity).into()));
         }
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
             let name = &identity.name;
@@ -93,7 +94,7 @@ impl Server {
                 "identity {name} (by {}) may not ask for this audience: add it to audiences in [identity.{name}]",
                 caller.by()
             );
-            return Err(No(Failure::NotAllowedAudience, why));
+            return Err(No(Failure::NotAllowedAudience, why.into()));
         }
         if ask.full {
             let name = &identity.name;
@@ -101,7 +102,7 @@ impl Server {
                 let why = format!(
                     "identity {name} is strict, and only Google can sign details of an instance: ask without format=full"
                 );
-                return Err(No(Failure::NotFull, why));
+                return Err(No(Failure::NotFull, why.into()));
             }
             tracing::info!(identity = name, "format=full: the token has no details of an instance");
         }
@@ -113,8 +114,8 @@ impl Server {
         let token =
             self.mint.identity(&request, who(caller), left(deadline)).await.map_err(
                 |failure| match failure {
-                    MintFailure::Refused(why) => No(Failure::IdentityRefused, why.to_string()),
-                    MintFailure::Transient(why) => No(Failure::IdentityTransient, why.to_string()),
+                    MintFailure::Refused(why) => No(Failure::IdentityRefused, why),
+                    MintFailure::Transient(why) => No(Failure::IdentityTransient, why),
                     MintFailure::Slow => No(Failure::IdentityTransient, SLOW.into()),
                 },
             )?;
@@ -143,7 +144,7 @@ impl Server {
 
     fn refuse(&self, caller: &Caller, audience: Option<&str>, no: &No) -> Reply {
         let No(failure, why) = no;
-        let reply = metadata::failure_reply(Service::Google, *failure, why);
+        let reply = metadata::failure_reply(Service::Google, *failure, why).after(why.pause);
         if let Some(who) = who(caller) {
             let status = reply.status.as_u16();
             match audience {

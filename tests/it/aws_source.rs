@@ -279,7 +279,9 @@ async fn what_aws_says_besides_a_code_goes_nowhere() {
         let why = host.refusal(aws.session(&ask(with_role(&role))).await);
         assert!(why.contains(word) && !why.contains("CanaryCode"), "{why}");
     }
-    host.aws.instead(400, &refusal("Throttling"));
+    for _ in 0..3 {
+        host.aws.instead(400, &refusal("Throttling"));
+    }
     assert!(host.transient(aws.session(&ask(with_role(&role))).await).contains("Throttling"));
     for _ in 0..3 {
         host.aws.instead(503, "<html>canary-in-a-message</html>");
@@ -777,6 +779,29 @@ async fn the_config_says_where_the_token_service_is() {
     assert_eq!(aws.caller().await.unwrap().unwrap().arn, keys.arn);
 }
 
+#[tokio::test]
+async fn a_token_service_that_is_busy_is_not_asked_before_its_time() {
+    let mut host = Host::new();
+    host.keys(&host.aws.user());
+    let role = host.aws.role("loader", Role::default());
+    let aws = host.open(AwsCredentials::Environment).unwrap();
+    // STS says it with a 400, which other services mean for good.
+    host.aws.instead(400, &refusal("Throttling"));
+    aws.session(&ask(with_role(&role))).await.unwrap();
+    assert_eq!(host.aws.of("AssumeRole").len(), 2);
+    for (status, code) in [(400, "Throttling"), (429, "RequestLimitExceeded"), (503, "ServiceUnavailable")] {
+        host.aws.asks_to_wait("60");
+        let before = host.aws.seen().len();
+        host.aws.instead(status, &refusal(code));
+        let error = aws.session(&ask(with_role(&role))).await.unwrap_err();
+        assert!(
+            matches!(&error, SourceError::Transient(why) if why.pause == Some(Duration::from_secs(60))),
+            "{error:?}"
+        );
+        assert_eq!(host.aws.seen().len() - before, 1, "{code}");
+    }
+}
+
 /// The session of `name` of this role, as the config denies it.
 fn deny(role: &str, user_id: &str) -> Deny {
     Deny { role: role.into(), user_ids: vec![user_id.into()] }
@@ -814,7 +839,9 @@ async fn one_container_s_session_is_denied_at_iam_and_no_other() {
 
     let gone = deny("arn:aws:iam::123456789012:role/gone", &user_id);
     assert!(host.refusal(aws.deny(&gone).await).contains("there is no such role"));
-    host.aws.instead(400, &refusal("Throttling"));
+    for _ in 0..3 {
+        host.aws.instead(400, &refusal("Throttling"));
+    }
     assert!(host.transient(aws.deny(&deny(&role, &user_id)).await).contains("try again"));
     host.aws.instead(409, &refusal("LimitExceeded"));
     assert!(host.refusal(aws.deny(&deny(&role, &user_id)).await).contains("10 240 characters"));

@@ -172,6 +172,23 @@ async fn every_refusal_of_entra_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn entra_and_a_machine_that_ask_to_wait_are_not_asked_before() {
+    let fake = FakeEntra::start();
+    let azure = with_secret(&fake);
+    fake.asks_to_wait("60");
+    fake.fail_as(429, "temporarily_unavailable", 90_055);
+    let error = azure.token(&ask()).await.unwrap_err();
+    assert!(
+        matches!(&error, SourceError::Transient(why) if why.pause == Some(Duration::from_secs(60))),
+        "{error:?}"
+    );
+    assert_eq!(fake.seen().len(), 1);
+    // A refusal has no time.
+    fake.fail_as(401, "invalid_client", 7_000_215);
+    assert!(!refusal(azure.token(&ask()).await).contains("asks to wait"));
+}
+
+#[tokio::test]
 async fn what_may_pass_is_tried_again_and_said_to_pass() {
     let fake = FakeEntra::start();
     let azure = with_secret(&fake);

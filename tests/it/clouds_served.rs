@@ -123,6 +123,36 @@ async fn what_may_pass_is_unavailable_in_each_form() {
     assert_eq!(clouds.counted("unavailable"), 3);
 }
 
+#[tokio::test]
+async fn a_busy_upstream_is_left_alone_and_clients_are_told_how_long() {
+    let clouds = Clouds::start().await;
+    clouds.lease(2, &clouds::identity());
+    clouds.aws.set(Script::Busy(60));
+    clouds.azure.set(Script::Busy(60));
+    let app_service = format!("{APP_SERVICE}{STORAGE}");
+    let secret = [("X-IDENTITY-HEADER", "secret-2")];
+    let began = std::time::Instant::now();
+    for _ in 0..2 {
+        for answer in [
+            clouds.ask(2, &container(2), &[]).await,
+            imds(&clouds, 2).await,
+            clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await,
+            clouds.ask(2, &app_service, &secret).await,
+        ] {
+            assert_eq!(answer.status, 503, "{answer:?}");
+            let left: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((55..=60).contains(&left), "{left}");
+        }
+    }
+    assert!(began.elapsed().as_secs() < 2, "nobody is held for a minute that is known");
+    let calls = |source: &clouds::Scripted| source.calls.load(Ordering::SeqCst);
+    assert_eq!((calls(&clouds.aws), calls(&clouds.azure)), (1, 1), "it was asked again before its time");
+    // What is not known to pass says nothing of a time.
+    clouds.aws.set(Script::Refuse("no"));
+    clouds.lease(3, &clouds::identity());
+    assert!(!clouds.ask(3, &container(3), &[]).await.headers.contains_key("retry-after"));
+}
+
 /// The mint's part: a token that arrives after its lease has ended is not sent, nor put on a lease.
 #[tokio::test]
 async fn a_cut_off_between_mint_and_reply_sends_no_byte() {

@@ -447,6 +447,33 @@ async fn passing_troubles_are_tried_again_and_then_transient() {
 }
 
 #[tokio::test]
+async fn a_server_that_asks_to_wait_is_not_asked_before() {
+    let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
+    for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
+        let google = source(&scratch, &file, &fake);
+        // A moment is waited for.
+        fake.asks_to_wait("1");
+        let (before, began) = (fake.calls().len(), Instant::now());
+        fake.fail(Failure::oauth(429, "rate_limit_exceeded", None));
+        google.access_token(&ask(None)).await.unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(fake.calls().len() - before, 2);
+        // A minute is told.
+        fake.asks_to_wait("60");
+        let before = fake.calls().len();
+        fake.fail(Failure::html_503());
+        match google.access_token(&ask(None)).await {
+            Err(SourceError::Transient(why)) => {
+                assert_eq!(why.pause, Some(Duration::from_secs(60)), "{why}");
+                assert!(why.contains("asks to wait for 60 s"), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fake.calls().len() - before, 1);
+    }
+}
+
+#[tokio::test]
 async fn answers_are_bounded_in_size_and_time() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {

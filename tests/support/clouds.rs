@@ -13,6 +13,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kfp_creds::cloud::{AwsIdentity, AzureIdentity};
 use kfp_creds::console::{Console, Form};
+use kfp_creds::failure::Reason;
 use kfp_creds::metadata::View;
 use kfp_creds::mint::{Mint, Sources};
 use kfp_creds::process::Tasks;
@@ -41,6 +42,8 @@ pub(crate) enum Script {
     Give,
     Refuse(&'static str),
     Fail(&'static str),
+    /// Fails, and says for how many seconds nobody needs to ask again.
+    Busy(u64),
     /// Waits for this, then gives.
     Hold(Arc<Notify>),
 }
@@ -66,6 +69,10 @@ impl Scripted {
             Script::Give => {}
             Script::Refuse(why) => return Err(SourceError::refused(why)),
             Script::Fail(why) => return Err(SourceError::transient(why)),
+            Script::Busy(seconds) => {
+                let why = Reason::from("it is busy").after(Some(Duration::from_secs(seconds)));
+                return Err(SourceError::transient(why));
+            }
             Script::Hold(until) => until.notified().await,
         }
         Ok(number)

@@ -69,6 +69,8 @@ struct State {
     refresh: Option<([String; 3], String)>,
     /// Answers in place of the real ones: status and body.
     instead: VecDeque<(u16, String)>,
+    /// `Retry-After` of refusals.
+    retry_after: Option<String>,
     seen: Vec<Seen>,
     /// How far this service's clock is from the real one, in seconds.
     skew: i64,
@@ -202,6 +204,11 @@ impl FakeAws {
 
     pub(crate) fn instead(&self, status: u16, body: &str) {
         self.set(|state| state.instead.push_back((status, body.into())));
+    }
+
+    /// Refusals ask to wait from now on.
+    pub(crate) fn asks_to_wait(&self, retry_after: &str) {
+        self.set(|state| state.retry_after = Some(retry_after.into()));
     }
 
     pub(crate) fn clock_off_by(&self, skew: i64) {
@@ -548,6 +555,9 @@ async fn serve(
     seen.status = status;
     state.seen.push(seen);
     let mut reply = Response::builder().status(status);
+    if let Some(asked) = state.retry_after.as_deref().filter(|_| status >= 400) {
+        reply = reply.header("retry-after", asked);
+    }
     if state.skew != 0 {
         let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(state.skew);
         reply = reply.header("date", now.format(&Rfc2822).unwrap().replace("+0000", "GMT"));

@@ -69,6 +69,8 @@ struct State {
     assertions: BTreeSet<String>,
     minted: HashMap<String, (String, String)>,
     failures: VecDeque<(u16, String)>,
+    /// `Retry-After` of failures.
+    retry_after: Option<String>,
     seen: Vec<Seen>,
     secrets: Vec<(&'static str, String)>,
     /// How far this service's clock is from the real one, in seconds.
@@ -138,6 +140,11 @@ impl FakeEntra {
             ("IDENTITY_ENDPOINT".into(), format!("{}/msi/token", self.url())),
             ("IDENTITY_HEADER".into(), header),
         ]
+    }
+
+    /// Failures ask to wait from now on.
+    pub(crate) fn asks_to_wait(&self, retry_after: &str) {
+        self.set(|state| state.retry_after = Some(retry_after.into()));
     }
 
     /// Plays this answer once.
@@ -236,8 +243,11 @@ async fn serve(
     state.seen.push(seen);
     let date = OffsetDateTime::now_utc() + time::Duration::seconds(state.skew);
     let date = date.format(&Rfc2822).unwrap().replace("+0000", "GMT");
-    let reply =
+    let mut reply =
         Response::builder().status(status).header("content-type", "application/json").header("date", date);
+    if let Some(asked) = state.retry_after.as_deref().filter(|_| status >= 400) {
+        reply = reply.header("retry-after", asked);
+    }
     Ok(reply.body(Full::new(Bytes::from(text))).unwrap())
 }
 

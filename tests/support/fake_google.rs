@@ -122,6 +122,8 @@ struct State {
     failures: VecDeque<Failure>,
     latency: Duration,
     outage: Option<Outage>,
+    /// `Retry-After` of failures.
+    retry_after: Option<String>,
     /// How far this server's clock is from the real one, in seconds.
     skew: i64,
     /// Whether answers carry a Date.
@@ -254,6 +256,11 @@ impl FakeGoogle {
     /// Plays `failure` for the next request that has none before it.
     pub(crate) fn fail(&self, failure: Failure) {
         self.set(|state| state.failures.push_back(failure));
+    }
+
+    /// Failures ask to wait from now on.
+    pub(crate) fn asks_to_wait(&self, retry_after: &str) {
+        self.set(|state| state.retry_after = Some(retry_after.into()));
     }
 
     /// Drops a failure that was not played.
@@ -417,6 +424,9 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     call.status = status;
     state.calls.push(call);
     let mut reply = Response::builder().status(status).header("content-type", content_type);
+    if let Some(asked) = state.retry_after.as_deref().filter(|_| status >= 400) {
+        reply = reply.header("retry-after", asked);
+    }
     if !state.dateless {
         let date = OffsetDateTime::from(state.now()).format(&Rfc2822).unwrap().replace("+0000", "GMT");
         reply = reply.header("date", date);

@@ -107,7 +107,7 @@ pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
         What::Caller => format!("AWS does not take the host's keys ({denial})"),
     };
     if passes(code) || fault.is_transient() {
-        return SourceError::transient(format!("{lead}; try again in a moment"));
+        return fault.transient(format!("{lead}; try again in a moment"));
     }
     SourceError::refused(Reason::advice(format!("{lead}: {}", advice(code, what))))
 }

@@ -111,7 +111,7 @@ fn refused(fault: Fault, role: &str) -> SourceError {
     let code = denial.code.as_deref().unwrap_or_default();
     let lead = format!("AWS does not let the host put a policy on the role {} ({denial})", quote::name(role));
     if passes(code) || matches!(code, "ServiceFailure" | "ConcurrentModification") || denial.is_transient() {
-        return SourceError::transient(format!("{lead}; try again in a moment"));
+        return fault.transient(format!("{lead}; try again in a moment"));
     }
     SourceError::refused(Reason::advice(format!("{lead}: {}", advice(denial, code))))
 }

@@ -193,7 +193,7 @@ fn refused(what: &str, url: &str, fault: Fault) -> SourceError {
             "{} is kfp-creds itself; unset the variable that leads there, or name another source",
             short(url)
         )),
-        _ if fault.is_transient() => SourceError::transient(format!("{what}: {fault}")),
+        _ if fault.is_transient() => fault.transient(format!("{what}: {fault}")),
         _ => SourceError::refused(format!("{what}: {fault}")),
     }
 }

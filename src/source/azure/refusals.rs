@@ -43,7 +43,7 @@ impl Requested<'_> {
     pub(super) fn refused(&self, fault: Fault) -> SourceError {
         let Fault::Denied(denial) = &fault else { return fault.into() };
         if passes(denial) {
-            return SourceError::transient(fault.to_string());
+            return fault.transient(fault.to_string());
         }
         match denial.entra.and_then(|number| self.explained(number)) {
             Some(why) => SourceError::refused(Reason::advice(format!("{denial}: {why}"))),

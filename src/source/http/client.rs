@@ -45,6 +45,13 @@ pub struct Limits {
     pub pause: Duration,
 }
 
+impl Limits {
+    /// The longest pause between two calls that a server may ask for.
+    fn patience(&self) -> Duration {
+        self.mint / 5
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -167,9 +174,14 @@ impl Upstream {
         let mut pause = self.limits.pause;
         for _ in 1..self.limits.tries {
             match attempt().await {
+                // A server that asks for more is asked again by a later request, and whoever waits is told.
+                Err(fault) if fault.pause().is_some_and(|asked| asked > self.limits.patience()) => {
+                    return Err(fault);
+                }
                 Err(fault) if fault.passes() => {
                     tracing::debug!(%fault, "trying again");
-                    tokio::time::sleep(jittered(pause)).await;
+                    let asked = fault.pause().unwrap_or_default();
+                    tokio::time::sleep(jittered(pause).max(asked)).await;
                     pause *= 4;
                 }
                 settled => return settled,
@@ -224,6 +236,7 @@ impl Upstream {
             if !call.codes.is_empty() {
                 denial.read_xml(body.expose(), call.codes);
             }
+            denial.heed(&head.headers);
             return Err(Fault::Denied(denial));
         }
         let flavored = head.headers.get("metadata-flavor").is_some_and(|flavor| flavor == "Google");

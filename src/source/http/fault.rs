@@ -3,15 +3,21 @@
 //! No text made here contains a body.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::Uri;
+use hyper::header::{DATE, HeaderMap, RETRY_AFTER};
 use hyper_util::client::legacy;
 use serde_json::Value;
 
+use crate::failure::Reason;
 use crate::quote;
 use crate::source::SourceError;
+use crate::source::clock::http_date;
 use crate::source::xml::Document;
+
+/// A server that asks for a longer pause is asked again after this one.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +61,19 @@ impl Fault {
         if trusted { Self::Unreachable { host, why } } else { Self::Untrusted { host, why } }
     }
 
+    /// The pause that the server asked for.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Denied(denial) => denial.pause,
+            Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Unfit { .. } => None,
+        }
+    }
+
+    /// A transient error with this text, and with the pause that the server asked for.
+    pub(crate) fn transient(&self, text: impl Into<Reason>) -> SourceError {
+        SourceError::Transient(text.into().after(self.pause()))
+    }
+
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Untrusted { .. } => true,
@@ -88,7 +107,7 @@ fn is_distrust(error: &(dyn Error + 'static)) -> bool {
 impl From<Fault> for SourceError {
     fn from(fault: Fault) -> Self {
         if fault.is_transient() {
-            Self::transient(fault.to_string())
+            fault.transient(fault.to_string())
         } else {
             Self::refused(fault.to_string())
         }
@@ -97,7 +116,7 @@ impl From<Fault> for SourceError {
 
 /// A non-2xx answer: its status and the codes in it.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} answered {status}{}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), .entra.map(|number| format!(" AADSTS{number}")).unwrap_or_default(), self.hint())]
+#[error("{host} answered {status}{}{}{}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default(), .entra.map(|number| format!(" AADSTS{number}")).unwrap_or_default(), .pause.map(|pause| format!(", and asks to wait for {} s", pause.as_secs())).unwrap_or_default(), self.hint())]
 pub(crate) struct Denial {
     pub(crate) host: String,
     pub(crate) status: u16,
@@ -107,6 +126,8 @@ pub(crate) struct Denial {
     pub(crate) reason: Option<String>,
     /// The number of Microsoft Entra's error (7000215 of `AADSTS7000215`), which says more than its code.
     pub(crate) entra: Option<u32>,
+    /// `Retry-After`, of an answer that may pass.
+    pub(crate) pause: Option<Duration>,
     /// The answer does not come from the called API but from a proxy, a firewall or the network's login page.
     pub(crate) foreign: bool,
 }
@@ -130,6 +151,7 @@ impl Denial {
             code: code(error).or_else(|| code(&error["status"])),
             reason: code(&body["error_subtype"]).or(reason),
             entra: entra(&body),
+            pause: None,
             foreign: matches!(status, 300..=399 | 407 | 511) || status == 403 && !body.is_object(),
         }
     }
@@ -157,7 +179,23 @@ impl Denial {
     /// True for a foreign answer, request timeout, too many requests, and server errors. A loop (508) does
     /// not pass by itself.
     pub(crate) fn is_transient(&self) -> bool {
-        self.foreign || matches!(self.status, 408 | 425 | 429 | 500..=507 | 509..=599)
+        self.foreign || matches!(self.status, 408 | 425 | 429 | 500..=507 | 509..=599) || self.is_throttled()
+    }
+
+    /// Whether AWS says by its code alone that it is busy: the status is 400 then.
+    fn is_throttled(&self) -> bool {
+        ["Throttling", "ThrottlingException", "RequestLimitExceeded"].iter().any(|code| self.is(code))
+    }
+
+    /// Heeds `Retry-After`: seconds, or a time by the server's clock, which `Date` shows.
+    pub(crate) fn heed(&mut self, headers: &HeaderMap) {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        let Some(asked) = text(RETRY_AFTER) else { return };
+        let seconds = asked.parse::<u64>().ok().map(Duration::from_secs);
+        let there = || text(DATE).and_then(http_date).unwrap_or_else(SystemTime::now);
+        let until = || http_date(asked)?.duration_since(there()).ok();
+        let pause = seconds.or_else(until).filter(|pause| !pause.is_zero());
+        self.pause = pause.map(|pause| pause.min(LONGEST_PAUSE)).filter(|_| self.is_transient());
     }
 
     pub(crate) fn is(&self, code: &str) -> bool {
@@ -194,6 +232,8 @@ pub(crate) fn host(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -262,6 +302,28 @@ mod tests {
         denial.read_xml(deeper.as_bytes(), &["AccessDenied"]);
         assert_eq!(denial.to_string(), "a.example answered 403 AccessDenied");
         assert!(!denial.is_transient(), "it would be asked again and again");
+    }
+
+    #[test]
+    fn a_pause_is_heeded_in_both_forms_and_within_bounds() {
+        let heeded = |status, text: &'static str| {
+            let mut denial = Denial::read("https://a.example/", status, b"{}");
+            let date = "Mon, 30 Nov 2026 12:00:00 GMT";
+            let headers = [(DATE, date), (RETRY_AFTER, text)];
+            denial.heed(
+                &headers.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect(),
+            );
+            denial
+        };
+        let pause = |status, text| heeded(status, text).pause.map(|pause| pause.as_secs());
+        assert_eq!(pause(429, "7"), Some(7));
+        assert_eq!(pause(503, "Mon, 30 Nov 2026 12:00:30 GMT"), Some(30));
+        assert_eq!(pause(503, "86400"), Some(300), "nobody is locked out for a day");
+        for useless in ["", "0", "-1", "soon", "Mon, 30 Nov 2026 11:00:00 GMT"] {
+            assert_eq!(pause(503, useless), None, "{useless}");
+        }
+        assert_eq!(pause(403, "7"), None, "a refusal stays one");
+        assert_eq!(heeded(429, "7").to_string(), "a.example answered 429, and asks to wait for 7 s");
     }
 
     #[test]

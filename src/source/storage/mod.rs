@@ -199,6 +199,7 @@ impl Storage {
             let mut denial = Denial::read(url, head.status.as_u16(), &text);
             // Errors of requests for content come as plain text.
             denial.foreign &= denial.status != 403 || is_page(&text);
+            denial.heed(&head.headers);
             return Err(Fault::Denied(denial));
         }
         let (pieces, arriving) = mpsc::channel(WAITING);
