@@ -84,22 +84,29 @@ where
     }
 }
 
-/// Accepts connections until `stop`.
+/// Accepts connections until `stop`. Failures in a row are one line of the log: callers could otherwise fill it.
 pub async fn accept_each<S, F: Future<Output = std::io::Result<S>>>(
     stop: &CancellationToken,
     accept: impl Fn() -> F,
     mut serve: impl FnMut(S),
 ) {
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = accept() => accepted,
         };
         match accepted {
-            Ok(connection) => serve(connection),
+            Ok(connection) => {
+                failing = false;
+                serve(connection);
+            }
             Err(error) => {
                 // Most likely out of file descriptors; these become free when connections end.
-                tracing::warn!(%error, "could not accept a connection");
+                if !failing {
+                    tracing::warn!(%error, "could not accept a connection");
+                }
+                failing = true;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, unix::pipe};
 
 use crate::cloud::Cloud;
 use crate::linux;
-use crate::process::Tasks;
+use crate::process::{Tasks, accept_each};
 use crate::unparsable::Flavored;
 
 /// The caller's address, set by the relay from its socket. A header of this name from a caller is dropped.
@@ -125,20 +125,12 @@ struct Acceptor {
 }
 
 async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Tasks) {
-    loop {
-        let (stream, from) = match acceptor.listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                // Out of file descriptors; finished connections free theirs.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-        };
+    let serve = |(stream, from): (TcpStream, SocketAddr)| {
         if !acceptor.knows(from.ip()) {
-            continue;
+            return;
         }
         let Some(place) = callers.admit(from.ip()) else {
-            continue; // dropping the stream resets it: the caller has far more than its share open
+            return; // dropping the stream resets it: the caller has far more than its share open
         };
         // A TTL of one hop keeps an answer on its network; no delay sends small answers at once.
         let _ = (stream.set_ttl(1), stream.set_nodelay(true));
@@ -147,7 +139,8 @@ async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Task
             let _place = place;
             serve_connection(stream, from, client).await;
         });
-    }
+    };
+    accept_each(tasks.stop(), || acceptor.listener.accept(), serve).await;
 }
 
 async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {

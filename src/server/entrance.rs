@@ -11,7 +11,7 @@ use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use super::caller::Caller;
 use super::{CutOff, HOLD, Server, own_source, respond};
 use crate::loopback::Paths;
 use crate::metadata::{self, Entered, Failure, RequestHead, Service};
-use crate::process::{OWN_SOURCE, Tasks};
+use crate::process::{OWN_SOURCE, Tasks, accept_each};
 use crate::secret::Secret;
 use crate::token::Now;
 use crate::unparsable::Flavored;
@@ -44,15 +44,7 @@ impl Server {
         tasks: Tasks,
     ) {
         let entrance = Arc::new(entrance);
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            };
+        let serve = |(stream, _): (TcpStream, _)| {
             let _ = stream.set_nodelay(true);
             let (this, entrance, stop) = (self.clone(), entrance.clone(), stop.clone());
             tasks.spawn("local connection", async move {
@@ -70,7 +62,8 @@ impl Server {
                     }
                 }
             });
-        }
+        };
+        accept_each(&stop, || listener.accept(), serve).await;
     }
 
     async fn from_loopback(
