@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
+use crate::source::command::Command;
 use crate::source::expiry::life;
 use crate::source::google::endpoints::is_domain;
 use crate::source::jwt;
@@ -35,9 +35,8 @@ const LOGIN: &str = "gcloud auth login";
 /// The gcloud program, run to get tokens of its active account.
 #[derive(Debug)]
 pub(super) struct Program {
-    path: PathBuf,
+    command: Command,
     directory: Option<PathBuf>,
-    /// The environment that gcloud inherits.
     variables: Variables,
     /// gcloud's configuration at the last check; read on every request.
     known: Mutex<Defaults>,
@@ -58,7 +57,10 @@ struct Credential {
 impl Program {
     pub(super) fn new(path: PathBuf, directory: Option<PathBuf>, variables: Variables) -> Self {
         let known = Mutex::new(Defaults::read(directory.as_deref(), &variables));
-        Self { path, directory, variables, known }
+        let inherited = variables.all().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let environment = inherited.chain([("CLOUDSDK_CORE_DISABLE_PROMPTS".into(), "1".into())]).collect();
+        let command = Command { program: path, arguments: vec![], environment, timeout: LONGEST_RUN };
+        Self { command, directory, variables, known }
     }
 
     pub(super) fn defaults(&self) -> Defaults {
@@ -114,30 +116,17 @@ impl Program {
     /// Runs gcloud. Its stderr is written for users and may be long, so errors name the kind of failure and
     /// do not quote it.
     async fn run(&self, arguments: &[&str]) -> Result<Secret<Vec<u8>>, SourceError> {
-        let mut command = tokio::process::Command::new(&self.path);
-        command.args(arguments).env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1").kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let ended = tokio::time::timeout(LONGEST_RUN, command.output()).await;
-        let ended = ended.map_err(|_| {
-            SourceError::transient(format!("gcloud gave no answer within {} s", LONGEST_RUN.as_secs()))
-        })?;
-        let ended = ended.map_err(|error| {
-            SourceError::refused(format!("{} cannot be run: {error}", quote::path(&self.path)))
-        })?;
-        let printed = Secret::new(ended.stdout);
-        if ended.status.success() {
-            return Ok(printed);
+        let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+        let ran = Command { arguments, ..self.command.clone() }.hear().await?;
+        if ran.success {
+            return Ok(ran.output);
         }
-        let said = Secret::new(ended.stderr);
-        if is_logged_out(&String::from_utf8_lossy(said.expose()).to_lowercase()) {
+        if is_logged_out(&String::from_utf8_lossy(ran.said.expose()).to_lowercase()) {
             return Err(SourceError::refused(Reason::advice(format!(
                 "gcloud's login has expired or was withdrawn; run `{LOGIN}` on the host"
             ))));
         }
-        Err(SourceError::transient(format!(
-            "gcloud failed ({}); see what `gcloud config config-helper` says",
-            ended.status
-        )))
+        Err(SourceError::transient("gcloud failed; see what `gcloud config config-helper` says"))
     }
 }
 
