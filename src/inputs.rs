@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::json::one_or_more;
 use crate::quote;
 
 /// The directory with the buckets in a container.
@@ -117,7 +118,8 @@ fn is_bucket(name: &str) -> bool {
 
 /// The objects named in the body of a create request. Never fails: unknown parts name nothing.
 pub fn of(body: &Value) -> Inputs {
-    let words: Vec<&str> = ["Entrypoint", "Cmd"].into_iter().flat_map(|key| strings(&body[key])).collect();
+    let words: Vec<&str> =
+        ["Entrypoint", "Cmd"].into_iter().flat_map(|key| one_or_more(&body[key])).collect();
     let mut found = Inputs::default();
     // A lightweight component's code is one of its arguments, and paths in code are not inputs.
     let code = words.iter().any(|word| word.starts_with("--function_to_execute"));
@@ -206,10 +208,6 @@ impl Inputs {
 /// Where a path ends; paths also occur in shell command lines.
 fn ends_path(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'`;,|&<>()${}*?[]\\:".contains(c)
-}
-
-fn strings(list: &Value) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str).chain(list.as_str())
 }
 
 /// The parsed fields of an `--executor_input`.

@@ -38,6 +38,7 @@
 //! | | `record` | audit log and metrics |
 //! | 0 | `cloud` | what an identity may have on AWS and Azure |
 //! | | `failure` | how a command ends |
+//! | | `json` | lists and objects in JSON that others wrote |
 //! | | `linux` | functions that only Linux has |
 //! | | `process` | tasks and time limits |
 //! | | `quote` | how input is quoted in messages |
@@ -97,6 +98,8 @@ pub mod failure;
 pub mod guard;
 #[cfg(feature = "host")]
 pub mod inputs;
+#[cfg(feature = "host")]
+pub mod json;
 #[cfg(feature = "host")]
 pub mod kfp;
 #[cfg(feature = "host")]

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::json::{fields, items, strings};
 use crate::quote;
 use crate::workload::{Pattern, Task};
 use serde_json::{Map, Value, json};
@@ -132,12 +133,12 @@ pub fn touches(body: &Value, at: &str) -> bool {
 /// The targets of the request's own mounts.
 fn targets(body: &Value) -> Vec<String> {
     let host = &body["HostConfig"];
-    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let binds = strings(&host["Binds"]);
     // `source:target[:options]`, or a bare target for an anonymous volume. Only Linux engines are supported,
     // so a source contains no colon.
     let binds = binds.filter_map(|bind| bind.split(':').nth(usize::from(bind.contains(':'))));
-    let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
-    let memory = host["Tmpfs"].as_object().into_iter().flatten().map(|(at, _)| at.as_str());
+    let mounts = items(&host["Mounts"]).filter_map(|mount| mount["Target"].as_str());
+    let memory = fields(&host["Tmpfs"]).map(|(at, _)| at.as_str());
     binds.chain(mounts).chain(memory).map(|at| place(at).to_string()).collect()
 }
 

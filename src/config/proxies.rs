@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Environment;
 use super::endpoint::Endpoint;
 use super::engine::{configuration, json};
+use crate::json::fields;
 use crate::secret::Secret;
 
 /// An entry's key, and the variable that docker's clients set from it, in upper and lower case.
@@ -46,7 +47,7 @@ impl Said {
                 VARIABLES.iter().filter_map(|(key, name)| Some((*name, Arc::new(Secret::new(value(key)?)))));
             (address.clone(), set.collect())
         };
-        Self(said["proxies"].as_object().into_iter().flatten().map(entry).collect())
+        Self(fields(&said["proxies"]).map(entry).collect())
     }
 
     pub fn of(&self, engine: &Endpoint) -> ClientProxies {

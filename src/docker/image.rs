@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::call::{filtered, segment};
 use super::elf::interpreter;
 use super::{Engine, EngineError};
+use crate::json::{items, strings};
 
 /// Marks our objects at the engine; the value names the kind.
 pub const ROLE_LABEL: &str = "kfp-creds.role";
@@ -120,11 +121,11 @@ impl Engine {
     ) -> Result<Vec<(String, String)>, EngineError> {
         let listed = self.get("list images", "/images/json").await?;
         let mut found = vec![];
-        for image in listed.as_array().into_iter().flatten().take(most) {
+        for image in items(&listed).take(most) {
             let id = image["Id"].as_str().unwrap_or_default();
             // The image may have been removed in the meantime.
             let Ok(seen) = self.inspect_image(id).await else { continue };
-            let env = seen["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let env = strings(&seen["Config"]["Env"]);
             let set = env.filter_map(|entry| entry.split_once('='));
             let set =
                 set.filter(|(name, value)| names.contains(name) && !value.is_empty()).map(|(name, _)| name);
@@ -194,7 +195,7 @@ impl Engine {
     async fn remove_older_relay_images(&self, current: &str) {
         let path = filtered("/images/json", "label", &format!("{ROLE_LABEL}=relay"));
         let listed = self.get("list relay images", &path).await.unwrap_or_default();
-        for image in listed.as_array().into_iter().flatten() {
+        for image in items(&listed) {
             // Podman puts names without a registry under `localhost/`.
             let ours = tags(image).any(|tag| tag.strip_prefix("localhost/").unwrap_or(tag).starts_with(NAME));
             let id = image["Id"].as_str().unwrap_or_default();
@@ -219,7 +220,7 @@ pub fn own_architecture() -> &'static str {
 
 /// An untagged image has no tags, or null.
 fn tags(image: &Value) -> impl Iterator<Item = &str> {
-    image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str)
+    strings(&image["RepoTags"])
 }
 
 /// Compares ids with or without the name of the hash.

@@ -30,6 +30,7 @@ pub use self::podman::Product;
 
 use self::upstream::Upstream;
 use crate::failure::{Reason, Remedy};
+use crate::json::fields;
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -239,7 +240,7 @@ impl Engine {
         // A container that was never started has a start time before 1970 and the exit code 0.
         let started = state["StartedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
         let exit_code = state["ExitCode"].as_i64().filter(|_| !running && started.is_some());
-        let networks = found["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+        let networks = fields(&found["NetworkSettings"]["Networks"]);
         let endpoint = networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network);
         let address = endpoint.and_then(|endpoint| endpoint["IPAddress"].as_str()?.parse().ok());
         Ok(Seen { running, address, started, exit_code })

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::call::segment;
 use super::labels::SESSION_LABEL;
 use super::{Engine, EngineError};
+use crate::json::items;
 
 /// The oldest supported version: 4.x loses the exit codes of removed containers and returns names instead of
 /// ids.
@@ -114,7 +115,7 @@ fn harmless(made: &Value) -> Result<(), &'static str> {
     if made["dns_enabled"] != false {
         return Err("Podman put its DNS server on it");
     }
-    let gateway = made["subnets"].as_array().into_iter().flatten().any(|subnet| !subnet["gateway"].is_null());
+    let gateway = items(&made["subnets"]).any(|subnet| !subnet["gateway"].is_null());
     if gateway {
         return Err("Podman gave the host an address on it");
     }

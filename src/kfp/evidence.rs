@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::{Compiled, Place, Reading, strings};
+use super::{Compiled, Place, Reading};
+use crate::json::one_or_more;
 use crate::workload::{Task, Unknown};
 
 /// Most pipeline roots of one session; a real session has fewer.
@@ -33,7 +34,7 @@ impl Evidence {
     /// The task of a create request that is about to be sent. `there` are those of its directories that
     /// already exist: kfp creates none before it starts a task.
     pub fn task(&self, reading: Reading, body: &Value, compiled: &Compiled, there: &[String]) -> Task {
-        let command = strings(body.get("Cmd"));
+        let command: Vec<&str> = one_or_more(&body["Cmd"]).collect();
         let who = digest(&reading.task.image, &command);
         let mut seen = self.seen();
         let root = reading.root.clone();
@@ -49,7 +50,7 @@ impl Evidence {
 
     /// The task of a container that was created earlier.
     pub fn look(&self, reading: Reading, body: &Value, compiled: &Compiled) -> Task {
-        let command = strings(body.get("Cmd"));
+        let command: Vec<&str> = one_or_more(&body["Cmd"]).collect();
         let who = digest(&reading.task.image, &command);
         self.seen().task(reading, &command, who, compiled, &[])
     }

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::json::one_or_more;
 use crate::workload::{Task, Unknown};
 
 pub use compiled::Compiled;
@@ -66,10 +67,10 @@ pub fn task(body: &Value, name: Option<&str>) -> Task {
 /// A container component is identified only by the paths in its command. If they point at several tasks
 /// (paths of inputs do), the component stays unknown instead of being guessed; [`Evidence`] may resolve it.
 pub fn read(body: &Value, name: Option<&str>) -> Reading {
-    let binds = strings(body.pointer("/HostConfig/Binds"));
+    let binds: Vec<&str> = one_or_more(&body["HostConfig"]["Binds"]).collect();
     let roots: Vec<&str> = binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).collect();
     let workspace = binds.iter().any(|bind| without_mode(bind).ends_with(":/kfp-workspace"));
-    let command = strings(body.get("Cmd"));
+    let command: Vec<&str> = one_or_more(&body["Cmd"]).collect();
     let input = executor_input(&command);
     let (place, root, places) = match &input {
         Some(input) => {
@@ -103,7 +104,7 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
         image: body.get("Image").and_then(Value::as_str).unwrap_or_default().into(),
         name: name.filter(|name| !name.is_empty()).map(String::from),
         labels: labels(body.get("Labels")),
-        wish: wish(&strings(body.get("Env"))),
+        wish: wish(&one_or_more(&body["Env"]).collect::<Vec<_>>()),
         unknown,
     };
     let root = root.map(String::from);
@@ -113,7 +114,7 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
 /// The pipeline roots that a kfp task binds. kfp creates these directories itself, and its tasks create the
 /// files below them.
 pub fn roots(body: &Value) -> Vec<PathBuf> {
-    let binds = strings(body.pointer("/HostConfig/Binds"));
+    let binds: Vec<&str> = one_or_more(&body["HostConfig"]["Binds"]).collect();
     binds.iter().filter_map(|bind| root(bind)).take(MOST_ROOTS).map(PathBuf::from).collect()
 }
 
@@ -252,15 +253,6 @@ fn without_mode(bind: &str) -> &str {
 fn is_windows(path: &str) -> bool {
     path.starts_with("\\\\")
         || matches!(path.as_bytes(), [drive, b':', b'\\', ..] if drive.is_ascii_alphabetic())
-}
-
-/// The strings of a list; a single string counts as a list of one, as it does for the engine.
-fn strings(value: Option<&Value>) -> Vec<&str> {
-    match value {
-        Some(Value::String(one)) => vec![one],
-        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    }
 }
 
 /// The identity that the environment asks for. The container sees the last entry of a name; an entry without

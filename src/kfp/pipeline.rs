@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use super::yaml;
+use crate::json::{fields, items, strings};
 use crate::workload::Task;
 
 /// Deepest nesting of graphs. Loops may be nested; a graph that contains itself is not a pipeline.
@@ -54,7 +55,7 @@ impl<'a> Found<'a> {
         if inside > DEEPEST {
             return Err("has components that contain themselves".into());
         }
-        for (name, task) in component["dag"]["tasks"].as_object().into_iter().flatten() {
+        for (name, task) in fields(&component["dag"]["tasks"]) {
             if self.tasks.len() >= MOST_TASKS {
                 return Err(format!("has more than {MOST_TASKS} tasks"));
             }
@@ -81,9 +82,9 @@ impl<'a> Found<'a> {
     }
 
     fn task(&self, name: &str, container: &Value, inside: &[String]) -> Specified {
-        let words = |key: &str| container[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let words = |key: &str| strings(&container[key]);
         let command: Vec<&str> = words("command").chain(words("args")).collect();
-        let variables = container["env"].as_array().into_iter().flatten();
+        let variables = items(&container["env"]);
         let variables =
             variables.filter_map(|one| Some(format!("{}={}", one["name"].as_str()?, one["value"].as_str()?)));
         let variables: Vec<String> = variables.collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. A room imports from storeys below its own, and from itself.
 const STOREYS: [&[&str]; 8] = [
-    &["cloud", "failure", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
+    &["cloud", "failure", "json", "linux", "process", "quote", "secret", "token", "unparsable", "workload"],
     &["certificates", "guard", "inputs", "kfp", "mounts", "console", "policy", "record"],
     &["readiness", "loopback", "registry", "source"],
     &["config"],

@@ -20,6 +20,7 @@ use super::texts::{keys_in_body, length_of, text_of};
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
 use crate::docker::cells::relay_beside;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
+use crate::json::{fields, strings};
 
 impl Proxy {
     /// Judges and forwards a commit. The files are the container's; environment, labels and command can be
@@ -81,7 +82,7 @@ fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wirin
     if !config["Labels"][SESSION_LABEL].is_string() || config["Labels"][ROLE.0] != ROLE.1 {
         return;
     }
-    let env = strings(&config["Env"]);
+    let env: Vec<&str> = strings(&config["Env"]).collect();
     let value = |name: &str| env.iter().rev().find_map(|set| set.strip_prefix(name)?.strip_prefix('='));
     let relays = relays(container, joined, value(METADATA_VARIABLES[0]), wiring);
     let ours = |name: &str, own: Option<&str>| {
@@ -109,7 +110,7 @@ fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wirin
     if !body.is_object() {
         *body = Map::new().into();
     }
-    let mut all = strings(&body["Env"]);
+    let mut all: Vec<String> = strings(&body["Env"]).map(String::from).collect();
     let name = |set: &str| set.split('=').next().unwrap_or_default().to_owned();
     unset.retain(|set| !all.iter().any(|given| name(given) == name(set)));
     all.extend(unset);
@@ -127,9 +128,9 @@ fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wirin
 /// variable, which shows a path on loopback, or the relay of a joined container that is gone.
 fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiring) -> Vec<String> {
     // A container that joined another one's network uses that one's hosts file.
-    let hosts = strings(&container["HostConfig"]["ExtraHosts"]);
+    let hosts: Vec<&str> = strings(&container["HostConfig"]["ExtraHosts"]).collect();
     let told = wiring.names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
-    let networks = joined["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    let networks = fields(&joined["NetworkSettings"]["Networks"]);
     let addresses = networks.flat_map(|(_, endpoint)| {
         [&endpoint["IPAddress"], &endpoint["IPAMConfig"]["IPv4Address"]].map(Value::as_str)
     });
@@ -139,10 +140,6 @@ fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiri
     let google = google.filter(|at| joins || clouds::is_loopback_path(at));
     let fixed = told.or(google).map(String::from).into_iter().chain([wiring.relay.to_string()]);
     fixed.chain(beside).collect()
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
 }
 
 #[cfg(test)]
@@ -169,7 +166,7 @@ mod tests {
         let mut body = Value::Null;
         leave_out(&mut body, &container, &container, &wiring());
         assert_eq!(body["Labels"], json!({SESSION_LABEL: "", MODE_LABEL: "", "kfp-creds.role": ""}));
-        strings(&body["Env"])
+        strings(&body["Env"]).map(String::from).collect()
     }
 
     /// It has no addresses of its own, and where nothing of Google was added no variable shows the relay.
@@ -194,8 +191,8 @@ mod tests {
         let joined = json!({"NetworkSettings": {"Networks": {"n": {"IPAddress": "", "IPAMConfig": {"IPv4Address": "10.7.0.5"}}}}});
         let mut body = Value::Null;
         leave_out(&mut body, &container, &joined, &wiring());
-        let mut found = strings(&body["Env"]);
-        found.sort();
+        let mut found: Vec<&str> = strings(&body["Env"]).collect();
+        found.sort_unstable();
         let names = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT", "AWS_REGION"];
         assert_eq!(found[..3], names);
         assert_eq!(found[3..], ["IDENTITY_ENDPOINT", "IDENTITY_HEADER", "NO_PROXY=own.example"]);

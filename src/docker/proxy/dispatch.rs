@@ -21,6 +21,7 @@ use super::reserved::{Kind, captures};
 use super::state::Proxy;
 use super::upgrade::{Raw, needs_upgrade, upgrade};
 use super::{LifecycleRequest, json, podman};
+use crate::json::fields;
 use crate::workload::ContainerId;
 
 impl Proxy {
@@ -296,7 +297,7 @@ impl Proxy {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::NETWORK).map_err(Refusal::malformed)?;
         let name = body["Name"].as_str().unwrap_or_default();
-        let mut labels = body["Labels"].as_object().into_iter().flatten();
+        let mut labels = fields(&body["Labels"]);
         if self.is_ours(Kind::Network, name).await?
             || labels.any(|(label, _)| label.starts_with("kfp-creds."))
         {

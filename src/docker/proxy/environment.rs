@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::json::strings;
+
 /// The request's entry takes precedence over the image's.
 pub(super) struct Environment<'a> {
     pub(super) request: &'a Value,
@@ -12,7 +14,7 @@ impl<'a> Environment<'a> {
     /// The last entry for `name`; an entry without `=` unsets the variable.
     fn entry(&self, name: &str) -> Option<&'a str> {
         let is = |entry: &&str| entry.split('=').next() == Some(name);
-        let request = self.request.as_array().into_iter().flatten().filter_map(Value::as_str).rfind(is);
+        let request = strings(self.request).rfind(is);
         request.or_else(|| self.image.iter().map(String::as_str).rfind(is))
     }
 

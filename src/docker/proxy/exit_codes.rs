@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::engine_client::{Refusal, Reply, json_reply};
 use super::state::Proxy;
+use crate::json::fields;
 use crate::workload::ContainerId;
 
 /// Containers whose exit is remembered; beyond it the oldest that have ended are forgotten.
@@ -62,7 +63,7 @@ pub(super) enum Condition {
 impl Condition {
     /// Chosen by the restart policy of a create body, whatever the case of its keys.
     pub(super) fn of(body: &Value) -> Self {
-        let policy = body["HostConfig"]["RestartPolicy"].as_object().into_iter().flatten();
+        let policy = fields(&body["HostConfig"]["RestartPolicy"]);
         let mut names = policy.filter_map(|(_, value)| value.as_str());
         if names.any(|name| !matches!(name, "" | "no")) { Self::Removal } else { Self::Exit }
     }

@@ -19,11 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::engine_client::{Body, Refusal, Reply, full};
-use super::json::{split_bind, strings};
+use super::json::split_bind;
 use super::podman;
 use super::state::Proxy;
 use crate::docker::Product;
 use crate::inputs::{self, Object};
+use crate::json::strings;
 use crate::mounts::{self, Mount, Source};
 use crate::workload::{Identity, Task};
 

@@ -254,10 +254,6 @@ pub(super) const EXEC_START: Shape = Shape::Fields(&[("Detach", ANY)]);
 /// The body of `networks/create`.
 pub(super) const NETWORK: Shape = Shape::Fields(&[("Name", ANY), ("Labels", ANY), ("ConfigFrom", ANY)]);
 
-pub(super) fn strings(list: &Value) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str)
-}
-
 /// Source and rest of `source:target[:options]`; `None` for a target alone, which has no source. The colon of
 /// a drive letter belongs to the source.
 pub(super) fn split_bind(bind: &str) -> Option<(&str, &str)> {

@@ -13,6 +13,7 @@ use super::json::HOST_FIELDS;
 use super::question::{Neighbour, Question};
 use super::reserved;
 use super::wiring::{shadows, wire_up};
+use crate::json::fields;
 use crate::mounts::{self};
 use crate::policy::Decision;
 use crate::workload::{By, ContainerId, Identity};
@@ -62,7 +63,7 @@ fn links(body: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn endpoints(body: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    body["NetworkingConfig"]["EndpointsConfig"].as_object().into_iter().flatten()
+    fields(&body["NetworkingConfig"]["EndpointsConfig"])
 }
 
 /// Networks that the body names.
@@ -126,12 +127,12 @@ fn well_formed(body: &Value) -> Result<(), Refusal> {
     for (place, value) in
         [("Env", &body["Env"]), ("ExtraHosts", &host["ExtraHosts"]), ("Links", &host["Links"])]
     {
-        if !strings(value) {
+        if !are_strings(value) {
             return wrong(place, "a list of strings");
         }
     }
     for key in ["CapAdd", "CapDrop", "Capabilities"] {
-        if !(host[key].is_string() || strings(&host[key])) {
+        if !(host[key].is_string() || are_strings(&host[key])) {
             return wrong(key, "a list of strings");
         }
     }
@@ -158,7 +159,7 @@ fn well_formed(body: &Value) -> Result<(), Refusal> {
     }
 }
 
-fn strings(value: &Value) -> bool {
+fn are_strings(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
 }
 
@@ -226,7 +227,7 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     if let Some(name) = Capabilities::dangerous(host, question.alone) {
         return Some(format!("it keeps {name}, with which it could take a neighbour's identity"));
     }
-    let sysctls = host["Sysctls"].as_object().into_iter().flatten();
+    let sysctls = fields(&host["Sysctls"]);
     if let Some((name, _)) = sysctls.into_iter().find(|(name, _)| risky_sysctl(name)) {
         return Some(format!("it sets {name}, with which it could speak for a neighbour's address"));
     }

@@ -8,11 +8,12 @@ use serde_json::Value;
 
 use super::engine_client::Refusal;
 use super::inputs::bucket_of;
-use super::json::{split_bind, strings};
+use super::json::split_bind;
 use super::state::Proxy;
 use super::texts::{Key, MOST};
 use crate::guard::Guard;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
+use crate::json::{items, strings};
 use crate::process;
 
 /// For one question to a file server, which may hang.
@@ -70,7 +71,7 @@ impl Proxy {
                 false => sources.extend(self.volume(source).await?),
             }
         }
-        for mount in host["Mounts"].as_array().into_iter().flatten() {
+        for mount in items(&host["Mounts"]) {
             let source = mount["Source"].as_str().unwrap_or_default();
             match mount["Type"].as_str() {
                 Some("bind") => {

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::json::strings;
+use crate::json::{fields, items, strings};
 
 /// Query keys of a build that give its steps files, capabilities or namespaces of the host, or another
 /// container's network. Docker has none of these, and ignores them.
@@ -46,11 +46,11 @@ pub(super) fn second_reading(body: &Value) -> Option<String> {
             "upperdir and workdir of a bind mount other directories; bind them by themselves".into(),
         );
     }
-    let mut volumes = body["Volumes"].as_object().into_iter().flatten();
+    let mut volumes = fields(&body["Volumes"]);
     if volumes.any(|(at, _)| at.contains(':')) {
         return Some("Volumes holds places in the container only; binds belong into HostConfig.Binds".into());
     }
-    for mount in host["Mounts"].as_array().into_iter().flatten() {
+    for mount in items(&host["Mounts"]) {
         if !matches!(mount["Type"].as_str(), Some("bind" | "volume" | "tmpfs" | "image")) {
             return Some("the Type of a mount is bind, volume, tmpfs or image".into());
         }

@@ -4,8 +4,8 @@
 use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
 
-use super::json::strings;
 use crate::config::proxies::{ClientProxies, Entry};
+use crate::json::strings;
 
 /// User agents of clients that read that config.
 const READERS: [&str; 3] = ["Docker-Client/", "docker-sdk-python/", "compose/"];

@@ -19,6 +19,7 @@ use super::wiring::is_ours;
 use super::{LifecycleRequest, Settings};
 use crate::docker::labels::SESSION_LABEL;
 use crate::guard::memory::Memory;
+use crate::json::strings;
 use crate::workload::ContainerId;
 
 /// How long an image's environment is cached; a tag can move.
@@ -190,7 +191,7 @@ impl Proxy {
         }
         let found = self.engine.look(&place("images", reference)).await?;
         let Some(found) = found else { return Ok(Arc::default()) };
-        let env = found["Config"]["Env"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let env = strings(&found["Config"]["Env"]);
         // An image committed from an attached container: by a session that left our variables in it, or past
         // the proxy.
         let committed = found["Config"]["Labels"][SESSION_LABEL].is_string();

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::json::strings;
 use crate::guard::environment::Held;
 use crate::guard::excepted::{Exception, Part, path_entry, word};
 use crate::guard::found::Entry;
 use crate::guard::{Find, Rules, environment, what};
+use crate::json::{fields, one_or_more, strings};
 
 /// Most keys described for one request; the search of its mounts stops there.
 pub(super) const MOST: usize = 4;
@@ -131,7 +131,7 @@ pub(super) fn labels(map: &Value, rules: &Rules) -> Vec<Key> {
 }
 
 pub(super) fn values(map: &Value, what: &str, part: Part, rules: &Rules) -> Vec<Key> {
-    let all = map.as_object().into_iter().flatten();
+    let all = fields(map);
     all.filter_map(|(name, text)| value(what, part, name, text.as_str()?.as_bytes(), rules)).collect()
 }
 
@@ -142,7 +142,7 @@ pub(super) fn value(what: &str, part: Part, name: &str, value: &[u8], rules: &Ru
 
 /// `command` is a list of words, or one text; `place` is its key in the request.
 pub(super) fn words(command: &Value, place: &str, part: Part, rules: &Rules) -> Vec<Key> {
-    let all: Vec<&str> = strings(command).chain(command.as_str()).collect();
+    let all: Vec<&str> = one_or_more(command).collect();
     let found = all.iter().enumerate().filter_map(|(at, text)| {
         let kind = what(text.as_bytes())?;
         let name = word(&all, at);

@@ -13,6 +13,7 @@ use super::path::{Target, encode};
 use super::state::Proxy;
 use super::{Settings, json};
 use crate::guard::Mode;
+use crate::json::items;
 use crate::mounts::{self, Mount};
 
 impl Proxy {
@@ -33,7 +34,7 @@ impl Proxy {
         encode(container, &mut path);
         let found = self.engine.look(&(path + "/json")).await?.unwrap_or_default();
         let mut sources = vec![];
-        for mount in found["Mounts"].as_array().into_iter().flatten() {
+        for mount in items(&found["Mounts"]) {
             match (mount["Type"].as_str(), mount["Name"].as_str(), mount["Source"].as_str()) {
                 (Some("volume"), Some(name), _) => sources.extend(self.volume(name).await?),
                 (_, _, Some(source)) if source.starts_with('/') => {

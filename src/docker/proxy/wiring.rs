@@ -9,6 +9,7 @@ use super::environment::Environment;
 use super::question::Question;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC};
+use crate::json::{items, one_or_more, strings};
 
 /// Set over an image's label of that name: a sweep takes a container with the relay's role for a live
 /// session.
@@ -84,10 +85,10 @@ pub(super) const METADATA_VARIABLES: [&str; 3] =
 /// The targets of the mounts that the request names.
 fn targets(body: &Value) -> Vec<&str> {
     let host = &body["HostConfig"];
-    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let binds = strings(&host["Binds"]);
     // `source:target[:options]`; a source may contain a colon on Windows, so every part is checked.
     let binds = binds.flat_map(|bind| bind.split(':').skip(1));
-    let mounts = host["Mounts"].as_array().into_iter().flatten().filter_map(|mount| mount["Target"].as_str());
+    let mounts = items(&host["Mounts"]).filter_map(|mount| mount["Target"].as_str());
     binds.chain(mounts).collect()
 }
 
@@ -247,11 +248,7 @@ pub(super) fn is_ours(variable: &str) -> bool {
 }
 
 fn list(value: &Value) -> Vec<String> {
-    match value {
-        Value::String(one) => vec![one.clone()],
-        Value::Array(items) => items.iter().filter_map(Value::as_str).map(Into::into).collect(),
-        _ => vec![],
-    }
+    one_or_more(value).map(String::from).collect()
 }
 
 /// The address in an extra-hosts entry for `name`; newer clients may write `=` instead of the colon.

@@ -14,6 +14,7 @@ use super::engine_client::EngineClient;
 use super::mount_sources::aside;
 use super::{Settings, capabilities};
 use crate::guard::host_root::HostRoot;
+use crate::json::{items, strings};
 
 /// Directories and files that containers of this session could write. Clones share the list.
 #[derive(Clone, Debug, Default)]
@@ -67,14 +68,14 @@ fn given(host: &Value) -> Vec<PathBuf> {
         // A container that controls the machine's disks or processes can write anywhere.
         return vec!["/".into()];
     }
-    let binds = host["Binds"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let binds = strings(&host["Binds"]);
     let binds = binds.filter_map(|bind| {
         let mut parts = bind.split(':');
         let (source, _, options) = (parts.next()?, parts.next()?, parts.next().unwrap_or_default());
         let read_only = options.split(',').any(|option| option == "ro");
         (source.starts_with('/') && !read_only).then(|| PathBuf::from(source))
     });
-    let mounts = host["Mounts"].as_array().into_iter().flatten();
+    let mounts = items(&host["Mounts"]);
     let mounts = mounts.filter(|mount| mount["ReadOnly"] != true).flat_map(|mount| {
         let source = mount["Source"].as_str().filter(|_| mount["Type"] == "bind");
         let device = mount["VolumeOptions"]["DriverConfig"]["Options"]["device"].as_str();
@@ -85,7 +86,7 @@ fn given(host: &Value) -> Vec<PathBuf> {
 
 /// The engine's list `Mounts`, of one container or of each.
 fn listed(mounts: &Value) -> Vec<PathBuf> {
-    let mounts = mounts.as_array().into_iter().flatten().filter(|mount| mount["RW"] != false);
+    let mounts = items(mounts).filter(|mount| mount["RW"] != false);
     mounts
         .filter_map(|mount| mount["Source"].as_str())
         .filter(|s| s.starts_with('/'))
@@ -113,10 +114,9 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
         found.ok_or_else(|| "the engine does not list its containers".to_string())
     };
     let containers = ask("/containers/json?all=1").await?;
-    let mut places: Vec<PathBuf> =
-        containers.as_array().into_iter().flatten().flat_map(|one| listed(&one["Mounts"])).collect();
+    let mut places: Vec<PathBuf> = items(&containers).flat_map(|one| listed(&one["Mounts"])).collect();
     let volumes = ask("/volumes").await?;
-    let volumes = volumes["Volumes"].as_array().into_iter().flatten();
+    let volumes = items(&volumes["Volumes"]);
     // A container that mounts the volume by its name can write the directory behind it.
     places.extend(volumes.filter_map(|volume| volume["Options"]["device"].as_str()).map(PathBuf::from));
     let host = settings.host_root.clone();

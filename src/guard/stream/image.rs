@@ -11,6 +11,7 @@ use crate::guard::environment::Held;
 use crate::guard::excepted::{Exception, Named, Part};
 use crate::guard::found::{Entry, Passed, Place, Role};
 use crate::guard::{Kind, environment, what};
+use crate::json::{fields, items, strings};
 
 /// Bytes read at a time: enough that most files of a layer lie in one piece and are judged in place.
 const PIECE: usize = 1 << 20;
@@ -101,15 +102,15 @@ pub(super) fn config(document: &Value) -> Vec<(Kind, String, Exception)> {
     };
     for part in ["config", "container_config"] {
         let config = &document[part];
-        for entry in config["Env"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        for entry in strings(&config["Env"]) {
             found.extend(environment::variable(entry).map(|held| named("variable", Part::Variable, held)));
         }
-        for (name, value) in config["Labels"].as_object().into_iter().flatten() {
+        for (name, value) in fields(&config["Labels"]) {
             let held = environment::pair(name, value.as_str().unwrap_or_default().as_bytes());
             found.extend(held.map(|held| named("label", Part::Label, held)));
         }
     }
-    for (index, step) in document["history"].as_array().into_iter().flatten().enumerate() {
+    for (index, step) in items(&document["history"]).enumerate() {
         let text = step["created_by"].as_str().unwrap_or_default();
         let assigned =
             || environment::assignments(text).find_map(environment::variable).map(|held| held.kind);
@@ -139,13 +140,10 @@ fn is_of_an_image(value: &Value) -> bool {
 fn layers(document: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().map(String::from);
     if let Some(images) = document.as_array() {
-        return images
-            .iter()
-            .flat_map(|image| image["Layers"].as_array().into_iter().flatten().filter_map(text))
-            .collect();
+        return images.iter().flat_map(|image| items(&image["Layers"]).filter_map(text)).collect();
     }
     let digest = |layer: &Value| Some(format!("blobs/{}", layer["digest"].as_str()?.replacen(':', "/", 1)));
-    document["layers"].as_array().into_iter().flatten().filter_map(digest).collect()
+    items(&document["layers"]).filter_map(digest).collect()
 }
 
 /// Whether the deletion mark `mark` (`a/.wh.b`, `a/.wh..wh..opq`) deletes `place`.

@@ -38,6 +38,7 @@ use super::state::Proxy;
 use super::upgrade::{Raw, needs_upgrade};
 use crate::console::Line;
 use crate::guard::Mode;
+use crate::json::items;
 use crate::process;
 
 /// The engine caches a context under this key and asks only for later changes to it.
@@ -109,7 +110,7 @@ impl Proxy {
 
     /// A builder in a container carries its tunnels inside an exec, where they cannot be judged.
     pub(super) fn say_builder(&self, container: &str, exec: &serde_json::Value) {
-        let mut words = exec["Cmd"].as_array().into_iter().flatten();
+        let mut words = items(&exec["Cmd"]);
         if words.any(|word| word == "dial-stdio") {
             self.unlooked(&format!(
                 "what the builder in {container} builds, for its context comes in an exec"
