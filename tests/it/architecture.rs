@@ -24,18 +24,33 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         "docker::proxy",
         &[
             // Forms: of requests and answers, of the engine's wire, of what is remembered.
-            &["capabilities", "engine_client", "environment", "frames", "question", "reserved", "rules"],
+            &[
+                "capabilities",
+                "engine_client",
+                "environment",
+                "frames",
+                "notices",
+                "question",
+                "reserved",
+                "rules",
+            ],
             &["clouds"],
             &["json", "outputs", "wiring"],
             // Judgements, without waiting.
-            &["judge", "path", "podman", "proxies", "texts"],
-            // What the parts of the proxy share.
-            &["state", "upgrade"],
-            // Questions to the engine, and streams.
-            &["attach", "entrypoint", "exit_codes", "hidden", "inputs", "join", "logs", "tls", "upload"],
-            &["builds", "images", "mount_sources"],
+            &["entrypoint", "judge", "path", "podman", "proxies", "texts"],
+            // The parts of the proxy, each with its own state.
+            &["lookups"],
+            &["exit_codes", "image_configs", "leases", "reply_filter"],
+            &["inputs", "logs"],
+            &["mount_sources"],
+            &["guard"],
+            &["upgrade", "upload"],
+            &["builds"],
+            // All the parts.
+            &["state"],
+            &["tls"],
             // Whole requests.
-            &["dispatch", "guard", "volumes", "writable"],
+            &["dispatch", "volumes", "writable"],
             &["commit", "create", "preview", "swarm"],
         ],
     ),

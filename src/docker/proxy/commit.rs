@@ -11,12 +11,12 @@ use super::Wiring;
 use super::clouds;
 use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
-use super::images::changes;
 use super::json as strict;
 use super::json::rewritten;
 use super::path::Target;
 use super::state::Proxy;
 use super::texts::{keys_in_body, length_of, text_of};
+use super::upload::changes;
 use super::wiring::{METADATA_VARIABLES, ROLE, host_entry, without_exceptions};
 use crate::docker::cells::relay_beside;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
@@ -32,7 +32,7 @@ impl Proxy {
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let bytes = collect(body).await?;
-        let rules = self.settings.guard.rules.clone();
+        let rules = self.guard.rules().clone();
         let mut found = changes(target, &rules);
         let uri = target.uri().map_err(Refusal::malformed)?;
         let mut body = match bytes.is_empty() {
@@ -42,10 +42,10 @@ impl Proxy {
         strict::canonical(&mut body, strict::CREATE).map_err(Refusal::malformed)?;
         let text = text_of(&body);
         found.extend(judged(length_of(&text), move || keys_in_body(&text, &rules)).await?);
-        self.decide(self.strictness(true), "commit", found)?;
+        self.guard.decide(self.guard.strictness(true), "commit", found)?;
         let source = target.query("container").unwrap_or_default();
-        if let Some(id) = self.locate(source).await?
-            && let Some(container) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await?
+        if let Some(id) = self.lookups.locate(source).await?
+            && let Some(container) = self.lookups.container(id.as_str()).await?
         {
             let joined = self.network_of(&container).await?;
             leave_out(&mut body, &container, &joined, &self.settings.wiring);
@@ -65,7 +65,7 @@ impl Proxy {
     async fn network_of(&self, container: &Value) -> Result<Value, Refusal> {
         let mode = container["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else { return Ok(container.clone()) };
-        match self.locate(joined).await? {
+        match self.lookups.locate(joined).await? {
             Some(id) => {
                 Ok(self.engine.look(&format!("/containers/{}/json", id.as_str())).await?.unwrap_or_default())
             }

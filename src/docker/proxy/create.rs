@@ -13,11 +13,11 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::attach::{LeaseSecret, Reach, lease_secret};
 use super::engine_client::{Body, Refusal, Reply, collect, full};
 use super::exit_codes::Condition;
 use super::inputs::{self, Brought};
 use super::judge::{self, Verdict};
+use super::leases::{LeaseSecret, Reach, lease_secret};
 use super::mount_sources::aside;
 use super::path::Target;
 use super::question::{Neighbour, Question};
@@ -27,7 +27,7 @@ use super::{Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::console::Line;
 use crate::docker::Product;
 use crate::policy::{Decision, doubt};
-use crate::workload::{By, ContainerId, Task};
+use crate::workload::{By, ContainerId, Identity, Task};
 
 /// Most directories of a command that are checked for existence.
 const MOST_DIRECTORIES: usize = 64;
@@ -63,7 +63,7 @@ impl Proxy {
         let (done, outcome) = oneshot::channel();
         let proxy = self.clone();
         let arriving = match &verdict {
-            Verdict::Attach { .. } | Verdict::Join { .. } => Some(self.arrive().await),
+            Verdict::Attach { .. } | Verdict::Join { .. } => Some(self.leases.arrive().await),
             Verdict::Pass(_) | Verdict::Refuse(_) => None,
         };
         self.settings.tasks.spawn("create", async move {
@@ -90,7 +90,7 @@ impl Proxy {
     ) -> Result<Reply, Refusal> {
         let reply = self.engine.forward(request, uri, None).await?;
         match again.filter(|_| !reply.status().is_success()) {
-            Some(again) => self.without_inputs(reply, again, brought, task).await,
+            Some(again) => self.inputs.without(reply, again, brought, task).await,
             None => Ok(reply),
         }
     }
@@ -124,20 +124,20 @@ impl Proxy {
     ) -> Result<Judged, Refusal> {
         let decision = self.decision(body, task, rules)?;
         let image = body["Image"].as_str().unwrap_or_default().to_string();
-        if self.is_ours(Kind::Image, &image).await? {
+        if self.lookups.is_ours(Kind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));
         }
         let neighbours = self.neighbours(&judge::container_references(body)).await?;
         let our_networks = self.ours_among(judge::network_references(body)).await?;
-        let brings = self.image(&image).await?;
+        let brings = self.images.of(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
-        let joins = self.joinable(body, &decision, rules, &neighbours).await?;
+        let shared = &self.settings.wiring;
+        let joins = self.leases.joinable(body, &decision, rules, &neighbours, shared.relay).await?;
         let place = match &decision {
             Decision::Attach(..) if joins.is_none() => self.place(body).await?,
             Decision::Attach(..) | Decision::Pass(_) => Place::Shared,
         };
         let secret = lease_secret(&decision, joins.as_ref())?;
-        let shared = &self.settings.wiring;
         let (own, path) = match &place {
             Place::Shared => (shared.relay, None),
             Place::Cell(cell) => (cell.relay, None),
@@ -168,14 +168,14 @@ impl Proxy {
         };
         let brought = match &verdict {
             Verdict::Attach { identity, .. } | Verdict::Join { identity, .. } if identity.google => {
-                self.bring_inputs(body, identity, task).await?
+                self.inputs.bring(body, identity, task).await?
             }
             _ => vec![],
         };
         let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
-        self.guard_create(body, &brings.env, ours, task).await?;
+        self.guard.create(body, &brings.env, ours, task).await?;
         if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
-            self.say_entrypoint(task, image);
+            self.entrypoints.once(&task.to_string(), image, entrypoint::CLEARED);
         }
         Ok(Judged { verdict, place, secret, brought })
     }
@@ -213,7 +213,7 @@ impl Proxy {
     async fn ours_among(&self, networks: Vec<String>) -> Result<HashSet<String>, Refusal> {
         let mut ours = HashSet::new();
         for reference in networks {
-            if self.is_ours(Kind::Network, &reference).await? {
+            if self.lookups.is_ours(Kind::Network, &reference).await? {
                 ours.insert(reference);
             }
         }
@@ -225,7 +225,7 @@ impl Proxy {
         if references.is_empty() {
             return Ok(found);
         }
-        let _none = self.none_arriving().await;
+        let _none = self.leases.none_arriving().await;
         for reference in references {
             found.insert(reference.clone(), self.neighbour(reference).await?);
         }
@@ -233,11 +233,11 @@ impl Proxy {
     }
 
     async fn neighbour(&self, reference: &str) -> Result<Neighbour, Refusal> {
-        if self.is_ours(Kind::Container, reference).await? {
+        if self.lookups.is_ours(Kind::Container, reference).await? {
             return Ok(Neighbour::Ours);
         }
-        let Some(id) = self.locate(reference).await? else { return Ok(Neighbour::Missing) };
-        Ok(if self.has_identity(&id).await? {
+        let Some(id) = self.lookups.locate(reference).await? else { return Ok(Neighbour::Missing) };
+        Ok(if self.leases.has_identity(&id).await? {
             Neighbour::Leased
         } else {
             Neighbour::Other(id.as_str().into())
@@ -264,10 +264,10 @@ impl Proxy {
         self.settings.created.store(true, Ordering::Relaxed);
         self.note_writable(&id, &given).await;
         match name {
-            Some(name) => self.watch_exit(&id, Some(&name), until).await,
+            Some(name) => self.exits.watch(&id, Some(&name), until).await,
             // The engine has chosen a name, and a client may wait by it.
             None => {
-                tokio::join!(self.watch_exit(&id, None, until), self.learn_name(&id));
+                tokio::join!(self.exits.watch(&id, None, until), self.learn_name(&id));
             }
         }
         match verdict {
@@ -283,9 +283,13 @@ impl Proxy {
                 self.say_shadows(&task, notices);
             }
             Verdict::Join { identity, with, notices } => {
-                if let Err(why) = self.joined(&id, &with, &task, &identity).await {
+                if let Err(why) = self.leases.join(&id, &with, &task).await {
                     return Err(self.undo(&id, &task, why).await);
                 }
+                let name = &identity.name;
+                let why = format!("it shares the network and the lease of {with}, as {name}");
+                self.settings.recorder.passed(&id, &task, &why);
+                self.settings.console.notice(format!("{task} ({id}): {why}, which ends with that container"));
                 self.say_shadows(&task, notices);
             }
             Verdict::Pass(why) => {
@@ -295,6 +299,27 @@ impl Proxy {
             Verdict::Refuse(refusal) => return Err(refusal),
         }
         Ok(Response::from_parts(head, full(body)))
+    }
+
+    /// Gives a created container its lease, and prints its address.
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        identity: &Arc<Identity>,
+        by: By,
+        task: &Arc<Task>,
+        reach: Reach,
+    ) -> Result<(), String> {
+        let on_loopback = matches!(reach.place, Place::Loopback(_));
+        let address = self.leases.attach(id, identity, by, task, reach).await?;
+        let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());
+        self.settings.console.say(Line::Attached {
+            task: &task.to_string(),
+            container: id.short(),
+            identity: &identity.name,
+            address: &at.unwrap_or_else(|| address.to_string()),
+        });
+        Ok(())
     }
 
     fn say_shadows(&self, task: &Task, notices: Vec<String>) {
@@ -308,7 +333,7 @@ impl Proxy {
     /// Called before the client gets the answer, so before anything can run in the container.
     async fn note_writable(&self, id: &ContainerId, given: &Given) {
         let mounted = match given.indirect {
-            true => self.engine.look(&format!("/containers/{}/json", id.as_str())).await,
+            true => self.lookups.container(id.as_str()).await,
             false => Ok(None),
         };
         let mounted = mounted.ok().flatten().unwrap_or_default();
@@ -316,10 +341,10 @@ impl Proxy {
     }
 
     async fn learn_name(&self, id: &ContainerId) {
-        if let Ok(Some(found)) = self.engine.look(&format!("/containers/{}/json", id.as_str())).await
+        if let Ok(Some(found)) = self.lookups.container(id.as_str()).await
             && let Some(name) = found["Name"].as_str()
         {
-            self.settings.exits.rename(id, name);
+            self.exits.codes().rename(id, name);
         }
     }
 

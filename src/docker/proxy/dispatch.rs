@@ -10,7 +10,6 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
-use tokio::sync::oneshot;
 
 use super::builds::Tunnel;
 use super::engine_client::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
@@ -19,8 +18,8 @@ use super::json::rewritten;
 use super::path::{Route, Target};
 use super::reserved::{Kind, captures};
 use super::state::Proxy;
-use super::upgrade::{Raw, needs_upgrade, upgrade};
-use super::{LifecycleRequest, json, podman};
+use super::upgrade::{Raw, forward_raw, upgrade};
+use super::{json, podman};
 use crate::json::fields;
 use crate::workload::ContainerId;
 
@@ -40,22 +39,22 @@ impl Proxy {
             )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
-            Route::BuildSession => self.build_tunnel(parts, target, body, raw, Tunnel::Session).await,
-            Route::BuildControl => self.build_tunnel(parts, target, body, raw, Tunnel::Control).await,
+            Route::BuildSession => self.builds.serve_tunnel(parts, target, body, raw, Tunnel::Session).await,
+            Route::BuildControl => self.builds.serve_tunnel(parts, target, body, raw, Tunnel::Control).await,
             Route::Containers | Route::Networks if parts.method == Method::GET => {
-                let reply = self.pass(parts, &target, Either::Left(body)).await?;
-                self.hide_in_list(&route, reply).await
+                let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
+                self.filter.hide_in_list(&route, reply).await
             }
             Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
             Route::Swarm if !looks => self.swarm(parts, target, body).await,
             Route::Build if !looks => {
                 self.things(&Route::Build, &target).await?;
-                self.build_context(parts, &target, body).await
+                self.uploads.build_context(parts, &target, body).await
             }
-            Route::ImageLoad if !looks => self.image_load(parts, &target, body).await,
+            Route::ImageLoad if !looks => self.uploads.image_load(parts, &target, body).await,
             Route::ImageCreate if !looks => {
                 self.things(&Route::ImageCreate, &target).await?;
-                self.image_create(parts, &target, body).await
+                self.uploads.image_create(parts, &target, body).await
             }
             Route::Commit if !looks => {
                 self.things(&Route::Commit, &target).await?;
@@ -69,7 +68,7 @@ impl Proxy {
                 if !looks {
                     self.things(&other, &target).await?;
                 }
-                self.pass(parts, &target, Either::Left(body)).await
+                self.engine.pass(parts, target.uri(), Either::Left(body)).await
             }
         }
     }
@@ -85,37 +84,6 @@ impl Proxy {
         json_reply(StatusCode::OK, body.to_string())
     }
 
-    pub(super) async fn pass(&self, parts: Parts, target: &Target, body: Body) -> Result<Reply, Refusal> {
-        let uri = target.uri().map_err(Refusal::malformed)?;
-        self.engine.forward(Request::from_parts(parts, body), uri, None).await
-    }
-
-    /// Forwards a request that may become a raw stream, without its body: the engine would read bytes after
-    /// the head as part of the stream. dockerode repeats its options as a body, which the engine does not
-    /// read, so the body is dropped.
-    pub(super) async fn raw(
-        &self,
-        mut parts: Parts,
-        target: Target,
-        body: Incoming,
-        raw: Raw,
-    ) -> Result<Reply, Refusal> {
-        let raw = raw.ok_or_else(needs_upgrade)?;
-        let bytes = collect(body).await?;
-        let attach = matches!(target.route(false), Route::Container { .. });
-        let options = attach && json::parse(&bytes).is_ok_and(|value| value.is_object());
-        if !bytes.is_empty() && !options {
-            return Err(Refusal::malformed(
-                "the body of a request for a raw stream is no JSON object; send what is for stdin after the 101",
-            ));
-        }
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        parts.headers.remove(header::TRANSFER_ENCODING);
-        parts.headers.remove(header::CONTENT_TYPE);
-        let uri = target.uri().map_err(Refusal::malformed)?;
-        self.engine.forward(Request::from_parts(parts, full(Bytes::new())), uri, Some(raw)).await
-    }
-
     async fn container(
         self: &Arc<Self>,
         parts: Parts,
@@ -128,30 +96,30 @@ impl Proxy {
         let reading =
             parts.method == Method::GET && matches!(action, "json" | "top" | "stats" | "logs" | "changes");
         let harmless = reading || (parts.method == Method::POST && action == "wait");
-        if !harmless && self.is_ours(Kind::Container, name).await? {
+        if !harmless && self.lookups.is_ours(Kind::Container, name).await? {
             return Err(Refusal::forbidden(format!("container {name} is reserved")));
         }
         match (&parts.method, action) {
             (&Method::POST, "attach") | (&Method::GET, "attach/ws") => {
-                self.raw(parts, target, body, raw).await
+                forward_raw(&self.engine, parts, target, body, raw).await
             }
             (&Method::POST, "exec") => self.exec_create(parts, target, body, name).await,
             (&Method::POST, "start" | "restart") => self.start(parts, target, body, name, action).await,
             (&Method::POST, "rename") => self.rename(parts, target, body, name).await,
-            (&Method::PUT, "archive") => self.archive(parts, target, body, name).await,
+            (&Method::PUT, "archive") => self.uploads.archive(parts, target, body, name).await,
             (&Method::POST, "wait") => {
-                let reply = self.pass(parts, &target, Either::Left(body)).await?;
-                Ok(self.wait(name, reply).await)
+                let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
+                Ok(self.exits.wait(name, reply).await)
             }
             (&Method::GET, "logs") => {
-                let reply = self.pass(parts, &target, Either::Left(body)).await?;
-                Ok(self.logs(name, &target, reply).await)
+                let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
+                Ok(self.logs.complete(name, &target, reply).await)
             }
             (&Method::GET, "json") => {
-                let reply = self.pass(parts, &target, Either::Left(body)).await?;
-                self.hide_in_container(self.looked(name, reply).await).await
+                let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
+                self.filter.hide_in_container(self.logs.inspected(name, reply).await).await
             }
-            _ => self.pass(parts, &target, Either::Left(body)).await,
+            _ => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
         }
     }
 
@@ -170,22 +138,22 @@ impl Proxy {
             Value::Bool(true) => true,
             _ => return Err(Refusal::malformed("Privileged must be true or false")),
         };
-        self.say_builder(name, &body);
-        let keys = self.keys_in_exec(&body).await?;
+        self.builds.report_builder(name, &body);
+        let keys = self.guard.exec(&body).await?;
         if !keys.is_empty()
-            && let Some(id) = self.locate(name).await?
+            && let Some(id) = self.lookups.locate(name).await?
         {
-            let mode = self.strictness(self.is_guarded(&id).await?);
-            self.decide(mode, &format!("exec in {name}"), keys)?;
+            let mode = self.guard.strictness(self.guard.protects(&id).await?);
+            self.guard.decide(mode, &format!("exec in {name}"), keys)?;
         }
         if privileged {
-            let _none = self.none_arriving().await;
-            let Some(id) = self.locate(name).await? else {
+            let _none = self.leases.none_arriving().await;
+            let Some(id) = self.lookups.locate(name).await? else {
                 // Not passed on: the container could exist, and be leased, by the time the engine looks it
                 // up.
                 return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such container: {name}")));
             };
-            if self.has_identity(&id).await? {
+            if self.leases.has_identity(&id).await? {
                 return Err(Refusal::forbidden(format!(
                     "a privileged exec in {id} could take a neighbour's identity; run it without --privileged"
                 )));
@@ -238,33 +206,29 @@ impl Proxy {
         }
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         parts.headers.remove(header::TRANSFER_ENCODING);
-        let Some(id) = self.locate(name).await? else {
-            return self.pass(parts, &target, empty()).await;
+        let Some(id) = self.lookups.locate(name).await? else {
+            return self.engine.pass(parts, target.uri(), empty()).await;
         };
         let target = target.with_container(id.as_str(), action);
-        if self.settings.exits.idle(&id) {
-            self.watch_exit(&id, None, Condition::Exit).await;
+        if self.exits.codes().idle(&id) {
+            self.exits.watch(&id, None, Condition::Exit).await;
         }
-        let (answer, answered) = oneshot::channel();
-        if self.settings.ask.send(LifecycleRequest::Starting { container: id.clone(), answer }).await.is_ok()
-        {
-            let _ = answered.await;
-        }
-        if action == "start" && self.is_leased(&id).await {
-            self.keep_output(&id).await;
+        self.leases.starting(&id).await;
+        if action == "start" && self.leases.is_leased(&id).await {
+            self.logs.keep(&id).await;
         }
         let removal = match action {
-            "restart" => self.register_wait(&id, Condition::Removal).await,
+            "restart" => self.exits.register(&id, Condition::Removal).await,
             _ => None,
         };
         // Marked before the engine answers, because the container may have ended by then.
-        let before = self.settings.exits.started(&id, true);
-        let reply = self.pass(parts, &target, empty()).await;
+        let before = self.exits.codes().started(&id, true);
+        let reply = self.engine.pass(parts, target.uri(), empty()).await;
         let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
         if failed {
-            self.settings.exits.started(&id, before);
+            self.exits.codes().started(&id, before);
         } else if action == "restart" {
-            self.watch_restarted(&id, removal).await;
+            self.exits.watch_restarted(&id, removal).await;
         }
         reply
     }
@@ -277,18 +241,18 @@ impl Proxy {
         name: &str,
     ) -> Result<Reply, Refusal> {
         let wanted = target.query("name").unwrap_or_default().to_string();
-        let Some(id) = self.locate(name).await? else {
-            return self.pass(parts, &target, Either::Left(body)).await;
+        let Some(id) = self.lookups.locate(name).await? else {
+            return self.engine.pass(parts, target.uri(), Either::Left(body)).await;
         };
         if let Some(why) = captures(&wanted, &self.settings.wiring.names)
-            && self.is_leased(&id).await
+            && self.leases.is_leased(&id).await
         {
             return Err(Refusal::forbidden(format!("{id} cannot be renamed to {wanted}: the name {why}")));
         }
         target = target.with_container(id.as_str(), "rename");
-        let reply = self.pass(parts, &target, Either::Left(body)).await?;
+        let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
         if reply.status().is_success() {
-            self.settings.exits.rename(&id, &wanted);
+            self.exits.codes().rename(&id, &wanted);
         }
         Ok(reply)
     }
@@ -298,7 +262,7 @@ impl Proxy {
         json::canonical(&mut body, json::NETWORK).map_err(Refusal::malformed)?;
         let name = body["Name"].as_str().unwrap_or_default();
         let mut labels = fields(&body["Labels"]);
-        if self.is_ours(Kind::Network, name).await?
+        if self.lookups.is_ours(Kind::Network, name).await?
             || labels.any(|(label, _)| label.starts_with("kfp-creds."))
         {
             return Err(Refusal::forbidden(format!("network {name}: the name or a label of it is reserved")));
@@ -310,15 +274,17 @@ impl Proxy {
     /// Refuses changes of our networks and images, also by builds and commits.
     async fn things(&self, route: &Route, target: &Target) -> Result<(), Refusal> {
         match route {
-            Route::Network { name, .. } if self.is_ours(Kind::Network, name).await? => {
+            Route::Network { name, .. } if self.lookups.is_ours(Kind::Network, name).await? => {
                 return Err(Refusal::forbidden(format!("network {name} is reserved")));
             }
-            Route::Image { name, action } if action.is_empty() && self.is_ours(Kind::Image, name).await? => {
+            Route::Image { name, action }
+                if action.is_empty() && self.lookups.is_ours(Kind::Image, name).await? =>
+            {
                 return Err(Refusal::forbidden(format!("image {name} is reserved")));
             }
             Route::Commit => {
                 let source = target.query("container").unwrap_or_default();
-                if self.is_ours(Kind::Container, source).await? {
+                if self.lookups.is_ours(Kind::Container, source).await? {
                     return Err(Refusal::forbidden(format!("container {source} is reserved")));
                 }
             }
@@ -341,7 +307,7 @@ impl Proxy {
         }
         let mode = target.query("networkmode").unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else {
-            if self.is_ours(Kind::Network, mode).await? {
+            if self.lookups.is_ours(Kind::Network, mode).await? {
                 return Err(Refusal::forbidden(format!("network {mode} is reserved")));
             }
             return Ok(());
@@ -349,8 +315,8 @@ impl Proxy {
         // The engine resolves a name at every step; only an id keeps its meaning.
         let id = ContainerId::parse(joined)
             .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
-        let _none = self.none_arriving().await;
-        if self.is_ours(Kind::Container, joined).await? || self.has_identity(&id).await? {
+        let _none = self.leases.none_arriving().await;
+        if self.lookups.is_ours(Kind::Container, joined).await? || self.leases.has_identity(&id).await? {
             return Err(Refusal::forbidden(format!(
                 "a build cannot join the network of {id}: it has an identity"
             )));

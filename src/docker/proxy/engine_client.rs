@@ -10,6 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
@@ -109,11 +110,15 @@ pub(super) struct RawStream {
 /// Connects to the engine.
 #[derive(Clone, Debug)]
 pub(super) struct EngineClient {
-    pub(super) upstream: Upstream,
-    pub(super) tasks: Tasks,
+    upstream: Upstream,
+    tasks: Tasks,
 }
 
 impl EngineClient {
+    pub(super) fn new(upstream: Upstream, tasks: Tasks) -> Self {
+        Self { upstream, tasks }
+    }
+
     /// One request and reply. Dropping the future or the reply's body closes the connection.
     pub(super) async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, Refusal>
     where
@@ -157,8 +162,7 @@ impl EngineClient {
         if !reply.status().is_success() {
             return Ok(None);
         }
-        let bytes = collect(reply.into_body()).await?;
-        Ok(serde_json::from_slice(&bytes).ok())
+        Ok(serde_json::from_slice(&collect(reply.into_body()).await?).ok())
     }
 
     /// Forwards the client's request in canonical form and returns the reply, streamed. `raw` is the client's
@@ -188,6 +192,16 @@ impl EngineClient {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// Forwards a request as it is, to the target in its canonical form.
+    pub(super) async fn pass(
+        &self,
+        parts: Parts,
+        uri: Result<Uri, &'static str>,
+        body: Body,
+    ) -> Result<Reply, Refusal> {
+        self.forward(Request::from_parts(parts, body), uri.map_err(Refusal::malformed)?, None).await
     }
 
     /// Like [`Self::forward`], but returns the engine's end to the caller if the engine switches to

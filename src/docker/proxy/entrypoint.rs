@@ -4,9 +4,12 @@
 
 use serde_json::Value;
 
-use super::state::Proxy;
 use crate::kfp::Compiled;
 use crate::workload::Task;
+
+/// Printed when a command replaces an `ENTRYPOINT`.
+pub(super) const CLEARED: &str = "its command runs in the place of its image's ENTRYPOINT, as in Kubernetes; \
+                                  clear_entrypoint = false runs it behind";
 
 /// Programs that a command, unlike a list of arguments, begins with.
 const PROGRAMS: [&str; 8] = ["sh", "bash", "dash", "ash", "/bin/sh", "/bin/bash", "python", "python3"];
@@ -37,19 +40,6 @@ fn is_program(word: &str) -> bool {
     let versioned =
         word.strip_prefix("python3.").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
     PROGRAMS.contains(&word) || versioned
-}
-
-impl Proxy {
-    /// Reports it once for each image.
-    pub(super) fn say_entrypoint(&self, task: &Task, image: String) {
-        let mut said = self.said_entrypoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if said.insert(image) {
-            self.settings.console.notice(format!(
-                "{task}: its command runs in the place of its image's ENTRYPOINT, as in Kubernetes; \
-                 clear_entrypoint = false runs it behind"
-            ));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use hyper::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::engine_client::{Refusal, Reply, json_reply};
-use super::state::Proxy;
+use super::engine_client::{EngineClient, Refusal, Reply, json_reply};
 use crate::json::fields;
+use crate::process::Tasks;
 use crate::workload::ContainerId;
 
 /// Containers whose exit is remembered; beyond it the oldest that have ended are forgotten.
@@ -231,9 +231,7 @@ impl ExitCodes {
             .reply(),
         })
     }
-}
 
-impl ExitCodes {
     /// The engine's words about an exit; our record where they have no code and the proxy knows the exit.
     async fn instead_of(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
         let words = engine.collect().await?.to_bytes();
@@ -265,35 +263,42 @@ impl Records {
     }
 }
 
-impl Proxy {
+/// Watches containers for their exits, and answers waits.
+#[derive(Clone, Debug)]
+pub(super) struct ExitWatch {
+    codes: ExitCodes,
+    engine: EngineClient,
+    tasks: Tasks,
+}
+
+impl ExitWatch {
+    pub(super) fn new(codes: ExitCodes, engine: EngineClient, tasks: Tasks) -> Self {
+        Self { codes, engine, tasks }
+    }
+
+    pub(super) fn codes(&self) -> &ExitCodes {
+        &self.codes
+    }
+
     /// Registers for the next exit of `container`. The engine has the registration when this returns, so no
     /// exit can be missed; the code is read in the background.
-    pub(super) async fn watch_exit(
-        self: &Arc<Self>,
-        container: &ContainerId,
-        name: Option<&str>,
-        until: Condition,
-    ) {
-        let exit = self.settings.exits.record(container, name, false);
-        let registered = self.register_wait(container, until).await;
+    pub(super) async fn watch(&self, container: &ContainerId, name: Option<&str>, until: Condition) {
+        let exit = self.codes.record(container, name, false);
+        let registered = self.register(container, until).await;
         self.follow(container, exit, Vec::from_iter(registered));
     }
 
     /// Watches a container after a restart, which ended the watched run. The new run may have ended already,
     /// and the container been removed, so `removal` is a registration made before the restart.
-    pub(super) async fn watch_restarted(
-        self: &Arc<Self>,
-        container: &ContainerId,
-        removal: Option<Response<Incoming>>,
-    ) {
-        let exit = self.settings.exits.record(container, None, true);
-        let next = self.register_wait(container, Condition::Exit).await;
+    pub(super) async fn watch_restarted(&self, container: &ContainerId, removal: Option<Response<Incoming>>) {
+        let exit = self.codes.record(container, None, true);
+        let next = self.register(container, Condition::Exit).await;
         self.follow(container, exit, next.into_iter().chain(removal).collect());
     }
 
     /// The engine's answer to a wait, whose body arrives with the exit; `None` if it does not know the
     /// container.
-    pub(super) async fn register_wait(
+    pub(super) async fn register(
         &self,
         container: &ContainerId,
         until: Condition,
@@ -313,8 +318,8 @@ impl Proxy {
             exit.send_replace(Exit::Lost);
             return;
         }
-        let (exits, container) = (self.settings.exits.clone(), container.clone());
-        self.settings.tasks.clone().spawn("exit watch", async move {
+        let (codes, container) = (self.codes.clone(), container.clone());
+        self.tasks.spawn("exit watch", async move {
             let bodies = answers.into_iter().map(|answer| answer.into_body().collect());
             let mut bodies = FuturesUnordered::from_iter(bodies);
             let mut outcome = Exit::Lost;
@@ -325,7 +330,7 @@ impl Proxy {
                     break;
                 }
             }
-            exits.settle(&container, &exit, outcome);
+            codes.settle(&container, &exit, outcome);
         });
     }
 
@@ -336,14 +341,14 @@ impl Proxy {
         match (head.status, body) {
             (StatusCode::OK, Either::Left(engine)) => {
                 head.headers.remove(header::CONTENT_LENGTH);
-                let (exits, name) = (self.settings.exits.clone(), name.to_owned());
-                let words = async move { exits.instead_of(engine, &name).await.map(Frame::data) };
+                let (codes, name) = (self.codes.clone(), name.to_owned());
+                let words = async move { codes.instead_of(engine, &name).await.map(Frame::data) };
                 let body = StreamBody::new(futures_util::stream::once(words)).boxed_unsync();
                 Response::from_parts(head, Either::Right(Either::Right(body)))
             }
             (StatusCode::NOT_FOUND, body) => {
                 let reply = Response::from_parts(head, body);
-                self.settings.exits.answer(name).await.unwrap_or(reply)
+                self.codes.answer(name).await.unwrap_or(reply)
             }
             (_, body) => Response::from_parts(head, body),
         }

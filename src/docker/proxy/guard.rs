@@ -5,7 +5,8 @@
 //! goes into a leased container, and for builds. For the user's other containers it prints one line.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde_json::Value;
@@ -13,27 +14,93 @@ use serde_json::Value;
 use super::Settings;
 use super::engine_client::Refusal;
 use super::json::split_bind;
-use super::mount_sources::aside;
+use super::leases::Leases;
+use super::lookups::Lookups;
+use super::mount_sources::{MountScan, aside};
 use super::path::Target;
-use super::state::Proxy;
 use super::texts::{
     Key, MOST, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
 };
-use crate::guard::Mode;
+use crate::console::Console;
 use crate::guard::excepted::Part;
 use crate::guard::walk::DID_NOT_ANSWER;
-use crate::kfp;
+use crate::guard::{Mode, Rules};
+use crate::kfp::{self, Evidence, Reading};
 use crate::process;
-use crate::workload::Task;
+use crate::record::Recorder;
+use crate::workload::{ContainerId, Task};
 
-impl Proxy {
+/// The key guard of a session, for requests to the engine.
+#[derive(Debug)]
+pub(super) struct KeyGuard {
+    rules: Rules,
+    sockets: Sockets,
+    mounts: Arc<MountScan>,
+    lookups: Lookups,
+    leases: Leases,
+    recognise: fn(&Value, Option<&str>) -> Reading,
+    evidence: Evidence,
+    console: Console,
+    recorder: Recorder,
+}
+
+impl KeyGuard {
+    pub(super) fn new(settings: &Settings, lookups: Lookups, leases: Leases, mounts: Arc<MountScan>) -> Self {
+        Self {
+            rules: settings.guard.rules.clone(),
+            sockets: Sockets {
+                own: settings.socket.clone(),
+                engine: settings.upstream.endpoint().socket().map(Path::to_owned),
+                rules: settings.guard.rules.clone(),
+            },
+            mounts,
+            lookups,
+            leases,
+            recognise: settings.recognise,
+            evidence: settings.evidence.clone(),
+            console: settings.console.clone(),
+            recorder: settings.recorder.clone(),
+        }
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// `ours`: whether a key leads to a refusal.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
-        strictness(self.settings.guard.rules.mode, ours)
+        strictness(self.rules.mode, ours)
+    }
+
+    /// Whether no key may get into the container: it holds an identity, or it looks like a task of kfp.
+    /// Decided from the engine's record of its create, so it does not matter when and through which client it
+    /// was created.
+    pub(super) async fn protects(&self, container: &ContainerId) -> Result<bool, Refusal> {
+        if self.leases.is_leased(container).await {
+            return Ok(true);
+        }
+        let Some(mut found) = self.lookups.container(container.as_str()).await? else {
+            return Ok(false);
+        };
+        let mut body = found["Config"].take();
+        body["HostConfig"] = found["HostConfig"].take();
+        Ok(self.evidence.is_kfp(&(self.recognise)(&body, None)))
+    }
+
+    pub(super) fn notice(&self, line: String) {
+        self.console.notice(line);
+    }
+
+    /// Reports what passes without a scan, if the guard is on.
+    pub(super) fn report_unscanned(&self, what: &str) {
+        if self.rules.mode != Mode::Off {
+            let advice = "look into the image with kfp-creds scan IMAGE";
+            self.console.notice(format!("not verified: {what}; {advice}"));
+        }
     }
 
     /// Judges a canonical create body. Mounts of the engine's socket are replaced by ours.
-    pub(super) async fn guard_create(
+    pub(super) async fn create(
         &self,
         body: &mut Value,
         image_env: &[String],
@@ -45,16 +112,16 @@ impl Proxy {
         if mode == Mode::Off {
             return Ok(());
         }
-        self.turn_sockets(&mut body["HostConfig"], task).await;
-        let (text, image_env, rules) = (text_of(body), image_env.to_vec(), self.settings.guard.rules.clone());
+        self.replace_sockets(&mut body["HostConfig"], task).await;
+        let (text, image_env, rules) = (text_of(body), image_env.to_vec(), self.rules.clone());
         let length = length_of(&text) + image_env.iter().map(String::len).sum::<usize>();
         let mut found = judged(length, move || {
             let image = image_env.iter().filter_map(|entry| variable("image's variable", entry, &rules));
             keys_in_body(&text, &rules).into_iter().chain(image).collect::<Vec<_>>()
         })
         .await?;
-        let sources = self.sources(&body["HostConfig"]).await?;
-        let seen = self.look_beside(sources, &roots).await;
+        let sources = self.mounts.sources(&body["HostConfig"]).await?;
+        let seen = self.mounts.scan_below(sources, &roots).await;
         found.extend(seen.finds);
         if found.is_empty() && seen.hung && mode == Mode::Deny {
             let advice = "try again, or leave out the mount whose server is down";
@@ -62,7 +129,7 @@ impl Proxy {
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
         }
         if ours {
-            self.say_unverified(task, seen.unverified);
+            self.mounts.report_unverified(task, seen.unverified);
         }
         self.decide(mode, task, found)
     }
@@ -76,8 +143,8 @@ impl Proxy {
             Mode::Off => Ok(()),
             Mode::Warn => {
                 for key in found.iter().take(MOST) {
-                    self.settings.console.notice(format!("{who}: {}", key.text));
-                    self.settings.recorder.found(who, &key.text);
+                    self.console.notice(format!("{who}: {}", key.text));
+                    self.recorder.found(who, &key.text);
                 }
                 Ok(())
             }
@@ -90,26 +157,25 @@ impl Proxy {
 
     /// Testcontainers' Ryuk and other programs mount the engine's socket. Through our socket they get what
     /// they need, and every container that they create is judged like others.
-    async fn turn_sockets(&self, host: &mut Value, task: &str) {
+    async fn replace_sockets(&self, host: &mut Value, task: &str) {
         let mut mounts = serde_json::json!({ "Binds": host["Binds"], "Mounts": host["Mounts"] });
-        let (settings, mut looked) = (self.settings.clone(), mounts.clone());
-        let looked = aside(move || turn_sockets(&settings, &mut looked, true).then_some(looked)).await;
+        let (sockets, mut looked) = (self.sockets.clone(), mounts.clone());
+        let looked = aside(move || sockets.replace(&mut looked, true).then_some(looked)).await;
         // If a file server hangs, sockets are recognised by name only.
-        let turned =
-            looked.unwrap_or_else(|| turn_sockets(&self.settings, &mut mounts, false).then_some(mounts));
-        let Some(mut turned) = turned else { return };
+        let replaced = looked.unwrap_or_else(|| self.sockets.replace(&mut mounts, false).then_some(mounts));
+        let Some(mut replaced) = replaced else { return };
         for part in ["Binds", "Mounts"] {
-            host[part] = turned[part].take();
+            host[part] = replaced[part].take();
         }
-        self.settings.console.notice(format!("{task}: the mounted docker.sock leads to this session"));
+        self.console.notice(format!("{task}: the mounted docker.sock leads to this session"));
     }
 
     /// Keys in the environment and command of an exec.
-    pub(super) async fn keys_in_exec(&self, body: &Value) -> Result<Vec<Key>, Refusal> {
-        if self.settings.guard.rules.mode == Mode::Off {
+    pub(super) async fn exec(&self, body: &Value) -> Result<Vec<Key>, Refusal> {
+        if self.rules.mode == Mode::Off {
             return Ok(vec![]);
         }
-        let (text, rules) = (text_of(body), self.settings.guard.rules.clone());
+        let (text, rules) = (text_of(body), self.rules.clone());
         judged(length_of(&text), move || {
             let mut found = variables(&text["Env"], &rules);
             found.extend(words(&text["Cmd"], "Cmd", Part::Command, &rules));
@@ -119,7 +185,7 @@ impl Proxy {
     }
 
     /// Judges `--build-arg`s, which stay in the image's history, and `--label`s.
-    pub(super) fn guard_build_arguments(&self, target: &Target) -> Result<(), Refusal> {
+    pub(super) fn build_arguments(&self, target: &Target) -> Result<(), Refusal> {
         let mode = self.strictness(true);
         if mode == Mode::Off {
             return Ok(());
@@ -128,7 +194,7 @@ impl Proxy {
             serde_json::from_str(target.query(key).unwrap_or_default()).unwrap_or_default()
         };
         let (arguments, marks) = (given("buildargs"), given("labels"));
-        let rules = &self.settings.guard.rules;
+        let rules = &self.rules;
         let mut found = values(&arguments, "build argument", Part::BuildArgument, rules);
         found.extend(labels(&marks, rules));
         self.decide(mode, "build", found)
@@ -151,45 +217,57 @@ pub(super) async fn judged<T: Send + 'static>(
     })
 }
 
-/// Whether a mount was replaced. With `look`, sockets are recognised on the file system, otherwise by their
-/// names.
-fn turn_sockets(settings: &Settings, host: &mut Value, look: bool) -> bool {
-    let own = settings.socket.to_string_lossy().into_owned();
-    let mut turned = false;
-    for bind in host["Binds"].as_array_mut().into_iter().flatten() {
-        let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
-        let target = rest.split(':').next().unwrap_or_default();
-        if is_engine(settings, source, target, look) {
-            *bind = format!("{own}:{rest}").into();
-            turned = true;
-        }
-    }
-    for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
-        let (source, target) =
-            (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
-        if mount["Type"] == "bind" && is_engine(settings, source, target, look) {
-            mount["Source"] = own.clone().into();
-            turned = true;
-        }
-    }
-    turned
+/// Recognises mounts of the engine's socket.
+#[derive(Clone, Debug)]
+struct Sockets {
+    /// The socket of this session.
+    own: PathBuf,
+    /// The engine's, if it is on this machine.
+    engine: Option<PathBuf>,
+    rules: Rules,
 }
 
-fn is_engine(settings: &Settings, source: &str, target: &str, look: bool) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    let (place, rules) = (Path::new(source), &settings.guard.rules);
-    let allowed = |place| if look { rules.allows(place) } else { rules.allows_plainly(place) };
-    if place == settings.socket || !place.is_absolute() || allowed(place) {
-        return false;
+impl Sockets {
+    /// Whether a mount was replaced. With `look`, sockets are recognised on the file system, otherwise by their
+    /// names.
+    fn replace(&self, host: &mut Value, look: bool) -> bool {
+        let own = self.own.to_string_lossy();
+        let mut replaced = false;
+        for bind in host["Binds"].as_array_mut().into_iter().flatten() {
+            let Some((source, rest)) = bind.as_str().and_then(split_bind) else { continue };
+            let target = rest.split(':').next().unwrap_or_default();
+            if self.is_engine(source, target, look) {
+                *bind = format!("{own}:{rest}").into();
+                replaced = true;
+            }
+        }
+        for mount in host["Mounts"].as_array_mut().into_iter().flatten() {
+            let (source, target) =
+                (mount["Source"].as_str().unwrap_or_default(), mount["Target"].as_str().unwrap_or_default());
+            if mount["Type"] == "bind" && self.is_engine(source, target, look) {
+                mount["Source"] = own.clone().into();
+                replaced = true;
+            }
+        }
+        replaced
     }
-    let real = |path: &Path| path.canonicalize().ok();
-    let Some(engine) = settings.upstream.endpoint().socket() else { return false };
-    if place == engine || (look && real(place).is_some_and(|place| Some(place) == real(engine))) {
-        return true;
+
+    fn is_engine(&self, source: &str, target: &str, look: bool) -> bool {
+        use std::os::unix::fs::FileTypeExt;
+        let place = Path::new(source);
+        let allowed = |place| if look { self.rules.allows(place) } else { self.rules.allows_plainly(place) };
+        if place == self.own || !place.is_absolute() || allowed(place) {
+            return false;
+        }
+        let real = |path: &Path| path.canonicalize().ok();
+        let Some(engine) = &self.engine else { return false };
+        if place == engine || (look && real(place).is_some_and(|place| Some(place) == real(engine))) {
+            return true;
+        }
+        let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
+        let socket = || look && place.metadata().is_ok_and(|about| about.file_type().is_socket());
+        named(target) && (named(source) || socket())
     }
-    let named = |path: &str| path.rsplit('/').next() == Some("docker.sock");
-    let socket = || look && place.metadata().is_ok_and(|about| about.file_type().is_socket());
-    named(target) && (named(source) || socket())
 }
 
 pub(super) fn strictness(mode: Mode, ours: bool) -> Mode {

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,11 +18,13 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::engine_client::{Body, Refusal, Reply, full};
+use super::engine_client::{Body, EngineClient, Refusal, Reply, full};
 use super::json::split_bind;
-use super::podman;
-use super::state::Proxy;
+use super::notices::Notices;
+use super::{Settings, podman};
+use crate::console::Console;
 use crate::docker::Product;
+use crate::docker::upstream::Upstream;
 use crate::inputs::{self, Object};
 use crate::json::strings;
 use crate::mounts::{self, Mount, Source};
@@ -62,25 +64,50 @@ pub struct Fetched {
 /// Directories of this machine that were mounted into one create.
 pub(super) type Brought = Vec<PathBuf>;
 
-impl Proxy {
+/// Mounts fetched objects into tasks.
+#[derive(Debug)]
+pub(super) struct InputMounts {
+    fetching: Option<Fetching>,
+    product: Product,
+    upstream: Upstream,
+    engine: EngineClient,
+    console: Console,
+    notices: Notices,
+    /// Whether the engine turned out not to see this machine's files, so that nothing is fetched for it.
+    not_shared: AtomicBool,
+}
+
+impl InputMounts {
+    pub(super) fn new(settings: &Settings, engine: EngineClient) -> Self {
+        Self {
+            fetching: settings.fetching.clone(),
+            product: settings.product,
+            upstream: settings.upstream.clone(),
+            engine,
+            console: settings.console.clone(),
+            notices: Notices::new(settings.console.clone()),
+            not_shared: AtomicBool::default(),
+        }
+    }
+
     /// Mounts the objects that a task names and `identity` may read. Waits at most 30 s; then the create is
     /// refused.
-    pub(super) async fn bring_inputs(
+    pub(super) async fn bring(
         &self,
         body: &mut Value,
         identity: &Arc<Identity>,
         task: &Task,
     ) -> Result<Brought, Refusal> {
-        let Some(fetching) = self.settings.fetching.as_ref().filter(|_| task.kfp) else { return Ok(vec![]) };
+        let Some(fetching) = self.fetching.as_ref().filter(|_| task.kfp) else { return Ok(vec![]) };
         let mut named = inputs::of(body);
         for line in named.refused {
-            self.settings.console.notice(format!("{task}: {line}"));
+            self.console.notice(format!("{task}: {line}"));
         }
         named.objects.retain(|object| self.is_free(body, object, task));
         if named.objects.is_empty() {
             return Ok(vec![]);
         }
-        if self.settings.upstream.endpoint().socket().is_none() {
+        if self.upstream.endpoint().socket().is_none() {
             self.say_not_shared(task);
             return Ok(vec![]);
         }
@@ -92,7 +119,7 @@ impl Proxy {
             self.say_once(task, why);
         }
         for line in fetched.lines {
-            self.settings.console.notice(format!("{task}: {line}"));
+            self.console.notice(format!("{task}: {line}"));
         }
         let before = body["HostConfig"].clone();
         let places: Brought = fetched.buckets.values().cloned().collect();
@@ -103,10 +130,10 @@ impl Proxy {
                 mounts::add(mounts.iter(), body).err()
             }
         };
-        let misread = || podman::second_reading(body).filter(|_| self.settings.product == Product::Podman);
+        let misread = || podman::second_reading(body).filter(|_| self.product == Product::Podman);
         if let Some(why) = added.or_else(misread) {
             body["HostConfig"] = before;
-            self.settings.console.notice(format!("{task}: what was fetched is not mounted: {why}"));
+            self.console.notice(format!("{task}: what was fetched is not mounted: {why}"));
             return Ok(vec![]);
         }
         Ok(places)
@@ -126,9 +153,7 @@ impl Proxy {
             fetching.ask.send(ask).await.ok()?;
             answered.await.ok()
         };
-        match timeout(LONGEST_WAIT, self.settings.console.while_slow("fetching the inputs of a task", wait))
-            .await
-        {
+        match timeout(LONGEST_WAIT, self.console.while_slow("fetching the inputs of a task", wait)).await {
             Ok(fetched) => Ok(fetched.unwrap_or_default()),
             Err(_) => {
                 let seconds = LONGEST_WAIT.as_secs();
@@ -150,14 +175,14 @@ impl Proxy {
         if taken {
             let line =
                 format!("{task}: {object} is not fetched: the container has a mount of its own at {at}");
-            self.settings.console.notice(line);
+            self.console.notice(line);
         }
         !taken
     }
 
     /// The engine's answer to a create. If the engine does not see the fetched directories, the create is
     /// repeated without them.
-    pub(super) async fn without_inputs(
+    pub(super) async fn without(
         &self,
         reply: Reply,
         (again, uri): (Request<Body>, Uri),
@@ -175,17 +200,14 @@ impl Proxy {
 
     /// Such engines run on another machine or in a virtual machine.
     fn say_not_shared(&self, task: &Task) {
-        let at = self.settings.upstream.endpoint();
+        let at = self.upstream.endpoint();
         self.not_shared.store(true, Ordering::Release);
         let what = "what tasks name in Cloud Storage is not fetched";
         self.say_once(task, format!("{what}: the engine at {at} does not see this machine's files"));
     }
 
     fn say_once(&self, task: &Task, line: String) {
-        let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone());
-        if new {
-            self.settings.console.notice(format!("{task}: {line}"));
-        }
+        self.notices.once(&task.to_string(), line.clone(), &line);
     }
 }
 
@@ -237,7 +259,7 @@ pub(super) fn take_out(body: &mut Value, brought: &Brought) {
 }
 
 /// The bucket whose objects this bind would mount, if they were fetched.
-pub(super) fn bucket_of<'a>(source: &str, target: &'a str, fetching: Option<&Fetching>) -> Option<&'a str> {
-    let fetched = fetching.is_some_and(|fetching| Path::new(source).starts_with(&fetching.folder));
+pub(super) fn bucket_of<'a>(source: &str, target: &'a str, fetched: Option<&Path>) -> Option<&'a str> {
+    let fetched = fetched.is_some_and(|folder| Path::new(source).starts_with(folder));
     target.strip_prefix("/gcs/").filter(|_| fetched)
 }

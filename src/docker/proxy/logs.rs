@@ -20,40 +20,56 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
-use super::engine_client::{Reply, full};
+use super::engine_client::{EngineClient, Reply, full};
+use super::exit_codes::ExitCodes;
 use super::frames::{ENGINE, Frames, Part};
-use super::outputs::{Capture, KEPT, Streams};
+use super::lookups::Lookups;
+use super::outputs::{Capture, KEPT, Outputs, Streams};
 use super::path::Target;
-use super::state::Proxy;
+use crate::process::Tasks;
 use crate::workload::ContainerId;
 
 /// How long after the end of a container its client may still ask for the output.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-impl Proxy {
+
+/// Keeps outputs, and completes the engine's answers from them.
+#[derive(Debug)]
+pub(super) struct Logs {
+    outputs: Arc<Outputs>,
+    exits: ExitCodes,
+    lookups: Lookups,
+    engine: EngineClient,
+    tasks: Tasks,
+}
+
+impl Logs {
+    pub(super) fn new(exits: ExitCodes, lookups: Lookups, engine: EngineClient, tasks: Tasks) -> Self {
+        Self { outputs: Arc::default(), exits, lookups, engine, tasks }
+    }
+
     /// Called before a start reaches the engine: attaches to a container whose output would exist only in its
     /// logs.
-    pub(super) async fn keep_output(self: &Arc<Self>, container: &ContainerId) {
-        let path = format!("/containers/{}/json", container.as_str());
-        let Ok(Some(inspected)) = self.engine.look(&path).await else { return };
+    pub(super) async fn keep(&self, container: &ContainerId) {
+        let Ok(Some(inspected)) = self.lookups.container(container.as_str()).await else { return };
         if !is_fleeting(&inspected) {
             return;
         }
         let Some(stream) = self.listen(container).await else { return };
         let kept = self.outputs.open(container, inspected);
-        let (proxy, container) = (self.clone(), container.clone());
-        self.settings.tasks.spawn("output", async move {
+        let (outputs, stop, container) = (self.outputs.clone(), self.tasks.stop().clone(), container.clone());
+        self.tasks.spawn("output", async move {
             let whole = tokio::select! {
                 () = hear_out(stream, &kept) => true,
-                () = proxy.settings.tasks.stop().cancelled() => false,
+                () = stop.cancelled() => false,
             };
             if whole {
                 kept.ended.send_replace(true);
                 tokio::select! {
                     () = tokio::time::sleep(KEPT_FOR) => {}
-                    () = proxy.settings.tasks.stop().cancelled() => {}
+                    () = stop.cancelled() => {}
                 }
             }
-            proxy.outputs.close(&container, &kept);
+            outputs.close(&container, &kept);
         });
     }
 
@@ -77,7 +93,7 @@ impl Proxy {
     }
 
     /// A client's logs: the engine's answer, completed by the output that is missing in it.
-    pub(super) async fn logs(&self, reference: &str, target: &Target, reply: Reply) -> Reply {
+    pub(super) async fn complete(&self, reference: &str, target: &Target, reply: Reply) -> Reply {
         let Some(kept) = self.outputs.find(reference) else { return reply };
         kept.asked.store(true, Ordering::Relaxed);
         let Some(wants) = plain(target) else { return reply };
@@ -112,13 +128,13 @@ impl Proxy {
 
     /// A client's inspect of a container whose logs it reads. Without a known exit code the engine's answer
     /// stands, since an invented 0 would make a failed task look successful.
-    pub(super) async fn looked(&self, reference: &str, reply: Reply) -> Reply {
+    pub(super) async fn inspected(&self, reference: &str, reply: Reply) -> Reply {
         if !is_gone(reply.status()) {
             return reply;
         }
         let kept = self.outputs.find(reference).filter(|kept| kept.asked.load(Ordering::Relaxed));
         let (Some(kept), Some(id)) = (kept, ContainerId::parse(reference)) else { return reply };
-        match self.settings.exits.last_code(&id).await {
+        match self.exits.last_code(&id).await {
             Some(code) => kept.look(code),
             None => reply,
         }

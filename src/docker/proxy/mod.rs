@@ -7,9 +7,9 @@
 //! | `POST /containers/X/wait` | the engine first; our record if it answers 404 (`exit_codes`) |
 //! | `GET /containers/X/logs` | the engine first, then the missing output of an auto-removed container (`logs`) |
 //! | exec, start, restart, rename | checked where they could reach into a leased container (`dispatch`) |
-//! | `docker cp`, builds, imports, loads, commits, volumes, swarm configs, secrets and services | scanned for keys (`upload`, `images`, `volumes`, `swarm`) |
+//! | `docker cp`, builds, imports, loads, commits, volumes, swarm configs, secrets and services | scanned for keys (`upload`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first; our record of a container that it auto-removed (`logs`) |
-//! | lists of containers and networks, `GET /containers/X/json` | without relays and without our networks (`hidden`) |
+//! | lists of containers and networks, `GET /containers/X/json` | without relays and without our networks (`reply_filter`) |
 //! | attach, exec start | raw bytes, copied after the engine's 101; also for clients without `Upgrade` (`dispatch`, `engine_client`) |
 //! | BuildKit's tunnels | only as an upgrade without a body; contexts in them are scanned for keys (`builds`) |
 //! | `POST /networks/create` | refused if it uses a name or label of ours (`dispatch`) |
@@ -20,7 +20,6 @@
 //! A process that can open the socket can do what the engine can do. The socket is therefore 0600 in a 0700
 //! directory; the rules here keep identities apart, not users from their own engine.
 
-mod attach;
 mod builds;
 mod capabilities;
 mod clouds;
@@ -35,22 +34,24 @@ mod environment;
 mod exit_codes;
 mod frames;
 mod guard;
-mod hidden;
-mod images;
+mod image_configs;
 mod inputs;
-mod join;
 mod json;
 mod judge;
 #[cfg(test)]
 mod judge_tests;
+mod leases;
 mod logs;
+mod lookups;
 mod mount_sources;
+mod notices;
 mod outputs;
 mod path;
 mod podman;
 mod preview;
 mod proxies;
 mod question;
+mod reply_filter;
 mod reserved;
 mod rules;
 mod state;
@@ -329,7 +330,7 @@ async fn handle(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Reply, 
 
 /// The engine behind `socket`, if `socket` belongs to a kfp-creds proxy.
 pub async fn upstream_of(socket: &Path) -> Option<Endpoint> {
-    let engine = EngineClient { upstream: socket.to_owned().into(), tasks: Tasks::new() };
+    let engine = EngineClient::new(socket.to_owned().into(), Tasks::new());
     let look = async {
         let reply = engine.ask(Method::GET, "/kfp-creds/upstream").await.ok()?;
         let mut found: Value =

@@ -1,17 +1,23 @@
 //! The host paths that a create mounts, and the scan of them.
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use super::Settings;
 use super::engine_client::Refusal;
 use super::inputs::bucket_of;
 use super::json::split_bind;
-use super::state::Proxy;
+use super::lookups::Lookups;
+use super::notices::Notices;
 use super::texts::{Key, MOST};
+use crate::console::Console;
+use crate::docker::upstream::Upstream;
 use crate::guard::Guard;
+use crate::guard::host_root::HostRoot;
+use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::json::{items, strings};
 use crate::process;
@@ -52,22 +58,50 @@ impl Source {
 
 /// The result of a scan, as reported to a person.
 #[derive(Debug, Default)]
-pub(super) struct Looked {
+pub(super) struct Scanned {
     pub(super) finds: Vec<Key>,
     pub(super) unverified: Vec<String>,
     /// The file system did not answer.
     pub(super) hung: bool,
 }
 
-impl Proxy {
+/// Finds the host paths that requests mount, and scans them for keys.
+#[derive(Debug)]
+pub(super) struct MountScan {
+    lookups: Lookups,
+    upstream: Upstream,
+    host_root: HostRoot,
+    guard: Arc<Guard>,
+    /// Every mount with a source in this folder was fetched from Cloud Storage.
+    fetched: Option<PathBuf>,
+    console: Console,
+    notices: Notices,
+    /// The results of earlier scans.
+    memory: Memory,
+}
+
+impl MountScan {
+    pub(super) fn new(settings: &Settings, lookups: Lookups) -> Self {
+        Self {
+            lookups,
+            upstream: settings.upstream.clone(),
+            host_root: settings.host_root.clone(),
+            guard: settings.guard.clone(),
+            fetched: settings.fetching.as_ref().map(|fetching| fetching.folder.clone()),
+            console: settings.console.clone(),
+            notices: Notices::new(settings.console.clone()),
+            memory: Memory::default(),
+        }
+    }
+
     /// Every host path that this HostConfig mounts.
     pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
-        let (mut sources, fetching) = (vec![], self.settings.fetching.as_ref());
+        let (mut sources, fetched) = (vec![], self.fetched.as_deref());
         for bind in strings(&host["Binds"]) {
             let Some((source, rest)) = split_bind(bind) else { continue };
             let target = rest.split(':').next().unwrap_or_default();
             match source.starts_with('/') {
-                true => sources.push(Source::bind(source, bucket_of(source, target, fetching))),
+                true => sources.push(Source::bind(source, bucket_of(source, target, fetched))),
                 false => sources.extend(self.volume(source).await?),
             }
         }
@@ -76,7 +110,7 @@ impl Proxy {
             match mount["Type"].as_str() {
                 Some("bind") => {
                     let target = mount["Target"].as_str().unwrap_or_default();
-                    sources.push(Source::bind(source, bucket_of(source, target, fetching)));
+                    sources.push(Source::bind(source, bucket_of(source, target, fetched)));
                 }
                 Some("volume") => {
                     let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];
@@ -87,7 +121,7 @@ impl Proxy {
                 }
                 // Their content belongs to the engine and is no directory of this machine.
                 Some(kind @ ("image" | "cluster")) => {
-                    self.settings.console.notice(format!("not verified: the {kind} mount of {source}"));
+                    self.console.notice(format!("not verified: the {kind} mount of {source}"));
                 }
                 _ => {}
             }
@@ -99,25 +133,44 @@ impl Proxy {
         Ok(sources)
     }
 
-    /// Reports unverified mounts once per session, since every task of a pipeline has the same mounts.
-    pub(super) fn say_unverified(&self, who: &str, unverified: Vec<String>) {
-        for what in unverified {
-            let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
-            if new {
-                self.settings.console.notice(format!("{who}: not verified: {what}"));
+    /// The host paths of a named volume: those it is bound to, otherwise the engine's directory of it.
+    async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
+        Ok(self.lookups.volume(name).await?.map(|found| places(&found, name)).unwrap_or_default())
+    }
+
+    /// The host paths that a container mounts.
+    async fn mounts_of(&self, container: &str) -> Result<Vec<Source>, Refusal> {
+        let found = self.lookups.container(container).await?.unwrap_or_default();
+        let mut sources = vec![];
+        for mount in items(&found["Mounts"]) {
+            match (mount["Type"].as_str(), mount["Name"].as_str(), mount["Source"].as_str()) {
+                (Some("volume"), Some(name), _) => sources.extend(self.volume(name).await?),
+                (_, _, Some(source)) if source.starts_with('/') => {
+                    sources.push(Source::new(format!("{source}, mounted by {container},"), source))
+                }
+                _ => {}
             }
+        }
+        Ok(sources)
+    }
+
+    /// Reports unverified mounts, each once in a session.
+    pub(super) fn report_unverified(&self, who: &str, unverified: Vec<String>) {
+        for what in unverified {
+            let line = format!("not verified: {what}");
+            self.notices.once(who, what, &line);
         }
     }
 
     /// Scans the sources under one common budget.
-    pub(super) async fn look(&self, sources: Vec<Source>) -> Looked {
-        self.look_beside(sources, &[]).await
+    pub(super) async fn scan(&self, sources: Vec<Source>) -> Scanned {
+        self.scan_below(sources, &[]).await
     }
 
     /// Sources that are the name of the engine's socket on a remote machine. Through that socket a container
     /// would bypass this session, and our socket does not exist there to be mounted instead.
     fn sockets_there(&self, sources: &[Source]) -> Vec<Key> {
-        if self.settings.upstream.endpoint().socket().is_some() {
+        if self.upstream.endpoint().socket().is_some() {
             return vec![];
         }
         let sockets = sources.iter().filter(|source| source.place.ends_with("docker.sock"));
@@ -126,17 +179,17 @@ impl Proxy {
 
     /// Scans the sources. kfp itself creates directories below `roots`; missing or unreadable ones are not
     /// reported.
-    pub(super) async fn look_beside(&self, sources: Vec<Source>, roots: &[PathBuf]) -> Looked {
+    pub(super) async fn scan_below(&self, sources: Vec<Source>, roots: &[PathBuf]) -> Scanned {
         // The paths of a remote engine do not refer to files of this machine, so they are not scanned; the
         // session has reported that.
-        let Some(socket) = self.settings.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
-            return Looked { finds: self.sockets_there(&sources), ..Looked::default() };
+        let Some(socket) = self.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
+            return Scanned { finds: self.sockets_there(&sources), ..Scanned::default() };
         };
-        let host = &self.settings.host_root;
+        let host = &self.host_root;
         let mut guard = host.guard(Guard {
             engine: Some(socket.to_owned()),
             made: roots.to_vec(),
-            ..Guard::clone(&self.settings.guard)
+            ..Guard::clone(&self.guard)
         });
         for source in &sources {
             if let Some(bucket) = &source.bucket {
@@ -149,7 +202,7 @@ impl Proxy {
             look_within(LONGEST_SILENCE, &places, &guard, Budget::REQUEST, &memory, MOST)
         });
         let Ok(seen) = work.await else {
-            return Looked { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Looked::default() };
+            return Scanned { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Scanned::default() };
         };
         let finds = seen.finds.into_iter().map(|(source, mut find)| {
             let Source { how, place, bucket } = &sources[source];
@@ -163,8 +216,18 @@ impl Proxy {
             }
         });
         let unverified = seen.unverified.iter().map(|what| host.name(what)).collect();
-        Looked { finds: finds.collect(), unverified, hung: seen.hung }
+        Scanned { finds: finds.collect(), unverified, hung: seen.hung }
     }
+}
+
+/// The host paths of a volume, from the engine's record of it: those it is bound to, otherwise the engine's directory.
+pub(super) fn places(found: &Value, name: &str) -> Vec<Source> {
+    let devices = devices(&found["Options"], name);
+    if !devices.is_empty() {
+        return devices;
+    }
+    let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
+    place.map(|place| Source::new(format!("volume {name}"), place)).into_iter().collect()
 }
 
 /// Host paths in the options of the local driver: `device`, and the layers of an overlay.

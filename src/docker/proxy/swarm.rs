@@ -22,16 +22,16 @@ impl Proxy {
     pub(super) async fn swarm(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::SWARM).map_err(Refusal::malformed)?;
-        if self.settings.guard.rules.mode != Mode::Off {
+        if self.guard.rules().mode != Mode::Off {
             let name = body["Name"].as_str().unwrap_or("without a name");
             let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
             // The node that runs it can be another machine; only files at that path on this machine can be
             // scanned.
-            let looked = self.look(self.sources(&mounts).await?).await;
-            let (text, rules) = (body.clone(), self.settings.guard.rules.clone());
+            let looked = self.mounts.scan(self.mounts.sources(&mounts).await?).await;
+            let (text, rules) = (body.clone(), self.guard.rules().clone());
             let found = judged(length_of(&text), move || found(&text, &rules)).await?;
             let found = found.into_iter().chain(looked.finds).collect();
-            self.decide(Mode::Warn, &format!("{name}, of the swarm"), found)?;
+            self.guard.decide(Mode::Warn, &format!("{name}, of the swarm"), found)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await

@@ -1,11 +1,14 @@
 //! Requests that may turn into raw streams: which protocol each may be upgraded to.
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 
-use super::engine_client::{Handover, RawClient, Refusal};
-use super::path::Route;
+use super::engine_client::{EngineClient, Handover, RawClient, Refusal, Reply, collect, full};
+use super::json;
+use super::path::{Route, Target};
 
 /// The client's end, if a request may become a raw stream.
 pub(super) type Raw = Option<RawClient>;
@@ -29,6 +32,32 @@ pub(super) fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<
         }
         _ => Err(Refusal::malformed(format!("only an upgrade to {protocol} is possible here"))),
     }
+}
+
+/// Forwards a request that may become a raw stream, without its body: the engine would read bytes after
+/// the head as part of the stream. dockerode repeats its options as a body, which the engine does not
+/// read, so the body is dropped.
+pub(super) async fn forward_raw(
+    engine: &EngineClient,
+    mut parts: Parts,
+    target: Target,
+    body: Incoming,
+    raw: Raw,
+) -> Result<Reply, Refusal> {
+    let raw = raw.ok_or_else(needs_upgrade)?;
+    let bytes = collect(body).await?;
+    let attach = matches!(target.route(false), Route::Container { .. });
+    let options = attach && json::parse(&bytes).is_ok_and(|value| value.is_object());
+    if !bytes.is_empty() && !options {
+        return Err(Refusal::malformed(
+            "the body of a request for a raw stream is no JSON object; send what is for stdin after the 101",
+        ));
+    }
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    parts.headers.remove(header::CONTENT_TYPE);
+    let uri = target.uri().map_err(Refusal::malformed)?;
+    engine.forward(Request::from_parts(parts, full(Bytes::new())), uri, Some(raw)).await
 }
 
 pub(super) fn needs_upgrade() -> Refusal {

@@ -1,5 +1,8 @@
 //! Archives sent to the engine (copies, build contexts, imports, loads), judged as they pass. No byte of a
 //! file is released before the file is judged, so a refusal comes before the key has left.
+//!
+//! Containers are judged by their image's environment; the files of an image are scanned here if they pass in a
+//! readable form, otherwise by `scan`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,14 +17,17 @@ use hyper::body::{Frame, Incoming};
 use hyper::http::request::Parts;
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine_client::{Refusal, Reply};
+use super::engine_client::{EngineClient, Refusal, Reply};
+use super::guard::KeyGuard;
+use super::lookups::Lookups;
 use super::path::Target;
-use super::proxies;
-use super::state::Proxy;
-use super::texts::Key;
+use super::texts::{Key, instruction};
+use super::{Settings, proxies};
+use crate::config::proxies::ClientProxies;
 use crate::guard::found::Entry;
 use crate::guard::stream::Stream;
 use crate::guard::{Mode, Rules};
+use crate::process::Tasks;
 
 /// How long the rest of a refused upload is read, so that the client gets to reading the answer.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -30,24 +36,44 @@ pub(super) const SIP: usize = 8 << 10;
 
 type Piece = Result<Frame<Bytes>, io::Error>;
 
-impl Proxy {
+/// Sends archives on, judged.
+#[derive(Debug)]
+pub(super) struct Uploads {
+    engine: EngineClient,
+    guard: Arc<KeyGuard>,
+    lookups: Lookups,
+    client_proxies: ClientProxies,
+    tasks: Tasks,
+}
+
+impl Uploads {
+    pub(super) fn new(
+        settings: &Settings,
+        engine: EngineClient,
+        lookups: Lookups,
+        guard: Arc<KeyGuard>,
+    ) -> Self {
+        let (client_proxies, tasks) = (settings.client_proxies.clone(), settings.tasks.clone());
+        Self { engine, guard, lookups, client_proxies, tasks }
+    }
+
     /// Files copied into a container: `docker cp`.
     pub(super) async fn archive(
-        self: &Arc<Self>,
+        &self,
         parts: Parts,
         target: Target,
         body: Incoming,
         name: &str,
     ) -> Result<Reply, Refusal> {
-        let Some(id) = self.locate(name).await? else {
-            return self.pass(parts, &target, Either::Left(body)).await;
+        let Some(id) = self.lookups.locate(name).await? else {
+            return self.engine.pass(parts, target.uri(), Either::Left(body)).await;
         };
         let target = target.with_container(id.as_str(), "archive");
-        match self.strictness(self.is_guarded(&id).await?) {
-            Mode::Off => self.pass(parts, &target, Either::Left(body)).await,
+        match self.guard.strictness(self.guard.protects(&id).await?) {
+            Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
             mode => {
                 let who = format!("copy to {name}");
-                self.upload(parts, &target, body, Look { mode, who, stream: Stream::files() }).await
+                self.send(parts, &target, body, Look { mode, who, stream: Stream::files() }).await
             }
         }
     }
@@ -55,32 +81,75 @@ impl Proxy {
     /// The context of the classic builder. BuildKit fetches its own through `POST /session`, except for an
     /// archive that an old client announces by `upload-request`.
     pub(super) async fn build_context(
-        self: &Arc<Self>,
+        &self,
         parts: Parts,
         target: &Target,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let given = target.query("buildargs");
-        let arguments = proxies::build_arguments(given, &parts.headers, &self.settings.client_proxies);
+        let arguments = proxies::build_arguments(given, &parts.headers, &self.client_proxies);
         let target = &arguments.map_or_else(|| target.clone(), |all| target.with_query("buildargs", &all));
-        self.guard_build_arguments(target)?;
+        self.guard.build_arguments(target)?;
         let remote = target.query("remote").unwrap_or_default();
-        match self.strictness(true) {
-            Mode::Off => self.pass(parts, target, Either::Left(body)).await,
-            _ if remote == "client-session" => self.pass(parts, target, Either::Left(body)).await,
+        match self.guard.strictness(true) {
+            Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
+            _ if remote == "client-session" => {
+                self.engine.pass(parts, target.uri(), Either::Left(body)).await
+            }
             _ if !matches!(remote, "" | "upload-request") => {
-                self.unlooked("the build's context, which the engine fetches itself");
-                self.pass(parts, target, Either::Left(body)).await
+                self.guard.report_unscanned("the build's context, which the engine fetches itself");
+                self.engine.pass(parts, target.uri(), Either::Left(body)).await
             }
             mode => {
                 let look = Look { mode, who: "build context".into(), stream: Stream::files() };
-                self.upload(parts, target, body, look).await
+                self.send(parts, target, body, look).await
             }
         }
     }
 
-    pub(super) async fn upload(
-        self: &Arc<Self>,
+    /// `docker load`: an archive of archives.
+    pub(super) async fn image_load(
+        &self,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        match self.guard.strictness(true) {
+            Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
+            mode => {
+                let look = Look { mode, who: "load".into(), stream: Stream::image() };
+                self.send(parts, target, body, look).await
+            }
+        }
+    }
+
+    /// `docker import`, which carries the files of an image, and `docker pull`.
+    pub(super) async fn image_create(
+        &self,
+        parts: Parts,
+        target: &Target,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
+        let mode = self.guard.strictness(true);
+        let pulled = target.query("fromImage").is_some_and(|image| !image.is_empty());
+        if pulled || mode == Mode::Off {
+            return self.engine.pass(parts, target.uri(), Either::Left(body)).await;
+        }
+        self.guard.decide(mode, "import", changes(target, self.guard.rules()))?;
+        match target.query("fromSrc") {
+            Some("-") => {
+                let look = Look { mode, who: "import".into(), stream: Stream::files() };
+                self.send(parts, target, body, look).await
+            }
+            _ => {
+                self.guard.report_unscanned("an image whose files the engine fetches itself");
+                self.engine.pass(parts, target.uri(), Either::Left(body)).await
+            }
+        }
+    }
+
+    async fn send(
+        &self,
         parts: Parts,
         target: &Target,
         body: Incoming,
@@ -89,8 +158,8 @@ impl Proxy {
         let uri = target.uri().map_err(Refusal::malformed)?;
         let (pieces, rest) = mpsc::channel::<Piece>(1);
         let (tell, told) = oneshot::channel();
-        let proxy = self.clone();
-        self.settings.tasks.spawn("upload", async move { proxy.pump(body, pieces, look, tell).await });
+        let pump = Pump { guard: self.guard.clone(), mode: look.mode, who: look.who };
+        self.tasks.spawn("upload", async move { pump.run(body, look.stream, pieces, tell).await });
         let stream = stream::unfold(rest, |mut rest| async move { Some((rest.recv().await?, rest)) });
         let stream = StreamBody::new(Box::pin(stream));
         let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
@@ -101,12 +170,21 @@ impl Proxy {
         }
         reply
     }
+}
 
-    async fn pump(
-        &self,
+/// Carries one upload from the client to the engine.
+struct Pump {
+    guard: Arc<KeyGuard>,
+    mode: Mode,
+    who: String,
+}
+
+impl Pump {
+    async fn run(
+        self,
         mut body: Incoming,
+        stream: Stream,
         pieces: mpsc::Sender<Piece>,
-        Look { mode, who, stream }: Look,
         tell: oneshot::Sender<Option<Refusal>>,
     ) {
         let mut filter = Filter::new(stream);
@@ -126,18 +204,18 @@ impl Proxy {
             };
             let Some(done) = judged else { return };
             filter = done;
-            if let Err(refusal) = self.decide(mode, &who, self.keys(&mut filter)) {
+            if let Err(refusal) = self.guard.decide(self.mode, &self.who, self.keys(&mut filter)) {
                 let _ = pieces.send(Err(io::Error::other("a key"))).await;
                 drop(pieces);
                 if let Err(Some(refusal)) = tell.send(Some(refusal)) {
                     // The engine has answered already, so the reason goes to the console.
-                    self.settings.console.notice(refusal.why);
+                    self.guard.notice(refusal.why);
                 }
                 let _ = tokio::time::timeout(DRAIN, async { while body.frame().await.is_some() {} }).await;
                 return;
             }
             if end {
-                self.say_unlooked(&who, &mut filter.stream);
+                self.report_unverified(&mut filter.stream);
             }
             while let Some(piece) = filter.release(end) {
                 if pieces.send(Ok(Frame::data(piece))).await.is_err() {
@@ -151,18 +229,19 @@ impl Proxy {
         }
     }
 
-    fn say_unlooked(&self, who: &str, stream: &mut Stream) {
+    fn report_unverified(&self, stream: &mut Stream) {
+        let who = &self.who;
         let none = (!stream.is_archive()).then(|| "it is not a tar archive".to_string());
         for why in none.into_iter().chain(stream.take_unverified()) {
-            self.settings.console.notice(format!("{who}: not verified: {why}"));
+            self.guard.notice(format!("{who}: not verified: {why}"));
         }
         if let Some(note) = stream.take_passed().told() {
-            self.settings.console.notice(format!("{who}: {note}"));
+            self.guard.notice(format!("{who}: {note}"));
         }
     }
 
     fn keys(&self, filter: &mut Filter) -> Vec<Key> {
-        in_archive(filter.stream.take_finds(), &self.settings.guard.rules).collect()
+        in_archive(filter.stream.take_finds(), self.guard.rules()).collect()
     }
 }
 
@@ -175,12 +254,18 @@ pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item
     })
 }
 
+/// Dockerfile instructions in the query.
+pub(super) fn changes(target: &Target, rules: &Rules) -> Vec<Key> {
+    let lines = target.queries("changes").flat_map(str::lines);
+    lines.filter_map(|line| instruction(line, rules)).collect()
+}
+
 /// How an upload is judged.
-pub(super) struct Look {
-    pub(super) mode: Mode,
+struct Look {
+    mode: Mode,
     /// Names the upload in messages.
-    pub(super) who: String,
-    pub(super) stream: Stream,
+    who: String,
+    stream: Stream,
 }
 
 /// Judges incoming bytes and holds them back until they are judged.

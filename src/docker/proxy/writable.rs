@@ -108,7 +108,7 @@ pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result
     if let Some(place) = settings.writable.covers(&file) {
         return Ok(Some(place));
     }
-    let engine = EngineClient { upstream: settings.upstream.clone(), tasks: settings.tasks.clone() };
+    let engine = EngineClient::new(settings.upstream.clone(), settings.tasks.clone());
     let ask = async |path: &str| {
         let found = engine.look(path).await.map_err(|refusal| refusal.why)?;
         found.ok_or_else(|| "the engine does not list its containers".to_string())

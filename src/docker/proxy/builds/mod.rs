@@ -20,7 +20,7 @@ mod message;
 mod upload;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -32,21 +32,51 @@ use tokio_util::sync::CancellationToken;
 use self::answer::{Decide, Matter};
 pub(super) use self::calls::Tunnel;
 use self::calls::{BROKEN, End, Judge, carry};
-use super::engine_client::{RawClient, Refusal, Reply, collect, full, opened, opened_engine};
+use super::Settings;
+use super::engine_client::{EngineClient, RawClient, Refusal, Reply, collect, full, opened, opened_engine};
+use super::guard::KeyGuard;
 use super::path::Target;
-use super::state::Proxy;
-use super::upgrade::{Raw, needs_upgrade};
-use crate::console::Line;
+use super::upgrade::{Raw, forward_raw, needs_upgrade};
+use crate::config::proxies::ClientProxies;
+use crate::console::{Console, Line};
 use crate::guard::Mode;
 use crate::json::items;
-use crate::process;
+use crate::process::{self, Tasks};
+use crate::record::Recorder;
 
 /// The engine caches a context under this key and asks only for later changes to it.
 const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
 
-impl Proxy {
+/// Serves the tunnels of builds.
+#[derive(Debug)]
+pub(super) struct Builds {
+    engine: EngineClient,
+    guard: Arc<KeyGuard>,
+    session: String,
+    client_proxies: ClientProxies,
+    console: Console,
+    recorder: Recorder,
+    tasks: Tasks,
+    /// The number of refused builds.
+    refused: AtomicU64,
+}
+
+impl Builds {
+    pub(super) fn new(settings: &Settings, engine: EngineClient, guard: Arc<KeyGuard>) -> Self {
+        Self {
+            engine,
+            guard,
+            session: settings.session.clone(),
+            client_proxies: settings.client_proxies.clone(),
+            console: settings.console.clone(),
+            recorder: settings.recorder.clone(),
+            tasks: settings.tasks.clone(),
+            refused: AtomicU64::default(),
+        }
+    }
+
     /// Serves one of BuildKit's tunnels.
-    pub(super) async fn build_tunnel(
+    pub(super) async fn serve_tunnel(
         self: &Arc<Self>,
         mut parts: Parts,
         target: Target,
@@ -54,9 +84,9 @@ impl Proxy {
         raw: Raw,
         tunnel: Tunnel,
     ) -> Result<Reply, Refusal> {
-        let mode = self.strictness(true);
+        let mode = self.guard.strictness(true);
         if mode == Mode::Off {
-            return self.raw(parts, target, body, raw).await;
+            return forward_raw(&self.engine, parts, target, body, raw).await;
         }
         if !collect(body).await?.is_empty() {
             return Err(Refusal::malformed("a request for a tunnel has no body"));
@@ -69,9 +99,9 @@ impl Proxy {
         let request = Request::from_parts(parts, full(bytes::Bytes::new()));
         let (reply, engine) = self.engine.switch(request, uri, Some(protocol)).await?;
         if let Some(engine) = engine {
-            let proxy = self.clone();
-            let serve = async move { proxy.serve_build(client, engine, mode, tunnel).await };
-            self.settings.tasks.spawn("build session", serve);
+            let builds = self.clone();
+            let serve = async move { builds.serve(client, engine, mode, tunnel).await };
+            self.tasks.spawn("build session", serve);
         }
         Ok(reply)
     }
@@ -81,73 +111,73 @@ impl Proxy {
     /// arrived.
     fn own_shared_key(&self, headers: &mut HeaderMap) {
         let own = headers.get(&SHARED_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
-        let refusals = self.refused_builds.load(Ordering::SeqCst);
-        let key = [own, format!(" kfp-creds {} {refusals}", self.settings.session).as_bytes()].concat();
+        let refusals = self.refused.load(Ordering::SeqCst);
+        let key = [own, format!(" kfp-creds {} {refusals}", self.session).as_bytes()].concat();
         if let Ok(key) = HeaderValue::from_bytes(&key) {
             headers.insert(SHARED_KEY, key);
         }
     }
 
-    async fn serve_build(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: Tunnel) {
-        let both = tokio::join!(opened(client), opened_engine(engine, &self.settings.tasks));
+    async fn serve(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: Tunnel) {
+        let both = tokio::join!(opened(client), opened_engine(engine, &self.tasks));
         let (Some(client), Some(engine)) = both else { return };
         let (Ok(client), Ok(engine)) = (End::of(client), End::of(engine)) else { return };
         let (caller, answerer) = match tunnel {
             Tunnel::Session => (engine, client),
             Tunnel::Control => (client, engine),
         };
-        let rules = self.settings.guard.rules.clone();
-        let proxies = self.settings.client_proxies.clone();
-        let judge = Judge { tunnel, rules, proxies, decide: self.decide_build(mode, tunnel) };
-        let stop = self.settings.tasks.stop().clone();
+        let rules = self.guard.rules().clone();
+        let proxies = self.client_proxies.clone();
+        let judge = Judge { tunnel, rules, proxies, decide: self.decide(mode, tunnel) };
+        let stop = self.tasks.stop().clone();
         // If the thread itself panicked, both ends were dropped with it.
         let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
         if whole != Some(true) {
             let why = "the key guard failed while reading the build context; please report this";
-            self.settings.console.notice(format!("the build ends with an error: {why}"));
+            self.console.notice(format!("the build ends with an error: {why}"));
         }
     }
 
     /// A builder in a container carries its tunnels inside an exec, where they cannot be judged.
-    pub(super) fn say_builder(&self, container: &str, exec: &serde_json::Value) {
+    pub(super) fn report_builder(&self, container: &str, exec: &serde_json::Value) {
         let mut words = items(&exec["Cmd"]);
         if words.any(|word| word == "dial-stdio") {
-            self.unlooked(&format!(
+            self.guard.report_unscanned(&format!(
                 "what the builder in {container} builds, for its context comes in an exec"
             ));
         }
     }
 
-    fn decide_build(self: &Arc<Self>, mode: Mode, tunnel: Tunnel) -> Decide {
-        let proxy = self.clone();
+    fn decide(self: &Arc<Self>, mode: Mode, tunnel: Tunnel) -> Decide {
+        let builds = self.clone();
         let what = match tunnel {
             Tunnel::Session => "POST /session",
             Tunnel::Control => "POST /grpc",
         };
         Arc::new(move |who, matter| {
             let decided = match matter {
-                Matter::Found(found) => proxy.decide(mode, who, found),
+                Matter::Found(found) => builds.guard.decide(mode, who, found),
                 Matter::Unread(why) if mode == Mode::Deny => Err(Refusal::forbidden(format!(
                     "{who}: {why}, which the key guard does not read; build past this session, and look into the \
                      image with kfp-creds scan IMAGE"
                 ))),
                 Matter::Unread(why) => {
-                    proxy.settings.console.notice(format!("{who}: not verified: {why}"));
+                    builds.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
                 Matter::Unverified(why) => {
-                    proxy.settings.console.notice(format!("{who}: not verified: {why}"));
+                    builds.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
                 Matter::Note(note) => {
-                    proxy.settings.console.notice(format!("{who}: {note}"));
+                    builds.console.notice(format!("{who}: {note}"));
                     Ok(())
                 }
             };
             decided.map_err(|refusal| {
-                proxy.refused_builds.fetch_add(1, Ordering::SeqCst);
-                proxy.settings.console.say(Line::Refused { what, why: &refusal.why });
-                proxy.settings.recorder.refused_call(what, &refusal.why, refusal.by_guard);
+                builds.refused.fetch_add(1, Ordering::SeqCst);
+                builds.console.say(Line::Refused { what, why: &refusal.why });
+                builds.recorder.refused_call(what, &refusal.why, refusal.by_guard);
                 format!("kfp-creds: {}", refusal.why)
             })
         })

@@ -4,7 +4,7 @@
 //! Objects named outright can still be inspected.
 
 use std::collections::HashSet;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -13,13 +13,26 @@ use memchr::memmem;
 use serde_json::Value;
 
 use super::engine_client::{BODY_BOUND, Refusal, Reply, full};
+use super::lookups::{Lookups, NETWORKS};
 use super::path::Route;
-use super::reserved::{Hit, Kind};
-use super::state::{NETWORKS, Proxy};
+use super::reserved::{Hit, Kind, Reserved};
 use crate::docker::image::ROLE_LABEL;
 use crate::docker::labels::SESSION_LABEL;
 
-impl Proxy {
+/// Takes our objects out of the engine's answers.
+#[derive(Debug)]
+pub(super) struct ReplyFilter {
+    lookups: Lookups,
+    reserved: Reserved,
+    /// Ids of networks that the engine confirmed as a session's.
+    our_networks: Mutex<HashSet<String>>,
+}
+
+impl ReplyFilter {
+    pub(super) fn new(lookups: Lookups, reserved: Reserved) -> Self {
+        Self { lookups, reserved, our_networks: Mutex::default() }
+    }
+
     pub(super) async fn hide_in_list(&self, route: &Route, reply: Reply) -> Result<Reply, Refusal> {
         match route {
             Route::Containers => self.hide_in_containers(reply).await,
@@ -46,7 +59,7 @@ impl Proxy {
     pub(super) async fn hide_in_container(&self, reply: Reply) -> Result<Reply, Refusal> {
         self.changed(reply, async |found| {
             let named = found["Name"].as_str().unwrap_or_default();
-            if self.settings.reserved.hit(Kind::Container, named) == Hit::Sure {
+            if self.reserved.hit(Kind::Container, named) == Hit::Sure {
                 return false;
             }
             self.hide_networks(&mut found["NetworkSettings"]).await
@@ -70,7 +83,7 @@ impl Proxy {
     fn is_relay(&self, found: &Value) -> bool {
         let id = found["Id"].as_str().unwrap_or_default();
         let networks = found["NetworkSettings"]["Networks"].as_object();
-        self.settings.reserved.hit(Kind::Container, id) == Hit::Sure
+        self.reserved.hit(Kind::Container, id) == Hit::Sure
             || (found["Labels"][ROLE_LABEL] == "relay"
                 && networks
                     .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
@@ -97,7 +110,7 @@ impl Proxy {
         if self.known_networks().contains(reference) {
             return true;
         }
-        let ours = self.is_ours(Kind::Network, reference).await.unwrap_or(false);
+        let ours = self.lookups.is_ours(Kind::Network, reference).await.unwrap_or(false);
         // A name can be used again, an id cannot.
         if ours && !id.is_empty() {
             self.known_networks().insert(id.into());
@@ -105,7 +118,7 @@ impl Proxy {
         ours
     }
 
-    fn known_networks(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    fn known_networks(&self) -> MutexGuard<'_, HashSet<String>> {
         self.our_networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

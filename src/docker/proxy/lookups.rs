@@ -1,0 +1,92 @@
+//! Questions to the engine about its objects: containers by name, and whether an object is ours.
+
+use serde_json::Value;
+
+use super::engine_client::{EngineClient, Refusal};
+use super::path::encode;
+use super::reserved::{Hit, Kind, Reserved};
+use crate::docker::labels::SESSION_LABEL;
+use crate::workload::ContainerId;
+
+/// The prefix of our networks' names.
+pub(super) const NETWORKS: &str = "kfp-creds";
+/// The engine's own networks, which every create names and nobody can replace.
+const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
+
+/// Looks objects up at the engine. References come from clients.
+#[derive(Clone, Debug)]
+pub(super) struct Lookups {
+    engine: EngineClient,
+    reserved: Reserved,
+}
+
+impl Lookups {
+    pub(super) fn new(engine: EngineClient, reserved: Reserved) -> Self {
+        Self { engine, reserved }
+    }
+
+    /// The engine's record of a container; `None` if it has none of this name or id.
+    pub(super) async fn container(&self, reference: &str) -> Result<Option<Value>, Refusal> {
+        self.engine.look(&place("containers", reference)).await
+    }
+
+    pub(super) async fn image(&self, reference: &str) -> Result<Option<Value>, Refusal> {
+        self.engine.look(&place("images", reference)).await
+    }
+
+    pub(super) async fn volume(&self, name: &str) -> Result<Option<Value>, Refusal> {
+        let mut path = String::from("/volumes/");
+        encode(name, &mut path);
+        self.engine.look(&path).await
+    }
+
+    /// The container that the engine means by `reference`. A full id needs no look-up: leased containers
+    /// cannot have names of that form.
+    pub(super) async fn locate(&self, reference: &str) -> Result<Option<ContainerId>, Refusal> {
+        if let Some(id) = ContainerId::parse(reference) {
+            return Ok(Some(id));
+        }
+        let found = self.container(reference).await?;
+        Ok(found.and_then(|found| ContainerId::parse(found["Id"].as_str()?)))
+    }
+
+    /// Whether `reference` means the relay, its image or a network of a session.
+    pub(super) async fn is_ours(&self, kind: Kind, reference: &str) -> Result<bool, Refusal> {
+        let hit = self.reserved.hit(kind, reference);
+        if kind == Kind::Network && hit != Hit::Sure && !PREDEFINED.contains(&reference) {
+            return self.is_network_of_a_session(reference).await;
+        }
+        if hit != Hit::Prefix {
+            return Ok(hit == Hit::Sure);
+        }
+        let found = match kind {
+            Kind::Container => self.container(reference).await?,
+            Kind::Image => self.image(reference).await?,
+            Kind::Network => return self.is_network_of_a_session(reference).await,
+        };
+        let id = found.as_ref().and_then(|found| found["Id"].as_str());
+        Ok(id.is_some_and(|id| self.reserved.hit(kind, id) == Hit::Sure))
+    }
+
+    /// Recognised by its label, which only a session can set through our proxies. Another session's network
+    /// is as closed to containers as our own.
+    async fn is_network_of_a_session(&self, reference: &str) -> Result<bool, Refusal> {
+        let mut path = String::from("/networks/");
+        encode(reference, &mut path);
+        let found = self.engine.look(&path).await?;
+        Ok(found.is_some_and(|found| {
+            let ours = found["Id"].as_str().map(|id| self.reserved.hit(Kind::Network, id));
+            ours == Some(Hit::Sure) || found["Labels"][SESSION_LABEL].is_string()
+        }))
+    }
+}
+
+/// The path `/{what}/NAME/json`. The name comes from a client: its slashes stay, everything else is escaped.
+fn place(what: &str, name: &str) -> String {
+    let mut path = format!("/{what}");
+    for part in name.trim_start_matches('/').split('/') {
+        path.push('/');
+        encode(part, &mut path);
+    }
+    path + "/json"
+}
