@@ -57,7 +57,7 @@ impl Named {
         let (word, name) = entry.split_once(':')?;
         let part = Part::ALL.into_iter().find(|part| part.word() == word)?;
         if part == Part::Object {
-            let Some(uri) = name.strip_prefix("//") else { return None };
+            let uri = name.strip_prefix("//")?;
             let bucket = uri.split('/').next().unwrap_or_default();
             return Some(match bucket {
                 "" => Err("names no bucket; write gs://BUCKET/OBJECT"),
