@@ -423,7 +423,14 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     let mut state = state.lock().unwrap();
     call.status = status;
     state.calls.push(call);
-    let mut reply = Response::builder().status(status).header("content-type", content_type);
+    let reply = begun(&state, status).header("content-type", content_type);
+    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
+    Ok(reply.body(BodyExt::boxed(body)).unwrap())
+}
+
+/// A reply with the headers that depend on the state.
+fn begun(state: &State, status: u16) -> hyper::http::response::Builder {
+    let mut reply = Response::builder().status(status);
     if let Some(asked) = state.retry_after.as_deref().filter(|_| status >= 400) {
         reply = reply.header("retry-after", asked);
     }
@@ -431,8 +438,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         let date = OffsetDateTime::from(state.now()).format(&Rfc2822).unwrap().replace("+0000", "GMT");
         reply = reply.header("date", date);
     }
-    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
-    Ok(reply.body(BodyExt::boxed(body)).unwrap())
+    reply
 }
 
 type Refusal = (u16, Value);
