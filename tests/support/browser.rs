@@ -122,6 +122,18 @@ impl Browser {
         );
     }
 
+    /// Presses keys together.
+    pub(crate) fn chord(&self, keys: &str) {
+        let step = |kind: &str, key: char| json!({"type": kind, "value": key.to_string()});
+        let down = keys.chars().map(|key| step("keyDown", key));
+        let actions: Vec<Value> = down.chain(keys.chars().rev().map(|key| step("keyUp", key))).collect();
+        self.ask(
+            "POST",
+            "/actions",
+            &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]}),
+        );
+    }
+
     /// What a screen reader is told: role and name.
     pub(crate) fn accessible(&self, selector: &str) -> (String, String) {
         let found = self.ask("POST", "/element", &json!({"using": "css selector", "value": selector}));

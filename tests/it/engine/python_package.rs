@@ -10,7 +10,7 @@ use crate::support::session::{Folder, PROGRAM, nobody, program, task_image};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The Python that `scripts/setup --all` makes for notebooks, with the package in reach and the program on its path.
-fn notebooks(folder: &Folder) -> Command {
+pub(super) fn notebooks(folder: &Folder) -> Command {
     let fallback = Path::new(ROOT).join(".work/venv-notebooks/bin");
     let bin = std::env::var("KFP_CREDS_TEST_NOTEBOOKS").unwrap_or_else(|_| fallback.display().to_string());
     let mut command = Command::new(format!("{bin}/python"));
