@@ -18,7 +18,7 @@ FEATURES = [
     ("identity from the first instruction on, `check`, nothing left", "basics"),
     ("kfp pipelines, newest and oldest kfp", "kfp unknown"),
     ("sessions: several at once, killed, swept", "sessions names leaving runs interrupts"),
-    ("a fixed socket, service managers, the Python package, the image", "named python_package deploy"),
+    ("a fixed socket, service managers, the Python package, the image", "named python_package jupyterlab quickstarts deploy"),
     ("exit codes and output, `run --rm` too", "outputs exit_codes"),
     ("stop, start, restart, restart policies", "starts"),
     ("events that come late or in another order", "order"),

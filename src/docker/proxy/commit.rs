@@ -175,7 +175,7 @@ mod tests {
         let at = relay_beside("10.7.0.5".parse().unwrap());
         let secret = crate::loopback::capability().unwrap().expose().clone();
         let env = [
-            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}"),
+            format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}/"),
             format!("AWS_METADATA_ENDPOINT=http://{at}"),
             format!("IDENTITY_ENDPOINT=http://{at}/msi/token"),
             format!("IDENTITY_HEADER={secret}"),

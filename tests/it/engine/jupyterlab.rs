@@ -37,7 +37,7 @@ impl Drop for Lab {
 }
 
 #[test]
-fn a_notebook_in_a_browser_has_credentials_and_shows_who_has_them() {
+fn a_notebook_in_a_browser_has_credentials_and_shows_them() {
     let folder = Folder::new("lab");
     let cell = |(number, source): (usize, &&str)| json!({"cell_type": "code", "id": format!("cell-{number}"), "source": source, "metadata": {}, "outputs": [], "execution_count": null});
     let cells: Vec<_> = CELLS.iter().enumerate().map(cell).collect();

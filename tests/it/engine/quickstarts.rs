@@ -107,12 +107,9 @@ fn the_commands_of_readme_do_what_they_say() {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
-/// The blocks of the page that holds them, wherever that is.
+/// The Python of the page.
 fn blocks() -> Vec<String> {
-    let page = ["docs/guide/python.md", "docs/PYTHON.md"]
-        .into_iter()
-        .find(|page| Path::new(ROOT).join(page).exists());
-    let text = read(page.unwrap());
+    let text = read("docs/guide/python.md");
     let blocks = text.split("```python\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     blocks.collect()
 }
