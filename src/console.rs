@@ -88,7 +88,7 @@ impl fmt::Display for Line<'_> {
 
 /// Verbosity and format of the output.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Form {
+pub enum OutputForm {
     #[default]
     Text,
     Json,
@@ -102,7 +102,7 @@ const SLOW: Duration = Duration::from_secs(2);
 /// The only writer of [`Line`]s; clones share it.
 #[derive(Clone)]
 pub struct Console {
-    form: Form,
+    form: OutputForm,
     out: Arc<Mutex<dyn Write + Send>>,
 }
 
@@ -113,16 +113,16 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    pub fn new(form: Form, out: impl Write + Send + 'static) -> Self {
+    pub fn new(form: OutputForm, out: impl Write + Send + 'static) -> Self {
         Self { form, out: Arc::new(Mutex::new(out)) }
     }
 
     /// Writes one line. Errors are ignored: a closed terminal must not end the session.
     pub fn say(&self, line: Line<'_>) {
         let text = match self.form {
-            Form::Json => serde_json::to_string(&line).unwrap_or_default(),
-            Form::Quiet if !matches!(line, Line::Refused { .. } | Line::Notice { .. }) => return,
-            Form::Text | Form::Quiet => format!("kfp-creds: {}", printable(&line.to_string())),
+            OutputForm::Json => serde_json::to_string(&line).unwrap_or_default(),
+            OutputForm::Quiet if !matches!(line, Line::Refused { .. } | Line::Notice { .. }) => return,
+            OutputForm::Text | OutputForm::Quiet => format!("kfp-creds: {}", printable(&line.to_string())),
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn hostile_names_stay_on_one_line() {
         let heard = Heard::default();
-        let console = Console::new(Form::Text, heard.clone());
+        let console = Console::new(OutputForm::Text, heard.clone());
         console.say(Line::NotAttached { task: "evil\n\x1b[2Jname", why: "no" });
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "kfp-creds: not attached  evil??[2Jname: no\n");
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn quiet_still_says_what_needs_a_person() {
         let heard = Heard::default();
-        let console = Console::new(Form::Quiet, heard.clone());
+        let console = Console::new(OutputForm::Quiet, heard.clone());
         console.say(Line::Progress { text: "loading" });
         console.notice("log in again");
         let text = String::from_utf8(heard.0.lock().unwrap().clone()).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_step_says_what_it_waits_for() {
         let heard = Heard::default();
-        let console = Console::new(Form::Text, heard.clone());
+        let console = Console::new(OutputForm::Text, heard.clone());
         let step = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
         console.while_slow("quick", step(1)).await;
         console.while_slow("slow", step(3)).await;

@@ -214,12 +214,12 @@ fn ends_path(c: char) -> bool {
 #[derive(Deserialize)]
 struct Executor {
     #[serde(default)]
-    inputs: Named,
+    inputs: NamedInputs,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Named {
+struct NamedInputs {
     artifacts: BTreeMap<String, List>,
     parameter_values: BTreeMap<String, Value>,
 }

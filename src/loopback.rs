@@ -36,16 +36,16 @@ pub fn is_capability(text: &str) -> bool {
 
 /// The paths of one session. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Paths(Arc<Inner>);
+pub struct Paths(Arc<PathsInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct PathsInner {
     at: SocketAddrV4,
-    state: Mutex<State>,
+    state: Mutex<PathState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PathState {
     next: u32,
     /// Keyed by the digest of the secret, so that look-up times reveal nothing of its bytes.
     leads: HashMap<Digest, (Ipv4Addr, Arc<AtomicBool>)>,
@@ -64,14 +64,14 @@ pub struct Path {
 impl Paths {
     /// Makes paths for the listener at `at`.
     pub fn new(at: SocketAddrV4) -> Self {
-        Self(Arc::new(Inner { at, state: Mutex::default() }))
+        Self(Arc::new(PathsInner { at, state: Mutex::default() }))
     }
 
     pub fn at(&self) -> SocketAddrV4 {
         self.0.at
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PathState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -14,7 +14,7 @@ use kfp_creds::cli::{self, Cli, Command, ConfigCommand, usage};
 use kfp_creds::config::{self, Config, Environment, Overrides};
 use kfp_creds::console::{self, Console};
 use kfp_creds::failure::{Ended, Failure};
-use kfp_creds::relay::program::Asked;
+use kfp_creds::relay::program::ProgramCall;
 use kfp_creds::{app, process, quote};
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         }
     };
     // Not clap's: it is also the whole command line of the relay's own program.
-    if let Some(asked) = Asked::parse(arguments.get(1..).unwrap_or_default()) {
+    if let Some(asked) = ProgramCall::parse(arguments.get(1..).unwrap_or_default()) {
         return in_container(asked);
     }
     let run = arguments.get(1).is_some_and(|command| command == "run");
@@ -51,9 +51,9 @@ fn main() -> ExitCode {
 }
 
 /// The relay, or a probe of it.
-fn in_container(asked: Result<Asked, &'static str>) -> ExitCode {
+fn in_container(asked: Result<ProgramCall, &'static str>) -> ExitCode {
     console::install_log("warn", std::io::stderr);
-    let (code, why) = match asked.map(Asked::run) {
+    let (code, why) = match asked.map(ProgramCall::run) {
         Ok(Ok(code)) => return ExitCode::from(code),
         Ok(Err(error)) => (77, error.to_string()),
         Err(why) => (64, why.to_string()),
@@ -83,13 +83,13 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
     match command {
         Command::Run { config, output, processes, command } => {
             let (config, console) = resolve(config, output, env)?;
-            let ask = app::RunAsk { command: &command, processes };
+            let ask = app::RunOptions { command: &command, processes };
             wait_for(app::run(&config, env, ask, console))?
         }
         Command::Serve { config, output, listen, open, name, stdin, tls, tls_listen } => {
             let (config, console) = resolve(config, output, env)?;
-            let tls = tls.as_deref().map(|folder| app::TlsAsk { folder, at: tls_listen });
-            let ask = app::ServeAsk { name: name.as_deref(), open, stdin, tls };
+            let tls = tls.as_deref().map(|folder| app::TlsOptions { folder, at: tls_listen });
+            let ask = app::ServeOptions { name: name.as_deref(), open, stdin, tls };
             match listen {
                 None => wait_for(app::serve(&config, env, ask, console, print))?,
                 Some(at) => wait_for(app::listen(&config, env, at, ask, console, print))?,
@@ -101,12 +101,12 @@ fn dispatch(command: Command, env: &Environment) -> Result<Ended, Failure> {
         }
         Command::Scan { config, json, sarif, baseline, target } => {
             let form = match (sarif, json) {
-                (true, _) => app::ScanForm::Sarif,
-                (_, true) => app::ScanForm::Json,
-                _ => app::ScanForm::Text,
+                (true, _) => app::ReportFormat::Sarif,
+                (_, true) => app::ReportFormat::Json,
+                _ => app::ReportFormat::Text,
             };
             let (config, _) = resolve(config, Output::default(), env)?;
-            let ask = app::ScanAsk { form, baseline: baseline.as_deref() };
+            let ask = app::ScanOptions { form, baseline: baseline.as_deref() };
             wait_for(app::scan(&config, env, &target, ask, print))?
         }
         Command::Status { session, watch, json } => {

@@ -505,7 +505,7 @@ mod tests {
         let boundary = crate::token::Boundary(vec![crate::token::BoundaryRule {
             bucket: "data".into(),
             permissions: vec!["inRole:roles/storage.objectViewer".into()],
-            condition: Some(crate::token::Condition {
+            condition: Some(crate::token::AccessCondition {
                 title: None,
                 description: None,
                 expression: "resource.name.startsWith('x')".into(),

@@ -87,7 +87,8 @@ fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
         "HostConfig": {"Binds": [format!("{root}:{root}:rw"), "/tmp/w:/kfp-workspace:rw"], "AutoRemove": true},
     })
     .to_string();
-    let judged = preview(body.as_bytes(), &rules, Networks::default(), &guard::Rules::default(), kfp::task)?;
+    let judged =
+        preview(body.as_bytes(), &rules, Networks::default(), &guard::GuardRules::default(), kfp::task)?;
     if judged.task.component.as_deref() != Some("transform") || judged.body.len() < body.len() {
         return Err("the body was not understood".into());
     }
@@ -96,7 +97,7 @@ fn judging(plan: &Plan, table: &mut Table) -> Outcome<()> {
             black_box(body.as_bytes()),
             &rules,
             Networks::default(),
-            &guard::Rules::default(),
+            &guard::GuardRules::default(),
             kfp::task,
         ));
     });

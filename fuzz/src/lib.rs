@@ -11,8 +11,8 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use kfp_creds::config::{self, Environment, Overrides};
-use kfp_creds::console::{Console, Form};
-use kfp_creds::docker::proxy::{self, Networks, Outcome, Rules};
+use kfp_creds::console::{Console, OutputForm};
+use kfp_creds::docker::proxy::{self, Networks, PreviewOutcome, Rules};
 use kfp_creds::guard;
 use kfp_creds::metadata::{self, Entered, RequestHead, Step, View};
 use kfp_creds::mint::Mint;
@@ -75,12 +75,16 @@ pub fn create_body(input: &[u8]) {
             assert!(!object.bucket().contains('/') && !object.bucket().starts_with('.'), "{object}");
         }
     }
-    let Ok(judged) =
-        proxy::preview(input, &rules, Networks::default(), &guard::Rules::default(), kfp_creds::kfp::task)
-    else {
+    let Ok(judged) = proxy::preview(
+        input,
+        &rules,
+        Networks::default(),
+        &guard::GuardRules::default(),
+        kfp_creds::kfp::task,
+    ) else {
         return;
     };
-    if !matches!(judged.outcome, Outcome::Attach(_)) {
+    if !matches!(judged.outcome, PreviewOutcome::Attach(_)) {
         return;
     }
     let body: serde_json::Value = serde_json::from_slice(&judged.body).expect("what is sent is JSON");
@@ -96,7 +100,7 @@ pub fn tunnel(input: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let source = Offline::new("project", "offline@kfp-creds.invalid").expect("a key");
-        let console = Console::new(Form::Text, std::io::sink());
+        let console = Console::new(OutputForm::Text, std::io::sink());
         let mint = Mint::new(Arc::new(source), Tasks::new(), Recorder::default());
         let (_writer, reader, _questions) = kfp_creds::registry::new();
         let views = Views {

@@ -16,13 +16,13 @@ const MOST: i32 = 16;
 
 /// A socket that the service manager opened, and its path.
 #[derive(Debug)]
-pub(super) struct Given {
+pub(super) struct ActivatedSocket {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
 }
 
 /// The sockets that were passed to this process, if any.
-pub(super) fn given(env: &Environment) -> Result<Vec<Given>, Failure> {
+pub(super) fn given(env: &Environment) -> Result<Vec<ActivatedSocket>, Failure> {
     let number = |name| env.variable(name).and_then(|text| text.parse::<i32>().ok());
     let ours = number("LISTEN_PID").and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id());
     let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
@@ -32,7 +32,7 @@ pub(super) fn given(env: &Environment) -> Result<Vec<Given>, Failure> {
     (FIRST..FIRST + count).map(take).collect()
 }
 
-fn take(number: i32) -> Result<Given, Failure> {
+fn take(number: i32) -> Result<ActivatedSocket, Failure> {
     let what = format!("take the socket that was passed on as descriptor {number} (LISTEN_FDS)");
     let descriptor = linux::inherited(number).map_err(|error| broken(&what, error))?;
     let listener = UnixListener::from(descriptor);
@@ -40,7 +40,7 @@ fn take(number: i32) -> Result<Given, Failure> {
     let path = address.as_pathname().map(PathBuf::from);
     let path = path.ok_or_else(|| broken(&what, "it is no unix socket with a path"))?;
     listener.set_nonblocking(true).map_err(|error| broken(&what, error))?;
-    Ok(Given { listener, path })
+    Ok(ActivatedSocket { listener, path })
 }
 
 /// Sends `READY=1` or `STOPPING=1` to the service manager, if it asks for them. A manager that no longer

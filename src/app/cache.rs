@@ -27,7 +27,7 @@ pub(super) fn root(env: &Environment) -> PathBuf {
 
 /// The folder of a session. Made when the first object is fetched.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(super) struct InputCache {
     root: PathBuf,
     folder: PathBuf,
     lock: Mutex<Option<File>>,
@@ -36,24 +36,24 @@ pub(super) struct Cache {
 
 /// A fetched object: its content, and its name in its bucket.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct FetchedObject {
     pub(super) bucket: String,
     pub(super) name: String,
     pub(super) size: u64,
-    pub(super) content: Arc<Content>,
+    pub(super) content: Arc<CachedContent>,
 }
 
 /// The file of a content. It is removed when nothing needs it any more; the trees have links of their own.
 #[derive(Debug)]
-pub(super) struct Content(PathBuf);
+pub(super) struct CachedContent(PathBuf);
 
-impl Content {
+impl CachedContent {
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
 }
 
-impl Drop for Content {
+impl Drop for CachedContent {
     fn drop(&mut self) {
         // It may not have been made, or the whole folder is gone.
         let _ = fs::remove_file(&self.0);
@@ -69,7 +69,7 @@ pub(super) struct Mounted {
     pub(super) left_out: Vec<String>,
 }
 
-impl Cache {
+impl InputCache {
     pub(super) fn new(root: PathBuf, session: &str) -> Self {
         let folder = root.join(session);
         Self { root, folder, lock: Mutex::default(), last: AtomicU64::default() }
@@ -98,8 +98,8 @@ impl Cache {
     }
 
     /// The place for another content.
-    pub(super) fn place(&self) -> Content {
-        Content(self.folder.join("objects").join(self.number()))
+    pub(super) fn place(&self) -> CachedContent {
+        CachedContent(self.folder.join("objects").join(self.number()))
     }
 
     fn number(&self) -> String {
@@ -108,13 +108,13 @@ impl Cache {
 
     /// Makes a tree for one container. An object whose path collides with a folder of the same name is
     /// reported and left out.
-    pub(super) fn mount(&self, all: Vec<Kept>) -> Result<Mounted, String> {
+    pub(super) fn mount(&self, all: Vec<FetchedObject>) -> Result<Mounted, String> {
         let (mut mounted, mut sums) = (Mounted::default(), BTreeMap::<String, (usize, u64)>::new());
         let tree = self.folder.join("mounts").join(self.number());
         let failed = |error: io::Error| format!("{}: {error}", quote::path(&tree));
         DirBuilder::new().mode(0o700).create(&tree).map_err(failed)?;
         let mut folders = BTreeSet::new();
-        for Kept { bucket, name, size: bytes, content } in all {
+        for FetchedObject { bucket, name, size: bytes, content } in all {
             let top = tree.join(&bucket);
             match link(content.path(), &top, &name, &mut folders) {
                 Ok(()) => {
@@ -246,8 +246,8 @@ mod tests {
             self.0.join("gcs")
         }
 
-        fn cache(&self, session: &str) -> Cache {
-            let cache = Cache::new(self.root(), session);
+        fn cache(&self, session: &str) -> InputCache {
+            let cache = InputCache::new(self.root(), session);
             cache.open().unwrap();
             cache
         }
@@ -259,10 +259,10 @@ mod tests {
         }
     }
 
-    fn kept(cache: &Cache, name: &str) -> Kept {
+    fn kept(cache: &InputCache, name: &str) -> FetchedObject {
         let content = Arc::new(cache.place());
         fs::write(content.path(), name).unwrap();
-        Kept { bucket: "bucket".into(), name: name.into(), size: name.len() as u64, content }
+        FetchedObject { bucket: "bucket".into(), name: name.into(), size: name.len() as u64, content }
     }
 
     fn mode(path: &Path) -> u32 {
@@ -313,7 +313,8 @@ mod tests {
         let place = Place::new("quoted");
         let cache = place.cache("0badcafe");
         let bucket = "0123456789abcdef0123456789abcdef";
-        let lines = cache.mount(vec![Kept { bucket: bucket.into(), ..kept(&cache, "a") }]).unwrap().lines;
+        let lines =
+            cache.mount(vec![FetchedObject { bucket: bucket.into(), ..kept(&cache, "a") }]).unwrap().lines;
         assert_eq!(
             lines,
             [

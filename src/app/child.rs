@@ -21,7 +21,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// A signal that asks the session to end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Asked {
+pub(super) enum EndSignal {
     Hangup,
     Interrupt,
     Quit,
@@ -69,13 +69,13 @@ impl Signals {
         Ok(self)
     }
 
-    pub(super) async fn next(&mut self) -> Asked {
+    pub(super) async fn next(&mut self) -> EndSignal {
         tokio::select! {
-            () = received(&mut self.hangup) => Asked::Hangup,
-            () = received(&mut self.interrupt) => Asked::Interrupt,
-            () = received(&mut self.quit) => Asked::Quit,
-            () = received(&mut self.terminate) => Asked::Terminate,
-            () = ended(&mut self.input) => Asked::Hangup,
+            () = received(&mut self.hangup) => EndSignal::Hangup,
+            () = received(&mut self.interrupt) => EndSignal::Interrupt,
+            () = received(&mut self.quit) => EndSignal::Quit,
+            () = received(&mut self.terminate) => EndSignal::Terminate,
+            () = ended(&mut self.input) => EndSignal::Hangup,
         }
     }
 }
@@ -140,15 +140,15 @@ pub(super) fn start(
 /// Passes our signal on to the child, unless the terminal has sent it already: the terminal signals the whole
 /// group in its foreground, wherever our input comes from. To signal us alone from elsewhere, use SIGTERM:
 /// other signals look the same as the terminal's.
-pub(super) fn pass_on(child: &Child, asked: Asked) {
-    if asked != Asked::Terminate && in_foreground() {
+pub(super) fn pass_on(child: &Child, asked: EndSignal) {
+    if asked != EndSignal::Terminate && in_foreground() {
         return;
     }
     let signal = match asked {
-        Asked::Hangup => Signal::HUP,
-        Asked::Interrupt => Signal::INT,
-        Asked::Quit => Signal::QUIT,
-        Asked::Terminate => Signal::TERM,
+        EndSignal::Hangup => Signal::HUP,
+        EndSignal::Interrupt => Signal::INT,
+        EndSignal::Quit => Signal::QUIT,
+        EndSignal::Terminate => Signal::TERM,
     };
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     if let Some(pid) = pid

@@ -8,7 +8,7 @@ use crate::cloud::Cloud;
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
 use crate::mint::{Mint, MintFailure};
-use crate::record::Who;
+use crate::record::Requestor;
 use crate::source::aws::{Aws, AwsSource};
 use crate::source::azure::{Azure, AzureSource};
 use crate::source::http::client::{Limits, Upstream};
@@ -76,7 +76,7 @@ pub(super) enum Trial {
 
 /// One credential of `identity` in `cloud`, for nobody.
 pub(super) async fn one(mint: &Mint, identity: &Arc<Identity>, cloud: Cloud, within: Duration) -> Trial {
-    let who = Some(Who::Session(identity));
+    let who = Some(Requestor::Session(identity));
     let left = match cloud {
         Cloud::Google => return Trial::Absent,
         Cloud::Aws => {

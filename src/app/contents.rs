@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::cache::{Cache, Content};
+use super::cache::{CachedContent, InputCache};
 use crate::process::Tasks;
 use crate::source::AccessRequest;
 use crate::source::flight::Flight;
-use crate::source::storage::{Found, Reader, Storage};
+use crate::source::storage::{ObjectMetadata, Storage, StorageReader};
 use crate::token::{AccessToken, MintId};
 
 /// The maximal number of concurrent downloads of the whole session, and of concurrent requests of one create.
@@ -22,9 +22,9 @@ pub(super) const AT_A_TIME: usize = 8;
 
 /// An object to fetch, and its name below its bucket.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct WantedObject {
     pub(super) bucket: String,
-    pub(super) found: Found,
+    pub(super) found: ObjectMetadata,
     /// Its own metadata were asked for, not only a list that it is in.
     pub(super) asked: bool,
 }
@@ -41,8 +41,8 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn reader(&self) -> Reader<'_> {
-        Reader {
+    pub(super) fn reader(&self) -> StorageReader<'_> {
+        StorageReader {
             token: &self.token.value,
             account: self.account.as_deref().unwrap_or("the host's account"),
             user_project: self.user_project.as_deref(),
@@ -52,7 +52,7 @@ impl Asking {
 
 /// An object as an identity names it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-struct Key {
+struct ObjectKey {
     identity: String,
     bucket: String,
     name: String,
@@ -68,21 +68,21 @@ struct Version {
     token: Option<MintId>,
 }
 
-type Flights = HashMap<Key, Vec<(Version, Flight<Content>)>>;
+type Flights = HashMap<ObjectKey, Vec<(Version, Flight<CachedContent>)>>;
 
 /// The running and finished downloads.
 #[derive(Debug)]
 pub(super) struct Contents {
-    cache: Arc<Cache>,
+    cache: Arc<InputCache>,
     flights: Mutex<Flights>,
     turns: Arc<Semaphore>,
     tasks: Tasks,
 }
 
-pub(super) type Outcome = (Wanted, Result<Arc<Content>, String>);
+pub(super) type FetchOutcome = (WantedObject, Result<Arc<CachedContent>, String>);
 
 impl Contents {
-    pub(super) fn new(cache: Arc<Cache>, tasks: Tasks) -> Arc<Self> {
+    pub(super) fn new(cache: Arc<InputCache>, tasks: Tasks) -> Arc<Self> {
         let turns = Arc::new(Semaphore::new(AT_A_TIME));
         Arc::new(Self { cache, flights: Mutex::default(), turns, tasks })
     }
@@ -94,8 +94,8 @@ impl Contents {
         self: &Arc<Self>,
         asking: &Arc<Asking>,
         storage: &Arc<Storage>,
-        wanted: Vec<Wanted>,
-    ) -> Vec<Outcome> {
+        wanted: Vec<WantedObject>,
+    ) -> Vec<FetchOutcome> {
         let (done, brought) = oneshot::channel();
         let (own, asking, storage) = (self.clone(), asking.clone(), storage.clone());
         let stop = self.tasks.stop().clone();
@@ -123,8 +123,8 @@ impl Contents {
         &self,
         asking: &Arc<Asking>,
         storage: &Arc<Storage>,
-        wanted: &Wanted,
-    ) -> Result<Arc<Content>, String> {
+        wanted: &WantedObject,
+    ) -> Result<Arc<CachedContent>, String> {
         let (flight, reused) = self.flight(asking, storage, wanted);
         if reused && !wanted.asked {
             let asked = storage.object(asking.reader(), &wanted.bucket, &wanted.found.name).await;
@@ -140,9 +140,9 @@ impl Contents {
         &self,
         asking: &Arc<Asking>,
         storage: &Arc<Storage>,
-        wanted: &Wanted,
-    ) -> (Flight<Content>, bool) {
-        let key = Key {
+        wanted: &WantedObject,
+    ) -> (Flight<CachedContent>, bool) {
+        let key = ObjectKey {
             identity: asking.identity.clone(),
             bucket: wanted.bucket.clone(),
             name: wanted.found.name.clone(),

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::cache::{Cache, Content};
-use super::contents::{Asking, Contents, Wanted};
+use super::cache::{CachedContent, InputCache};
+use super::contents::{Asking, Contents, WantedObject};
 use crate::process::Tasks;
 use crate::secret::Secret;
 use crate::source::AccessRequest;
 use crate::source::http::client::{Limits, Upstream};
-use crate::source::storage::{Found, Storage};
+use crate::source::storage::{ObjectMetadata, Storage};
 use crate::token::{AccessToken, Deadline, Now, Scopes};
 
 /// Answers every request for content with one byte, once it may, and every request for metadata.
@@ -74,7 +74,7 @@ impl Server {
 struct Fixture {
     server: Arc<Server>,
     storage: Arc<Storage>,
-    cache: Arc<Cache>,
+    cache: Arc<InputCache>,
     contents: Arc<Contents>,
     root: PathBuf,
 }
@@ -84,14 +84,14 @@ impl Fixture {
         let (server, url) = Server::start();
         let root = std::env::temp_dir().join(format!("kc-contents-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
-        let cache = Arc::new(Cache::new(root.clone(), "0badcafe"));
+        let cache = Arc::new(InputCache::new(root.clone(), "0badcafe"));
         cache.open().unwrap();
         let storage = Storage::new(Upstream::new(Limits::default(), vec![]).unwrap(), url);
         let contents = Contents::new(cache.clone(), Tasks::new());
         Self { server, storage: Arc::new(storage), cache, contents, root }
     }
 
-    async fn bring(&self, account: Option<&str>, wanted: Wanted) -> Result<Arc<Content>, String> {
+    async fn bring(&self, account: Option<&str>, wanted: WantedObject) -> Result<Arc<CachedContent>, String> {
         let mut brought = self.contents.bring(&asking(account), &self.storage, vec![wanted]).await;
         brought.remove(0).1
     }
@@ -115,9 +115,9 @@ fn asking(account: Option<&str>) -> Arc<Asking> {
     })
 }
 
-fn wanted(name: &str, generation: u64) -> Wanted {
-    let found = Found { name: name.into(), generation, size: 1, crc32c: None };
-    Wanted { bucket: "bucket".into(), found, asked: false }
+fn wanted(name: &str, generation: u64) -> WantedObject {
+    let found = ObjectMetadata { name: name.into(), generation, size: 1, crc32c: None };
+    WantedObject { bucket: "bucket".into(), found, asked: false }
 }
 
 /// Who may list a folder may not necessarily read what is in it.
@@ -129,7 +129,7 @@ async fn what_is_there_is_given_only_to_whom_may_read_it_now() {
     fixture.server.refuses.store(true, Ordering::Relaxed);
     let why = fixture.bring(Some("one"), a()).await.unwrap_err();
     assert!(why.contains("one may not read it"), "{why}");
-    fixture.bring(Some("one"), Wanted { asked: true, ..a() }).await.unwrap();
+    fixture.bring(Some("one"), WantedObject { asked: true, ..a() }).await.unwrap();
     fixture.server.refuses.store(false, Ordering::Relaxed);
     fixture.bring(Some("one"), a()).await.unwrap();
     assert_eq!(fixture.server.downloads().len(), 1);
@@ -159,7 +159,7 @@ async fn an_older_generation_goes_when_a_newer_one_comes() {
 async fn a_large_folder_does_not_keep_another_task_waiting() {
     let fixture = Fixture::new("turns");
     *fixture.server.held.lock().unwrap() = true;
-    let folder: Vec<Wanted> = (0..60).map(|number| wanted(&format!("dir/{number}"), 1)).collect();
+    let folder: Vec<WantedObject> = (0..60).map(|number| wanted(&format!("dir/{number}"), 1)).collect();
     let first = asking(Some("one"));
     let first = fixture.contents.bring(&first, &fixture.storage, folder);
     let second = async {

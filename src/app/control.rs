@@ -36,9 +36,9 @@ use super::explain::{explained, explained_created};
 use super::status::Status;
 use super::{deny, kill_switch, page};
 use crate::console::Console;
-use crate::docker::proxy::{LiveRules, Rules, Settings};
+use crate::docker::proxy::{LiveRules, ProxySettings, Rules};
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::by_hand::Member;
+use crate::lifecycle::by_hand::JoinedMember;
 use crate::mint::{MadeSession, Mint};
 use crate::policy::Decision;
 use crate::process::{Tasks, accept_each};
@@ -59,17 +59,17 @@ pub(super) struct ControlServer {
     pub(super) rules: LiveRules,
     pub(super) recorder: Recorder,
     pub(super) console: Console,
-    proxy: Arc<Settings>,
+    proxy: Arc<ProxySettings>,
 }
 
-type Reply = Response<Full<Bytes>>;
+type ControlReply = Response<Full<Bytes>>;
 
 impl ControlServer {
     pub(super) fn new(
         about: About,
         lifecycle: &Arc<Lifecycle>,
         credentials: &Credentials,
-        proxy: &Arc<Settings>,
+        proxy: &Arc<ProxySettings>,
     ) -> Arc<Self> {
         let (rules, recorder) = (proxy.rules.clone(), proxy.recorder.clone());
         let (mint, console) = (credentials.mint.clone(), proxy.console.clone());
@@ -122,7 +122,7 @@ impl ControlServer {
         });
     }
 
-    async fn answer<B>(&self, request: &Request<B>, through: &Listener) -> Reply {
+    async fn answer<B>(&self, request: &Request<B>, through: &Listener) -> ControlReply {
         let query = |name: &str| {
             let pairs = request.uri().query().unwrap_or_default();
             url::form_urlencoded::parse(pairs.as_bytes())
@@ -203,7 +203,7 @@ impl ControlServer {
     }
 
     /// Denies the sessions of each role at once. Those of one role are denied all, or none.
-    async fn deny_aws(&self, found: &[Denied]) -> Reply {
+    async fn deny_aws(&self, found: &[Denied]) -> ControlReply {
         let (mut said, mut status) = (String::new(), StatusCode::OK);
         let outcomes = join_all(found.iter().map(|one| self.mint.deny_aws(&one.deny))).await;
         for (one, outcome) in found.iter().zip(outcomes) {
@@ -240,7 +240,7 @@ impl ControlServer {
         kill_switch::consequences(&self.rules.now(), account, live.count())
     }
 
-    async fn disable(&self, account: &str) -> Reply {
+    async fn disable(&self, account: &str) -> ControlReply {
         if let Err((status, why)) = self.consequences(account) {
             return text(status, &why);
         }
@@ -257,7 +257,7 @@ impl ControlServer {
         }
     }
 
-    fn metrics(&self) -> Reply {
+    fn metrics(&self) -> ControlReply {
         let now = Now::read();
         let leases: Vec<_> = self.lifecycle.members().into_iter().filter_map(|member| member.lease).collect();
         let outstanding = leases.iter().map(|lease| lease.issued().alive(now).len()).sum();
@@ -268,7 +268,7 @@ impl ControlServer {
         reply
     }
 
-    fn explain(&self, wanted: &str) -> Reply {
+    fn explain(&self, wanted: &str) -> ControlReply {
         match select(&self.lifecycle.members(), wanted) {
             Ok(found) => {
                 let rules = self.rules.now();
@@ -279,7 +279,7 @@ impl ControlServer {
         }
     }
 
-    async fn explain_created(&self, wanted: &str) -> Reply {
+    async fn explain_created(&self, wanted: &str) -> ControlReply {
         match explained_created(&self.about.session, &self.proxy, wanted).await {
             Ok(Some(said)) => text(StatusCode::OK, &said),
             Ok(None) => {
@@ -289,7 +289,7 @@ impl ControlServer {
         }
     }
 
-    fn cut_off(&self, members: &[Member]) -> Reply {
+    fn cut_off(&self, members: &[JoinedMember]) -> ControlReply {
         let mut done = Vec::new();
         for member in members {
             if let Some(alive) = self.lifecycle.bar(&member.grant.container) {
@@ -307,7 +307,7 @@ impl ControlServer {
 }
 
 /// A container keeps what it was given, even if the rules have changed since.
-fn explained_live(rules: &Rules, member: &Member) -> String {
+fn explained_live(rules: &Rules, member: &JoinedMember) -> String {
     let mut text = explained(rules, &member.grant.task);
     let (has, by) = (&member.grant.identity, member.grant.by);
     match rules.policy.decide(&member.grant.task) {
@@ -369,7 +369,7 @@ trait Granted {
     fn grant(&self) -> &Grant;
 }
 
-impl Granted for Member {
+impl Granted for JoinedMember {
     fn grant(&self) -> &Grant {
         &self.grant
     }
@@ -381,13 +381,13 @@ impl Granted for Grant {
     }
 }
 
-fn json_reply(value: &impl serde::Serialize) -> Reply {
+fn json_reply(value: &impl serde::Serialize) -> ControlReply {
     let mut reply = text(StatusCode::OK, &serde_json::to_string(value).unwrap_or_default());
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
 }
 
-fn text(status: StatusCode, text: &str) -> Reply {
+fn text(status: StatusCode, text: &str) -> ControlReply {
     let mut reply = Response::new(Full::new(Bytes::from(text.to_owned())));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -400,7 +400,7 @@ mod tests {
     use super::*;
     use crate::workload::{By, ContainerId, Task};
 
-    fn member(id: &str, name: Option<&str>, component: &str) -> Member {
+    fn member(id: &str, name: Option<&str>, component: &str) -> JoinedMember {
         let task = Task {
             name: name.map(String::from),
             pipeline: Some("etl".into()),
@@ -415,7 +415,7 @@ mod tests {
             task: Arc::new(task),
             secret: None,
         };
-        Member { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false, held: vec![] }
+        JoinedMember { grant, address: [10, 0, 0, 1].into(), lease: None, barred: false, held: vec![] }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::failure::{Failure, Reason};
 use crate::metadata::View;
 use crate::mint::{Mint, MintFailure, Sources};
 use crate::process::Tasks;
-use crate::record::{Recorder, Who};
+use crate::record::{Recorder, Requestor};
 use crate::server::jwks;
 use crate::server::views::{AwsFacts, AzureFacts, Views};
 use crate::source::aws::AwsCredentials;
@@ -107,7 +107,7 @@ impl Credentials {
             return Ok(());
         }
         let request = self.mint.request(&identity, None, None);
-        let outcome = self.mint.access(&request, Some(Who::Session(&identity)), WITHIN).await;
+        let outcome = self.mint.access(&request, Some(Requestor::Session(&identity)), WITHIN).await;
         report(outcome.map(drop), Cloud::Google, console)
     }
 
@@ -340,7 +340,7 @@ fn serve_keys(offline: &Offline, tasks: &Tasks) -> Result<String, Failure> {
 mod tests {
     use super::*;
     use crate::cloud::{AwsIdentity, AzureIdentity};
-    use crate::console::Form;
+    use crate::console::OutputForm;
     use crate::source::aws::{AwsRequest, AwsSource};
     use crate::source::{Pending, SourceError};
     use crate::token::AwsSession;
@@ -371,7 +371,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_first_session_without_its_tags_ends_nothing() {
-        let console = Console::new(Form::Quiet, std::io::sink());
+        let console = Console::new(OutputForm::Quiet, std::io::sink());
         for (tags, starts) in [(true, true), (false, false)] {
             let aws = Some(Arc::new(AwsIdentity { tags, ..AwsIdentity::default() }));
             let (credentials, config) = of(Identity { google: false, aws, ..Identity::default() });

@@ -8,7 +8,7 @@ use super::{reload, sessions};
 use crate::config::{Config, Environment};
 use crate::docker::Engine;
 use crate::docker::network::CONTAINER_CREDENTIALS;
-use crate::docker::proxy::{Networks, Outcome, Rules, Settings, preview};
+use crate::docker::proxy::{Networks, PreviewOutcome, ProxySettings, Rules, preview};
 use crate::failure::{Ended, Failure};
 use crate::inputs::{self, Object};
 use crate::kfp::{self, pipeline::Specified};
@@ -39,7 +39,7 @@ pub async fn explain(
         )
         .map_err(|why| wrong(&path, format!("is not the body of a create request: {why}")))?;
         let mut beyond = beyond_the_rules(&preview.outcome, &rules, &preview.task);
-        if config.gcs.fetch && preview.task.kfp && matches!(preview.outcome, Outcome::Attach(_)) {
+        if config.gcs.fetch && preview.task.kfp && matches!(preview.outcome, PreviewOutcome::Attach(_)) {
             beyond.push_str(&fetched(&preview.body));
         }
         for key in &preview.told {
@@ -108,7 +108,7 @@ fn is_file_name(what: &str) -> bool {
 /// such container. Images and other containers that it names are not inspected again.
 pub(super) async fn explained_created(
     session: &str,
-    proxy: &Settings,
+    proxy: &ProxySettings,
     wanted: &str,
 ) -> Result<Option<String>, String> {
     let engine = Engine::reach(proxy.upstream.clone()).await.map_err(|error| error.to_string())?;
@@ -132,7 +132,7 @@ pub(super) async fn explained_created(
         "{name} has no identity in session {session}: this is what its rules say now, and what the engine says of it\n"
     ));
     if matches!(rules.policy.decide(&task), Decision::Attach(..))
-        && matches!(preview.outcome, Outcome::Attach(_))
+        && matches!(preview.outcome, PreviewOutcome::Attach(_))
     {
         text.push_str(
             "a container is attached when it is created through the session's socket, and not later\n",
@@ -196,18 +196,18 @@ pub(super) fn explained(rules: &Rules, task: &Task) -> String {
 }
 
 /// Properties of the request, apart from the task's, that deny it what the rules give.
-fn beyond_the_rules(outcome: &Outcome, rules: &Rules, task: &Task) -> String {
+fn beyond_the_rules(outcome: &PreviewOutcome, rules: &Rules, task: &Task) -> String {
     let given = matches!(rules.policy.decide(task), Decision::Attach(..));
     match outcome {
-        Outcome::Attach(notices) => {
+        PreviewOutcome::Attach(notices) => {
             let line = |notice: &String| {
                 format!("note          {notice}, so its clients may not use the metadata server\n")
             };
             notices.iter().map(line).collect()
         }
-        Outcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),
-        Outcome::Pass(_) => String::new(),
-        Outcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
+        PreviewOutcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),
+        PreviewOutcome::Pass(_) => String::new(),
+        PreviewOutcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::docker::{EngineError, Product};
 use crate::failure::Failure;
 use crate::loopback::{Path, Paths};
 use crate::process::Tasks;
-use crate::server::{Entrance, Server};
+use crate::server::{LoopbackCallers, Server};
 use crate::session::MetadataNetwork;
 
 /// The time limit of the container that tests it.
@@ -63,7 +63,7 @@ impl Bound {
         tasks: &Tasks,
     ) -> Option<Paths> {
         let stop = tasks.stop().child_token();
-        let (at, entrance) = (self.paths.at(), Entrance::Leases(self.paths.clone()));
+        let (at, entrance) = (self.paths.at(), LoopbackCallers::Leases(self.paths.clone()));
         let serving = server.clone().serve_listener(self.listener, entrance, stop.clone(), tasks.clone());
         tasks.spawn("host loopback", serving);
         let Err(why) = prove(session, at, &self.paths).await else { return Some(self.paths) };

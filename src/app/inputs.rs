@@ -11,18 +11,18 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OnceCell, mpsc};
 
-use super::cache::{self, Cache, Kept};
-use super::contents::{AT_A_TIME, Asking, Contents, Wanted};
+use super::cache::{self, FetchedObject, InputCache};
+use super::contents::{AT_A_TIME, Asking, Contents, WantedObject};
 use super::credentials::Credentials;
 use crate::config::{Config, Environment, SourceChoice};
 use crate::docker::proxy::{Fetch, Fetched, Fetching};
 use crate::inputs::{self, Object};
 use crate::mint::Mint;
 use crate::process::Tasks;
-use crate::record::Who;
+use crate::record::Requestor;
 use crate::source::SourceError;
 use crate::source::http::client::{Limits, Upstream};
-use crate::source::storage::{Found, Reader, Storage};
+use crate::source::storage::{ObjectMetadata, Storage, StorageReader};
 use crate::token::SCOPE_PREFIX;
 use crate::workload::Identity;
 
@@ -39,17 +39,17 @@ const SCOPES: [&str; 4] =
 
 /// Fetches objects, and knows which are in the cache.
 #[derive(Debug)]
-pub(super) struct Inputs {
+pub(super) struct InputFetcher {
     config: Config,
     env: Environment,
     mint: Arc<Mint>,
     storage: OnceCell<Arc<Storage>>,
-    cache: Arc<Cache>,
+    cache: Arc<InputCache>,
     contents: Arc<Contents>,
     tasks: Tasks,
 }
 
-impl Inputs {
+impl InputFetcher {
     /// Removes the folders of dead sessions and starts answering the proxy; `None` if the config fetches
     /// nothing.
     pub(super) fn start(
@@ -69,7 +69,7 @@ impl Inputs {
         }
         let (ask, asks) = mpsc::channel(64);
         let folder = root.join(session);
-        let cache = Arc::new(Cache::new(root, session));
+        let cache = Arc::new(InputCache::new(root, session));
         let inputs = Arc::new(Self {
             config: config.clone(),
             env: env.clone(),
@@ -137,7 +137,7 @@ impl Inputs {
         }
         // The same request as the container's own will be, so that one token serves both.
         let ask = self.mint.request(identity, None, None);
-        let token = self.mint.access(&ask, Some(Who::Session(identity)), LONGEST_MINT).await;
+        let token = self.mint.access(&ask, Some(Requestor::Session(identity)), LONGEST_MINT).await;
         let token = token.map_err(|why| format!("there is no token for it: {why}"))?;
         // At once, because the account can change.
         let principal = self.mint.principal();
@@ -181,9 +181,13 @@ impl Inputs {
             return got;
         }
         let mut kept = vec![];
-        for (Wanted { bucket, found, .. }, outcome) in self.contents.bring(asking, storage, wanted).await {
+        for (WantedObject { bucket, found, .. }, outcome) in
+            self.contents.bring(asking, storage, wanted).await
+        {
             match outcome {
-                Ok(content) => kept.push(Kept { bucket, name: found.name, size: found.size, content }),
+                Ok(content) => {
+                    kept.push(FetchedObject { bucket, name: found.name, size: found.size, content })
+                }
                 Err(why) => {
                     got.refused.push(format!("{} is not fetched: {why}", cache::uri(&bucket, &found.name)));
                 }
@@ -235,7 +239,10 @@ fn none_fetched(objects: &[Object], why: &str) -> Vec<String> {
 
 /// The found objects within the limits of one task, and the refusals. A folder is fetched as a whole, or not
 /// at all. An object named both by itself and through its folder counts once.
-fn fitting(looked: Vec<(Object, Result<Vec<Found>, String>)>, limit: u64) -> (Vec<Wanted>, Vec<String>) {
+fn fitting(
+    looked: Vec<(Object, Result<Vec<ObjectMetadata>, String>)>,
+    limit: u64,
+) -> (Vec<WantedObject>, Vec<String>) {
     let (mut wanted, mut refused, mut left) = (vec![], vec![], limit);
     let mut seen = HashSet::new();
     for (object, found) in looked {
@@ -246,7 +253,7 @@ fn fitting(looked: Vec<(Object, Result<Vec<Found>, String>)>, limit: u64) -> (Ve
                 continue;
             }
         };
-        let sum = |all: &[Found]| all.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
+        let sum = |all: &[ObjectMetadata]| all.iter().fold(0, |sum: u64, one| sum.saturating_add(one.size));
         let whole = sum(&found);
         found.retain(|one| !seen.contains(&(object.bucket().to_owned(), one.name.clone())));
         let bytes = sum(&found);
@@ -263,14 +270,18 @@ fn fitting(looked: Vec<(Object, Result<Vec<Found>, String>)>, limit: u64) -> (Ve
         for found in found {
             let bucket = object.bucket().to_owned();
             seen.insert((bucket.clone(), found.name.clone()));
-            wanted.push(Wanted { asked: found.name == object.name(), bucket, found });
+            wanted.push(WantedObject { asked: found.name == object.name(), bucket, found });
         }
     }
     (wanted, refused)
 }
 
 /// The objects of a name: the object itself, else the objects below it.
-async fn look(storage: &Storage, by: Reader<'_>, object: &Object) -> Result<Vec<Found>, String> {
+async fn look(
+    storage: &Storage,
+    by: StorageReader<'_>,
+    object: &Object,
+) -> Result<Vec<ObjectMetadata>, String> {
     let (bucket, name) = (object.bucket(), object.name());
     if !object.is_folder()
         && let Some(found) = storage.object(by, bucket, name).await.map_err(|why| why.to_string())?
@@ -306,8 +317,8 @@ mod tests {
         Object::parse(text).unwrap()
     }
 
-    fn found(name: &str, size: u64) -> Found {
-        Found { name: name.into(), generation: 1, size, crc32c: None }
+    fn found(name: &str, size: u64) -> ObjectMetadata {
+        ObjectMetadata { name: name.into(), generation: 1, size, crc32c: None }
     }
 
     #[test]

@@ -37,18 +37,18 @@ mod status;
 mod tls;
 
 pub use check::check;
-pub use conformance::{Target, conformance};
+pub use conformance::{TestedServer, conformance};
 pub use credentials::google;
 pub use cut_off::{CutOff, cut_off};
 pub use explain::{explain, explain_pipeline};
 pub use health::{health, health_of_listener};
 pub use name::is_name;
 pub use relay_image::relay_image;
-pub use run::{Ask as RunAsk, run};
-pub use scan::{Ask as ScanAsk, Form as ScanForm, scan};
-pub use serve::{Ask as ServeAsk, listen, serve};
+pub use run::{RunOptions, run};
+pub use scan::{ReportFormat, ScanOptions, scan};
+pub use serve::{ServeOptions, listen, serve};
 pub use status::status;
-pub use tls::Ask as TlsAsk;
+pub use tls::TlsOptions;
 
 use std::fmt::Display;
 

@@ -137,7 +137,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::console::Form;
+    use crate::console::OutputForm;
 
     fn folder(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("kc-name-{name}-{}", std::process::id()));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn take(folder: &Path, wanted: Option<&str>) -> Result<Option<String>, String> {
-        let console = Console::new(Form::Text, io::sink());
+        let console = Console::new(OutputForm::Text, io::sink());
         let taken = Name::take(folder, wanted, &console);
         // Leaked, because a name lasts as long as its holder.
         taken.map(|name| name.map(|name| Box::leak(Box::new(name)).text.clone())).map_err(|e| e.to_string())

@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::process::Tasks;
 use crate::record::Recorder;
 use crate::registry;
-use crate::server::{Entrance, Server};
+use crate::server::{LoopbackCallers, Server};
 use crate::workload::Identity;
 
 /// Where the listener is, for variables that except it from proxies.
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     // The only place that exposes the capability: the variables go to stdout or to the command of `run`.
     let secret = capability.as_ref().map(|capability| capability.expose().clone());
     let place = secret.as_ref().map_or_else(|| at.to_string(), |secret| format!("{at}/{secret}"));
-    let entrance = Entrance::Local { identity: identity.clone(), capability };
+    let entrance = LoopbackCallers::Local { identity: identity.clone(), capability };
     tasks.spawn("listener", server.serve_listener(listener, entrance, tasks.stop().clone(), tasks.clone()));
     Ok((at, variables(config, &identity, &place, secret.as_deref())))
 }

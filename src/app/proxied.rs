@@ -10,7 +10,8 @@ use super::reload;
 use crate::config::Config;
 use crate::console::Console;
 use crate::docker::proxy::{
-    Clients, Closing, ExitCodes, Kind, LifecycleRequest, LiveRules, Reserved, Settings, Wiring, Writable,
+    Clients, Closing, ExitCodes, LifecycleRequest, LiveRules, ProxySettings, Reserved, ReservedKind, Wiring,
+    Writable,
 };
 use crate::docker::relay::{NAMES, Tunnel};
 use crate::kfp;
@@ -26,8 +27,8 @@ pub(super) fn settings(
     ask: mpsc::Sender<LifecycleRequest>,
     console: &Console,
     tasks: &Tasks,
-) -> Settings {
-    Settings {
+) -> ProxySettings {
+    ProxySettings {
         upstream: metadata.engine.upstream().clone(),
         product: metadata.engine.product(),
         socket: PathBuf::new(),
@@ -78,8 +79,8 @@ pub(super) fn wiring(metadata: &MetadataNetwork, credentials: &Credentials, conf
 
 pub(super) fn reserve(metadata: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
-    reserved.put(Kind::Container, &tunnel.container, &metadata.relay_name);
-    reserved.put(Kind::Network, &metadata.network.id, &metadata.network.name);
-    reserved.put(Kind::Image, &metadata.image, &metadata.image_name);
+    reserved.put(ReservedKind::Container, &tunnel.container, &metadata.relay_name);
+    reserved.put(ReservedKind::Network, &metadata.network.id, &metadata.network.name);
+    reserved.put(ReservedKind::Image, &metadata.image, &metadata.image_name);
     reserved
 }

@@ -1,7 +1,7 @@
 //! The engine that a session uses, and the differences if it is on another machine.
 
 use crate::config::{Config, Environment, engine};
-use crate::docker::upstream::Upstream;
+use crate::docker::upstream::EngineConnector;
 use crate::docker::{Engine, proxy};
 use crate::failure::Failure;
 
@@ -14,7 +14,7 @@ pub(super) async fn reach(config: &Config, env: &Environment) -> Result<Engine, 
     {
         endpoint = behind;
     }
-    Ok(Engine::reach(Upstream::new(endpoint).map_err(|why| Failure::Engine(why.into()))?).await?)
+    Ok(Engine::reach(EngineConnector::new(endpoint).map_err(|why| Failure::Engine(why.into()))?).await?)
 }
 
 /// A notice if the paths in create requests are not this machine's.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::console::Form;
+use crate::console::OutputForm;
 
 /// With a unix `DOCKER_HOST` the first two make clients fail; the third names another engine.
 pub(super) const UNSET: [&str; 3] = ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"];
@@ -49,8 +49,8 @@ impl Ready {
         }
     }
 
-    pub(super) fn print(&self, form: Form, print: impl Fn(&str)) {
-        if form == Form::Json {
+    pub(super) fn print(&self, form: OutputForm, print: impl Fn(&str)) {
+        if form == OutputForm::Json {
             print(&serde_json::to_string(self).unwrap_or_default());
             return;
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config, Environment, Unread};
 use crate::console::Console;
-use crate::docker::proxy::{Rules, Settings, writable_by_a_container, wrong_with_volumes};
+use crate::docker::proxy::{ProxySettings, Rules, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
 use crate::process::{Tasks, aside};
 use crate::quote;
@@ -38,7 +38,7 @@ pub(super) fn rules(config: &Config) -> Rules {
 pub(super) async fn follow(
     mut config: Config,
     env: Environment,
-    proxy: Arc<Settings>,
+    proxy: Arc<ProxySettings>,
     lifecycle: Arc<Lifecycle>,
     console: Console,
     tasks: Tasks,
@@ -90,7 +90,7 @@ pub(super) async fn follow(
 async fn look(
     config: &Config,
     env: &Environment,
-    proxy: &Arc<Settings>,
+    proxy: &Arc<ProxySettings>,
     file: &Path,
     console: &Console,
 ) -> Result<Config, Unread> {

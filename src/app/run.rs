@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::broken;
-use super::child::{self, Asked, GRACE, Interrupts, Signals};
+use super::child::{self, EndSignal, GRACE, Interrupts, Signals};
 use super::processes::{self, NoLogin};
 use super::session::Session;
 use crate::config::{Config, Environment, SourceChoice};
@@ -20,7 +20,7 @@ use crate::workload::Identity;
 
 /// The options of `run`.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct RunOptions<'a> {
     /// The program and its arguments.
     pub command: &'a [OsString],
     /// Processes of the command get the default identity, too.
@@ -31,7 +31,7 @@ pub struct Ask<'a> {
 pub async fn run(
     config: &Config,
     env: &Environment,
-    ask: Ask<'_>,
+    ask: RunOptions<'_>,
     console: Console,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
@@ -74,7 +74,7 @@ struct Around {
 async fn surround(
     session: &Session,
     (config, env): (&Config, &Environment),
-    ask: Ask<'_>,
+    ask: RunOptions<'_>,
 ) -> Result<Around, Failure> {
     let mut set = session.credentials.extra_environment();
     if !ask.processes {
@@ -164,7 +164,7 @@ async fn attend(
             }
             asked = signals.next() => {
                 let now = Instant::now();
-                let at_terminal = asked == Asked::Interrupt && child::in_foreground();
+                let at_terminal = asked == EndSignal::Interrupt && child::in_foreground();
                 if kill_at.is_some() {
                     child::pass_on(&child, asked);
                     let _ = child.start_kill();
@@ -190,7 +190,7 @@ async fn attend(
                 console.notice("no container can get a token any more: ending the command");
                 session.refuse_creates();
                 relay_gone = Some(failure);
-                child::pass_on(&child, Asked::Terminate);
+                child::pass_on(&child, EndSignal::Terminate);
                 kill_at = Some(Instant::now() + GRACE);
             }
         }
@@ -198,7 +198,7 @@ async fn attend(
 }
 
 /// Ends the session, and the command with it.
-fn end(session: &Session, child: &tokio::process::Child, asked: Asked, keep: bool, console: &Console) {
+fn end(session: &Session, child: &tokio::process::Child, asked: EndSignal, keep: bool, console: &Console) {
     child::pass_on(child, asked);
     session.refuse_creates();
     console.notice("ending: no new containers, running ones are stopped; once more to end at once");

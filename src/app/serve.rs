@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::net::UnixListener;
 
-use super::activation::{self, Given};
+use super::activation::{self, ActivatedSocket};
 use super::broken;
 use super::child::Signals;
 use super::credentials::Credentials;
@@ -19,13 +19,13 @@ use super::session::{Session, recorder, session_id};
 use super::tls::{self, Tls};
 use crate::certificates::Folder;
 use crate::config::{Config, Environment};
-use crate::console::{Console, Form};
+use crate::console::{Console, OutputForm};
 use crate::failure::{Ended, Failure};
 use crate::process::Tasks;
 
 /// The options of `serve`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ask<'a> {
+pub struct ServeOptions<'a> {
     /// See [`is_name`](super::is_name).
     pub name: Option<&'a str>,
     /// `--listen` without the secret path.
@@ -33,7 +33,7 @@ pub struct Ask<'a> {
     /// Ends with its stdin.
     pub stdin: bool,
     /// Serves the Docker API with TLS as well.
-    pub tls: Option<tls::Ask<'a>>,
+    pub tls: Option<tls::TlsOptions<'a>>,
 }
 
 /// Prints the line that connects a shell to the session, and serves until it is stopped. `print` writes to
@@ -41,7 +41,7 @@ pub struct Ask<'a> {
 pub async fn serve(
     config: &Config,
     env: &Environment,
-    ask: Ask<'_>,
+    ask: ServeOptions<'_>,
     console: Console,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
@@ -61,7 +61,7 @@ pub async fn serve(
         None => None,
     };
     let mut session = open(config, env, "serve", &mut signals, &console).await?;
-    let places = Places { name: name.as_ref(), given, tls };
+    let places = ServePlaces { name: name.as_ref(), given, tls };
     let outcome = match show(&session, places, (config, env), &console, print).await {
         Ok(_folder) => {
             activation::tell(env, "READY=1");
@@ -77,15 +77,15 @@ pub async fn serve(
     outcome
 }
 
-fn signals(ask: Ask<'_>) -> Result<Signals, Failure> {
+fn signals(ask: ServeOptions<'_>) -> Result<Signals, Failure> {
     let signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
     if ask.stdin { signals.with_input().map_err(|e| broken("read stdin", e)) } else { Ok(signals) }
 }
 
 /// Where the Docker API is served, besides the session's own socket.
-struct Places<'a> {
+struct ServePlaces<'a> {
     name: Option<&'a Name>,
-    given: Vec<Given>,
+    given: Vec<ActivatedSocket>,
     tls: Option<Tls>,
 }
 
@@ -93,7 +93,7 @@ struct Places<'a> {
 /// certificates, whose files go when it is dropped.
 async fn show(
     session: &Session,
-    Places { name, given, tls }: Places<'_>,
+    ServePlaces { name, given, tls }: ServePlaces<'_>,
     (config, env): (&Config, &Environment),
     console: &Console,
     print: impl Fn(&str),
@@ -127,7 +127,7 @@ async fn show(
     let (session, name) = (Some(id.clone()), name.map(|name| name.text.clone()));
     Ready { session, name, page, unset, socket: Some(socket), ..Ready::new(environment) }
         .print(config.form, print);
-    if config.form != Form::Json {
+    if config.form != OutputForm::Json {
         console.notice("run the lines above where your pipelines start; Ctrl-C ends this session");
     }
     Ok(folder)
@@ -138,7 +138,7 @@ pub async fn listen(
     config: &Config,
     env: &Environment,
     at: SocketAddr,
-    ask: Ask<'_>,
+    ask: ServeOptions<'_>,
     console: Console,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
@@ -159,7 +159,7 @@ pub async fn listen(
     let environment = environment.into_iter().chain(credentials.extra_environment());
     Ready { unset, ..Ready::new(environment) }.print(config.form, print);
     activation::tell(env, "READY=1");
-    if config.form != Form::Json {
+    if config.form != OutputForm::Json {
         console.notice(format!("serving {} on {at}; Ctrl-C ends it", credentials.account(config)));
     }
     signals.next().await;

@@ -16,7 +16,7 @@ use super::broken;
 use super::control::{ControlServer, Listener};
 use super::credentials::Credentials;
 use super::host_loopback;
-use super::inputs::Inputs;
+use super::inputs::InputFetcher;
 use super::processes;
 use super::proxied::{reserve, settings, wiring};
 use super::reach::{reach, what_paths_mean};
@@ -26,7 +26,7 @@ use crate::config::{Config, Environment};
 use crate::console::{Console, Line, expiry};
 use crate::docker::Engine;
 use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, Kind, LifecycleRequest, Proxy, Settings};
+use crate::docker::proxy::{self, LifecycleRequest, Proxy, ProxySettings, ReservedKind};
 use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
 use crate::lifecycle::{Granting, Lifecycle};
@@ -37,7 +37,7 @@ use crate::registry::{self, Questions};
 use crate::secret::Secret;
 use crate::server::Server;
 use crate::server::views::Views;
-use crate::session::{MetadataNetwork, Wanted};
+use crate::session::{EnginePlan, MetadataNetwork};
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
 
@@ -63,7 +63,7 @@ pub(super) struct Session {
     pub(super) lifecycle: Arc<Lifecycle>,
     /// Shared by all listeners for the Docker API.
     pub(super) proxy: Arc<Proxy>,
-    inputs: Option<Arc<Inputs>>,
+    inputs: Option<Arc<InputFetcher>>,
     /// The path of the control socket.
     control: PathBuf,
     control_server: Arc<ControlServer>,
@@ -82,15 +82,15 @@ impl Session {
         mode: &'static str,
         console: Console,
     ) -> Result<Self, Failure> {
-        let tasks = Tasks::new();
-        let engine = reach(config, env).await?;
+        let (tasks, engine) = (Tasks::new(), reach(config, env).await?);
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
         let (session, relay, aws) = (&session_id()?, &config.relay, config.policy.has_aws());
-        let wanted = Wanted { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
+        let plan =
+            EnginePlan { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
-        let (metadata, tunnel) = MetadataNetwork::open(engine, &wanted, &console).await?;
+        let (metadata, tunnel) = MetadataNetwork::open(engine, &plan, &console).await?;
         let metadata = Arc::new(metadata);
         // The session id of a network that was taken over, else the new one.
         let id = metadata.network.session.clone();
@@ -104,8 +104,8 @@ impl Session {
         let granting = Granting { writer, mint: credentials.mint.clone(), recorder: recorder.clone() };
         let lifecycle = manage(&metadata, granting, &console, &tasks);
         let ((ask, asks), (failing, failed)) = (mpsc::channel(64), mpsc::channel(1));
-        let (inputs, fetching) = Inputs::start(config, env, &credentials, &id, &tasks).unzip();
-        let proxy = Arc::new(Settings {
+        let (inputs, fetching) = InputFetcher::start(config, env, &credentials, &id, &tasks).unzip();
+        let proxy = Arc::new(ProxySettings {
             socket: folder.join(format!("{id}.sock")),
             wiring: wiring(&metadata, &credentials, config),
             reserved: reserve(&metadata, &tunnel),
@@ -174,7 +174,7 @@ impl Session {
             let name = metadata.relay_name.clone();
             let renewed = move |id: &str| {
                 proxy.recorder.metrics().relay_replaced();
-                proxy.reserved.put(Kind::Container, id, &name);
+                proxy.reserved.put(ReservedKind::Container, id, &name);
                 proxy.cells.iter().for_each(|cells| cells.renewed(id));
             };
             if let Err(error) = metadata.keep_relay(server, tunnel, tasks, console, renewed).await {

@@ -27,28 +27,28 @@ pub(super) struct Status {
     pub(super) since: String,
     pub(super) engine: String,
     pub(super) network: String,
-    pub(super) relay: Relay,
-    pub(super) source: Health,
+    pub(super) relay: RelayStatus,
+    pub(super) source: SourceHealth,
     /// AWS and Azure, if the session has them.
     #[serde(default)]
     pub(super) clouds: Vec<CloudHealth>,
-    pub(super) identities: Vec<Who>,
+    pub(super) identities: Vec<IdentityStatus>,
     pub(super) leases: Vec<Row>,
     pub(super) totals: Totals,
-    pub(super) audit: Option<Audit>,
+    pub(super) audit: Option<AuditStatus>,
     /// Changes whenever the history does.
     #[serde(default)]
     pub(super) history: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Relay {
+pub(super) struct RelayStatus {
     pub(super) address: String,
     pub(super) replaced: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Health {
+pub(super) struct SourceHealth {
     pub(super) kind: String,
     pub(super) account: String,
     pub(super) project: String,
@@ -68,7 +68,7 @@ pub(super) struct CloudHealth {
     pub(super) why: Option<String>,
 }
 
-/// As [`Health`] and [`CloudHealth`] have it.
+/// As [`SourceHealth`] and [`CloudHealth`] have it.
 type Outcomes<'a> = (&'a Option<String>, &'a Option<String>, &'a Option<String>);
 
 impl Status {
@@ -85,7 +85,7 @@ impl Status {
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Who {
+pub(super) struct IdentityStatus {
     pub(super) name: String,
     pub(super) account: Option<String>,
     /// Further accounts.
@@ -143,7 +143,7 @@ pub(super) struct Totals {
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Audit {
+pub(super) struct AuditStatus {
     pub(super) file: String,
     pub(super) lost: u64,
     pub(super) losing: bool,
@@ -161,7 +161,7 @@ impl Status {
         let (health, principal) = (mint.health(Cloud::Google), mint.principal());
         let summary = lifecycle.summary();
         let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
-        let row = |member: crate::lifecycle::by_hand::Member| Row {
+        let row = |member: crate::lifecycle::by_hand::JoinedMember| Row {
             container: member.grant.container.as_str().into(),
             task: member.grant.task.to_string(),
             pipeline: member.grant.task.pipeline.clone(),
@@ -183,8 +183,11 @@ impl Status {
             since: rfc3339(about.since),
             engine: about.engine.clone(),
             network: about.network.clone(),
-            relay: Relay { address: about.relay.clone(), replaced: recorder.metrics().relays_replaced() },
-            source: Health {
+            relay: RelayStatus {
+                address: about.relay.clone(),
+                replaced: recorder.metrics().relays_replaced(),
+            },
+            source: SourceHealth {
                 kind: if about.kind.is_empty() { String::new() } else { principal.kind.into() },
                 account: about.account.clone(),
                 project: about.project.clone(),
@@ -201,7 +204,7 @@ impl Status {
                 outstanding: summary.outstanding.len(),
                 until: summary.outstanding.iter().map(crate::token::Deadline::wall).max().map(rfc3339),
             },
-            audit: recorder.audit().map(|audit| Audit {
+            audit: recorder.audit().map(|audit| AuditStatus {
                 file: quote::path(audit.file()),
                 lost: audit.lost(),
                 losing: audit.losing(),
@@ -211,8 +214,8 @@ impl Status {
     }
 }
 
-fn who(identity: &Identity) -> Who {
-    Who {
+fn who(identity: &Identity) -> IdentityStatus {
+    IdentityStatus {
         name: identity.name.clone(),
         account: identity.service_account.clone(),
         others: identity.others.clone(),
@@ -299,7 +302,8 @@ impl Status {
             let losing = if audit.losing { ", losing more now" } else { "" };
             let _ = writeln!(text, "audit     {}, {} entries lost{losing}", audit.file, audit.lost);
         }
-        for Who { name, account, others, scopes, lifetime, google, aws, azure } in &self.identities {
+        for IdentityStatus { name, account, others, scopes, lifetime, google, aws, azure } in &self.identities
+        {
             let account = account.as_deref().unwrap_or("the own account");
             let account = std::iter::once(account).chain(others.iter().map(String::as_str));
             let account = account.collect::<Vec<_>>().join(" and ");
@@ -416,12 +420,12 @@ mod tests {
             since: "2026-11-23T12:00:00Z".into(),
             engine: "docker 20.10.24".into(),
             network: "kfp-creds".into(),
-            relay: Relay { address: "169.254.169.254".into(), replaced: 1 },
-            source: Health {
+            relay: RelayStatus { address: "169.254.169.254".into(), replaced: 1 },
+            source: SourceHealth {
                 kind: "offline".into(),
                 account: "a@x".into(),
                 project: "p".into(),
-                ..Health::default()
+                ..SourceHealth::default()
             },
             leases: (0..leases).map(row).collect(),
             totals: Totals { attached: 1, ..Totals::default() },
@@ -432,7 +436,7 @@ mod tests {
     #[test]
     fn each_cloud_has_its_own_lines_and_google_none_without_it() {
         let mut status = full(0);
-        status.source = Health::default();
+        status.source = SourceHealth::default();
         let of = |cloud: &str, minted: Option<&str>, failed: Option<&str>| CloudHealth {
             cloud: cloud.into(),
             kind: "profile dev".into(),

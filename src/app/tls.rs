@@ -18,7 +18,7 @@ use crate::failure::Failure;
 
 /// The options of `serve` about TLS.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct TlsOptions<'a> {
     /// Where clients find their certificate.
     pub folder: &'a Path,
     pub at: SocketAddr,
@@ -37,7 +37,7 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    pub(super) async fn take(ask: Ask<'_>) -> Result<Self, Failure> {
+    pub(super) async fn take(ask: TlsOptions<'_>) -> Result<Self, Failure> {
         let failed = |error| broken(&format!("--tls-listen {}", ask.at), error);
         let listener = TcpListener::bind(ask.at).await.map_err(failed)?;
         let at = listener.local_addr().map_err(failed)?;

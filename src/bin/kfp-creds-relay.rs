@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use kfp_creds::process;
-use kfp_creds::relay::program::Asked;
+use kfp_creds::relay::program::ProgramCall;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     process::forbid_core_dumps();
     let _ = tracing::subscriber::set_global_default(Warnings);
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let outcome = match Asked::parse(&words) {
+    let outcome = match ProgramCall::parse(&words) {
         Some(Ok(asked)) => asked.run().map_err(|error| (77, error.to_string())),
         Some(Err(why)) => Err((64, why.to_string())),
         None => Err((64, "is a part of kfp-creds, which starts it in a container".to_string())),

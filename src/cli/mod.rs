@@ -13,7 +13,7 @@ use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::flags::{CONTAINERS, CREDENTIAL, ConfigFlags, ENDING, EVERY, MACHINE, MOUNTS, Output};
-use crate::app::{self, Target};
+use crate::app::{self, TestedServer};
 use crate::quote;
 
 /// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
@@ -157,8 +157,8 @@ pub enum Command {
     #[command(after_help = CONFORMANCE_CODES)]
     Conformance {
         /// Where it is; a cloud's own is asked only if you name it
-        #[arg(long, value_name = "http://HOST:PORT", value_parser = Target::parse)]
-        target: Target,
+        #[arg(long, value_name = "http://HOST:PORT", value_parser = TestedServer::parse)]
+        target: TestedServer,
         /// Prints one JSON object
         #[arg(long)]
         json: bool,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::layers::Layers;
 use crate::quote;
-use crate::token::{Boundary, BoundaryRule, Condition};
+use crate::token::{AccessCondition, Boundary, BoundaryRule};
 
 /// Limits of the Security Token Service.
 const MOST_RULES: usize = 10;
@@ -59,7 +59,7 @@ fn rule(say: &mut Layers, path: &str) -> BoundaryRule {
     BoundaryRule { bucket, permissions, condition }
 }
 
-fn condition(say: &mut Layers, path: &str) -> Option<Condition> {
+fn condition(say: &mut Layers, path: &str) -> Option<AccessCondition> {
     let text = |key: &str| say.text(&format!("{path}.{key}"));
     let (title, description) = (text("title"), text("description"));
     match text("expression") {
@@ -67,7 +67,9 @@ fn condition(say: &mut Layers, path: &str) -> Option<Condition> {
             say.problem(&format!("{path}.expression"), "is longer than 2048 characters");
             None
         }
-        Some(expression) if !expression.is_empty() => Some(Condition { title, description, expression }),
+        Some(expression) if !expression.is_empty() => {
+            Some(AccessCondition { title, description, expression })
+        }
         None if title.is_none() && description.is_none() => None,
         _ => {
             say.problem(path, "has to have an expression");

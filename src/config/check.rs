@@ -65,8 +65,8 @@ fn settings(
     let subject = judged(say, "subject", account);
     let beside = file.as_deref().and_then(Path::parent).unwrap_or(&env.cwd).to_owned();
     let source = source(say, (base, &beside), env);
-    let at =
-        clouds::Place { beside: &beside, env, policies: &policies, offline: source == SourceChoice::Offline };
+    let offline = source == SourceChoice::Offline;
+    let at = clouds::CloudContext { beside: &beside, env, policies: &policies, offline };
     let (aws, azure) = (clouds::aws(say, at), clouds::azure(say, at));
     let hosts = clouds::Hosts { aws: aws.as_ref(), azure: azure.as_ref() };
     let identities = identities(say, (impersonate.as_deref(), subject.as_deref()), at, hosts);
@@ -105,7 +105,7 @@ fn settings(
         pool: judged_as(say, "network.pool", pool).unwrap_or(POOL),
         cells: cells(say),
         host_loopback: say.flag("network.host_loopback").unwrap_or_default(),
-        client_proxies: super::proxies::Said::read(env),
+        client_proxies: super::proxies::ProxyEntries::read(env),
         engine: judged(say, "engine", |text| Endpoint::parse(text).map(drop)),
         plain_tcp: say.flag("plain_tcp").unwrap_or_default(),
         host_root,
@@ -143,11 +143,11 @@ fn relay(say: &mut Layers, beside: &Path) -> RelaySource {
     RelaySource { image: judged(say, "relay_image", pinned), folder: folder.map(|path| beside.join(path)) }
 }
 
-fn form(flags: &Overrides) -> console::Form {
+fn form(flags: &Overrides) -> console::OutputForm {
     match flags {
-        Overrides { json: true, .. } => console::Form::Json,
-        Overrides { quiet: true, .. } => console::Form::Quiet,
-        _ => console::Form::Text,
+        Overrides { json: true, .. } => console::OutputForm::Json,
+        Overrides { quiet: true, .. } => console::OutputForm::Quiet,
+        _ => console::OutputForm::Text,
     }
 }
 
@@ -279,7 +279,7 @@ fn endpoints(say: &mut Layers) -> Endpoints {
 fn identities(
     say: &mut Layers,
     (impersonate, subject): (Option<&str>, Option<&str>),
-    at: clouds::Place<'_>,
+    at: clouds::CloudContext<'_>,
     hosts: clouds::Hosts<'_>,
 ) -> BTreeMap<String, Arc<Identity>> {
     let mut all = BTreeMap::new();

@@ -25,14 +25,14 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where relative paths start, and whether everything is signed by a key made at start.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct CloudContext<'a> {
     pub(super) beside: &'a Path,
     pub(super) env: &'a Environment,
     pub(super) policies: &'a BTreeMap<String, PolicyFile>,
     pub(super) offline: bool,
 }
 
-pub(super) fn aws(say: &mut Layers, at: Place<'_>) -> Option<AwsSettings> {
+pub(super) fn aws(say: &mut Layers, at: CloudContext<'_>) -> Option<AwsSettings> {
     let region = judged(say, "aws.region", place);
     let sts = judged_as(say, "endpoints.aws_sts", address);
     let iam = judged_as(say, "endpoints.aws_iam", address);
@@ -64,7 +64,7 @@ pub(super) fn aws(say: &mut Layers, at: Place<'_>) -> Option<AwsSettings> {
     Some(AwsSettings { credentials, region, sts, iam })
 }
 
-pub(super) fn azure(say: &mut Layers, at: Place<'_>) -> Option<AzureSettings> {
+pub(super) fn azure(say: &mut Layers, at: CloudContext<'_>) -> Option<AzureSettings> {
     let tenant = judged(say, "azure.tenant", directory);
     let client_id = judged(say, "azure.client_id", client);
     let authority = judged_as(say, "endpoints.azure_authority", address);
@@ -129,7 +129,7 @@ fn one<T>(say: &mut Layers, table: &str, keys: &str, mut all: impl Iterator<Item
     }
 }
 
-fn command(say: &mut Layers, table: &str, at: Place<'_>) -> Option<Exec> {
+fn command(say: &mut Layers, table: &str, at: CloudContext<'_>) -> Option<Exec> {
     let path = |key: &str| format!("{table}.{key}");
     let timeout = judged_as(say, &path("timeout"), seconds);
     let (words, pass) = (say.list(&path("exec")), say.list(&path("pass")).unwrap_or_default());
@@ -140,7 +140,7 @@ fn command(say: &mut Layers, table: &str, at: Place<'_>) -> Option<Exec> {
 }
 
 /// The checked text of `token_from`, with an absolute path.
-fn subject(say: &mut Layers, path: &str, at: Place<'_>) -> Option<String> {
+fn subject(say: &mut Layers, path: &str, at: CloudContext<'_>) -> Option<String> {
     let text = say.text(path)?;
     let base = if say.is_from_file(path) { at.beside } else { &at.env.cwd };
     let from = judged_as(say, path, |text| token_from(text, base, at.env))?;
@@ -160,7 +160,7 @@ pub(super) struct Hosts<'a> {
 pub(super) fn aws_identity(
     say: &mut Layers,
     table: &str,
-    at: Place<'_>,
+    at: CloudContext<'_>,
     hosts: Hosts<'_>,
 ) -> Option<Arc<AwsIdentity>> {
     let path = |key: &str| format!("{table}.{key}");
@@ -245,7 +245,7 @@ pub(super) fn azure_identity(say: &mut Layers, table: &str, hosts: Hosts<'_>) ->
 }
 
 /// The policy of a file, without blanks, because its length counts.
-fn policy(say: &mut Layers, path: &str, at: Place<'_>) -> Option<String> {
+fn policy(say: &mut Layers, path: &str, at: CloudContext<'_>) -> Option<String> {
     let text = say.text(path)?;
     if !say.is_path(path, &text) {
         return None;

@@ -5,18 +5,18 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{ConfigKey, KEYS, ValueKind};
 use crate::quote;
 
 /// One pass over a document: offsets of unknown keys and wrong types, and the position of each key.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct KeyWalk {
     pub(super) problems: Vec<(usize, String)>,
     pub(super) places: Vec<(String, usize)>,
     pub(super) guarded: Vec<(String, Range<usize>)>,
 }
 
-impl Walk {
+impl KeyWalk {
     /// `pattern` is the place as in [`KEYS`], `path` as in the file.
     pub(super) fn table(&mut self, table: &DeTable<'_>, pattern: &str, path: &str) {
         for (name, value) in table {
@@ -98,14 +98,14 @@ fn knows(matches: impl Fn(&str) -> bool) -> bool {
     KEYS.iter().any(|key| matches(key.path))
 }
 
-fn fits(key: &Key, value: &DeValue<'_>) -> bool {
+fn fits(key: &ConfigKey, value: &DeValue<'_>) -> bool {
     match key.kind {
-        Kind::Text => value.is_str(),
-        Kind::Flag => value.is_bool(),
-        Kind::Number => {
+        ValueKind::Text => value.is_str(),
+        ValueKind::Flag => value.is_bool(),
+        ValueKind::Number => {
             value.as_integer().is_some_and(|n| i64::from_str_radix(n.as_str(), n.radix()).is_ok())
         }
-        Kind::List => value.as_array().is_some_and(|list| list.iter().all(|one| one.get_ref().is_str())),
+        ValueKind::List => value.as_array().is_some_and(|list| list.iter().all(|one| one.get_ref().is_str())),
     }
 }
 

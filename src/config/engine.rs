@@ -100,31 +100,31 @@ fn of_context(name: &str, from: &str, plain: bool, env: &Environment) -> Result<
 
 fn socket_of(from: &str, path: &Path) -> Result<PathBuf, String> {
     match look(path) {
-        Look::Socket => Ok(path.into()),
-        Look::Missing => {
+        SocketState::Socket => Ok(path.into()),
+        SocketState::Missing => {
             Err(format!("{from}: {}: no such socket; is the engine running?", quote::path(path)))
         }
-        Look::Other(what) => Err(format!("{from}: {}: {what}", quote::path(path))),
+        SocketState::Other(what) => Err(format!("{from}: {}: {what}", quote::path(path))),
     }
 }
 
-enum Look {
+enum SocketState {
     Socket,
     Missing,
     Other(String),
 }
 
-fn look(path: &Path) -> Look {
+fn look(path: &Path) -> SocketState {
     match fs::metadata(path) {
-        Ok(about) if about.file_type().is_socket() => Look::Socket,
-        Ok(_) => Look::Other("is not a socket".into()),
+        Ok(about) if about.file_type().is_socket() => SocketState::Socket,
+        Ok(_) => SocketState::Other("is not a socket".into()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Look::Missing
+            SocketState::Missing
         }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Look::Other("not permitted: a folder on the way lets you not in; run this as its owner".into())
-        }
-        Err(error) => Look::Other(format!("cannot be reached: {error}")),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => SocketState::Other(
+            "not permitted: a folder on the way lets you not in; run this as its owner".into(),
+        ),
+        Err(error) => SocketState::Other(format!("cannot be reached: {error}")),
     }
 }
 
@@ -198,11 +198,11 @@ fn first(places: impl Iterator<Item = PathBuf>) -> Result<PathBuf, Reason> {
     let (mut refused, mut silent) = (None, None);
     for path in places {
         match look(&path) {
-            Look::Socket if UnixStream::connect(&path).is_ok() => return Ok(path),
+            SocketState::Socket if UnixStream::connect(&path).is_ok() => return Ok(path),
             // The reason is reported when the socket is used.
-            Look::Socket => silent = silent.or_else(|| Some(path.clone())),
-            Look::Missing => {}
-            Look::Other(what) => {
+            SocketState::Socket => silent = silent.or_else(|| Some(path.clone())),
+            SocketState::Missing => {}
+            SocketState::Other(what) => {
                 refused = refused.or_else(|| Some(format!("{}: {what}", quote::path(&path))))
             }
         }

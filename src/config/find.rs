@@ -26,7 +26,7 @@ const LARGEST: u64 = 1 << 20;
 const LARGEST_POLICY: u64 = 64 << 10;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Found {
+enum FileLookup {
     /// Named by the user, or in the user's own directory.
     Own,
     /// Found in the nearest ancestor of the working directory.
@@ -42,7 +42,7 @@ pub(super) struct Located {
     pub stamp: Option<Stamp>,
     /// By the text that names them.
     pub policies: BTreeMap<String, PolicyFile>,
-    found: Found,
+    found: FileLookup,
     /// Other users who can write the file, if any.
     exposed: Option<&'static str>,
 }
@@ -69,23 +69,23 @@ fn find(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, Stri
             ));
         }
         let path = env.cwd.join(path);
-        return match read(&path, Found::Own)? {
+        return match read(&path, FileLookup::Own)? {
             None => Err(format!("{}: no such file", quote::path(&path))),
             some => Ok(some),
         };
     }
     for directory in env.cwd.ancestors() {
-        if let Some(located) = read(&directory.join(FILE), Found::Project)? {
+        if let Some(located) = read(&directory.join(FILE), FileLookup::Project)? {
             return Ok(Some(located));
         }
     }
     match user_directory(env, "XDG_CONFIG_HOME", ".config") {
-        Some(directory) => read(&directory.join("config.toml"), Found::Own),
+        Some(directory) => read(&directory.join("config.toml"), FileLookup::Own),
         None => Ok(None),
     }
 }
 
-fn read(path: &Path, found: Found) -> Result<Option<Located>, String> {
+fn read(path: &Path, found: FileLookup) -> Result<Option<Located>, String> {
     let told = |why: String| format!("{}: {why}", quote::path(path));
     let Some((bytes, about)) = bounded(path, LARGEST).map_err(told)? else { return Ok(None) };
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -171,7 +171,7 @@ impl Located {
         if let Some(why) = self.exposed {
             return Err(format!("{path}: {names} cannot be taken from it: {why}; chmod or chown it"));
         }
-        if self.found == Found::Own || Trusted::open(env)?.holds(self) {
+        if self.found == FileLookup::Own || Trusted::open(env)?.holds(self) {
             return Ok(());
         }
         Err(format!(
@@ -186,7 +186,7 @@ impl Located {
         if let Some(why) = self.exposed {
             return Err(format!("{path} changed and is not read again: {why}; chmod or chown it"));
         }
-        if self.found == Found::Own || Trusted::open(env)?.holds(self) {
+        if self.found == FileLookup::Own || Trusted::open(env)?.holds(self) {
             return Ok(());
         }
         Err(format!("{path} changed; the session takes it up once you trust it: kfp-creds config trust"))
@@ -230,7 +230,7 @@ impl Trusted {
         let directory = user_directory(env, "XDG_STATE_HOME", ".local/state");
         let directory = directory.ok_or("HOME is not set, so there is no list of trusted files")?;
         let file = directory.join("trusted");
-        let lines = match read(&file, Found::Own)? {
+        let lines = match read(&file, FileLookup::Own)? {
             None => Vec::new(),
             Some(Located { exposed: Some(why), .. }) => {
                 return Err(format!("{}: {why}, so it proves nothing; remove it", quote::path(&file)));

@@ -6,7 +6,7 @@ use super::layers::Layers;
 use super::layers::judged_as;
 use super::{Environment, SourceChoice};
 use crate::guard::excepted::Named;
-use crate::guard::{Guard, Mode, Rules};
+use crate::guard::{Guard, GuardRules, Mode};
 use crate::quote;
 use crate::source::google::TokenFrom;
 
@@ -14,7 +14,7 @@ use crate::source::google::TokenFrom;
 const MOST_HOMES: usize = 64;
 
 /// The machine's home directories, and the files of the session's own login.
-pub(super) fn guard(rules: Rules, source: &SourceChoice, env: &Environment) -> Guard {
+pub(super) fn guard(rules: GuardRules, source: &SourceChoice, env: &Environment) -> Guard {
     let named = match source {
         SourceChoice::Adc { file } => file.clone(),
         SourceChoice::Provided(provided) => match provided.federation.as_ref().map(|of| &of.from) {
@@ -38,7 +38,7 @@ pub(super) fn guard(rules: Rules, source: &SourceChoice, env: &Environment) -> G
     }
 }
 
-pub(super) fn rules(say: &mut Layers, beside: &Path, env: &Environment) -> Rules {
+pub(super) fn rules(say: &mut Layers, beside: &Path, env: &Environment) -> GuardRules {
     let mode = judged_as(say, "guard.mode", |text| match text {
         "deny" => Ok(Mode::Deny),
         "warn" => Ok(Mode::Warn),
@@ -73,5 +73,5 @@ pub(super) fn rules(say: &mut Layers, beside: &Path, env: &Environment) -> Rules
             }
         }
     }
-    Rules { mode: mode.unwrap_or_default(), allow, named }
+    GuardRules { mode: mode.unwrap_or_default(), allow, named }
 }

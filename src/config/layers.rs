@@ -6,8 +6,8 @@ use std::path::Path;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::document::{Walk, distance, nearest, position, quoted};
-use super::keys::{KEYS, Kind};
+use super::document::{KeyWalk, distance, nearest, position, quoted};
+use super::keys::{KEYS, ValueKind};
 use super::{Environment, Overrides, Problems};
 use crate::quote;
 
@@ -58,13 +58,13 @@ pub struct Guarded {
     pub value: String,
 }
 
-impl Kind {
+impl ValueKind {
     /// A value from a variable or a flag; `None` if it is not of this kind.
     fn read(self, text: &str) -> Option<Value> {
         match self {
-            Kind::Text | Kind::List => Some(Value::from(text)),
-            Kind::Number => text.parse::<i64>().ok().map(Value::from),
-            Kind::Flag => match text {
+            ValueKind::Text | ValueKind::List => Some(Value::from(text)),
+            ValueKind::Number => text.parse::<i64>().ok().map(Value::from),
+            ValueKind::Flag => match text {
                 "true" | "1" => Some(Value::from(true)),
                 "false" | "0" => Some(Value::from(false)),
                 _ => None,
@@ -143,7 +143,7 @@ impl Layers {
                 return Vec::new();
             }
         };
-        let mut walk = Walk::default();
+        let mut walk = KeyWalk::default();
         walk.table(document.get_ref(), "", "");
         let origin = |offset: usize| Origin { name: at(offset), rank: Rank::File(offset) };
         self.origins.extend(walk.places.into_iter().map(|(path, offset)| (path, origin(offset))));

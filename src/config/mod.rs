@@ -120,7 +120,7 @@ pub struct Config {
     /// Identities by name; always contains `default`.
     pub identities: BTreeMap<String, Arc<Identity>>,
     /// `None`: no audit log.
-    pub audit: Option<audit::Settings>,
+    pub audit: Option<audit::AuditSettings>,
     /// A loopback address for metrics, in addition to the control socket.
     pub metrics: Option<SocketAddr>,
     /// Mounts added to containers, besides the ones that they request.
@@ -139,7 +139,7 @@ pub struct Config {
     /// Serve containers on the host's network on its loopback.
     pub host_loopback: bool,
     /// The proxies that docker's own config sets in containers.
-    pub client_proxies: proxies::Said,
+    pub client_proxies: proxies::ProxyEntries,
     /// Replaces `DOCKER_HOST`; see [`engine::endpoint`].
     pub engine: Option<String>,
     /// Allows an engine on TCP without TLS.
@@ -147,7 +147,7 @@ pub struct Config {
     /// Where the root of the engine's machine is mounted, if not at `/`.
     pub host_root: HostRoot,
     pub relay: RelaySource,
-    pub form: console::Form,
+    pub form: console::OutputForm,
     /// Directives for [`console::install_log`].
     pub log: String,
     /// The config file that was read, if any.

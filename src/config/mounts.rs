@@ -20,7 +20,7 @@ const MOST: usize = 4;
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// A mount as written.
-struct Wanted {
+struct WrittenMount {
     source: Option<String>,
     tmpfs: bool,
     target: Option<String>,
@@ -45,11 +45,11 @@ pub(super) fn mounts(
     guard: &Guard,
 ) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
-    let mut looked: Vec<(PathBuf, Said)> = Vec::new();
+    let mut looked: Vec<(PathBuf, MountOrigin)> = Vec::new();
     for path in say.entries("mount") {
         let patterns = patterns(say, &path);
         let inside = |key: &str| format!("{path}.{key}");
-        let wanted = Wanted {
+        let wanted = WrittenMount {
             source: say.text(&inside("source")),
             tmpfs: say.flag(&inside("tmpfs")).unwrap_or_default(),
             target: say.text(&inside("target")),
@@ -57,7 +57,7 @@ pub(super) fn mounts(
         };
         match read(wanted, at) {
             Ok(mount) => {
-                looked.extend(place(&mount).map(|place| (place, Said::Key(format!("{path}.source")))));
+                looked.extend(place(&mount).map(|place| (place, MountOrigin::Key(format!("{path}.source")))));
                 mounts.push(Mount { patterns, ..mount });
             }
             Err(wrong) => {
@@ -72,7 +72,7 @@ pub(super) fn mounts(
     for text in flags {
         match flag(text).and_then(|wanted| read(wanted, Places { beside, ..at }).map_err(all)) {
             Ok(mount) => {
-                looked.extend(place(&mount).map(|place| (place, Said::Flag(text.clone()))));
+                looked.extend(place(&mount).map(|place| (place, MountOrigin::Flag(text.clone()))));
                 mounts.push(mount);
             }
             Err(what) => say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text)))),
@@ -105,7 +105,7 @@ fn all(wrong: Vec<(&'static str, String)>) -> String {
 }
 
 /// The origin of a mount.
-enum Said {
+enum MountOrigin {
     Key(String),
     Flag(String),
 }
@@ -119,7 +119,12 @@ fn place(mount: &Mount) -> Option<PathBuf> {
 
 /// Reports mounts for which every create would be refused. The search budget covers all mounts, so a thousand
 /// cost no more than one; places that it does not reach are checked at mount time.
-fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, host: &HostRoot, guard: &Guard) -> Vec<String> {
+fn keys(
+    say: &mut Layers,
+    looked: Vec<(PathBuf, MountOrigin)>,
+    host: &HostRoot,
+    guard: &Guard,
+) -> Vec<String> {
     if guard.rules.mode != Mode::Deny || looked.is_empty() {
         return vec![];
     }
@@ -135,15 +140,17 @@ fn keys(say: &mut Layers, looked: Vec<(PathBuf, Said)>, host: &HostRoot, guard: 
         };
         let what = format!("holds {what}; mount what lies beside it, or except it under [guard]");
         match said {
-            Said::Key(key) => say.problem(&key, format_args!("{} {what}", quote::path(&place))),
-            Said::Flag(text) => say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text)))),
+            MountOrigin::Key(key) => say.problem(&key, format_args!("{} {what}", quote::path(&place))),
+            MountOrigin::Flag(text) => {
+                say.objection(format!("--mount {}: {what}", quote::path(Path::new(&text))))
+            }
         }
     }
     seen.unverified.iter().map(|what| host.name(what)).collect()
 }
 
 /// Parses `SOURCE:TARGET[:ro|:rw]`, as in `docker run -v`.
-fn flag(text: &str) -> Result<Wanted, String> {
+fn flag(text: &str) -> Result<WrittenMount, String> {
     if let Some(shape) = quote::no_path(text) {
         return Err(format!("holds {shape}; it has to be SOURCE:TARGET"));
     }
@@ -155,15 +162,18 @@ fn flag(text: &str) -> Result<Wanted, String> {
         Some(_) => return Err("has to end in :ro or :rw, or in its target".into()),
     };
     match (source, target, parts.next()) {
-        (Some(source), Some(target), None) if !source.is_empty() => {
-            Ok(Wanted { source: Some(source.into()), tmpfs: false, target: Some(target.into()), writable })
-        }
+        (Some(source), Some(target), None) if !source.is_empty() => Ok(WrittenMount {
+            source: Some(source.into()),
+            tmpfs: false,
+            target: Some(target.into()),
+            writable,
+        }),
         _ => Err("has to be SOURCE:TARGET, with :ro or :rw behind it if you like".into()),
     }
 }
 
 /// Each problem names the wrong key, or an empty one for the whole mount.
-fn read(wanted: Wanted, at: Places<'_>) -> Result<Mount, Vec<(&'static str, String)>> {
+fn read(wanted: WrittenMount, at: Places<'_>) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
     match &wanted.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),

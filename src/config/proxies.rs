@@ -21,22 +21,22 @@ const VARIABLES: [(&str, &str); 5] = [
 ];
 
 /// One entry: variables (in upper case) with their values. A proxy's URL can hold a password.
-pub type Entry = Vec<(&'static str, Arc<Secret<String>>)>;
+pub type ProxyEntry = Vec<(&'static str, Arc<Secret<String>>)>;
 
 /// All entries of `proxies`.
 #[derive(Clone, Debug, Default)]
-pub struct Said(Vec<(String, Entry)>);
+pub struct ProxyEntries(Vec<(String, ProxyEntry)>);
 
 /// The settings for containers of one engine.
 #[derive(Clone, Debug, Default)]
 pub struct ClientProxies {
     /// `None` if no entry is for this engine: the clients have then already set what applies.
-    pub engine: Option<Entry>,
+    pub engine: Option<ProxyEntry>,
     /// The variables that clients set for an address without an entry.
-    pub default: Entry,
+    pub default: ProxyEntry,
 }
 
-impl Said {
+impl ProxyEntries {
     /// A file that is missing, or that clients could not read either, counts as empty.
     pub(super) fn read(env: &Environment) -> Self {
         let file = configuration(env).map(|directory| directory.join("config.json"));

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{ConfigKey, KEYS, ValueKind};
 
 /// Keys whose values come from a fixed set.
 const WORDS: [(&str, &[&str]); 5] = [
@@ -33,7 +33,7 @@ fn object() -> Value {
 }
 
 /// Inserts `key` below the object `at`, where `path`, the rest of its path, leads.
-fn place(at: &mut Value, path: &str, key: &Key) {
+fn place(at: &mut Value, path: &str, key: &ConfigKey) {
     let Some((first, rest)) = path.split_once('.') else {
         at["properties"][path] = leaf(key);
         if key.default == "must be given" {
@@ -84,13 +84,13 @@ fn place(at: &mut Value, path: &str, key: &Key) {
     }
 }
 
-fn leaf(key: &Key) -> Value {
+fn leaf(key: &ConfigKey) -> Value {
     let mut leaf = Map::new();
     match key.kind {
-        Kind::Text => leaf.insert("type".into(), "string".into()),
-        Kind::Flag => leaf.insert("type".into(), "boolean".into()),
-        Kind::Number => leaf.insert("type".into(), "integer".into()),
-        Kind::List => {
+        ValueKind::Text => leaf.insert("type".into(), "string".into()),
+        ValueKind::Flag => leaf.insert("type".into(), "boolean".into()),
+        ValueKind::Number => leaf.insert("type".into(), "integer".into()),
+        ValueKind::List => {
             leaf.insert("items".into(), json!({ "type": "string" }));
             leaf.insert("type".into(), "array".into())
         }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use super::Environment;
 use super::layers::Layers;
 use crate::quote;
-use crate::record::audit::Settings;
+use crate::record::audit::AuditSettings;
 
 const LARGEST: u64 = 10 << 20;
 const KEEP: u32 = 5;
 
 /// `beside` is the base of relative paths in the file.
-pub(super) fn audit(say: &mut Layers, beside: &Path, env: &Environment) -> Option<Settings> {
+pub(super) fn audit(say: &mut Layers, beside: &Path, env: &Environment) -> Option<AuditSettings> {
     let mut number = |key: &str, least: i64, most: i64| {
         let value = say.number(key)?;
         if !(least..=most).contains(&value) {
@@ -33,7 +33,7 @@ pub(super) fn audit(say: &mut Layers, beside: &Path, env: &Environment) -> Optio
         (Some(rest), Some(home)) => home.join(rest),
         _ => base.join(text),
     };
-    Some(Settings {
+    Some(AuditSettings {
         file,
         max_bytes: max_bytes.and_then(|n| u64::try_from(n).ok()).unwrap_or(LARGEST),
         keep: keep.and_then(|n| u32::try_from(n).ok()).unwrap_or(KEEP),

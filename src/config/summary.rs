@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::{Config, Gcs, RelaySource, SourceChoice};
-use crate::guard::{Mode, Rules};
+use crate::guard::{GuardRules, Mode};
 use crate::policy::Policy;
 use crate::quote;
 use crate::source::aws::{AwsCredentials, AwsSettings};
@@ -71,7 +71,7 @@ impl Config {
             ("relay", relay(&self.relay)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
-            ("guard", (self.guard.rules != Rules::default()).then(|| guarding(&self.guard.rules))),
+            ("guard", (self.guard.rules != GuardRules::default()).then(|| guarding(&self.guard.rules))),
             ("audit", self.audit.as_ref().map(|audit| quote::path(&audit.file))),
             ("unknown", unknown(&self.policy)),
             ("metrics", self.metrics.map(|at| at.to_string())),
@@ -156,7 +156,7 @@ fn fetching(gcs: Gcs) -> String {
     }
 }
 
-fn guarding(rules: &Rules) -> String {
+fn guarding(rules: &GuardRules) -> String {
     let mode = match rules.mode {
         Mode::Deny => "deny",
         Mode::Warn => "warn",

@@ -70,22 +70,22 @@ impl Engine {
 
 /// The networks of a session; clones share them.
 #[derive(Clone, Debug)]
-pub struct Cells(Arc<Inner>);
+pub struct Cells(Arc<CellsInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct CellsInner {
     engine: Engine,
     session: String,
     listening: Listening,
     tasks: Tasks,
     /// The relay's container id.
     relay: watch::Sender<String>,
-    state: Mutex<State>,
+    state: Mutex<CellState>,
     changed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct CellState {
     /// Ranges without a network, the longest unused first.
     free: VecDeque<Pool>,
     ready: VecDeque<Slot>,
@@ -115,7 +115,7 @@ struct Slot {
 pub struct Cell {
     slot: Option<Slot>,
     used: bool,
-    home: Weak<Inner>,
+    home: Weak<CellsInner>,
     pub relay: Ipv4Addr,
     pub address: Ipv4Addr,
     /// The engine's id.
@@ -150,7 +150,7 @@ impl Cells {
         listening: Listening,
         tasks: Tasks,
     ) -> Self {
-        let state = State {
+        let state = CellState {
             free: ranges.collect(),
             ready: VecDeque::new(),
             making: 0,
@@ -162,7 +162,7 @@ impl Cells {
         };
         let (relay, _) = watch::channel(relay.to_owned());
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Self(Arc::new(Inner { engine, session, listening, tasks, relay, state, changed }))
+        Self(Arc::new(CellsInner { engine, session, listening, tasks, relay, state, changed }))
     }
 
     /// Connects the relay's replacement to every network.
@@ -230,8 +230,8 @@ impl Cells {
     }
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl CellsInner {
+    fn state(&self) -> MutexGuard<'_, CellState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -26,14 +26,14 @@ const PROGRAM: &str = "kfp-creds";
 
 /// A docker-archive of the relay, and its names at the engine.
 #[derive(Debug)]
-pub struct Relay {
+pub struct RelayImage {
     layer: Vec<u8>,
     diff_id: String,
     libraries: String,
     architecture: String,
 }
 
-impl Relay {
+impl RelayImage {
     /// Reads the running program. Takes some ten milliseconds; call it off the serving thread.
     pub fn of_this_program() -> io::Result<Self> {
         let program = fs::read("/proc/self/exe")?;
@@ -144,7 +144,7 @@ impl Engine {
     pub async fn find_pinned_image(
         &self,
         reference: &str,
-        relay: Option<&Relay>,
+        relay: Option<&RelayImage>,
     ) -> Result<Option<(String, bool)>, EngineError> {
         let image = match self.inspect_image(reference).await {
             Ok(image) => image,
@@ -157,7 +157,7 @@ impl Engine {
 
     /// The image's id at the engine, or `None` if it has to be loaded. A name proves nothing (anybody may
     /// tag), so the image's only layer is compared with ours by digest.
-    pub async fn find_relay_image(&self, relay: &Relay) -> Result<Option<String>, EngineError> {
+    pub async fn find_relay_image(&self, relay: &RelayImage) -> Result<Option<String>, EngineError> {
         match self.inspect_image(&relay.reference()).await {
             Ok(image) => {
                 let id = image["Id"].as_str().filter(|_| image["RootFS"]["Layers"] == json!([relay.diff_id]));
@@ -169,7 +169,7 @@ impl Engine {
     }
 
     /// Loads the image and removes our older ones; images in use stay.
-    pub async fn load_relay_image(&self, relay: &Relay) -> Result<String, EngineError> {
+    pub async fn load_relay_image(&self, relay: &RelayImage) -> Result<String, EngineError> {
         const WHAT: &str = "load the relay image";
         let archive = relay.archive().map_err(|e| EngineError::Broken(WHAT, e.to_string().into()))?;
         let options = ImportImageOptions { quiet: true, ..Default::default() };
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_same_program_gives_the_same_image() {
-        let (one, two) = (Relay::of_this_program().unwrap(), Relay::of_this_program().unwrap());
+        let (one, two) = (RelayImage::of_this_program().unwrap(), RelayImage::of_this_program().unwrap());
         assert_eq!(one.archive().unwrap(), two.archive().unwrap());
         assert!(one.reference().starts_with("kfp-creds-relay:"));
     }

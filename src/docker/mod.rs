@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 pub use self::podman::Product;
 
-use self::upstream::Upstream;
+use self::upstream::EngineConnector;
 use crate::failure::{Reason, Remedy};
 use crate::json::fields;
 
@@ -127,7 +127,7 @@ impl EngineError {
 #[derive(Clone, Debug)]
 pub struct Engine {
     docker: Docker,
-    upstream: Upstream,
+    upstream: EngineConnector,
     product: Product,
     /// `docker 20.10.24` or `podman 5.8.6`, for messages.
     version: String,
@@ -139,7 +139,7 @@ pub struct Engine {
 
 /// The state of an inspected container.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Seen {
+pub struct Inspected {
     pub running: bool,
     /// Its address on the network in question.
     pub address: Option<Ipv4Addr>,
@@ -157,7 +157,7 @@ impl Engine {
 
     /// Connects, and refuses with a one-line error what this release does not support: other systems and engines
     /// older than 20.10.
-    pub async fn reach(upstream: Upstream) -> Result<Self, EngineError> {
+    pub async fn reach(upstream: EngineConnector) -> Result<Self, EngineError> {
         let at = upstream.endpoint().to_string();
         // bollard does not report why it could not connect.
         if let Err(error) = upstream.connect().await {
@@ -203,7 +203,7 @@ impl Engine {
     }
 
     /// How to connect to the engine directly, bypassing a proxy of ours.
-    pub fn upstream(&self) -> &Upstream {
+    pub fn upstream(&self) -> &EngineConnector {
         &self.upstream
     }
 
@@ -233,7 +233,7 @@ impl Engine {
     }
 
     /// Whether a container runs, and its address on `network` (a network id).
-    pub async fn look(&self, container: &str, network: &str) -> Result<Seen, EngineError> {
+    pub async fn look(&self, container: &str, network: &str) -> Result<Inspected, EngineError> {
         let found = self.inspect(container).await?;
         let state = &found["State"];
         let running = state["Running"] == true;
@@ -243,7 +243,7 @@ impl Engine {
         let networks = fields(&found["NetworkSettings"]["Networks"]);
         let endpoint = networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network);
         let address = endpoint.and_then(|endpoint| endpoint["IPAddress"].as_str()?.parse().ok());
-        Ok(Seen { running, address, started, exit_code })
+        Ok(Inspected { running, address, started, exit_code })
     }
 
     async fn inspect(&self, container: &str) -> Result<Value, EngineError> {
@@ -286,7 +286,7 @@ impl Engine {
 }
 
 /// A bollard client that uses our own connector, with a connection for each call.
-fn over(upstream: &Upstream) -> Result<Docker, BollardError> {
+fn over(upstream: &EngineConnector) -> Result<Docker, BollardError> {
     let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
         .build(upstream.clone());

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::elf;
-use super::image::{Relay, own_architecture};
+use super::image::{RelayImage, own_architecture};
 
 /// The relays of `scripts/relay` that were there at build time; empty where there was none.
 const CARRIED: [(&str, &[u8]); 2] = [
@@ -18,12 +18,12 @@ const CARRIED: [(&str, &[u8]); 2] = [
 
 /// The relay for engines of `arch` (`amd64`). Reads files and hashes them: call it off the serving thread.
 /// The error completes a sentence.
-pub fn relay_for(arch: &str, folder: Option<&Path>) -> Result<Relay, String> {
+pub fn relay_for(arch: &str, folder: Option<&Path>) -> Result<RelayImage, String> {
     if let Some(relay) = alone(arch, folder)? {
         return Ok(relay);
     }
     if (std::env::consts::OS, own_architecture()) == ("linux", arch) {
-        return Relay::of_this_program().map_err(|error| error.to_string());
+        return RelayImage::of_this_program().map_err(|error| error.to_string());
     }
     Err(format!(
         "this program has no relay for linux/{arch}: set relay_folder to a folder with {}, which scripts/relay \
@@ -33,7 +33,7 @@ pub fn relay_for(arch: &str, folder: Option<&Path>) -> Result<Relay, String> {
 }
 
 /// The same without this program itself: the relay as a program of its own, if there is one.
-pub fn alone(arch: &str, folder: Option<&Path>) -> Result<Option<Relay>, String> {
+pub fn alone(arch: &str, folder: Option<&Path>) -> Result<Option<RelayImage>, String> {
     if let Some(folder) = folder {
         let file = folder.join(file_name(arch));
         let told = |why: String| format!("relay_folder: {} {why}", file_name(arch));
@@ -66,7 +66,7 @@ fn file_name(arch: &str) -> String {
     format!("kfp-creds-relay-{word}")
 }
 
-fn of_program(program: Vec<u8>, arch: &str) -> Result<Relay, String> {
+fn of_program(program: Vec<u8>, arch: &str) -> Result<RelayImage, String> {
     if !elf::is_for(&program, arch) {
         return Err(format!("is no program for linux/{arch}"));
     }
@@ -75,7 +75,7 @@ fn of_program(program: Vec<u8>, arch: &str) -> Result<Relay, String> {
             "needs shared libraries, which its image would not have: build it with scripts/relay".into()
         );
     }
-    Relay::of_files(vec![(PathBuf::from("/kfp-creds"), program)], String::new(), arch)
+    RelayImage::of_files(vec![(PathBuf::from("/kfp-creds"), program)], String::new(), arch)
         .map_err(|error| error.to_string())
 }
 

@@ -34,31 +34,31 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 /// The connector to one engine; clones share it.
 #[derive(Clone)]
-pub struct Upstream {
+pub struct EngineConnector {
     endpoint: Arc<Endpoint>,
     tls: Option<Arc<ClientConfig>>,
 }
 
-impl fmt::Debug for Upstream {
+impl fmt::Debug for EngineConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Upstream({})", self.endpoint)
     }
 }
 
-impl From<PathBuf> for Upstream {
+impl From<PathBuf> for EngineConnector {
     /// A unix socket.
     fn from(socket: PathBuf) -> Self {
         Self { endpoint: Arc::new(Endpoint::Unix(socket)), tls: None }
     }
 }
 
-impl From<&Path> for Upstream {
+impl From<&Path> for EngineConnector {
     fn from(socket: &Path) -> Self {
         socket.to_owned().into()
     }
 }
 
-impl Upstream {
+impl EngineConnector {
     /// Loads the TLS files. The error is one line.
     pub fn new(endpoint: Endpoint) -> Result<Self, String> {
         if !endpoint.is_sound() {
@@ -75,27 +75,27 @@ impl Upstream {
         &self.endpoint
     }
 
-    pub async fn connect(&self) -> io::Result<Stream> {
+    pub async fn connect(&self) -> io::Result<EngineStream> {
         let connecting = async {
             match &*self.endpoint {
-                Endpoint::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+                Endpoint::Unix(path) => UnixStream::connect(path).await.map(EngineStream::Unix),
                 Endpoint::Tcp { host, port, .. } => self.tcp(host, *port).await,
-                Endpoint::Ssh(ssh) => dial(ssh).map(|stream| Stream::Ssh(Box::new(stream))),
+                Endpoint::Ssh(ssh) => dial(ssh).map(|stream| EngineStream::Ssh(Box::new(stream))),
             }
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection in 20 s");
         timeout(CONNECT_WITHIN, connecting).await.map_err(late)?
     }
 
-    async fn tcp(&self, host: &str, port: u16) -> io::Result<Stream> {
+    async fn tcp(&self, host: &str, port: u16) -> io::Result<EngineStream> {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         // Event streams and waits are silent for hours, and network devices drop silent connections.
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
-        let Some(config) = &self.tls else { return Ok(Stream::Tcp(stream)) };
+        let Some(config) = &self.tls else { return Ok(EngineStream::Tcp(stream)) };
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(config.clone()).connect(name, stream).await?;
-        Ok(Stream::Tls(Box::new(stream)))
+        Ok(EngineStream::Tls(Box::new(stream)))
     }
 
     /// The reason why no engine answers there, and what to do.
@@ -108,8 +108,8 @@ impl Upstream {
     }
 }
 
-impl tower_service::Service<Uri> for Upstream {
-    type Response = TokioIo<Stream>;
+impl tower_service::Service<Uri> for EngineConnector {
+    type Response = TokioIo<EngineStream>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -254,7 +254,7 @@ fn not_permitted(path: &Path) -> String {
 
 /// One connection to an engine.
 #[derive(Debug)]
-pub enum Stream {
+pub enum EngineStream {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -270,13 +270,13 @@ pub struct Dialled {
     _child: Child,
 }
 
-impl Connection for Stream {
+impl Connection for EngineStream {
     fn connected(&self) -> Connected {
         Connected::new()
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for EngineStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, into),
@@ -287,7 +287,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for EngineStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),

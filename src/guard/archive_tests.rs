@@ -9,7 +9,7 @@ use super::stream::Stream;
 use super::stream_tests::{gzip, tar_of};
 use super::tests::service_account;
 use super::walk_tests::Tree;
-use super::{Kind, Rules};
+use super::{GuardRules, SecretKind};
 
 /// The output of a real program for `input`.
 fn made(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
@@ -105,7 +105,11 @@ fn archives_of_every_kind_are_opened_however_they_are_cut() {
             stream.end();
             found.extend(stream.take_finds());
             let found: Vec<_> = found.into_iter().map(|find| (find.name, find.kind)).collect();
-            assert_eq!(found, [(expected.to_string(), Kind::ServiceAccountKey)], "{name} in pieces of {cut}");
+            assert_eq!(
+                found,
+                [(expected.to_string(), SecretKind::ServiceAccountKey)],
+                "{name} in pieces of {cut}"
+            );
             assert_eq!(stream.take_unverified(), Vec::<String>::new(), "{name} in pieces of {cut}");
             assert_eq!(stream.unjudged(), 0, "{name}");
         }
@@ -216,9 +220,9 @@ fn exceptions_name_places_in_archives() {
         ("lib", false),
         ("app/key.json", false),
     ] {
-        let rules = Rules { allow: vec![allow.into()], ..Rules::default() };
+        let rules = GuardRules { allow: vec![allow.into()], ..GuardRules::default() };
         assert_eq!(rules.allows_inside(place), excepted, "{allow}");
-        let absolute = Rules { allow: vec![format!("/w/{allow}").into()], ..Rules::default() };
+        let absolute = GuardRules { allow: vec![format!("/w/{allow}").into()], ..GuardRules::default() };
         assert_eq!(absolute.allows_place(&format!("/w/{place}")), excepted, "{allow}");
     }
 }

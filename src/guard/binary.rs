@@ -77,7 +77,7 @@ fn is_pkcs12(inside: &[u8]) -> bool {
 /// private key, 2 a certificate, 3 a secret key. A store with only certificates is public.
 fn has_key_entry(rest: &[u8]) -> bool {
     const MOST_ENTRIES: u32 = 100_000;
-    let mut reader = Reader(rest);
+    let mut reader = ByteReader(rest);
     let (Some(1 | 2), Some(entries)) = (reader.number(4), reader.number(4)) else { return false };
     for _ in 0..entries.min(MOST_ENTRIES) {
         match reader.number(4) {
@@ -127,9 +127,9 @@ fn is_of_agent(bytes: &[u8]) -> bool {
         || (start.starts_with(b"Created:") || start.starts_with(b"Key:")) && new()
 }
 
-struct Reader<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl ByteReader<'_> {
     fn number(&mut self, bytes: usize) -> Option<u32> {
         let (number, rest) = self.0.split_at_checked(bytes)?;
         self.0 = rest;

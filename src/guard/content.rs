@@ -13,7 +13,7 @@ use super::text::{
     is_text, places, token,
 };
 use super::work::Work;
-use super::{Kind, binary, logins, pem, published};
+use super::{SecretKind, binary, logins, pem, published};
 
 /// How many bytes are judged at a time.
 pub const HEAD: usize = 1 << 20;
@@ -28,20 +28,20 @@ const DEEPEST: usize = 5;
 
 /// The first kind of secret that is found in `bytes` (a file, a value, or the beginning of either). Published
 /// keys do not count. Time is linear in the length.
-pub fn what(bytes: &[u8]) -> Option<Kind> {
-    Judge::default().judge(bytes)
+pub fn what(bytes: &[u8]) -> Option<SecretKind> {
+    ContentJudge::default().judge(bytes)
 }
 
 /// The same, with the digests of published keys that were met, one for each occurrence.
-pub fn judged(bytes: &[u8]) -> (Option<Kind>, Vec<u64>) {
-    let judge = Judge::default();
+pub fn judged(bytes: &[u8]) -> (Option<SecretKind>, Vec<u64>) {
+    let judge = ContentJudge::default();
     let found = judge.judge(bytes);
     (found, judge.published.into_inner())
 }
 
 /// Digests of all keys in `bytes`, published or not: the list of published keys is made from them.
-pub fn digests(bytes: &[u8]) -> Vec<(Kind, u64)> {
-    let judge = Judge { collected: Some(RefCell::default()), ..Judge::default() };
+pub fn digests(bytes: &[u8]) -> Vec<(SecretKind, u64)> {
+    let judge = ContentJudge { collected: Some(RefCell::default()), ..ContentJudge::default() };
     let last = judge.judge(bytes);
     debug_assert!(last.is_none());
     judge.collected.map(RefCell::into_inner).unwrap_or_default()
@@ -49,22 +49,22 @@ pub fn digests(bytes: &[u8]) -> Vec<(Kind, u64)> {
 
 /// The same as [`what`], with the number of steps that it took.
 #[cfg(test)]
-pub(super) fn steps(bytes: &[u8]) -> (Option<Kind>, u64) {
-    let judge = Judge::default();
+pub(super) fn steps(bytes: &[u8]) -> (Option<SecretKind>, u64) {
+    let judge = ContentJudge::default();
     (judge.judge(bytes), judge.work.steps())
 }
 
 #[derive(Debug)]
-struct Judge {
+struct ContentJudge {
     work: Work,
     /// Bytes that may still be inflated from compressed data inside base64.
     inflatable: Cell<u64>,
     published: RefCell<Vec<u64>>,
     /// If set, every key is collected and none is accepted as a find.
-    collected: Option<RefCell<Vec<(Kind, u64)>>>,
+    collected: Option<RefCell<Vec<(SecretKind, u64)>>>,
 }
 
-impl Default for Judge {
+impl Default for ContentJudge {
     fn default() -> Self {
         Self {
             work: Work::default(),
@@ -75,8 +75,8 @@ impl Default for Judge {
     }
 }
 
-impl Judge {
-    fn judge(&self, bytes: &[u8]) -> Option<Kind> {
+impl ContentJudge {
+    fn judge(&self, bytes: &[u8]) -> Option<SecretKind> {
         let mut at = 0;
         loop {
             let end = bytes.len().min(at + HEAD + OVERLAP);
@@ -89,7 +89,7 @@ impl Judge {
     }
 
     /// `material` identifies the key: it is the same for the same key in another encoding.
-    fn accept(&self, kind: Kind, material: &[u8]) -> Option<Kind> {
+    fn accept(&self, kind: SecretKind, material: &[u8]) -> Option<SecretKind> {
         self.work.add(material.len());
         if let Some(collected) = &self.collected {
             if !material.is_empty() {
@@ -105,14 +105,14 @@ impl Judge {
     }
 
     /// `first`: whether `bytes` begin what is judged; `decoded`: whether they were decoded from base64.
-    fn piece(&self, bytes: &[u8], first: bool, depth: usize, decoded: bool) -> Option<Kind> {
+    fn piece(&self, bytes: &[u8], first: bool, depth: usize, decoded: bool) -> Option<SecretKind> {
         if bytes.len() < SHORTEST || depth > DEEPEST {
             return None;
         }
         let database = first && (bytes.starts_with(b"SQLite format 3\0") || is_journal(bytes));
         let pickle = first && matches!(bytes, [0x80, 2..=5, ..]);
         if first && binary::is_key(bytes) {
-            return self.accept(Kind::PrivateKey, bytes);
+            return self.accept(SecretKind::PrivateKey, bytes);
         }
         if let Some(narrow) = narrowed(bytes, &self.work) {
             return self.piece(&narrow, first, depth + 1, decoded);
@@ -145,7 +145,7 @@ impl Judge {
         })
     }
 
-    fn text(&self, bytes: &[u8], first: bool, decoded: bool) -> Option<Kind> {
+    fn text(&self, bytes: &[u8], first: bool, decoded: bool) -> Option<SecretKind> {
         let mut marks = Marks::new(decoded);
         let accept = |kind, material: &[u8]| self.accept(kind, material);
         let found = fields(bytes, &self.work).find_map(|field| {
@@ -154,7 +154,7 @@ impl Judge {
         });
         let mut others = Marks::new(decoded);
         found
-            .map(|kind| if kind == Kind::AuthorizedUser { user(bytes) } else { kind })
+            .map(|kind| if kind == SecretKind::AuthorizedUser { user(bytes) } else { kind })
             .or_else(|| {
                 let others_of = flags(bytes, &self.work).chain(tags(bytes, &self.work));
                 others_of.chain(spaced(bytes, &self.work)).find_map(|field| {
@@ -178,16 +178,16 @@ impl Judge {
     }
 
     /// Private keys in PEM; with a service account's fields in the same text, a Google key.
-    fn private_keys(&self, bytes: &[u8]) -> Option<Kind> {
-        let kind =
-            pem::bodies(bytes, &self.work).find_map(|body| self.accept(Kind::PrivateKey, &base64(&body)))?;
+    fn private_keys(&self, bytes: &[u8]) -> Option<SecretKind> {
+        let kind = pem::bodies(bytes, &self.work)
+            .find_map(|body| self.accept(SecretKind::PrivateKey, &base64(&body)))?;
         self.work.add(bytes.len() * 3);
         let google = has(bytes, "service_account") || (has(bytes, "client_email") && has(bytes, "token_uri"));
-        Some(if google { Kind::ServiceAccountKey } else { kind })
+        Some(if google { SecretKind::ServiceAccountKey } else { kind })
     }
 
     /// Google's refresh and access tokens, which have prefixes of their own, at any position.
-    fn google_tokens(&self, bytes: &[u8]) -> Option<Kind> {
+    fn google_tokens(&self, bytes: &[u8]) -> Option<SecretKind> {
         self.work.add(bytes.len() * 2);
         let tokens = |start: &'static str| {
             let mut next = 0;
@@ -203,19 +203,19 @@ impl Judge {
         };
         let refresh = tokens("1//0").find_map(|token| {
             let made = token.len() >= 40 && is_strong(&token[4..], 36) && !token[4..].contains(&b'/');
-            made.then(|| self.accept(Kind::AuthorizedUser, token)).flatten().map(|_| user(bytes))
+            made.then(|| self.accept(SecretKind::AuthorizedUser, token)).flatten().map(|_| user(bytes))
         });
         refresh.or_else(|| {
             tokens("ya29.").find_map(|token| {
                 let made = token.len() >= 60 && is_strong(&token[5..], 50);
-                made.then(|| self.accept(Kind::OauthToken, token)).flatten()
+                made.then(|| self.accept(SecretKind::OauthToken, token)).flatten()
             })
         })
     }
 
     /// Application secrets of Entra ID, which have a sign of their own at a fixed place, at any position: also in
     /// pickles, where no sign stands between a name and its value.
-    fn entra_secrets(&self, bytes: &[u8]) -> Option<Kind> {
+    fn entra_secrets(&self, bytes: &[u8]) -> Option<SecretKind> {
         const BEFORE: usize = 4;
         const LONGEST: usize = 48;
         self.work.add(bytes.len());
@@ -224,12 +224,12 @@ impl Judge {
             let start = at.checked_sub(BEFORE)?;
             let rest = &bytes[start..bytes.len().min(start + LONGEST)];
             let secret = &rest[..rest.iter().take_while(|b| is_of_token(**b)).count()];
-            is_entra_secret(secret).then(|| self.accept(Kind::AzureLogin, secret)).flatten()
+            is_entra_secret(secret).then(|| self.accept(SecretKind::AzureLogin, secret)).flatten()
         })
     }
 
     /// The id of an AWS or Google storage key with a secret near it, as in the CSV of the console.
-    fn pairs(&self, bytes: &[u8]) -> Option<Kind> {
+    fn pairs(&self, bytes: &[u8]) -> Option<SecretKind> {
         const NEAR: usize = 200;
         let found = |kind, start: &'static str| {
             self.work.add(bytes.len());
@@ -246,14 +246,14 @@ impl Judge {
                 self.accept(kind, secret)
             })
         };
-        found(Kind::AwsKey, "AKIA")
-            .or_else(|| found(Kind::AwsKey, "ASIA"))
-            .or_else(|| found(Kind::GoogleHmac, "GOOG"))
+        found(SecretKind::AwsKey, "AKIA")
+            .or_else(|| found(SecretKind::AwsKey, "ASIA"))
+            .or_else(|| found(SecretKind::GoogleHmac, "GOOG"))
             .or_else(|| self.listed(bytes))
     }
 
     /// The keys of a storage account, as `az storage account keys list` prints them in a table.
-    fn listed(&self, bytes: &[u8]) -> Option<Kind> {
+    fn listed(&self, bytes: &[u8]) -> Option<SecretKind> {
         const NEAR: usize = 160;
         self.work.add(bytes.len() * 2);
         ["key1", "key2"].into_iter().flat_map(|name| places(bytes, name)).find_map(|at| {
@@ -263,7 +263,7 @@ impl Judge {
                 .split(u8::is_ascii_whitespace)
                 .take_while(|word| word.len() <= 88)
                 .find(|word| is_azure_key(word))?;
-            self.accept(Kind::AzureKey, key)
+            self.accept(SecretKind::AzureKey, key)
         })
     }
 }
@@ -274,10 +274,10 @@ fn is_journal(bytes: &[u8]) -> bool {
 }
 
 /// The kind of Google login that a refresh token belongs to.
-fn user(bytes: &[u8]) -> Kind {
+fn user(bytes: &[u8]) -> SecretKind {
     match () {
-        () if has(bytes, "external_account_authorized_user") => Kind::ExternalAccountUser,
-        () if has(bytes, "impersonated_service_account") => Kind::ImpersonatedAccount,
-        () => Kind::AuthorizedUser,
+        () if has(bytes, "external_account_authorized_user") => SecretKind::ExternalAccountUser,
+        () if has(bytes, "impersonated_service_account") => SecretKind::ImpersonatedAccount,
+        () => SecretKind::AuthorizedUser,
     }
 }

@@ -3,7 +3,7 @@
 
 use super::rules::SECRET;
 use super::text::{is_azurites, is_stand_in, is_strong};
-use super::{Kind, what};
+use super::{SecretKind, what};
 use crate::quote;
 
 /// Shorter values under these names are stand-ins of emulators (`minio123`, `test`).
@@ -14,7 +14,7 @@ const SHORTEST_PASSWORD: usize = 8;
 /// A key in a variable, a label or a build argument.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Held<'a> {
-    pub kind: Kind,
+    pub kind: SecretKind,
     /// As the client gave it; it may hold the key, so messages show `shown` instead.
     pub name: &'a str,
     /// The name, or else its shape.
@@ -24,12 +24,12 @@ pub struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn at(name: &'a str, kind: Kind) -> Self {
+    fn at(name: &'a str, kind: SecretKind) -> Self {
         Self { kind, name, shown: quote::name(name), plain: quote::is_plain(name) }
     }
 
     /// The name itself holds the key, whether or not it has the shape of one.
-    fn as_name(name: &'a str, kind: Kind) -> Self {
+    fn as_name(name: &'a str, kind: SecretKind) -> Self {
         let shown = if quote::is_plain(name) { "(a key, not shown)".into() } else { quote::name(name) };
         Self { kind, name, shown, plain: false }
     }
@@ -55,7 +55,7 @@ pub fn pair<'a>(name: &'a str, value: &[u8]) -> Option<Held<'a>> {
 }
 
 /// Judges a value under its name.
-fn named(name: &str, value: &[u8]) -> Option<Kind> {
+fn named(name: &str, value: &[u8]) -> Option<SecretKind> {
     let bare = value.trim_ascii();
     let by_name = SECRET.iter().find(|(secret, _)| *secret == name).map(|(_, kind)| *kind);
     let made = || match name.ends_with("PASSWORD") {
@@ -98,15 +98,15 @@ mod tests {
     fn by_name_and_by_content() {
         let secret = ["wJalrXUtnFEMI7K7MDENGbPxR", "fiCYz8h2kP0aQ1L"].concat();
         for (entry, kind) in [
-            (format!("AWS_SECRET_ACCESS_KEY={secret}"), Some(Kind::AwsKey)),
+            (format!("AWS_SECRET_ACCESS_KEY={secret}"), Some(SecretKind::AwsKey)),
             ("AWS_SECRET_ACCESS_KEY=minio123".into(), None),
             ("AWS_SECRET_ACCESS_KEY=testing".into(), None),
             ("AWS_SECRET_ACCESS_KEY=${AWS_SECRET_ACCESS_KEY}".into(), None),
             ("AWS_SECRET_ACCESS_KEY".into(), None),
-            (format!("AZURE_CLIENT_SECRET=abc8Q~{secret}"), Some(Kind::AzureLogin)),
+            (format!("AZURE_CLIENT_SECRET=abc8Q~{secret}"), Some(SecretKind::AzureLogin)),
             ("GOOGLE_APPLICATION_CREDENTIALS=/keys/sa.json".into(), None),
             ("OPENAI_API_KEY=sk-proj-0123456789abcdef".into(), None),
-            (format!("X=aws_secret_access_key = {secret}"), Some(Kind::AwsKey)),
+            (format!("X=aws_secret_access_key = {secret}"), Some(SecretKind::AwsKey)),
         ] {
             let set = format!("ENV A=b {entry}");
             assert_eq!(instruction(&set).map(|held| held.kind), kind, "ENV {entry}");
@@ -119,13 +119,13 @@ mod tests {
         let random = ["vR7tYw3NbH6c8jK2mQ9xLp4Z", "Td5Fg1Hs6Ju0Wq8"].concat();
         let signed = format!("sv=2022-11-02&se=2027-01-01&sp=r&sig={random}abcd%3D");
         for (name, value, kind) in [
-            ("AZURE_STORAGE_SAS_TOKEN", signed.as_str(), Some(Kind::SasToken)),
-            ("AZURE_STORAGE_SAS_TOKEN", &random, Some(Kind::SasToken)),
+            ("AZURE_STORAGE_SAS_TOKEN", signed.as_str(), Some(SecretKind::SasToken)),
+            ("AZURE_STORAGE_SAS_TOKEN", &random, Some(SecretKind::SasToken)),
             ("AZURE_STORAGE_SAS_TOKEN", "sv=2022-11-02&sig=<signature>", None),
             // A person's password, and a stand-in for one.
-            ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "horse7battery", Some(Kind::SecretVariable)),
+            ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "horse7battery", Some(SecretKind::SecretVariable)),
             ("AZURE_CLIENT_CERTIFICATE_PASSWORD", "changeme", None),
-            ("AWS_BEARER_TOKEN_BEDROCK", &random, Some(Kind::SecretVariable)),
+            ("AWS_BEARER_TOKEN_BEDROCK", &random, Some(SecretKind::SecretVariable)),
             ("AWS_BEARER_TOKEN_BEDROCK", "${BEDROCK_TOKEN}", None),
             // Good for the container that has them only, or names of files.
             ("IDENTITY_HEADER", &random, None),
@@ -152,9 +152,11 @@ mod tests {
         let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{pem}."));
         let netrc = ["machine storage.googleapis.com login", "a password vR7tYw3NbH6c8jK2mQ9x"].join(" ");
         assert!(encoded.ends_with('='), "{encoded}");
-        for (entry, kind) in
-            [(pem.clone(), Kind::PrivateKey), (encoded, Kind::PrivateKey), (netrc, Kind::Netrc)]
-        {
+        for (entry, kind) in [
+            (pem.clone(), SecretKind::PrivateKey),
+            (encoded, SecretKind::PrivateKey),
+            (netrc, SecretKind::Netrc),
+        ] {
             let held = variable(&entry).unwrap();
             assert_eq!((held.kind, held.plain), (kind, false), "{entry}");
             assert!(held.shown.ends_with(", not shown)") && held.shown.len() < 60, "{}", held.shown);
@@ -163,7 +165,7 @@ mod tests {
         let token = ["ghp_", "vR7tYw3NbH6c8jK2mQ9xLp4Z"].concat();
         let entry = format!("{token}={pem}");
         let held = variable(&entry).unwrap();
-        assert_eq!((held.kind, held.plain), (Kind::PrivateKey, false));
+        assert_eq!((held.kind, held.plain), (SecretKind::PrivateKey, false));
         assert_eq!(held.shown, "(a token or key, not shown)");
         assert_eq!(variable("HOME"), None);
     }

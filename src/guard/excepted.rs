@@ -9,7 +9,7 @@ const LONGEST_FLAG: usize = 32;
 
 /// The part of a request, or of an image's config, that holds the text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Part {
+pub enum TextPart {
     Variable,
     Label,
     BuildArgument,
@@ -19,7 +19,7 @@ pub enum Part {
     Object,
 }
 
-impl Part {
+impl TextPart {
     const ALL: [Self; 6] =
         [Self::Variable, Self::Label, Self::BuildArgument, Self::Command, Self::Entrypoint, Self::Object];
 
@@ -44,7 +44,7 @@ impl Part {
 /// An entry of `guard.allow` that is not a path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Named {
-    pub part: Part,
+    pub part: TextPart,
     pub name: String,
 }
 
@@ -55,8 +55,8 @@ impl Named {
     /// If the entry has no name or more than a name; the error does not quote it.
     pub fn parse(entry: &str) -> Option<Result<Self, &'static str>> {
         let (word, name) = entry.split_once(':')?;
-        let part = Part::ALL.into_iter().find(|part| part.word() == word)?;
-        if part == Part::Object {
+        let part = TextPart::ALL.into_iter().find(|part| part.word() == word)?;
+        if part == TextPart::Object {
             let uri = name.strip_prefix("//")?;
             let bucket = uri.split('/').next().unwrap_or_default();
             return Some(match bucket {
@@ -117,11 +117,11 @@ mod tests {
     #[test]
     fn entries_are_names_or_paths() {
         let named = |entry| Named::parse(entry).map(|named| named.map(|named| (named.part, named.name)));
-        assert_eq!(named("env:MY_KEY"), Some(Ok((Part::Variable, "MY_KEY".into()))));
-        assert_eq!(named("command:--token"), Some(Ok((Part::Command, "--token".into()))));
+        assert_eq!(named("env:MY_KEY"), Some(Ok((TextPart::Variable, "MY_KEY".into()))));
+        assert_eq!(named("command:--token"), Some(Ok((TextPart::Command, "--token".into()))));
         assert!(matches!(named("env:"), Some(Err(_))) && matches!(named("env:A=b"), Some(Err(_))));
-        assert_eq!(named("gs://b/dir/o=1"), Some(Ok((Part::Object, "//b/dir/o=1".into()))));
-        assert_eq!(named("gs://b/dir/"), Some(Ok((Part::Object, "//b/dir".into()))));
+        assert_eq!(named("gs://b/dir/o=1"), Some(Ok((TextPart::Object, "//b/dir/o=1".into()))));
+        assert_eq!(named("gs://b/dir/"), Some(Ok((TextPart::Object, "//b/dir".into()))));
         assert!(matches!(named("gs://"), Some(Err(_))) && matches!(named("gs:///o"), Some(Err(_))));
         for path in ["gs:b", "tests/data", "a:b", "/x/env:A", "./env:A", "environment"] {
             assert_eq!(named(path), None, "{path}");

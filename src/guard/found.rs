@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::Kind;
+use super::SecretKind;
 use super::excepted::Exception;
 
 /// Most unscanned places that are named; beyond that only their number is given.
@@ -20,10 +20,10 @@ pub const NESTED: u8 = 2;
 
 /// One find in an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Entry {
+pub struct ArchivedFind {
     /// The file's path; inside a further archive `ARCHIVE!/PATH`.
     pub name: String,
-    pub kind: Kind,
+    pub kind: SecretKind,
     /// The inner archive that holds it, if that is a layer of an image.
     pub layer: Option<String>,
     /// The line in the file, from 1; `None` if the file has no lines or lines were not requested.
@@ -40,14 +40,14 @@ pub(super) struct Notes {
 
 /// Published keys that were found and not reported as finds.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Passed {
+pub struct PassedOver {
     pub keys: usize,
     pub files: usize,
     /// The first of the files.
     pub first: String,
 }
 
-impl Passed {
+impl PassedOver {
     /// The published keys of one file, by their digests.
     pub(super) fn of(name: &str, keys: &BTreeSet<u64>) -> Self {
         match keys.len() {
@@ -82,10 +82,10 @@ impl Passed {
 }
 
 #[derive(Debug)]
-struct State {
-    finds: Vec<Entry>,
+struct FindState {
+    finds: Vec<ArchivedFind>,
     unverified: Vec<String>,
-    passed: Passed,
+    passed: PassedOver,
     more: u64,
     pushed: u64,
     unpacked: u64,
@@ -93,12 +93,12 @@ struct State {
     notes: Notes,
 }
 
-impl Default for State {
+impl Default for FindState {
     fn default() -> Self {
         Self {
             finds: vec![],
             unverified: vec![],
-            passed: Passed::default(),
+            passed: PassedOver::default(),
             more: 0,
             pushed: 0,
             unpacked: 0,
@@ -110,14 +110,14 @@ impl Default for State {
 
 /// Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Found(Arc<Mutex<State>>);
+pub(super) struct Finds(Arc<Mutex<FindState>>);
 
-impl Found {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl Finds {
+    fn state(&self) -> MutexGuard<'_, FindState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn find(&self, entry: Entry) {
+    pub(super) fn find(&self, entry: ArchivedFind) {
         let mut state = self.state();
         if !state.finds.contains(&entry) {
             state.finds.push(entry);
@@ -133,7 +133,7 @@ impl Found {
         }
     }
 
-    pub(super) fn take_finds(&self) -> Vec<Entry> {
+    pub(super) fn take_finds(&self) -> Vec<ArchivedFind> {
         std::mem::take(&mut self.state().finds)
     }
 
@@ -147,7 +147,7 @@ impl Found {
         all
     }
 
-    pub(super) fn take_passed(&self) -> Passed {
+    pub(super) fn take_passed(&self) -> PassedOver {
         std::mem::take(&mut self.state().passed)
     }
 
@@ -180,7 +180,7 @@ impl Found {
 
 /// How an archive is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Role {
+pub(super) enum LayerRole {
     /// Files.
     Files,
     /// An image in the format of `docker save` or the OCI layout: archives in it are layers; its documents
@@ -192,23 +192,23 @@ pub(super) enum Role {
 
 /// A reader's position in nested archives.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) found: Found,
+pub(super) struct Nesting {
+    pub(super) found: Finds,
     /// Prefix of names: the archives around, each followed by `!/`.
     pub(super) prefix: String,
     pub(super) layer: Option<String>,
-    pub(super) role: Role,
+    pub(super) role: LayerRole,
     /// How many more levels of archives may be opened.
     pub(super) depth: u8,
     /// Whether line numbers are wanted, which costs a second pass over text with a find.
     pub(super) lines: bool,
 }
 
-impl Place {
+impl Nesting {
     /// The place of an outermost stream.
-    pub(super) fn root(role: Role) -> Self {
+    pub(super) fn root(role: LayerRole) -> Self {
         Self {
-            found: Found::default(),
+            found: Finds::default(),
             prefix: String::new(),
             layer: None,
             role,
@@ -220,9 +220,9 @@ impl Place {
     /// The place inside the archive `name`; `None` if it is nested too deep.
     pub(super) fn inside(&self, name: &str, is_tar: bool) -> Option<Self> {
         let mut inside = self.clone();
-        inside.role = Role::Files;
-        if self.role == Role::Image && is_tar && !name.is_empty() {
-            inside.role = Role::Layer;
+        inside.role = LayerRole::Files;
+        if self.role == LayerRole::Image && is_tar && !name.is_empty() {
+            inside.role = LayerRole::Layer;
             inside.layer = Some(name.into());
             return Some(inside);
         }
@@ -239,18 +239,24 @@ impl Place {
         format!("{}{name}", self.prefix)
     }
 
-    pub(super) fn find(&self, name: &str, kind: Kind, line: Option<u32>) {
+    pub(super) fn find(&self, name: &str, kind: SecretKind, line: Option<u32>) {
         self.find_as(name, kind, line, Exception::Path);
     }
 
-    pub(super) fn find_as(&self, name: &str, kind: Kind, line: Option<u32>, exception: Exception) {
-        self.found.find(Entry { name: self.full(name), kind, layer: self.layer.clone(), line, exception });
+    pub(super) fn find_as(&self, name: &str, kind: SecretKind, line: Option<u32>, exception: Exception) {
+        self.found.find(ArchivedFind {
+            name: self.full(name),
+            kind,
+            layer: self.layer.clone(),
+            line,
+            exception,
+        });
     }
 
     /// Records published keys of a file by their digests.
     pub(super) fn pass(&self, name: &str, keys: &BTreeSet<u64>) {
         if !keys.is_empty() {
-            self.found.state().passed.add(Passed::of(&self.full(name), keys));
+            self.found.state().passed.add(PassedOver::of(&self.full(name), keys));
         }
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use zeroize::Zeroize;
 
 use super::content::{HEAD, judged};
-use super::found::Place;
+use super::found::Nesting;
 use super::text::is_text;
-use super::{Kind, what};
+use super::{SecretKind, what};
 
 /// Overlap of two windows: a key on their border is whole in one of them.
 const SHARED: usize = 64 << 10;
@@ -25,7 +25,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    pub(super) fn push(&mut self, name: &str, mut bytes: &[u8], place: &Place) {
+    pub(super) fn push(&mut self, name: &str, mut bytes: &[u8], place: &Nesting) {
         // One find per file is enough.
         while !bytes.is_empty() && !self.found {
             let room = HEAD - self.window.len();
@@ -39,7 +39,7 @@ impl Judge {
         }
     }
 
-    pub(super) fn end(&mut self, name: &str, place: &Place) {
+    pub(super) fn end(&mut self, name: &str, place: &Nesting) {
         if self.window.len() > self.judged && !self.found {
             self.look(name, place);
         }
@@ -52,7 +52,7 @@ impl Judge {
         if self.found { 0 } else { self.window.len() as u64 }
     }
 
-    fn look(&mut self, name: &str, place: &Place) {
+    fn look(&mut self, name: &str, place: &Nesting) {
         let (found, passed) = judged(&self.window);
         self.passed.extend(passed);
         if let Some(kind) = found {
@@ -77,7 +77,7 @@ impl Judge {
 
 /// Judges a file that is all here, without copying it. Returns the find, with its line if `lines` is set, and
 /// the digests of published keys.
-pub(super) fn all(bytes: &[u8], lines: bool) -> (Option<(Kind, Option<u32>)>, BTreeSet<u64>) {
+pub(super) fn all(bytes: &[u8], lines: bool) -> (Option<(SecretKind, Option<u32>)>, BTreeSet<u64>) {
     let (mut start, mut passed) = (0, BTreeSet::new());
     loop {
         let window = &bytes[start..bytes.len().min(start + HEAD)];

@@ -1,26 +1,26 @@
 //! Recognises files of known tools that are logins as a whole: kubeconfigs, registries, `.netrc`, gcloud's
 //! databases.
 
-use super::Kind;
+use super::SecretKind;
 use super::encoded::base64;
 use super::fields::{Plain, fields, filled};
 use super::text::{has, is_base64, is_stand_in, is_strong, is_template};
 use super::work::Work;
 
-type Accept<'a> = &'a dyn Fn(Kind, &[u8]) -> Option<Kind>;
+type Accept<'a> = &'a dyn Fn(SecretKind, &[u8]) -> Option<SecretKind>;
 
 /// gcloud keeps logins in `credentials.db` and tokens in `access_tokens.db`; a database without rows is
 /// harmless.
-pub(super) fn database(bytes: &[u8], work: &Work) -> Option<Kind> {
+pub(super) fn database(bytes: &[u8], work: &Work) -> Option<SecretKind> {
     work.add(bytes.len() * 7);
     // Its table is `credentials (account_id TEXT PRIMARY KEY, value BLOB)`; another database may have the words.
     let logins = has(bytes, "credentials") && (has(bytes, "account_id TEXT") || !has(bytes, "CREATE TABLE"));
     let filled = has(bytes, "refresh_token") || has(bytes, "private_key") || has(bytes, "external_account");
     let tokens = has(bytes, "access_tokens") && has(bytes, "ya29.");
-    ((logins && filled) || tokens).then_some(Kind::GcloudDatabase)
+    ((logins && filled) || tokens).then_some(SecretKind::GcloudDatabase)
 }
 
-pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<SecretKind> {
     const STARTS: [&str; 9] = [
         "apiVersion:",
         "kind:",
@@ -44,12 +44,12 @@ pub(super) fn kubeconfig(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Optio
             b"password" => !is_template(filled(bytes, &field)),
             _ => false,
         };
-        made.then(|| accept(Kind::Kubeconfig, field.value)).flatten()
+        made.then(|| accept(SecretKind::Kubeconfig, field.value)).flatten()
     })
 }
 
 /// `~/.docker/config.json` with a login in it; a file that only names a helper has none.
-pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<SecretKind> {
     work.add(bytes.len() * 3);
     let new = has(bytes, "auths");
     if !new && !has(bytes, "docker.io") {
@@ -64,7 +64,7 @@ pub(super) fn registry(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<
             b"identitytoken" => new && is_strong(field.value, 16),
             _ => false,
         };
-        made.then(|| accept(Kind::RegistryLogin, field.value)).flatten()
+        made.then(|| accept(SecretKind::RegistryLogin, field.value)).flatten()
     })
 }
 
@@ -89,7 +89,7 @@ fn first_line(bytes: &[u8]) -> &[u8] {
 }
 
 /// A file of `machine HOST login USER password SECRET`, ignoring comments and macros.
-pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kind> {
+pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<SecretKind> {
     work.add(bytes.len());
     let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b"#"));
     let words = lines.flat_map(|line| line.split(u8::is_ascii_whitespace));
@@ -107,5 +107,5 @@ pub(super) fn netrc(bytes: &[u8], work: &Work, accept: Accept<'_>) -> Option<Kin
     let filled = words.any(|word| std::mem::replace(&mut last, word) == b"password" && !is_template(word));
     // A password alone is too short for a digest to identify it, as others may have chosen the same one: the
     // digest of the whole file is what tells that it was published.
-    filled.then(|| accept(Kind::Netrc, bytes)).flatten()
+    filled.then(|| accept(SecretKind::Netrc, bytes)).flatten()
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Find, Kind};
+use super::{Find, SecretKind};
 
 /// Number of remembered files at which all are forgotten: bounded memory matters more than one slow scan.
 const REMEMBERED: usize = 500_000;
@@ -16,12 +16,12 @@ const ROOTS: usize = 4096;
 
 /// A file in its present state: another file or other content has another key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Now {
+pub(super) struct FileState {
     key: u64,
     pub(super) size: u64,
 }
 
-impl Now {
+impl FileState {
     pub(super) fn of(about: &fs::Metadata) -> Self {
         let mut hasher = DefaultHasher::new();
         (about.dev(), about.ino(), about.size(), about.ctime(), about.ctime_nsec()).hash(&mut hasher);
@@ -39,7 +39,7 @@ pub(super) struct Clean {
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct Remembered {
     clean: HashMap<u64, Clean>,
     /// Finds by root, each with the key of its file at that time.
     finds: HashMap<PathBuf, Vec<(Find, u64)>>,
@@ -47,14 +47,14 @@ struct Known {
 
 /// Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<Known>>);
+pub struct Memory(Arc<Mutex<Remembered>>);
 
 impl Memory {
-    pub(super) fn clean(&self, now: Now) -> Option<Clean> {
+    pub(super) fn clean(&self, now: FileState) -> Option<Clean> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clean.get(&now.key).copied()
     }
 
-    pub(super) fn keep(&self, now: Now, bytes: u64, shut: bool) {
+    pub(super) fn keep(&self, now: FileState, bytes: u64, shut: bool) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.clean.len() >= REMEMBERED {
             known.clean.clear();
@@ -85,9 +85,9 @@ impl Memory {
 }
 
 fn key_of(find: &Find) -> Option<u64> {
-    if find.kind == Kind::EngineSocket {
+    if find.kind == SecretKind::EngineSocket {
         return None;
     }
     let file = find.place.split("!/").next()?;
-    fs::symlink_metadata(file).ok().map(|about| Now::of(&about).key)
+    fs::symlink_metadata(file).ok().map(|about| FileState::of(&about).key)
 }

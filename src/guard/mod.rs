@@ -53,12 +53,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use content::what;
-use excepted::{Exception, Named, Part};
+use excepted::{Exception, Named, TextPart};
 pub use stream::image;
 
 /// The kind of secret that was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub enum SecretKind {
     ServiceAccountKey,
     AuthorizedUser,
     ExternalAccount,
@@ -82,55 +82,55 @@ pub enum Kind {
     EngineSocket,
 }
 
-impl Kind {
+impl SecretKind {
     /// All kinds, for tables.
-    pub const ALL: [Kind; 20] = [
-        Kind::ServiceAccountKey,
-        Kind::AuthorizedUser,
-        Kind::ExternalAccount,
-        Kind::ExternalAccountUser,
-        Kind::ImpersonatedAccount,
-        Kind::GcloudDatabase,
-        Kind::PrivateKey,
-        Kind::AwsKey,
-        Kind::AzureLogin,
-        Kind::AzureKey,
-        Kind::SasToken,
-        Kind::AwsLogin,
-        Kind::GoogleHmac,
-        Kind::OauthToken,
-        Kind::FederatedToken,
-        Kind::Netrc,
-        Kind::Kubeconfig,
-        Kind::RegistryLogin,
-        Kind::SecretVariable,
-        Kind::EngineSocket,
+    pub const ALL: [SecretKind; 20] = [
+        SecretKind::ServiceAccountKey,
+        SecretKind::AuthorizedUser,
+        SecretKind::ExternalAccount,
+        SecretKind::ExternalAccountUser,
+        SecretKind::ImpersonatedAccount,
+        SecretKind::GcloudDatabase,
+        SecretKind::PrivateKey,
+        SecretKind::AwsKey,
+        SecretKind::AzureLogin,
+        SecretKind::AzureKey,
+        SecretKind::SasToken,
+        SecretKind::AwsLogin,
+        SecretKind::GoogleHmac,
+        SecretKind::OauthToken,
+        SecretKind::FederatedToken,
+        SecretKind::Netrc,
+        SecretKind::Kubeconfig,
+        SecretKind::RegistryLogin,
+        SecretKind::SecretVariable,
+        SecretKind::EngineSocket,
     ];
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for SecretKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::ServiceAccountKey => "a Google service-account key",
-            Kind::AuthorizedUser => "a Google user login",
-            Kind::ExternalAccount => "a Google external-account credential",
-            Kind::ExternalAccountUser => "a Google external-account user login",
-            Kind::ImpersonatedAccount => "a Google impersonation credential",
-            Kind::GcloudDatabase => "a gcloud login database",
-            Kind::PrivateKey => "a private key",
-            Kind::AwsKey => "an AWS secret access key",
-            Kind::AzureLogin => "an Azure login",
-            Kind::AzureKey => "an Azure storage key",
-            Kind::SasToken => "an Azure SAS token",
-            Kind::AwsLogin => "an AWS login",
-            Kind::GoogleHmac => "a Google Storage HMAC key",
-            Kind::OauthToken => "an OAuth token",
-            Kind::FederatedToken => "a token that a cloud exchanges for its own",
-            Kind::Netrc => "a netrc password",
-            Kind::Kubeconfig => "a kubeconfig with a key or token",
-            Kind::RegistryLogin => "a container registry login",
-            Kind::SecretVariable => "a secret variable",
-            Kind::EngineSocket => "the engine's own socket",
+            SecretKind::ServiceAccountKey => "a Google service-account key",
+            SecretKind::AuthorizedUser => "a Google user login",
+            SecretKind::ExternalAccount => "a Google external-account credential",
+            SecretKind::ExternalAccountUser => "a Google external-account user login",
+            SecretKind::ImpersonatedAccount => "a Google impersonation credential",
+            SecretKind::GcloudDatabase => "a gcloud login database",
+            SecretKind::PrivateKey => "a private key",
+            SecretKind::AwsKey => "an AWS secret access key",
+            SecretKind::AzureLogin => "an Azure login",
+            SecretKind::AzureKey => "an Azure storage key",
+            SecretKind::SasToken => "an Azure SAS token",
+            SecretKind::AwsLogin => "an AWS login",
+            SecretKind::GoogleHmac => "a Google Storage HMAC key",
+            SecretKind::OauthToken => "an OAuth token",
+            SecretKind::FederatedToken => "a token that a cloud exchanges for its own",
+            SecretKind::Netrc => "a netrc password",
+            SecretKind::Kubeconfig => "a kubeconfig with a key or token",
+            SecretKind::RegistryLogin => "a container registry login",
+            SecretKind::SecretVariable => "a secret variable",
+            SecretKind::EngineSocket => "the engine's own socket",
         })
     }
 }
@@ -138,7 +138,7 @@ impl fmt::Display for Kind {
 /// One find: its kind and its place. No field could carry the secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Find {
-    pub kind: Kind,
+    pub kind: SecretKind,
     /// A path, or the name of a variable.
     pub place: String,
 }
@@ -163,7 +163,7 @@ pub enum Mode {
 
 /// The operator's settings: how strict the guard is, and where keys may be.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Rules {
+pub struct GuardRules {
     pub mode: Mode,
     /// Files and directories whose content is not judged. Absolute paths are places on the host, relative
     /// ones places inside a build context.
@@ -172,16 +172,16 @@ pub struct Rules {
     pub named: Vec<Named>,
 }
 
-impl Rules {
+impl GuardRules {
     /// Whether the operator has excepted this text.
-    pub fn allows_named(&self, part: Part, name: &str) -> bool {
+    pub fn allows_named(&self, part: TextPart, name: &str) -> bool {
         self.named.iter().any(|named| named.part == part && named.name == name)
     }
 
     /// These rules for a directory that holds objects of `bucket` under their names.
     #[must_use]
     pub fn with_objects_at(mut self, bucket: &str, directory: &Path) -> Self {
-        let objects = self.named.iter().filter(|named| named.part == Part::Object);
+        let objects = self.named.iter().filter(|named| named.part == TextPart::Object);
         let inside = objects.filter_map(|named| {
             let name = named.name.strip_prefix("//")?.strip_prefix(bucket)?;
             name.is_empty().then_some("").or_else(|| name.strip_prefix('/'))
@@ -236,7 +236,7 @@ fn around(place: &str) -> impl Iterator<Item = &str> {
 /// What the guard knows of the host: the rules, and the places known to hold keys.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
-    pub rules: Rules,
+    pub rules: GuardRules,
     /// Scanned first: the user's home, and the credential file that the session itself uses.
     pub homes: Vec<PathBuf>,
     pub files: Vec<PathBuf>,

@@ -3,7 +3,7 @@
 //! One pass over the fields. Each relevant field leaves a mark; a rule is a set of marks within a number of
 //! bytes. A value that could also be a word, a name in a program or a stand-in leaves no mark.
 
-use super::Kind;
+use super::SecretKind;
 use super::fields::{Field, Plain};
 use super::text::{
     has, is_aws_secret, is_azure_key, is_azurites, is_base64, is_entra_secret, is_of_token, is_random,
@@ -12,23 +12,23 @@ use super::text::{
 
 /// Names of variables that carry a cloud secret. A secret that this program cannot replace (an API key of
 /// another service) is not judged by name.
-pub(super) const SECRET: &[(&str, Kind)] = &[
-    ("AWS_SECRET_ACCESS_KEY", Kind::AwsKey),
-    ("AWS_SECRET_KEY", Kind::AwsKey),
-    ("AWS_SESSION_TOKEN", Kind::AwsKey),
-    ("AZURE_CLIENT_SECRET", Kind::AzureLogin),
-    ("AZURE_PASSWORD", Kind::AzureLogin),
-    ("ARM_CLIENT_SECRET", Kind::AzureLogin),
-    ("AZURE_STORAGE_KEY", Kind::AzureKey),
-    ("AZURE_STORAGE_ACCOUNT_KEY", Kind::AzureKey),
-    ("AZURE_STORAGE_SAS_TOKEN", Kind::SasToken),
-    ("AZURE_CLIENT_CERTIFICATE_PASSWORD", Kind::SecretVariable),
-    ("ARM_ACCESS_KEY", Kind::AzureKey),
-    ("AWS_BEARER_TOKEN_BEDROCK", Kind::SecretVariable),
-    ("GOOGLE_OAUTH_ACCESS_TOKEN", Kind::SecretVariable),
-    ("CLOUDSDK_AUTH_ACCESS_TOKEN", Kind::SecretVariable),
-    ("GOOGLE_OAUTH_REFRESH_TOKEN", Kind::AuthorizedUser),
-    ("GOOGLE_PRIVATE_KEY", Kind::PrivateKey),
+pub(super) const SECRET: &[(&str, SecretKind)] = &[
+    ("AWS_SECRET_ACCESS_KEY", SecretKind::AwsKey),
+    ("AWS_SECRET_KEY", SecretKind::AwsKey),
+    ("AWS_SESSION_TOKEN", SecretKind::AwsKey),
+    ("AZURE_CLIENT_SECRET", SecretKind::AzureLogin),
+    ("AZURE_PASSWORD", SecretKind::AzureLogin),
+    ("ARM_CLIENT_SECRET", SecretKind::AzureLogin),
+    ("AZURE_STORAGE_KEY", SecretKind::AzureKey),
+    ("AZURE_STORAGE_ACCOUNT_KEY", SecretKind::AzureKey),
+    ("AZURE_STORAGE_SAS_TOKEN", SecretKind::SasToken),
+    ("AZURE_CLIENT_CERTIFICATE_PASSWORD", SecretKind::SecretVariable),
+    ("ARM_ACCESS_KEY", SecretKind::AzureKey),
+    ("AWS_BEARER_TOKEN_BEDROCK", SecretKind::SecretVariable),
+    ("GOOGLE_OAUTH_ACCESS_TOKEN", SecretKind::SecretVariable),
+    ("CLOUDSDK_AUTH_ACCESS_TOKEN", SecretKind::SecretVariable),
+    ("GOOGLE_OAUTH_REFRESH_TOKEN", SecretKind::AuthorizedUser),
+    ("GOOGLE_PRIVATE_KEY", SecretKind::PrivateKey),
 ];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,27 +69,27 @@ const MARKS: usize = 30;
 
 /// Kind, largest distance in bytes, marks. The first mark is the secret itself or what determines the kind;
 /// all marks have to lie within the distance.
-const RULES: &[(Kind, usize, &[Mark])] = {
+const RULES: &[(SecretKind, usize, &[Mark])] = {
     use Mark::*;
     &[
-        (Kind::AuthorizedUser, 8192, &[Refresh, UserType]),
-        (Kind::AzureLogin, 2048, &[ClientSecret, ClientId, Tenant]),
-        (Kind::AzureLogin, 1024, &[Password, ClientId, Tenant]),
-        (Kind::AzureLogin, 1024, &[Access, ClientId, Tenant]),
+        (SecretKind::AuthorizedUser, 8192, &[Refresh, UserType]),
+        (SecretKind::AzureLogin, 2048, &[ClientSecret, ClientId, Tenant]),
+        (SecretKind::AzureLogin, 1024, &[Password, ClientId, Tenant]),
+        (SecretKind::AzureLogin, 1024, &[Access, ClientId, Tenant]),
         // What `az account get-access-token` prints; a token with many groups has some 10 KiB.
-        (Kind::AzureLogin, 16384, &[Access, Tenant, BearerType]),
-        (Kind::AzureLogin, 8192, &[Secret, HomeAccount]),
-        (Kind::AzureLogin, 8192, &[Refresh, Authority]),
-        (Kind::AwsLogin, 8192, &[Access, StartUrl]),
-        (Kind::OauthToken, 8192, &[Refresh, ClientSecret]),
-        (Kind::OauthToken, 16384, &[Refresh, Access]),
-        (Kind::SasToken, 700, &[Signature, Expiry, SignedVersion]),
-        (Kind::PrivateKey, 8192, &[PrivateExponent, KeyType]),
-        (Kind::ImpersonatedAccount, 8192, &[ImpersonationUrl, SourceCredentials, ImpersonatedType]),
-        (Kind::ExternalAccount, 4096, &[Audience, CredentialSource, SubjectType, ExternalType]),
-        (Kind::FederatedToken, 4096, &[FederatedAudience, Issuer]),
-        (Kind::AwsKey, 1024, &[AwsSecret, AwsId]),
-        (Kind::AzureKey, 1024, &[AzureKey, AzureName]),
+        (SecretKind::AzureLogin, 16384, &[Access, Tenant, BearerType]),
+        (SecretKind::AzureLogin, 8192, &[Secret, HomeAccount]),
+        (SecretKind::AzureLogin, 8192, &[Refresh, Authority]),
+        (SecretKind::AwsLogin, 8192, &[Access, StartUrl]),
+        (SecretKind::OauthToken, 8192, &[Refresh, ClientSecret]),
+        (SecretKind::OauthToken, 16384, &[Refresh, Access]),
+        (SecretKind::SasToken, 700, &[Signature, Expiry, SignedVersion]),
+        (SecretKind::PrivateKey, 8192, &[PrivateExponent, KeyType]),
+        (SecretKind::ImpersonatedAccount, 8192, &[ImpersonationUrl, SourceCredentials, ImpersonatedType]),
+        (SecretKind::ExternalAccount, 4096, &[Audience, CredentialSource, SubjectType, ExternalType]),
+        (SecretKind::FederatedToken, 4096, &[FederatedAudience, Issuer]),
+        (SecretKind::AwsKey, 1024, &[AwsSecret, AwsId]),
+        (SecretKind::AzureKey, 1024, &[AzureKey, AzureName]),
     ]
 };
 
@@ -97,7 +97,7 @@ const RULES: &[(Kind, usize, &[Mark])] = {
 pub(super) enum Sense {
     Nothing,
     /// A key by itself.
-    Key(Kind),
+    Key(SecretKind),
     Mark(Mark),
 }
 
@@ -127,8 +127,8 @@ impl<'a> Marks<'a> {
     pub(super) fn add(
         &mut self,
         field: Field<'a>,
-        accept: &dyn Fn(Kind, &[u8]) -> Option<Kind>,
-    ) -> Option<Kind> {
+        accept: &dyn Fn(SecretKind, &[u8]) -> Option<SecretKind>,
+    ) -> Option<SecretKind> {
         const NEAR: usize = 300;
         // Between a value and its name: a quote, a comma, blanks, the word `name`.
         const CLOSE: usize = 40;
@@ -160,8 +160,8 @@ impl<'a> Marks<'a> {
         &mut self,
         sense: Sense,
         field: Field<'a>,
-        accept: &dyn Fn(Kind, &[u8]) -> Option<Kind>,
-    ) -> Option<Kind> {
+        accept: &dyn Fn(SecretKind, &[u8]) -> Option<SecretKind>,
+    ) -> Option<SecretKind> {
         let mark = match sense {
             Sense::Nothing => return None,
             Sense::Key(kind) => return accept(kind, field.value),
@@ -172,7 +172,7 @@ impl<'a> Marks<'a> {
             let near = |mark: &Mark| {
                 self.last[*mark as usize].filter(|one| field.at.saturating_sub(one.at) <= *window)
             };
-            let claims = *kind == Kind::FederatedToken;
+            let claims = *kind == SecretKind::FederatedToken;
             if !marks.iter().all(|mark| near(mark).is_some()) || (claims && !self.decoded) {
                 return None;
             }
@@ -197,15 +197,17 @@ fn sense(plain: &Plain, field: &Field<'_>) -> Sense {
         return Sense::Key(kind);
     }
     match () {
-        () if is_entra_secret(value) => Sense::Key(Kind::AzureLogin),
+        () if is_entra_secret(value) => Sense::Key(SecretKind::AzureLogin),
         () if ends("secretaccesskey") || ends("awssecretkey") || ends("secretkey") || ends("awssecret") => {
             match is_aws_secret(value) {
-                true if ends("gssecretaccesskey") => Sense::Key(Kind::GoogleHmac),
-                true => Sense::Key(Kind::AwsKey),
+                true if ends("gssecretaccesskey") => Sense::Key(SecretKind::GoogleHmac),
+                true => Sense::Key(SecretKind::AwsKey),
                 false => Sense::Nothing,
             }
         }
-        () if ends("sessiontoken") && value.len() >= 100 && is_strong(value, 100) => Sense::Key(Kind::AwsKey),
+        () if ends("sessiontoken") && value.len() >= 100 && is_strong(value, 100) => {
+            Sense::Key(SecretKind::AwsKey)
+        }
         () if ends("refreshtoken") => mark(is_strong(value, 24), Mark::Refresh),
         () if ends("accesstoken") => mark(is_strong(value, 32), Mark::Access),
         () if ends("clientsecret") => mark(is_strong(value, 16), Mark::ClientSecret),
@@ -218,14 +220,14 @@ fn sense(plain: &Plain, field: &Field<'_>) -> Sense {
         ),
         () if ends("sharedaccesskey") => {
             match value.len() == 44 && value.ends_with(b"=") && is_strong(value, 44) {
-                true => Sense::Key(Kind::AzureKey),
+                true => Sense::Key(SecretKind::AzureKey),
                 false => Sense::Nothing,
             }
         }
         () if is_aws_id(name, value) => Sense::Mark(Mark::AwsId),
         () if ends("accountkey") || ends("storagekey") || ends("accesskey") || ends("windowsnet") => {
             match is_azure_key(value) {
-                true => Sense::Key(Kind::AzureKey),
+                true => Sense::Key(SecretKind::AzureKey),
                 false => Sense::Nothing,
             }
         }
@@ -279,13 +281,13 @@ fn rest(name: &[u8], field: &Field<'_>) -> Sense {
 }
 
 /// The kind of secret if this is a variable that carries a cloud secret, set in any notation.
-fn variable(field: &Field<'_>) -> Option<Kind> {
+fn variable(field: &Field<'_>) -> Option<SecretKind> {
     let shown = field.name.contains(&b'_') && field.name.last().is_some_and(u8::is_ascii_uppercase);
     let value = field.value;
     let (_, kind) = SECRET.iter().filter(|_| shown).find(|(name, _)| field.name == name.as_bytes())?;
     // Sealed and encrypted secrets keep the name; a key in base64 is far shorter than they are.
     let short = ["KEY", "SECRET", "PASSWORD"].iter().any(|end| field.name.ends_with(end.as_bytes()));
-    let sealed = short && *kind != Kind::PrivateKey && value.len() > 160;
+    let sealed = short && *kind != SecretKind::PrivateKey && value.len() > 160;
     (is_strong(value, 20) && !is_azurites(value) && !sealed).then_some(*kind)
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::Find;
-use super::found::Passed;
+use super::found::PassedOver;
 
 /// The budget of one scan.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ impl Budget {
 
 /// The result of a scan.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Seen {
+pub struct ScanResult {
     /// Each find with the number of its root.
     pub finds: Vec<(usize, Find)>,
     /// The line of each find; `None` if it has none or [`Budget::whole`] is off.
@@ -37,7 +37,7 @@ pub struct Seen {
     /// What was not judged, and why; lower-case fragments.
     pub unverified: Vec<String>,
     /// Published keys in the files that this scan read.
-    pub passed: Passed,
+    pub passed: PassedOver,
     /// Whether the file system did not answer, so that its content is unknown.
     pub hung: bool,
     /// The work done: files judged, names met, bytes counted.

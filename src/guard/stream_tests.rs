@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use super::stream::Stream;
 use super::tests::{aws, pem, private, service_account};
-use super::{Kind, image};
+use super::{SecretKind, image};
 
 pub(super) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(vec![]);
@@ -37,7 +37,7 @@ fn a_stream_is_judged_in_any_pieces_and_held_back_until_then() {
             assert!(reader.safe() <= (index as u64 + 1) * cut as u64);
             let finds = reader.take_finds();
             if let [find] = &finds[..] {
-                assert_eq!((find.name.as_str(), find.kind), (long.as_str(), Kind::ServiceAccountKey));
+                assert_eq!((find.name.as_str(), find.kind), (long.as_str(), SecretKind::ServiceAccountKey));
                 assert!(before < at as u64, "{before} bytes were free before the key at {at} was judged");
                 before = u64::MAX;
             }

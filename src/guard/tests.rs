@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::walk_tests::Tree;
-use super::{Kind, what};
+use super::{SecretKind, what};
 
 /// Text that looks like a key but is none. Every such text is put together when the test runs, so that the
 /// repository holds none.
@@ -55,36 +55,36 @@ pub(super) fn aws_file() -> String {
 }
 
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn samples() -> Vec<(&'static str, String, Kind)> {
+fn samples() -> Vec<(&'static str, String, SecretKind)> {
     let base64 = |text: &str| {
         use base64::Engine as _;
         base64::engine::general_purpose::STANDARD.encode(text)
     };
     let long = body("x", 86);
     vec![
-        ("service account", service_account(), Kind::ServiceAccountKey),
-        ("in a notebook", format!("{{\"cells\": [{:?}]}}", service_account()), Kind::ServiceAccountKey),
-        ("base64 of it", base64(&service_account()), Kind::ServiceAccountKey),
-        ("user", user("authorized_user"), Kind::AuthorizedUser),
-        ("base64 of a user", format!("X={}", base64(&user("authorized_user").replace("{\"client", "{\"type_\": 1, \"client"))), Kind::AuthorizedUser),
-        ("workforce user", user("external_account_authorized_user"), Kind::ExternalAccountUser),
+        ("service account", service_account(), SecretKind::ServiceAccountKey),
+        ("in a notebook", format!("{{\"cells\": [{:?}]}}", service_account()), SecretKind::ServiceAccountKey),
+        ("base64 of it", base64(&service_account()), SecretKind::ServiceAccountKey),
+        ("user", user("authorized_user"), SecretKind::AuthorizedUser),
+        ("base64 of a user", format!("X={}", base64(&user("authorized_user").replace("{\"client", "{\"type_\": 1, \"client"))), SecretKind::AuthorizedUser),
+        ("workforce user", user("external_account_authorized_user"), SecretKind::ExternalAccountUser),
         (
             "impersonation",
             "{\"type\": \"impersonated_service_account\", \"service_account_impersonation_url\": \"https://x/y\", \
              \"source_credentials\": {\"type\": \"x\"}}".into(),
-            Kind::ImpersonatedAccount,
+            SecretKind::ImpersonatedAccount,
         ),
         (
             "federation",
             "{\"type\": \"external_account\", \"audience\": \"//iam/x\", \"subject_token_type\": \
              \"urn:ietf:params:oauth:token-type:jwt\", \"credential_source\": {\"file\": \"/t\"}}".into(),
-            Kind::ExternalAccount,
+            SecretKind::ExternalAccount,
         ),
-        ("boto", format!("[Credentials]\ngs_oauth2_refresh_token = {}\n", refresh()), Kind::AuthorizedUser),
-        ("pkcs8", pem(&private(), "MIIEvQIBADANBg", "\n"), Kind::PrivateKey),
-        ("pkcs1, crlf", pem(&format!("RSA {}", private()), "MIIEpAIBAAKCAQ", "\r\n"), Kind::PrivateKey),
-        ("openssh", pem(&format!("OPENSSH {}", private()), "b3BlbnNzaC1rZXktdjEA", "\n"), Kind::PrivateKey),
-        ("encrypted", pem(&format!("ENCRYPTED {}", private()), "MIIFHDBOBgkq", "\n"), Kind::PrivateKey),
+        ("boto", format!("[Credentials]\ngs_oauth2_refresh_token = {}\n", refresh()), SecretKind::AuthorizedUser),
+        ("pkcs8", pem(&private(), "MIIEvQIBADANBg", "\n"), SecretKind::PrivateKey),
+        ("pkcs1, crlf", pem(&format!("RSA {}", private()), "MIIEpAIBAAKCAQ", "\r\n"), SecretKind::PrivateKey),
+        ("openssh", pem(&format!("OPENSSH {}", private()), "b3BlbnNzaC1rZXktdjEA", "\n"), SecretKind::PrivateKey),
+        ("encrypted", pem(&format!("ENCRYPTED {}", private()), "MIIFHDBOBgkq", "\n"), SecretKind::PrivateKey),
         (
             "old encrypted",
             pem(&format!("RSA {}", private()), "x", "\n").replacen(
@@ -92,36 +92,36 @@ fn samples() -> Vec<(&'static str, String, Kind)> {
                 "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n",
                 1,
             ),
-            Kind::PrivateKey,
+            SecretKind::PrivateKey,
         ),
-        ("a certificate and a key", pem("CERTIFICATE", "MIID", "\n") + &pem(&private(), "MIIE", "\n"), Kind::PrivateKey),
-        ("kubernetes secret", format!("kind: Secret\ndata:\n  tls.key: {}\n", base64(&pem(&private(), "MIIE", "\n"))), Kind::PrivateKey),
-        ("aws credentials", aws_file(), Kind::AwsKey),
-        ("aws csv", format!("Access key ID,Secret access key\nAKIA{},{}\n", "Q".repeat(16), aws()), Kind::AwsKey),
-        ("aws cli cache", format!("{{\"Credentials\": {{\"SecretAccessKey\": \"{}\"}}}}", aws()), Kind::AwsKey),
-        ("dot env", format!("# local\nDEBUG=1\nexport AWS_SECRET_ACCESS_KEY=\"{}\"\n", aws()), Kind::AwsKey),
-        ("dockerfile", format!("FROM x\nENV AZURE_CLIENT_SECRET=abc8Q~{}\n", aws()), Kind::AzureLogin),
+        ("a certificate and a key", pem("CERTIFICATE", "MIID", "\n") + &pem(&private(), "MIIE", "\n"), SecretKind::PrivateKey),
+        ("kubernetes secret", format!("kind: Secret\ndata:\n  tls.key: {}\n", base64(&pem(&private(), "MIIE", "\n"))), SecretKind::PrivateKey),
+        ("aws credentials", aws_file(), SecretKind::AwsKey),
+        ("aws csv", format!("Access key ID,Secret access key\nAKIA{},{}\n", "Q".repeat(16), aws()), SecretKind::AwsKey),
+        ("aws cli cache", format!("{{\"Credentials\": {{\"SecretAccessKey\": \"{}\"}}}}", aws()), SecretKind::AwsKey),
+        ("dot env", format!("# local\nDEBUG=1\nexport AWS_SECRET_ACCESS_KEY=\"{}\"\n", aws()), SecretKind::AwsKey),
+        ("dockerfile", format!("FROM x\nENV AZURE_CLIENT_SECRET=abc8Q~{}\n", aws()), SecretKind::AzureLogin),
         (
             "msal",
             format!("{{\"RefreshToken\": {{\"x\": {{\"home_account_id\": \"a.b\", \"secret\": \"0.A{}\"}}}}}}", body("x", 80)),
-            Kind::AzureLogin,
+            SecretKind::AzureLogin,
         ),
-        ("adal", format!("[{{\"_authority\": \"https://l/c\", \"refreshToken\": \"A{}\"}}]", body("x", 80)), Kind::AzureLogin),
+        ("adal", format!("[{{\"_authority\": \"https://l/c\", \"refreshToken\": \"A{}\"}}]", body("x", 80)), SecretKind::AzureLogin),
         (
             "azure principal",
             format!("{{\"appId\": \"0aef-11-22\", \"displayName\": \"x\", \"password\": \"q~{}\", \"tenant\": \"t\"}}", aws()),
-            Kind::AzureLogin,
+            SecretKind::AzureLogin,
         ),
-        ("azure storage", format!("DefaultEndpointsProtocol=https;AccountName=a;AccountKey={long}==;"), Kind::AzureKey),
-        ("netrc", "# mine\nmachine example.com\n  login me\n  password s3cr3t-p4ss\n".into(), Kind::Netrc),
-        ("netrc, odd and short", "machine h login me password Pa$$w0rd%1\n".into(), Kind::Netrc),
-        ("netrc, brackets", "machine host.example login me password a{b}[c]<d>(*)\n".into(), Kind::Netrc),
-        ("netrc, tabs", "machine\thost.example\tlogin\tme\tpassword\ts3cr\n".into(), Kind::Netrc),
-        ("netrc, default", "default\tlogin me\tpassword your1stPass\n".into(), Kind::Netrc),
+        ("azure storage", format!("DefaultEndpointsProtocol=https;AccountName=a;AccountKey={long}==;"), SecretKind::AzureKey),
+        ("netrc", "# mine\nmachine example.com\n  login me\n  password s3cr3t-p4ss\n".into(), SecretKind::Netrc),
+        ("netrc, odd and short", "machine h login me password Pa$$w0rd%1\n".into(), SecretKind::Netrc),
+        ("netrc, brackets", "machine host.example login me password a{b}[c]<d>(*)\n".into(), SecretKind::Netrc),
+        ("netrc, tabs", "machine\thost.example\tlogin\tme\tpassword\ts3cr\n".into(), SecretKind::Netrc),
+        ("netrc, default", "default\tlogin me\tpassword your1stPass\n".into(), SecretKind::Netrc),
         (
             "kubeconfig, password",
             "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    username: me\n    password: Pa$$%1\n".into(),
-            Kind::Kubeconfig,
+            SecretKind::Kubeconfig,
         ),
         (
             "kubeconfig, key",
@@ -129,7 +129,7 @@ fn samples() -> Vec<(&'static str, String, Kind)> {
                 "apiVersion: v1\nclusters: []\ncurrent-context: x\nusers:\n- user:\n    client-key-data: {}\n",
                 base64(&pem(&format!("EC {}", private()), "MHcCAQEEI", "\n"))
             ),
-            Kind::Kubeconfig,
+            SecretKind::Kubeconfig,
         ),
         (
             "distributed cloud",
@@ -138,17 +138,17 @@ fn samples() -> Vec<(&'static str, String, Kind)> {
                  \"{}\", \"name\": \"n\", \"token_uri\": \"https://x/authenticate\"}}",
                 pem(&format!("EC {}", private()), "MHcCAQEEI", "\\n")
             ),
-            Kind::ServiceAccountKey,
+            SecretKind::ServiceAccountKey,
         ),
         (
             "azure principals of the CLI",
             format!("[{{\"client_id\": \"0aef1122-3344-5566-7788-99aabbccddee\", \"tenant\": \"t\", \"client_secret\": \"abc8Q~{}\"}}]", aws()),
-            Kind::AzureLogin,
+            SecretKind::AzureLogin,
         ),
         (
             "azure principals of older CLIs",
             format!("[{{\"servicePrincipalId\": \"0aef\", \"servicePrincipalTenant\": \"t\", \"accessToken\": \"abc8Q~{}\"}}]", aws()),
-            Kind::AzureLogin,
+            SecretKind::AzureLogin,
         ),
         (
             "putty",
@@ -159,23 +159,23 @@ fn samples() -> Vec<(&'static str, String, Kind)> {
                 body("AAAAI", 48),
                 "0a1b".repeat(16)
             ),
-            Kind::PrivateKey,
+            SecretKind::PrivateKey,
         ),
         (
             "kubeconfig",
             format!("apiVersion: v1\nclusters: []\ncurrent-context: x\nkind: Config\nusers:\n- user:\n    token: {}\n", body("e", 40)),
-            Kind::Kubeconfig,
+            SecretKind::Kubeconfig,
         ),
-        ("registry", "{\"auths\": {\"reg.example\": {\"auth\": \"bWU6c2VjcmV0cGFzcw==\"}}}".into(), Kind::RegistryLogin),
+        ("registry", "{\"auths\": {\"reg.example\": {\"auth\": \"bWU6c2VjcmV0cGFzcw==\"}}}".into(), SecretKind::RegistryLogin),
         (
             "credentials.db",
             format!("SQLite format 3\0\u{1}\u{1}CREATE TABLE \"credentials\" (account_id TEXT PRIMARY KEY, value BLOB)\0{}", user("authorized_user")),
-            Kind::GcloudDatabase,
+            SecretKind::GcloudDatabase,
         ),
         (
             "access_tokens.db",
             format!("SQLite format 3\0CREATE TABLE \"access_tokens\" (account_id TEXT)\0me@x ya29.{}", body("a", 60)),
-            Kind::GcloudDatabase,
+            SecretKind::GcloudDatabase,
         ),
     ]
 }
@@ -185,7 +185,8 @@ fn keys_of_every_kind_are_known_by_their_content() {
     for (name, text, kind) in samples() {
         assert_eq!(what(text.as_bytes()), Some(kind), "{name}");
         let far = format!("{}\n{text}", "#".repeat(300));
-        let anywhere = !matches!(kind, Kind::GcloudDatabase) && !["base64 of it", "putty"].contains(&name);
+        let anywhere =
+            !matches!(kind, SecretKind::GcloudDatabase) && !["base64 of it", "putty"].contains(&name);
         assert!(!anywhere || what(far.as_bytes()).is_some(), "{name}, further down");
     }
 }
@@ -291,28 +292,28 @@ fn logins_of_aws_and_azure_are_found_and_look_alikes_are_not() {
     let start = "\"startUrl\": \"https://d-1.awsapps.com/start\"";
     let registered = format!("\"clientId\": \"abcd\", \"clientSecret\": \"{secret}\"");
     for (name, text, kind) in [
-        ("sso", format!("{{{start}, \"accessToken\": \"{token}\"}}"), Some(Kind::AwsLogin)),
-        ("sso session", format!("{{{start}, {registered}, \"refreshToken\": \"{token}\"}}"), Some(Kind::OauthToken)),
+        ("sso", format!("{{{start}, \"accessToken\": \"{token}\"}}"), Some(SecretKind::AwsLogin)),
+        ("sso session", format!("{{{start}, {registered}, \"refreshToken\": \"{token}\"}}"), Some(SecretKind::OauthToken)),
         ("sso registration", format!("{{{registered}, \"expiresAt\": \"2027-01-01T00:00:00Z\"}}"), None),
         ("sso, a word", format!("{{{start}, \"accessToken\": \"the-access-token-of-the-session-goes-here\"}}"), None),
         (
             "azcopy",
             format!("{{\"access_token\": \"{token}\", \"refresh_token\": \"0.A{token}\", \"resource\": \"x\"}}"),
-            Some(Kind::OauthToken),
+            Some(SecretKind::OauthToken),
         ),
-        ("az", az(&format!("eyJ{token}")), Some(Kind::AzureLogin)),
-        ("az, as yaml", format!("accessToken: eyJ{token}\nexpires_on: 1767225600\nsubscription: 0aef\ntenant: 72f988bf\ntokenType: Bearer\n"), Some(Kind::AzureLogin)),
-        ("az, of many groups", az(&body("eyJ", 12_000)), Some(Kind::AzureLogin)),
+        ("az", az(&format!("eyJ{token}")), Some(SecretKind::AzureLogin)),
+        ("az, as yaml", format!("accessToken: eyJ{token}\nexpires_on: 1767225600\nsubscription: 0aef\ntenant: 72f988bf\ntokenType: Bearer\n"), Some(SecretKind::AzureLogin)),
+        ("az, of many groups", az(&body("eyJ", 12_000)), Some(SecretKind::AzureLogin)),
         ("az, an example", az("eyJ0eXAiOiJKV1QiLCJhbGciOi..."), None),
         ("az, a stand-in", az("<your-access-token-of-this-subscription>"), None),
-        ("aks", token_of("{\"aud\":[\"api://AzureADTokenExchange\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
-        ("eks", token_of("{\"aud\":[\"sts.amazonaws.com\"],\"iss\":\"https://a.example\"}"), Some(Kind::FederatedToken)),
+        ("aks", token_of("{\"aud\":[\"api://AzureADTokenExchange\"],\"iss\":\"https://a.example\"}"), Some(SecretKind::FederatedToken)),
+        ("eks", token_of("{\"aud\":[\"sts.amazonaws.com\"],\"iss\":\"https://a.example\"}"), Some(SecretKind::FederatedToken)),
         ("another audience", token_of("{\"aud\":[\"https://a.example\"],\"iss\":\"https://a.example\"}"), None),
-        ("sas", format!("?sv=2022-11-02&sr=c&se=2027-01-01T00:00:00Z&sp=r&sig={signature}%3D"), Some(Kind::SasToken)),
+        ("sas", format!("?sv=2022-11-02&sr=c&se=2027-01-01T00:00:00Z&sp=r&sig={signature}%3D"), Some(SecretKind::SasToken)),
         ("no end", format!("?sv=2022-11-02&sr=c&sp=r&sig={signature}%3D"), None),
-        ("bedrock", format!("export AWS_BEARER_TOKEN_BEDROCK=ABSK{secret}\n"), Some(Kind::SecretVariable)),
+        ("bedrock", format!("export AWS_BEARER_TOKEN_BEDROCK=ABSK{secret}\n"), Some(SecretKind::SecretVariable)),
         ("bedrock, code", "key = os.environ[\"AWS_BEARER_TOKEN_BEDROCK\"]\nAWS_BEARER_TOKEN_BEDROCK=\"$TOKEN_OF_BEDROCK\"\n".into(), None),
-        ("certificate", format!("AZURE_CLIENT_CERTIFICATE_PASSWORD={}\n", aws()), Some(Kind::SecretVariable)),
+        ("certificate", format!("AZURE_CLIENT_CERTIFICATE_PASSWORD={}\n", aws()), Some(SecretKind::SecretVariable)),
         ("certificate, code", "AZURE_CLIENT_CERTIFICATE_PASSWORD = \"AZURE_CLIENT_CERTIFICATE_PASSWORD\"\n".into(), None),
         (
             "doors of one container",
@@ -328,7 +329,7 @@ fn logins_of_aws_and_azure_are_found_and_look_alikes_are_not() {
 fn der_needs_the_right_length() {
     let mut key = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     key.extend([7; 32]);
-    assert_eq!(what(&key), Some(Kind::PrivateKey));
+    assert_eq!(what(&key), Some(SecretKind::PrivateKey));
     key.push(0);
     assert_eq!(what(&key), None);
 }
@@ -345,7 +346,7 @@ fn openssls_own_keys_are_found() {
     let tree = Tree::new("openssl");
     let run = |arguments: &str| openssl(&tree.0, &arguments.split(' ').collect::<Vec<_>>());
     let found = |arguments: &str| {
-        assert_eq!(what(&run(arguments)), Some(Kind::PrivateKey), "{arguments}");
+        assert_eq!(what(&run(arguments)), Some(SecretKind::PrivateKey), "{arguments}");
     };
     // PKCS#8.
     found("genpkey -algorithm ED25519");
@@ -393,8 +394,8 @@ fn a_netrc_is_known_by_the_whole_of_it() {
     use super::published::digest;
     let login = |password: &str| format!("machine imap login bob port imaps password {password}\n");
     let file = [login("b0bwillknow"), login("AnotherOne7")].concat();
-    assert_eq!(digests(file.as_bytes()), [(Kind::Netrc, digest(file.as_bytes()))]);
-    assert_eq!(what(file.as_bytes()), Some(Kind::Netrc));
+    assert_eq!(digests(file.as_bytes()), [(SecretKind::Netrc, digest(file.as_bytes()))]);
+    assert_eq!(what(file.as_bytes()), Some(SecretKind::Netrc));
     let other = file.replace("bob", "eve");
     assert_ne!(digests(file.as_bytes()), digests(other.as_bytes()));
 }

@@ -12,13 +12,13 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::likely::{KNOWN, is_kernels, is_likely, is_of_a_run, is_package, is_well_known};
-use super::memory::{Memory, Now};
-use super::reading::{self, Judged};
-use super::seen::{Budget, Places, Progress, Seen};
-use super::{Find, Guard, Kind, Rules};
+use super::memory::{FileState, Memory};
+use super::reading::{self, JudgedFile};
+use super::seen::{Budget, Places, Progress, ScanResult};
+use super::{Find, Guard, GuardRules, SecretKind};
 
 pub(super) struct Walk<'a> {
-    rules: &'a Rules,
+    rules: &'a GuardRules,
     memory: &'a Memory,
     budget: Budget,
     most: usize,
@@ -38,13 +38,13 @@ pub(super) struct Walk<'a> {
     skimmed: Places,
     /// The roots of [`Guard::made`], as written and with links resolved.
     made: Vec<PathBuf>,
-    seen: Seen,
+    seen: ScanResult,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(
         roots: usize,
-        rules: &'a Rules,
+        rules: &'a GuardRules,
         budget: Budget,
         memory: &'a Memory,
         most: usize,
@@ -65,7 +65,7 @@ impl<'a> Walk<'a> {
             shut: Places::default(),
             skimmed: Places::default(),
             made: vec![],
-            seen: Seen::default(),
+            seen: ScanResult::default(),
         }
     }
 
@@ -110,11 +110,11 @@ impl<'a> Walk<'a> {
         let Some(engine) = &guard.engine else { return };
         let engine = engine.canonicalize().unwrap_or_else(|_| engine.clone());
         if engine.starts_with(root) && !self.rules.allows(&engine) {
-            self.found(number, Kind::EngineSocket, engine.to_string_lossy().into_owned(), None);
+            self.found(number, SecretKind::EngineSocket, engine.to_string_lossy().into_owned(), None);
         }
     }
 
-    fn found(&mut self, number: usize, kind: Kind, place: String, line: Option<u32>) {
+    fn found(&mut self, number: usize, kind: SecretKind, place: String, line: Option<u32>) {
         let find = Find { kind, place };
         self.progress.found.lock().unwrap_or_else(PoisonError::into_inner).push((number, find.clone()));
         self.counts[number] += 1;
@@ -292,7 +292,7 @@ impl<'a> Walk<'a> {
         let now = match fs::symlink_metadata(path) {
             Ok(about) if about.file_type().is_socket() || about.file_type().is_fifo() => return,
             Ok(about) if !about.is_file() || about.len() < 24 => return,
-            Ok(about) => Now::of(&about),
+            Ok(about) => FileState::of(&about),
             Err(error) => return self.unread(path, &error),
         };
         if let Some(clean) = self.memory.clean(now).filter(|_| !self.budget.whole) {
@@ -308,9 +308,9 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn judge(&self, path: &Path) -> io::Result<(Judged, Now)> {
+    fn judge(&self, path: &Path) -> io::Result<(JudgedFile, FileState)> {
         let mut file = open(path)?;
-        let now = Now::of(&file.metadata()?);
+        let now = FileState::of(&file.metadata()?);
         let step = || self.step();
         let judged = if self.budget.whole {
             reading::whole(path, &mut file, &step)?
@@ -320,7 +320,7 @@ impl<'a> Walk<'a> {
         Ok((judged, now))
     }
 
-    fn judged(&mut self, number: usize, path: &Path, (judged, now): (Judged, Now)) {
+    fn judged(&mut self, number: usize, path: &Path, (judged, now): (JudgedFile, FileState)) {
         self.seen.files += 1;
         self.seen.bytes += judged.bytes;
         if judged.shut {
@@ -346,7 +346,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    pub(super) fn finish(mut self) -> Seen {
+    pub(super) fn finish(mut self) -> ScanResult {
         let told = [
             self.unreadable.told("cannot be read"),
             self.shut.told("(archives that are large, encrypted or damaged): not opened"),

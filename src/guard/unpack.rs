@@ -14,11 +14,11 @@ const LONGEST_HEADER: usize = 256 << 10;
 
 /// A decoder that takes its input in pieces.
 pub(super) struct Unpack {
-    form: Form,
+    form: Compression,
     room: Vec<u8>,
 }
 
-enum Form {
+enum Compression {
     Gzip(Box<Gzip>),
     Deflate {
         inflate: Box<Decompress>,
@@ -41,10 +41,10 @@ impl Unpack {
     /// xz; `None` for anything else.
     pub(super) fn of(head: &[u8]) -> Option<Self> {
         let form = match head {
-            [0x1f, 0x8b, 8, ..] => Form::Gzip(Box::default()),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Form::Zstd(Box::default()),
+            [0x1f, 0x8b, 8, ..] => Compression::Gzip(Box::default()),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd(Box::default()),
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
-                Form::Bzip2(Some(Bzip2::new(false)))
+                Compression::Bzip2(Some(Bzip2::new(false)))
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::xz_form(),
             _ => return None,
@@ -53,27 +53,27 @@ impl Unpack {
     }
 
     pub(super) fn deflate() -> Self {
-        Self::with(Form::Deflate { inflate: Box::new(Decompress::new(false)), done: false })
+        Self::with(Compression::Deflate { inflate: Box::new(Decompress::new(false)), done: false })
     }
 
     pub(super) fn zstd() -> Self {
-        Self::with(Form::Zstd(Box::default()))
+        Self::with(Compression::Zstd(Box::default()))
     }
 
     pub(super) fn bzip2() -> Self {
-        Self::with(Form::Bzip2(Some(Bzip2::new(false))))
+        Self::with(Compression::Bzip2(Some(Bzip2::new(false))))
     }
 
     pub(super) fn xz() -> Self {
         Self::with(Self::xz_form())
     }
 
-    fn xz_form() -> Form {
+    fn xz_form() -> Compression {
         let limit = u32::try_from(LARGEST_WINDOW >> 10).unwrap_or(u32::MAX);
-        Form::Xz(Box::new(XzStream::new_mem_limit(true, limit)))
+        Compression::Xz(Box::new(XzStream::new_mem_limit(true, limit)))
     }
 
-    fn with(form: Form) -> Self {
+    fn with(form: Compression) -> Self {
         Self { form, room: vec![0; ROOM] }
     }
 
@@ -82,15 +82,15 @@ impl Unpack {
     pub(super) fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<usize, Why> {
         let Self { form, room } = self;
         match form {
-            Form::Gzip(gzip) => gzip.push(bytes, room, sink),
-            Form::Deflate { inflate, done } => {
+            Compression::Gzip(gzip) => gzip.push(bytes, room, sink),
+            Compression::Deflate { inflate, done } => {
                 let (used, ended) = deflate(inflate, bytes, room, sink)?;
                 *done = ended;
                 return Ok(used);
             }
-            Form::Zstd(zstd) => zstd.push(bytes, sink),
-            Form::Bzip2(bzip2) => bunzip(bzip2, bytes, room, sink),
-            Form::Xz(xz) => unxz(xz, bytes, room, sink, Action::Run).map(drop),
+            Compression::Zstd(zstd) => zstd.push(bytes, sink),
+            Compression::Bzip2(bzip2) => bunzip(bzip2, bytes, room, sink),
+            Compression::Xz(xz) => unxz(xz, bytes, room, sink, Action::Run).map(drop),
         }
         .map(|()| bytes.len())
     }
@@ -98,28 +98,28 @@ impl Unpack {
     /// Ends the input; returns whether it was complete.
     pub(super) fn end(&mut self, sink: Sink<'_>) -> bool {
         match &mut self.form {
-            Form::Gzip(gzip) => gzip.is_between(),
-            Form::Deflate { done, .. } => *done,
-            Form::Zstd(zstd) => zstd.is_between(),
-            Form::Bzip2(bzip2) => bzip2.is_none(),
-            Form::Xz(xz) => unxz(xz, &[], &mut self.room, sink, Action::Finish) == Ok(true),
+            Compression::Gzip(gzip) => gzip.is_between(),
+            Compression::Deflate { done, .. } => *done,
+            Compression::Zstd(zstd) => zstd.is_between(),
+            Compression::Bzip2(bzip2) => bzip2.is_none(),
+            Compression::Xz(xz) => unxz(xz, &[], &mut self.room, sink, Action::Finish) == Ok(true),
         }
     }
 
     /// Whether raw deflate has reached its end.
     pub(super) fn is_done(&self) -> bool {
-        matches!(self.form, Form::Deflate { done: true, .. })
+        matches!(self.form, Compression::Deflate { done: true, .. })
     }
 
     /// Whether all output of the pushed bytes is out, except for bits of the last byte.
     pub(super) fn is_immediate(&self) -> bool {
-        matches!(self.form, Form::Gzip(_) | Form::Deflate { .. })
+        matches!(self.form, Compression::Gzip(_) | Compression::Deflate { .. })
     }
 
     /// The most bytes that are decoded but not output yet.
     pub(super) fn lag(&self) -> u64 {
         match &self.form {
-            Form::Zstd(zstd) => zstd.lag(),
+            Compression::Zstd(zstd) => zstd.lag(),
             _ => 0,
         }
     }
@@ -157,12 +157,12 @@ fn deflate(
 /// Gzip members in sequence (RFC 1952), and zeros after the last.
 struct Gzip {
     inflate: Decompress,
-    at: Member,
+    at: GzipMember,
     header: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Member {
+enum GzipMember {
     /// The header of the first member; `Header` is that of a later one.
     First,
     Header,
@@ -174,7 +174,7 @@ enum Member {
 
 impl Default for Gzip {
     fn default() -> Self {
-        Self { inflate: Decompress::new(false), at: Member::First, header: vec![] }
+        Self { inflate: Decompress::new(false), at: GzipMember::First, header: vec![] }
     }
 }
 
@@ -182,11 +182,11 @@ impl Gzip {
     fn push(&mut self, mut bytes: &[u8], room: &mut [u8], sink: Sink<'_>) -> Result<(), Why> {
         while let Some(first) = bytes.first() {
             match self.at {
-                Member::Header if self.header.is_empty() && *first == 0 => self.at = Member::Padding,
-                Member::Padding => {
+                GzipMember::Header if self.header.is_empty() && *first == 0 => self.at = GzipMember::Padding,
+                GzipMember::Padding => {
                     return if bytes.iter().all(|b| *b == 0) { Ok(()) } else { Err(Why::Damaged) };
                 }
-                Member::First | Member::Header => {
+                GzipMember::First | GzipMember::Header => {
                     let before = self.header.len();
                     self.header.extend_from_slice(&bytes[..bytes.len().min(LONGEST_HEADER)]);
                     match header_length(&self.header)? {
@@ -196,21 +196,22 @@ impl Gzip {
                             bytes = &bytes[length - before..];
                             self.header.clear();
                             self.inflate.reset(false);
-                            self.at = Member::Body;
+                            self.at = GzipMember::Body;
                         }
                     }
                 }
-                Member::Body => {
+                GzipMember::Body => {
                     let (used, ended) = deflate(&mut self.inflate, bytes, room, sink)?;
                     bytes = &bytes[used..];
                     if ended {
-                        self.at = Member::Trailer(8);
+                        self.at = GzipMember::Trailer(8);
                     }
                 }
-                Member::Trailer(left) => {
+                GzipMember::Trailer(left) => {
                     let used = left.min(bytes.len());
                     bytes = &bytes[used..];
-                    self.at = if left == used { Member::Header } else { Member::Trailer(left - used) };
+                    self.at =
+                        if left == used { GzipMember::Header } else { GzipMember::Trailer(left - used) };
                 }
             }
         }
@@ -218,7 +219,7 @@ impl Gzip {
     }
 
     fn is_between(&self) -> bool {
-        matches!(self.at, Member::Header | Member::Padding) && self.header.is_empty()
+        matches!(self.at, GzipMember::Header | GzipMember::Padding) && self.header.is_empty()
     }
 }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::Guard;
 use super::memory::Memory;
 use super::seen::Progress;
-pub use super::seen::{Budget, Seen};
+pub use super::seen::{Budget, ScanResult};
 use super::tree::Walk;
 
 /// Scans `roots`: directories or files. Takes at most `most` finds from each.
 ///
 /// Blocks for as long as a dead file server does; where a caller waits, use [`look_within`].
-pub fn look(roots: &[PathBuf], guard: &Guard, budget: Budget, memory: &Memory, most: usize) -> Seen {
+pub fn look(roots: &[PathBuf], guard: &Guard, budget: Budget, memory: &Memory, most: usize) -> ScanResult {
     look_aloud(roots, guard, budget, memory, most, &Progress::default())
 }
 
@@ -29,7 +29,7 @@ pub fn look_within(
     budget: Budget,
     memory: &Memory,
     most: usize,
-) -> Seen {
+) -> ScanResult {
     let progress = Progress::default();
     let (told, roots, guard, memory) = (progress.clone(), roots.to_vec(), guard.clone(), memory.clone());
     let (done, ended) = sync_channel(1);
@@ -52,12 +52,12 @@ pub fn look_within(
         }
     }
     let finds = progress.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Seen {
+    ScanResult {
         lines: vec![None; finds.len()],
         finds,
         unverified: vec![DID_NOT_ANSWER.into()],
         hung: true,
-        ..Seen::default()
+        ..ScanResult::default()
     }
 }
 
@@ -71,7 +71,7 @@ fn look_aloud(
     memory: &Memory,
     most: usize,
     progress: &Progress,
-) -> Seen {
+) -> ScanResult {
     let mut walk = Walk::new(roots.len(), &guard.rules, budget, memory, most, progress);
     walk.expect(&guard.made);
     // Checks that need no walk run first, for every root: a walk may hang.

@@ -8,8 +8,8 @@ use super::archive_tests::noise;
 use super::memory::Memory;
 use super::stream_tests::{gzip, tar_of};
 use super::tests::{aws_file, service_account, user};
-use super::walk::{Budget, Seen, look};
-use super::{Guard, Kind, Rules};
+use super::walk::{Budget, ScanResult, look};
+use super::{Guard, GuardRules, SecretKind};
 
 pub(super) struct Tree(pub(super) PathBuf);
 
@@ -28,7 +28,7 @@ impl Tree {
         path
     }
 
-    fn look(&self, place: &str, budget: Budget) -> Seen {
+    fn look(&self, place: &str, budget: Budget) -> ScanResult {
         look(&[self.0.join(place)], &Guard::default(), budget, &Memory::default(), 8)
     }
 }
@@ -39,7 +39,7 @@ impl Drop for Tree {
     }
 }
 
-fn places(seen: &Seen) -> Vec<(&Path, Kind)> {
+fn places(seen: &ScanResult) -> Vec<(&Path, SecretKind)> {
     seen.finds.iter().map(|(_, find)| (Path::new(&find.place), find.kind)).collect()
 }
 
@@ -60,21 +60,29 @@ fn parents_links_and_deep_places_lead_to_keys() {
     )
     .unwrap();
     for (place, found) in [
-        ("", vec![(login.as_path(), Kind::AuthorizedUser), (deep.as_path(), Kind::ServiceAccountKey)]),
-        ("home/.config", vec![(login.as_path(), Kind::AuthorizedUser)]),
-        ("home/.config/gcloud", vec![(login.as_path(), Kind::AuthorizedUser)]),
-        ("link", vec![(login.as_path(), Kind::AuthorizedUser)]),
-        ("home/a/b/c/d/notes", vec![(deep.as_path(), Kind::ServiceAccountKey)]),
+        (
+            "",
+            vec![
+                (login.as_path(), SecretKind::AuthorizedUser),
+                (deep.as_path(), SecretKind::ServiceAccountKey),
+            ],
+        ),
+        ("home/.config", vec![(login.as_path(), SecretKind::AuthorizedUser)]),
+        ("home/.config/gcloud", vec![(login.as_path(), SecretKind::AuthorizedUser)]),
+        ("link", vec![(login.as_path(), SecretKind::AuthorizedUser)]),
+        ("home/a/b/c/d/notes", vec![(deep.as_path(), SecretKind::ServiceAccountKey)]),
         ("home/a/plain.txt", vec![]),
     ] {
         let seen = tree.look(place, Budget::REQUEST);
         assert_eq!(places(&seen), found, "{place}");
         assert_eq!(seen.unverified, Vec::<String>::new(), "{place}");
     }
-    let allow =
-        Guard { rules: Rules { allow: vec![tree.0.join("link")], ..Rules::default() }, ..Guard::default() };
+    let allow = Guard {
+        rules: GuardRules { allow: vec![tree.0.join("link")], ..GuardRules::default() },
+        ..Guard::default()
+    };
     let seen = look(&[tree.0.join("home")], &allow, Budget::REQUEST, &Memory::default(), 8);
-    assert_eq!(places(&seen), [(deep.as_path(), Kind::ServiceAccountKey)], "an excepted directory");
+    assert_eq!(places(&seen), [(deep.as_path(), SecretKind::ServiceAccountKey)], "an excepted directory");
 }
 
 #[test]
@@ -96,7 +104,7 @@ fn a_large_tree_ends_at_its_budget_and_says_so() {
     }
     let budget = Budget { entries: 2_000, ..Budget::REQUEST };
     let seen = tree.look("", budget);
-    assert_eq!(places(&seen), [(login.as_path(), Kind::AwsKey)], "the well-known place comes first");
+    assert_eq!(places(&seen), [(login.as_path(), SecretKind::AwsKey)], "the well-known place comes first");
     assert!(seen.unverified[0].contains("was not looked at"), "{:?}", seen.unverified);
     assert!(seen.entries <= 2_000 + 1, "{} names", seen.entries);
     // A second scan remembers which files were clean, until they change.
@@ -119,7 +127,7 @@ fn of_a_hundred_gigabytes_no_more_than_the_budget_is_read() {
     }
     let budget = Budget::REQUEST;
     let seen = tree.look("", budget);
-    assert_eq!(places(&seen), [(login.as_path(), Kind::AwsKey)]);
+    assert_eq!(places(&seen), [(login.as_path(), SecretKind::AwsKey)]);
     assert!(seen.bytes <= budget.bytes + (4 << 20), "{} bytes", seen.bytes);
     assert!(seen.bytes > budget.bytes / 2 && seen.files < 1_100, "{} files", seen.files);
     assert!(seen.unverified[0].contains("was not looked at"), "{:?}", seen.unverified);
@@ -159,7 +167,7 @@ fn the_outputs_of_a_pipeline_are_no_keys() {
     assert_eq!((seen.finds, seen.unverified), (vec![], vec![]));
 }
 
-fn told(seen: &Seen, tree: &Tree) -> (Vec<String>, Vec<String>) {
+fn told(seen: &ScanResult, tree: &Tree) -> (Vec<String>, Vec<String>) {
     let short = |text: &str| text.replace(&tree.0.display().to_string(), "");
     let finds = seen.finds.iter().map(|(_, find)| short(&find.to_string())).collect();
     (finds, seen.unverified.iter().map(|text| short(text)).collect())
@@ -204,10 +212,13 @@ fn a_refusal_is_repeated_without_a_walk_until_the_file_changes() {
     let guard = Guard::default();
     let look = |guard: &Guard| look(std::slice::from_ref(&tree.0), guard, Budget::REQUEST, &memory, 4);
     let first = look(&guard);
-    assert_eq!((places(&first), first.entries > 500), (vec![(key.as_path(), Kind::ServiceAccountKey)], true));
+    assert_eq!(
+        (places(&first), first.entries > 500),
+        (vec![(key.as_path(), SecretKind::ServiceAccountKey)], true)
+    );
     let again = look(&guard);
     assert_eq!((places(&again), again.entries), (places(&first), 0));
-    let rules = Rules { allow: vec![key.clone()], ..Rules::default() };
+    let rules = GuardRules { allow: vec![key.clone()], ..GuardRules::default() };
     assert_eq!(look(&Guard { rules, ..Guard::default() }).finds, [], "an exception counts at once");
     assert_eq!(look(&guard).finds.len(), 1);
     fs::write(&key, "no longer a key, and long enough to be read\n").unwrap();
@@ -259,7 +270,7 @@ fn small_archives_are_opened_and_large_ones_reported() {
     let look = |budget, guard: &Guard| look(std::slice::from_ref(&tree.0), guard, budget, &memory, 4);
     assert_eq!(
         places(&look(Budget::REQUEST, &Guard::default())),
-        [(Path::new(&inner), Kind::ServiceAccountKey)]
+        [(Path::new(&inner), SecretKind::ServiceAccountKey)]
     );
     // Excepted inside the archive, by itself and with its archive.
     for allow in [
@@ -267,7 +278,7 @@ fn small_archives_are_opened_and_large_ones_reported() {
         format!("{}!/deep", tree.0.join("small.tgz").display()),
         tree.0.join("small.tgz").display().to_string(),
     ] {
-        let rules = Rules { allow: vec![allow.clone().into()], ..Rules::default() };
+        let rules = GuardRules { allow: vec![allow.clone().into()], ..GuardRules::default() };
         let seen = look(Budget::REQUEST, &Guard { rules, ..Guard::default() });
         assert_eq!((seen.finds, seen.unverified), (vec![], vec![]), "{allow}");
     }

@@ -9,11 +9,11 @@ use crate::workload::{Task, Unknown};
 /// The tasks of all compiled pipelines that the config names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Compiled {
-    tasks: Vec<Known>,
+    tasks: Vec<CompiledTasks>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Known {
+struct CompiledTasks {
     spec: Specified,
     image: Vec<String>,
     words: Vec<Word>,
@@ -34,7 +34,7 @@ impl Compiled {
         for spec in pipeline::tasks(text)? {
             let image = pieces(&tagged(&spec.task.image));
             let words = spec.words.iter().map(|word| Word::of(word)).collect();
-            self.tasks.push(Known { spec, image, words });
+            self.tasks.push(CompiledTasks { spec, image, words });
         }
         Ok(())
     }
@@ -46,7 +46,7 @@ impl Compiled {
             self.tasks.iter().filter(|known| fits(&known.image, &image) && all_fit(&known.words, command));
         let first = &fitting.next()?.spec;
         // A component used in two graphs fits twice, but is the same task.
-        let same = |known: &Known| {
+        let same = |known: &CompiledTasks| {
             (&known.spec.task.pipeline, &known.spec.task.component)
                 == (&first.task.pipeline, &first.task.component)
         };

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::{Compiled, Place, Reading};
+use super::{Compiled, Reading, RunPath};
 use crate::json::one_or_more;
 use crate::workload::{Task, Unknown};
 
@@ -20,14 +20,14 @@ const MOST_PLACES: usize = 100_000;
 
 /// Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub struct Evidence(Arc<Mutex<Seen>>);
+pub struct Evidence(Arc<Mutex<EvidenceSeen>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct EvidenceSeen {
     roots: BTreeSet<String>,
     /// Digest of the image and command that own a place. A retry of the task has the same digest; a request
     /// with another command only reads that task's outputs.
-    places: HashMap<Place, u64>,
+    places: HashMap<RunPath, u64>,
 }
 
 impl Evidence {
@@ -42,7 +42,7 @@ impl Evidence {
         if let Some(root) = root.filter(|_| task.kfp && seen.roots.len() < MOST_ROOTS) {
             seen.roots.insert(root);
         }
-        if let Some(place) = Place::of_task(&task).filter(|_| seen.places.len() < MOST_PLACES) {
+        if let Some(place) = RunPath::of_task(&task).filter(|_| seen.places.len() < MOST_PLACES) {
             seen.places.entry(place).or_insert(who);
         }
         task
@@ -61,12 +61,12 @@ impl Evidence {
         reading.task.kfp || reading.roots.iter().any(|root| seen.roots.contains(root))
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, EvidenceSeen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
+impl EvidenceSeen {
     fn task(
         &self,
         reading: Reading,
@@ -94,11 +94,11 @@ impl Seen {
 
 /// Sets the task's own place among the places that its command names, if exactly one is possible: the others
 /// are its inputs.
-fn own_place(task: &mut Task, places: &[(Place, String)], can_be: impl Fn(&Place, &str) -> bool) {
+fn own_place(task: &mut Task, places: &[(RunPath, String)], can_be: impl Fn(&RunPath, &str) -> bool) {
     let mut own = places.iter().filter(|(place, directory)| can_be(place, directory));
     match (own.next(), own.next()) {
         (Some((place, _)), None) => {
-            let Place { pipeline, run, iteration, component } = place.clone();
+            let RunPath { pipeline, run, iteration, component } = place.clone();
             *task = Task {
                 kfp: true,
                 pipeline,
@@ -118,7 +118,7 @@ fn own_place(task: &mut Task, places: &[(Place, String)], can_be: impl Fn(&Place
     }
 }
 
-impl Place {
+impl RunPath {
     /// `None` for a task that does not show its place.
     fn of_task(task: &Task) -> Option<Self> {
         task.component.as_ref().filter(|_| task.run.is_some())?;

@@ -39,7 +39,7 @@ pub struct Reading {
     root: Option<String>,
     /// The places that the paths in a command point to, with their directories: the task's outputs, and its
     /// inputs, which are outputs of other tasks. Empty if the request itself shows the task's own place.
-    places: Vec<(Place, String)>,
+    places: Vec<(RunPath, String)>,
 }
 
 impl Reading {
@@ -76,7 +76,7 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
         Some(input) => {
             let output = input.outputs.get("outputFile").and_then(Value::as_str);
             let own = output
-                .and_then(|path| roots.iter().find_map(|root| Some((Place::of(path, root)?, Some(*root)))));
+                .and_then(|path| roots.iter().find_map(|root| Some((RunPath::of(path, root)?, Some(*root)))));
             let (place, root) = own.unzip();
             (place, root.flatten(), vec![])
         }
@@ -120,14 +120,14 @@ pub fn roots(body: &Value) -> Vec<PathBuf> {
 
 /// The place in a run that a path points to.
 #[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-struct Place {
+struct RunPath {
     pipeline: Option<String>,
     run: Option<String>,
     iteration: Option<String>,
     component: Option<String>,
 }
 
-impl Place {
+impl RunPath {
     /// `ROOT/PIPELINE-TIMESTAMP/[ITERATION/…]COMPONENT/FILE`, with the separator of the root's system.
     fn of(path: &str, root: &str) -> Option<Self> {
         let separator = if is_windows(root) { '\\' } else { '/' };
@@ -166,11 +166,11 @@ fn is_name(part: &str) -> bool {
 fn scanned<'a>(
     command: &[&str],
     roots: &[&'a str],
-) -> (Option<Place>, Option<&'a str>, Vec<(Place, String)>) {
-    let mut places: BTreeMap<Place, (String, &str)> = BTreeMap::new();
+) -> (Option<RunPath>, Option<&'a str>, Vec<(RunPath, String)>) {
+    let mut places: BTreeMap<RunPath, (String, &str)> = BTreeMap::new();
     for root in roots {
         for path in command.iter().flat_map(|word| paths(word, root)) {
-            if let Some(place) = Place::of(path, root) {
+            if let Some(place) = RunPath::of(path, root) {
                 let directory = path.trim_end_matches(|c| c != '/' && c != '\\');
                 places.entry(place).or_insert_with(|| (directory.into(), root));
             }
@@ -183,7 +183,7 @@ fn scanned<'a>(
     let all = places.into_iter().map(|(place, (directory, _))| (place, directory)).collect();
     match (one, same) {
         (true, _) => (Some(first), Some(root), all),
-        (false, true) => (Some(Place { iteration: None, component: None, ..first }), Some(root), all),
+        (false, true) => (Some(RunPath { iteration: None, component: None, ..first }), Some(root), all),
         (false, false) => (None, Some(root), all),
     }
 }

@@ -38,18 +38,18 @@ pub fn tasks(text: &str) -> Result<Vec<Specified>, String> {
     let name = spec["pipelineInfo"]["name"].as_str();
     let name = name.filter(|_| spec["root"].is_object() && spec["deploymentSpec"].is_object());
     let name = name.ok_or("is not a compiled pipeline (no pipelineInfo, root and deploymentSpec)")?;
-    let mut found = Found { spec: &spec, pipeline: name, tasks: vec![] };
+    let mut found = PipelineTasks { spec: &spec, pipeline: name, tasks: vec![] };
     found.graph(&spec["root"], 0, &[])?;
     Ok(found.tasks)
 }
 
-struct Found<'a> {
+struct PipelineTasks<'a> {
     spec: &'a Value,
     pipeline: &'a str,
     tasks: Vec<Specified>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> PipelineTasks<'a> {
     /// `inside` is the nesting depth of this graph, `path` the part of its position that output paths show.
     fn graph(&mut self, component: &'a Value, inside: usize, path: &[String]) -> Result<(), String> {
         if inside > DEEPEST {

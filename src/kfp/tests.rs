@@ -149,10 +149,10 @@ fn only_well_formed_places_have_names() {
         format!("/rx/p-{RUN}/c/f"),
         format!("r/p-{RUN}/c/f"),
     ] {
-        assert_eq!(Place::of(&path, "/r"), None, "{path}");
+        assert_eq!(RunPath::of(&path, "/r"), None, "{path}");
     }
     let odd = format!("/r/é-{RUN}/ü/f");
-    assert_eq!(Place::of(&odd, "/r/").unwrap().component.as_deref(), Some("ü"));
+    assert_eq!(RunPath::of(&odd, "/r/").unwrap().component.as_deref(), Some("ü"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ const MOST_VALUES: usize = 1 << 20;
 
 /// The first document of `text`. JSON is YAML, so both forms of a compiled pipeline are read.
 pub(super) fn first_document(text: &str) -> Result<Value, String> {
-    let mut reader = Reader { parser: Parser::new_from_str(text), anchors: HashMap::new(), count: 0 };
+    let mut reader = YamlReader { parser: Parser::new_from_str(text), anchors: HashMap::new(), count: 0 };
     loop {
         match reader.next()? {
             Event::StreamStart | Event::DocumentStart(_) | Event::Nothing => {}
@@ -23,13 +23,13 @@ pub(super) fn first_document(text: &str) -> Result<Value, String> {
     }
 }
 
-struct Reader<'a> {
+struct YamlReader<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
     anchors: HashMap<usize, Value>,
     count: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> YamlReader<'a> {
     fn next(&mut self) -> Result<Event<'a>, String> {
         match self.parser.next_event() {
             Some(Ok((event, _))) => Ok(event),

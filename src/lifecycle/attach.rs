@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Lifecycle;
-use crate::docker::proxy::Place;
+use crate::docker::proxy::Attachment;
 use crate::failure::Reason;
 use crate::mint::MintFailure;
-use crate::record::Who;
+use crate::record::Requestor;
 use crate::workload::{Grant, Task};
 
 /// How long a create waits for the container's session of AWS, which is asked for as soon as its id is known: IMDS
@@ -21,25 +21,25 @@ impl Lifecycle {
     /// Connects a created container at an address of its own network or of the shared one (a container on the
     /// host's network needs no connection) and admits it. The proxy may answer the create only after this, so
     /// that the lease exists before the container's first instruction, whichever client starts it.
-    pub async fn attach(&self, grant: Grant, mut place: Place) -> Result<Ipv4Addr, Reason> {
+    pub async fn attach(&self, grant: Grant, mut place: Attachment) -> Result<Ipv4Addr, Reason> {
         let container = grant.container.clone();
         let (network, address) = match &mut place {
-            Place::Cell(cell) => {
+            Attachment::Cell(cell) => {
                 cell.occupy();
                 (cell.network.clone(), cell.address)
             }
-            Place::Shared => (self.network.id.clone(), self.take_address()?),
-            Place::Loopback(path) => (String::new(), path.address()),
+            Attachment::Shared => (self.network.id.clone(), self.take_address()?),
+            Attachment::Loopback(path) => (String::new(), path.address()),
         };
         let by_imds = match &place {
-            Place::Cell(_) => true,
-            Place::Shared => !self.network.keeps_credentials_address,
-            Place::Loopback(_) => false,
+            Attachment::Cell(_) => true,
+            Attachment::Shared => !self.network.keeps_credentials_address,
+            Attachment::Loopback(_) => false,
         };
         let arriving = self.mint.arriving(&container);
         let session = self.mint.aws_request(&grant.identity, Some(&container), &grant.task);
         if let Some(ask) = &session {
-            self.mint.aws_ahead(ask, Who::Container(&grant));
+            self.mint.aws_ahead(ask, Requestor::Container(&grant));
         }
         let asked = Instant::now();
         if !network.is_empty()
@@ -63,7 +63,7 @@ impl Lifecycle {
         self.warm(&container);
         if let Some(ask) = session {
             let left = FIRST_SESSION.saturating_sub(asked.elapsed());
-            let made = self.mint.aws_session(&ask, Some(Who::Container(&told)), left).await;
+            let made = self.mint.aws_session(&ask, Some(Requestor::Container(&told)), left).await;
             self.say_late(&told.task, made.err().filter(|_| by_imds));
         }
         Ok(address)

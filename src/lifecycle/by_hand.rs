@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::exit::good_tokens;
-use super::{Lifecycle, State, Summary};
+use super::{Lifecycle, LifecycleState, Summary};
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
 use crate::token::{HandedOut, Now};
@@ -12,7 +12,7 @@ use crate::workload::{ContainerId, Grant, Identity};
 
 /// A container that has an address of the session.
 #[derive(Clone, Debug)]
-pub struct Member {
+pub struct JoinedMember {
     pub grant: Grant,
     pub address: std::net::Ipv4Addr,
     pub lease: Option<Lease>,
@@ -21,14 +21,14 @@ pub struct Member {
     pub held: Vec<HandedOut>,
 }
 
-impl Member {
+impl JoinedMember {
     /// All unexpired tokens that the container may hold.
     pub fn tokens(&self, now: Now) -> Vec<HandedOut> {
         good_tokens(&self.held, self.lease.as_ref(), now)
     }
 }
 
-impl State {
+impl LifecycleState {
     /// Records the tokens of an ended lease that its container can still use.
     pub(super) fn remember(&mut self, lease: &Lease) {
         let now = Now::read();
@@ -51,16 +51,16 @@ impl Lifecycle {
     }
 
     /// Every container that has an address of the session, ordered by address.
-    pub fn members(&self) -> Vec<Member> {
+    pub fn members(&self) -> Vec<JoinedMember> {
         let state = self.state();
-        let row = |tenant: &super::Tenant| Member {
+        let row = |tenant: &super::Tenant| JoinedMember {
             grant: tenant.grant.clone(),
             address: tenant.address,
             lease: tenant.lease.clone(),
             barred: tenant.barred,
             held: tenant.held.clone(),
         };
-        let mut members: Vec<Member> = state.tenants.values().map(row).collect();
+        let mut members: Vec<JoinedMember> = state.tenants.values().map(row).collect();
         members.sort_by_key(|member| member.address);
         members
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::exit::{Untold, good_tokens};
-use super::{Lifecycle, State, Tenant};
+use super::{Lifecycle, LifecycleState, Tenant};
 use crate::docker::EngineError;
 use crate::docker::members::Member;
 use crate::mint::Mint;
@@ -66,7 +66,7 @@ impl Lifecycle {
     }
 }
 
-impl State {
+impl LifecycleState {
     /// Erases cached tokens that no live lease can request. Runs under the lock of the leases: a lease
     /// admitted before this call keeps its tokens, and one admitted after it has its tokens minted again.
     pub(super) fn forget_unused(&self, mint: &Mint) {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 
-use super::{Lifecycle, State};
+use super::{Lifecycle, LifecycleState};
 use crate::docker::events::ContainerEvent;
 use crate::workload::ContainerId;
 
@@ -58,7 +58,7 @@ impl Lifecycle {
     /// belong to another container, so every container is inspected again before it is answered.
     fn doubt_all(&self) {
         let mut state = self.state();
-        let State { writer, tenants, .. } = &mut *state;
+        let LifecycleState { writer, tenants, .. } = &mut *state;
         tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
     }
 
@@ -102,10 +102,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::console::{Console, Form};
+    use crate::console::{Console, OutputForm};
     use crate::docker::Engine;
     use crate::docker::network::Network;
-    use crate::docker::proxy::Place;
+    use crate::docker::proxy::Attachment;
     use crate::lifecycle::Granting;
     use crate::mint::Mint;
     use crate::process::Tasks;
@@ -158,14 +158,14 @@ mod tests {
         let (writer, _reader, _questions) = registry::new();
         let granting = Granting { writer, mint, recorder };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 0, 0, last));
-        let console = Console::new(Form::Quiet, std::io::sink());
+        let console = Console::new(OutputForm::Quiet, std::io::sink());
         let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks);
         let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
         for container in ids.clone() {
             let identity = Arc::new(Identity::default());
             let grant =
                 Grant { container, identity, by: By::Default, task: Arc::new(Task::default()), secret: None };
-            lifecycle.attach(grant, Place::Shared).await.unwrap();
+            lifecycle.attach(grant, Attachment::Shared).await.unwrap();
         }
         std::fs::remove_dir_all(&folder).unwrap();
         let [ran, ended, never] = ids;

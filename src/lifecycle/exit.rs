@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Lifecycle, State, Tenant};
+use super::{Lifecycle, LifecycleState, Tenant};
 use crate::console::{Line, expiry};
 use crate::docker::events::Moment;
 use crate::record::metrics::Cause;
@@ -60,7 +60,7 @@ impl Lifecycle {
     /// `None` if the container has no lease, because it ended before, unless `without` is set.
     fn end_lease(&self, container: &ContainerId, without: bool) -> Option<Untold> {
         let mut state = self.state();
-        let State { writer, tenants, .. } = &mut *state;
+        let LifecycleState { writer, tenants, .. } = &mut *state;
         let tenant = tenants.get_mut(container)?;
         let lease = tenant.lease.take();
         if lease.is_none() && !without {
@@ -185,7 +185,7 @@ impl Lifecycle {
 
     fn doubt(&self, container: &ContainerId) {
         let mut state = self.state();
-        let State { writer, tenants, .. } = &mut *state;
+        let LifecycleState { writer, tenants, .. } = &mut *state;
         if let Some(lease) = tenants.get(container).and_then(|tenant| tenant.lease.as_ref()) {
             writer.doubt(lease);
         }

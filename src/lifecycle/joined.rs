@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::{Lifecycle, State};
-use crate::docker::proxy::{LeasedAs, Place};
+use super::{Lifecycle, LifecycleState};
+use crate::docker::proxy::{Attachment, LeasedAs};
 use crate::workload::{ContainerId, Grant, Task};
 
 impl Lifecycle {
@@ -12,10 +12,10 @@ impl Lifecycle {
         let state = self.state();
         let tenant = state.tenants.get(container).filter(|tenant| !tenant.barred)?;
         let relay = match &tenant.place {
-            Place::Shared => None,
-            Place::Cell(cell) => Some(cell.relay),
+            Attachment::Shared => None,
+            Attachment::Cell(cell) => Some(cell.relay),
             // Only that container's own environment holds its path.
-            Place::Loopback(_) => return None,
+            Attachment::Loopback(_) => return None,
         };
         let Grant { identity, secret, .. } = &tenant.grant;
         Some(LeasedAs { identity: identity.clone(), relay, secret: secret.clone() })
@@ -32,7 +32,7 @@ impl Lifecycle {
     }
 }
 
-impl State {
+impl LifecycleState {
     /// Whether access to the container gives access to a lease.
     pub(super) fn is_leased(&self, container: &ContainerId) -> bool {
         self.tenants.contains_key(container) || self.joined.contains_key(container)

@@ -25,7 +25,7 @@ use crate::console::Console;
 use crate::docker::Engine;
 use crate::docker::events::Moment;
 use crate::docker::network::Network;
-use crate::docker::proxy::{ExitCodes, LifecycleRequest, Place};
+use crate::docker::proxy::{Attachment, ExitCodes, LifecycleRequest};
 use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -57,11 +57,11 @@ pub struct Lifecycle {
     tasks: Tasks,
     /// Said that a container's session of AWS was not there in time; until the next one is.
     told_late: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<LifecycleState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LifecycleState {
     writer: Writer,
     addresses: Addresses,
     tenants: HashMap<ContainerId, Tenant>,
@@ -83,7 +83,7 @@ struct Tenant {
     /// The id of the network on which it has that address; empty on the host's network, where it has none.
     network: String,
     /// Its own cell or loopback path, if it has one; kept until the container is removed.
-    place: Place,
+    place: Attachment,
     /// `None` between an end and the next start.
     lease: Option<Lease>,
     /// Tokens of ended leases that were still valid when the last of them ended.
@@ -118,7 +118,7 @@ impl Lifecycle {
     ) -> Arc<Self> {
         let Granting { writer, mint, recorder } = granting;
         let exits = ExitCodes::default();
-        let state = State {
+        let state = LifecycleState {
             writer,
             addresses: Addresses::new(addresses),
             tenants: HashMap::new(),
@@ -137,7 +137,7 @@ impl Lifecycle {
         self.exits.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LifecycleState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,7 +196,7 @@ impl Lifecycle {
     }
 
     /// False once the session has ended: the lease would never be cut off.
-    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Place) -> bool {
+    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Attachment) -> bool {
         let mut state = self.state();
         if state.closed {
             return false;
@@ -235,7 +235,7 @@ impl Lifecycle {
     /// Admits a stopped container that is about to run again: a new epoch, at the same address.
     fn readmit(&self, container: &ContainerId) {
         let mut state = self.state();
-        let State { writer, tenants, closed, .. } = &mut *state;
+        let LifecycleState { writer, tenants, closed, .. } = &mut *state;
         if let Some(tenant) = tenants.get_mut(container)
             && tenant.lease.is_none()
             && !*closed
@@ -261,7 +261,7 @@ impl Lifecycle {
     /// Inspects whether the container really runs at its address, and only then lets it be answered: until it
     /// runs, another container that was put at the same address by hand could be the caller.
     async fn confirm(&self, container: &ContainerId) {
-        let epoch = |state: &State| {
+        let epoch = |state: &LifecycleState| {
             let tenant = state.tenants.get(container)?;
             tenant.lease.as_ref().map(|lease| (lease.epoch(), tenant.network.clone()))
         };
@@ -271,12 +271,12 @@ impl Lifecycle {
         if epoch(&state).map(|(now, _)| now) != Some(before) {
             return; // it ended, or ended and started again, while we looked
         }
-        let State { writer, tenants, .. } = &mut *state;
+        let LifecycleState { writer, tenants, .. } = &mut *state;
         if let Some(tenant) = tenants.get_mut(container)
             && let Some(lease) = &tenant.lease
             && seen.running
             // On the host's network its path identifies the container: no other was given it.
-            && (seen.address == Some(tenant.address) || matches!(tenant.place, Place::Loopback(_)))
+            && (seen.address == Some(tenant.address) || matches!(tenant.place, Attachment::Loopback(_)))
         {
             tenant.started = true;
             tenant.begun = tenant.begun.or(seen.started);

@@ -4,13 +4,13 @@
 use hyper::header::{FORWARDED, HOST, HeaderName, ORIGIN, REFERER};
 
 use super::RequestHead;
-use super::target::Target;
+use super::target::PathTarget;
 use super::view::View;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Both guards.
-pub(super) fn foreign(head: &RequestHead<'_>, target: &Target<'_>, view: &View) -> Option<&'static str> {
+pub(super) fn foreign(head: &RequestHead<'_>, target: &PathTarget<'_>, view: &View) -> Option<&'static str> {
     forwarded(head).or_else(|| host(head, Some(target), view))
 }
 
@@ -32,7 +32,11 @@ pub(super) fn forwarded(head: &RequestHead<'_>) -> Option<&'static str> {
 
 /// Prevents DNS rebinding: refuses a foreign name that was made to resolve to this server. A request without
 /// any host (HTTP/1.0) cannot come from a browser and passes.
-pub(super) fn host(head: &RequestHead<'_>, target: Option<&Target<'_>>, view: &View) -> Option<&'static str> {
+pub(super) fn host(
+    head: &RequestHead<'_>,
+    target: Option<&PathTarget<'_>>,
+    view: &View,
+) -> Option<&'static str> {
     let (named, authority) = (head.host, target.and_then(|target| target.authority));
     let headers = head.headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or_default());
     // On HTTP/1 `named` is the value of this header.

@@ -5,20 +5,20 @@ use std::io::Write as _;
 
 /// A value of an object.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Json<'a> {
+pub(super) enum JsonValue<'a> {
     Text(&'a str),
     Number(u64),
-    Object(&'a [(&'a str, Json<'a>)]),
+    Object(&'a [(&'a str, JsonValue<'a>)]),
 }
 
 /// A compact object, keys in this order, no newline.
-pub(super) fn object(fields: &[(&str, Json<'_>)]) -> Vec<u8> {
+pub(super) fn object(fields: &[(&str, JsonValue<'_>)]) -> Vec<u8> {
     let mut out = Vec::with_capacity(object_length(fields));
     write_object(&mut out, fields);
     out
 }
 
-fn write_object(out: &mut Vec<u8>, fields: &[(&str, Json<'_>)]) {
+fn write_object(out: &mut Vec<u8>, fields: &[(&str, JsonValue<'_>)]) {
     out.push(b'{');
     for (index, (name, value)) in fields.iter().enumerate() {
         if index > 0 {
@@ -27,22 +27,22 @@ fn write_object(out: &mut Vec<u8>, fields: &[(&str, Json<'_>)]) {
         json_string(out, name);
         out.push(b':');
         match value {
-            Json::Text(text) => json_string(out, text),
-            Json::Number(value) => number(out, value),
-            Json::Object(fields) => write_object(out, fields),
+            JsonValue::Text(text) => json_string(out, text),
+            JsonValue::Number(value) => number(out, value),
+            JsonValue::Object(fields) => write_object(out, fields),
         }
     }
     out.push(b'}');
 }
 
 /// An upper bound of the length that [`write_object`] writes.
-fn object_length(fields: &[(&str, Json<'_>)]) -> usize {
+fn object_length(fields: &[(&str, JsonValue<'_>)]) -> usize {
     const LONGEST_NUMBER: usize = 20;
-    let field = |(name, value): &(&str, Json<'_>)| {
+    let field = |(name, value): &(&str, JsonValue<'_>)| {
         let value = match value {
-            Json::Text(text) => json_length(text),
-            Json::Number(_) => LONGEST_NUMBER,
-            Json::Object(fields) => object_length(fields),
+            JsonValue::Text(text) => json_length(text),
+            JsonValue::Number(_) => LONGEST_NUMBER,
+            JsonValue::Object(fields) => object_length(fields),
         };
         json_length(name) + 2 + value
     };
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn an_object_is_written_without_growing() {
-        let inner = [("a", Json::Number(u64::MAX)), ("b\n", Json::Text("\u{1}\"é"))];
-        let fields = [("o", Json::Object(&inner)), ("t", Json::Text(""))];
+        let inner = [("a", JsonValue::Number(u64::MAX)), ("b\n", JsonValue::Text("\u{1}\"é"))];
+        let fields = [("o", JsonValue::Object(&inner)), ("t", JsonValue::Text(""))];
         let out = object(&fields);
         assert_eq!(out.capacity(), Vec::<u8>::with_capacity(object_length(&fields)).capacity());
         let read: serde_json::Value = serde_json::from_slice(&out).unwrap();

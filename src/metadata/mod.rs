@@ -25,10 +25,10 @@ use crate::token::{Now, Scopes};
 
 pub use aws::session_reply as aws_session_reply;
 pub use azure::token_reply as azure_token_reply;
-pub use google::{Form, LONGEST_WAIT, access_reply, identity_reply};
+pub use google::{LONGEST_WAIT, ResponseFormat, access_reply, identity_reply};
 pub use reply::{Body, Reply, headers};
 pub use service::Service;
-use target::Target;
+use target::PathTarget;
 pub use view::{Account, AwsView, AzureView, View};
 
 /// A request without its body, which no protocol reads.
@@ -81,7 +81,7 @@ pub struct AccessAsk {
     pub scopes: Option<Scopes>,
     /// `enforce_scopes`: a token of exactly these scopes or none. False if none were requested.
     pub enforced: bool,
-    pub form: Form,
+    pub form: ResponseFormat,
 }
 
 /// A request for an ID token.
@@ -128,7 +128,7 @@ pub struct Wait {
 /// Why there is no token, or no answer at all. The statuses are those of Google's tree; those of the other
 /// services are at [`failure_reply`]. For `identity` use only those that result in 404 or 400.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Failure {
+pub enum TokenFailure {
     /// Permanent: 403, which no client retries and most show with its body.
     AccessRefused,
     /// Permanent: 404, the only error beside 400 on `identity` that gcloud survives.
@@ -147,7 +147,7 @@ pub enum Failure {
     TooMany,
 }
 
-impl Failure {
+impl TokenFailure {
     /// Whether the same request may succeed in a moment.
     fn may_pass(self) -> bool {
         match self {
@@ -159,7 +159,7 @@ impl Failure {
 
 /// Answers a request, or returns what is needed to answer it.
 pub fn step(head: &RequestHead<'_>, view: &View) -> Step {
-    let target = Target::parse(head.target);
+    let target = PathTarget::parse(head.target);
     match (Service::at(target.as_ref()), target) {
         (service @ (Service::AwsContainer | Service::AwsImds), Some(target)) => {
             aws::step(head, view, &target, service)
@@ -173,7 +173,7 @@ pub fn step(head: &RequestHead<'_>, view: &View) -> Step {
 
 /// The guards' refusal of this request, if any; [`step`] calls the guards itself.
 pub fn guard(head: &RequestHead<'_>, view: &View) -> Option<Reply> {
-    let target = Target::parse(head.target);
+    let target = PathTarget::parse(head.target);
     match (Service::at(target.as_ref()), target) {
         (service @ (Service::AwsContainer | Service::AwsImds), Some(target)) => {
             aws::guard(head, view, &target, service)
@@ -189,7 +189,7 @@ pub fn guard(head: &RequestHead<'_>, view: &View) -> Option<Reply> {
 /// this service show from inside a container. Statuses follow decision 15 of `docs/ARCHITECTURE.md` for Google;
 /// for the others what may pass is a 503, and a refusal what their clients show and do not retry: 403 in the
 /// container form of AWS and at App Service, 400 at Azure's IMDS, and at IMDSv2 a 200 with `Code` and `Message`.
-pub fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {
+pub fn failure_reply(service: Service, kind: TokenFailure, why: &str) -> Reply {
     let line = why.replace(char::is_control, " ");
     match service {
         Service::Google => google::failure_reply(kind, &line),

@@ -1,6 +1,6 @@
 //! Which form of which cloud a path belongs to.
 
-use super::target::Target;
+use super::target::PathTarget;
 use crate::cloud::Cloud;
 
 /// A form in which clients request credentials. Each has its own errors.
@@ -20,10 +20,10 @@ pub enum Service {
 impl Service {
     /// The service of a request target, which may be in absolute form.
     pub fn of(target: &str) -> Self {
-        Self::at(Target::parse(target).as_ref())
+        Self::at(PathTarget::parse(target).as_ref())
     }
 
-    pub(super) fn at(target: Option<&Target<'_>>) -> Self {
+    pub(super) fn at(target: Option<&PathTarget<'_>>) -> Self {
         let Some(target) = target else { return Self::Google };
         let is_at = |segment: &str| Cloud::first_segment(target.path) == segment;
         match Cloud::of_path(target.path) {

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Target<'a> {
+pub(super) struct PathTarget<'a> {
     /// As received, still encoded. Starts with `/` and is visible ASCII, so it can go into `Location`.
     pub(super) path: &'a str,
     pub(super) query: Option<&'a str>,
@@ -12,7 +12,7 @@ pub(super) struct Target<'a> {
     pub(super) authority: Option<&'a str>,
 }
 
-impl<'a> Target<'a> {
+impl<'a> PathTarget<'a> {
     /// Origin form or `http://` absolute form; everything else (`*`, an authority, an opaque URL) is `None`.
     pub(super) fn parse(raw: &'a str) -> Option<Self> {
         let (authority, rest) = if raw.starts_with('/') {

@@ -17,9 +17,9 @@ use crate::token::{AccessToken, AwsSession, AzureToken, Deadline, HandedOut, Ide
 use super::{AHEAD, BACKOFF, FLOOR, ID_TOKEN_REUSE, LEAST_AWS, LONGEST_BACKOFF, REFUSAL_MEMORY};
 
 /// The cache key of a token: the whole request.
-pub(super) trait Key: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
+pub(super) trait CacheKey: Clone + Debug + Eq + Hash + Send + Sync + 'static {}
 
-impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Key for K {}
+impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> CacheKey for K {}
 
 /// A token that can be cached.
 pub(super) trait Cacheable: Debug + Send + Sync + 'static {
@@ -50,7 +50,7 @@ pub(super) struct Lifetimes {
 
 /// The result of a look-up.
 #[derive(Debug)]
-pub(super) enum Found<T> {
+pub(super) enum CacheResult<T> {
     /// Serve this token; launch the renewal, if one is due.
     Serve(Arc<T>, Option<InFlight<T>>),
     /// The last mint failed a moment ago, and there is no valid token. Holds the failure and the time of the
@@ -138,15 +138,15 @@ impl Cacheable for AzureToken {
 }
 
 #[derive(Debug)]
-struct Cached<T> {
+struct CachedToken<T> {
     token: Arc<T>,
     served: Deadline,
     calm: Deadline,
 }
 
 #[derive(Debug)]
-struct Entry<T> {
-    cached: Option<Cached<T>>,
+struct CacheEntry<T> {
+    cached: Option<CachedToken<T>>,
     in_flight: Option<InFlight<T>>,
     /// The last failure, and until when it is repeated without a new try.
     failure: Option<(SourceError, Instant)>,
@@ -154,7 +154,7 @@ struct Entry<T> {
     used: Instant,
 }
 
-impl<T: Cacheable> Entry<T> {
+impl<T: Cacheable> CacheEntry<T> {
     fn new(now: Now) -> Self {
         Self { cached: None, in_flight: None, failure: None, failures: 0, used: now.mono }
     }
@@ -173,24 +173,24 @@ impl<T: Cacheable> Entry<T> {
         cached.token.is_usable(now).then_some(&cached.token)
     }
 
-    fn fresh(&self, now: Now) -> Option<&Cached<T>> {
+    fn fresh(&self, now: Now) -> Option<&CachedToken<T>> {
         self.cached.as_ref().filter(|cached| !cached.served.is_over(now) && cached.token.is_usable(now))
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Cache<K, T> {
+pub(super) struct TokenCache<K, T> {
     own: Weak<Self>,
-    entries: Mutex<HashMap<K, Entry<T>>>,
+    entries: Mutex<HashMap<K, CacheEntry<T>>>,
     capacity: usize,
 }
 
-impl<K: Key, T: Cacheable> Cache<K, T> {
+impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
     pub(super) fn new(capacity: usize) -> Arc<Self> {
         Arc::new_cyclic(|own| Self { own: own.clone(), entries: Mutex::default(), capacity })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, CacheEntry<T>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -214,33 +214,38 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
         key: &K,
         now: Now,
         work: impl Fn(bool) -> Pending<'static, Result<T, SourceError>>,
-    ) -> Found<T> {
+    ) -> CacheResult<T> {
         let mut entries = self.lock();
         if !entries.contains_key(key) {
             make_room(&mut entries, self.capacity, now);
-            entries.insert(key.clone(), Entry::new(now));
+            entries.insert(key.clone(), CacheEntry::new(now));
         }
         let Some(entry) = entries.get_mut(key) else {
-            return Found::Failed(SourceError::refused("the token cache is at odds with itself"), now.mono);
+            return CacheResult::Failed(
+                SourceError::refused("the token cache is at odds with itself"),
+                now.mono,
+            );
         };
         entry.used = now.mono;
         if let Some((token, renewal)) = self.serve(entry, key, now, || work(true)) {
-            return Found::Serve(token, renewal);
+            return CacheResult::Serve(token, renewal);
         }
         let old = entry.valid(now).cloned();
         if let Some(in_flight) = entry.flying() {
-            return Found::Wait { in_flight: in_flight.clone(), new: false, old };
+            return CacheResult::Wait { in_flight: in_flight.clone(), new: false, old };
         }
         match (entry.failure(now), old) {
-            (Some(_), Some(old)) => Found::Serve(old, None),
-            (Some((error, again)), None) => Found::Failed(error.clone(), *again),
-            (None, old) => Found::Wait { in_flight: self.depart(entry, key, work(false)), new: true, old },
+            (Some(_), Some(old)) => CacheResult::Serve(old, None),
+            (Some((error, again)), None) => CacheResult::Failed(error.clone(), *again),
+            (None, old) => {
+                CacheResult::Wait { in_flight: self.depart(entry, key, work(false)), new: true, old }
+            }
         }
     }
 
     fn serve(
         &self,
-        entry: &mut Entry<T>,
+        entry: &mut CacheEntry<T>,
         key: &K,
         now: Now,
         work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
@@ -254,7 +259,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
     /// Creates a flight that updates its entry before it lands, so that later callers find the token.
     fn depart(
         &self,
-        entry: &mut Entry<T>,
+        entry: &mut CacheEntry<T>,
         key: &K,
         work: Pending<'static, Result<T, SourceError>>,
     ) -> InFlight<T> {
@@ -285,7 +290,7 @@ impl<K: Key, T: Cacheable> Cache<K, T> {
             Ok(token) => {
                 let Lifetimes { served, calm } = T::spans(token.about().expires.remaining(now));
                 let (served, calm) = (Deadline::after(now, served), Deadline::after(now, calm));
-                entry.cached = Some(Cached { token: token.clone(), served, calm });
+                entry.cached = Some(CachedToken { token: token.clone(), served, calm });
                 entry.failure = None;
                 entry.failures = 0;
             }
@@ -342,7 +347,7 @@ fn alive<T: Cacheable>(token: T) -> Result<T, SourceError> {
 }
 
 /// Removes expired entries first, then the least recently used one.
-fn make_room<K: Key, T: Cacheable>(entries: &mut HashMap<K, Entry<T>>, capacity: usize, now: Now) {
+fn make_room<K: CacheKey, T: Cacheable>(entries: &mut HashMap<K, CacheEntry<T>>, capacity: usize, now: Now) {
     if entries.len() < capacity {
         return;
     }

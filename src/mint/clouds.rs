@@ -5,10 +5,10 @@ use std::future::ready;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::cache::Found;
+use super::cache::CacheResult;
 use super::{MadeSession, Mint, MintFailure, sessions};
 use crate::cloud::{Cloud, without_slash};
-use crate::record::{For, Who};
+use crate::record::{For, Requestor};
 use crate::source::aws::{AwsRequest, Deny, session_name, tag_value};
 use crate::source::azure::{AzurePrincipal, AzureRequest};
 use crate::source::{Pending, Reloaded, SourceError};
@@ -23,7 +23,7 @@ const LOCAL: &str = "kfp-local";
 
 /// Whose sessions and tokens are kept although no lease can request them.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct Retained {
     /// What programs of this machine have; unset while none is served.
     local: OnceLock<Arc<Identity>>,
     arriving: Mutex<HashSet<ContainerId>>,
@@ -105,7 +105,11 @@ impl Mint {
     }
 
     /// As [`Mint::cached`], for a session of AWS.
-    pub fn cached_aws_session(&self, ask: &AwsRequest, who: Option<Who<'_>>) -> Option<Arc<AwsSession>> {
+    pub fn cached_aws_session(
+        &self,
+        ask: &AwsRequest,
+        who: Option<Requestor<'_>>,
+    ) -> Option<Arc<AwsSession>> {
         let (session, renewal) = self.aws.fresh(ask, Now::read(), || self.aws_work(ask, who, true))?;
         self.launch(renewal);
         Some(session)
@@ -115,14 +119,18 @@ impl Mint {
     pub async fn aws_session(
         &self,
         ask: &AwsRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         wait: Duration,
     ) -> Result<Arc<AwsSession>, MintFailure> {
         self.serve(&self.aws, ask, wait, |renewal| self.aws_work(ask, who, renewal)).await
     }
 
     /// As [`Mint::cached`], for a token of Azure.
-    pub fn cached_azure_token(&self, ask: &AzureRequest, who: Option<Who<'_>>) -> Option<Arc<AzureToken>> {
+    pub fn cached_azure_token(
+        &self,
+        ask: &AzureRequest,
+        who: Option<Requestor<'_>>,
+    ) -> Option<Arc<AzureToken>> {
         let (token, renewal) = self.azure.fresh(ask, Now::read(), || self.azure_work(ask, who, true))?;
         self.launch(renewal);
         Some(token)
@@ -132,7 +140,7 @@ impl Mint {
     pub async fn azure_token(
         &self,
         ask: &AzureRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         wait: Duration,
     ) -> Result<Arc<AzureToken>, MintFailure> {
         self.serve(&self.azure, ask, wait, |renewal| self.azure_work(ask, who, renewal)).await
@@ -154,7 +162,7 @@ impl Mint {
     /// Begins to make the first tokens of a container, those of every cloud that its identity has. What Azure is
     /// asked for is known only from the request itself.
     pub fn ahead_of(&self, grant: &Grant) {
-        let who = Who::Container(grant);
+        let who = Requestor::Container(grant);
         if grant.identity.google {
             self.ahead(&self.request(&grant.identity, Some(&grant.container), None), who);
         }
@@ -164,11 +172,11 @@ impl Mint {
     }
 
     /// As [`Mint::ahead`], for a session of AWS.
-    pub fn aws_ahead(&self, ask: &AwsRequest, who: Who<'_>) {
+    pub fn aws_ahead(&self, ask: &AwsRequest, who: Requestor<'_>) {
         match self.aws.look(ask, Now::read(), |_| self.aws_work(ask, Some(who), true)) {
-            Found::Serve(_, renewal) => self.launch(renewal),
-            Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
-            Found::Failed(..) => {}
+            CacheResult::Serve(_, renewal) => self.launch(renewal),
+            CacheResult::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
+            CacheResult::Failed(..) => {}
         }
     }
 
@@ -230,7 +238,7 @@ impl Mint {
     fn aws_work(
         &self,
         ask: &AwsRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<AwsSession, SourceError>> {
         let (source, ask, log) = (self.sources.aws.clone(), ask.clone(), self.log.clone());
@@ -247,7 +255,7 @@ impl Mint {
     fn azure_work(
         &self,
         ask: &AzureRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<AzureToken, SourceError>> {
         let identity = name_of(who);
@@ -267,11 +275,11 @@ impl Mint {
     }
 }
 
-fn name_of(who: Option<Who<'_>>) -> &str {
+fn name_of(who: Option<Requestor<'_>>) -> &str {
     match who {
-        Some(Who::Container(grant)) => &grant.identity.name,
-        Some(Who::Local(identity) | Who::Session(identity)) => &identity.name,
-        Some(Who::Unknown(_)) | None => "",
+        Some(Requestor::Container(grant)) => &grant.identity.name,
+        Some(Requestor::Local(identity) | Requestor::Session(identity)) => &identity.name,
+        Some(Requestor::Unknown(_)) | None => "",
     }
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::cloud::{AwsIdentity, AzureIdentity, Cloud};
 use crate::secret::Secret;
 use crate::source::azure::AzurePrincipal;
-use crate::token::{Deadline, MintId, Shown};
+use crate::token::{Deadline, MintId, RenderedReply};
 use crate::workload::{By, Task};
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl AwsSource for Aws {
                 account: None,
                 user_id: ask.holder.as_ref().map(|_| format!("AROAEXAMPLE:{}", ask.session_name)),
                 id: MintId::random(),
-                shown: Shown::default(),
+                shown: RenderedReply::default(),
             })
         })
     }
@@ -77,7 +77,7 @@ impl AzureSource for Azure {
                 resource: ask.resource.clone(),
                 client_id: None,
                 id: MintId::random(),
-                shown: Shown::default(),
+                shown: RenderedReply::default(),
             })
         })
     }
@@ -268,7 +268,7 @@ async fn a_session_that_came_too_short_is_asked_for_again() {
     let mint = mint(&source);
     let ask = mint.aws_request(&identity, Some(&container("a")), &task()).unwrap();
     *source.next.lock().unwrap() = Some(600);
-    mint.aws_ahead(&ask, Who::Local(&identity));
+    mint.aws_ahead(&ask, Requestor::Local(&identity));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(mint.cached_aws_session(&ask, None).is_none());
     assert_eq!(key(&mint, &ask).await, "ASIA2", "a login meanwhile counts at the next look");
@@ -356,14 +356,14 @@ async fn one_identity_cannot_fill_azure_for_the_others() {
     let ask =
         |number: usize| mint.azure_request(&greedy, None, &format!("https://{number}.example")).unwrap();
     let asks: Vec<_> = (0..20).map(ask).collect();
-    let all = asks.iter().map(|ask| mint.azure_token(ask, Some(Who::Local(&greedy)), WAIT));
+    let all = asks.iter().map(|ask| mint.azure_token(ask, Some(Requestor::Local(&greedy)), WAIT));
     let outcomes = futures_util::future::join_all(all).await;
     let said = |outcome: &Result<_, MintFailure>| matches!(outcome, Err(MintFailure::Transient(why)) if why.to_string().contains("being made for this identity"));
     assert_eq!(outcomes.iter().filter(|outcome| said(outcome)).count(), 4, "{outcomes:?}");
     assert_eq!(azure.calls.load(Ordering::Relaxed), 16);
-    let _ = mint.azure_token(&ask(21), Some(Who::Local(&other)), WAIT).await;
+    let _ = mint.azure_token(&ask(21), Some(Requestor::Local(&other)), WAIT).await;
     assert_eq!(azure.calls.load(Ordering::Relaxed), 17, "another identity has a count of its own");
     tokio::time::sleep(Duration::from_secs(30)).await;
-    let _ = mint.azure_token(&ask(22), Some(Who::Local(&greedy)), WAIT).await;
+    let _ = mint.azure_token(&ask(22), Some(Requestor::Local(&greedy)), WAIT).await;
     assert_eq!(azure.calls.load(Ordering::Relaxed), 18, "those that ended make room");
 }

@@ -24,13 +24,13 @@ pub struct Health {
 
 /// Records the outcomes of upstream calls.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(super) struct MintLog {
     pub(super) recorder: Recorder,
     pub(super) health: Mutex<BTreeMap<Cloud, Health>>,
     pub(super) principal: watch::Sender<Arc<Principal>>,
 }
 
-impl Log {
+impl MintLog {
     pub(super) async fn of<T: Cacheable>(
         &self,
         kind: TokenKind,

@@ -30,14 +30,14 @@ use crate::cloud::Cloud;
 use crate::failure::Reason;
 pub use clouds::Arriving;
 pub use log::Health;
-use log::Log;
+use log::MintLog;
 pub use sessions::MadeSession;
 use sessions::Sessions;
 
-use crate::mint::cache::{Cache, Cacheable, Found, InFlight, Key};
+use crate::mint::cache::{CacheKey, CacheResult, Cacheable, InFlight, TokenCache};
 use crate::mint::under_way::UnderWay;
 use crate::process::Tasks;
-use crate::record::{For, Recorder, Who};
+use crate::record::{For, Recorder, Requestor};
 use crate::source::aws::{AwsRequest, AwsSource};
 use crate::source::azure::{AzureRequest, AzureSource};
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
@@ -106,15 +106,15 @@ pub struct Sources {
 pub struct Mint {
     sources: Sources,
     tasks: Tasks,
-    access: Arc<Cache<AccessRequest, AccessToken>>,
-    identity: Arc<Cache<IdentityRequest, IdentityToken>>,
-    aws: Arc<Cache<AwsRequest, AwsSession>>,
+    access: Arc<TokenCache<AccessRequest, AccessToken>>,
+    identity: Arc<TokenCache<IdentityRequest, IdentityToken>>,
+    aws: Arc<TokenCache<AwsRequest, AwsSession>>,
     sessions: Arc<Sessions>,
-    azure: Arc<Cache<AzureRequest, AzureToken>>,
-    kept: clouds::Kept,
+    azure: Arc<TokenCache<AzureRequest, AzureToken>>,
+    kept: clouds::Retained,
     /// The requests to Azure that are under way.
     under_way: Arc<UnderWay>,
-    log: Arc<Log>,
+    log: Arc<MintLog>,
 }
 
 impl Mint {
@@ -125,11 +125,11 @@ impl Mint {
 
     /// Reports every upstream call to `recorder`.
     pub fn of_clouds(sources: Sources, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
-        let log = Arc::new(Log { recorder, ..Log::default() });
+        let log = Arc::new(MintLog { recorder, ..MintLog::default() });
         log.ask_who(&*sources.google);
-        let (access, identity) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        let (aws, azure) = (Cache::new(ENTRIES), Cache::new(ENTRIES));
-        let (kept, under_way, sessions) = (clouds::Kept::default(), Arc::default(), Arc::default());
+        let (access, identity) = (TokenCache::new(ENTRIES), TokenCache::new(ENTRIES));
+        let (aws, azure) = (TokenCache::new(ENTRIES), TokenCache::new(ENTRIES));
+        let (kept, under_way, sessions) = (clouds::Retained::default(), Arc::default(), Arc::default());
         Arc::new(Self { sources, tasks, access, identity, aws, sessions, azure, kept, under_way, log })
     }
 
@@ -182,18 +182,18 @@ impl Mint {
 
     /// The fresh cached token, if any: the hot path, without an await. Starts a due renewal on behalf of
     /// `who`, and does nothing else.
-    pub fn cached(&self, ask: &AccessRequest, who: Option<Who<'_>>) -> Option<Arc<AccessToken>> {
+    pub fn cached(&self, ask: &AccessRequest, who: Option<Requestor<'_>>) -> Option<Arc<AccessToken>> {
         let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask, who, true))?;
         self.launch(renewal);
         Some(token)
     }
 
     /// Ensures that a token for `ask` is cached or on its way before `who` requests it.
-    pub fn ahead(&self, ask: &AccessRequest, who: Who<'_>) {
+    pub fn ahead(&self, ask: &AccessRequest, who: Requestor<'_>) {
         match self.access.look(ask, Now::read(), |_| self.access_work(ask, Some(who), true)) {
-            Found::Serve(_, renewal) => self.launch(renewal),
-            Found::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
-            Found::Failed(..) => {}
+            CacheResult::Serve(_, renewal) => self.launch(renewal),
+            CacheResult::Wait { in_flight, new, .. } => self.launch(new.then_some(in_flight)),
+            CacheResult::Failed(..) => {}
         }
     }
 
@@ -202,7 +202,7 @@ impl Mint {
     pub async fn access(
         &self,
         ask: &AccessRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         wait: Duration,
     ) -> Result<Arc<AccessToken>, MintFailure> {
         self.serve(&self.access, ask, wait, |renewal| self.access_work(ask, who, renewal)).await
@@ -212,7 +212,7 @@ impl Mint {
     pub async fn identity(
         &self,
         ask: &IdentityRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         wait: Duration,
     ) -> Result<Arc<IdentityToken>, MintFailure> {
         self.serve(&self.identity, ask, wait, |renewal| self.identity_work(ask, who, renewal)).await
@@ -296,7 +296,7 @@ impl Mint {
     fn access_work(
         &self,
         ask: &AccessRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<AccessToken, SourceError>> {
         let (source, ask, log) = (self.sources.google.clone(), ask.clone(), self.log.clone());
@@ -310,7 +310,7 @@ impl Mint {
     fn identity_work(
         &self,
         ask: &IdentityRequest,
-        who: Option<Who<'_>>,
+        who: Option<Requestor<'_>>,
         ahead: bool,
     ) -> Pending<'static, Result<IdentityToken, SourceError>> {
         let (source, ask, log) = (self.sources.google.clone(), ask.clone(), self.log.clone());
@@ -321,9 +321,9 @@ impl Mint {
         })
     }
 
-    async fn serve<K: Key, T: Cacheable>(
+    async fn serve<K: CacheKey, T: Cacheable>(
         &self,
-        cache: &Cache<K, T>,
+        cache: &TokenCache<K, T>,
         ask: &K,
         wait: Duration,
         work: impl Fn(bool) -> Pending<'static, Result<T, SourceError>>,
@@ -331,11 +331,11 @@ impl Mint {
         let until = Instant::now() + wait;
         loop {
             let (in_flight, old) = match cache.look(ask, Now::read(), &work) {
-                Found::Serve(token, renewal) => {
+                CacheResult::Serve(token, renewal) => {
                     self.launch(renewal);
                     return Ok(token);
                 }
-                Found::Failed(SourceError::Transient(why), again) => {
+                CacheResult::Failed(SourceError::Transient(why), again) => {
                     // During a back-off callers wait too: the next try may bring them a token. Where upstream
                     // asked for a longer pause they are told how long, at once.
                     if why.pause.is_some() && again >= until {
@@ -348,8 +348,8 @@ impl Mint {
                     }
                     return Err(MintFailure::Transient(why));
                 }
-                Found::Failed(error, _) => return Err(error.into()),
-                Found::Wait { in_flight, new, old } => {
+                CacheResult::Failed(error, _) => return Err(error.into()),
+                CacheResult::Wait { in_flight, new, old } => {
                     self.launch(new.then(|| in_flight.clone()));
                     (in_flight, old)
                 }

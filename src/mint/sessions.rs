@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::record::Who;
+use crate::record::Requestor;
 use crate::source::aws::AwsRequest;
 use crate::token::{AwsSession, Deadline, Now};
 use crate::workload::Grant;
@@ -24,9 +24,9 @@ pub struct MadeSession {
 pub(super) struct Sessions(Mutex<Vec<MadeSession>>);
 
 /// The container of a session that is being made.
-pub(super) fn holder(who: Option<Who<'_>>) -> Option<Grant> {
+pub(super) fn holder(who: Option<Requestor<'_>>) -> Option<Grant> {
     match who {
-        Some(Who::Container(grant)) => Some(grant.clone()),
+        Some(Requestor::Container(grant)) => Some(grant.clone()),
         _ => None,
     }
 }

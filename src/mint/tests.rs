@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::record::audit::{Audit, Settings};
+use crate::record::audit::{Audit, AuditSettings};
 use crate::secret::Secret;
 use crate::source::Principal;
 use crate::token::{Boundary, Deadline, MintId, Scopes};
@@ -362,14 +362,14 @@ async fn a_refusal_is_kept_for_seconds_and_dropped_by_a_new_login() {
 #[tokio::test(start_paused = true)]
 async fn a_renewal_is_written_down_as_made_ahead_for_who_asked() {
     let file = std::env::temp_dir().join(format!("kc-mint-{}.jsonl", std::process::id()));
-    let settings = Settings { file: file.clone(), max_bytes: 1 << 20, keep: 0 };
+    let settings = AuditSettings { file: file.clone(), max_bytes: 1 << 20, keep: 0 };
     let recorder = Recorder::new(Some(Audit::open(settings, "one", Arc::new(|_| {})).unwrap()));
     let mint = Mint::new(Scripted::new(1, 3600), Tasks::new(), recorder.clone());
     let [one, other] =
         ["one", "other"].map(|name| Arc::new(Identity { name: name.into(), ..Identity::default() }));
-    mint.access(&ask("a"), Some(Who::Local(&one)), WAIT).await.unwrap();
+    mint.access(&ask("a"), Some(Requestor::Local(&one)), WAIT).await.unwrap();
     pass(2800).await;
-    assert!(mint.cached(&ask("a"), Some(Who::Local(&other))).is_some());
+    assert!(mint.cached(&ask("a"), Some(Requestor::Local(&other))).is_some());
     pass(1).await;
     tokio::time::resume();
     recorder.audit().unwrap().flush(Duration::from_secs(5)).await;

@@ -31,16 +31,16 @@ pub struct Past {
     /// Changes whenever anything else here does.
     pub changes: u64,
     /// In the order of their beginnings.
-    pub runs: VecDeque<Run>,
+    pub runs: VecDeque<LeaseHistory>,
     /// The one that was repeated last comes last.
-    pub refusals: VecDeque<Refusal>,
+    pub refusals: VecDeque<RefusedRequest>,
     /// How many entries were dropped.
     pub forgotten: u64,
 }
 
 /// One lease of a container, from its beginning to its end.
 #[derive(Clone, Debug, Serialize)]
-pub struct Run {
+pub struct LeaseHistory {
     pub container: String,
     /// As people read it: pipeline, component, iteration.
     pub task: String,
@@ -54,12 +54,12 @@ pub struct Run {
     /// `ended`, `by_hand` or `session`.
     pub cause: Option<&'static str>,
     pub exit_code: Option<i64>,
-    pub tokens: VecDeque<Given>,
+    pub tokens: VecDeque<GivenToken>,
 }
 
 /// A token that a task was given.
 #[derive(Clone, Debug, Serialize)]
-pub struct Given {
+pub struct GivenToken {
     pub mint: String,
     pub kind: &'static str,
     #[serde(serialize_with = "at")]
@@ -71,7 +71,7 @@ pub struct Given {
 /// Which part of the program refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Part {
+pub enum RefusingPart {
     /// A request for a token, or for something else that the metadata server has.
     Token,
     /// A request to the Docker API.
@@ -84,8 +84,8 @@ pub enum Part {
 
 /// Something that was refused, as often as it was.
 #[derive(Clone, Debug, Serialize)]
-pub struct Refusal {
-    pub part: Part,
+pub struct RefusedRequest {
+    pub part: RefusingPart,
     /// Whose request it was.
     pub who: String,
     pub what: String,
@@ -128,7 +128,7 @@ impl History {
         else {
             return;
         };
-        run.tokens.push_back(Given {
+        run.tokens.push_back(GivenToken {
             mint: token.id.to_string(),
             kind: token.kind.word(),
             at: SystemTime::now(),
@@ -144,7 +144,7 @@ impl History {
         let mut past = self.past();
         past.changes += 1;
         let container = grant.container.as_str();
-        let open = |run: &&mut Run| run.container == container && run.ended.is_none();
+        let open = |run: &&mut LeaseHistory| run.container == container && run.ended.is_none();
         if let Some(run) = past.runs.iter_mut().rev().find(open) {
             run.ended = Some(SystemTime::now());
             run.cause = Some(cause.word());
@@ -153,16 +153,17 @@ impl History {
     }
 
     /// Repetitions are counted, however many there are of others in between.
-    pub(super) fn refused(&self, part: Part, who: &str, what: &str, why: &str) {
+    pub(super) fn refused(&self, part: RefusingPart, who: &str, what: &str, why: &str) {
         let (who, what, why) = (short(who), short(what), short(why));
         let mut past = self.past();
         past.changes += 1;
         let now = SystemTime::now();
-        let same = |one: &Refusal| one.part == part && one.who == who && one.what == what && one.why == why;
+        let same =
+            |one: &RefusedRequest| one.part == part && one.who == who && one.what == what && one.why == why;
         let again = past.refusals.iter().rposition(same).and_then(|at| past.refusals.remove(at));
         let refusal = match again {
-            Some(again) => Refusal { last: now, times: again.times + 1, ..again },
-            None => Refusal {
+            Some(again) => RefusedRequest { last: now, times: again.times + 1, ..again },
+            None => RefusedRequest {
                 part,
                 who: who.into(),
                 what: what.into(),
@@ -183,7 +184,7 @@ impl History {
 impl Past {
     fn began(&mut self, grant: &Grant) {
         self.changes += 1;
-        self.runs.push_back(Run {
+        self.runs.push_back(LeaseHistory {
             container: grant.container.as_str().into(),
             task: short(&grant.task.to_string()).into(),
             pipeline: grant.task.pipeline.as_deref().map(|name| short(name).into()),
@@ -279,7 +280,12 @@ mod tests {
             history.given(&grant(0), &token());
         }
         for number in 0..REFUSALS * 2 {
-            history.refused(Part::Token, "etl/load", "access", &format!("{number}{}", "x".repeat(9999)));
+            history.refused(
+                RefusingPart::Token,
+                "etl/load",
+                "access",
+                &format!("{number}{}", "x".repeat(9999)),
+            );
         }
         let past = history.read();
         assert_eq!((past.runs.len(), past.refusals.len()), (RUNS, REFUSALS));
@@ -292,7 +298,7 @@ mod tests {
     fn repetitions_are_counted() {
         let history = History::default();
         for why in ["a", "b", "a"] {
-            history.refused(Part::Guard, "etl/load", "create", why);
+            history.refused(RefusingPart::Guard, "etl/load", "create", why);
         }
         let past = history.read();
         let seen: Vec<_> = past.refusals.iter().map(|one| (one.why.as_str(), one.times)).collect();

@@ -9,7 +9,7 @@ use crate::token::TokenKind;
 
 /// The kind of a metadata request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Route {
+pub enum RouteLabel {
     /// `…/token`
     Token,
     /// `…/identity`
@@ -20,7 +20,7 @@ pub enum Route {
     Wait,
 }
 
-impl Route {
+impl RouteLabel {
     const ALL: [Self; 4] = [Self::Token, Self::Identity, Self::Metadata, Self::Wait];
 
     pub fn word(self) -> &'static str {
@@ -132,7 +132,7 @@ impl Histogram {
 /// The counters of one session.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    requests: [[AtomicU64; Answered::ALL.len()]; Route::ALL.len()],
+    requests: [[AtomicU64; Answered::ALL.len()]; RouteLabel::ALL.len()],
     mints: [[AtomicU64; MintOutcome::ALL.len()]; TokenKind::ALL.len()],
     mint_seconds: [Histogram; TokenKind::ALL.len()],
     attaches: [AtomicU64; Attach::ALL.len()],
@@ -158,7 +158,7 @@ fn read(counter: &AtomicU64) -> u64 {
 }
 
 impl Metrics {
-    pub fn request(&self, route: Route, answered: Answered) {
+    pub fn request(&self, route: RouteLabel, answered: Answered) {
         add(&self.requests[route as usize][answered as usize]);
     }
 
@@ -189,7 +189,7 @@ impl Metrics {
 
     /// All series, including those that are still 0, so that a rate never begins in the middle.
     pub fn render(&self, now: Gauges) -> String {
-        let mut page = Page(String::with_capacity(8 << 10));
+        let mut page = MetricsPage(String::with_capacity(8 << 10));
         self.tokens(&mut page);
         self.containers(&mut page);
         for (name, kind, help, value) in [
@@ -220,13 +220,13 @@ impl Metrics {
         page.0
     }
 
-    fn tokens(&self, page: &mut Page) {
+    fn tokens(&self, page: &mut MetricsPage) {
         page.family(
             "kfp_creds_requests_total",
             "counter",
             "Requests to the metadata server, by what was asked.",
         );
-        for route in Route::ALL {
+        for route in RouteLabel::ALL {
             for answered in Answered::ALL {
                 let labels = [("route", route.word()), ("outcome", answered.word())];
                 page.line(
@@ -257,7 +257,7 @@ impl Metrics {
         }
     }
 
-    fn containers(&self, page: &mut Page) {
+    fn containers(&self, page: &mut MetricsPage) {
         page.family("kfp_creds_attaches_total", "counter", "Containers created, by what became of them.");
         for outcome in Attach::ALL {
             let labels = [("outcome", outcome.word())];
@@ -271,9 +271,9 @@ impl Metrics {
     }
 }
 
-struct Page(String);
+struct MetricsPage(String);
 
-impl Page {
+impl MetricsPage {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn words_stand_at_their_places() {
-        for (index, route) in Route::ALL.into_iter().enumerate() {
+        for (index, route) in RouteLabel::ALL.into_iter().enumerate() {
             assert_eq!(route as usize, index);
         }
         for (index, answered) in Answered::ALL.into_iter().enumerate() {
@@ -332,7 +332,7 @@ mod tests {
             samples.map(|line| line.rsplit_once(' ').unwrap().0.to_string()).collect()
         };
         let before = series(&metrics.render(Gauges::default()));
-        metrics.request(Route::Token, Answered::Ok);
+        metrics.request(RouteLabel::Token, Answered::Ok);
         metrics.mint(TokenKind::Access, MintOutcome::Ok, Duration::from_millis(30));
         metrics.mint(TokenKind::Access, MintOutcome::Transient, Duration::from_secs(60));
         metrics.cut_off(Cause::ByHand);

@@ -12,8 +12,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use audit::{Audit, Entry};
-use history::{History, Part};
+use audit::{Audit, AuditEntry};
+use history::{History, RefusingPart};
 use metrics::{Attach, Cause, Metrics, MintOutcome};
 use quiet::Quiet;
 
@@ -22,10 +22,10 @@ use crate::workload::{ContainerId, Grant, Identity, Task};
 
 /// Records all events; clones share it. The default one only counts.
 #[derive(Clone, Debug, Default)]
-pub struct Recorder(Arc<Inner>);
+pub struct Recorder(Arc<RecorderInner>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct RecorderInner {
     audit: Option<Audit>,
     metrics: Metrics,
     history: History,
@@ -34,7 +34,7 @@ struct Inner {
 
 /// The party that was given a token, or refused one.
 #[derive(Clone, Copy, Debug)]
-pub enum Who<'a> {
+pub enum Requestor<'a> {
     Container(&'a Grant),
     /// A program on this machine (`serve --listen`).
     Local(&'a Arc<Identity>),
@@ -56,18 +56,19 @@ pub enum For<'a> {
 }
 
 impl For<'_> {
-    fn entry(self, event: &'static str, who: Option<Who<'_>>) -> Entry {
+    fn entry(self, event: &'static str, who: Option<Requestor<'_>>) -> AuditEntry {
         let (scopes, audience) = match self {
             For::Scopes(scopes) => (Some(scopes.clone()), None),
             For::Audience(audience) | For::Resource(audience) => (None, Some(audience.to_owned())),
             For::Role(_) => (None, None),
         };
-        let entry = who.map_or_else(|| Entry::of(event, "ok", None), |who| Entry::who(event, "ok", who));
+        let entry =
+            who.map_or_else(|| AuditEntry::of(event, "ok", None), |who| AuditEntry::who(event, "ok", who));
         let account = match self {
             For::Role(role) => role.map(String::from),
             For::Scopes(_) | For::Audience(_) | For::Resource(_) => entry.account.clone(),
         };
-        Entry { account, scopes, audience, ..entry }
+        AuditEntry { account, scopes, audience, ..entry }
     }
 }
 
@@ -75,7 +76,7 @@ impl For<'_> {
 #[derive(Debug)]
 pub struct Making {
     recorder: Recorder,
-    entry: Option<Entry>,
+    entry: Option<AuditEntry>,
 }
 
 impl Making {
@@ -83,7 +84,7 @@ impl Making {
     pub fn made(self, own: Option<&str>, token: &HandedOut) {
         let Some(entry) = self.entry else { return };
         let account = entry.account.clone().or_else(|| own.map(String::from));
-        self.recorder.write(|| Entry { account, ..entry }.of_token(token));
+        self.recorder.write(|| AuditEntry { account, ..entry }.of_token(token));
     }
 }
 
@@ -94,7 +95,7 @@ fn known(account: &str) -> Option<String> {
 
 impl Recorder {
     pub fn new(audit: Option<Audit>) -> Self {
-        Self(Arc::new(Inner { audit, ..Inner::default() }))
+        Self(Arc::new(RecorderInner { audit, ..RecorderInner::default() }))
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -122,7 +123,7 @@ impl Recorder {
         self.0.audit.as_ref()
     }
 
-    fn write(&self, entry: impl FnOnce() -> Entry) {
+    fn write(&self, entry: impl FnOnce() -> AuditEntry) {
         if let Some(audit) = &self.0.audit {
             audit.write(entry());
         }
@@ -132,69 +133,72 @@ impl Recorder {
     pub fn attached(&self, grant: &Grant, account: &str, address: Ipv4Addr) {
         self.0.metrics.attach(Attach::Attached);
         self.0.history.began(grant);
-        self.write(|| Entry {
+        self.write(|| AuditEntry {
             account: known(account),
             scopes: grant.identity.google.then(|| grant.identity.scopes.clone()),
             address: Some(address),
-            ..Entry::of("attach", "ok", Some(grant))
+            ..AuditEntry::of("attach", "ok", Some(grant))
         });
     }
 
     /// A container that gets no identity.
     pub fn passed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
         self.0.metrics.attach(Attach::Passed);
-        self.0.history.refused(Part::Identity, &task.to_string(), "an identity", why);
-        self.write(|| Entry {
+        self.0.history.refused(RefusingPart::Identity, &task.to_string(), "an identity", why);
+        self.write(|| AuditEntry {
             why: Some(why.into()),
-            ..Entry::task("not-attached", "none", container, task)
+            ..AuditEntry::task("not-attached", "none", container, task)
         });
     }
 
     /// A container that was to get an identity and could not; it was removed.
     pub fn attach_failed(&self, container: &ContainerId, task: &Arc<Task>, why: &str) {
         self.0.metrics.attach(Attach::Failed);
-        self.0.history.refused(Part::Identity, &task.to_string(), "an identity", why);
-        self.write(|| Entry { why: Some(why.into()), ..Entry::task("attach", "failed", container, task) });
+        self.0.history.refused(RefusingPart::Identity, &task.to_string(), "an identity", why);
+        self.write(|| AuditEntry {
+            why: Some(why.into()),
+            ..AuditEntry::task("attach", "failed", container, task)
+        });
     }
 
     /// A person disabled a service account, or tried to.
     pub fn disabled(&self, account: &str, failed: Option<&str>) {
-        self.write(|| Entry {
+        self.write(|| AuditEntry {
             account: Some(account.into()),
             why: failed.map(String::from),
-            ..Entry::of("disable", if failed.is_some() { "failed" } else { "ok" }, None)
+            ..AuditEntry::of("disable", if failed.is_some() { "failed" } else { "ok" }, None)
         });
     }
 
     /// A person denied the AWS session of a container by `policy` on `role`, or tried to.
     pub fn denied(&self, grant: &Grant, role: &str, policy: &str, failed: Option<&str>) {
-        self.write(|| Entry {
+        self.write(|| AuditEntry {
             account: Some(role.into()),
             kind: Some(TokenKind::AwsSession),
             what: Some(policy.into()),
             why: failed.map(String::from),
-            ..Entry::of("deny", if failed.is_some() { "failed" } else { "ok" }, Some(grant))
+            ..AuditEntry::of("deny", if failed.is_some() { "failed" } else { "ok" }, Some(grant))
         });
     }
 
     /// The guard found a key in a request that may pass all the same.
     pub fn found(&self, who: &str, what: &str) {
-        self.0.history.refused(Part::Guard, who, "", what);
+        self.0.history.refused(RefusingPart::Guard, who, "", what);
     }
 
     /// A refused request to the Docker API. `what` is method and path; `by_guard` if it would bring a key into
     /// a container.
     pub fn refused_call(&self, what: &str, why: &str, by_guard: bool) {
         self.0.metrics.refused_call();
-        let part = if by_guard { Part::Guard } else { Part::Docker };
+        let part = if by_guard { RefusingPart::Guard } else { RefusingPart::Docker };
         self.0.history.refused(part, "a client of Docker", what, why);
         if self.0.audit.is_none() {
             return;
         }
-        let entry = Entry {
+        let entry = AuditEntry {
             what: Some(audit::short(what).into()),
             why: Some(audit::short(why).into()),
-            ..Entry::of("refusal", "refused", None)
+            ..AuditEntry::of("refusal", "refused", None)
         };
         for entry in self.0.quiet.tell("the Docker API", (), (what, why), entry) {
             self.write(|| entry);
@@ -203,12 +207,18 @@ impl Recorder {
 
     /// A token is about to be minted for `who`: on its request, or `ahead` of one, as always for a session. A
     /// call that brings no token is only counted.
-    pub fn making(&self, who: Option<Who<'_>>, asked: For<'_>, account: Option<&str>, ahead: bool) -> Making {
+    pub fn making(
+        &self,
+        who: Option<Requestor<'_>>,
+        asked: For<'_>,
+        account: Option<&str>,
+        ahead: bool,
+    ) -> Making {
         let entry = self.0.audit.as_ref().map(|_| {
             let account = account.map(String::from);
-            let ahead = ahead || matches!(who, Some(Who::Session(_)));
+            let ahead = ahead || matches!(who, Some(Requestor::Session(_)));
             let entry = asked.entry("mint", who);
-            Entry { account: account.or_else(|| entry.account.clone()), ahead, ..entry }
+            AuditEntry { account: account.or_else(|| entry.account.clone()), ahead, ..entry }
         });
         Making { recorder: self.clone(), entry }
     }
@@ -221,52 +231,52 @@ impl Recorder {
     /// `who` was given a token that it did not have yet. The same token again is counted but not written:
     /// otherwise a container that asks in a loop would push older entries out of the log. `account` is empty if it
     /// is not known.
-    pub fn handed_out(&self, who: Who<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
-        if let Who::Container(grant) = who {
+    pub fn handed_out(&self, who: Requestor<'_>, account: &str, asked: For<'_>, token: &HandedOut) {
+        if let Requestor::Container(grant) = who {
             self.0.history.given(grant, token);
         }
         self.write(|| {
-            Entry { account: known(account), ..asked.entry("hand-out", Some(who)) }.of_token(token)
+            AuditEntry { account: known(account), ..asked.entry("hand-out", Some(who)) }.of_token(token)
         });
     }
 
     /// A request of `who` was refused. Repetitions within a minute become one entry.
-    pub fn refused(&self, who: Who<'_>, status: u16, what: &str, why: &str) {
+    pub fn refused(&self, who: Requestor<'_>, status: u16, what: &str, why: &str) {
         self.refusal(who, status, what, why, None);
     }
 
     /// The same for a request for an ID token.
-    pub fn refused_audience(&self, who: Who<'_>, status: u16, audience: &str, why: &str) {
+    pub fn refused_audience(&self, who: Requestor<'_>, status: u16, audience: &str, why: &str) {
         self.refusal(who, status, TokenKind::Identity.word(), why, Some(audience));
     }
 
     /// The same for a request for a token of Azure.
-    pub fn refused_resource(&self, who: Who<'_>, status: u16, resource: &str, why: &str) {
+    pub fn refused_resource(&self, who: Requestor<'_>, status: u16, resource: &str, why: &str) {
         self.refusal(who, status, TokenKind::AzureToken.word(), why, Some(resource));
     }
 
-    fn refusal(&self, who: Who<'_>, status: u16, what: &str, why: &str, audience: Option<&str>) {
+    fn refusal(&self, who: Requestor<'_>, status: u16, what: &str, why: &str, audience: Option<&str>) {
         let name = match who {
-            Who::Container(grant) => grant.task.to_string(),
-            Who::Local(_) | Who::Session(_) => "a program on this machine".into(),
-            Who::Unknown(address) => address.to_string(),
+            Requestor::Container(grant) => grant.task.to_string(),
+            Requestor::Local(_) | Requestor::Session(_) => "a program on this machine".into(),
+            Requestor::Unknown(address) => address.to_string(),
         };
-        self.0.history.refused(Part::Token, &name, &format!("{what} ({status})"), why);
+        self.0.history.refused(RefusingPart::Token, &name, &format!("{what} ({status})"), why);
         if self.0.audit.is_none() {
             return;
         }
         let outcome = if status < 500 { "refused" } else { "unavailable" };
-        let entry = Entry {
+        let entry = AuditEntry {
             status: Some(status),
             what: Some(what.into()),
             why: Some(audit::short(why).into()),
             audience: audience.map(|audience| audit::short(audience).into()),
-            ..Entry::who("refusal", outcome, who)
+            ..AuditEntry::who("refusal", outcome, who)
         };
         let caller = match who {
-            Who::Container(grant) => (Some(&grant.container), None),
-            Who::Local(_) | Who::Session(_) => (None, None),
-            Who::Unknown(address) => (None, Some(address)),
+            Requestor::Container(grant) => (Some(&grant.container), None),
+            Requestor::Local(_) | Requestor::Session(_) => (None, None),
+            Requestor::Unknown(address) => (None, Some(address)),
         };
         for entry in self.0.quiet.tell(caller, (status, what), (why, audience), entry) {
             self.write(|| entry);
@@ -290,12 +300,12 @@ impl Recorder {
         self.write(|| {
             let last: Option<SystemTime> =
                 alive.iter().map(|token| token.expires).max_by_key(Deadline::wall).map(|end| end.wall());
-            Entry {
+            AuditEntry {
                 why: Some(cause.word().into()),
                 exit_code,
                 expires: last,
                 outstanding: Some(alive.iter().map(|token| token.id).collect()),
-                ..Entry::of("cut-off", "ok", Some(grant))
+                ..AuditEntry::of("cut-off", "ok", Some(grant))
             }
         });
     }

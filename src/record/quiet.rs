@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::audit::Entry;
+use super::audit::AuditEntry;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Callers choose some of the values that distinguish refusals; the oldest ones make room.
@@ -22,20 +22,20 @@ const TOLD_APART: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Quiet {
     seed: RandomState,
-    said: Mutex<HashMap<u64, Said>>,
+    said: Mutex<HashMap<u64, Repeated>>,
 }
 
 #[derive(Debug)]
-struct Said {
+struct Repeated {
     caller: u64,
     last: Instant,
     kept: u64,
-    entry: Entry,
+    entry: AuditEntry,
 }
 
-impl Said {
+impl Repeated {
     /// One entry for all repetitions held back; it stands for one of them itself.
-    fn rest(mut self) -> Option<Entry> {
+    fn rest(mut self) -> Option<AuditEntry> {
         self.entry.repeats = self.kept.checked_sub(1)?;
         Some(self.entry)
     }
@@ -48,13 +48,13 @@ impl Quiet {
         caller: impl Hash,
         what: impl Hash,
         details: impl Hash,
-        entry: Entry,
-    ) -> Vec<Entry> {
+        entry: AuditEntry,
+    ) -> Vec<AuditEntry> {
         let now = Instant::now();
         let caller = self.seed.hash_one(caller);
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = self.seed.hash_one((caller, &what, details));
-        let recent = |old: &&Said| old.caller == caller && now.duration_since(old.last) < EVERY;
+        let recent = |old: &&Repeated| old.caller == caller && now.duration_since(old.last) < EVERY;
         if !said.contains_key(&key) && said.values().filter(recent).count() >= TOLD_APART {
             key = self.seed.hash_one((caller, what));
         }
@@ -64,20 +64,20 @@ impl Quiet {
                 return vec![];
             }
             old.last = now;
-            return vec![Entry { repeats: std::mem::take(&mut old.kept), ..entry }];
+            return vec![AuditEntry { repeats: std::mem::take(&mut old.kept), ..entry }];
         }
         let mut due = vec![];
         if said.len() >= KEPT {
             let oldest = said.iter().min_by_key(|(_, old)| old.last).map(|(key, _)| *key);
-            due.extend(oldest.and_then(|key| said.remove(&key)).and_then(Said::rest));
+            due.extend(oldest.and_then(|key| said.remove(&key)).and_then(Repeated::rest));
         }
-        said.insert(key, Said { caller, last: now, kept: 0, entry: entry.clone() });
+        said.insert(key, Repeated { caller, last: now, kept: 0, entry: entry.clone() });
         due.push(entry);
         due
     }
 
     /// All entries held back so far.
-    pub(super) fn rest(&self) -> Vec<Entry> {
+    pub(super) fn rest(&self) -> Vec<AuditEntry> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.drain().filter_map(|(_, old)| old.rest()).collect()
     }
@@ -91,7 +91,7 @@ mod tests {
     async fn once_a_minute_with_what_was_kept_back() {
         let quiet = Quiet::default();
         let tell = |caller: usize, details: &str| -> Vec<u64> {
-            let told = quiet.tell(caller, "token", details, Entry::default());
+            let told = quiet.tell(caller, "token", details, AuditEntry::default());
             told.into_iter().map(|entry| entry.repeats).collect()
         };
         assert_eq!(tell(1, "a"), [0]);

@@ -14,7 +14,7 @@ use hyper::header::HeaderValue;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::links::{Link, Links};
-use super::{Acceptor, Callers, Client, LISTENS, listen, serve};
+use super::{Acceptor, Callers, LISTENS, TunnelClient, listen, serve};
 use crate::process::Tasks;
 
 /// The listener on the relay's own network, where nothing else belongs. It receives the probe, which comes
@@ -26,7 +26,12 @@ pub(super) fn own_acceptor(at: Ipv4Addr) -> io::Result<Acceptor> {
 
 /// Serves every network that this namespace is connected to, as they come and go. The relay's own network is
 /// excluded: its address is `at`, and `own` serves it. Returns only on an error.
-pub(super) async fn serve_each(own: Acceptor, at: Ipv4Addr, client: Client, tasks: Tasks) -> io::Result<()> {
+pub(super) async fn serve_each(
+    own: Acceptor,
+    at: Ipv4Addr,
+    client: TunnelClient,
+    tasks: Tasks,
+) -> io::Result<()> {
     let callers = Callers::default();
     tasks.spawn("own listener", serve(own, client.clone(), callers.clone(), tasks.clone()));
     let mut links = Links::open().await?;
@@ -48,7 +53,7 @@ pub(super) async fn serve_each(own: Acceptor, at: Ipv4Addr, client: Client, task
     }
 }
 
-fn opened(link: &Link, client: &Client, callers: &Callers, tasks: &Tasks) -> io::Result<DropGuard> {
+fn opened(link: &Link, client: &TunnelClient, callers: &Callers, tasks: &Tasks) -> io::Result<DropGuard> {
     let listener = listen(link.address, Some(&link.name))?;
     let (end, at) = (CancellationToken::new(), link.address);
     let acceptor = Acceptor { listener, network: Some(link.clone()) };
@@ -67,7 +72,7 @@ fn opened(link: &Link, client: &Client, callers: &Callers, tasks: &Tasks) -> io:
 }
 
 /// Tells the host that a container connected to this network can reach the relay from now on.
-async fn tell(at: Ipv4Addr, client: &mut Client) -> Option<()> {
+async fn tell(at: Ipv4Addr, client: &mut TunnelClient) -> Option<()> {
     let mut news = Request::new(http_body_util::Empty::new());
     *news.uri_mut() = hyper::Uri::from_static("http://host/");
     news.headers_mut().insert(LISTENS, HeaderValue::from_str(&at.to_string()).ok()?);

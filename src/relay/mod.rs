@@ -59,7 +59,7 @@ const BACKLOG: u32 = 4096;
 /// Longest silence of the host before a request is given up, except requests with `wait_for_change`.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
-type Client = SendRequest<Empty<Bytes>>;
+type TunnelClient = SendRequest<Empty<Bytes>>;
 
 /// Runs until stdin ends. `at` is the address to serve on, port 80. The first request over the tunnel is the
 /// relay's own, through its own listener, which proves that the whole path works. With `cells` the relay also
@@ -124,7 +124,7 @@ struct Acceptor {
     network: Option<links::Link>,
 }
 
-async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Tasks) {
+async fn serve(acceptor: Acceptor, client: TunnelClient, callers: Callers, tasks: Tasks) {
     let serve = |(stream, from): (TcpStream, SocketAddr)| {
         if !acceptor.knows(from.ip()) {
             return;
@@ -143,7 +143,7 @@ async fn serve(acceptor: Acceptor, client: Client, callers: Callers, tasks: Task
     accept_each(tasks.stop(), || acceptor.listener.accept(), serve).await;
 }
 
-async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {
+async fn serve_connection(stream: TcpStream, from: SocketAddr, client: TunnelClient) {
     let service = service_fn(|request| forward(request, from.ip(), client.clone()));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -161,10 +161,10 @@ async fn serve_connection(stream: TcpStream, from: SocketAddr, client: Client) {
 async fn forward(
     request: Request<Incoming>,
     from: IpAddr,
-    mut client: Client,
+    mut client: TunnelClient,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let waits = request.uri().query().is_some_and(|query| query.contains("wait_for_change"));
-    let form = Form::of(request.uri().path());
+    let form = ErrorForm::of(request.uri().path());
     let Some(request) = translate(request, from) else {
         return Ok(unavailable(form, "the request target is not one this server has"));
     };
@@ -222,7 +222,7 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
 
 /// The form of an error, by the path of the request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Form {
+enum ErrorForm {
     /// The one that looks like Google's server.
     Google,
     Text,
@@ -232,7 +232,7 @@ enum Form {
     Azure,
 }
 
-impl Form {
+impl ErrorForm {
     fn of(path: &str) -> Self {
         match (Cloud::of_path(path), Cloud::first_segment(path)) {
             (Cloud::Google, _) => Self::Google,
@@ -261,12 +261,12 @@ impl Form {
 }
 
 /// 503 is the one status that every retrying client retries. Only Google's paths look like Google's.
-fn unavailable(form: Form, why: &'static str) -> Response<Full<Bytes>> {
+fn unavailable(form: ErrorForm, why: &'static str) -> Response<Full<Bytes>> {
     let (media, body) = form.body(why);
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    if form == Form::Google {
+    if form == ErrorForm::Google {
         headers.insert("metadata-flavor", HeaderValue::from_static("Google"));
         headers.insert(header::SERVER, HeaderValue::from_static("Metadata Server for VM"));
     }
@@ -300,24 +300,24 @@ pub async fn ask(at: SocketAddrV4, path: &str) -> io::Result<u16> {
 struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 impl Callers {
-    fn admit(&self, from: IpAddr) -> Option<Place> {
+    fn admit(&self, from: IpAddr) -> Option<CountedConnection> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(from).or_default();
         (*count < CONNECTIONS).then(|| {
             *count += 1;
-            Place { callers: self.clone(), from }
+            CountedConnection { callers: self.clone(), from }
         })
     }
 }
 
 /// One counted connection of a caller; uncounted when dropped.
 #[derive(Debug)]
-struct Place {
+struct CountedConnection {
     callers: Callers,
     from: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         let mut open = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.from) {
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn an_error_of_the_relay_has_the_form_of_its_client() {
         let of = |path: &str| {
-            let reply = unavailable(Form::of(path), "the host did not answer in time");
+            let reply = unavailable(ErrorForm::of(path), "the host did not answer in time");
             let of_google = reply.headers().contains_key("metadata-flavor");
             let (head, body) = reply.into_parts();
             assert_eq!(head.status, 503);

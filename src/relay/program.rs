@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// What the program is asked to do in a container.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Asked {
+pub enum ProgramCall {
     /// `relay ADDRESS [--cells]`: carries requests from the network to stdout; see [`super::run`].
     Relay { at: Ipv4Addr, cells: bool },
     /// `probe ADDRESS [--port PORT] [--below PATH]`: asks for a token as a container's client does. The
@@ -15,7 +15,7 @@ pub enum Asked {
     Probe { at: SocketAddrV4, below: String },
 }
 
-impl Asked {
+impl ProgramCall {
     /// `None` if the first word is neither of the two. The error completes `kfp-creds: `.
     pub fn parse(words: &[OsString]) -> Option<Result<Self, &'static str>> {
         let mut words = words.iter().map(|word| word.to_str().unwrap_or_default());
@@ -43,17 +43,17 @@ impl Asked {
     }
 }
 
-fn relay<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Asked> {
+fn relay<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<ProgramCall> {
     let at = words.next()?.parse().ok()?;
     let cells = match words.next() {
         None => false,
         Some("--cells") => true,
         Some(_) => return None,
     };
-    words.next().is_none().then_some(Asked::Relay { at, cells })
+    words.next().is_none().then_some(ProgramCall::Relay { at, cells })
 }
 
-fn probe<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Asked> {
+fn probe<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<ProgramCall> {
     let (at, mut port, mut below) = (words.next()?.parse().ok()?, 80, String::new());
     while let Some(flag) = words.next() {
         match (flag, words.next()?) {
@@ -62,7 +62,7 @@ fn probe<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Asked> {
             _ => return None,
         }
     }
-    Some(Asked::Probe { at: SocketAddrV4::new(at, port), below })
+    Some(ProgramCall::Probe { at: SocketAddrV4::new(at, port), below })
 }
 
 fn wait_for<T>(work: impl Future<Output = T>) -> io::Result<T> {
@@ -76,12 +76,12 @@ mod tests {
 
     #[test]
     fn the_two_commands_are_understood_and_nothing_else() {
-        let asked = |line: &str| Asked::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        let asked = |line: &str| ProgramCall::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         let at = Ipv4Addr::new(169, 254, 169, 254);
-        assert_eq!(asked("relay 169.254.169.254"), Some(Ok(Asked::Relay { at, cells: false })));
-        assert_eq!(asked("relay 169.254.169.254 --cells"), Some(Ok(Asked::Relay { at, cells: true })));
+        assert_eq!(asked("relay 169.254.169.254"), Some(Ok(ProgramCall::Relay { at, cells: false })));
+        assert_eq!(asked("relay 169.254.169.254 --cells"), Some(Ok(ProgramCall::Relay { at, cells: true })));
         let probe = |port, below: &str| {
-            Some(Ok(Asked::Probe { at: SocketAddrV4::new(at, port), below: below.into() }))
+            Some(Ok(ProgramCall::Probe { at: SocketAddrV4::new(at, port), below: below.into() }))
         };
         assert_eq!(asked("probe 169.254.169.254"), probe(80, ""));
         assert_eq!(asked("probe 169.254.169.254 --below /x --port 81"), probe(81, "/x"));

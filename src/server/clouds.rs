@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::tokens::{No, SLOW, left, nobody, too_many, who};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
-use crate::metadata::{self, AwsAsk, AzureAsk, Failure, Reply};
+use crate::metadata::{self, AwsAsk, AzureAsk, Reply, TokenFailure};
 use crate::mint::MintFailure;
 use crate::record::For;
 use crate::source::azure::resource;
@@ -44,7 +44,7 @@ impl Server {
     async fn try_aws_session(&self, caller: &Caller, ask: &AwsAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
-            return Err(No(Failure::TooMany, too_many(identity).into()));
+            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
         }
         let request = self.mint.aws_request(identity, container, caller.task());
         let request = request.ok_or_else(|| has_none(identity, Cloud::Aws))?;
@@ -63,10 +63,10 @@ impl Server {
     async fn try_azure_token(&self, caller: &Caller, ask: &AzureAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
-            return Err(No(Failure::TooMany, too_many(identity).into()));
+            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
         }
         // What is no resource is a container's text, and goes no further.
-        let resource = resource(&ask.resource).map_err(|why| No(Failure::AccessRefused, why.into()))?;
+        let resource = resource(&ask.resource).map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
         let request = self.mint.azure_request(identity, container, &resource);
         let request = request.ok_or_else(|| has_none(identity, Cloud::Azure))?;
         if !identity.azure.as_ref().is_some_and(|azure| azure.allows(&request.resource)) {
@@ -75,7 +75,7 @@ impl Server {
                 "identity {name} (by {}) may not ask for this resource: add it to resources in [identity.{name}.azure]",
                 caller.by()
             );
-            return Err(No(Failure::AccessRefused, why.into()));
+            return Err(No(TokenFailure::AccessRefused, why.into()));
         }
         let token = match self.mint.cached_azure_token(&request, who(caller)) {
             Some(token) => token,
@@ -98,14 +98,14 @@ impl Server {
             }
             Err(MintFailure::Refused(why)) => {
                 self.refusals.tell(cloud, &caller.name(), &why);
-                Err(No(Failure::AccessRefused, why))
+                Err(No(TokenFailure::AccessRefused, why))
             }
-            Err(MintFailure::Transient(why)) => Err(No(Failure::Transient, why)),
-            Err(MintFailure::Slow) => Err(No(Failure::Transient, SLOW.into())),
+            Err(MintFailure::Transient(why)) => Err(No(TokenFailure::Transient, why)),
+            Err(MintFailure::Slow) => Err(No(TokenFailure::Transient, SLOW.into())),
         }
     }
 }
 
 fn has_none(identity: &Identity, cloud: Cloud) -> No {
-    No(Failure::AccessRefused, format!("identity {} has nothing on {cloud}", identity.name).into())
+    No(TokenFailure::AccessRefused, format!("identity {} has nothing on {cloud}", identity.name).into())
 }

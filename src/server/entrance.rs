@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::caller::Caller;
-use super::{CutOff, HOLD, Server, own_source, respond};
+use super::{HOLD, LeaseEnded, Server, own_source, respond};
 use crate::loopback::Paths;
-use crate::metadata::{self, Entered, Failure, RequestHead, Service};
+use crate::metadata::{self, Entered, RequestHead, Service, TokenFailure};
 use crate::process::{OWN_SOURCE, Tasks, accept_each};
 use crate::secret::Secret;
 use crate::token::Now;
@@ -27,7 +27,7 @@ use crate::workload::Identity;
 
 /// The callers that a loopback listener admits. Every user of the machine can reach a loopback port.
 #[derive(Debug)]
-pub enum Entrance {
+pub enum LoopbackCallers {
     /// Programs on this machine, all as `identity`. With a capability, every path must begin with it.
     Local { identity: Arc<Identity>, capability: Option<Secret<String>> },
     /// Containers on this machine's network, each with its own path.
@@ -39,7 +39,7 @@ impl Server {
     pub async fn serve_listener(
         self: Arc<Self>,
         listener: TcpListener,
-        entrance: Entrance,
+        entrance: LoopbackCallers,
         stop: CancellationToken,
         tasks: Tasks,
     ) {
@@ -69,14 +69,15 @@ impl Server {
     async fn from_loopback(
         self: Arc<Self>,
         request: Request<Incoming>,
-        entrance: Arc<Entrance>,
-    ) -> Result<Response<Full<Bytes>>, CutOff> {
+        entrance: Arc<LoopbackCallers>,
+    ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
             // The same on every path: nothing is learnt about what is behind a secret, and no status is a success.
-            let reply = metadata::failure_reply(Service::Google, Failure::IdentityRefused, "no such path");
+            let reply =
+                metadata::failure_reply(Service::Google, TokenFailure::IdentityRefused, "no such path");
             return Ok(respond(reply));
         };
         if head.headers.contains_key(OWN_SOURCE) {
@@ -103,19 +104,19 @@ impl Server {
     /// lease has ended: the caller must not learn which.
     async fn entered<'a>(
         &self,
-        entrance: &Entrance,
+        entrance: &LoopbackCallers,
         target: &'a str,
         deadline: Instant,
     ) -> Option<(Caller, Option<&'a str>, &'a str)> {
         match entrance {
-            Entrance::Local { identity, capability: None } => {
+            LoopbackCallers::Local { identity, capability: None } => {
                 Some((Caller::Local(identity.clone()), None, target))
             }
-            Entrance::Local { identity, capability: Some(capability) } => {
+            LoopbackCallers::Local { identity, capability: Some(capability) } => {
                 let (secret, rest) = under(capability, target)?;
                 Some((Caller::Local(identity.clone()), Some(secret), rest))
             }
-            Entrance::Leases(paths) => {
+            LoopbackCallers::Leases(paths) => {
                 let (address, secret, rest) = paths.find(target)?;
                 if !self.reader.has(address) {
                     return None;

@@ -21,12 +21,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::console::Console;
-use crate::metadata::{self, Entered, Failure, Reply, RequestHead, Service, Step, View, Wait};
+use crate::metadata::{self, Entered, Reply, RequestHead, Service, Step, TokenFailure, View, Wait};
 use crate::mint::Mint;
 use crate::process::OWN_SOURCE;
 use crate::readiness::Listening;
-use crate::record::metrics::{Answered, Route};
-use crate::record::{Recorder, Who};
+use crate::record::metrics::{Answered, RouteLabel};
+use crate::record::{Recorder, Requestor};
 use crate::registry::{Lease, Reader};
 use crate::relay;
 use crate::token::{Issued, Now};
@@ -42,7 +42,7 @@ mod tokens;
 pub mod views;
 
 use caller::Caller;
-pub use entrance::Entrance;
+pub use entrance::LoopbackCallers;
 pub(crate) use entrance::under;
 use lease_keys::LeaseKeys;
 use rates::Rates;
@@ -74,7 +74,7 @@ pub struct Server {
 /// The caller's lease ended: no byte may go out; the connection is closed instead.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller's lease ended")]
-pub struct CutOff;
+pub struct LeaseEnded;
 
 impl Server {
     /// `console` shows why tokens are refused; `recorder` records tokens handed out and refused.
@@ -138,7 +138,7 @@ impl Server {
     async fn from_tunnel(
         self: Arc<Self>,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, CutOff> {
+    ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let deadline = Instant::now() + HOLD;
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
@@ -183,7 +183,7 @@ impl Server {
         host: Option<&HeaderValue>,
         headers: &HeaderMap,
         deadline: Instant,
-    ) -> Result<Response<Full<Bytes>>, CutOff> {
+    ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let caller = if from == self.relay {
             self.listening.open(self.relay);
             Caller::Relay
@@ -193,8 +193,13 @@ impl Server {
                 None => {
                     tracing::debug!(%from, "nobody with a lease calls from there");
                     let why = "this container has no identity here (yet): kfp-creds did not attach it";
-                    self.recorder.metrics().request(Route::Metadata, Answered::Unknown);
-                    self.recorder.refused(Who::Unknown(from), 503, "any", "nobody with a lease is there");
+                    self.recorder.metrics().request(RouteLabel::Metadata, Answered::Unknown);
+                    self.recorder.refused(
+                        Requestor::Unknown(from),
+                        503,
+                        "any",
+                        "nobody with a lease is there",
+                    );
                     return Ok(unknown(target, why));
                 }
             }
@@ -209,21 +214,23 @@ impl Server {
         caller: Caller,
         head: &RequestHead<'_>,
         deadline: Instant,
-    ) -> Result<Response<Full<Bytes>>, CutOff> {
+    ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let view = self.view(&caller);
         let (route, reply) = match metadata::step(head, &view) {
-            Step::Reply(reply) => (Route::Metadata, self.guarded(&caller, reply)),
-            Step::Access(ask) => (Route::Token, self.access(&caller, &ask, deadline).await),
-            Step::Identity(ask) => (Route::Identity, self.identity(&caller, &ask, deadline).await),
-            Step::AwsSession(ask) => (Route::Token, self.aws_session(&caller, &ask, deadline).await),
-            Step::AzureToken(ask) => (Route::Token, self.azure_token(&caller, &ask, deadline).await),
-            Step::Wait(wait) => (Route::Wait, self.hold(&caller, head, wait).await),
+            Step::Reply(reply) => (RouteLabel::Metadata, self.guarded(&caller, reply)),
+            Step::Access(ask) => (RouteLabel::Token, self.answer_token(&caller, &ask, deadline).await),
+            Step::Identity(ask) => {
+                (RouteLabel::Identity, self.answer_identity(&caller, &ask, deadline).await)
+            }
+            Step::AwsSession(ask) => (RouteLabel::Token, self.aws_session(&caller, &ask, deadline).await),
+            Step::AzureToken(ask) => (RouteLabel::Token, self.azure_token(&caller, &ask, deadline).await),
+            Step::Wait(wait) => (RouteLabel::Wait, self.hold(&caller, head, wait).await),
         };
         // The container may have ended during the wait, and another may have its address by now.
         let valid = caller.still_valid();
         let answered = if valid { Answered::of(reply.counted().as_u16()) } else { Answered::CutOff };
         self.recorder.metrics().request(route, answered);
-        if valid { Ok(respond(reply)) } else { Err(CutOff) }
+        if valid { Ok(respond(reply)) } else { Err(LeaseEnded) }
     }
 
     /// The caller's view. Made once per lease, and again when the source's principal has changed.
@@ -294,7 +301,7 @@ fn own_source(target: &str) -> Response<Full<Bytes>> {
 
 /// The reply to a caller without a lease, in the form of the cloud that it asks.
 fn unknown(target: &str, why: &str) -> Response<Full<Bytes>> {
-    respond(metadata::failure_reply(Service::of(target), Failure::UnknownCaller, why))
+    respond(metadata::failure_reply(Service::of(target), TokenFailure::UnknownCaller, why))
 }
 
 fn respond(reply: Reply) -> Response<Full<Bytes>> {

@@ -43,7 +43,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::console::Form;
+    use crate::console::OutputForm;
 
     #[derive(Clone, Default)]
     struct Heard(Arc<Mutex<Vec<u8>>>);
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn a_reason_is_said_once_until_it_is_over() {
         let heard = Heard::default();
-        let refusals = Refusals::new(Console::new(Form::Quiet, heard.clone()));
+        let refusals = Refusals::new(Console::new(OutputForm::Quiet, heard.clone()));
         let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
         refusals.tell(Cloud::Aws, "a", "log in again");
         refusals.tell(Cloud::Aws, "b", "log in again");
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn what_containers_choose_fills_neither_terminal_nor_memory() {
         let heard = Heard::default();
-        let refusals = Refusals::new(Console::new(Form::Quiet, heard.clone()));
+        let refusals = Refusals::new(Console::new(OutputForm::Quiet, heard.clone()));
         for number in 0..1000 {
             refusals.tell(Cloud::Azure, "a", &format!("no resource https://{number}.example"));
         }

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::failure::Reason;
-use crate::metadata::{self, AccessAsk, Failure, IdentityAsk, Reply, Service};
+use crate::metadata::{self, AccessAsk, IdentityAsk, Reply, Service, TokenFailure};
 use crate::mint::MintFailure;
-use crate::record::{For, Who};
+use crate::record::{For, Requestor};
 use crate::source::IdentityRequest;
 use crate::token::{CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, TokenKind};
 use crate::workload::Identity;
@@ -18,17 +18,22 @@ pub(super) const SLOW: &str = "the token is still being minted: ask again";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
-pub(super) struct No(pub(super) Failure, pub(super) Reason);
+pub(super) struct No(pub(super) TokenFailure, pub(super) Reason);
 
 impl Server {
-    pub(super) async fn access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
+    pub(super) async fn answer_token(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
         match self.try_access(caller, ask, deadline).await {
             Ok(reply) => reply,
             Err(no) => self.refuse(caller, None, &no),
         }
     }
 
-    pub(super) async fn identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Reply {
+    pub(super) async fn answer_identity(
+        &self,
+        caller: &Caller,
+        ask: &IdentityAsk,
+        deadline: Instant,
+    ) -> Reply {
         match self.try_identity(caller, ask, deadline).await {
             Ok(reply) => reply,
             Err(no) => self.refuse(caller, Some(&ask.audience), &no),
@@ -38,18 +43,18 @@ impl Server {
     async fn try_access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
-            return Err(No(Failure::TooMany, too_many(identity).into()));
+            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
         }
         let scopes = match &ask.scopes {
             Some(asked) if ask.enforced => exactly(identity, asked),
             asked => effective(identity, asked.as_ref()),
         };
-        let scopes = scopes.map_err(|why| No(Failure::AccessRefused, why.into()))?;
+        let scopes = scopes.map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
         // Saves an upstream call whose token would be refused; the check of the token below decides.
         if ask.enforced && !self.mint.narrows(&request) {
-            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes).into()));
+            return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
         let token = match self.mint.cached(&request, who(caller)) {
             Some(token) => token,
@@ -60,14 +65,14 @@ impl Server {
                 }
                 Err(MintFailure::Refused(why)) => {
                     self.refusals.tell(Cloud::Google, &caller.name(), &why);
-                    return Err(No(Failure::AccessRefused, why));
+                    return Err(No(TokenFailure::AccessRefused, why));
                 }
-                Err(MintFailure::Transient(why)) => return Err(No(Failure::Transient, why)),
-                Err(MintFailure::Slow) => return Err(No(Failure::Transient, SLOW.into())),
+                Err(MintFailure::Transient(why)) => return Err(No(TokenFailure::Transient, why)),
+                Err(MintFailure::Slow) => return Err(No(TokenFailure::Transient, SLOW.into())),
             },
         };
         if ask.enforced && token.scopes != request.scopes {
-            return Err(No(Failure::AccessRefused, self.unnarrowed(&request.scopes).into()));
+            return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
         self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token.about());
         Ok(metadata::access_reply(ask, &token, Now::read()))
@@ -86,7 +91,7 @@ impl Server {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         if !self.rates.admit(identity) {
             // Not a 429: here gcloud fails on any status but 404.
-            return Err(No(Failure::IdentityRefused, too_many(identity).into()));
+            return Err(No(TokenFailure::IdentityRefused, too_many(identity).into()));
         }
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
             let name = &identity.name;
@@ -94,7 +99,7 @@ impl Server {
                 "identity {name} (by {}) may not ask for this audience: add it to audiences in [identity.{name}]",
                 caller.by()
             );
-            return Err(No(Failure::NotAllowedAudience, why.into()));
+            return Err(No(TokenFailure::NotAllowedAudience, why.into()));
         }
         if ask.full {
             let name = &identity.name;
@@ -102,7 +107,7 @@ impl Server {
                 let why = format!(
                     "identity {name} is strict, and only Google can sign details of an instance: ask without format=full"
                 );
-                return Err(No(Failure::NotFull, why.into()));
+                return Err(No(TokenFailure::NotFull, why.into()));
             }
             tracing::info!(identity = name, "format=full: the token has no details of an instance");
         }
@@ -114,9 +119,9 @@ impl Server {
         let token =
             self.mint.identity(&request, who(caller), left(deadline)).await.map_err(
                 |failure| match failure {
-                    MintFailure::Refused(why) => No(Failure::IdentityRefused, why),
-                    MintFailure::Transient(why) => No(Failure::IdentityTransient, why),
-                    MintFailure::Slow => No(Failure::IdentityTransient, SLOW.into()),
+                    MintFailure::Refused(why) => No(TokenFailure::IdentityRefused, why),
+                    MintFailure::Transient(why) => No(TokenFailure::IdentityTransient, why),
+                    MintFailure::Slow => No(TokenFailure::IdentityTransient, SLOW.into()),
                 },
             )?;
         self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());
@@ -171,7 +176,7 @@ impl Server {
 }
 
 pub(super) fn nobody() -> No {
-    No(Failure::UnknownCaller, "the relay has no identity".into())
+    No(TokenFailure::UnknownCaller, "the relay has no identity".into())
 }
 
 pub(super) fn too_many(identity: &Identity) -> String {
@@ -183,10 +188,10 @@ pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-pub(super) fn who(caller: &Caller) -> Option<Who<'_>> {
+pub(super) fn who(caller: &Caller) -> Option<Requestor<'_>> {
     match caller {
-        Caller::Container(lease) => Some(Who::Container(lease.grant())),
-        Caller::Local(identity) => Some(Who::Local(identity)),
+        Caller::Container(lease) => Some(Requestor::Container(lease.grant())),
+        Caller::Local(identity) => Some(Requestor::Local(identity)),
         Caller::Relay => None,
     }
 }

@@ -40,7 +40,7 @@ const SPARE: [u8; 2] = [198, 18];
 
 /// What a session requests from the engine.
 #[derive(Debug)]
-pub struct Wanted<'a> {
+pub struct EnginePlan<'a> {
     /// Eight hex digits; they become part of names and labels.
     pub session: &'a str,
     pub pool: Pool,
@@ -84,7 +84,7 @@ impl MetadataNetwork {
     /// Sweeps, makes the network, loads the relay image if it is missing and starts the relay.
     pub async fn open(
         engine: Engine,
-        wanted: &Wanted<'_>,
+        wanted: &EnginePlan<'_>,
         console: &Console,
     ) -> Result<(Self, Tunnel), EngineError> {
         // The lock covers the image too: a session of another build removes older images that are not in use
@@ -297,7 +297,7 @@ fn cell_ranges(range: Pool, session: &str) -> VecDeque<Pool> {
 /// The relay's own network, if every container has its own: no container joins it.
 async fn own_network(
     engine: &Engine,
-    wanted: &Wanted<'_>,
+    wanted: &EnginePlan<'_>,
     ranges: &mut VecDeque<Pool>,
     console: &Console,
 ) -> Result<(Network, Pool), EngineError> {
@@ -328,7 +328,7 @@ async fn own_network(
 /// The shared network with the magic address if it is free, else a small network of this session alone.
 async fn network(
     engine: &Engine,
-    wanted: &Wanted<'_>,
+    wanted: &EnginePlan<'_>,
     left: Vec<Network>,
     console: &Console,
 ) -> Result<(Network, Pool), EngineError> {
@@ -378,7 +378,7 @@ async fn network(
 /// Tests whether `range` is free, by making a network of it and removing it again; the error of
 /// [`Engine::make_network`] otherwise. Holds the lock, so that a start by the same user does not collide with
 /// it.
-pub async fn try_range(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Result<(), EngineError> {
+pub async fn try_range(engine: &Engine, wanted: &EnginePlan<'_>, range: Pool) -> Result<(), EngineError> {
     let _lock = lock(&wanted.sockets.join("lock")).await?;
     let name = format!("{SHARED_NAME}-{}", wanted.session);
     let made = match wanted.cells {

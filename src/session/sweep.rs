@@ -166,7 +166,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::console::Form;
+    use crate::console::OutputForm;
     use crate::process::Tasks;
 
     const SESSION: &str = "0badcafe";
@@ -271,7 +271,7 @@ mod tests {
             if socket_left {
                 drop(UnixListener::bind(folder.join(format!("{SESSION}.sock"))).unwrap());
             }
-            let console = Console::new(Form::Quiet, std::io::sink());
+            let console = Console::new(OutputForm::Quiet, std::io::sink());
             let began = Instant::now();
             let left = sweep(&engine, &folder, &console).await.unwrap();
             let after = began.elapsed();

@@ -12,16 +12,16 @@ use zeroize::Zeroizing;
 use crate::secret::Secret;
 
 /// Any JSON value.
-pub(in crate::source) enum Json {
+pub(in crate::source) enum UntypedJson {
     Null,
     Flag(bool),
     Number(serde_json::Number),
     Text(Zeroizing<String>),
-    List(Vec<Json>),
-    Object(BTreeMap<String, Json>),
+    List(Vec<UntypedJson>),
+    Object(BTreeMap<String, UntypedJson>),
 }
 
-impl Json {
+impl UntypedJson {
     fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -33,13 +33,13 @@ impl Json {
         }
     }
 
-    fn wrong<T>(&self, wanted: &str) -> Result<T, Wrong> {
-        Err(Wrong { field: String::new(), what: format!("has to be {wanted}, and is {}", self.kind()) })
+    fn wrong<T>(&self, wanted: &str) -> Result<T, FieldError> {
+        Err(FieldError { field: String::new(), what: format!("has to be {wanted}, and is {}", self.kind()) })
     }
 
     /// The text at `field` of an object: the key of exactly this name, else the path that its dots spell.
     /// `Err` if the value there is not text.
-    pub(in crate::source) fn text(mut self, field: &str) -> Result<Option<Secret<String>>, Wrong> {
+    pub(in crate::source) fn text(mut self, field: &str) -> Result<Option<Secret<String>>, FieldError> {
         let whole = matches!(&self, Self::Object(all) if all.contains_key(field));
         let keys: Vec<&str> = if whole { vec![field] } else { field.split('.').collect() };
         for (depth, key) in keys.into_iter().enumerate() {
@@ -72,19 +72,19 @@ impl Json {
 
 /// What is wrong with a field. Completes "its FIELD …".
 #[derive(Debug)]
-pub(in crate::source) struct Wrong {
+pub(in crate::source) struct FieldError {
     field: String,
     what: String,
 }
 
-impl Wrong {
+impl FieldError {
     fn below(mut self, key: &str) -> Self {
         self.field = if self.field.is_empty() { key.to_owned() } else { format!("{key}.{}", self.field) };
         self
     }
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.field.as_str() {
             "" => write!(f, "it {}", self.what),
@@ -93,9 +93,9 @@ impl fmt::Display for Wrong {
     }
 }
 
-impl std::error::Error for Wrong {}
+impl std::error::Error for FieldError {}
 
-impl de::Error for Wrong {
+impl de::Error for FieldError {
     /// Drops the message, because serde's text may quote the value.
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self { field: String::new(), what: "is not what is expected there".into() }
@@ -106,59 +106,59 @@ impl de::Error for Wrong {
     }
 }
 
-impl<'de> Deserialize<'de> for Json {
+impl<'de> Deserialize<'de> for UntypedJson {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Anything;
 
         impl<'de> Visitor<'de> for Anything {
-            type Value = Json;
+            type Value = UntypedJson;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("JSON")
             }
 
-            fn visit_unit<E>(self) -> Result<Json, E> {
-                Ok(Json::Null)
+            fn visit_unit<E>(self) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Null)
             }
 
-            fn visit_bool<E>(self, flag: bool) -> Result<Json, E> {
-                Ok(Json::Flag(flag))
+            fn visit_bool<E>(self, flag: bool) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Flag(flag))
             }
 
-            fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
-                Ok(Json::Number(number.into()))
+            fn visit_u64<E>(self, number: u64) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Number(number.into()))
             }
 
-            fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
-                Ok(Json::Number(number.into()))
+            fn visit_i64<E>(self, number: i64) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Number(number.into()))
             }
 
-            fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
-                Ok(serde_json::Number::from_f64(number).map_or(Json::Null, Json::Number))
+            fn visit_f64<E>(self, number: f64) -> Result<UntypedJson, E> {
+                Ok(serde_json::Number::from_f64(number).map_or(UntypedJson::Null, UntypedJson::Number))
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Json, E> {
-                Ok(Json::Text(Zeroizing::new(text.to_owned())))
+            fn visit_str<E>(self, text: &str) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Text(Zeroizing::new(text.to_owned())))
             }
 
-            fn visit_string<E>(self, text: String) -> Result<Json, E> {
-                Ok(Json::Text(Zeroizing::new(text)))
+            fn visit_string<E>(self, text: String) -> Result<UntypedJson, E> {
+                Ok(UntypedJson::Text(Zeroizing::new(text)))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<UntypedJson, A::Error> {
                 let mut all = Vec::new();
                 while let Some(one) = list.next_element()? {
                     all.push(one);
                 }
-                Ok(Json::List(all))
+                Ok(UntypedJson::List(all))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UntypedJson, A::Error> {
                 let mut all = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, Json>()? {
+                while let Some((key, value)) = map.next_entry::<String, UntypedJson>()? {
                     all.insert(key, value);
                 }
-                Ok(Json::Object(all))
+                Ok(UntypedJson::Object(all))
             }
         }
 
@@ -166,10 +166,10 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-impl<'de> Deserializer<'de> for Json {
-    type Error = Wrong;
+impl<'de> Deserializer<'de> for UntypedJson {
+    type Error = FieldError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self {
             Self::Null => visitor.visit_unit(),
             Self::Flag(flag) => visitor.visit_bool(flag),
@@ -183,14 +183,14 @@ impl<'de> Deserializer<'de> for Json {
         }
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self {
             Self::Null => visitor.visit_none(),
             some => visitor.visit_some(some),
         }
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self {
             Self::Text(_) => self.deserialize_any(visitor),
             Self::Number(number) => visitor.visit_string(number.to_string()),
@@ -198,21 +198,22 @@ impl<'de> Deserializer<'de> for Json {
         }
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         self.deserialize_string(visitor)
     }
 
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self.whole() {
             Some(number) => visitor.visit_u64(number),
-            None if matches!(self, Self::Number(_)) => {
-                Err(Wrong { field: String::new(), what: "has to be 0 or more, and a usual number".into() })
-            }
+            None if matches!(self, Self::Number(_)) => Err(FieldError {
+                field: String::new(),
+                what: "has to be 0 or more, and a usual number".into(),
+            }),
             None => self.wrong("a number"),
         }
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match &self {
             Self::Flag(flag) => visitor.visit_bool(*flag),
             Self::Text(text) if text.eq_ignore_ascii_case("true") => visitor.visit_bool(true),
@@ -226,18 +227,18 @@ impl<'de> Deserializer<'de> for Json {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Wrong> {
+    ) -> Result<V::Value, FieldError> {
         self.deserialize_map(visitor)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self {
             Self::Object(_) => self.deserialize_any(visitor),
             other => other.wrong("an object"),
         }
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self {
             Self::List(_) => self.deserialize_any(visitor),
             other => other.wrong("a list"),
@@ -248,7 +249,7 @@ impl<'de> Deserializer<'de> for Json {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Wrong> {
+    ) -> Result<V::Value, FieldError> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -258,32 +259,35 @@ impl<'de> Deserializer<'de> for Json {
     }
 }
 
-struct Elements(std::vec::IntoIter<Json>);
+struct Elements(std::vec::IntoIter<UntypedJson>);
 
 impl<'de> SeqAccess<'de> for Elements {
-    type Error = Wrong;
+    type Error = FieldError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Wrong> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, FieldError> {
         self.0.next().map(|one| seed.deserialize(one)).transpose()
     }
 }
 
 struct Entries {
-    rest: std::collections::btree_map::IntoIter<String, Json>,
-    value: Option<(String, Json)>,
+    rest: std::collections::btree_map::IntoIter<String, UntypedJson>,
+    value: Option<(String, UntypedJson)>,
 }
 
 impl<'de> MapAccess<'de> for Entries {
-    type Error = Wrong;
+    type Error = FieldError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Wrong> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, FieldError> {
         let Some((key, value)) = self.rest.next() else { return Ok(None) };
         self.value = Some((key.clone(), value));
         seed.deserialize(key.into_deserializer()).map(Some)
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Wrong> {
-        let (key, value) = self.value.take().unwrap_or((String::new(), Json::Null));
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, FieldError> {
+        let (key, value) = self.value.take().unwrap_or((String::new(), UntypedJson::Null));
         seed.deserialize(value).map_err(|wrong| wrong.below(&key))
     }
 }
@@ -302,7 +306,8 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<File, String> {
-        File::deserialize(serde_json::from_str::<Json>(text).unwrap()).map_err(|wrong| wrong.to_string())
+        File::deserialize(serde_json::from_str::<UntypedJson>(text).unwrap())
+            .map_err(|wrong| wrong.to_string())
     }
 
     #[test]

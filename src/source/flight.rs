@@ -63,9 +63,9 @@ const BASE_FLOOR: Duration = Duration::from_secs(120);
 
 /// The token with which a source itself calls upstream (impersonation). Its last flight serves as the cache.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Option<Flight<AccessToken>>>);
+pub(crate) struct BaseToken(Mutex<Option<Flight<AccessToken>>>);
 
-impl Kept {
+impl BaseToken {
     /// The cached token if it is fresh, else the flight under way, else a new flight from `start`.
     pub(crate) async fn token<F>(&self, start: impl FnOnce() -> F) -> Outcome<AccessToken>
     where
@@ -119,7 +119,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_base_token_is_fetched_once_and_again_when_it_runs_out() {
-        let kept = Kept::default();
+        let kept = BaseToken::default();
         let calls = Arc::new(AtomicUsize::new(0));
         let fetch = |calls: &Arc<AtomicUsize>| {
             let calls = calls.clone();
@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_and_a_panic_are_not_kept() {
-        let kept = Kept::default();
+        let kept = BaseToken::default();
         let failed = kept.token(|| async { Err(SourceError::transient("down")) }).await;
         assert!(matches!(failed, Err(SourceError::Transient(_))));
         let broke = kept.token(|| async { panic!("on purpose") }).await;

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use crate::cloud::Cloud;
 use crate::secret::Secret;
 
-pub use scopes::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, OF_GOOGLE_CLOUD, SCOPE_PREFIX, Scopes};
+pub use scopes::{
+    AccessCondition, Boundary, BoundaryRule, CLOUD_PLATFORM, OF_GOOGLE_CLOUD, SCOPE_PREFIX, Scopes,
+};
 
 /// A moment on both clocks. After a laptop slept, its wall clock is ahead of the monotonic one, so every
 /// comparison uses both clocks and the more pessimistic result counts.
@@ -70,13 +72,13 @@ pub struct AccessToken {
     /// The scopes requested upstream, in normal form; empty if they are decided elsewhere.
     pub scopes: Scopes,
     pub id: MintId,
-    shown: Shown,
+    shown: RenderedReply,
 }
 
 impl AccessToken {
     /// A new token with a new id.
     pub fn new(value: Secret<String>, expires: Deadline, scopes: Scopes) -> Self {
-        Self { value, expires, scopes, id: MintId::random(), shown: Shown::default() }
+        Self { value, expires, scopes, id: MintId::random(), shown: RenderedReply::default() }
     }
 
     pub fn about(&self) -> HandedOut {
@@ -95,7 +97,7 @@ pub type Rendered = Arc<Secret<Vec<u8>>>;
 
 /// The last rendered reply with a token. It is overwritten with the token.
 #[derive(Debug, Default)]
-pub struct Shown(Mutex<Option<LastRendered>>);
+pub struct RenderedReply(Mutex<Option<LastRendered>>);
 
 #[derive(Debug)]
 struct LastRendered {
@@ -104,7 +106,7 @@ struct LastRendered {
     bytes: Rendered,
 }
 
-impl Shown {
+impl RenderedReply {
     /// What `render` gives, made once for all callers of the same second (`seconds` of the token are left) and
     /// of the same `form`. The form has to tell apart all replies that this token can be in.
     pub fn or_render(&self, seconds: u64, form: &str, render: impl FnOnce() -> Vec<u8>) -> Rendered {
@@ -147,7 +149,7 @@ pub struct AwsSession {
     /// `aws:userid` of the session (`ROLEID:SESSION-NAME`), by which IAM can deny it; `None` if it is not a role's.
     pub user_id: Option<String>,
     pub id: MintId,
-    pub shown: Shown,
+    pub shown: RenderedReply,
 }
 
 impl AwsSession {
@@ -166,7 +168,7 @@ pub struct AzureToken {
     /// The principal's client id, if known.
     pub client_id: Option<String>,
     pub id: MintId,
-    pub shown: Shown,
+    pub shown: RenderedReply,
 }
 
 impl AzureToken {
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn callers_of_another_form_share_nothing() {
-        let shown = Shown::default();
+        let shown = RenderedReply::default();
         let rendered = |form: &str| shown.or_render(9, form, || form.as_bytes().to_vec());
         let (one, same) = (rendered("https://vault"), rendered("https://vault"));
         assert!(Arc::ptr_eq(&one, &same));

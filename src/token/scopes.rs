@@ -152,12 +152,12 @@ pub struct BoundaryRule {
     pub bucket: String,
     /// Permissions such as `inRole:roles/storage.objectViewer`.
     pub permissions: Vec<String>,
-    pub condition: Option<Condition>,
+    pub condition: Option<AccessCondition>,
 }
 
 /// An expression in the Common Expression Language that must be true for a requested object.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Condition {
+pub struct AccessCondition {
     pub title: Option<String>,
     pub description: Option<String>,
     pub expression: String,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kfp_creds::loopback::Paths;
 use kfp_creds::secret::Secret;
-use kfp_creds::server::Entrance;
+use kfp_creds::server::LoopbackCallers;
 use kfp_creds::token::{Now, TokenKind};
 use kfp_creds::workload::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -325,7 +325,8 @@ async fn a_wrong_secret_is_recorded_and_a_look_around_is_not() {
 async fn behind_a_capability_no_second_secret_is_needed() {
     let clouds = Clouds::start().await;
     let capability = Some(Secret::new("capability".to_string()));
-    let at = clouds.listen(Entrance::Local { identity: Arc::new(clouds::identity()), capability }).await;
+    let at =
+        clouds.listen(LoopbackCallers::Local { identity: Arc::new(clouds::identity()), capability }).await;
     let session = ask_at(at, "GET /capability/v2/credentials", &[]).await;
     assert_eq!((session.status.as_u16(), &session.json()["AccessKeyId"]), (200, &"canary-key-id-1".into()));
     let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
@@ -357,8 +358,9 @@ async fn behind_a_capability_no_second_secret_is_needed() {
 #[tokio::test]
 async fn an_open_listener_has_no_form_that_a_bare_get_opens() {
     let clouds = Clouds::start().await;
-    let at =
-        clouds.listen(Entrance::Local { identity: Arc::new(clouds::identity()), capability: None }).await;
+    let at = clouds
+        .listen(LoopbackCallers::Local { identity: Arc::new(clouds::identity()), capability: None })
+        .await;
     assert_eq!(ask_at(at, "GET /v2/credentials", &[]).await.status, 403);
     assert_eq!(ask_at(at, &format!("{APP_SERVICE}{STORAGE}"), &[]).await.status, 401);
     let ttl = [("x-aws-ec2-metadata-token-ttl-seconds", "60")];
@@ -375,7 +377,7 @@ async fn a_container_on_loopback_has_a_path_of_its_own() {
     let (one, other) = (paths.take().unwrap(), paths.take().unwrap());
     let lease = clouds.lease(2, &clouds::identity());
     let lease = clouds.admit(one.address(), lease.grant().clone());
-    let at = clouds.listen(Entrance::Leases(paths)).await;
+    let at = clouds.listen(LoopbackCallers::Leases(paths)).await;
     let path = format!("GET /{}/v2/credentials", one.segment());
     let session = ask_at(at, &path, &[]).await;
     assert_eq!(session.status, 200, "{session:?}");
@@ -414,7 +416,8 @@ async fn conformance_runs_the_cases_of_the_clouds_that_are_there() {
     let clouds = Clouds::start().await;
     let all = Identity { aws: clouds::identity().aws, azure: Some(Arc::default()), ..Identity::default() };
     let none = Identity { aws: None, azure: None, ..all.clone() };
-    let listen = |identity| clouds.listen(Entrance::Local { identity: Arc::new(identity), capability: None });
+    let listen =
+        |identity| clouds.listen(LoopbackCallers::Local { identity: Arc::new(identity), capability: None });
     let (of_all, none) = (listen(all).await, listen(none).await);
     let (with, deviating) = deviations(of_all).await;
     assert!(deviating.is_empty(), "{with}");
@@ -431,7 +434,7 @@ async fn conformance_runs_the_cases_of_forms_whose_secret_is_known() {
     let clouds = Clouds::start().await;
     let capability = || Some(Secret::new("capability".to_string()));
     let listen = |identity: Identity| {
-        clouds.listen(Entrance::Local { identity: Arc::new(identity), capability: capability() })
+        clouds.listen(LoopbackCallers::Local { identity: Arc::new(identity), capability: capability() })
     };
     let all = Identity { aws: clouds::identity().aws, azure: Some(Arc::default()), ..Identity::default() };
     let none = Identity { aws: None, azure: None, ..all.clone() };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kfp_creds::config::endpoint::{Endpoint, TlsFiles};
 use kfp_creds::config::{self, Config, Environment, Overrides, SourceChoice, engine};
-use kfp_creds::console::Form;
+use kfp_creds::console::OutputForm;
 use kfp_creds::policy::Decision;
 use kfp_creds::workload::Task;
 
@@ -94,7 +94,7 @@ fn defaults_without_any_file() {
     assert_eq!((config.file, config.project, config.engine), (None, None, None));
     assert_eq!((config.zone.as_str(), config.log.as_str()), ("us-central1-a", "warn"));
     assert_eq!(config.pool.to_string(), "169.254.168.0/22");
-    assert_eq!(config.form, Form::Text);
+    assert_eq!(config.form, OutputForm::Text);
     assert_eq!(config.identities.keys().collect::<Vec<_>>(), ["default"]);
     let identity = config.policy.default.unwrap();
     assert_eq!((identity.name.as_str(), &identity.service_account), ("default", &None));
@@ -158,7 +158,7 @@ fn flags_win_over_variables_over_the_file() {
     assert_eq!(config.pool.to_string(), "192.168.7.16/28");
     assert_eq!(config.endpoints.token.as_deref(), Some("http://127.0.0.1:5/token"));
     assert_eq!((config.gcs.fetch, config.gcs.max_bytes), (false, 1024));
-    assert_eq!(config.form, Form::Json);
+    assert_eq!(config.form, OutputForm::Json);
     let zone = place.resolve(&[("KFP_CREDS_ZONE", "a-b")], flags()).unwrap().zone;
     assert_eq!(zone, "a-b", "a zone above replaces a region below");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Entered, Form, Reply, RequestHead, Service, Step, View};
+use kfp_creds::metadata::{self, Entered, Reply, RequestHead, ResponseFormat, Service, Step, View};
 use kfp_creds::server::views::Views;
 use kfp_creds::source::Principal;
 use kfp_creds::token::{Now, OF_GOOGLE_CLOUD, Scopes};
@@ -136,7 +136,7 @@ fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, R
         }
         Step::Access(ask) => {
             let scopes = ask.scopes.as_ref().map_or_else(|| "-".to_string(), comma);
-            let form = if ask.form == Form::Json { "json" } else { "text" };
+            let form = if ask.form == ResponseFormat::Json { "json" } else { "text" };
             let exactly = if ask.enforced { " exactly" } else { "" };
             let asks = format!("access {} scopes={scopes} form={form}{exactly}", ask.account.email);
             (Some(asks), None, minted(metadata::access_reply(&ask, &golden::access_token(now), now)))

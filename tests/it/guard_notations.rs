@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kfp_creds::guard::Kind;
+use kfp_creds::guard::SecretKind;
 use kfp_creds::guard::content::what;
 
 use crate::guard_set::{self, LETTERS, TOKEN, bytes, database, guid, jwt, openssl, python, random, wrapped};
@@ -26,7 +26,7 @@ fn azure_key() -> String {
 }
 
 /// Asserts that `with` holds a key, and that `text` without it, with each of `instead` in its place, holds none.
-fn assert_found(text: &str, key: &str, kind: Kind, instead: &[&str]) {
+fn assert_found(text: &str, key: &str, kind: SecretKind, instead: &[&str]) {
     let with = text.replace("KEY!", key);
     assert_eq!(what(with.as_bytes()), Some(kind), "{with}");
     for other in instead {
@@ -48,14 +48,14 @@ fn a_name_and_its_value_may_be_arguments_of_a_call() {
         "ENV.store 'AWS_SECRET_ACCESS_KEY', 'KEY!'\n",
         "{\"source\": [\"conf.set(\\\"fs.s3a.secret.key\\\", \\\"KEY!\\\")\\n\"]}",
     ] {
-        assert_found(text, &secret, Kind::AwsKey, &words);
+        assert_found(text, &secret, SecretKind::AwsKey, &words);
     }
     for text in [
         "spark.conf.set(\"fs.azure.account.key.acme.dfs.core.windows.net\", \"KEY!\")\n",
         "spark.conf.set(\n  \"fs.azure.account.key.acme.dfs.core.windows.net\",\n  \"KEY!\"\n)\n",
     ] {
         let code = "dbutils.secrets.get(scope=\\\"kv\\\", key=\\\"storage-account-key\\\")";
-        assert_found(text, &azure_key(), Kind::AzureKey, &[code, "storage-account-key", ""]);
+        assert_found(text, &azure_key(), SecretKind::AzureKey, &[code, "storage-account-key", ""]);
     }
 }
 
@@ -68,9 +68,9 @@ fn shells_set_variables_in_their_own_ways() {
         "setx AZURE_CLIENT_SECRET \"KEY!\" /M\n",
         "ENV ARM_CLIENT_SECRET KEY!\n",
     ] {
-        assert_found(line, &entra(), Kind::AzureLogin, &["$SECRET", "my-client-secret-2024", "\"\""]);
+        assert_found(line, &entra(), SecretKind::AzureLogin, &["$SECRET", "my-client-secret-2024", "\"\""]);
         // One of before 2021 has no sign of its own.
-        assert_found(line, &usual(|| random(LETTERS, 32)), Kind::AzureLogin, &["%SECRET%"]);
+        assert_found(line, &usual(|| random(LETTERS, 32)), SecretKind::AzureLogin, &["%SECRET%"]);
     }
 }
 
@@ -82,7 +82,7 @@ fn a_value_may_precede_its_name() {
         "{\"environment\": [{\"value\": \"KEY!\", \"name\": \"AWS_SECRET_ACCESS_KEY\"}]}",
         "- value: KEY!\n  name: AWS_SECRET_ACCESS_KEY\n",
     ] {
-        assert_found(text, &secret, Kind::AwsKey, &["$(SECRET)", "aws-secret-access-key"]);
+        assert_found(text, &secret, SecretKind::AwsKey, &["$(SECRET)", "aws-secret-access-key"]);
     }
     // Flags are read before tags, and these before words, wherever they stand.
     for text in [
@@ -126,7 +126,7 @@ fn lines_of_base64_stand_in_lists_comments_and_strings() {
             ("\"", "\","),
         ] {
             let with = joined(before, after, &key);
-            assert_eq!(what(with.as_bytes()), Some(Kind::PrivateKey), "{with}");
+            assert_eq!(what(with.as_bytes()), Some(SecretKind::PrivateKey), "{with}");
             assert_eq!(what(joined(before, after, &noise).as_bytes()), None);
         }
     }
@@ -138,7 +138,7 @@ fn stores_have_no_signs_between_names_and_values() {
     let program = "import pickle, sys\nt, c, s = sys.stdin.read().split()\n\
                    sys.stdout.buffer.write(pickle.dumps({'tenant_id': t, 'client_id': c, 'client_secret': s}))";
     let pickled = |secret: &str| python(program, format!("{} {} {secret}", guid(), guid()).as_bytes());
-    assert_eq!(what(&pickled(&entra())), Some(Kind::AzureLogin));
+    assert_eq!(what(&pickled(&entra())), Some(SecretKind::AzureLogin));
     assert_eq!(what(&pickled("my-client-secret-of-8Q~-and-some-more-words")), None);
     // A database that keeps its texts in UTF-16.
     let secret = aws();
@@ -151,7 +151,11 @@ fn stores_have_no_signs_between_names_and_values() {
             );
             python(&program, text.as_bytes())
         };
-        assert_eq!(what(&made(&format!("AWS_SECRET_ACCESS_KEY={secret}"))), Some(Kind::AwsKey), "{encoding}");
+        assert_eq!(
+            what(&made(&format!("AWS_SECRET_ACCESS_KEY={secret}"))),
+            Some(SecretKind::AwsKey),
+            "{encoding}"
+        );
         assert_eq!(what(&made("AWS_SECRET_ACCESS_KEY=${SECRET}, and more words")), None, "{encoding}");
     }
     // gcloud's database has a table of its own form; others may have the words.
@@ -168,13 +172,13 @@ fn what_az_prints_is_a_login_or_a_key() {
         guid(),
         guid()
     );
-    assert_eq!(what(token.as_bytes()), Some(Kind::AzureLogin), "{token}");
+    assert_eq!(what(token.as_bytes()), Some(SecretKind::AzureLogin), "{token}");
     for text in [
         "2026-01-01T00:00:00+00:00\tkey1\tFULL\tKEY!\n2026-01-01T00:00:00+00:00\tkey2\tFULL\t-\n",
         "CreationTime  KeyName  Permissions  Value\n------------\n2026-01-01    key1     FULL         KEY!\n",
     ] {
         let digest = format!("sha512-{}", azure_key());
-        assert_found(text, &azure_key(), Kind::AzureKey, &["hidden", &digest]);
+        assert_found(text, &azure_key(), SecretKind::AzureKey, &["hidden", &digest]);
     }
 }
 
@@ -182,7 +186,7 @@ fn what_az_prints_is_a_login_or_a_key() {
 fn a_registry_login_in_a_secret_of_kubernetes_may_be_plain_text() {
     let text = "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: \
                 '{\"auths\": {\"r.example\": {\"username\": \"me\", \"password\": \"KEY!\"}}}'\n";
-    assert_found(text, &random(LETTERS, 20), Kind::RegistryLogin, &["${PASSWORD}", "<password>"]);
+    assert_found(text, &random(LETTERS, 20), SecretKind::RegistryLogin, &["${PASSWORD}", "<password>"]);
 }
 
 #[test]
@@ -193,13 +197,16 @@ fn secret_keys_of_openpgp_are_keys_and_public_ones_are_not() {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();
         [&[tag][..], &length, &body, &[0xb4, 3], b"a@b"].concat()
     };
-    assert_eq!(what(&packets(0x95)), Some(Kind::PrivateKey));
+    assert_eq!(what(&packets(0x95)), Some(SecretKind::PrivateKey));
     assert_eq!(what(&packets(0x99)), None);
     // What GnuPG's agent keeps; a shadowed key is on a card.
     for (start, kind) in [
-        ("(21:protected-private-key(3:rsa(1:n257:", Some(Kind::PrivateKey)),
-        ("(11:private-key(3:ecc(5:curve7:Ed25519)(1:q33:", Some(Kind::PrivateKey)),
-        ("Created: 20261130T100000\nKey: (protected-private-key (rsa (n #00C0#)", Some(Kind::PrivateKey)),
+        ("(21:protected-private-key(3:rsa(1:n257:", Some(SecretKind::PrivateKey)),
+        ("(11:private-key(3:ecc(5:curve7:Ed25519)(1:q33:", Some(SecretKind::PrivateKey)),
+        (
+            "Created: 20261130T100000\nKey: (protected-private-key (rsa (n #00C0#)",
+            Some(SecretKind::PrivateKey),
+        ),
         ("(20:shadowed-private-key(3:rsa(1:n257:", None),
         ("Created: 20261130T100000\nKey: (shadowed-private-key (rsa (n #00C0#)", None),
         ("Key: (private) notes about a private-key (", None),

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kfp_creds::console::{Console, Form};
+use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::Engine;
 use kfp_creds::docker::network::Network;
 use kfp_creds::docker::proxy::LifecycleRequest;
-use kfp_creds::lifecycle::by_hand::Member;
+use kfp_creds::lifecycle::by_hand::JoinedMember;
 use kfp_creds::lifecycle::{Granting, Lifecycle};
 use kfp_creds::mint::{Mint, Sources};
 use kfp_creds::process::Tasks;
-use kfp_creds::record::audit::{Audit, Settings};
-use kfp_creds::record::{Recorder, Who};
+use kfp_creds::record::audit::{Audit, AuditSettings};
+use kfp_creds::record::{Recorder, Requestor};
 use kfp_creds::registry;
 use kfp_creds::source::offline::Offline;
 use kfp_creds::source::{IdentityRequest, Source};
@@ -93,7 +93,7 @@ impl Fixture {
         let (writer, _reader, questions) = registry::new();
         let heard = Heard::default();
         let audit = scratch.0.join("audit.jsonl");
-        let settings = Settings { file: audit.clone(), max_bytes: 1 << 20, keep: 1 };
+        let settings = AuditSettings { file: audit.clone(), max_bytes: 1 << 20, keep: 1 };
         let recorder = Recorder::new(Some(Audit::open(settings, "0123abcd", Arc::new(|_| {})).unwrap()));
         let tasks = Tasks::new();
         let mint = Mint::of_clouds(sources, tasks.clone(), recorder.clone());
@@ -106,7 +106,7 @@ impl Fixture {
         };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 9, 0, last));
         let granting = Granting { writer, mint: mint.clone(), recorder: recorder.clone() };
-        let console = Console::new(Form::Text, heard.clone());
+        let console = Console::new(OutputForm::Text, heard.clone());
         let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks.clone());
         let (ask, asks) = mpsc::channel(4);
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
@@ -122,10 +122,10 @@ impl Fixture {
             task: Arc::new(task),
             secret: None,
         };
-        self.lifecycle.attach(grant, kfp_creds::docker::proxy::Place::Shared).await.unwrap();
+        self.lifecycle.attach(grant, kfp_creds::docker::proxy::Attachment::Shared).await.unwrap();
     }
 
-    fn only(&self) -> Member {
+    fn only(&self) -> JoinedMember {
         let members = self.lifecycle.members();
         assert_eq!(members.len(), 1);
         members.into_iter().next().unwrap()
@@ -417,15 +417,15 @@ async fn every_token_that_is_made_is_written_down_whoever_takes_it() {
     let (first, second) =
         (identity("first", "https://a.example/x"), identity("second", "https://a.example/y"));
     let ask = |identity: &Identity| fixture.mint.request(identity, None, None);
-    fixture.mint.access(&ask(&first), Some(Who::Session(&first)), WITHIN).await.unwrap();
+    fixture.mint.access(&ask(&first), Some(Requestor::Session(&first)), WITHIN).await.unwrap();
     fixture.attach('a', &first).await;
     fixture.attach('b', &second).await;
     // The one that is on its way already, and one that nobody had made.
     let grant = fixture.lifecycle.members()[1].grant.clone();
-    fixture.mint.access(&ask(&second), Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    fixture.mint.access(&ask(&second), Some(Requestor::Container(&grant)), WITHIN).await.unwrap();
     let audience =
         IdentityRequest { service_account: None, audience: "https://b.example".into(), holder: None };
-    fixture.mint.identity(&audience, Some(Who::Container(&grant)), WITHIN).await.unwrap();
+    fixture.mint.identity(&audience, Some(Requestor::Container(&grant)), WITHIN).await.unwrap();
     let told: Vec<Value> = fixture
         .audited("mint")
         .await

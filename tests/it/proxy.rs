@@ -290,7 +290,7 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
         true => json("409 Conflict", r#"{"message":"container is paused"}"#),
         false => json("200 OK", "{}"),
     });
-    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::ReservedKind::Container, ID, "relay");
     let smuggled = raw(
         &proxy.socket,
         "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n\
@@ -378,7 +378,7 @@ fn nothing_hides_behind_a_stream_that_never_began() {
         }
         () => json("200 OK", "{}"),
     });
-    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::ReservedKind::Container, ID, "relay");
     let kill = "POST /containers/relay/kill HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
     for (line, body) in [
         ("POST /containers/x/attach?stream=1", ""),
@@ -433,7 +433,7 @@ fn what_the_engine_would_read_otherwise_does_not_reach_it() {
     assert_eq!(call(&proxy.socket, "POST /v1.23/containers/x/start", old).0, 400);
     assert!(engine.seen().is_empty(), "{:?}", engine.seen());
     // Two framings of one request: the engine gets one, and what was hidden behind the other is a request.
-    proxy.reserved.put(kfp_creds::docker::proxy::Kind::Container, ID, "relay");
+    proxy.reserved.put(kfp_creds::docker::proxy::ReservedKind::Container, ID, "relay");
     for framing in [
         "Content-Length: 74\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 74",
@@ -558,7 +558,7 @@ fn touches() -> Vec<String> {
 
 #[test]
 fn what_is_ours_is_refused_by_name_id_and_prefix() {
-    use kfp_creds::docker::proxy::Kind;
+    use kfp_creds::docker::proxy::ReservedKind;
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
     let (_scratch, engine, proxy) = fixture(move |seen| {
@@ -569,9 +569,9 @@ fn what_is_ours_is_refused_by_name_id_and_prefix() {
         }
         json("200 OK", "{}")
     });
-    proxy.reserved.put(Kind::Container, ID, "/relay");
-    proxy.reserved.put(Kind::Network, ID, "kfp-creds");
-    proxy.reserved.put(Kind::Image, &format!("sha256:{ID}"), "kfp-creds-relay:v1");
+    proxy.reserved.put(ReservedKind::Container, ID, "/relay");
+    proxy.reserved.put(ReservedKind::Network, ID, "kfp-creds");
+    proxy.reserved.put(ReservedKind::Image, &format!("sha256:{ID}"), "kfp-creds-relay:v1");
     for line in touches() {
         let (status, body) = call(&proxy.socket, &line, "");
         assert_eq!(status, 403, "{line}: {body}");

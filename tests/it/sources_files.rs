@@ -13,7 +13,7 @@ use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
 use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::http::proxy::Proxies;
 use kfp_creds::source::{AccessRequest, Reloaded, Source};
-use kfp_creds::token::{Boundary, BoundaryRule, CLOUD_PLATFORM, Condition, Scopes};
+use kfp_creds::token::{AccessCondition, Boundary, BoundaryRule, CLOUD_PLATFORM, Scopes};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
@@ -455,7 +455,7 @@ async fn an_audience_in_the_place_of_scopes_is_signed_for() {
 }
 
 fn boundary() -> Arc<Boundary> {
-    let condition = Condition {
+    let condition = AccessCondition {
         title: Some("inputs".into()),
         description: None,
         expression: "resource.name.startsWith('projects/_/buckets/data/objects/in/')".into(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kfp_creds::secret::Secret;
 use kfp_creds::source::SourceError;
 use kfp_creds::source::http::client::{Limits, Upstream};
-use kfp_creds::source::storage::{Reader, Storage};
+use kfp_creds::source::storage::{Storage, StorageReader};
 
 use crate::support::fake_google::CANARY;
 use crate::support::fake_storage::{FakeStorage, Play};
@@ -40,8 +40,8 @@ impl Fixture {
         }
     }
 
-    fn by(&self) -> Reader<'_> {
-        Reader { token: &self.token, account: ACCOUNT, user_project: None }
+    fn by(&self) -> StorageReader<'_> {
+        StorageReader { token: &self.token, account: ACCOUNT, user_project: None }
     }
 
     /// The content of an object, by what its metadata say first.
@@ -99,7 +99,7 @@ async fn who_pays_is_said_in_every_request() {
     fixture.fake.put("bucket", "dir/a", "x");
     fixture.fake.wants_payer("payer-project");
     refused(fixture.read("dir/a").await, "who reads from this bucket pays");
-    let by = |project: &'static str| Reader { user_project: Some(project), ..fixture.by() };
+    let by = |project: &'static str| StorageReader { user_project: Some(project), ..fixture.by() };
     refused(
         fixture.storage.object(by("another"), "bucket", "dir/a").await,
         "roles/storage.objectViewer on bucket, or, if it may not charge the quota project another: grant it \
@@ -134,7 +134,7 @@ async fn refusals_say_what_to_do() {
         "reader@p.iam.gserviceaccount.com may not read it; grant it roles/storage.objectViewer on others",
     );
     let stranger = Secret::new("ya29.another".into());
-    let by = Reader { token: &stranger, ..fixture.by() };
+    let by = StorageReader { token: &stranger, ..fixture.by() };
     refused(fixture.storage.object(by, "bucket", "a").await, "does not take the token");
     // Plain text, as errors of requests for content are: no proxy's.
     fixture.fake.play("media", Play::Status(403));

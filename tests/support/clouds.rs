@@ -12,7 +12,7 @@ use hyper::header::{CONNECTION, HOST, HeaderMap};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kfp_creds::cloud::{AwsIdentity, AzureIdentity};
-use kfp_creds::console::{Console, Form};
+use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::failure::Reason;
 use kfp_creds::metadata::View;
 use kfp_creds::mint::{Mint, Sources};
@@ -22,12 +22,12 @@ use kfp_creds::registry::{self, Lease, Writer};
 use kfp_creds::relay;
 use kfp_creds::secret::Secret;
 use kfp_creds::server::views::{AwsFacts, AzureFacts, Views};
-use kfp_creds::server::{Entrance, Server};
+use kfp_creds::server::{LoopbackCallers, Server};
 use kfp_creds::source::aws::{AwsRequest, AwsSource};
 use kfp_creds::source::azure::{AzurePrincipal, AzureRequest, AzureSource};
 use kfp_creds::source::offline::Offline;
 use kfp_creds::source::{Pending, SourceError};
-use kfp_creds::token::{AwsSession, AzureToken, Deadline, MintId, Now, Shown};
+use kfp_creds::token::{AwsSession, AzureToken, Deadline, MintId, Now, RenderedReply};
 use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -97,7 +97,7 @@ impl AwsSource for Scripted {
                 account: None,
                 user_id: None,
                 id: MintId::random(),
-                shown: Shown::default(),
+                shown: RenderedReply::default(),
             })
         })
     }
@@ -121,7 +121,7 @@ impl AzureSource for Scripted {
                 resource: ask.resource.clone(),
                 client_id: None,
                 id: MintId::random(),
-                shown: Shown::default(),
+                shown: RenderedReply::default(),
             })
         })
     }
@@ -182,7 +182,7 @@ impl Clouds {
             aws: Some(AwsFacts { region: Some("eu-west-1".into()) }),
             azure: Some(AzureFacts::default()),
         };
-        let console = Console::new(Form::Quiet, std::io::sink());
+        let console = Console::new(OutputForm::Quiet, std::io::sink());
         let server = Server::new(reader, mint, views, RELAY, console, recorder.clone());
         let (near, far) = tokio::io::duplex(1 << 16);
         tasks.spawn("server", server.clone().serve_tunnel(far));
@@ -246,7 +246,7 @@ impl Clouds {
     }
 
     /// A loopback listener with this entrance.
-    pub(crate) async fn listen(&self, entrance: Entrance) -> SocketAddr {
+    pub(crate) async fn listen(&self, entrance: LoopbackCallers) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let (stop, tasks) = (self.tasks.stop().clone(), self.tasks.clone());

@@ -36,10 +36,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::{HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method};
-use kfp_creds::metadata::{self, Account, AwsView, AzureView, Entered, Failure, RequestHead, Step, View};
+use kfp_creds::metadata::{
+    self, Account, AwsView, AzureView, Entered, RequestHead, Step, TokenFailure, View,
+};
 use kfp_creds::secret::Secret;
 use kfp_creds::token::{
-    AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, Scopes, Shown,
+    AccessToken, AwsSession, AzureToken, Deadline, IdentityToken, MintId, Now, RenderedReply, Scopes,
 };
 
 pub(crate) const ACCESS_TOKEN: &str = "ya29.golden-access-token";
@@ -56,7 +58,7 @@ pub(crate) struct Case {
     pub(crate) body: Vec<u8>,
     pub(crate) asks: Option<String>,
     pub(crate) waits: Option<String>,
-    pub(crate) given: Option<(Failure, String)>,
+    pub(crate) given: Option<(TokenFailure, String)>,
     /// What a server needs beside the usual for this case.
     pub(crate) server: Option<String>,
     /// What the identity has, if not all.
@@ -173,17 +175,17 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
     })
 }
 
-fn failure(given: &str) -> Result<(Failure, String), String> {
+fn failure(given: &str) -> Result<(TokenFailure, String), String> {
     let (kind, why) = given.split_once(' ').ok_or("given: without a text")?;
     let kind = match kind {
-        "AccessRefused" => Failure::AccessRefused,
-        "IdentityRefused" => Failure::IdentityRefused,
-        "IdentityTransient" => Failure::IdentityTransient,
-        "NotFull" => Failure::NotFull,
-        "NotAllowedAudience" => Failure::NotAllowedAudience,
-        "TooMany" => Failure::TooMany,
-        "Transient" => Failure::Transient,
-        "UnknownCaller" => Failure::UnknownCaller,
+        "AccessRefused" => TokenFailure::AccessRefused,
+        "IdentityRefused" => TokenFailure::IdentityRefused,
+        "IdentityTransient" => TokenFailure::IdentityTransient,
+        "NotFull" => TokenFailure::NotFull,
+        "NotAllowedAudience" => TokenFailure::NotAllowedAudience,
+        "TooMany" => TokenFailure::TooMany,
+        "Transient" => TokenFailure::Transient,
+        "UnknownCaller" => TokenFailure::UnknownCaller,
         _ => return Err(format!("no failure is called {kind}")),
     };
     Ok((kind, why.into()))
@@ -322,7 +324,7 @@ pub(crate) fn aws_session(now: Now) -> AwsSession {
         account: None,
         user_id: None,
         id: MintId::random(),
-        shown: Shown::default(),
+        shown: RenderedReply::default(),
     }
 }
 
@@ -334,6 +336,6 @@ pub(crate) fn azure_token(now: Now) -> AzureToken {
         resource: "not shown".into(),
         client_id: None,
         id: MintId::random(),
-        shown: Shown::default(),
+        shown: RenderedReply::default(),
     }
 }

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kfp_creds::console::{Console, Form};
+use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::proxy::{
-    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Proxy, Reserved, Rules,
-    Settings, Wiring, Writable,
+    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Proxy, ProxySettings, Reserved,
+    Rules, Wiring, Writable,
 };
 use kfp_creds::kfp::Reading;
 use kfp_creds::policy::Policy;
@@ -100,7 +100,7 @@ impl ProxyFixture {
         let heard = Heard::default();
         let (exits, reserved, closing) = (ExitCodes::default(), Reserved::default(), Closing::default());
         let (lifecycle, tasks) = (Lifecycle::default(), Tasks::new());
-        let settings = Arc::new(Settings {
+        let settings = Arc::new(ProxySettings {
             upstream: upstream.into(),
             product: kfp_creds::docker::Product::Docker,
             session: "0123abcd".into(),
@@ -110,7 +110,7 @@ impl ProxyFixture {
             recognise,
             client_proxies: Default::default(),
             evidence: Default::default(),
-            console: Console::new(Form::Text, heard.clone()),
+            console: Console::new(OutputForm::Text, heard.clone()),
             wiring: Wiring {
                 relay: Ipv4Addr::new(169, 254, 169, 254),
                 names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),

@@ -17,7 +17,7 @@ use crate::app::session::Session;
 use finding::Finding;
 
 use crate::config::{Config, Environment};
-use crate::console::{Console, Form};
+use crate::console::{Console, OutputForm};
 use crate::failure::{Ended, Failure, Reason, Remedy};
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -79,7 +79,7 @@ pub async fn check(
         Err(failure) => say("credential", Finding::failed(failure)),
     }
     if first.borrow().is_none() {
-        let quiet = Console::new(Form::Quiet, std::io::sink());
+        let quiet = Console::new(OutputForm::Quiet, std::io::sink());
         say("container", inside(config, env, quiet).await);
     } else {
         print(&format!("--  {:<11} not tried: fix the above first", "container"));

@@ -17,7 +17,7 @@ use crate::docker::{Engine, EngineError};
 use crate::failure::{Failure, Remedy};
 use crate::mint::MintFailure;
 use crate::quote;
-use crate::session::{Wanted, try_range};
+use crate::session::{EnginePlan, try_range};
 use crate::source::clock::{NOTABLE, RECONCILED};
 use crate::workload::Identity;
 
@@ -75,7 +75,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         Ok(wanted) => wanted,
         Err(failure) => return Finding::failed(failure),
     };
-    let wanted = Wanted {
+    let wanted = EnginePlan {
         aws: false,
         session: &session,
         pool: config.pool,
@@ -118,7 +118,7 @@ async fn is_ours(engine: &Engine, before: Vec<Network>, holder: &str) -> bool {
 }
 
 /// The same for one network per container: tests the ranges until one is free.
-async fn cells(engine: &Engine, wanted: &Wanted<'_>, range: Pool) -> Finding {
+async fn cells(engine: &Engine, wanted: &EnginePlan<'_>, range: Pool) -> Finding {
     let mut held = 0;
     for cell in cells::of(range) {
         match try_range(engine, wanted, cell).await {

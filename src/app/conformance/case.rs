@@ -15,8 +15,8 @@
 use serde_json::Value;
 
 use super::forms::Form;
-use super::found::Found;
-use super::wire::Answer;
+use super::found::FoundClouds;
+use super::wire::ServerAnswer;
 use crate::cloud::Cloud;
 use crate::secret::Secret;
 
@@ -103,7 +103,7 @@ impl Case {
     }
 
     /// Whether the target has what the case is about.
-    pub(super) fn is_for(&self, found: &Found) -> bool {
+    pub(super) fn is_for(&self, found: &FoundClouds) -> bool {
         match () {
             () if self.target.starts_with(CONTAINER) => found.container.is_some(),
             () if self.target.starts_with(APP_SERVICE) => found.app_service.is_some(),
@@ -125,7 +125,7 @@ impl Case {
     }
 
     /// The request's bytes, with `prefix` before the target; `None` if the target cannot have a prefix.
-    pub(super) fn request(&self, prefix: &str, found: &Found) -> Option<String> {
+    pub(super) fn request(&self, prefix: &str, found: &FoundClouds) -> Option<String> {
         let target = self.target;
         if !prefix.is_empty() && !target.starts_with(['/', '{']) {
             return None;
@@ -151,7 +151,7 @@ impl Case {
     }
 
     /// The first deviation of the answer from the case.
-    pub(super) fn deviation(&self, answer: &Answer) -> Option<String> {
+    pub(super) fn deviation(&self, answer: &ServerAnswer) -> Option<String> {
         match self.status {
             4 if answer.status / 100 == 4 => {}
             4 => return Some(format!("status {}, expected one from 400 to 499", answer.status)),

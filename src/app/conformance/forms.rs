@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use url::Url;
 
-use super::wire::Target;
+use super::wire::TestedServer;
 use crate::config::Environment;
 use crate::secret::Secret;
 
@@ -31,7 +31,7 @@ impl Form {
 }
 
 /// The container form of AWS.
-pub(super) fn container(target: &Target, at: SocketAddr, env: &Environment) -> Option<Form> {
+pub(super) fn container(target: &TestedServer, at: SocketAddr, env: &Environment) -> Option<Form> {
     if !target.prefix().is_empty() {
         return Some(Form::new(format!("{}{CONTAINER}", target.prefix()), ""));
     }
@@ -45,7 +45,7 @@ pub(super) fn container(target: &Target, at: SocketAddr, env: &Environment) -> O
 }
 
 /// The form of App Service.
-pub(super) fn app_service(target: &Target, at: SocketAddr, env: &Environment) -> Option<Form> {
+pub(super) fn app_service(target: &TestedServer, at: SocketAddr, env: &Environment) -> Option<Form> {
     let prefix = target.prefix();
     if !prefix.is_empty() {
         let secret = prefix.rsplit('/').next().unwrap_or_default();
@@ -91,7 +91,7 @@ mod tests {
             ("IDENTITY_ENDPOINT", "http://169.254.168.2/msi/token"),
             ("IDENTITY_HEADER", "s3cret"),
         ]);
-        let plain = Target::parse("http://relay").unwrap();
+        let plain = TestedServer::parse("http://relay").unwrap();
         assert_eq!(container(&plain, agent, &here).unwrap().path.expose(), "/v2/credentials/s3cret");
         assert_eq!(app_service(&plain, relay, &here).unwrap().header.expose(), "s3cret");
         assert!(container(&plain, relay, &here).is_none() && app_service(&plain, agent, &here).is_none());
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_secret_path_is_the_secret_of_both_forms() {
-        let target = Target::parse("http://127.0.0.1:8174/s3cret").unwrap();
+        let target = TestedServer::parse("http://127.0.0.1:8174/s3cret").unwrap();
         let (at, none) = ("127.0.0.1:8174".parse().unwrap(), env(&[]));
         assert_eq!(container(&target, at, &none).unwrap().path.expose(), "/s3cret/v2/credentials");
         let form = app_service(&target, at, &none).unwrap();

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 use super::forms::{self, Form};
-use super::wire::{self, Answer, Target};
+use super::wire::{self, ServerAnswer, TestedServer};
 use crate::cloud::Cloud;
 use crate::config::Environment;
 use crate::secret::Secret;
@@ -18,26 +18,26 @@ const AZURE: &str = "/metadata/identity/oauth2/token";
 
 /// The clouds of a target besides Google, whose cases always run.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) aws: Option<Aws>,
+pub(super) struct FoundClouds {
+    pub(super) aws: Option<FoundAws>,
     azure: bool,
     pub(super) container: Option<Form>,
     pub(super) app_service: Option<Form>,
 }
 
 #[derive(Debug)]
-pub(super) struct Aws {
+pub(super) struct FoundAws {
     /// A token of IMDSv2.
     pub(super) token: Secret<String>,
     pub(super) role: String,
 }
 
-impl Found {
+impl FoundClouds {
     /// AWS is there if it gives a token of IMDSv2, Azure if it misses the header of its own. A target that
     /// does not answer has neither; the cases say so.
-    pub(super) async fn look(target: &Target, at: SocketAddr, env: &Environment) -> Self {
+    pub(super) async fn look(target: &TestedServer, at: SocketAddr, env: &Environment) -> Self {
         let prefix = target.prefix();
-        let asked = async |line: &str, header: &str| -> Option<Answer> {
+        let asked = async |line: &str, header: &str| -> Option<ServerAnswer> {
             let (method, path) = line.split_once(' ')?;
             let request = format!(
                 "{method} {prefix}{path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{header}Connection: close\r\n\r\n"
@@ -50,7 +50,7 @@ impl Found {
         if let Some(token) = token {
             let header = format!("X-aws-ec2-metadata-token: {token}\r\n");
             let role = asked(&format!("GET {ROLES}"), &header).await.and_then(value).unwrap_or_default();
-            found.aws = Some(Aws { token: Secret::new(token), role });
+            found.aws = Some(FoundAws { token: Secret::new(token), role });
         }
         found.azure = asked(&format!("GET {AZURE}"), "").await.is_some_and(|answer| misses_header(&answer));
         // Below a secret path the forms are there with their clouds.
@@ -70,13 +70,13 @@ impl Found {
 }
 
 /// The body of a 200, if it can be a part of a request.
-fn value(answer: Answer) -> Option<String> {
+fn value(answer: ServerAnswer) -> Option<String> {
     let text = String::from_utf8(answer.body).ok()?;
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     (answer.status == 200 && plain && text.len() < 1024).then_some(text)
 }
 
-fn misses_header(answer: &Answer) -> bool {
+fn misses_header(answer: &ServerAnswer) -> bool {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let why = body["error_description"].as_str().unwrap_or_default();
     answer.status == 400 && why.contains("metadata header")

@@ -19,15 +19,15 @@ use serde_json::json;
 use crate::config::Environment;
 use crate::failure::{Ended, Failure};
 use case::Case;
-use found::Found;
-pub use wire::Target;
+use found::FoundClouds;
+pub use wire::TestedServer;
 
 /// The time limit of one case, including waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The outcome of a case.
 #[derive(Debug)]
-enum Outcome {
+enum CaseOutcome {
     Conforms,
     /// The server does not offer what the case needs, such as ID tokens; that is no deviation.
     Skipped(&'static str),
@@ -37,18 +37,18 @@ enum Outcome {
 /// Runs all cases and prints the deviations, as lines or as one JSON object.
 pub async fn conformance(
     env: &Environment,
-    target: &Target,
+    target: &TestedServer,
     as_json: bool,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let at = target.resolve().await.map_err(Failure::Usage)?;
     let (mut conforming, mut skipped, mut deviations) = (0_usize, vec![], vec![]);
-    let found = Found::look(target, at, env).await;
+    let found = FoundClouds::look(target, at, env).await;
     for case in case::all().into_iter().filter(|case| case.is_for(&found)) {
         match run(&case, target, at, &found).await? {
-            Outcome::Conforms => conforming += 1,
-            Outcome::Skipped(why) => skipped.push((case, why)),
-            Outcome::Deviates(what) => deviations.push((case, what)),
+            CaseOutcome::Conforms => conforming += 1,
+            CaseOutcome::Skipped(why) => skipped.push((case, why)),
+            CaseOutcome::Deviates(what) => deviations.push((case, what)),
         }
     }
     let deviates = !deviations.is_empty();
@@ -84,12 +84,12 @@ pub async fn conformance(
 
 async fn run(
     case: &Case,
-    target: &Target,
+    target: &TestedServer,
     at: std::net::SocketAddr,
-    found: &Found,
-) -> Result<Outcome, Failure> {
+    found: &FoundClouds,
+) -> Result<CaseOutcome, Failure> {
     let Some(request) = case.request(target.prefix(), found) else {
-        return Ok(Outcome::Skipped("the target is below a path, which this case cannot be"));
+        return Ok(CaseOutcome::Skipped("the target is below a path, which this case cannot be"));
     };
     let exchange = wire::exchange(at, &request, case.is_head());
     let answer = match tokio::time::timeout(PATIENCE, exchange).await {
@@ -97,14 +97,14 @@ async fn run(
         Ok(Err(wire::Lost::Unreachable(why))) => {
             return Err(Failure::Engine(format!("nothing answers at {}: {why}", target.shown()).into()));
         }
-        Ok(Err(wire::Lost::Unread(why))) => return Ok(Outcome::Deviates(why)),
-        Err(_) => return Ok(Outcome::Deviates(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Ok(Err(wire::Lost::Unread(why))) => return Ok(CaseOutcome::Deviates(why)),
+        Err(_) => return Ok(CaseOutcome::Deviates(format!("no answer within {} s", PATIENCE.as_secs()))),
     };
     if case.is_identity() && answer.status == 404 {
-        return Ok(Outcome::Skipped("this account makes no ID tokens"));
+        return Ok(CaseOutcome::Skipped("this account makes no ID tokens"));
     }
     if case.is_azure_token() && matches!(answer.status, 400 | 403) {
-        return Ok(Outcome::Skipped("this identity may not ask for this resource"));
+        return Ok(CaseOutcome::Skipped("this identity may not ask for this resource"));
     }
-    Ok(case.deviation(&answer).map_or(Outcome::Conforms, Outcome::Deviates))
+    Ok(case.deviation(&answer).map_or(CaseOutcome::Conforms, CaseOutcome::Deviates))
 }

@@ -21,9 +21,9 @@ const NAMES: [&str; 3] = ["metadata", "metadata.google.internal", "metadata.goog
 
 /// The server to test, as the user named it.
 #[derive(Clone, Debug)]
-pub struct Target(Url);
+pub struct TestedServer(Url);
 
-impl Target {
+impl TestedServer {
     /// `http://HOST[:PORT][/PATH]`; all requests go below `PATH`, which may be a secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
@@ -77,21 +77,21 @@ pub(super) enum Lost {
 
 /// The server's answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ServerAnswer {
     pub(super) status: u16,
     /// Names in lower case.
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
 }
 
-impl Answer {
+impl ServerAnswer {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// The request asks for `Connection: close`, so all bytes received belong to the answer.
-pub(super) async fn exchange(at: SocketAddr, request: &str, head_only: bool) -> Result<Answer, Lost> {
+pub(super) async fn exchange(at: SocketAddr, request: &str, head_only: bool) -> Result<ServerAnswer, Lost> {
     let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
     let mut stream = TcpStream::connect(at).await.map_err(unreachable)?;
     // A server may answer and close before it has read the whole request.
@@ -140,7 +140,7 @@ fn headers(head: &[u8]) -> Vec<(String, String)> {
     text.split("\r\n").skip(1).filter_map(pair).collect()
 }
 
-fn read(bytes: &[u8], head_only: bool) -> Result<Answer, &'static str> {
+fn read(bytes: &[u8], head_only: bool) -> Result<ServerAnswer, &'static str> {
     let (head, body) = split(bytes).ok_or("the answer has no end of its head")?;
     let line = String::from_utf8_lossy(head);
     let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
@@ -155,7 +155,7 @@ fn read(bytes: &[u8], head_only: bool) -> Result<Answer, &'static str> {
         Some(length) => body[..length].to_vec(),
         None => body.to_vec(),
     };
-    Ok(Answer { status, headers, body })
+    Ok(ServerAnswer { status, headers, body })
 }
 
 /// The data of the chunks received so far.
@@ -190,11 +190,11 @@ mod tests {
 
     #[test]
     fn a_target_is_a_plain_place() {
-        let target = Target::parse("http://127.0.0.1:8174/s3cret/").unwrap();
+        let target = TestedServer::parse("http://127.0.0.1:8174/s3cret/").unwrap();
         assert_eq!((target.shown().as_str(), target.prefix()), ("http://127.0.0.1:8174", "/s3cret"));
-        assert_eq!(Target::parse("http://metadata").unwrap().prefix(), "");
+        assert_eq!(TestedServer::parse("http://metadata").unwrap().prefix(), "");
         for bad in ["https://a", "a:80", "http://", "http://u@a", "http://a/?x", "ftp://a", ""] {
-            assert!(Target::parse(bad).is_err(), "{bad}");
+            assert!(TestedServer::parse(bad).is_err(), "{bad}");
         }
     }
 

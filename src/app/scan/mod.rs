@@ -11,26 +11,26 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use self::said::{Baseline, Said};
+use self::said::{Baseline, ScanReport};
 use super::reach::reach;
 use crate::config::{Config, Environment};
 use crate::console::printable;
 use crate::docker::EngineError;
 use crate::failure::{Ended, Failure};
 use crate::guard::excepted::Exception;
-use crate::guard::found::Passed;
+use crate::guard::found::PassedOver;
 use crate::guard::image::{self, Report};
 use crate::guard::memory::Memory;
 use crate::guard::walk::{Budget, look};
-use crate::guard::{Guard, Rules};
+use crate::guard::{Guard, GuardRules};
 use crate::quote;
 
-pub use self::said::Form;
+pub use self::said::ReportFormat;
 
 /// The options of `scan`.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
-    pub form: Form,
+pub struct ScanOptions<'a> {
+    pub form: ReportFormat,
     /// The output of an earlier `scan --json`; its finds are not reported again.
     pub baseline: Option<&'a Path>,
 }
@@ -44,7 +44,7 @@ pub async fn scan(
     config: &Config,
     env: &Environment,
     target: &str,
-    ask: Ask<'_>,
+    ask: ScanOptions<'_>,
     print: impl Fn(&str),
 ) -> Result<Ended, Failure> {
     let began = Instant::now();
@@ -77,7 +77,7 @@ pub async fn scan(
     let spent = began.elapsed();
     tracing::info!(bytes = report.bytes, ms = spent.as_millis(), "scanned");
     let target = quote::name(target);
-    let said = Said::of(&report, &target, &config.guard.rules, &baseline);
+    let said = ScanReport::of(&report, &target, &config.guard.rules, &baseline);
     said.tell(ask.form, &print);
     match said.counts() {
         (0, 0) => Ok(Ended::Done),
@@ -103,7 +103,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn folder(path: PathBuf, rules: Rules) -> Report {
+fn folder(path: PathBuf, rules: GuardRules) -> Report {
     let guard = Guard { rules, ..Guard::default() };
     // Show places relative to the target, wherever it is.
     let root = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -119,7 +119,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
         exception: Exception::Path,
     });
     let unverified = seen.unverified.iter().map(|what| short(what)).collect();
-    let passed = Passed { first: short(&seen.passed.first), ..seen.passed };
+    let passed = PassedOver { first: short(&seen.passed.first), ..seen.passed };
     Report { finds: finds.collect(), unverified, passed, bytes: seen.bytes }
 }
 
@@ -127,7 +127,7 @@ fn folder(path: PathBuf, rules: Rules) -> Report {
 async fn of_the_engine(config: &Config, env: &Environment, image: &str) -> Result<Report, Failure> {
     let engine = reach(config, env).await?;
     let (pieces, rest) = mpsc::channel(16);
-    let scanning = blocking(move || image::scan(Stream { rest, piece: Bytes::new() }));
+    let scanning = blocking(move || image::scan(OutputStream { rest, piece: Bytes::new() }));
     let copying = async {
         let mut saved = std::pin::pin!(engine.save(image));
         while let Some(piece) = saved.next().await {
@@ -147,12 +147,12 @@ async fn of_the_engine(config: &Config, env: &Environment, image: &str) -> Resul
 }
 
 /// The engine's stream, for a blocking reader.
-struct Stream {
+struct OutputStream {
     rest: mpsc::Receiver<io::Result<Bytes>>,
     piece: Bytes,
 }
 
-impl Read for Stream {
+impl Read for OutputStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.rest.blocking_recv() {

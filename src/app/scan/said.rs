@@ -11,14 +11,14 @@ use std::io;
 use serde_json::{Value, json};
 
 use crate::console::printable;
-use crate::guard::found::Passed;
+use crate::guard::found::PassedOver;
 use crate::guard::image::{Located, Report};
-use crate::guard::{Kind, Rules};
+use crate::guard::{GuardRules, SecretKind};
 use crate::quote;
 
 /// The output format.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Form {
+pub enum ReportFormat {
     Text,
     /// One object per line: first the finds, then unverified parts, then published keys.
     Json,
@@ -55,16 +55,16 @@ impl Baseline {
 
 /// The reported part of a scan, in a fixed order, and the number of finds that the baseline knows.
 #[derive(Debug)]
-pub(super) struct Said<'a> {
+pub(super) struct ScanReport<'a> {
     target: &'a str,
     finds: Vec<&'a Located>,
     unverified: Vec<&'a str>,
-    passed: &'a Passed,
+    passed: &'a PassedOver,
     pub(super) known: usize,
 }
 
-impl<'a> Said<'a> {
-    pub(super) fn of(report: &'a Report, target: &'a str, rules: &Rules, baseline: &Baseline) -> Self {
+impl<'a> ScanReport<'a> {
+    pub(super) fn of(report: &'a Report, target: &'a str, rules: &GuardRules, baseline: &Baseline) -> Self {
         let mut finds: Vec<&Located> =
             report.finds.iter().filter(|find| !rules.allows_find(&find.place, &find.exception)).collect();
         finds.sort_by_key(|find| (&find.place, &find.layer, find.line, id(find.kind)));
@@ -83,11 +83,11 @@ impl<'a> Said<'a> {
         (self.finds.len(), self.unverified.len())
     }
 
-    pub(super) fn tell(&self, form: Form, print: &impl Fn(&str)) {
+    pub(super) fn tell(&self, form: ReportFormat, print: &impl Fn(&str)) {
         match form {
-            Form::Text => self.text(print),
-            Form::Json => self.json(print),
-            Form::Sarif => print(&self.sarif().to_string()),
+            ReportFormat::Text => self.text(print),
+            ReportFormat::Json => self.json(print),
+            ReportFormat::Sarif => print(&self.sarif().to_string()),
         }
     }
 
@@ -134,7 +134,7 @@ impl<'a> Said<'a> {
             print(&json!({ "event": "not-verified", "what": what, "fingerprint": fingerprint }).to_string());
         }
         if let Some(note) = self.passed.told() {
-            let Passed { keys, files, first } = self.passed;
+            let PassedOver { keys, files, first } = self.passed;
             let line =
                 json!({ "event": PUBLISHED, "keys": keys, "files": files, "path": first, "what": note });
             print(&line.to_string());
@@ -144,7 +144,7 @@ impl<'a> Said<'a> {
     /// One run. Places are relative to the scanned target; unverified parts are notifications of the
     /// invocation.
     fn sarif(&self) -> Value {
-        let rules: Vec<Value> = Kind::ALL
+        let rules: Vec<Value> = SecretKind::ALL
             .iter()
             .map(|kind| json!({ "id": id(*kind), "shortDescription": { "text": kind.to_string() } }))
             .collect();
@@ -182,7 +182,7 @@ impl<'a> Said<'a> {
         let layer = find.layer.as_ref().map(|layer| format!(" in layer {layer}")).unwrap_or_default();
         json!({
             "ruleId": id(find.kind),
-            "ruleIndex": Kind::ALL.iter().position(|kind| *kind == find.kind),
+            "ruleIndex": SecretKind::ALL.iter().position(|kind| *kind == find.kind),
             "level": "error",
             "message": { "text": format!("{} holds {}{layer}", find.place, find.kind) },
             "locations": [{ "physicalLocation": place }],
@@ -192,7 +192,7 @@ impl<'a> Said<'a> {
 }
 
 /// The machine-readable name of a kind: `private-key`.
-fn id(kind: Kind) -> String {
+fn id(kind: SecretKind) -> String {
     let mut id = String::new();
     for letter in format!("{kind:?}").chars() {
         if letter.is_ascii_uppercase() && !id.is_empty() {
@@ -251,27 +251,27 @@ mod tests {
         };
         Report {
             finds: vec![
-                find("z/key.json", Kind::ServiceAccountKey, Some(3), None),
-                find("a b/x.whl!/.env", Kind::AwsKey, Some(1), None),
-                find("a/id_rsa", Kind::PrivateKey, Some(1), Some("1/layer.tar")),
-                find("z/key.json", Kind::ServiceAccountKey, Some(3), None),
+                find("z/key.json", SecretKind::ServiceAccountKey, Some(3), None),
+                find("a b/x.whl!/.env", SecretKind::AwsKey, Some(1), None),
+                find("a/id_rsa", SecretKind::PrivateKey, Some(1), Some("1/layer.tar")),
+                find("z/key.json", SecretKind::ServiceAccountKey, Some(3), None),
             ],
             unverified: vec!["x.zip!/b: it is encrypted".into()],
-            passed: Passed { keys: 3, files: 2, first: "lib/test.py".into() },
+            passed: PassedOver { keys: 3, files: 2, first: "lib/test.py".into() },
             bytes: 1,
         }
     }
 
-    fn told(form: Form, baseline: &Baseline) -> (Vec<String>, (usize, usize), usize) {
+    fn told(form: ReportFormat, baseline: &Baseline) -> (Vec<String>, (usize, usize), usize) {
         let (report, lines) = (report(), RefCell::new(vec![]));
-        let said = Said::of(&report, "t", &Rules::default(), baseline);
+        let said = ScanReport::of(&report, "t", &GuardRules::default(), baseline);
         said.tell(form, &|line| lines.borrow_mut().push(line.to_string()));
         (lines.into_inner(), said.counts(), said.known)
     }
 
     #[test]
     fn finds_have_a_stable_order_and_a_baseline_removes_them() {
-        let (lines, counts, _) = told(Form::Json, &Baseline::default());
+        let (lines, counts, _) = told(ReportFormat::Json, &Baseline::default());
         assert_eq!(counts, (3, 1));
         let objects: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         let column = |name: &str| objects.iter().map(|one| one[name].clone()).collect::<Vec<_>>();
@@ -289,11 +289,11 @@ mod tests {
         assert_eq!(column("line")[..3], [1, 1, 3]);
         assert_eq!(objects[1]["layer"], "1/layer.tar");
         let all = Baseline::read(&lines.join("\n")).unwrap();
-        assert_eq!(told(Form::Json, &all), (vec![lines[4].clone()], (0, 0), 4));
+        assert_eq!(told(ReportFormat::Json, &all), (vec![lines[4].clone()], (0, 0), 4));
         let clean = "t: no key found beside 4 that the baseline knows";
-        assert_eq!(told(Form::Text, &all).0, [&format!("note: {note}"), clean]);
+        assert_eq!(told(ReportFormat::Text, &all).0, [&format!("note: {note}"), clean]);
         let some = Baseline::read(&lines[1]).unwrap();
-        assert_eq!(told(Form::Json, &some).1, (2, 1));
+        assert_eq!(told(ReportFormat::Json, &some).1, (2, 1));
         let why = Baseline::read("{\"fingerprint\": \"v1:1\"}\nsecret").unwrap_err().to_string();
         assert!(why.contains("line 2") && !why.contains("secret"), "{why}");
     }
@@ -301,7 +301,7 @@ mod tests {
     /// The requirements of section 3 of SARIF 2.1.0 for the properties in use.
     #[test]
     fn the_sarif_has_the_shape_that_code_hosts_read() {
-        let (lines, ..) = told(Form::Sarif, &Baseline::default());
+        let (lines, ..) = told(ReportFormat::Sarif, &Baseline::default());
         let log: Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!((lines.len(), &log["version"]), (1, &json!("2.1.0")));
         let run = &log["runs"][0];

@@ -5,7 +5,7 @@
 //! the relay has none, the metadata service (IMDS) at its only one. Azure: the form of App Service, which needs no
 //! special address. Both carry the secret of the lease; from another address it is worth nothing.
 
-use super::environment::Environment;
+use super::environment::ContainerEnvironment;
 use super::question::Question;
 use crate::cloud::Cloud;
 use crate::loopback::is_capability;
@@ -84,7 +84,11 @@ pub const SHADOWS: [Shadow; 15] = [
 ];
 
 /// Settings of the container that keep clients of the clouds of its identity from asking us.
-pub(super) fn shadows(env: &Environment<'_>, question: &Question<'_>, targets: &[&str]) -> Vec<String> {
+pub(super) fn shadows(
+    env: &ContainerEnvironment<'_>,
+    question: &Question<'_>,
+    targets: &[&str],
+) -> Vec<String> {
     let has = |cloud| question.identity().is_some_and(|identity| identity.has(cloud));
     let mut found = vec![];
     for Shadow { cloud, name, only } in SHADOWS {
@@ -112,7 +116,7 @@ pub(super) fn shadows(env: &Environment<'_>, question: &Question<'_>, targets: &
 
 /// What turns off IMDS, or sends its clients elsewhere, which matters only where it is the way to us; object_store
 /// needs it on a path as well.
-fn shadows_of_imds(env: &Environment<'_>, question: &Question<'_>) -> impl Iterator<Item = String> {
+fn shadows_of_imds(env: &ContainerEnvironment<'_>, question: &Question<'_>) -> impl Iterator<Item = String> {
     let (asked, with): (&[&str], bool) = match (question.path, question.wiring.container_credentials) {
         (Some(_), _) => (&IMDS[1..], false),
         (None, true) => (&[], false),
@@ -125,7 +129,10 @@ fn shadows_of_imds(env: &Environment<'_>, question: &Question<'_>) -> impl Itera
 }
 
 /// Variables to set, each only where nobody has set it.
-pub(super) fn environment(env: &Environment<'_>, question: &Question<'_>) -> Vec<(&'static str, String)> {
+pub(super) fn environment(
+    env: &ContainerEnvironment<'_>,
+    question: &Question<'_>,
+) -> Vec<(&'static str, String)> {
     let (Some(identity), Some(secret)) = (question.identity(), question.secret) else { return vec![] };
     let (wiring, path) = (question.wiring, question.path);
     let at = path.map_or_else(|| wiring.relay.to_string(), String::from);

@@ -13,7 +13,7 @@ use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
 use super::json as strict;
 use super::json::rewritten;
-use super::path::Target;
+use super::path::ApiTarget;
 use super::state::Proxy;
 use super::texts::{keys_in_body, length_of, text_of};
 use super::upload::changes;
@@ -28,7 +28,7 @@ impl Proxy {
     pub(super) async fn commit(
         &self,
         mut parts: Parts,
-        target: &Target,
+        target: &ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let bytes = collect(body).await?;

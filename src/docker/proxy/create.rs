@@ -14,16 +14,16 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::engine_client::{Body, Refusal, Reply, collect, full};
-use super::exit_codes::Condition;
+use super::exit_codes::WaitCondition;
 use super::inputs::{self, Brought};
 use super::judge::{self, Verdict};
 use super::leases::{LeaseSecret, Reach, lease_secret};
 use super::mount_sources::aside;
-use super::path::Target;
+use super::path::ApiTarget;
 use super::question::{Neighbour, Question};
-use super::reserved::Kind;
+use super::reserved::ReservedKind;
 use super::state::Proxy;
-use super::{Place, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use super::{Attachment, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::console::Line;
 use crate::docker::Product;
 use crate::policy::{Decision, doubt};
@@ -36,7 +36,7 @@ impl Proxy {
     pub(super) async fn create(
         self: &Arc<Self>,
         parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         self.closing()?;
@@ -124,7 +124,7 @@ impl Proxy {
     ) -> Result<Judged, Refusal> {
         let decision = self.decision(body, task, rules)?;
         let image = body["Image"].as_str().unwrap_or_default().to_string();
-        if self.lookups.is_ours(Kind::Image, &image).await? {
+        if self.lookups.is_ours(ReservedKind::Image, &image).await? {
             return Err(Refusal::forbidden(format!("image {image} is reserved")));
         }
         let neighbours = self.neighbours(&judge::container_references(body)).await?;
@@ -135,13 +135,13 @@ impl Proxy {
         let joins = self.leases.joinable(body, &decision, rules, &neighbours, shared.relay).await?;
         let place = match &decision {
             Decision::Attach(..) if joins.is_none() => self.place(body).await?,
-            Decision::Attach(..) | Decision::Pass(_) => Place::Shared,
+            Decision::Attach(..) | Decision::Pass(_) => Attachment::Shared,
         };
         let secret = lease_secret(&decision, joins.as_ref())?;
         let (own, path) = match &place {
-            Place::Shared => (shared.relay, None),
-            Place::Cell(cell) => (cell.relay, None),
-            Place::Loopback(path) => (Ipv4Addr::LOCALHOST, Some(path.place())),
+            Attachment::Shared => (shared.relay, None),
+            Attachment::Cell(cell) => (cell.relay, None),
+            Attachment::Loopback(path) => (Ipv4Addr::LOCALHOST, Some(path.place())),
         };
         let relay = joins.as_ref().map_or(own, |joined| joined.relay);
         let question = Question {
@@ -181,17 +181,17 @@ impl Proxy {
     }
 
     /// The place where a container with an identity will reach us.
-    async fn place(&self, body: &Value) -> Result<Place, Refusal> {
+    async fn place(&self, body: &Value) -> Result<Attachment, Refusal> {
         if body["HostConfig"]["NetworkMode"] == "host"
             && let Some(paths) = &self.settings.loopback
         {
             let path =
                 paths.take().ok_or_else(|| broken("cannot create a loopback path (no random numbers)"))?;
-            return Ok(Place::Loopback(path));
+            return Ok(Attachment::Loopback(path));
         }
         match &self.settings.cells {
-            Some(cells) => Ok(Place::Cell(cells.take().await.map_err(|why| broken(&*why))?)),
-            None => Ok(Place::Shared),
+            Some(cells) => Ok(Attachment::Cell(cells.take().await.map_err(|why| broken(&*why))?)),
+            None => Ok(Attachment::Shared),
         }
     }
 
@@ -213,7 +213,7 @@ impl Proxy {
     async fn ours_among(&self, networks: Vec<String>) -> Result<HashSet<String>, Refusal> {
         let mut ours = HashSet::new();
         for reference in networks {
-            if self.lookups.is_ours(Kind::Network, &reference).await? {
+            if self.lookups.is_ours(ReservedKind::Network, &reference).await? {
                 ours.insert(reference);
             }
         }
@@ -233,7 +233,7 @@ impl Proxy {
     }
 
     async fn neighbour(&self, reference: &str) -> Result<Neighbour, Refusal> {
-        if self.lookups.is_ours(Kind::Container, reference).await? {
+        if self.lookups.is_ours(ReservedKind::Container, reference).await? {
             return Ok(Neighbour::Ours);
         }
         let Some(id) = self.lookups.locate(reference).await? else { return Ok(Neighbour::Missing) };
@@ -310,7 +310,7 @@ impl Proxy {
         task: &Arc<Task>,
         reach: Reach,
     ) -> Result<(), String> {
-        let on_loopback = matches!(reach.place, Place::Loopback(_));
+        let on_loopback = matches!(reach.place, Attachment::Loopback(_));
         let address = self.leases.attach(id, identity, by, task, reach).await?;
         let at = self.settings.loopback.as_ref().filter(|_| on_loopback).map(|paths| paths.at().to_string());
         self.settings.console.say(Line::Attached {
@@ -365,7 +365,7 @@ impl Proxy {
 struct Judged {
     verdict: Verdict,
     /// Where the container will reach us, as written into its body.
-    place: Place,
+    place: Attachment,
     secret: LeaseSecret,
     /// Fetched directories that are mounted into the container.
     brought: Brought,
@@ -374,7 +374,7 @@ struct Judged {
 /// Parts of the body that are needed after it was sent to the engine.
 #[derive(Debug)]
 struct Given {
-    until: Condition,
+    until: WaitCondition,
     /// Only the body's `HostConfig`.
     writable: Value,
     indirect: bool,
@@ -383,7 +383,7 @@ struct Given {
 impl Given {
     fn of(body: &Value) -> Self {
         let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
-        Self { until: Condition::of(body), writable, indirect: writable::is_indirect(body) }
+        Self { until: WaitCondition::of(body), writable, indirect: writable::is_indirect(body) }
     }
 }
 

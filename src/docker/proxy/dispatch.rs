@@ -11,12 +11,12 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 
-use super::builds::Tunnel;
+use super::builds::BuildTunnel;
 use super::engine_client::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
-use super::exit_codes::Condition;
+use super::exit_codes::WaitCondition;
 use super::json::rewritten;
-use super::path::{Route, Target};
-use super::reserved::{Kind, captures};
+use super::path::{ApiTarget, Route};
+use super::reserved::{ReservedKind, captures};
 use super::state::Proxy;
 use super::upgrade::{Raw, forward_raw, upgrade};
 use super::{json, podman};
@@ -26,7 +26,7 @@ use crate::workload::ContainerId;
 impl Proxy {
     pub(super) async fn answer(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
         sane(request.method(), request.headers())?;
-        let target = Target::parse(request.uri()).map_err(Refusal::malformed)?;
+        let target = ApiTarget::parse(request.uri()).map_err(Refusal::malformed)?;
         let route = target.route(request.method() == Method::DELETE);
         let looks = matches!(*request.method(), Method::GET | Method::HEAD);
         let raw = upgrade(&mut request, &route)?;
@@ -39,8 +39,12 @@ impl Proxy {
             )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
             Route::ExecStart => self.exec_start(parts, target, body, raw).await,
-            Route::BuildSession => self.builds.serve_tunnel(parts, target, body, raw, Tunnel::Session).await,
-            Route::BuildControl => self.builds.serve_tunnel(parts, target, body, raw, Tunnel::Control).await,
+            Route::BuildSession => {
+                self.builds.serve_tunnel(parts, target, body, raw, BuildTunnel::Session).await
+            }
+            Route::BuildControl => {
+                self.builds.serve_tunnel(parts, target, body, raw, BuildTunnel::Control).await
+            }
             Route::Containers | Route::Networks if parts.method == Method::GET => {
                 let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
                 self.filter.hide_in_list(&route, reply).await
@@ -87,7 +91,7 @@ impl Proxy {
     async fn container(
         self: &Arc<Self>,
         parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
         raw: Raw,
         name: &str,
@@ -96,7 +100,7 @@ impl Proxy {
         let reading =
             parts.method == Method::GET && matches!(action, "json" | "top" | "stats" | "logs" | "changes");
         let harmless = reading || (parts.method == Method::POST && action == "wait");
-        if !harmless && self.lookups.is_ours(Kind::Container, name).await? {
+        if !harmless && self.lookups.is_ours(ReservedKind::Container, name).await? {
             return Err(Refusal::forbidden(format!("container {name} is reserved")));
         }
         match (&parts.method, action) {
@@ -127,7 +131,7 @@ impl Proxy {
     async fn exec_create(
         &self,
         parts: Parts,
-        mut target: Target,
+        mut target: ApiTarget,
         body: Incoming,
         name: &str,
     ) -> Result<Reply, Refusal> {
@@ -167,7 +171,7 @@ impl Proxy {
     async fn exec_start(
         &self,
         mut parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
         raw: Raw,
     ) -> Result<Reply, Refusal> {
@@ -190,7 +194,7 @@ impl Proxy {
     async fn start(
         self: &Arc<Self>,
         mut parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
         name: &str,
         action: &str,
@@ -211,14 +215,14 @@ impl Proxy {
         };
         let target = target.with_container(id.as_str(), action);
         if self.exits.codes().idle(&id) {
-            self.exits.watch(&id, None, Condition::Exit).await;
+            self.exits.watch(&id, None, WaitCondition::Exit).await;
         }
         self.leases.starting(&id).await;
         if action == "start" && self.leases.is_leased(&id).await {
             self.logs.keep(&id).await;
         }
         let removal = match action {
-            "restart" => self.exits.register(&id, Condition::Removal).await,
+            "restart" => self.exits.register(&id, WaitCondition::Removal).await,
             _ => None,
         };
         // Marked before the engine answers, because the container may have ended by then.
@@ -236,7 +240,7 @@ impl Proxy {
     async fn rename(
         &self,
         parts: Parts,
-        mut target: Target,
+        mut target: ApiTarget,
         body: Incoming,
         name: &str,
     ) -> Result<Reply, Refusal> {
@@ -257,12 +261,17 @@ impl Proxy {
         Ok(reply)
     }
 
-    async fn network_create(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
+    async fn network_create(
+        &self,
+        parts: Parts,
+        target: ApiTarget,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::NETWORK).map_err(Refusal::malformed)?;
         let name = body["Name"].as_str().unwrap_or_default();
         let mut labels = fields(&body["Labels"]);
-        if self.lookups.is_ours(Kind::Network, name).await?
+        if self.lookups.is_ours(ReservedKind::Network, name).await?
             || labels.any(|(label, _)| label.starts_with("kfp-creds."))
         {
             return Err(Refusal::forbidden(format!("network {name}: the name or a label of it is reserved")));
@@ -272,19 +281,19 @@ impl Proxy {
     }
 
     /// Refuses changes of our networks and images, also by builds and commits.
-    async fn things(&self, route: &Route, target: &Target) -> Result<(), Refusal> {
+    async fn things(&self, route: &Route, target: &ApiTarget) -> Result<(), Refusal> {
         match route {
-            Route::Network { name, .. } if self.lookups.is_ours(Kind::Network, name).await? => {
+            Route::Network { name, .. } if self.lookups.is_ours(ReservedKind::Network, name).await? => {
                 return Err(Refusal::forbidden(format!("network {name} is reserved")));
             }
             Route::Image { name, action }
-                if action.is_empty() && self.lookups.is_ours(Kind::Image, name).await? =>
+                if action.is_empty() && self.lookups.is_ours(ReservedKind::Image, name).await? =>
             {
                 return Err(Refusal::forbidden(format!("image {name} is reserved")));
             }
             Route::Commit => {
                 let source = target.query("container").unwrap_or_default();
-                if self.lookups.is_ours(Kind::Container, source).await? {
+                if self.lookups.is_ours(ReservedKind::Container, source).await? {
                     return Err(Refusal::forbidden(format!("container {source} is reserved")));
                 }
             }
@@ -301,13 +310,13 @@ impl Proxy {
     }
 
     /// Judges a build by the classic builder, which runs its steps on the network that the query names.
-    async fn build(&self, target: &Target) -> Result<(), Refusal> {
+    async fn build(&self, target: &ApiTarget) -> Result<(), Refusal> {
         if let Some(key) = podman::build_key(target.query_keys()) {
             return Err(Refusal::forbidden(format!("{key} of a build would get past what is judged here")));
         }
         let mode = target.query("networkmode").unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else {
-            if self.lookups.is_ours(Kind::Network, mode).await? {
+            if self.lookups.is_ours(ReservedKind::Network, mode).await? {
                 return Err(Refusal::forbidden(format!("network {mode} is reserved")));
             }
             return Ok(());
@@ -316,7 +325,9 @@ impl Proxy {
         let id = ContainerId::parse(joined)
             .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
         let _none = self.leases.none_arriving().await;
-        if self.lookups.is_ours(Kind::Container, joined).await? || self.leases.has_identity(&id).await? {
+        if self.lookups.is_ours(ReservedKind::Container, joined).await?
+            || self.leases.has_identity(&id).await?
+        {
             return Err(Refusal::forbidden(format!(
                 "a build cannot join the network of {id}: it has an identity"
             )));

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
 use tokio::sync::mpsc;
 
-use crate::docker::upstream::{Stream, Upstream};
+use crate::docker::upstream::{EngineConnector, EngineStream};
 use crate::process::Tasks;
 
 /// Largest body held in memory: kfp puts a component's source and inputs into its create request.
@@ -110,12 +110,12 @@ pub(super) struct RawStream {
 /// Connects to the engine.
 #[derive(Clone, Debug)]
 pub(super) struct EngineClient {
-    upstream: Upstream,
+    upstream: EngineConnector,
     tasks: Tasks,
 }
 
 impl EngineClient {
-    pub(super) fn new(upstream: Upstream, tasks: Tasks) -> Self {
+    pub(super) fn new(upstream: EngineConnector, tasks: Tasks) -> Self {
         Self { upstream, tasks }
     }
 
@@ -276,9 +276,9 @@ pub(super) async fn opened(upgraded: OnUpgrade) -> Option<Opened> {
 /// Like [`opened`], for the engine's end. A stream other than a unix socket is copied through a socket pair,
 /// because the result may be used on another thread.
 pub(super) async fn opened_engine(upgraded: OnUpgrade, tasks: &Tasks) -> Option<Opened> {
-    let parts = upgraded.await.ok()?.downcast::<TokioIo<Stream>>().ok()?;
+    let parts = upgraded.await.ok()?.downcast::<TokioIo<EngineStream>>().ok()?;
     let stream = match parts.io.into_inner() {
-        Stream::Unix(stream) => stream,
+        EngineStream::Unix(stream) => stream,
         mut other => {
             let (near, mut far) = UnixStream::pair().ok()?;
             tasks.spawn("engine tunnel", async move {
@@ -349,7 +349,7 @@ fn strip(headers: &mut HeaderMap, head: bool) {
 /// arrived from the client in one read with the request's head; they belong to the stream.
 pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnUpgrade) {
     let Ok(engine) = engine.await else { return };
-    let Ok(engine) = engine.downcast::<TokioIo<Stream>>() else { return };
+    let Ok(engine) = engine.downcast::<TokioIo<EngineStream>>() else { return };
     let mut from_engine = engine.io.into_inner();
     let early = async {
         from_engine.write_all(read).await?;
@@ -360,7 +360,7 @@ pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnU
     }
     let (client_in, client_out) = from_client.split();
     let mut unix = match from_engine {
-        Stream::Unix(unix) => unix,
+        EngineStream::Unix(unix) => unix,
         other => {
             let (engine_in, engine_out) = tokio::io::split(other);
             tokio::select! {

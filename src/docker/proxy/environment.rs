@@ -5,12 +5,12 @@ use serde_json::Value;
 use crate::json::strings;
 
 /// The request's entry takes precedence over the image's.
-pub(super) struct Environment<'a> {
+pub(super) struct ContainerEnvironment<'a> {
     pub(super) request: &'a Value,
     pub(super) image: &'a [String],
 }
 
-impl<'a> Environment<'a> {
+impl<'a> ContainerEnvironment<'a> {
     /// The last entry for `name`; an entry without `=` unsets the variable.
     fn entry(&self, name: &str) -> Option<&'a str> {
         let is = |entry: &&str| entry.split('=').next() == Some(name);

@@ -36,13 +36,13 @@ pub struct ExitCodes(Arc<Mutex<Records>>);
 
 #[derive(Debug, Default)]
 struct Records {
-    entries: HashMap<ContainerId, Entry>,
+    entries: HashMap<ContainerId, WatchedExit>,
     order: VecDeque<ContainerId>,
     ends: Option<mpsc::UnboundedSender<ContainerId>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct WatchedExit {
     name: Option<String>,
     /// Whether a start passed through the proxy.
     started: bool,
@@ -53,14 +53,14 @@ struct Entry {
 
 /// Which exit counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Condition {
+pub(super) enum WaitCondition {
     Exit,
     /// The engine may restart the container by itself, and its answer about an earlier exit can be a wrong 0
     /// (20.10); only the last run counts.
     Removal,
 }
 
-impl Condition {
+impl WaitCondition {
     /// Chosen by the restart policy of a create body, whatever the case of its keys.
     pub(super) fn of(body: &Value) -> Self {
         let policy = fields(&body["HostConfig"]["RestartPolicy"]);
@@ -158,7 +158,7 @@ impl ExitCodes {
             let name = name.map(|name| name.trim_start_matches('/').to_string());
             let name = name.or_else(|| old.as_ref().and_then(|old| old.name.clone()));
             let started = old.is_some_and(|old| old.started);
-            records.entries.insert(container.clone(), Entry { name, started, exit, event });
+            records.entries.insert(container.clone(), WatchedExit { name, started, exit, event });
             records.shrink();
         });
         sender
@@ -282,7 +282,7 @@ impl ExitWatch {
 
     /// Registers for the next exit of `container`. The engine has the registration when this returns, so no
     /// exit can be missed; the code is read in the background.
-    pub(super) async fn watch(&self, container: &ContainerId, name: Option<&str>, until: Condition) {
+    pub(super) async fn watch(&self, container: &ContainerId, name: Option<&str>, until: WaitCondition) {
         let exit = self.codes.record(container, name, false);
         let registered = self.register(container, until).await;
         self.follow(container, exit, Vec::from_iter(registered));
@@ -292,7 +292,7 @@ impl ExitWatch {
     /// and the container been removed, so `removal` is a registration made before the restart.
     pub(super) async fn watch_restarted(&self, container: &ContainerId, removal: Option<Response<Incoming>>) {
         let exit = self.codes.record(container, None, true);
-        let next = self.register(container, Condition::Exit).await;
+        let next = self.register(container, WaitCondition::Exit).await;
         self.follow(container, exit, next.into_iter().chain(removal).collect());
     }
 
@@ -301,11 +301,11 @@ impl ExitWatch {
     pub(super) async fn register(
         &self,
         container: &ContainerId,
-        until: Condition,
+        until: WaitCondition,
     ) -> Option<Response<Incoming>> {
         let condition = match until {
-            Condition::Exit => "next-exit",
-            Condition::Removal => "removed",
+            WaitCondition::Exit => "next-exit",
+            WaitCondition::Removal => "removed",
         };
         let path = format!("/containers/{}/wait?condition={condition}", container.as_str());
         let reply = self.engine.ask(Method::POST, &path).await;

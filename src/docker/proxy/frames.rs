@@ -6,7 +6,7 @@ pub(super) const ENGINE: u8 = 3;
 
 /// A piece of a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Part<'a> {
+pub(super) enum FramePart<'a> {
     /// The complete header of eight bytes.
     Head(&'a [u8]),
     /// A part of the frame's content.
@@ -25,10 +25,10 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Calls `each` with the stream's number on the wire (1: standard output, 2: standard error) and a part.
-    pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, Part<'_>)) {
+    pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, FramePart<'_>)) {
         while !bytes.is_empty() {
             if self.message {
-                return each(ENGINE, Part::Payload(bytes));
+                return each(ENGINE, FramePart::Payload(bytes));
             }
             if self.left == 0 {
                 let (head, rest) = bytes.split_at(bytes.len().min(8 - self.head.len()));
@@ -36,7 +36,7 @@ impl Frames {
                 bytes = rest;
                 match *self.head.as_slice() {
                     [stream @ 0..=ENGINE, 0, 0, 0, a, b, c, d] => {
-                        each(stream, Part::Head(&self.head));
+                        each(stream, FramePart::Head(&self.head));
                         self.left = u32::from_be_bytes([a, b, c, d]) as usize;
                         if self.left == 0 {
                             self.head.clear();
@@ -44,7 +44,7 @@ impl Frames {
                     }
                     [_, _, _, _, _, _, _, _] => {
                         self.message = true;
-                        each(ENGINE, Part::Payload(&self.head));
+                        each(ENGINE, FramePart::Payload(&self.head));
                         self.head.clear();
                     }
                     _ => {}
@@ -52,7 +52,7 @@ impl Frames {
                 continue;
             }
             let (payload, rest) = bytes.split_at(bytes.len().min(self.left));
-            each(self.head.first().copied().unwrap_or_default(), Part::Payload(payload));
+            each(self.head.first().copied().unwrap_or_default(), FramePart::Payload(payload));
             self.left -= payload.len();
             bytes = rest;
             if self.left == 0 {
@@ -78,8 +78,8 @@ mod tests {
             let (mut frames, mut streams, mut whole) = (Frames::default(), vec![vec![]; 4], vec![]);
             for piece in bytes.chunks(size) {
                 frames.read(piece, |stream, part| match part {
-                    Part::Head(head) => whole.extend_from_slice(head),
-                    Part::Payload(payload) => {
+                    FramePart::Head(head) => whole.extend_from_slice(head),
+                    FramePart::Payload(payload) => {
                         streams[usize::from(stream)].extend_from_slice(payload);
                         whole.extend_from_slice(payload);
                     }
@@ -100,8 +100,8 @@ mod tests {
                 let (mut frames, mut message) = (Frames::default(), vec![]);
                 for piece in bytes.chunks(size) {
                     frames.read(piece, |stream, part| match part {
-                        Part::Payload(payload) if stream == ENGINE => message.extend_from_slice(payload),
-                        Part::Head(_) | Part::Payload(_) => assert_eq!(stream, 1),
+                        FramePart::Payload(payload) if stream == ENGINE => message.extend_from_slice(payload),
+                        FramePart::Head(_) | FramePart::Payload(_) => assert_eq!(stream, 1),
                     });
                 }
                 assert_eq!(message, error, "{size}");

@@ -11,20 +11,20 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde_json::Value;
 
-use super::Settings;
+use super::ProxySettings;
 use super::engine_client::Refusal;
 use super::json::split_bind;
 use super::leases::Leases;
 use super::lookups::Lookups;
 use super::mount_sources::{MountScan, aside};
-use super::path::Target;
+use super::path::ApiTarget;
 use super::texts::{
-    Key, MOST, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
+    FoundKey, MOST, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
 };
 use crate::console::Console;
-use crate::guard::excepted::Part;
+use crate::guard::excepted::TextPart;
 use crate::guard::walk::DID_NOT_ANSWER;
-use crate::guard::{Mode, Rules};
+use crate::guard::{GuardRules, Mode};
 use crate::kfp::{self, Evidence, Reading};
 use crate::process;
 use crate::record::Recorder;
@@ -33,7 +33,7 @@ use crate::workload::{ContainerId, Task};
 /// The key guard of a session, for requests to the engine.
 #[derive(Debug)]
 pub(super) struct KeyGuard {
-    rules: Rules,
+    rules: GuardRules,
     sockets: Sockets,
     mounts: Arc<MountScan>,
     lookups: Lookups,
@@ -45,7 +45,12 @@ pub(super) struct KeyGuard {
 }
 
 impl KeyGuard {
-    pub(super) fn new(settings: &Settings, lookups: Lookups, leases: Leases, mounts: Arc<MountScan>) -> Self {
+    pub(super) fn new(
+        settings: &ProxySettings,
+        lookups: Lookups,
+        leases: Leases,
+        mounts: Arc<MountScan>,
+    ) -> Self {
         Self {
             rules: settings.guard.rules.clone(),
             sockets: Sockets {
@@ -63,7 +68,7 @@ impl KeyGuard {
         }
     }
 
-    pub(super) fn rules(&self) -> &Rules {
+    pub(super) fn rules(&self) -> &GuardRules {
         &self.rules
     }
 
@@ -135,7 +140,7 @@ impl KeyGuard {
     }
 
     /// Prints one line per key; a refusal sends the client the same text.
-    pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<Key>) -> Result<(), Refusal> {
+    pub(super) fn decide(&self, mode: Mode, who: &str, mut found: Vec<FoundKey>) -> Result<(), Refusal> {
         let mut seen = HashSet::new();
         found.retain(|key| seen.insert(key.clone()));
         match mode {
@@ -171,21 +176,21 @@ impl KeyGuard {
     }
 
     /// Keys in the environment and command of an exec.
-    pub(super) async fn exec(&self, body: &Value) -> Result<Vec<Key>, Refusal> {
+    pub(super) async fn exec(&self, body: &Value) -> Result<Vec<FoundKey>, Refusal> {
         if self.rules.mode == Mode::Off {
             return Ok(vec![]);
         }
         let (text, rules) = (text_of(body), self.rules.clone());
         judged(length_of(&text), move || {
             let mut found = variables(&text["Env"], &rules);
-            found.extend(words(&text["Cmd"], "Cmd", Part::Command, &rules));
+            found.extend(words(&text["Cmd"], "Cmd", TextPart::Command, &rules));
             found
         })
         .await
     }
 
     /// Judges `--build-arg`s, which stay in the image's history, and `--label`s.
-    pub(super) fn build_arguments(&self, target: &Target) -> Result<(), Refusal> {
+    pub(super) fn build_arguments(&self, target: &ApiTarget) -> Result<(), Refusal> {
         let mode = self.strictness(true);
         if mode == Mode::Off {
             return Ok(());
@@ -195,7 +200,7 @@ impl KeyGuard {
         };
         let (arguments, marks) = (given("buildargs"), given("labels"));
         let rules = &self.rules;
-        let mut found = values(&arguments, "build argument", Part::BuildArgument, rules);
+        let mut found = values(&arguments, "build argument", TextPart::BuildArgument, rules);
         found.extend(labels(&marks, rules));
         self.decide(mode, "build", found)
     }
@@ -224,7 +229,7 @@ struct Sockets {
     own: PathBuf,
     /// The engine's, if it is on this machine.
     engine: Option<PathBuf>,
-    rules: Rules,
+    rules: GuardRules,
 }
 
 impl Sockets {

@@ -21,10 +21,10 @@ use tokio::time::timeout;
 use super::engine_client::{Body, EngineClient, Refusal, Reply, full};
 use super::json::split_bind;
 use super::notices::Notices;
-use super::{Settings, podman};
+use super::{ProxySettings, podman};
 use crate::console::Console;
 use crate::docker::Product;
-use crate::docker::upstream::Upstream;
+use crate::docker::upstream::EngineConnector;
 use crate::inputs::{self, Object};
 use crate::json::strings;
 use crate::mounts::{self, Mount, Source};
@@ -69,7 +69,7 @@ pub(super) type Brought = Vec<PathBuf>;
 pub(super) struct InputMounts {
     fetching: Option<Fetching>,
     product: Product,
-    upstream: Upstream,
+    upstream: EngineConnector,
     engine: EngineClient,
     console: Console,
     notices: Notices,
@@ -78,7 +78,7 @@ pub(super) struct InputMounts {
 }
 
 impl InputMounts {
-    pub(super) fn new(settings: &Settings, engine: EngineClient) -> Self {
+    pub(super) fn new(settings: &ProxySettings, engine: EngineClient) -> Self {
         Self {
             fetching: settings.fetching.clone(),
             product: settings.product,

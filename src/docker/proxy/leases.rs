@@ -14,7 +14,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard, mpsc, oneshot}
 use super::engine_client::Refusal;
 use super::lookups::{Lookups, NETWORKS};
 use super::question::{Joined, Neighbour};
-use super::{LeasedAs, LifecycleRequest, Place, Rules};
+use super::{Attachment, LeasedAs, LifecycleRequest, Rules};
 use crate::cloud::Cloud;
 use crate::docker::labels::SESSION_LABEL;
 use crate::loopback;
@@ -25,7 +25,7 @@ use crate::workload::{By, ContainerId, Identity, Task};
 /// How the lease of a new container is reached.
 #[derive(Debug)]
 pub(super) struct Reach {
-    pub(super) place: Place,
+    pub(super) place: Attachment,
     pub(super) secret: LeaseSecret,
 }
 

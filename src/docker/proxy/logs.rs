@@ -22,10 +22,10 @@ use tokio::io::AsyncReadExt;
 
 use super::engine_client::{EngineClient, Reply, full};
 use super::exit_codes::ExitCodes;
-use super::frames::{ENGINE, Frames, Part};
+use super::frames::{ENGINE, FramePart, Frames};
 use super::lookups::Lookups;
 use super::outputs::{Capture, KEPT, Outputs, Streams};
-use super::path::Target;
+use super::path::ApiTarget;
 use crate::process::Tasks;
 use crate::workload::ContainerId;
 
@@ -93,7 +93,7 @@ impl Logs {
     }
 
     /// A client's logs: the engine's answer, completed by the output that is missing in it.
-    pub(super) async fn complete(&self, reference: &str, target: &Target, reply: Reply) -> Reply {
+    pub(super) async fn complete(&self, reference: &str, target: &ApiTarget, reply: Reply) -> Reply {
         let Some(kept) = self.outputs.find(reference) else { return reply };
         kept.asked.store(true, Ordering::Relaxed);
         let Some(wants) = plain(target) else { return reply };
@@ -157,7 +157,7 @@ fn is_gone(status: StatusCode) -> bool {
 }
 
 /// Which streams a query requests in full; `None` if it requests a part of them, or time stamps.
-fn plain(target: &Target) -> Option<[bool; 2]> {
+fn plain(target: &ApiTarget) -> Option<[bool; 2]> {
     let unset = |key: &str| matches!(target.query(key), None | Some("" | "0"));
     let all = matches!(target.query("tail"), None | Some("" | "all"));
     let wants = [is_yes(target.query("stdout")), is_yes(target.query("stderr"))];
@@ -177,7 +177,7 @@ async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Capture) {
     // Read to the end even beyond the limit: an attach that is not read would block the container.
     while let Ok(read @ 1..) = stream.read(&mut piece).await {
         frames.read(piece.get(..read).unwrap_or_default(), |stream, part| {
-            if let Part::Payload(payload) = part
+            if let FramePart::Payload(payload) = part
                 && stream != ENGINE
             {
                 kept.hear(usize::from(stream == 2), payload);
@@ -234,13 +234,13 @@ impl LogStream {
         let (told, excuse) = (&mut self.told, &mut self.excuse);
         let mut passes = Vec::with_capacity(data.len());
         self.frames.read(data, |stream, part| {
-            let (Part::Head(bytes) | Part::Payload(bytes)) = part;
+            let (FramePart::Head(bytes) | FramePart::Payload(bytes)) = part;
             if stream == ENGINE {
                 excuse.extend_from_slice(bytes);
                 return;
             }
             passes.extend_from_slice(bytes);
-            if let Part::Payload(payload) = part {
+            if let FramePart::Payload(payload) = part {
                 // One byte more than the limit is enough to detect that the output is too long.
                 let told = &mut told[usize::from(stream == 2)];
                 let left = (KEPT + 1).saturating_sub(told.len());

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::engine_client::{EngineClient, Refusal};
 use super::path::encode;
-use super::reserved::{Hit, Kind, Reserved};
+use super::reserved::{Hit, Reserved, ReservedKind};
 use crate::docker::labels::SESSION_LABEL;
 use crate::workload::ContainerId;
 
@@ -51,18 +51,18 @@ impl Lookups {
     }
 
     /// Whether `reference` means the relay, its image or a network of a session.
-    pub(super) async fn is_ours(&self, kind: Kind, reference: &str) -> Result<bool, Refusal> {
+    pub(super) async fn is_ours(&self, kind: ReservedKind, reference: &str) -> Result<bool, Refusal> {
         let hit = self.reserved.hit(kind, reference);
-        if kind == Kind::Network && hit != Hit::Sure && !PREDEFINED.contains(&reference) {
+        if kind == ReservedKind::Network && hit != Hit::Sure && !PREDEFINED.contains(&reference) {
             return self.is_network_of_a_session(reference).await;
         }
         if hit != Hit::Prefix {
             return Ok(hit == Hit::Sure);
         }
         let found = match kind {
-            Kind::Container => self.container(reference).await?,
-            Kind::Image => self.image(reference).await?,
-            Kind::Network => return self.is_network_of_a_session(reference).await,
+            ReservedKind::Container => self.container(reference).await?,
+            ReservedKind::Image => self.image(reference).await?,
+            ReservedKind::Network => return self.is_network_of_a_session(reference).await,
         };
         let id = found.as_ref().and_then(|found| found["Id"].as_str());
         Ok(id.is_some_and(|id| self.reserved.hit(kind, id) == Hit::Sure))
@@ -75,7 +75,7 @@ impl Lookups {
         encode(reference, &mut path);
         let found = self.engine.look(&path).await?;
         Ok(found.is_some_and(|found| {
-            let ours = found["Id"].as_str().map(|id| self.reserved.hit(Kind::Network, id));
+            let ours = found["Id"].as_str().map(|id| self.reserved.hit(ReservedKind::Network, id));
             ours == Some(Hit::Sure) || found["Labels"][SESSION_LABEL].is_string()
         }))
     }

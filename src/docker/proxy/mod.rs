@@ -86,7 +86,7 @@ use crate::config::proxies::ClientProxies;
 use crate::console::{Console, Line};
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
-use crate::docker::upstream::Upstream;
+use crate::docker::upstream::EngineConnector;
 use crate::failure::Reason;
 use crate::guard::Guard;
 use crate::guard::host_root::HostRoot;
@@ -100,8 +100,8 @@ use crate::workload::{By, ContainerId, Identity, Task};
 pub use self::clouds::{SHADOWS, Shadow};
 pub use self::exit_codes::ExitCodes;
 pub use self::inputs::{Fetch, Fetched, Fetching};
-pub use self::preview::{Networks, Outcome, Preview, preview};
-pub use self::reserved::{Kind, Reserved};
+pub use self::preview::{Networks, Preview, PreviewOutcome, preview};
+pub use self::reserved::{Reserved, ReservedKind};
 pub use self::rules::{LiveRules, Rules};
 pub use self::state::Proxy;
 pub use self::tls::serve_tls;
@@ -111,9 +111,9 @@ pub use self::writable::{Writable, writable_by_a_container};
 
 /// Configuration and shared state of the proxy.
 #[derive(Debug)]
-pub struct Settings {
+pub struct ProxySettings {
     /// How to connect to the engine.
-    pub upstream: Upstream,
+    pub upstream: EngineConnector,
     /// The engine's product: Docker and Podman parse some fields of a create differently.
     pub product: Product,
     /// Our own socket, mounted in place of the engine's when a program asks for that one.
@@ -189,17 +189,17 @@ impl Clients {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn enter(&self) -> Entered {
+    fn enter(&self) -> OpenConnection {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Entered(self.clone())
+        OpenConnection(self.clone())
     }
 }
 
 /// One open connection, counted until it is dropped.
 #[derive(Debug)]
-struct Entered(Clients);
+struct OpenConnection(Clients);
 
-impl Drop for Entered {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -215,7 +215,7 @@ pub enum LifecycleRequest {
         identity: Arc<Identity>,
         by: By,
         task: Arc<Task>,
-        place: Place,
+        place: Attachment,
         /// What only the container's environment holds, for AWS and Azure.
         secret: Option<Arc<Secret<String>>>,
         answer: oneshot::Sender<Result<Ipv4Addr, Reason>>,
@@ -234,7 +234,7 @@ pub enum LifecycleRequest {
 
 /// Where a container reaches us, as set in its create.
 #[derive(Debug)]
-pub enum Place {
+pub enum Attachment {
     /// At the relay, on the network that containers share.
     Shared,
     /// At the relay, on a network of its own.
@@ -243,7 +243,7 @@ pub enum Place {
     Loopback(loopback::Path),
 }
 
-impl From<Option<Cell>> for Place {
+impl From<Option<Cell>> for Attachment {
     fn from(cell: Option<Cell>) -> Self {
         cell.map_or(Self::Shared, Self::Cell)
     }

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Settings;
+use super::ProxySettings;
 use super::engine_client::Refusal;
 use super::inputs::bucket_of;
 use super::json::split_bind;
 use super::lookups::Lookups;
 use super::notices::Notices;
-use super::texts::{Key, MOST};
+use super::texts::{FoundKey, MOST};
 use crate::console::Console;
-use crate::docker::upstream::Upstream;
+use crate::docker::upstream::EngineConnector;
 use crate::guard::Guard;
 use crate::guard::host_root::HostRoot;
 use crate::guard::memory::Memory;
@@ -35,14 +35,14 @@ pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 's
 
 /// A host path that a request would mount, and how: `the bind of /x`.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct HostPath {
     pub(super) how: String,
     pub(super) place: PathBuf,
     /// The bucket whose fetched objects are there.
     pub(super) bucket: Option<String>,
 }
 
-impl Source {
+impl HostPath {
     pub(super) fn new(how: String, place: impl Into<PathBuf>) -> Self {
         Self { how, place: place.into(), bucket: None }
     }
@@ -59,7 +59,7 @@ impl Source {
 /// The result of a scan, as reported to a person.
 #[derive(Debug, Default)]
 pub(super) struct Scanned {
-    pub(super) finds: Vec<Key>,
+    pub(super) finds: Vec<FoundKey>,
     pub(super) unverified: Vec<String>,
     /// The file system did not answer.
     pub(super) hung: bool,
@@ -69,7 +69,7 @@ pub(super) struct Scanned {
 #[derive(Debug)]
 pub(super) struct MountScan {
     lookups: Lookups,
-    upstream: Upstream,
+    upstream: EngineConnector,
     host_root: HostRoot,
     guard: Arc<Guard>,
     /// Every mount with a source in this folder was fetched from Cloud Storage.
@@ -81,7 +81,7 @@ pub(super) struct MountScan {
 }
 
 impl MountScan {
-    pub(super) fn new(settings: &Settings, lookups: Lookups) -> Self {
+    pub(super) fn new(settings: &ProxySettings, lookups: Lookups) -> Self {
         Self {
             lookups,
             upstream: settings.upstream.clone(),
@@ -95,13 +95,13 @@ impl MountScan {
     }
 
     /// Every host path that this HostConfig mounts.
-    pub(super) async fn sources(&self, host: &Value) -> Result<Vec<Source>, Refusal> {
+    pub(super) async fn sources(&self, host: &Value) -> Result<Vec<HostPath>, Refusal> {
         let (mut sources, fetched) = (vec![], self.fetched.as_deref());
         for bind in strings(&host["Binds"]) {
             let Some((source, rest)) = split_bind(bind) else { continue };
             let target = rest.split(':').next().unwrap_or_default();
             match source.starts_with('/') {
-                true => sources.push(Source::bind(source, bucket_of(source, target, fetched))),
+                true => sources.push(HostPath::bind(source, bucket_of(source, target, fetched))),
                 false => sources.extend(self.volume(source).await?),
             }
         }
@@ -110,7 +110,7 @@ impl MountScan {
             match mount["Type"].as_str() {
                 Some("bind") => {
                     let target = mount["Target"].as_str().unwrap_or_default();
-                    sources.push(Source::bind(source, bucket_of(source, target, fetched)));
+                    sources.push(HostPath::bind(source, bucket_of(source, target, fetched)));
                 }
                 Some("volume") => {
                     let options = &mount["VolumeOptions"]["DriverConfig"]["Options"];
@@ -134,19 +134,19 @@ impl MountScan {
     }
 
     /// The host paths of a named volume: those it is bound to, otherwise the engine's directory of it.
-    async fn volume(&self, name: &str) -> Result<Vec<Source>, Refusal> {
+    async fn volume(&self, name: &str) -> Result<Vec<HostPath>, Refusal> {
         Ok(self.lookups.volume(name).await?.map(|found| places(&found, name)).unwrap_or_default())
     }
 
     /// The host paths that a container mounts.
-    async fn mounts_of(&self, container: &str) -> Result<Vec<Source>, Refusal> {
+    async fn mounts_of(&self, container: &str) -> Result<Vec<HostPath>, Refusal> {
         let found = self.lookups.container(container).await?.unwrap_or_default();
         let mut sources = vec![];
         for mount in items(&found["Mounts"]) {
             match (mount["Type"].as_str(), mount["Name"].as_str(), mount["Source"].as_str()) {
                 (Some("volume"), Some(name), _) => sources.extend(self.volume(name).await?),
                 (_, _, Some(source)) if source.starts_with('/') => {
-                    sources.push(Source::new(format!("{source}, mounted by {container},"), source))
+                    sources.push(HostPath::new(format!("{source}, mounted by {container},"), source))
                 }
                 _ => {}
             }
@@ -163,23 +163,23 @@ impl MountScan {
     }
 
     /// Scans the sources under one common budget.
-    pub(super) async fn scan(&self, sources: Vec<Source>) -> Scanned {
+    pub(super) async fn scan(&self, sources: Vec<HostPath>) -> Scanned {
         self.scan_below(sources, &[]).await
     }
 
     /// Sources that are the name of the engine's socket on a remote machine. Through that socket a container
     /// would bypass this session, and our socket does not exist there to be mounted instead.
-    fn sockets_there(&self, sources: &[Source]) -> Vec<Key> {
+    fn sockets_there(&self, sources: &[HostPath]) -> Vec<FoundKey> {
         if self.upstream.endpoint().socket().is_some() {
             return vec![];
         }
         let sockets = sources.iter().filter(|source| source.place.ends_with("docker.sock"));
-        sockets.map(|source| Key::plain(format!("{} holds the engine's socket", source.how))).collect()
+        sockets.map(|source| FoundKey::plain(format!("{} holds the engine's socket", source.how))).collect()
     }
 
     /// Scans the sources. kfp itself creates directories below `roots`; missing or unreadable ones are not
     /// reported.
-    pub(super) async fn scan_below(&self, sources: Vec<Source>, roots: &[PathBuf]) -> Scanned {
+    pub(super) async fn scan_below(&self, sources: Vec<HostPath>, roots: &[PathBuf]) -> Scanned {
         // The paths of a remote engine do not refer to files of this machine, so they are not scanned; the
         // session has reported that.
         let Some(socket) = self.upstream.endpoint().socket().filter(|_| !sources.is_empty()) else {
@@ -205,14 +205,14 @@ impl MountScan {
             return Scanned { unverified: vec![DID_NOT_ANSWER.into()], hung: true, ..Scanned::default() };
         };
         let finds = seen.finds.into_iter().map(|(source, mut find)| {
-            let Source { how, place, bucket } = &sources[source];
+            let HostPath { how, place, bucket } = &sources[source];
             find.place = host.name(&find.place);
             let text = format!("{how} holds {find}");
             // The next session fetches to another path, so the entry has the object's name.
             match (bucket, find.place.strip_prefix(&*place.to_string_lossy())) {
-                (Some(bucket), Some(name)) => Key::in_object(text, bucket, name.trim_start_matches('/')),
-                (Some(_), None) => Key::plain(text),
-                (None, _) => Key::in_file(text, &find),
+                (Some(bucket), Some(name)) => FoundKey::in_object(text, bucket, name.trim_start_matches('/')),
+                (Some(_), None) => FoundKey::plain(text),
+                (None, _) => FoundKey::in_file(text, &find),
             }
         });
         let unverified = seen.unverified.iter().map(|what| host.name(what)).collect();
@@ -221,17 +221,17 @@ impl MountScan {
 }
 
 /// The host paths of a volume, from the engine's record of it: those it is bound to, otherwise the engine's directory.
-pub(super) fn places(found: &Value, name: &str) -> Vec<Source> {
+pub(super) fn places(found: &Value, name: &str) -> Vec<HostPath> {
     let devices = devices(&found["Options"], name);
     if !devices.is_empty() {
         return devices;
     }
     let place = found["Mountpoint"].as_str().filter(|place| place.starts_with('/'));
-    place.map(|place| Source::new(format!("volume {name}"), place)).into_iter().collect()
+    place.map(|place| HostPath::new(format!("volume {name}"), place)).into_iter().collect()
 }
 
 /// Host paths in the options of the local driver: `device`, and the layers of an overlay.
-pub(super) fn devices(options: &Value, volume: &str) -> Vec<Source> {
+pub(super) fn devices(options: &Value, volume: &str) -> Vec<HostPath> {
     let mut places: Vec<&str> = options["device"].as_str().into_iter().collect();
     for option in options["o"].as_str().unwrap_or_default().split(',') {
         for key in ["lowerdir=", "upperdir="] {
@@ -239,7 +239,7 @@ pub(super) fn devices(options: &Value, volume: &str) -> Vec<Source> {
         }
     }
     let places = places.into_iter().filter(|place| place.starts_with('/'));
-    places.map(|place| Source::new(format!("volume {volume}, bound to {place},"), place)).collect()
+    places.map(|place| HostPath::new(format!("volume {volume}, bound to {place},"), place)).collect()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const REPEATED: &[&str] = &["t", "changes"];
 
 /// A request target after decoding.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Target {
+pub(super) struct ApiTarget {
     version: Option<String>,
     segments: Vec<String>,
     /// The query as the client sent it; the engine gets the same bytes.
@@ -77,7 +77,7 @@ pub(super) enum Route {
     Other,
 }
 
-impl Target {
+impl ApiTarget {
     /// The error is a lower-case fragment for the client.
     pub(super) fn parse(uri: &Uri) -> Result<Self, &'static str> {
         let raw = uri.path();
@@ -287,8 +287,8 @@ fn pairs(query: &str, create: bool) -> Result<Vec<(String, String)>, &'static st
 mod tests {
     use super::*;
 
-    fn target(text: &str) -> Result<Target, &'static str> {
-        Target::parse(&text.parse().unwrap())
+    fn target(text: &str) -> Result<ApiTarget, &'static str> {
+        ApiTarget::parse(&text.parse().unwrap())
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::guard::strictness;
 use super::judge::{self, Verdict};
 use super::question::{Neighbour, Question};
-use super::texts::{Key, keys_in_body, refusing};
+use super::texts::{FoundKey, keys_in_body, refusing};
 use super::{Rules, Wiring, json};
 use crate::docker::relay::NAMES;
 use crate::guard::{self, Mode};
@@ -19,7 +19,7 @@ use crate::workload::Task;
 #[derive(Debug)]
 pub struct Preview {
     pub task: Task,
-    pub outcome: Outcome,
+    pub outcome: PreviewOutcome,
     /// Keys that the container would receive anyway, because the guard only warns of them.
     pub told: Vec<String>,
     /// The body that the engine would be sent.
@@ -27,7 +27,7 @@ pub struct Preview {
 }
 
 #[derive(Debug)]
-pub enum Outcome {
+pub enum PreviewOutcome {
     /// The container gets an identity; further notices for a person.
     Attach(Vec<String>),
     /// The container gets no identity; the reason.
@@ -52,7 +52,7 @@ pub fn preview(
     bytes: &[u8],
     rules: &Rules,
     Networks { alone, host_loopback, container_credentials }: Networks,
-    guard: &guard::Rules,
+    guard: &guard::GuardRules,
     recognise: impl Fn(&Value, Option<&str>) -> Task,
 ) -> Result<Preview, String> {
     let mut body = json::parse(bytes).map_err(|error| error.to_string())?;
@@ -91,15 +91,19 @@ pub fn preview(
         joins: None,
     };
     let outcome = match judge::judge(&mut body, &question) {
-        Verdict::Attach { notices, .. } | Verdict::Join { notices, .. } => Outcome::Attach(notices),
-        Verdict::Pass(why) => Outcome::Pass(why),
-        Verdict::Refuse(refusal) => Outcome::Refuse(refusal.why),
+        Verdict::Attach { notices, .. } | Verdict::Join { notices, .. } => PreviewOutcome::Attach(notices),
+        Verdict::Pass(why) => PreviewOutcome::Pass(why),
+        Verdict::Refuse(refusal) => PreviewOutcome::Refuse(refusal.why),
     };
-    let ours = task.kfp || matches!(outcome, Outcome::Attach(_));
-    let refused = matches!(outcome, Outcome::Refuse(_));
+    let ours = task.kfp || matches!(outcome, PreviewOutcome::Attach(_));
+    let refused = matches!(outcome, PreviewOutcome::Refuse(_));
     let (outcome, told) = match (strictness(guard.mode, ours), keys_in_body(&body, guard)) {
-        (Mode::Deny, keys) if !refused && !keys.is_empty() => (Outcome::Refuse(refusing(&keys)), vec![]),
-        (Mode::Warn, keys) if !refused => (outcome, keys.into_iter().map(|Key { text, .. }| text).collect()),
+        (Mode::Deny, keys) if !refused && !keys.is_empty() => {
+            (PreviewOutcome::Refuse(refusing(&keys)), vec![])
+        }
+        (Mode::Warn, keys) if !refused => {
+            (outcome, keys.into_iter().map(|FoundKey { text, .. }| text).collect())
+        }
         _ => (outcome, vec![]),
     };
     Ok(Preview { task, outcome, told, body: serde_json::to_vec(&body).unwrap_or_default() })

@@ -4,7 +4,7 @@
 use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
 
-use crate::config::proxies::{ClientProxies, Entry};
+use crate::config::proxies::{ClientProxies, ProxyEntry};
 use crate::json::strings;
 
 /// User agents of clients that read that config.
@@ -44,7 +44,7 @@ pub(super) fn of_build(
     given: &dyn Fn(&str) -> Option<String>,
 ) -> Vec<(String, Option<String>)> {
     let Some(entry) = &proxies.engine else { return vec![] };
-    let value = |of: &Entry, name: &str| {
+    let value = |of: &ProxyEntry, name: &str| {
         of.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.expose().clone())
     };
     let mut names: Vec<&str> = entry.iter().chain(&proxies.default).map(|(name, _)| *name).collect();

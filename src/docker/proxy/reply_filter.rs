@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::engine_client::{BODY_BOUND, Refusal, Reply, full};
 use super::lookups::{Lookups, NETWORKS};
 use super::path::Route;
-use super::reserved::{Hit, Kind, Reserved};
+use super::reserved::{Hit, Reserved, ReservedKind};
 use crate::docker::image::ROLE_LABEL;
 use crate::docker::labels::SESSION_LABEL;
 
@@ -59,7 +59,7 @@ impl ReplyFilter {
     pub(super) async fn hide_in_container(&self, reply: Reply) -> Result<Reply, Refusal> {
         self.changed(reply, async |found| {
             let named = found["Name"].as_str().unwrap_or_default();
-            if self.reserved.hit(Kind::Container, named) == Hit::Sure {
+            if self.reserved.hit(ReservedKind::Container, named) == Hit::Sure {
                 return false;
             }
             self.hide_networks(&mut found["NetworkSettings"]).await
@@ -83,7 +83,7 @@ impl ReplyFilter {
     fn is_relay(&self, found: &Value) -> bool {
         let id = found["Id"].as_str().unwrap_or_default();
         let networks = found["NetworkSettings"]["Networks"].as_object();
-        self.reserved.hit(Kind::Container, id) == Hit::Sure
+        self.reserved.hit(ReservedKind::Container, id) == Hit::Sure
             || (found["Labels"][ROLE_LABEL] == "relay"
                 && networks
                     .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
@@ -110,7 +110,7 @@ impl ReplyFilter {
         if self.known_networks().contains(reference) {
             return true;
         }
-        let ours = self.lookups.is_ours(Kind::Network, reference).await.unwrap_or(false);
+        let ours = self.lookups.is_ours(ReservedKind::Network, reference).await.unwrap_or(false);
         // A name can be used again, an id cannot.
         if ours && !id.is_empty() {
             self.known_networks().insert(id.into());

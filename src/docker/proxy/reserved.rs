@@ -6,7 +6,7 @@ use crate::workload::ContainerId;
 
 /// The kind of a reserved object.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
+pub enum ReservedKind {
     /// The relay.
     Container,
     Network,
@@ -16,11 +16,11 @@ pub enum Kind {
 
 /// The list of our objects; clones share it, because the relay may be replaced during a session.
 #[derive(Clone, Debug, Default)]
-pub struct Reserved(Arc<RwLock<Vec<Entry>>>);
+pub struct Reserved(Arc<RwLock<Vec<ReservedObject>>>);
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Entry {
-    kind: Kind,
+struct ReservedObject {
+    kind: ReservedKind,
     /// As the engine reports it; an image's with or without `sha256:`.
     id: String,
     name: String,
@@ -39,8 +39,8 @@ pub(super) enum Hit {
 impl Reserved {
     /// Reserves an object by id and name; an entry with the same id is replaced. An empty `id` reserves the
     /// name before the object exists.
-    pub fn put(&self, kind: Kind, id: &str, name: &str) {
-        let entry = Entry { kind, id: bare(id).into(), name: name.trim_start_matches('/').into() };
+    pub fn put(&self, kind: ReservedKind, id: &str, name: &str) {
+        let entry = ReservedObject { kind, id: bare(id).into(), name: name.trim_start_matches('/').into() };
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         all.retain(|old| {
             old.kind != kind || (old.id != entry.id || (entry.id.is_empty() && old.name != entry.name))
@@ -49,12 +49,12 @@ impl Reserved {
     }
 
     /// Removes the entry with this id.
-    pub fn release(&self, kind: Kind, id: &str) {
+    pub fn release(&self, kind: ReservedKind, id: &str) {
         let id = bare(id);
         self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|old| old.kind != kind || old.id != id);
     }
 
-    pub(super) fn hit(&self, kind: Kind, reference: &str) -> Hit {
+    pub(super) fn hit(&self, kind: ReservedKind, reference: &str) -> Hit {
         let reference = reference.trim_start_matches('/');
         if reference.is_empty() {
             return Hit::No;
@@ -63,12 +63,14 @@ impl Reserved {
         let mut hit = Hit::No;
         for entry in all.iter().filter(|entry| entry.kind == kind) {
             let sure = match kind {
-                Kind::Image => {
+                ReservedKind::Image => {
                     bare(reference) == entry.id
                         || familiar(reference) == familiar(&entry.name)
                         || reference.split_once('@').is_some_and(|(_, digest)| bare(digest) == entry.id)
                 }
-                Kind::Container | Kind::Network => reference == entry.id || reference == entry.name,
+                ReservedKind::Container | ReservedKind::Network => {
+                    reference == entry.id || reference == entry.name
+                }
             };
             if sure {
                 return Hit::Sure;
@@ -84,7 +86,8 @@ impl Reserved {
     pub(super) fn owns_repository(&self, repository: &str) -> bool {
         let wanted = repository_of(&familiar(repository)).to_string();
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().any(|entry| entry.kind == Kind::Image && repository_of(&familiar(&entry.name)) == wanted)
+        all.iter()
+            .any(|entry| entry.kind == ReservedKind::Image && repository_of(&familiar(&entry.name)) == wanted)
     }
 }
 
@@ -147,23 +150,23 @@ mod tests {
     fn every_way_to_name_what_is_ours() {
         let ours = Reserved::default();
         let id = "ab12".repeat(16);
-        ours.put(Kind::Container, &id, "kfp-creds-relay");
-        ours.put(Kind::Network, &id, "kfp-creds");
-        ours.put(Kind::Image, &format!("sha256:{id}"), "kfp-creds-relay:0123");
+        ours.put(ReservedKind::Container, &id, "kfp-creds-relay");
+        ours.put(ReservedKind::Network, &id, "kfp-creds");
+        ours.put(ReservedKind::Image, &format!("sha256:{id}"), "kfp-creds-relay:0123");
         for (kind, reference, hit) in [
-            (Kind::Container, id.as_str(), Hit::Sure),
-            (Kind::Container, "kfp-creds-relay", Hit::Sure),
-            (Kind::Container, "/kfp-creds-relay", Hit::Sure),
-            (Kind::Container, "ab12", Hit::Prefix),
-            (Kind::Container, "kfp-creds", Hit::No),
-            (Kind::Container, "", Hit::No),
-            (Kind::Network, "kfp-creds", Hit::Sure),
-            (Kind::Network, "a", Hit::Prefix),
-            (Kind::Image, "kfp-creds-relay:0123", Hit::Sure),
-            (Kind::Image, "docker.io/library/kfp-creds-relay:0123", Hit::Sure),
-            (Kind::Image, "localhost/kfp-creds-relay:0123", Hit::Sure),
-            (Kind::Image, "sha256:ab12", Hit::Prefix),
-            (Kind::Image, "kfp-creds-relay", Hit::No),
+            (ReservedKind::Container, id.as_str(), Hit::Sure),
+            (ReservedKind::Container, "kfp-creds-relay", Hit::Sure),
+            (ReservedKind::Container, "/kfp-creds-relay", Hit::Sure),
+            (ReservedKind::Container, "ab12", Hit::Prefix),
+            (ReservedKind::Container, "kfp-creds", Hit::No),
+            (ReservedKind::Container, "", Hit::No),
+            (ReservedKind::Network, "kfp-creds", Hit::Sure),
+            (ReservedKind::Network, "a", Hit::Prefix),
+            (ReservedKind::Image, "kfp-creds-relay:0123", Hit::Sure),
+            (ReservedKind::Image, "docker.io/library/kfp-creds-relay:0123", Hit::Sure),
+            (ReservedKind::Image, "localhost/kfp-creds-relay:0123", Hit::Sure),
+            (ReservedKind::Image, "sha256:ab12", Hit::Prefix),
+            (ReservedKind::Image, "kfp-creds-relay", Hit::No),
         ] {
             assert_eq!(ours.hit(kind, reference), hit, "{kind:?} {reference}");
         }
@@ -171,9 +174,9 @@ mod tests {
         assert!(ours.owns_repository("kfp-creds-relay:other"));
         assert!(ours.owns_repository("localhost/kfp-creds-relay"));
         assert!(!ours.owns_repository("localhost:5000/kfp-creds-relay"));
-        ours.release(Kind::Container, &id);
-        assert_eq!(ours.hit(Kind::Container, "kfp-creds-relay"), Hit::No);
-        assert_eq!(ours.hit(Kind::Network, "kfp-creds"), Hit::Sure);
+        ours.release(ReservedKind::Container, &id);
+        assert_eq!(ours.hit(ReservedKind::Container, "kfp-creds-relay"), Hit::No);
+        assert_eq!(ours.hit(ReservedKind::Network, "kfp-creds"), Hit::Sure);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 
-use super::Settings;
+use super::ProxySettings;
 use super::builds::Builds;
 use super::engine_client::{EngineClient, Refusal};
 use super::exit_codes::ExitWatch;
@@ -24,7 +24,7 @@ use super::upload::Uploads;
 /// answered yet, decides what another one refuses.
 #[derive(Debug)]
 pub struct Proxy {
-    pub(super) settings: Arc<Settings>,
+    pub(super) settings: Arc<ProxySettings>,
     pub(super) engine: EngineClient,
     pub(super) lookups: Lookups,
     pub(super) leases: Leases,
@@ -42,7 +42,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub fn new(settings: Arc<Settings>) -> Self {
+    pub fn new(settings: Arc<ProxySettings>) -> Self {
         let engine = EngineClient::new(settings.upstream.clone(), settings.tasks.clone());
         let lookups = Lookups::new(engine.clone(), settings.reserved.clone());
         let leases = Leases::new(settings.ask.clone(), lookups.clone());
@@ -66,7 +66,7 @@ impl Proxy {
         }
     }
 
-    pub fn settings(&self) -> &Arc<Settings> {
+    pub fn settings(&self) -> &Arc<ProxySettings> {
         &self.settings
     }
 

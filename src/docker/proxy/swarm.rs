@@ -12,14 +12,19 @@ use super::engine_client::{Refusal, Reply, collect};
 use super::guard::judged;
 use super::json;
 use super::json::rewritten;
-use super::path::Target;
+use super::path::ApiTarget;
 use super::state::Proxy;
-use super::texts::{Key, labels, length_of, variables, words};
-use crate::guard::excepted::Part;
-use crate::guard::{Mode, Rules, what};
+use super::texts::{FoundKey, labels, length_of, variables, words};
+use crate::guard::excepted::TextPart;
+use crate::guard::{GuardRules, Mode, what};
 
 impl Proxy {
-    pub(super) async fn swarm(&self, parts: Parts, target: Target, body: Incoming) -> Result<Reply, Refusal> {
+    pub(super) async fn swarm(
+        &self,
+        parts: Parts,
+        target: ApiTarget,
+        body: Incoming,
+    ) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::SWARM).map_err(Refusal::malformed)?;
         if self.guard.rules().mode != Mode::Off {
@@ -38,15 +43,15 @@ impl Proxy {
     }
 }
 
-fn found(body: &Value, rules: &Rules) -> Vec<Key> {
+fn found(body: &Value, rules: &GuardRules) -> Vec<FoundKey> {
     let container = &body["TaskTemplate"]["ContainerSpec"];
     let mut found = variables(&container["Env"], rules);
-    found.extend(words(&container["Command"], "Command", Part::Entrypoint, rules));
-    found.extend(words(&container["Args"], "Args", Part::Command, rules));
+    found.extend(words(&container["Command"], "Command", TextPart::Entrypoint, rules));
+    found.extend(words(&container["Args"], "Args", TextPart::Command, rules));
     found.extend(labels(&body["Labels"], rules));
     found.extend(labels(&container["Labels"], rules));
     // Base64 per RFC 4648, as the API defines it.
     let data = body["Data"].as_str().and_then(|data| STANDARD.decode(data).ok()).map(Zeroizing::new);
-    found.extend(data.and_then(|data| what(&data)).map(|kind| Key::plain(format!("it holds {kind}"))));
+    found.extend(data.and_then(|data| what(&data)).map(|kind| FoundKey::plain(format!("it holds {kind}"))));
     found
 }

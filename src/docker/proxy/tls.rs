@@ -34,7 +34,8 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration:
 /// Serves until the session's tasks are stopped.
 pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, proxy: Arc<Proxy>) {
     let tasks = proxy.settings.tasks.clone();
-    let entrance = Arc::new(Entrance { proxy, acceptor: TlsAcceptor::from(config), said: Mutex::default() });
+    let entrance =
+        Arc::new(TlsEntrance { proxy, acceptor: TlsAcceptor::from(config), said: Mutex::default() });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let next = || async {
         // Never closed, so there is always a permit to wait for.
@@ -47,14 +48,14 @@ pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, proxy: 
     accept_each(tasks.stop(), next, attend).await;
 }
 
-struct Entrance {
+struct TlsEntrance {
     proxy: Arc<Proxy>,
     acceptor: TlsAcceptor,
     /// When a refused connection was last reported.
     said: Mutex<Option<Instant>>,
 }
 
-impl Entrance {
+impl TlsEntrance {
     async fn attend(
         self: Arc<Self>,
         stream: TcpStream,

@@ -8,7 +8,7 @@ use hyper::{Request, StatusCode};
 
 use super::engine_client::{EngineClient, Handover, RawClient, Refusal, Reply, collect, full};
 use super::json;
-use super::path::{Route, Target};
+use super::path::{ApiTarget, Route};
 
 /// The client's end, if a request may become a raw stream.
 pub(super) type Raw = Option<RawClient>;
@@ -40,7 +40,7 @@ pub(super) fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<
 pub(super) async fn forward_raw(
     engine: &EngineClient,
     mut parts: Parts,
-    target: Target,
+    target: ApiTarget,
     body: Incoming,
     raw: Raw,
 ) -> Result<Reply, Refusal> {

@@ -20,13 +20,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::engine_client::{EngineClient, Refusal, Reply};
 use super::guard::KeyGuard;
 use super::lookups::Lookups;
-use super::path::Target;
-use super::texts::{Key, instruction};
-use super::{Settings, proxies};
+use super::path::ApiTarget;
+use super::texts::{FoundKey, instruction};
+use super::{ProxySettings, proxies};
 use crate::config::proxies::ClientProxies;
-use crate::guard::found::Entry;
+use crate::guard::found::ArchivedFind;
 use crate::guard::stream::Stream;
-use crate::guard::{Mode, Rules};
+use crate::guard::{GuardRules, Mode};
 use crate::process::Tasks;
 
 /// How long the rest of a refused upload is read, so that the client gets to reading the answer.
@@ -48,7 +48,7 @@ pub(super) struct Uploads {
 
 impl Uploads {
     pub(super) fn new(
-        settings: &Settings,
+        settings: &ProxySettings,
         engine: EngineClient,
         lookups: Lookups,
         guard: Arc<KeyGuard>,
@@ -61,7 +61,7 @@ impl Uploads {
     pub(super) async fn archive(
         &self,
         parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
         name: &str,
     ) -> Result<Reply, Refusal> {
@@ -73,7 +73,7 @@ impl Uploads {
             Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
             mode => {
                 let who = format!("copy to {name}");
-                self.send(parts, &target, body, Look { mode, who, stream: Stream::files() }).await
+                self.send(parts, &target, body, JudgedUpload { mode, who, stream: Stream::files() }).await
             }
         }
     }
@@ -83,7 +83,7 @@ impl Uploads {
     pub(super) async fn build_context(
         &self,
         parts: Parts,
-        target: &Target,
+        target: &ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let given = target.query("buildargs");
@@ -101,7 +101,7 @@ impl Uploads {
                 self.engine.pass(parts, target.uri(), Either::Left(body)).await
             }
             mode => {
-                let look = Look { mode, who: "build context".into(), stream: Stream::files() };
+                let look = JudgedUpload { mode, who: "build context".into(), stream: Stream::files() };
                 self.send(parts, target, body, look).await
             }
         }
@@ -111,13 +111,13 @@ impl Uploads {
     pub(super) async fn image_load(
         &self,
         parts: Parts,
-        target: &Target,
+        target: &ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         match self.guard.strictness(true) {
             Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
             mode => {
-                let look = Look { mode, who: "load".into(), stream: Stream::image() };
+                let look = JudgedUpload { mode, who: "load".into(), stream: Stream::image() };
                 self.send(parts, target, body, look).await
             }
         }
@@ -127,7 +127,7 @@ impl Uploads {
     pub(super) async fn image_create(
         &self,
         parts: Parts,
-        target: &Target,
+        target: &ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let mode = self.guard.strictness(true);
@@ -138,7 +138,7 @@ impl Uploads {
         self.guard.decide(mode, "import", changes(target, self.guard.rules()))?;
         match target.query("fromSrc") {
             Some("-") => {
-                let look = Look { mode, who: "import".into(), stream: Stream::files() };
+                let look = JudgedUpload { mode, who: "import".into(), stream: Stream::files() };
                 self.send(parts, target, body, look).await
             }
             _ => {
@@ -151,9 +151,9 @@ impl Uploads {
     async fn send(
         &self,
         parts: Parts,
-        target: &Target,
+        target: &ApiTarget,
         body: Incoming,
-        look: Look,
+        look: JudgedUpload,
     ) -> Result<Reply, Refusal> {
         let uri = target.uri().map_err(Refusal::malformed)?;
         let (pieces, rest) = mpsc::channel::<Piece>(1);
@@ -240,28 +240,28 @@ impl Pump {
         }
     }
 
-    fn keys(&self, filter: &mut Filter) -> Vec<Key> {
+    fn keys(&self, filter: &mut Filter) -> Vec<FoundKey> {
         in_archive(filter.stream.take_finds(), self.guard.rules()).collect()
     }
 }
 
 /// The keys found in an archive, as reported.
-pub(super) fn in_archive(finds: Vec<Entry>, rules: &Rules) -> impl Iterator<Item = Key> {
+pub(super) fn in_archive(finds: Vec<ArchivedFind>, rules: &GuardRules) -> impl Iterator<Item = FoundKey> {
     let finds = finds.into_iter().filter(|entry| !rules.allows_find(&entry.name, &entry.exception));
     finds.map(|entry| {
         let layer = entry.layer.as_ref().map(|layer| format!(" in layer {layer}")).unwrap_or_default();
-        Key::inside(format!("the archive holds {} at {}{layer}", entry.kind, entry.name), &entry)
+        FoundKey::inside(format!("the archive holds {} at {}{layer}", entry.kind, entry.name), &entry)
     })
 }
 
 /// Dockerfile instructions in the query.
-pub(super) fn changes(target: &Target, rules: &Rules) -> Vec<Key> {
+pub(super) fn changes(target: &ApiTarget, rules: &GuardRules) -> Vec<FoundKey> {
     let lines = target.queries("changes").flat_map(str::lines);
     lines.filter_map(|line| instruction(line, rules)).collect()
 }
 
 /// How an upload is judged.
-struct Look {
+struct JudgedUpload {
     mode: Mode,
     /// Names the upload in messages.
     who: String,

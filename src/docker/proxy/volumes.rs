@@ -8,9 +8,9 @@ use super::engine_client::{EngineClient, Refusal, Reply, collect};
 use super::json::rewritten;
 use super::lookups::Lookups;
 use super::mount_sources::{MountScan, devices, places};
-use super::path::Target;
+use super::path::ApiTarget;
 use super::state::Proxy;
-use super::{Settings, json};
+use super::{ProxySettings, json};
 use crate::guard::Mode;
 use crate::mounts::{self, Mount};
 
@@ -20,7 +20,7 @@ impl Proxy {
     pub(super) async fn volume_create(
         &self,
         parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
     ) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
@@ -38,7 +38,7 @@ impl Proxy {
 /// All problems of the config's volumes: a missing one would be created empty, and one with a key in it would
 /// have every create refused. Directories were checked when the config was read; only the engine knows its
 /// volumes. Volumes that could not be scanned are reported.
-pub async fn wrong_with_volumes(settings: &Settings, mounts: &[Mount]) -> Result<Vec<String>, String> {
+pub async fn wrong_with_volumes(settings: &ProxySettings, mounts: &[Mount]) -> Result<Vec<String>, String> {
     let engine = EngineClient::new(settings.upstream.clone(), settings.tasks.clone());
     let lookups = Lookups::new(engine, settings.reserved.clone());
     let scan = MountScan::new(settings, lookups.clone());

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::Wiring;
 use super::capabilities::Capabilities;
 use super::clouds;
-use super::environment::Environment;
+use super::environment::ContainerEnvironment;
 use super::question::Question;
 use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC};
@@ -17,7 +17,7 @@ pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 
 /// Settings of the container that keep client libraries from asking the metadata server.
 pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
-    let env = Environment { request: &body["Env"], image: question.image_env };
+    let env = ContainerEnvironment { request: &body["Env"], image: question.image_env };
     let address = asked_at(question);
     let targets = targets(body);
     let mut found = clouds::shadows(&env, question, &targets);
@@ -193,7 +193,7 @@ fn asked_at(question: &Question<'_>) -> String {
 /// Variables to set. A value that is there already is kept, except the proxy exceptions, which are merged.
 fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, String)> {
     let wiring = question.wiring;
-    let env = Environment { request: &body["Env"], image: question.image_env };
+    let env = ContainerEnvironment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
     if question.has_google() {
         for name in METADATA_VARIABLES {

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::engine_client::EngineClient;
 use super::mount_sources::aside;
-use super::{Settings, capabilities};
+use super::{ProxySettings, capabilities};
 use crate::guard::host_root::HostRoot;
 use crate::json::{items, strings};
 
@@ -101,7 +101,10 @@ const SILENT: &str = "the file system does not answer";
 
 /// The path through which a container can write `file` (absolute), or could earlier in this session. An error
 /// if the engine or the file system does not answer. Neither look-up blocks the serving thread.
-pub async fn writable_by_a_container(settings: &Settings, file: &Path) -> Result<Option<PathBuf>, String> {
+pub async fn writable_by_a_container(
+    settings: &ProxySettings,
+    file: &Path,
+) -> Result<Option<PathBuf>, String> {
     let named = file.to_owned();
     let file = aside(move || named.canonicalize()).await.ok_or(SILENT)?.map_err(|error| error.to_string())?;
     let file = settings.host_root.there(&file).ok_or(ELSEWHERE)?;

@@ -1,7 +1,7 @@
 //! Reads tar streams as they pass: headers are read here, the content of entries by [`Stream`].
 
 use super::{self as stream, Stream};
-use crate::guard::found::{Place, Role};
+use crate::guard::found::{LayerRole, Nesting};
 
 const BLOCK: usize = 512;
 /// GNU long names and pax records; the engine's own readers take at most this.
@@ -10,8 +10,8 @@ const LONGEST_RECORD: usize = 1 << 20;
 /// A reader of a tar stream that takes its bytes in pieces.
 #[derive(Debug)]
 pub(super) struct Tar {
-    place: Place,
-    state: State,
+    place: Nesting,
+    state: ArchiveState,
     /// An incomplete header.
     block: Vec<u8>,
     /// A GNU or pax record.
@@ -26,7 +26,7 @@ pub(super) struct Tar {
 }
 
 #[derive(Debug)]
-enum State {
+enum ArchiveState {
     Header,
     /// A file whose bytes are all to come.
     Fresh {
@@ -57,10 +57,10 @@ enum Use {
 }
 
 impl Tar {
-    pub(super) fn of(place: Place) -> Self {
+    pub(super) fn of(place: Nesting) -> Self {
         Self {
             place,
-            state: State::Header,
+            state: ArchiveState::Header,
             block: Vec::with_capacity(BLOCK),
             record: vec![],
             name: None,
@@ -83,12 +83,12 @@ impl Tar {
 
     /// Whether the stream may end here.
     pub(super) fn is_between(&self) -> bool {
-        matches!(self.state, State::Header) && self.block.is_empty()
+        matches!(self.state, ArchiveState::Header) && self.block.is_empty()
     }
 
     /// Judges the available part of a file that breaks off.
     pub(super) fn give_up(&mut self) {
-        if let State::File { stream, .. } = &mut self.state {
+        if let ArchiveState::File { stream, .. } = &mut self.state {
             stream.give_up();
         }
     }
@@ -96,10 +96,10 @@ impl Tar {
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.broken {
             let used = match &self.state {
-                State::Header => self.header(bytes),
-                State::Fresh { .. } | State::File { .. } => self.file(bytes),
-                State::Record { .. } => self.record(bytes),
-                State::Skip { left } => {
+                ArchiveState::Header => self.header(bytes),
+                ArchiveState::Fresh { .. } | ArchiveState::File { .. } => self.file(bytes),
+                ArchiveState::Record { .. } => self.record(bytes),
+                ArchiveState::Skip { left } => {
                     let used = part(*left, bytes);
                     self.skipped(used);
                     used
@@ -108,8 +108,8 @@ impl Tar {
             self.position += used as u64;
             bytes = &bytes[used..];
             match &self.state {
-                State::File { stream, .. } => self.safe = self.position - stream.unjudged(),
-                State::Skip { .. } => self.safe = self.position,
+                ArchiveState::File { stream, .. } => self.safe = self.position - stream.unjudged(),
+                ArchiveState::Skip { .. } => self.safe = self.position,
                 _ if self.is_between() && self.name.is_none() && self.size.is_none() => {
                     self.safe = self.position;
                 }
@@ -120,10 +120,10 @@ impl Tar {
     }
 
     fn skipped(&mut self, used: usize) {
-        if let State::Skip { left } = &mut self.state {
+        if let ArchiveState::Skip { left } = &mut self.state {
             *left -= used as u64;
             if *left == 0 {
-                self.state = State::Header;
+                self.state = ArchiveState::Header;
             }
         }
     }
@@ -159,7 +159,7 @@ impl Tar {
         let own = name_of(block);
         let name = if extension { own } else { self.name.take().unwrap_or(own) };
         let name = name.trim_start_matches("./").to_string();
-        if self.place.role == Role::Layer && !extension && last(&name).starts_with(".wh.") {
+        if self.place.role == LayerRole::Layer && !extension && last(&name).starts_with(".wh.") {
             let layer = self.place.layer.clone().unwrap_or_default();
             self.place.found.notes(|notes| notes.whiteouts.entry(layer).or_default().push(name.clone()));
         }
@@ -176,15 +176,15 @@ impl Tar {
             _ => Use::Nothing,
         };
         self.state = match () {
-            () if bodiless || size == 0 => State::Header,
-            () if regular => State::Fresh { name, left: size, pad },
-            () if extension => State::Record { left: size, pad, use_for },
-            () => State::Skip { left: size.saturating_add(pad) },
+            () if bodiless || size == 0 => ArchiveState::Header,
+            () if regular => ArchiveState::Fresh { name, left: size, pad },
+            () if extension => ArchiveState::Record { left: size, pad, use_for },
+            () => ArchiveState::Skip { left: size.saturating_add(pad) },
         };
     }
 
     fn file(&mut self, bytes: &[u8]) -> usize {
-        if let State::Fresh { name, left, pad } = &mut self.state {
+        if let ArchiveState::Fresh { name, left, pad } = &mut self.state {
             let (name, left, pad) = (std::mem::take(name), *left, *pad);
             if let Some(all) = usize::try_from(left).ok().and_then(|left| bytes.get(..left)) {
                 stream::whole(&name, all, &self.place);
@@ -192,9 +192,9 @@ impl Tar {
                 return all.len();
             }
             let stream = Box::new(Stream::of(&name, self.place.clone()));
-            self.state = State::File { stream, left, pad };
+            self.state = ArchiveState::File { stream, left, pad };
         }
-        let State::File { stream, left, pad } = &mut self.state else { return 0 };
+        let ArchiveState::File { stream, left, pad } = &mut self.state else { return 0 };
         let used = part(*left, bytes);
         stream.push(&bytes[..used]);
         *left -= used as u64;
@@ -207,11 +207,11 @@ impl Tar {
     }
 
     fn padding(&mut self, pad: u64) {
-        self.state = if pad > 0 { State::Skip { left: pad } } else { State::Header };
+        self.state = if pad > 0 { ArchiveState::Skip { left: pad } } else { ArchiveState::Header };
     }
 
     fn record(&mut self, bytes: &[u8]) -> usize {
-        let State::Record { left, pad, use_for } = &mut self.state else { return 0 };
+        let ArchiveState::Record { left, pad, use_for } = &mut self.state else { return 0 };
         let used = part(*left, bytes);
         *left -= used as u64;
         self.record.extend_from_slice(&bytes[..used]);

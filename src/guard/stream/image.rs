@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::Stream;
 use super::archive::last;
 use crate::guard::environment::Held;
-use crate::guard::excepted::{Exception, Named, Part};
-use crate::guard::found::{Entry, Passed, Place, Role};
-use crate::guard::{Kind, environment, what};
+use crate::guard::excepted::{Exception, Named, TextPart};
+use crate::guard::found::{ArchivedFind, LayerRole, Nesting, PassedOver};
+use crate::guard::{SecretKind, environment, what};
 use crate::json::{fields, items, strings};
 
 /// Bytes read at a time: enough that most files of a layer lie in one piece and are judged in place.
@@ -19,7 +19,7 @@ const PIECE: usize = 1 << 20;
 /// One find in an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Located {
-    pub kind: Kind,
+    pub kind: SecretKind,
     pub place: String,
     /// The archive entry that is the layer; `None` for the archive itself.
     pub layer: Option<String>,
@@ -30,9 +30,9 @@ pub struct Located {
     pub exception: Exception,
 }
 
-impl From<Entry> for Located {
-    fn from(entry: Entry) -> Self {
-        let Entry { name, kind, layer, line, exception } = entry;
+impl From<ArchivedFind> for Located {
+    fn from(entry: ArchivedFind) -> Self {
+        let ArchivedFind { name, kind, layer, line, exception } = entry;
         Self { kind, place: name, layer, line, deleted: false, exception }
     }
 }
@@ -43,7 +43,7 @@ pub struct Report {
     pub finds: Vec<Located>,
     pub unverified: Vec<String>,
     /// Published keys that were met.
-    pub passed: Passed,
+    pub passed: PassedOver,
     /// Bytes that were read, plus bytes that came out of decompression.
     pub bytes: u64,
 }
@@ -54,7 +54,7 @@ pub struct Report {
 /// # Errors
 /// Errors of reading `input`.
 pub fn scan(mut input: impl Read) -> io::Result<Report> {
-    let mut stream = Stream::of("", Place { lines: true, ..Place::root(Role::Image) });
+    let mut stream = Stream::of("", Nesting { lines: true, ..Nesting::root(LayerRole::Image) });
     let mut piece = zeroize::Zeroizing::new(vec![0; PIECE]);
     loop {
         match input.read(&mut piece) {
@@ -91,7 +91,7 @@ pub fn scan(mut input: impl Read) -> io::Result<Report> {
 }
 
 /// The keys in environment, labels and history of an image, their places, and what excepts them.
-pub(super) fn config(document: &Value) -> Vec<(Kind, String, Exception)> {
+pub(super) fn config(document: &Value) -> Vec<(SecretKind, String, Exception)> {
     let mut found = vec![];
     let named = |what: &str, part, held: Held<'_>| {
         let exception = match held.plain {
@@ -103,11 +103,12 @@ pub(super) fn config(document: &Value) -> Vec<(Kind, String, Exception)> {
     for part in ["config", "container_config"] {
         let config = &document[part];
         for entry in strings(&config["Env"]) {
-            found.extend(environment::variable(entry).map(|held| named("variable", Part::Variable, held)));
+            found
+                .extend(environment::variable(entry).map(|held| named("variable", TextPart::Variable, held)));
         }
         for (name, value) in fields(&config["Labels"]) {
             let held = environment::pair(name, value.as_str().unwrap_or_default().as_bytes());
-            found.extend(held.map(|held| named("label", Part::Label, held)));
+            found.extend(held.map(|held| named("label", TextPart::Label, held)));
         }
     }
     for (index, step) in items(&document["history"]).enumerate() {
@@ -172,12 +173,12 @@ mod tests {
         let pem = format!("{dashes}BEGIN {label}{dashes}\n{lines}A==\n{dashes}END {label}{dashes}\n");
         let set = format!("A={pem}");
         let found = config(&json!({ "config": { "Env": [pem, set], "Labels": { pem.as_str(): "" } } }));
-        let named = Exception::Named(Named { part: Part::Variable, name: "A".into() });
+        let named = Exception::Named(Named { part: TextPart::Variable, name: "A".into() });
         let wanted = [
             ("variable (a PEM file, not shown)", Exception::None),
             ("variable A", named),
             ("label (a PEM file, not shown)", Exception::None),
         ];
-        assert_eq!(found, wanted.map(|(at, exception)| (Kind::PrivateKey, at.to_string(), exception)));
+        assert_eq!(found, wanted.map(|(at, exception)| (SecretKind::PrivateKey, at.to_string(), exception)));
     }
 }

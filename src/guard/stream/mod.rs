@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use zeroize::Zeroize;
 
-use crate::guard::found::{Entry, Notes, Passed, Place, Role};
+use crate::guard::found::{ArchivedFind, LayerRole, Nesting, Notes, PassedOver};
 use crate::guard::judge::{self, Judge};
 use crate::guard::unpack::Unpack;
 use crate::guard::zstd::Why;
@@ -26,15 +26,15 @@ const MOST_DOCUMENTS: usize = 4096;
 #[derive(Debug)]
 pub struct Stream {
     name: String,
-    place: Place,
+    place: Nesting,
     pushed: u64,
-    state: State,
+    state: StreamState,
     /// Whether its bytes come out of a compressed file, whose name it keeps.
     packed: bool,
 }
 
 #[derive(Debug)]
-enum State {
+enum StreamState {
     Begin(Vec<u8>),
     File(Judge),
     /// Possibly a document of an image.
@@ -47,7 +47,7 @@ enum State {
 }
 
 /// What a file is, decided by its first bytes.
-enum Form {
+enum ContentFormat {
     File,
     Document,
     Tar,
@@ -57,11 +57,11 @@ enum Form {
     Closed(&'static str),
 }
 
-impl Form {
-    fn of(head: &[u8], role: Role) -> Self {
+impl ContentFormat {
+    fn of(head: &[u8], role: LayerRole) -> Self {
         match head {
             _ if head.len() >= ENOUGH && checksum_fits(&head[..ENOUGH]) => Self::Tar,
-            [b'{' | b'[', ..] if role == Role::Image => Self::Document,
+            [b'{' | b'[', ..] if role == LayerRole::Image => Self::Document,
             _ => match (Unpack::of(head), zip::start(head), closed(head)) {
                 (Some(unpack), _, _) => Self::Packed(unpack),
                 (_, Some(at), _) => Self::Zip(at),
@@ -73,8 +73,8 @@ impl Form {
 }
 
 /// Judges a file whose bytes are all here, without copying it unless it is an archive.
-pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
-    if matches!(Form::of(bytes, place.role), Form::File) {
+pub(super) fn whole(name: &str, bytes: &[u8], place: &Nesting) {
+    if matches!(ContentFormat::of(bytes, place.role), ContentFormat::File) {
         in_file(name, bytes, place);
         return;
     }
@@ -83,7 +83,7 @@ pub(super) fn whole(name: &str, bytes: &[u8], place: &Place) {
     stream.end();
 }
 
-fn in_file(name: &str, bytes: &[u8], place: &Place) {
+fn in_file(name: &str, bytes: &[u8], place: &Nesting) {
     let (found, passed) = judge::all(bytes, place.lines);
     if let Some((kind, line)) = found {
         place.find(name, kind, line);
@@ -93,23 +93,23 @@ fn in_file(name: &str, bytes: &[u8], place: &Place) {
 
 /// Whether a file that begins with `head` is opened: an archive or compressed data.
 pub(super) fn is_opened(head: &[u8]) -> bool {
-    !matches!(Form::of(head, Role::Files), Form::File)
+    !matches!(ContentFormat::of(head, LayerRole::Files), ContentFormat::File)
 }
 
 impl Stream {
     /// For a request body that is an archive of files: a copy, a build context, an import.
     pub fn files() -> Self {
-        Self::of("", Place::root(Role::Files))
+        Self::of("", Nesting::root(LayerRole::Files))
     }
 
     /// For a request body that is an image to load.
     pub fn image() -> Self {
-        Self::of("", Place::root(Role::Image))
+        Self::of("", Nesting::root(LayerRole::Image))
     }
 
     /// For one file, with its name for messages. Archives in it are opened.
     pub fn file(name: &str) -> Self {
-        Self::of(name, Place { depth: crate::guard::found::NESTED, ..Place::root(Role::Files) })
+        Self::of(name, Nesting { depth: crate::guard::found::NESTED, ..Nesting::root(LayerRole::Files) })
     }
 
     /// Finds carry line numbers.
@@ -126,8 +126,8 @@ impl Stream {
         self
     }
 
-    pub(super) fn of(name: &str, place: Place) -> Self {
-        Self { name: name.into(), place, pushed: 0, state: State::Begin(vec![]), packed: false }
+    pub(super) fn of(name: &str, place: Nesting) -> Self {
+        Self { name: name.into(), place, pushed: 0, state: StreamState::Begin(vec![]), packed: false }
     }
 
     /// Takes the next bytes, of any number. One push may decompress to a thousand times as many.
@@ -136,7 +136,7 @@ impl Stream {
         self.push(bytes);
     }
 
-    pub fn take_finds(&mut self) -> Vec<Entry> {
+    pub fn take_finds(&mut self) -> Vec<ArchivedFind> {
         self.place.found.take_finds()
     }
 
@@ -146,7 +146,7 @@ impl Stream {
     }
 
     /// Published keys in the files that have ended.
-    pub fn take_passed(&mut self) -> Passed {
+    pub fn take_passed(&mut self) -> PassedOver {
         self.place.found.take_passed()
     }
 
@@ -164,22 +164,25 @@ impl Stream {
     /// Whether this is an archive or compressed data, opened or not.
     pub fn is_archive(&self) -> bool {
         match &self.state {
-            State::Begin(head) => !matches!(Form::of(head, self.place.role), Form::File | Form::Document),
-            State::File(_) | State::Document(_) => false,
-            State::Tar(_) | State::Zip(_) | State::Closed => true,
-            State::Packed(packed) => packed.inner.is_archive(),
+            StreamState::Begin(head) => !matches!(
+                ContentFormat::of(head, self.place.role),
+                ContentFormat::File | ContentFormat::Document
+            ),
+            StreamState::File(_) | StreamState::Document(_) => false,
+            StreamState::Tar(_) | StreamState::Zip(_) | StreamState::Closed => true,
+            StreamState::Packed(packed) => packed.inner.is_archive(),
         }
     }
 
     /// How many of the last pushed bytes are not judged yet.
     pub fn unjudged(&self) -> u64 {
         match &self.state {
-            State::Begin(head) | State::Document(head) => head.len() as u64,
-            State::File(judge) => judge.unjudged(),
-            State::Tar(tar) => tar.unjudged(),
-            State::Zip(zip) => zip.unjudged(),
-            State::Packed(packed) => packed.pushed - packed.judged,
-            State::Closed => 0,
+            StreamState::Begin(head) | StreamState::Document(head) => head.len() as u64,
+            StreamState::File(judge) => judge.unjudged(),
+            StreamState::Tar(tar) => tar.unjudged(),
+            StreamState::Zip(zip) => zip.unjudged(),
+            StreamState::Packed(packed) => packed.pushed - packed.judged,
+            StreamState::Closed => 0,
         }
     }
 
@@ -192,7 +195,7 @@ impl Stream {
         self.pushed += bytes.len() as u64;
         let Self { name, place, state, .. } = self;
         match state {
-            State::Begin(head) => {
+            StreamState::Begin(head) => {
                 let (now, later) = bytes.split_at((ENOUGH - head.len()).min(bytes.len()));
                 head.extend_from_slice(now);
                 if head.len() == ENOUGH {
@@ -201,82 +204,84 @@ impl Stream {
                     self.push(later);
                 }
             }
-            State::File(judge) => judge.push(name, bytes, place),
-            State::Document(document) if document.len() + bytes.len() > LARGEST_DOCUMENT => {
+            StreamState::File(judge) => judge.push(name, bytes, place),
+            StreamState::Document(document) if document.len() + bytes.len() > LARGEST_DOCUMENT => {
                 place.doubt(name, "a document larger than is read");
                 let mut judge = Judge::default();
                 judge.push(name, document, place);
                 judge.push(name, bytes, place);
                 document.zeroize();
-                self.state = State::File(judge);
+                self.state = StreamState::File(judge);
             }
-            State::Document(document) => document.extend_from_slice(bytes),
-            State::Tar(tar) => tar.push(bytes),
-            State::Zip(zip) => zip.push(bytes),
-            State::Packed(packed) => {
+            StreamState::Document(document) => document.extend_from_slice(bytes),
+            StreamState::Tar(tar) => tar.push(bytes),
+            StreamState::Zip(zip) => zip.push(bytes),
+            StreamState::Packed(packed) => {
                 if let Err(why) = packed.push(bytes, place) {
                     packed.give_up();
                     place.doubt(name, why.text());
-                    self.state = State::Closed;
+                    self.state = StreamState::Closed;
                 }
             }
-            State::Closed => {}
+            StreamState::Closed => {}
         }
     }
 
     /// Decides by the first bytes what the file is, and judges them.
     fn begin(&mut self) {
-        let State::Begin(mut head) = std::mem::replace(&mut self.state, State::Closed) else { return };
-        self.state = self.opened(Form::of(&head, self.place.role));
+        let StreamState::Begin(mut head) = std::mem::replace(&mut self.state, StreamState::Closed) else {
+            return;
+        };
+        self.state = self.opened(ContentFormat::of(&head, self.place.role));
         self.pushed -= head.len() as u64;
         self.push(&head);
         head.zeroize();
     }
 
-    fn opened(&self, form: Form) -> State {
+    fn opened(&self, form: ContentFormat) -> StreamState {
         let deep = || {
             self.place.doubt(&self.name, "an archive so deep in others is not opened");
-            State::Closed
+            StreamState::Closed
         };
         match form {
-            Form::File => State::File(Judge::default()),
-            Form::Document => State::Document(vec![]),
-            Form::Tar => match self.place.inside(&self.name, true) {
-                Some(inside) => State::Tar(Box::new(Tar::of(inside))),
+            ContentFormat::File => StreamState::File(Judge::default()),
+            ContentFormat::Document => StreamState::Document(vec![]),
+            ContentFormat::Tar => match self.place.inside(&self.name, true) {
+                Some(inside) => StreamState::Tar(Box::new(Tar::of(inside))),
                 None => deep(),
             },
-            Form::Zip(at) => match self.place.inside(&self.name, false) {
-                Some(inside) => State::Zip(Box::new(Zip::new(at, inside))),
+            ContentFormat::Zip(at) => match self.place.inside(&self.name, false) {
+                Some(inside) => StreamState::Zip(Box::new(Zip::new(at, inside))),
                 None => deep(),
             },
             // Data compressed twice counts as one archive inside another.
-            Form::Packed(unpack) => {
+            ContentFormat::Packed(unpack) => {
                 let depth = self.place.depth.checked_sub(u8::from(self.packed));
                 match depth {
                     Some(depth) if depth > 0 => {
-                        let place = Place { depth, ..self.place.clone() };
+                        let place = Nesting { depth, ..self.place.clone() };
                         let inner = Self { packed: true, ..Self::of(&self.name, place) };
-                        State::Packed(Box::new(Packed::new(unpack, inner)))
+                        StreamState::Packed(Box::new(Packed::new(unpack, inner)))
                     }
                     _ => deep(),
                 }
             }
-            Form::Closed(why) => {
+            ContentFormat::Closed(why) => {
                 self.place.doubt(&self.name, why);
-                State::Closed
+                StreamState::Closed
             }
         }
     }
 
     pub fn end(&mut self) {
-        if matches!(self.state, State::Begin(_)) {
+        if matches!(self.state, StreamState::Begin(_)) {
             self.begin();
         }
         let Self { name, place, state, .. } = self;
         match state {
-            State::Begin(_) | State::Closed => {}
-            State::File(judge) => judge.end(name, place),
-            State::Document(document) => {
+            StreamState::Begin(_) | StreamState::Closed => {}
+            StreamState::File(judge) => judge.end(name, place),
+            StreamState::Document(document) => {
                 match image::document(document) {
                     Some(value) => {
                         for (kind, at, exception) in image::config(&value) {
@@ -288,22 +293,22 @@ impl Stream {
                             }
                         });
                     }
-                    None => whole(name, document, &Place { role: Role::Files, ..place.clone() }),
+                    None => whole(name, document, &Nesting { role: LayerRole::Files, ..place.clone() }),
                 }
                 document.zeroize();
             }
-            State::Tar(tar) => {
+            StreamState::Tar(tar) => {
                 if tar.broken() || !tar.is_between() {
                     tar.give_up();
                     place.doubt(name, "the archive breaks off or is not understood");
                 }
             }
-            State::Zip(zip) => {
+            StreamState::Zip(zip) => {
                 if let Some(why) = zip.end() {
                     place.doubt(name, why);
                 }
             }
-            State::Packed(packed) => {
+            StreamState::Packed(packed) => {
                 if !packed.end(place) {
                     place.doubt(name, Why::Damaged.text());
                 }
@@ -315,12 +320,12 @@ impl Stream {
     pub(super) fn give_up(&mut self) {
         let Self { name, place, state, .. } = self;
         match state {
-            State::Begin(head) => in_file(name, head, place),
-            State::File(judge) => judge.end(name, place),
-            State::Packed(packed) => packed.give_up(),
-            State::Tar(tar) => tar.give_up(),
-            State::Zip(zip) => zip.give_up(),
-            State::Document(_) | State::Closed => {}
+            StreamState::Begin(head) => in_file(name, head, place),
+            StreamState::File(judge) => judge.end(name, place),
+            StreamState::Packed(packed) => packed.give_up(),
+            StreamState::Tar(tar) => tar.give_up(),
+            StreamState::Zip(zip) => zip.give_up(),
+            StreamState::Document(_) | StreamState::Closed => {}
         }
     }
 }
@@ -344,7 +349,7 @@ impl Packed {
     }
 
     /// Returns how many of `bytes` belong to the compressed data.
-    pub(super) fn push(&mut self, bytes: &[u8], place: &Place) -> Result<usize, Why> {
+    pub(super) fn push(&mut self, bytes: &[u8], place: &Nesting) -> Result<usize, Why> {
         let Self { unpack, inner, .. } = self;
         let before = inner.pushed;
         let used = unpack.push(bytes, &mut |piece| {
@@ -373,7 +378,7 @@ impl Packed {
     }
 
     /// False if the compressed data is incomplete.
-    pub(super) fn end(&mut self, place: &Place) -> bool {
+    pub(super) fn end(&mut self, place: &Nesting) -> bool {
         let Self { unpack, inner, .. } = self;
         let whole = unpack.end(&mut |piece| {
             let more = place.found.unpacked(piece.len());

@@ -2,7 +2,7 @@
 //! The directory at the end adds nothing, except for deleted files and files stored without their size.
 
 use super::{Packed, Stream};
-use crate::guard::found::Place;
+use crate::guard::found::Nesting;
 use crate::guard::unpack::Unpack;
 use crate::guard::zstd::Why;
 
@@ -48,15 +48,15 @@ pub(super) fn closed(head: &[u8]) -> Option<&'static str> {
 /// A reader of a zip archive that takes its bytes in pieces.
 #[derive(Debug)]
 pub(super) struct Zip {
-    place: Place,
-    state: State,
+    place: Nesting,
+    state: ZipState,
     buffer: Vec<u8>,
     position: u64,
     safe: u64,
 }
 
 #[derive(Debug)]
-enum State {
+enum ZipState {
     Skip {
         left: u64,
         then_descriptor: bool,
@@ -64,7 +64,7 @@ enum State {
     Header,
     File {
         name: String,
-        body: Box<Body>,
+        body: Box<ZipBody>,
         /// Compressed bytes still to come; `None` if only the decoder can tell where they end.
         left: Option<u64>,
         descriptor: bool,
@@ -76,7 +76,7 @@ enum State {
 }
 
 #[derive(Debug)]
-enum Body {
+enum ZipBody {
     Stored(Stream),
     Packed(Packed),
     /// It cannot be decompressed; this was reported.
@@ -84,10 +84,10 @@ enum Body {
 }
 
 impl Zip {
-    pub(super) fn new(at: usize, place: Place) -> Self {
+    pub(super) fn new(at: usize, place: Nesting) -> Self {
         let state = match at {
-            0 => State::Header,
-            at => State::Skip { left: at as u64, then_descriptor: false },
+            0 => ZipState::Header,
+            at => ZipState::Skip { left: at as u64, then_descriptor: false },
         };
         Self { place, state, buffer: vec![], position: 0, safe: 0 }
     }
@@ -99,22 +99,22 @@ impl Zip {
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         loop {
             let used = match &self.state {
-                State::Skip { .. } => self.skip(bytes),
-                State::Header => self.header(bytes),
-                State::File { .. } => self.file(bytes),
-                State::Descriptor => self.descriptor(bytes),
-                State::Directory | State::Closed => bytes.len(),
+                ZipState::Skip { .. } => self.skip(bytes),
+                ZipState::Header => self.header(bytes),
+                ZipState::File { .. } => self.file(bytes),
+                ZipState::Descriptor => self.descriptor(bytes),
+                ZipState::Directory | ZipState::Closed => bytes.len(),
             };
             self.position += used as u64;
             bytes = &bytes[used..];
             let held = match &self.state {
-                State::File { body, .. } => body.unjudged(),
-                State::Header | State::Descriptor => self.buffer.len() as u64,
-                State::Skip { .. } | State::Directory | State::Closed => 0,
+                ZipState::File { body, .. } => body.unjudged(),
+                ZipState::Header | ZipState::Descriptor => self.buffer.len() as u64,
+                ZipState::Skip { .. } | ZipState::Directory | ZipState::Closed => 0,
             };
             self.safe = self.position - held;
             // A state may end without consuming a byte.
-            if bytes.is_empty() && !matches!(self.state, State::Skip { left: 0, .. }) {
+            if bytes.is_empty() && !matches!(self.state, ZipState::Skip { left: 0, .. }) {
                 return;
             }
         }
@@ -123,8 +123,8 @@ impl Zip {
     /// Ends the archive; returns what is wrong with it.
     pub(super) fn end(&mut self) -> Option<&'static str> {
         match &mut self.state {
-            State::Directory | State::Closed => return None,
-            State::File { body, .. } => body.give_up(),
+            ZipState::Directory | ZipState::Closed => return None,
+            ZipState::File { body, .. } => body.give_up(),
             _ => {}
         }
         Some("the archive breaks off or is not understood")
@@ -132,17 +132,17 @@ impl Zip {
 
     /// Judges the available part of a file that breaks off.
     pub(super) fn give_up(&mut self) {
-        if let State::File { body, .. } = &mut self.state {
+        if let ZipState::File { body, .. } = &mut self.state {
             body.give_up();
         }
     }
 
     fn skip(&mut self, bytes: &[u8]) -> usize {
-        let State::Skip { left, then_descriptor } = &mut self.state else { return 0 };
+        let ZipState::Skip { left, then_descriptor } = &mut self.state else { return 0 };
         let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
         *left -= used as u64;
         if *left == 0 {
-            self.state = if *then_descriptor { State::Descriptor } else { State::Header };
+            self.state = if *then_descriptor { ZipState::Descriptor } else { ZipState::Header };
         }
         used
     }
@@ -172,20 +172,20 @@ impl Zip {
         let header = std::mem::take(&mut self.buffer);
         self.state = match header.first_chunk() {
             Some(&LOCAL) => self.entry(&header),
-            Some(signature) if FOLLOWS.contains(signature) => State::Directory,
+            Some(signature) if FOLLOWS.contains(signature) => ZipState::Directory,
             _ => self.closed("the archive breaks off or is not understood"),
         };
         used
     }
 
-    fn closed(&self, why: &str) -> State {
+    fn closed(&self, why: &str) -> ZipState {
         // The archive's own name is in the prefix.
         let name = self.place.prefix.strip_suffix("!/").unwrap_or(&self.place.prefix);
-        Place { prefix: String::new(), ..self.place.clone() }.doubt(name, why);
-        State::Closed
+        Nesting { prefix: String::new(), ..self.place.clone() }.doubt(name, why);
+        ZipState::Closed
     }
 
-    fn entry(&mut self, header: &[u8]) -> State {
+    fn entry(&mut self, header: &[u8]) -> ZipState {
         let (flags, method) = (number(&header[6..8]), number(&header[8..10]));
         let (name, extra) = header[HEADER..].split_at(number(&header[26..28]));
         let name = String::from_utf8_lossy(name).into_owned();
@@ -209,49 +209,49 @@ impl Zip {
         if let Some(why) = shut {
             self.place.doubt(&name, why);
             return match left {
-                Some(left) => State::Skip { left, then_descriptor: descriptor },
+                Some(left) => ZipState::Skip { left, then_descriptor: descriptor },
                 None => self.closed("what follows in the archive cannot be read"),
             };
         }
         if left == Some(0) || (method == 0 && unknown) {
-            return State::Skip { left: 0, then_descriptor: descriptor };
+            return ZipState::Skip { left: 0, then_descriptor: descriptor };
         }
-        let packed = |unpack| Body::Packed(Packed::new(unpack, Stream::of(&name, self.place.clone())));
+        let packed = |unpack| ZipBody::Packed(Packed::new(unpack, Stream::of(&name, self.place.clone())));
         let body = match method {
-            0 => Body::Stored(Stream::of(&name, self.place.clone())),
+            0 => ZipBody::Stored(Stream::of(&name, self.place.clone())),
             12 => packed(Unpack::bzip2()),
             93 => packed(Unpack::zstd()),
             95 => packed(Unpack::xz()),
             _ => packed(Unpack::deflate()),
         };
-        State::File { name, body: Box::new(body), left, descriptor }
+        ZipState::File { name, body: Box::new(body), left, descriptor }
     }
 
     fn file(&mut self, bytes: &[u8]) -> usize {
         let Self { place, state, .. } = self;
-        let State::File { name, body, left, descriptor } = state else { return 0 };
+        let ZipState::File { name, body, left, descriptor } = state else { return 0 };
         let most =
             left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
         let mut used = most;
         match &mut **body {
-            Body::Stored(stream) => stream.push(&bytes[..most]),
-            Body::Packed(packed) => match packed.push(&bytes[..most], place) {
+            ZipBody::Stored(stream) => stream.push(&bytes[..most]),
+            ZipBody::Packed(packed) => match packed.push(&bytes[..most], place) {
                 Ok(_) if left.is_some() => {}
                 Ok(belongs) => used = belongs,
                 Err(why) => {
                     packed.give_up();
                     place.doubt(name, why.text());
-                    **body = Body::Shut;
+                    **body = ZipBody::Shut;
                 }
             },
-            Body::Shut => {}
+            ZipBody::Shut => {}
         }
         let done = match (&mut *left, &**body) {
             (Some(left), _) => {
                 *left -= used as u64;
                 *left == 0
             }
-            (None, Body::Packed(packed)) => packed.is_done(),
+            (None, ZipBody::Packed(packed)) => packed.is_done(),
             (None, _) => {
                 self.state = self.closed("what follows in the archive cannot be read");
                 return bytes.len();
@@ -259,17 +259,17 @@ impl Zip {
         };
         if done {
             let whole = match &mut **body {
-                Body::Stored(stream) => {
+                ZipBody::Stored(stream) => {
                     stream.end();
                     true
                 }
-                Body::Packed(packed) => packed.end(place),
-                Body::Shut => true,
+                ZipBody::Packed(packed) => packed.end(place),
+                ZipBody::Shut => true,
             };
             if !whole {
                 place.doubt(name, Why::Damaged.text());
             }
-            self.state = if *descriptor { State::Descriptor } else { State::Header };
+            self.state = if *descriptor { ZipState::Descriptor } else { ZipState::Header };
         }
         used
     }
@@ -294,12 +294,12 @@ impl Zip {
         let next: Vec<u8> = self.buffer[end..].to_vec();
         let used = (end + 4).saturating_sub(before);
         self.buffer = next[..4].to_vec();
-        self.state = State::Header;
+        self.state = ZipState::Header;
         used
     }
 }
 
-impl Body {
+impl ZipBody {
     fn unjudged(&self) -> u64 {
         match self {
             Self::Stored(stream) => stream.unjudged(),

@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 
 use crate::console::rfc3339;
-use crate::metadata::json::{Json, object};
+use crate::metadata::json::{JsonValue, object};
 use crate::metadata::view::{AwsView, View};
 use crate::token::Now;
 
 /// Four processors and 16 GiB, as the machine that Google's tree shows.
 const INSTANCE_TYPE: &str = "m5.xlarge";
 
-pub(super) enum Node<'v> {
+pub(super) enum ImdsNode<'v> {
     Text(Cow<'v, str>),
     Json(Vec<u8>),
     /// Needs a session.
@@ -19,24 +19,24 @@ pub(super) enum Node<'v> {
 
 /// What the keys are read from.
 #[derive(Clone, Copy)]
-pub(super) struct Scene<'v> {
+pub(super) struct ImdsScene<'v> {
     pub(super) view: &'v View,
     pub(super) aws: &'v AwsView,
     pub(super) now: Now,
 }
 
-impl<'v> Scene<'v> {
+impl<'v> ImdsScene<'v> {
     /// The node at a path; one slash at its end makes no difference, as at the real service. Listings end
     /// without a newline.
-    pub(super) fn find(self, path: &[&str]) -> Option<Node<'v>> {
-        let text = |text: &'v str| Some(Node::Text(text.into()));
-        let owned = |text: String| Some(Node::Text(text.into()));
+    pub(super) fn find(self, path: &[&str]) -> Option<ImdsNode<'v>> {
+        let text = |text: &'v str| Some(ImdsNode::Text(text.into()));
+        let owned = |text: String| Some(ImdsNode::Text(text.into()));
         let (latest, rest) = path.split_first()?;
         match (*latest, rest) {
             ("latest", []) => text("dynamic\nmeta-data"),
             ("latest", ["dynamic"]) => text("instance-identity/"),
             ("latest", ["dynamic", "instance-identity"]) => text("document"),
-            ("latest", ["dynamic", "instance-identity", "document"]) => Some(Node::Json(self.document())),
+            ("latest", ["dynamic", "instance-identity", "document"]) => Some(ImdsNode::Json(self.document())),
             ("latest", ["meta-data"]) => {
                 text("hostname\niam/\ninstance-id\ninstance-type\nlocal-ipv4\nmac\nplacement/\nservices/")
             }
@@ -45,7 +45,7 @@ impl<'v> Scene<'v> {
             ("latest", ["meta-data", "instance-id"]) => owned(self.instance_id()),
             ("latest", ["meta-data", "instance-type"]) => text(INSTANCE_TYPE),
             ("latest", ["meta-data", "local-ipv4"]) => text(&self.view.ip),
-            ("latest", ["meta-data", "mac"]) => Some(Node::Text(self.view.shown_mac())),
+            ("latest", ["meta-data", "mac"]) => Some(ImdsNode::Text(self.view.shown_mac())),
             ("latest", ["meta-data", "placement"]) => {
                 text(self.aws.region.as_ref().map_or("", |_| "availability-zone\nregion"))
             }
@@ -58,14 +58,14 @@ impl<'v> Scene<'v> {
         }
     }
 
-    fn iam(self, path: &[&str]) -> Option<Node<'v>> {
+    fn iam(self, path: &[&str]) -> Option<ImdsNode<'v>> {
         match path {
-            [] => Some(Node::Text("info\nsecurity-credentials/".into())),
-            ["info"] => Some(Node::Json(self.info())),
+            [] => Some(ImdsNode::Text("info\nsecurity-credentials/".into())),
+            ["info"] => Some(ImdsNode::Json(self.info())),
             // Newer SDKs for Java look for the second name first.
             ["security-credentials" | "security-credentials-extended", rest @ ..] => match rest {
-                [] => Some(Node::Text(self.aws.role.as_str().into())),
-                [role] if *role == self.aws.role => Some(Node::Credentials),
+                [] => Some(ImdsNode::Text(self.aws.role.as_str().into())),
+                [role] if *role == self.aws.role => Some(ImdsNode::Credentials),
                 _ => None,
             },
             _ => None,
@@ -77,8 +77,9 @@ impl<'v> Scene<'v> {
         let profile = self.aws.account.as_ref().map(|account| {
             format!("arn:{}:iam::{account}:instance-profile/{}", self.partition(), self.aws.role)
         });
-        let mut fields = vec![("Code", Json::Text("Success")), ("LastUpdated", Json::Text(&updated))];
-        fields.extend(profile.as_ref().map(|profile| ("InstanceProfileArn", Json::Text(profile))));
+        let mut fields =
+            vec![("Code", JsonValue::Text("Success")), ("LastUpdated", JsonValue::Text(&updated))];
+        fields.extend(profile.as_ref().map(|profile| ("InstanceProfileArn", JsonValue::Text(profile))));
         object(&fields)
     }
 
@@ -94,7 +95,7 @@ impl<'v> Scene<'v> {
             ("version", Some("2017-09-30")),
         ];
         let known: Vec<_> =
-            fields.into_iter().filter_map(|(name, value)| Some((name, Json::Text(value?)))).collect();
+            fields.into_iter().filter_map(|(name, value)| Some((name, JsonValue::Text(value?)))).collect();
         object(&known)
     }
 

@@ -13,16 +13,16 @@ use hyper::header::HeaderName;
 use hyper::{Method, StatusCode};
 
 use super::guards;
-use super::json::{Json, object};
+use super::json::{JsonValue, object};
 use super::reply::{AWS_TOKEN_TTL, Body, Reply};
 use super::service::Service;
-use super::target::Target;
+use super::target::PathTarget;
 use super::view::{AwsView, View};
-use super::{AwsAsk, Entered, Failure, RequestHead, Step};
+use super::{AwsAsk, Entered, RequestHead, Step, TokenFailure};
 use crate::console::rfc3339;
 use crate::secret::Secret;
 use crate::token::{AwsSession, Now};
-use instance::{Node, Scene};
+use instance::{ImdsNode, ImdsScene};
 
 const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 
@@ -38,10 +38,10 @@ const ABSENT: &str =
 
 const OPEN: &str = "This listener has no secret: set AWS_EC2_METADATA_SERVICE_ENDPOINT, not AWS_CONTAINER_CREDENTIALS_FULL_URI.";
 
-pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
+pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &PathTarget<'_>, service: Service) -> Step {
     let Some(aws) = &view.aws else { return Step::Reply(absent(service)) };
     let path = single_slashes(target.path, service);
-    let target = &Target { path: &path, ..*target };
+    let target = &PathTarget { path: &path, ..*target };
     if let Some(refused) = refusal(head, view, target, service) {
         return Step::Reply(refused);
     }
@@ -54,11 +54,11 @@ pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, ser
 pub(super) fn guard(
     head: &RequestHead<'_>,
     view: &View,
-    target: &Target<'_>,
+    target: &PathTarget<'_>,
     service: Service,
 ) -> Option<Reply> {
     let path = single_slashes(target.path, service);
-    let target = &Target { path: &path, ..*target };
+    let target = &PathTarget { path: &path, ..*target };
     if view.aws.is_none() { Some(absent(service)) } else { refusal(head, view, target, service) }
 }
 
@@ -82,7 +82,7 @@ fn absent(service: Service) -> Reply {
     Reply { probe: true, ..error(service, StatusCode::FORBIDDEN, REFUSED, ABSENT) }
 }
 
-fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Option<Reply> {
+fn refusal(head: &RequestHead<'_>, view: &View, target: &PathTarget<'_>, service: Service) -> Option<Reply> {
     let allow = if is_token_path(target) { "PUT" } else { "GET, HEAD" };
     let known = match *head.method {
         Method::PUT => is_token_path(target),
@@ -102,11 +102,11 @@ fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Se
 }
 
 /// One exact path, as the real service has it.
-fn is_token_path(target: &Target<'_>) -> bool {
+fn is_token_path(target: &PathTarget<'_>) -> bool {
     target.path == "/latest/api/token"
 }
 
-fn container(head: &RequestHead<'_>, aws: &AwsView, target: &Target<'_>) -> Step {
+fn container(head: &RequestHead<'_>, aws: &AwsView, target: &PathTarget<'_>) -> Step {
     let service = Service::AwsContainer;
     let segments: Option<Vec<_>> = target.segments().collect();
     let names: Vec<&str> = segments.iter().flatten().map(|name| &**name).collect();
@@ -130,7 +130,7 @@ fn container(head: &RequestHead<'_>, aws: &AwsView, target: &Target<'_>) -> Step
     Step::Reply(error(service, StatusCode::FORBIDDEN, REFUSED, why))
 }
 
-fn imds(head: &RequestHead<'_>, view: &View, aws: &AwsView, target: &Target<'_>) -> Step {
+fn imds(head: &RequestHead<'_>, view: &View, aws: &AwsView, target: &PathTarget<'_>) -> Step {
     let service = Service::AwsImds;
     if is_token_path(target) {
         return Step::Reply(new_token(head, aws));
@@ -146,13 +146,13 @@ fn imds(head: &RequestHead<'_>, view: &View, aws: &AwsView, target: &Target<'_>)
     }
     let segments: Option<Vec<_>> = target.segments().collect();
     let names: Option<Vec<&str>> = segments.as_ref().map(|all| all.iter().map(|name| &**name).collect());
-    let scene = Scene { view, aws, now: head.now };
+    let scene = ImdsScene { view, aws, now: head.now };
     let ok = |media, body: Vec<u8>| Step::Reply(Reply::bare(StatusCode::OK, media, Body::plain(body)));
     match names.and_then(|names| scene.find(&names)) {
-        Some(Node::Text(text)) => ok(TEXT, text.into_owned().into_bytes()),
+        Some(ImdsNode::Text(text)) => ok(TEXT, text.into_owned().into_bytes()),
         // The real service calls JSON text as well.
-        Some(Node::Json(body)) => ok(TEXT, body),
-        Some(Node::Credentials) => Step::AwsSession(ask(service, aws)),
+        Some(ImdsNode::Json(body)) => ok(TEXT, body),
+        Some(ImdsNode::Credentials) => Step::AwsSession(ask(service, aws)),
         None => Step::Reply(error(service, StatusCode::NOT_FOUND, "NotFound", "There is no such key.")),
     }
 }
@@ -170,7 +170,7 @@ fn new_token(head: &RequestHead<'_>, aws: &AwsView) -> Reply {
         return error(service, StatusCode::BAD_REQUEST, "BadRequest", why);
     };
     let Some(key) = &aws.session_key else {
-        return failure_reply(service, Failure::Transient, "this machine has no randomness");
+        return failure_reply(service, TokenFailure::Transient, "this machine has no randomness");
     };
     let token = session_token::make(key.expose(), ttl, head.now.wall);
     let body = Body::token(Arc::new(Secret::new(token.into_bytes())));
@@ -191,30 +191,30 @@ fn session_body(ask: &AwsAsk, session: &AwsSession, now: Now) -> Vec<u8> {
     let mut fields = vec![];
     match (ask.service, &ask.role_arn) {
         (Service::AwsImds, _) => fields.extend([
-            ("Code", Json::Text("Success")),
-            ("LastUpdated", Json::Text(&updated)),
-            ("Type", Json::Text("AWS-HMAC")),
+            ("Code", JsonValue::Text("Success")),
+            ("LastUpdated", JsonValue::Text(&updated)),
+            ("Type", JsonValue::Text("AWS-HMAC")),
         ]),
-        (_, Some(role)) => fields.push(("RoleArn", Json::Text(role))),
+        (_, Some(role)) => fields.push(("RoleArn", JsonValue::Text(role))),
         (_, None) => {}
     }
     fields.extend([
-        ("AccessKeyId", Json::Text(session.access_key_id.expose())),
-        ("SecretAccessKey", Json::Text(session.secret_access_key.expose())),
-        ("Token", Json::Text(session.session_token.expose())),
-        ("Expiration", Json::Text(&expires)),
+        ("AccessKeyId", JsonValue::Text(session.access_key_id.expose())),
+        ("SecretAccessKey", JsonValue::Text(session.secret_access_key.expose())),
+        ("Token", JsonValue::Text(session.session_token.expose())),
+        ("Expiration", JsonValue::Text(&expires)),
     ]);
     let account = session.account.as_ref().or(ask.account.as_ref());
-    fields.extend(account.map(|id| ("AccountId", Json::Text(id))));
+    fields.extend(account.map(|id| ("AccountId", JsonValue::Text(id))));
     object(&fields)
 }
 
-pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {
+pub(super) fn failure_reply(service: Service, kind: TokenFailure, why: &str) -> Reply {
     match (kind.may_pass(), service) {
         (true, _) => error(service, StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, why),
         // Go and Rust show `Code` and `Message` of a 200, and nobody repeats the request.
         (false, Service::AwsImds) => {
-            let body = object(&[("Code", Json::Text(REFUSED)), ("Message", Json::Text(why))]);
+            let body = object(&[("Code", JsonValue::Text(REFUSED)), ("Message", JsonValue::Text(why))]);
             Reply { refused: true, ..Reply::bare(StatusCode::OK, JSON, Body::plain(body)) }
         }
         (false, _) => error(service, StatusCode::FORBIDDEN, REFUSED, why),
@@ -226,7 +226,7 @@ pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply
 fn error(service: Service, status: StatusCode, code: &str, why: &str) -> Reply {
     match service {
         Service::AwsContainer => {
-            let body = object(&[("Code", Json::Text(code)), ("Message", Json::Text(why))]);
+            let body = object(&[("Code", JsonValue::Text(code)), ("Message", JsonValue::Text(why))]);
             Reply::bare(status, JSON, Body::plain(body))
         }
         _ => Reply::bare(status, TEXT, Body::plain(why.to_owned())),

@@ -8,12 +8,12 @@ use hyper::header::HeaderName;
 use hyper::{Method, StatusCode};
 
 use super::guards;
-use super::json::{Json, object};
+use super::json::{JsonValue, object};
 use super::reply::{Body, Reply};
 use super::service::Service;
-use super::target::{Target, parameters};
+use super::target::{PathTarget, parameters};
 use super::view::{AzureView, View};
-use super::{AzureAsk, Entered, Failure, RequestHead, Step};
+use super::{AzureAsk, Entered, RequestHead, Step, TokenFailure};
 use crate::secret::same;
 use crate::token::{AzureToken, Now};
 
@@ -33,9 +33,9 @@ const ABSENT: &str = "Identity not found: this container has no identity on Azur
 
 /// What is wrong with a request: status, code, and one line for a person.
 #[derive(Debug)]
-struct Wrong(StatusCode, &'static str, &'static str);
+struct ErrorReply(StatusCode, &'static str, &'static str);
 
-pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Step {
+pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &PathTarget<'_>, service: Service) -> Step {
     let Some(azure) = &view.azure else { return Step::Reply(absent(service)) };
     if let Some(refused) = refusal(head, view, target, service) {
         return Step::Reply(refused);
@@ -44,7 +44,7 @@ pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, ser
         Service::AppService => app_service(head, azure, target),
         _ => imds(head, view, azure, target),
     };
-    answer.unwrap_or_else(|Wrong(status, code, why)| {
+    answer.unwrap_or_else(|ErrorReply(status, code, why)| {
         Step::Reply(Reply { wrong: Some(why), ..error(service, status, code, why) })
     })
 }
@@ -52,7 +52,7 @@ pub(super) fn step(head: &RequestHead<'_>, view: &View, target: &Target<'_>, ser
 pub(super) fn guard(
     head: &RequestHead<'_>,
     view: &View,
-    target: &Target<'_>,
+    target: &PathTarget<'_>,
     service: Service,
 ) -> Option<Reply> {
     if view.azure.is_none() { Some(absent(service)) } else { refusal(head, view, target, service) }
@@ -63,7 +63,7 @@ fn absent(service: Service) -> Reply {
     Reply { probe: true, ..error(service, StatusCode::BAD_REQUEST, INVALID, ABSENT) }
 }
 
-fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Service) -> Option<Reply> {
+fn refusal(head: &RequestHead<'_>, view: &View, target: &PathTarget<'_>, service: Service) -> Option<Reply> {
     if !matches!(*head.method, Method::GET | Method::HEAD) {
         let refused = error(service, StatusCode::METHOD_NOT_ALLOWED, INVALID, "Method not allowed");
         return Some(Reply { allow: Some("GET, HEAD"), close: true, ..refused });
@@ -72,7 +72,11 @@ fn refusal(head: &RequestHead<'_>, view: &View, target: &Target<'_>, service: Se
     Some(Reply { close: true, ..error(service, StatusCode::FORBIDDEN, INVALID, sentence) })
 }
 
-fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
+fn app_service(
+    head: &RequestHead<'_>,
+    azure: &AzureView,
+    target: &PathTarget<'_>,
+) -> Result<Step, ErrorReply> {
     let service = Service::AppService;
     let given = guards::only(head, &IDENTITY_HEADER);
     let known = given.is_some_and(|given| {
@@ -87,7 +91,7 @@ fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -
     if !known {
         let why =
             "X-IDENTITY-HEADER is not the value of IDENTITY_HEADER in the environment of this container.";
-        return Err(Wrong(StatusCode::UNAUTHORIZED, UNAUTHORIZED, why));
+        return Err(ErrorReply(StatusCode::UNAUTHORIZED, UNAUTHORIZED, why));
     }
     if !is_at(target, &["msi", "token"]) {
         return Err(no_such_path());
@@ -95,7 +99,12 @@ fn app_service(head: &RequestHead<'_>, azure: &AzureView, target: &Target<'_>) -
     token(service, azure, target)
 }
 
-fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
+fn imds(
+    head: &RequestHead<'_>,
+    view: &View,
+    azure: &AzureView,
+    target: &PathTarget<'_>,
+) -> Result<Step, ErrorReply> {
     let service = Service::AzureImds;
     if !guards::only(head, &METADATA).is_some_and(|said| said.eq_ignore_ascii_case("true")) {
         // The word of the real service: the first request of clients is to get it.
@@ -108,7 +117,7 @@ fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<
     }
     let body = if is_at(target, &["metadata", "identity", "info"]) {
         version(target)?;
-        object(&[("tenantId", Json::Text(azure.tenant.as_deref().unwrap_or_default()))])
+        object(&[("tenantId", JsonValue::Text(azure.tenant.as_deref().unwrap_or_default()))])
     } else if is_at(target, &["metadata", "instance"]) {
         version(target)?;
         instance(azure, &view.instance_name)
@@ -121,24 +130,24 @@ fn imds(head: &RequestHead<'_>, view: &View, azure: &AzureView, target: &Target<
 fn instance(azure: &AzureView, name: &str) -> Vec<u8> {
     let compute = [
         // Not known: a container is in no region.
-        ("location", Json::Text("")),
-        ("name", Json::Text(name)),
-        ("subscriptionId", Json::Text(&azure.subscription)),
-        ("vmId", Json::Text(&azure.vm_id)),
+        ("location", JsonValue::Text("")),
+        ("name", JsonValue::Text(name)),
+        ("subscriptionId", JsonValue::Text(&azure.subscription)),
+        ("vmId", JsonValue::Text(&azure.vm_id)),
     ];
-    object(&[("compute", Json::Object(&compute))])
+    object(&[("compute", JsonValue::Object(&compute))])
 }
 
-fn no_such_path() -> Wrong {
-    Wrong(StatusCode::BAD_REQUEST, INVALID, "There is no such path.")
+fn no_such_path() -> ErrorReply {
+    ErrorReply(StatusCode::BAD_REQUEST, INVALID, "There is no such path.")
 }
 
 /// One slash at the end makes no difference: the SDK for JavaScript adds one.
-fn is_at(target: &Target<'_>, path: &[&str]) -> bool {
+fn is_at(target: &PathTarget<'_>, path: &[&str]) -> bool {
     target.segments().map(|name| name.unwrap_or_default()).eq(path.iter().copied())
 }
 
-fn version(target: &Target<'_>) -> Result<(), Wrong> {
+fn version(target: &PathTarget<'_>) -> Result<(), ErrorReply> {
     let given = parameters(target.query).find(|(name, _)| name == "api-version").map(|(_, value)| value);
     // Dates of this form are ordered as text.
     let is_date = |text: &str| {
@@ -152,10 +161,10 @@ fn version(target: &Target<'_>) -> Result<(), Wrong> {
         return Ok(());
     }
     let why = "The parameter api-version has to be a date from 2018-02-01 on.";
-    Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why))
+    Err(ErrorReply(StatusCode::BAD_REQUEST, INVALID, why))
 }
 
-fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Step, Wrong> {
+fn token(service: Service, azure: &AzureView, target: &PathTarget<'_>) -> Result<Step, ErrorReply> {
     version(target)?;
     let mut resource = None;
     for (name, value) in parameters(target.query) {
@@ -171,12 +180,12 @@ fn token(service: Service, azure: &AzureView, target: &Target<'_>) -> Result<Ste
         };
         if !own {
             let why = "Identity not found: this container has one identity on Azure, and it is not the requested one.";
-            return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why));
+            return Err(ErrorReply(StatusCode::BAD_REQUEST, INVALID, why));
         }
     }
     let Some(resource) = resource.filter(|resource| !matches!(&**resource, "" | "/")) else {
         let why = "The parameter resource is missing.";
-        return Err(Wrong(StatusCode::BAD_REQUEST, INVALID, why));
+        return Err(ErrorReply(StatusCode::BAD_REQUEST, INVALID, why));
     };
     let client_id = azure.client_id.clone();
     Ok(Step::AzureToken(AzureAsk { service, resource: resource.into_owned(), client_id }))
@@ -195,21 +204,21 @@ fn token_body(ask: &AzureAsk, token: &AzureToken, now: Now, left: u64) -> Vec<u8
     let epoch = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (expires_in, expires_on, not_before) =
         (left.to_string(), (epoch + left).to_string(), epoch.to_string());
-    let mut fields = vec![("access_token", Json::Text(token.value.expose()))];
+    let mut fields = vec![("access_token", JsonValue::Text(token.value.expose()))];
     let client_id = token.client_id.as_ref().or(ask.client_id.as_ref());
-    fields.extend(client_id.map(|id| ("client_id", Json::Text(id))));
+    fields.extend(client_id.map(|id| ("client_id", JsonValue::Text(id))));
     fields.extend([
-        ("expires_in", Json::Text(&expires_in)),
-        ("expires_on", Json::Text(&expires_on)),
-        ("ext_expires_in", Json::Text(&expires_in)),
-        ("not_before", Json::Text(&not_before)),
-        ("resource", Json::Text(&ask.resource)),
-        ("token_type", Json::Text("Bearer")),
+        ("expires_in", JsonValue::Text(&expires_in)),
+        ("expires_on", JsonValue::Text(&expires_on)),
+        ("ext_expires_in", JsonValue::Text(&expires_in)),
+        ("not_before", JsonValue::Text(&not_before)),
+        ("resource", JsonValue::Text(&ask.resource)),
+        ("token_type", JsonValue::Text("Bearer")),
     ]);
     object(&fields)
 }
 
-pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply {
+pub(super) fn failure_reply(service: Service, kind: TokenFailure, why: &str) -> Reply {
     match (kind.may_pass(), service) {
         (true, _) => error(service, StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, why),
         (false, Service::AppService) => error(service, StatusCode::FORBIDDEN, INVALID, why),
@@ -220,11 +229,11 @@ pub(super) fn failure_reply(service: Service, kind: Failure, why: &str) -> Reply
 /// `why` is one line. Of App Service's errors the SDK for Python reads `statusCode` and `message`, that for
 /// JavaScript also `error_description`.
 fn error(service: Service, status: StatusCode, code: &str, why: &str) -> Reply {
-    let both = [("error", Json::Text(code)), ("error_description", Json::Text(why))];
+    let both = [("error", JsonValue::Text(code)), ("error_description", JsonValue::Text(why))];
     let body = match service {
         Service::AppService => {
-            let number = Json::Number(status.as_u16().into());
-            object(&[&[("statusCode", number), ("message", Json::Text(why))], &both[..]].concat())
+            let number = JsonValue::Number(status.as_u16().into());
+            object(&[&[("statusCode", number), ("message", JsonValue::Text(why))], &both[..]].concat())
         }
         _ => object(&both),
     };

@@ -15,14 +15,14 @@ use hyper::{Method, StatusCode};
 
 use super::guards;
 use super::reply::{Body, METADATA_FLAVOR, Reply};
-use super::target::Target;
+use super::target::PathTarget;
 use super::view::{Account, View};
-use super::{AccessAsk, Failure, IdentityAsk, RequestHead, Step, Wait};
+use super::{AccessAsk, IdentityAsk, RequestHead, Step, TokenFailure, Wait};
 use crate::secret::Secret;
 use crate::token::{AccessToken, IdentityToken, Now, Scopes};
 
 use query::Query;
-pub use render::Form;
+pub use render::ResponseFormat;
 use render::page;
 use tree::{Node, Spot};
 
@@ -33,19 +33,19 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 const HTML: &str = "text/html; charset=UTF-8";
 
-pub(super) fn step(head: &RequestHead<'_>, view: &View, target: Option<Target<'_>>) -> Step {
+pub(super) fn step(head: &RequestHead<'_>, view: &View, target: Option<PathTarget<'_>>) -> Step {
     if !view.google {
         return Step::Reply(absent());
     }
-    let asked = Asked::read(head, view, target);
+    let asked = ParsedRequest::read(head, view, target);
     match refusal(&asked) {
         Some(reply) => Step::Reply(reply),
         None => answer(&asked),
     }
 }
 
-pub(super) fn guard(head: &RequestHead<'_>, view: &View, target: Option<Target<'_>>) -> Option<Reply> {
-    if !view.google { Some(absent()) } else { refusal(&Asked::read(head, view, target)) }
+pub(super) fn guard(head: &RequestHead<'_>, view: &View, target: Option<PathTarget<'_>>) -> Option<Reply> {
+    if !view.google { Some(absent()) } else { refusal(&ParsedRequest::read(head, view, target)) }
 }
 
 /// Says nothing of Google, `/` included: a tree that is half there makes google-auth wait for 16 s.
@@ -59,8 +59,8 @@ pub fn access_reply(ask: &AccessAsk, token: &AccessToken, now: Now) -> Reply {
     let left = token.expires.remaining(now).as_secs();
     let render = |value: &str| render::token(value, left, ask.form);
     let body = match ask.form {
-        Form::Json => token.shown(left, render),
-        Form::Text => Arc::new(Secret::new(render(token.value.expose()))),
+        ResponseFormat::Json => token.shown(left, render),
+        ResponseFormat::Text => Arc::new(Secret::new(render(token.value.expose()))),
     };
     ok(ask.form.content_type(), None, Body::token(body))
 }
@@ -68,7 +68,7 @@ pub fn access_reply(ask: &AccessAsk, token: &AccessToken, now: Now) -> Reply {
 /// The bare JWT. The type has no charset: Ruby takes only `application/text` or `text/html`.
 pub fn identity_reply(token: &IdentityToken) -> Reply {
     ok(
-        Form::Text.content_type(),
+        ResponseFormat::Text.content_type(),
         None,
         Body::token(Arc::new(Secret::new(token.value.expose().as_bytes().to_vec()))),
     )
@@ -76,29 +76,29 @@ pub fn identity_reply(token: &IdentityToken) -> Reply {
 
 /// `why` is one line for a person; it becomes the body, the only text that clients show from inside a
 /// container. Statuses follow decision 15 of `docs/ARCHITECTURE.md`.
-pub(super) fn failure_reply(kind: Failure, why: &str) -> Reply {
+pub(super) fn failure_reply(kind: TokenFailure, why: &str) -> Reply {
     let status = match kind {
-        Failure::AccessRefused => StatusCode::FORBIDDEN,
-        Failure::NotFull => StatusCode::BAD_REQUEST,
-        Failure::IdentityRefused | Failure::NotAllowedAudience | Failure::IdentityTransient => {
-            StatusCode::NOT_FOUND
-        }
-        Failure::Transient | Failure::UnknownCaller => StatusCode::SERVICE_UNAVAILABLE,
-        Failure::TooMany => StatusCode::TOO_MANY_REQUESTS,
+        TokenFailure::AccessRefused => StatusCode::FORBIDDEN,
+        TokenFailure::NotFull => StatusCode::BAD_REQUEST,
+        TokenFailure::IdentityRefused
+        | TokenFailure::NotAllowedAudience
+        | TokenFailure::IdentityTransient => StatusCode::NOT_FOUND,
+        TokenFailure::Transient | TokenFailure::UnknownCaller => StatusCode::SERVICE_UNAVAILABLE,
+        TokenFailure::TooMany => StatusCode::TOO_MANY_REQUESTS,
     };
     Reply { status, ..ok("text/plain; charset=utf-8", None, Body::plain(why.to_owned())) }
 }
 
 /// A request with its target parsed and looked up.
-struct Asked<'a> {
+struct ParsedRequest<'a> {
     head: &'a RequestHead<'a>,
     view: &'a View,
-    target: Option<Target<'a>>,
+    target: Option<PathTarget<'a>>,
     spot: Option<Spot<'a>>,
 }
 
-impl<'a> Asked<'a> {
-    fn read(head: &'a RequestHead<'a>, view: &'a View, target: Option<Target<'a>>) -> Self {
+impl<'a> ParsedRequest<'a> {
+    fn read(head: &'a RequestHead<'a>, view: &'a View, target: Option<PathTarget<'a>>) -> Self {
         let spot = target.as_ref().and_then(|target| tree::find(target, view));
         Self { head, view, target, spot }
     }
@@ -115,19 +115,19 @@ impl<'a> Asked<'a> {
     }
 }
 
-type Guard = for<'a> fn(&Asked<'a>) -> Option<Reply>;
+type HeaderGuard = for<'a> fn(&ParsedRequest<'a>) -> Option<Reply>;
 
 /// The guards, in this order; the first refusal decides and ends the connection.
-const GUARDS: [Guard; 4] = [method, forwarded, host, flavor];
+const GUARDS: [HeaderGuard; 4] = [method, forwarded, host, flavor];
 
-fn refusal(asked: &Asked<'_>) -> Option<Reply> {
+fn refusal(asked: &ParsedRequest<'_>) -> Option<Reply> {
     GUARDS.iter().find_map(|guard| guard(asked))
 }
 
 /// Only reading is allowed. Exceptions: google-auth requests tokens by POST, with its certificate chain in
 /// the body, where a workload has an agent identity; it gets a token that is not bound to the certificate.
 /// The real server's guest attributes can be written, so PUT and DELETE get that directory's usual refusal.
-fn method(asked: &Asked<'_>) -> Option<Reply> {
+fn method(asked: &ParsedRequest<'_>) -> Option<Reply> {
     let method = asked.head.method;
     let closed = || asked.spot.is_some_and(|spot| matches!(spot.node(), Node::Closed));
     let token = || asked.spot.is_some_and(|spot| matches!(spot.node(), Node::Token | Node::Identity));
@@ -141,17 +141,17 @@ fn method(asked: &Asked<'_>) -> Option<Reply> {
     })
 }
 
-fn forwarded(asked: &Asked<'_>) -> Option<Reply> {
+fn forwarded(asked: &ParsedRequest<'_>) -> Option<Reply> {
     guards::forwarded(asked.head).map(|sentence| asked.refuse(sentence))
 }
 
-fn host(asked: &Asked<'_>) -> Option<Reply> {
+fn host(asked: &ParsedRequest<'_>) -> Option<Reply> {
     guards::host(asked.head, asked.target.as_ref(), asked.view).map(|sentence| asked.refuse(sentence))
 }
 
 /// Requires the header that a page, a link or a simple redirect cannot set. `/` needs none, because Go's
 /// probe sends none. The older `X-Google-Metadata-Request: True` is still documented as accepted.
-fn flavor(asked: &Asked<'_>) -> Option<Reply> {
+fn flavor(asked: &ParsedRequest<'_>) -> Option<Reply> {
     let said = |name: HeaderName, word: &str| {
         let mut values = asked.head.headers.get_all(name).iter();
         values.next().is_some_and(|value| value == word) && values.all(|value| value == word)
@@ -164,7 +164,7 @@ fn flavor(asked: &Asked<'_>) -> Option<Reply> {
     (!older).then(|| asked.refuse("Missing Metadata-Flavor:Google header."))
 }
 
-fn answer(asked: &Asked<'_>) -> Step {
+fn answer(asked: &ParsedRequest<'_>) -> Step {
     let (Some(target), Some(spot)) = (asked.target, asked.spot) else { return not_found(asked) };
     match (spot.is_dir(), target.ends_in_slash()) {
         _ if matches!(spot.node(), Node::Closed) => {
@@ -179,29 +179,33 @@ fn answer(asked: &Asked<'_>) -> Step {
 
 fn directory(spot: &Spot<'_>, query: &Query<'_>) -> Step {
     if matches!(spot.node(), Node::Signpost(_)) {
-        return Step::Reply(ok(Form::Text.content_type(), None, Body::plain(render::listing(spot))));
+        return Step::Reply(ok(
+            ResponseFormat::Text.content_type(),
+            None,
+            Body::plain(render::listing(spot)),
+        ));
     }
-    let json = render::subtree(spot, Form::Json);
+    let json = render::subtree(spot, ResponseFormat::Json);
     let etag = render::etag(&json);
     if !query.recursive() {
         return Step::Reply(match query {
             _ if query.alt.is_some() => bad_request("Non-recursive directory listings do not support ?alt."),
             _ if query.waits() => bad_request("Invalid Request"),
-            _ => ok(Form::Text.content_type(), Some(etag), Body::plain(render::listing(spot))),
+            _ => ok(ResponseFormat::Text.content_type(), Some(etag), Body::plain(render::listing(spot))),
         });
     }
-    let form = Form::asked(query.alt.as_deref(), Form::Json);
-    let body = if form == Form::Json { json } else { render::subtree(spot, form) };
+    let form = ResponseFormat::asked(query.alt.as_deref(), ResponseFormat::Json);
+    let body = if form == ResponseFormat::Json { json } else { render::subtree(spot, form) };
     now_or_later(query, etag, |etag| ok(form.content_type(), Some(etag), Body::plain(body)))
 }
 
-fn leaf(asked: &Asked<'_>, spot: &Spot<'_>, query: &Query<'_>) -> Step {
+fn leaf(asked: &ParsedRequest<'_>, spot: &Spot<'_>, query: &Query<'_>) -> Step {
     match (spot.node(), spot.account(), spot.value()) {
-        (Node::Token, Some(account), _) => access(account, query),
-        (Node::Identity, Some(account), _) => identity(account, query),
+        (Node::Token, Some(account), _) => token_step(account, query),
+        (Node::Identity, Some(account), _) => identity_step(account, query),
         (_, _, Some(value)) => {
             let default = value.default_form();
-            let form = Form::asked(query.alt.as_deref(), default);
+            let form = ResponseFormat::asked(query.alt.as_deref(), default);
             let body = value.render(form);
             let etag =
                 if form == default { render::etag(&body) } else { render::etag(&value.render(default)) };
@@ -211,7 +215,7 @@ fn leaf(asked: &Asked<'_>, spot: &Spot<'_>, query: &Query<'_>) -> Step {
     }
 }
 
-fn access(account: &Account, query: &Query<'_>) -> Step {
+fn token_step(account: &Account, query: &Query<'_>) -> Step {
     if query.waits() {
         return Step::Reply(bad_request("Invalid Request"));
     }
@@ -223,12 +227,12 @@ fn access(account: &Account, query: &Query<'_>) -> Step {
         account: account.clone(),
         enforced: query.enforced() && scopes.is_some(),
         scopes,
-        form: Form::asked(query.alt.as_deref(), Form::Json),
+        form: ResponseFormat::asked(query.alt.as_deref(), ResponseFormat::Json),
     })
 }
 
 /// Ignores a wait: the only 400 that gcloud survives is that for a missing audience.
-fn identity(account: &Account, query: &Query<'_>) -> Step {
+fn identity_step(account: &Account, query: &Query<'_>) -> Step {
     match query.audience.as_deref() {
         None | Some("") => Step::Reply(bad_request("non-empty audience parameter required")),
         Some(audience) => Step::Identity(IdentityAsk {
@@ -256,7 +260,7 @@ fn now_or_later(query: &Query<'_>, etag: String, reply: impl FnOnce(String) -> R
 }
 
 /// Redirects to the form with a slash, on the host that the caller named (with its port), with the query.
-fn moved(asked: &Asked<'_>, target: &Target<'_>) -> Reply {
+fn moved(asked: &ParsedRequest<'_>, target: &PathTarget<'_>) -> Reply {
     let host = target.authority.or(asked.head.host).unwrap_or(View::NAMES[0]);
     let path = target.path;
     let query = target.query.filter(|query| query.bytes().all(|b| b.is_ascii_graphic()));
@@ -271,7 +275,7 @@ fn moved(asked: &Asked<'_>, target: &Target<'_>) -> Reply {
     }
 }
 
-fn not_found(asked: &Asked<'_>) -> Step {
+fn not_found(asked: &ParsedRequest<'_>) -> Step {
     let status = StatusCode::NOT_FOUND;
     let body = page(status, asked.path(), "There is no such key.");
     Step::Reply(Reply { status, ..ok(HTML, None, Body::plain(body)) })

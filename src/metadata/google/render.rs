@@ -5,17 +5,17 @@ use std::borrow::Cow;
 
 use hyper::StatusCode;
 
-use super::tree::{Spot, Value};
+use super::tree::{Spot, TreeValue};
 use crate::metadata::json::{json_length, json_string, number};
 
 /// The format of a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Form {
+pub enum ResponseFormat {
     Json,
     Text,
 }
 
-impl Form {
+impl ResponseFormat {
     /// Only the opposite of the default has an effect; any other `alt` is ignored.
     pub(super) fn asked(alt: Option<&str>, default: Self) -> Self {
         match alt {
@@ -34,19 +34,19 @@ impl Form {
     }
 }
 
-impl Value<'_> {
-    pub(super) fn default_form(&self) -> Form {
+impl TreeValue<'_> {
+    pub(super) fn default_form(&self) -> ResponseFormat {
         match self {
-            Value::Array(_) => Form::Json,
-            Value::Text(_) | Value::Number(_) | Value::Lines(_) => Form::Text,
+            TreeValue::Array(_) => ResponseFormat::Json,
+            TreeValue::Text(_) | TreeValue::Number(_) | TreeValue::Lines(_) => ResponseFormat::Text,
         }
     }
 
-    pub(super) fn render(&self, form: Form) -> Vec<u8> {
+    pub(super) fn render(&self, form: ResponseFormat) -> Vec<u8> {
         let mut out = Vec::new();
         match form {
-            Form::Json => json_value(&mut out, self),
-            Form::Text => text_value(&mut out, self),
+            ResponseFormat::Json => json_value(&mut out, self),
+            ResponseFormat::Text => text_value(&mut out, self),
         }
         out
     }
@@ -63,11 +63,11 @@ pub(super) fn listing(spot: &Spot<'_>) -> Vec<u8> {
 }
 
 /// The subtree without the leaves that need a mint.
-pub(super) fn subtree(spot: &Spot<'_>, form: Form) -> Vec<u8> {
+pub(super) fn subtree(spot: &Spot<'_>, form: ResponseFormat) -> Vec<u8> {
     let mut out = Vec::with_capacity(2048);
     match form {
-        Form::Json => json_subtree(&mut out, spot),
-        Form::Text => text_subtree(&mut out, spot, &mut String::new()),
+        ResponseFormat::Json => json_subtree(&mut out, spot),
+        ResponseFormat::Text => text_subtree(&mut out, spot, &mut String::new()),
     }
     out
 }
@@ -95,18 +95,18 @@ pub(super) fn page(status: StatusCode, path: &str, sentence: &str) -> String {
 
 /// `{"access_token":…,"expires_in":…,"token_type":"Bearer"}`, keys in this order, no newline. The buffer
 /// never grows, so that no copy of the token stays behind in freed memory.
-pub(super) fn token(value: &str, expires_in: u64, form: Form) -> Vec<u8> {
+pub(super) fn token(value: &str, expires_in: u64, form: ResponseFormat) -> Vec<u8> {
     const FRAME: usize = 96;
     let mut out = Vec::with_capacity(FRAME + json_length(value));
     match form {
-        Form::Json => {
+        ResponseFormat::Json => {
             out.extend_from_slice(b"{\"access_token\":");
             json_string(&mut out, value);
             out.extend_from_slice(b",\"expires_in\":");
             number(&mut out, expires_in);
             out.extend_from_slice(b",\"token_type\":\"Bearer\"}");
         }
-        Form::Text => {
+        ResponseFormat::Text => {
             out.extend_from_slice(b"access_token ");
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\nexpires_in ");
@@ -117,11 +117,11 @@ pub(super) fn token(value: &str, expires_in: u64, form: Form) -> Vec<u8> {
     out
 }
 
-fn text_value(out: &mut Vec<u8>, value: &Value<'_>) {
+fn text_value(out: &mut Vec<u8>, value: &TreeValue<'_>) {
     match value {
-        Value::Text(text) => out.extend_from_slice(text.as_bytes()),
-        Value::Number(value) => number(out, *value),
-        Value::Lines(items) | Value::Array(items) => {
+        TreeValue::Text(text) => out.extend_from_slice(text.as_bytes()),
+        TreeValue::Number(value) => number(out, *value),
+        TreeValue::Lines(items) | TreeValue::Array(items) => {
             for item in items {
                 out.extend_from_slice(item.as_bytes());
                 out.push(b'\n');
@@ -130,11 +130,11 @@ fn text_value(out: &mut Vec<u8>, value: &Value<'_>) {
     }
 }
 
-fn json_value(out: &mut Vec<u8>, value: &Value<'_>) {
+fn json_value(out: &mut Vec<u8>, value: &TreeValue<'_>) {
     match value {
-        Value::Text(text) => json_string(out, text),
-        Value::Number(value) => number(out, *value),
-        Value::Lines(items) | Value::Array(items) => {
+        TreeValue::Text(text) => json_string(out, text),
+        TreeValue::Number(value) => number(out, *value),
+        TreeValue::Lines(items) | TreeValue::Array(items) => {
             out.push(b'[');
             for (index, item) in items.iter().enumerate() {
                 if index > 0 {
@@ -177,10 +177,10 @@ fn text_subtree(out: &mut Vec<u8>, spot: &Spot<'_>, path: &mut String) {
         out.push(b'\n');
     };
     match spot.value() {
-        Some(Value::Lines(items) | Value::Array(items)) => {
+        Some(TreeValue::Lines(items) | TreeValue::Array(items)) => {
             items.iter().for_each(|item| line(item.as_bytes()))
         }
-        Some(single) => line(&single.render(Form::Text)),
+        Some(single) => line(&single.render(ResponseFormat::Text)),
         None => {
             let parent = path.len();
             for (name, child) in spot.children() {

@@ -10,7 +10,7 @@ use crate::token::{Deadline, MintId};
 #[test]
 fn a_target_is_split_before_it_is_decoded() {
     let names =
-        |raw| Target::parse(raw).map(|target| target.segments().map(|s| s.map(String::from)).collect());
+        |raw| PathTarget::parse(raw).map(|target| target.segments().map(|s| s.map(String::from)).collect());
     let some = |names: &[&str]| Some(names.iter().map(|name| Some(name.to_string())).collect::<Vec<_>>());
     assert_eq!(names("/"), some(&[]));
     assert_eq!(names("http://metadata"), some(&[]));
@@ -28,9 +28,9 @@ fn a_target_is_split_before_it_is_decoded() {
 
 #[test]
 fn an_absolute_target_names_its_host() {
-    let target = Target::parse("HTTP://metadata:80?a=/b").unwrap();
+    let target = PathTarget::parse("HTTP://metadata:80?a=/b").unwrap();
     assert_eq!((target.authority, target.path, target.query), (Some("metadata:80"), "/", Some("a=/b")));
-    let target = Target::parse("http://user@metadata/x").unwrap();
+    let target = PathTarget::parse("http://user@metadata/x").unwrap();
     assert!(!allowed(target.authority.unwrap(), &View::default()));
 }
 
@@ -87,7 +87,7 @@ fn values_may_hold_what_json_escapes() {
         account: View::default().accounts.remove(0),
         scopes: None,
         enforced: false,
-        form: Form::Json,
+        form: ResponseFormat::Json,
     };
     let now = Now::read();
     let token = AccessToken::new(
@@ -103,7 +103,7 @@ fn values_may_hold_what_json_escapes() {
 #[test]
 fn the_buffer_of_a_token_is_never_grown() {
     for value in ["", "ya29.x", &"\u{1}\"".repeat(500), &"t".repeat(4096)] {
-        for form in [Form::Json, Form::Text] {
+        for form in [ResponseFormat::Json, ResponseFormat::Text] {
             let first = Vec::<u8>::with_capacity(96 + 2 + value.len()).capacity();
             let out = render::token(value, u64::MAX, form);
             let escapes = value.bytes().filter(|b| *b < 0x20 || *b == b'"').count() * 5;
@@ -121,7 +121,7 @@ fn a_token_cannot_be_printed_with_its_reply() {
         account: View::default().accounts.remove(0),
         scopes: None,
         enforced: false,
-        form: Form::Text,
+        form: ResponseFormat::Text,
     };
     let access = access_reply(&ask, &AccessToken::new(secret(), expires, Scopes::default()), now);
     let identity = identity_reply(&IdentityToken { value: secret(), expires, id: MintId::random() });
@@ -135,7 +135,8 @@ fn a_token_cannot_be_printed_with_its_reply() {
 
 #[test]
 fn a_reason_stays_one_line() {
-    let reply = failure_reply(Service::Google, Failure::Transient, "the token endpoint\r\ndid not answer");
+    let reply =
+        failure_reply(Service::Google, TokenFailure::Transient, "the token endpoint\r\ndid not answer");
     assert_eq!(&*reply.body.into_bytes(), b"the token endpoint  did not answer");
 }
 
@@ -151,15 +152,16 @@ fn accounts_of_one_name_are_one_entry_and_the_first_is_default() {
         ..View::default()
     };
     let dir =
-        tree::find(&Target::parse("/computeMetadata/v1/instance/service-accounts/").unwrap(), &view).unwrap();
+        tree::find(&PathTarget::parse("/computeMetadata/v1/instance/service-accounts/").unwrap(), &view)
+            .unwrap();
     assert_eq!(render::listing(&dir), b"a@x/\ndefault/\nz@x/\n");
-    let json = String::from_utf8(render::subtree(&dir, Form::Json)).unwrap();
+    let json = String::from_utf8(render::subtree(&dir, ResponseFormat::Json)).unwrap();
     assert_eq!(
         json,
         r#"{"a@x":{"aliases":[],"email":"a@x","scopes":["third"]},"default":{"aliases":["default"],"email":"z@x","scopes":["first"]},"z@x":{"aliases":["default"],"email":"z@x","scopes":["first"]}}"#
     );
     let none = View { accounts: vec![], ..View::default() };
-    let path = Target::parse("/computeMetadata/v1/instance/service-accounts/default/token").unwrap();
+    let path = PathTarget::parse("/computeMetadata/v1/instance/service-accounts/default/token").unwrap();
     assert!(tree::find(&path, &none).is_none());
 }
 
@@ -181,5 +183,5 @@ fn the_tree_is_declared_in_alphabetical_order() {
         spot.children().iter().for_each(|(_, child)| check(child));
     }
     let view = View::default();
-    check(&tree::find(&Target::parse("/").unwrap(), &view).unwrap());
+    check(&tree::find(&PathTarget::parse("/").unwrap(), &view).unwrap());
 }

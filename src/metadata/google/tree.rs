@@ -4,15 +4,15 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::metadata::target::Target;
+use crate::metadata::target::PathTarget;
 use crate::metadata::view::{Account, View};
 
 /// A node of the tree. Entries are in alphabetical order, which is the order of listings.
 pub(super) enum Node {
     /// Above the versioned tree: lists its children whatever the query says, because the root is
     /// answered without the flavor header and must not show more than names.
-    Signpost(&'static [Entry]),
-    Dir(&'static [Entry]),
+    Signpost(&'static [TreeEntry]),
+    Dir(&'static [TreeEntry]),
     /// `0/`, `1/`, …: a directory per item, an array in JSON.
     Indexed(fn(&View) -> usize, &'static Node),
     /// Keys chosen by users: never converted to camelCase.
@@ -29,8 +29,8 @@ pub(super) enum Node {
     Identity,
 }
 
-pub(super) type Entry = (&'static str, Node);
-type Read = for<'v> fn(Scene<'v>) -> Value<'v>;
+pub(super) type TreeEntry = (&'static str, Node);
+type Read = for<'v> fn(Scene<'v>) -> TreeValue<'v>;
 
 /// The input of a leaf: the view, and the item, account or key on its path.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub(super) struct Scene<'v> {
     custom: &'v str,
 }
 
-pub(super) enum Value<'v> {
+pub(super) enum TreeValue<'v> {
     Text(Cow<'v, str>),
     Number(i128),
     /// Lines by default, an array in JSON.
@@ -53,26 +53,26 @@ pub(super) enum Value<'v> {
 static ROOT: Node = Signpost(&[("computeMetadata", Signpost(&[("v1", Dir(V1))]))]);
 
 // `0.1` and `v1beta1` are left out deliberately: they need no header, which makes them dangerous.
-const V1: &[Entry] = &[
+const V1: &[TreeEntry] = &[
     ("instance", Dir(INSTANCE)),
     ("oslogin", Dir(&[("authenticate", Dir(&[("sessions", Dir(&[]))]))])),
     ("project", Dir(PROJECT)),
     ("universe", Dir(UNIVERSE)),
 ];
 
-const PROJECT: &[Entry] = &[
+const PROJECT: &[TreeEntry] = &[
     ("attributes", Attributes(|view| &view.project_attributes)),
     ("numeric-project-id", Leaf(|s| Number(s.view.numeric_project_id.into()))),
     ("project-id", Leaf(|s| text(&s.view.project_id))),
 ];
 
-const UNIVERSE: &[Entry] = &[
+const UNIVERSE: &[TreeEntry] = &[
     ("universe-domain", Leaf(|s| text(&s.view.universe))),
     // x/oauth2 of Go and PHP use an underscore.
     ("universe_domain", Unlisted(|s| text(&s.view.universe))),
 ];
 
-const INSTANCE: &[Entry] = &[
+const INSTANCE: &[TreeEntry] = &[
     ("attributes", Attributes(|view| &view.attributes)),
     ("cpu-platform", Leaf(|s| text(&s.view.cpu_platform))),
     ("description", Leaf(|s| text(&s.view.description))),
@@ -98,7 +98,7 @@ const INSTANCE: &[Entry] = &[
     ("zone", Leaf(|s| owned(s.view.numbered("zones", &s.view.zone)))),
 ];
 
-const DISK: &[Entry] = &[
+const DISK: &[TreeEntry] = &[
     ("device-name", Leaf(|s| text(&s.view.instance_name))),
     ("index", Leaf(|s| Number(s.index as i128))),
     ("interface", Leaf(|_| text("SCSI"))),
@@ -106,9 +106,10 @@ const DISK: &[Entry] = &[
     ("type", Leaf(|_| text("PERSISTENT"))),
 ];
 
-const LICENSE: &[Entry] = &[("id", Leaf(|s| text(s.view.licenses.get(s.index).map_or("", String::as_str))))];
+const LICENSE: &[TreeEntry] =
+    &[("id", Leaf(|s| text(s.view.licenses.get(s.index).map_or("", String::as_str))))];
 
-const INTERFACE: &[Entry] = &[
+const INTERFACE: &[TreeEntry] = &[
     ("access-configs", Indexed(|_| 1, &Dir(ACCESS_CONFIG))),
     ("dns-servers", Leaf(|s| Lines(strs(&s.view.dns_servers)))),
     ("forwarded-ips", Indexed(|_| 0, &Leaf(|_| text("")))),
@@ -122,16 +123,16 @@ const INTERFACE: &[Entry] = &[
     ("target-instance-ips", Leaf(|_| Lines(Vec::new()))),
 ];
 
-const ACCESS_CONFIG: &[Entry] =
+const ACCESS_CONFIG: &[TreeEntry] =
     &[("external-ip", Leaf(|s| text(&s.view.external_ip))), ("type", Leaf(|_| text("ONE_TO_ONE_NAT")))];
 
-const SCHEDULING: &[Entry] = &[
+const SCHEDULING: &[TreeEntry] = &[
     ("automatic-restart", Leaf(|_| text("TRUE"))),
     ("on-host-maintenance", Leaf(|_| text("MIGRATE"))),
     ("preemptible", Leaf(|_| text("FALSE"))),
 ];
 
-const ACCOUNT: &[Entry] = &[
+const ACCOUNT: &[TreeEntry] = &[
     ("aliases", Leaf(|s| Lines(s.aliases()))),
     ("email", Leaf(|s| text(s.account.map_or("", |account| &account.email)))),
     ("identity", Identity),
@@ -142,13 +143,13 @@ const ACCOUNT: &[Entry] = &[
 static CUSTOM: Node = Leaf(|s| text(s.custom));
 
 use Node::{Accounts, Attributes, Closed, Dir, Identity, Indexed, Leaf, Signpost, Token, Unlisted};
-use Value::{Array, Lines, Number, Text};
+use TreeValue::{Array, Lines, Number, Text};
 
-fn text(value: &str) -> Value<'_> {
+fn text(value: &str) -> TreeValue<'_> {
     Text(Cow::Borrowed(value))
 }
 
-fn owned<'v>(value: String) -> Value<'v> {
+fn owned<'v>(value: String) -> TreeValue<'v> {
     Text(Cow::Owned(value))
 }
 
@@ -173,7 +174,7 @@ pub(super) struct Spot<'v> {
 
 /// The node at a path, whether or not the path ends in a slash. Allocates nothing, except for a name
 /// that came with escapes.
-pub(super) fn find<'v>(target: &Target<'_>, view: &'v View) -> Option<Spot<'v>> {
+pub(super) fn find<'v>(target: &PathTarget<'_>, view: &'v View) -> Option<Spot<'v>> {
     let scene = Scene { view, account: None, index: 0, custom: "" };
     target.segments().try_fold(Spot { node: &ROOT, scene }, |spot, name| spot.child(&name?))
 }
@@ -207,7 +208,7 @@ impl<'v> Spot<'v> {
     }
 
     /// The value of a leaf that is neither minted nor a directory.
-    pub(super) fn value(&self) -> Option<Value<'v>> {
+    pub(super) fn value(&self) -> Option<TreeValue<'v>> {
         match self.node {
             Leaf(read) | Unlisted(read) => Some(read(self.scene)),
             _ => None,

@@ -5,16 +5,16 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::Settings;
+use super::AuditSettings;
 
 /// The current file and its rotation.
-pub(super) struct Log {
-    pub(super) settings: Settings,
+pub(super) struct LogFile {
+    pub(super) settings: AuditSettings,
     open: Option<File>,
 }
 
-impl Log {
-    pub(super) fn open(settings: Settings) -> io::Result<Self> {
+impl LogFile {
+    pub(super) fn open(settings: AuditSettings) -> io::Result<Self> {
         let open = Some(open(&settings.file)?);
         Ok(Self { settings, open })
     }

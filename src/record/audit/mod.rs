@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 
 mod file;
 
-use file::Log;
+use file::LogFile;
 
-use super::Who;
+use super::Requestor;
 use crate::quote;
 use crate::token::{HandedOut, MintId, Scopes, TokenKind};
 use crate::workload::{By, ContainerId, Grant, Identity, Task};
@@ -36,7 +36,7 @@ const LONGEST: usize = 512;
 
 /// `[audit]` of the config.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Settings {
+pub struct AuditSettings {
     /// An absolute path.
     pub file: PathBuf,
     /// A file that would become larger than this is renamed to `FILE.1` first.
@@ -47,7 +47,7 @@ pub struct Settings {
 
 /// One event. All its fields are shared or short, so making one during a request is cheap.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Entry {
+pub(super) struct AuditEntry {
     pub(super) event: &'static str,
     pub(super) outcome: &'static str,
     pub(super) container: Option<ContainerId>,
@@ -71,7 +71,7 @@ pub(super) struct Entry {
     pub(super) repeats: u64,
 }
 
-impl Entry {
+impl AuditEntry {
     pub(super) fn of(event: &'static str, outcome: &'static str, grant: Option<&Grant>) -> Self {
         Self {
             event,
@@ -94,16 +94,16 @@ impl Entry {
         Self { container, task, ..Self::of(event, outcome, None) }
     }
 
-    pub(super) fn who(event: &'static str, outcome: &'static str, who: Who<'_>) -> Self {
+    pub(super) fn who(event: &'static str, outcome: &'static str, who: Requestor<'_>) -> Self {
         match who {
-            Who::Container(grant) => Self::of(event, outcome, Some(grant)),
-            Who::Local(identity) => {
+            Requestor::Container(grant) => Self::of(event, outcome, Some(grant)),
+            Requestor::Local(identity) => {
                 Self { identity: Some(identity.clone()), local: true, ..Self::of(event, outcome, None) }
             }
-            Who::Session(identity) => {
+            Requestor::Session(identity) => {
                 Self { identity: Some(identity.clone()), ..Self::of(event, outcome, None) }
             }
-            Who::Unknown(address) => Self { address: Some(address), ..Self::of(event, outcome, None) },
+            Requestor::Unknown(address) => Self { address: Some(address), ..Self::of(event, outcome, None) },
         }
     }
 
@@ -115,7 +115,7 @@ impl Entry {
     /// One line of the log.
     fn line(&self, time: SystemTime, session: &str) -> Vec<u8> {
         let task = self.task.as_deref();
-        let shown = Shown {
+        let shown = EntryFields {
             time: rfc3339(time),
             session,
             event: self.event,
@@ -149,7 +149,7 @@ impl Entry {
 
 /// The fields of an entry, in the order of the file. `docs/reference/audit.md` explains them.
 #[derive(Debug, Serialize)]
-struct Shown<'a> {
+struct EntryFields<'a> {
     time: String,
     session: &'a str,
     event: &'static str,
@@ -217,7 +217,7 @@ fn rfc3339(at: SystemTime) -> String {
 }
 
 enum Message {
-    Entry(SystemTime, Box<Entry>),
+    Entry(SystemTime, Box<AuditEntry>),
     /// Answered once all earlier entries are on the disk or lost.
     Flush(oneshot::Sender<()>),
 }
@@ -227,13 +227,13 @@ enum Message {
 pub struct Audit {
     file: PathBuf,
     queue: SyncSender<Message>,
-    state: Arc<State>,
+    state: Arc<AuditState>,
 }
 
 /// Shows a line on the terminal.
 pub type Complain = Arc<dyn Fn(String) + Send + Sync>;
 
-struct State {
+struct AuditState {
     session: Mutex<String>,
     lost: AtomicU64,
     /// Entries are being lost: the beginning was reported, the end not yet.
@@ -241,7 +241,7 @@ struct State {
     complain: Complain,
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for AuditState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
             .field("lost", &self.lost)
@@ -250,7 +250,7 @@ impl std::fmt::Debug for State {
     }
 }
 
-impl State {
+impl AuditState {
     fn lose(&self, entries: u64, why: &dyn std::fmt::Display) {
         self.lost.fetch_add(entries, Ordering::Relaxed);
         if !self.losing.swap(true, Ordering::AcqRel) {
@@ -262,13 +262,13 @@ impl State {
 impl Audit {
     /// Opens the log and starts its thread. Fails if the file cannot be opened: an operator who configured a
     /// log needs to know at once that there is none.
-    pub fn open(settings: Settings, session: &str, complain: Complain) -> io::Result<Self> {
-        let log = Log::open(settings.clone())?;
+    pub fn open(settings: AuditSettings, session: &str, complain: Complain) -> io::Result<Self> {
+        let log = LogFile::open(settings.clone())?;
         let (queue, messages) = sync_channel(QUEUE);
         let lost = AtomicU64::new(0);
         let session = Mutex::new(session.to_owned());
-        let state = Arc::new(State { session, lost, losing: AtomicBool::new(false), complain });
-        let writer = Writer { log, state: state.clone(), told: 0 };
+        let state = Arc::new(AuditState { session, lost, losing: AtomicBool::new(false), complain });
+        let writer = LogWriter { log, state: state.clone(), told: 0 };
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
         Ok(Self { file: settings.file, queue, state })
     }
@@ -290,7 +290,7 @@ impl Audit {
         self.state.losing.load(Ordering::Acquire)
     }
 
-    pub(super) fn write(&self, entry: Entry) {
+    pub(super) fn write(&self, entry: AuditEntry) {
         let message = Message::Entry(SystemTime::now(), Box::new(entry));
         if self.queue.try_send(message).is_err() {
             self.state.lose(1, &"the disk does not keep up");
@@ -307,14 +307,14 @@ impl Audit {
 }
 
 /// The thread's state.
-struct Writer {
-    log: Log,
-    state: Arc<State>,
+struct LogWriter {
+    log: LogFile,
+    state: Arc<AuditState>,
     /// How many lost entries were reported in the log.
     told: u64,
 }
 
-impl Writer {
+impl LogWriter {
     /// Writes entries until the last sender is gone.
     fn run(mut self, messages: &Receiver<Message>) {
         while let Ok(first) = messages.recv() {

@@ -22,8 +22,8 @@ impl Place {
         Self(at)
     }
 
-    fn settings(&self, max_bytes: u64, keep: u32) -> Settings {
-        Settings { file: self.0.join("audit.jsonl"), max_bytes, keep }
+    fn settings(&self, max_bytes: u64, keep: u32) -> AuditSettings {
+        AuditSettings { file: self.0.join("audit.jsonl"), max_bytes, keep }
     }
 
     fn lines(&self, name: &str) -> Vec<Value> {
@@ -64,7 +64,7 @@ async fn an_account_that_is_not_of_the_cloud_is_not_named() {
     let other = Identity { google: false, aws, ..Identity::default() };
     let grant = Grant { identity: Arc::new(other), ..grant() };
     recorder.attached(&grant, "", Ipv4Addr::new(10, 0, 0, 2));
-    recorder.handed_out(Who::Container(&grant), "", For::Role(None), &token());
+    recorder.handed_out(Requestor::Container(&grant), "", For::Role(None), &token());
     recorder.finish(Duration::from_secs(5)).await;
     let lines = place.lines("audit.jsonl");
     assert_eq!(lines.len(), 2);
@@ -88,9 +88,9 @@ async fn an_entry_says_who_got_what_until_when() {
         Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "0123abcd", complain).unwrap()));
     let (grant, token) = (grant(), token());
     let scopes = Scopes::parse("b a");
-    recorder.handed_out(Who::Container(&grant), "l@x.example", For::Scopes(&scopes), &token);
-    recorder.refused(Who::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
-    recorder.refused(Who::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
+    recorder.handed_out(Requestor::Container(&grant), "l@x.example", For::Scopes(&scopes), &token);
+    recorder.refused(Requestor::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
+    recorder.refused(Requestor::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
     recorder.cut_off(&grant, crate::record::metrics::Cause::Ended, Some(3), &[token]);
     recorder.audit().unwrap().flush(LONG).await;
     let lines = place.lines("audit.jsonl");
@@ -127,7 +127,7 @@ async fn a_mint_is_recorded_with_its_container() {
     let (_, complain) = heard();
     let recorder = Recorder::new(Some(Audit::open(place.settings(1 << 20, 2), "one", complain).unwrap()));
     let (grant, scopes) = (grant(), Scopes::parse("a"));
-    let who = [Some(Who::Session(&grant.identity)), Some(Who::Container(&grant)), None];
+    let who = [Some(Requestor::Session(&grant.identity)), Some(Requestor::Container(&grant)), None];
     for (who, account) in who.into_iter().zip([None, Some("other@x"), None]) {
         drop(recorder.making(who, For::Scopes(&scopes), account, false));
         recorder.making(who, For::Scopes(&scopes), account, false).made(Some("own@x"), &token());
@@ -164,7 +164,7 @@ async fn refusals_differ_by_audience_and_reason_and_none_is_lost() {
     for (audience, why) in
         [("a", "not allowed"), ("b", "not allowed"), ("b", "the rate"), ("b", "the rate"), ("b", "the rate")]
     {
-        recorder.refused_audience(Who::Container(&grant), 404, audience, why);
+        recorder.refused_audience(Requestor::Container(&grant), 404, audience, why);
     }
     recorder.finish(LONG).await;
     let lines = place.lines("audit.jsonl");
@@ -194,7 +194,10 @@ async fn it_is_rotated_by_size_and_keeps_so_many() {
     let two = Audit::open(settings, "two", complain).unwrap();
     for n in 0..20 {
         let audit = if n % 2 == 0 { &one } else { &two };
-        audit.write(Entry { why: Some(n.to_string().repeat(100)), ..Entry::of("refusal", "refused", None) });
+        audit.write(AuditEntry {
+            why: Some(n.to_string().repeat(100)),
+            ..AuditEntry::of("refusal", "refused", None)
+        });
         audit.flush(LONG).await;
     }
     let newest = place.lines("audit.jsonl");
@@ -218,13 +221,13 @@ async fn a_full_disk_is_said_once_and_so_is_its_end() {
     symlink("/dev/full", place.0.join("audit.jsonl")).unwrap();
     let audit = Audit::open(place.settings(1 << 20, 1), "s", complain).unwrap();
     for _ in 0..3 {
-        audit.write(Entry::of("refusal", "refused", None));
+        audit.write(AuditEntry::of("refusal", "refused", None));
         audit.flush(LONG).await;
     }
     assert_eq!((audit.lost(), audit.losing()), (3, true));
     assert_eq!(said.lock().unwrap().len(), 1, "{said:?}");
     fs::remove_file(place.0.join("audit.jsonl")).unwrap();
-    audit.write(Entry::of("refusal", "refused", None));
+    audit.write(AuditEntry::of("refusal", "refused", None));
     audit.flush(LONG).await;
     let lines = place.lines("audit.jsonl");
     assert_eq!((lines.len(), &lines[1]["event"], &lines[1]["entries"]), (2, &"lost".into(), &3.into()));
@@ -244,7 +247,7 @@ fn a_disk_that_hangs_holds_nobody_up() {
     other.lock().unwrap();
     let began = std::time::Instant::now();
     for _ in 0..3 * QUEUE {
-        audit.write(Entry::of("refusal", "refused", None));
+        audit.write(AuditEntry::of("refusal", "refused", None));
     }
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(audit.lost() >= 1000 && said.lock().unwrap().len() == 1);
@@ -255,7 +258,7 @@ fn a_disk_that_hangs_holds_nobody_up() {
 fn odd_files_are_refused_at_start() {
     let place = Place::new();
     let (_, complain) = heard();
-    let at = |name: &str| Settings { file: place.0.join(name), max_bytes: 1, keep: 1 };
+    let at = |name: &str| AuditSettings { file: place.0.join(name), max_bytes: 1, keep: 1 };
     let folder = Audit::open(at(""), "s", complain.clone()).unwrap_err();
     assert_eq!(folder.to_string(), "is not a file");
     assert!(Audit::open(at("missing/audit"), "s", complain.clone()).is_err());

@@ -8,14 +8,14 @@ use std::time::Duration;
 use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
-use crate::source::aws::denial::Refusal;
+use crate::source::aws::denial::KeyFailure;
 use crate::source::aws::endpoint::is_region;
 use crate::source::aws::host::Host;
 use crate::source::aws::keys::Keys;
-use crate::source::aws::lookup::{Lookup, Place};
-use crate::source::aws::offline::{self, Offline};
+use crate::source::aws::lookup::{KeySource, Lookup};
+use crate::source::aws::offline::{self, AwsOffline};
 use crate::source::aws::session::{self, LONGEST_CHAINED};
-use crate::source::aws::sts::{Assume, Caller, Sts};
+use crate::source::aws::sts::{Assume, CallerIdentity, Sts};
 use crate::source::aws::{AwsCredentials, AwsRequest, AwsSettings, AwsSource, Deny, iam};
 use crate::source::command::{Command, environment};
 use crate::source::http::client::Upstream;
@@ -46,7 +46,7 @@ pub struct Aws {
 enum Access {
     Host(Host),
     WebIdentity(WebIdentity),
-    Offline(Offline),
+    Offline(AwsOffline),
 }
 
 /// Another issuer's token, which a role is assumed with directly.
@@ -78,23 +78,23 @@ impl Aws {
             confidential(base, "iam").map_err(|_| SourceError::refused("aws.iam is not an https address"))?;
         }
         let place = match &settings.credentials {
-            AwsCredentials::Default => Place::Default,
-            AwsCredentials::Environment => Place::Variables,
-            AwsCredentials::Profile(name) => Place::Profile(name.clone()),
-            AwsCredentials::Machine => Place::Machine,
-            AwsCredentials::Command { program, arguments, pass, timeout } => Place::Command(Command {
+            AwsCredentials::Default => KeySource::Default,
+            AwsCredentials::Environment => KeySource::Variables,
+            AwsCredentials::Profile(name) => KeySource::Profile(name.clone()),
+            AwsCredentials::Machine => KeySource::Machine,
+            AwsCredentials::Command { program, arguments, pass, timeout } => KeySource::Command(Command {
                 program: program.clone(),
                 arguments: arguments.clone(),
                 environment: environment(pass, variables),
                 timeout: *timeout,
             }),
-            AwsCredentials::WebIdentity { .. } | AwsCredentials::Offline => Place::Variables,
+            AwsCredentials::WebIdentity { .. } | AwsCredentials::Offline => KeySource::Variables,
         };
         let lookup = Lookup::new(place, variables, home, settings.sts.clone(), settings.region.clone());
         let access = match &settings.credentials {
             AwsCredentials::Offline => {
                 let signer = signer.map_or_else(|| Signer::new().map(Arc::new), Ok)?;
-                Access::Offline(Offline::new(signer)?)
+                Access::Offline(AwsOffline::new(signer)?)
             }
             AwsCredentials::WebIdentity { token_from, audience } => {
                 let token = SubjectToken::named(token_from, audience, variables)?;
@@ -113,7 +113,7 @@ impl Aws {
 
     /// Who the host is for AWS, for probes: one request that needs no permission. `None` if it has no keys of its
     /// own: another issuer's token is then fetched, and not exchanged.
-    pub async fn caller(&self) -> Result<Option<Caller>, SourceError> {
+    pub async fn caller(&self) -> Result<Option<CallerIdentity>, SourceError> {
         self.in_time(self.who()).await
     }
 
@@ -128,11 +128,11 @@ impl Aws {
         })
     }
 
-    async fn who(&self) -> Result<Option<Caller>, SourceError> {
+    async fn who(&self) -> Result<Option<CallerIdentity>, SourceError> {
         match &self.access {
             Access::Offline(_) => {
                 let arn = format!("arn:aws:iam::{}:user/offline", offline::ACCOUNT);
-                Ok(Some(Caller { account: offline::ACCOUNT.into(), arn }))
+                Ok(Some(CallerIdentity { account: offline::ACCOUNT.into(), arn }))
             }
             Access::WebIdentity(web) => web.token.token(&self.upstream).await.map(|_| None),
             Access::Host(host) => {
@@ -215,7 +215,7 @@ impl Aws {
         keys: &Keys,
         role: &str,
         ask: &AwsRequest,
-    ) -> Result<AwsSession, Refusal> {
+    ) -> Result<AwsSession, KeyFailure> {
         let identity = &*ask.identity;
         let mut life = identity.lifetime;
         if life > LONGEST_CHAINED && self.is_role(host, keys).await? {
@@ -238,7 +238,7 @@ impl Aws {
         };
         let (base, region) = (host.lookup().sts()?, host.region());
         let session = self.sts(base.as_deref(), region.as_deref()).assume(keys, &wanted).await?;
-        handed(&session).map_err(Refusal::from)
+        handed(&session).map_err(KeyFailure::from)
     }
 
     /// Whether the host's keys are an assumed role's. Asked once per keys, and only if nobody knows.
@@ -253,7 +253,7 @@ impl Aws {
         Ok(*keys.of_role.get_or_init(|| is_role))
     }
 
-    async fn identify(&self, host: &Host, keys: &Keys) -> Result<Caller, SourceError> {
+    async fn identify(&self, host: &Host, keys: &Keys) -> Result<CallerIdentity, SourceError> {
         let (base, region) = (host.lookup().sts()?, host.region());
         self.sts(base.as_deref(), region.as_deref()).caller(keys).await
     }

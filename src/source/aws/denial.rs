@@ -54,27 +54,27 @@ pub(super) fn may_be_the_clock(denial: &Denial) -> bool {
 
 /// Why a request with the host's keys failed.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct KeyFailure {
     pub(super) error: SourceError,
     /// AWS does not take the keys any more: others may do.
     pub(super) keys_are_over: bool,
 }
 
-impl From<SourceError> for Refusal {
+impl From<SourceError> for KeyFailure {
     fn from(error: SourceError) -> Self {
         Self { error, keys_are_over: false }
     }
 }
 
-impl From<Refusal> for SourceError {
-    fn from(refusal: Refusal) -> Self {
+impl From<KeyFailure> for SourceError {
+    fn from(refusal: KeyFailure) -> Self {
         refusal.error
     }
 }
 
 /// The same with what it says of the keys.
-pub(super) fn refusal(fault: Fault, what: &What<'_>) -> Refusal {
-    Refusal { keys_are_over: keys_are_over(&fault), error: refused(fault, what) }
+pub(super) fn refusal(fault: Fault, what: &What<'_>) -> KeyFailure {
+    KeyFailure { keys_are_over: keys_are_over(&fault), error: refused(fault, what) }
 }
 
 /// Whether AWS does not take the keys any more.

@@ -25,7 +25,7 @@ pub(super) struct Host {
     lookup: Arc<Lookup>,
     upstream: Arc<Upstream>,
     last: Mutex<Option<Held>>,
-    seen: Mutex<Seen>,
+    seen: Mutex<ReadFiles>,
 }
 
 #[derive(Debug)]
@@ -35,20 +35,20 @@ struct Held {
 }
 
 /// A file with its state, also while it does not exist.
-type File = (PathBuf, Option<Stamp>);
+type WatchedFile = (PathBuf, Option<Stamp>);
 
 /// The files that the keys depend on, and what they said.
 #[derive(Debug)]
-struct Seen {
-    profiles: Vec<File>,
+struct ReadFiles {
+    profiles: Vec<WatchedFile>,
     /// The cached login of SSO, or another issuer's token.
-    token: Option<File>,
+    token: Option<WatchedFile>,
     fingerprint: String,
     region: Option<String>,
     patience: Duration,
 }
 
-impl Seen {
+impl ReadFiles {
     fn of(lookup: &Lookup) -> Result<Self, SourceError> {
         let stamped = |path: PathBuf| {
             let stamp = Stamp::of(&path);
@@ -85,7 +85,7 @@ impl Held {
 impl Host {
     /// Fails if the profile that the config names does not exist or has no keys.
     pub(super) fn open(lookup: Lookup, upstream: Arc<Upstream>) -> Result<Self, SourceError> {
-        let seen = Seen::of(&lookup)?;
+        let seen = ReadFiles::of(&lookup)?;
         let lookup = Arc::new(lookup);
         Ok(Self { lookup, upstream, last: Mutex::default(), seen: Mutex::new(seen) })
     }
@@ -136,7 +136,7 @@ impl Host {
         if seen.is_current() {
             return Reloaded::Same;
         }
-        let now = match Seen::of(&self.lookup) {
+        let now = match ReadFiles::of(&self.lookup) {
             Ok(now) => now,
             Err(error) => {
                 let seen = &mut *seen;

@@ -8,7 +8,7 @@ use crate::failure::Reason;
 use crate::quote::{self, hex};
 use crate::source::SourceError;
 use crate::source::aws::Deny;
-use crate::source::aws::denial::{Refusal, keys_are_over, may_be_the_clock, passes};
+use crate::source::aws::denial::{KeyFailure, keys_are_over, may_be_the_clock, passes};
 use crate::source::aws::endpoint;
 use crate::source::aws::keys::Keys;
 use crate::source::aws::query::Service;
@@ -72,7 +72,7 @@ pub(super) async fn deny(
     base: Option<&str>,
     keys: &Keys,
     ask: &Deny,
-) -> Result<(), Refusal> {
+) -> Result<(), KeyFailure> {
     let policy = ask.policy();
     if policy.len() > LARGEST {
         return Err(SourceError::refused(format!(
@@ -102,7 +102,9 @@ pub(super) async fn deny(
     ];
     match service.signed(keys, &fields).await {
         Ok(_) => Ok(()),
-        Err(fault) => Err(Refusal { keys_are_over: keys_are_over(&fault), error: refused(fault, &ask.role) }),
+        Err(fault) => {
+            Err(KeyFailure { keys_are_over: keys_are_over(&fault), error: refused(fault, &ask.role) })
+        }
     }
 }
 

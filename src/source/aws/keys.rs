@@ -12,7 +12,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::expiry::{LONGEST_LIFE, remaining};
 use crate::source::variables::Variables;
-use crate::token::{AwsSession, Deadline, MintId, Now, Shown};
+use crate::token::{AwsSession, Deadline, MintId, Now, RenderedReply};
 
 /// Keys, temporary if they have a session token.
 pub(crate) struct Keys {
@@ -38,7 +38,7 @@ impl fmt::Debug for Keys {
 /// The JSON of metadata services, of a container's agent, and of `credential_process`. Times are RFC 3339.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Written {
+pub(super) struct KeysJson {
     pub(super) version: Option<u64>,
     /// `Success`, of the machine's metadata service.
     pub(super) code: Option<String>,
@@ -52,7 +52,7 @@ pub(super) struct Written {
     account_id: Option<String>,
 }
 
-impl Written {
+impl KeysJson {
     /// The keys; `place` is their origin for messages, `now` the time before they were requested.
     pub(super) fn keys(self, place: &str, now: Now) -> Result<Keys, SourceError> {
         let session_token = self.token.or(self.session_token);
@@ -153,7 +153,7 @@ impl Keys {
             account: self.account.clone(),
             user_id: self.user_id.clone(),
             id: MintId::random(),
-            shown: Shown::default(),
+            shown: RenderedReply::default(),
         })
     }
 }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     fn written(json: &str) -> Result<Keys, SourceError> {
-        serde_json::from_str::<Written>(json).unwrap().keys("the test", Now::read())
+        serde_json::from_str::<KeysJson>(json).unwrap().keys("the test", Now::read())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::source::SourceError;
 use crate::source::aws::keys::Keys;
-use crate::source::aws::profile::{Base, Chain, Files, Role, at_home};
+use crate::source::aws::profile::{AssumedRole, Base, Chain, Files, at_home};
 use crate::source::aws::sso::Refreshed;
 use crate::source::aws::sts::{Assume, Sts};
 use crate::source::aws::{endpoint, machine, process};
@@ -22,7 +22,7 @@ const SESSION_NAME: &str = "kfp-creds";
 
 /// The place of the host's keys.
 #[derive(Debug)]
-pub(super) enum Place {
+pub(super) enum KeySource {
     /// Variables, a profile, a container's agent, the machine.
     Default,
     Variables,
@@ -34,7 +34,7 @@ pub(super) enum Place {
 /// Finds the host's keys; each call asks anew.
 #[derive(Debug)]
 pub(crate) struct Lookup {
-    place: Place,
+    place: KeySource,
     variables: Variables,
     home: Option<PathBuf>,
     files: Files,
@@ -48,11 +48,11 @@ impl Lookup {
     /// In the order of AWS's own tools.
     pub(crate) fn usual(variables: &Variables) -> Self {
         let home = variables.text("HOME").map(PathBuf::from);
-        Self::new(Place::Default, variables, home.as_deref(), None, None)
+        Self::new(KeySource::Default, variables, home.as_deref(), None, None)
     }
 
     pub(super) fn new(
-        place: Place,
+        place: KeySource,
         variables: &Variables,
         home: Option<&Path>,
         sts: Option<String>,
@@ -72,7 +72,7 @@ impl Lookup {
     /// The keys. [`SourceError::Absent`] if there are none on this host.
     pub(super) async fn keys(&self, upstream: &Upstream) -> Result<Keys, SourceError> {
         match &self.place {
-            Place::Default => match self.near(upstream).await? {
+            KeySource::Default => match self.near(upstream).await? {
                 Some(keys) => Ok(keys),
                 None => machine::of_machine(&self.variables, upstream).await.map_err(|error| match error {
                     SourceError::Absent(why) => SourceError::absent(Reason::advice(format!(
@@ -82,21 +82,21 @@ impl Lookup {
                     other => other,
                 }),
             },
-            Place::Variables => match self.of_variables(upstream).await? {
+            KeySource::Variables => match self.of_variables(upstream).await? {
                 Some(keys) => Ok(keys),
                 None => Err(SourceError::refused(
                     "no AWS keys in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN",
                 )),
             },
-            Place::Profile(_) => match self.chain()? {
+            KeySource::Profile(_) => match self.chain()? {
                 Some(chain) => self.follow(chain, upstream).await,
                 None => Err(SourceError::refused("no AWS profile is named")),
             },
-            Place::Machine => match machine::of_container(&self.variables, upstream).await? {
+            KeySource::Machine => match machine::of_container(&self.variables, upstream).await? {
                 Some(keys) => Ok(keys),
                 None => machine::of_machine(&self.variables, upstream).await,
             },
-            Place::Command(command) => process::keys(command).await,
+            KeySource::Command(command) => process::keys(command).await,
         }
     }
 
@@ -118,7 +118,7 @@ impl Lookup {
         }
         let Some((file, arn)) = self.web_identity() else { return Ok(None) };
         let session_name = self.variables.text("AWS_ROLE_SESSION_NAME").map(str::to_owned);
-        let role = Role { arn: arn.to_owned(), external_id: None, duration: None, session_name };
+        let role = AssumedRole { arn: arn.to_owned(), external_id: None, duration: None, session_name };
         let base = Base::WebIdentity { file: file.into(), role };
         let chain = Chain { base, roles: vec![], region: None, fingerprint: String::new() };
         self.follow(chain, upstream).await.map(Some)
@@ -133,16 +133,16 @@ impl Lookup {
     /// must exist, `default` need not.
     pub(super) fn chain(&self) -> Result<Option<Chain>, SourceError> {
         let named = match &self.place {
-            Place::Profile(name) => Some(name.as_str()),
-            Place::Default
+            KeySource::Profile(name) => Some(name.as_str()),
+            KeySource::Default
                 if Keys::of_variables(&self.variables).is_some() || self.web_identity().is_some() =>
             {
                 return Ok(None);
             }
-            Place::Default => {
+            KeySource::Default => {
                 self.variables.text("AWS_PROFILE").or_else(|| self.variables.text("AWS_DEFAULT_PROFILE"))
             }
-            Place::Variables | Place::Machine | Place::Command(_) => return Ok(None),
+            KeySource::Variables | KeySource::Machine | KeySource::Command(_) => return Ok(None),
         };
         let profiles = self.files.read()?;
         match named {
@@ -210,7 +210,7 @@ impl Lookup {
 
     /// The files of the profiles.
     pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
-        let used = matches!(self.place, Place::Default | Place::Profile(_));
+        let used = matches!(self.place, KeySource::Default | KeySource::Profile(_));
         self.files.paths().filter(move |_| used).cloned()
     }
 
@@ -226,7 +226,7 @@ impl Lookup {
     /// Time for a command, beyond what requests may take.
     pub(super) fn patience(&self, chain: Option<&Chain>) -> Duration {
         match (&self.place, chain.map(|chain| &chain.base)) {
-            (Place::Command(command), _) => command.timeout,
+            (KeySource::Command(command), _) => command.timeout,
             (_, Some(Base::Process(_))) => process::TIMEOUT,
             _ => Duration::ZERO,
         }
@@ -235,16 +235,16 @@ impl Lookup {
     /// For messages.
     pub(super) fn kind(&self) -> String {
         match &self.place {
-            Place::Default => "default".into(),
-            Place::Variables => "environment".into(),
-            Place::Profile(name) => format!("profile {}", quote::name(name)),
-            Place::Machine => "machine".into(),
-            Place::Command(command) => format!("command {}", quote::path(&command.program)),
+            KeySource::Default => "default".into(),
+            KeySource::Variables => "environment".into(),
+            KeySource::Profile(name) => format!("profile {}", quote::name(name)),
+            KeySource::Machine => "machine".into(),
+            KeySource::Command(command) => format!("command {}", quote::path(&command.program)),
         }
     }
 }
 
-impl Role {
+impl AssumedRole {
     fn ask(&self) -> Assume<'_> {
         Assume {
             role: &self.arn,

@@ -13,7 +13,7 @@ use crate::process::OWN_SOURCE;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::aws::keys::{Keys, Written};
+use crate::source::aws::keys::{Keys, KeysJson};
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::Fault;
 use crate::source::http::request::{Answer, Call};
@@ -179,7 +179,7 @@ pub(super) async fn of_machine(variables: &Variables, upstream: &Upstream) -> Re
 }
 
 fn answered(answer: &Answer, place: &str) -> Result<Keys, SourceError> {
-    let written: Written = answer.json()?;
+    let written: KeysJson = answer.json()?;
     if written.code.as_deref().is_some_and(|code| code != "Success") {
         return Err(SourceError::transient(format!("{place} has no AWS credentials at the moment")));
     }

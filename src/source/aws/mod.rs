@@ -39,7 +39,7 @@ use crate::workload::ContainerId;
 pub use client::Aws;
 pub(in crate::source) use keys::Keys;
 pub use session::{session_name, tag_value};
-pub use sts::Caller;
+pub use sts::CallerIdentity;
 
 /// `[aws]`.
 #[derive(Clone, Debug, Eq, PartialEq)]

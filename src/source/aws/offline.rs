@@ -2,7 +2,7 @@
 //! the session's signer signed (its key set is the offline source's).
 //!
 //! Whoever checks requests, such as a gateway in a test, reads the container from the token and gets the secret key
-//! from [`Offline::secret`], because Signature Version 4 is symmetric.
+//! from [`AwsOffline::secret`], because Signature Version 4 is symmetric.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::secret::Secret;
 use crate::source::aws::AwsRequest;
 use crate::source::signer::{ISSUER, Signer};
 use crate::source::{SourceError, jwt};
-use crate::token::{AwsSession, Deadline, MintId, Now, Shown};
+use crate::token::{AwsSession, Deadline, MintId, Now, RenderedReply};
 
 /// The account of sessions without a role.
 pub(super) const ACCOUNT: &str = "000000000000";
@@ -24,18 +24,18 @@ const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const RANDOM_DIGITS: usize = 16;
 
 /// A signer, and the key that secrets are made with.
-pub(super) struct Offline {
+pub(super) struct AwsOffline {
     signer: Arc<Signer>,
     key: hmac::Key,
 }
 
-impl fmt::Debug for Offline {
+impl fmt::Debug for AwsOffline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Offline(..)")
     }
 }
 
-impl Offline {
+impl AwsOffline {
     pub(super) fn new(signer: Arc<Signer>) -> Result<Self, SourceError> {
         let mut bytes = [0; 32];
         signer.random(&mut bytes)?;
@@ -70,7 +70,7 @@ impl Offline {
             account: Some(account.to_owned()),
             user_id: None,
             id: MintId::random(),
-            shown: Shown::default(),
+            shown: RenderedReply::default(),
         })
     }
 

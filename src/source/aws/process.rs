@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::quote;
 use crate::source::SourceError;
-use crate::source::aws::keys::{Keys, Written};
+use crate::source::aws::keys::{Keys, KeysJson};
 use crate::source::command::Command;
 use crate::source::variables::Variables;
 use crate::token::Now;
@@ -36,7 +36,7 @@ pub(super) async fn keys(command: &Command) -> Result<Keys, SourceError> {
         )));
     }
     // serde's messages quote the input, which may be a key.
-    let written: Written = serde_json::from_slice(ran.output.expose()).map_err(|_| {
+    let written: KeysJson = serde_json::from_slice(ran.output.expose()).map_err(|_| {
         SourceError::refused(format!("the command {name} wrote no JSON of the form of credential_process"))
     })?;
     if written.version != Some(1) {

@@ -54,7 +54,7 @@ pub(super) enum Base {
     Keys(Keys),
     Process(Vec<String>),
     Sso(Login),
-    WebIdentity { file: PathBuf, role: Role },
+    WebIdentity { file: PathBuf, role: AssumedRole },
     Variables,
     Container,
     Machine,
@@ -62,7 +62,7 @@ pub(super) enum Base {
 
 /// A role of a profile.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Role {
+pub(super) struct AssumedRole {
     pub(super) arn: String,
     pub(super) external_id: Option<String>,
     pub(super) duration: Option<Duration>,
@@ -74,7 +74,7 @@ pub(super) struct Role {
 pub(super) struct Chain {
     pub(super) base: Base,
     /// Assumed one after the other.
-    pub(super) roles: Vec<Role>,
+    pub(super) roles: Vec<AssumedRole>,
     /// The profile's `region`.
     pub(super) region: Option<String>,
     /// Changes with everything in the files that the chain depends on; no text can be read from it.
@@ -319,7 +319,7 @@ impl<'a> Profile<'a> {
     }
 
     /// `None` if the profile has no role.
-    fn role(&self) -> Result<Option<Role>, SourceError> {
+    fn role(&self) -> Result<Option<AssumedRole>, SourceError> {
         let Some(arn) = self.text("role_arn") else { return Ok(None) };
         if self.text("mfa_serial").is_some() {
             return Err(self.wrong(
@@ -336,7 +336,7 @@ impl<'a> Profile<'a> {
             }
         };
         let own = |key: &str| self.text(key).map(str::to_owned);
-        Ok(Some(Role {
+        Ok(Some(AssumedRole {
             arn: arn.to_owned(),
             external_id: own("external_id"),
             duration,

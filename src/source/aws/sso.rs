@@ -50,7 +50,7 @@ pub(super) struct Login {
 /// A file of the cache.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Cached {
+struct CachedLogin {
     access_token: Option<Secret<String>>,
     expires_at: Option<String>,
     refresh_token: Option<Secret<String>>,
@@ -79,7 +79,7 @@ struct Created {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Given {
+struct RoleCredentialsReply {
     role_credentials: Option<RoleCredentials>,
 }
 
@@ -143,7 +143,7 @@ impl Login {
         let url = format!("{base}/federation/credentials?{query}");
         let call = Call::bare(Method::GET, &url).named("x-amz-sso_bearer_token", &token)?;
         let answer = upstream.send(&call).await.map_err(|fault| self.refused(fault))?;
-        let given: Given = answer.json()?;
+        let given: RoleCredentialsReply = answer.json()?;
         let place = format!("the AWS SSO portal of {}", quote::name(&self.region));
         let incomplete = || SourceError::transient(format!("{place} gave no keys with an end; try again"));
         let given = given.role_credentials.ok_or_else(incomplete)?;
@@ -204,7 +204,7 @@ impl Login {
         Ok(token)
     }
 
-    fn cached(&self, file: &Path) -> Result<Cached, SourceError> {
+    fn cached(&self, file: &Path) -> Result<CachedLogin, SourceError> {
         let name = quote::path(file);
         let bytes = read(file).map_err(|error| match error.kind() {
             ErrorKind::NotFound => self.lapsed("there is no AWS SSO login"),

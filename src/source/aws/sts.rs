@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::aws::denial::{self, CODES, Refusal, What};
+use crate::source::aws::denial::{self, CODES, KeyFailure, What};
 use crate::source::aws::endpoint::{self, GLOBAL_REGION};
 use crate::source::aws::keys::{Keys, is_account, moment};
 use crate::source::aws::query::{Service, not_understood, read};
@@ -39,14 +39,14 @@ pub(super) struct Assume<'a> {
 
 /// Who signs: the answer of `GetCallerIdentity`.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Caller {
+pub struct CallerIdentity {
     /// Twelve digits.
     pub account: String,
     /// `arn:aws:sts::123456789012:assumed-role/NAME/SESSION`, or a user's.
     pub arn: String,
 }
 
-impl Caller {
+impl CallerIdentity {
     /// Whether it is an assumed role, whose further roles live for an hour at most.
     pub(super) fn is_role(&self) -> bool {
         self.arn.split(':').nth(5).is_some_and(|resource| resource.starts_with("assumed-role/"))
@@ -88,7 +88,7 @@ impl Assume<'_> {
 
 impl Sts<'_> {
     /// `AssumeRole`, with the host's keys.
-    pub(super) async fn assume(&self, keys: &Keys, ask: &Assume<'_>) -> Result<Keys, Refusal> {
+    pub(super) async fn assume(&self, keys: &Keys, ask: &Assume<'_>) -> Result<Keys, KeyFailure> {
         let fields = ask.fields("AssumeRole");
         let answer = self.service(&self.url()).signed(keys, &pairs(&fields)).await;
         let answer = answer.map_err(|fault| denial::refusal(fault, &ask.what()))?;
@@ -110,7 +110,7 @@ impl Sts<'_> {
     }
 
     /// `GetCallerIdentity`, which needs no permission.
-    pub(super) async fn caller(&self, keys: &Keys) -> Result<Caller, SourceError> {
+    pub(super) async fn caller(&self, keys: &Keys) -> Result<CallerIdentity, SourceError> {
         let fields = [("Action", "GetCallerIdentity"), ("Version", VERSION)];
         let answer = self.service(&self.url()).signed(keys, &fields).await;
         let answer = answer.map_err(|fault| denial::refused(fault, &What::Caller))?;
@@ -121,7 +121,7 @@ impl Sts<'_> {
         };
         let fits = |arn: &String| arn.len() <= 2048 && arn.bytes().all(|b| b.is_ascii_graphic());
         match (text("Account").filter(|id| is_account(id)), text("Arn").filter(fits)) {
-            (Some(account), Some(arn)) => Ok(Caller { account, arn }),
+            (Some(account), Some(arn)) => Ok(CallerIdentity { account, arn }),
             _ => Err(not_understood(&answer)),
         }
     }
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_caller_is_a_role_by_its_arn() {
-        let of = |arn: &str| Caller { account: "123456789012".into(), arn: arn.into() }.is_role();
+        let of = |arn: &str| CallerIdentity { account: "123456789012".into(), arn: arn.into() }.is_role();
         assert!(of("arn:aws:sts::123456789012:assumed-role/a/b"));
         assert!(
             !of("arn:aws:iam::123456789012:user/assumed-role/b") && !of("") && !of("arn:aws:iam::1:root")

@@ -15,7 +15,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::azure::AzureRequest;
-use crate::source::azure::refusals::{BUSY, By, Requested};
+use crate::source::azure::refusals::{BUSY, ProofKind, Requested};
 use crate::source::command::Command;
 use crate::source::expiry::life;
 use crate::source::http::fault::entra_number;
@@ -24,7 +24,7 @@ use crate::source::http::secure_url::is_local;
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
 use crate::source::{Reloaded, SourceError, jwt};
-use crate::token::{AzureToken, Deadline, MintId, Now, Shown};
+use crate::token::{AzureToken, Deadline, MintId, Now, RenderedReply};
 
 /// The Azure CLI is a Python program and slow to start.
 const LONGEST_RUN: Duration = Duration::from_secs(20);
@@ -93,7 +93,7 @@ impl Az {
             client_id: "the Azure CLI",
             tenant: self.tenant.as_deref().unwrap_or("of the login"),
             resource,
-            by: By::Az,
+            by: ProofKind::Az,
         };
         if let Some(number) = entra_number(said).filter(|number| *number != BUSY) {
             let why = requested.explained(number).unwrap_or_else(|| see(resource));
@@ -137,11 +137,11 @@ fn is_unreached(said: &str) -> bool {
 
 /// A command of the config.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(super) struct TokenCommand {
     pub(super) command: Command,
 }
 
-impl Program {
+impl TokenCommand {
     pub(super) fn patience(&self) -> Duration {
         self.command.timeout
     }
@@ -190,7 +190,7 @@ fn read(printed: &[u8], name: &str, now: Now, ask: &AzureRequest) -> Result<Azur
         resource: ask.resource.clone(),
         client_id: None,
         id: MintId::random(),
-        shown: Shown::default(),
+        shown: RenderedReply::default(),
     })
 }
 

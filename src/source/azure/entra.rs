@@ -11,7 +11,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::azure::certificate::Certificate;
-use crate::source::azure::refusals::{By, OUT_OF_TIME, Requested};
+use crate::source::azure::refusals::{OUT_OF_TIME, ProofKind, Requested};
 use crate::source::azure::{AzureRequest, AzureSettings, is_name};
 use crate::source::expiry::life;
 use crate::source::http::client::Upstream;
@@ -22,7 +22,7 @@ use crate::source::stamp::Stamp;
 use crate::source::subject::{FileToken, Format, SubjectToken};
 use crate::source::variables::Variables;
 use crate::source::{Reloaded, SourceError, jwt};
-use crate::token::{AzureToken, Deadline, MintId, Shown};
+use crate::token::{AzureToken, Deadline, MintId, RenderedReply};
 
 /// RFC 7523 section 2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -180,7 +180,7 @@ impl Entra {
             resource: ask.resource.clone(),
             client_id: Some(client_id.to_owned()),
             id: MintId::random(),
-            shown: Shown::default(),
+            shown: RenderedReply::default(),
         })
     }
 
@@ -245,9 +245,11 @@ impl Entra {
 
     fn refused(&self, fault: Fault, ask: &AzureRequest, client_id: &str, sent: &Sent) -> SourceError {
         let by = match &self.proof {
-            Proof::Secret(_) => By::Secret,
-            Proof::Certificate(certificate) => By::Certificate(certificate.place()),
-            Proof::Federated(token) => By::Federated { place: token.place(), claims: sent.claims.as_ref() },
+            Proof::Secret(_) => ProofKind::Secret,
+            Proof::Certificate(certificate) => ProofKind::Certificate(certificate.place()),
+            Proof::Federated(token) => {
+                ProofKind::Federated { place: token.place(), claims: sent.claims.as_ref() }
+            }
         };
         Requested { client_id, tenant: &self.tenant, resource: &ask.resource, by }.refused(fault)
     }

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::failure::Reason;
 use crate::quote;
-use crate::source::azure::cli::{Az, Program};
+use crate::source::azure::cli::{Az, TokenCommand};
 use crate::source::azure::entra::Entra;
 use crate::source::azure::machine::Machine;
 use crate::source::azure::offline::Made;
@@ -29,7 +29,7 @@ const RUNS: usize = 4;
 /// The host's credentials for Azure.
 #[derive(Debug)]
 pub struct Azure {
-    kind: Kind,
+    kind: AzureKind,
     tenant: Option<String>,
     client_id: Option<String>,
     upstream: Arc<Upstream>,
@@ -37,11 +37,11 @@ pub struct Azure {
 }
 
 #[derive(Debug)]
-enum Kind {
+enum AzureKind {
     Az(Az),
     Entra(Box<Entra>),
     Machine(Machine),
-    Program(Program),
+    Program(TokenCommand),
     Offline(Made),
 }
 
@@ -64,30 +64,30 @@ impl Azure {
             }
         }
         let kind = match &settings.credentials {
-            AzureCredentials::Az => Kind::Az(Az::new(settings.tenant.clone(), variables)?),
+            AzureCredentials::Az => AzureKind::Az(Az::new(settings.tenant.clone(), variables)?),
             AzureCredentials::Environment => {
-                Kind::Entra(Box::new(Entra::of_environment(settings, variables)?))
+                AzureKind::Entra(Box::new(Entra::of_environment(settings, variables)?))
             }
-            AzureCredentials::Machine => Kind::Machine(Machine::new(variables)?),
+            AzureCredentials::Machine => AzureKind::Machine(Machine::new(variables)?),
             AzureCredentials::Command { program, arguments, pass, timeout } => {
                 let (program, arguments) = (program.clone(), arguments.clone());
                 let environment = environment(pass, variables);
-                Kind::Program(Program {
+                AzureKind::Program(TokenCommand {
                     command: Command { program, arguments, environment, timeout: *timeout },
                 })
             }
             AzureCredentials::Federated { token_from, audience } => {
                 let token = SubjectToken::named(token_from, audience, variables)?;
-                Kind::Entra(Box::new(Entra::federated(settings, variables, token)?))
+                AzureKind::Entra(Box::new(Entra::federated(settings, variables, token)?))
             }
             AzureCredentials::Offline => {
                 let signer = signer
                     .ok_or_else(|| SourceError::refused("there is no key that signs offline tokens"))?;
-                Kind::Offline(Made { signer, tenant: settings.tenant.clone() })
+                AzureKind::Offline(Made { signer, tenant: settings.tenant.clone() })
             }
         };
         let (tenant, client_id) = match &kind {
-            Kind::Entra(entra) => (Some(entra.tenant.clone()), Some(entra.client_id.clone())),
+            AzureKind::Entra(entra) => (Some(entra.tenant.clone()), Some(entra.client_id.clone())),
             _ => (settings.tenant.clone(), settings.client_id.clone()),
         };
         let azure = Self { kind, tenant, client_id, upstream, runs: Semaphore::new(RUNS) };
@@ -100,9 +100,9 @@ impl Azure {
     /// A login and a command have one principal, which cannot be chosen.
     fn can_be(&self, client_id: &str) -> Result<(), SourceError> {
         let what = match &self.kind {
-            Kind::Az(_) => "az gives tokens of its own login only",
-            Kind::Program(_) => "a command gives tokens of its own principal only",
-            Kind::Entra(_) | Kind::Machine(_) | Kind::Offline(_) => return Ok(()),
+            AzureKind::Az(_) => "az gives tokens of its own login only",
+            AzureKind::Program(_) => "a command gives tokens of its own principal only",
+            AzureKind::Entra(_) | AzureKind::Machine(_) | AzureKind::Offline(_) => return Ok(()),
         };
         Err(SourceError::refused(Reason::advice(format!(
             "{what}, not of client_id {}; leave client_id out, or say `environment` or `machine` as credentials",
@@ -124,25 +124,25 @@ impl Azure {
             self.can_be(id)?;
         }
         let _run = match self.kind {
-            Kind::Az(_) | Kind::Program(_) => self.runs.acquire().await.ok(),
-            Kind::Entra(_) | Kind::Machine(_) | Kind::Offline(_) => None,
+            AzureKind::Az(_) | AzureKind::Program(_) => self.runs.acquire().await.ok(),
+            AzureKind::Entra(_) | AzureKind::Machine(_) | AzureKind::Offline(_) => None,
         };
         let client_id = ask.client_id.as_deref().or(self.client_id.as_deref());
         match &self.kind {
-            Kind::Az(az) => az.token(ask).await,
-            Kind::Entra(entra) => entra.token(&self.upstream, ask).await,
-            Kind::Machine(machine) => machine.token(&self.upstream, ask, client_id).await,
-            Kind::Program(program) => program.token(ask).await,
-            Kind::Offline(made) => made.token(ask, client_id),
+            AzureKind::Az(az) => az.token(ask).await,
+            AzureKind::Entra(entra) => entra.token(&self.upstream, ask).await,
+            AzureKind::Machine(machine) => machine.token(&self.upstream, ask, client_id).await,
+            AzureKind::Program(program) => program.token(ask).await,
+            AzureKind::Offline(made) => made.token(ask, client_id),
         }
     }
 
     /// Extra time for a program, beyond what upstream calls may take.
     fn patience(&self) -> Duration {
         match &self.kind {
-            Kind::Az(az) => az.patience(),
-            Kind::Program(program) => program.patience(),
-            Kind::Entra(_) | Kind::Machine(_) | Kind::Offline(_) => Duration::ZERO,
+            AzureKind::Az(az) => az.patience(),
+            AzureKind::Program(program) => program.patience(),
+            AzureKind::Entra(_) | AzureKind::Machine(_) | AzureKind::Offline(_) => Duration::ZERO,
         }
     }
 }
@@ -150,11 +150,11 @@ impl Azure {
 impl AzureSource for Azure {
     fn kind(&self) -> String {
         match &self.kind {
-            Kind::Az(_) => "az",
-            Kind::Entra(entra) => entra.kind(),
-            Kind::Machine(_) => "managed identity",
-            Kind::Program(_) => "command",
-            Kind::Offline(_) => "offline",
+            AzureKind::Az(_) => "az",
+            AzureKind::Entra(entra) => entra.kind(),
+            AzureKind::Machine(_) => "managed identity",
+            AzureKind::Program(_) => "command",
+            AzureKind::Offline(_) => "offline",
         }
         .to_owned()
     }
@@ -164,7 +164,7 @@ impl AzureSource for Azure {
     }
 
     fn per_container(&self) -> bool {
-        matches!(self.kind, Kind::Offline(_))
+        matches!(self.kind, AzureKind::Offline(_))
     }
 
     fn token<'a>(&'a self, ask: &'a AzureRequest) -> Pending<'a, Result<AzureToken, SourceError>> {
@@ -178,9 +178,9 @@ impl AzureSource for Azure {
 
     fn reload(&self) -> Reloaded {
         match &self.kind {
-            Kind::Az(az) => az.reload(),
-            Kind::Entra(entra) => entra.reload(),
-            Kind::Machine(_) | Kind::Program(_) | Kind::Offline(_) => Reloaded::Same,
+            AzureKind::Az(az) => az.reload(),
+            AzureKind::Entra(entra) => entra.reload(),
+            AzureKind::Machine(_) | AzureKind::Program(_) | AzureKind::Offline(_) => Reloaded::Same,
         }
     }
 

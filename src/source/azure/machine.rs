@@ -22,7 +22,7 @@ use crate::source::http::fault::{Fault, host};
 use crate::source::http::request::{Answer, Call};
 use crate::source::http::secure_url::within;
 use crate::source::variables::Variables;
-use crate::token::{AzureToken, Deadline, MintId, Shown};
+use crate::token::{AzureToken, Deadline, MintId, RenderedReply};
 
 /// Numeric, because a name could be made to resolve elsewhere.
 const ADDRESS: &str = "http://169.254.169.254";
@@ -40,7 +40,7 @@ pub(super) struct Machine {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct TokenJson {
     expires_on: Option<Value>,
     client_id: Option<String>,
 }
@@ -87,7 +87,7 @@ impl Machine {
         }
         let answer = upstream.send(&call).await.map_err(|fault| self.refused(fault, client_id))?;
         let granted = answer.granted()?;
-        let written: Written = answer.json()?;
+        let written: TokenJson = answer.json()?;
         let claimed =
             granted.life.or_else(|| left(&answer, written.expires_on.as_ref()?)).ok_or_else(|| {
                 SourceError::transient(format!("{} gave no token with an expiry; try again", answer.host))
@@ -98,7 +98,7 @@ impl Machine {
             resource: ask.resource.clone(),
             client_id: written.client_id.filter(|id| is_name(id)).or_else(|| client_id.map(str::to_owned)),
             id: MintId::random(),
-            shown: Shown::default(),
+            shown: RenderedReply::default(),
         })
     }
 

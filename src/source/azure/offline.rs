@@ -11,7 +11,7 @@ use crate::cloud::NIL_UUID;
 use crate::source::azure::AzureRequest;
 use crate::source::signer::Signer;
 use crate::source::{SourceError, jwt};
-use crate::token::{AzureToken, Deadline, MintId, Now, Shown};
+use crate::token::{AzureToken, Deadline, MintId, Now, RenderedReply};
 
 const LIFE: u64 = 3600;
 
@@ -43,7 +43,7 @@ impl Made {
             resource: ask.resource.clone(),
             client_id: Some(client_id.to_owned()),
             id: MintId::random(),
-            shown: Shown::default(),
+            shown: RenderedReply::default(),
         })
     }
 }

@@ -15,12 +15,12 @@ pub(super) struct Requested<'a> {
     pub(super) client_id: &'a str,
     pub(super) tenant: &'a str,
     pub(super) resource: &'a str,
-    pub(super) by: By<'a>,
+    pub(super) by: ProofKind<'a>,
 }
 
 /// The proof that was sent.
 #[derive(Debug)]
-pub(super) enum By<'a> {
+pub(super) enum ProofKind<'a> {
     /// The login of the Azure CLI, whose principal is a person.
     Az,
     Secret,
@@ -93,7 +93,7 @@ impl Requested<'_> {
     fn consent(&self) -> String {
         let (id, resource) = (self.client_id, self.resource);
         match self.by {
-            By::Az => format!(
+            ProofKind::Az => format!(
                 "the Azure CLI has no consent for {resource}; run: az login --scope {resource}/.default"
             ),
             _ => format!(
@@ -106,7 +106,9 @@ impl Requested<'_> {
     fn second_factor(&self) -> String {
         let resource = self.resource;
         match self.by {
-            By::Az => format!("the login needs a second factor; run: az login --scope {resource}/.default"),
+            ProofKind::Az => {
+                format!("the login needs a second factor; run: az login --scope {resource}/.default")
+            }
             _ => format!(
                 "{} needs a second factor, which only a person has; run: az login, and say `az`",
                 self.client_id
@@ -116,7 +118,7 @@ impl Requested<'_> {
 
     fn out_of_time(&self) -> String {
         match &self.by {
-            By::Federated { place, .. } => {
+            ProofKind::Federated { place, .. } => {
                 format!(
                     "the token from {place} has expired, or this machine's clock is wrong; it has to be renewed there"
                 )
@@ -128,7 +130,7 @@ impl Requested<'_> {
     fn unknown_certificate(&self) -> String {
         let id = self.client_id;
         match &self.by {
-            By::Certificate(place) => format!(
+            ProofKind::Certificate(place) => format!(
                 "the certificate of {place} is not one of {id}'s; add it with `az ad app credential reset --id {id} \
                  --append --cert @FILE`"
             ),
@@ -139,7 +141,7 @@ impl Requested<'_> {
     /// Issuer, subject and audience have to be the same to the letter, so they are said.
     fn unfederated(&self) -> String {
         let id = self.client_id;
-        let By::Federated { place, claims } = &self.by else {
+        let ProofKind::Federated { place, claims } = &self.by else {
             return format!("the assertion of {id} is not accepted");
         };
         let claim = |name: &str| {
@@ -167,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    fn said(by: By<'_>, number: u32) -> String {
+    fn said(by: ProofKind<'_>, number: u32) -> String {
         let requested =
             Requested { client_id: "app-1", tenant: "tenant-1", resource: "https://storage.azure.com", by };
         let body = json!({
@@ -184,36 +186,36 @@ mod tests {
     #[test]
     fn frequent_errors_say_what_to_do() {
         let claims = json!({"iss": "https://tokens.example", "sub": "repo:o/r:ref:x", "aud": ["api://x"]});
-        let federated = || By::Federated { place: "the variable T".into(), claims: Some(&claims) };
+        let federated = || ProofKind::Federated { place: "the variable T".into(), claims: Some(&claims) };
         for (by, number, words) in [
-            (By::Secret, 7_000_215, "reset --id app-1"),
-            (By::Secret, 7_000_222, "has expired; make a new one"),
-            (By::Secret, 700_016, "tenant tenant-1 has no application app-1"),
-            (By::Secret, 90_002, "no tenant tenant-1"),
-            (By::Secret, 65_001, "admin-consent --id app-1"),
-            (By::Az, 65_001, "az login --scope https://storage.azure.com/.default"),
-            (By::Az, 50_076, "az login --scope https://storage.azure.com/.default"),
-            (By::Az, 50_079, "second factor"),
-            (By::Az, 700_082, "run: az login"),
-            (By::Secret, 500_011, "no resource https://storage.azure.com"),
-            (By::Certificate("c.pem".into()), 700_027, "certificate of c.pem"),
-            (By::Certificate("c.pem".into()), 700_024, "clock is wrong"),
+            (ProofKind::Secret, 7_000_215, "reset --id app-1"),
+            (ProofKind::Secret, 7_000_222, "has expired; make a new one"),
+            (ProofKind::Secret, 700_016, "tenant tenant-1 has no application app-1"),
+            (ProofKind::Secret, 90_002, "no tenant tenant-1"),
+            (ProofKind::Secret, 65_001, "admin-consent --id app-1"),
+            (ProofKind::Az, 65_001, "az login --scope https://storage.azure.com/.default"),
+            (ProofKind::Az, 50_076, "az login --scope https://storage.azure.com/.default"),
+            (ProofKind::Az, 50_079, "second factor"),
+            (ProofKind::Az, 700_082, "run: az login"),
+            (ProofKind::Secret, 500_011, "no resource https://storage.azure.com"),
+            (ProofKind::Certificate("c.pem".into()), 700_027, "certificate of c.pem"),
+            (ProofKind::Certificate("c.pem".into()), 700_024, "clock is wrong"),
             (federated(), 700_024, "token from the variable T has expired"),
             (federated(), 70_021, "issuer https://tokens.example, subject repo:o/r:ref:x, audience api://x"),
             (federated(), 700_213, "federated-credential create --id app-1"),
-            (By::Secret, 123_456, "login.example answered 401 invalid_client AADSTS123456"),
+            (ProofKind::Secret, 123_456, "login.example answered 401 invalid_client AADSTS123456"),
         ] {
             let said = said(by, number);
             assert!(said.contains(words) && said.contains(&format!("AADSTS{number}")), "{number}: {said}");
             assert!(!said.contains("canary"), "{said}");
         }
-        let unread = said(By::Federated { place: "f".into(), claims: None }, 700_021);
+        let unread = said(ProofKind::Federated { place: "f".into(), claims: None }, 700_021);
         assert!(unread.contains("issuer (none)"), "{unread}");
     }
 
     #[test]
     fn a_busy_service_is_asked_again() {
-        let requested = Requested { client_id: "a", tenant: "t", resource: "r", by: By::Secret };
+        let requested = Requested { client_id: "a", tenant: "t", resource: "r", by: ProofKind::Secret };
         for (status, body) in [
             (429, json!({})),
             (503, json!({})),

@@ -103,7 +103,7 @@ impl AuthorizedUser {
 
     /// Refreshes once, without a `scope` parameter: for some grants the server answers `invalid_scope` to
     /// narrower scopes. The token has the scopes that the user consented to.
-    pub(super) async fn access(
+    pub(super) async fn request_token(
         &self,
         upstream: &Upstream,
         token_uri: &str,
@@ -122,7 +122,7 @@ impl AuthorizedUser {
         let answer = upstream.send(&call).await.map_err(|fault| refused(fault, &self.again))?;
         let mut granted = answer.granted()?;
         self.learn(granted.id_token.take(), granted.refresh_token.take());
-        granted.access(&answer, Scopes::default())
+        granted.into_access_token(&answer, Scopes::default())
     }
 
     /// Reads the e-mail from the ID token. The signature is not checked: the token came over TLS directly

@@ -12,7 +12,7 @@ use crate::quote;
 use crate::source::command::{Command, environment};
 use crate::source::expiry::life;
 use crate::source::google::configured::Exec;
-use crate::source::google::external_account::{Brought, Good, brought, span};
+use crate::source::google::external_account::{Good, SubjectAnswer, brought, span};
 use crate::source::variables::Variables;
 use crate::source::{AccessRequest, SourceError, jwt};
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
@@ -66,7 +66,7 @@ impl Provider {
         quote::path(&self.command.program)
     }
 
-    pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+    pub(super) async fn request_token(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
         let scopes: Vec<&str> = ask.scopes.iter().collect();
         let wanted = json!({
             "version": 1, "kind": "access_token", "scopes": scopes, "lifetime_seconds": ask.lifetime,
@@ -101,7 +101,7 @@ impl Provider {
     }
 
     /// Accepts a token for exactly this audience only: another token would be valid at some other service.
-    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+    pub(super) async fn request_identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let (got, now) = self.run(&json!({"version": 1, "kind": "id_token", "audience": audience})).await?;
         let name = self.name();
         let claims = jwt::unverified_claims(got.token.expose())
@@ -123,7 +123,7 @@ impl Provider {
         Ok(IdentityToken { value: got.token, expires: deadline(end, now)?, id: MintId::random() })
     }
 
-    async fn run(&self, wanted: &Value) -> Result<(Brought, Now), SourceError> {
+    async fn run(&self, wanted: &Value) -> Result<(SubjectAnswer, Now), SourceError> {
         let now = Now::read();
         let got = brought(&self.command.run(&wanted.to_string(), &[]).await?, &self.name(), true)?;
         if let Some(account) = &got.account {

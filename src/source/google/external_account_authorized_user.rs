@@ -58,7 +58,7 @@ impl ExternalAccountAuthorizedUser {
     }
 
     /// Refreshes once. As for every login, no scope is sent; the user's consent determines the scopes.
-    pub(super) async fn access(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
+    pub(super) async fn request_token(&self, upstream: &Upstream) -> Result<AccessToken, SourceError> {
         let _turn = self.turn.lock().await;
         let refresh_token = self.refresh_token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let fields = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose().as_str())];
@@ -68,7 +68,7 @@ impl ExternalAccountAuthorizedUser {
         if let Some(new) = granted.refresh_token.take().filter(|new| !new.expose().is_empty()) {
             self.rotate(new);
         }
-        granted.access(&answer, Scopes::default())
+        granted.into_access_token(&answer, Scopes::default())
     }
 
     fn rotate(&self, new: Secret<String>) {

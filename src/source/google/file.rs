@@ -13,7 +13,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::document::Json;
+use crate::source::document::UntypedJson;
 use crate::source::google::authorized_user::{AuthorizedUser, LOGIN, LoginCommand};
 use crate::source::google::endpoints::{Endpoints, UNIVERSE, is_domain};
 use crate::source::google::external_account;
@@ -21,7 +21,7 @@ use crate::source::google::external_account_authorized_user::ExternalAccountAuth
 use crate::source::google::gcloud;
 use crate::source::google::impersonated::{self, DEEPEST, Impersonated};
 use crate::source::google::service_account::ServiceAccount;
-use crate::source::google::{Credential, Kind};
+use crate::source::google::{Credential, CredentialKind};
 use crate::source::http::secure_url::confidential;
 use crate::source::variables::Variables;
 
@@ -30,7 +30,7 @@ const LARGEST_FILE: u64 = 1 << 20;
 
 /// The fields read from a credential file.
 #[derive(Debug, Deserialize)]
-struct File {
+struct CredentialFile {
     #[serde(rename = "type")]
     kind: Option<String>,
     project_id: Option<String>,
@@ -49,11 +49,11 @@ struct File {
     service_account_impersonation_url: Option<String>,
     service_account_impersonation: Option<ImpersonationFile>,
     delegates: Option<Vec<String>>,
-    source_credentials: Option<Box<File>>,
+    source_credentials: Option<Box<CredentialFile>>,
     subject_token_type: Option<String>,
     token_info_url: Option<String>,
     workforce_pool_user_project: Option<String>,
-    credential_source: Option<external_account::Described>,
+    credential_source: Option<external_account::CredentialSource>,
     /// Of the file of an OAuth client, which is often taken for a credential.
     installed: Option<IgnoredAny>,
     web: Option<IgnoredAny>,
@@ -116,13 +116,14 @@ pub(super) fn read(
     let usual =
         gcloud::directory(place("CLOUDSDK_CONFIG"), place("HOME")).map(|folder| folder.join(gcloud::ADC));
     let text = bytes.expose().strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes.expose());
-    let document: Json = serde_json::from_slice(text).map_err(|error| {
+    let document: UntypedJson = serde_json::from_slice(text).map_err(|error| {
         // Logging in again helps only if the file holds a login.
         let login = usual.as_deref() == Some(path) || holds(text, "authorized_user");
         let remedy = if login { format!("; log in again: `{LOGIN}`") } else { String::new() };
         format!("the credential file {name} {}{remedy}", unread_as(text, error.line()))
     })?;
-    let file = File::deserialize(document).map_err(|wrong| format!("the credential file {name}: {wrong}"))?;
+    let file = CredentialFile::deserialize(document)
+        .map_err(|wrong| format!("the credential file {name}: {wrong}"))?;
     let again = LoginCommand::into(path, usual.as_deref());
     let credential = understand(file, (endpoints, variables, &again), 0)
         .map_err(|why| format!("the credential file {name}: {why}"))?;
@@ -176,7 +177,7 @@ fn secret(value: Secrets, key: &str) -> Result<Secret<String>, String> {
 /// The context for parsing a file.
 type With<'a> = (&'a Endpoints, &'a Variables, &'a LoginCommand);
 
-fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, String> {
+fn understand(file: CredentialFile, with: With<'_>, depth: usize) -> Result<Credential, String> {
     let (endpoints, _, again) = with;
     if !file.universe_domain.as_deref().is_none_or(is_domain) {
         return Err("its universe_domain is not a domain".into());
@@ -185,19 +186,19 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
     let universe = set(file.universe_domain.clone());
     let mut token_uri = String::new();
     let kind = match file.kind.as_deref() {
-        Some("service_account") => Kind::ServiceAccount(Box::new(key(file, endpoints)?)),
+        Some("service_account") => CredentialKind::ServiceAccount(Box::new(key(file, endpoints)?)),
         Some("authorized_user") => {
             token_uri = self::token_uri(endpoints, None, universe.as_deref())?;
-            Kind::AuthorizedUser(login(file, again)?)
+            CredentialKind::AuthorizedUser(login(file, again)?)
         }
         Some("external_account_authorized_user") => {
-            Kind::ExternalAccountAuthorizedUser(workforce(file, endpoints, again)?)
+            CredentialKind::ExternalAccountAuthorizedUser(workforce(file, endpoints, again)?)
         }
         Some("impersonated_service_account") if depth >= DEEPEST => {
             return Err(format!("it nests credentials deeper than {DEEPEST}"));
         }
         Some("impersonated_service_account") => {
-            Kind::Impersonated(Box::new(impersonated(file, with, depth)?))
+            CredentialKind::Impersonated(Box::new(impersonated(file, with, depth)?))
         }
         Some("external_account") => external_account(file, with)?,
         Some(known @ "gdch_service_account") => {
@@ -223,7 +224,7 @@ fn understand(file: File, with: With<'_>, depth: usize) -> Result<Credential, St
     Ok(made)
 }
 
-fn key(file: File, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
+fn key(file: CredentialFile, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
     let (own, universe) = (address(file.token_uri), set(file.universe_domain));
     if let Some(own) = own.as_deref().filter(|_| endpoints.token.is_none()) {
         confidential(own, "token_uri")?;
@@ -236,7 +237,7 @@ fn key(file: File, endpoints: &Endpoints) -> Result<ServiceAccount, String> {
     ServiceAccount::new(email, set(file.private_key_id), pem, token_uri, exchanges)
 }
 
-fn login(file: File, again: &LoginCommand) -> Result<AuthorizedUser, String> {
+fn login(file: CredentialFile, again: &LoginCommand) -> Result<AuthorizedUser, String> {
     Ok(AuthorizedUser::new(
         need(file.client_id, "client_id")?,
         // Some clients have an empty one, and the token endpoint is who decides.
@@ -248,7 +249,7 @@ fn login(file: File, again: &LoginCommand) -> Result<AuthorizedUser, String> {
 }
 
 fn workforce(
-    file: File,
+    file: CredentialFile,
     endpoints: &Endpoints,
     again: &LoginCommand,
 ) -> Result<ExternalAccountAuthorizedUser, String> {
@@ -272,7 +273,10 @@ fn workforce(
 }
 
 /// With an impersonation URL, the impersonated account on top of the federated identity.
-fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<Kind, String> {
+fn external_account(
+    file: CredentialFile,
+    (endpoints, variables, _): With<'_>,
+) -> Result<CredentialKind, String> {
     let url = address(file.service_account_impersonation_url);
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
     let universe = set(file.universe_domain);
@@ -288,14 +292,14 @@ fn external_account(file: File, (endpoints, variables, _): With<'_>) -> Result<K
         universe: universe.clone(),
         account: url.as_deref().and_then(impersonated::account_of),
     };
-    let federated = Kind::ExternalAccount(Box::new(fields.federated(endpoints, variables)?));
+    let federated = CredentialKind::ExternalAccount(Box::new(fields.federated(endpoints, variables)?));
     let Some(url) = url else { return Ok(federated) };
     let mut source = Credential::unfiled(federated);
     source.universe = universe;
-    Ok(Kind::Impersonated(Box::new(Impersonated::new(source, &url, vec![], longest, endpoints)?)))
+    Ok(CredentialKind::Impersonated(Box::new(Impersonated::new(source, &url, vec![], longest, endpoints)?)))
 }
 
-fn impersonated(file: File, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
+fn impersonated(file: CredentialFile, with: With<'_>, depth: usize) -> Result<Impersonated, String> {
     let source = file.source_credentials.ok_or("it has no source_credentials")?;
     let url = need(address(file.service_account_impersonation_url), "service_account_impersonation_url")?;
     // gcloud writes one impersonation, with delegates, over a login; deeper nesting is hand-made.

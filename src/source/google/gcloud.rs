@@ -34,7 +34,7 @@ const LOGIN: &str = "gcloud auth login";
 
 /// The gcloud program, run to get tokens of its active account.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(super) struct Gcloud {
     command: Command,
     directory: Option<PathBuf>,
     variables: Variables,
@@ -45,16 +45,16 @@ pub(super) struct Program {
 /// The needed part of `config-helper`'s output.
 #[derive(Debug, Deserialize)]
 struct Helped {
-    credential: Credential,
+    credential: HelperCredential,
 }
 
 #[derive(Debug, Deserialize)]
-struct Credential {
+struct HelperCredential {
     access_token: Secret<String>,
     token_expiry: String,
 }
 
-impl Program {
+impl Gcloud {
     pub(super) fn new(path: PathBuf, directory: Option<PathBuf>, variables: Variables) -> Self {
         let known = Mutex::new(Defaults::read(directory.as_deref(), &variables));
         let inherited = variables.all().map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -76,7 +76,7 @@ impl Program {
         switched
     }
 
-    pub(super) async fn access(&self) -> Result<AccessToken, SourceError> {
+    pub(super) async fn request_token(&self) -> Result<AccessToken, SourceError> {
         let now = Now::read();
         let minimum = format!("--min-expiry={LEAST_LEFT}");
         let printed = self.run(&["config", "config-helper", "--format=json", &minimum]).await?;
@@ -94,7 +94,7 @@ impl Program {
     }
 
     /// Works if the active account is a service account; a user's ID token has gcloud as its only audience.
-    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+    pub(super) async fn request_identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let account = self.defaults().account.unwrap_or_default();
         if !account.ends_with(".gserviceaccount.com") {
             return Err(SourceError::refused(Reason::advice(

@@ -60,7 +60,7 @@ struct Signed {
 }
 
 impl Iam<'_> {
-    pub(super) async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+    pub(super) async fn request_token(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
         if let Some(subject) = &ask.subject {
             return self.stand_in(subject, ask).await;
         }
@@ -95,7 +95,7 @@ impl Iam<'_> {
         })
     }
 
-    pub(super) async fn identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
+    pub(super) async fn request_identity(&self, audience: &str) -> Result<IdentityToken, SourceError> {
         let body = json!({ "audience": audience, "includeEmail": true });
         let answer = self.call("generateIdToken", body).await?;
         let value = answer.json::<GeneratedId>()?.token;

@@ -91,20 +91,20 @@ impl Impersonated {
         }
     }
 
-    pub(super) async fn access(
+    pub(super) async fn request_token(
         &self,
         upstream: &Arc<Upstream>,
         ask: &AccessRequest,
     ) -> Result<AccessToken, SourceError> {
         let lifetime = self.longest.map_or(ask.lifetime, |longest| longest.min(ask.lifetime));
-        self.iam(upstream).access(&AccessRequest { lifetime, ..ask.clone() }).await
+        self.iam(upstream).request_token(&AccessRequest { lifetime, ..ask.clone() }).await
     }
 
-    pub(super) async fn identity(
+    pub(super) async fn request_identity(
         &self,
         upstream: &Arc<Upstream>,
         audience: &str,
     ) -> Result<IdentityToken, SourceError> {
-        self.iam(upstream).identity(audience).await
+        self.iam(upstream).request_identity(audience).await
     }
 }

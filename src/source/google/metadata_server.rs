@@ -33,13 +33,13 @@ const ASKED_ANEW: Duration = Duration::from_secs(300);
 pub(super) struct MetadataServer {
     /// `http://169.254.169.254`, without a trailing slash.
     base: String,
-    known: Mutex<Known>,
+    known: Mutex<InstanceNames>,
     /// When the names were last requested.
     asked: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
+pub(super) struct InstanceNames {
     pub(super) email: Option<String>,
     pub(super) project: Option<String>,
     pub(super) universe: Option<String>,
@@ -66,11 +66,11 @@ impl MetadataServer {
         quote::name(rest.split('/').next().unwrap_or(rest))
     }
 
-    pub(super) fn known(&self) -> Known {
+    pub(super) fn known(&self) -> InstanceNames {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) async fn access(
+    pub(super) async fn request_token(
         &self,
         upstream: &Arc<Upstream>,
         ask: &AccessRequest,
@@ -82,10 +82,10 @@ impl MetadataServer {
         let granted = answer.granted()?;
         self.learn(upstream).await;
         // A virtual machine's token has the machine's scopes, whatever scopes are requested.
-        granted.access(&answer, Scopes::default())
+        granted.into_access_token(&answer, Scopes::default())
     }
 
-    pub(super) async fn identity(
+    pub(super) async fn request_identity(
         &self,
         upstream: &Arc<Upstream>,
         audience: &str,

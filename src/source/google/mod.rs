@@ -53,10 +53,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::failure::Reason;
-use crate::source::flight::{Kept, Outcome};
+use crate::source::flight::{BaseToken, Outcome};
 use crate::source::google::exec::Provider;
 use crate::source::google::external_account::ExternalAccount;
-use crate::source::google::gcloud::Program;
+use crate::source::google::gcloud::Gcloud;
 pub use configured::{Exec, Federation, Provided, TokenFrom};
 pub use endpoints::Endpoints;
 pub use gcloud::adc;
@@ -81,16 +81,16 @@ const BASE_LIFE: u64 = 3600;
 /// A credential from a file or from the config.
 #[derive(Debug)]
 struct Credential {
-    kind: Kind,
+    kind: CredentialKind,
     token_uri: String,
     project: Option<String>,
     quota_project: Option<String>,
     universe: Option<String>,
-    base: Kept,
+    base: BaseToken,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum CredentialKind {
     ServiceAccount(Box<ServiceAccount>),
     AuthorizedUser(AuthorizedUser),
     ExternalAccountAuthorizedUser(ExternalAccountAuthorizedUser),
@@ -98,84 +98,86 @@ enum Kind {
     Exec(Provider),
     Impersonated(Box<Impersonated>),
     MetadataServer(MetadataServer),
-    Gcloud(Program),
+    Gcloud(Gcloud),
 }
 
 impl Credential {
     /// A credential that does not come from a file.
-    fn unfiled(kind: Kind) -> Self {
+    fn unfiled(kind: CredentialKind) -> Self {
         Self {
             kind,
             token_uri: String::new(),
             project: None,
             quota_project: None,
             universe: None,
-            base: Kept::default(),
+            base: BaseToken::default(),
         }
     }
 
     /// The credential's kind, for messages.
     fn word(&self) -> &'static str {
         match &self.kind {
-            Kind::ServiceAccount(_) => "service account key",
-            Kind::AuthorizedUser(_) => "user login",
-            Kind::ExternalAccountAuthorizedUser(_) => "workforce login",
-            Kind::ExternalAccount(federated) => federated.kind(),
-            Kind::Exec(_) => "command",
-            Kind::Impersonated(impersonated) => match &impersonated.source().kind {
-                Kind::ExternalAccount(federated) => federated.kind(),
+            CredentialKind::ServiceAccount(_) => "service account key",
+            CredentialKind::AuthorizedUser(_) => "user login",
+            CredentialKind::ExternalAccountAuthorizedUser(_) => "workforce login",
+            CredentialKind::ExternalAccount(federated) => federated.kind(),
+            CredentialKind::Exec(_) => "command",
+            CredentialKind::Impersonated(impersonated) => match &impersonated.source().kind {
+                CredentialKind::ExternalAccount(federated) => federated.kind(),
                 _ => "impersonated service account",
             },
-            Kind::MetadataServer(_) => "this machine's service account",
-            Kind::Gcloud(_) => "gcloud's account",
+            CredentialKind::MetadataServer(_) => "this machine's service account",
+            CredentialKind::Gcloud(_) => "gcloud's account",
         }
     }
 
     /// Whether its own tokens have exactly the requested scopes.
     fn narrows(&self) -> bool {
         match &self.kind {
-            Kind::ServiceAccount(_) | Kind::ExternalAccount(_) | Kind::Impersonated(_) => true,
-            Kind::AuthorizedUser(_)
-            | Kind::ExternalAccountAuthorizedUser(_)
-            | Kind::Exec(_)
-            | Kind::MetadataServer(_)
-            | Kind::Gcloud(_) => false,
+            CredentialKind::ServiceAccount(_)
+            | CredentialKind::ExternalAccount(_)
+            | CredentialKind::Impersonated(_) => true,
+            CredentialKind::AuthorizedUser(_)
+            | CredentialKind::ExternalAccountAuthorizedUser(_)
+            | CredentialKind::Exec(_)
+            | CredentialKind::MetadataServer(_)
+            | CredentialKind::Gcloud(_) => false,
         }
     }
 
     fn email(&self) -> Option<String> {
         match &self.kind {
-            Kind::ServiceAccount(key) => Some(key.email().to_owned()),
-            Kind::AuthorizedUser(login) => login.email(),
-            Kind::ExternalAccountAuthorizedUser(_) | Kind::ExternalAccount(_) => None,
-            Kind::Exec(provider) => provider.email(),
-            Kind::Impersonated(impersonated) => Some(impersonated.account().to_owned()),
-            Kind::MetadataServer(machine) => machine.known().email,
-            Kind::Gcloud(program) => program.defaults().account,
+            CredentialKind::ServiceAccount(key) => Some(key.email().to_owned()),
+            CredentialKind::AuthorizedUser(login) => login.email(),
+            CredentialKind::ExternalAccountAuthorizedUser(_) | CredentialKind::ExternalAccount(_) => None,
+            CredentialKind::Exec(provider) => provider.email(),
+            CredentialKind::Impersonated(impersonated) => Some(impersonated.account().to_owned()),
+            CredentialKind::MetadataServer(machine) => machine.known().email,
+            CredentialKind::Gcloud(program) => program.defaults().account,
         }
     }
 
     fn project(&self) -> Option<String> {
         self.project.clone().or_else(|| match &self.kind {
-            Kind::MetadataServer(machine) => machine.known().project,
-            Kind::Gcloud(program) => program.defaults().project,
-            Kind::Impersonated(impersonated) => impersonated.source().project(),
+            CredentialKind::MetadataServer(machine) => machine.known().project,
+            CredentialKind::Gcloud(program) => program.defaults().project,
+            CredentialKind::Impersonated(impersonated) => impersonated.source().project(),
             _ => None,
         })
     }
 
     fn universe(&self) -> Option<String> {
         self.universe.clone().or_else(|| match &self.kind {
-            Kind::MetadataServer(machine) => machine.known().universe,
-            Kind::Gcloud(program) => program.defaults().universe,
-            Kind::Impersonated(impersonated) => impersonated.source().universe(),
+            CredentialKind::MetadataServer(machine) => machine.known().universe,
+            CredentialKind::Gcloud(program) => program.defaults().universe,
+            CredentialKind::Impersonated(impersonated) => impersonated.source().universe(),
             _ => None,
         })
     }
 
     fn quota_project(&self) -> Option<String> {
         self.quota_project.clone().or_else(|| match &self.kind {
-            Kind::Gcloud(program) => program.defaults().quota_project,
+            CredentialKind::Gcloud(program) => program.defaults().quota_project,
             _ => None,
         })
     }
@@ -183,7 +185,7 @@ impl Credential {
     /// The pool principal, for messages: its introspected name, else its provider.
     fn principal(&self) -> Option<String> {
         match &self.kind {
-            Kind::ExternalAccount(federated) => Some(federated.principal()),
+            CredentialKind::ExternalAccount(federated) => Some(federated.principal()),
             _ => None,
         }
     }
@@ -191,7 +193,7 @@ impl Credential {
     /// Who a role has to be granted to: an e-mail address, a principal, or the provider of one.
     fn grantee(&self) -> Option<String> {
         match &self.kind {
-            Kind::ExternalAccount(federated) => Some(federated.grantee()),
+            CredentialKind::ExternalAccount(federated) => Some(federated.grantee()),
             _ => self.email(),
         }
     }
@@ -199,9 +201,9 @@ impl Credential {
     /// Extra time for its command, beyond what upstream calls may take.
     fn patience(&self) -> Duration {
         match &self.kind {
-            Kind::ExternalAccount(federated) => federated.patience(),
-            Kind::Exec(provider) => provider.patience(),
-            Kind::Impersonated(impersonated) => impersonated.source().patience(),
+            CredentialKind::ExternalAccount(federated) => federated.patience(),
+            CredentialKind::Exec(provider) => provider.patience(),
+            CredentialKind::Impersonated(impersonated) => impersonated.source().patience(),
             _ => Duration::ZERO,
         }
     }
@@ -209,7 +211,7 @@ impl Credential {
     /// The client for calls with the credential's tokens.
     fn client(&self, plain: &Arc<Upstream>) -> Result<Arc<Upstream>, SourceError> {
         match &self.kind {
-            Kind::ExternalAccount(federated) => federated.client(plain),
+            CredentialKind::ExternalAccount(federated) => federated.client(plain),
             _ => Ok(plain.clone()),
         }
     }
@@ -217,8 +219,8 @@ impl Credential {
     /// Whether a file that it reads for each token changed since the last check.
     fn supplied(&self) -> bool {
         match &self.kind {
-            Kind::ExternalAccount(federated) => federated.supplied(),
-            Kind::Impersonated(impersonated) => impersonated.source().supplied(),
+            CredentialKind::ExternalAccount(federated) => federated.supplied(),
+            CredentialKind::Impersonated(impersonated) => impersonated.source().supplied(),
             _ => false,
         }
     }
@@ -227,8 +229,8 @@ impl Credential {
     /// account's base token is dropped.
     fn switched(&self) -> bool {
         let switched = match &self.kind {
-            Kind::Gcloud(program) => program.switched(),
-            Kind::Exec(provider) => provider.switched(),
+            CredentialKind::Gcloud(program) => program.switched(),
+            CredentialKind::Exec(provider) => provider.switched(),
             _ => false,
         };
         if switched {
@@ -239,8 +241,8 @@ impl Credential {
 
     fn reconnect(&self) {
         match &self.kind {
-            Kind::ExternalAccount(federated) => federated.reconnect(),
-            Kind::Impersonated(impersonated) => impersonated.source().reconnect(),
+            CredentialKind::ExternalAccount(federated) => federated.reconnect(),
+            CredentialKind::Impersonated(impersonated) => impersonated.source().reconnect(),
             _ => {}
         }
     }
@@ -248,60 +250,68 @@ impl Credential {
     /// The account to impersonate, unless it is the credential's own.
     fn other<'a>(&self, account: Option<&'a str>) -> Option<&'a str> {
         let own = match &self.kind {
-            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) | Kind::Exec(_) => None,
+            CredentialKind::AuthorizedUser(_)
+            | CredentialKind::ExternalAccountAuthorizedUser(_)
+            | CredentialKind::Exec(_) => None,
             _ => self.email(),
         };
         account.filter(|account| own.as_deref() != Some(*account))
     }
 
     /// Boxed because a credential may contain another one.
-    fn access<'a>(
+    fn request_token<'a>(
         self: &'a Arc<Self>,
         upstream: &'a Arc<Upstream>,
         ask: &'a AccessRequest,
     ) -> Pending<'a, Result<AccessToken, SourceError>> {
         Box::pin(async move {
             match &self.kind {
-                Kind::ServiceAccount(key) => key.access(upstream, ask).await,
-                Kind::Impersonated(impersonated) => impersonated.access(upstream, ask).await,
+                CredentialKind::ServiceAccount(key) => key.request_token(upstream, ask).await,
+                CredentialKind::Impersonated(impersonated) => impersonated.request_token(upstream, ask).await,
                 _ if ask.subject.is_some() => Err(SourceError::refused(Reason::advice(
                     "only a service account can stand in for a subject; name it with --impersonate",
                 ))),
-                Kind::AuthorizedUser(login) => login.access(upstream, &self.token_uri).await,
-                Kind::ExternalAccountAuthorizedUser(login) => login.access(upstream).await,
-                Kind::ExternalAccount(federated) => federated.access(upstream, &ask.scopes).await,
-                Kind::Exec(provider) => provider.access(ask).await,
-                Kind::MetadataServer(machine) => machine.access(upstream, ask).await,
-                Kind::Gcloud(program) => program.access().await,
+                CredentialKind::AuthorizedUser(login) => login.request_token(upstream, &self.token_uri).await,
+                CredentialKind::ExternalAccountAuthorizedUser(login) => login.request_token(upstream).await,
+                CredentialKind::ExternalAccount(federated) => {
+                    federated.request_token(upstream, &ask.scopes).await
+                }
+                CredentialKind::Exec(provider) => provider.request_token(ask).await,
+                CredentialKind::MetadataServer(machine) => machine.request_token(upstream, ask).await,
+                CredentialKind::Gcloud(program) => program.request_token().await,
             }
         })
     }
 
     /// An ID token of the credential's own account.
-    async fn identity(
+    async fn request_identity(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         endpoints: &Endpoints,
         audience: &str,
     ) -> Result<IdentityToken, SourceError> {
         match &self.kind {
-            Kind::ServiceAccount(key) if key.exchanges() => key.identity(upstream, audience).await,
+            CredentialKind::ServiceAccount(key) if key.exchanges() => {
+                key.request_identity(upstream, audience).await
+            }
             // Without an exchange of assertions, IAM creates ID tokens, called with a self-signed token.
-            Kind::ServiceAccount(key) => {
+            CredentialKind::ServiceAccount(key) => {
                 let endpoint = &endpoints.iam_credentials(endpoints.universe(self.universe.as_deref()));
                 let (account, token_uri) = (key.email(), key.token_uri());
                 let iam = Iam { upstream, endpoint, token_uri, base: self, account, delegates: &[] };
-                iam.identity(audience).await
+                iam.request_identity(audience).await
             }
-            Kind::Impersonated(impersonated) => impersonated.identity(upstream, audience).await,
-            Kind::MetadataServer(machine) => machine.identity(upstream, audience).await,
-            Kind::Gcloud(program) => program.identity(audience).await,
-            Kind::Exec(provider) => provider.identity(audience).await,
-            Kind::ExternalAccount(_) => Err(SourceError::refused(Reason::advice(
+            CredentialKind::Impersonated(impersonated) => {
+                impersonated.request_identity(upstream, audience).await
+            }
+            CredentialKind::MetadataServer(machine) => machine.request_identity(upstream, audience).await,
+            CredentialKind::Gcloud(program) => program.request_identity(audience).await,
+            CredentialKind::Exec(provider) => provider.request_identity(audience).await,
+            CredentialKind::ExternalAccount(_) => Err(SourceError::refused(Reason::advice(
                 "a federated identity has no ID tokens of its own; name a service account, with --impersonate or where \
                  the federation is set up",
             ))),
-            Kind::AuthorizedUser(_) | Kind::ExternalAccountAuthorizedUser(_) => {
+            CredentialKind::AuthorizedUser(_) | CredentialKind::ExternalAccountAuthorizedUser(_) => {
                 Err(SourceError::refused(Reason::advice(
                     "a user login cannot make ID tokens for an audience; name a service account with --impersonate",
                 )))
@@ -315,7 +325,7 @@ impl Credential {
             let (own, upstream) = (self.clone(), upstream.clone());
             let scopes = Scopes::parse(CLOUD_PLATFORM);
             let ask = AccessRequest { scopes, lifetime: BASE_LIFE, ..AccessRequest::default() };
-            async move { own.access(&upstream, &ask).await }
+            async move { own.request_token(&upstream, &ask).await }
         };
         self.base.token(start).await
     }
@@ -327,15 +337,22 @@ impl Credential {
     /// False also if unknown: serving another account's tokens would be the worse mistake.
     fn is_same_account(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {
-            (Kind::ServiceAccount(own), Kind::ServiceAccount(other)) => own.email() == other.email(),
-            (Kind::AuthorizedUser(own), Kind::AuthorizedUser(other)) => {
+            (CredentialKind::ServiceAccount(own), CredentialKind::ServiceAccount(other)) => {
+                own.email() == other.email()
+            }
+            (CredentialKind::AuthorizedUser(own), CredentialKind::AuthorizedUser(other)) => {
                 own.email().is_some() && own.email() == other.email()
             }
-            (Kind::ExternalAccountAuthorizedUser(own), Kind::ExternalAccountAuthorizedUser(other)) => {
+            (
+                CredentialKind::ExternalAccountAuthorizedUser(own),
+                CredentialKind::ExternalAccountAuthorizedUser(other),
+            ) => own.is_same(other),
+            (CredentialKind::ExternalAccount(own), CredentialKind::ExternalAccount(other)) => {
                 own.is_same(other)
             }
-            (Kind::ExternalAccount(own), Kind::ExternalAccount(other)) => own.is_same(other),
-            (Kind::Impersonated(own), Kind::Impersonated(other)) => own.account() == other.account(),
+            (CredentialKind::Impersonated(own), CredentialKind::Impersonated(other)) => {
+                own.account() == other.account()
+            }
             _ => false,
         }
     }

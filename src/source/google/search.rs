@@ -11,10 +11,10 @@ use crate::source::google::downscope;
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::exec::Provider;
 use crate::source::google::file::{self, read};
-use crate::source::google::gcloud::{self, Defaults, Program};
+use crate::source::google::gcloud::{self, Defaults, Gcloud};
 use crate::source::google::iam::Iam;
 use crate::source::google::metadata_server::{self, MetadataServer};
-use crate::source::google::{Credential, INTRODUCTION, Kind};
+use crate::source::google::{Credential, CredentialKind, INTRODUCTION};
 use crate::source::http::client::Upstream;
 use crate::source::stamp::Stamp;
 use crate::source::variables::Variables;
@@ -108,7 +108,7 @@ impl Google {
         upstream: Arc<Upstream>,
     ) -> Result<Self, SourceError> {
         let machine = MetadataServer::new(place.metadata.as_deref().unwrap_or(metadata_server::ADDRESS))?;
-        Ok(Self::of(Kind::MetadataServer(machine), endpoints, upstream, place))
+        Ok(Self::of(CredentialKind::MetadataServer(machine), endpoints, upstream, place))
     }
 
     /// gcloud's active account, ignoring other credentials. `Absent` without the program or an account.
@@ -121,13 +121,13 @@ impl Google {
         let path = place.gcloud.clone().ok_or_else(|| {
             SourceError::absent("gcloud is not on the PATH; install it, or name another source")
         })?;
-        let program = Program::new(path, directory, place.variables.clone());
+        let program = Gcloud::new(path, directory, place.variables.clone());
         if program.defaults().account.is_none() {
             return Err(SourceError::absent(Reason::advice(
                 "gcloud has no active account; run `gcloud auth login`",
             )));
         }
-        Ok(Self::of(Kind::Gcloud(program), endpoints, upstream, place))
+        Ok(Self::of(CredentialKind::Gcloud(program), endpoints, upstream, place))
     }
 
     /// The source that the config defines: another issuer's token to exchange (`federation`), a command that
@@ -141,13 +141,13 @@ impl Google {
         let command = provided.exec.as_ref().map(|exec| exec.command(&place.variables));
         let kind = match (&provided.federation, command) {
             (Some(federation), command) => federation.kind(command, &endpoints, &place.variables)?,
-            (None, Some(command)) => Kind::Exec(Provider::new(command)),
+            (None, Some(command)) => CredentialKind::Exec(Provider::new(command)),
             (None, None) => return Err(SourceError::refused("the config names no provider of credentials")),
         };
         Ok(Self::of(kind, endpoints, upstream, place))
     }
 
-    fn of(kind: Kind, endpoints: Endpoints, upstream: Arc<Upstream>, place: &SearchPaths) -> Self {
+    fn of(kind: CredentialKind, endpoints: Endpoints, upstream: Arc<Upstream>, place: &SearchPaths) -> Self {
         let directory = gcloud::directory(place.cloudsdk_config.as_deref(), place.home.as_deref());
         let gcloud = Defaults::read(directory.as_deref(), &place.variables);
         let digest = ring::digest::digest(&ring::digest::SHA256, b"");
@@ -166,10 +166,10 @@ impl Google {
     /// A notice if the credential is not in a file, for a user who did not choose this source explicitly.
     pub fn notice(&self) -> Option<String> {
         match &self.credential().kind {
-            Kind::MetadataServer(machine) => {
+            CredentialKind::MetadataServer(machine) => {
                 Some(format!("credentials: this machine's own service account, of {}", machine.place()))
             }
-            Kind::Gcloud(program) => Some(format!(
+            CredentialKind::Gcloud(program) => Some(format!(
                 "credentials: gcloud's active account, {} (there are no application default credentials)",
                 program.defaults().account.unwrap_or_default()
             )),
@@ -182,10 +182,10 @@ impl Google {
     /// the first token reports the problem.
     pub async fn introduce(&self) {
         match &self.credential().kind {
-            Kind::MetadataServer(machine) => {
+            CredentialKind::MetadataServer(machine) => {
                 let _ = tokio::time::timeout(INTRODUCTION, machine.learn(&self.upstream)).await;
             }
-            Kind::ServiceAccount(key) if key.exchanges() => {
+            CredentialKind::ServiceAccount(key) if key.exchanges() => {
                 let _ = tokio::time::timeout(INTRODUCTION, self.upstream.clock(key.token_uri())).await;
             }
             _ => {}
@@ -200,16 +200,16 @@ impl Google {
         self.endpoints.universe(credential.universe().as_deref()).to_owned()
     }
 
-    async fn access(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
+    async fn request_token(&self, ask: &AccessRequest) -> Result<AccessToken, SourceError> {
         let (base, upstream) = (&self.credential(), &self.upstream);
         let universe = self.universe(base);
         let token = match base.other(ask.service_account.as_deref()) {
-            None => base.access(upstream, ask).await?,
+            None => base.request_token(upstream, ask).await?,
             Some(account) => {
                 let endpoint = &self.endpoints.iam_credentials(&universe);
                 let token_uri = &self.endpoints.token(None, &universe);
                 let delegates = self.delegates(account);
-                Iam { upstream, endpoint, token_uri, base, account, delegates }.access(ask).await?
+                Iam { upstream, endpoint, token_uri, base, account, delegates }.request_token(ask).await?
             }
         };
         match &ask.boundary {
@@ -220,16 +220,18 @@ impl Google {
         }
     }
 
-    async fn identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
+    async fn request_identity(&self, ask: &IdentityRequest) -> Result<IdentityToken, SourceError> {
         let (base, upstream) = (&self.credential(), &self.upstream);
         match base.other(ask.service_account.as_deref()) {
-            None => base.identity(upstream, &self.endpoints, &ask.audience).await,
+            None => base.request_identity(upstream, &self.endpoints, &ask.audience).await,
             Some(account) => {
                 let universe = self.universe(base);
                 let endpoint = &self.endpoints.iam_credentials(&universe);
                 let token_uri = &self.endpoints.token(None, &universe);
                 let delegates = self.delegates(account);
-                Iam { upstream, endpoint, token_uri, base, account, delegates }.identity(&ask.audience).await
+                Iam { upstream, endpoint, token_uri, base, account, delegates }
+                    .request_identity(&ask.audience)
+                    .await
             }
         }
     }
@@ -267,14 +269,14 @@ impl Source for Google {
     }
 
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
-        Box::pin(self.in_time(self.access(ask)))
+        Box::pin(self.in_time(self.request_token(ask)))
     }
 
     fn identity_token<'a>(
         &'a self,
         ask: &'a IdentityRequest,
     ) -> Pending<'a, Result<IdentityToken, SourceError>> {
-        Box::pin(self.in_time(self.identity(ask)))
+        Box::pin(self.in_time(self.request_identity(ask)))
     }
 
     fn clock(&self) -> Pending<'_, Result<Option<i64>, SourceError>> {
@@ -282,7 +284,7 @@ impl Source for Google {
             let credential = self.credential();
             let usual = self.endpoints.token(None, &self.universe(&credential));
             let place = match &credential.kind {
-                Kind::ServiceAccount(key) if key.exchanges() => key.token_uri(),
+                CredentialKind::ServiceAccount(key) if key.exchanges() => key.token_uri(),
                 _ => &usual,
             };
             Ok(self.upstream.clock(place).await?)

@@ -77,7 +77,7 @@ pub struct Upstream {
 }
 
 /// A client certificate for TLS: the chain, leaf first, and the leaf's key.
-pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(crate) type ClientCertificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl Upstream {
     /// Connects directly. Trusts the system's roots and those in `extra` (private endpoints, tests).
@@ -103,7 +103,7 @@ impl Upstream {
     }
 
     /// The same client with a client certificate, for servers that request one.
-    pub(crate) fn showing(&self, shown: Shown) -> Result<Arc<Self>, SourceError> {
+    pub(crate) fn showing(&self, shown: ClientCertificate) -> Result<Arc<Self>, SourceError> {
         Self::build(self.roots.clone(), &self.proxies, (self.limits, self.skew.clone()), Some(shown))
     }
 
@@ -111,7 +111,7 @@ impl Upstream {
         roots: Arc<RootCertStore>,
         proxies: &Proxies,
         (limits, skew): (Limits, Skew),
-        shown: Option<Shown>,
+        shown: Option<ClientCertificate>,
     ) -> Result<Arc<Self>, SourceError> {
         // The provider is passed explicitly: a process-wide default could be set by any library first.
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -47,18 +47,18 @@ impl fmt::Debug for Proxies {
 }
 
 #[derive(Debug)]
-struct Proxy {
+struct HttpProxy {
     /// `http://HOST:PORT`.
     at: Uri,
     /// `user:password` in base64.
     login: Option<Secret<String>>,
     /// With the only port that it applies to, if the entry names one.
-    none_for: Vec<(Exception, Option<u16>)>,
+    none_for: Vec<(NoProxyEntry, Option<u16>)>,
 }
 
 /// An entry of `NO_PROXY`.
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Exception {
+enum NoProxyEntry {
     Everything,
     /// Address and prefix, in bits.
     Network(IpAddr, u8),
@@ -66,7 +66,7 @@ enum Exception {
     Domain(String),
 }
 
-impl Exception {
+impl NoProxyEntry {
     fn with_port(text: &str) -> Option<(Self, Option<u16>)> {
         let port = text.trim().rsplit_once(':').and_then(|(host, port)| {
             // The last part of a bare IPv6 address is not a port.
@@ -123,7 +123,7 @@ impl Exception {
 #[derive(Clone, Debug)]
 pub struct ProxyConnector {
     direct: HttpConnector,
-    proxy: Option<Arc<Proxy>>,
+    proxy: Option<Arc<HttpProxy>>,
 }
 
 impl ProxyConnector {
@@ -138,11 +138,11 @@ impl ProxyConnector {
             )
         })?;
         let none_for = proxies.none_for.as_deref().unwrap_or_default();
-        let none_for = none_for.split(',').filter_map(Exception::with_port).collect();
-        Ok(Self { direct, proxy: Some(Arc::new(Proxy { at, login, none_for })) })
+        let none_for = none_for.split(',').filter_map(NoProxyEntry::with_port).collect();
+        Ok(Self { direct, proxy: Some(Arc::new(HttpProxy { at, login, none_for })) })
     }
 
-    fn proxy_for(&self, to: &Uri) -> Option<Arc<Proxy>> {
+    fn proxy_for(&self, to: &Uri) -> Option<Arc<HttpProxy>> {
         let tls = to.scheme_str() == Some("https");
         let host = to.host()?.trim_matches(['[', ']']).to_ascii_lowercase();
         let proxy = self.proxy.as_ref().filter(|_| tls)?;

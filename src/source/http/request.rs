@@ -111,7 +111,7 @@ impl Call<'_> {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct TokenResponse {
     access_token: Option<Secret<String>>,
     token_type: Option<String>,
     expires_in: Option<Value>,
@@ -131,7 +131,11 @@ pub(crate) struct Granted {
 
 impl Granted {
     /// The access token; its lifetime counts from when the request was sent.
-    pub(crate) fn access(self, answer: &Answer, scopes: Scopes) -> Result<AccessToken, SourceError> {
+    pub(crate) fn into_access_token(
+        self,
+        answer: &Answer,
+        scopes: Scopes,
+    ) -> Result<AccessToken, SourceError> {
         let claimed = self.life.ok_or_else(|| {
             SourceError::transient(format!("{} gave no token with an expiry; try again", answer.host))
         })?;
@@ -184,7 +188,7 @@ impl Answer {
 
     /// The token in a token endpoint's successful answer (RFC 6749 section 5.1). An empty token is an error.
     pub(crate) fn granted(&self) -> Result<Granted, SourceError> {
-        let written: Written = self.json()?;
+        let written: TokenResponse = self.json()?;
         if written.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
             return Err(SourceError::refused(format!(
                 "{} gave a token of a kind that is not known",

@@ -50,7 +50,7 @@ pub struct Storage {
 
 /// The account that reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Reader<'a> {
+pub struct StorageReader<'a> {
     pub token: &'a Secret<String>,
     /// The account's name, for messages.
     pub account: &'a str,
@@ -60,7 +60,7 @@ pub struct Reader<'a> {
 
 /// One generation of an object.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Found {
+pub struct ObjectMetadata {
     /// As the server sends it, unchecked.
     pub name: String,
     /// Changes with each change of the content.
@@ -72,7 +72,7 @@ pub struct Found {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct ObjectJson {
     name: String,
     generation: String,
     size: String,
@@ -81,9 +81,9 @@ struct Written {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Page {
+struct ListPage {
     #[serde(default)]
-    items: Vec<Written>,
+    items: Vec<ObjectJson>,
     next_page_token: Option<String>,
 }
 
@@ -96,10 +96,10 @@ impl Storage {
     /// The live generation of an object; `None` without the object or its bucket. Errors name the remedy.
     pub async fn object(
         &self,
-        by: Reader<'_>,
+        by: StorageReader<'_>,
         bucket: &str,
         name: &str,
-    ) -> Result<Option<Found>, SourceError> {
+    ) -> Result<Option<ObjectMetadata>, SourceError> {
         let url = self.url(by, bucket, Some(name), &[("fields", "name,generation,size,crc32c")]);
         match self.ask(by, &url).await {
             Ok(answer) => found(answer.json()?, &answer).map(Some),
@@ -112,11 +112,11 @@ impl Storage {
     /// `most`.
     pub async fn list(
         &self,
-        by: Reader<'_>,
+        by: StorageReader<'_>,
         bucket: &str,
         prefix: &str,
         most: usize,
-    ) -> Result<Vec<Found>, SourceError> {
+    ) -> Result<Vec<ObjectMetadata>, SourceError> {
         let (mut all, mut next) = (vec![], None::<String>);
         let most_results = PAGE.to_string();
         for _ in 0..MOST_PAGES {
@@ -128,7 +128,7 @@ impl Storage {
             query.extend(next.as_deref().map(|token| ("pageToken", token)));
             let url = self.url(by, bucket, None, &query);
             let answer = self.ask(by, &url).await.map_err(|fault| told(fault, by, bucket))?;
-            let page: Page = answer.json()?;
+            let page: ListPage = answer.json()?;
             for item in page.items {
                 all.push(found(item, &answer)?);
             }
@@ -146,9 +146,9 @@ impl Storage {
     /// Writes the content of `found` to a new file. After an error the file is partial or absent.
     pub async fn download(
         &self,
-        by: Reader<'_>,
+        by: StorageReader<'_>,
         bucket: &str,
-        object: &Found,
+        object: &ObjectMetadata,
         file: &Path,
     ) -> Result<(), SourceError> {
         let generation = object.generation.to_string();
@@ -161,7 +161,7 @@ impl Storage {
         })
     }
 
-    fn url(&self, by: Reader<'_>, bucket: &str, name: Option<&str>, query: &[(&str, &str)]) -> String {
+    fn url(&self, by: StorageReader<'_>, bucket: &str, name: Option<&str>, query: &[(&str, &str)]) -> String {
         let mut url = format!("{}/storage/v1/b/{}/o", self.endpoint, encoded(bucket));
         url.extend(name.map(|name| format!("/{}", encoded(name))));
         let payer = by.user_project.map(|project| ("userProject", project));
@@ -172,16 +172,16 @@ impl Storage {
         url
     }
 
-    async fn ask(&self, by: Reader<'_>, url: &str) -> Result<Answer, Fault> {
+    async fn ask(&self, by: StorageReader<'_>, url: &str) -> Result<Answer, Fault> {
         self.upstream.send(&Call { bearer: Some(by.token), ..Call::bare(Method::GET, url) }).await
     }
 
     /// One attempt. The inner error is local (this machine's disk), so a retry would not help.
     async fn receive(
         &self,
-        by: Reader<'_>,
+        by: StorageReader<'_>,
         url: &str,
-        object: &Found,
+        object: &ObjectMetadata,
         file: &Path,
     ) -> Result<io::Result<()>, Fault> {
         // Without this header the server would decompress gzip content.
@@ -236,7 +236,7 @@ impl Storage {
 /// Writes the pieces to the file; blocks. The inner error says what is wrong with the received data.
 fn keep(
     file: &Path,
-    wanted: &Found,
+    wanted: &ObjectMetadata,
     mut pieces: mpsc::Receiver<Bytes>,
 ) -> io::Result<Result<(), &'static str>> {
     let mut file = File::create(file)?;
@@ -256,10 +256,10 @@ fn keep(
     })
 }
 
-fn found(written: Written, answer: &Answer) -> Result<Found, SourceError> {
+fn found(written: ObjectJson, answer: &Answer) -> Result<ObjectMetadata, SourceError> {
     let sum = |text: &str| Some(u32::from_be_bytes(STANDARD.decode(text).ok()?.try_into().ok()?));
     let read = || {
-        Some(Found {
+        Some(ObjectMetadata {
             generation: written.generation.parse().ok()?,
             size: written.size.parse().ok()?,
             crc32c: written.crc32c.as_deref().and_then(sum),
@@ -271,7 +271,7 @@ fn found(written: Written, answer: &Answer) -> Result<Found, SourceError> {
 }
 
 /// Turns a fault into an error that tells the user what to do.
-fn told(fault: Fault, by: Reader<'_>, bucket: &str) -> SourceError {
+fn told(fault: Fault, by: StorageReader<'_>, bucket: &str) -> SourceError {
     let Fault::Denied(denial) = &fault else { return fault.into() };
     let (account, bucket) = (by.account, quote::name(bucket));
     let reason = denial.reason.as_deref();

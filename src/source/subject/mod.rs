@@ -14,7 +14,7 @@ use hyper::Method;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::document::Json;
+use crate::source::document::UntypedJson;
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Call;
 use crate::source::http::secure_url::within;
@@ -196,7 +196,7 @@ impl Format {
             Self::Json { field } => {
                 let named = quote::name(field);
                 let no_text = || format!("is not a JSON object with the text {named} in it");
-                let json: Json = serde_json::from_slice(bytes.expose()).map_err(|_| no_text())?;
+                let json: UntypedJson = serde_json::from_slice(bytes.expose()).map_err(|_| no_text())?;
                 json.text(field).map_err(|_| no_text())?.ok_or_else(|| format!("has no {named} in it"))?
             }
         };

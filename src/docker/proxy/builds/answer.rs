@@ -13,13 +13,13 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use super::context::{self, Context, Told};
 use super::message::{Messages, Unread};
 use super::upload::Upload;
-use crate::docker::proxy::texts::Key;
+use crate::docker::proxy::texts::FoundKey;
 
 /// A finding while an answer passes.
 #[derive(Debug)]
 pub(super) enum Matter {
     /// Keys, one text each.
-    Found(Vec<Key>),
+    Found(Vec<FoundKey>),
     /// The answer cannot be judged any further; the reason.
     Unread(&'static str),
     /// Something passes unchecked; what, and why.
@@ -80,7 +80,7 @@ impl Reading {
 }
 
 /// A body that the client answers, judged on its way to the engine.
-pub(super) struct Answer<B = Incoming> {
+pub(super) struct JudgedBody<B = Incoming> {
     inner: B,
     /// Names the body in messages.
     who: String,
@@ -94,7 +94,7 @@ pub(super) struct Answer<B = Incoming> {
     ended: bool,
 }
 
-impl<B> Answer<B> {
+impl<B> JudgedBody<B> {
     pub(super) fn new(inner: B, who: String, reading: Reading, decide: Decide) -> Self {
         Self {
             inner,
@@ -170,7 +170,7 @@ impl<B> Answer<B> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for JudgedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -236,7 +236,7 @@ mod tests {
     use ring::rand::{SecureRandom, SystemRandom};
 
     use super::*;
-    use crate::guard::Rules;
+    use crate::guard::GuardRules;
 
     /// Recorded from buildx 0.29: eight entries, of which `key.pem` consists of 1 704 times `@`.
     const CONTEXT: &[u8] =
@@ -282,8 +282,8 @@ mod tests {
         Reading::Upload(Box::new(Upload::new(rules(allow))))
     }
 
-    fn rules(allow: &[&str]) -> Rules {
-        Rules { allow: allow.iter().map(Into::into).collect(), ..Rules::default() }
+    fn rules(allow: &[&str]) -> GuardRules {
+        GuardRules { allow: allow.iter().map(Into::into).collect(), ..GuardRules::default() }
     }
 
     #[derive(Debug, Default)]
@@ -320,7 +320,7 @@ mod tests {
         end.insert("grpc-status", HeaderValue::from(0));
         let frames: Vec<Result<_, Infallible>> = pieces.chain([Ok(Frame::trailers(end))]).collect();
         let inner = StreamBody::new(stream::iter(frames));
-        let mut answer = Answer::new(inner, "build context".into(), reading, decide);
+        let mut answer = JudgedBody::new(inner, "build context".into(), reading, decide);
         let mut passed = Passed::default();
         while let Some(frame) = answer.frame().await {
             match frame.unwrap().into_data() {
@@ -431,7 +431,7 @@ mod tests {
             [&[0][..], &u32::try_from(packet.len()).unwrap().to_be_bytes(), &packet].concat()
         };
         let piece = vec![b'z'; 32 << 10];
-        let mut context = Context::new(Rules::default());
+        let mut context = Context::new(GuardRules::default());
         let mut push = |bytes: &[u8]| {
             assert_eq!(context.push(Bytes::copy_from_slice(bytes)), Ok(Told::default()));
             std::iter::from_fn(|| context.release()).count()

@@ -16,14 +16,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 
-use super::answer::{Answer, Decide, Matter, Reading, decide, refused, status};
+use super::answer::{Decide, JudgedBody, Matter, Reading, decide, refused, status};
 use super::context::Context;
 use super::control;
 use super::message::Unread;
 use super::upload::Upload;
 use crate::config::proxies::ClientProxies;
 use crate::docker::proxy::engine_client::Opened;
-use crate::guard::Rules;
+use crate::guard::GuardRules;
 use crate::process::Together;
 
 /// Flow-control windows of one answer and of all together; a context comes in one stream.
@@ -34,11 +34,11 @@ const FRAME: u32 = 64 << 10;
 /// gRPC's own bound; the patterns of a `.dockerignore` are sent as headers.
 const HEADERS: u32 = 16 << 20;
 
-pub(super) type Body = Either<Incoming, Either<Full<Bytes>, Answer>>;
+pub(super) type Body = Either<Incoming, Either<Full<Bytes>, JudgedBody>>;
 
 /// The kind of a tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(in crate::docker::proxy) enum Tunnel {
+pub(in crate::docker::proxy) enum BuildTunnel {
     /// The engine calls the client.
     Session,
     /// The client calls the engine.
@@ -48,8 +48,8 @@ pub(in crate::docker::proxy) enum Tunnel {
 /// How calls are judged.
 #[derive(Clone)]
 pub(super) struct Judge {
-    pub(super) tunnel: Tunnel,
-    pub(super) rules: Rules,
+    pub(super) tunnel: BuildTunnel,
+    pub(super) rules: GuardRules,
     pub(super) proxies: ClientProxies,
     pub(super) decide: Decide,
 }
@@ -113,7 +113,7 @@ async fn call(
     judge: Judge,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_string();
-    if judge.tunnel == Tunnel::Control {
+    if judge.tunnel == BuildTunnel::Control {
         return Ok(match asked(request, &path, &judge).await {
             Ok(request) => passed(client.send_request(request).await),
             Err(end) => answered(end),
@@ -147,7 +147,7 @@ async fn call(
     {
         return Ok(answered(refused(&why)));
     }
-    Ok(reply.map(|body| Either::Right(Either::Right(Answer::new(body, who, reading, judge.decide)))))
+    Ok(reply.map(|body| Either::Right(Either::Right(JudgedBody::new(body, who, reading, judge.decide)))))
 }
 
 /// The answer, streamed.
@@ -256,8 +256,8 @@ mod tests {
     async fn a_panic_ends_the_tunnel_with_an_error() {
         let ((caller, engine), (answerer, client)) = (ends(), ends());
         let decide: Decide = Arc::new(|_, _| panic!("on purpose"));
-        let (rules, proxies) = (Rules::default(), ClientProxies::default());
-        let judge = Judge { tunnel: Tunnel::Session, rules, proxies, decide };
+        let (rules, proxies) = (GuardRules::default(), ClientProxies::default());
+        let judge = Judge { tunnel: BuildTunnel::Session, rules, proxies, decide };
         let answer = service_fn(|_: Request<Incoming>| async {
             // A compressed message, which needs a decision.
             let bytes = [CONTEXT, &[1, 0, 0, 0, 0]].concat();

@@ -9,11 +9,11 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::message::{PREFIX, Unread, Value, delimited, fields, framed, once};
-use crate::docker::proxy::texts::Key;
+use super::message::{FieldValue, PREFIX, Unread, delimited, fields, framed, once};
+use crate::docker::proxy::texts::FoundKey;
 use crate::docker::proxy::upload::SIP;
-use crate::guard::Rules;
-use crate::guard::found::Passed;
+use crate::guard::GuardRules;
+use crate::guard::found::PassedOver;
 use crate::guard::stream::Stream;
 
 /// Bits of Go's `fs.FileMode`: directory, symbolic link, device, pipe, socket, character device, irregular.
@@ -28,7 +28,7 @@ const MOST_NAMES: usize = 512 << 20;
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Told {
     /// Keys, one text each.
-    pub(super) found: Vec<Key>,
+    pub(super) found: Vec<FoundKey>,
     /// Files that were not checked, and why.
     pub(super) unverified: Vec<String>,
     /// Reports on files that pass.
@@ -43,21 +43,21 @@ pub(super) fn error(why: &str) -> Option<Bytes> {
 /// Judges the files of one context as they pass.
 #[derive(Debug)]
 pub(super) struct Context {
-    rules: Rules,
+    rules: GuardRules,
     names: Names,
     files: HashMap<u64, File>,
     held: usize,
     out: VecDeque<Bytes>,
     /// Published keys in files that have passed.
-    passed: Passed,
+    passed: PassedOver,
 }
 
 /// A file in transfer; `None` for one in which the config allows keys.
 #[derive(Debug, Default)]
-struct File(Option<Judged>);
+struct File(Option<JudgedTransfer>);
 
 #[derive(Debug)]
-struct Judged {
+struct JudgedTransfer {
     stream: Stream,
     /// Messages held until judged, each with the offset in the file at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
@@ -73,8 +73,8 @@ struct Packet<'a> {
 }
 
 impl Context {
-    pub(super) fn new(rules: Rules) -> Self {
-        let (files, passed) = (HashMap::new(), Passed::default());
+    pub(super) fn new(rules: GuardRules) -> Self {
+        let (files, passed) = (HashMap::new(), PassedOver::default());
         Self { rules, names: Names::default(), files, held: 0, out: VecDeque::new(), passed }
     }
 
@@ -152,11 +152,11 @@ impl Context {
         if self.rules.allows_inside(&name) {
             return Ok(File(None));
         }
-        Ok(File(Some(Judged { stream: Stream::file(&name), waiting: VecDeque::new(), came: 0 })))
+        Ok(File(Some(JudgedTransfer { stream: Stream::file(&name), waiting: VecDeque::new(), came: 0 })))
     }
 }
 
-impl Judged {
+impl JudgedTransfer {
     fn push(&mut self, message: Bytes, part: &Bytes, told: &mut Told) {
         self.came += part.len() as u64;
         self.waiting.push_back((self.came, message));
@@ -166,8 +166,9 @@ impl Judged {
             told.unverified = self.stream.take_unverified();
         }
         let finds = self.stream.take_finds().into_iter();
-        told.found
-            .extend(finds.map(|find| Key::inside(format!("it holds {} at {}", find.kind, find.name), &find)));
+        told.found.extend(
+            finds.map(|find| FoundKey::inside(format!("it holds {} at {}", find.kind, find.name), &find)),
+        );
     }
 
     fn release(&mut self, end: bool) -> Option<Bytes> {
@@ -181,10 +182,10 @@ impl<'a> Packet<'a> {
         let mut packet = Self::default();
         for field in fields(message) {
             match field? {
-                (1, Value::Number(kind)) => once(&mut packet.kind, kind)?,
-                (2, Value::Bytes(stat)) => once(&mut packet.stat, stat)?,
-                (3, Value::Number(id)) => once(&mut packet.id, id)?,
-                (4, Value::Bytes(data)) => once(&mut packet.data, data)?,
+                (1, FieldValue::Number(kind)) => once(&mut packet.kind, kind)?,
+                (2, FieldValue::Bytes(stat)) => once(&mut packet.stat, stat)?,
+                (3, FieldValue::Number(id)) => once(&mut packet.id, id)?,
+                (4, FieldValue::Bytes(data)) => once(&mut packet.data, data)?,
                 _ => return Err(Unread("a packet with an unknown field")),
             }
         }
@@ -205,8 +206,8 @@ impl Names {
         let (mut path, mut mode) = (None, None);
         for field in fields(stat) {
             match field? {
-                (1, Value::Bytes(bytes)) => once(&mut path, bytes)?,
-                (2, Value::Number(bits)) => once(&mut mode, bits)?,
+                (1, FieldValue::Bytes(bytes)) => once(&mut path, bytes)?,
+                (2, FieldValue::Number(bits)) => once(&mut mode, bits)?,
                 _ => {}
             }
         }

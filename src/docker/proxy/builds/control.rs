@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::context::Told;
-use super::message::{Messages, PREFIX, Unread, Value, delimited, fields, framed, once};
+use super::message::{FieldValue, Messages, PREFIX, Unread, delimited, fields, framed, once};
 use crate::config::proxies::ClientProxies;
 use crate::docker::proxy::proxies::of_build;
 use crate::docker::proxy::texts::value as text;
-use crate::guard::Rules;
-use crate::guard::excepted::Part;
+use crate::guard::GuardRules;
+use crate::guard::excepted::TextPart;
 
 /// The longest request is one message.
 pub(super) const LONGEST: usize = (16 << 20) + PREFIX;
@@ -29,14 +29,14 @@ pub(super) fn options(path: &str) -> Option<u64> {
 pub(super) const SESSION: &str = "/moby.buildkit.v1.Control/Session";
 
 /// Judges the options of a complete request, which are in the field `number`.
-pub(super) fn judge(request: Bytes, number: u64, rules: &Rules) -> Result<Told, Unread> {
+pub(super) fn judge(request: Bytes, number: u64, rules: &GuardRules) -> Result<Told, Unread> {
     let mut messages = Messages::default();
     messages.push(request)?;
     let mut told = Told::default();
     while let Some(message) = messages.next()? {
         for field in fields(&message[PREFIX..]) {
             match field? {
-                (found, Value::Bytes(entry)) if found == number => option(entry, rules, &mut told)?,
+                (found, FieldValue::Bytes(entry)) if found == number => option(entry, rules, &mut told)?,
                 _ => {}
             }
         }
@@ -71,13 +71,13 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
     let (mut given, mut named) = (HashMap::new(), false);
     for field in fields(body) {
         match field.ok()? {
-            (found, Value::Bytes(name)) if found == frontend => named = !name.is_empty(),
-            (found, Value::Bytes(entry)) if found == number => {
+            (found, FieldValue::Bytes(name)) if found == frontend => named = !name.is_empty(),
+            (found, FieldValue::Bytes(entry)) if found == number => {
                 let (mut key, mut value) = (vec![], vec![]);
                 for part in fields(entry) {
                     match part.ok()? {
-                        (1, Value::Bytes(bytes)) => key = bytes.to_vec(),
-                        (2, Value::Bytes(bytes)) => value = bytes.to_vec(),
+                        (1, FieldValue::Bytes(bytes)) => key = bytes.to_vec(),
+                        (2, FieldValue::Bytes(bytes)) => value = bytes.to_vec(),
                         _ => return None,
                     }
                 }
@@ -103,20 +103,22 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
 }
 
 /// Judges one entry of a map, which protobuf encodes as a message of key and value.
-fn option(entry: &[u8], rules: &Rules, told: &mut Told) -> Result<(), Unread> {
+fn option(entry: &[u8], rules: &GuardRules, told: &mut Told) -> Result<(), Unread> {
     let (mut key, mut value) = (None, None);
     for field in fields(entry) {
         match field? {
-            (1, Value::Bytes(bytes)) => once(&mut key, bytes)?,
-            (2, Value::Bytes(bytes)) => once(&mut value, bytes)?,
+            (1, FieldValue::Bytes(bytes)) => once(&mut key, bytes)?,
+            (2, FieldValue::Bytes(bytes)) => once(&mut value, bytes)?,
             _ => return Err(Unread("an option with an unknown field")),
         }
     }
     let (key, value) = (String::from_utf8_lossy(key.unwrap_or_default()), value.unwrap_or_default());
     let named = |what, part, name: &str| text(what, part, name, value, rules);
     match key.split_once(':') {
-        Some(("build-arg", name)) => told.found.extend(named("build argument", Part::BuildArgument, name)),
-        Some(("label", name)) => told.found.extend(named("label", Part::Label, name)),
+        Some(("build-arg", name)) => {
+            told.found.extend(named("build argument", TextPart::BuildArgument, name))
+        }
+        Some(("label", name)) => told.found.extend(named("label", TextPart::Label, name)),
         _ if (key == "context" || key.starts_with("context:")) && is_fetched(value) => {
             told.unverified.push("a context that the engine fetches itself".into());
         }
@@ -151,7 +153,7 @@ mod tests {
 
     #[test]
     fn build_arguments_and_labels_are_searched_for_keys() {
-        let rules = Rules::default();
+        let rules = GuardRules::default();
         let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
         for (key, value, found, unverified) in [
             ("build-arg:AWS_SECRET_ACCESS_KEY", aws.as_str(), 1, 0),
@@ -190,9 +192,9 @@ mod tests {
             let message = messages.next().unwrap().unwrap();
             let mut found = std::collections::BTreeMap::new();
             for one in fields(&message[PREFIX..]) {
-                let (7, Value::Bytes(entry)) = one.unwrap() else { continue };
+                let (7, FieldValue::Bytes(entry)) = one.unwrap() else { continue };
                 let parts: Vec<_> = fields(entry).map(Result::unwrap).collect();
-                let [(1, Value::Bytes(key)), (2, Value::Bytes(value))] = parts[..] else {
+                let [(1, FieldValue::Bytes(key)), (2, FieldValue::Bytes(value))] = parts[..] else {
                     panic!("{parts:?}")
                 };
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

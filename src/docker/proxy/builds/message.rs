@@ -77,7 +77,7 @@ fn length(bytes: &[u8]) -> Result<Option<usize>, Unread> {
 
 /// The value of a field. Groups, which nothing here uses, are an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Value<'a> {
+pub(super) enum FieldValue<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
@@ -93,7 +93,7 @@ pub(super) fn fields(message: &[u8]) -> Fields<'_> {
 const BROKEN: Unread = Unread("a message that is not protobuf");
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Value<'a>), Unread>;
+    type Item = Result<(u64, FieldValue<'a>), Unread>;
 
     fn next(&mut self) -> Option<Self::Item> {
         (!self.0.is_empty()).then(|| {
@@ -107,16 +107,16 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn field(&mut self) -> Option<(u64, Value<'a>)> {
+    fn field(&mut self) -> Option<(u64, FieldValue<'a>)> {
         let tag = self.number()?;
         let value = match tag & 7 {
-            0 => Value::Number(self.number()?),
-            1 => Value::Bytes(self.bytes(8)?),
+            0 => FieldValue::Number(self.number()?),
+            1 => FieldValue::Bytes(self.bytes(8)?),
             2 => {
                 let length = usize::try_from(self.number()?).ok()?;
-                Value::Bytes(self.bytes(length)?)
+                FieldValue::Bytes(self.bytes(length)?)
             }
-            5 => Value::Bytes(self.bytes(4)?),
+            5 => FieldValue::Bytes(self.bytes(4)?),
             _ => return None,
         };
         Some((tag >> 3, value)).filter(|(number, _)| *number != 0)

@@ -30,12 +30,12 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Decide, Matter};
-pub(super) use self::calls::Tunnel;
+pub(super) use self::calls::BuildTunnel;
 use self::calls::{BROKEN, End, Judge, carry};
-use super::Settings;
+use super::ProxySettings;
 use super::engine_client::{EngineClient, RawClient, Refusal, Reply, collect, full, opened, opened_engine};
 use super::guard::KeyGuard;
-use super::path::Target;
+use super::path::ApiTarget;
 use super::upgrade::{Raw, forward_raw, needs_upgrade};
 use crate::config::proxies::ClientProxies;
 use crate::console::{Console, Line};
@@ -62,7 +62,7 @@ pub(super) struct Builds {
 }
 
 impl Builds {
-    pub(super) fn new(settings: &Settings, engine: EngineClient, guard: Arc<KeyGuard>) -> Self {
+    pub(super) fn new(settings: &ProxySettings, engine: EngineClient, guard: Arc<KeyGuard>) -> Self {
         Self {
             engine,
             guard,
@@ -79,10 +79,10 @@ impl Builds {
     pub(super) async fn serve_tunnel(
         self: &Arc<Self>,
         mut parts: Parts,
-        target: Target,
+        target: ApiTarget,
         body: Incoming,
         raw: Raw,
-        tunnel: Tunnel,
+        tunnel: BuildTunnel,
     ) -> Result<Reply, Refusal> {
         let mode = self.guard.strictness(true);
         if mode == Mode::Off {
@@ -93,7 +93,7 @@ impl Builds {
         }
         let Some(RawClient::Upgrade(client, protocol)) = raw else { return Err(needs_upgrade()) };
         let uri = target.uri().map_err(Refusal::malformed)?;
-        if tunnel == Tunnel::Session {
+        if tunnel == BuildTunnel::Session {
             self.own_shared_key(&mut parts.headers);
         }
         let request = Request::from_parts(parts, full(bytes::Bytes::new()));
@@ -118,13 +118,13 @@ impl Builds {
         }
     }
 
-    async fn serve(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: Tunnel) {
+    async fn serve(self: &Arc<Self>, client: OnUpgrade, engine: OnUpgrade, mode: Mode, tunnel: BuildTunnel) {
         let both = tokio::join!(opened(client), opened_engine(engine, &self.tasks));
         let (Some(client), Some(engine)) = both else { return };
         let (Ok(client), Ok(engine)) = (End::of(client), End::of(engine)) else { return };
         let (caller, answerer) = match tunnel {
-            Tunnel::Session => (engine, client),
-            Tunnel::Control => (client, engine),
+            BuildTunnel::Session => (engine, client),
+            BuildTunnel::Control => (client, engine),
         };
         let rules = self.guard.rules().clone();
         let proxies = self.client_proxies.clone();
@@ -148,11 +148,11 @@ impl Builds {
         }
     }
 
-    fn decide(self: &Arc<Self>, mode: Mode, tunnel: Tunnel) -> Decide {
+    fn decide(self: &Arc<Self>, mode: Mode, tunnel: BuildTunnel) -> Decide {
         let builds = self.clone();
         let what = match tunnel {
-            Tunnel::Session => "POST /session",
-            Tunnel::Control => "POST /grpc",
+            BuildTunnel::Session => "POST /session",
+            BuildTunnel::Control => "POST /grpc",
         };
         Arc::new(move |who, matter| {
             let decided = match matter {

@@ -5,16 +5,16 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::context::Told;
-use super::message::{PREFIX, Unread, Value, fields, once};
-use crate::docker::proxy::texts::Key;
+use super::message::{FieldValue, PREFIX, Unread, fields, once};
+use crate::docker::proxy::texts::FoundKey;
 use crate::docker::proxy::upload::{SIP, in_archive};
-use crate::guard::Rules;
+use crate::guard::GuardRules;
 use crate::guard::stream::Stream;
 
 /// Judges the stream, an archive or a single file, as it passes.
 #[derive(Debug)]
 pub(super) struct Upload {
-    rules: Rules,
+    rules: GuardRules,
     stream: Stream,
     /// Messages held until judged, each with the offset in the stream at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
@@ -23,7 +23,7 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(rules: Rules) -> Self {
+    pub(super) fn new(rules: GuardRules) -> Self {
         Self { rules, stream: Stream::files(), waiting: VecDeque::new(), came: 0, ended: false }
     }
 
@@ -32,7 +32,7 @@ impl Upload {
         let mut data = None;
         for field in fields(&message[PREFIX..]) {
             match field? {
-                (1, Value::Bytes(bytes)) => once(&mut data, bytes)?,
+                (1, FieldValue::Bytes(bytes)) => once(&mut data, bytes)?,
                 _ => return Err(Unread("an upload with an unknown field")),
             }
         }
@@ -43,7 +43,7 @@ impl Upload {
         Ok(Told { found: self.found(), ..Told::default() })
     }
 
-    fn found(&mut self) -> Vec<Key> {
+    fn found(&mut self) -> Vec<FoundKey> {
         in_archive(self.stream.take_finds(), &self.rules).collect()
     }
 

@@ -13,7 +13,7 @@ use crate::source::google::external_account::subject::Subject;
 use crate::source::google::external_account::subject::executable::Executable;
 use crate::source::google::impersonated::Impersonated;
 use crate::source::google::token_types::JWT;
-use crate::source::google::{Credential, Kind};
+use crate::source::google::{Credential, CredentialKind};
 use crate::source::subject::{FileToken, Format, SubjectToken, UrlToken, azure_devops, github, header};
 use crate::source::variables::Variables;
 
@@ -23,14 +23,15 @@ impl Federation {
         command: Option<Command>,
         endpoints: &Endpoints,
         variables: &Variables,
-    ) -> Result<Kind, SourceError> {
-        let federated = Kind::ExternalAccount(Box::new(self.federated(command, endpoints, variables)?));
+    ) -> Result<CredentialKind, SourceError> {
+        let federated =
+            CredentialKind::ExternalAccount(Box::new(self.federated(command, endpoints, variables)?));
         let Some(account) = &self.service_account else { return Ok(federated) };
         let base = endpoints.iam_credentials(endpoints.universe(None));
         let url = format!("{base}/v1/projects/-/serviceAccounts/{account}:generateAccessToken");
         let source = Credential::unfiled(federated);
         let made = Impersonated::new(source, &url, vec![], None, endpoints).map_err(SourceError::refused)?;
-        Ok(Kind::Impersonated(Box::new(made)))
+        Ok(CredentialKind::Impersonated(Box::new(made)))
     }
 
     /// `command` is used by [`TokenFrom::Command`].

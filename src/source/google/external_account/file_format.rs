@@ -29,7 +29,7 @@ pub(in crate::source) struct Fields {
     pub(in crate::source) client_id: Option<String>,
     pub(in crate::source) client_secret: Option<Secret<String>>,
     pub(in crate::source) workforce_pool_user_project: Option<String>,
-    pub(in crate::source) credential_source: Option<Described>,
+    pub(in crate::source) credential_source: Option<CredentialSource>,
     pub(in crate::source) universe: Option<String>,
     /// The account of the impersonation, if any.
     pub(in crate::source) account: Option<String>,
@@ -37,7 +37,7 @@ pub(in crate::source) struct Fields {
 
 /// `credential_source`. Its kind follows from the fields present, in the order of AIP-4117.
 #[derive(Debug, Default, Deserialize)]
-pub(in crate::source) struct Described {
+pub(in crate::source) struct CredentialSource {
     environment_id: Option<String>,
     region_url: Option<String>,
     regional_cred_verification_url: Option<String>,
@@ -47,8 +47,8 @@ pub(in crate::source) struct Described {
     #[serde(default)]
     headers: Headers,
     format: Option<DescribedFormat>,
-    executable: Option<executable::Described>,
-    certificate: Option<certificate::Described>,
+    executable: Option<executable::ExecutableSource>,
+    certificate: Option<certificate::CertificateSource>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -120,7 +120,7 @@ impl Fields {
     }
 }
 
-impl Described {
+impl CredentialSource {
     fn subject(self, variables: &Variables) -> Result<Subject, String> {
         let format = || match &self.format {
             None => Ok(Format::Text),

@@ -7,8 +7,8 @@ mod file_format;
 mod response;
 mod subject;
 
-pub(super) use file_format::{Described, Fields};
-pub(super) use response::{Brought, Good, brought, span};
+pub(super) use file_format::{CredentialSource, Fields};
+pub(super) use response::{Good, SubjectAnswer, brought, span};
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -126,7 +126,7 @@ impl ExternalAccount {
     }
 
     /// Exchanges once, for exactly `scopes`.
-    pub(super) async fn access(
+    pub(super) async fn request_token(
         &self,
         upstream: &Arc<Upstream>,
         scopes: &Scopes,
@@ -193,7 +193,7 @@ impl ExternalAccount {
                     "the security token service did not say how long its token lives, and such a token is not used",
                 ));
             }
-            granted.access(&answer, scopes.clone())
+            granted.into_access_token(&answer, scopes.clone())
         }))
     }
 

@@ -17,7 +17,7 @@ use crate::source::jwt;
 const SHORTEST_BARE: usize = 20;
 
 #[derive(Deserialize)]
-struct Written {
+struct ResponseJson {
     version: Option<u64>,
     success: Option<bool>,
     token_type: Option<String>,
@@ -45,7 +45,7 @@ pub(in crate::source) enum Good {
 
 /// A successful response.
 #[derive(Debug)]
-pub(in crate::source) struct Brought {
+pub(in crate::source) struct SubjectAnswer {
     pub(in crate::source) good: Good,
     pub(in crate::source) token: Secret<String>,
     pub(in crate::source) expires: Option<SystemTime>,
@@ -66,8 +66,8 @@ pub(super) enum Nothing {
 }
 
 /// Parses a response. Errors contain at most a code: serde's messages would quote the input.
-pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
-    let written: Written = serde_json::from_slice(bytes)
+pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<SubjectAnswer, Nothing> {
+    let written: ResponseJson = serde_json::from_slice(bytes)
         .map_err(|_| Nothing::Malformed("it is not the JSON that is expected"))?;
     match written.version {
         Some(1) => {}
@@ -96,12 +96,16 @@ pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<Brought, Nothing> {
         return Err(Nothing::Expired);
     }
     let account = written.account.filter(|account| !account.is_empty());
-    Ok(Brought { good, token, expires, life: written.expires_in, account })
+    Ok(SubjectAnswer { good, token, expires, life: written.expires_in, account })
 }
 
 /// The token that a finished command returned; `name` is for messages.
 /// `bare_too`: also accepts a bare token, as `gcloud auth print-access-token` or `vault read -field` print.
-pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Result<Brought, SourceError> {
+pub(in crate::source) fn brought(
+    ran: &Ran,
+    name: &str,
+    bare_too: bool,
+) -> Result<SubjectAnswer, SourceError> {
     let read = read(ran.output.expose(), SystemTime::now());
     let read = match read {
         Err(Nothing::Malformed(why)) if bare_too => bare(&ran.output).ok_or(Nothing::Malformed(why)),
@@ -129,14 +133,14 @@ pub(in crate::source) fn brought(ran: &Ran, name: &str, bare_too: bool) -> Resul
 }
 
 /// A single word of token characters (RFC 6750 section 2.1). If it is a JWT, its own `exp` counts.
-fn bare(output: &Secret<Vec<u8>>) -> Option<Brought> {
+fn bare(output: &Secret<Vec<u8>>) -> Option<SubjectAnswer> {
     let text = std::str::from_utf8(output.expose()).ok()?.trim();
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
     if text.len() < SHORTEST_BARE || !text.bytes().all(fits) {
         return None;
     }
     let expires = jwt::unverified_claims(text).and_then(|claims| jwt::expiry(&claims));
-    Some(Brought {
+    Some(SubjectAnswer {
         good: Good::Bare,
         token: Secret::new(text.to_owned()),
         expires,

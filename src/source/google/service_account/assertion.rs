@@ -38,7 +38,7 @@ struct Issued {
 
 impl ServiceAccount {
     /// An access token for exactly the scopes of `ask`, or for the audience given instead of scopes.
-    pub(crate) async fn access(
+    pub(crate) async fn request_token(
         &self,
         upstream: &Arc<Upstream>,
         ask: &AccessRequest,
@@ -130,7 +130,7 @@ impl ServiceAccount {
     }
 
     /// An ID token of the account itself. yup has no such exchange, so the assertion is built here.
-    pub(crate) async fn identity(
+    pub(crate) async fn request_identity(
         &self,
         upstream: &Upstream,
         audience: &str,
@@ -213,7 +213,7 @@ pub(crate) async fn redeem(
 ) -> Result<AccessToken, Redeemed> {
     let fields = [("grant_type", JWT_BEARER), ("assertion", assertion.expose())];
     let answer = upstream.send(&Call::form(token_uri, &fields)).await.map_err(Redeemed::Fault)?;
-    Ok(answer.granted()?.access(&answer, scopes.clone())?)
+    Ok(answer.granted()?.into_access_token(&answer, scopes.clone())?)
 }
 
 pub(crate) fn delegation_refused(account: &str, subject: &str, fault: Fault) -> SourceError {

@@ -25,7 +25,7 @@ const VARIABLE: &str = "GOOGLE_API_CERTIFICATE_CONFIG";
 
 /// `credential_source.certificate` in a credential file.
 #[derive(Debug, Deserialize)]
-pub(in crate::source) struct Described {
+pub(in crate::source) struct CertificateSource {
     use_default_certificate_config: Option<bool>,
     certificate_config_location: Option<PathBuf>,
     trust_chain_path: Option<PathBuf>,
@@ -57,7 +57,7 @@ struct Workload {
 
 impl Certificate {
     /// The error is a fragment about the file.
-    pub(crate) fn described(described: Described, variables: &Variables) -> Result<Self, String> {
+    pub(crate) fn described(described: CertificateSource, variables: &Variables) -> Result<Self, String> {
         let usual = described.use_default_certificate_config.unwrap_or_default();
         let config = match (usual, described.certificate_config_location) {
             (false, Some(named)) => named,

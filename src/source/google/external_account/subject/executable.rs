@@ -13,7 +13,7 @@ use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Command;
-use crate::source::google::external_account::response::{self, Brought, Good, Nothing};
+use crate::source::google::external_account::response::{self, Good, Nothing, SubjectAnswer};
 use crate::source::google::external_account::subject::Purpose;
 use crate::source::subject;
 use crate::source::variables::Variables;
@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 
 /// `credential_source.executable` in a credential file.
 #[derive(Debug, Deserialize)]
-pub(in crate::source) struct Described {
+pub(in crate::source) struct ExecutableSource {
     command: Option<String>,
     timeout_millis: Option<u64>,
     output_file: Option<PathBuf>,
@@ -43,7 +43,7 @@ pub(crate) struct Executable {
 
 impl Executable {
     /// The error is a fragment about the file.
-    pub(crate) fn described(described: Described, variables: &Variables) -> Result<Self, String> {
+    pub(crate) fn described(described: ExecutableSource, variables: &Variables) -> Result<Self, String> {
         let line = described.command.unwrap_or_default();
         let mut words = words(&line).into_iter();
         let program = words.next().map(PathBuf::from).ok_or("its executable has no command")?;
@@ -139,7 +139,7 @@ impl Executable {
     }
 }
 
-fn subject_token(brought: Brought, name: &str) -> Result<Secret<String>, SourceError> {
+fn subject_token(brought: SubjectAnswer, name: &str) -> Result<Secret<String>, SourceError> {
     match brought.good {
         Good::Identity | Good::Subject | Good::Bare => Ok(brought.token),
         Good::Access => Err(SourceError::refused(format!(
