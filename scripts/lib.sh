@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$root/.work
 mkdir -p "$work"
+# Where it is a link, engines are found again by the folder itself.
+work=$(cd "$work" && pwd -P)
 
 say() { printf '%-13s %s\n' "$1" "$2" >&2; }
 die() { say "$1" "$2"; exit 1; }

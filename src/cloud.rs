@@ -65,7 +65,7 @@ pub mod sts {
     pub const LIFETIMES: RangeInclusive<u64> = 900..=43_200;
 }
 
-/// The UUID of nothing: where clients want one and there is none.
+/// The nil UUID, for clients that expect an id where there is none.
 pub const NIL_UUID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// `[identity.NAME.aws]`: the sessions that containers of an identity get. Without a role they get the host's own

@@ -38,7 +38,7 @@ fn take(number: i32) -> Result<ActivatedSocket, Failure> {
     let listener = UnixListener::from(descriptor);
     let address = listener.local_addr().map_err(|error| broken(&what, error))?;
     let path = address.as_pathname().map(PathBuf::from);
-    let path = path.ok_or_else(|| broken(&what, "it is no unix socket with a path"))?;
+    let path = path.ok_or_else(|| broken(&what, "it is not a unix socket with a path"))?;
     listener.set_nonblocking(true).map_err(|error| broken(&what, error))?;
     Ok(ActivatedSocket { listener, path })
 }

@@ -43,7 +43,7 @@ pub async fn explain(
             beyond.push_str(&fetched(&preview.body));
         }
         for key in &preview.told {
-            beyond.push_str(&format!("note          {key}; the guard says so and lets it pass\n"));
+            beyond.push_str(&format!("note          {key}; the guard warns of it and lets it pass\n"));
         }
         print(plain(&(explained(&rules, &preview.task) + &beyond)).trim_end());
         return Ok(Ended::Done);
@@ -129,7 +129,7 @@ pub(super) async fn explained_created(
     let mut text = explained(&rules, &task) + &beyond_the_rules(&preview.outcome, &rules, &task);
     let name = name.trim_start_matches('/');
     text.push_str(&format!(
-        "{name} has no identity in session {session}: this is what its rules say now, and what the engine says of it\n"
+        "{name} has no identity in session {session}: below is what its rules decide now, from the engine's record of it\n"
     ));
     if matches!(rules.policy.decide(&task), Decision::Attach(..))
         && matches!(preview.outcome, PreviewOutcome::Attach(_))
@@ -205,9 +205,9 @@ fn beyond_the_rules(outcome: &PreviewOutcome, rules: &Rules, task: &Task) -> Str
             };
             notices.iter().map(line).collect()
         }
-        PreviewOutcome::Pass(why) if given => format!("all the same it gets no identity: {why}\n"),
+        PreviewOutcome::Pass(why) if given => format!("it gets no identity nevertheless: {why}\n"),
         PreviewOutcome::Pass(_) => String::new(),
-        PreviewOutcome::Refuse(why) => format!("all the same it is refused: {why}\n"),
+        PreviewOutcome::Refuse(why) => format!("it is refused nevertheless: {why}\n"),
     }
 }
 

@@ -61,5 +61,5 @@ pub async fn health_of_listener(at: SocketAddr) -> Result<Ended, Failure> {
     if head.starts_with("http/1.1 ") && head.contains("\r\nmetadata-flavor: google\r\n") {
         return Ok(Ended::Done);
     }
-    Err(Failure::Engine(format!("{at}: what answers there is no metadata server").into()))
+    Err(Failure::Engine(format!("{at}: the server there is not a metadata server").into()))
 }

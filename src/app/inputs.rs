@@ -160,7 +160,7 @@ impl InputFetcher {
         // Blocks: it reads the machine's certificate authorities.
         let made =
             crate::process::aside(move || Upstream::through(&proxies, Limits::default(), vec![])).await;
-        let upstream = made.unwrap_or_else(|| Err(SourceError::transient("no thread can be had")))?;
+        let upstream = made.unwrap_or_else(|| Err(SourceError::transient("no thread could be started")))?;
         Ok(Arc::new(Storage::new(upstream, endpoint)))
     }
 
@@ -195,7 +195,7 @@ impl InputFetcher {
         }
         let (cache, count) = (self.cache.clone(), kept.len());
         let mounted = crate::process::aside(move || cache.mount(kept)).await;
-        match mounted.unwrap_or_else(|| Err("no thread can be had".into())) {
+        match mounted.unwrap_or_else(|| Err("no thread could be started".into())) {
             Ok(mounted) => {
                 got.refused.extend(mounted.left_out);
                 Got { buckets: mounted.buckets, mounted: mounted.lines, ..got }

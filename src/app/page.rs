@@ -17,9 +17,9 @@ use crate::secret::Secret;
 
 const PAGE: &str = include_str!("page.html");
 
-/// An unguessable path, known only to those to whom it is shown.
+/// An unguessable path, which only the people to whom it is shown know.
 pub(super) fn capability() -> Result<Secret<String>, Failure> {
-    loopback::capability().ok_or_else(|| Failure::NotPermitted("no randomness to be had".into()))
+    loopback::capability().ok_or_else(|| Failure::NotPermitted("there are no random numbers".into()))
 }
 
 pub(super) fn reply() -> Response<Full<Bytes>> {

@@ -394,6 +394,6 @@ pub(super) fn session_id() -> Result<String, Failure> {
     let mut bytes = [0_u8; 4];
     SystemRandom::new()
         .fill(&mut bytes)
-        .map_err(|_| Failure::NotPermitted("no randomness to be had".into()))?;
+        .map_err(|_| Failure::NotPermitted("there are no random numbers".into()))?;
     Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }

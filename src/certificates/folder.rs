@@ -42,7 +42,7 @@ impl Folder {
         let found = path.metadata().map_err(failed)?;
         let own = rustix::process::geteuid().as_raw();
         if !found.is_dir() {
-            return Err(format!("{shown}: is no directory; name one, or a path where none is yet"));
+            return Err(format!("{shown}: is not a directory; name one, or a path where none is yet"));
         }
         if found.uid() != own {
             let theirs = found.uid();

@@ -51,7 +51,7 @@ pub enum Command {
         /// Serves programs without Docker at this loopback address; needs no engine
         #[arg(long, value_name = "ADDR", value_parser = loopback)]
         listen: Option<SocketAddr>,
-        /// Serves whoever can connect to ADDR, without the secret path
+        /// Serves everyone who can connect to ADDR, without the secret path
         #[arg(long, requires = "listen")]
         open: bool,
         /// Names the session: its socket is NAME.sock beside those of all sessions [default: default, if that is free]
@@ -64,7 +64,7 @@ pub enum Command {
         /// key.pem are in DIR (DOCKER_CERT_PATH) until the session ends
         #[arg(long, value_name = "DIR", conflicts_with = "listen")]
         tls: Option<PathBuf>,
-        /// Where --tls listens; beyond the loopback, whoever has key.pem can use the engine over the network
+        /// Where --tls listens; beyond the loopback, everyone who has key.pem can use the engine over the network
         #[arg(long, value_name = "IP:PORT", requires = "tls", default_value = "127.0.0.1:0")]
         tls_listen: SocketAddr,
     },
@@ -134,7 +134,7 @@ pub enum Command {
         /// its identity has to allow it (kill_switch = true in [identity.NAME.aws])
         #[arg(long, group = "further")]
         deny_aws: bool,
-        /// Does so; without it, only what else would break is said
+        /// Disables it; without this option, prints what else would stop working
         #[arg(long, requires = "further")]
         yes: bool,
         /// Only in this session, by its id or name
@@ -206,7 +206,7 @@ pub enum ConfigCommand {
         #[command(flatten)]
         config: ConfigFlags<EVERY>,
     },
-    /// Prints every key that is set, and by whom: a flag, a variable or a line of the file
+    /// Prints every key that is set, and where: a flag, a variable or a line of the file
     #[command(after_help = SHOW_CODES)]
     Show {
         #[command(flatten)]

@@ -96,6 +96,6 @@ fn is_bucket(text: &str) -> Result<(), String> {
     {
         Ok(())
     } else {
-        Err("is no bucket's name: lower-case letters, digits, -, _ and dots".into())
+        Err("is not a bucket name: lower-case letters, digits, -, _ and dots".into())
     }
 }

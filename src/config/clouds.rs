@@ -123,7 +123,7 @@ fn one<T>(say: &mut Layers, table: &str, keys: &str, mut all: impl Iterator<Item
             None
         }
         (Some(_), Some(_)) => {
-            say.problem(table, format_args!("says more than one of {keys}; keep one"));
+            say.problem(table, format_args!("has more than one of {keys}; keep one"));
             None
         }
     }
@@ -216,7 +216,7 @@ pub(super) fn aws_identity(
             if given {
                 say.problem(
                     &path(key),
-                    "means nothing with aws.token_from, whose token is exchanged for a role",
+                    "has no effect with aws.token_from, whose token is exchanged for a role",
                 );
             }
         }
@@ -264,7 +264,7 @@ fn policy(say: &mut Layers, path: &str, at: CloudContext<'_>) -> Option<String> 
 fn compact(bytes: &[u8]) -> Result<String, String> {
     let policy: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| "is no JSON")?;
     if policy["Statement"].is_null() {
-        return Err("has no Statement, so it is no policy of IAM".into());
+        return Err("has no Statement, so it is not an IAM policy".into());
     }
     let text = policy.to_string();
     match text.chars().count() <= LONGEST_POLICY {

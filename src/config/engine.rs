@@ -122,7 +122,7 @@ fn look(path: &Path) -> SocketState {
             SocketState::Missing
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => SocketState::Other(
-            "not permitted: a folder on the way lets you not in; run this as its owner".into(),
+            "not permitted: you may not enter a folder of its path; run this as its owner".into(),
         ),
         Err(error) => SocketState::Other(format!("cannot be reached: {error}")),
     }

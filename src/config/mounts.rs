@@ -217,7 +217,7 @@ fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
         at.host.real(&path).map_err(|error| format!("{} cannot be mounted: {error}", quote::path(&path)))?;
     match path.to_str() {
         Some(text) if !text.contains(':') => Ok(Source::Path(path)),
-        _ => Err(format!("{} has a name that the engine cannot be told", quote::path(&path))),
+        _ => Err(format!("{} has a name that no request to the engine can hold", quote::path(&path))),
     }
 }
 

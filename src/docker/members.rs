@@ -50,7 +50,7 @@ impl Engine {
         match self.get(WHAT, &path).await? {
             Value::Array(found) => Ok(found),
             Value::Null => Ok(vec![]),
-            _ => Err(EngineError::Broken(WHAT, "the engine's answer is no list".into())),
+            _ => Err(EngineError::Broken(WHAT, "the engine's answer is not a list".into())),
         }
     }
 }

@@ -68,7 +68,7 @@ fn file_name(arch: &str) -> String {
 
 fn of_program(program: Vec<u8>, arch: &str) -> Result<RelayImage, String> {
     if !elf::is_for(&program, arch) {
-        return Err(format!("is no program for linux/{arch}"));
+        return Err(format!("is not a program for linux/{arch}"));
     }
     if elf::interpreter(&program).is_some() {
         return Err(
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(relay.architecture(), "arm64");
         assert!(refused("amd64").contains("kfp-creds-relay-amd64 cannot be read"));
         put("kfp-creds-relay-amd64", &program(183));
-        assert!(refused("amd64").ends_with("is no program for linux/amd64"), "{}", refused("amd64"));
+        assert!(refused("amd64").ends_with("is not a program for linux/amd64"), "{}", refused("amd64"));
         put("kfp-creds-relay-amd64", &fs::read("/proc/self/exe").unwrap());
         if own_architecture() == "amd64" && elf::interpreter(&fs::read("/proc/self/exe").unwrap()).is_some() {
             assert!(refused("amd64").contains("needs shared libraries"), "{}", refused("amd64"));

@@ -244,9 +244,9 @@ fn not_permitted(path: &Path) -> String {
     });
     match group {
         Some(group) => {
-            format!("it is there, and you may not use it: sudo usermod -aG {group} $USER, then log in anew")
+            format!("you may not use it: sudo usermod -aG {group} $USER, then log in again")
         }
-        None => "it is there, and you may not use it: run this as its owner, or set DOCKER_HOST to an \
+        None => "you may not use it: run this as its owner, or set DOCKER_HOST to an \
                  engine of yours"
             .into(),
     }

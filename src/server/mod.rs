@@ -191,7 +191,7 @@ impl Server {
             match self.reader.ask(from, deadline).await {
                 Some(lease) => Caller::Container(lease),
                 None => {
-                    tracing::debug!(%from, "nobody with a lease calls from there");
+                    tracing::debug!(%from, "no container with a lease has this address");
                     let why = "this container has no identity here (yet): kfp-creds did not attach it";
                     self.recorder.metrics().request(RouteLabel::Metadata, Answered::Unknown);
                     self.recorder.refused(

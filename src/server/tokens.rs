@@ -181,7 +181,7 @@ pub(super) fn nobody() -> No {
 
 pub(super) fn too_many(identity: &Identity) -> String {
     let rate = identity.rate.unwrap_or_default();
-    format!("identity {} has had its {rate} requests of this minute: ask again later", identity.name)
+    format!("identity {} has used its {rate} requests of this minute: ask again later", identity.name)
 }
 
 pub(super) fn left(deadline: Instant) -> Duration {

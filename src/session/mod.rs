@@ -348,7 +348,9 @@ async fn network(
             (EngineError::RangeTaken(holder), owner)
         }
         // Without a visible holder, the range may be in use by something outside the engine.
-        Err(error) if error.is_refusal() => (error, "something that is no network holds its range".into()),
+        Err(error) if error.is_refusal() => {
+            (error, "something other than a network of the engine holds its range".into())
+        }
         Err(error) => return Err(error),
     };
     // Take over the network of a dead session, which stayed because containers still run on it.

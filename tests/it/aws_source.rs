@@ -601,7 +601,7 @@ async fn what_a_command_may_answer() {
         (cat(r#"{"Version":1,"AccessKeyId":"canary-in-a-message"}"#), "access key"),
         (cat(&printed(&keys, r#","Expiration":"canary-in-a-message""#)), "Expiration"),
         (cat(&printed(&keys, &format!(r#","Expiration":"{PAST}""#))), "have expired"),
-        (format!("{}\nexit 255", cat(&printed(&keys, ""))), "brought no AWS keys"),
+        (format!("{}\nexit 255", cat(&printed(&keys, ""))), "returned no AWS keys"),
     ] {
         let why = host.refusal(caller(&text).await);
         assert!(why.contains(word) && why.contains("/tool"), "{word}: {why}");
@@ -741,7 +741,7 @@ async fn a_host_without_credentials_is_told_what_to_do() {
         async |host: &Host, credentials| host.refusal(host.open(credentials).unwrap().caller().await);
     let why = caller(&host, AwsCredentials::Default).await;
     assert!(why.contains("no AWS credentials on this host") && why.contains("aws configure sso"), "{why}");
-    assert!(caller(&host, AwsCredentials::Machine).await.contains("is no metadata service of AWS"));
+    assert!(caller(&host, AwsCredentials::Machine).await.contains("is not a metadata service of AWS"));
     assert!(caller(&host, AwsCredentials::Environment).await.contains("AWS_ACCESS_KEY_ID"));
     host.var("AWS_EC2_METADATA_DISABLED", "True");
     assert!(caller(&host, AwsCredentials::Default).await.contains("AWS_EC2_METADATA_DISABLED"));

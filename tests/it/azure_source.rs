@@ -131,10 +131,10 @@ async fn what_is_no_resource_or_client_id_is_never_sent() {
         ["", "https://storage.azure.com/", "--help", "https://a.example x", "https://a.example\r\nx: y"]
     {
         let why = refusal(azure.token(&AzureRequest { resource: bad.into(), ..ask() }).await);
-        assert!(why.contains("no resource"), "{why}");
+        assert!(why.contains("is not a resource"), "{why}");
     }
     let why = refusal(azure.token(&ask_as("../x")).await);
-    assert!(why.contains("no client id"), "{why}");
+    assert!(why.contains("is not a client id"), "{why}");
     let why = refusal(azure.token(&ask_as(OTHER_APP)).await);
     assert!(why.contains(&format!("belongs to {APP}, not to {OTHER_APP}")), "{why}");
     assert!(fake.seen().is_empty());
@@ -230,9 +230,9 @@ fn what_describes_a_principal_is_checked_at_start() {
     assert!(refusal(opened(&[secret, ("AZURE_CLIENT_ID", APP)])).contains("AZURE_TENANT_ID"));
     assert!(refusal(opened(&[secret, ("AZURE_TENANT_ID", TENANT)])).contains("AZURE_CLIENT_ID"));
     for (bad, words) in [
-        (("AZURE_TENANT_ID", "a/../b"), "no tenant"),
-        (("AZURE_TENANT_ID", "a b"), "no tenant"),
-        (("AZURE_CLIENT_ID", "abc8Q~canary"), "no client id"),
+        (("AZURE_TENANT_ID", "a/../b"), "is not a tenant"),
+        (("AZURE_TENANT_ID", "a b"), "is not a tenant"),
+        (("AZURE_CLIENT_ID", "abc8Q~canary"), "is not a client id"),
         (("AZURE_AUTHORITY_HOST", "http://login.example"), "not an https address"),
         (("AZURE_AUTHORITY_HOST", "https://user:canary@login.example"), "not an https address"),
         (("AZURE_AUTHORITY_HOST", "https://login.example/?x"), "not an https address"),
@@ -622,7 +622,7 @@ async fn a_resource_is_never_more_than_a_word_to_a_shell() {
         ["x;touch${IFS}own", "x$(touch${IFS}own)", "x&>own", "x`touch${IFS}own`", "x|touch", "x*", "x?"]
     {
         let bad = AzureRequest { resource: format!("https://{text}"), ..ask() };
-        assert!(refusal(azure.token(&bad).await).contains("no resource"), "{text}");
+        assert!(refusal(azure.token(&bad).await).contains("is not a resource"), "{text}");
     }
     assert!(!scratch.0.join("own").exists());
 }

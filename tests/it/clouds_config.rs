@@ -126,7 +126,7 @@ fn a_variable_replaces_how_a_file_gets_credentials() {
     assert_eq!((aws.region.as_deref(), azure.tenant.as_deref()), (Some("eu-west-1"), Some("corp.example")));
     assert_eq!(azure.credentials, AzureCredentials::Az);
     let both = [("KFP_CREDS_AWS_PROFILE", "ci"), ("KFP_CREDS_AWS_CREDENTIALS", "machine")];
-    assert!(home.resolve(&both).unwrap_err().contains("says more than one of"));
+    assert!(home.resolve(&both).unwrap_err().contains("has more than one of"));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn mistakes_of_a_cloud_are_told_with_what_to_do() {
             "[aws]\nregion = \"eu-west-1\"\n".to_owned(),
             "has to say one of credentials, profile, exec or token_from",
         ),
-        ("[aws]\nprofile = \"dev\"\ncredentials = \"machine\"\n".into(), "says more than one of"),
+        ("[aws]\nprofile = \"dev\"\ncredentials = \"machine\"\n".into(), "has more than one of"),
         ("[azure]\n".into(), "has to say one of credentials, exec or token_from"),
         ("[azure]\ntoken_from = \"github\"\n".into(), "needs tenant and client_id"),
         (format!("[identity.a.aws]\n{role}\n"), "needs [aws]"),
@@ -207,13 +207,13 @@ fn mistakes_of_a_cloud_are_told_with_what_to_do() {
         (format!("[azure]\nexec = [\"get\"]\n[identity.a.azure]\n{client}\n"), "of their own principal only"),
         (
             format!("{web}[identity.a.aws]\nown_session = true\n"),
-            "`identity.a.aws.own_session`: means nothing",
+            "`identity.a.aws.own_session`: has no effect",
         ),
-        (format!("{web}[identity.a.aws]\n{role}\ntags = true\n"), "`identity.a.aws.tags`: means nothing"),
-        (format!("{web}[identity.a.aws]\n{role}\nexternal_id = \"xx\"\n"), "external_id`: means nothing"),
+        (format!("{web}[identity.a.aws]\n{role}\ntags = true\n"), "`identity.a.aws.tags`: has no effect"),
+        (format!("{web}[identity.a.aws]\n{role}\nexternal_id = \"xx\"\n"), "external_id`: has no effect"),
         (
             format!("{web}[identity.a.aws]\n{role}\nsource_identity = \"xx\"\n"),
-            "source_identity`: means nothing",
+            "source_identity`: has no effect",
         ),
         ("[identity.a.azure]\n".into(), "needs [azure]"),
         ("[aws]\nprofile = \"dev\"\nregoin = \"x\"\n".into(), "did you mean `region`?"),

@@ -230,7 +230,7 @@ async fn what_is_no_resource_is_refused_before_anything_is_asked() {
     {
         let app = clouds.ask(2, &format!("{APP_SERVICE}{bad}"), &secret).await;
         assert_eq!(app.status, 403, "{bad}: {app:?}");
-        assert!(app.json()["message"].as_str().unwrap().contains("is no resource"), "{app:?}");
+        assert!(app.json()["message"].as_str().unwrap().contains("is not a resource"), "{app:?}");
         let machine = clouds.ask(2, &format!("{IMDS}{bad}"), &[METADATA]).await;
         assert_eq!(machine.status, 400, "{bad}: {machine:?}");
     }

@@ -109,13 +109,13 @@ fn the_rule_that_decides_and_those_that_did_not() {
     let privileged = explained("privileged.json").1;
     assert!(
         privileged.ends_with(
-            "all the same it gets no identity: it is privileged, so it could take a neighbour's identity\n"
+            "it gets no identity nevertheless: it is privileged, so it could take a neighbour's identity\n"
         ),
         "{privileged}"
     );
     let keyed = explained("keyed.json").1;
     assert!(
-        keyed.contains("all the same it is refused: the variable AWS_SECRET_ACCESS_KEY holds an AWS"),
+        keyed.contains("it is refused nevertheless: the variable AWS_SECRET_ACCESS_KEY holds an AWS"),
         "{keyed}"
     );
     let (code, warned) = explained_by("warn", "keyed.json");

@@ -89,7 +89,7 @@ fn health_tells_a_metadata_server_from_none() {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
     });
     let (code, said) = health(&["--listen", &at]);
-    assert!(code == Some(69) && said.contains("no metadata server"), "{code:?} {said}");
+    assert!(code == Some(69) && said.contains("is not a metadata server"), "{code:?} {said}");
     answering.join().unwrap();
     assert_eq!(health(&[]), (Some(69), "kfp-creds: no session runs\n".into()));
     assert_eq!(health(&["--session", "team"]).0, Some(69));

@@ -98,7 +98,7 @@ async fn who_pays_is_said_in_every_request() {
     let fixture = Fixture::new();
     fixture.fake.put("bucket", "dir/a", "x");
     fixture.fake.wants_payer("payer-project");
-    refused(fixture.read("dir/a").await, "who reads from this bucket pays");
+    refused(fixture.read("dir/a").await, "the reader pays for this bucket");
     let by = |project: &'static str| StorageReader { user_project: Some(project), ..fixture.by() };
     refused(
         fixture.storage.object(by("another"), "bucket", "dir/a").await,
@@ -163,8 +163,8 @@ async fn what_does_not_pass_is_told_as_what_it_is() {
     for (play, words) in [
         (Play::Status(500), "answered 500"),
         (Play::CutShort, "its answer broke off"),
-        (Play::Longer, "more than it said"),
-        (Play::Other, "is not what it said that the object is (CRC32C)"),
+        (Play::Longer, "more bytes than the object has"),
+        (Play::Other, "does not match the object's checksum (CRC32C)"),
         (Play::Hang, "no answer within"),
         (Play::Redirect, "answered 307 (a redirect"),
         (Play::Page, "not in the API's form"),

@@ -6,7 +6,7 @@ container), at the engine or proxy that DOCKER_HOST names. Half of them are task
 
 Prints one JSON object; exits 0 when nothing was missed, wrong or lost, else 1:
 
-    missed          containers whose first request brought no token
+    missed          containers whose first request returned no token
     wrong_identity  tokens that name another container, or the account of the other task
     lost_codes      waits that did not answer with the container's exit code
     lost_logs       logs that did not hold what the container wrote

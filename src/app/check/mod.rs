@@ -109,7 +109,7 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
     let relay = cell.as_ref().map_or(metadata.relay, |cell| cell.relay);
     let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), None).await?;
     let container = ContainerId::parse(&made)
-        .ok_or_else(|| Failure::Engine(format!("{made} is no container id").into()))?;
+        .ok_or_else(|| Failure::Engine(format!("{made} is not a container id").into()))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
     let attached = opened
         .lifecycle

@@ -205,7 +205,7 @@ pub(super) fn shell(env: &Environment) -> Finding {
             format!("{one} names the credential; containers do not see it").into()
         }
         many => Finding::Odd(
-            format!("{} set: programs on this machine heed it, containers do not see it", many.join(", ")),
+            format!("{} set: programs on this machine follow it, containers do not see it", many.join(", ")),
             format!("unset {}", many.join(" ")),
         ),
     }

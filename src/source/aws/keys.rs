@@ -60,7 +60,7 @@ impl KeysJson {
         keys.account = self.account_id.filter(|id| is_account(id));
         if let Some(end) = self.expiration.filter(|end| !end.is_empty()) {
             let end = moment(&end).ok_or_else(|| {
-                SourceError::refused(format!("{place} gave AWS keys whose Expiration is no time"))
+                SourceError::refused(format!("{place} gave AWS keys whose Expiration is not a time"))
             })?;
             keys = keys.until(end, now, None, LONGEST_LIFE, place)?;
         }

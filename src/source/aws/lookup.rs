@@ -31,7 +31,7 @@ pub(super) enum KeySource {
     Command(Command),
 }
 
-/// Finds the host's keys; each call asks anew.
+/// Finds the host's keys; each call asks again.
 #[derive(Debug)]
 pub(crate) struct Lookup {
     place: KeySource,

@@ -172,7 +172,7 @@ pub(super) async fn of_machine(variables: &Variables, upstream: &Upstream) -> Re
         Ok(Err(_)) | Err(_) => None,
     };
     if session.is_none() {
-        return Err(SourceError::absent(format!("{} is no metadata service of AWS", short(base))));
+        return Err(SourceError::absent(format!("{} is not a metadata service of AWS", short(base))));
     }
     imds.session = session;
     imds.keys(&format!("{base}/latest/meta-data/iam/security-credentials/")).await

@@ -32,7 +32,7 @@ pub(super) async fn keys(command: &Command) -> Result<Keys, SourceError> {
     let ran = command.run("", &[]).await?;
     if !ran.success {
         return Err(SourceError::refused(format!(
-            "the command {name} brought no AWS keys; what it says to that is on the terminal of kfp-creds"
+            "the command {name} returned no AWS keys; its error output is on the terminal of kfp-creds"
         )));
     }
     // serde's messages quote the input, which may be a key.

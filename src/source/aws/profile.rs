@@ -235,7 +235,7 @@ impl Profiles {
         if let Some(line) = profile.text("credential_process") {
             let words = words(line).filter(|words| !words.is_empty());
             let words =
-                words.ok_or_else(|| profile.wrong("has a credential_process that is no command line"))?;
+                words.ok_or_else(|| profile.wrong("has a credential_process that is not a command line"))?;
             return Ok(Base::Process(words));
         }
         let name = quote::name(profile.name);

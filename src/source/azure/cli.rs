@@ -155,7 +155,7 @@ impl TokenCommand {
         let ran = command.run("", &[(RESOURCE_VARIABLE, &ask.resource)]).await?;
         if !ran.success {
             return Err(SourceError::refused(format!(
-                "the command {name} failed; what it says to that is on the terminal of kfp-creds"
+                "the command {name} failed; its error output is on the terminal of kfp-creds"
             )));
         }
         read(ran.output.expose(), &name, now, ask)
@@ -172,7 +172,7 @@ fn read(printed: &[u8], name: &str, now: Now, ask: &AzureRequest) -> Result<Azur
     })?;
     let value = printed.access_token;
     if value.expose().is_empty() || !value.expose().bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(SourceError::refused(format!("{name} printed an accessToken that is none")));
+        return Err(SourceError::refused(format!("{name} printed an accessToken that is not a token")));
     }
     let written = printed.expires_on.as_ref().and_then(end);
     let own = || jwt::unverified_claims(value.expose()).and_then(|claims| jwt::expiry(&claims));

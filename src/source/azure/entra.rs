@@ -110,7 +110,7 @@ impl Entra {
         for (value, what) in [(&tenant, "tenant"), (&client_id, "client id")] {
             if !is_name(value) {
                 return Err(SourceError::refused(format!(
-                    "{} is no {what} of Azure, which is a UUID (or a domain, for a tenant)",
+                    "{} is not a {what} of Azure, which is a UUID (or a domain, for a tenant)",
                     quote::object(value)
                 )));
             }

@@ -58,7 +58,7 @@ impl Azure {
         for (value, key) in [(&settings.tenant, "tenant"), (&settings.client_id, "client_id")] {
             if let Some(value) = value.as_ref().filter(|value| !is_name(value)) {
                 return Err(SourceError::refused(format!(
-                    "azure.{key}: {} is no name in Azure",
+                    "azure.{key}: {} is not a name in Azure",
                     quote::object(value)
                 )));
             }
@@ -113,13 +113,16 @@ impl Azure {
     async fn exchange(&self, ask: &AzureRequest) -> Result<AzureToken, SourceError> {
         if resource(&ask.resource).as_ref() != Ok(&ask.resource) {
             return Err(SourceError::refused(format!(
-                "{} is no resource, such as https://storage.azure.com",
+                "{} is not a resource, such as https://storage.azure.com",
                 quote::object(&ask.resource)
             )));
         }
         if let Some(id) = &ask.client_id {
             if !is_name(id) {
-                return Err(SourceError::refused(format!("{} is no client id of Azure", quote::object(id))));
+                return Err(SourceError::refused(format!(
+                    "{} is not a client id of Azure",
+                    quote::object(id)
+                )));
             }
             self.can_be(id)?;
         }

@@ -21,7 +21,7 @@ pub fn resource(text: &str) -> Result<String, String> {
     if begins && ends && (is_id || plain.contains(':')) && plain.len() <= LONGEST && plain.bytes().all(fits) {
         return Ok(plain.to_owned());
     }
-    Err(format!("{} is no resource, such as https://storage.azure.com", quote::object(text)))
+    Err(format!("{} is not a resource, such as https://storage.azure.com", quote::object(text)))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Provider {
             Good::Access | Good::Bare => {}
             Good::Identity | Good::Subject => {
                 return Err(SourceError::refused(format!(
-                    "the command {name} brought a token to exchange; say in credentials.workload_identity_provider \
+                    "the command {name} returned a token to exchange; say in credentials.workload_identity_provider \
                      who exchanges it"
                 )));
             }
@@ -108,16 +108,16 @@ impl Provider {
             .filter(|_| matches!(got.good, Good::Identity | Good::Bare));
         let claims = claims.ok_or_else(|| {
             SourceError::refused(Reason::advice(format!(
-                "the command {name} brings no ID tokens; name a service account with --impersonate"
+                "the command {name} returns no ID tokens; name a service account with --impersonate"
             )))
         })?;
         if !is_for(&claims["aud"], audience) {
             return Err(SourceError::refused(format!(
-                "the command {name} brought an ID token for another audience"
+                "the command {name} returned an ID token for another audience"
             )));
         }
         let end = jwt::expiry(&claims).ok_or_else(|| {
-            SourceError::refused(format!("the command {name} brought an ID token without an expiry"))
+            SourceError::refused(format!("the command {name} returned an ID token without an expiry"))
         })?;
         let end = got.expires.map_or(end, |said| said.min(end));
         Ok(IdentityToken { value: got.token, expires: deadline(end, now)?, id: MintId::random() })

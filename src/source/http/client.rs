@@ -245,7 +245,7 @@ impl Upstream {
 }
 
 /// The machine's certificate authorities, else Mozilla's as of this build: a container often has none. Whoever
-/// `named` some means those, even if there are none. The text is what the user has to know.
+/// `named` some means those, even if there are none. The text is a notice for the user.
 fn authorities(native: Vec<CertificateDer<'static>>, named: bool) -> (RootCertStore, Option<&'static str>) {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(native);

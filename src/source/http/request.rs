@@ -201,7 +201,7 @@ impl Answer {
         let life = match written.expires_in {
             None | Some(Value::Null) => None,
             Some(given) => Some(seconds(&given).ok_or_else(|| {
-                SourceError::transient(format!("{} gave a token whose expires_in is no number", self.host))
+                SourceError::transient(format!("{} gave a token whose expires_in is not a number", self.host))
             })?),
         };
         Ok(Granted { token, life, id_token: written.id_token, refresh_token: written.refresh_token })

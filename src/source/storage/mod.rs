@@ -209,7 +209,7 @@ impl Storage {
             process::aside(move || keep(&file, &wanted, arriving))
         );
         match kept {
-            None => Ok(Err(io::Error::other("no thread can be had"))),
+            None => Ok(Err(io::Error::other("no thread could be started"))),
             Some(Err(error)) => Ok(Err(error)),
             Some(Ok(came)) => sent.and_then(|()| came.map_err(|why| Fault::unreachable(url, why))).map(Ok),
         }
@@ -244,14 +244,14 @@ fn keep(
     while let Some(piece) = pieces.blocking_recv() {
         came += piece.len() as u64;
         if came > wanted.size {
-            return Ok(Err("it sends more than it said that the object has"));
+            return Ok(Err("it sends more bytes than the object has"));
         }
         sum = crc32c::add(sum, &piece);
         file.write_all(&piece)?;
     }
     Ok(match (came == wanted.size, wanted.crc32c.is_none_or(|wanted| wanted == sum)) {
         (false, _) => Err("its answer broke off"),
-        (true, false) => Err("what it sends is not what it said that the object is (CRC32C)"),
+        (true, false) => Err("the content does not match the object's checksum (CRC32C)"),
         (true, true) => Ok(()),
     })
 }
@@ -280,7 +280,7 @@ fn told(fault: Fault, by: StorageReader<'_>, bucket: &str) -> SourceError {
     }
     SourceError::refused(match denial.status {
         400 if reason == Some("required") && by.user_project.is_none() => {
-            format!("{denial}: who reads from this bucket pays for it; say who, by quota_project")
+            format!("{denial}: the reader pays for this bucket; name the project to charge by quota_project")
         }
         401 => format!(
             "{denial}: it does not take the token of {account}; is endpoints.storage the right place?"

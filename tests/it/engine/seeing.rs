@@ -286,7 +286,7 @@ fn an_identity_has_its_rate_and_a_container_its_choice() {
     // gcloud takes a 404 on an ID token, and dies of anything else.
     let identity = format!("{IDENTITY}https://a.example -w ' %{{http_code}}'");
     let said = session.ok(&["run", "--rm", &image, "sh", "-c", &identity]);
-    assert!(said.contains("identity default has had its 2 requests of this minute"), "{said}");
+    assert!(said.contains("identity default has used its 2 requests of this minute"), "{said}");
     assert!(said.ends_with(" 404"), "{said}");
     let chosen = ["run", "--rm", "-e", "KFP_CREDS_IDENTITY=other", &image, "sh", "-c", &codes];
     assert_eq!(session.ok(&chosen), "200 200 200");
@@ -323,7 +323,7 @@ fn why_a_container_got_what_it_got_or_nothing() {
     assert!(text.contains("no identity: not a kfp task; attach it with --all or a [[rule]]\n"), "{text}");
     let text = explain(&called);
     assert!(text.contains("rule 2 matches\n"), "{text}");
-    assert!(text.contains("all the same it gets no identity: it is privileged"), "{text}");
+    assert!(text.contains("it gets no identity nevertheless: it is privileged"), "{text}");
     assert!(text.contains(&format!("{called} has no identity in session")), "{text}");
     session.ok(&["rm", &live, &plain, &strong]);
 }

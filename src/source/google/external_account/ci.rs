@@ -86,7 +86,7 @@ impl Federation {
                 SubjectToken::Url(UrlToken { url: url.clone(), method, headers, format: format() })
             }
             TokenFrom::Command => {
-                let command = command.ok_or_else(|| SourceError::refused("no command brings the token"))?;
+                let command = command.ok_or_else(|| SourceError::refused("no command returns the token"))?;
                 return Ok(Subject::Executable(Executable::provider(command)));
             }
         }))

@@ -95,7 +95,7 @@ impl Fields {
         let user_project = self.workforce_pool_user_project.filter(|project| !project.is_empty());
         if user_project.is_some() && !super::is_workforce(&audience) {
             return Err(
-                "its workforce_pool_user_project is for workforce pools, and its audience is none".into()
+                "its workforce_pool_user_project is for workforce pools, and its audience is not one".into(),
             );
         }
         let client = self.client_id.filter(|id| !id.is_empty()).map(|id| {

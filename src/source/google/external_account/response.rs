@@ -87,10 +87,10 @@ pub(super) fn read(bytes: &[u8], now: SystemTime) -> Result<SubjectAnswer, Nothi
         Some(JWT) => (Good::Subject, written.id_token),
         Some(SAML2) => (Good::Subject, written.saml_response),
         None => return Err(Nothing::Malformed("it has no token_type")),
-        Some(_) => return Err(Nothing::Malformed("its token_type is none that is known")),
+        Some(_) => return Err(Nothing::Malformed("its token_type is unknown")),
     };
     let token = token.filter(|token| !token.expose().is_empty());
-    let token = token.ok_or(Nothing::Malformed("it has no token of the kind that its token_type says"))?;
+    let token = token.ok_or(Nothing::Malformed("it has no token of its token_type"))?;
     let expires = written.expiration_time.map(seconds).transpose()?;
     if expires.is_some_and(|end| end <= now) {
         return Err(Nothing::Expired);
@@ -111,19 +111,19 @@ pub(in crate::source) fn brought(
         Err(Nothing::Malformed(why)) if bare_too => bare(&ran.output).ok_or(Nothing::Malformed(why)),
         read => read,
     };
-    let said = "what it says to that is on the terminal of kfp-creds";
+    let said = "its error output is on the terminal of kfp-creds";
     match read {
         Ok(brought) if ran.success => Ok(brought),
         Err(Nothing::Failed(Some(code))) => {
-            Err(SourceError::refused(format!("the command {name} brought no token (code {code}); {said}")))
+            Err(SourceError::refused(format!("the command {name} returned no token (code {code}); {said}")))
         }
         Err(Nothing::Failed(None)) => {
-            Err(SourceError::refused(format!("the command {name} brought no token; {said}")))
+            Err(SourceError::refused(format!("the command {name} returned no token; {said}")))
         }
         // Checked before the output: a command that failed rarely writes complete JSON.
         _ if !ran.success => Err(SourceError::refused(format!("the command {name} failed; {said}"))),
         Err(Nothing::Expired) => {
-            Err(SourceError::refused(format!("the command {name} brought a token that has expired")))
+            Err(SourceError::refused(format!("the command {name} returned a token that has expired")))
         }
         Err(Nothing::Malformed(why)) => {
             Err(SourceError::refused(format!("the answer of the command {name} is not understood: {why}")))

@@ -143,7 +143,7 @@ fn subject_token(brought: SubjectAnswer, name: &str) -> Result<Secret<String>, S
     match brought.good {
         Good::Identity | Good::Subject | Good::Bare => Ok(brought.token),
         Good::Access => Err(SourceError::refused(format!(
-            "the command {name} brought an access token where a token to exchange is wanted"
+            "the command {name} returned an access token; a token to exchange is expected"
         ))),
     }
 }
