@@ -49,7 +49,7 @@
 //!
 //! Inputs in Cloud Storage: `inputs.rs` finds the objects that a task names (storey 1);
 //! `docker/proxy/inputs.rs` requests and mounts them; `app/inputs.rs` fetches them, `app/cache.rs` keeps
-//! them; `source/storage.rs` is the client, `source/storage/crc32c.rs` its checksums.
+//! them; `source/storage/mod.rs` is the client.
 //!
 //! # One container, one request
 //!

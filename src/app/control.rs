@@ -28,6 +28,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::oneshot;
 
 use super::about::About;
 use super::credentials::Credentials;
@@ -122,7 +123,7 @@ impl ControlServer {
         });
     }
 
-    async fn answer<B>(&self, request: &Request<B>, through: &Listener) -> ControlReply {
+    async fn answer<B>(self: &Arc<Self>, request: &Request<B>, through: &Listener) -> ControlReply {
         let query = |name: &str| {
             let pairs = request.uri().query().unwrap_or_default();
             url::form_urlencoded::parse(pairs.as_bytes())
@@ -166,21 +167,38 @@ impl ControlServer {
                 }
             }
             (&Method::POST, "/kill-switch", Listener::Control) => {
-                self.disable(&query("account").unwrap_or_default()).await
+                let (this, account) = (self.clone(), query("account").unwrap_or_default());
+                self.to_its_end(async move { this.disable(&account).await }).await
             }
             (&Method::GET | &Method::POST, "/deny-aws", Listener::Control) => {
-                let container = query("container").filter(|_| query("all").is_none());
+                // A request that names nothing is about no container, and not about all.
+                let container = query("all").is_none().then(|| query("container").unwrap_or_default());
                 match self.aws_sessions(container.as_deref()) {
                     Err((status, why)) => text(status, &why),
                     Ok(found) if request.method() == Method::GET => {
                         let said: Vec<String> = found.iter().map(Denied::consequences).collect();
                         text(StatusCode::OK, &said.concat())
                     }
-                    Ok(found) => self.deny_aws(&found).await,
+                    Ok(found) => {
+                        let this = self.clone();
+                        self.to_its_end(async move { this.deny_aws(&found).await }).await
+                    }
                 }
             }
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
         }
+    }
+
+    /// Runs `work` to its end and record even if the client goes away meanwhile.
+    async fn to_its_end(&self, work: impl Future<Output = ControlReply> + Send + 'static) -> ControlReply {
+        let (done, reply) = oneshot::channel();
+        self.proxy.tasks.spawn("change in the cloud", async move {
+            // Nobody waits for the reply any more if it cannot be sent.
+            let _ = done.send(work.await);
+        });
+        let lost =
+            |_| text(StatusCode::INTERNAL_SERVER_ERROR, "the outcome is not known; look at the audit log\n");
+        reply.await.unwrap_or_else(lost)
     }
 
     /// The AWS sessions of the container that `wanted` names, also after its end; without, of all that have an

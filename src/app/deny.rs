@@ -35,7 +35,7 @@ pub(super) fn chosen(
         let allows = aws.is_some_and(|aws| aws.kill_switch && aws.role.as_ref() == Some(&made.role));
         if !allows {
             let why = format!(
-                "identity {name} does not allow to deny its AWS sessions; say kill_switch = true in [identity.{name}.aws] \
+                "identity {name} does not allow to deny its AWS sessions; set kill_switch = true in [identity.{name}.aws] \
                  and start a new session, or put a policy on the role yourself: it denies aws:userid {}\n",
                 made.user_id
             );

@@ -206,7 +206,7 @@ fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
     let path: PathBuf = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => {
             let home = at.env.home().ok_or("starts at your home, and HOME is not set")?;
-            at.host.there(&home).unwrap_or(home).join(rest.trim_start_matches('/'))
+            at_home(&home, text, at)?.join(rest.trim_start_matches('/'))
         }
         Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),
         None if text.starts_with('/') => text.into(),
@@ -219,6 +219,17 @@ fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
         Some(text) if !text.contains(':') => Ok(Source::Path(path)),
         _ => Err(format!("{} has a name that no request to the engine can hold", quote::path(&path))),
     }
+}
+
+/// What the engine's machine calls the home of this user.
+fn at_home(home: &Path, text: &str, at: Places<'_>) -> Result<PathBuf, String> {
+    if at.host.at().is_none() {
+        return Ok(home.into());
+    }
+    at.host.there(home).ok_or_else(|| {
+        let why = "starts at your home, which is not below the host root; write the path of the engine's machine out";
+        format!("{} {why}", quote::value(text))
+    })
 }
 
 /// The base of a relative source is a directory of this program; the engine has to be told what its machine calls it.

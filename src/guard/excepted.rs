@@ -58,10 +58,13 @@ impl Named {
         let part = TextPart::ALL.into_iter().find(|part| part.word() == word)?;
         if part == TextPart::Object {
             let uri = name.strip_prefix("//")?;
-            let bucket = uri.split('/').next().unwrap_or_default();
-            return Some(match bucket {
+            let uri = uri.trim_end_matches('/');
+            // As a path, such a name would lead out of the bucket's folder. Objects with such names are not fetched.
+            let unfit = uri.split('/').any(|part| matches!(part, "" | "." | ".."));
+            return Some(match uri {
                 "" => Err("names no bucket; write gs://BUCKET/OBJECT"),
-                _ => Ok(Self { part, name: name.trim_end_matches('/').into() }),
+                _ if unfit => Err("has an empty part, . or .. in it; write gs://BUCKET/OBJECT"),
+                _ => Ok(Self { part, name: format!("//{uri}") }),
             });
         }
         Some(match name {
@@ -122,7 +125,18 @@ mod tests {
         assert!(matches!(named("env:"), Some(Err(_))) && matches!(named("env:A=b"), Some(Err(_))));
         assert_eq!(named("gs://b/dir/o=1"), Some(Ok((TextPart::Object, "//b/dir/o=1".into()))));
         assert_eq!(named("gs://b/dir/"), Some(Ok((TextPart::Object, "//b/dir".into()))));
-        assert!(matches!(named("gs://"), Some(Err(_))) && matches!(named("gs:///o"), Some(Err(_))));
+        for unfit in [
+            "gs://",
+            "gs:///o",
+            "gs://b//home/me",
+            "gs://b//.",
+            "gs://b/.",
+            "gs://b/../other",
+            "gs://..",
+            "gs://b/a//b",
+        ] {
+            assert!(matches!(named(unfit), Some(Err(_))), "{unfit}");
+        }
         for path in ["gs:b", "tests/data", "a:b", "/x/env:A", "./env:A", "environment"] {
             assert_eq!(named(path), None, "{path}");
             assert_eq!(path_entry(path), path);

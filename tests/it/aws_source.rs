@@ -837,8 +837,16 @@ async fn one_container_s_session_is_denied_at_iam_and_no_other() {
             && host.aws.denies("loader", "kfp-load-ffffffffffff")
     );
 
+    // IAM would put the policy on the role of that name in the host's own account.
+    let before = host.aws.inline();
+    let foreign =
+        deny("arn:aws:iam::210987654321:role/loader", &user_id.replace("0123456789ab", "eeeeeeeeeeee"));
+    let why = host.refusal(aws.deny(&foreign).await);
+    assert!(why.contains("is of another account than the host's (123456789012)"), "{why}");
+    assert_eq!(host.aws.inline(), before);
+
     let gone = deny("arn:aws:iam::123456789012:role/gone", &user_id);
-    assert!(host.refusal(aws.deny(&gone).await).contains("there is no such role"));
+    assert!(host.refusal(aws.deny(&gone).await).contains("the host's account has no such role"));
     for _ in 0..3 {
         host.aws.instead(400, &refusal("Throttling"));
     }

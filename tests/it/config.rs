@@ -337,6 +337,9 @@ fn mounts_are_paths_of_the_engines_machine() {
         "{elsewhere}"
     );
     assert!(!elsewhere.contains("mount[1]"), "{elsewhere}");
+    // The home of this program is not that of anybody on that machine.
+    let home = resolved(below, &["~/data"]).unwrap_err();
+    assert!(home.contains("starts at your home, which is not below the host root"), "{home}");
 }
 
 #[test]

@@ -260,6 +260,8 @@ pub(super) fn take_out(body: &mut Value, brought: &Brought) {
 
 /// The bucket whose objects this bind would mount, if they were fetched.
 pub(super) fn bucket_of<'a>(source: &str, target: &'a str, fetched: Option<&Path>) -> Option<&'a str> {
-    let fetched = fetched.is_some_and(|folder| Path::new(source).starts_with(folder));
-    target.strip_prefix("/gcs/").filter(|_| fetched)
+    let (source, bucket) = (Path::new(source), target.strip_prefix("/gcs/")?);
+    // The client chooses the target; the folder is called as its bucket.
+    let fetched = fetched.is_some_and(|folder| source.starts_with(folder));
+    (fetched && source.file_name() == Some(bucket.as_ref())).then_some(bucket)
 }

@@ -11,11 +11,11 @@ use crate::secret::Secret;
 use crate::source::aws::denial::KeyFailure;
 use crate::source::aws::endpoint::is_region;
 use crate::source::aws::host::Host;
-use crate::source::aws::keys::Keys;
+use crate::source::aws::keys::{CallerIdentity, Keys};
 use crate::source::aws::lookup::{KeySource, Lookup};
 use crate::source::aws::offline::{self, AwsOffline};
 use crate::source::aws::session::{self, LONGEST_CHAINED};
-use crate::source::aws::sts::{Assume, CallerIdentity, Sts};
+use crate::source::aws::sts::{Assume, Sts};
 use crate::source::aws::{AwsCredentials, AwsRequest, AwsSettings, AwsSource, Deny, iam};
 use crate::source::command::{Command, environment};
 use crate::source::http::client::Upstream;
@@ -196,17 +196,42 @@ impl Aws {
         };
         let base = self.iam.clone().map_or_else(|| host.lookup().iam(), |base| Ok(Some(base)))?;
         let keys = host.keys(BASE_FLOOR).await.map_err(present)?;
-        match iam::deny(&self.upstream, base.as_deref(), &keys, ask).await {
+        match self.denied_by(host, &keys, base.as_deref(), ask).await {
             Err(refusal) if refusal.keys_are_over => {
                 host.forget(&keys);
                 let again = host.keys(BASE_FLOOR).await.map_err(present)?;
                 if again.is_same(&keys) {
                     return Err(refusal.error);
                 }
-                Ok(iam::deny(&self.upstream, base.as_deref(), &again, ask).await?)
+                Ok(self.denied_by(host, &again, base.as_deref(), ask).await?)
             }
             outcome => Ok(outcome?),
         }
+    }
+
+    /// IAM takes the role's name alone and looks for it in the account of whoever asks: in another account, the
+    /// policy would be put on a role of the same name.
+    async fn denied_by(
+        &self,
+        host: &Host,
+        keys: &Keys,
+        base: Option<&str>,
+        ask: &Deny,
+    ) -> Result<(), KeyFailure> {
+        // Why the host's identity is not known may be that its keys are over.
+        let asked = self.identify(host, keys).await;
+        let own = asked.map_err(|error| KeyFailure { keys_are_over: true, error })?.account;
+        let account = ask.role.split(':').nth(4).unwrap_or_default();
+        if own != account {
+            return Err(SourceError::refused(Reason::advice(format!(
+                "the role {} is of another account than the host's ({}); put the policy on it with credentials of its own \
+                 account",
+                quote::name(&ask.role),
+                quote::name(&own)
+            )))
+            .into());
+        }
+        iam::deny(&self.upstream, base, keys, ask).await
     }
 
     async fn assume(
@@ -254,8 +279,12 @@ impl Aws {
     }
 
     async fn identify(&self, host: &Host, keys: &Keys) -> Result<CallerIdentity, SourceError> {
+        if let Some(known) = keys.identity.get() {
+            return Ok(known.clone());
+        }
         let (base, region) = (host.lookup().sts()?, host.region());
-        self.sts(base.as_deref(), region.as_deref()).caller(keys).await
+        let found = self.sts(base.as_deref(), region.as_deref()).caller(keys).await?;
+        Ok(keys.identity.get_or_init(|| found).clone())
     }
 
     async fn exchanged(

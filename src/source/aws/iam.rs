@@ -124,7 +124,9 @@ fn advice(denial: &Denial, code: &str) -> &'static str {
             "the host's user or role needs the permission iam:PutRolePolicy on that role, and no boundary or policy of \
              the organisation may deny it"
         }
-        "NoSuchEntity" => "there is no such role; it may have been deleted, and its sessions end with it",
+        "NoSuchEntity" => {
+            "the host's account has no such role; if it was deleted, its sessions ended with it"
+        }
         "LimitExceeded" => {
             "the role's inline policies are at their limit of 10 240 characters; delete those named kfp-creds-cut-off-… \
              whose sessions have ended"

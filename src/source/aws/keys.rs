@@ -25,8 +25,26 @@ pub(crate) struct Keys {
     pub(crate) account: Option<String>,
     /// Whether they are an assumed role's, once that is known: AWS then limits further roles to an hour.
     pub(crate) of_role: OnceLock<bool>,
+    /// Whose keys AWS says these are, once it was asked.
+    pub(super) identity: OnceLock<CallerIdentity>,
     /// `aws:userid` of a role's session, if known.
     pub(crate) user_id: Option<String>,
+}
+
+/// Who signs: the answer of `GetCallerIdentity`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CallerIdentity {
+    /// Twelve digits.
+    pub account: String,
+    /// `arn:aws:sts::123456789012:assumed-role/NAME/SESSION`, or a user's.
+    pub arn: String,
+}
+
+impl CallerIdentity {
+    /// Whether it is an assumed role, whose further roles live for an hour at most.
+    pub(super) fn is_role(&self) -> bool {
+        self.arn.split(':').nth(5).is_some_and(|resource| resource.starts_with("assumed-role/"))
+    }
 }
 
 impl fmt::Debug for Keys {
@@ -85,8 +103,9 @@ impl Keys {
                 "{place} gave no AWS access key id and secret access key that are understood"
             )));
         };
-        let (expires, account, of_role, user_id) = (None, None, OnceLock::new(), None);
-        Ok(Self { id, secret, session_token: full(session_token), expires, account, of_role, user_id })
+        let (expires, account, user_id) = (None, None, None);
+        let (of_role, identity, session_token) = (OnceLock::new(), OnceLock::new(), full(session_token));
+        Ok(Self { id, secret, session_token, expires, account, of_role, identity, user_id })
     }
 
     /// `AWS_ACCESS_KEY_ID` and its like. `AWS_CREDENTIAL_EXPIRATION` is what `aws configure export-credentials`

@@ -37,9 +37,9 @@ use crate::token::AwsSession;
 use crate::workload::ContainerId;
 
 pub use client::Aws;
+pub use keys::CallerIdentity;
 pub(in crate::source) use keys::Keys;
 pub use session::{session_name, tag_value};
-pub use sts::CallerIdentity;
 
 /// `[aws]`.
 #[derive(Clone, Debug, Eq, PartialEq)]

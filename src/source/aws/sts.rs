@@ -6,7 +6,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::aws::denial::{self, CODES, KeyFailure, What};
 use crate::source::aws::endpoint::{self, GLOBAL_REGION};
-use crate::source::aws::keys::{Keys, is_account, moment};
+use crate::source::aws::keys::{CallerIdentity, Keys, is_account, moment};
 use crate::source::aws::query::{Service, not_understood, read};
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Answer;
@@ -35,22 +35,6 @@ pub(super) struct Assume<'a> {
     pub(super) tags: &'a [(String, String)],
     pub(super) source_identity: Option<&'a str>,
     pub(super) external_id: Option<&'a str>,
-}
-
-/// Who signs: the answer of `GetCallerIdentity`.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct CallerIdentity {
-    /// Twelve digits.
-    pub account: String,
-    /// `arn:aws:sts::123456789012:assumed-role/NAME/SESSION`, or a user's.
-    pub arn: String,
-}
-
-impl CallerIdentity {
-    /// Whether it is an assumed role, whose further roles live for an hour at most.
-    pub(super) fn is_role(&self) -> bool {
-        self.arn.split(':').nth(5).is_some_and(|resource| resource.starts_with("assumed-role/"))
-    }
 }
 
 impl Assume<'_> {

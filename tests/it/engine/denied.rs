@@ -104,6 +104,13 @@ fn an_aws_session_is_denied_only_after_a_dry_run_and_consent() {
     assert!(place.aws.denies("loader", &denied) && !place.aws.denies("loader", &kept));
     session.wait_for("were denied by hand", std::time::Duration::from_secs(2));
 
+    let control = session.socket.with_extension("ctl");
+    let mut misspelt = std::process::Command::new("curl");
+    misspelt
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", "--unix-socket"])
+        .arg(&control);
+    let answer = misspelt.arg("http://localhost/deny-aws?contaner=x").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "404", "a request that names nothing denies nothing");
     let (code, text) = cut_off(&session, &["--all", "--deny-aws", "--yes"]);
     assert!(code == Some(0) && place.aws.denies("loader", &kept), "{code:?} {text}");
     assert!(place.aws.denies("loader", &denied), "an earlier policy stays");

@@ -61,13 +61,19 @@ fn a_notebook_in_a_browser_has_credentials_and_shows_them() {
     let idle = "return document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]') !== null \
         && document.querySelectorAll('.jp-CodeCell .cm-content').length >= 6";
     until("the kernel is idle", Duration::from_secs(60), || browser.run(idle) == true);
-    browser.run("document.querySelector('.jp-CodeCell .cm-content').focus()");
     let shown = |what: &str| {
         browser.run(&format!(
             "return [...document.querySelectorAll('.jp-CodeCell')].slice(0, 6).map((cell) => {{ {what} }}).join('|')"
         ))
     };
     for number in 1..=CELLS.len() {
+        // Keys that are pressed before the cell has the focus are lost.
+        let focused = format!(
+            "const cell = document.querySelectorAll('.jp-CodeCell')[{}]; cell.querySelector('.cm-content').focus(); \
+             return cell.classList.contains('jp-mod-active') && cell.contains(document.activeElement)",
+            number - 1
+        );
+        until("the cell has the focus", Duration::from_secs(20), || browser.run(&focused) == true);
         browser.chord(RUN);
         let done = format!("|[{number}]:|");
         until(
