@@ -189,7 +189,7 @@ impl Located {
         if self.found == FileLookup::Own || Trusted::open(env)?.holds(self) {
             return Ok(());
         }
-        Err(format!("{path} changed; the session takes it up once you trust it: kfp-creds config trust"))
+        Err(format!("{path} changed; the session reads it again once you trust it: kfp-creds config trust"))
     }
 
     pub(super) fn exposed(&self) -> Option<&'static str> {

@@ -109,7 +109,7 @@ pub(crate) fn trees() -> String {
          | `GET /metadata/instance?api-version=\u{2026}` with `Metadata: true` | `{}` |\n\n\
          `client_id` may be that of the identity; another one, and any `object_id`, `principal_id`, `mi_res_id` or `msi_res_id`, is a \
          400. `R` has to be one of\nthe identity's `azure.resources`, if there are any: else 403 at App Service, 400 at the metadata service. \
-         What may pass is a 503; below\n`/metadata` nothing is a 404, which clients repeat.\n",
+         A failure that may pass is a 503. Below\n`/metadata` no answer is a 404, because clients retry after a 404.\n",
         azure("/metadata/identity/info?api-version=2018-02-01"),
         azure("/metadata/instance?api-version=2021-02-01"),
     )

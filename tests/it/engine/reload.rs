@@ -76,7 +76,7 @@ fn new_rules_count_for_new_containers_and_broken_ones_do_not() {
 fn a_projects_file_counts_once_its_content_is_trusted() {
     let session = Session::offline(&other("first"), &[]);
     rewrite(&session, &other("second"));
-    session.wait_for("the session takes it up once you trust it", SOON);
+    session.wait_for("the session reads it again once you trust it", SOON);
     std::thread::sleep(Duration::from_secs(3));
     let untrusted = started(&session);
     assert_eq!(identity(&session, &untrusted), "first by default");
