@@ -34,6 +34,7 @@ use super::about::About;
 use super::credentials::Credentials;
 use super::deny::Denied;
 use super::explain::{explained, explained_created};
+use super::named::select;
 use super::status::Status;
 use super::{deny, kill_switch, page};
 use crate::console::Console;
@@ -350,53 +351,6 @@ fn is_local<B>(request: &Request<B>) -> bool {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     matches!(name, "localhost" | "[::1]") || name.parse().is_ok_and(|at: std::net::Ipv4Addr| at.is_loopback())
-}
-
-/// Those of `all` that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id. Several
-/// tasks may share a name (iterations, retries), and all of them are selected; the beginning of an id must be unique.
-fn select<T: Granted + Clone>(all: &[T], wanted: &str) -> Result<Vec<T>, (StatusCode, String)> {
-    let named: Vec<T> = all
-        .iter()
-        .filter(|one| {
-            let task = &one.grant().task;
-            let name = task.name.as_deref().map(|name| name.trim_start_matches('/'));
-            !wanted.is_empty() && (name == Some(wanted) || task.to_string() == wanted)
-        })
-        .cloned()
-        .collect();
-    let hex = wanted.len() >= 4 && wanted.bytes().all(|b| b.is_ascii_hexdigit());
-    let by_id = all.iter().filter(|one| hex && one.grant().container.as_str().starts_with(wanted));
-    let by_id: Vec<T> = by_id.cloned().collect();
-    match (named.is_empty(), by_id.as_slice()) {
-        (true, []) => Err((
-            StatusCode::NOT_FOUND,
-            format!("no container {} has an identity in this session\n", quote::name(wanted)),
-        )),
-        (true, [_]) => Ok(by_id),
-        (false, []) => Ok(named),
-        _ => {
-            let why =
-                format!("{} means several containers: give more digits of the id\n", quote::name(wanted));
-            Err((StatusCode::CONFLICT, why))
-        }
-    }
-}
-
-/// What belongs to one container.
-trait Granted {
-    fn grant(&self) -> &Grant;
-}
-
-impl Granted for JoinedMember {
-    fn grant(&self) -> &Grant {
-        &self.grant
-    }
-}
-
-impl Granted for Grant {
-    fn grant(&self) -> &Grant {
-        self
-    }
 }
 
 fn json_reply(value: &impl serde::Serialize) -> ControlReply {

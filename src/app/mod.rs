@@ -20,6 +20,7 @@ mod host_loopback;
 mod inputs;
 mod kill_switch;
 mod name;
+mod named;
 mod page;
 mod processes;
 mod proxied;
