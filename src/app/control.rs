@@ -174,17 +174,7 @@ impl ControlServer {
             (&Method::GET | &Method::POST, "/deny-aws", Listener::Control) => {
                 // A request that names nothing is about no container, and not about all.
                 let container = query("all").is_none().then(|| query("container").unwrap_or_default());
-                match self.aws_sessions(container.as_deref()) {
-                    Err((status, why)) => text(status, &why),
-                    Ok(found) if request.method() == Method::GET => {
-                        let said: Vec<String> = found.iter().map(Denied::consequences).collect();
-                        text(StatusCode::OK, &said.concat())
-                    }
-                    Ok(found) => {
-                        let this = self.clone();
-                        self.to_its_end(async move { this.deny_aws(&found).await }).await
-                    }
-                }
+                self.deny_aws(container.as_deref(), request.method() == Method::POST).await
             }
             _ => text(StatusCode::NOT_FOUND, "no such path\n"),
         }
@@ -221,8 +211,23 @@ impl ControlServer {
         deny::chosen(&self.rules.now(), all, is_chosen, &quote::name(wanted))
     }
 
+    /// Shows what would be denied; does it if it is `meant`.
+    async fn deny_aws(self: &Arc<Self>, container: Option<&str>, meant: bool) -> ControlReply {
+        match self.aws_sessions(container) {
+            Err((status, why)) => text(status, &why),
+            Ok(found) if meant => {
+                let this = self.clone();
+                self.to_its_end(async move { this.deny(&found).await }).await
+            }
+            Ok(found) => {
+                let said: Vec<String> = found.iter().map(Denied::consequences).collect();
+                text(StatusCode::OK, &said.concat())
+            }
+        }
+    }
+
     /// Denies the sessions of each role at once. Those of one role are denied all, or none.
-    async fn deny_aws(&self, found: &[Denied]) -> ControlReply {
+    async fn deny(&self, found: &[Denied]) -> ControlReply {
         let (mut said, mut status) = (String::new(), StatusCode::OK);
         let outcomes = join_all(found.iter().map(|one| self.mint.deny_aws(&one.deny))).await;
         for (one, outcome) in found.iter().zip(outcomes) {

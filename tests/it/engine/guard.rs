@@ -232,7 +232,8 @@ fn build(socket: &Path, context: &[u8], query: &str) -> String {
          Content-Length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(context).unwrap();
+    // A refusal ends the request before all of it was read; the reply says so.
+    let _ = stream.write_all(context);
     let mut reply = String::new();
     let _ = stream.read_to_string(&mut reply);
     reply
