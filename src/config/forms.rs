@@ -7,6 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::Pool;
+use crate::source::google::names::{is_account, is_universe};
 use crate::source::http::secure_url::is_loopback;
 
 /// Whether `text` can name an identity or an attribute.
@@ -15,19 +16,8 @@ pub(super) fn is_name(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len()) && text.bytes().all(good)
 }
 
-/// Checks an account, which becomes part of an upstream URL path and of JSON for containers.
 pub(super) fn account(text: &str) -> Result<(), String> {
-    // The unique numeric id of a service account.
-    if (15..=25).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok(());
-    }
-    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_+@".contains(&b);
-    let two = text.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains('@'));
-    if two && text.len() <= 254 && text.bytes().all(good) {
-        Ok(())
-    } else {
-        Err("has to be an e-mail".into())
-    }
+    if is_account(text) { Ok(()) } else { Err("has to be an e-mail".into()) }
 }
 
 /// A service account, or gcloud's chain of them: each may create tokens for the next; the last is used.
@@ -95,12 +85,7 @@ fn is_label(text: &str) -> bool {
 }
 
 pub(super) fn universe(text: &str) -> Result<(), String> {
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    if text.contains('.') && text.len() <= 253 && text.bytes().all(good) && !text.contains("..") {
-        Ok(())
-    } else {
-        Err("has to be a domain, such as \"googleapis.com\"".into())
-    }
+    if is_universe(text) { Ok(()) } else { Err("has to be a domain, such as \"googleapis.com\"".into()) }
 }
 
 /// A URL that receives keys and tokens: never unencrypted, except within this machine.

@@ -69,7 +69,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "source::google",
         &[
-            &["configured", "endpoints", "pem", "token_types"],
+            &["configured", "endpoints", "names", "pem", "token_types"],
             &["authorized_user", "downscope", "gcloud", "metadata_server", "service_account"],
             &["external_account_authorized_user", "iam"],
             &["impersonated"],

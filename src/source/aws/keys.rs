@@ -75,7 +75,7 @@ impl KeysJson {
     pub(super) fn keys(self, place: &str, now: Now) -> Result<Keys, SourceError> {
         let session_token = self.token.or(self.session_token);
         let mut keys = Keys::new(self.access_key_id, self.secret_access_key, session_token, place)?;
-        keys.account = self.account_id.filter(|id| is_account(id));
+        keys.account = self.account_id.filter(|id| is_account_id(id));
         if let Some(end) = self.expiration.filter(|end| !end.is_empty()) {
             let end = moment(&end).ok_or_else(|| {
                 SourceError::refused(format!("{place} gave AWS keys whose Expiration is not a time"))
@@ -178,7 +178,7 @@ impl Keys {
 }
 
 /// Twelve digits.
-pub(super) fn is_account(text: &str) -> bool {
+pub(super) fn is_account_id(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
 }
 

@@ -6,7 +6,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::aws::denial::{self, CODES, KeyFailure, What};
 use crate::source::aws::endpoint::{self, GLOBAL_REGION};
-use crate::source::aws::keys::{CallerIdentity, Keys, is_account, moment};
+use crate::source::aws::keys::{CallerIdentity, Keys, is_account_id, moment};
 use crate::source::aws::query::{Service, not_understood, read};
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Answer;
@@ -104,7 +104,7 @@ impl Sts<'_> {
             document.text(&path).map(|text| text.expose().clone())
         };
         let fits = |arn: &String| arn.len() <= 2048 && arn.bytes().all(|b| b.is_ascii_graphic());
-        match (text("Account").filter(|id| is_account(id)), text("Arn").filter(fits)) {
+        match (text("Account").filter(|id| is_account_id(id)), text("Arn").filter(fits)) {
             (Some(account), Some(arn)) => Ok(CallerIdentity { account, arn }),
             _ => Err(not_understood(&answer)),
         }
@@ -142,7 +142,7 @@ fn granted(answer: &Answer, action: &str, ask: &Assume<'_>) -> Result<Keys, Sour
         return Err(not_understood(answer));
     }
     let arn = document.text(&path("AssumedRoleUser/Arn"));
-    let account = arn.and_then(|arn| arn.expose().split(':').nth(4)).filter(|id| is_account(id));
+    let account = arn.and_then(|arn| arn.expose().split(':').nth(4)).filter(|id| is_account_id(id));
     keys.account = account.map(str::to_owned);
     let user = document.text(&path("AssumedRoleUser/AssumedRoleId")).map(|id| id.expose().clone());
     keys.user_id = user.filter(|id| is_user_id(id, ask.session_name));

@@ -52,12 +52,6 @@ impl Endpoints {
     }
 }
 
-/// Validates a domain that becomes part of host names and is reported to containers.
-pub(super) fn is_domain(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
-    text.len() <= 253 && text.bytes().all(fits)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

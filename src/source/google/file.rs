@@ -15,11 +15,12 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::document::UntypedJson;
 use crate::source::google::authorized_user::{AuthorizedUser, LOGIN, LoginCommand};
-use crate::source::google::endpoints::{Endpoints, UNIVERSE, is_domain};
+use crate::source::google::endpoints::{Endpoints, UNIVERSE};
 use crate::source::google::external_account;
 use crate::source::google::external_account_authorized_user::ExternalAccountAuthorizedUser;
 use crate::source::google::gcloud;
 use crate::source::google::impersonated::{self, DEEPEST, Impersonated};
+use crate::source::google::names::is_domain_in_host;
 use crate::source::google::service_account::ServiceAccount;
 use crate::source::google::{Credential, CredentialKind};
 use crate::source::http::secure_url::confidential;
@@ -179,7 +180,7 @@ type With<'a> = (&'a Endpoints, &'a Variables, &'a LoginCommand);
 
 fn understand(file: CredentialFile, with: With<'_>, depth: usize) -> Result<Credential, String> {
     let (endpoints, _, again) = with;
-    if !file.universe_domain.as_deref().is_none_or(is_domain) {
+    if !file.universe_domain.as_deref().is_none_or(is_domain_in_host) {
         return Err("its universe_domain is not a domain".into());
     }
     let (project, quota_project) = (file.project_id.clone(), file.quota_project_id.clone());

@@ -20,7 +20,7 @@ use crate::secret::Secret;
 use crate::source::SourceError;
 use crate::source::command::Command;
 use crate::source::expiry::life;
-use crate::source::google::endpoints::is_domain;
+use crate::source::google::names::is_domain_in_host;
 use crate::source::jwt;
 use crate::source::variables::Variables;
 use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
@@ -169,7 +169,7 @@ impl Defaults {
         for value in [&mut found.account, &mut found.project, &mut found.quota_project] {
             *value = value.take().filter(|text| quote::is_plain(text));
         }
-        found.universe = found.universe.filter(|universe| is_domain(universe));
+        found.universe = found.universe.filter(|universe| is_domain_in_host(universe));
         found.quota_project = match found.quota_project.as_deref() {
             Some("CURRENT_PROJECT") => found.project.clone(),
             Some(id) if !id.bytes().any(|b| b.is_ascii_uppercase()) => Some(id.to_owned()),

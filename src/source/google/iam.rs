@@ -16,6 +16,7 @@ use crate::quote;
 use crate::secret::Secret;
 use crate::source::expiry::{id_token_expiry, life, remaining};
 use crate::source::google::Credential;
+use crate::source::google::names::is_account_in_path;
 use crate::source::google::service_account::assertion::{
     Redeemed, delegation, delegation_refused, redeem, signed_by_the_clock,
 };
@@ -138,7 +139,7 @@ impl Iam<'_> {
     }
 
     pub(super) async fn ask(&self, method: &str, body: &Value) -> Result<Result<Answer, Fault>, SourceError> {
-        if !is_account(self.account) {
+        if !is_account_in_path(self.account) {
             return Err(SourceError::refused("the service account to impersonate is not an e-mail address"));
         }
         let url = format!("{}/v1/projects/-/serviceAccounts/{}:{method}", self.endpoint, self.account);
@@ -238,23 +239,4 @@ impl Iam<'_> {
 fn missing(denial: &Denial, account: &str) -> SourceError {
     let text = format!("{denial}: there is no service account {account}");
     SourceError::refused(Reason::new(text, Remedy::InspectAccount(account.into())))
-}
-
-/// An e-mail address or a numeric id. Checked because it becomes part of a path.
-pub(super) fn is_account(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'@' | b'.' | b'-' | b'_');
-    !name.is_empty() && name.bytes().all(fits) && name.bytes().any(|b| b.is_ascii_alphanumeric())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_account_is_nothing_that_changes_a_path() {
-        assert!(is_account("runner@my-project.iam.gserviceaccount.com") && is_account("1234567890"));
-        for bad in ["", "..", ".", "a/b", "a:b", "a?b", "a%2fb", "a b", "ä@b"] {
-            assert!(!is_account(bad), "{bad}");
-        }
-    }
 }

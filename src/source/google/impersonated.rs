@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::source::google::Credential;
 use crate::source::google::endpoints::Endpoints;
-use crate::source::google::iam::{Iam, is_account};
+use crate::source::google::iam::Iam;
+use crate::source::google::names::is_account_in_path;
 use crate::source::http::client::Upstream;
 use crate::source::http::secure_url::confidential;
 use crate::source::{AccessRequest, SourceError};
@@ -24,7 +25,7 @@ pub(super) fn account_of(url: &str) -> Option<String> {
     let (_, rest) = url.trim().split_once(PATH)?;
     let account =
         rest.strip_suffix(":generateAccessToken").or_else(|| rest.strip_suffix(":generateIdToken"))?;
-    Some(account.trim().replace("%40", "@")).filter(|account| is_account(account))
+    Some(account.trim().replace("%40", "@")).filter(|account| is_account_in_path(account))
 }
 
 /// Shortens `projects/-/serviceAccounts/NAME` to the name; a bare name stays.
@@ -60,7 +61,7 @@ impl Impersonated {
         let account =
             account_of(url).ok_or("its service_account_impersonation_url names no service account")?;
         let delegates: Vec<String> = delegates.iter().map(|name| bare(name)).collect();
-        if !delegates.iter().all(|name| is_account(name)) {
+        if !delegates.iter().all(|name| is_account_in_path(name)) {
             return Err("one of its delegates is not a service account".into());
         }
         if endpoints.iam_credentials.is_none() {

@@ -34,6 +34,7 @@ pub mod endpoints;
 pub mod metadata_server;
 
 pub(crate) mod downscope;
+pub(crate) mod names;
 
 mod authorized_user;
 mod configured;
