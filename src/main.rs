@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
     let run = arguments.get(1).is_some_and(|command| command == "run");
     let outcome = match Cli::try_parse_from(arguments) {
-        Ok(cli) => surroundings(variables).and_then(|env| dispatch(cli.command, &env)),
+        Ok(cli) => environment(variables).and_then(|env| dispatch(cli.command, &env)),
         Err(said) if !said.use_stderr() => said.print().map(|()| Ended::Done).map_err(lost),
         Err(said) => Err(Failure::Usage(usage(said))),
     };
@@ -64,7 +64,7 @@ fn in_container(asked: Result<ProgramCall, &'static str>) -> ExitCode {
 
 /// The only place that reads the process's environment. `variables` come from the command line and take
 /// precedence.
-fn surroundings(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Environment, Failure> {
+fn environment(variables: Vec<(&'static str, Option<OsString>)>) -> Result<Environment, Failure> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let cwd = std::env::current_dir();

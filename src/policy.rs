@@ -170,12 +170,12 @@ impl Policy {
             }
             None => (&self.default, &self.choose, "the default identity is none".into()),
         };
-        // If there is no choice, the wish is ignored. If there is, an identity that the container did not ask
-        // for must not be given for a wish that is not allowed.
-        if let Some(wish) = task.wish.as_ref().filter(|_| !choose.is_empty()) {
-            let own = identity.iter().chain(choose).find(|identity| identity.name == *wish);
+        // If there is no choice, its request is ignored. If there is, an identity that the container did not ask
+        // for must not be given in place of one that is not allowed.
+        if let Some(requested) = task.requested.as_ref().filter(|_| !choose.is_empty()) {
+            let own = identity.iter().chain(choose).find(|identity| identity.name == *requested);
             return own.map_or_else(
-                || Decision::Pass(format!("it may not choose the identity {wish}")),
+                || Decision::Pass(format!("it may not choose the identity {requested}")),
                 |identity| Decision::Attach(identity.clone(), by),
             );
         }
@@ -374,18 +374,18 @@ mod tests {
 
     #[test]
     fn a_wish_counts_where_the_config_lets_it() {
-        let wishing = |wish: &str| Task { wish: Some(wish.into()), ..task("etl", "load") };
+        let requesting = |requested: &str| Task { requested: Some(requested.into()), ..task("etl", "load") };
         let mut policy = policy(vec![rule(&[(Part::Pipeline, "fixed")], Some(identity("fixed")))]);
-        assert_eq!(named(&policy, &wishing("admin")), "default", "nothing can be chosen");
+        assert_eq!(named(&policy, &requesting("admin")), "default", "nothing can be chosen");
         policy.choose = vec![identity("reader")];
-        assert_eq!(named(&policy, &wishing("reader")), "reader");
-        assert_eq!(named(&policy, &wishing("default")), "default");
-        assert_eq!(named(&policy, &wishing("admin")), "it may not choose the identity admin");
+        assert_eq!(named(&policy, &requesting("reader")), "reader");
+        assert_eq!(named(&policy, &requesting("default")), "default");
+        assert_eq!(named(&policy, &requesting("admin")), "it may not choose the identity admin");
         assert_eq!(named(&policy, &task("etl", "load")), "default");
-        let fixed = Task { pipeline: Some("fixed".into()), ..wishing("reader") };
+        let fixed = Task { pipeline: Some("fixed".into()), ..requesting("reader") };
         assert_eq!(named(&policy, &fixed), "fixed", "the rule does not let it choose");
         policy.rules[0].choose = vec![identity("writer")];
-        let ruled = |wish: &str| Task { pipeline: Some("fixed".into()), ..wishing(wish) };
+        let ruled = |requested: &str| Task { pipeline: Some("fixed".into()), ..requesting(requested) };
         assert_eq!(named(&policy, &ruled("writer")), "writer", "in the rule's own list");
         assert_eq!(named(&policy, &ruled("fixed")), "fixed");
         assert_eq!(
@@ -450,16 +450,16 @@ mod tests {
         }
     }
 
-    /// Holds for any wish of such a task.
+    /// Holds whichever identity such a task requests.
     #[test]
     fn without_rules_on_what_is_unknown_nothing_changes() {
-        let wishing = |wish: &str| Task { wish: Some(wish.into()), ..hidden() };
+        let requesting = |requested: &str| Task { requested: Some(requested.into()), ..hidden() };
         let shown = |task: &Task| Task { unknown: Unknown::default(), ..task.clone() };
         let labelled = rule(&[(Part::Label("team".into()), "a")], Some(identity("a")));
         let mut policy = policy(vec![rule(&[(Part::Image, "busybox*")], None), labelled]);
         policy.choose = vec![identity("reader")];
         policy.unknown = Some(identity("little"));
-        for task in [hidden(), wishing("reader"), wishing("admin")] {
+        for task in [hidden(), requesting("reader"), requesting("admin")] {
             assert_eq!(named(&policy, &task), named(&policy, &shown(&task)));
             assert_eq!(policy.explain(&task).to_string(), policy.explain(&shown(&task)).to_string());
         }

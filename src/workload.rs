@@ -70,7 +70,7 @@ pub struct Task {
     /// Labels of the request (never those of the image).
     pub labels: BTreeMap<String, String>,
     /// `KFP_CREDS_IDENTITY` in the environment of the request: the identity that the container requests.
-    pub wish: Option<String>,
+    pub requested: Option<String>,
     pub unknown: Unknown,
 }
 

@@ -156,12 +156,12 @@ impl Contents {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let known = flights.entry(key).or_default();
         if let Some((_, flight)) =
-            known.iter().find(|(one, flight)| *one == version && flight.landed().is_none_or(Result::is_ok))
+            known.iter().find(|(one, flight)| *one == version && flight.finished().is_none_or(Result::is_ok))
         {
             return (flight.clone(), true);
         }
         // No later task asks for what this one replaces. A file goes when the last mount of it is made.
-        known.retain(|(one, flight)| flight.landed().is_none() || one.generation > version.generation);
+        known.retain(|(one, flight)| flight.finished().is_none() || one.generation > version.generation);
         let (asking, storage, turns) = (asking.clone(), storage.clone(), self.turns.clone());
         let (wanted, content) = (wanted.clone(), self.cache.place());
         let flight = Flight::new(async move {

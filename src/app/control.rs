@@ -194,7 +194,7 @@ impl ControlServer {
 
     /// The AWS sessions of the container that `wanted` names, also after its end; without, of all that have an
     /// identity now.
-    fn aws_sessions(&self, wanted: Option<&str>) -> Result<Vec<Denied>, deny::No> {
+    fn aws_sessions(&self, wanted: Option<&str>) -> Result<Vec<Denied>, deny::NotDenied> {
         let members = self.lifecycle.members();
         let all = self.mint.aws_sessions();
         let Some(wanted) = wanted else {

@@ -10,7 +10,7 @@ use crate::mint::MadeSession;
 use crate::source::aws::Deny;
 
 /// Why nothing is denied, with the status of the answer.
-pub(super) type No = (StatusCode, String);
+pub(super) type NotDenied = (StatusCode, String);
 
 /// What is to be denied: for each role one policy.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) fn chosen(
     all: Vec<MadeSession>,
     is_chosen: impl Fn(&MadeSession) -> bool,
     wanted: &str,
-) -> Result<Vec<Denied>, No> {
+) -> Result<Vec<Denied>, NotDenied> {
     let mut by_role: BTreeMap<String, Vec<MadeSession>> = BTreeMap::new();
     for made in all.into_iter().filter(|made| is_chosen(made)) {
         let name = &made.grant.identity.name;

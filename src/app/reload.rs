@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, Config, Environment, Unread};
+use crate::config::{self, Config, Environment, ReloadError};
 use crate::console::Console;
 use crate::docker::proxy::{ProxySettings, Rules, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
@@ -76,13 +76,13 @@ pub(super) async fn follow(
                 console.notice(said(&config, &new, &file, live));
                 config = new;
             }
-            Err(Unread::Untrusted(why)) => {
+            Err(ReloadError::Untrusted(why)) => {
                 waiting = true;
                 if !again {
                     console.notice(why);
                 }
             }
-            Err(Unread::Broken(why)) => console.notice(why),
+            Err(ReloadError::Broken(why)) => console.notice(why),
         }
     }
 }
@@ -93,10 +93,10 @@ async fn look(
     proxy: &Arc<ProxySettings>,
     file: &Path,
     console: &Console,
-) -> Result<Config, Unread> {
+) -> Result<Config, ReloadError> {
     let stays = "what was read before stays";
     let broken =
-        |why: String| Unread::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
+        |why: String| ReloadError::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
     let (old, env) = (config.clone(), env.clone());
     // The sources of mounts are searched for keys, which blocks: not on the serving thread.
     let mut reading = pin!(aside(move || config::reread(&old, &env)));
@@ -112,13 +112,13 @@ async fn look(
     };
     let read = read.ok_or_else(|| broken("the reading of it broke off".into()))?;
     let new = read.map_err(|unread| match unread {
-        Unread::Broken(why) => {
+        ReloadError::Broken(why) => {
             let mut lines = why.lines();
             let first = lines.next().unwrap_or_default();
             let more = if lines.next().is_some() { " (and more: kfp-creds config check)" } else { "" };
-            Unread::Broken(format!("{first}{more}; {stays}"))
+            ReloadError::Broken(format!("{first}{more}; {stays}"))
         }
-        waits @ Unread::Untrusted(_) => waits,
+        waits @ ReloadError::Untrusted(_) => waits,
     })?;
     let wrong = wrong_with_volumes(proxy, &new.mounts).await.map_err(broken)?;
     if !wrong.is_empty() {

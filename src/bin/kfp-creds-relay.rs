@@ -39,7 +39,7 @@ impl Subscriber for Warnings {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(format!("{} ", event.metadata().level()));
+        let mut line = LogLine(format!("{} ", event.metadata().level()));
         event.record(&mut line);
         let _ = writeln!(std::io::stderr(), "{}", line.0);
     }
@@ -58,9 +58,9 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
-struct Line(String);
+struct LogLine(String);
 
-impl Visit for Line {
+impl Visit for LogLine {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let _ = match field.name() {
             "message" => write!(self.0, "{value:?} "),

@@ -16,7 +16,7 @@ pub const EVERY: u8 = CREDENTIAL | CONTAINERS | ENDING | MACHINE | MOUNTS;
 
 /// The flags of config keys in these groups. They win over environment and file.
 #[derive(Clone, Debug, Default)]
-pub struct Keys<const GROUPS: u8> {
+pub struct KeyFlags<const GROUPS: u8> {
     pub keys: BTreeMap<&'static str, String>,
     pub mounts: Vec<String>,
 }
@@ -55,7 +55,7 @@ fn given(flag: Flag, matches: &ArgMatches) -> Option<String> {
     }
 }
 
-impl<const GROUPS: u8> Args for Keys<GROUPS> {
+impl<const GROUPS: u8> Args for KeyFlags<GROUPS> {
     fn augment_args(command: Command) -> Command {
         let command = command.args(flags(GROUPS).map(arg));
         if GROUPS & MOUNTS == 0 {
@@ -71,7 +71,7 @@ impl<const GROUPS: u8> Args for Keys<GROUPS> {
     }
 }
 
-impl<const GROUPS: u8> FromArgMatches for Keys<GROUPS> {
+impl<const GROUPS: u8> FromArgMatches for KeyFlags<GROUPS> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let keys = flags(GROUPS).filter_map(|flag| Some((flag.path, given(flag, matches)?))).collect();
         let mounts = match GROUPS & MOUNTS {
@@ -91,7 +91,7 @@ impl<const GROUPS: u8> FromArgMatches for Keys<GROUPS> {
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConfigFlags<const GROUPS: u8> {
     #[command(flatten)]
-    pub keys: Keys<GROUPS>,
+    pub keys: KeyFlags<GROUPS>,
     /// Reads this config file and no other
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -110,7 +110,7 @@ pub struct Output {
 
 impl<const GROUPS: u8> ConfigFlags<GROUPS> {
     pub fn overrides(self, output: Output) -> Overrides {
-        let Keys { keys, mounts } = self.keys;
+        let KeyFlags { keys, mounts } = self.keys;
         Overrides { config: self.config, keys, mounts, quiet: output.quiet, json: output.json }
     }
 }

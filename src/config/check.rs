@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::boundary::boundary;
 use super::clouds;
 use super::endpoint::Endpoint;
-use super::find::Located;
+use super::find::FoundConfig;
 use super::forms::{
     account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project, universe,
 };
 use super::layers::{Layers, accepted, judged, judged_as};
-use super::mounts::{Places, mounts};
+use super::mounts::{SourceBase, mounts};
 use super::provider::provided;
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
@@ -43,7 +43,7 @@ pub(super) fn resolve(
     base: &Path,
     env: &Environment,
     flags: &Overrides,
-    located: Option<Located>,
+    located: Option<FoundConfig>,
 ) -> Result<Config, Problems> {
     layers.verdict()?;
     let config = settings(&mut layers, base, env, flags, located);
@@ -55,7 +55,7 @@ fn settings(
     base: &Path,
     env: &Environment,
     flags: &Overrides,
-    located: Option<Located>,
+    located: Option<FoundConfig>,
 ) -> Config {
     let stamp = located.as_ref().and_then(|located| located.stamp);
     let (file, policies) = located.map(|located| (located.path, located.policies)).unzip();
@@ -74,7 +74,7 @@ fn settings(
     let key_guard = guarding::guard(guarding::rules(say, &beside, env), &source, env);
     let host_root = HostRoot::new(judged_as(say, "host_root", host_root));
     let (mounts, unverified) =
-        mounts(say, &flags.mounts, Places { beside: &beside, env, host: &host_root }, &key_guard);
+        mounts(say, &flags.mounts, SourceBase { beside: &beside, env, host: &host_root }, &key_guard);
     Config {
         audit: audit(say, &beside, env),
         metrics: metrics(say),

@@ -35,7 +35,7 @@ enum FileLookup {
 
 /// A config file as read once, so that the content checked for trust is the content parsed.
 #[derive(Debug)]
-pub(super) struct Located {
+pub(super) struct FoundConfig {
     pub path: PathBuf,
     pub text: String,
     /// The stamp of the file that was read; see `Config::stamp`.
@@ -56,12 +56,12 @@ pub(super) struct PolicyFile {
 }
 
 /// The config file to use, with the session policies that it names.
-pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
-    Ok(find(named, env)?.map(|located| Located { policies: policies(&located), ..located }))
+pub(super) fn locate(named: Option<&Path>, env: &Environment) -> Result<Option<FoundConfig>, String> {
+    Ok(find(named, env)?.map(|located| FoundConfig { policies: policies(&located), ..located }))
 }
 
 /// The config file to use: the named one, else the nearest ancestor's, else the user's.
-fn find(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, String> {
+fn find(named: Option<&Path>, env: &Environment) -> Result<Option<FoundConfig>, String> {
     if let Some(path) = named {
         if let Some(shape) = quote::no_path(&path.to_string_lossy()) {
             return Err(format!(
@@ -85,7 +85,7 @@ fn find(named: Option<&Path>, env: &Environment) -> Result<Option<Located>, Stri
     }
 }
 
-fn read(path: &Path, found: FileLookup) -> Result<Option<Located>, String> {
+fn read(path: &Path, found: FileLookup) -> Result<Option<FoundConfig>, String> {
     let told = |why: String| format!("{}: {why}", quote::path(path));
     let Some((bytes, about)) = bounded(path, LARGEST).map_err(told)? else { return Ok(None) };
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -95,7 +95,7 @@ fn read(path: &Path, found: FileLookup) -> Result<Option<Located>, String> {
         told(format!("is not UTF-8 in line {line}{how}; save it as UTF-8"))
     })?;
     let (exposed, stamp) = (exposure_of(&about), Stamp::of_opened(&about));
-    Ok(Some(Located { path: path.to_owned(), text, stamp, policies: BTreeMap::new(), found, exposed }))
+    Ok(Some(FoundConfig { path: path.to_owned(), text, stamp, policies: BTreeMap::new(), found, exposed }))
 }
 
 /// The content of a regular file of at most `largest` bytes; `None` if there is no file. The error is a fragment about
@@ -127,7 +127,7 @@ fn bounded(path: &Path, largest: u64) -> Result<Option<(Vec<u8>, Metadata)>, Str
 }
 
 /// The files of `identity.*.aws.policy`. A relative path starts at the config file.
-fn policies(located: &Located) -> BTreeMap<String, PolicyFile> {
+fn policies(located: &FoundConfig) -> BTreeMap<String, PolicyFile> {
     // A mistake in the file is told by those that read it for its values.
     let table: toml::Table = toml::from_str(&located.text).unwrap_or_default();
     let identities = table.get("identity").and_then(toml::Value::as_table).into_iter().flatten();
@@ -159,7 +159,7 @@ fn exposure(mode: u32, owner: u32, us: u32) -> Option<&'static str> {
     }
 }
 
-impl Located {
+impl FoundConfig {
     /// An error if this file may not set the `guarded` keys.
     pub(super) fn objection(&self, guarded: &[Guarded], env: &Environment) -> Result<(), String> {
         if guarded.is_empty() {
@@ -232,7 +232,7 @@ impl Trusted {
         let file = directory.join("trusted");
         let lines = match read(&file, FileLookup::Own)? {
             None => Vec::new(),
-            Some(Located { exposed: Some(why), .. }) => {
+            Some(FoundConfig { exposed: Some(why), .. }) => {
                 return Err(format!("{}: {why}, so it proves nothing; remove it", quote::path(&file)));
             }
             Some(located) => located.text.lines().map(String::from).collect(),
@@ -240,12 +240,12 @@ impl Trusted {
         Ok(Self { file, lines })
     }
 
-    fn holds(&self, located: &Located) -> bool {
+    fn holds(&self, located: &FoundConfig) -> bool {
         located.record().is_ok_and(|record| self.lines.contains(&record))
     }
 
     /// Adds this content and replaces an older entry for the same path.
-    pub(super) fn add(&mut self, located: &Located) -> Result<(), String> {
+    pub(super) fn add(&mut self, located: &FoundConfig) -> Result<(), String> {
         let record = located.record()?;
         let path = |line: &str| line.split_once(' ').map(|(_, path)| path.to_owned());
         self.lines.retain(|line| path(line) != path(&record));

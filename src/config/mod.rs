@@ -258,7 +258,7 @@ pub fn show(flags: &Overrides, env: &Environment) -> Result<String, Problems> {
 }
 
 /// Like [`resolve`], for a file that is already read.
-fn judge(file: Option<find::Located>, flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
+fn judge(file: Option<find::FoundConfig>, flags: &Overrides, env: &Environment) -> Result<Config, Problems> {
     let layers = layers(file.as_ref(), flags, env);
     // Relative paths in a file are relative to its directory.
     let beside = file.as_ref().and_then(|located| located.path.parent()).map(Path::to_owned);
@@ -267,7 +267,7 @@ fn judge(file: Option<find::Located>, flags: &Overrides, env: &Environment) -> R
     check::resolve(layers, &base, env, flags, file)
 }
 
-fn layers(file: Option<&find::Located>, flags: &Overrides, env: &Environment) -> Layers {
+fn layers(file: Option<&find::FoundConfig>, flags: &Overrides, env: &Environment) -> Layers {
     let mut layers = Layers::default();
     if let Some(located) = file {
         let guarded = layers.file(&located.path, &located.text);
@@ -282,21 +282,21 @@ fn layers(file: Option<&find::Located>, flags: &Overrides, env: &Environment) ->
 
 /// Why a changed file was not loaded.
 #[derive(Debug)]
-pub enum Unread {
+pub enum ReloadError {
     /// The file belongs to a project and waits for `kfp-creds config trust`.
     Untrusted(String),
     Broken(String),
 }
 
 /// Reads the file of `config` again, found in the same way. Untrusted content is not parsed.
-pub fn reread(config: &Config, env: &Environment) -> Result<Config, Unread> {
-    let broken = |why: String| Unread::Broken(why);
+pub fn reread(config: &Config, env: &Environment) -> Result<Config, ReloadError> {
+    let broken = |why: String| ReloadError::Broken(why);
     let located = find::locate(named(&config.flags, env), env).map_err(broken)?;
     let Some(located) = located.filter(|located| Some(&located.path) == config.file.as_ref()) else {
         return Err(broken("another config file counts here now".into()));
     };
-    located.content_is_trusted(env).map_err(Unread::Untrusted)?;
-    judge(Some(located), &config.flags, env).map_err(|problems| Unread::Broken(problems.to_string()))
+    located.content_is_trusted(env).map_err(ReloadError::Untrusted)?;
+    judge(Some(located), &config.flags, env).map_err(|problems| ReloadError::Broken(problems.to_string()))
 }
 
 fn named<'a>(flags: &'a Overrides, env: &'a Environment) -> Option<&'a Path> {

@@ -29,7 +29,7 @@ struct WrittenMount {
 
 /// Where sources are looked for.
 #[derive(Clone, Copy)]
-pub(super) struct Places<'a> {
+pub(super) struct SourceBase<'a> {
     /// The base of relative ones. In the file it is the file's directory; for flags it is the working directory.
     pub(super) beside: &'a Path,
     pub(super) env: &'a Environment,
@@ -41,7 +41,7 @@ pub(super) struct Places<'a> {
 pub(super) fn mounts(
     say: &mut Layers,
     flags: &[String],
-    at: Places<'_>,
+    at: SourceBase<'_>,
     guard: &Guard,
 ) -> (Vec<Mount>, Vec<String>) {
     let mut mounts: Vec<Mount> = Vec::new();
@@ -70,7 +70,7 @@ pub(super) fn mounts(
     }
     let beside = &at.env.cwd;
     for text in flags {
-        match flag(text).and_then(|wanted| read(wanted, Places { beside, ..at }).map_err(all)) {
+        match flag(text).and_then(|wanted| read(wanted, SourceBase { beside, ..at }).map_err(all)) {
             Ok(mount) => {
                 looked.extend(place(&mount).map(|place| (place, MountOrigin::Flag(text.clone()))));
                 mounts.push(mount);
@@ -173,7 +173,7 @@ fn flag(text: &str) -> Result<WrittenMount, String> {
 }
 
 /// Each problem names the wrong key, or an empty one for the whole mount.
-fn read(wanted: WrittenMount, at: Places<'_>) -> Result<Mount, Vec<(&'static str, String)>> {
+fn read(wanted: WrittenMount, at: SourceBase<'_>) -> Result<Mount, Vec<(&'static str, String)>> {
     let mut wrong = vec![];
     match &wanted.target {
         None => wrong.push(("", "needs a target, a path in the container".to_string())),
@@ -197,7 +197,7 @@ fn read(wanted: WrittenMount, at: Places<'_>) -> Result<Mount, Vec<(&'static str
 }
 
 /// A source with a slash, `.` or `~` is a path of the engine's machine; a plain word is a volume of the engine.
-fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
+fn source(text: &str, at: SourceBase<'_>) -> Result<Source, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     if !text.starts_with(['.', '~']) && !text.is_empty() && text.bytes().all(plain) {
         let near = at.beside.join(text);
@@ -222,7 +222,7 @@ fn source(text: &str, at: Places<'_>) -> Result<Source, String> {
 }
 
 /// What the engine's machine calls the home of this user.
-fn at_home(home: &Path, text: &str, at: Places<'_>) -> Result<PathBuf, String> {
+fn at_home(home: &Path, text: &str, at: SourceBase<'_>) -> Result<PathBuf, String> {
     if at.host.at().is_none() {
         return Ok(home.into());
     }
@@ -233,7 +233,7 @@ fn at_home(home: &Path, text: &str, at: Places<'_>) -> Result<PathBuf, String> {
 }
 
 /// The base of a relative source is a directory of this program; the engine has to be told what its machine calls it.
-fn relative(text: &str, at: Places<'_>) -> Result<PathBuf, String> {
+fn relative(text: &str, at: SourceBase<'_>) -> Result<PathBuf, String> {
     if at.host.at().is_none() {
         return Ok(at.beside.join(text));
     }

@@ -14,7 +14,7 @@ const SHARED: usize = 64 << 10;
 
 /// The state of one file; holds one window at most.
 #[derive(Debug, Default)]
-pub(super) struct Judge {
+pub(super) struct FileJudge {
     window: Vec<u8>,
     /// How much of the window is already judged.
     judged: usize,
@@ -24,7 +24,7 @@ pub(super) struct Judge {
     passed: BTreeSet<u64>,
 }
 
-impl Judge {
+impl FileJudge {
     pub(super) fn push(&mut self, name: &str, mut bytes: &[u8], place: &Nesting) {
         // One find per file is enough.
         while !bytes.is_empty() && !self.found {

@@ -27,7 +27,7 @@ pub use evidence::Evidence;
 const MOST_ROOTS: usize = 16;
 
 /// The variable in which a container names the identity that it asks for.
-pub const WISH: &str = "KFP_CREDS_IDENTITY";
+pub const IDENTITY_VARIABLE: &str = "KFP_CREDS_IDENTITY";
 
 /// What a create request shows about its task, and the paths from which the session may learn more.
 #[derive(Clone, Debug, Default)]
@@ -104,7 +104,7 @@ pub fn read(body: &Value, name: Option<&str>) -> Reading {
         image: body.get("Image").and_then(Value::as_str).unwrap_or_default().into(),
         name: name.filter(|name| !name.is_empty()).map(String::from),
         labels: labels(body.get("Labels")),
-        wish: wish(&one_or_more(&body["Env"]).collect::<Vec<_>>()),
+        requested: requested(&one_or_more(&body["Env"]).collect::<Vec<_>>()),
         unknown,
     };
     let root = root.map(String::from);
@@ -257,11 +257,10 @@ fn is_windows(path: &str) -> bool {
 
 /// The identity that the environment asks for. The container sees the last entry of a name; an entry without
 /// `=` unsets it.
-fn wish(environment: &[&str]) -> Option<String> {
-    let value = environment
-        .iter()
-        .rev()
-        .find_map(|entry| entry.strip_prefix(WISH).filter(|rest| rest.is_empty() || rest.starts_with('=')))?;
+fn requested(environment: &[&str]) -> Option<String> {
+    let value = environment.iter().rev().find_map(|entry| {
+        entry.strip_prefix(IDENTITY_VARIABLE).filter(|rest| rest.is_empty() || rest.starts_with('='))
+    })?;
     value.strip_prefix('=').filter(|name| !name.is_empty()).map(String::from)
 }
 

@@ -97,7 +97,7 @@ impl<'a> PipelineTasks<'a> {
             function: function.map(String::from),
             iteration: (!inside.is_empty()).then(|| inside.join("/")),
             image: container["image"].as_str().unwrap_or_default().into(),
-            wish: super::wish(&variables.iter().map(String::as_str).collect::<Vec<_>>()),
+            requested: super::requested(&variables.iter().map(String::as_str).collect::<Vec<_>>()),
             ..Task::default()
         };
         Specified {
@@ -121,7 +121,7 @@ mod tests {
             .iter()
             .map(|task| {
                 let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
-                format!("{task} {} {} {}", text(&task.function), text(&task.iteration), text(&task.wish))
+                format!("{task} {} {} {}", text(&task.function), text(&task.iteration), text(&task.requested))
             })
             .collect();
         assert_eq!(

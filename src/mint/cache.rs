@@ -159,9 +159,9 @@ impl<T: Cacheable> CacheEntry<T> {
         Self { cached: None, in_flight: None, failure: None, failures: 0, used: now.mono }
     }
 
-    /// The flight under way. A flight that landed but is still recorded here has panicked.
+    /// The flight under way. A flight that finished but is still recorded here has panicked.
     fn flying(&self) -> Option<&InFlight<T>> {
-        self.in_flight.as_ref().filter(|in_flight| in_flight.flight.landed().is_none())
+        self.in_flight.as_ref().filter(|in_flight| in_flight.flight.finished().is_none())
     }
 
     fn failure(&self, now: Now) -> Option<&(SourceError, Instant)> {
@@ -238,7 +238,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
             (Some(_), Some(old)) => CacheResult::Serve(old, None),
             (Some((error, again)), None) => CacheResult::Failed(error.clone(), *again),
             (None, old) => {
-                CacheResult::Wait { in_flight: self.depart(entry, key, work(false)), new: true, old }
+                CacheResult::Wait { in_flight: self.start_flight(entry, key, work(false)), new: true, old }
             }
         }
     }
@@ -253,22 +253,22 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
         let cached = entry.fresh(now)?;
         let token = cached.token.clone();
         let due = cached.calm.is_over(now) && entry.flying().is_none() && entry.failure(now).is_none();
-        Some((token, due.then(|| self.depart(entry, key, work()))))
+        Some((token, due.then(|| self.start_flight(entry, key, work()))))
     }
 
-    /// Creates a flight that updates its entry before it lands, so that later callers find the token.
-    fn depart(
+    /// Creates a flight that updates its entry before it finishes, so that later callers find the token.
+    fn start_flight(
         &self,
         entry: &mut CacheEntry<T>,
         key: &K,
         work: Pending<'static, Result<T, SourceError>>,
     ) -> InFlight<T> {
         let void = Arc::new(AtomicBool::new(false));
-        let (cache, key, ticket) = (self.own.clone(), key.clone(), void.clone());
+        let (cache, key, own) = (self.own.clone(), key.clone(), void.clone());
         let flight = Flight::new(async move {
             let outcome = work.await.and_then(alive).map(Arc::new);
             if let Some(cache) = cache.upgrade() {
-                cache.settle(&key, &ticket, &outcome);
+                cache.settle(&key, &own, &outcome);
             }
             outcome
         });
@@ -278,10 +278,10 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
     }
 
     /// Only the entry's own flight may update it: forgotten tokens must not come back.
-    fn settle(&self, key: &K, ticket: &Arc<AtomicBool>, outcome: &Outcome<T>) {
+    fn settle(&self, key: &K, own: &Arc<AtomicBool>, outcome: &Outcome<T>) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(key) else { return };
-        if !entry.in_flight.as_ref().is_some_and(|in_flight| Arc::ptr_eq(&in_flight.void, ticket)) {
+        if !entry.in_flight.as_ref().is_some_and(|in_flight| Arc::ptr_eq(&in_flight.void, own)) {
             return;
         }
         entry.in_flight = None;

@@ -35,7 +35,7 @@ async fn a_late_flight_of_an_old_account_settles_nothing() {
     mint.forget_all();
     assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
     pass(2).await;
-    assert_eq!(mint.cached(&request, None).unwrap().value.expose(), "token 2", "token 1 landed after it");
+    assert_eq!(mint.cached(&request, None).unwrap().value.expose(), "token 2", "token 1 came after it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,11 +71,11 @@ async fn a_holder_is_forgotten_with_its_flight() {
     assert!(mint.cached(&own, None).is_none() && mint.cached(&other, None).is_some());
     assert!(mint.cached(&shared, None).is_none());
 
-    let (landed, ()) = tokio::join!(text(&mint, &own), async {
+    let (waited, ()) = tokio::join!(text(&mint, &own), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         mint.forget_all_but(std::slice::from_ref(&lives));
     });
-    assert!(landed.is_ok(), "whoever waited is answered; the server looks at the lease again");
+    assert!(waited.is_ok(), "whoever waited is answered; the server looks at the lease again");
     assert!(mint.cached(&own, None).is_none(), "but nothing of a dead container comes back");
     assert_eq!(source.calls(), 4);
 }

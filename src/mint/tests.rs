@@ -212,7 +212,7 @@ async fn callers_that_leave_cancel_nothing() {
     assert!(matches!(patient, Err(MintFailure::Slow)), "{patient:?}");
     assert!(mint.cached(&ask("a"), None).is_none());
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(mint.cached(&ask("a"), None).is_some(), "the flight landed with nobody waiting");
+    assert!(mint.cached(&ask("a"), None).is_some(), "the flight finished with nobody waiting");
     assert_eq!(source.calls(), 1);
 }
 

@@ -1,7 +1,7 @@
 //! Commands that return credentials, run with limits on time and output.
 //!
 //! stdout is a secret from its first byte. stderr is inherited, so that the command can talk to the user at
-//! the terminal; kfp-creds does not read it, so nothing of it can reach a container. [`Command::hear`] is for
+//! the terminal; kfp-creds does not read it, so nothing of it can reach a container. [`HelperCommand::hear`] is for
 //! programs whose stderr tells one failure from another: it is read, and just as secret.
 
 use std::fmt;
@@ -61,7 +61,7 @@ pub(super) fn environment(pass: &[String], variables: &Variables) -> Vec<(String
 
 /// A command that can be run repeatedly.
 #[derive(Clone)]
-pub(super) struct Command {
+pub(super) struct HelperCommand {
     /// A path, or a name to look up in the `PATH` of [`Self::environment`].
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
@@ -71,9 +71,9 @@ pub(super) struct Command {
 }
 
 /// Prints the program only: an argument may be a secret.
-impl fmt::Debug for Command {
+impl fmt::Debug for HelperCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Command({})", quote::path(&self.program))
+        write!(f, "HelperCommand({})", quote::path(&self.program))
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) struct Ran {
     pub(super) success: bool,
 }
 
-impl Command {
+impl HelperCommand {
     /// Runs the command with `input` on stdin and `more` added to its environment. Kills it and its process
     /// group when the timeout passes or the caller drops the future.
     pub(super) async fn run(&self, input: &str, more: &[(&str, &str)]) -> Result<Ran, SourceError> {
@@ -242,8 +242,8 @@ mod tests {
 
     use super::*;
 
-    fn shell(script: &str, seconds: f64) -> Command {
-        Command {
+    fn shell(script: &str, seconds: f64) -> HelperCommand {
+        HelperCommand {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             environment: vec![("PATH".into(), "/usr/bin:/bin".into()), ("OWN".into(), "1".into())],
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!((parted.output.expose().as_slice(), parted.success), (&b"done"[..], true));
         assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
         let gone = shell("", 9.0);
-        let gone = Command { program: "/no/such/program".into(), ..gone }.run("", &[]).await;
+        let gone = HelperCommand { program: "/no/such/program".into(), ..gone }.run("", &[]).await;
         assert!(matches!(&gone, Err(SourceError::Refused(why)) if why.contains("not there")), "{gone:?}");
     }
 

@@ -36,7 +36,7 @@ impl<T> Flight<T> {
     }
 
     /// The outcome, if the call has finished.
-    pub(crate) fn landed(&self) -> Option<&Outcome<T>> {
+    pub(crate) fn finished(&self) -> Option<&Outcome<T>> {
         self.0.peek()
     }
 
@@ -53,7 +53,7 @@ impl<T> Clone for Flight<T> {
 
 impl<T> fmt::Debug for Flight<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Flight(landed: {})", self.0.peek().is_some())
+        write!(f, "Flight(finished: {})", self.0.peek().is_some())
     }
 }
 
@@ -73,7 +73,7 @@ impl BaseToken {
     {
         let flight = {
             let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let usable = last.clone().filter(|flight| match flight.landed() {
+            let usable = last.clone().filter(|flight| match flight.finished() {
                 None => true,
                 Some(Ok(token)) => token.expires.remaining(Now::read()) >= BASE_FLOOR,
                 Some(Err(_)) => false,
@@ -96,7 +96,7 @@ impl BaseToken {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = last
             .as_ref()
-            .and_then(Flight::landed)
+            .and_then(Flight::finished)
             .is_some_and(|outcome| matches!(outcome, Ok(kept) if Arc::ptr_eq(kept, token)));
         if same {
             *last = None;

@@ -166,7 +166,7 @@ pub(crate) fn sources() -> BTreeMap<String, String> {
 }
 
 /// Every Rust file below a folder of the repository, by its path in there.
-fn rust_files(folder: &str) -> BTreeMap<String, String> {
+pub(crate) fn rust_files(folder: &str) -> BTreeMap<String, String> {
     fn walk(folder: &Path, root: &Path, found: &mut BTreeMap<String, String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path: PathBuf = entry.unwrap().path();
@@ -363,72 +363,6 @@ fn nothing_ever_asks_google_to_take_a_token_back() {
         }
     }
     assert!(wrong.is_empty(), "these say {word}: {}", wrong.join(", "));
-}
-
-/// Words that went: each was a private name of something that has one of the field's own (`src/lib.rs`, "Words").
-#[test]
-fn words_that_went_do_not_come_back() {
-    let gone = [
-        ("house", "session"),
-        ("desk", "control server"),
-        ("doors", "listening"),
-        ("shelf", "cache"),
-        ("ride", "in flight"),
-        ("tale", "stream"),
-        ("mend", "fix"),
-        ("mends", "fixes"),
-        ("mended", "fixed"),
-        ("voice", "console"),
-    ];
-    let mut wrong = Vec::new();
-    for (file, text) in sources() {
-        for (number, line) in before_tests(&text).lines().enumerate() {
-            // Words of identifiers, too: `SomeHouse`, `some_house`; not of messages.
-            let mut spaced = String::new();
-            for c in line.split('"').step_by(2).flat_map(str::chars) {
-                if c.is_uppercase() {
-                    spaced.push(' ');
-                }
-                spaced.push(if c.is_alphabetic() { c.to_ascii_lowercase() } else { ' ' });
-            }
-            for (word, better) in gone {
-                if spaced.split(' ').any(|one| one == word) {
-                    wrong.push(format!("{file}:{}: {word}; say {better}", number + 1));
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// A test's name says its subject and what is expected of it; what needs more words belongs in a comment. Types
-/// that tests share have names that any engineer would guess.
-#[test]
-fn test_names_are_short_and_their_types_ordinary() {
-    const LONGEST_NAME: usize = 60;
-    let gone = ["Stand", "Bench", "Desk", "Stage", "Stranger", "Thief", "Dice", "Guest"];
-    let mut wrong = Vec::new();
-    for (file, text) in ["src", "tests/it", "tests/support"].iter().flat_map(|folder| rust_files(folder)) {
-        let mut is_next = false;
-        for line in text.lines().map(str::trim_start) {
-            let name = |before: &str| {
-                let (_, rest) = line.split_once(before)?;
-                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
-            };
-            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
-                is_next = true;
-            } else if let Some(name) = name("fn ").filter(|_| is_next) {
-                is_next = false;
-                if name.len() > LONGEST_NAME {
-                    wrong.push(format!("{file}: {name} has {} characters", name.len()));
-                }
-            }
-            if let Some(name) = name("struct ").filter(|name| gone.contains(name)) {
-                wrong.push(format!("{file}: {name} is no name for a type"));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// A field that holds a secret has the type of a secret.

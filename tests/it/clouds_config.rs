@@ -256,7 +256,7 @@ fn a_session_policy_is_trusted_with_the_file_that_names_it() {
     fs::write(project.join("p.json"), r#"{"Statement": ["wider"]}"#).unwrap();
     let told = config::resolve(&flags, &env).unwrap_err().to_string();
     assert!(told.contains("kfp-creds config trust"), "{told}");
-    assert!(matches!(config::reread(&config, &env), Err(config::Unread::Untrusted(_))));
+    assert!(matches!(config::reread(&config, &env), Err(config::ReloadError::Untrusted(_))));
     fs::write(project.join("p.json"), r#"{"Statement": []}"#).unwrap();
     assert!(config::reread(&config, &env).is_ok());
 }

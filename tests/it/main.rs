@@ -41,6 +41,7 @@ mod libraries;
 mod lifecycle;
 mod links;
 mod minting;
+mod names;
 mod panics;
 mod proxy;
 mod reference;

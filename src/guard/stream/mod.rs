@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use zeroize::Zeroize;
 
 use crate::guard::found::{ArchivedFind, LayerRole, Nesting, Notes, PassedOver};
-use crate::guard::judge::{self, Judge};
+use crate::guard::judge::{self, FileJudge};
 use crate::guard::unpack::Unpack;
 use crate::guard::zstd::Why;
 use archive::{Tar, checksum_fits};
@@ -36,7 +36,7 @@ pub struct Stream {
 #[derive(Debug)]
 enum StreamState {
     Begin(Vec<u8>),
-    File(Judge),
+    File(FileJudge),
     /// Possibly a document of an image.
     Document(Vec<u8>),
     Tar(Box<Tar>),
@@ -207,7 +207,7 @@ impl Stream {
             StreamState::File(judge) => judge.push(name, bytes, place),
             StreamState::Document(document) if document.len() + bytes.len() > LARGEST_DOCUMENT => {
                 place.doubt(name, "a document larger than is read");
-                let mut judge = Judge::default();
+                let mut judge = FileJudge::default();
                 judge.push(name, document, place);
                 judge.push(name, bytes, place);
                 document.zeroize();
@@ -244,7 +244,7 @@ impl Stream {
             StreamState::Closed
         };
         match form {
-            ContentFormat::File => StreamState::File(Judge::default()),
+            ContentFormat::File => StreamState::File(FileJudge::default()),
             ContentFormat::Document => StreamState::Document(vec![]),
             ContentFormat::Tar => match self.place.inside(&self.name, true) {
                 Some(inside) => StreamState::Tar(Box::new(Tar::of(inside))),

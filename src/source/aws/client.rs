@@ -17,7 +17,7 @@ use crate::source::aws::offline::{self, AwsOffline};
 use crate::source::aws::session::{self, LONGEST_CHAINED};
 use crate::source::aws::sts::{Assume, Sts};
 use crate::source::aws::{AwsCredentials, AwsRequest, AwsSettings, AwsSource, Deny, iam};
-use crate::source::command::{Command, environment};
+use crate::source::command::{HelperCommand, environment};
 use crate::source::http::client::Upstream;
 use crate::source::http::secure_url::confidential;
 use crate::source::signer::Signer;
@@ -82,12 +82,14 @@ impl Aws {
             AwsCredentials::Environment => KeySource::Variables,
             AwsCredentials::Profile(name) => KeySource::Profile(name.clone()),
             AwsCredentials::Machine => KeySource::Machine,
-            AwsCredentials::Command { program, arguments, pass, timeout } => KeySource::Command(Command {
-                program: program.clone(),
-                arguments: arguments.clone(),
-                environment: environment(pass, variables),
-                timeout: *timeout,
-            }),
+            AwsCredentials::Command { program, arguments, pass, timeout } => {
+                KeySource::Command(HelperCommand {
+                    program: program.clone(),
+                    arguments: arguments.clone(),
+                    environment: environment(pass, variables),
+                    timeout: *timeout,
+                })
+            }
             AwsCredentials::WebIdentity { .. } | AwsCredentials::Offline => KeySource::Variables,
         };
         let lookup = Lookup::new(place, variables, home, settings.sts.clone(), settings.region.clone());

@@ -24,12 +24,12 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Host {
     lookup: Arc<Lookup>,
     upstream: Arc<Upstream>,
-    last: Mutex<Option<Held>>,
+    last: Mutex<Option<SharedKeys>>,
     seen: Mutex<ReadFiles>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct SharedKeys {
     flight: Flight<Keys>,
     begun: Instant,
 }
@@ -69,9 +69,9 @@ impl ReadFiles {
     }
 }
 
-impl Held {
+impl SharedKeys {
     fn is_usable(&self, floor: Duration) -> bool {
-        match self.flight.landed() {
+        match self.flight.finished() {
             None => true,
             Some(Err(_)) => false,
             Some(Ok(keys)) => keys.expires.is_none_or(|end| {
@@ -114,7 +114,7 @@ impl Host {
                     let (lookup, upstream) = (self.lookup.clone(), self.upstream.clone());
                     let work = async move { lookup.keys(&upstream).await.map(Arc::new) };
                     let flight = Flight::new(work);
-                    last.insert(Held { flight, begun: Instant::now() }).flight.clone()
+                    last.insert(SharedKeys { flight, begun: Instant::now() }).flight.clone()
                 }
             }
         };
@@ -124,8 +124,8 @@ impl Host {
     /// Drops keys that AWS does not take any more; keeps newer ones.
     pub(super) fn forget(&self, keys: &Arc<Keys>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let landed = last.as_ref().and_then(|held| held.flight.landed());
-        if landed.is_some_and(|outcome| outcome.as_ref().is_ok_and(|known| Arc::ptr_eq(known, keys))) {
+        let finished = last.as_ref().and_then(|held| held.flight.finished());
+        if finished.is_some_and(|outcome| outcome.as_ref().is_ok_and(|known| Arc::ptr_eq(known, keys))) {
             *last = None;
         }
     }

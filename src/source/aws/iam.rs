@@ -11,7 +11,7 @@ use crate::source::aws::Deny;
 use crate::source::aws::denial::{KeyFailure, keys_are_over, may_be_the_clock, passes};
 use crate::source::aws::endpoint;
 use crate::source::aws::keys::Keys;
-use crate::source::aws::query::Service;
+use crate::source::aws::query::QueryService;
 use crate::source::http::client::Upstream;
 use crate::source::http::fault::{Denial, Fault};
 
@@ -91,7 +91,7 @@ pub(super) async fn deny(
             .into());
         }
     };
-    let service = Service { upstream, url: &url, name: "iam", region, codes: CODES };
+    let service = QueryService { upstream, url: &url, name: "iam", region, codes: CODES };
     let name = ask.policy_name();
     let fields = [
         ("Action", "PutRolePolicy"),

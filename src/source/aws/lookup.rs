@@ -12,7 +12,7 @@ use crate::source::aws::profile::{AssumedRole, Base, Chain, Files, at_home};
 use crate::source::aws::sso::Refreshed;
 use crate::source::aws::sts::{Assume, Sts};
 use crate::source::aws::{endpoint, machine, process};
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::http::client::Upstream;
 use crate::source::subject::{FileToken, Format};
 use crate::source::variables::Variables;
@@ -28,7 +28,7 @@ pub(super) enum KeySource {
     Variables,
     Profile(String),
     Machine,
-    Command(Command),
+    Command(HelperCommand),
 }
 
 /// Finds the host's keys; each call asks again.

@@ -1,4 +1,4 @@
-//! Keys that the host's own surroundings have for it: the agent of a container (ECS, Fargate, EKS Pod Identity), and
+//! Keys that the machine or container that the host runs in has for it: the agent of a container (ECS, Fargate, EKS Pod Identity), and
 //! the metadata service of a virtual machine (IMDS, version 2).
 //!
 //! Neither may be kfp-creds itself, so every request carries our own header ([`OWN_SOURCE`]), which our servers

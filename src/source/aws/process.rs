@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::quote;
 use crate::source::SourceError;
 use crate::source::aws::keys::{Keys, KeysJson};
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::variables::Variables;
 use crate::token::Now;
 
@@ -15,9 +15,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The command of a profile. It is the user's own configuration, so it gets the user's whole environment, as from
 /// AWS's tools.
-pub(super) fn of_profile(words: &[String], variables: &Variables) -> Option<Command> {
+pub(super) fn of_profile(words: &[String], variables: &Variables) -> Option<HelperCommand> {
     let (program, arguments) = words.split_first()?;
-    Some(Command {
+    Some(HelperCommand {
         program: program.into(),
         arguments: arguments.to_vec(),
         environment: variables.all().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
@@ -26,7 +26,7 @@ pub(super) fn of_profile(words: &[String], variables: &Variables) -> Option<Comm
 }
 
 /// Runs it, without anything on stdin: a prompt would block every container.
-pub(super) async fn keys(command: &Command) -> Result<Keys, SourceError> {
+pub(super) async fn keys(command: &HelperCommand) -> Result<Keys, SourceError> {
     let name = quote::path(&command.program);
     let now = Now::read();
     let ran = command.run("", &[]).await?;

@@ -195,7 +195,7 @@ impl Profiles {
                 }
                 (Some(role), (None, Some(source))) => {
                     roles.push(role);
-                    break profile.surroundings(source)?;
+                    break profile.base_of(source)?;
                 }
                 (Some(role), (Some(source), None)) => {
                     roles.push(role);
@@ -344,7 +344,7 @@ impl<'a> Profile<'a> {
         }))
     }
 
-    fn surroundings(&self, source: &str) -> Result<Base, SourceError> {
+    fn base_of(&self, source: &str) -> Result<Base, SourceError> {
         match source {
             "Environment" => Ok(Base::Variables),
             "EcsContainer" => Ok(Base::Container),

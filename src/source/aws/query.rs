@@ -17,7 +17,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A service at one address.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Service<'a> {
+pub(super) struct QueryService<'a> {
     pub(super) upstream: &'a Upstream,
     /// With a slash at its end.
     pub(super) url: &'a str,
@@ -29,7 +29,7 @@ pub(super) struct Service<'a> {
     pub(super) codes: &'static [&'static str],
 }
 
-impl Service<'_> {
+impl QueryService<'_> {
     /// Sends a request that needs no signature.
     pub(super) async fn plain(&self, fields: &[(&str, &str)]) -> Result<Answer, Fault> {
         self.upstream.send(&self.call(fields)).await

@@ -7,7 +7,7 @@ use crate::source::SourceError;
 use crate::source::aws::denial::{self, CODES, KeyFailure, What};
 use crate::source::aws::endpoint::{self, GLOBAL_REGION};
 use crate::source::aws::keys::{CallerIdentity, Keys, is_account_id, moment};
-use crate::source::aws::query::{Service, not_understood, read};
+use crate::source::aws::query::{QueryService, not_understood, read};
 use crate::source::http::client::Upstream;
 use crate::source::http::request::Answer;
 
@@ -116,9 +116,9 @@ impl Sts<'_> {
         format!("{base}/")
     }
 
-    fn service<'a>(&'a self, url: &'a str) -> Service<'a> {
+    fn service<'a>(&'a self, url: &'a str) -> QueryService<'a> {
         let region = self.region.unwrap_or(GLOBAL_REGION);
-        Service { upstream: self.upstream, url, name: "sts", region, codes: CODES }
+        QueryService { upstream: self.upstream, url, name: "sts", region, codes: CODES }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::quote;
 use crate::secret::Secret;
 use crate::source::azure::AzureRequest;
 use crate::source::azure::refusals::{BUSY, ProofKind, Requested};
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::expiry::life;
 use crate::source::http::fault::entra_number;
 use crate::source::http::request::seconds;
@@ -36,7 +36,7 @@ const RESOURCE_VARIABLE: &str = "AZURE_RESOURCE";
 
 #[derive(Debug)]
 pub(super) struct Az {
-    command: Command,
+    command: HelperCommand,
     tenant: Option<String>,
     /// `azureProfile.json`, which a login and `az account set` rewrite.
     profile: Option<PathBuf>,
@@ -59,7 +59,7 @@ impl Az {
             )
         })?;
         let environment = inherited(variables);
-        let command = Command { program, arguments: vec![], environment, timeout: LONGEST_RUN };
+        let command = HelperCommand { program, arguments: vec![], environment, timeout: LONGEST_RUN };
         let named = variables.text("AZURE_CONFIG_DIR").map(PathBuf::from);
         let usual = || variables.text("HOME").map(|home| Path::new(home).join(".azure"));
         let profile = named.or_else(usual).map(|folder| folder.join("azureProfile.json"));
@@ -78,7 +78,7 @@ impl Az {
             vec!["account", "get-access-token", "--output", "json", "--resource", &ask.resource];
         arguments.extend(self.tenant.iter().flat_map(|tenant| ["--tenant", tenant]));
         let arguments = arguments.into_iter().map(str::to_owned).collect();
-        let command = Command { arguments, ..self.command.clone() };
+        let command = HelperCommand { arguments, ..self.command.clone() };
         let ran = command.hear().await?;
         if ran.success {
             return read(ran.output.expose(), "az", now, ask);
@@ -138,7 +138,7 @@ fn is_unreached(said: &str) -> bool {
 /// A command of the config.
 #[derive(Debug)]
 pub(super) struct TokenCommand {
-    pub(super) command: Command,
+    pub(super) command: HelperCommand,
 }
 
 impl TokenCommand {
@@ -150,7 +150,7 @@ impl TokenCommand {
         let now = Now::read();
         let arguments =
             self.command.arguments.iter().map(|word| word.replace(RESOURCE, &ask.resource)).collect();
-        let command = Command { arguments, ..self.command.clone() };
+        let command = HelperCommand { arguments, ..self.command.clone() };
         let name = quote::path(&command.program);
         let ran = command.run("", &[(RESOURCE_VARIABLE, &ask.resource)]).await?;
         if !ran.success {
@@ -275,8 +275,12 @@ mod tests {
     #[test]
     fn stderr_says_which_failure_it_is_and_is_not_quoted() {
         let variables = Variables::default();
-        let command =
-            Command { program: "az".into(), arguments: vec![], environment: vec![], timeout: LONGEST_RUN };
+        let command = HelperCommand {
+            program: "az".into(),
+            arguments: vec![],
+            environment: vec![],
+            timeout: LONGEST_RUN,
+        };
         let az = Az { command, tenant: None, profile: None, seen: Mutex::default() };
         assert!(Az::new(None, &variables).is_err_and(|why| why.to_string().contains("not on the PATH")));
         for (said, transient, words) in [

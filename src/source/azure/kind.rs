@@ -10,12 +10,12 @@ use crate::quote;
 use crate::source::azure::cli::{Az, TokenCommand};
 use crate::source::azure::entra::Entra;
 use crate::source::azure::machine::Machine;
-use crate::source::azure::offline::Made;
+use crate::source::azure::offline::OfflineEntra;
 use crate::source::azure::resource::resource;
 use crate::source::azure::{
     AzureCredentials, AzurePrincipal, AzureRequest, AzureSettings, AzureSource, is_name,
 };
-use crate::source::command::{Command, environment};
+use crate::source::command::{HelperCommand, environment};
 use crate::source::http::client::Upstream;
 use crate::source::signer::Signer;
 use crate::source::subject::SubjectToken;
@@ -42,7 +42,7 @@ enum AzureKind {
     Entra(Box<Entra>),
     Machine(Machine),
     Program(TokenCommand),
-    Offline(Made),
+    Offline(OfflineEntra),
 }
 
 impl Azure {
@@ -73,7 +73,7 @@ impl Azure {
                 let (program, arguments) = (program.clone(), arguments.clone());
                 let environment = environment(pass, variables);
                 AzureKind::Program(TokenCommand {
-                    command: Command { program, arguments, environment, timeout: *timeout },
+                    command: HelperCommand { program, arguments, environment, timeout: *timeout },
                 })
             }
             AzureCredentials::Federated { token_from, audience } => {
@@ -83,7 +83,7 @@ impl Azure {
             AzureCredentials::Offline => {
                 let signer = signer
                     .ok_or_else(|| SourceError::refused("there is no key that signs offline tokens"))?;
-                AzureKind::Offline(Made { signer, tenant: settings.tenant.clone() })
+                AzureKind::Offline(OfflineEntra { signer, tenant: settings.tenant.clone() })
             }
         };
         let (tenant, client_id) = match &kind {

@@ -16,12 +16,12 @@ use crate::token::{AzureToken, Deadline, MintId, Now, RenderedReply};
 const LIFE: u64 = 3600;
 
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct OfflineEntra {
     pub(super) signer: Arc<Signer>,
     pub(super) tenant: Option<String>,
 }
 
-impl Made {
+impl OfflineEntra {
     pub(super) fn token(
         &self,
         ask: &AzureRequest,

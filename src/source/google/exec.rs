@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Reason;
 use crate::quote;
-use crate::source::command::{Command, environment};
+use crate::source::command::{HelperCommand, environment};
 use crate::source::expiry::life;
 use crate::source::google::configured::Exec;
 use crate::source::google::external_account::{Good, SubjectAnswer, brought, span};
@@ -21,8 +21,8 @@ use crate::token::{AccessToken, Deadline, IdentityToken, MintId, Now, Scopes};
 const BARE_LIFE: Duration = Duration::from_secs(225);
 
 impl Exec {
-    pub(super) fn command(&self, variables: &Variables) -> Command {
-        Command {
+    pub(super) fn command(&self, variables: &Variables) -> HelperCommand {
+        HelperCommand {
             program: self.program.clone(),
             arguments: self.arguments.clone(),
             environment: environment(&self.pass, variables),
@@ -34,7 +34,7 @@ impl Exec {
 /// A command that returns access and ID tokens itself.
 #[derive(Debug)]
 pub(super) struct Provider {
-    command: Command,
+    command: HelperCommand,
     /// The account named by the last answer.
     account: Mutex<Option<String>>,
     /// The account at the last check.
@@ -42,7 +42,7 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    pub(super) fn new(command: Command) -> Self {
+    pub(super) fn new(command: HelperCommand) -> Self {
         Self { command, account: Mutex::default(), seen: Mutex::default() }
     }
 

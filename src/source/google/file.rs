@@ -281,7 +281,7 @@ fn external_account(
     let url = address(file.service_account_impersonation_url);
     let longest = file.service_account_impersonation.and_then(|of| of.token_lifetime_seconds);
     let universe = set(file.universe_domain);
-    let fields = external_account::Fields {
+    let fields = external_account::ExternalAccountFields {
         audience: file.audience,
         subject_token_type: file.subject_token_type,
         token_url: file.token_url,

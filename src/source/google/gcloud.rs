@@ -18,7 +18,7 @@ use crate::failure::Reason;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::expiry::life;
 use crate::source::google::names::is_domain_in_host;
 use crate::source::jwt;
@@ -35,7 +35,7 @@ const LOGIN: &str = "gcloud auth login";
 /// The gcloud program, run to get tokens of its active account.
 #[derive(Debug)]
 pub(super) struct Gcloud {
-    command: Command,
+    command: HelperCommand,
     directory: Option<PathBuf>,
     variables: Variables,
     /// gcloud's configuration at the last check; read on every request.
@@ -59,7 +59,7 @@ impl Gcloud {
         let known = Mutex::new(Defaults::read(directory.as_deref(), &variables));
         let inherited = variables.all().map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = inherited.chain([("CLOUDSDK_CORE_DISABLE_PROMPTS".into(), "1".into())]).collect();
-        let command = Command { program: path, arguments: vec![], environment, timeout: LONGEST_RUN };
+        let command = HelperCommand { program: path, arguments: vec![], environment, timeout: LONGEST_RUN };
         Self { command, directory, variables, known }
     }
 
@@ -117,7 +117,7 @@ impl Gcloud {
     /// do not quote it.
     async fn run(&self, arguments: &[&str]) -> Result<Secret<Vec<u8>>, SourceError> {
         let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
-        let ran = Command { arguments, ..self.command.clone() }.hear().await?;
+        let ran = HelperCommand { arguments, ..self.command.clone() }.hear().await?;
         if ran.success {
             return Ok(ran.output);
         }

@@ -111,7 +111,7 @@ impl Call<'_> {
 }
 
 #[derive(Deserialize)]
-struct TokenResponse {
+struct WrittenToken {
     access_token: Option<Secret<String>>,
     token_type: Option<String>,
     expires_in: Option<Value>,
@@ -121,7 +121,7 @@ struct TokenResponse {
 
 /// A token endpoint's token.
 #[derive(Debug)]
-pub(crate) struct Granted {
+pub(crate) struct TokenResponse {
     pub(crate) token: Secret<String>,
     /// The lifetime as the answer claims it.
     pub(crate) life: Option<Duration>,
@@ -129,7 +129,7 @@ pub(crate) struct Granted {
     pub(crate) refresh_token: Option<Secret<String>>,
 }
 
-impl Granted {
+impl TokenResponse {
     /// The access token; its lifetime counts from when the request was sent.
     pub(crate) fn into_access_token(
         self,
@@ -187,8 +187,8 @@ impl Answer {
     }
 
     /// The token in a token endpoint's successful answer (RFC 6749 section 5.1). An empty token is an error.
-    pub(crate) fn granted(&self) -> Result<Granted, SourceError> {
-        let written: TokenResponse = self.json()?;
+    pub(crate) fn granted(&self) -> Result<TokenResponse, SourceError> {
+        let written: WrittenToken = self.json()?;
         if written.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
             return Err(SourceError::refused(format!(
                 "{} gave a token of a kind that is not known",
@@ -204,6 +204,6 @@ impl Answer {
                 SourceError::transient(format!("{} gave a token whose expires_in is not a number", self.host))
             })?),
         };
-        Ok(Granted { token, life, id_token: written.id_token, refresh_token: written.refresh_token })
+        Ok(TokenResponse { token, life, id_token: written.id_token, refresh_token: written.refresh_token })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use hyper::Method;
 
 use crate::source::SourceError;
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::google::configured::{Federation, TokenFrom};
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::external_account::ExternalAccount;
@@ -20,7 +20,7 @@ use crate::source::variables::Variables;
 impl Federation {
     pub(in crate::source::google) fn kind(
         &self,
-        command: Option<Command>,
+        command: Option<HelperCommand>,
         endpoints: &Endpoints,
         variables: &Variables,
     ) -> Result<CredentialKind, SourceError> {
@@ -37,7 +37,7 @@ impl Federation {
     /// `command` is used by [`TokenFrom::Command`].
     fn federated(
         &self,
-        command: Option<Command>,
+        command: Option<HelperCommand>,
         endpoints: &Endpoints,
         variables: &Variables,
     ) -> Result<ExternalAccount, SourceError> {
@@ -61,7 +61,7 @@ impl Federation {
 
     fn subject(
         &self,
-        command: Option<Command>,
+        command: Option<HelperCommand>,
         universe: &str,
         variables: &Variables,
     ) -> Result<Subject, SourceError> {

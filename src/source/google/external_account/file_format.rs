@@ -12,8 +12,8 @@ use crate::source::aws::lookup::Lookup;
 use crate::source::google::endpoints::Endpoints;
 use crate::source::google::external_account::ExternalAccount;
 use crate::source::google::external_account::subject::Subject;
-use crate::source::google::external_account::subject::aws::Aws;
-use crate::source::google::external_account::subject::certificate::{self, Certificate};
+use crate::source::google::external_account::subject::aws::AwsSubject;
+use crate::source::google::external_account::subject::certificate::{self, CertificateSubject};
 use crate::source::google::external_account::subject::executable::{self, Executable};
 use crate::source::http::secure_url::{confidential, within};
 use crate::source::subject::{FileToken, Format, SubjectToken, UrlToken};
@@ -21,7 +21,7 @@ use crate::source::variables::Variables;
 
 /// The fields that this kind adds to a credential file.
 #[derive(Debug, Default)]
-pub(in crate::source) struct Fields {
+pub(in crate::source) struct ExternalAccountFields {
     pub(in crate::source) audience: Option<String>,
     pub(in crate::source) subject_token_type: Option<String>,
     pub(in crate::source) token_url: Option<String>,
@@ -69,7 +69,7 @@ impl<'de> Deserialize<'de> for Headers {
     }
 }
 
-impl Fields {
+impl ExternalAccountFields {
     /// The error is a fragment about the file and contains nothing that could be a secret.
     pub(in crate::source) fn federated(
         self,
@@ -144,13 +144,13 @@ impl CredentialSource {
             return Executable::described(executable, variables).map(Subject::Executable);
         }
         if let Some(certificate) = self.certificate {
-            return Certificate::described(certificate, variables).map(Subject::Certificate);
+            return CertificateSubject::described(certificate, variables).map(Subject::Certificate);
         }
         Err("its credential_source is of no kind that is known (file, url, executable, certificate, AWS)"
             .into())
     }
 
-    fn aws(&self, environment: &str, variables: &Variables) -> Result<Aws, String> {
+    fn aws(&self, environment: &str, variables: &Variables) -> Result<AwsSubject, String> {
         match environment.strip_prefix("aws").map(str::parse::<u32>) {
             Some(Ok(1)) => {}
             Some(Ok(_)) => {
@@ -165,7 +165,7 @@ impl CredentialSource {
         let verification_url = self.regional_cred_verification_url.clone();
         let verification_url = verification_url.ok_or("it has no regional_cred_verification_url")?;
         confidential(&verification_url.replace("{region}", "region"), "regional_cred_verification_url")?;
-        Ok(Aws {
+        Ok(AwsSubject {
             region_url: place(&self.region_url, "region_url")?,
             url: place(&self.url, "credential_source.url")?,
             session_token_url: place(&self.imdsv2_session_token_url, "imdsv2_session_token_url")?,

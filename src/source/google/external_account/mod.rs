@@ -7,7 +7,7 @@ mod file_format;
 mod response;
 mod subject;
 
-pub(super) use file_format::{CredentialSource, Fields};
+pub(super) use file_format::{CredentialSource, ExternalAccountFields};
 pub(super) use response::{Good, SubjectAnswer, brought, span};
 
 use std::fmt;

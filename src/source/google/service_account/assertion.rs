@@ -32,7 +32,7 @@ pub(crate) const ASSERTION_LIFE: u64 = 3600;
 
 /// The token endpoint's answer to an assertion with `target_audience`.
 #[derive(Deserialize)]
-struct Issued {
+struct IdTokenResponse {
     id_token: Secret<String>,
 }
 
@@ -152,7 +152,7 @@ impl ServiceAccount {
             Redeemed::Fault(fault) => self.refused(fault),
             Redeemed::Useless(error) => error,
         })?;
-        let value = answer.json::<Issued>()?.id_token;
+        let value = answer.json::<IdTokenResponse>()?.id_token;
         let expires = id_token_expiry(value.expose(), answer.sent, answer.date)?;
         Ok(IdentityToken { value, expires, id: MintId::random() })
     }

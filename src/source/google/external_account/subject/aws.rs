@@ -20,7 +20,7 @@ use crate::source::http::client::Upstream;
 use crate::source::variables::Variables;
 
 #[derive(Debug)]
-pub(crate) struct Aws {
+pub(crate) struct AwsSubject {
     pub(crate) region_url: Option<String>,
     pub(crate) url: Option<String>,
     pub(crate) session_token_url: Option<String>,
@@ -30,7 +30,7 @@ pub(crate) struct Aws {
     pub(crate) lookup: Lookup,
 }
 
-impl Aws {
+impl AwsSubject {
     pub(crate) async fn token(
         &self,
         upstream: &Upstream,

@@ -32,7 +32,7 @@ pub(in crate::source) struct CertificateSource {
 }
 
 #[derive(Debug)]
-pub(crate) struct Certificate {
+pub(crate) struct CertificateSubject {
     config: PathBuf,
     trust_chain: Option<PathBuf>,
     /// The client that presents the certificate, and the certificate and key it was built from.
@@ -40,7 +40,7 @@ pub(crate) struct Certificate {
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct CertificateConfig {
     cert_configs: Configs,
 }
 
@@ -55,7 +55,7 @@ struct Workload {
     key_path: PathBuf,
 }
 
-impl Certificate {
+impl CertificateSubject {
     /// The error is a fragment about the file.
     pub(crate) fn described(described: CertificateSource, variables: &Variables) -> Result<Self, String> {
         let usual = described.use_default_certificate_config.unwrap_or_default();
@@ -139,7 +139,7 @@ impl Certificate {
         let bytes = subject::read(&self.config).map_err(|error| {
             SourceError::transient(format!("the certificate config {name} cannot be read: {error}"))
         })?;
-        let config = serde_json::from_slice::<Config>(bytes.expose()).ok();
+        let config = serde_json::from_slice::<CertificateConfig>(bytes.expose()).ok();
         config.and_then(|config| config.cert_configs.workload).ok_or_else(|| {
             SourceError::transient(format!(
                 "the certificate config {name} names no workload certificate and key"

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::quote;
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::command::Command;
+use crate::source::command::HelperCommand;
 use crate::source::google::external_account::response::{self, Good, Nothing, SubjectAnswer};
 use crate::source::google::external_account::subject::Purpose;
 use crate::source::subject;
@@ -35,7 +35,7 @@ pub(in crate::source) struct ExecutableSource {
 
 #[derive(Debug)]
 pub(crate) struct Executable {
-    command: Command,
+    command: HelperCommand,
     output_file: Option<PathBuf>,
     /// Set for the exec provider: it gets the request on stdin and may answer in any version of the format.
     pub(crate) told: bool,
@@ -62,11 +62,11 @@ impl Executable {
         }
         let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let environment = variables.all().map(own).collect();
-        let command = Command { program, arguments: words.collect(), environment, timeout };
+        let command = HelperCommand { program, arguments: words.collect(), environment, timeout };
         Ok(Self { command, output_file: described.output_file, told: false })
     }
 
-    pub(crate) fn provider(command: Command) -> Self {
+    pub(crate) fn provider(command: HelperCommand) -> Self {
         Self { command, output_file: None, told: true }
     }
 

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use crate::secret::Secret;
 use crate::source::SourceError;
-use crate::source::google::external_account::subject::aws::Aws;
-use crate::source::google::external_account::subject::certificate::Certificate;
+use crate::source::google::external_account::subject::aws::AwsSubject;
+use crate::source::google::external_account::subject::certificate::CertificateSubject;
 use crate::source::google::external_account::subject::executable::Executable;
 use crate::source::http::client::Upstream;
 use crate::source::subject::SubjectToken;
@@ -20,8 +20,8 @@ use crate::source::subject::SubjectToken;
 pub(crate) enum Subject {
     Issued(SubjectToken),
     Executable(Executable),
-    Aws(Box<Aws>),
-    Certificate(Certificate),
+    Aws(Box<AwsSubject>),
+    Certificate(CertificateSubject),
 }
 
 /// The parts of an exchange that its subject token depends on.
