@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn quiet_still_says_what_needs_a_person() {
+    fn quiet_still_prints_lines_that_need_a_person() {
         let heard = Heard::default();
         let console = Console::new(OutputForm::Quiet, heard.clone());
         console.say(Line::Progress { text: "loading" });
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_prints_secrets_stays_off_whatever_is_asked_for() {
+    fn log_targets_that_print_secrets_stay_off() {
         use tracing::Level;
         let ours = "yup_oauth2=off,h2=info";
         let all = targets(&format!("trace,yup_oauth2=trace,h2=trace,nonsense=loud,,{ours}"));

@@ -290,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_is_such_a_path_names_one() {
+    fn a_parameter_that_is_a_gcs_path_names_an_object() {
         let input = json!({ "inputs": { "parameterValues": { "path": "/gcs/bucket/model/", "other": ["/gcs/no/list"] } } });
         let (objects, refused) = named(&["--executor_input", &input.to_string()]);
         assert_eq!((objects, refused), (vec!["gs://bucket/model/".to_string()], vec![]));
     }
 
     #[test]
-    fn what_has_a_path_of_its_own_is_not_fetched() {
+    fn inputs_with_a_local_path_are_not_fetched() {
         for key in ["custom_path", "customPath"] {
             let artifact = json!({ "uri": "gs://bucket/a", key: "/kfp-workspace/.artifacts/a" });
             let input = json!({ "inputs": { "artifacts": { "data": { "artifacts": [artifact] } } } });
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_are_refused_and_said_once() {
+    fn hostile_object_names_are_refused_and_reported_once() {
         let long = format!("bucket/{}", "x".repeat(256));
         let longer = format!("bucket/{}", "xy/".repeat(400));
         for (name, why) in [
@@ -354,14 +354,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_shows_no_secret_that_stands_in_a_name() {
+    fn a_secret_in_an_object_name_is_not_shown() {
         let token = ["ya", "29.CANARY-token-value"].concat();
         let (_, refused) = named(&[&format!("/gcs/{token}/a"), &format!("/gcs/bucket/../{token}")]);
         assert!(refused.len() == 2 && !refused.concat().contains("CANARY"), "{refused:?}");
     }
 
     #[test]
-    fn so_many_are_followed_and_no_more() {
+    fn the_number_of_objects_is_limited() {
         let words: Vec<String> = (0..MOST + 9).map(|n| format!("/gcs/bucket/{n}")).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let (objects, refused) = named(&words);
@@ -370,7 +370,7 @@ mod tests {
 
     /// Seven bodies of unexpected forms: no name is found by accident, and there is no panic.
     #[test]
-    fn what_is_not_understood_names_nothing() {
+    fn unparsable_commands_name_no_object() {
         for body in [
             json!(null),
             json!({ "Cmd": null, "Entrypoint": null }),

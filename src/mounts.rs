@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_container_mounts_itself_is_not_covered() {
+    fn a_mount_does_not_cover_the_containers_own() {
         for host in [
             json!({ "Binds": ["/tmp/x:/data:rw"] }),
             json!({ "Binds": ["/data:/data"] }),
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn some_places_are_not_for_mounts() {
+    fn reserved_targets_are_refused_for_mounts() {
         for bad in
             ["data", "", "/", "//", "/a/../b", "/proc/x", "/dev", "/kfp-workspace", "/kfp-workspace/in/"]
         {

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_cloud_that_an_identity_does_not_have_nothing_is_told() {
+    fn a_cloud_without_an_identity_is_not_reported() {
         let aws = Some(Arc::new(crate::cloud::AwsIdentity::default()));
         let other = Arc::new(Identity { google: false, aws, ..Identity::default() });
         let mut policy = policy(vec![rule(&[(Part::Pipeline, "etl")], Some(other))]);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_looked_at() {
+    fn every_pattern_of_a_rule_is_checked() {
         let digest = "repo/image@sha256:0123";
         let labels =
             [("com.docker.compose.project", "shop"), ("com.docker.compose.service", "web"), ("team", "a")];
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_counts_where_the_config_lets_it() {
+    fn a_requested_identity_counts_if_the_config_allows_it() {
         let requesting = |requested: &str| Task { requested: Some(requested.into()), ..task("etl", "load") };
         let mut policy = policy(vec![rule(&[(Part::Pipeline, "fixed")], Some(identity("fixed")))]);
         assert_eq!(named(&policy, &requesting("admin")), "default", "nothing can be chosen");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_could_match_is_not_passed_over() {
+    fn a_rule_that_could_match_is_not_skipped() {
         let narrow =
             rule(&[(Part::Pipeline, "uploads"), (Part::Component, "upload")], Some(identity("narrow")));
         let mut policy = policy(vec![narrow]);
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_read_in_order_where_one_is_unknown() {
+    fn rules_apply_in_order_when_one_is_unknown() {
         let component = |glob: &str, name: &str| rule(&[(Part::Component, glob)], Some(identity(name)));
         let image = |name: &str| rule(&[(Part::Image, "python*")], Some(identity(name)));
         let decided = |rules: Vec<Rule>| named(&policy(rules), &hidden());
@@ -452,7 +452,7 @@ mod tests {
 
     /// Holds whichever identity such a task requests.
     #[test]
-    fn without_rules_on_what_is_unknown_nothing_changes() {
+    fn unknown_parts_change_nothing_unless_a_rule_tests_them() {
         let requesting = |requested: &str| Task { requested: Some(requested.into()), ..hidden() };
         let shown = |task: &Task| Task { unknown: Unknown::default(), ..task.clone() };
         let labelled = rule(&[(Part::Label("team".into()), "a")], Some(identity("a")));
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_explained() {
+    fn an_unknown_rule_is_explained() {
         let rules = vec![
             rule(&[(Part::Image, "busybox*"), (Part::Component, "a")], None),
             rule(&[(Part::Component, "upload")], Some(identity("narrow"))),
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn explaining_is_deciding_with_reasons() {
+    fn explain_gives_the_decision_with_reasons() {
         let policy = policy(vec![
             rule(&[(Part::Pipeline, "etl"), (Part::Function, "f")], None),
             rule(&[(Part::Component, "load")], Some(identity("loader"))),

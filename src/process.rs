@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_dumped_and_the_program_still_finds_itself() {
+    fn core_dumps_are_off_and_current_exe_still_works() {
         use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
         forbid_core_dumps();
         assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panic_stays_in_its_task_and_the_end_waits() {
+    async fn a_panic_stays_in_its_task_and_shutdown_waits() {
         let tasks = Tasks::new();
         tasks.spawn("bad", async { panic!("on purpose") });
         let (done, mut seen) = tokio::sync::oneshot::channel();

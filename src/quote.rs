@@ -392,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shapes_are_told_and_never_shown() {
+    fn a_secret_is_described_by_its_shape_only() {
         for (text, shape) in [
             ("{\"a\": 1}", "JSON"),
             (" {\n  \"a\": 1}", "JSON"),
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_is_shown() {
+    fn ordinary_input_is_shown_as_written() {
         for text in [
             "",
             "a",
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_path_the_parts_are_judged() {
+    fn each_part_of_a_path_is_judged() {
         let shown = |text: &str| path(Path::new(text));
         assert_eq!(shown("/home/me/key.json"), "/home/me/key.json");
         assert_eq!(shown("/home/me/{\"a\": \"b/c\"}"), "/home/me/(JSON, not shown)");
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_keeps_what_the_parser_knows() {
+    fn a_parse_error_keeps_its_position_and_cause() {
         assert_eq!(
             complaint("unknown field `eyJhbGciOiJSUzI1NiJ9.e30.c2ln`, expected one of `a`, `b`"),
             "unknown field (a JSON Web Token, not shown), expected one of `a`, `b`"

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_let_through_by_its_own_door_only() {
+    async fn a_waiter_is_released_only_by_its_own_listener() {
         let (one, other) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
         let listening = Listening::default();
         let open = async |at| tokio::time::timeout(Duration::from_secs(1), listening.wait(at)).await.is_ok();

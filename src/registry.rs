@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_answered_before_the_container_is_seen_running() {
+    async fn no_lease_is_found_before_its_container_runs() {
         let (mut writer, reader, mut questions) = new();
         let lease = writer.admit(AT, grant('a'));
         assert!(reader.resolve(AT).is_none());
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_address_is_waited_for_within_its_budget() {
+    async fn an_unknown_address_is_held_within_its_time_limit() {
         let (mut writer, reader, _questions) = new();
         let started = Instant::now();
         assert!(reader.ask(AT, started + Duration::from_secs(2)).await.is_none());
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_doubted_lease_is_asked_about_again() {
+    async fn an_unconfirmed_lease_is_checked_again() {
         let (mut writer, reader, mut questions) = new();
         let lease = writer.admit(AT, grant('a'));
         writer.confirm(&lease);

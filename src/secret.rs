@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_dropped_is_overwritten_first() {
+    fn a_dropped_secret_is_overwritten() {
         struct Watched<'a>(String, &'a std::cell::RefCell<Vec<String>>);
         impl Zeroize for Watched<'_> {
             fn zeroize(&mut self) {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing() {
+    fn debug_output_hides_the_secret() {
         let secret = Secret::new(String::from("canary-value"));
         assert_eq!(format!("{secret:?} {secret:#?}"), "Secret(..) Secret(..)");
         assert_eq!(secret.expose(), "canary-value");

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_else_goes_out_as_it_is() {
+    async fn other_bytes_pass_unchanged() {
         let flavored = BARE.replace("content-length", "metadata-flavor: Google\r\ncontent-length");
         let found = BARE.replace("400 Bad Request", "200 OK");
         let body = format!("{BARE}tail");

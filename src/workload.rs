@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_full_ids_are_ids() {
+    fn only_full_ids_are_container_ids() {
         let full = "0123456789abcdef".repeat(4);
         assert_eq!(ContainerId::parse(&full).unwrap().short(), "0123456789ab");
         for bad in ["", "0123", &full[1..], &full.to_uppercase(), &format!("{full}0")] {

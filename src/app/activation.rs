@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_passed_on_to_another_process_is_not_taken() {
+    fn sockets_passed_to_another_process_are_not_used() {
         let parent = env(&[("LISTEN_PID", "1"), ("LISTEN_FDS", "1")]);
         assert!(given(&parent).unwrap().is_empty());
         assert!(given(&env(&[])).unwrap().is_empty());

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_has_what_was_fetched_and_only_its_user_enters_it() {
+    fn a_fetched_tree_is_private_and_complete() {
         let place = Place::new("tree");
         let cache = place.cache("0badcafe");
         let all = ["a", "dir/b", "dir/deep/c"].map(|name| kept(&cache, name)).into();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_place_beside_another_is_told() {
+    fn conflicting_object_names_are_reported() {
         let place = Place::new("clash");
         let cache = place.cache("0badcafe");
         for names in [["a", "a/b"], ["a/b", "a"]] {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_the_dead_and_leaves_the_living() {
+    fn a_sweep_removes_only_files_of_dead_sessions() {
         let place = Place::new("sweep");
         let (living, dead) = (place.cache("11111111"), place.cache("22222222"));
         fs::create_dir(place.root().join("33333333")).unwrap();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_for_people() {
+    fn sizes_are_written_with_units() {
         let told = [0, 1023, 1024, 1536, 4 << 30, u64::MAX].map(size);
         assert_eq!(told, ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 KiB", "4.0 GiB", "17179869183.9 GiB"]);
     }

@@ -122,7 +122,7 @@ fn wanted(name: &str, generation: u64) -> WantedObject {
 
 /// Who may list a folder may not necessarily read what is in it.
 #[tokio::test]
-async fn what_is_there_is_given_only_to_whom_may_read_it_now() {
+async fn cached_content_is_given_only_with_current_access() {
     let fixture = Fixture::new("asked");
     let a = || wanted("dir/a", 1);
     fixture.bring(Some("one"), a()).await.unwrap();

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_may_call_a_container() {
+    fn a_container_is_found_by_id_name_or_task() {
         let members = [
             member("abcd1", Some("/one"), "load"),
             member("abcd2", None, "load"),

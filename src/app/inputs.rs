@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_is_told_however_much_is_refused() {
+    fn mounted_inputs_are_reported_beside_refused_ones() {
         let refused = (0..9).map(|n| format!("refusal {n}")).collect();
         let lines = lines(refused, vec!["1 object of gs://bucket".into()]);
         assert_eq!(lines.len(), 10);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_all_that_is_named_counts() {
+    fn without_a_token_every_named_object_counts() {
         let objects = ["bucket/a", "bucket/b", "bucket/c"].map(object);
         let why = "there is no token";
         let first = "gs://bucket/a is not fetched: there is no token";

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_had_once_and_the_refusal_names_the_process() {
+    fn a_session_name_is_taken_once_and_the_holder_is_named() {
         let folder = folder("once");
         assert_eq!(take(&folder, Some("team")), Ok(Some("team".into())));
         let refusal = take(&folder, Some("team")).unwrap_err();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_session_left_is_taken_over_and_removed() {
+    fn a_dead_sessions_name_is_taken_over() {
         let folder = folder("dead");
         std::fs::write(folder.join("team.pid"), "1\n").unwrap();
         symlink("0badcafe.sock", folder.join("team.sock")).unwrap();

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_comes_from_elsewhere_and_names_stay_text() {
+    fn the_page_loads_nothing_and_escapes_names() {
         assert_eq!((PAGE.matches("<script>").count(), PAGE.matches("<style>").count()), (1, 1));
         for bad in ["http://", "https://", "src=", "innerHTML", "insertAdjacent", "document.write", "eval("] {
             assert!(!PAGE.contains(bad), "{bad}");

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_is_between_clients_of_the_other_clouds_and_us() {
+    fn no_proxy_covers_aws_and_azure_addresses() {
         let config = of_all_clouds();
         let identity = config.policy.default.clone().unwrap();
         let mut all = variables(&config, &identity, "127.0.0.1:81/s", Some("s"));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_win_and_is_not_set_is_unset() {
+    fn variables_that_would_take_precedence_are_unset() {
         let config = of_all_clouds();
         let identity = config.policy.default.clone().unwrap();
         let (full, imds) = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_EC2_METADATA_SERVICE_ENDPOINT");

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_reads_one_word() {
+    fn exported_values_are_quoted_for_the_shell() {
         assert_eq!(for_a_shell("unix:///run/user/1000/a.sock"), "unix:///run/user/1000/a.sock");
         let hostile = "/a b/it's; $(touch x)`";
         let mut shell = std::process::Command::new("sh");

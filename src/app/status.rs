@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_for_a_person() {
+    fn the_status_table_has_aligned_columns() {
         let expected = "session   0123abcd  serve since 2026-11-23T12:00:00Z  (docker 20.10.24; network kfp-creds)\n\
             relay     169.254.169.254, replaced 1 times\nsource    offline: a@x, project p\nminted    nothing yet\n\
             CONTAINER     TASK                            IDENTITY        ADDRESS          STATE    SINCE                 TOKENS\n\

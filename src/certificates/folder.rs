@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_ours_alone_and_go_with_the_session() {
+    fn certificate_files_are_private_and_removed_at_the_end() {
         let at = place("alone");
         let folder = written(&at, "0badcafe");
         for file in folder.files() {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_touched_that_is_not_ours() {
+    fn files_of_others_are_not_touched() {
         let at = place("foreign");
         let tls = at.join("tls");
         std::fs::create_dir(&tls).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_rest_of_a_killed_session_is_removed() {
+    fn only_files_of_a_killed_session_are_removed() {
         let at = place("killed");
         let killed = |session: &str| {
             let mut folder = written(&at, session);

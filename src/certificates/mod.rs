@@ -127,7 +127,7 @@ mod tests {
     use rustls::pki_types::pem::PemObject;
 
     #[test]
-    fn what_is_written_is_read_again_and_a_key_is_written_once() {
+    fn certificates_are_read_back_and_a_key_is_written_once() {
         let der: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let text = pem("CERTIFICATE", &der);
         assert_eq!(CertificateDer::from_pem_slice(text.as_bytes()).unwrap().as_ref(), &der[..]);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn senseless_command_lines_are_refused() {
         for line in [
             "run",
             "run --",

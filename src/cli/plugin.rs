@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn by_any_other_name_nothing_is_read() {
+    fn under_another_name_the_plugin_reads_nothing() {
         let words: Vec<OsString> = ["kfp-creds", "--context", "x", "creds"].map(OsString::from).to_vec();
         assert_eq!(called(words.clone()), Called::Plainly(words));
     }

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
+    fn distance_counts_the_edits_between_two_keys() {
         for (a, b, expected) in
             [("", "abc", 3), ("project", "projct", 1), ("Quota-Project", "quota_project", 0), ("ab", "ba", 2)]
         {

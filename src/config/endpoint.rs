@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_shown_again() {
+    fn a_parsed_endpoint_prints_as_it_was_written() {
         for text in [
             "tcp://10.0.0.1:2376",
             "tcp://[fd00::1]:2376",
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ssh_or_a_shell_would_take_for_something_else_is_refused() {
+    fn ssh_hosts_that_look_like_options_are_refused() {
         for text in [
             "ssh://-oProxyCommand=touch%20x",
             "ssh://-oProxyCommand=x@host",

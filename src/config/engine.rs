@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_places_in_order_and_what_they_are() {
+    fn default_sockets_are_tried_in_order() {
         let at = tempdir();
         let path = |name: &str| at.join(name);
         let none = first([path("a.sock"), path("b.sock")].into_iter()).unwrap_err();

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_else_can_write() {
+    fn other_writers_of_a_config_file_are_found() {
         for (mode, owner, us, exposed) in [
             (0o100_644, 1000, 1000, false),
             (0o100_664, 1000, 1000, false),

@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_names_a_place_or_a_file_is_guarded() {
+    fn keys_that_name_a_url_or_a_file_need_trust() {
         for key in KEYS {
             let named = [
                 "endpoints.",

@@ -148,7 +148,7 @@ fn archives_in_uploads_are_opened_before_their_bytes_go_on() {
 }
 
 #[test]
-fn what_stays_shut_is_said() {
+fn archives_that_cannot_be_opened_are_reported() {
     let key = service_account();
     let tar = |name: &str, inner: &[u8]| tar_of(&[(name, inner)]);
     let deep = tar("3.tar", &tar("2.tar", &tar("1.tar", key.as_bytes())));
@@ -187,7 +187,7 @@ fn what_stays_shut_is_said() {
 
 /// Output is counted, not timed, so the bound holds for however small a bomb and on any machine.
 #[test]
-fn bombs_are_bounded_by_what_comes_out_of_them() {
+fn archive_bombs_are_limited_by_their_output() {
     const ALLOWED: u64 = 8 << 20;
     let zst = made("zstd", &["-q", "-19", "-c"], &vec![0; 4 << 20]);
     let bomb = zst.repeat(20);

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_name_and_by_content() {
+    fn variables_are_judged_by_name_and_content() {
         let secret = ["wJalrXUtnFEMI7K7MDENGbPxR", "fiCYz8h2kP0aQ1L"].concat();
         for (entry, kind) in [
             (format!("AWS_SECRET_ACCESS_KEY={secret}"), Some(SecretKind::AwsKey)),

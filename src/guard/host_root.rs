@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_reads_that_machines_name() {
+    fn messages_show_the_path_of_the_host() {
         let root = HostRoot::new(Some("/host".into()));
         for (found, name) in [
             ("/host/home/you/key.json", "/home/you/key.json"),

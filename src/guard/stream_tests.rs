@@ -109,7 +109,7 @@ fn an_image_is_judged_as_it_streams_by() {
 }
 
 #[test]
-fn what_of_an_image_cannot_be_looked_at_is_said() {
+fn unreadable_parts_of_an_image_are_reported() {
     let lower = tar_of(&[
         ("app/main.py", b"print(1)"),
         ("app/key.json", service_account().as_bytes()),
@@ -142,7 +142,7 @@ fn what_of_an_image_cannot_be_looked_at_is_said() {
 
 /// The bound holds however large the layer is, and wherever its files begin and end in the pushed pieces.
 #[test]
-fn of_a_compressed_layer_no_more_is_held_than_one_file_needs() {
+fn a_compressed_layer_holds_one_file_in_memory() {
     // Files without any padding between them, and hard to compress.
     let mut state = 1_u64;
     let mut noise = |length: usize| {

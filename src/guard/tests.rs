@@ -193,7 +193,7 @@ fn keys_of_every_kind_are_known_by_their_content() {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn what_only_talks_about_keys_is_none() {
+fn text_about_keys_is_no_key() {
     let dashes = "-----";
     for (name, text) in [
         (

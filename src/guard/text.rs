@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_no_secrets_and_what_machines_make_is() {
+    fn only_machine_made_text_counts_as_a_secret() {
         let random = ["8jK2mQ9xLp4Z", "vR7tYw3NbH6c"].concat();
         for made in [&random, &random.to_lowercase(), "3f9a1c72-8be4-4d05-9c6e-a1b27f40d9e8"] {
             assert!(is_strong(made.as_bytes(), 16), "{made}");

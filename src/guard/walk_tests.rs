@@ -86,7 +86,7 @@ fn parents_links_and_deep_places_lead_to_keys() {
 }
 
 #[test]
-fn what_is_not_there_is_not_clean() {
+fn a_missing_path_does_not_count_as_clean() {
     let tree = Tree::new("absent");
     assert_eq!(tree.look("nothing", Budget::REQUEST).unverified.len(), 1);
 }
@@ -118,7 +118,7 @@ fn a_large_tree_ends_at_its_budget_and_says_so() {
 
 /// A large directory costs bytes: 1 100 files of 100 MiB, which take no room on the disk.
 #[test]
-fn of_a_hundred_gigabytes_no_more_than_the_budget_is_read() {
+fn a_scan_of_100_gigabytes_stays_within_its_budget() {
     let tree = Tree::new("sparse");
     let login = tree.write(".aws/credentials", &aws_file());
     for part in 0..1_100 {

@@ -6,7 +6,7 @@ use super::tests::{pem, private};
 /// Work is linear in the length, whatever the content: steps are counted, not timed.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
-fn work_is_linear_whatever_is_repeated() {
+fn the_work_of_a_scan_is_linear() {
     /// The length of the longest file that is judged at once, and a shorter one for the other texts:
     /// nonlinear work shows there too.
     const LENGTHS: [usize; 2] = [1 << 20, 96 << 10];

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_fit_are_none_and_loops_hide_their_iteration() {
+    fn two_matches_are_none_and_loops_hide_the_iteration() {
         let same = EXECUTORS.replace("\"du\"", "\"cp\", \"{{$}}\", \"gs://b/x.csv\"");
         let found = |compiled: &Compiled, command: &[&str]| {
             let mut task =

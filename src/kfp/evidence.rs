@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_was_seen_makes_a_task_of_what_binds_it() {
+    fn a_bind_of_a_known_root_makes_a_container_a_task() {
         let evidence = Evidence::default();
         let plain = ["gsutil", "ls"];
         assert!(!seen(&evidence, &plain, &[]).kfp);

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_read_too_and_nonsense_is_not() {
+    fn a_compiled_pipeline_can_be_json_but_not_nonsense() {
         let json = r#"{"pipelineInfo": {"name": "p"}, "deploymentSpec": {"executors": {"e": {"container": {"image": "x"}}}},
             "components": {"c": {"executorLabel": "e"}}, "root": {"dag": {"tasks": {"t": {"componentRef": {"name": "c"}}}}}}"#;
         assert_eq!(tasks(json).unwrap()[0].task.to_string(), "p/c");

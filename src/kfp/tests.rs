@@ -96,7 +96,7 @@ fn launchers_carry_their_input_anywhere() {
 }
 
 #[test]
-fn windows_paths() {
+fn windows_paths_are_understood() {
     let root = r"C:\Users\me\local_outputs";
     let bind = format!("{root}:{root}:rw");
     let output = format!(r"{root}\pp-{RUN}\for-loop-1-iteration-0\hello\executor_output.json");
@@ -156,7 +156,7 @@ fn only_well_formed_places_have_names() {
 }
 
 #[test]
-fn hostile_bodies_are_nothing_and_never_panic() {
+fn hostile_bodies_are_no_task_and_never_panic() {
     let deep = "[".repeat(200_000);
     let wrong: &[Value] = &[
         json!(null),

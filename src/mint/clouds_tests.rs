@@ -173,7 +173,7 @@ async fn each_cloud_has_a_health_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_programs_of_the_machine_have_outlives_every_lease() {
+async fn sessions_of_host_programs_outlive_every_lease() {
     let (source, identity) = (aws(3600), identity());
     let mint = mint(&source);
     let session = mint.aws_request(&identity, None, &Task::default()).unwrap();
@@ -227,7 +227,7 @@ async fn a_short_session_is_replaced_after_240_seconds() {
 
 /// Whoever asks: a container, or a program on this machine, which no lease ends.
 #[tokio::test(start_paused = true)]
-async fn what_is_handed_out_has_life_enough_for_its_clients() {
+async fn handed_out_sessions_live_long_enough_for_clients() {
     for (life, least) in [(700, 660), (900, 660), (1799, 660), (1800, 900), (3600, 900), (43_200, 900)] {
         for holder in [None, Some(container("a"))] {
             let (source, identity) = (aws(life), identity());

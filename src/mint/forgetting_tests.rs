@@ -39,7 +39,7 @@ async fn a_late_flight_of_an_old_account_settles_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_account_never_stands_in_for_a_slow_new_one() {
+async fn a_slow_new_account_is_never_replaced_by_the_old_one() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);
     text(&mint, &ask("a")).await.unwrap();
@@ -134,7 +134,7 @@ async fn waking_up_forgets_failures_and_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_live_identity_can_ask_for_is_dropped_at_once() {
+async fn tokens_that_no_identity_can_request_are_dropped() {
     let source = Scripted::new(0, 3600);
     let mint = mint(&source);
     let identity = |name: &str, change: &dyn Fn(&mut Identity)| {

@@ -162,7 +162,7 @@ async fn a_stampede_on_a_failing_upstream_is_one_call_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pause_that_upstream_asks_for_is_kept_and_told() {
+async fn the_pause_that_upstream_requests_is_kept() {
     let source = Scripted::new(0, 3600);
     let why = Reason::from("busy").after(Some(Duration::from_secs(60)));
     source.next(0, Err(SourceError::transient(why)));
@@ -271,7 +271,7 @@ async fn a_token_is_renewed_ahead_by_use_and_nobody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_uses_is_not_renewed() {
+async fn an_unused_token_is_not_renewed() {
     let source = Scripted::new(1, 3600);
     let mint = mint(&source);
     text(&mint, &ask("a")).await.unwrap();
@@ -360,7 +360,7 @@ async fn a_refusal_is_kept_for_seconds_and_dropped_by_a_new_login() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_is_written_down_as_made_ahead_for_who_asked() {
+async fn a_renewal_is_recorded_for_its_requestor() {
     let file = std::env::temp_dir().join(format!("kc-mint-{}.jsonl", std::process::id()));
     let settings = AuditSettings { file: file.clone(), max_bytes: 1 << 20, keep: 0 };
     let recorder = Recorder::new(Some(Audit::open(settings, "one", Arc::new(|_| {})).unwrap()));

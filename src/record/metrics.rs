@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stand_at_their_places() {
+    fn metric_labels_are_written_in_order() {
         for (index, route) in RouteLabel::ALL.into_iter().enumerate() {
             assert_eq!(route as usize, index);
         }

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn once_a_minute_with_what_was_kept_back() {
+    async fn repeats_are_logged_once_a_minute_with_a_count() {
         let quiet = Quiet::default();
         let tell = |caller: usize, details: &str| -> Vec<u64> {
             let told = quiet.tell(caller, "token", details, AuditEntry::default());

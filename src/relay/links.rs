@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_followed() {
+    fn added_and_removed_links_are_followed() {
         let mut all = HashMap::new();
         let both = [
             news(NEW_ADDRESS, 1, [127, 0, 0, 1], b"lo\0"),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_is_understood() {
+    async fn netlink_messages_are_parsed() {
         let mut links = Links::open().await.unwrap();
         let mut found = links.changed().await.unwrap();
         while !found.iter().any(|link| link.name == "lo") {

@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_said_once_until_it_is_over() {
+    fn a_reason_is_printed_once_until_it_is_resolved() {
         let heard = Heard::default();
         let refusals = Refusals::new(Console::new(OutputForm::Quiet, heard.clone()));
         let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_containers_choose_fills_neither_terminal_nor_memory() {
+    fn container_input_fills_neither_terminal_nor_memory() {
         let heard = Heard::default();
         let refusals = Refusals::new(Console::new(OutputForm::Quiet, heard.clone()));
         for number in 0..1000 {

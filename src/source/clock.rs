@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn minutes_are_made_up_for_and_hours_are_not() {
+    fn a_clock_skew_of_minutes_is_corrected_one_of_hours_not() {
         let skew = Skew::default();
         for (there, ahead) in
             [(0, 0), (29, 0), (-29, 0), (31, 31), (-590, -590), (600, 600), (601, 0), (-7200, 0)]

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_sees_what_it_is_given_and_nothing_else() {
+    async fn a_command_sees_only_the_environment_it_is_given() {
         let ran = shell("cat; printf ' %s %s' \"$OWN\" \"$MORE\"; env | wc -l", 9.0);
         let ran = ran.run("told", &[("MORE", "2")]).await.unwrap();
         let text = String::from_utf8_lossy(ran.output.expose()).into_owned();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_says_is_heard_apart_and_never_stops_it() {
+    async fn stderr_is_read_separately_and_never_blocks() {
         let ran = shell("echo why >&2; printf out; exit 3", 9.0).hear().await.unwrap();
         assert_eq!((ran.output.expose().as_slice(), ran.success), (&b"out"[..], false));
         assert_eq!(ran.said.expose(), b"why\n");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn time_and_output_are_bounded() {
+    async fn a_commands_time_and_output_are_limited() {
         let began = Instant::now();
         let slow = shell("sleep 60 & sleep 60", 0.3).run("", &[]).await;
         assert!(matches!(slow, Err(SourceError::Transient(_))), "{slow:?}");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_left_when_time_is_up() {
+    async fn a_timeout_kills_the_whole_process_group() {
         let marker = format!("{}.5", 100_000 + std::process::id());
         let alive = || {
             let found = std::process::Command::new("pgrep").args(["-f", &format!("sleep {marker}")]).output();

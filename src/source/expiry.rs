@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_are_reconciled_and_nothing_is_inflated() {
+    fn clocks_are_reconciled_and_no_lifetime_grows() {
         let left = |end, here, there: Option<u64>, asked| {
             remaining(at(end), at(here), there.map(at), Duration::from_secs(asked)).as_secs()
         };

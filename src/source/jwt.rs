@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_a_token_has_no_claims() {
+    fn text_that_is_no_jwt_has_no_claims() {
         let token = format!("{}.c2ln", signing_input(&Value::Null, &serde_json::json!({"exp": 12})));
         assert_eq!(expiry(&unverified_claims(&token).unwrap()).map(seconds), Some(12));
         for bad in ["", "a.b", "a.b.c", "a.b.c.d", &token.replace('.', "")] {

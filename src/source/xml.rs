@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_plain_is_refused() {
+    fn xml_with_entities_or_doctype_is_refused() {
         for bad in [
             "",
             "text",

@@ -321,7 +321,7 @@ fn foreign_crates_have_one_owner() {
 }
 
 #[test]
-fn rooms_keep_their_size_and_are_on_the_map() {
+fn files_keep_their_size_and_rooms_are_on_the_map() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let mut wrong = Vec::new();
     for (file, text) in sources() {
@@ -344,7 +344,7 @@ fn rooms_keep_their_size_and_are_on_the_map() {
 
 /// Clouds do not take single tokens back; Google's endpoint that seems to would end the user's whole login.
 #[test]
-fn nothing_ever_asks_google_to_take_a_token_back() {
+fn no_code_takes_a_token_back_at_google() {
     let word = ["rev", "oke"].concat();
     let mut wrong = Vec::new();
     for (file, text) in sources() {

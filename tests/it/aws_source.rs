@@ -263,7 +263,7 @@ async fn a_trust_policy_that_refuses_is_named() {
 }
 
 #[tokio::test]
-async fn what_aws_says_besides_a_code_goes_nowhere() {
+async fn only_the_code_of_an_aws_error_is_reported() {
     let mut host = Host::new();
     host.keys(&host.aws.user());
     let role = host.aws.role("loader", Role::default());
@@ -580,7 +580,7 @@ async fn keys_with_little_life_are_not_fetched_at_every_request() {
 }
 
 #[tokio::test]
-async fn what_a_command_may_answer() {
+async fn answers_of_a_command_are_checked() {
     let host = Host::new();
     let keys = host.aws.session("assumed-role/host/me");
     let caller =
@@ -719,7 +719,7 @@ async fn a_machine_and_a_container_have_keys_of_their_role() {
 }
 
 #[tokio::test]
-async fn it_is_never_its_own_source() {
+async fn kfp_creds_is_never_its_own_source_of_aws_keys() {
     let mut host = Host::new();
     host.aws.machine();
     host.aws.is_ourselves();
@@ -780,7 +780,7 @@ async fn the_config_says_where_the_token_service_is() {
 }
 
 #[tokio::test]
-async fn a_token_service_that_is_busy_is_not_asked_before_its_time() {
+async fn a_busy_token_service_is_not_asked_too_early() {
     let mut host = Host::new();
     host.keys(&host.aws.user());
     let role = host.aws.role("loader", Role::default());
@@ -873,7 +873,7 @@ async fn a_session_is_denied_with_a_renewed_login_too() {
 }
 
 #[tokio::test]
-async fn sessions_that_nobody_can_deny_are_told() {
+async fn sessions_that_cannot_be_denied_are_reported() {
     let mut host = Host::new();
     let token = host.file("token", "another issuer's");
     let web =

@@ -124,7 +124,7 @@ async fn a_client_secret_brings_a_token_for_one_resource() {
 }
 
 #[tokio::test]
-async fn what_is_no_resource_or_client_id_is_never_sent() {
+async fn invalid_resources_and_client_ids_are_never_sent() {
     let fake = FakeEntra::start();
     let azure = with_secret(&fake);
     for bad in
@@ -189,7 +189,7 @@ async fn entra_and_a_machine_that_ask_to_wait_are_not_asked_before() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_and_said_to_pass() {
+async fn temporary_failures_are_retried_and_named_as_such() {
     let fake = FakeEntra::start();
     let azure = with_secret(&fake);
     fake.fail(503, "<html>canary</html>");
@@ -220,7 +220,7 @@ async fn what_may_pass_is_tried_again_and_said_to_pass() {
 }
 
 #[test]
-fn what_describes_a_principal_is_checked_at_start() {
+fn the_principal_is_checked_at_start() {
     let fake = FakeEntra::start();
     let secret = ("AZURE_CLIENT_SECRET", SECRET);
     let opened = |all: &[(&str, &str)]| open(AzureCredentials::Environment, &variables(all)).map(|_| ());
@@ -340,7 +340,7 @@ async fn a_certificate_signs_an_assertion_for_each_token() {
 }
 
 #[tokio::test]
-async fn a_wrong_clock_of_some_minutes_is_made_up_for() {
+async fn a_clock_skew_of_minutes_is_corrected() {
     let (fake, scratch) = (FakeEntra::start(), Scratch::new());
     let own = certificate(&scratch, rsa_key());
     fake.trust(APP, trusted(rsa_key(), &own));

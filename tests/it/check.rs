@@ -93,7 +93,7 @@ fn check_finds_a_missing_role_and_an_overriding_image() {
 }
 
 #[test]
-fn an_engine_that_fails_in_its_own_way() {
+fn check_reports_an_error_of_the_engine() {
     for (failing, line) in [("/networks", "network"), ("/images/json", "images")] {
         let (code, text) = check_at(failing, &FakeGoogle::start(), "", |_| {});
         assert_eq!(code, Some(69), "{text}");
@@ -104,7 +104,7 @@ fn an_engine_that_fails_in_its_own_way() {
 }
 
 #[test]
-fn a_clock_that_is_off() {
+fn check_reports_a_wrong_clock() {
     let google = FakeGoogle::start();
     google.clock_off_by(700, true);
     let (code, text) = check(&google, "", |_| {});
@@ -114,7 +114,7 @@ fn a_clock_that_is_off() {
 }
 
 #[test]
-fn an_engine_that_is_not_there() {
+fn check_reports_a_missing_engine() {
     for host in ["unix:///no/such/engine.sock", "tcp://127.0.0.1:1", "nonsense"] {
         let (code, text) = check(&FakeGoogle::start(), "", |command| {
             command.env("DOCKER_HOST", host);

@@ -287,7 +287,7 @@ fn circles_are_found_however_they_are_written() {
 }
 
 #[test]
-fn what_is_no_circle_is_not_found() {
+fn imports_without_a_circle_are_not_reported() {
     let lib = ("lib.rs", "mod a; mod b;");
     for a in [
         "// use crate::b::B;",

@@ -163,7 +163,7 @@ fn a_token_file_of_a_variable_is_beside_the_work() {
 }
 
 #[test]
-fn one_rule_says_what_a_resource_is() {
+fn every_resource_is_checked_by_one_rule() {
     let text = "[azure]\ncredentials = \"az\"\n[identity.a.azure]\n\
                 resources = [\"urn:example:app\", \"https://storage.azure.com/\"]\n";
     let identity = resolve(text).unwrap().identities["a"].azure.clone().unwrap();
@@ -171,7 +171,7 @@ fn one_rule_says_what_a_resource_is() {
 }
 
 #[test]
-fn mistakes_of_a_cloud_are_told_with_what_to_do() {
+fn mistakes_in_a_cloud_table_are_reported_with_a_fix() {
     let role = "role = \"arn:aws:iam::123456789012:role/r\"";
     let aws = "[aws]\nprofile = \"dev\"\n";
     let az = "[azure]\ncredentials = \"az\"\n";

@@ -103,7 +103,7 @@ async fn a_refused_session_says_why_in_each_form() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_unavailable_in_each_form() {
+async fn temporary_failures_are_unavailable_in_each_form() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     clouds.aws.set(Script::Fail("STS did not answer"));
@@ -124,7 +124,7 @@ async fn what_may_pass_is_unavailable_in_each_form() {
 }
 
 #[tokio::test]
-async fn a_busy_upstream_is_left_alone_and_clients_are_told_how_long() {
+async fn a_busy_upstream_gives_clients_a_retry_after() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     clouds.aws.set(Script::Busy(60));
@@ -222,7 +222,7 @@ async fn a_token_of_azure_is_given_for_listed_resources_alone() {
 }
 
 #[tokio::test]
-async fn what_is_no_resource_is_refused_before_anything_is_asked() {
+async fn invalid_resources_are_refused_before_any_request() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &Identity { azure: Some(Arc::default()), ..clouds::identity() });
     let secret = [("X-IDENTITY-HEADER", "secret-2")];
@@ -292,7 +292,7 @@ async fn an_identity_has_only_its_own_clouds() {
 }
 
 #[tokio::test]
-async fn a_wrong_secret_is_recorded_and_a_look_around_is_not() {
+async fn a_wrong_secret_is_audited_and_a_bare_probe_is_not() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     clouds.lease(3, &Identity { google: false, aws: None, azure: None, ..clouds::identity() });
@@ -489,7 +489,7 @@ async fn wrong_server() -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn a_wrong_server_of_aws_or_azure_is_told_how() {
+async fn deviations_of_aws_and_azure_servers_are_listed() {
     let (report, _) = deviations(wrong_server().await).await;
     let of = |name: &str| {
         let all = report["deviations"].as_array().unwrap();

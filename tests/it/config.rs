@@ -88,7 +88,7 @@ fn reject(place: &Place, env: &[(&str, &str)], flags: Overrides) -> String {
 }
 
 #[test]
-fn defaults_without_any_file() {
+fn without_a_file_the_defaults_count() {
     let config = Place::new().resolve(&[], flags()).unwrap();
     assert_eq!(config.source, SourceChoice::Adc { file: None });
     assert_eq!((config.file, config.project, config.engine), (None, None, None));
@@ -226,7 +226,7 @@ fn rules_choose_identities() {
 }
 
 #[test]
-fn golden_messages() {
+fn config_messages_are_those_of_the_golden_files() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
     let mut cases = 0;
     for entry in fs::read_dir(&golden).unwrap() {
@@ -534,7 +534,7 @@ fn init_check_and_trust_from_the_command_line() {
 }
 
 #[test]
-fn exit_codes() {
+fn each_failure_has_its_exit_code() {
     let place = Place::new();
     place.write("project/kfp-creds.toml", "projct = \"p\"");
     let code = |arguments: &[&str]| place.program(arguments).status.code().unwrap();

@@ -170,7 +170,7 @@ fn wrong_server() -> SocketAddr {
 }
 
 #[test]
-fn a_wrong_server_is_told_how() {
+fn deviations_of_a_server_are_listed() {
     let at = wrong_server();
     let (out, said) = conformance(&format!("http://{at}"), &["--json"]);
     assert_eq!(out.status.code(), Some(1), "{said}");
@@ -199,7 +199,7 @@ fn a_wrong_server_is_told_how() {
 }
 
 #[test]
-fn a_target_has_to_be_named_and_there() {
+fn conformance_needs_a_target_that_answers() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (out, _) = conformance(&format!("http://{free}"), &[]);
     assert_eq!(out.status.code(), Some(69));

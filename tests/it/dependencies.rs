@@ -110,7 +110,7 @@ fn the_relay_s_own_program_has_what_moves_bytes_and_no_more() {
 }
 
 #[test]
-fn licences_are_ones_we_can_ship() {
+fn licences_of_dependencies_are_on_the_list() {
     let allowed = |licence: &str| LICENCES.contains(&licence.trim().trim_matches(['(', ')']));
     let fits = |expression: &str| {
         expression.split(" AND ").all(|part| part.replace('/', " OR ").split(" OR ").any(allowed))
@@ -125,7 +125,7 @@ fn licences_are_ones_we_can_ship() {
 
 /// Every direct dependency has its line, with its reason, in docs/ARCHITECTURE.md, and no line is left over.
 #[test]
-fn every_dependency_earns_its_place() {
+fn every_dependency_has_its_line_in_architecture() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let wanted = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);

@@ -60,7 +60,7 @@ fn the_example_config_is_accepted_in_a_project_without_trust() {
 }
 
 #[test]
-fn the_readmes_config_comes_to_what_the_readme_says() {
+fn the_readmes_config_has_the_stated_effect() {
     for book in ["README.md", "docs/guide/rules.md"] {
         let text = read(book);
         let blocks = fenced(&text, "toml");

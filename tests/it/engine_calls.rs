@@ -40,7 +40,7 @@ async fn a_container_that_ends_at_once_has_an_exit_code() {
 
 /// Two signals are enough, whatever the engine does.
 #[test]
-fn an_engine_that_hangs_keeps_nobody() {
+fn a_hanging_engine_ends_in_a_time_out() {
     let (scratch, folder) = (Scratch::new(), Folder::new("hung"));
     let engine = FakeEngine::start(&scratch.0, |_| vec![Act::Hold]);
     let mut command = program(&folder.0);
@@ -58,7 +58,7 @@ fn an_engine_that_hangs_keeps_nobody() {
 }
 
 #[tokio::test]
-async fn what_is_not_served_yet_is_refused_in_one_line() {
+async fn unsupported_settings_are_refused_in_one_line() {
     let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let docker = |api: &str, os: &str, arch: &str| {
         format!(r#"{{"Version":"1","ApiVersion":"{api}","Os":"{os}","Arch":"{arch}"}}"#)
@@ -137,7 +137,7 @@ fn missing_rights_differ_from_an_engine_that_does_not_run() {
 
 /// Docker Desktop's administrators can forbid `docker load`, and isolate containers.
 #[test]
-fn what_docker_desktop_forbids_is_named() {
+fn restrictions_of_docker_desktop_are_named() {
     let (scratch, folder) = (Scratch::new(), Folder::new("desktop"));
     let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let engine = FakeEngine::start(&scratch.0, move |seen| {

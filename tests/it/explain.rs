@@ -69,7 +69,7 @@ fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_note_is_told_only_where_it_concerns_the_way_to_us() {
+fn explain_gives_notes_only_where_they_apply() {
     let folder = Folder::new("explain-imds");
     let body = serde_json::json!({"Image": "x", "Env": ["AWS_EC2_METADATA_DISABLED=true"], "HostConfig": {}});
     std::fs::write(folder.0.join("body.json"), body.to_string()).unwrap();
@@ -93,7 +93,7 @@ fn a_note_is_told_only_where_it_concerns_the_way_to_us() {
 }
 
 #[test]
-fn the_rule_that_decides_and_those_that_did_not() {
+fn explain_names_the_deciding_rule_and_the_others() {
     let loader = "rule 1 does not match: pipeline has to be train-*, and it is my-etl-pipeline\nrule 2 matches\n\
         identity      loader\naccount       loader@my-project.iam.gserviceaccount.com\n\
         scopes        https://www.googleapis.com/auth/bigquery\naudiences     any\nlifetime      1800 s\n\

@@ -225,7 +225,7 @@ async fn a_boundary_narrows_the_token_that_would_be_handed_out() {
 }
 
 #[tokio::test]
-async fn subject_tokens_are_read_anew_for_every_exchange() {
+async fn subject_tokens_are_read_for_every_exchange() {
     let (fake, issuer) = (Federation::start(), Issuer::es256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[("repository", "owner/name")]);
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -685,7 +685,7 @@ async fn a_changed_credential_file_is_another_identity_if_in_doubt() {
 }
 
 #[tokio::test]
-async fn troubles_pass_and_answers_are_bounded() {
+async fn temporary_failures_are_retried_within_limits() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let token = folder.0.join("token");

@@ -333,7 +333,7 @@ fn the_documented_keys_are_those_that_are_served() {
 }
 
 #[test]
-fn listing_recursion_and_leaves_tell_the_same() {
+fn listing_recursion_and_leaves_agree() {
     let view = golden::view();
     let whole: Value = serde_json::from_str(&body("/computeMetadata/v1/?recursive=true", &view)).unwrap();
     let mut leaves = 0;

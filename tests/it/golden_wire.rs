@@ -63,7 +63,7 @@ fn answers_on_loopback(server: &Listening, cases: &[Case], times: usize) {
 }
 
 #[test]
-fn what_cannot_be_parsed_is_refused_with_our_headers() {
+fn unparsable_requests_are_refused_with_our_headers() {
     let server = Listening::open("");
     for (what, request, status) in wire::unparsable() {
         let mut stream = TcpStream::connect(&server.place).unwrap();
@@ -77,7 +77,7 @@ fn what_cannot_be_parsed_is_refused_with_our_headers() {
 }
 
 #[test]
-fn what_nobody_says_has_the_documented_stand_in() {
+fn unset_values_have_the_documented_default() {
     let server = Listening::open("");
     let value = |path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n");

@@ -47,7 +47,7 @@ pub(crate) fn assert_found(report: &Value, project: &str, account: &str) {
 }
 
 #[test]
-fn behind_its_secret_path() {
+fn google_auth_works_behind_a_secret_path() {
     let server = Listening::guarded("project = \"own-project\"\nemail = \"own@own-project.example\"\n");
     let (at, path) = server.place.split_once('/').unwrap();
     assert_eq!(path.len(), 32, "{path}");
@@ -59,14 +59,14 @@ fn behind_its_secret_path() {
 }
 
 #[test]
-fn without_it() {
+fn google_auth_works_without_a_secret_path() {
     let server = Listening::open("");
     assert_found(&library(&server.place).unwrap(), "offline-project", "offline@kfp-creds.invalid");
 }
 
 /// The config's universe holds for every source, also for one that knows none.
 #[test]
-fn of_another_universe() {
+fn google_auth_learns_another_universe() {
     let server = Listening::with(&[("KFP_CREDS_UNIVERSE", "cloud.example")]);
     assert_eq!(library(&server.place).unwrap()["universe"], "cloud.example");
 }

@@ -164,7 +164,7 @@ fn stores_have_no_signs_between_names_and_values() {
 }
 
 #[test]
-fn what_az_prints_is_a_login_or_a_key() {
+fn output_of_az_counts_as_login_or_key() {
     let token = format!(
         "{{\"accessToken\": \"{}\", \"expiresOn\": \"2026-11-30 12:00:00\", \"subscription\": \"{}\", \"tenant\": \"{}\", \
          \"tokenType\": \"Bearer\"}}",

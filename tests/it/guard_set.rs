@@ -506,7 +506,7 @@ fn alike(files: &Files) -> Vec<Sample> {
 }
 
 #[test]
-fn of_the_set_nearly_all_is_found_and_nearly_nothing_is_wrong() {
+fn the_reference_set_is_judged_almost_without_error() {
     let files = files();
     let keys: Vec<Sample> = guises(&files).into_iter().chain(binaries(&files)).chain(tools(&files)).collect();
     let others = alike(&files);

@@ -90,7 +90,7 @@ fn given_inputs_are_mounted_read_only_before_the_create() {
 }
 
 #[test]
-fn what_is_no_task_and_what_names_nothing_asks_for_nothing() {
+fn containers_without_inputs_request_nothing() {
     let fixture = fixture(|_| None);
     assert_eq!(fixture.create(&body("plain", json!({}))).0, 201);
     assert_eq!(fixture.create(&json!({ "Image": "i", "Cmd": ["true"] })).0, 201);
@@ -116,7 +116,7 @@ fn a_mount_of_the_containers_own_is_not_covered() {
 }
 
 #[test]
-fn an_engine_that_does_not_see_it_is_asked_again_without_it() {
+fn a_create_is_repeated_if_the_engine_lacks_the_mount() {
     let fixture = fixture(|body: &str| {
         let words = "invalid mount config for type \\\"bind\\\": bind source path does not exist: ";
         let place = serde_json::from_str::<Value>(body).unwrap()["HostConfig"]["Mounts"][0]["Source"].clone();
@@ -139,7 +139,7 @@ fn an_engine_that_does_not_see_it_is_asked_again_without_it() {
 
 /// kfp asks for labels on its own binds where the engine says that it has SELinux.
 #[test]
-fn where_binds_are_labelled_so_is_what_was_fetched() {
+fn fetched_inputs_get_the_label_of_other_binds() {
     let fixture = fixture(|_| None);
     for (own, labelled) in [("/x:/x:rw,z", true), ("/x:/x:Z", true), ("/x:/x:rw", false), ("/x:/z", false)] {
         assert_eq!(fixture.create(&body("i", json!({ "Binds": [own] }))).0, 201);
@@ -166,7 +166,7 @@ fn an_engine_that_refuses_for_another_reason_is_believed() {
 }
 
 #[test]
-fn a_key_in_it_is_refused_under_its_own_name() {
+fn a_key_in_an_input_is_refused_by_object_name() {
     let fixture = fixture(|_| None);
     let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
     let lines = "MIIEvQIBADANBgkqhkiG9w0BAQEF".repeat(6);

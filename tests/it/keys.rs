@@ -162,7 +162,7 @@ fn a_key_counts_though_the_archive_is_damaged_behind_it() {
 }
 
 #[test]
-fn what_passes_without_a_look_is_said() {
+fn transfers_that_are_not_searched_are_reported() {
     let (_scratch, engine, proxy) = fixture();
     for (line, what) in [
         (
@@ -194,7 +194,7 @@ fn the_body_of_a_build_by_buildkit_is_judged_as_well() {
 }
 
 #[test]
-fn all_of_a_service_is_looked_at() {
+fn every_part_of_a_swarm_service_is_searched() {
     let (scratch, _engine, proxy) = fixture();
     let place = scratch.0.join("home/.aws");
     std::fs::create_dir_all(&place).unwrap();

@@ -211,7 +211,7 @@ fn aws_keys_leak_nothing() {
 }
 
 #[test]
-fn what_a_command_brings_leaks_nothing() {
+fn a_command_leaks_nothing() {
     let issuer = Issuer::rs256("https://tokens.example");
     let (fake, folder) = started(&issuer);
     let helper = folder.0.join("helper");

@@ -200,7 +200,7 @@ async fn cut_off_reports_what_a_stopped_container_holds() {
 }
 
 #[tokio::test]
-async fn tokens_of_an_earlier_run_are_told_with_those_of_the_last() {
+async fn status_lists_tokens_of_earlier_runs_too() {
     let fixture = Fixture::new(offline(), died(&container('a'))).await;
     fixture.attach('a', &Arc::new(Identity::default())).await;
     let (first, second) = (token(), token());
@@ -338,7 +338,7 @@ async fn a_session_asked_for_during_the_attach_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn an_attach_names_the_role_where_there_is_nothing_of_google() {
+async fn an_attach_without_google_names_the_aws_role() {
     let (_aws, sources, identity) = on_aws();
     let fixture = Fixture::of_clouds(sources, String::new(), false).await;
     fixture.attach('a', &identity).await;
@@ -394,7 +394,7 @@ async fn a_container_that_starts_again_has_its_token_made_ahead() {
 }
 
 #[tokio::test]
-async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
+async fn a_token_minted_at_the_start_is_kept_for_a_minute() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
     let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;
@@ -410,7 +410,7 @@ async fn what_was_made_at_the_start_waits_no_longer_than_a_minute() {
 }
 
 #[tokio::test]
-async fn every_token_that_is_made_is_written_down_whoever_takes_it() {
+async fn every_minted_token_is_recorded() {
     let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
     let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
     let fixture = Fixture::new(Arc::new(source(&scratch, &key, &fake)), String::new()).await;

@@ -185,7 +185,7 @@ async fn a_private_key_may_be_pasted_badly() {
 
 /// Each is told as what it is, and what the person can do.
 #[test]
-fn what_is_no_usable_key_is_told_as_what_it_is() {
+fn an_unusable_key_is_named_by_its_kind() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
     let pem = rsa_key();
@@ -232,7 +232,7 @@ async fn pasted_addresses_and_empty_client_secrets_are_taken() {
 
 /// What a proxy or the network's login page answers is not Google's word on the credential.
 #[tokio::test]
-async fn foreign_answers_are_told_and_may_pass() {
+async fn answers_of_foreign_servers_are_transient_and_named() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let page =
         |status| Failure::Answer { status, content_type: "text/html", body: "<html>canary</html>".into() };
@@ -378,7 +378,7 @@ async fn a_rotated_refresh_token_is_used_from_then_on() {
 }
 
 #[tokio::test]
-async fn what_a_person_has_to_do_is_said() {
+async fn refusals_say_what_a_person_has_to_do() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = source(&scratch, &fake.user(USER), &fake);
     for (failure, words) in [
@@ -397,7 +397,7 @@ async fn what_a_person_has_to_do_is_said() {
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_a_refusal_for_keys_as_for_logins() {
+async fn permanent_failures_are_refusals_for_every_kind() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
         let google = source(&scratch, &file, &fake);
@@ -422,7 +422,7 @@ async fn what_does_not_pass_is_a_refusal_for_keys_as_for_logins() {
 }
 
 #[tokio::test]
-async fn passing_troubles_are_tried_again_and_then_transient() {
+async fn temporary_failures_are_retried_then_transient() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let files = [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())];
     for file in files {
@@ -531,7 +531,7 @@ fn plain_200(body: &str) -> Failure {
 }
 
 #[tokio::test]
-async fn an_absurd_lifetime_takes_nothing_down() {
+async fn an_absurd_lifetime_causes_no_panic() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     // yup computes with what it is told, and panics; it is told what a clock can hold.
     let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
@@ -542,7 +542,7 @@ async fn an_absurd_lifetime_takes_nothing_down() {
 }
 
 #[tokio::test]
-async fn both_bases_impersonate() {
+async fn keys_and_logins_can_impersonate() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let cases = [
         (fake.user(USER), USER, "refresh_token", Some("user-quota-project")),
@@ -629,7 +629,7 @@ async fn a_withdrawn_base_token_is_made_anew_once() {
 }
 
 #[tokio::test]
-async fn clocks_may_differ_and_expiries_may_lie() {
+async fn wrong_clocks_and_false_expiries_are_tolerated() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = source(&scratch, &fake.user(USER), &fake);
     fake.allow(USER, RUNNER);

@@ -63,7 +63,7 @@ fn public_types_are_recognised() {
 
 /// Each of these was a private name of something for which there is a common one (`src/lib.rs`, "Words").
 #[test]
-fn words_that_went_do_not_come_back() {
+fn refused_words_are_not_in_identifiers() {
     let gone = [
         ("house", "session"),
         ("desk", "control server"),

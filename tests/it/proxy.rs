@@ -42,7 +42,7 @@ fn created(wait: &'static [u8]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 's
 }
 
 #[test]
-fn an_exit_that_the_engine_forgot_is_answered_in_its_own_words() {
+fn a_forgotten_exit_is_answered_as_by_the_engine() {
     let words = b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n";
     let (_scratch, engine, proxy) = fixture(created(words));
     let (status, body) = call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#);
@@ -65,7 +65,7 @@ fn an_exit_that_the_engine_forgot_is_answered_in_its_own_words() {
 }
 
 #[test]
-fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
+fn an_unknown_exit_is_an_error_and_never_a_404() {
     let (_scratch, _engine, proxy) = fixture(created(b"12\r\n{\"Stat"));
     assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
     assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
@@ -76,7 +76,7 @@ fn an_exit_that_nobody_knows_is_an_error_and_never_a_404() {
 
 /// A listener would take it for an end, though the container may never have been started.
 #[test]
-fn a_wait_that_breaks_off_is_no_end() {
+fn a_broken_wait_does_not_count_as_an_end() {
     let breaks = [&b"12\r\n{\"Stat"[..], b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"];
     for (wait, ended) in breaks.into_iter().zip([false, true]) {
         let (_scratch, _engine, proxy) = fixture(created(wait));
@@ -367,7 +367,7 @@ fn clients_without_upgrade_get_200_and_the_stream() {
 
 /// What stands behind a request without a stream is a request, and is judged.
 #[test]
-fn nothing_hides_behind_a_stream_that_never_began() {
+fn bytes_after_a_refused_stream_are_judged() {
     let (_scratch, engine, proxy) = fixture(|seen| match () {
         () if seen.is("POST /containers/x/attach") => json("409 Conflict", r#"{"message":"it is paused"}"#),
         () if seen.is("POST /exec/detached/start") => json("200 OK", "{}"),
@@ -409,7 +409,7 @@ fn nothing_hides_behind_a_stream_that_never_began() {
 }
 
 #[test]
-fn what_the_engine_would_read_otherwise_does_not_reach_it() {
+fn ambiguous_requests_do_not_reach_the_engine() {
     let (_scratch, engine, proxy) = fixture(|_| json("200 OK", "{}"));
     let (status, _) = call(&proxy.socket, "POST /containers%2Fcreate", "{}");
     assert_eq!(status, 400);
@@ -557,7 +557,7 @@ fn touches() -> Vec<String> {
 }
 
 #[test]
-fn what_is_ours_is_refused_by_name_id_and_prefix() {
+fn our_objects_are_refused_by_name_id_and_prefix() {
     use kfp_creds::docker::proxy::ReservedKind;
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
@@ -638,7 +638,7 @@ fn a_proxy_of_ours_is_known_by_its_probe() {
 }
 
 #[test]
-fn an_engine_that_is_away_is_a_502() {
+fn an_unreachable_engine_is_a_502() {
     let proxy = ProxyFixture::new(std::path::Path::new("/nonexistent/docker.sock"));
     let (status, body) = call(&proxy.socket, "GET /info", "");
     assert_eq!(status, 502);
@@ -705,7 +705,7 @@ fn frames(texts: &[(u8, &str)]) -> String {
 }
 
 #[test]
-fn logs_that_the_engine_forgot_are_told_from_what_was_heard() {
+fn forgotten_logs_are_answered_from_the_capture() {
     let whole = frames(&[(1, "one\n"), (2, "err\n"), (1, "two\n")]);
     for gone in ["404 Not Found", "409 Conflict", "500 Internal Server Error"] {
         let (status, text, looked, body) = read_late(json(gone, r#"{"message":"gone"}"#), FOLLOW);
@@ -725,7 +725,7 @@ fn logs_that_the_engine_forgot_are_told_from_what_was_heard() {
 
 /// It said nothing, which is known; the engine's error would end the client's run in the place of its exit code.
 #[test]
-fn logs_of_one_that_said_nothing_are_empty_and_no_error() {
+fn logs_of_a_silent_container_are_empty_and_no_error() {
     for gone in ["404 Not Found", "409 Conflict", "500 Internal Server Error"] {
         let (status, text, looked, _) = read_late_of(json(gone, r#"{"message":"gone"}"#), FOLLOW, true);
         assert_eq!((status, text.as_str(), looked), (200, "", 200), "{gone}");
@@ -733,7 +733,7 @@ fn logs_of_one_that_said_nothing_are_empty_and_no_error() {
 }
 
 #[test]
-fn logs_that_break_off_are_told_to_their_end() {
+fn broken_logs_are_completed_from_the_capture() {
     let sent = |texts: &[(u8, &str)], end: &str| {
         let part = frames(texts);
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -36,7 +36,7 @@ fn formula(targets: &[&str]) -> Output {
 }
 
 #[test]
-fn the_formula_installs_what_the_release_has() {
+fn the_formula_matches_the_release() {
     let out = formula(&TARGETS);
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -121,7 +121,7 @@ fn said(arguments: &[&str], folder: &Folder) -> String {
 }
 
 #[test]
-fn a_shell_and_man_are_given_what_they_read() {
+fn completions_and_manual_are_valid() {
     let folder = Folder::new("shells");
     let script = folder.0.join("completions");
     std::fs::write(&script, said(&["completions", "bash"], &folder)).unwrap();
@@ -165,7 +165,7 @@ fn config_show_names_who_set_each_key_and_shows_no_secret() {
 
 /// docker itself, where it is installed, with the program as its plugin.
 #[test]
-fn docker_has_the_program_as_a_plugin() {
+fn docker_runs_the_program_as_a_plugin() {
     let folder = Folder::new("plugin");
     let plugins = folder.0.join(".docker/cli-plugins");
     std::fs::create_dir_all(&plugins).unwrap();

@@ -43,7 +43,7 @@ fn impersonated(fake: &FakeGoogle, target: &str, of: &str, delegates: &[&str]) -
 }
 
 #[tokio::test]
-async fn an_impersonated_file_works_on_every_kind_below_it() {
+async fn an_impersonated_file_works_on_every_kind() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     for (of, caller, kind, quota) in [
         (fake.user(USER), USER, "refresh_token", Some("user-quota-project")),
@@ -238,7 +238,7 @@ async fn a_refresh_token_is_not_used_twice_at_once() {
 }
 
 #[tokio::test]
-async fn a_key_stands_in_for_whom_the_domain_allows() {
+async fn domain_wide_delegation_works_for_allowed_users() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
     let request = AccessRequest { subject: Some(PERSON.into()), ..ask(None) };
@@ -306,7 +306,7 @@ async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
 
 /// The whole program: it signs well from the first token on, and says once what is wrong.
 #[test]
-fn a_clock_that_is_off_is_said_once_for_keys_too() {
+fn a_wrong_clock_is_reported_once_for_keys_too() {
     let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("clock"), Scratch::new());
     for skew in [-590, 590] {
         fake.clock_off_by(skew, true);
@@ -579,7 +579,7 @@ async fn different_keys_share_the_chain_below_them() {
 }
 
 #[tokio::test]
-async fn another_account_in_a_made_file_drops_what_was_made() {
+async fn another_account_in_a_generated_file_drops_tokens() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     fake.allow(USER, RUNNER);
     fake.allow(USER, FIRST);

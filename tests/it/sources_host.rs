@@ -210,7 +210,7 @@ fn a_session_on_a_machine_tells_what_the_machine_is() {
 }
 
 #[tokio::test]
-async fn what_the_machine_does_not_give_is_said() {
+async fn a_missing_answer_of_the_machine_is_reported() {
     let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());
     let google = find(&machine.place(), fake.endpoints()).unwrap();
     machine.set(|state| state.failures = vec![404]);
@@ -694,7 +694,7 @@ fn a_session_works_behind_a_proxy_and_a_companys_authority() {
 }
 
 #[test]
-fn every_new_kind_leaks_nothing() {
+fn sources_of_the_host_leak_nothing() {
     let google = FakeGoogle::start();
     google.rotate_refresh_tokens();
     google.allow("person", RUNNER);

@@ -94,7 +94,7 @@ async fn an_object_comes_whole_in_its_generation() {
 }
 
 #[tokio::test]
-async fn who_pays_is_said_in_every_request() {
+async fn every_storage_request_names_the_quota_project() {
     let fixture = Fixture::new();
     fixture.fake.put("bucket", "dir/a", "x");
     fixture.fake.wants_payer("payer-project");
@@ -146,7 +146,7 @@ async fn refusals_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_passes_is_tried_again() {
+async fn temporary_storage_failures_are_retried() {
     for play in [Play::Status(503), Play::CutShort, Play::Longer, Play::Other, Play::Hang] {
         let fixture = Fixture::new();
         fixture.fake.put("bucket", "a", "the content");
@@ -159,7 +159,7 @@ async fn what_passes_is_tried_again() {
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_told_as_what_it_is() {
+async fn permanent_storage_failures_are_named() {
     for (play, words) in [
         (Play::Status(500), "answered 500"),
         (Play::CutShort, "its answer broke off"),
@@ -187,7 +187,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_is_told_and_not_tried_again() {
+async fn a_full_disk_is_reported_and_not_retried() {
     let fixture = Fixture::new();
     fixture.fake.put("bucket", "a", "x");
     let found = fixture.storage.object(fixture.by(), "bucket", "a").await.unwrap().unwrap();

@@ -241,7 +241,7 @@ fn of_google(name: &'static str, config: String, then: &str) -> Kind {
 }
 
 #[test]
-fn keys_and_logins() {
+fn keys_and_logins_survive_a_suspend() {
     survives(|fixture| {
         let file = fixture.google().service_account(RUNNER, rsa_key());
         of_google("service_account", fixture.file(&file), RUNNER)
@@ -254,7 +254,7 @@ fn keys_and_logins() {
 }
 
 #[test]
-fn chains_of_impersonation() {
+fn impersonation_chains_survive_a_suspend() {
     survives(|fixture| {
         let inner = fixture.impersonated(MIDDLE, &fixture.google().user(USER), &[]);
         of_google("nested", fixture.file(&fixture.impersonated(RUNNER, &inner, &[])), RUNNER)
@@ -267,7 +267,7 @@ fn chains_of_impersonation() {
 }
 
 #[test]
-fn external_accounts() {
+fn external_accounts_survive_a_suspend() {
     survives(|fixture| {
         let source = json!({"file": fixture.path("token")});
         federated("file", fixture.external(&source, &json!({})))
@@ -307,7 +307,7 @@ fn external_accounts() {
 }
 
 #[test]
-fn what_the_host_has() {
+fn sources_of_the_host_survive_a_suspend() {
     survives(|fixture| {
         let answer = r#"{"version":1,"success":true,"token_type":"urn:ietf:params:oauth:token-type:access_token","access_token":"ya29.brought-$NUMBER","expiration_time":$END}"#;
         let config = format!("credentials = {{ exec = [\"{}\"] }}\n", fixture.command("bring", answer));

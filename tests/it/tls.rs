@@ -132,7 +132,7 @@ fn only_a_certificate_of_this_session_opens_the_tls_listener() {
 }
 
 #[test]
-fn who_connects_and_says_nothing_keeps_nobody_out() {
+fn silent_tls_connections_block_nobody() {
     let at = listening();
     let silent: Vec<TcpStream> =
         (0..100).map(|_| TcpStream::connect(("127.0.0.1", at.port)).unwrap()).collect();

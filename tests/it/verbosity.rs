@@ -37,7 +37,7 @@ fn said(flags: &[&str]) -> String {
 }
 
 #[test]
-fn each_v_says_more_and_quiet_nothing() {
+fn each_v_prints_more_and_quiet_nothing() {
     let [none, info, debug] = [&[][..], &["-v"], &["-vv"]].map(said);
     let has = |text: &str| [" INFO ", "DEBUG "].map(|level| text.contains(level));
     assert_eq!(

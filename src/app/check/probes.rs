@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_that_meet_the_pool() {
+    fn routes_that_overlap_the_pool_are_found() {
         let pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
         let row = |device: &str, to: Ipv4Addr, mask: Ipv4Addr| {
             let hex = |at: Ipv4Addr| format!("{:08X}", u32::from(at).to_be());

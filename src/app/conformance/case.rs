@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_judged() {
+    fn values_are_judged_by_their_shape() {
         for (shape, good, bad) in [
             ("line", &["", "x"][..], &["x\n", "a\nb"][..]),
             ("digits", &["0", "123"], &["", "1\n", "x"]),

@@ -47,7 +47,7 @@ fn the_first_parameter_counts_and_broken_escapes_are_literal() {
 }
 
 #[test]
-fn a_wait_has_a_bound() {
+fn wait_for_change_has_a_time_limit() {
     let timeout = |text: &str| Query::parse(Some(&format!("timeout_sec={text}"))).timeout();
     assert_eq!(timeout("60"), Ok(Some(Duration::from_secs(60))));
     assert_eq!(timeout(""), Ok(None));

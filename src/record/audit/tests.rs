@@ -185,7 +185,7 @@ async fn refusals_differ_by_audience_and_reason_and_none_is_lost() {
 }
 
 #[tokio::test]
-async fn it_is_rotated_by_size_and_keeps_so_many() {
+async fn the_audit_log_is_rotated_by_size() {
     let place = Place::new();
     let (_, complain) = heard();
     let settings = place.settings(2000, 2);
@@ -215,7 +215,7 @@ async fn it_is_rotated_by_size_and_keeps_so_many() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_said_once_and_so_is_its_end() {
+async fn a_full_disk_and_its_end_are_reported_once() {
     let place = Place::new();
     let (said, complain) = heard();
     symlink("/dev/full", place.0.join("audit.jsonl")).unwrap();
@@ -238,7 +238,7 @@ async fn a_full_disk_is_said_once_and_so_is_its_end() {
 }
 
 #[test]
-fn a_disk_that_hangs_holds_nobody_up() {
+fn a_hanging_disk_delays_no_request() {
     let place = Place::new();
     let (said, complain) = heard();
     let audit = Audit::open(place.settings(1 << 30, 1), "s", complain).unwrap();

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_transient() {
+    fn temporary_denials_are_transient() {
         for (status, code) in
             [(400, "Throttling"), (400, "IDPCommunicationError"), (503, ""), (500, "InternalFailure")]
         {

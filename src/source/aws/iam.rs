@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_denies_the_named_sessions_and_nobody_else() {
+    fn a_policy_denies_only_the_named_sessions() {
         let deny = of(&["AROAEXAMPLE:kfp-a-1", "AROAEXAMPLE:kfp-b-2"]);
         let policy: serde_json::Value = serde_json::from_str(&deny.policy()).unwrap();
         let statement = &policy["Statement"][0];

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_file_is_refused_without_a_quote() {
+    fn a_file_that_is_not_ini_is_refused_and_not_quoted() {
         for bad in ["canary", "[a]\ncanary", "[canary", "key = canary"] {
             let why = sections(&Secret::new(bad.as_bytes().to_vec())).unwrap_err();
             assert!(!why.contains("canary"), "{why}");

@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_containers_place_is_near() {
+    fn the_container_credential_address_is_local() {
         let of = |pairs: &[(&str, &str)]| {
             let variables: Variables =
                 pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

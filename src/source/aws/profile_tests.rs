@@ -90,7 +90,7 @@ fn a_profile_may_be_its_own_source_once() {
 }
 
 #[test]
-fn surroundings_may_have_the_first_keys() {
+fn the_environment_can_hold_the_first_keys() {
     let of = |source: &str| {
         chain(&format!("[profile a]\nrole_arn = r\ncredential_source = {source}\n"), "", "a")
             .map(|made| made.base)
@@ -129,7 +129,7 @@ fn logins_have_a_session_of_their_own_or_not() {
 }
 
 #[test]
-fn what_is_not_possible_is_said_with_the_next_step() {
+fn an_unusable_profile_is_refused_with_the_next_step() {
     for (section, word) in [
         ("role_arn = r\n", "source_profile"),
         ("role_arn = r\nsource_profile = b\ncredential_source = Environment\n", "keep one"),

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_holds_what_aws_takes() {
+    fn a_tag_has_only_characters_that_aws_accepts() {
         for (given, value) in [
             ("load data: a+b=c@d.e/f_g-h", "load data: a+b=c@d.e/f_g-h"),
             ("a & b; \"c\"\n", "a - b- -c--"),

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_has_what_was_asked_and_no_more() {
+    fn a_request_form_has_only_the_requested_fields() {
         let ask = Assume { role: "r", session_name: "n", ..Assume::default() };
         let names: Vec<_> = ask.fields("AssumeRole").into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["Action", "Version", "RoleArn", "RoleSessionName"]);

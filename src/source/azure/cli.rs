@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn stderr_says_which_failure_it_is_and_is_not_quoted() {
+    fn stderr_tells_the_failure_and_is_not_quoted() {
         let variables = Variables::default();
         let command = HelperCommand {
             program: "az".into(),

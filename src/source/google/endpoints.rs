@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_follows_the_universe_unless_it_is_named() {
+    fn endpoints_follow_the_universe_unless_configured() {
         let places = |endpoints: &Endpoints, file: Option<&str>| {
             let universe = endpoints.universe(file);
             [

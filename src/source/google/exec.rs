@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_passed_on_purpose() {
+    fn a_provider_gets_only_listed_variables() {
         let variables: Variables = [("PATH", "/bin"), ("SECRET", "s"), ("VAULT_ADDR", "v"), ("EMPTY", "")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into_iter()
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audience_is_one() {
+    fn the_audience_must_be_a_single_one() {
         for (aud, fits) in [
             (json!("a"), true),
             (json!(["a"]), true),

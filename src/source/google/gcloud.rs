@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_core_counts() {
+    fn only_the_core_section_counts() {
         let text = "quota_project = no\n[billing]\nquota_project=payer\n[compute]\nproject = wrong\n# project = no\n[core]\n account = dev@example.com\nproject=my-project\ndisable_prompts = True\n[x]\naccount = wrong\n";
         let found = Defaults::parse(text);
         assert_eq!(found.account.as_deref(), Some("dev@example.com"));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn who_pays_and_where_are_names_or_nothing() {
+    fn an_invalid_quota_project_or_universe_is_dropped() {
         let read = |name: &str, value: &str| {
             let all = [("CLOUDSDK_CORE_PROJECT", "p"), (name, value)];
             Defaults::read(
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_has_ended_only_where_that_is_said() {
+    fn only_the_known_message_means_an_ended_login() {
         let offline = "error: (gcloud.config.config-helper) there was a problem refreshing your current auth \
                        tokens: httpsconnectionpool(host='oauth2.googleapis.com', port=443): max retries exceeded \
                        (nameresolutionerror: failed to resolve); please run: $ gcloud auth login";

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_a_host_and_shown_without_its_path() {
+    fn a_metadata_host_is_shown_without_its_path() {
         assert_eq!(MetadataServer::new("127.0.0.1:80/s3cret").unwrap().place(), "127.0.0.1:80");
         for bad in ["", "a b", "user@host", "h#x", "h?x=y", "\n"] {
             assert!(matches!(MetadataServer::new(bad), Err(SourceError::Refused(_))), "{bad}");

@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mozilla_s_authorities_are_the_last_resort_and_it_is_said() {
+    fn mozillas_roots_are_the_fallback_and_announced() {
         let (roots, told) = authorities(vec![], false);
         assert!(roots.len() > 50 && told.is_some_and(|told| told.contains("Mozilla's")), "{told:?}");
         // What the user named is meant, also where it holds nothing or is broken.
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_mints_are_bounded_as_promised() {
+    fn calls_and_mints_end_within_their_time_limit() {
         let limits = Limits::default();
         assert_eq!((limits.call.as_secs(), limits.mint.as_secs()), (10, 25));
     }

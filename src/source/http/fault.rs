@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn of_entra_s_description_only_the_number_is_read() {
+    fn only_the_number_of_an_entra_error_is_read() {
         let read = |body: &str| Denial::read("https://a.example/t", 401, body.as_bytes());
         let known = r#"{"error":"invalid_client","error_description":"AADSTS7000215: s3cret","error_codes":[7000215]}"#;
         assert_eq!(read(known).to_string(), "a.example answered 401 invalid_client AADSTS7000215");
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn of_aws_s_errors_only_known_codes_leave() {
+    fn only_known_codes_of_aws_errors_are_reported() {
         let read = |status, code: &str| {
             let body = format!(
                 "<ErrorResponse xmlns=\"https://a.example/\"><Error><Type>Sender</Type><Code>{code}</Code>\
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_heeded_in_both_forms_and_within_bounds() {
+    fn retry_after_is_read_in_both_forms_within_limits() {
         let heeded = |status, text: &'static str| {
             let mut denial = Denial::read("https://a.example/", status, b"{}");
             let date = "Mon, 30 Nov 2026 12:00:00 GMT";
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_reasons_the_one_that_says_most_counts() {
+    fn the_most_specific_of_many_reasons_counts() {
         let read = |error: Value| {
             let body = serde_json::json!({ "error": error }).to_string();
             Denial::read("https://a.example/t", 403, body.as_bytes()).reason.unwrap_or_default()

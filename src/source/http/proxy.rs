@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_proxy_is_refused_and_not_gone_around() {
+    fn a_proxy_that_is_not_http_is_refused_not_bypassed() {
         for bad in
             ["socks5://proxy.example:1080", "https://proxy.example", "ftp://x", "http://", "http://a b"]
         {

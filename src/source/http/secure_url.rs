@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_secrets_may_be_sent() {
+    fn secrets_are_sent_only_to_https_or_loopback() {
         for good in [
             "https://sts.googleapis.com/v1/token",
             "http://127.0.0.1:80/x",

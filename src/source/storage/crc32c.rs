@@ -54,7 +54,7 @@ mod tests {
 
     /// The values of RFC 3720 appendix B.4, and the usual one.
     #[test]
-    fn known_values_whatever_the_pieces() {
+    fn crc32c_is_the_same_however_data_is_split() {
         let rising: Vec<u8> = (0..32).collect();
         for (bytes, wanted) in [
             (&b"123456789"[..], 0xE306_9283),

@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_segment_whatever_it_holds() {
+    fn an_object_name_is_one_path_segment() {
         assert_eq!(encoded("a/b c?d=e&ü#.~-_"), "a%2Fb%20c%3Fd%3De%26%C3%BC%23.~-_");
     }
 }

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn places_hold_no_query() {
+    fn a_place_is_shown_without_its_query() {
         assert_eq!(short("https://h.example/p?key=1#x"), "https://h.example/p");
         assert_eq!(short("https://h.example"), "https://h.example");
     }

@@ -92,7 +92,7 @@ pub(super) fn attached(made: &Value) -> bool {
 }
 
 #[test]
-fn who_could_speak_for_a_neighbour_gets_no_identity() {
+fn containers_able_to_pose_as_others_get_no_identity() {
     let raw_sockets = [
         // Without the rule about effective sets: CapAdd wins over our CapDrop, and the packet socket opens.
         json!({"CapAdd": ["NET_RAW"]}),
@@ -105,7 +105,7 @@ fn who_could_speak_for_a_neighbour_gets_no_identity() {
 
 /// Alone on a network, `NET_RAW` speaks for nobody else; what is more still does.
 #[test]
-fn who_could_leave_its_network_gets_no_identity_in_isolation() {
+fn containers_able_to_change_network_get_no_identity() {
     too_strong(STRICT, &[]);
 }
 
@@ -216,7 +216,7 @@ fn no_join_wins_against_the_create_of_its_victim() {
 }
 
 #[test]
-fn no_join_wins_in_isolation() {
+fn no_join_wins_against_a_create_in_isolation() {
     no_join_wins(STRICT);
 }
 
@@ -251,12 +251,12 @@ fn no_join_wins(config: &str) {
 }
 
 #[test]
-fn another_sessions_containers_and_network_are_closed_as_well() {
+fn another_sessions_objects_cannot_be_changed() {
     another_sessions("");
 }
 
 #[test]
-fn another_session_is_closed_in_isolation() {
+fn another_sessions_objects_are_closed_in_isolation() {
     another_sessions(STRICT);
 }
 
@@ -298,7 +298,7 @@ fn a_privileged_exec_into_a_leased_container_is_refused() {
 }
 
 #[test]
-fn no_privileged_exec_in_isolation() {
+fn a_privileged_exec_is_refused_in_isolation() {
     no_privileged_exec(STRICT);
 }
 
@@ -447,12 +447,12 @@ fn no_name(config: &str) {
 }
 
 #[test]
-fn what_is_ours_cannot_be_touched() {
+fn containers_and_networks_of_ours_cannot_be_changed() {
     nothing_of_ours("");
 }
 
 #[test]
-fn what_is_ours_cannot_be_touched_in_isolation() {
+fn our_objects_cannot_be_changed_in_isolation() {
     nothing_of_ours(STRICT);
 }
 

@@ -83,7 +83,7 @@ fn holder(reply: &str) -> Option<String> {
 }
 
 #[test]
-fn a_neighbour_is_spoken_for_on_a_plain_network_and_not_here() {
+fn posing_works_on_a_plain_network_and_not_on_ours() {
     let plain = Plain::new();
     let (_neighbour, at) = plain.sleeper();
     let told = plain.attack(&["exchange", &at]);
@@ -130,7 +130,7 @@ fn without_us_namespaces_are_joined_and_exec_is_privileged() {
 
 /// The container keeps `NET_RAW`, and with it everything that it needs on the network of others.
 #[test]
-fn who_is_alone_with_the_relay_speaks_for_nobody_else() {
+fn a_container_alone_with_the_relay_cannot_pose() {
     let session = Session::offline(STRICT, &["--all"]);
     let (_made, id) = sleeper(&session);
     let victim = address(&id, &network_of(&id));

@@ -44,7 +44,7 @@ fn nothing_is_left_after_a_session() {
 }
 
 #[test]
-fn check_goes_the_whole_way_and_leaves_nothing() {
+fn check_runs_every_step_and_leaves_nothing() {
     let folder = Folder::new("check");
     let out = program(&folder.0).args(["check", "--offline"]).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -72,7 +72,7 @@ fn check_goes_the_whole_way_and_leaves_nothing() {
 }
 
 #[test]
-fn check_says_what_is_missing_and_how_to_mend_it() {
+fn check_names_what_is_missing_and_the_fix() {
     let folder = Folder::new("check");
     let out = program(&folder.0).arg("check").output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -187,7 +187,7 @@ fn the_second_build_of_a_session_sends_only_changes() {
 
 /// What comes by stdin.
 #[test]
-fn what_comes_by_stdin_is_looked_into() {
+fn a_context_from_stdin_is_searched() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     setup.write("plain/a.txt", "a\n");
     let aws = ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat();
@@ -212,7 +212,7 @@ fn what_comes_by_stdin_is_looked_into() {
 
 /// Directories besides the context. The frontend of Engine 20.10 knows none.
 #[test]
-fn named_contexts_are_looked_into() {
+fn named_contexts_are_searched() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     setup.write("keys/key.pem", &key());
     setup.write("plain/a.txt", "a\n");
@@ -256,7 +256,7 @@ fn a_secret_of_a_build_passes() {
 }
 
 #[test]
-fn builds_of_compose_are_looked_into_and_its_services_attached() {
+fn compose_builds_are_searched_and_services_attached() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     let project = format!("kfpct-compose-{}", std::process::id());
     // Two services, built together: compose 2 makes one bake of them.
@@ -280,7 +280,7 @@ fn builds_of_compose_are_looked_into_and_its_services_attached() {
 }
 
 #[test]
-fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
+fn warn_prints_off_is_silent_and_allow_excepts() {
     let setup = BuildSetup::new();
     setup.write("app/key.pem", &key());
     let warned = session("warn");
@@ -313,7 +313,7 @@ fn a_context_is_looked_into(session: &Session) {
 }
 
 #[test]
-fn a_context_for_an_engine_behind_tls_is_looked_into() {
+fn a_context_for_an_engine_behind_tls_is_searched() {
     let folder = Folder::new("tls");
     certificates(&folder.0);
     let host = format!("tcp://127.0.0.1:{}", serve(Some(&folder.0), engine_socket()));
@@ -328,7 +328,7 @@ fn a_context_for_an_engine_behind_tls_is_looked_into() {
 }
 
 #[test]
-fn a_context_for_an_engine_behind_ssh_is_looked_into() {
+fn a_context_for_an_engine_behind_ssh_is_searched() {
     let folder = Folder::new("ssh");
     let bin = fake_ssh(&folder.0, &engine_socket(), &["--", "build.example"]);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());

@@ -72,7 +72,7 @@ fn a_network_is_there_before_its_container_and_goes_after_it() {
 }
 
 #[test]
-fn the_end_of_the_networks_is_said_and_ranges_are_cycled() {
+fn exhausted_networks_are_reported_and_reused() {
     // The relay's own, and three.
     let config = format!("{STRICT}network.cells = \"10.219.38.0/27\"\n");
     let session = Session::offline(&config, &["--all"]);

@@ -51,7 +51,7 @@ fn told_once(session: &Session, folder: &Folder, container: &str, code: i64) {
 }
 
 #[test]
-fn every_way_to_end_is_told_once_with_its_code() {
+fn every_end_is_printed_once_with_its_exit_code() {
     for config in ["", super::attacks::STRICT] {
         let folder = Folder::new("codes");
         let session = audited(None, &folder, config);
@@ -81,7 +81,7 @@ fn every_way_to_end_is_told_once_with_its_code() {
 }
 
 #[test]
-fn a_die_that_never_comes_is_made_up_for_by_a_look() {
+fn a_missing_die_event_is_replaced_by_an_inspect() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
@@ -94,7 +94,7 @@ fn a_die_that_never_comes_is_made_up_for_by_a_look() {
 
 /// What is left is the answer to the wait that was registered with the create.
 #[test]
-fn an_end_and_a_removal_without_events_are_told() {
+fn an_end_and_a_removal_without_events_are_found() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
@@ -151,7 +151,7 @@ fn a_disconnected_container_ends_once_without_a_code() {
 }
 
 #[test]
-fn what_ends_with_the_session_is_told_once() {
+fn containers_that_end_with_the_session_print_once() {
     let folder = Folder::new("codes");
     let file = folder.0.join("audit.jsonl").display().to_string();
     let image = task_image();

@@ -141,7 +141,7 @@ fn an_engine_behind_ssh() {
 
 /// The terminal signals all of its foreground group; what carries the connection is not in it.
 #[test]
-fn an_interrupt_does_not_take_the_ssh_away_before_the_end() {
+fn an_interrupt_leaves_ssh_open_until_the_end() {
     let folder = Folder::new("ssh");
     let bin = fake_ssh(&folder.0, &engine_socket(), &["--", "build"]);
     let script = format!("docker run -d {} sleep 90; exec sleep 60", task_image());

@@ -73,7 +73,7 @@ fn answers_through_the_relay(session: &Session, cases: &[Case], times: usize) {
 }
 
 #[test]
-fn what_cannot_be_parsed_is_refused_with_our_headers() {
+fn unparsable_requests_are_refused_with_our_headers() {
     let session = Session::offline("", &["--all"]);
     let cases = wire::unparsable();
     let requests: Vec<String> = cases.iter().map(|(_, request, _)| STANDARD.encode(request)).collect();

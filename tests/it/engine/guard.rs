@@ -129,7 +129,7 @@ fn mounts_variables_and_volumes_with_keys_are_refused() {
 }
 
 #[test]
-fn warn_says_it_and_off_says_nothing_and_allow_excepts() {
+fn warn_prints_off_is_silent_and_allow_excepts() {
     let (_folder, home, _) = places();
     let image = task_image();
     let bind = format!("{home}:/x:ro");
@@ -509,7 +509,7 @@ fn the_images_own_environment_counts() {
 }
 
 #[test]
-fn everything_there_is_cannot_be_mounted() {
+fn the_root_directory_cannot_be_mounted() {
     let session = session("deny");
     refused(&session, &["create", "-v", "/:/host:ro", &task_image(), "true"], &["the engine's own socket"]);
 }
@@ -517,7 +517,7 @@ fn everything_there_is_cannot_be_mounted() {
 /// The containers of a swarm get no identity here, so a key for them is told of and passes: the engine, which
 /// is in no swarm, answers itself.
 #[test]
-fn keys_for_a_swarm_are_told_of() {
+fn keys_in_swarm_secrets_are_reported() {
     use base64::Engine as _;
     let session = session("deny");
     let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);

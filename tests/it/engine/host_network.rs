@@ -132,7 +132,7 @@ fn the_path_of_an_ended_lease_is_worth_nothing() {
 
 /// By default, and where the loopback of the program is not the engine's.
 #[test]
-fn a_loopback_that_is_not_shared_gives_no_identity_and_is_said() {
+fn an_unshared_loopback_gives_no_identity() {
     let image = task_image();
     let folder = Folder::new("apart");
     let command = ["--", "docker", "run", "--rm", "--network", "host", &image, "env"];

@@ -144,7 +144,7 @@ fn only_imported_objects_are_there_for_the_component() {
 }
 
 #[test]
-fn each_identity_fetches_for_itself_and_what_it_may() {
+fn each_identity_fetches_only_what_it_may_read() {
     let cloud = Cloud::new();
     cloud.google.allow(PERSON, READER);
     cloud.google.allow(PERSON, WRITER);
@@ -194,7 +194,7 @@ fn each_identity_fetches_for_itself_and_what_it_may() {
 }
 
 #[test]
-fn what_may_only_be_listed_is_not_given_although_it_is_here() {
+fn listable_but_unreadable_objects_are_not_given() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "dir/a", "content");
     let session = cloud.session("", &[]);
@@ -209,7 +209,7 @@ fn what_may_only_be_listed_is_not_given_although_it_is_here() {
 }
 
 #[test]
-fn what_is_not_to_be_had_is_told_and_the_task_goes_on() {
+fn an_unreadable_input_is_reported_and_the_task_runs() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "small", "x");
     cloud.storage.put_claiming("kct-bucket", "large", 5 << 30);
@@ -279,7 +279,7 @@ fn a_create_waits_no_longer_than_30_s_for_its_inputs() {
 }
 
 #[test]
-fn what_was_fetched_goes_with_its_session() {
+fn fetched_inputs_are_removed_with_their_session() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "a", "content");
     let session = cloud.session("", &[]);
@@ -299,7 +299,7 @@ fn what_was_fetched_goes_with_its_session() {
 }
 
 #[test]
-fn what_a_killed_session_fetched_goes_with_the_next_start() {
+fn inputs_of_a_killed_session_are_swept_at_a_start() {
     let cloud = Cloud::new();
     let shared = Folder::new("shared-cache");
     let place = shared.0.display().to_string();
@@ -331,7 +331,7 @@ fn key() -> String {
 }
 
 #[test]
-fn a_key_that_was_fetched_is_refused_as_any_other() {
+fn a_key_in_a_fetched_input_is_refused() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "dir/service.pem", key());
     let uris = ["gs://kct-bucket/dir/"];

@@ -130,7 +130,7 @@ fn three_interrupts_within_two_seconds_end_the_session() {
 
 /// `nohup` and the background jobs of a shell ignore signals before they start their program.
 #[test]
-fn what_was_ignored_before_the_start_stays_ignored() {
+fn signals_ignored_before_the_start_stay_ignored() {
     for (by, signal) in [("nohup \"$@\"", "-HUP"), ("\"$@\" & echo $! >&2; wait $!", "-INT")] {
         let folder = Folder::new("ignored");
         let mut shell = Command::new("sh");

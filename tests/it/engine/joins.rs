@@ -98,7 +98,7 @@ fn nobody_joins_a_leased_container_without_the_operators_rule() {
 
 /// `run` stops both.
 #[test]
-fn who_joined_is_stopped_at_the_end_of_a_run() {
+fn joined_containers_are_stopped_at_the_end_of_a_run() {
     let folder = Folder::new("joined");
     let file = folder.0.join("own.toml");
     std::fs::write(&file, RULES).unwrap();

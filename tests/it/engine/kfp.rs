@@ -60,7 +60,7 @@ fn lightweight(kfp: &Kfp) -> String {
 }
 
 #[test]
-fn lightweight_components() {
+fn lightweight_components_get_tokens() {
     lightweight(&Kfp::newest());
 }
 
@@ -86,7 +86,7 @@ fn parallel_iterations_have_tokens_of_their_own() {
 /// One with an output says whose it is in its own command line; one without is known by the workspace that
 /// kfp mounts, from 2.15 on.
 #[test]
-fn container_components() {
+fn container_components_get_tokens() {
     let kfp = Kfp::newest();
     let ran = kfp.pipeline("", &[], "containers", &[]);
     assert_eq!(ran.report()["without_output"], "ran");
@@ -119,12 +119,12 @@ fn failures(kfp: &Kfp, times: usize) {
 
 /// Without us kfp takes some of these for successes: the container is gone before it waits.
 #[test]
-fn no_failure_at_once_is_lost() {
+fn no_exit_code_of_a_fast_failure_is_lost() {
     failures(&Kfp::newest(), 20);
 }
 
 #[test]
-fn no_failure_at_once_is_lost_with_the_oldest_kfp() {
+fn no_fast_failure_is_lost_with_the_oldest_kfp() {
     failures(&Kfp::oldest(), 3);
 }
 

@@ -226,7 +226,7 @@ fn a_role_that_may_not_be_assumed_is_an_error_in_our_words() {
 const STATUS: &str = "curl -s -o /dev/null --noproxy '*' --connect-timeout 3 --max-time 8 -w '%{http_code}'";
 
 #[test]
-fn who_copies_the_environment_gets_no_credentials() {
+fn a_copied_environment_gives_no_credentials() {
     let stand_ins = StandIns::start();
     let session = stand_ins.session();
     let image = task_image();

@@ -25,7 +25,7 @@ fn ask(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_name_is_a_path_that_stays_and_is_had_once() {
+fn a_session_name_is_a_stable_path_and_unique() {
     let (folder, name) = (Folder::new("named"), unused("team"));
     let mut first = Served::start(&folder.0, &["--name", &name]);
     let socket = PathBuf::from(first.text("socket"));
@@ -56,7 +56,7 @@ fn a_name_is_a_path_that_stays_and_is_had_once() {
 }
 
 #[test]
-fn a_session_without_a_name_is_the_default_one_or_says_so() {
+fn an_unnamed_session_is_default_or_says_why_not() {
     let folder = Folder::new("named");
     let start = || {
         let mut command = program(&folder.0);

@@ -32,14 +32,14 @@ fn good(out: &Output) {
 }
 
 #[test]
-fn sessions_of_one_user_stand_beside_each_other() {
+fn sessions_of_one_user_run_side_by_side() {
     let sessions = [Session::offline("", &["--all"]), Session::offline("", &["--all"])];
     assert_ne!(network(&sessions[0]), network(&sessions[1]));
     sessions.iter().for_each(works);
 }
 
 #[test]
-fn sessions_of_two_users_stand_beside_each_other() {
+fn sessions_of_two_users_run_side_by_side() {
     let folder = Folder::new("user");
     let sessions = [Session::offline("", &["--all"]), of_another_user(&folder)];
     assert_ne!(network(&sessions[0]), network(&sessions[1]));
@@ -58,7 +58,7 @@ fn sessions_of_two_users_start_at_the_same_moment() {
 }
 
 #[test]
-fn a_check_beside_a_session_is_good_and_leaves_it_alone() {
+fn a_check_beside_a_session_passes_and_changes_nothing() {
     let (session, folder, other) =
         (Session::offline("", &["--all"]), Folder::new("check"), Folder::new("user"));
     good(&check(&folder).output().unwrap());
@@ -68,7 +68,7 @@ fn a_check_beside_a_session_is_good_and_leaves_it_alone() {
 }
 
 #[test]
-fn two_checks_at_once_are_good() {
+fn two_checks_at_once_pass() {
     for users in [1, 2] {
         let folders = [Folder::new("check"), Folder::new("check")];
         let other = Folder::new("user");

@@ -260,7 +260,7 @@ impl Drop for Network {
 }
 
 #[test]
-fn what_is_created_is_what_was_judged() {
+fn the_created_container_is_the_judged_one() {
     let Some(engine) = engine() else { return };
     let proxy = ProxyFixture::new(&engine);
     let network = internal_network(&engine, "a");

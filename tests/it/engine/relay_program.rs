@@ -39,7 +39,7 @@ fn resident(pid: &str) -> u64 {
 }
 
 #[test]
-fn it_serves_from_an_image_of_3_mb_in_memory_of_3_mib() {
+fn the_relay_needs_an_image_of_3_mb_and_3_mib_of_memory() {
     let environment = [("KFP_CREDS_RELAY_FOLDER", &relays() as &str)];
     let session = Session::start("", &["--offline", "--all"], &environment);
     serves(&session);
@@ -139,7 +139,7 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn an_engine_that_has_it_by_its_digest_is_loaded_nothing() {
+fn an_engine_with_the_relay_image_is_not_loaded_again() {
     let (folder, relays) = (Folder::new("relay"), relays());
     let archive = folder.0.join("relay.tar");
     let written = |file: &Path| {

@@ -295,7 +295,7 @@ fn an_identity_has_its_rate_and_a_container_its_choice() {
 }
 
 #[test]
-fn why_a_container_got_what_it_got_or_nothing() {
+fn explain_says_why_a_container_got_its_identity() {
     let config = "[identity.loader]\n[[rule]]\nimage = \"other:*\"\nidentity = \"none\"\n\
         [[rule]]\nlabels = { team = \"a\" }\nidentity = \"loader\"\n";
     let session = Session::offline(config, &[]);
@@ -374,7 +374,7 @@ fn names_are_shown_as_text_wherever_they_are_shown() {
 }
 
 #[test]
-fn watching_shows_what_changes() {
+fn status_watch_shows_changes() {
     let session = Session::offline("", &["--all"]);
     let folder = Folder::new("watch");
     let mut watching = program(&folder.0)
@@ -407,7 +407,7 @@ fn watching_shows_what_changes() {
 }
 
 #[test]
-fn without_a_session_there_is_nothing_to_see() {
+fn without_a_session_commands_say_so() {
     let asked = ask(&["status", "--session", "00000000"]);
     assert_eq!(asked.status.code(), Some(69), "{}", said(&asked));
     let folder = Folder::new("empty");

@@ -174,7 +174,7 @@ fn a_killed_run_is_swept_with_its_containers() {
 }
 
 #[test]
-fn two_at_once_and_one_is_killed() {
+fn a_killed_session_leaves_its_neighbour_alone() {
     let start = || std::thread::spawn(|| Session::offline("", &["--all"]));
     let (first, second) = (start(), start());
     let (first, second) = (first.join().unwrap(), second.join().unwrap());

@@ -274,12 +274,12 @@ fn sent_by_others(config: &str) {
 }
 
 #[test]
-fn who_calls_is_taken_from_the_socket() {
+fn the_caller_is_identified_by_its_socket() {
     who_calls("");
 }
 
 #[test]
-fn who_calls_is_taken_from_the_socket_in_isolation() {
+fn the_caller_is_its_socket_in_isolation() {
     who_calls(STRICT);
 }
 

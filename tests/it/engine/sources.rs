@@ -126,7 +126,7 @@ fn a_service_account_key_stays_on_the_host() {
 }
 
 #[test]
-fn a_persons_login_is_who_the_container_is() {
+fn containers_get_tokens_of_the_users_login() {
     let place = Place::new();
     place.write(&place.google.user("alice@example.com"));
     let session = place.session(&["--project", "alices-project"]);
@@ -168,14 +168,14 @@ fn impersonated(place: &Place, own: &str) {
 }
 
 #[test]
-fn impersonation_on_top_of_a_key() {
+fn a_key_can_impersonate_an_account() {
     let place = Place::new();
     place.write(&place.google.service_account(SERVICE, rsa_key()));
     impersonated(&place, SERVICE);
 }
 
 #[test]
-fn impersonation_on_top_of_a_login() {
+fn a_login_can_impersonate_an_account() {
     let place = Place::new();
     place.write(&place.google.user("alice@example.com"));
     impersonated(&place, "alice@example.com");
@@ -199,7 +199,7 @@ fn lines(out: &Output) -> Vec<String> {
 }
 
 #[test]
-fn a_broken_login_is_said_once_and_at_once() {
+fn a_broken_login_is_reported_once_and_at_once() {
     let place = Place::new();
     let file = place.google.user("alice@example.com");
     // Withdrawn: Google knows the client, and another refresh token.
@@ -239,7 +239,7 @@ fn until(client: &Client<'_>, path: &str, wanted: impl Fn(&(u16, String)) -> boo
 }
 
 #[test]
-fn a_login_that_ends_and_comes_back_while_a_container_runs() {
+fn a_login_can_end_and_return_during_a_run() {
     let place = Place::new();
     place.google.expires_in(1);
     let first = place.google.user("alice@example.com");

@@ -267,7 +267,7 @@ fn without_limits_one_container_starves_all_others() {
     assert_eq!(done["outcomes"], json!(["all taken", "all taken"]), "{done}");
 }
 
-/// Ours: `who_calls_is_taken_from_the_socket`.
+/// Ours: `the_caller_is_identified_by_its_socket`.
 #[test]
 fn a_trusted_header_lets_a_container_pose_as_another() {
     let plain = Plain::of(&[NAIVE]);

@@ -49,7 +49,7 @@ fn no_attach_no_identity_and_no_exit_code_is_lost() {
 }
 
 #[test]
-fn fifty_at_once() {
+fn fifty_containers_start_at_once() {
     let session = Session::offline(IDENTITIES, &[]);
     let arguments = ["-n", "50", "-p", "50"];
     let (report, faultless) = report("stress.py", &session.socket, &arguments);

@@ -82,7 +82,7 @@ fn golden() -> String {
 }
 
 #[test]
-fn the_demo_on_the_terminal() {
+fn the_demo_prints_the_golden_lines() {
     let (kfp, folder) = (Kfp::newest(), Folder::new("demo"));
     let environment = program(&folder.0);
     // One terminal for both streams.
@@ -134,7 +134,7 @@ fn json_has_one_object_per_line() {
 }
 
 #[test]
-fn quiet_says_nothing_on_a_good_day() {
+fn quiet_prints_nothing_without_a_problem() {
     let kfp = Kfp::newest();
     let script = format!("docker run --rm {} true", kfp.image);
     let ran = run(&kfp, "", &["--offline", "--all", "--quiet"], &["sh", "-c", &script]);
@@ -144,7 +144,7 @@ fn quiet_says_nothing_on_a_good_day() {
 }
 
 #[test]
-fn what_changes_from_run_to_run_becomes_a_word() {
+fn varying_output_is_replaced_by_placeholders() {
     let line = "ended         a/b  (0123456789ab, exit code 0); its last token expires 2026-11-23T13:17:38Z (in 3598 s)";
     assert_eq!(
         normal(line),

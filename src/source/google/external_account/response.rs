@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_forms_of_success() {
+    fn every_form_of_success_is_read() {
         for (kind, field, good) in [
             (ID_TOKEN, "id_token", Good::Identity),
             (JWT, "id_token", Good::Subject),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one() {
+    fn an_incomplete_answer_is_not_a_success() {
         let whole = json!({"version": 1, "success": true, "token_type": JWT, "id_token": "canary"});
         assert!(read(whole.to_string().as_bytes(), at(0)).is_ok());
         for (key, value) in [
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn only_codes_are_told_of_a_failure() {
+    fn a_failure_is_reported_by_its_code_only() {
         for (given, told) in [
             (json!("401"), Some("401")),
             (json!(401), Some("401")),

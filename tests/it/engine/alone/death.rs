@@ -34,7 +34,7 @@ fn run_once_free(container: &Container) -> String {
 }
 
 #[test]
-fn a_dead_ones_address_is_worth_nothing() {
+fn the_address_of_a_dead_container_gets_no_token() {
     let session = Session::offline("", &["--all"]);
     let (network, relay) = network(&session);
     let container = attached(&session);

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_may_say_of_a_program() {
+    fn executable_settings_of_a_file_are_checked() {
         let allowed: Variables = [(ALLOWED.into(), "1".into())].into_iter().collect();
         let made = |json: serde_json::Value, variables: &Variables| {
             Executable::described(serde_json::from_value(json).unwrap(), variables).map(|made| made.timeout())
