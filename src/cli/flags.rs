@@ -100,7 +100,7 @@ pub struct ConfigFlags<const GROUPS: u8> {
 /// How a command prints what happens.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Output {
-    /// Prints only what needs a person
+    /// Prints only lines that need attention
     #[arg(long, conflicts_with = "json")]
     pub quiet: bool,
     /// Prints one JSON object per line

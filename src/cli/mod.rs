@@ -16,7 +16,7 @@ use self::flags::{CONTAINERS, CREDENTIAL, ConfigFlags, ENDING, EVERY, MACHINE, M
 use crate::app::{self, TestedServer};
 use crate::quote;
 
-/// Gives containers of local Kubeflow pipelines short-lived Google credentials, and no key.
+/// Gives containers of local Kubeflow pipelines short-lived cloud credentials instead of key files.
 #[derive(Debug, Parser)]
 #[command(name = "kfp-creds", version, max_term_width = 100)]
 pub struct Cli {
@@ -26,49 +26,52 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Runs a command whose containers get credentials; its exit code is passed on
+    /// Runs a command, gives its containers credentials, and exits with the command's exit code
     #[command(after_help = RUN_CODES)]
     Run {
         #[command(flatten)]
         config: ConfigFlags<EVERY>,
         #[command(flatten)]
         output: Output,
-        /// Also gives the default identity to processes of the command (SubprocessRunner), in the place of your login;
-        /// one identity for all of them, and an agreement, no isolation: they can still read your files
+        /// Also gives the default identity to processes that the command starts on this machine (SubprocessRunner),
+        /// instead of your login. They all share this identity and are not isolated: they can still read your files
         #[arg(long)]
         processes: bool,
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
-    /// Keeps a session for what you start yourself, such as notebooks and editors, until stopped; prints the line to paste
+    /// Keeps a session for containers that you start yourself, such as from a notebook or an editor; prints the
+    /// export line to paste, and runs until it is stopped
     #[command(after_help = SERVE_CODES)]
     Serve {
         #[command(flatten)]
         config: ConfigFlags<{ EVERY & !ENDING }>,
         #[command(flatten)]
         output: Output,
-        /// Serves programs without Docker at this loopback address; needs no engine
+        /// Serves programs outside containers, at this loopback address; needs no Docker engine
         #[arg(long, value_name = "ADDR", value_parser = loopback)]
         listen: Option<SocketAddr>,
-        /// Serves everyone who can connect to ADDR, without the secret path
+        /// Serves every program that can connect to ADDR: the URL has no secret path
         #[arg(long, requires = "listen")]
         open: bool,
-        /// Names the session: its socket is NAME.sock beside those of all sessions [default: default, if that is free]
+        /// Names the session: its socket is NAME.sock, in the folder of all session sockets [default: default, if
+        /// no other session has that name]
         #[arg(long, value_name = "NAME", conflicts_with = "listen", value_parser = name)]
         name: Option<String>,
-        /// Ends when its stdin ends, and so with the program that started it
+        /// Ends the session when its stdin is closed, so that it ends with the program that started it
         #[arg(long)]
         stdin: bool,
-        /// Serves the Docker API with TLS as well, for clients that cannot open the socket; their ca.pem, cert.pem and
-        /// key.pem are in DIR (DOCKER_CERT_PATH) until the session ends
+        /// Also serves the Docker API over TLS, for clients that cannot open the socket. The session writes ca.pem,
+        /// cert.pem and key.pem to DIR (set DOCKER_CERT_PATH to it), and removes them when it ends
         #[arg(long, value_name = "DIR", conflicts_with = "listen")]
         tls: Option<PathBuf>,
-        /// Where --tls listens; beyond the loopback, everyone who has key.pem can use the engine over the network
+        /// The address for --tls. If it is not a loopback address, everyone who has key.pem can use the engine over the
+        /// network
         #[arg(long, value_name = "IP:PORT", requires = "tls", default_value = "127.0.0.1:0")]
         tls_listen: SocketAddr,
     },
-    /// Says whether run would work: engine, rights, network, credential, one token minted
+    /// Checks whether run would work, and suggests fixes: engine, permissions, network, credential, one minted token
     #[command(after_help = CHECK_CODES)]
     Check {
         #[command(flatten)]
@@ -76,7 +79,7 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Looks for keys in a directory, a file, an archive or an image with all its layers
+    /// Searches a directory, a file, an archive, or an image with all its layers for keys
     #[command(after_help = SCAN_CODES)]
     Scan {
         #[command(flatten)]
@@ -84,79 +87,79 @@ pub enum Command {
         /// Prints one JSON object per line
         #[arg(long)]
         json: bool,
-        /// Prints one SARIF 2.1.0 document, for code hosts
+        /// Prints one SARIF 2.1.0 document, which code hosts can show
         #[arg(long, conflicts_with = "json")]
         sarif: bool,
-        /// Leaves out what is in this file, the output of an earlier scan with --json
+        /// Leaves out the keys that FILE lists, the output of an earlier scan with --json
         #[arg(long, value_name = "FILE")]
         baseline: Option<PathBuf>,
-        /// A path if there is one of this name, else an image of the engine
+        /// What to search: a path, or an image of the engine if no such path exists
         #[arg(value_name = "IMAGE|DIR|TAR")]
         target: String,
     },
-    /// Shows who holds which token until when, in the sessions that run
+    /// Lists the containers of running sessions, with their tokens and the times when those expire
     #[command(after_help = STATUS_CODES)]
     Status {
-        /// Only this session, by its id or name
+        /// Lists only this session, given by its id or name
         #[arg(long, value_name = "ID")]
         session: Option<String>,
-        /// Again every second, until stopped
+        /// Repeats the list every second until it is stopped
         #[arg(long)]
         watch: bool,
         /// Prints one JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Says by its exit code whether sessions serve: 0 if so, 69 if one does not answer, 66 if no token can be made
+    /// Checks whether sessions serve, and exits with 0 if they do, 69 if one does not answer, 66 if no token can be made
     #[command(after_help = HEALTH_CODES)]
     Health {
-        /// Only this session, by its id or name
+        /// Checks only this session, given by its id or name
         #[arg(long, value_name = "NAME")]
         session: Option<String>,
-        /// The server that `serve --listen ADDR` runs, instead of a session
+        /// Checks the server that `serve --listen ADDR` runs, instead of a session
         #[arg(long, value_name = "ADDR", conflicts_with = "session", value_parser = loopback)]
         listen: Option<SocketAddr>,
     },
-    /// Gives a container no more tokens, although it runs; what it holds stays good until it expires
+    /// Stops giving tokens to a container that runs; tokens that it already has stay valid until they expire
     #[command(after_help = CUT_OFF_CODES, group(ArgGroup::new("further").multiple(true)))]
     CutOff {
-        /// The beginning of its id, its name, or PIPELINE/COMPONENT
+        /// The container, given by the beginning of its id, its name, or PIPELINE/COMPONENT
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         container: Option<String>,
-        /// Every container that has an identity now
+        /// Cuts off every container that has an identity now
         #[arg(long)]
         all: bool,
-        /// Also disables this service account, which ends every token of it for everybody who has one;
-        /// its identity has to allow it (kill_switch = true)
+        /// Also disables this service account, which invalidates all its tokens, for everyone who uses it. Its
+        /// identity has to allow this (kill_switch = true)
         #[arg(long, value_name = "SA", group = "further")]
         disable_account: Option<String>,
-        /// Also denies what it was given by AWS, by an inline policy on its role that names its session alone;
-        /// its identity has to allow it (kill_switch = true in [identity.NAME.aws])
+        /// Also denies the container's AWS session, by an inline policy on the role that names only this session. The
+        /// identity has to allow this (kill_switch = true in [identity.NAME.aws])
         #[arg(long, group = "further")]
         deny_aws: bool,
-        /// Disables it; without this option, prints what else would stop working
+        /// Disables the account or denies the session; without --yes, only prints what would stop working
         #[arg(long, requires = "further")]
         yes: bool,
-        /// Only in this session, by its id or name
+        /// Cuts off only in this session, given by its id or name
         #[arg(long, value_name = "ID")]
         session: Option<String>,
     },
-    /// Says which rule decides about a container, why those before it did not, and what it gets
+    /// Explains which rule decides about a container, why the rules before it do not, and what the container gets
     #[command(after_help = EXPLAIN_CODES)]
     Explain {
         #[command(flatten)]
         config: ConfigFlags<{ CREDENTIAL | CONTAINERS | MOUNTS }>,
-        /// A file with the body of a create request, or a container of a session that runs
+        /// A file with the body of a create request, or a container of a running session
         #[arg(value_name = "CREATE.json|CONTAINER", required_unless_present = "kfp")]
         what: Option<String>,
-        /// A compiled pipeline: says it for each of its tasks
+        /// Explains each task of this compiled pipeline
         #[arg(long, value_name = "PIPELINE.yaml", conflicts_with = "what")]
         kfp: Option<PathBuf>,
     },
-    /// Asks a metadata server, any one, what the protocol has, and says where it deviates
+    /// Tests a metadata server, of any make, against the protocol and prints where it deviates
     #[command(after_help = CONFORMANCE_CODES)]
     Conformance {
-        /// Where it is; a cloud's own is asked only if you name it
+        /// The URL of the server; the metadata server of a cloud itself is asked only if you name it here
         #[arg(long, value_name = "http://HOST:PORT", value_parser = TestedServer::parse)]
         target: TestedServer,
         /// Prints one JSON object
@@ -168,25 +171,28 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Writes the relay's image into a file, to be pushed to a registry: for engines that refuse to load one
+    /// Writes the relay's image to a file, from which you push it to a registry: for engines that refuse to load images
     #[command(after_help = RELAY_IMAGE_CODES)]
     RelayImage {
         #[command(flatten)]
         config: ConfigFlags<0>,
-        /// For engines of this architecture [default: that of this program]
+        /// The architecture of the engine [default: that of this program]
         #[arg(long, value_parser = ["amd64", "arm64"])]
         arch: Option<String>,
-        /// What `docker load` takes
+        /// The file to write, in the format of `docker load`
         #[arg(value_name = "FILE.tar")]
         file: PathBuf,
     },
-    /// Prints completions for a shell
+    /// Prints the completions for a shell
     #[command(after_help = COMPLETIONS_CODES)]
-    Completions { shell: Shell },
-    /// Prints the manual page, or writes those of all commands into a directory
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Prints the manual page, or writes the manual pages of all commands to a directory
     #[command(after_help = MAN_CODES)]
     Man {
-        /// Has to be there
+        /// An existing directory
         #[arg(value_name = "DIR")]
         into: Option<PathBuf>,
     },
@@ -194,19 +200,19 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Writes a commented starter; never over an existing file
+    /// Writes a starter config with comments; never overwrites a file
     #[command(after_help = INIT_CODES)]
     Init {
-        /// Where to write it [default: kfp-creds.toml]
+        /// The file to write [default: kfp-creds.toml]
         file: Option<PathBuf>,
     },
-    /// Prints all that is wrong with the config, or what it comes to
+    /// Checks the config; prints every mistake in it, or the settings that it results in
     #[command(after_help = CONFIG_CHECK_CODES)]
     Check {
         #[command(flatten)]
         config: ConfigFlags<EVERY>,
     },
-    /// Prints every key that is set, and where: a flag, a variable or a line of the file
+    /// Prints every key that is set, with what sets it: a flag, a variable or a line of the file
     #[command(after_help = SHOW_CODES)]
     Show {
         #[command(flatten)]
@@ -215,10 +221,10 @@ pub enum ConfigCommand {
     /// Prints the JSON Schema of the config file, for editors
     #[command(after_help = SCHEMA_CODES)]
     Schema,
-    /// Lets a project's file, as it is now, name endpoints and credential files; read it first
+    /// Trusts a project's config file as it is now: it may then name endpoints and credential files. Read it first
     #[command(after_help = TRUST_CODES)]
     Trust {
-        /// The file to trust [default: the one that counts here]
+        /// The file to trust [default: the one that is used in this directory]
         file: Option<PathBuf>,
     },
 }
@@ -274,19 +280,19 @@ pub fn usage(mut error: clap::Error) -> String {
 const RUN_CODES: &str = "\
 Example: kfp-creds run -- python pipeline.py
 
-Exit codes: that of the command, 128 + n where signal n ended it; 125 kfp-creds failed before the
-command ran; 126 the command cannot be executed; 127 it was not found.";
+Exit codes: that of the command, or 128 + n if signal n ended it; 125 kfp-creds itself failed;
+126 the command cannot be executed; 127 the command was not found.";
 
 const SCAN_CODES: &str = "\
 Example: kfp-creds scan python:3.12-slim
 
-Exit codes: 0 all was looked at and nothing found, 1 a key was found, 64 no such target, 69 engine
-not reachable, 77 no key was found, but something could not be looked at, 78 bad config.";
+Exit codes: 0 everything was searched and no key found, 1 a key was found, 64 no such target,
+69 engine not reachable, 77 no key was found but something could not be searched, 78 bad config.";
 
 const CONFORMANCE_CODES: &str = "\
 Example: kfp-creds conformance --target http://127.0.0.1:8174
 
-Exit codes: 0 no deviation, 1 some, 64 usage, 69 nothing answers there.";
+Exit codes: 0 no deviation, 1 at least one deviation, 64 usage, 69 no server answers.";
 
 /// The help of a command: an example, and the exit codes of all commands that have none of their own.
 macro_rules! example {
@@ -295,8 +301,8 @@ macro_rules! example {
             "Example: kfp-creds ",
             $line,
             "\n\n",
-            "Exit codes: 64 usage, 66 no usable credential or no such file, 69 engine not reachable, 70 bug,\n",
-            "77 not permitted, 78 bad config."
+            "Exit codes: 0 success, 64 usage, 66 no usable credential or no such file, 69 engine not reachable,\n",
+            "70 bug, 77 not permitted, 78 bad config."
         )
     };
 }
@@ -317,7 +323,7 @@ const COMPLETIONS_CODES: &str =
     example!("completions bash > ~/.local/share/bash-completion/completions/kfp-creds");
 const MAN_CODES: &str = example!("man | man -l -");
 
-/// Whoever reaches the address gets tokens, so it is one that only this machine reaches.
+/// Every program that can connect to the address gets tokens, so only a loopback address is accepted.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "has to be IP:PORT, such as 127.0.0.1:8174")?;
     if address.ip().is_loopback() {

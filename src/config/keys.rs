@@ -59,7 +59,8 @@ impl ConfigKey {
     }
 
     const fn verbosity(self) -> Self {
-        let (takes, help) = (Takes::Count(&["info", "debug", "trace"]), "Logs more; up to -vvv");
+        let (takes, help) =
+            (Takes::Count(&["info", "debug", "trace"]), "Logs more; repeat it for even more, up to -vvv");
         Self { flag: Some(Flag { path: self.path, name: "-v", takes, groups: ALWAYS, help }), ..self }
     }
 
@@ -112,7 +113,7 @@ pub fn flags() -> impl Iterator<Item = Flag> {
 pub(super) const KEYS: &[ConfigKey] = &[
     key("credentials", ValueKind::Text, "`\"adc\"`", "`\"adc\"`: the application default credentials of this machine. `\"metadata\"`: the metadata server of the machine itself, at `GCE_METADATA_HOST` or at its usual address. `\"gcloud\"`: gcloud's active account. `\"offline\"`: tokens signed by a key made at start, which no cloud accepts; for demos, tests and emulators.")
         .variable("KFP_CREDS_CREDENTIALS")
-        .switch(CREDENTIAL, "--offline", "offline", "Signs tokens with a key made now, which no cloud accepts: for demos, tests, emulators"),
+        .switch(CREDENTIAL, "--offline", "offline", "Signs tokens with a temporary key, which no cloud accepts: for demos, tests and emulators"),
     key("credentials.exec", ValueKind::List, "none", "A command that prints tokens, as program and arguments, instead of a word for `credentials`. [Credentials by a command](reference/providers.md) describes its input and output.").guarded(),
     key("credentials.pass", ValueKind::List, "`[]`", "Names of variables that the command sees in addition to `PATH`, `HOME` and the like.").guarded(),
     key("credentials.timeout", ValueKind::Text, "`\"20s\"`", "How long the command may run, from `\"1s\"` to `\"120s\"`.").guarded(),
@@ -156,10 +157,10 @@ pub(super) const KEYS: &[ConfigKey] = &[
         .flag(CREDENTIAL, "--credentials-file", "FILE", "Uses this credential file instead of the one that Google's libraries would find"),
     key("impersonate", ValueKind::Text, "nobody", "The service account to impersonate for every identity that names none; `A,B` impersonates B through A, as in gcloud.")
         .variable("KFP_CREDS_IMPERSONATE")
-        .flag(CREDENTIAL, "--impersonate", "SA", "Makes containers this service account instead of you"),
+        .flag(CREDENTIAL, "--impersonate", "SA", "Gives containers tokens of this service account instead of your own account"),
     key("project", ValueKind::Text, "what the credential says", "The project id that containers see.")
         .variable("KFP_CREDS_PROJECT")
-        .flag(CREDENTIAL, "--project", "ID", "Tells containers this project id"),
+        .flag(CREDENTIAL, "--project", "ID", "Shows this project id to containers"),
     key("numeric_project", ValueKind::Number, "a stand-in", "The project's number, 1 or more.")
         .variable("KFP_CREDS_NUMERIC_PROJECT"),
     key("email", ValueKind::Text, "what the credential says", "The e-mail of your own account that containers see.")
@@ -190,10 +191,10 @@ pub(super) const KEYS: &[ConfigKey] = &[
         .variable("KFP_CREDS_PLAIN_TCP").guarded(),
     key("host_root", ValueKind::Text, "`\"/\"`", "Where the root directory of the engine's machine is mounted, if kfp-creds runs in a container. The guard looks there for what create requests mount, and sources of `[[mount]]` are paths of that machine.")
         .variable("KFP_CREDS_HOST_ROOT").guarded()
-        .flag(MACHINE, "--host-root", "DIR", "Where / of the engine's machine is mounted, if this program runs in a container: mounts are looked for there"),
+        .flag(MACHINE, "--host-root", "DIR", "The directory where / of the engine's machine is mounted, if kfp-creds runs in a container; it looks for mounts there"),
     key("relay_image", ValueKind::Text, "made here and loaded", "The image of the relay, as `NAME@sha256:DIGEST`, for engines that refuse `docker load`. The engine has to have it already; [Where images may not be loaded](guide/relay-image.md) says how to make it.")
         .variable("KFP_CREDS_RELAY_IMAGE").guarded()
-        .flag(MACHINE, "--relay-image", "NAME@sha256:DIGEST", "Takes the relay from this image, which the engine has, instead of loading one into it"),
+        .flag(MACHINE, "--relay-image", "NAME@sha256:DIGEST", "Uses this image of the relay, which the engine must already have, instead of loading one"),
     key("relay_folder", ValueKind::Text, "what this program carries, `../libexec/kfp-creds` beside it, else this program itself", "A folder with `kfp-creds-relay-amd64` or `kfp-creds-relay-arm64`, the relay for engines of that architecture; `scripts/relay` builds it. A relative path starts at the config file.")
         .variable("KFP_CREDS_RELAY_FOLDER").guarded(),
     key("log", ValueKind::Text, "`\"warn\"`", "Level of the diagnostic log, or directives such as `\"info,kfp_creds=debug\"`.")
@@ -243,7 +244,7 @@ pub(super) const KEYS: &[ConfigKey] = &[
     key("instance.tags", ValueKind::List, "`[]`", "`instance/tags`."),
     key("attributes.*", ValueKind::Text, "none", "One custom value under `instance/attributes/`. Names: letters, digits, `-`, `_`, at most 128; values: at most 256 KiB."),
     key("project_attributes.*", ValueKind::Text, "none", "The same under `project/attributes/`."),
-    key("identity.*.service_account", ValueKind::Text, "`impersonate`, else the own account", "The service account of this identity. For `[identity.default]` use `impersonate` instead."),
+    key("identity.*.service_account", ValueKind::Text, "`impersonate`, else your own account", "The service account of this identity. For `[identity.default]` use `impersonate` instead."),
     key("identity.*.other_accounts", ValueKind::List, "`[]`", "Further service accounts of this identity, listed after the first as on a VM; a container requests them by e-mail."),
     key("identity.*.scopes", ValueKind::List, "`[\"https://www.googleapis.com/auth/cloud-platform\"]`", "All scopes of this identity, at least one. `enforce_scopes=true` in a request returns a token with fewer scopes, see [the metadata trees](reference/metadata.md)."),
     key("identity.*.audiences", ValueKind::List, "`[]`: any", "The audiences that containers may request ID tokens for."),
