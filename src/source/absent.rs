@@ -1,9 +1,9 @@
-//! In place of Google's source, for a session none of whose identities has Google.
+//! The source of a session in which no identity has Google.
 
 use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError};
 use crate::token::{AccessToken, IdentityToken};
 
-/// Has no credential, looks for none, and refuses every request.
+/// Refuses every request; has no credential and looks for none.
 #[derive(Debug)]
 pub struct Absent;
 

@@ -1,6 +1,6 @@
 //! A strict reader of the small XML documents that AWS answers with: elements and text, nothing else. Attributes
 //! are skipped (they are name spaces); comments, CDATA, document types and unknown entities are refused, and so are
-//! repeated elements, because nobody could say which of them counts.
+//! repeated elements, because it would be unclear which of them counts.
 
 use crate::secret::Secret;
 

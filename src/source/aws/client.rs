@@ -27,9 +27,11 @@ use crate::source::variables::Variables;
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::AwsSession;
 
-/// Life that the host's keys need for a request: it may take as long as a whole mint, and clocks differ a little.
+/// The minimum remaining life of the host's keys for a request: the request may take as long as a whole mint, and
+/// clocks differ a little.
 const BASE_FLOOR: Duration = Duration::from_secs(120);
-/// Life that a session should have that is handed over as it is: clients renew one with less at every request.
+/// The minimum remaining life of the host's own session when a container gets it: with less, clients renew it at
+/// every request.
 const OWN_FLOOR: Duration = Duration::from_secs(900);
 
 /// AWS's sessions on this host.
@@ -37,7 +39,7 @@ const OWN_FLOOR: Duration = Duration::from_secs(900);
 pub struct Aws {
     access: Access,
     upstream: Arc<Upstream>,
-    /// The address of IAM, if the config says it.
+    /// The address of IAM, if the config sets it.
     iam: Option<String>,
     told: AtomicBool,
 }
@@ -49,7 +51,7 @@ enum Access {
     Offline(AwsOffline),
 }
 
-/// Another issuer's token, which a role is assumed with directly.
+/// Another issuer's token, with which a role is assumed directly.
 #[derive(Debug)]
 struct WebIdentity {
     token: SubjectToken,
@@ -113,8 +115,8 @@ impl Aws {
         Ok(Self { access, upstream, iam: settings.iam.clone(), told: AtomicBool::new(false) })
     }
 
-    /// Who the host is for AWS, for probes: one request that needs no permission. `None` if it has no keys of its
-    /// own: another issuer's token is then fetched, and not exchanged.
+    /// The host's identity at AWS, for probes: one request that needs no permission. `None` if the host has no keys
+    /// of its own; then another issuer's token is fetched, but not exchanged.
     pub async fn caller(&self) -> Result<Option<CallerIdentity>, SourceError> {
         self.in_time(self.who()).await
     }
@@ -170,7 +172,7 @@ impl Aws {
         let keys = host.keys(BASE_FLOOR).await.map_err(present)?;
         match self.assume(host, &keys, role, ask).await {
             Err(refusal) if refusal.keys_are_over => {
-                // The login was renewed meanwhile, or ended before its time: whatever is there now counts.
+                // The login was renewed meanwhile, or ended early: use the keys that exist now.
                 host.forget(&keys);
                 let again = host.keys(BASE_FLOOR).await.map_err(present)?;
                 if again.is_same(&keys) {
@@ -187,7 +189,7 @@ impl Aws {
             Access::Host(host) => host,
             Access::Offline(_) => {
                 return Err(SourceError::refused(
-                    "the sessions were made offline, and AWS does not take them anyway",
+                    "the sessions were made offline, and AWS does not accept them anyway",
                 ));
             }
             Access::WebIdentity(_) => {
@@ -211,8 +213,8 @@ impl Aws {
         }
     }
 
-    /// IAM takes the role's name alone and looks for it in the account of whoever asks: in another account, the
-    /// policy would be put on a role of the same name.
+    /// IAM accepts only the role's name, and looks it up in the caller's account: if the role is in another account,
+    /// the policy would be put on a different role of the same name.
     async fn denied_by(
         &self,
         host: &Host,
@@ -220,7 +222,7 @@ impl Aws {
         base: Option<&str>,
         ask: &Deny,
     ) -> Result<(), KeyFailure> {
-        // Why the host's identity is not known may be that its keys are over.
+        // The host's identity may be unknown because its keys have expired.
         let asked = self.identify(host, keys).await;
         let own = asked.map_err(|error| KeyFailure { keys_are_over: true, error })?.account;
         let account = ask.role.split(':').nth(4).unwrap_or_default();
@@ -249,7 +251,7 @@ impl Aws {
             life = LONGEST_CHAINED;
             if !self.told.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
-                    "AWS sessions end after 1 h: the host's own keys are a role's, and AWS limits what a role assumes"
+                    "AWS sessions end after 1 h: the host's own keys belong to a role, and AWS limits the sessions that a role can assume"
                 );
             }
         }
@@ -268,7 +270,8 @@ impl Aws {
         handed(&session).map_err(KeyFailure::from)
     }
 
-    /// Whether the host's keys are an assumed role's. Asked once per keys, and only if nobody knows.
+    /// Whether the host's keys belong to an assumed role. AWS is asked once for each set of keys, and only if nothing
+    /// else shows it.
     async fn is_role(&self, host: &Host, keys: &Keys) -> Result<bool, SourceError> {
         if keys.session_token.is_none() {
             return Ok(false);
@@ -303,7 +306,7 @@ impl Aws {
         ] {
             if given {
                 return Err(SourceError::refused(Reason::advice(format!(
-                    "AWS takes no {key} with another issuer's token; remove it from [identity.NAME.aws]"
+                    "AWS accepts no {key} with another issuer's token; remove it from [identity.NAME.aws]"
                 ))));
             }
         }
@@ -330,13 +333,13 @@ async fn own(host: &Host) -> Result<AwsSession, SourceError> {
     let keys = host.keys(OWN_FLOOR).await.map_err(present)?;
     if keys.is_temporary() && keys.expires.is_none() {
         return Err(SourceError::refused(Reason::advice(
-            "the host's AWS session does not say when it ends, so it is not handed out; set AWS_CREDENTIAL_EXPIRATION, or role in \
+            "the host's AWS session has no known expiry, so it is not handed out; set AWS_CREDENTIAL_EXPIRATION, or role in \
              [identity.NAME.aws]",
         )));
     }
     keys.session().ok_or_else(|| {
         SourceError::refused(Reason::advice(
-            "the host's AWS keys do not end, and such keys are never handed out; set role in [identity.NAME.aws]",
+            "the host's AWS keys do not expire, and such keys are never handed out; set role in [identity.NAME.aws]",
         ))
     })
 }

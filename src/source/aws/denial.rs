@@ -5,7 +5,7 @@ use crate::quote;
 use crate::source::SourceError;
 use crate::source::http::fault::{Denial, Fault};
 
-/// The codes that are known, of the common errors and those of the three requests. No other text leaves an answer.
+/// The known codes: those of the common errors, and those of the three requests. No other text of an answer is used.
 pub(super) const CODES: &[&str] = &[
     "AccessDenied",
     "AccessDeniedException",
@@ -56,7 +56,7 @@ pub(super) fn may_be_the_clock(denial: &Denial) -> bool {
 #[derive(Debug)]
 pub(super) struct KeyFailure {
     pub(super) error: SourceError,
-    /// AWS does not take the keys any more: others may do.
+    /// AWS no longer accepts the keys; other keys may work.
     pub(super) keys_are_over: bool,
 }
 
@@ -72,19 +72,19 @@ impl From<KeyFailure> for SourceError {
     }
 }
 
-/// The same with what it says of the keys.
+/// The same, with what the code says about the keys.
 pub(super) fn refusal(fault: Fault, what: &What<'_>) -> KeyFailure {
     KeyFailure { keys_are_over: keys_are_over(&fault), error: refused(fault, what) }
 }
 
-/// Whether AWS does not take the keys any more.
+/// Whether AWS no longer accepts the keys.
 pub(super) fn keys_are_over(fault: &Fault) -> bool {
     let over =
         ["ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"];
     matches!(fault, Fault::Denied(denial) if over.iter().any(|code| denial.is(code)))
 }
 
-/// Whether a refusal with this code passes by itself.
+/// Whether the cause of a refusal with this code is temporary.
 pub(super) fn passes(code: &str) -> bool {
     matches!(
         code,
@@ -104,7 +104,7 @@ pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
         What::Assume { role, .. } | What::WebIdentity { role } => {
             format!("AWS does not let the host assume the role {} ({denial})", quote::name(role))
         }
-        What::Caller => format!("AWS does not take the host's keys ({denial})"),
+        What::Caller => format!("AWS does not accept the host's keys ({denial})"),
     };
     if passes(code) || fault.is_transient() {
         return fault.transient(format!("{lead}; try again in a moment"));
@@ -128,7 +128,7 @@ fn advice(code: &str, what: &What<'_>) -> String {
             "the secret access key does not belong to the key id, or this machine's clock is wrong".into()
         }
         "MissingAuthenticationToken" => {
-            "the request came there without its signature; let a proxy on the way leave headers as they are".into()
+            "the request arrived without its signature; a proxy on the way must not change headers".into()
         }
         "RequestExpired" | "RequestTimeTooSkewed" => "set this machine's clock".into(),
         "MalformedPolicyDocument" => "the session policy is not a valid policy; correct policy or policy_arns".into(),
@@ -140,19 +140,19 @@ fn advice(code: &str, what: &What<'_>) -> String {
                 .into()
         }
         "InvalidIdentityToken" | "IDPRejectedClaim" => {
-            "AWS does not take the other issuer's token; compare its issuer and audience with the identity provider in IAM"
+            "AWS does not accept the other issuer's token; compare its issuer and audience with the identity provider in IAM"
                 .into()
         }
         "ValidationError" | "InvalidParameterValue" => {
-            "AWS does not take a part of the request; compare the role's ARN, and lifetime with the role's maximum session \
+            "AWS does not accept a part of the request; compare the role's ARN, and lifetime with the role's maximum session \
              duration"
                 .into()
         }
-        _ => "look for the refusal in CloudTrail".into(),
+        _ => "CloudTrail has the details of the refusal".into(),
     }
 }
 
-/// AWS does not say which of the permissions is missing, but what was asked needs these.
+/// AWS does not say which permission is missing; these are the ones that the request needs.
 fn denied(what: &What<'_>) -> String {
     let (tagged, person, external) = match what {
         What::Assume { tagged, person, external, .. } => (*tagged, *person, *external),
@@ -169,7 +169,7 @@ fn denied(what: &What<'_>) -> String {
     let list = if rest.is_empty() { last.to_owned() } else { format!("{} and {last}", rest.join(", ")) };
     let external = if external { "; its condition on sts:ExternalId has to be met" } else { "" };
     format!(
-        "the role's trust policy has to allow {list} to the host's user or role, and that one's own policy too{external}"
+        "the role's trust policy has to allow {list} to the host's user or role, and so has the policy of that user or role{external}"
     )
 }
 

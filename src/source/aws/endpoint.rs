@@ -5,11 +5,11 @@ use crate::source::SourceError;
 use crate::source::http::secure_url::confidential;
 use crate::source::variables::Variables;
 
-/// Where signatures are made for when no region is known.
+/// The region that requests are signed for when none is known.
 pub(super) const GLOBAL_REGION: &str = "us-east-1";
 
-/// The Security Token Service. Without a region it is the one for all, which gives sessions that regions switched
-/// on later do not take.
+/// The Security Token Service. Without a region it is the global one, whose sessions are not accepted in regions
+/// that were enabled later.
 pub(super) fn sts(region: Option<&str>) -> String {
     match region {
         Some(region) => format!("https://sts.{region}.{}", domain(region)),
@@ -22,13 +22,13 @@ pub(super) fn portal(region: &str) -> String {
     format!("https://portal.sso.{region}.{}", domain(region))
 }
 
-/// Its token endpoint.
+/// The token endpoint of IAM Identity Center.
 pub(super) fn oidc(region: &str) -> String {
     format!("https://oidc.{region}.{}", domain(region))
 }
 
-/// IAM, which is one for a whole partition, and the region that its requests are signed for. No address if the
-/// partition of `role` is not known.
+/// IAM, which has one address for a whole partition, and the region that its requests are signed for. No address if
+/// the partition of `role` is unknown.
 pub(super) fn iam(role: &str) -> (Option<String>, &'static str) {
     match role.split(':').nth(1) {
         Some("aws") => (Some("https://iam.amazonaws.com".into()), GLOBAL_REGION),

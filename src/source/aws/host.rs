@@ -14,9 +14,9 @@ use crate::source::stamp::Stamp;
 use crate::source::{Reloaded, SourceError};
 use crate::token::Now;
 
-/// Keys with less life are not used, whatever else there is.
+/// Keys with less life left are never used.
 const LEAST: Duration = Duration::from_secs(30);
-/// Keys that come with less life than wanted are not looked for again for this long.
+/// If new keys have less life left than wanted, the search is not repeated for this long.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// The keys, and the state of their files.
@@ -34,10 +34,10 @@ struct SharedKeys {
     begun: Instant,
 }
 
-/// A file with its state, also while it does not exist.
+/// A file with its state; `None` while it does not exist.
 type WatchedFile = (PathBuf, Option<Stamp>);
 
-/// The files that the keys depend on, and what they said.
+/// The files that the keys depend on, and the settings read from them.
 #[derive(Debug)]
 struct ReadFiles {
     profiles: Vec<WatchedFile>,
@@ -99,12 +99,12 @@ impl Host {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).region.clone()
     }
 
-    /// Time for a command, beyond what requests may take.
+    /// Extra time for a command, beyond what requests may take.
     pub(super) fn patience(&self) -> Duration {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).patience
     }
 
-    /// Keys with `floor` of life left, if such can be had.
+    /// Keys with at least `floor` of life left, if there are any.
     pub(super) async fn keys(&self, floor: Duration) -> Outcome<Keys> {
         let flight = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +121,7 @@ impl Host {
         flight.outcome().await
     }
 
-    /// Drops keys that AWS does not take any more; keeps newer ones.
+    /// Drops keys that AWS no longer accepts; keeps newer ones.
     pub(super) fn forget(&self, keys: &Arc<Keys>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let finished = last.as_ref().and_then(|held| held.flight.finished());
@@ -130,7 +130,7 @@ impl Host {
         }
     }
 
-    /// Looks at the files; cheap if none changed. Keys that came from the old ones are dropped.
+    /// Checks the files; cheap if none changed. Drops keys that came from changed files.
     pub(super) fn reload(&self) -> Reloaded {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.is_current() {

@@ -19,7 +19,7 @@ const VERSION: &str = "2010-05-08";
 /// The sum of all inline policies of a role, in characters (IAM's quotas).
 const LARGEST: usize = 10_240;
 
-/// The codes that are known, of the common errors and those of `PutRolePolicy`.
+/// The known codes: those of the common errors, and those of `PutRolePolicy`.
 const CODES: &[&str] = &[
     "AccessDenied",
     "AccessDeniedException",
@@ -44,7 +44,7 @@ const CODES: &[&str] = &[
 ];
 
 impl Deny {
-    /// The same for the same sessions, so that a repetition changes nothing.
+    /// The policy's name, the same for the same sessions, so that a repetition changes nothing.
     pub fn policy_name(&self) -> String {
         let all = self.user_ids.join("\n");
         let digest = hex(digest(&SHA256, all.as_bytes()).as_ref());
@@ -60,7 +60,7 @@ impl Deny {
         .to_string()
     }
 
-    /// The role's name, which IAM takes without the path.
+    /// The role's name without its path, as IAM requires.
     pub fn role_name(&self) -> &str {
         self.role.rsplit('/').next().unwrap_or(&self.role)
     }
@@ -86,7 +86,7 @@ pub(super) async fn deny(
         Some(base) => format!("{}/", base.trim_end_matches('/')),
         None => {
             return Err(SourceError::refused(Reason::advice(
-                "the address of IAM in this partition is not known; set endpoints.aws_iam",
+                "the address of IAM in this partition is unknown; set endpoints.aws_iam",
             ))
             .into());
         }
@@ -142,7 +142,7 @@ fn advice(denial: &Denial, code: &str) -> &'static str {
         _ if may_be_the_clock(denial) || code == "IncompleteSignature" => {
             "the secret access key does not belong to the key id, or this machine's clock is wrong"
         }
-        _ => "look for the refusal in CloudTrail",
+        _ => "CloudTrail has the details of the refusal",
     }
 }
 

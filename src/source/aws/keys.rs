@@ -1,4 +1,4 @@
-//! Keys of AWS as the host has them: forms in which they come, and what is known of their life.
+//! The host's AWS keys: the formats in which they are read, and their lifetime.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -19,19 +19,19 @@ pub(crate) struct Keys {
     pub(crate) id: Secret<String>,
     pub(crate) secret: Secret<String>,
     pub(crate) session_token: Option<Secret<String>>,
-    /// `None` if they do not expire, or nobody said when.
+    /// `None` if they do not expire, or if the expiry is unknown.
     pub(crate) expires: Option<Deadline>,
     /// The twelve digits of the account, if known.
     pub(crate) account: Option<String>,
-    /// Whether they are an assumed role's, once that is known: AWS then limits further roles to an hour.
+    /// Whether they belong to an assumed role, once that is known: AWS then limits further roles to an hour.
     pub(crate) of_role: OnceLock<bool>,
-    /// Whose keys AWS says these are, once it was asked.
+    /// The owner of the keys as AWS reports it, once it was asked.
     pub(super) identity: OnceLock<CallerIdentity>,
     /// `aws:userid` of a role's session, if known.
     pub(crate) user_id: Option<String>,
 }
 
-/// Who signs: the answer of `GetCallerIdentity`.
+/// The owner of keys: the answer of `GetCallerIdentity`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CallerIdentity {
     /// Twelve digits.
@@ -108,8 +108,8 @@ impl Keys {
         Ok(Self { id, secret, session_token, expires, account, of_role, identity, user_id })
     }
 
-    /// `AWS_ACCESS_KEY_ID` and its like. `AWS_CREDENTIAL_EXPIRATION` is what `aws configure export-credentials`
-    /// says of their end.
+    /// `AWS_ACCESS_KEY_ID` and the related variables. `aws configure export-credentials` sets
+    /// `AWS_CREDENTIAL_EXPIRATION`.
     pub(super) fn of_variables(variables: &Variables) -> Option<Result<Self, SourceError>> {
         let id = variables.secret("AWS_ACCESS_KEY_ID")?;
         let secret = variables.secret("AWS_SECRET_ACCESS_KEY")?;
@@ -143,9 +143,9 @@ impl Keys {
         Ok(self)
     }
 
-    /// Marks them as those of an assumed role.
+    /// Marks the keys as those of an assumed role.
     pub(super) fn of_role(self) -> Self {
-        // Set once per keys; a value that is there already says the same.
+        // Set once for each set of keys; an existing value is the same.
         let _ = self.of_role.set(true);
         self
     }
@@ -155,7 +155,7 @@ impl Keys {
         self.id.expose() == other.id.expose() && one.map(Secret::expose) == two.map(Secret::expose)
     }
 
-    /// Whether AWS made them for a while: such keys have a session token, and an id of this form.
+    /// Whether the keys are temporary: such keys have a session token and an id of this form.
     pub(super) fn is_temporary(&self) -> bool {
         self.session_token.is_some() && self.id.expose().starts_with("ASIA")
     }
@@ -177,7 +177,7 @@ impl Keys {
     }
 }
 
-/// Twelve digits.
+/// Whether `text` is an AWS account id: twelve digits.
 pub(super) fn is_account_id(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
 }

@@ -17,7 +17,7 @@ use crate::source::http::client::Upstream;
 use crate::source::subject::{FileToken, Format};
 use crate::source::variables::Variables;
 
-/// The name of a session that a profile does not name.
+/// The session name for a role whose profile sets none.
 const SESSION_NAME: &str = "kfp-creds";
 
 /// The place of the host's keys.
@@ -38,7 +38,7 @@ pub(crate) struct Lookup {
     variables: Variables,
     home: Option<PathBuf>,
     files: Files,
-    /// The address and the region of the token service, if the config says them.
+    /// The address and the region of the token service, if the config sets them.
     sts: Option<String>,
     region: Option<String>,
     refreshed: Refreshed,
@@ -129,8 +129,8 @@ impl Lookup {
         Some((self.variables.text("AWS_WEB_IDENTITY_TOKEN_FILE")?, self.variables.text("AWS_ROLE_ARN")?))
     }
 
-    /// What the profile in use is made of; `None` if none is used: variables with keys count before it. A named one
-    /// must exist, `default` need not.
+    /// The chain of the profile in use; `None` if none is used, because variables with keys take precedence over it. A
+    /// named profile must exist; `default` need not.
     pub(super) fn chain(&self) -> Result<Option<Chain>, SourceError> {
         let named = match &self.place {
             KeySource::Profile(name) => Some(name.as_str()),
@@ -158,7 +158,7 @@ impl Lookup {
             || ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| self.variables.text(name));
         let named = self.region.clone().or_else(|| variable().map(str::to_owned));
         let region = named.filter(|region| endpoint::is_region(region)).or_else(|| chain?.region.clone());
-        // The name that older tools have for the service of all regions.
+        // Older tools call the global service by this name.
         region.filter(|region| region != "aws-global")
     }
 
@@ -223,7 +223,7 @@ impl Lookup {
         }
     }
 
-    /// Time for a command, beyond what requests may take.
+    /// Extra time for a command, beyond what requests may take.
     pub(super) fn patience(&self, chain: Option<&Chain>) -> Duration {
         match (&self.place, chain.map(|chain| &chain.base)) {
             (KeySource::Command(command), _) => command.timeout,
@@ -232,7 +232,7 @@ impl Lookup {
         }
     }
 
-    /// For messages.
+    /// A name for messages.
     pub(super) fn kind(&self) -> String {
         match &self.place {
             KeySource::Default => "default".into(),

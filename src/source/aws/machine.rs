@@ -1,5 +1,5 @@
-//! Keys that the machine or container that the host runs in has for it: the agent of a container (ECS, Fargate, EKS Pod Identity), and
-//! the metadata service of a virtual machine (IMDS, version 2).
+//! Keys from the place where kfp-creds runs: the agent of a container (ECS, Fargate, EKS Pod Identity), or the
+//! metadata service of a virtual machine (IMDS, version 2).
 //!
 //! Neither may be kfp-creds itself, so every request carries our own header ([`OWN_SOURCE`]), which our servers
 //! refuse. The environment's proxies are not used: these requests never leave the host.
@@ -27,7 +27,7 @@ const ECS: &str = "http://169.254.170.2";
 const IMDS: &str = "http://169.254.169.254";
 /// Requested lifetime of an IMDS session token, in seconds.
 const SESSION: &str = "300";
-/// On a machine that is not AWS's nobody may answer at all; AWS's own service does at once.
+/// Outside AWS there may be no answer at all; the real service answers at once.
 const FOUND_IN: Duration = Duration::from_secs(2);
 
 const HEADERS: &[(&str, &str)] = &[(OWN_SOURCE, "1")];
@@ -95,7 +95,7 @@ fn agent(variables: &Variables) -> Result<Option<Agent>, SourceError> {
 /// A metadata service of virtual machines, with the session token of one exchange.
 pub(crate) struct Imds<'a> {
     upstream: &'a Upstream,
-    /// `None` for version 1, which only a credential file of Google's federation can ask for.
+    /// `None` for version 1, which only a credential file of Google's federation can select.
     session_token_url: Option<&'a str>,
     session: Option<Secret<String>>,
 }
@@ -117,7 +117,7 @@ impl<'a> Imds<'a> {
         answered(&answer, &short(&url))
     }
 
-    /// A value that is one word.
+    /// Reads a value that is one word.
     pub(crate) async fn text(&mut self, url: &str) -> Result<Secret<String>, SourceError> {
         let answer = self.raw(url).await?;
         let said = |why| SourceError::transient(format!("what {} answered {why}", short(url)));
@@ -183,7 +183,7 @@ fn answered(answer: &Answer, place: &str) -> Result<Keys, SourceError> {
     if written.code.as_deref().is_some_and(|code| code != "Success") {
         return Err(SourceError::transient(format!("{place} has no AWS credentials at the moment")));
     }
-    // Services of this kind give keys of roles only.
+    // These services only return keys of roles.
     written.keys(place, answer.sent).map(Keys::of_role)
 }
 

@@ -59,7 +59,7 @@ pub enum AwsCredentials {
     /// In the order of AWS's own tools: variables, the profile `default`, a container's agent, the machine's
     /// metadata service.
     Default,
-    /// `AWS_ACCESS_KEY_ID` and its like.
+    /// `AWS_ACCESS_KEY_ID` and the related variables.
     Environment,
     /// A profile of `~/.aws/config` and `~/.aws/credentials`.
     Profile(String),
@@ -73,7 +73,7 @@ pub enum AwsCredentials {
     Offline,
 }
 
-/// A request for a session. Every container has one of its own, so the key holds all of it.
+/// A request for a session. Every container has its own session, so the cache key is the whole request.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct AwsRequest {
     pub identity: Arc<AwsIdentity>,
@@ -85,7 +85,7 @@ pub struct AwsRequest {
     pub holder: Option<ContainerId>,
 }
 
-/// Sessions of one role that are to be denied everything, by hand.
+/// Sessions of one role to which an operator denies everything.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Deny {
     /// The ARN.

@@ -1,8 +1,8 @@
 //! Sessions that AWS does not accept, for demos, tests and emulators: made-up keys whose session token is a JWT that
 //! the session's signer signed (its key set is the offline source's).
 //!
-//! Whoever checks requests, such as a gateway in a test, reads the container from the token and gets the secret key
-//! from [`AwsOffline::secret`], because Signature Version 4 is symmetric.
+//! A verifier, such as a gateway in a test, reads the container from the token and gets the secret key from
+//! [`AwsOffline::secret`], because Signature Version 4 is symmetric.
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl AwsOffline {
         })
     }
 
-    /// The secret access key that belongs to a session token. Says nothing about whether the token is one of ours.
+    /// The secret access key that belongs to a session token. Does not check whether the token is one of ours.
     pub(super) fn secret(&self, session_token: &str) -> Secret<String> {
         Secret::new(jwt::encode(hmac::sign(&self.key, session_token.as_bytes())))
     }

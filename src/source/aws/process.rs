@@ -13,8 +13,8 @@ use crate::token::Now;
 /// A command of a profile may ask the person for consent in a browser.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The command of a profile. It is the user's own configuration, so it gets the user's whole environment, as from
-/// AWS's tools.
+/// The command of a profile. The profile is the user's own configuration, so the command gets the user's whole
+/// environment, as it does from AWS's tools.
 pub(super) fn of_profile(words: &[String], variables: &Variables) -> Option<HelperCommand> {
     let (program, arguments) = words.split_first()?;
     Some(HelperCommand {
@@ -25,7 +25,7 @@ pub(super) fn of_profile(words: &[String], variables: &Variables) -> Option<Help
     })
 }
 
-/// Runs it, without anything on stdin: a prompt would block every container.
+/// Runs the command without input on stdin, because a prompt would block every container.
 pub(super) async fn keys(command: &HelperCommand) -> Result<Keys, SourceError> {
     let name = quote::path(&command.program);
     let now = Now::read();

@@ -8,7 +8,7 @@
 //! | `aws_access_key_id` and `aws_secret_access_key` | these |
 //! | `credential_process` | what a command prints |
 //!
-//! The first that fits counts; of both files, the one of credentials.
+//! The first row that fits counts. If both files have the setting, `~/.aws/credentials` takes precedence.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -29,12 +29,12 @@ use crate::source::aws::sso::Login;
 use crate::source::subject::read;
 use crate::source::variables::Variables;
 
-/// Roles that follow each other; nobody has more than two or three.
+/// Longest chain of roles; real chains have two or three.
 const LONGEST_CHAIN: usize = 8;
-/// Names in a message.
+/// Most names in a message.
 const NAMED: usize = 20;
 
-/// Where the two files are.
+/// The paths of the two files.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     config: Option<PathBuf>,
@@ -73,11 +73,11 @@ pub(super) struct AssumedRole {
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) base: Base,
-    /// Assumed one after the other.
+    /// The roles to assume, one after the other.
     pub(super) roles: Vec<AssumedRole>,
     /// The profile's `region`.
     pub(super) region: Option<String>,
-    /// Changes with everything in the files that the chain depends on; no text can be read from it.
+    /// A digest of everything in the files that the chain depends on.
     pub(super) fingerprint: String,
 }
 
@@ -169,7 +169,7 @@ impl Profiles {
         })
     }
 
-    /// Follows a profile to the keys that it begins with.
+    /// Follows a profile to the keys at the start of its chain.
     pub(super) fn chain(&self, name: &str) -> Result<Chain, SourceError> {
         let (mut roles, mut seen, mut at) = (vec![], vec![name], name);
         let mut digest = Context::new(&SHA256);
@@ -199,7 +199,7 @@ impl Profiles {
                 }
                 (Some(role), (Some(source), None)) => {
                     roles.push(role);
-                    // A profile may hold the keys that its own role is assumed with.
+                    // A profile may contain the keys with which its own role is assumed.
                     if source == at {
                         break profile.keys()?.map(Base::Keys).ok_or_else(|| {
                             profile.wrong("is its own source_profile, and has no keys of its own")

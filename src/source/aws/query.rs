@@ -25,7 +25,7 @@ pub(super) struct QueryService<'a> {
     pub(super) name: &'static str,
     /// The region that requests are signed for.
     pub(super) region: &'a str,
-    /// The codes that leave a refusal.
+    /// The only codes that are reported from a refusal.
     pub(super) codes: &'static [&'static str],
 }
 
@@ -35,7 +35,7 @@ impl QueryService<'_> {
         self.upstream.send(&self.call(fields)).await
     }
 
-    /// Sends a signed request. One that was signed by a clock that the answer shows to be wrong is signed again.
+    /// Sends a signed request. Signs it again if the answer shows that the clock of the signature was wrong.
     pub(super) async fn signed(&self, keys: &Keys, fields: &[(&str, &str)]) -> Result<Answer, Fault> {
         let ahead = self.upstream.skew().ahead();
         match self.signed_now(keys, fields).await {

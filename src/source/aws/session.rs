@@ -1,4 +1,4 @@
-//! A container's session: its name, and the limits that AWS sets on what is asked.
+//! A container's session: its name, and AWS's limits on a request for it.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const LONGEST_TAG: usize = 256;
 pub(super) const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
 
 /// `RoleSessionName` of a container: `kfp-<component>-<12 digits>`. CloudTrail shows it, and a policy can deny it.
-/// A component's name that is too long loses its middle; what the name of a session cannot hold becomes `-`.
+/// A component's name that is too long loses its middle; characters that a session name cannot have become `-`.
 pub fn session_name(component: &str, container: &ContainerId) -> String {
     const BEFORE: &str = "kfp-";
     let digits = container.short();
@@ -30,8 +30,8 @@ pub fn session_name(component: &str, container: &ContainerId) -> String {
     format!("{BEFORE}{}-{digits}", fitted(clean, room))
 }
 
-/// The value of a session tag: a name of a pipeline or a component, which may be any text. What a tag cannot hold
-/// becomes `-`, and so do letters that are not of ASCII: which of them STS takes depends on its version of Unicode.
+/// The value of a session tag: the name of a pipeline or a component, which may be any text. Characters that a tag
+/// cannot have become `-`, and so do letters outside ASCII: which of them STS accepts depends on its Unicode version.
 pub fn tag_value(text: &str) -> String {
     fitted(text.chars().map(|c| if is_of_tag(c) { c } else { '-' }).collect(), LONGEST_TAG)
 }
@@ -65,13 +65,15 @@ pub(super) fn check(ask: &AwsRequest) -> Result<(), SourceError> {
         return too("the name of an AWS session has 2 to 64 letters, digits and _+=,.@-");
     }
     if policy.as_ref().is_some_and(|policy| policy.chars().count() > LONGEST_POLICY) {
-        return too("the session policy is longer than the 2048 characters that AWS takes; make it shorter");
+        return too(
+            "the session policy is longer than the 2048 characters that AWS accepts; make it shorter",
+        );
     }
     if policy_arns.len() > MOST_POLICIES {
-        return too("AWS takes at most 10 policy_arns; name fewer");
+        return too("AWS accepts at most 10 policy_arns; name fewer");
     }
     if ask.tags.len() > MOST_TAGS {
-        return too("AWS takes at most 50 session tags");
+        return too("AWS accepts at most 50 session tags");
     }
     if ask.tags.iter().any(|(_, value)| value.len() > LONGEST_TAG || !value.chars().all(is_of_tag)) {
         return too("the value of an AWS session tag has at most 256 letters, digits, blanks and _.:/=+-@");

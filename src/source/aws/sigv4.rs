@@ -11,11 +11,11 @@ use crate::quote::hex;
 use crate::secret::Secret;
 use crate::source::aws::keys::Keys;
 
-/// A request that is to be signed.
+/// A request before it is signed.
 #[derive(Debug)]
 pub(crate) struct Unsigned<'a> {
     pub(crate) method: &'a str,
-    /// The name that AWS signs by: `sts`, `iam`.
+    /// The service's name in the signature: `sts`, `iam`.
     pub(crate) service: &'a str,
     pub(crate) region: &'a str,
     pub(crate) url: &'a Url,

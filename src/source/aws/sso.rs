@@ -1,9 +1,9 @@
 //! IAM Identity Center (SSO): a person's login, as `aws sso login` leaves it in `~/.aws/sso/cache`, gives the keys of
 //! a role.
 //!
-//! An expired access token is refreshed here if the login can be. The new token stays in memory: the cache belongs to
-//! AWS's tools, which write it whole and without a lock, and no token of ours is written to disk. It is used until
-//! they write a new one.
+//! An expired access token is refreshed here if the login allows it. The new token stays in memory and is used until
+//! AWS's tools write a newer one: the cache belongs to those tools, which write it whole and without a lock, and
+//! kfp-creds writes no token to disk.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -31,13 +31,13 @@ use crate::source::subject::read;
 use crate::source::variables::Variables;
 use crate::token::Now;
 
-/// A token with less life is refreshed: it has to last for one request.
+/// A token with less life left is refreshed: it has to last for one request.
 const FLOOR: Duration = Duration::from_secs(120);
 
 /// A login, and the role that its keys are for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Login {
-    /// For messages.
+    /// A name for messages.
     pub(super) profile: String,
     /// The name of the `sso-session` section; profiles of the older form have none.
     pub(super) session: Option<String>,
@@ -93,7 +93,7 @@ struct RoleCredentials {
     expiration: Option<u64>,
 }
 
-/// The last token that was refreshed here, for the file as it was then.
+/// The last token that was refreshed here, with the state of the file at that time.
 #[derive(Default)]
 pub(super) struct Refreshed(Mutex<Option<Renewed>>);
 

@@ -12,7 +12,7 @@ use crate::source::http::client::Upstream;
 use crate::source::http::request::Answer;
 
 const VERSION: &str = "2011-06-15";
-/// What STS gives where no `DurationSeconds` is sent.
+/// The lifetime of a session if no `DurationSeconds` is sent.
 const USUAL_LIFE: Duration = Duration::from_secs(3600);
 
 /// The service of one region.
@@ -24,7 +24,7 @@ pub(super) struct Sts<'a> {
     pub(super) region: Option<&'a str>,
 }
 
-/// A role to assume, and how.
+/// A role to assume, with the parameters of the request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Assume<'a> {
     pub(super) role: &'a str,
@@ -126,7 +126,7 @@ fn pairs(fields: &[(String, String)]) -> Vec<(&str, &str)> {
     fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
-/// The session in an answer, which is a role's.
+/// The role's session in an answer.
 fn granted(answer: &Answer, action: &str, ask: &Assume<'_>) -> Result<Keys, SourceError> {
     let document = read(answer)?;
     let path = |name: &str| format!("{action}Response/{action}Result/{name}");

@@ -1,7 +1,7 @@
-//! A principal's certificate: it signs assertions (RFC 7523 section 2.2) that stand for the principal's secret.
+//! A principal's certificate: its key signs assertions (RFC 7523 section 2.2), which replace the principal's secret.
 //!
 //! `AZURE_CLIENT_CERTIFICATE_PATH` names a PEM file with the key and its certificate. It is read for every assertion,
-//! so that a renewed certificate counts at once.
+//! so that a renewed certificate is used at once.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -27,7 +27,7 @@ const LIFE: u64 = 600;
 #[derive(Debug)]
 pub(super) struct Certificate {
     path: PathBuf,
-    /// Whether the chain is sent too, for principals that trust a name of an issuer.
+    /// Whether the chain is sent too, for principals that trust the name of an issuer.
     chain: bool,
 }
 
@@ -53,7 +53,7 @@ impl Certificate {
         &self.path
     }
 
-    /// An assertion of `client_id` for the token endpoint `url`, signed at `now`.
+    /// An assertion of `client_id` for the token endpoint `url`, signed with the time `now`.
     pub(super) fn assertion(
         &self,
         client_id: &str,

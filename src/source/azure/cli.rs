@@ -29,9 +29,9 @@ use crate::token::{AzureToken, Deadline, MintId, Now, RenderedReply};
 /// The Azure CLI is a Python program and slow to start.
 const LONGEST_RUN: Duration = Duration::from_secs(20);
 
-/// Stands for the requested resource in the arguments of a command.
+/// The placeholder for the requested resource in the arguments of a command.
 const RESOURCE: &str = "{resource}";
-/// The same for its environment.
+/// The variable with the requested resource in the environment of a command.
 const RESOURCE_VARIABLE: &str = "AZURE_RESOURCE";
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Az {
     seen: Mutex<(Option<Stamp>, Option<Vec<u8>>)>,
 }
 
-/// The needed part of what is printed.
+/// The fields that are read from the output.
 #[derive(Deserialize)]
 struct Printed {
     #[serde(rename = "accessToken")]
@@ -86,7 +86,7 @@ impl Az {
         Err(self.failed(&String::from_utf8_lossy(ran.said.expose()), ask))
     }
 
-    /// Its stderr is written for users and quotes much, so errors name the kind of failure.
+    /// Runs az. Its stderr is written for users and quotes much of the request, so errors name only the kind of failure.
     fn failed(&self, said: &str, ask: &AzureRequest) -> SourceError {
         let resource = &ask.resource;
         let requested = Requested {
@@ -162,7 +162,7 @@ impl TokenCommand {
     }
 }
 
-/// The printed token. It is counted from `now`, before the program ran: too short rather than too long.
+/// The printed token. Its lifetime counts from `now`, before the program ran: too short rather than too long.
 fn read(printed: &[u8], name: &str, now: Now, ask: &AzureRequest) -> Result<AzureToken, SourceError> {
     // serde's messages quote the input, which may be a token.
     let printed: Printed = serde_json::from_slice(printed).map_err(|_| {
@@ -199,8 +199,8 @@ pub(super) fn end(written: &Value) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(seconds(written)?)
 }
 
-/// The variables that az inherits. An identity endpoint on this machine is that of kfp-creds for programs, which az
-/// would ask for the tokens that it is to bring.
+/// The variables that az inherits, without an identity endpoint on this machine: that endpoint is kfp-creds itself,
+/// and az would ask kfp-creds for the tokens that az is to return.
 fn inherited(variables: &Variables) -> Vec<(String, String)> {
     let ours = |endpoint: &str| variables.text(endpoint).is_some_and(is_local);
     let (app_service, older) = (ours("IDENTITY_ENDPOINT"), ours("MSI_ENDPOINT"));

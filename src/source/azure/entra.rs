@@ -39,7 +39,7 @@ pub(super) struct Entra {
     seen: Mutex<Vec<Option<Stamp>>>,
 }
 
-/// How the principal proves itself.
+/// The principal's proof of identity.
 #[derive(Debug)]
 enum Proof {
     Secret(Secret<String>),
@@ -47,10 +47,10 @@ enum Proof {
     Federated(SubjectToken),
 }
 
-/// A proof as it is sent.
+/// A proof in the form in which it is sent.
 struct Sent {
     secret: Secret<String>,
-    /// Of an assertion that somebody else made.
+    /// The claims of an assertion that another issuer made.
     claims: Option<Value>,
 }
 
@@ -75,7 +75,7 @@ impl Entra {
                  one, or name other credentials",
             )));
         };
-        // The proof is one principal's. A directory has several names, so those are not compared.
+        // The proof belongs to one principal. Tenants are not compared, because a directory has several names.
         let own = settings.client_id.as_deref().zip(variables.text("AZURE_CLIENT_ID"));
         if own.is_some_and(|(own, said)| !own.eq_ignore_ascii_case(said)) {
             return Err(SourceError::refused(Reason::advice(

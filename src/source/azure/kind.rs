@@ -23,7 +23,7 @@ use crate::source::variables::Variables;
 use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::AzureToken;
 
-/// Programs of one source that run at the same time. Containers choose the resources, and each is a run of its own.
+/// Most programs of one source at the same time: containers choose the resources, and each resource needs a run.
 const RUNS: usize = 4;
 
 /// The host's credentials for Azure.
@@ -97,7 +97,7 @@ impl Azure {
         }
     }
 
-    /// A login and a command have one principal, which cannot be chosen.
+    /// Refuses a choice of the principal where a login or a command has only one.
     fn can_be(&self, client_id: &str) -> Result<(), SourceError> {
         let what = match &self.kind {
             AzureKind::Az(_) => "az gives tokens of its own login only",
@@ -105,7 +105,7 @@ impl Azure {
             AzureKind::Entra(_) | AzureKind::Machine(_) | AzureKind::Offline(_) => return Ok(()),
         };
         Err(SourceError::refused(Reason::advice(format!(
-            "{what}, not of client_id {}; leave client_id out, or say `environment` or `machine` as credentials",
+            "{what}, not of client_id {}; leave client_id out, or use the credentials `environment` or `machine`",
             quote::name(client_id)
         ))))
     }

@@ -27,7 +27,7 @@ use crate::token::{AzureToken, Deadline, MintId, RenderedReply};
 /// Numeric, because a name could be made to resolve elsewhere.
 const ADDRESS: &str = "http://169.254.169.254";
 
-/// The metadata service upgrades itself, which takes a minute, and says so by these.
+/// Statuses with which the metadata service says that it is being upgraded, which takes about a minute.
 const PASSING: [u16; 2] = [404, 410];
 
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Machine {
             local(url, "IDENTITY_ENDPOINT")?;
             return Ok(Self { url: url.to_owned(), version: "2019-08-01", secret: Some(secret) });
         }
-        // Microsoft's libraries take another address from this variable too.
+        // Microsoft's libraries read another address from this variable too.
         let base = variables.text("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or(ADDRESS);
         local(base, "AZURE_POD_IDENTITY_AUTHORITY_HOST")?;
         let url = format!("{}/metadata/identity/oauth2/token", base.trim_end_matches('/'));
@@ -135,7 +135,7 @@ impl Machine {
     }
 }
 
-/// `expires_on`, by the machine's clock.
+/// The expiry from `expires_on`, which is by the machine's clock.
 fn left(answer: &Answer, written: &Value) -> Option<std::time::Duration> {
     Some(remaining(end(written)?, answer.sent.wall, answer.date, LONGEST_LIFE))
 }

@@ -30,7 +30,7 @@ pub struct AzureSettings {
     pub credentials: AzureCredentials,
     /// The directory (tenant) that tokens are requested from: a UUID or a domain.
     pub tenant: Option<String>,
-    /// The principal's client id, where the credentials do not name it.
+    /// The principal's client id, if the credentials do not name it.
     pub client_id: Option<String>,
     /// Replaces `https://login.microsoftonline.com`; a base URL.
     pub authority: Option<String>,
@@ -59,7 +59,7 @@ pub enum AzureCredentials {
 pub struct AzureRequest {
     /// As in [`crate::cloud::AzureIdentity`].
     pub client_id: Option<String>,
-    /// Such as `https://storage.azure.com`, without a slash at its end; never empty.
+    /// A resource such as `https://storage.azure.com`, without a slash at its end; never empty.
     pub resource: String,
     /// Set if containers must not share the token.
     pub holder: Option<ContainerId>,
@@ -97,8 +97,8 @@ pub struct AzurePrincipal {
     pub client_id: Option<String>,
 }
 
-/// Whether this can be a tenant (a UUID or a domain) or a client id (a UUID). It becomes part of paths and of a
-/// command line, and is shown.
+/// Whether `text` can be a tenant (a UUID or a domain) or a client id (a UUID). Checked because it becomes part of
+/// paths and of a command line, and is shown.
 pub fn is_name(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
     let begins = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());

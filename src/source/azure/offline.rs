@@ -1,4 +1,4 @@
-//! Tokens without Entra: JWTs of the shape of its own, signed by the session's key, that name their container.
+//! Tokens without Entra: JWTs in the format of Entra's, signed by the session's key; each names its container.
 //!
 //! Emulators of Azure's services (`azurite --oauth basic`) accept them; Azure does not.
 

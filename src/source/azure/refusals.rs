@@ -9,7 +9,7 @@ use crate::quote;
 use crate::source::SourceError;
 use crate::source::http::fault::{Denial, Fault};
 
-/// What was requested, and how.
+/// The refused request.
 #[derive(Debug)]
 pub(super) struct Requested<'a> {
     pub(super) client_id: &'a str,
@@ -51,7 +51,7 @@ impl Requested<'_> {
         }
     }
 
-    /// What the number of an error means here; `None` if that is not known.
+    /// The meaning of an error's number; `None` if it is unknown.
     pub(super) fn explained(&self, number: u32) -> Option<String> {
         let (id, tenant, resource) = (self.client_id, self.tenant, self.resource);
         Some(match number {
@@ -110,7 +110,7 @@ impl Requested<'_> {
                 format!("the login needs a second factor; run: az login --scope {resource}/.default")
             }
             _ => format!(
-                "{} needs a second factor, which only a person has; run: az login, and say `az`",
+                "{} needs a second factor, which only a person can give; run: az login, and use the credentials `az`",
                 self.client_id
             ),
         }
@@ -138,7 +138,7 @@ impl Requested<'_> {
         }
     }
 
-    /// Issuer, subject and audience have to be the same to the letter, so they are said.
+    /// Names issuer, subject and audience, because each has to match exactly.
     fn unfederated(&self) -> String {
         let id = self.client_id;
         let ProofKind::Federated { place, claims } = &self.by else {

@@ -13,10 +13,10 @@ const LONGEST: usize = 400;
 pub fn resource(text: &str) -> Result<String, String> {
     let plain = without_slash(text);
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"._~:/@%+-".contains(&b);
-    // A name that begins like a flag would be one for az.
+    // az would read a name that begins with a hyphen as a flag.
     let begins = plain.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     let is_id = plain.len() == 36 && plain.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    // The scope of a resource is no resource.
+    // A scope is not a resource.
     let ends = !plain.ends_with(['/', ':']) && !plain.ends_with("/.default");
     if begins && ends && (is_id || plain.contains(':')) && plain.len() <= LONGEST && plain.bytes().all(fits) {
         return Ok(plain.to_owned());

@@ -191,7 +191,7 @@ impl Credential {
         }
     }
 
-    /// Who a role has to be granted to: an e-mail address, a principal, or the provider of one.
+    /// The member to which a role has to be granted: an e-mail address, a principal, or the provider of one.
     fn grantee(&self) -> Option<String> {
         match &self.kind {
             CredentialKind::ExternalAccount(federated) => Some(federated.grantee()),

@@ -174,7 +174,7 @@ impl Upstream {
         let mut pause = self.limits.pause;
         for _ in 1..self.limits.tries {
             match attempt().await {
-                // A server that asks for more is asked again by a later request, and whoever waits is told.
+                // If the server asks for a longer pause, this call fails, and callers learn the pause; a later request tries again.
                 Err(fault) if fault.pause().is_some_and(|asked| asked > self.limits.patience()) => {
                     return Err(fault);
                 }
@@ -244,8 +244,8 @@ impl Upstream {
     }
 }
 
-/// The machine's certificate authorities, else Mozilla's as of this build: a container often has none. Whoever
-/// `named` some means those, even if there are none. The text is a notice for the user.
+/// The machine's certificate authorities, else Mozilla's as of this build, because a container often has none. If the
+/// user `named` a place, only that place counts, even if it has none. The text is a notice for the user.
 fn authorities(native: Vec<CertificateDer<'static>>, named: bool) -> (RootCertStore, Option<&'static str>) {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(native);

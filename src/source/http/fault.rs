@@ -156,8 +156,8 @@ impl Denial {
         }
     }
 
-    /// Reads AWS's form of an error. Codes there look like any text (`AccessDenied`), so only those that the caller
-    /// knows leave it. Emulators put the error where EC2 has it, one level deeper.
+    /// Reads an error in AWS's format. Codes there look like any text (`AccessDenied`), so only codes that the caller
+    /// knows are used. Emulators put the error one level deeper, as EC2 does.
     pub(crate) fn read_xml(&mut self, body: &[u8], known: &[&str]) {
         let Some(answer) = Document::read(body) else { return };
         let places = ["ErrorResponse/Error/Code", "ErrorResponse/Errors/Error/Code"];
@@ -187,7 +187,7 @@ impl Denial {
         ["Throttling", "ThrottlingException", "RequestLimitExceeded"].iter().any(|code| self.is(code))
     }
 
-    /// Heeds `Retry-After`: seconds, or a time by the server's clock, which `Date` shows.
+    /// The pause in `Retry-After`: seconds, or a time by the server's clock, which `Date` shows.
     pub(crate) fn heed(&mut self, headers: &HeaderMap) {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
         let Some(asked) = text(RETRY_AFTER) else { return };

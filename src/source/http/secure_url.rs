@@ -14,7 +14,7 @@ const LINK_LOCAL: [(&str, &str); 7] = [
     ("metadata.google.internal", "Google's by its name, which only a Google machine's resolver has"),
 ];
 
-/// Whether `host` is one of them. Azure App Service gives each app an address of 169.254.128.0/22.
+/// Whether `host` is one of these services. Azure App Service gives each app an address of 169.254.128.0/22.
 pub(crate) fn is_link_local_service(host: &str) -> bool {
     let app_service = host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| {
         let [a, b, c, _] = ip.octets();

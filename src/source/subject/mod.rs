@@ -61,8 +61,8 @@ pub(crate) struct UrlToken {
 }
 
 impl SubjectToken {
-    /// From the text of `token_from`: `github`, `azure-devops`, `env:NAME`, `file:PATH` or a URL. `audience` is what
-    /// the issuer is asked for, if it lets the caller choose. Errors name the next step.
+    /// Parses the text of `token_from`: `github`, `azure-devops`, `env:NAME`, `file:PATH` or a URL. `audience` is the
+    /// audience to request, if the issuer lets the caller choose. Errors name the next step.
     pub(crate) fn named(from: &str, audience: &str, variables: &Variables) -> Result<Self, SourceError> {
         let format = Format::Text;
         Ok(match from {
