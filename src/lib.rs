@@ -69,14 +69,29 @@
 //!
 //! * *source*: where host credentials come from; *identity*: a named entry of the config; *rule*: which
 //!   container gets which identity; *grant*: what one container may have; *mint*: make a token, or reuse one.
-//! * *lease*: a live grant at an address. A lease is *admitted*. It *ends* with its container, or is *cut
-//!   off* by a person.
+//! * *upstream*: a server that tokens are requested from, such as Google's token endpoint. *flight*: one call
+//!   upstream, shared by every caller that needs its result. *floor*: the remaining life below which a token is
+//!   not served.
+//! * *cloud*: Google, AWS or Azure. *service*: one of a cloud's interfaces for credentials, such as IMDSv2 or
+//!   App Service (`metadata::Service`). *principal*: the account of the host, or of an identity, in a cloud.
+//!   *AWS session*: temporary AWS credentials; *session* alone is always one of ours. *resource*: what a token
+//!   of Azure is for. *tenant*: a directory of Azure in `source::azure`; in `lifecycle`, the container that has
+//!   an address.
+//! * *lease*: a live grant at an address, for one *epoch*: one start of one container. A lease is *admitted*,
+//!   and *confirmed* once the container was seen running at the address. It *ends* with its container, or is
+//!   *cut off* by a person.
+//! * *create*: the Docker API request that makes a container. The proxy *judges* it: the container is
+//!   *attached*, *passes* unchanged, or is *refused*. *input*: an object in Cloud Storage that a task names.
+//!   *key*, in `guard`: any credential that must not enter a container; a *find* is a key with its place.
 //! * *attach*, *detach*: connect a container to our network, or disconnect it. *relay*: the container that
 //!   answers at the magic address. *cell*: a network of one container and the relay. *listening*: where the
 //!   relay accepts requests.
 //! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it
 //!   (`session`). *control server*: answers about a session. *console*: what a person reads.
-//! * *finding*, *fix*: the result of a probe of `check`, and the command that repairs it.
+//! * *capability*: the secret first segment of a path on loopback; in `docker::proxy`, Linux's capabilities.
+//!   *stand-in*: the value that a container sees where the config and the cloud have none.
+//! * *finding*, *fix*: the result of a probe of `check`, and the command that repairs it. *remedy*: what an
+//!   error knows about its fix.
 //! * *room*: a file or folder of `src`; *storey*: rooms that import only from below.
 
 #[cfg(feature = "host")]
