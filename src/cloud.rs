@@ -1,5 +1,4 @@
-//! What an identity may have on each cloud besides Google: the forms of the config, shared by the side that grants
-//! and the side that mints.
+//! The settings of an identity on AWS and Azure, shared by the modules that grant and those that mint.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +14,7 @@ pub enum Cloud {
 impl Cloud {
     pub const ALL: [Self; 3] = [Self::Google, Self::Aws, Self::Azure];
 
-    /// As in the config, the audit log and the metrics.
+    /// The name in the config, the audit log and the metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::Google => "google",
@@ -24,8 +23,8 @@ impl Cloud {
         }
     }
 
-    /// The cloud whose metadata service has this path: the first segment alone decides, as it is written. Only
-    /// AWS's does not mind slashes before it.
+    /// The cloud whose metadata service has this path. Only the first segment decides, without decoding. Additional
+    /// slashes before it are allowed for AWS alone.
     pub fn of_path(path: &str) -> Self {
         match Self::first_segment(path) {
             "latest" | "v2" => Self::Aws,
@@ -57,11 +56,11 @@ impl fmt::Display for Cloud {
 pub mod sts {
     use std::ops::RangeInclusive;
 
-    /// Of a session policy, in characters.
+    /// Longest session policy, in characters.
     pub const LONGEST_POLICY: usize = 2048;
-    /// ARNs of managed policies.
+    /// Most ARNs of managed policies.
     pub const MOST_POLICIES: usize = 10;
-    /// Of a session, in seconds.
+    /// The range of a session's lifetime, in seconds.
     pub const LIFETIMES: RangeInclusive<u64> = 900..=43_200;
 }
 
@@ -164,12 +163,12 @@ impl fmt::Display for AwsIdentity {
     }
 }
 
-/// `the own principal, resources https://storage.azure.com`
+/// `your own principal, resources https://storage.azure.com`
 impl fmt::Display for AzureIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.client_id {
             Some(client) => write!(f, "the principal {client}")?,
-            None => f.write_str("the own principal")?,
+            None => f.write_str("your own principal")?,
         }
         match self.resources.is_empty() {
             true => f.write_str(", any resource"),

@@ -85,7 +85,7 @@ impl Policy {
         self.default.iter().chain(&self.choose).chain(&self.unknown).chain(of_rules)
     }
 
-    /// Whether an identity that a container can get has something on AWS.
+    /// Whether any identity that a container can get has access to AWS.
     pub fn has_aws(&self) -> bool {
         self.identities().any(|identity| identity.has(Cloud::Aws))
     }
@@ -108,8 +108,8 @@ impl Policy {
         let mut misses: Vec<String> = misses.collect();
         let after = |index: usize| match self.rules.len() - index - 1 {
             0 => String::new(),
-            1 => "; the one after it is not looked at".into(),
-            rest => format!("; the {rest} after it are not looked at"),
+            1 => "; the rule after it is not evaluated".into(),
+            rest => format!("; the {rest} after it are not evaluated"),
         };
         let by = match settled {
             Settled::By(Some(index)) => format!("rule {} matches{}", index + 1, after(index)),
@@ -170,8 +170,8 @@ impl Policy {
             }
             None => (&self.default, &self.choose, "the default identity is none".into()),
         };
-        // If there is no choice, its request is ignored. If there is, an identity that the container did not ask
-        // for must not be given in place of one that is not allowed.
+        // If nothing can be chosen, the container's request is ignored. Otherwise a container that requests an
+        // identity which it may not have gets none: it must not get another one instead.
         if let Some(requested) = task.requested.as_ref().filter(|_| !choose.is_empty()) {
             let own = identity.iter().chain(choose).find(|identity| identity.name == *requested);
             return own.map_or_else(
@@ -200,19 +200,19 @@ fn why(index: usize, rule: &Rule, task: &Task) -> Option<String> {
     let glob = quote::name(&glob.to_string());
     Some(match (fit, part.of(task)) {
         (Fit::Unknown, _) => {
-            format!("rule {number} is unknown: {part} has to be {glob}, and the task does not show it")
+            format!("rule {number} is unknown: {part} has to be {glob}, but the task does not show it")
         }
         (_, Some(value)) => {
             let value = quote::name(value);
-            format!("rule {number} does not match: {part} has to be {glob}, and it is {value}")
+            format!("rule {number} does not match: {part} has to be {glob}, but it is {value}")
         }
-        (_, None) => format!("rule {number} does not match: {part} has to be {glob}, and it has none"),
+        (_, None) => format!("rule {number} does not match: {part} has to be {glob}, but it has none"),
     })
 }
 
-/// What a container may request of Google.
+/// What a container may request from Google.
 fn of_google(text: &mut String, identity: &Identity) {
-    let account = identity.service_account.as_deref().unwrap_or("the own account");
+    let account = identity.service_account.as_deref().unwrap_or("your own account");
     let _ = writeln!(text, "account       {account}");
     if !identity.others.is_empty() {
         let _ = writeln!(text, "others        {}", identity.others.join(" "));
@@ -313,7 +313,7 @@ mod tests {
         let mut policy = policy(vec![rule(&[(Part::Pipeline, "etl")], Some(other))]);
         assert!(policy.has_aws());
         let text = policy.explain(&task("etl", "load")).to_string();
-        for of_google in ["scopes", "audiences", "lifetime", "the own account"] {
+        for of_google in ["scopes", "audiences", "lifetime", "your own account"] {
             assert!(!text.contains(of_google), "{text}");
         }
         assert!(text.contains("nothing of Google\naws           your own session\n"), "{text}");
@@ -476,8 +476,8 @@ mod tests {
         assert_eq!(
             text,
             format!(
-                "rule 1 does not match: image has to be busybox*, and it is python:3.11\n\
-                 rule 2 is unknown: component has to be upload, and the task does not show it\n\
+                "rule 1 does not match: image has to be busybox*, but it is python:3.11\n\
+                 rule 2 is unknown: component has to be upload, but the task does not show it\n\
                  rule 2 may match, and it matters: unknown = \"none\" applies\nno identity: {}\n",
                 doubt(2)
             )
@@ -498,8 +498,8 @@ mod tests {
         ]);
         assert_eq!(
             policy.explain(&task("etl", "load")).to_string(),
-            "rule 1 does not match: function has to be f, and it has none\n\
-             rule 2 matches; the one after it is not looked at\nidentity      loader\naccount       the own account\n\
+            "rule 1 does not match: function has to be f, but it has none\n\
+             rule 2 matches; the rule after it is not evaluated\nidentity      loader\naccount       your own account\n\
              scopes        https://www.googleapis.com/auth/cloud-platform\naudiences     any\nlifetime      3600 s\n"
         );
         let boundary = crate::token::Boundary(vec![crate::token::BoundaryRule {
@@ -523,7 +523,7 @@ mod tests {
         let all = Policy { default: Some(Arc::new(all)), rules: vec![], ..policy.clone() };
         assert_eq!(
             all.explain(&task("x", "y")).to_string(),
-            "no rule matches: the default\nidentity      all\naccount       the own account\n\
+            "no rule matches: the default\nidentity      all\naccount       your own account\n\
              scopes        https://www.googleapis.com/auth/cloud-platform (strict: others are refused)\n\
              stands in     for a@b.example\n\
              boundary      data: inRole:roles/storage.objectViewer, if resource.name.startsWith('x')\n\
@@ -533,8 +533,8 @@ mod tests {
         );
         assert_eq!(
             policy.explain(&task("x", "y")).to_string(),
-            "rule 1 does not match: pipeline has to be etl, and it is x\n\
-             rule 2 does not match: component has to be load, and it is y\nrule 3 matches\nno identity: rule 3 says none\n"
+            "rule 1 does not match: pipeline has to be etl, but it is x\n\
+             rule 2 does not match: component has to be load, but it is y\nrule 3 matches\nno identity: rule 3 says none\n"
         );
         let other = policy.explain(&Task { image: "i".into(), ..Task::default() });
         assert!(other.to_string().ends_with(

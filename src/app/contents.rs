@@ -25,7 +25,7 @@ pub(super) const AT_A_TIME: usize = 8;
 pub(super) struct WantedObject {
     pub(super) bucket: String,
     pub(super) found: ObjectMetadata,
-    /// Its own metadata were asked for, not only a list that it is in.
+    /// Whether its own metadata were requested, and not only a list that contains it.
     pub(super) asked: bool,
 }
 
@@ -58,13 +58,13 @@ struct ObjectKey {
     name: String,
 }
 
-/// One content of an object, as one account may read it.
+/// One version of an object's content, as one account may read it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Version {
     generation: u64,
     ask: AccessRequest,
     account: Option<String>,
-    /// If the account is not known: only the same token is surely the same account's.
+    /// Set if the account is unknown: then only the same token is certain to belong to the same account.
     token: Option<MintId>,
 }
 
@@ -87,9 +87,9 @@ impl Contents {
         Arc::new(Self { cache, flights: Mutex::default(), turns, tasks })
     }
 
-    /// The contents of all that is wanted, in its order. They are fetched by a task of their own, which goes on
-    /// when the caller leaves. It waits for few turns at once, so that a large folder does not keep the tasks
-    /// that come after it waiting until its end.
+    /// The contents of all `wanted` objects, in that order. A separate task fetches them, which continues when the
+    /// caller leaves. It requests few permits at once, so that a large folder does not delay later tasks until its
+    /// end.
     pub(super) async fn bring(
         self: &Arc<Self>,
         asking: &Arc<Asking>,
@@ -160,7 +160,7 @@ impl Contents {
         {
             return (flight.clone(), true);
         }
-        // No later task asks for what this one replaces. A file goes when the last mount of it is made.
+        // No later task requests the replaced version. Its file is removed when its last mount has been made.
         known.retain(|(one, flight)| flight.finished().is_none() || one.generation > version.generation);
         let (asking, storage, turns) = (asking.clone(), storage.clone(), self.turns.clone());
         let (wanted, content) = (wanted.clone(), self.cache.place());

@@ -172,7 +172,7 @@ impl ControlServer {
                 self.to_its_end(async move { this.disable(&account).await }).await
             }
             (&Method::GET | &Method::POST, "/deny-aws", Listener::Control) => {
-                // A request that names nothing is about no container, and not about all.
+                // A request without a name is for no container, not for all.
                 let container = query("all").is_none().then(|| query("container").unwrap_or_default());
                 self.deny_aws(container.as_deref(), request.method() == Method::POST).await
             }
@@ -184,7 +184,7 @@ impl ControlServer {
     async fn to_its_end(&self, work: impl Future<Output = ControlReply> + Send + 'static) -> ControlReply {
         let (done, reply) = oneshot::channel();
         self.proxy.tasks.spawn("change in the cloud", async move {
-            // Nobody waits for the reply any more if it cannot be sent.
+            // If the reply cannot be sent, nobody waits for it.
             let _ = done.send(work.await);
         });
         let lost =
@@ -192,8 +192,8 @@ impl ControlServer {
         reply.await.unwrap_or_else(lost)
     }
 
-    /// The AWS sessions of the container that `wanted` names, also after its end; without, of all that have an
-    /// identity now.
+    /// The AWS sessions of the container that `wanted` names, also after its end; without a name, those of all
+    /// containers that have an identity now.
     fn aws_sessions(&self, wanted: Option<&str>) -> Result<Vec<Denied>, deny::NotDenied> {
         let members = self.lifecycle.members();
         let all = self.mint.aws_sessions();
@@ -211,7 +211,7 @@ impl ControlServer {
         deny::chosen(&self.rules.now(), all, is_chosen, &quote::name(wanted))
     }
 
-    /// Shows what would be denied; does it if it is `meant`.
+    /// Shows what would be denied; denies it if `meant`.
     async fn deny_aws(self: &Arc<Self>, container: Option<&str>, meant: bool) -> ControlReply {
         match self.aws_sessions(container) {
             Err((status, why)) => text(status, &why),

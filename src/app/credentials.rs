@@ -37,7 +37,7 @@ const SLEPT: Duration = Duration::from_secs(15);
 pub(super) struct Credentials {
     pub(super) source: Arc<dyn Source>,
     pub(super) mint: Arc<Mint>,
-    /// Whether an identity that a container can get has Google; without, no credential of Google is looked for.
+    /// Whether any identity that a container can get has Google; if not, no Google credential is looked for.
     pub(super) has_google: bool,
     /// The sources of AWS and Azure.
     pub(super) clouds: Clouds,
@@ -96,7 +96,7 @@ impl Credentials {
         for (cloud, _) in self.clouds.kinds() {
             let Trial::Done(outcome) = one(&self.mint, &identity, cloud, WITHIN).await else { continue };
             match (outcome.map(drop), &identity.aws) {
-                // Only a container has a pipeline and a component to be tagged with, and the role may demand them.
+                // Only a container has a pipeline and a component for the tags, which the role may require.
                 (Err(MintFailure::Refused(why)), Some(aws)) if cloud == Cloud::Aws && aws.tags => {
                     console.notice(format!("{cloud}: a first session without tags was refused: {why}"));
                 }
@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(credentials.shown_project(&config), "");
         assert_eq!(
             credentials.account(&config),
-            "AWS: the role arn:x, 3600 s; Azure: the own principal, any resource"
+            "AWS: the role arn:x, 3600 s; Azure: your own principal, any resource"
         );
     }
 

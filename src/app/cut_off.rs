@@ -51,7 +51,7 @@ pub async fn cut_off(env: &Environment, ask: CutOff<'_>, print: impl Fn(&str)) -
     Ok(Ended::Done)
 }
 
-/// What is to be done beyond the cut-off: its path, and what is said without consent.
+/// What to do beyond the cut-off: the request's path, and the line to print without consent.
 fn further(ask: CutOff<'_>, which: &str) -> Vec<(String, String)> {
     let disable = ask.account.map(|account| {
         let kept = format!("{} is as it was: add --yes to disable it", quote::name(account));

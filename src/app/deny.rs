@@ -1,5 +1,5 @@
-//! Denies sessions of AWS at IAM, after showing which. It ends what a container was given by AWS before it expires, and
-//! nothing of anybody else.
+//! Denies AWS sessions at IAM, after showing which. This invalidates a container's AWS credentials before they expire,
+//! and no other session.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::source::aws::Deny;
 /// Why nothing is denied, with the status of the answer.
 pub(super) type NotDenied = (StatusCode, String);
 
-/// What is to be denied: for each role one policy.
+/// The sessions to deny, with one policy for each role.
 #[derive(Debug)]
 pub(super) struct Denied {
     pub(super) deny: Deny,
@@ -35,7 +35,7 @@ pub(super) fn chosen(
         let allows = aws.is_some_and(|aws| aws.kill_switch && aws.role.as_ref() == Some(&made.role));
         if !allows {
             let why = format!(
-                "identity {name} does not allow to deny its AWS sessions; set kill_switch = true in [identity.{name}.aws] \
+                "identity {name} does not allow denying its AWS sessions; set kill_switch = true in [identity.{name}.aws] \
                  and start a new session, or put a policy on the role yourself: it denies aws:userid {}\n",
                 made.user_id
             );
@@ -56,7 +56,7 @@ pub(super) fn chosen(
 }
 
 impl Denied {
-    /// What denying them means, for the person who decides.
+    /// The effects of denying the sessions, for the person who decides.
     pub(super) fn consequences(&self) -> String {
         let mut text = format!(
             "denying AWS sessions puts the inline policy {} on {}:\n",
@@ -67,15 +67,15 @@ impl Denied {
             let end = crate::console::rfc3339(made.expires.wall());
             let (task, id) = (&made.grant.task, made.grant.container.short());
             text.push_str(&format!(
-                "  {} of {task} ({id}) may do nothing any more; it lives until {end}\n",
+                "  {} of {task} ({id}) loses all permissions; it expires {end}\n",
                 made.user_id
             ));
         }
-        text.push_str("  all other sessions of the role keep what they may do\n");
+        text.push_str("  all other sessions of the role keep their permissions\n");
         text + &self.undo()
     }
 
-    /// What was done.
+    /// The sessions that were denied, as text.
     pub(super) fn done(&self) -> String {
         let mut text = String::new();
         for made in &self.sessions {
@@ -88,7 +88,7 @@ impl Denied {
         text + &self.undo()
     }
 
-    /// What was not done.
+    /// The sessions that could not be denied, as text.
     pub(super) fn failed(&self, why: &str) -> String {
         let named: Vec<&str> = self.sessions.iter().map(|made| made.user_id.as_str()).collect();
         format!("not denied: {}: {why}\n", named.join(" "))

@@ -86,7 +86,7 @@ pub async fn explain(
     )))
 }
 
-/// Those of a session of this config that is alone at its engine, a Docker Engine.
+/// The properties of a session with this config that is alone at its Docker Engine.
 fn usual_networks(config: &Config) -> Networks {
     let alone = config.cells.is_some();
     Networks {
@@ -104,8 +104,8 @@ fn is_file_name(what: &str) -> bool {
     absolute || relative || [".json", ".yaml", ".yml"].iter().any(|end| what.ends_with(end))
 }
 
-/// The result of a session's rules for an existing container without an identity in it; `None` if there is no
-/// such container. Images and other containers that it names are not inspected again.
+/// The result of a session's rules for an existing container without an identity; `None` if there is no such
+/// container. Images and other containers that it names are not inspected again.
 pub(super) async fn explained_created(
     session: &str,
     proxy: &ProxySettings,

@@ -38,8 +38,8 @@ pub async fn health(env: &Environment, session: Option<&str>) -> Result<Ended, F
     Ok(Ended::Done)
 }
 
-/// Requests the first page of `serve --listen`; any answer with Google's header counts, even that the secret path
-/// is missing. The header of a source of ours makes a server answer so whose identity has nothing on Google.
+/// Requests the first page of `serve --listen`. Any answer with Google's header counts, even the one that the secret
+/// path is missing. The header of our own sources gets this answer also from a server whose identity has no Google.
 pub async fn health_of_listener(at: SocketAddr) -> Result<Ended, Failure> {
     let asking = async {
         let mut stream = TcpStream::connect(at).await?;

@@ -115,7 +115,7 @@ impl InputFetcher {
         if self.config.source == SourceChoice::Offline && self.config.endpoints.storage.is_none() {
             return Fetched {
                 off: Some(
-                    "what tasks name in Cloud Storage is not fetched: Google takes no offline token; endpoints.storage can \
+                    "objects in Cloud Storage are not fetched: Google accepts no offline token; endpoints.storage can \
                      name an emulator"
                         .into(),
                 ),
@@ -288,7 +288,7 @@ async fn look(
     {
         return match found.name == name {
             true => Ok(vec![found]),
-            false => Err("Cloud Storage answered about another object".into()),
+            false => Err("Cloud Storage sent another object".into()),
         };
     }
     let prefix = format!("{name}/");
@@ -300,7 +300,7 @@ async fn look(
     }
     for found in &all {
         if !found.name.starts_with(&prefix) {
-            return Err("Cloud Storage answered about other objects".into());
+            return Err("Cloud Storage listed other objects".into());
         }
         if let Some(why) = inputs::unfit(&found.name) {
             return Err(format!("an object in it cannot be a file: {why}"));

@@ -22,7 +22,7 @@ pub(super) fn consequences(
     }
     if let Some(closed) = named.iter().find(|identity| !identity.kill_switch) {
         let why = format!(
-            "identity {} has {account} and does not allow to disable it; where nobody else uses the account, say \
+            "identity {} has {account} and does not allow disabling it; if nobody else uses the account, set \
              kill_switch = true in [identity.{}] and start a new session\n",
             closed.name, closed.name
         );

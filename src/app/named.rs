@@ -1,4 +1,4 @@
-//! Which containers a person names.
+//! Finds the containers that a person names.
 
 use hyper::StatusCode;
 
@@ -6,7 +6,7 @@ use crate::lifecycle::by_hand::JoinedMember;
 use crate::quote;
 use crate::workload::Grant;
 
-/// Those of `all` that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id. Several
+/// The entries of `all` that `wanted` names: an exact name or `pipeline/component`, else the beginning of an id. Several
 /// tasks may share a name (iterations, retries), and all of them are selected; the beginning of an id must be unique.
 pub(super) fn select<T: Granted + Clone>(all: &[T], wanted: &str) -> Result<Vec<T>, (StatusCode, String)> {
     let named: Vec<T> = all

@@ -96,7 +96,7 @@ fn variables(
 /// stays, and no proxy is between a client and us. Clients of Google except their server themselves.
 pub(super) fn fit(variables: &mut Vec<(String, String)>, env: &Environment) {
     const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
-    // One of the two as set and the other as configured would be two regions in one program.
+    // Mixing a set and a configured value would give one program two regions.
     if REGION.iter().any(|name| env.variable(name).is_some()) {
         variables.retain(|(name, _)| !REGION.contains(&name.as_str()));
     }
@@ -104,7 +104,7 @@ pub(super) fn fit(variables: &mut Vec<(String, String)>, env: &Environment) {
     if !variables.iter().any(|(name, _)| others.contains(&name.as_str())) {
         return;
     }
-    // Clients read one of the two spellings, some the lower case first: both get the value of either.
+    // Some clients read the lower-case spelling first, so both spellings get the same value.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
         let had = env.variable(name).or_else(|| env.variable(other)).unwrap_or_default();
         let entries = had.split(',').map(str::trim).filter(|entry| !matches!(*entry, "" | LOOPBACK));
@@ -148,7 +148,7 @@ impl NoLogin {
     /// Makes the directory beside the sockets, for the session `id`.
     pub(super) fn new(folder: &Path, id: &str) -> Result<Self, Failure> {
         let place = folder.join(format!("{id}.gcloud"));
-        // That of a killed session whose network and id were taken over, with what gcloud wrote into it.
+        // Left by a killed session whose network and id were taken over, with files that gcloud wrote.
         let _ = std::fs::remove_dir_all(&place);
         private_folder(&place).map(Self)
     }
@@ -162,7 +162,7 @@ impl NoLogin {
             all.push(("CLOUDSDK_CONFIG", self.0.to_string_lossy().into_owned()));
         }
         if has(Cloud::Aws) {
-            // Neither file exists: clients take that as empty, and a missing profile was not asked for.
+            // Neither file exists: clients treat that as empty, and no profile was requested.
             all.push(("AWS_CONFIG_FILE", within("aws-config")));
             all.push(("AWS_SHARED_CREDENTIALS_FILE", within("aws-credentials")));
         }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::console::OutputForm;
 
-/// With a unix `DOCKER_HOST` the first two make clients fail; the third names another engine.
+/// With a unix `DOCKER_HOST` the first two make clients fail; the third selects another engine.
 pub(super) const UNSET: [&str; 3] = ["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"];
 
 /// The line of `serve --json`. Values that do not apply are `null`: a session without an engine has no
@@ -64,7 +64,7 @@ impl Ready {
     }
 }
 
-/// A directory that the user named can hold anything; a shell has to read it as one word.
+/// Quotes a value as one word of a shell: a directory that the user named can contain any character.
 fn for_a_shell(text: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

@@ -110,7 +110,7 @@ async fn look(
             reading.await
         }
     };
-    let read = read.ok_or_else(|| broken("the reading of it broke off".into()))?;
+    let read = read.ok_or_else(|| broken("reading it failed".into()))?;
     let new = read.map_err(|unread| match unread {
         ReloadError::Broken(why) => {
             let mut lines = why.lines();
@@ -124,7 +124,7 @@ async fn look(
     if !wrong.is_empty() {
         return Err(broken(format!("a volume of [[mount]]: {}", wrong.join("; "))));
     }
-    // A session policy counts as the file does that names it.
+    // A session policy needs the same protection as the config file that names it.
     for file in std::iter::once(file).chain(new.policies.iter().map(PathBuf::as_path)) {
         if let Some(place) = writable_by_a_container(proxy, file).await.map_err(broken)? {
             return Err(broken(format!("a container can write {}, or could", quote::path(&place))));

@@ -35,7 +35,7 @@ pub async fn run(
     console: Console,
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::listen().map_err(|e| broken("listen for signals", e))?;
-    // If we are killed, the next start leaves running what this end would leave running.
+    // If this process is killed, the next start must leave the same containers running as this end would.
     let mode = if config.keep { "serve" } else { "run" };
     let mut session = open(config, env, mode, &mut signals, &console).await?;
     let outcome = match surround(&session, (config, env), ask).await {
@@ -67,7 +67,7 @@ pub async fn run(
 struct Around {
     set: Vec<(String, String)>,
     unset: Vec<&'static str>,
-    /// Kept until the command has ended.
+    /// Held until the command has ended.
     _no_login: Option<NoLogin>,
 }
 
@@ -112,7 +112,7 @@ fn has_login(env: &Environment) -> bool {
 pub(super) async fn close(session: Session, keep: bool, signals: &mut Signals, console: &Console) {
     let mut closing = std::pin::pin!(session.close(keep));
     for advice in [
-        "still ending; once more to leave what is left to the next start",
+        "still ending; press it again to leave the rest to the next start",
         "left as it is: the next start of kfp-creds removes it",
     ] {
         tokio::select! {
@@ -135,7 +135,8 @@ pub(super) async fn open(
         opened = &mut opening => return opened,
         _ = signals.next() => {}
     }
-    console.notice("ending as soon as what was begun can be undone; once more to leave it to the next start");
+    console
+        .notice("ending as soon as the start can be undone; press it again to leave that to the next start");
     tokio::select! {
         opened = &mut opening => if let Ok(session) = opened {
             close(session, false, signals, console).await;
@@ -178,7 +179,7 @@ async fn attend(
             () = until(remind_at) => {
                 remind_at = None;
                 session.remind_of_running(
-                    "the command goes on after Ctrl-C, and its containers run; three within 2 s end the session",
+                    "the command continues after Ctrl-C, and its containers keep running; press it three times within 2 s to end the session",
                 );
             }
             () = until(kill_at) => {
@@ -201,7 +202,7 @@ async fn attend(
 fn end(session: &Session, child: &tokio::process::Child, asked: EndSignal, keep: bool, console: &Console) {
     child::pass_on(child, asked);
     session.refuse_creates();
-    console.notice("ending: no new containers, running ones are stopped; once more to end at once");
+    console.notice("ending: no new containers, running ones are stopped; press it again to end at once");
     if !keep {
         session.begin_stop();
     }

@@ -68,11 +68,11 @@ pub(super) struct CloudHealth {
     pub(super) why: Option<String>,
 }
 
-/// As [`SourceHealth`] and [`CloudHealth`] have it.
+/// The same fields as in [`SourceHealth`] and [`CloudHealth`].
 type Outcomes<'a> = (&'a Option<String>, &'a Option<String>, &'a Option<String>);
 
 impl Status {
-    /// Why no token of a cloud is minted now, if its last try failed.
+    /// The reason why a cloud gives no token now, if its last try failed.
     pub(super) fn failing(&self) -> Option<String> {
         let source = &self.source;
         let own = (&source.last_mint, &source.last_failure, &source.why);
@@ -93,17 +93,17 @@ pub(super) struct IdentityStatus {
     pub(super) others: Vec<String>,
     pub(super) scopes: String,
     pub(super) lifetime: u64,
-    /// False: its containers get nothing of Google.
+    /// False if its containers get no tokens of Google.
     #[serde(default = "yes")]
     pub(super) google: bool,
-    /// What its containers get on AWS, as `config check` prints it.
+    /// The AWS access of its containers, as `config check` prints it.
     #[serde(default)]
     pub(super) aws: Option<String>,
     #[serde(default)]
     pub(super) azure: Option<String>,
 }
 
-/// Sessions of earlier versions know Google alone.
+/// Sessions of earlier versions have only Google.
 fn yes() -> bool {
     true
 }
@@ -304,7 +304,7 @@ impl Status {
         }
         for IdentityStatus { name, account, others, scopes, lifetime, google, aws, azure } in &self.identities
         {
-            let account = account.as_deref().unwrap_or("the own account");
+            let account = account.as_deref().unwrap_or("your own account");
             let account = std::iter::once(account).chain(others.iter().map(String::as_str));
             let account = account.collect::<Vec<_>>().join(" and ");
             let _ = match google {
@@ -320,7 +320,7 @@ impl Status {
     }
 }
 
-/// What a container holds and until when; with the clouds, where it holds anything of AWS or Azure.
+/// The tokens of a container and their last expiry; by cloud, if any of them is of AWS or Azure.
 fn held(tokens: &[Token]) -> String {
     let of = |cloud: Cloud| -> Vec<&Token> { tokens.iter().filter(|token| token.cloud() == cloud).collect() };
     let named = tokens.iter().any(|token| token.cloud() != Cloud::Google);

@@ -1,5 +1,5 @@
-//! `serve --tls`: the Docker API on TCP as well, for clients on another side of a virtual machine's border, who
-//! cannot open the session's socket.
+//! `serve --tls`: the Docker API on TCP as well, for clients that cannot open the session's socket, such as those on
+//! the other side of a virtual machine's border.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::failure::Failure;
 /// The options of `serve` about TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct TlsOptions<'a> {
-    /// Where clients find their certificate.
+    /// The folder with the clients' certificate.
     pub folder: &'a Path,
     pub at: SocketAddr,
 }
@@ -73,7 +73,7 @@ impl Tls {
                 "{name} is set: Python's Docker client trusts it in place of ca.pem; unset it where pipelines start"
             ));
         }
-        // Clients cannot connect to "every address"; whoever publishes the port knows a better one.
+        // Clients cannot connect to the unspecified address; the operator who publishes the port knows a better one.
         let to = if at.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], at.port())) } else { at };
         let variables = [
             ("DOCKER_HOST".into(), format!("tcp://{to}")),

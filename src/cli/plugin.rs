@@ -14,13 +14,13 @@ const WORD: &str = "creds";
 /// How the program was called.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Called {
-    /// With these arguments, the first of which is a name.
+    /// By a person, with these arguments; the first one is the program's name.
     Plainly(Vec<OsString>),
-    /// By docker, which has put what its flags say into these variables; `None` removes one.
+    /// By docker, with the settings of its flags as variables; `None` removes one.
     AsPlugin(Vec<OsString>, Vec<(&'static str, Option<OsString>)>),
-    /// By docker, which wants to know what this is.
+    /// By docker, to request the plugin's metadata.
     ForMetadata,
-    /// By docker, with a flag of its own that we do not follow.
+    /// By docker, with a flag of docker's that is not supported.
     Wrongly(String),
 }
 
@@ -44,13 +44,13 @@ pub fn called(arguments: Vec<OsString>) -> Called {
             "--host" | "-H" => &[("DOCKER_HOST", true)],
             "--config" => &[("DOCKER_CONFIG", true)],
             "--debug" | "-D" => continue,
-            // Ours, of a person who starts the plugin by its own name.
+            // A person started the plugin under its own name.
             "--help" | "-h" | "--version" | "-V" => {
                 return Called::AsPlugin(with_name(std::iter::once(flag.into()).chain(rest)), variables);
             }
             _ => {
                 return Called::Wrongly(format!(
-                    "docker's {} is not followed here: name the engine with --context NAME or --host ADDRESS \
+                    "docker's {} is not supported here: name the engine with --context NAME or --host ADDRESS \
                      before {WORD}",
                     quote::name(flag)
                 ));
@@ -69,7 +69,7 @@ fn with_name(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     std::iter::once("kfp-creds".into()).chain(arguments).collect()
 }
 
-/// As docker reads it (cli-plugins/manager/metadata.go).
+/// The plugin's metadata, as docker reads it (cli-plugins/manager/metadata.go).
 pub fn metadata() -> String {
     json!({
         "SchemaVersion": "0.1.0",
@@ -118,7 +118,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let text = told("docker-creds --tlsverify creds check");
-        assert!(text.starts_with("docker's --tlsverify is not followed here: name the engine"), "{text}");
+        assert!(text.starts_with("docker's --tlsverify is not supported here: name the engine"), "{text}");
         let text = told("docker-creds -Hssh://u:secret@host creds check");
         assert!(text.contains("not shown") && !text.contains("secret"), "{text}");
     }

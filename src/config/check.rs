@@ -130,7 +130,7 @@ fn policy(say: &mut Layers, identities: &BTreeMap<String, Arc<Identity>>) -> Pol
     }
 }
 
-/// Without the mount the guard would pass everything over as missing.
+/// Without the mount the guard would skip everything as missing.
 fn host_root(text: &str) -> Result<PathBuf, String> {
     match Path::new(text) {
         path if path.is_absolute() && path.is_dir() => Ok(path.into()),
@@ -155,7 +155,7 @@ fn source(say: &mut Layers, (base, beside): (&Path, &Path), env: &Environment) -
     let (word, file) = (say.text("credentials"), say.text("credentials_file"));
     if say.is_table("credentials") {
         if file.is_some() {
-            say.problem("credentials_file", "credentials is a table; say one of them");
+            say.problem("credentials_file", "credentials is a table; keep one of them");
         }
         if let Some(provided) = provided(say, beside, env) {
             return SourceChoice::Provided(Box::new(provided));
@@ -223,7 +223,7 @@ fn numeric(say: &mut Layers) -> Option<u64> {
 
 fn zone(say: &mut Layers) -> String {
     if say.text("zone").is_some() && say.text("region").is_some() {
-        say.problem("region", "zone is given too; say one of them");
+        say.problem("region", "zone is given too; keep one of them");
     }
     let region = judged(say, "region", place).map(|region| format!("{region}-1"));
     judged(say, "zone", place).or(region).unwrap_or_else(|| ZONE.into())
@@ -291,7 +291,7 @@ fn identities(
             say.problem(&format!("identity.{name}"), what);
         }
         if name == "default" && say.text(&path("service_account")).is_some() {
-            say.problem(&path("service_account"), "say impersonate instead, which flags can change");
+            say.problem(&path("service_account"), "use impersonate instead, which flags can change");
         }
         let own = judged(say, &path("service_account"), account);
         let stands_in = match say.text(&path("subject")) {
@@ -332,7 +332,7 @@ fn others(say: &mut Layers, path: &str, first: Option<&str>) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     for email in say.list(path).unwrap_or_default() {
         if first == Some(email.as_str()) || all.contains(&email) {
-            say.problem(path, format_args!("{} is there twice", quote::value(&email)));
+            say.problem(path, format_args!("{} is listed twice", quote::value(&email)));
         }
         if accepted(say, path, &email, account).is_some() {
             all.push(email);

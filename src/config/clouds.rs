@@ -109,7 +109,7 @@ fn has_one_principal(azure: &AzureSettings) -> bool {
     matches!(azure.credentials, AzureCredentials::Az | AzureCredentials::Command { .. })
 }
 
-/// Exactly one way to get credentials: a default would be given to containers without anybody's choice.
+/// Requires exactly one way to get credentials: with a default, containers would get credentials that nobody chose.
 fn one<T>(say: &mut Layers, table: &str, keys: &str, mut all: impl Iterator<Item = T>) -> Option<T> {
     let (first, second) = (all.next(), all.next());
     let named = ["credentials", "profile", "exec", "token_from"].map(|key| format!("{table}.{key}"));
@@ -150,7 +150,7 @@ fn subject(say: &mut Layers, path: &str, at: CloudContext<'_>) -> Option<String>
     })
 }
 
-/// What `[aws]` and `[azure]` say, for the identities.
+/// The settings of `[aws]` and `[azure]` that identities depend on.
 #[derive(Clone, Copy)]
 pub(super) struct Hosts<'a> {
     pub(super) aws: Option<&'a AwsSettings>,
@@ -186,7 +186,7 @@ pub(super) fn aws_identity(
     let narrowed = identity.policy.is_some() || !identity.policy_arns.is_empty();
     match &identity.role {
         Some(_) if identity.own_session => {
-            say.problem(&path("own_session"), "role is given too; say one of them");
+            say.problem(&path("own_session"), "role is given too; keep one of them");
         }
         None if !identity.own_session && !say.is_set(&path("role")) => say.problem(
             table,

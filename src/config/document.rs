@@ -126,7 +126,7 @@ fn unknown(parent: &str, name: &str) -> String {
     let length = name.chars().count();
     let allowed = if length < 4 { 1 } else { length.div_ceil(3).max(2) };
     let near = |known: &str| distance(name, known) <= allowed;
-    // At another place only the same word, but for a slip.
+    // At another place suggest only the same word, with few typing mistakes.
     let same = |known: &str| distance(name, known) <= length / 5;
     let leaf = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
     let elsewhere = || KEYS.iter().map(|key| key.path).min_by_key(|path| distance(name, leaf(path)));

@@ -84,7 +84,7 @@ impl Endpoint {
             "https" => tcp(rest, true),
             "ssh" => ssh(rest).map(Self::Ssh),
             "npipe" => Err("is Docker for Windows; only Linux works so far (inside WSL, too)".into()),
-            "fd" => Err("is for the engine itself; say unix:///path".into()),
+            "fd" => Err("is for the engine itself; use unix:///path".into()),
             _ => Err("has to be unix:///path, tcp://host:port or ssh://user@host".into()),
         }
     }
@@ -172,7 +172,7 @@ fn authority(text: &str) -> Result<(Option<String>, String, Option<u16>), String
         None => (None, text),
     };
     if user.is_some_and(|user| user.contains(':')) {
-        return Err("has a password in it, which is not taken: use keys or an agent".into());
+        return Err("contains a password, which is not accepted: use keys or an agent".into());
     }
     let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, rest)) => (host, rest.strip_prefix(':').or_else(|| (!rest.is_empty()).then_some(rest))),
@@ -181,7 +181,7 @@ fn authority(text: &str) -> Result<(Option<String>, String, Option<u16>), String
             None => (place, None),
         },
     };
-    let port = port.map(|port| port.parse().ok().filter(|port| *port > 0).ok_or("has no port that can be"));
+    let port = port.map(|port| port.parse().ok().filter(|port| *port > 0).ok_or("has an invalid port"));
     Ok((user.map(String::from), host.into(), port.transpose()?))
 }
 

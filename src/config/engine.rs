@@ -39,10 +39,9 @@ pub fn endpoint(chosen: Option<&str>, plain: bool, env: &Environment) -> Result<
         || set("DOCKER_CERT_PATH").is_some()
         || host.starts_with("https://");
     if matches!(endpoint, Endpoint::Tcp { .. }) && !verified && set("DOCKER_TLS").is_some() {
-        return Err(format!(
-            "{from}: DOCKER_TLS looks at no certificate, so anybody could answer; {SECURED}"
-        )
-        .into());
+        return Err(
+            format!("{from}: DOCKER_TLS checks no certificate, so anyone could answer; {SECURED}").into()
+        );
     }
     let folder = set("DOCKER_CERT_PATH").map(|path| env.cwd.join(path)).or_else(|| configuration(env));
     let folder = folder.filter(|_| verified);
@@ -91,7 +90,7 @@ fn of_context(name: &str, from: &str, plain: bool, env: &Environment) -> Result<
     let folder = folder.filter(|folder| folder.join("ca.pem").exists());
     if matches!(endpoint, Endpoint::Tcp { .. }) && unverified {
         return Err(format!(
-            "{from}: SkipTLSVerify looks at no certificate, so anybody could answer; {SECURED}"
+            "{from}: SkipTLSVerify checks no certificate, so anyone could answer; {SECURED}"
         ));
     }
     let own = folder.as_ref().is_some_and(|folder| folder.join("cert.pem").exists());
@@ -186,7 +185,7 @@ fn usual(env: &Environment) -> Result<PathBuf, Reason> {
         home(".colima/default/docker.sock"),
         home(".rd/docker.sock"),
         runtime("docker.sock"),
-        // After Docker's: if both exist, the docker command uses Docker's.
+        // Podman's sockets come last: if both exist, the docker command uses Docker's.
         runtime("podman/podman.sock"),
         Some("/run/podman/podman.sock".into()),
     ];

@@ -40,14 +40,14 @@ pub(super) struct FoundConfig {
     pub text: String,
     /// The stamp of the file that was read; see `Config::stamp`.
     pub stamp: Option<Stamp>,
-    /// By the text that names them.
+    /// The session policies, by the text that names them.
     pub policies: BTreeMap<String, PolicyFile>,
     found: FileLookup,
     /// Other users who can write the file, if any.
     exposed: Option<&'static str>,
 }
 
-/// A session policy of the file, read once with it: what was checked for trust is what is sent.
+/// A session policy of the file, read once with it, so that the content checked for trust is the content sent.
 #[derive(Debug)]
 pub(super) struct PolicyFile {
     pub path: PathBuf,
@@ -128,7 +128,7 @@ fn bounded(path: &Path, largest: u64) -> Result<Option<(Vec<u8>, Metadata)>, Str
 
 /// The files of `identity.*.aws.policy`. A relative path starts at the config file.
 fn policies(located: &FoundConfig) -> BTreeMap<String, PolicyFile> {
-    // A mistake in the file is told by those that read it for its values.
+    // The later parse reports mistakes in the file.
     let table: toml::Table = toml::from_str(&located.text).unwrap_or_default();
     let identities = table.get("identity").and_then(toml::Value::as_table).into_iter().flatten();
     let named = identities.filter_map(|(_, identity)| identity.get("aws")?.get("policy")?.as_str());
@@ -138,7 +138,7 @@ fn policies(located: &FoundConfig) -> BTreeMap<String, PolicyFile> {
         let content = bounded(&path, LARGEST_POLICY).and_then(|found| match found {
             None => Err("cannot be read: there is no such file".into()),
             Some((bytes, about)) => {
-                exposure_of(&about).map_or(Ok(bytes), |why| Err(format!("counts for nothing: {why}")))
+                exposure_of(&about).map_or(Ok(bytes), |why| Err(format!("is not used: {why}")))
             }
         });
         (text.to_owned(), PolicyFile { path, content })
@@ -175,7 +175,7 @@ impl FoundConfig {
             return Ok(());
         }
         Err(format!(
-            "{path}: {names} counts in a project's file only once you trust it; read it, then run: \
+            "{path}: {names} has effect in a project's file only once you trust it; read it, then run: \
              kfp-creds config trust"
         ))
     }
@@ -196,7 +196,7 @@ impl FoundConfig {
         self.exposed
     }
 
-    /// Of the file alone, if it names no session policy.
+    /// The digest of the file alone, if it names no session policy.
     fn digest(&self) -> String {
         let mut content = self.text.clone();
         for (text, PolicyFile { content: policy, .. }) in &self.policies {

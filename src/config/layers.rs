@@ -190,7 +190,7 @@ impl Layers {
                 && let Some(near) = nearest(name, known()).filter(|near| distance(name, near) <= 2)
             {
                 let name = quote::name(name);
-                let what = format!("{name}: not a variable that is known; did you mean {near}?");
+                let what = format!("{name}: unknown variable; did you mean {near}?");
                 self.problems.push((Rank::Variable, what));
             }
         }

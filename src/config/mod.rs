@@ -293,7 +293,7 @@ pub fn reread(config: &Config, env: &Environment) -> Result<Config, ReloadError>
     let broken = |why: String| ReloadError::Broken(why);
     let located = find::locate(named(&config.flags, env), env).map_err(broken)?;
     let Some(located) = located.filter(|located| Some(&located.path) == config.file.as_ref()) else {
-        return Err(broken("another config file counts here now".into()));
+        return Err(broken("another config file applies here now".into()));
     };
     located.content_is_trusted(env).map_err(ReloadError::Untrusted)?;
     judge(Some(located), &config.flags, env).map_err(|problems| ReloadError::Broken(problems.to_string()))
@@ -314,7 +314,7 @@ pub fn init(file: Option<&Path>, env: &Environment) -> Result<PathBuf, Problems>
     match written {
         Ok(()) => Ok(path),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(format!("{}: is already there and stays as it is", quote::path(&path)).into())
+            Err(format!("{}: already exists and was not changed", quote::path(&path)).into())
         }
         Err(error) => Err(format!("{}: cannot be written: {error}", quote::path(&path)).into()),
     }

@@ -27,13 +27,13 @@ struct WrittenMount {
     writable: bool,
 }
 
-/// Where sources are looked for.
+/// The context in which sources are resolved.
 #[derive(Clone, Copy)]
 pub(super) struct SourceBase<'a> {
-    /// The base of relative ones. In the file it is the file's directory; for flags it is the working directory.
+    /// The base of relative paths: the config file's directory for the file, the working directory for flags.
     pub(super) beside: &'a Path,
     pub(super) env: &'a Environment,
-    /// Absolute ones are paths of the engine's machine.
+    /// Absolute paths are paths of the engine's machine.
     pub(super) host: &'a HostRoot,
 }
 
@@ -208,7 +208,7 @@ fn source(text: &str, at: SourceBase<'_>) -> Result<Source, String> {
             let home = at.env.home().ok_or("starts at your home, and HOME is not set")?;
             at_home(&home, text, at)?.join(rest.trim_start_matches('/'))
         }
-        Some(_) => return Err(format!("{}: write the home of another user out", quote::value(text))),
+        Some(_) => return Err(format!("{}: write out the path of another user's home", quote::value(text))),
         None if text.starts_with('/') => text.into(),
         None => relative(text, at)?,
     };
@@ -221,18 +221,18 @@ fn source(text: &str, at: SourceBase<'_>) -> Result<Source, String> {
     }
 }
 
-/// What the engine's machine calls the home of this user.
+/// The path of this user's home on the engine's machine.
 fn at_home(home: &Path, text: &str, at: SourceBase<'_>) -> Result<PathBuf, String> {
     if at.host.at().is_none() {
         return Ok(home.into());
     }
     at.host.there(home).ok_or_else(|| {
-        let why = "starts at your home, which is not below the host root; write the path of the engine's machine out";
+        let why = "starts at your home, which is not below the host root; write out the path on the engine's machine";
         format!("{} {why}", quote::value(text))
     })
 }
 
-/// The base of a relative source is a directory of this program; the engine has to be told what its machine calls it.
+/// A relative source starts at a directory of this program; the engine needs its path on the engine's machine.
 fn relative(text: &str, at: SourceBase<'_>) -> Result<PathBuf, String> {
     if at.host.at().is_none() {
         return Ok(at.beside.join(text));
@@ -240,7 +240,7 @@ fn relative(text: &str, at: SourceBase<'_>) -> Result<PathBuf, String> {
     let base = at.beside.canonicalize().unwrap_or_else(|_| at.beside.into());
     let there = at.host.there(&base).ok_or_else(|| {
         format!(
-            "{} starts at {}, which is not below the host root; write the path of the engine's machine out",
+            "{} starts at {}, which is not below the host root; write out the path on the engine's machine",
             quote::value(text),
             quote::path(at.beside)
         )

@@ -58,7 +58,7 @@ fn federation(
     let service_account = judged(say, "credentials.service_account", account);
     let from = match (from, by_command) {
         (Some(_), true) => {
-            say.problem("credentials.token_from", "exec is given too; say one of them");
+            say.problem("credentials.token_from", "exec is given too; keep one of them");
             return None;
         }
         (Some(named), false) => named,
@@ -66,7 +66,7 @@ fn federation(
         (None, false) => {
             // Problems with a value that is set are already reported.
             if say.text("credentials.token_from").is_none() && !has_command {
-                let what = "the token that is exchanged has to come from somewhere; say token_from or exec";
+                let what = "there is no token to exchange; set token_from or exec";
                 say.problem("credentials.workload_identity_provider", what);
             }
             return None;
@@ -83,7 +83,7 @@ fn federation(
         ("token_audience", token_audience.is_some(), from == TokenFrom::Github),
     ] {
         if given && !fits {
-            say.problem(&format!("credentials.{key}"), "means nothing for a token from there");
+            say.problem(&format!("credentials.{key}"), "does not apply to a token from there");
         }
     }
     let post = judged_as(say, "credentials.token_method", |text| match text {
@@ -185,7 +185,7 @@ pub(super) fn token_from(text: &str, base: &Path, env: &Environment) -> Result<T
     }
     if let Some(file) = text.strip_prefix("file:").filter(|file| !file.is_empty()) {
         if let Some(shape) = quote::no_path(file) {
-            return Err(format!("has to name a file, and holds {shape} in the place of its path"));
+            return Err(format!("has to name a file, and holds {shape} instead of its path"));
         }
         return Ok(TokenFrom::File(path(file, base, env)));
     }

@@ -53,7 +53,7 @@ pub(super) fn rules(say: &mut Layers, identities: &Identities) -> Vec<Rule> {
         if patterns.is_empty() {
             say.problem(
                 &rule,
-                "needs a pipeline, component, image or another pattern; for everything there is default and all",
+                "needs a pipeline, component, image or another pattern; to match every container, use default or all",
             );
         }
         let inside = |key: &str| format!("{rule}.{key}");

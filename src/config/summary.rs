@@ -177,7 +177,7 @@ fn choices(choose: &[Arc<Identity>]) -> String {
 }
 
 fn sentence(identity: &Identity) -> String {
-    let account = identity.service_account.as_deref().unwrap_or("the own account");
+    let account = identity.service_account.as_deref().unwrap_or("your own account");
     let account = if identity.google { account } else { "nothing of Google" };
     let mut text = format!("{}: {account}", identity.name);
     for other in &identity.others {

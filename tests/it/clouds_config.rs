@@ -92,7 +92,7 @@ fn an_identity_has_a_part_for_each_cloud() {
         "azure         the Azure command line, tenant contoso.example\n",
         "loader: nothing of Google, ",
         "on AWS the role arn:aws:iam::123456789012:role/kfp-loader, 900 s, narrowed by a session policy",
-        "on Azure the own principal, resources https://storage.azure.com",
+        "on Azure your own principal, resources https://storage.azure.com",
     ] {
         assert!(summary.contains(part), "{part}: {summary}");
     }
@@ -187,7 +187,7 @@ fn mistakes_in_a_cloud_table_are_reported_with_a_fix() {
         ("[azure]\ntoken_from = \"github\"\n".into(), "needs tenant and client_id"),
         (format!("[identity.a.aws]\n{role}\n"), "needs [aws]"),
         (format!("{aws}[identity.a.aws]\n"), "has to name a role, or own_session = true"),
-        (format!("{aws}[identity.a.aws]\n{role}\nown_session = true\n"), "say one of them"),
+        (format!("{aws}[identity.a.aws]\n{role}\nown_session = true\n"), "keep one of them"),
         (format!("{aws}[identity.a.aws]\nown_session = true\ntags = true\n"), "are for a role"),
         (format!("{aws}[identity.a.aws]\nrole = \"loader\"\n"), "has to be an ARN"),
         (format!("{aws}[identity.a.aws]\nrole = \"arn:aws:iam::1:user/me\"\n"), "has to be an ARN"),

@@ -359,7 +359,7 @@ fn other_accounts_of_an_identity_are_accounts_without_repeats() {
     );
     write("\"a@p.iam.gserviceaccount.com\", \"b\"");
     let said = reject(&place, &[], flags());
-    assert!(said.contains("is there twice") && said.contains("\"b\" has to be an e-mail"), "{said}");
+    assert!(said.contains("is listed twice") && said.contains("\"b\" has to be an e-mail"), "{said}");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn wrong_variables_and_flags_are_named() {
     ];
     let expected = "KFP_CREDS_NUMERIC_PROJECT: \"x\" is not a whole number\n\
                     KFP_CREDS_ALL: \"yes\" is not true or false\n\
-                    KFP_CREDS_PROJCET: not a variable that is known; did you mean KFP_CREDS_PROJECT?";
+                    KFP_CREDS_PROJCET: unknown variable; did you mean KFP_CREDS_PROJECT?";
     assert_eq!(reject(&place, &env, flags()), expected);
     let said = given(&[("impersonate", "me"), ("project", "My Project")]);
     let expected = "KFP_CREDS_POOL: \"10.0.0.0/8\" has to be from /16 to /28\n\
@@ -391,7 +391,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
     let place = Place::new();
     let file = place.write("project/kfp-creds.toml", GUARDED);
     let refused = "project/kfp-creds.toml: `credentials_file` (line 2), `engine` (line 3), \
-                   `endpoints.token` (line 5), `endpoints.universe` (line 6) counts in a project's file only once you trust \
+                   `endpoints.token` (line 5), `endpoints.universe` (line 6) has effect in a project's file only once you trust \
                    it; read it, then run: kfp-creds config trust";
     assert_eq!(reject(&place, &[], flags()), refused);
     // Neither a variable nor a flag that says something else makes the file better.
@@ -511,7 +511,7 @@ fn init_check_and_trust_from_the_command_line() {
     assert_eq!(said(&["config", "trust"]), (78, nothing.into()));
     let wrote = (0, "wrote project/deep/er/kfp-creds.toml\n".to_string());
     assert_eq!(said(&["config", "init"]), wrote);
-    let exists = "kfp-creds: project/deep/er/kfp-creds.toml: is already there and stays as it is\n";
+    let exists = "kfp-creds: project/deep/er/kfp-creds.toml: already exists and was not changed\n";
     assert_eq!(said(&["config", "init"]), (78, exists.into()));
     assert_eq!(said(&["config", "check"]).0, 0, "the starter is a good config");
 
@@ -631,8 +631,8 @@ fn engines_of_this_machine_are_found_and_others_refused() {
     for (host, expected) in [
         (
             "ssh://user:hunter2@host",
-            "DOCKER_HOST: a value that holds a URL with a user or a password in it (not shown) has a password in it, \
-             which is not taken: use keys or an agent"
+            "DOCKER_HOST: a value that holds a URL with a user or a password in it (not shown) contains a password, \
+             which is not accepted: use keys or an agent"
                 .into(),
         ),
         (
@@ -730,7 +730,7 @@ fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
     }
     for plain in [false, true] {
         let said = found(plain, &[host, ("DOCKER_TLS", "1")]).unwrap_err();
-        assert!(said.contains("looks at no certificate"), "{said}");
+        assert!(said.contains("checks no certificate"), "{said}");
     }
     let ssh = engine::endpoint(Some("ssh://me@host:22/run/d.sock"), false, &place.env(&[]));
     assert_eq!(ssh.unwrap().to_string(), "ssh://me@host:22/run/d.sock");

@@ -94,13 +94,13 @@ fn explain_gives_notes_only_where_they_apply() {
 
 #[test]
 fn explain_names_the_deciding_rule_and_the_others() {
-    let loader = "rule 1 does not match: pipeline has to be train-*, and it is my-etl-pipeline\nrule 2 matches\n\
+    let loader = "rule 1 does not match: pipeline has to be train-*, but it is my-etl-pipeline\nrule 2 matches\n\
         identity      loader\naccount       loader@my-project.iam.gserviceaccount.com\n\
         scopes        https://www.googleapis.com/auth/bigquery\naudiences     any\nlifetime      1800 s\n\
         rate          60 a minute\n";
     assert_eq!(explained("kfp-2.17-lightweight-with-task-env.json"), (Some(0), loader.into()));
-    let other = "rule 1 does not match: pipeline has to be train-*, and it has none\n\
-        rule 2 does not match: pipeline has to be my-*, and it has none\n\
+    let other = "rule 1 does not match: pipeline has to be train-*, but it has none\n\
+        rule 2 does not match: pipeline has to be my-*, but it has none\n\
         no rule matches, and it is not a kfp task\n\
         no identity: not a kfp task; attach it with --all or a [[rule]]\n";
     assert_eq!(explained("docker-cli-28-run.json"), (Some(0), other.into()));
@@ -168,7 +168,7 @@ fn every_task_of_a_compiled_pipeline_is_explained() {
     assert_eq!(text.split("\n\n").count(), 6, "{text}");
     let extract = of("nightly-etl/extract, image python:3.11\n");
     assert!(
-        extract.contains("rule 1 does not match: iteration has to be for-loop-1*, and it has none"),
+        extract.contains("rule 1 does not match: iteration has to be for-loop-1*, but it has none"),
         "{extract}"
     );
     assert!(
@@ -176,7 +176,7 @@ fn every_task_of_a_compiled_pipeline_is_explained() {
         "{extract}"
     );
     let looped = of("nightly-etl/transform-2 in for-loop-1-iteration-0, image python:3.11\n");
-    assert!(looped.contains("rule 1 matches; the one after it is not looked at"), "{looped}");
+    assert!(looped.contains("rule 1 matches; the rule after it is not evaluated"), "{looped}");
     assert!(looped.contains("identity      looper") && !looped.contains("/scratch"), "{looped}");
     assert!(of("nightly-etl/shell, image busybox@sha256:").contains("no identity: rule 2 says none"));
     assert_eq!(run("kfp-creds.toml").0, Some(64));

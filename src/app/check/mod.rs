@@ -125,7 +125,7 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
     removed?;
     match code {
         0 => Ok(format!("got a token at {relay} within {} ms", started.elapsed().as_millis())),
-        1 => Err(Failure::NoCredential("reached us and got no token: see the lines above".into())),
+        1 => Err(Failure::NoCredential("reached the server but got no token: see the lines above".into())),
         _ => {
             let text = format!(
                 "did not reach {relay}: does a firewall of this machine drop traffic inside Docker networks?"

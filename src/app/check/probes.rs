@@ -94,7 +94,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         Ok(()) => format!("{} is free", config.pool).into(),
         Err(EngineError::RangeTaken(holder)) if is_ours(engine, ours, &holder).await => {
             let text = format!(
-                "{} is held by {holder}: another session runs, or left it; both are handled",
+                "{} is held by {holder}, of a session that runs or was killed; a new session handles both",
                 config.pool
             );
             text.into()
@@ -224,7 +224,7 @@ pub(super) fn credential(credentials: &Credentials, config: &Config) -> Finding 
 
 pub(super) async fn clock(credentials: &Credentials) -> Finding {
     match credentials.source.clock().await {
-        Ok(None) => "nobody to compare with".to_string().into(),
+        Ok(None) => "no server to compare with".to_string().into(),
         Ok(Some(seconds)) => {
             let by = format!(
                 "{} s {}",
@@ -297,7 +297,7 @@ pub(super) fn project(credentials: &Credentials, config: &Config) -> Finding {
     let project = credentials.project(config);
     if project == crate::server::views::UNKNOWN_PROJECT {
         return Finding::Odd(
-            "not known: containers are told a stand-in".into(),
+            "unknown: containers see a placeholder".into(),
             "project = \"…\" in kfp-creds.toml, or gcloud config set project …".into(),
         );
     }

@@ -20,7 +20,7 @@ use super::wire::ServerAnswer;
 use crate::cloud::Cloud;
 use crate::secret::Secret;
 
-/// Stand for the paths of the forms that need a secret.
+/// Placeholders for the paths of the services that need a secret.
 const CONTAINER: &str = "{container}";
 const APP_SERVICE: &str = "{app-service}";
 
@@ -102,7 +102,7 @@ impl Case {
         }
     }
 
-    /// Whether the target has what the case is about.
+    /// Whether the target has the service that the case tests.
     pub(super) fn is_for(&self, found: &FoundClouds) -> bool {
         match () {
             () if self.target.starts_with(CONTAINER) => found.container.is_some(),
@@ -241,7 +241,7 @@ fn misshapen(kind: &str, rest: &str, body: &str) -> Option<String> {
             let good = body.split('.').count() == 3 && !body.contains(char::is_whitespace);
             (!good).then(|| "the body is not a bare JWT".into())
         }
-        other => Some(format!("nobody knows the shape {other}; please report this")),
+        other => Some(format!("unknown shape {other}; please report this")),
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
             let shape = case.shape.unwrap_or("line");
             let (kind, rest) = shape.split_once('=').unwrap_or((shape, ""));
             let said = misshapen(kind, rest, "").unwrap_or_default();
-            assert!(!said.contains("nobody knows"), "{}: {said}", case.name);
+            assert!(!said.contains("unknown shape"), "{}: {said}", case.name);
         }
     }
 

@@ -1,6 +1,6 @@
-//! The forms of AWS and Azure that need a secret: container credentials of AWS, and App Service. A secret is known
-//! from the target's path (`serve --listen`), or from the variables of the container that this program runs in. Those
-//! are sent only where they belong.
+//! The services of AWS and Azure that need a secret: AWS's container credentials, and App Service. The secret comes
+//! from the target's path (`serve --listen`), or from the variables of the container that this program runs in. It is
+//! sent only to the server that it belongs to.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,7 +15,7 @@ const APP_SERVICE: &str = "/msi/token";
 /// Where the relative URI of AWS's containers is asked.
 const AGENT: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
 
-/// Where a form is, and the header that it needs.
+/// The path of a service, and the header that it needs.
 #[derive(Debug)]
 pub(super) struct Form {
     /// A path from the target's root on.

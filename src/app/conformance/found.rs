@@ -1,4 +1,4 @@
-//! Which clouds the target has, and what their cases need of it.
+//! Detects which clouds the target has, and collects what their cases need.
 
 use std::net::SocketAddr;
 
@@ -33,8 +33,8 @@ pub(super) struct FoundAws {
 }
 
 impl FoundClouds {
-    /// AWS is there if it gives a token of IMDSv2, Azure if it misses the header of its own. A target that
-    /// does not answer has neither; the cases say so.
+    /// The target has AWS if it returns a token of IMDSv2, and Azure if it requires Azure's header. A target that does
+    /// not answer has neither; the cases report that.
     pub(super) async fn look(target: &TestedServer, at: SocketAddr, env: &Environment) -> Self {
         let prefix = target.prefix();
         let asked = async |line: &str, header: &str| -> Option<ServerAnswer> {

@@ -129,7 +129,7 @@ fn an_engine_behind_ssh() {
     for (host, why) in [
         ("ssh://elsewhere", "ssh refuses or is refused (it must need no password); try: ssh elsewhere true"),
         ("ssh://-oProxyCommand=touch$IFS/x", "names begin with a letter or a digit"),
-        ("ssh://me:word@build.example", "has a password in it"),
+        ("ssh://me:word@build.example", "contains a password"),
     ] {
         let said = refused(&[("DOCKER_HOST", host), ("PATH", &place)], "");
         assert!(said.contains(why) && !said.contains("word@"), "{said}");

@@ -398,7 +398,7 @@ fn offline_fetches_only_from_a_configured_emulator() {
         let task = like_kfp(&root, component, &["gs://kct-bucket/a"], script);
         assert_eq!(plain.ok(&task.iter().map(String::as_str).collect::<Vec<_>>()), "none");
     }
-    let lines = plain.said().lines().filter(|line| line.contains("Google takes no offline token")).count();
+    let lines = plain.said().lines().filter(|line| line.contains("Google accepts no offline token")).count();
     assert_eq!(lines, 1, "{}", plain.said());
     let emulator = FakeStorage::start(|token| claims(token)["email"].as_str().map(String::from));
     emulator.allow("offline@kfp-creds.invalid", "kct-bucket");

@@ -116,14 +116,14 @@ fn three_interrupts_within_two_seconds_end_the_session() {
     let script = format!("trap '' INT; docker run -d {} sleep 90; echo up; sleep 60", task_image());
     let steps = serde_json::json!([
         ["up\r\n", "\u{3}"],
-        ["three within 2 s end the session", "\u{3}"],
+        ["three times within 2 s to end the session", "\u{3}"],
         [2.5, "\u{3}"],
         [0.3, "\u{3}"],
         [0.3, "\u{3}"],
     ]);
     let (code, said) = typed(steps, &["sh", "-c", &script]);
     assert_eq!(code, Some(137), "{said}");
-    assert_eq!(said.matches("the command goes on after Ctrl-C").count(), 1, "{said}");
+    assert_eq!(said.matches("the command continues after Ctrl-C").count(), 1, "{said}");
     assert!(said.contains("ending: no new containers") && said.contains("is killed"), "{said}");
     assert!(said.contains("stopped "), "{said}");
 }

@@ -312,14 +312,14 @@ fn explain_says_why_a_container_got_its_identity() {
     let (live, plain) = (make(&["--label", "team=a"]), make(&[]));
     let called = unique("privileged");
     let strong = make(&["--label", "team=a", "--privileged", "--name", &called]);
-    let miss = format!("rule 1 does not match: image has to be other:*, and it is {image}\n");
+    let miss = format!("rule 1 does not match: image has to be other:*, but it is {image}\n");
 
     let text = explain(&live);
     assert!(text.starts_with(&miss) && text.contains("rule 2 matches\nidentity      loader\n"), "{text}");
     assert!(!text.contains("has no identity"), "{text}");
     let text = explain(&plain);
     assert!(text.starts_with(&miss), "{text}");
-    assert!(text.contains("rule 2 does not match: label team has to be a, and it has none\n"), "{text}");
+    assert!(text.contains("rule 2 does not match: label team has to be a, but it has none\n"), "{text}");
     assert!(text.contains("no identity: not a kfp task; attach it with --all or a [[rule]]\n"), "{text}");
     let text = explain(&called);
     assert!(text.contains("rule 2 matches\n"), "{text}");

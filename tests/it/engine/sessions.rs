@@ -128,7 +128,7 @@ fn two_more_signals_leave_a_hung_engine_to_the_next_start() {
     assert!(!session.said().contains("still ending"), "{}", session.said());
     signal();
     session
-        .wait_for("still ending; once more to leave what is left to the next start", Duration::from_secs(5));
+        .wait_for("still ending; press it again to leave the rest to the next start", Duration::from_secs(5));
     signal();
     session.wait_for("left as it is: the next start of kfp-creds removes it", Duration::from_secs(5));
     let left_by = id(&session);

@@ -309,7 +309,7 @@ fn an_account_is_disabled_only_after_a_dry_run_and_consent() {
     };
     let closed = start(false);
     let (code, text) = cut_off(&closed, &["--all", "--disable-account", TARGET, "--yes"]);
-    assert!(code == Some(64) && text.contains("does not allow to disable it"), "{text}");
+    assert!(code == Some(64) && text.contains("does not allow disabling it"), "{text}");
 
     let session = start(true);
     let client = Client::new(&session);
@@ -359,7 +359,7 @@ fn assert_one_refusal_is_enough(client: &str) {
     let both = ["cut-off", client, "--disable-account", TARGET, "--yes"];
     let out = program(&folder.0).args(both).output().unwrap();
     let text = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.code() == Some(64) && text.contains("does not allow to disable it"), "{text}");
+    assert!(out.status.code() == Some(64) && text.contains("does not allow disabling it"), "{text}");
 }
 
 /// `cut-off ARGUMENTS` of a session: exit code and all it said.
