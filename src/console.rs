@@ -92,7 +92,7 @@ pub enum OutputForm {
     #[default]
     Text,
     Json,
-    /// Only refusals and notices.
+    /// Prints only refusals and notices.
     Quiet,
 }
 

@@ -24,12 +24,12 @@ impl From<ExitStatus> for Ended {
     }
 }
 
-/// What repairs a failure, as far as the place that fails knows it; `check` shows the command.
+/// The remedy for a failure, if the failing code knows one; `check` shows the command.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Remedy {
     #[default]
     Unknown,
-    /// The text itself says what to do.
+    /// The text of the failure names the next step itself.
     InText,
     /// The engine's authorization plugin has to allow it.
     AllowInPlugin,
@@ -52,7 +52,7 @@ pub enum Remedy {
     /// The docker context in use is unusable.
     LeaveContext,
     /// The caller needs a role on a service account.
-    /// `to` is an e-mail address, a principal, or the provider of one, if it is known.
+    /// `to`, if known, is an e-mail address, a principal, or the provider of one.
     GrantRole { role: &'static str, account: String, to: Option<String> },
     /// This service account does not exist, or is not visible.
     InspectAccount(String),
@@ -62,12 +62,12 @@ pub enum Remedy {
     ListKeys(String),
 }
 
-/// Why something failed: the text that a person reads, and what repairs it. Nothing decides by the text.
+/// Why something failed: the text for a person, and the remedy. No code makes decisions by the text.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Reason {
     text: Arc<str>,
     pub remedy: Remedy,
-    /// The pause that the other side asked for, before the same is tried again.
+    /// The pause that the other side asked for, before a retry.
     pub pause: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! Lists and objects in JSON that others wrote: a value of another kind counts as empty.
+//! Reads lists and objects in JSON that others wrote: a value of another type counts as empty.
 
 use serde_json::Value;
 

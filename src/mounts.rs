@@ -30,8 +30,8 @@ pub struct Mount {
 pub enum Source {
     /// A file or directory of this machine, absolute. It is bind-mounted: no copy, no link.
     Path(PathBuf),
-    /// A named volume of the engine; `beside` is a file or directory of that name at the start of a relative
-    /// path, in case the user meant that.
+    /// A named volume of the engine; `beside` is a file or directory of that name where relative paths start, in case
+    /// the user meant that.
     Volume { name: String, beside: Option<PathBuf> },
     /// Empty memory.
     Tmpfs,

@@ -13,19 +13,19 @@ use crate::cloud::Cloud;
 /// The headers of replies of Google's tree, without those that hyper adds itself.
 const OURS: &[u8] = b"metadata-flavor: Google\r\ncontent-type: text/html; charset=UTF-8\r\n\
     server: Metadata Server for VM\r\nx-xss-protection: 0\r\nx-frame-options: SAMEORIGIN\r\n\r\n";
-/// The maximal length of hyper's own head; a longer one is a reply of ours.
+/// The maximum length of a head by hyper itself; a longer one belongs to a reply of ours.
 const LONGEST: usize = 256;
-/// Of what was read, enough for a method and the first segments of a path, or of an absolute target.
+/// How much of a request is kept: enough for a method and the first segments of a path, or of an absolute target.
 const FIRST: usize = 192;
 
 /// A server's connection on which hyper's own refusals carry our headers.
 #[derive(Debug)]
 pub struct Flavored<S> {
     stream: S,
-    /// The rest of such a refusal that is accepted but not written yet.
+    /// The rest of a refusal that was accepted but is not written yet.
     left: Vec<u8>,
-    /// The first bytes that were read after the last reply: those of the request that comes next. Behind a
-    /// request that came with another in one packet this is empty, which counts as Google's.
+    /// The first bytes that were read after the last reply, which begin the next request. If two requests came in
+    /// one packet this is empty for the second one, which then counts as Google's.
     first: Vec<u8>,
     replied: bool,
 }
@@ -47,8 +47,8 @@ impl<S> Flavored<S> {
     }
 }
 
-/// Whether a request that begins like this asks for a path of Google's, as far as one can say. On loopback a secret
-/// may stand before the path.
+/// Whether a request that begins with these bytes is for a path of Google's, as far as they show. On loopback a
+/// secret may precede the path.
 fn is_for_google(first: &[u8]) -> bool {
     let line = first.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
     let Some(target) = line.split(|byte| *byte == b' ').nth(1) else { return true };

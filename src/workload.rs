@@ -294,8 +294,8 @@ pub struct Grant {
     pub identity: Arc<Identity>,
     pub by: By,
     pub task: Arc<Task>,
-    /// In the container's environment, as AWS and Azure have it; worth nothing at another address. `None` if the
-    /// identity has neither.
+    /// The secret in the container's environment with which clients of AWS and Azure authenticate; it is not accepted
+    /// from another address. `None` if the identity has neither cloud.
     pub secret: Option<Arc<Secret<String>>>,
 }
 

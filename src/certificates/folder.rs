@@ -1,5 +1,5 @@
-//! The folder that clients are shown as `DOCKER_CERT_PATH`: `ca.pem`, `cert.pem` and `key.pem`, 0600. It is one
-//! that the user names, so nothing is overwritten or removed there but files that begin with our own line.
+//! The folder that clients use as `DOCKER_CERT_PATH`: `ca.pem`, `cert.pem` and `key.pem`, mode 0600. The user names
+//! the folder, so kfp-creds overwrites and removes only files there that begin with its own line.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -12,23 +12,23 @@ use crate::quote;
 
 /// The names that Docker's clients look for.
 const NAMES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
-/// How the first line of each file begins, before the session's id. Readers of PEM skip what is before a section.
+/// The start of each file's first line, before the session's id. Readers of PEM skip text before a section.
 const MARK: &str = "kfp-creds session ";
 
-/// A folder held by this process until the value is dropped; then its files are gone. The kernel releases the
+/// A folder that this process holds until the value is dropped, which removes the files. The kernel releases the
 /// lock of a killed process.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Whether the folder itself was made here.
+    /// Whether this process made the folder.
     made: bool,
-    /// The link that shows the next start what to remove, and the session whose files it is about.
+    /// The link that tells the next start what to remove, and the session that the files belong to.
     linked: Option<(PathBuf, String)>,
     _lock: File,
 }
 
 impl Folder {
-    /// Takes `folder` for one session, and makes it if it is not there. The error is one line that says what to
+    /// Takes `folder` for one session, and makes it if it does not exist. The error is one line that says what to
     /// do.
     pub fn take(folder: &Path) -> Result<Self, String> {
         let shown = quote::path(folder);
@@ -42,7 +42,9 @@ impl Folder {
         let found = path.metadata().map_err(failed)?;
         let own = rustix::process::geteuid().as_raw();
         if !found.is_dir() {
-            return Err(format!("{shown}: is not a directory; name one, or a path where none is yet"));
+            return Err(format!(
+                "{shown}: is not a directory; name a directory, or a path that does not exist yet"
+            ));
         }
         if found.uid() != own {
             let theirs = found.uid();
@@ -80,7 +82,7 @@ impl Folder {
         Ok(taken)
     }
 
-    /// Writes the files of `session`, and beside its socket in `sockets` a link for the case that it is killed.
+    /// Writes the files of `session`, and beside its socket in `sockets` a link, in case the session is killed.
     pub fn write(&mut self, certificates: &Certificates, session: &str, sockets: &Path) -> io::Result<()> {
         let link = sockets.join(format!("{session}.tls"));
         let _ = std::fs::remove_file(&link);

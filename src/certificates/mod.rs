@@ -66,7 +66,7 @@ fn made(session: &str, address: IpAddr, now: SystemTime) -> Result<Certificates,
         names.push(address.to_string());
     }
     let mut server = about("server", names)?;
-    // One purpose each: who has the clients' key cannot pose as the server.
+    // Each certificate has one purpose, so the holder of the clients' key cannot pose as the server.
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let mut client = about("client", vec![])?;
     client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -99,7 +99,7 @@ fn configured(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![server], key.into())?;
-    // Every connection shows its certificate: none resumes another one, and none sends data early.
+    // Every connection has to present its certificate, so neither resumption nor early data is allowed.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

@@ -51,7 +51,7 @@ impl HostRoot {
         root.join(found)
     }
 
-    /// The name on that machine of something found here, which is what a person can act on.
+    /// The path on that machine of something found here, which is the path that a person can use.
     pub fn name(&self, found: &str) -> String {
         let Some(root) = self.0.as_deref().and_then(Path::to_str) else { return found.into() };
         match found.strip_prefix(root.trim_end_matches('/')) {
@@ -61,7 +61,7 @@ impl HostRoot {
         }
     }
 
-    /// `path` of that machine without its links, if it is there.
+    /// `path` of that machine with its links resolved, if it exists.
     pub fn real(&self, path: &Path) -> io::Result<PathBuf> {
         let Some(root) = &self.0 else { return path.canonicalize() };
         let found = self.find(path);
@@ -69,14 +69,14 @@ impl HostRoot {
         Ok(Path::new("/").join(found.strip_prefix(root).unwrap_or(&found)))
     }
 
-    /// The name on that machine of a file that has the name `here` for this program; `None` if it is not below the
-    /// mounted root: what that machine calls it is unknown then.
+    /// The path on that machine of a file that this program sees as `here`; `None` if it is not below the mounted root,
+    /// because its path on that machine is unknown then.
     pub fn there(&self, here: &Path) -> Option<PathBuf> {
         let Some(root) = &self.0 else { return Some(here.into()) };
         Some(Path::new("/").join(here.strip_prefix(root).ok()?))
     }
 
-    /// The guard for that machine's files: what it knows by path is looked for there as well.
+    /// The guard for that machine's files: places that it knows by path are searched there as well.
     pub fn guard(&self, mut guard: Guard) -> Guard {
         if self.0.is_none() {
             return guard;

@@ -78,7 +78,7 @@ pub enum SecretKind {
     Kubeconfig,
     RegistryLogin,
     SecretVariable,
-    /// A process that can open it can do whatever the engine can do, past every rule of the session.
+    /// A process that can open it can do everything that the engine can do, regardless of the session's rules.
     EngineSocket,
 }
 

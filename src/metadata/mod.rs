@@ -2,9 +2,9 @@
 //! in, a reply or the need for a token comes out. No I/O, no clock, no cache; the listener and the mint are
 //! elsewhere.
 //!
-//! The first segment of the path decides whose protocol a request is ([`Service`]); each cloud has a folder. A
-//! cloud that the identity does not have answers as if the machine were not in it, because clients that find
-//! half of a cloud believe in it and fail later. `guards` holds what all have in common, `reply` the headers;
+//! The first segment of the path decides which protocol a request uses ([`Service`]); each cloud has a folder. For a
+//! cloud that the identity does not have, the answers are those of a machine outside that cloud, because clients that
+//! find half of a cloud rely on it and fail later. `guards` has the checks for all clouds, `reply` the headers;
 //! `tests/golden/` holds the expected bytes.
 
 mod aws;
@@ -45,15 +45,15 @@ pub struct RequestHead<'a> {
     pub now: Now,
 }
 
-/// How the listener let the caller in.
+/// How the caller was identified by the listener.
 #[derive(Clone, Copy, Debug)]
 pub enum Entered<'a> {
     /// By its address, which has a lease.
     Address,
-    /// By this secret, which stood before the target and was cut off: the container form of AWS has no second
-    /// one in its path, and Azure's header may be this one.
+    /// By this secret, which preceded the target and was removed from it: the container form of AWS has no second
+    /// secret in its path, and Azure's header may contain this one.
     Secret(&'a str),
-    /// By nothing: the operator opened the listener to every program on this machine.
+    /// Not at all: the operator opened the listener to every program on this machine.
     Open,
 }
 

@@ -38,9 +38,9 @@ pub struct Reply {
     pub of_google: bool,
     /// A refusal that goes out as a 200, because clients show the text of no other status.
     pub refused: bool,
-    /// Clients ask this of every machine to learn whether it is in the cloud: the answer no is not a refusal.
+    /// Clients send this request on every machine, to detect the cloud: a negative answer is not a refusal.
     pub probe: bool,
-    /// What is wrong with the request, for the records; `None` if there is nothing more to say than that it is refused.
+    /// What is wrong with the request, for the records; `None` if there is no reason besides the refusal.
     pub wrong: Option<&'static str>,
 }
 
@@ -64,8 +64,8 @@ impl Reply {
         }
     }
 
-    /// Says after how long the same request may succeed, if `self` says that it may: Azure's libraries wait that
-    /// long, those of AWS and Google for as long as they think right.
+    /// Sets the time after which the same request may succeed, if `self` is such a failure. Azure's libraries wait for
+    /// that time; those of AWS and Google choose their own pause.
     pub fn after(self, pause: Option<Duration>) -> Self {
         let busy = matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
         let seconds = |pause: Duration| (pause.as_secs() + u64::from(pause.subsec_nanos() > 0)).max(1);

@@ -1,9 +1,9 @@
-//! Which form of which cloud a path belongs to.
+//! The service of a cloud that a path belongs to.
 
 use super::target::PathTarget;
 use crate::cloud::Cloud;
 
-/// A form in which clients request credentials. Each has its own errors.
+/// A service from which clients request credentials. Each has its own error format.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Service {
     Google,

@@ -21,7 +21,7 @@ pub struct Account {
     pub service_account: Option<String>,
 }
 
-/// What AWS's tree shows to a caller with an identity there.
+/// What AWS's tree shows to a caller whose identity has AWS.
 #[derive(Clone, Debug)]
 pub struct AwsView {
     /// The name of the role, as the instance's; never empty.
@@ -40,10 +40,10 @@ pub struct AwsView {
     pub session_key: Option<Arc<Secret<[u8; 32]>>>,
 }
 
-/// What Azure's tree shows to a caller with an identity there.
+/// What Azure's tree shows to a caller whose identity has Azure.
 #[derive(Clone, Debug)]
 pub struct AzureView {
-    /// That of the identity's principal, if known; no other one may be requested.
+    /// The client id of the identity's principal, if known; no other one may be requested.
     pub client_id: Option<String>,
     pub tenant: Option<String>,
     /// A stand-in: the identity may have several, or none.

@@ -25,10 +25,10 @@ impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> CacheKey for K {}
 pub(super) trait Cacheable: Debug + Send + Sync + 'static {
     fn about(&self) -> HandedOut;
 
-    /// A token with less life left is neither stored nor served, whatever else fails.
+    /// A token with less life left is never stored or served.
     const LEAST: Duration = Duration::ZERO;
 
-    /// What to do where one comes with less; `left` is its life.
+    /// The error if a new token has less; `left` is its life.
     fn too_short(_left: Duration) -> SourceError {
         SourceError::transient("the token that came has already expired; check this machine's clock")
     }
@@ -96,7 +96,7 @@ impl Cacheable for IdentityToken {
         self.about()
     }
 
-    /// Not renewed ahead: every audience would need a flight every four minutes.
+    /// Not renewed ahead, because every audience would then need an upstream call every four minutes.
     fn spans(life: Duration) -> Lifetimes {
         let served = ID_TOKEN_REUSE.min(life / 2);
         Lifetimes { served, calm: served }
@@ -131,7 +131,7 @@ impl Cacheable for AzureToken {
         self.about()
     }
 
-    /// MSAL counts a token with less than 300 s as gone, and asks before every call then.
+    /// MSAL treats a token with less than 300 s left as expired, and then requests one before every call.
     fn spans(life: Duration) -> Lifetimes {
         AccessToken::spans(life)
     }
@@ -318,7 +318,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
         self.void(|_| true);
     }
 
-    /// The same for these keys alone.
+    /// The same for only these keys.
     pub(super) fn void(&self, which: impl Fn(&K) -> bool) {
         for (_, entry) in self.lock().extract_if(|key, _| which(key)) {
             if let Some(in_flight) = entry.in_flight {

@@ -1,4 +1,4 @@
-//! Sessions of AWS and tokens of Azure: the same caches and flights as for Google's tokens, with keys of their own.
+//! AWS sessions and Azure tokens: the same caches and flights as for Google's tokens, with different cache keys.
 
 use std::collections::HashSet;
 use std::future::ready;
@@ -15,22 +15,22 @@ use crate::source::{Pending, Reloaded, SourceError};
 use crate::token::{AwsSession, AzureToken, Now, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity, Task};
 
-/// Requests to Azure that one identity may have under way; a component uses a handful of resources.
+/// Most concurrent requests to Azure for one identity; a component uses a handful of resources.
 const MOST_AT_ONCE: usize = 16;
 
 /// The session of programs on this machine.
 const LOCAL: &str = "kfp-local";
 
-/// Whose sessions and tokens are kept although no lease can request them.
+/// The owners whose sessions and tokens are kept although no lease can request them.
 #[derive(Debug, Default)]
 pub(super) struct Retained {
-    /// What programs of this machine have; unset while none is served.
+    /// The identity of programs on this machine; unset while none is served.
     local: OnceLock<Arc<Identity>>,
     arriving: Mutex<HashSet<ContainerId>>,
 }
 
-/// A container that is being attached: its session of AWS is asked for before its lease begins, and the end of
-/// another lease does not drop it while this exists.
+/// A container that is being attached. Its AWS session is requested before its lease begins; while this value exists,
+/// the end of another lease does not drop that session.
 #[derive(Debug)]
 pub struct Arriving {
     mint: Arc<Mint>,
@@ -45,13 +45,13 @@ impl Drop for Arriving {
 }
 
 impl Mint {
-    /// Programs of this machine are served as `identity`: what they have on AWS and Azure is kept, because no lease
-    /// of theirs ends. Only the first call counts.
+    /// Sets the identity of programs on this machine. Their AWS sessions and Azure tokens are kept, because no lease
+    /// ends for them. Only the first call has an effect.
     pub fn serves_local(&self, identity: &Arc<Identity>) {
         let _ = self.kept.local.set(identity.clone());
     }
 
-    /// Hold what is returned until the container's lease has begun.
+    /// Hold the returned value until the container's lease has begun.
     pub fn arriving(self: &Arc<Self>, container: &ContainerId) -> Arriving {
         let mut arriving = self.kept.arriving.lock().unwrap_or_else(PoisonError::into_inner);
         arriving.insert(container.clone());
@@ -59,7 +59,7 @@ impl Mint {
         Arriving { mint: self.clone(), container: container.clone() }
     }
 
-    /// The session request of `identity`, for `container` and its `task`. `None` if the identity has nothing on
+    /// The session request of `identity`, for `container` and its `task`. `None` if the identity has no access to
     /// AWS.
     pub fn aws_request(
         &self,
@@ -82,7 +82,7 @@ impl Mint {
         })
     }
 
-    /// The token request of `identity` for `resource`. `None` if the identity has nothing on Azure.
+    /// The token request of `identity` for `resource`. `None` if the identity has no access to Azure.
     pub fn azure_request(
         &self,
         identity: &Identity,
@@ -151,7 +151,7 @@ impl Mint {
         self.sessions.alive(Now::read())
     }
 
-    /// Denies sessions everything, at AWS. They stay good here: cut off their containers before.
+    /// Denies everything to these sessions, at AWS. They stay in the cache: cut off their containers first.
     pub async fn deny_aws(&self, ask: &Deny) -> Result<(), SourceError> {
         match &self.sources.aws {
             Some(source) => source.deny(ask).await,
@@ -159,8 +159,8 @@ impl Mint {
         }
     }
 
-    /// Begins to make the first tokens of a container, those of every cloud that its identity has. What Azure is
-    /// asked for is known only from the request itself.
+    /// Starts minting the first tokens of a container, for every cloud of its identity except Azure, whose resource is
+    /// known only from the request.
     pub fn ahead_of(&self, grant: &Grant) {
         let who = Requestor::Container(grant);
         if grant.identity.google {
@@ -192,7 +192,7 @@ impl Mint {
                 (Cloud::Aws, Reloaded::OtherAccount) => self.aws.void_all(),
                 (Cloud::Aws, Reloaded::Renewed | Reloaded::Supplied) => {
                     self.aws.forget_failures();
-                    // Without a role they are the login's own, which may be another person's now.
+                    // Without a role the sessions are the login's own, and the login may now be another person's.
                     self.aws.void(|ask| ask.identity.role.is_none());
                 }
                 (Cloud::Azure, Reloaded::OtherAccount) => self.azure.void_all(),

@@ -1,4 +1,4 @@
-//! Records the outcomes of upstream calls, and who Google's source is.
+//! Records the outcomes of upstream calls, and the account of Google's source.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,7 +46,7 @@ impl MintLog {
         };
         self.recorder.minted(kind, outcome, began.elapsed());
         if let Ok(token) = &result {
-            // Google's own account; the sources of the others have none that is known here.
+            // Only the account of Google's source is known here.
             let own = kind.cloud() == Cloud::Google;
             let email = own.then(|| self.principal.borrow().email.clone()).flatten();
             making.made(email.as_deref(), &token.about());
@@ -68,7 +68,7 @@ impl MintLog {
         source: &dyn Source,
         call: Pending<'_, Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
-        // An answer can be the first to say who a user is.
+        // The first answer for a login can contain the user's name.
         let asking = async move {
             let result = call.await;
             self.ask_who(source);

@@ -93,7 +93,7 @@ impl From<SourceError> for MintFailure {
     }
 }
 
-/// Where the tokens of each cloud come from.
+/// The source of each cloud's tokens.
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub google: Arc<dyn Source>,
@@ -112,13 +112,13 @@ pub struct Mint {
     sessions: Arc<Sessions>,
     azure: Arc<TokenCache<AzureRequest, AzureToken>>,
     kept: clouds::Retained,
-    /// The requests to Azure that are under way.
+    /// The requests to Azure that have not finished.
     under_way: Arc<UnderWay>,
     log: Arc<MintLog>,
 }
 
 impl Mint {
-    /// With Google's source alone.
+    /// Uses only Google's source.
     pub fn new(source: Arc<dyn Source>, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
         Self::of_clouds(Sources { google: source, aws: None, azure: None }, tasks, recorder)
     }
@@ -133,7 +133,7 @@ impl Mint {
         Arc::new(Self { sources, tasks, access, identity, aws, sessions, azure, kept, under_way, log })
     }
 
-    /// How the source of `cloud` does.
+    /// The state of the source of `cloud`.
     pub fn health(&self, cloud: Cloud) -> Health {
         let all = self.log.health.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(&cloud).cloned().unwrap_or_default()
@@ -336,7 +336,7 @@ impl Mint {
                     return Ok(token);
                 }
                 CacheResult::Failed(SourceError::Transient(why), again) => {
-                    // During a back-off callers wait too: the next try may bring them a token. Where upstream
+                    // During a back-off callers wait too, because the next try may return a token. If upstream
                     // asked for a longer pause they are told how long, at once.
                     if why.pause.is_some() && again >= until {
                         let left = again.saturating_duration_since(Instant::now());

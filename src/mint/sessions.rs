@@ -7,7 +7,7 @@ use crate::source::aws::AwsRequest;
 use crate::token::{AwsSession, Deadline, Now};
 use crate::workload::Grant;
 
-/// A session of a container, which every renewal keeps: a new life of it is under the same `user_id`.
+/// A session of a container. A renewal has the same `user_id`, so it counts as the same session.
 #[derive(Clone, Debug)]
 pub struct MadeSession {
     pub grant: Grant,
@@ -15,11 +15,11 @@ pub struct MadeSession {
     pub role: String,
     /// `ROLEID:SESSION-NAME`.
     pub user_id: String,
-    /// The end of the last one.
+    /// The expiry of the last renewal.
     pub expires: Deadline,
 }
 
-/// Remembered until they expire, whatever became of their containers.
+/// The sessions, remembered until they expire, also after their containers ended.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(Mutex<Vec<MadeSession>>);
 
@@ -48,7 +48,7 @@ impl Sessions {
         }
     }
 
-    /// Those that have not expired.
+    /// The sessions that have not expired.
     pub(super) fn alive(&self, now: Now) -> Vec<MadeSession> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter(|known| !known.expires.is_over(now)).cloned().collect()

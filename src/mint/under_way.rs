@@ -1,14 +1,14 @@
-//! A limit on what one identity has under way: containers choose the names of Azure's resources, and each new name
-//! is a request of its own, or a program that runs for seconds.
+//! A limit on concurrent requests of one identity: containers choose the names of Azure's resources, and each new
+//! name needs another request, or a program that runs for seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The number of requests under way, by identity.
+/// The number of unfinished requests, by identity.
 #[derive(Debug, Default)]
 pub(super) struct UnderWay(Mutex<HashMap<String, usize>>);
 
-/// One request, which counts until this is dropped.
+/// One unfinished request; it counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct Counted {
     under_way: Arc<UnderWay>,
@@ -16,7 +16,7 @@ pub(super) struct Counted {
 }
 
 impl UnderWay {
-    /// `None` if `most` requests of `identity` are under way.
+    /// `None` if `identity` already has `most` unfinished requests.
     pub(super) fn enter(self: &Arc<Self>, identity: &str, most: usize) -> Option<Counted> {
         let mut under_way = self.lock();
         let count = under_way.entry(identity.to_owned()).or_default();

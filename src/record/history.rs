@@ -1,5 +1,5 @@
-//! What happened in a session, for its page: which tasks ran, when tokens were given to them, and what was
-//! refused. In memory only, bounded, and without any token.
+//! The history of a session, for its page: which tasks ran, when they got tokens, and what was refused. It is in
+//! memory only, bounded, and holds no token.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,7 +32,7 @@ pub struct Past {
     pub changes: u64,
     /// In the order of their beginnings.
     pub runs: VecDeque<LeaseHistory>,
-    /// The one that was repeated last comes last.
+    /// The most recently repeated one is last.
     pub refusals: VecDeque<RefusedRequest>,
     /// How many entries were dropped.
     pub forgotten: u64,
@@ -42,7 +42,7 @@ pub struct Past {
 #[derive(Clone, Debug, Serialize)]
 pub struct LeaseHistory {
     pub container: String,
-    /// As people read it: pipeline, component, iteration.
+    /// The name for people: pipeline, component, iteration.
     pub task: String,
     pub pipeline: Option<String>,
     pub identity: String,
@@ -82,11 +82,11 @@ pub enum RefusingPart {
     Identity,
 }
 
-/// Something that was refused, as often as it was.
+/// A refusal, with the number of its repetitions.
 #[derive(Clone, Debug, Serialize)]
 pub struct RefusedRequest {
     pub part: RefusingPart,
-    /// Whose request it was.
+    /// The caller.
     pub who: String,
     pub what: String,
     /// The reason, and what to do.
@@ -197,7 +197,7 @@ impl Past {
             tokens: VecDeque::new(),
         });
         if self.runs.len() > RUNS {
-            // Those that still run are what people look for.
+            // Keep those that still run: people look for them.
             let oldest = self.runs.iter().position(|run| run.ended.is_some()).unwrap_or_default();
             self.runs.remove(oldest);
             self.forgotten += 1;

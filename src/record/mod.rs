@@ -32,7 +32,7 @@ struct RecorderInner {
     quiet: Quiet,
 }
 
-/// The party that was given a token, or refused one.
+/// The party that requested a token.
 #[derive(Clone, Copy, Debug)]
 pub enum Requestor<'a> {
     Container(&'a Grant),
@@ -205,8 +205,8 @@ impl Recorder {
         }
     }
 
-    /// A token is about to be minted for `who`: on its request, or `ahead` of one, as always for a session. A
-    /// call that brings no token is only counted.
+    /// A token is about to be minted for `who`: on its request, or `ahead` of one (always, for the session itself). A
+    /// call that returns no token is only counted.
     pub fn making(
         &self,
         who: Option<Requestor<'_>>,

@@ -42,7 +42,7 @@ impl Repeated {
 }
 
 impl Quiet {
-    /// The entries to write now for `entry`, which `what` and `details` distinguish from others.
+    /// The entries to write now for `entry`; `what` and `details` tell refusals apart.
     pub(super) fn tell(
         &self,
         caller: impl Hash,

@@ -223,12 +223,12 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
 /// The form of an error, by the path of the request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum ErrorForm {
-    /// The one that looks like Google's server.
+    /// The format of Google's server.
     Google,
     Text,
-    /// The container form of AWS.
+    /// The format of AWS's container credentials.
     Container,
-    /// Both of Azure's; one has members that clients of the other ignore.
+    /// The format of both Azure services; one has members that clients of the other ignore.
     Azure,
 }
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// What the program is asked to do in a container.
+/// The commands of the program in a container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ProgramCall {
     /// `relay ADDRESS [--cells]`: carries requests from the network to stdout; see [`super::run`].

@@ -35,7 +35,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the engine may take to remove a relay that has ended, before it counts like any other container.
 const RELAY_GOES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Ranges for sessions that cannot have the shared one: those of RFC 2544, which are not routed.
+/// Ranges for sessions that cannot use the shared range: those of RFC 2544, which are not routed.
 const SPARE: [u8; 2] = [198, 18];
 
 /// What a session requests from the engine.
@@ -47,7 +47,7 @@ pub struct EnginePlan<'a> {
     /// The range from which each container gets its own network, instead of one shared by all.
     pub cells: Option<Pool>,
     pub relay: &'a RelaySource,
-    /// Containers are to get credentials of AWS.
+    /// Whether containers can get credentials of AWS.
     pub aws: bool,
     /// The folder of this user's session sockets, `SESSION.sock` each. Its `lock` is held while networks are
     /// swept and made, so that two starts do not sweep each other's.
@@ -60,9 +60,9 @@ pub struct MetadataNetwork {
     pub engine: Engine,
     pub network: Network,
     pub pool: Pool,
-    /// The relay's address: 169.254.169.254, or another one if another session has that.
+    /// The relay's address: 169.254.169.254, or a different one if another session uses that.
     pub relay: Ipv4Addr,
-    /// The relay has AWS's address of container credentials, too.
+    /// Whether the relay also has AWS's address of container credentials.
     pub container_credentials: bool,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,

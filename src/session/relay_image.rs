@@ -28,7 +28,7 @@ pub(super) async fn ensure(
     Ok((engine.load_relay_image(&relay).await?, relay.reference()))
 }
 
-/// The operator's own image, which came to the engine in a way of theirs.
+/// The operator's own image, which the operator brought to the engine.
 async fn pinned(
     engine: &Engine,
     image: &str,

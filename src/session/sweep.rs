@@ -126,9 +126,9 @@ fn remove(path: &Path) {
     };
 }
 
-/// What dead sessions left in the folder: sockets without a listener, links to them and to the certificates of
-/// `serve --tls`, and the directories of `run --processes`. Connects to sockets of sessions only: a connection to another one, such as that of a
-/// service manager, would start what it is for.
+/// Finds what dead sessions left in the folder: sockets without a listener, links to them and to the certificates of
+/// `serve --tls`, and the directories of `run --processes`. Connects only to sockets of sessions: a connection to
+/// another socket, such as a service manager's, would start its service.
 async fn left_files(folder: &Path) -> Vec<PathBuf> {
     let mut left = vec![];
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

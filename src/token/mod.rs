@@ -107,8 +107,8 @@ struct LastRendered {
 }
 
 impl RenderedReply {
-    /// What `render` gives, made once for all callers of the same second (`seconds` of the token are left) and
-    /// of the same `form`. The form has to tell apart all replies that this token can be in.
+    /// The result of `render`, made once for all callers of the same second (`seconds` of the token are left) and of
+    /// the same `form`. Replies with this token that differ must have different forms.
     pub fn or_render(&self, seconds: u64, form: &str, render: impl FnOnce() -> Vec<u8>) -> Rendered {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -136,7 +136,7 @@ impl IdentityToken {
     }
 }
 
-/// Temporary credentials of AWS, as STS gives them.
+/// Temporary AWS credentials from STS.
 #[derive(Debug)]
 pub struct AwsSession {
     /// Begins with `ASIA`: a long-lived key (`AKIA`) never gets here.

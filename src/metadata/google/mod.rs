@@ -48,7 +48,7 @@ pub(super) fn guard(head: &RequestHead<'_>, view: &View, target: Option<PathTarg
     if !view.google { Some(absent()) } else { refusal(&ParsedRequest::read(head, view, target)) }
 }
 
-/// Says nothing of Google, `/` included: a tree that is half there makes google-auth wait for 16 s.
+/// Hides Google everywhere, even at `/`: half a tree makes google-auth wait for 16 s.
 fn absent() -> Reply {
     let why = "This container has no identity on Google Cloud.";
     Reply::bare(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", Body::plain(why))

@@ -218,7 +218,7 @@ fn rfc3339(at: SystemTime) -> String {
 
 enum Message {
     Entry(SystemTime, Box<AuditEntry>),
-    /// Answered once all earlier entries are on the disk or lost.
+    /// Answered when all earlier entries are on the disk or lost.
     Flush(oneshot::Sender<()>),
 }
 
