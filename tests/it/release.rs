@@ -57,6 +57,45 @@ fn the_formula_matches_the_release() {
     }
 }
 
+/// What `scripts/release-notes` of a checkout with this manifest and changelog says.
+fn notes(manifest: &str, changelog: &str) -> Output {
+    let folder = Folder::new("notes");
+    fs::create_dir(folder.0.join("scripts")).unwrap();
+    fs::write(folder.0.join("Cargo.toml"), manifest).unwrap();
+    fs::write(folder.0.join("CHANGELOG.md"), changelog).unwrap();
+    let script = folder.0.join("scripts/release-notes");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/release-notes"), &script).unwrap();
+    Command::new(script).args(["9.8.7", "https://git.example/kfp-creds"]).output().unwrap()
+}
+
+#[test]
+fn the_changelog_is_of_the_version_that_is_built() {
+    let changelog = read("CHANGELOG.md");
+    let heading = changelog.lines().find_map(|line| line.strip_prefix("## [")).unwrap();
+    let (version, date) = heading.split_once("] - ").unwrap();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let digits = |date: &str| date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    assert!(date == "unreleased" || date.len() == 10 && digits(date), "{date}");
+}
+
+#[test]
+fn a_release_has_notes_and_agrees_with_its_tag() {
+    let manifest = "version = \"9.8.7\"\nrepository = \"https://git.example/kfp-creds\"\n";
+    let changelog = "# Changelog\n\n## [9.8.7] - 2026-11-30\n\n### Added\n\n- One.\n\n## [9.8.6] - 2026-10-01\n\n- Older.\n";
+    let out = notes(manifest, changelog);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), "### Added\n\n- One.");
+    let refused = |manifest: &str, changelog: &str, why: &str| {
+        let out = notes(manifest, changelog);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && out.stdout.is_empty() && said.contains(why), "{said}");
+    };
+    refused(&manifest.replace("9.8.7", "9.8.8"), changelog, "another version");
+    refused("version = \"9.8.7\"\n", changelog, "add repository = \"https://git.example/kfp-creds\"");
+    refused(manifest, &changelog.replace("2026-11-30", "unreleased"), "## [9.8.7] - DATE");
+    refused(manifest, &changelog.replace("[9.8.7]", "[Unreleased]"), "## [9.8.7] - DATE");
+}
+
 #[test]
 fn the_workflow_makes_the_archives_that_are_looked_for() {
     let (workflow, manifest) = (read(".github/workflows/release.yml"), read("Cargo.toml"));
