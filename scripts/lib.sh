@@ -47,3 +47,12 @@ timed() {
     took=$(($(date +%s) - began))
     [ "$took" -lt 2 ] || say "$step" "done in $took s"
 }
+
+# rust_target TARGET : true when the standard library of TARGET is installed; rustup is asked for it where it is missing. What it
+# says goes to .work/rustup.log.
+rust_target() {
+    [ -d "$(rustc --print target-libdir --target "$1")" ] && return
+    have rustup || return
+    say "rust" "rustup target add $1"
+    timeout 300 rustup target add "$1" </dev/null >"$work/rustup.log" 2>&1 && [ -d "$(rustc --print target-libdir --target "$1")" ]
+}
