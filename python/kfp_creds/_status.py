@@ -6,7 +6,23 @@ import html
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Sequence
 
+#: As the program names them, in its order. A kind that is not here counts as Google's.
+_CLOUDS = {"access": "Google Cloud", "identity": "Google Cloud", "aws-session": "AWS", "azure-token": "Azure"}
 _HEAD = ("container", "task", "identity", "state", "tokens")
+
+
+def _held(tokens: Sequence[Mapping[str, Any]]) -> str:
+    """What a container holds and until when; with the clouds, where it holds anything of AWS or Azure."""
+    by_cloud: Dict[str, List[Mapping[str, Any]]] = {cloud: [] for cloud in _CLOUDS.values()}
+    for token in tokens:
+        by_cloud[_CLOUDS.get(token.get("kind", ""), "Google Cloud")].append(token)
+    named = any(by_cloud[cloud] for cloud in ("AWS", "Azure"))
+    said = []
+    for cloud, held in by_cloud.items():
+        if held:
+            last = max(held, key=lambda token: token.get("left", 0))
+            said.append(f"{cloud + ': ' if named else ''}{len(held)}, the last until {last.get('expires', '?')}")
+    return "; ".join(said) or "none"
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,16 +48,9 @@ class Status:
         return f"{source.get('account', '?')}, project {source.get('project', '?')} ({source.get('kind', '?')})"
 
     def _rows(self) -> List[Sequence[str]]:
-        def tokens(lease: Mapping[str, Any]) -> str:
-            held = lease.get("tokens", [])
-            if not held:
-                return "none"
-            last = max(held, key=lambda token: token.get("left", 0))
-            return f"{len(held)}, the last until {last.get('expires', '?')}"
-
         return [
             (str(lease.get("container", ""))[:12], str(lease.get("task", "")), str(lease.get("identity", "")),
-             str(lease.get("state", "")), tokens(lease))
+             str(lease.get("state", "")), _held(lease.get("tokens", [])))
             for lease in self.leases
         ]
 

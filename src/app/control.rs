@@ -36,7 +36,7 @@ use super::deny::Denied;
 use super::explain::{explained, explained_created};
 use super::named::select;
 use super::status::Status;
-use super::{deny, kill_switch, page};
+use super::{deny, held, kill_switch, page};
 use crate::console::Console;
 use crate::docker::proxy::{LiveRules, ProxySettings, Rules};
 use crate::lifecycle::Lifecycle;
@@ -317,12 +317,10 @@ impl ControlServer {
         let mut done = Vec::new();
         for member in members {
             if let Some(alive) = self.lifecycle.bar(&member.grant.container) {
-                let last = alive.iter().map(|token| token.expires.wall()).max();
                 done.push(json!({
                     "container": member.grant.container.as_str(),
                     "task": member.grant.task.to_string(),
-                    "outstanding": alive.len(),
-                    "until": last.map(crate::console::rfc3339),
+                    "tokens": held::tokens(&alive, Now::read()),
                 }));
             }
         }

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::held::{HeldToken, held};
 use super::sessions::{self, Peer};
 use crate::config::Environment;
 use crate::failure::{Ended, Failure};
@@ -100,20 +101,55 @@ fn tell(text: &str, print: &impl Fn(&str)) {
         print("nothing to cut off: it was cut off before, or no container has an identity");
     }
     for one in done {
-        let word = |key: &str| one[key].as_str().unwrap_or_default().replace(char::is_control, "?");
+        let word = |key: &str| one[key].as_str().unwrap_or_default();
         let (container, task) = (word("container"), word("task"));
-        let container = container.get(..12).unwrap_or(&container);
-        match one["until"].as_str() {
-            Some(until) => print(&format!(
-                "cut off {task} ({container}); it holds {} tokens, the last until {until}",
-                one["outstanding"]
-            )),
-            None => print(&format!("cut off {task} ({container}); it holds no token")),
-        }
+        let container = container.get(..12).unwrap_or(container);
+        let holds = match serde_json::from_value::<Vec<HeldToken>>(one["tokens"].clone()) {
+            Ok(none) if none.is_empty() => "it holds no token".into(),
+            Ok(tokens) => format!("tokens that it holds: {}", held(&tokens)),
+            Err(_) => "its session is of another version: status says what it holds".into(),
+        };
+        print(&plain(&format!("cut off {task} ({container}); {holds}")));
     }
 }
 
 /// `name=value`, escaped.
 pub(super) fn query(name: &str, value: &str) -> String {
     url::form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn what_it_holds_is_told_by_cloud() {
+        let said = |tokens: Value| {
+            let one = serde_json::json!({ "container": "ab".repeat(32), "task": "etl/load\u{1b}[2J", "tokens": tokens });
+            let lines = RefCell::new(Vec::new());
+            let print = |line: &str| lines.borrow_mut().push(line.to_owned());
+            tell(&serde_json::json!({ "cut_off": [one] }).to_string(), &print);
+            lines.into_inner().join("\n")
+        };
+        let token = |kind: &str, hour: u64| {
+            let expires = format!("2026-11-23T{hour}:00:00Z");
+            serde_json::json!({ "mint": "00", "kind": kind, "expires": expires, "left": hour })
+        };
+        let begin = "cut off etl/load?[2J (abababababab); ";
+        assert_eq!(said(serde_json::json!([])), format!("{begin}it holds no token"));
+        assert_eq!(
+            said(serde_json::json!([token("access", 13), token("identity", 12)])),
+            format!("{begin}tokens that it holds: 2, the last until 2026-11-23T13:00:00Z (in 13 s)")
+        );
+        assert_eq!(
+            said(serde_json::json!([token("azure-token", 13), token("aws-session", 12)])),
+            format!(
+                "{begin}tokens that it holds: AWS: 1, the last until 2026-11-23T12:00:00Z (in 12 s); \
+                 Azure: 1, the last until 2026-11-23T13:00:00Z (in 13 s)"
+            )
+        );
+        assert!(said(Value::Null).contains("another version"));
+    }
 }

@@ -16,6 +16,7 @@ mod cut_off;
 mod deny;
 mod explain;
 mod health;
+mod held;
 mod host_loopback;
 mod inputs;
 mod kill_switch;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::about::About;
+use super::held::{HeldToken, held, tokens};
 use super::sessions::{self, Peer};
 use crate::cloud::Cloud;
 use crate::config::Environment;
@@ -16,7 +17,7 @@ use crate::lifecycle::Lifecycle;
 use crate::mint::Mint;
 use crate::quote;
 use crate::record::Recorder;
-use crate::token::{HandedOut, Now, TokenKind};
+use crate::token::Now;
 use crate::workload::Identity;
 
 /// One session at one moment: the answer to `GET /status`. Times are RFC 3339, in UTC.
@@ -121,16 +122,7 @@ pub(super) struct Row {
     /// `live`, `stopped` or `cut off`.
     pub(super) state: String,
     pub(super) since: Option<String>,
-    pub(super) tokens: Vec<Token>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(super) struct Token {
-    pub(super) mint: String,
-    pub(super) kind: String,
-    pub(super) expires: String,
-    /// Seconds.
-    pub(super) left: u64,
+    pub(super) tokens: Vec<HeldToken>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -175,7 +167,7 @@ impl Status {
             }
             .into(),
             since: member.lease.as_ref().map(|lease| rfc3339(lease.since())),
-            tokens: tokens(member.tokens(now), now),
+            tokens: tokens(&member.tokens(now), now),
         };
         Self {
             session: about.session.clone(),
@@ -232,16 +224,6 @@ fn of_cloud(mint: &Mint, cloud: Cloud, kind: &str) -> CloudHealth {
     let (last_failure, why) = health.failed.map(|(at, why)| (rfc3339(at), why)).unzip();
     let last_mint = health.minted.map(rfc3339);
     CloudHealth { cloud: cloud.word().into(), kind: kind.into(), last_mint, last_failure, why }
-}
-
-fn tokens(alive: Vec<HandedOut>, now: Now) -> Vec<Token> {
-    let token = |token: HandedOut| Token {
-        mint: token.id.to_string(),
-        kind: token.kind.word().into(),
-        expires: rfc3339(token.expires.wall()),
-        left: token.expires.remaining(now).as_secs(),
-    };
-    alive.into_iter().map(token).collect()
 }
 
 /// The table for a person. The containers' creators chose the names: no control character reaches the
@@ -320,28 +302,6 @@ impl Status {
     }
 }
 
-/// The tokens of a container and their last expiry; by cloud, if any of them is of AWS or Azure.
-fn held(tokens: &[Token]) -> String {
-    let of = |cloud: Cloud| -> Vec<&Token> { tokens.iter().filter(|token| token.cloud() == cloud).collect() };
-    let named = tokens.iter().any(|token| token.cloud() != Cloud::Google);
-    let said = Cloud::ALL.into_iter().filter_map(|cloud| {
-        let all = of(cloud);
-        let last = all.iter().max_by_key(|token| token.left)?;
-        let whose = if named { format!("{cloud}: ") } else { String::new() };
-        Some(format!("{whose}{}, the last until {} (in {} s)", all.len(), last.expires, last.left))
-    });
-    let said: Vec<String> = said.collect();
-    if said.is_empty() { "none".into() } else { said.join("; ") }
-}
-
-impl Token {
-    /// Kinds of later versions count as Google's.
-    fn cloud(&self) -> Cloud {
-        let kind = TokenKind::ALL.into_iter().find(|kind| kind.word() == self.kind);
-        kind.map_or(Cloud::Google, TokenKind::cloud)
-    }
-}
-
 fn outcomes(text: &mut String, (minted, failed, why): Outcomes<'_>) {
     let _ = match minted {
         Some(at) => writeln!(text, "minted    {at}"),
@@ -407,7 +367,7 @@ mod tests {
             address: "169.254.168.2".into(),
             state: "live".into(),
             since: Some("2026-11-23T12:00:00Z".into()),
-            tokens: vec![Token {
+            tokens: vec![HeldToken {
                 mint: "00112233aabbccdd".into(),
                 kind: "access".into(),
                 expires: "2026-11-23T13:00:00Z".into(),
@@ -459,7 +419,7 @@ mod tests {
     #[test]
     fn the_table_says_what_a_container_holds_of_each_cloud() {
         let mut status = full(1);
-        let token = |kind: &str, hour: u64| Token {
+        let token = |kind: &str, hour: u64| HeldToken {
             mint: "m".into(),
             kind: kind.into(),
             expires: format!("2026-11-23T{hour}:00:00Z"),

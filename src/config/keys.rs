@@ -251,7 +251,7 @@ pub(super) const KEYS: &[ConfigKey] = &[
     key("identity.*.lifetime", ValueKind::Text, "`\"1h\"`", "Lifetime of access tokens: `\"3600s\"`, `\"30m\"`, `\"12h\"`; from 600 s to 12 h. Google grants more than 1 h only if the organisation's policy allows it."),
     key("identity.*.isolate", ValueKind::Flag, "`false`", "Tokens are not shared between containers of this identity."),
     key("identity.*.strict", ValueKind::Flag, "`false`", "Refuses a request for a scope outside `scopes` instead of narrowing it, and a request for an ID token with `format=full`, which only Google can make, instead of answering without it."),
-    key("identity.*.rate", ValueKind::Number, "no limit", "Tokens per minute that all containers of this identity together may request; beyond it requests for access tokens get 429 and those for ID tokens 404."),
+    key("identity.*.rate", ValueKind::Number, "no limit", "Tokens per minute that all containers of this identity together may request; beyond it requests for access tokens get 429 (on AWS and Azure 503), with a `Retry-After`, and those for ID tokens 404."),
     key("identity.*.subject", ValueKind::Text, "`subject`", "The person for whom the service account of this identity acts; `\"\"`: nobody."),
     key("identity.*.boundary[].bucket", ValueKind::Text, "must be given", "A bucket of Cloud Storage, without `gs://`. With a boundary, access tokens allow only what its rules permit on Cloud Storage, and nothing elsewhere. It does not limit ID tokens; `audiences` does. At most 10 rules."),
     key("identity.*.boundary[].permissions", ValueKind::List, "must be given", "The roles available there, such as `\"inRole:roles/storage.objectViewer\"`. The account must have them itself."),

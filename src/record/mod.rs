@@ -304,7 +304,7 @@ impl Recorder {
                 why: Some(cause.word().into()),
                 exit_code,
                 expires: last,
-                outstanding: Some(alive.iter().map(|token| token.id).collect()),
+                outstanding: Some(alive.to_vec()),
                 ..AuditEntry::of("cut-off", "ok", Some(grant))
             }
         });

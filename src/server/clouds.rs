@@ -43,9 +43,7 @@ impl Server {
 
     async fn try_aws_session(&self, caller: &Caller, ask: &AwsAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        if !self.rates.admit(identity) {
-            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
-        }
+        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         let request = self.mint.aws_request(identity, container, caller.task());
         let request = request.ok_or_else(|| has_none(identity, Cloud::Aws))?;
         let session = match self.mint.cached_aws_session(&request, who(caller)) {
@@ -62,9 +60,7 @@ impl Server {
 
     async fn try_azure_token(&self, caller: &Caller, ask: &AzureAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        if !self.rates.admit(identity) {
-            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
-        }
+        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         // What is no resource is a container's text, and goes no further.
         let resource = resource(&ask.resource).map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
         let request = self.mint.azure_request(identity, container, &resource);

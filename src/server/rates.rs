@@ -15,9 +15,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(super) struct Rates(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl Rates {
-    /// Counts one request; false if the identity's limit for this minute is exceeded.
-    pub(super) fn admit(&self, identity: &Identity) -> bool {
-        let Some(rate) = identity.rate else { return true };
+    /// Counts one request. If the identity's limit for this minute is exceeded, returns how long the minute still is.
+    pub(super) fn admit(&self, identity: &Identity) -> Result<(), Duration> {
+        let Some(rate) = identity.rate else { return Ok(()) };
         let now = Instant::now();
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (began, count) = counts.entry(identity.name.clone()).or_insert((now, 0));
@@ -25,7 +25,7 @@ impl Rates {
             (*began, *count) = (now, 0);
         }
         *count = count.saturating_add(1);
-        *count <= rate
+        if *count <= rate { Ok(()) } else { Err(MINUTE.saturating_sub(now.duration_since(*began))) }
     }
 }
 
@@ -39,10 +39,12 @@ mod tests {
         let two = Identity { rate: Some(2), ..Identity::default() };
         let other = Identity { name: "other".into(), rate: Some(1), ..Identity::default() };
         let free = Identity { name: "free".into(), ..Identity::default() };
-        assert_eq!([(); 3].map(|()| rates.admit(&two)), [true, true, false]);
-        assert!(rates.admit(&other) && !rates.admit(&other));
-        assert!((0..1000).all(|_| rates.admit(&free)));
-        tokio::time::advance(MINUTE).await;
-        assert!(rates.admit(&two));
+        assert_eq!([(); 3].map(|()| rates.admit(&two)), [Ok(()), Ok(()), Err(MINUTE)]);
+        assert!(rates.admit(&other).is_ok() && rates.admit(&other).is_err());
+        assert!((0..1000).all(|_| rates.admit(&free).is_ok()));
+        tokio::time::advance(MINUTE - Duration::from_secs(7)).await;
+        assert_eq!(rates.admit(&two), Err(Duration::from_secs(7)));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(rates.admit(&two).is_ok());
     }
 }

@@ -42,9 +42,7 @@ impl Server {
 
     async fn try_access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        if !self.rates.admit(identity) {
-            return Err(No(TokenFailure::TooMany, too_many(identity).into()));
-        }
+        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         let scopes = match &ask.scopes {
             Some(asked) if ask.enforced => exactly(identity, asked),
             asked => effective(identity, asked.as_ref()),
@@ -89,10 +87,10 @@ impl Server {
 
     async fn try_identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        if !self.rates.admit(identity) {
-            // Not a 429: here gcloud fails on any status but 404.
-            return Err(No(TokenFailure::IdentityRefused, too_many(identity).into()));
-        }
+        // Not a 429: here gcloud fails on any status but 404.
+        self.rates
+            .admit(identity)
+            .map_err(|left| No(TokenFailure::IdentityRefused, too_many(identity, left)))?;
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
             let name = &identity.name;
             let why = format!(
@@ -179,9 +177,12 @@ pub(super) fn nobody() -> No {
     No(TokenFailure::UnknownCaller, "the relay has no identity".into())
 }
 
-pub(super) fn too_many(identity: &Identity) -> String {
+/// `left`: until its next minute begins.
+pub(super) fn too_many(identity: &Identity, left: Duration) -> Reason {
     let rate = identity.rate.unwrap_or_default();
-    format!("identity {} has used its {rate} requests of this minute: ask again later", identity.name)
+    let why =
+        format!("identity {} has used its {rate} requests of this minute: ask again later", identity.name);
+    Reason::from(why).after(Some(left))
 }
 
 pub(super) fn left(deadline: Instant) -> Duration {

@@ -246,8 +246,19 @@ async fn the_rate_of_an_identity_is_that_of_all_its_clouds() {
     let third = clouds.ask(2, &container(2), &[]).await;
     assert_eq!(third.status, 503);
     assert!(third.json()["Message"].as_str().unwrap().contains("2 requests of this minute"), "{third:?}");
-    let third = clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await;
-    assert!(third.json()["error_description"].as_str().unwrap().contains("2 requests"), "{third:?}");
+    let fourth = clouds.ask(2, &format!("{IMDS}{STORAGE}"), &[METADATA]).await;
+    assert!(fourth.json()["error_description"].as_str().unwrap().contains("2 requests"), "{fourth:?}");
+    let flavor = [("Metadata-Flavor", "Google")];
+    let token = |what: &str| format!("GET /computeMetadata/v1/instance/service-accounts/default/{what}");
+    let google = clouds.ask(2, &token("token"), &flavor).await;
+    assert_eq!(google.status, 429);
+    for answer in [third, fourth, imds(&clouds, 2).await, google] {
+        let left: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((50..=60).contains(&left), "{answer:?}");
+    }
+    // gcloud survives no other status here, and a 404 is no answer that may pass.
+    let id = clouds.ask(2, &token("identity?audience=x"), &flavor).await;
+    assert!(id.status == 404 && !id.headers.contains_key("retry-after"), "{id:?}");
 }
 
 #[tokio::test]

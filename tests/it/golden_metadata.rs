@@ -119,7 +119,7 @@ fn differences(case: &Case) -> Option<String> {
 fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, Reply) {
     let head = case.head();
     let minted = |reply: Reply| match &case.given {
-        Some((kind, why)) => metadata::failure_reply(Service::of(&head.target), *kind, why),
+        Some((kind, why)) => metadata::failure_reply(Service::of(&head.target), *kind, why).after(case.after),
         None => reply,
     };
     match step_at(&head, case.entered(), now, view) {

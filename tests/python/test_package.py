@@ -280,6 +280,20 @@ class Programs(Package):
         self.assertIn("&lt;script&gt;", shown._repr_html_())
         self.assertIn("1, the last until 2026-01-01T00:00:00Z", str(shown))
 
+    def test_what_a_container_holds_is_told_by_cloud(self):
+        def token(kind, hour):
+            return {"kind": kind, "expires": f"2026-01-01T{hour}:00:00Z", "left": hour}
+
+        lease = {"container": "c" * 64, "task": "etl/load", "identity": "loader", "state": "live",
+                 "tokens": [token("azure-token", 13), token("access", 12), token("azure-token", 14), token("aws-session", 11)]}
+        shown = kfp_creds.Status("docker", {}, {"leases": [lease]})
+        held = ("Google Cloud: 1, the last until 2026-01-01T12:00:00Z; AWS: 1, the last until 2026-01-01T11:00:00Z; "
+                "Azure: 2, the last until 2026-01-01T14:00:00Z")
+        self.assertIn(held, str(shown))
+        self.assertIn(f">{held}</td>", shown._repr_html_())
+        lease["tokens"] = []
+        self.assertIn("  none", str(shown))
+
 
 if __name__ == "__main__":
     unittest.main()

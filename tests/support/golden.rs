@@ -8,6 +8,7 @@
 //! # asks: access EMAIL scopes=a,b form=json      the step has to ask for this token; `exactly` where no other will do
 //! # waits: 60s                                   the step has to wait this long, then reply as below
 //! # given: Transient the text                    what `failure_reply` is called with, in place of a token
+//! # after: 60                                    the seconds after which it may pass
 //! # server: strict                              on a wire: asked of a server with this in its config, `support::wire`
 //! # clouds: google                               what the identity has, where it is not all of them; `aws-own` is the
 //!                                                host's own session
@@ -59,6 +60,8 @@ pub(crate) struct Case {
     pub(crate) asks: Option<String>,
     pub(crate) waits: Option<String>,
     pub(crate) given: Option<(TokenFailure, String)>,
+    /// Seconds.
+    pub(crate) after: Option<Duration>,
     /// What a server needs beside the usual for this case.
     pub(crate) server: Option<String>,
     /// What the identity has, if not all.
@@ -138,7 +141,7 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         .iter()
         .copied()
         .filter(|line| {
-            !["asks: ", "waits: ", "given: ", "server: ", "clouds: ", "entered: ", "step only: "]
+            !["asks: ", "waits: ", "given: ", "after: ", "server: ", "clouds: ", "entered: ", "step only: "]
                 .iter()
                 .any(|key| line.starts_with(key))
         })
@@ -168,6 +171,10 @@ fn parse(name: &str, text: &str) -> Result<Case, String> {
         asks: told("asks: "),
         waits: told("waits: "),
         given: told("given: ").map(|given| failure(&given)).transpose()?,
+        after: told("after: ")
+            .map(|after| after.parse().map(Duration::from_secs))
+            .transpose()
+            .map_err(|_| "after: no number")?,
         server: told("server: "),
         clouds: told("clouds: "),
         entered: told("entered: "),

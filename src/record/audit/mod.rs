@@ -5,6 +5,7 @@
 //! advisory lock, to the file that has the path at that time. Entries that cannot be written are lost and
 //! counted. The loss is reported once when it begins and once when it ends, then also in the log itself.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,7 @@ pub(super) struct AuditEntry {
     pub(super) expires: Option<SystemTime>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) exit_code: Option<i64>,
-    pub(super) outstanding: Option<Vec<MintId>>,
+    pub(super) outstanding: Option<Vec<HandedOut>>,
     pub(super) status: Option<u16>,
     pub(super) what: Option<String>,
     pub(super) why: Option<String>,
@@ -135,7 +136,11 @@ impl AuditEntry {
             mint: self.mint.map(|mint| mint.to_string()),
             ahead: self.ahead.then_some(true),
             expires: self.expires.map(rfc3339),
-            outstanding: self.outstanding.as_ref().map(|all| all.iter().map(MintId::to_string).collect()),
+            outstanding: self
+                .outstanding
+                .as_ref()
+                .map(|all| all.iter().map(|one| one.id.to_string()).collect()),
+            clouds: self.outstanding.as_ref().filter(|all| !all.is_empty()).map(|all| by_cloud(all)),
             address: self.address,
             exit_code: self.exit_code,
             status: self.status,
@@ -187,6 +192,8 @@ struct EntryFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     outstanding: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    clouds: Option<BTreeMap<&'static str, usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<Ipv4Addr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i64>,
@@ -198,6 +205,13 @@ struct EntryFields<'a> {
     why: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     repeats: Option<u64>,
+}
+
+/// How many tokens are of each cloud.
+fn by_cloud(all: &[HandedOut]) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    all.iter().for_each(|one| *counts.entry(one.kind.cloud().word()).or_default() += 1);
+    counts
 }
 
 fn line(shown: &impl Serialize) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::record::{For, Recorder};
@@ -91,10 +91,12 @@ async fn an_entry_says_who_got_what_until_when() {
     recorder.handed_out(Requestor::Container(&grant), "l@x.example", For::Scopes(&scopes), &token);
     recorder.refused(Requestor::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
     recorder.refused(Requestor::Unknown(Ipv4Addr::new(10, 0, 0, 9)), 503, "token", "no lease");
-    recorder.cut_off(&grant, crate::record::metrics::Cause::Ended, Some(3), &[token]);
+    let session = HandedOut { id: MintId::random(), kind: TokenKind::AwsSession, ..token };
+    recorder.cut_off(&grant, crate::record::metrics::Cause::Ended, Some(3), &[token, session]);
+    recorder.cut_off(&grant, crate::record::metrics::Cause::Ended, None, &[]);
     recorder.audit().unwrap().flush(LONG).await;
     let lines = place.lines("audit.jsonl");
-    assert_eq!(lines.len(), 3, "a repeated refusal is one entry");
+    assert_eq!(lines.len(), 4, "a repeated refusal is one entry");
     let mint = &lines[0];
     for (key, value) in [
         ("session", "0123abcd"),
@@ -110,12 +112,16 @@ async fn an_entry_says_who_got_what_until_when() {
     ] {
         assert_eq!(mint[key], value, "{key}");
     }
-    assert_eq!(mint["scopes"], serde_json::json!(["a", "b"]));
+    assert_eq!(mint["scopes"], json!(["a", "b"]));
     assert_eq!(mint["image"].as_str().unwrap().len(), LONGEST);
     assert!(OffsetDateTime::parse(mint["time"].as_str().unwrap(), &Rfc3339).is_ok());
     assert_eq!((&lines[1]["event"], &lines[1]["address"]), (&"refusal".into(), &"10.0.0.9".into()));
     assert_eq!((&lines[2]["exit_code"], &lines[2]["why"]), (&3.into(), &"ended".into()));
-    assert_eq!(lines[2]["outstanding"], serde_json::json!([token.id.to_string()]));
+    assert_eq!(
+        (&lines[2]["outstanding"], &lines[2]["clouds"]),
+        (&json!([token.id.to_string(), session.id.to_string()]), &json!({ "aws": 1, "google": 1 }))
+    );
+    assert_eq!((&lines[3]["outstanding"], &lines[3]["clouds"]), (&json!([]), &json!(null)));
     let mode = fs::metadata(place.0.join("audit.jsonl")).unwrap().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(said.lock().unwrap().is_empty());
@@ -141,12 +147,12 @@ async fn a_mint_is_recorded_with_its_container() {
             assert_eq!((&line["event"], &line["outcome"]), (&"mint".into(), &"ok".into()));
             assert!(line["mint"].is_string() && line["expires"].is_string());
             let by = if line["container"].is_null() { Value::Null } else { line["component"].clone() };
-            serde_json::json!([line["identity"], by, line["account"], line["ahead"], line["audience"]])
+            json!([line["identity"], by, line["account"], line["ahead"], line["audience"]])
         })
         .collect();
     assert_eq!(
-        serde_json::json!(told),
-        serde_json::json!([
+        json!(told),
+        json!([
             ["loader", null, "own@x", true, null],
             ["loader", "load\n", "other@x", null, null],
             [null, null, "own@x", null, null],

@@ -202,7 +202,7 @@ fn a_cut_off_ends_what_every_cloud_hands_out() {
     assert_eq!(own.ask("GET", &own.azure(), &[&header]).0, 200);
     let out = program(&session.folder.0).args(["cut-off", &own.name]).output().unwrap();
     let cut = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(cut.contains("cut off") && cut.contains("it holds"), "{cut}");
+    assert!(cut.contains("cut off") && cut.contains("Azure: 1, the last until"), "{cut}");
     let (status, body) = own.ask("GET", &own.azure(), &[&header]);
     assert!(status == 503 || status == 0, "{status} {body}");
     if let Some(url) = own.credentials() {
