@@ -1,7 +1,9 @@
 //! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
 //! program: `docs/internals/clients.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
 
+mod busy;
 mod clouds;
+mod moto;
 mod troubled;
 
 use std::collections::BTreeMap;

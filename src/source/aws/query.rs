@@ -49,7 +49,8 @@ impl QueryService<'_> {
     }
 
     fn call(&self, fields: &[(&str, &str)]) -> Call<'_> {
-        let body = Call::form(self.url, fields).body;
+        // As AWS's own SDKs write it; moto checks a signature over what they would have sent.
+        let body = Secret::new(Call::form(self.url, fields).body.expose().replace('*', "%2A"));
         let headers = &[("accept", "application/xml")];
         let bare = Call::bare(Method::POST, self.url);
         Call { body, headers, codes: self.codes, content_type: FORM, ..bare }

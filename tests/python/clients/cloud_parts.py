@@ -115,15 +115,13 @@ class Clouds:
             raise
 
     def start(self, host):
-        setup = self.setup_of_aws()
+        self.start_moto(host, self.setup_of_aws())
+        self.start_azurite(host)
+
+    def start_moto(self, host, setup):
         unchecked = {"INITIAL_NO_AUTH_ACTION_COUNT": str(len(setup))} if self.checks else {}
         moto = Part([MOTO, "-H", host, "-p", str(self.s3[1])], self.folder, "moto", {**unchecked, "NO_PROXY": "*"})
         self.parts.append(moto)
-        azurite = Part(
-            [shutil.which("node"), AZURITE, "--blobHost", host, "--blobPort", str(self.blobs[1]), "--oauth", "basic",
-             "--cert", "server.pem", "--key", "server.key", "--silent",
-             "--skipApiVersionCheck", "--disableTelemetry", "--inMemoryPersistence"], self.folder, "azurite", {})
-        self.parts.append(azurite)
         moto.wait_for(self.s3)
         self.keys = {}
         for service, method, path, form in setup:
@@ -131,6 +129,13 @@ class Clouds:
             for name, tag in (("AWS_ACCESS_KEY_ID", "AccessKeyId"), ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey")):
                 if found := re.search(f"<{tag}>([^<]+)</{tag}>", answer):
                     self.keys[name] = found.group(1)
+
+    def start_azurite(self, host):
+        azurite = Part(
+            [shutil.which("node"), AZURITE, "--blobHost", host, "--blobPort", str(self.blobs[1]), "--oauth", "basic",
+             "--cert", "server.pem", "--key", "server.key", "--silent",
+             "--skipApiVersionCheck", "--disableTelemetry", "--inMemoryPersistence"], self.folder, "azurite", {})
+        self.parts.append(azurite)
         azurite.wait_for(self.blobs)
         self.make_blob_container()
 
