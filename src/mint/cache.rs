@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -137,6 +137,29 @@ impl Cacheable for AzureToken {
     }
 }
 
+/// A token that is served from the cache.
+#[derive(Debug)]
+pub struct Fresh<T> {
+    pub token: Arc<T>,
+    /// Until then, and while [`Generation`] stays the same, another look-up gives the same token and starts nothing.
+    pub calm: Deadline,
+}
+
+/// Changes with everything but time that can change what a look-up in the caches gives, or whose tokens they hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Generation(Arc<AtomicU64>);
+
+impl Generation {
+    pub(super) fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Call this after the change, before anybody is told that it is done.
+    pub(super) fn next(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 #[derive(Debug)]
 struct CachedToken<T> {
     token: Arc<T>,
@@ -183,11 +206,12 @@ pub(super) struct TokenCache<K, T> {
     own: Weak<Self>,
     entries: Mutex<HashMap<K, CacheEntry<T>>>,
     capacity: usize,
+    generation: Generation,
 }
 
 impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
-    pub(super) fn new(capacity: usize) -> Arc<Self> {
-        Arc::new_cyclic(|own| Self { own: own.clone(), entries: Mutex::default(), capacity })
+    pub(super) fn new(capacity: usize, generation: Generation) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self { own: own.clone(), entries: Mutex::default(), capacity, generation })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, CacheEntry<T>>> {
@@ -200,7 +224,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
         key: &K,
         now: Now,
         work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
-    ) -> Option<(Arc<T>, Option<InFlight<T>>)> {
+    ) -> Option<(Fresh<T>, Option<InFlight<T>>)> {
         let mut entries = self.lock();
         let entry = entries.get_mut(key)?;
         entry.used = now.mono;
@@ -227,8 +251,8 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
             );
         };
         entry.used = now.mono;
-        if let Some((token, renewal)) = self.serve(entry, key, now, || work(true)) {
-            return CacheResult::Serve(token, renewal);
+        if let Some((fresh, renewal)) = self.serve(entry, key, now, || work(true)) {
+            return CacheResult::Serve(fresh.token, renewal);
         }
         let old = entry.valid(now).cloned();
         if let Some(in_flight) = entry.flying() {
@@ -249,11 +273,11 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
         key: &K,
         now: Now,
         work: impl FnOnce() -> Pending<'static, Result<T, SourceError>>,
-    ) -> Option<(Arc<T>, Option<InFlight<T>>)> {
+    ) -> Option<(Fresh<T>, Option<InFlight<T>>)> {
         let cached = entry.fresh(now)?;
-        let token = cached.token.clone();
+        let fresh = Fresh { token: cached.token.clone(), calm: cached.calm };
         let due = cached.calm.is_over(now) && entry.flying().is_none() && entry.failure(now).is_none();
-        Some((token, due.then(|| self.start_flight(entry, key, work()))))
+        Some((fresh, due.then(|| self.start_flight(entry, key, work()))))
     }
 
     /// Creates a flight that updates its entry before it finishes, so that later callers find the token.
@@ -293,6 +317,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
                 entry.cached = Some(CachedToken { token: token.clone(), served, calm });
                 entry.failure = None;
                 entry.failures = 0;
+                self.generation.next();
             }
             Err(error) => {
                 let pause = match error {
@@ -311,6 +336,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
     /// Drops entries. Their flights no longer update the cache, but their waiters still get the outcome.
     pub(super) fn forget(&self, which: impl Fn(&K) -> bool) {
         self.lock().retain(|key, _| !which(key));
+        self.generation.next();
     }
 
     /// Drops everything and voids flights under way: they belong to a previous account.
@@ -325,6 +351,7 @@ impl<K: CacheKey, T: Cacheable> TokenCache<K, T> {
                 in_flight.void.store(true, Ordering::Release);
             }
         }
+        self.generation.next();
     }
 
     pub(super) fn forget_failures(&self) {

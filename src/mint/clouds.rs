@@ -5,7 +5,7 @@ use std::future::ready;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::cache::CacheResult;
+use super::cache::{CacheResult, Fresh};
 use super::{MadeSession, Mint, MintFailure, sessions};
 use crate::cloud::{Cloud, without_slash};
 use crate::record::{For, Requestor};
@@ -109,10 +109,11 @@ impl Mint {
         &self,
         ask: &AwsRequest,
         who: Option<Requestor<'_>>,
-    ) -> Option<Arc<AwsSession>> {
-        let (session, renewal) = self.aws.fresh(ask, Now::read(), || self.aws_work(ask, who, true))?;
+        now: Now,
+    ) -> Option<Fresh<AwsSession>> {
+        let (fresh, renewal) = self.aws.fresh(ask, now, || self.aws_work(ask, who, true))?;
         self.launch(renewal);
-        Some(session)
+        Some(fresh)
     }
 
     /// As [`Mint::access`], for a session of AWS. One that ends within 660 s is a transient failure.
@@ -130,10 +131,11 @@ impl Mint {
         &self,
         ask: &AzureRequest,
         who: Option<Requestor<'_>>,
-    ) -> Option<Arc<AzureToken>> {
-        let (token, renewal) = self.azure.fresh(ask, Now::read(), || self.azure_work(ask, who, true))?;
+        now: Now,
+    ) -> Option<Fresh<AzureToken>> {
+        let (fresh, renewal) = self.azure.fresh(ask, now, || self.azure_work(ask, who, true))?;
         self.launch(renewal);
-        Some(token)
+        Some(fresh)
     }
 
     /// As [`Mint::access`], for a token of Azure.
@@ -197,6 +199,9 @@ impl Mint {
                 }
                 (Cloud::Azure, Reloaded::OtherAccount) => self.azure.void_all(),
                 (Cloud::Azure, Reloaded::Renewed | Reloaded::Supplied) => self.azure.forget_failures(),
+            }
+            if !matches!(outcome, Reloaded::Same | Reloaded::Broken(_)) {
+                self.generation.next();
             }
         }
         all

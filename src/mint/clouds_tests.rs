@@ -148,8 +148,8 @@ async fn every_container_has_a_session_of_its_own() {
         secret: None,
     };
     mint.forget_all_but(&[grant]);
-    assert!(mint.cached_aws_session(&of("a"), None).is_none());
-    assert!(mint.cached_aws_session(&of("b"), None).is_some());
+    assert!(mint.cached_aws_session(&of("a"), None, Now::read()).is_none());
+    assert!(mint.cached_aws_session(&of("b"), None, Now::read()).is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,7 +182,10 @@ async fn sessions_of_host_programs_outlive_every_lease() {
         key(&mint, &session).await;
         mint.azure_token(&token, None, WAIT).await.unwrap();
         mint.forget_all_but(&[]);
-        (mint.cached_aws_session(&session, None).is_some(), mint.cached_azure_token(&token, None).is_some())
+        (
+            mint.cached_aws_session(&session, None, Now::read()).is_some(),
+            mint.cached_azure_token(&token, None, Now::read()).is_some(),
+        )
     };
     assert_eq!(make().await, (false, false), "nobody can ask for what the first trial made");
     mint.serves_local(&identity);
@@ -191,7 +194,7 @@ async fn sessions_of_host_programs_outlive_every_lease() {
     let others = mint.aws_request(&other, None, &Task::default()).unwrap();
     key(&mint, &others).await;
     mint.forget_all_but(&[]);
-    assert!(mint.cached_aws_session(&others, None).is_none(), "programs have another identity");
+    assert!(mint.cached_aws_session(&others, None, Now::read()).is_none(), "programs have another identity");
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,10 +205,10 @@ async fn a_session_made_before_its_lease_outlives_other_leases() {
     let arriving = mint.arriving(&container("a"));
     key(&mint, &ask).await;
     mint.forget_all_but(&[]);
-    assert!(mint.cached_aws_session(&ask, None).is_some());
+    assert!(mint.cached_aws_session(&ask, None, Now::read()).is_some());
     drop(arriving);
     mint.forget_all_but(&[]);
-    assert!(mint.cached_aws_session(&ask, None).is_none());
+    assert!(mint.cached_aws_session(&ask, None, Now::read()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,8 +240,8 @@ async fn handed_out_sessions_live_long_enough_for_clients() {
             // Of a prime, so that all ages are met.
             for _ in 0..2 * life / 23 {
                 tokio::time::sleep(Duration::from_secs(23)).await;
-                let session = match mint.cached_aws_session(&ask, None) {
-                    Some(session) => session,
+                let session = match mint.cached_aws_session(&ask, None, Now::read()) {
+                    Some(fresh) => fresh.token,
                     None => mint.aws_session(&ask, None, WAIT).await.unwrap(),
                 };
                 let left = session.expires.remaining(Now::read()).as_secs();
@@ -259,7 +262,7 @@ async fn a_session_that_ends_too_soon_is_not_handed_out() {
         matches!(&failure, MintFailure::Transient(why) if why.to_string().contains("too soon")),
         "{failure}"
     );
-    assert!(mint.cached_aws_session(&ask, None).is_none());
+    assert!(mint.cached_aws_session(&ask, None, Now::read()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,7 +273,7 @@ async fn a_session_that_came_too_short_is_asked_for_again() {
     *source.next.lock().unwrap() = Some(600);
     mint.aws_ahead(&ask, Requestor::Local(&identity));
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert!(mint.cached_aws_session(&ask, None).is_none());
+    assert!(mint.cached_aws_session(&ask, None, Now::read()).is_none());
     assert_eq!(key(&mint, &ask).await, "ASIA2", "a login meanwhile counts at the next look");
 }
 
@@ -301,7 +304,7 @@ async fn azure_tokens_are_shared_and_go_with_the_last_lease() {
     let second = mint.azure_token(&of("b"), None, WAIT).await.unwrap();
     assert!(Arc::ptr_eq(&first, &second));
     mint.forget_all_but(&[]);
-    assert!(mint.cached_azure_token(&of("a"), None).is_none());
+    assert!(mint.cached_azure_token(&of("a"), None, Now::read()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,8 +317,8 @@ async fn another_account_voids_the_sessions_of_its_cloud_alone() {
     mint.azure_token(&azure, None, WAIT).await.unwrap();
     *source.reload.lock().unwrap() = Some(Reloaded::OtherAccount);
     assert_eq!(mint.reload_clouds()[0], (Cloud::Aws, Reloaded::OtherAccount));
-    assert!(mint.cached_aws_session(&ask, None).is_none());
-    assert!(mint.cached_azure_token(&azure, None).is_some());
+    assert!(mint.cached_aws_session(&ask, None, Now::read()).is_none());
+    assert!(mint.cached_azure_token(&azure, None, Now::read()).is_some());
     assert_eq!(key(&mint, &ask).await, "ASIA2");
 }
 
@@ -334,8 +337,8 @@ async fn a_new_login_voids_sessions_that_are_its_own() {
     assert_eq!((key(&mint, &own).await, key(&mint, &assumed).await), ("ASIA1".into(), "ASIA2".into()));
     *source.reload.lock().unwrap() = Some(Reloaded::Supplied);
     mint.reload_clouds();
-    assert!(mint.cached_aws_session(&own, None).is_none());
-    assert!(mint.cached_aws_session(&assumed, None).is_some(), "a role stays the same");
+    assert!(mint.cached_aws_session(&own, None, Now::read()).is_none());
+    assert!(mint.cached_aws_session(&assumed, None, Now::read()).is_some(), "a role stays the same");
     assert_eq!(key(&mint, &own).await, "ASIA3");
 }
 

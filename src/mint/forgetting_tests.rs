@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::tests::*;
 use super::*;
+use crate::source::Principal;
 use crate::token::{CLOUD_PLATFORM, SCOPE_PREFIX};
 use crate::workload::By;
 
@@ -20,7 +21,7 @@ async fn another_account_drops_the_cache_and_what_is_under_way() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     source.reload.lock().unwrap().push_back(Reloaded::OtherAccount);
     assert_eq!(mint.reload(), Reloaded::OtherAccount);
-    assert!(mint.cached(&ask("cached"), None).is_none());
+    assert!(mint.cached(&ask("cached"), None, Now::read()).is_none());
     assert_eq!(waiter.await.unwrap().unwrap(), "token 3", "token 2 was the old account's");
     assert_eq!(text(&mint, &ask("waiting")).await.unwrap(), "token 3", "and it was not cached");
 }
@@ -35,7 +36,11 @@ async fn a_late_flight_of_an_old_account_settles_nothing() {
     mint.forget_all();
     assert_eq!(text(&mint, &request).await.unwrap(), "token 2");
     pass(2).await;
-    assert_eq!(mint.cached(&request, None).unwrap().value.expose(), "token 2", "token 1 came after it");
+    assert_eq!(
+        mint.cached(&request, None, Now::read()).unwrap().token.value.expose(),
+        "token 2",
+        "token 1 came after it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,15 +73,17 @@ async fn a_holder_is_forgotten_with_its_flight() {
     let lives =
         Grant { container: container("b"), identity, by: By::Default, task: Arc::default(), secret: None };
     mint.forget_all_but(std::slice::from_ref(&lives));
-    assert!(mint.cached(&own, None).is_none() && mint.cached(&other, None).is_some());
-    assert!(mint.cached(&shared, None).is_none());
+    assert!(
+        mint.cached(&own, None, Now::read()).is_none() && mint.cached(&other, None, Now::read()).is_some()
+    );
+    assert!(mint.cached(&shared, None, Now::read()).is_none());
 
     let (waited, ()) = tokio::join!(text(&mint, &own), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         mint.forget_all_but(std::slice::from_ref(&lives));
     });
     assert!(waited.is_ok(), "whoever waited is answered; the server looks at the lease again");
-    assert!(mint.cached(&own, None).is_none(), "but nothing of a dead container comes back");
+    assert!(mint.cached(&own, None, Now::read()).is_none(), "but nothing of a dead container comes back");
     assert_eq!(source.calls(), 4);
 }
 

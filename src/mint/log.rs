@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::cache::Cacheable;
+use super::Mint;
+use super::cache::{Cacheable, Generation};
 use crate::cloud::Cloud;
 use crate::record::metrics::MintOutcome;
 use crate::record::{Making, Recorder};
@@ -28,6 +29,7 @@ pub(super) struct MintLog {
     pub(super) recorder: Recorder,
     pub(super) health: Mutex<BTreeMap<Cloud, Health>>,
     pub(super) principal: watch::Sender<Arc<Principal>>,
+    pub(super) generation: Generation,
 }
 
 impl MintLog {
@@ -79,12 +81,40 @@ impl MintLog {
 
     pub(super) fn ask_who(&self, source: &dyn Source) {
         let said = source.principal();
-        self.principal.send_if_modified(|known| {
+        let new = self.principal.send_if_modified(|known| {
             let new = **known != said;
             if new {
                 *known = Arc::new(said);
             }
             new
         });
+        if new {
+            self.generation.next();
+        }
+    }
+}
+
+impl Mint {
+    /// Changes with everything but time that can change what [`Mint::cached`] and its like give for a request, or
+    /// [`Mint::principal`]: a token that is dropped or replaced, another login, a source that reads its files anew.
+    /// Read it before what is to be remembered under it.
+    pub fn generation(&self) -> u64 {
+        self.generation.now()
+    }
+
+    /// The state of the source of `cloud`.
+    pub fn health(&self, cloud: Cloud) -> Health {
+        let all = self.log.health.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&cloud).cloned().unwrap_or_default()
+    }
+
+    /// The source's account as of its last refresh (cheap; read on every request).
+    pub fn principal(&self) -> Arc<Principal> {
+        self.log.principal.borrow().clone()
+    }
+
+    /// Changes when the source's account changes or becomes known.
+    pub fn principals(&self) -> watch::Receiver<Arc<Principal>> {
+        self.log.principal.subscribe()
     }
 }

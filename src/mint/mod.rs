@@ -20,27 +20,26 @@ mod tests;
 mod under_way;
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::cloud::Cloud;
 use crate::failure::Reason;
+pub use cache::Fresh;
 pub use clouds::Arriving;
 pub use log::Health;
 use log::MintLog;
 pub use sessions::MadeSession;
 use sessions::Sessions;
 
-use crate::mint::cache::{CacheKey, CacheResult, Cacheable, InFlight, TokenCache};
+use crate::mint::cache::{CacheKey, CacheResult, Cacheable, Generation, InFlight, TokenCache};
 use crate::mint::under_way::UnderWay;
 use crate::process::Tasks;
 use crate::record::{For, Recorder, Requestor};
 use crate::source::aws::{AwsRequest, AwsSource};
 use crate::source::azure::{AzureRequest, AzureSource};
-use crate::source::{AccessRequest, IdentityRequest, Pending, Principal, Reloaded, Source, SourceError};
+use crate::source::{AccessRequest, IdentityRequest, Pending, Reloaded, Source, SourceError};
 use crate::token::{AccessToken, AwsSession, AzureToken, IdentityToken, Now, Scopes, TokenKind};
 use crate::workload::{ContainerId, Grant, Identity};
 
@@ -114,6 +113,7 @@ pub struct Mint {
     kept: clouds::Retained,
     /// The requests to Azure that have not finished.
     under_way: Arc<UnderWay>,
+    generation: Generation,
     log: Arc<MintLog>,
 }
 
@@ -125,28 +125,22 @@ impl Mint {
 
     /// Reports every upstream call to `recorder`.
     pub fn of_clouds(sources: Sources, tasks: Tasks, recorder: Recorder) -> Arc<Self> {
-        let log = Arc::new(MintLog { recorder, ..MintLog::default() });
+        let generation = Generation::default();
+        let log = Arc::new(MintLog { recorder, generation: generation.clone(), ..MintLog::default() });
         log.ask_who(&*sources.google);
-        let (access, identity) = (TokenCache::new(ENTRIES), TokenCache::new(ENTRIES));
-        let (aws, azure) = (TokenCache::new(ENTRIES), TokenCache::new(ENTRIES));
-        let (kept, under_way, sessions) = (clouds::Retained::default(), Arc::default(), Arc::default());
-        Arc::new(Self { sources, tasks, access, identity, aws, sessions, azure, kept, under_way, log })
-    }
-
-    /// The state of the source of `cloud`.
-    pub fn health(&self, cloud: Cloud) -> Health {
-        let all = self.log.health.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&cloud).cloned().unwrap_or_default()
-    }
-
-    /// The source's account as of its last refresh (cheap; read on every request).
-    pub fn principal(&self) -> Arc<Principal> {
-        self.log.principal.borrow().clone()
-    }
-
-    /// Changes when the source's account changes or becomes known.
-    pub fn principals(&self) -> watch::Receiver<Arc<Principal>> {
-        self.log.principal.subscribe()
+        Arc::new(Self {
+            sources,
+            tasks,
+            access: TokenCache::new(ENTRIES, generation.clone()),
+            identity: TokenCache::new(ENTRIES, generation.clone()),
+            aws: TokenCache::new(ENTRIES, generation.clone()),
+            sessions: Arc::default(),
+            azure: TokenCache::new(ENTRIES, generation.clone()),
+            kept: clouds::Retained::default(),
+            under_way: Arc::default(),
+            generation,
+            log,
+        })
     }
 
     /// The token request of `identity` for `container`; with all its scopes unless a narrower set is given.
@@ -182,10 +176,15 @@ impl Mint {
 
     /// The fresh cached token, if any: the hot path, without an await. Starts a due renewal on behalf of
     /// `who`, and does nothing else.
-    pub fn cached(&self, ask: &AccessRequest, who: Option<Requestor<'_>>) -> Option<Arc<AccessToken>> {
-        let (token, renewal) = self.access.fresh(ask, Now::read(), || self.access_work(ask, who, true))?;
+    pub fn cached(
+        &self,
+        ask: &AccessRequest,
+        who: Option<Requestor<'_>>,
+        now: Now,
+    ) -> Option<Fresh<AccessToken>> {
+        let (fresh, renewal) = self.access.fresh(ask, now, || self.access_work(ask, who, true))?;
         self.launch(renewal);
-        Some(token)
+        Some(fresh)
     }
 
     /// Ensures that a token for `ask` is cached or on its way before `who` requests it.
@@ -278,6 +277,7 @@ impl Mint {
             Reloaded::Renewed | Reloaded::Supplied => {
                 self.access.forget_failures();
                 self.identity.forget_failures();
+                self.generation.next();
             }
             Reloaded::OtherAccount => self.forget_google(),
         }

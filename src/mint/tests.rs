@@ -210,9 +210,9 @@ async fn callers_that_leave_cancel_nothing() {
     }
     let patient = mint.access(&request, None, Duration::from_millis(50)).await;
     assert!(matches!(patient, Err(MintFailure::Slow)), "{patient:?}");
-    assert!(mint.cached(&ask("a"), None).is_none());
+    assert!(mint.cached(&ask("a"), None, Now::read()).is_none());
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(mint.cached(&ask("a"), None).is_some(), "the flight finished with nobody waiting");
+    assert!(mint.cached(&ask("a"), None, Now::read()).is_some(), "the flight finished with nobody waiting");
     assert_eq!(source.calls(), 1);
 }
 
@@ -262,8 +262,9 @@ async fn a_token_is_renewed_ahead_by_use_and_nobody_waits() {
     assert_eq!(source.calls(), 1, "910 s left: no renewal yet");
     pass(20).await;
     let began = Instant::now();
-    let (one, two) = (mint.cached(&ask("a"), None).unwrap(), text(&mint, &ask("a")).await.unwrap());
-    assert_eq!((one.value.expose().as_str(), two.as_str()), ("token 1", "token 1"));
+    let (one, two) =
+        (mint.cached(&ask("a"), None, Now::read()).unwrap(), text(&mint, &ask("a")).await.unwrap());
+    assert_eq!((one.token.value.expose().as_str(), two.as_str()), ("token 1", "token 1"));
     assert_eq!(began.elapsed(), Duration::ZERO);
     pass(1).await;
     assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
@@ -277,7 +278,7 @@ async fn an_unused_token_is_not_renewed() {
     text(&mint, &ask("a")).await.unwrap();
     pass(3010).await;
     assert_eq!(source.calls(), 1);
-    assert!(mint.cached(&ask("a"), None).is_none(), "590 s left is under the floor");
+    assert!(mint.cached(&ask("a"), None, Now::read()).is_none(), "590 s left is under the floor");
     assert_eq!(text(&mint, &ask("a")).await.unwrap(), "token 2");
 }
 
@@ -369,7 +370,7 @@ async fn a_renewal_is_recorded_for_its_requestor() {
         ["one", "other"].map(|name| Arc::new(Identity { name: name.into(), ..Identity::default() }));
     mint.access(&ask("a"), Some(Requestor::Local(&one)), WAIT).await.unwrap();
     pass(2800).await;
-    assert!(mint.cached(&ask("a"), Some(Requestor::Local(&other))).is_some());
+    assert!(mint.cached(&ask("a"), Some(Requestor::Local(&other)), Now::read()).is_some());
     pass(1).await;
     tokio::time::resume();
     recorder.audit().unwrap().flush(Duration::from_secs(5)).await;

@@ -16,6 +16,15 @@ pub(super) enum Caller {
 }
 
 impl Caller {
+    /// Distinguishes the callers of a session; `None` for the relay.
+    pub(super) fn key(&self) -> Option<u64> {
+        match self {
+            Self::Container(lease) => Some(lease.epoch()),
+            Self::Local(_) => Some(0), // the first lease is in epoch 1
+            Self::Relay => None,
+        }
+    }
+
     pub(super) fn still_valid(&self) -> bool {
         match self {
             Self::Container(lease) => lease.still_valid(),

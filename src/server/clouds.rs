@@ -1,66 +1,103 @@
 //! Sessions of AWS and tokens of Azure for callers, and what is recorded of them.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
+use super::repeats::{Given, TokenReply};
 use super::tokens::{No, SLOW, left, nobody, too_many, who};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::metadata::{self, AwsAsk, AzureAsk, Reply, TokenFailure};
-use crate::mint::MintFailure;
+use crate::mint::{Fresh, MintFailure};
 use crate::record::For;
 use crate::source::azure::resource;
-use crate::token::{Now, TokenKind};
+use crate::token::{AwsSession, AzureToken, Now, TokenKind};
 use crate::workload::Identity;
 
 impl Server {
-    pub(super) async fn aws_session(&self, caller: &Caller, ask: &AwsAsk, deadline: Instant) -> Reply {
-        match self.try_aws_session(caller, ask, deadline).await {
-            Ok(reply) => reply,
+    pub(super) async fn aws_session(
+        &self,
+        caller: &Caller,
+        ask: &AwsAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> TokenReply {
+        match self.try_aws_session(caller, ask, now, deadline).await {
+            Ok(answer) => answer,
             Err(No(failure, why)) => {
                 let reply = metadata::failure_reply(ask.service, failure, &why).after(why.pause);
                 if let Some(who) = who(caller) {
                     let status = reply.counted().as_u16();
                     self.recorder.refused(who, status, TokenKind::AwsSession.word(), &why);
                 }
-                reply
+                reply.into()
             }
         }
     }
 
-    pub(super) async fn azure_token(&self, caller: &Caller, ask: &AzureAsk, deadline: Instant) -> Reply {
-        match self.try_azure_token(caller, ask, deadline).await {
-            Ok(reply) => reply,
+    pub(super) async fn azure_token(
+        &self,
+        caller: &Caller,
+        ask: &AzureAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> TokenReply {
+        match self.try_azure_token(caller, ask, now, deadline).await {
+            Ok(answer) => answer,
             Err(No(failure, why)) => {
                 let reply = metadata::failure_reply(ask.service, failure, &why).after(why.pause);
                 if let Some(who) = who(caller) {
                     let status = reply.counted().as_u16();
                     self.recorder.refused_resource(who, status, &ask.resource, &why);
                 }
-                reply
+                reply.into()
             }
         }
     }
 
-    async fn try_aws_session(&self, caller: &Caller, ask: &AwsAsk, deadline: Instant) -> Result<Reply, No> {
+    async fn try_aws_session(
+        &self,
+        caller: &Caller,
+        ask: &AwsAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> Result<TokenReply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
+        self.rates
+            .admit(identity, now.mono)
+            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         let request = self.mint.aws_request(identity, container, caller.task());
         let request = request.ok_or_else(|| has_none(identity, Cloud::Aws))?;
-        let session = match self.mint.cached_aws_session(&request, who(caller)) {
-            Some(session) => session,
+        let (session, calm, now) = match self.mint.cached_aws_session(&request, who(caller), now) {
+            Some(Fresh { token, calm }) => (token, Some(calm), now),
             None => {
                 let made = self.mint.aws_session(&request, who(caller), left(deadline)).await;
-                self.made(Cloud::Aws, caller, made)?
+                (self.made(Cloud::Aws, caller, made)?, None, Now::read())
             }
         };
-        let role = request.identity.role.as_deref();
-        self.hand_out(caller, role.unwrap_or_default(), For::Role(role), &session.about());
-        Ok(metadata::aws_session_reply(ask, &session, Now::read()))
+        let reply = self.give_aws(caller, ask, &session, now);
+        let given = || Given::Aws(ask.clone(), Arc::downgrade(&session));
+        Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
     }
 
-    async fn try_azure_token(&self, caller: &Caller, ask: &AzureAsk, deadline: Instant) -> Result<Reply, No> {
+    pub(super) fn give_aws(&self, caller: &Caller, ask: &AwsAsk, session: &AwsSession, now: Now) -> Reply {
+        let role = ask.role_arn.as_deref();
+        self.hand_out(caller, role.unwrap_or_default(), For::Role(role), &session.about());
+        metadata::aws_session_reply(ask, session, now)
+    }
+
+    async fn try_azure_token(
+        &self,
+        caller: &Caller,
+        ask: &AzureAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> Result<TokenReply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
+        self.rates
+            .admit(identity, now.mono)
+            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         // What is no resource is a container's text, and goes no further.
         let resource = resource(&ask.resource).map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
         let request = self.mint.azure_request(identity, container, &resource);
@@ -73,16 +110,29 @@ impl Server {
             );
             return Err(No(TokenFailure::AccessRefused, why.into()));
         }
-        let token = match self.mint.cached_azure_token(&request, who(caller)) {
-            Some(token) => token,
+        let (token, calm, now) = match self.mint.cached_azure_token(&request, who(caller), now) {
+            Some(Fresh { token, calm }) => (token, Some(calm), now),
             None => {
                 let made = self.mint.azure_token(&request, who(caller), left(deadline)).await;
-                self.made(Cloud::Azure, caller, made)?
+                (self.made(Cloud::Azure, caller, made)?, None, Now::read())
             }
         };
+        let reply = self.give_azure(caller, ask, &request.resource, &token, now);
+        let given = || Given::Azure(ask.clone(), request.resource, Arc::downgrade(&token));
+        Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
+    }
+
+    pub(super) fn give_azure(
+        &self,
+        caller: &Caller,
+        ask: &AzureAsk,
+        resource: &str,
+        token: &AzureToken,
+        now: Now,
+    ) -> Reply {
         let principal = token.client_id.as_deref().or(ask.client_id.as_deref()).unwrap_or_default();
-        self.hand_out(caller, principal, For::Resource(&request.resource), &token.about());
-        Ok(metadata::azure_token_reply(ask, &token, Now::read()))
+        self.hand_out(caller, principal, For::Resource(resource), &token.about());
+        metadata::azure_token_reply(ask, token, now)
     }
 
     /// What the mint made; a refusal is also shown on the terminal.

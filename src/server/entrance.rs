@@ -71,7 +71,8 @@ impl Server {
         request: Request<Incoming>,
         entrance: Arc<LoopbackCallers>,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
-        let deadline = Instant::now() + HOLD;
+        let came = Now::read();
+        let deadline = came.mono + HOLD;
         let (head, _) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
@@ -91,7 +92,8 @@ impl Server {
             host,
             headers: &head.headers,
             entered: secret.map_or(Entered::Open, Entered::Secret),
-            now: Now::read(),
+            // Only the lease of a container can have been waited for.
+            now: if matches!(*entrance, LoopbackCallers::Leases(_)) { Now::read() } else { came },
         };
         let mut reply = self.answer(caller, &asked, deadline).await?;
         if let Some(secret) = secret {

@@ -38,6 +38,7 @@ pub mod jwks;
 mod lease_keys;
 mod rates;
 mod refusals;
+mod repeats;
 mod tokens;
 pub mod views;
 
@@ -47,6 +48,7 @@ pub(crate) use entrance::under;
 use lease_keys::LeaseKeys;
 use rates::Rates;
 use refusals::Refusals;
+use repeats::{LastRequest, TokenReply};
 use views::Views;
 
 /// How long one request may wait in total, for the lease and for the mint. Node gives up at 3 s and does not
@@ -62,13 +64,20 @@ pub struct Server {
     relay: Ipv4Addr,
     listening: Listening,
     refusals: Refusals,
-    /// Views by epoch (0 on loopback), each made from the source's principal at that time.
-    made: Mutex<HashMap<u64, Arc<View>>>,
+    made: Mutex<HashMap<u64, Made>>,
     recorder: Recorder,
     rates: Rates,
     lease_keys: LeaseKeys,
     /// Tokens handed out to programs on this machine.
     local: Issued,
+}
+
+/// What was made for one caller, by [`Caller::key`].
+#[derive(Debug)]
+struct Made {
+    /// Made from the source's principal at that time.
+    view: Arc<View>,
+    last: Option<LastRequest>,
 }
 
 /// The caller's lease ended: no byte may go out; the connection is closed instead.
@@ -139,7 +148,7 @@ impl Server {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
-        let deadline = Instant::now() + HOLD;
+        let now = Now::read();
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
         // Trusted: only the relay can write to the tunnel, and it sets these headers itself.
@@ -160,7 +169,7 @@ impl Server {
             // Leases of this range belong to the loopback paths; no network caller has such an address.
             Some(from) if from.is_loopback() => unknown(target, "no container has this address"),
             Some(from) => {
-                self.answer_container(from, &head.method, target, host.as_ref(), &headers, deadline).await?
+                self.answer_container(from, &head.method, target, host.as_ref(), &headers, now).await?
             }
             None => unknown(target, "the relay did not say who called"),
         };
@@ -182,13 +191,19 @@ impl Server {
         target: &str,
         host: Option<&HeaderValue>,
         headers: &HeaderMap,
-        deadline: Instant,
+        came: Now,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
+        let (deadline, mut now) = (came.mono + HOLD, came);
         let caller = if from == self.relay {
             self.listening.open(self.relay);
             Caller::Relay
         } else {
-            match self.reader.ask(from, deadline).await {
+            let mut lease = self.reader.resolve(from);
+            if lease.is_none() {
+                lease = self.reader.ask(from, deadline).await;
+                now = Now::read();
+            }
+            match lease {
                 Some(lease) => Caller::Container(lease),
                 None => {
                     tracing::debug!(%from, "no container with a lease has this address");
@@ -205,7 +220,7 @@ impl Server {
             }
         };
         let host = host.and_then(|host| host.to_str().ok());
-        let head = RequestHead { method, target, host, headers, entered: Entered::Address, now: Now::read() };
+        let head = RequestHead { method, target, host, headers, entered: Entered::Address, now };
         self.answer(caller, &head, deadline).await
     }
 
@@ -215,16 +230,16 @@ impl Server {
         head: &RequestHead<'_>,
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
-        let view = self.view(&caller);
-        let (route, reply) = match metadata::step(head, &view) {
-            Step::Reply(reply) => (RouteLabel::Metadata, self.guarded(&caller, reply)),
-            Step::Access(ask) => (RouteLabel::Token, self.answer_token(&caller, &ask, deadline).await),
-            Step::Identity(ask) => {
-                (RouteLabel::Identity, self.answer_identity(&caller, &ask, deadline).await)
+        let generation = self.mint.generation();
+        let (route, reply) = match self.again(&caller, head, generation) {
+            Some(reply) => (RouteLabel::Token, reply),
+            None => {
+                let (route, answer) = self.read(&caller, head, deadline).await;
+                if let Some(again) = answer.again {
+                    self.remember(&caller, head, generation, again);
+                }
+                (route, answer.reply)
             }
-            Step::AwsSession(ask) => (RouteLabel::Token, self.aws_session(&caller, &ask, deadline).await),
-            Step::AzureToken(ask) => (RouteLabel::Token, self.azure_token(&caller, &ask, deadline).await),
-            Step::Wait(wait) => (RouteLabel::Wait, self.hold(&caller, head, wait).await),
         };
         // The container may have ended during the wait, and another may have its address by now.
         let valid = caller.still_valid();
@@ -233,17 +248,34 @@ impl Server {
         if valid { Ok(respond(reply)) } else { Err(LeaseEnded) }
     }
 
+    async fn read(
+        &self,
+        caller: &Caller,
+        head: &RequestHead<'_>,
+        deadline: Instant,
+    ) -> (RouteLabel, TokenReply) {
+        let now = head.now;
+        match metadata::step(head, &self.view(caller)) {
+            Step::Reply(reply) => (RouteLabel::Metadata, self.guarded(caller, reply).into()),
+            Step::Access(ask) => (RouteLabel::Token, self.answer_token(caller, &ask, now, deadline).await),
+            Step::Identity(ask) => {
+                (RouteLabel::Identity, self.answer_identity(caller, &ask, now, deadline).await.into())
+            }
+            Step::AwsSession(ask) => (RouteLabel::Token, self.aws_session(caller, &ask, now, deadline).await),
+            Step::AzureToken(ask) => (RouteLabel::Token, self.azure_token(caller, &ask, now, deadline).await),
+            Step::Wait(wait) => (RouteLabel::Wait, self.hold(caller, head, wait).await.into()),
+        }
+    }
+
     /// The caller's view. Made once per lease, and again when the source's principal has changed.
     fn view(&self, caller: &Caller) -> Arc<View> {
-        let (key, identity) = match caller {
-            Caller::Container(lease) => (lease.epoch(), &lease.grant().identity),
-            Caller::Local(identity) => (0, identity), // the first lease is in epoch 1
-            Caller::Relay => return Arc::new(self.views.nobody()),
+        let (Some(key), Some((identity, _))) = (caller.key(), caller.granted()) else {
+            return Arc::new(self.views.nobody());
         };
         let principal = self.mint.principal();
         let azure = identity.azure.as_ref().map(|_| self.mint.azure_principal()).unwrap_or_default();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = made.get(&key)
+        if let Some(Made { view, .. }) = made.get(&key)
             && self.views.is_current(view, identity, &principal, &azure)
         {
             return view.clone();
@@ -262,7 +294,9 @@ impl Server {
             }
         };
         self.views.add_clouds(&mut view, identity, grant, &azure, self.lease_keys.of(key, address));
-        made.entry(key).insert_entry(Arc::new(view)).get().clone()
+        let view = Arc::new(view);
+        made.insert(key, Made { view: view.clone(), last: None });
+        view
     }
 
     /// Waits for a change of the view. Within a lease only the source's principal can change: by a login, or

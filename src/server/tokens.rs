@@ -1,17 +1,19 @@
 //! Which tokens of Google a caller may have (scopes, audience, rate), and what is recorded of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::repeats::{Given, TokenReply};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::failure::Reason;
 use crate::metadata::{self, AccessAsk, IdentityAsk, Reply, Service, TokenFailure};
-use crate::mint::MintFailure;
+use crate::mint::{Fresh, MintFailure};
 use crate::record::{For, Requestor};
 use crate::source::IdentityRequest;
-use crate::token::{CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, TokenKind};
+use crate::token::{AccessToken, CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, TokenKind};
 use crate::workload::Identity;
 
 pub(super) const SLOW: &str = "the token is still being minted: ask again";
@@ -21,10 +23,16 @@ pub(super) const SLOW: &str = "the token is still being minted: ask again";
 pub(super) struct No(pub(super) TokenFailure, pub(super) Reason);
 
 impl Server {
-    pub(super) async fn answer_token(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Reply {
-        match self.try_access(caller, ask, deadline).await {
-            Ok(reply) => reply,
-            Err(no) => self.refuse(caller, None, &no),
+    pub(super) async fn answer_token(
+        &self,
+        caller: &Caller,
+        ask: &AccessAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> TokenReply {
+        match self.try_access(caller, ask, now, deadline).await {
+            Ok(answer) => answer,
+            Err(no) => self.refuse(caller, None, &no).into(),
         }
     }
 
@@ -32,17 +40,26 @@ impl Server {
         &self,
         caller: &Caller,
         ask: &IdentityAsk,
+        now: Now,
         deadline: Instant,
     ) -> Reply {
-        match self.try_identity(caller, ask, deadline).await {
+        match self.try_identity(caller, ask, now, deadline).await {
             Ok(reply) => reply,
             Err(no) => self.refuse(caller, Some(&ask.audience), &no),
         }
     }
 
-    async fn try_access(&self, caller: &Caller, ask: &AccessAsk, deadline: Instant) -> Result<Reply, No> {
+    async fn try_access(
+        &self,
+        caller: &Caller,
+        ask: &AccessAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> Result<TokenReply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
-        self.rates.admit(identity).map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
+        self.rates
+            .admit(identity, now.mono)
+            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
         let scopes = match &ask.scopes {
             Some(asked) if ask.enforced => exactly(identity, asked),
             asked => effective(identity, asked.as_ref()),
@@ -54,12 +71,12 @@ impl Server {
         if ask.enforced && !self.mint.narrows(&request) {
             return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
-        let token = match self.mint.cached(&request, who(caller)) {
-            Some(token) => token,
+        let (token, calm, now) = match self.mint.cached(&request, who(caller), now) {
+            Some(Fresh { token, calm }) => (token, Some(calm), now),
             None => match self.mint.access(&request, who(caller), left(deadline)).await {
                 Ok(token) => {
                     self.refusals.over(Cloud::Google);
-                    token
+                    (token, None, Now::read())
                 }
                 Err(MintFailure::Refused(why)) => {
                     self.refusals.tell(Cloud::Google, &caller.name(), &why);
@@ -72,8 +89,21 @@ impl Server {
         if ask.enforced && token.scopes != request.scopes {
             return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
-        self.hand_out(caller, &ask.account.email, For::Scopes(&request.scopes), &token.about());
-        Ok(metadata::access_reply(ask, &token, Now::read()))
+        let reply = self.give_access(caller, ask, &request.scopes, &token, now);
+        let given = || Given::Access(ask.clone(), request.scopes, Arc::downgrade(&token));
+        Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
+    }
+
+    pub(super) fn give_access(
+        &self,
+        caller: &Caller,
+        ask: &AccessAsk,
+        scopes: &Scopes,
+        token: &AccessToken,
+        now: Now,
+    ) -> Reply {
+        self.hand_out(caller, &ask.account.email, For::Scopes(scopes), &token.about());
+        metadata::access_reply(ask, token, now)
     }
 
     /// The reason for a refusal: the credential yields tokens, but of scopes that were fixed elsewhere.
@@ -85,11 +115,17 @@ impl Server {
         )
     }
 
-    async fn try_identity(&self, caller: &Caller, ask: &IdentityAsk, deadline: Instant) -> Result<Reply, No> {
+    async fn try_identity(
+        &self,
+        caller: &Caller,
+        ask: &IdentityAsk,
+        now: Now,
+        deadline: Instant,
+    ) -> Result<Reply, No> {
         let (identity, container) = caller.granted().ok_or_else(nobody)?;
         // Not a 429: here gcloud fails on any status but 404.
         self.rates
-            .admit(identity)
+            .admit(identity, now.mono)
             .map_err(|left| No(TokenFailure::IdentityRefused, too_many(identity, left)))?;
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
             let name = &identity.name;

@@ -284,7 +284,7 @@ async fn a_token_minted_ahead_for_an_ended_container_is_dropped() {
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(fake.calls().len(), 1, "made ahead, and not for one that is barred");
         assert!(
-            fixture.mint.cached(&fixture.mint.request(&identity, None, None), None).is_none(),
+            fixture.mint.cached(&fixture.mint.request(&identity, None, None), None, Now::read()).is_none(),
             "{on_its_way}"
         );
     }
@@ -304,13 +304,13 @@ async fn a_container_attached_while_another_ends_has_its_token() {
     let ended = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         fixture.follow('a').await;
-        assert!(fixture.mint.cached(&request, None).is_none(), "nobody had it then");
+        assert!(fixture.mint.cached(&request, None, Now::read()).is_none(), "nobody had it then");
         fixture.held.store(false, Ordering::Release);
     };
     tokio::join!(fixture.attach('b', &identity), ended);
     fixture.mint.access(&request, None, WITHIN).await.unwrap();
     assert_eq!(fake.calls().len(), 2, "made ahead once, and not again for its first request");
-    assert!(fixture.mint.cached(&request, None).is_some());
+    assert!(fixture.mint.cached(&request, None, Now::read()).is_some());
 }
 
 /// A session's sources with a scripted one of AWS, which the test holds, and an identity that has a role.
@@ -382,11 +382,11 @@ async fn a_container_that_starts_again_has_its_token_made_ahead() {
     let request = fixture.mint.request(&identity, None, None);
     fixture.mint.access(&request, None, WITHIN).await.unwrap();
     fixture.follow('a').await;
-    assert!(fixture.mint.cached(&request, None).is_none());
+    assert!(fixture.mint.cached(&request, None, Now::read()).is_none());
     fixture.start('a').await;
     fixture.start('a').await;
     let end = Instant::now() + Duration::from_secs(10);
-    while fixture.mint.cached(&request, None).is_none() {
+    while fixture.mint.cached(&request, None, Now::read()).is_none() {
         assert!(Instant::now() < end, "nothing was made ahead");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -405,7 +405,7 @@ async fn a_token_minted_at_the_start_is_kept_for_a_minute() {
     for (passed, there) in [(minute / 2, true), (minute / 2 + Duration::from_secs(1), false)] {
         tokio::time::advance(passed).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(fixture.mint.cached(&request, None).is_some(), there);
+        assert_eq!(fixture.mint.cached(&request, None, Now::read()).is_some(), there);
     }
 }
 

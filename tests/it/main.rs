@@ -46,6 +46,7 @@ mod panics;
 mod proxy;
 mod reference;
 mod release;
+mod repeats;
 mod serving;
 mod sources_files;
 mod sources_host;

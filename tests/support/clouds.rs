@@ -26,7 +26,7 @@ use kfp_creds::server::{LoopbackCallers, Server};
 use kfp_creds::source::aws::{AwsRequest, AwsSource};
 use kfp_creds::source::azure::{AzurePrincipal, AzureRequest, AzureSource};
 use kfp_creds::source::offline::Offline;
-use kfp_creds::source::{Pending, SourceError};
+use kfp_creds::source::{Pending, Reloaded, SourceError};
 use kfp_creds::token::{AwsSession, AzureToken, Deadline, MintId, Now, RenderedReply};
 use kfp_creds::workload::{By, ContainerId, Grant, Identity, Task};
 use tokio::net::{TcpListener, TcpStream};
@@ -54,6 +54,10 @@ pub(crate) struct Scripted {
     pub(crate) script: Mutex<Script>,
     pub(crate) calls: AtomicUsize,
     pub(crate) asked: Mutex<Vec<String>>,
+    /// How often Azure's principal was asked for: whenever a request is read.
+    pub(crate) principals: AtomicUsize,
+    /// What the next look at its files finds.
+    pub(crate) reload: Mutex<Option<Reloaded>>,
 }
 
 impl Scripted {
@@ -101,6 +105,10 @@ impl AwsSource for Scripted {
             })
         })
     }
+
+    fn reload(&self) -> Reloaded {
+        self.reload.lock().unwrap().take().unwrap_or(Reloaded::Same)
+    }
 }
 
 impl AzureSource for Scripted {
@@ -109,6 +117,7 @@ impl AzureSource for Scripted {
     }
 
     fn principal(&self) -> AzurePrincipal {
+        self.principals.fetch_add(1, Ordering::SeqCst);
         AzurePrincipal { tenant: Some("tenant-of-source".into()), client_id: Some("client-of-source".into()) }
     }
 
@@ -124,6 +133,10 @@ impl AzureSource for Scripted {
                 shown: RenderedReply::default(),
             })
         })
+    }
+
+    fn reload(&self) -> Reloaded {
+        self.reload.lock().unwrap().take().unwrap_or(Reloaded::Same)
     }
 }
 
@@ -155,6 +168,7 @@ impl Answer {
 pub(crate) struct Clouds {
     pub(crate) server: Arc<Server>,
     pub(crate) writer: Mutex<Writer>,
+    pub(crate) mint: Arc<Mint>,
     pub(crate) recorder: Recorder,
     pub(crate) aws: Arc<Scripted>,
     pub(crate) azure: Arc<Scripted>,
@@ -183,13 +197,13 @@ impl Clouds {
             azure: Some(AzureFacts::default()),
         };
         let console = Console::new(OutputForm::Quiet, std::io::sink());
-        let server = Server::new(reader, mint, views, RELAY, console, recorder.clone());
+        let server = Server::new(reader, mint.clone(), views, RELAY, console, recorder.clone());
         let (near, far) = tokio::io::duplex(1 << 16);
         tasks.spawn("server", server.clone().serve_tunnel(far));
         let (tunnel, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tasks.spawn("relay", async move { drop(connection.await) });
         let writer = Mutex::new(writer);
-        Self { server, writer, recorder, aws, azure, tasks, tunnel, _questions: questions }
+        Self { server, writer, mint, recorder, aws, azure, tasks, tunnel, _questions: questions }
     }
 
     /// A running container at 169.254.168.`last`, whose secret is `secret-LAST`.
