@@ -22,6 +22,7 @@ mod mints;
 mod process;
 mod session;
 mod start;
+mod sts;
 mod tunnel;
 mod upstream;
 mod who;
@@ -122,6 +123,7 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
         }
         if plan.wants("creates") {
             creates::measure(&plan, &stage, &mut table)?;
+            sts::measure(&plan, &stage, &mut table)?;
         }
         if plan.wants("isolation") {
             isolation::measure(&plan, &stage, &mut table)?;

@@ -76,10 +76,20 @@ impl Session {
 
     /// With variables of ours.
     pub(crate) fn with(program: &Path, variables: &[(&str, &str)]) -> Outcome<Self> {
+        Self::of(program, Folder::new()?, &["--offline"], variables)
+    }
+
+    /// With a config and variables of ours.
+    pub(crate) fn configured(program: &Path, config: &str, variables: &[(&str, &str)]) -> Outcome<Self> {
         let folder = Folder::new()?;
+        std::fs::write(folder.0.join("kfp-creds.toml"), config)?;
+        Self::of(program, folder, &["--config", "kfp-creds.toml"], variables)
+    }
+
+    fn of(program: &Path, folder: Folder, flags: &[&str], variables: &[(&str, &str)]) -> Outcome<Self> {
         let mut command = clean(Command::new(program), &folder);
         command.envs(variables.iter().copied());
-        command.args(["serve", "--offline", "--all"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["serve", "--all"]).args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
         let began = Instant::now();
         let mut child = command.spawn()?;
         let mut stderr = BufReader::new(child.stderr.take().ok_or("no stderr")?);
@@ -109,7 +119,9 @@ impl Session {
 
     /// The name of the session's relay container.
     pub(crate) fn relay(&self) -> String {
-        let id = self.socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // The printed name is a link to that of the session.
+        let own = std::fs::canonicalize(&self.socket).unwrap_or_else(|_| self.socket.clone());
+        let id = own.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         format!("kfp-creds-relay-{id}")
     }
 }

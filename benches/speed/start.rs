@@ -1,8 +1,11 @@
 //! From the start of the program to a relay that serves, and the size of the program.
 
+use std::time::Instant;
+
 use crate::engine::{self, docker};
 use crate::figures::{Table, Target, median, percentile};
-use crate::session::Session;
+use crate::load::body_of;
+use crate::session::{Folder, Session, listener};
 use crate::{Outcome, Plan};
 
 /// Most milliseconds from exec to `ready`, with the relay's image in the engine.
@@ -29,6 +32,28 @@ pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
     table.row("start", "exec to `ready`, relay image present", (middle, shown), Target::AtMost(READY), " ms");
     let shown = format!("{:.0} ms", median(&first));
     table.row("start", "exec to `ready`, relay image made and loaded", (0.0, shown), Target::Stated, "");
+    Ok(())
+}
+
+/// Most milliseconds from exec of `serve --listen` to its first token.
+const FIRST: f64 = 10.0;
+
+pub(crate) fn first_answer(plan: &Plan, table: &mut Table) -> Outcome<()> {
+    let folder = Folder::new()?;
+    let mut times = Vec::new();
+    for round in 0..=plan.rounds(40, 10) {
+        let began = Instant::now();
+        let ours = listener(&plan.program, &folder, &["--offline"])?;
+        body_of(ours.at)?;
+        if round > 0 {
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let (low, middle, high) =
+        (percentile(&mut times, 25.0), percentile(&mut times, 50.0), percentile(&mut times, 75.0));
+    let shown = format!("{middle:.1} ms (half of them {low:.1}–{high:.1})");
+    let what = "exec of `serve --listen` to its first token";
+    table.row("loopback", what, (middle, shown), Target::AtMost(FIRST), " ms");
     Ok(())
 }
 

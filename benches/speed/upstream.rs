@@ -1,6 +1,8 @@
-//! Everything that is asked upstream, answered at once: what is left of a mint's time is our own.
+//! Everything that is asked upstream, answered at once: what is left of a mint's time is our own. Only AWS's STS takes as
+//! long as its path says, `/sts/MILLISECONDS/`.
 
 use std::convert::Infallible;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
@@ -8,6 +10,8 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 
 use crate::Outcome;
@@ -41,6 +45,11 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     let token = format!("ya29.{}", "c.benchmark_of_no_value".repeat(9));
     let body = match path.as_str() {
         "/subject" => "header.payload.signature".into(),
+        _ if path.starts_with("/sts/") => {
+            let wait = path.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or_default();
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            session()
+        }
         _ if path.ends_with(":generateAccessToken") => {
             format!(r#"{{"accessToken":"{token}","expireTime":"2100-01-01T00:00:00Z"}}"#)
         }
@@ -51,4 +60,17 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     let mut response = Response::new(Full::new(Bytes::from(body)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+/// A session of a role, of which nobody knows.
+fn session() -> String {
+    let end = OffsetDateTime::from(SystemTime::now() + Duration::from_secs(3600));
+    let end = end.replace_nanosecond(0).unwrap_or(end).format(&Rfc3339).unwrap_or_default();
+    format!(
+        "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>ASIABENCHBENCHBENCH0</AccessKeyId>\
+         <SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken><Expiration>{end}</Expiration></Credentials>\
+         </AssumeRoleResult></AssumeRoleResponse>",
+        "bench".repeat(8),
+        "bench".repeat(80)
+    )
 }
