@@ -64,7 +64,7 @@ impl Engine {
 }
 
 /// Networks have events of the same names; those of containers are told apart by their type.
-fn read(event: EventMessage) -> Option<ContainerEvent> {
+pub(super) fn read(event: EventMessage) -> Option<ContainerEvent> {
     let of_container = event.typ == Some(EventMessageTypeEnum::CONTAINER);
     let actor = event.actor?;
     let (id, at) = (actor.id?, event.time_nano);

@@ -3,8 +3,8 @@
 //! and a guess would give one task the identity of another.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -15,8 +15,11 @@ use crate::workload::{Task, Unknown};
 
 /// Most pipeline roots of one session; a real session has fewer.
 const MOST_ROOTS: usize = 1000;
-/// Most tasks of one session whose places are kept; later tasks are recognised by their directories alone.
-const MOST_PLACES: usize = 100_000;
+/// Tasks of one session whose places are kept, the last ones: the tasks that read a place are of the same run. An older
+/// task is recognised by its directory alone.
+const MOST_PLACES: usize = 16_384;
+/// For how many more places there is room at a time: doubling would leave up to half of it unused.
+const ROOM: usize = 256;
 
 /// Clones share the state.
 #[derive(Clone, Debug, Default)]
@@ -25,9 +28,10 @@ pub struct Evidence(Arc<Mutex<EvidenceSeen>>);
 #[derive(Debug, Default)]
 struct EvidenceSeen {
     roots: BTreeSet<String>,
-    /// Digest of the image and command that own a place. A retry of the task has the same digest; a request
-    /// with another command only reads that task's outputs.
-    places: HashMap<RunPath, u64>,
+    /// Digest of the image and command that own a place, by the place's own: names would stay as long as the session.
+    /// A retry of the task has the same digest; a request with another command only reads that task's outputs.
+    places: VecDeque<(u64, u64)>,
+    seed: RandomState,
 }
 
 impl Evidence {
@@ -42,8 +46,8 @@ impl Evidence {
         if let Some(root) = root.filter(|_| task.kfp && seen.roots.len() < MOST_ROOTS) {
             seen.roots.insert(root);
         }
-        if let Some(place) = RunPath::of_task(&task).filter(|_| seen.places.len() < MOST_PLACES) {
-            seen.places.entry(place).or_insert(who);
+        if let Some(place) = RunPath::of_task(&task) {
+            seen.keep(&place, who);
         }
         task
     }
@@ -67,6 +71,25 @@ impl Evidence {
 }
 
 impl EvidenceSeen {
+    fn owner(&self, place: &RunPath) -> Option<u64> {
+        let place = self.seed.hash_one(place);
+        self.places.iter().rev().find(|(known, _)| *known == place).map(|(_, owner)| *owner)
+    }
+
+    /// The first one that is seen at a place owns it.
+    fn keep(&mut self, place: &RunPath, who: u64) {
+        if self.owner(place).is_some() {
+            return;
+        }
+        if self.places.len() >= MOST_PLACES {
+            self.places.pop_front();
+        }
+        if self.places.len() == self.places.capacity() {
+            self.places.reserve_exact(ROOM);
+        }
+        self.places.push_back((self.seed.hash_one(place), who));
+    }
+
     fn task(
         &self,
         reading: Reading,
@@ -77,8 +100,8 @@ impl EvidenceSeen {
     ) -> Task {
         let Reading { mut task, roots, root: _, places } = reading;
         if !places.is_empty() {
-            own_place(&mut task, &places, |place, directory| match self.places.get(place) {
-                Some(owner) => *owner == who,
+            own_place(&mut task, &places, |place, directory| match self.owner(place) {
+                Some(owner) => owner == who,
                 None => !there.iter().any(|there| there == directory),
             });
         }

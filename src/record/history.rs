@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::metrics::Cause;
-use crate::token::HandedOut;
+use crate::token::{HandedOut, MintId};
 use crate::workload::Grant;
 
 /// The oldest entries are dropped beyond these numbers, and counted.
@@ -60,7 +60,8 @@ pub struct LeaseHistory {
 /// A token that a task was given.
 #[derive(Clone, Debug, Serialize)]
 pub struct GivenToken {
-    pub mint: String,
+    #[serde(serialize_with = "written")]
+    pub mint: MintId,
     pub kind: &'static str,
     #[serde(serialize_with = "at")]
     pub at: SystemTime,
@@ -129,7 +130,7 @@ impl History {
             return;
         };
         run.tokens.push_back(GivenToken {
-            mint: token.id.to_string(),
+            mint: token.id,
             kind: token.kind.word(),
             at: SystemTime::now(),
             expires: token.expires.wall(),
@@ -213,6 +214,10 @@ fn at<S: Serializer>(time: &SystemTime, into: S) -> Result<S::Ok, S::Error> {
     at_last(&Some(*time), into)
 }
 
+fn written<S: Serializer>(id: &MintId, into: S) -> Result<S::Ok, S::Error> {
+    into.collect_str(id)
+}
+
 /// To the millisecond: tasks may run for less than a second.
 fn at_last<S: Serializer>(time: &Option<SystemTime>, into: S) -> Result<S::Ok, S::Error> {
     let text = time.and_then(|time| {
@@ -228,7 +233,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::token::{Deadline, MintId, Now, TokenKind};
+    use crate::token::{Deadline, Now, TokenKind};
     use crate::workload::{By, ContainerId, Identity, Task};
 
     fn grant(id: usize) -> Grant {

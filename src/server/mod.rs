@@ -5,7 +5,7 @@
 //! (`entrance`: programs with the capability of `serve --listen`, or containers on the host's network with
 //! their own paths).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,6 +54,9 @@ use views::Views;
 /// How long one request may wait in total, for the lease and for the mint. Node gives up at 3 s and does not
 /// retry.
 const HOLD: Duration = Duration::from_secs(2);
+
+/// Views of ended leases that may be left over until another is made.
+const STALE_VIEWS: usize = 32;
 
 /// Answers all metadata requests of one session.
 #[derive(Debug)]
@@ -280,9 +283,13 @@ impl Server {
         {
             return view.clone();
         }
-        if made.len() > 1024 {
-            let live: Vec<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
-            made.retain(|epoch, _| live.contains(epoch));
+        // Views of ended leases go when they are more than those of live ones: each is about a kilobyte.
+        if made.len() >= STALE_VIEWS && !made.contains_key(&key) {
+            let live: HashSet<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
+            if made.len() >= STALE_VIEWS + live.len() * 2 {
+                made.retain(|epoch, _| live.contains(epoch));
+                made.shrink_to(STALE_VIEWS);
+            }
         }
         let (mut view, address, grant) = match caller {
             Caller::Container(lease) => {

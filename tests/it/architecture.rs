@@ -31,6 +31,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
                 "frames",
                 "notices",
                 "question",
+                "removed",
                 "reserved",
                 "rules",
             ],
@@ -41,6 +42,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             // The parts of the proxy, each with its own state.
             &["lookups"],
             &["exit_codes", "image_configs", "leases", "reply_filter"],
+            &["exit_watch"],
             &["inputs", "logs"],
             &["mount_sources"],
             &["guard"],

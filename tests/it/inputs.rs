@@ -31,7 +31,7 @@ fn fixture(answer: impl Fn(&str) -> Option<Vec<Act>> + Send + Sync + 'static) ->
         if path.contains("/containers/create") {
             let body = String::from_utf8_lossy(&seen.body).into_owned();
             answer(&body).unwrap_or_else(|| answered("201 Created", &format!(r#"{{"Id":"{ID}"}}"#)))
-        } else if path.ends_with("wait?condition=next-exit") {
+        } else if path.starts_with("/events?") {
             vec![Act::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()), Act::Hold]
         } else {
             answered("404 Not Found", r#"{"message":"no such thing"}"#)

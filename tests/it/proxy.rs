@@ -22,16 +22,17 @@ fn fixture(
     (scratch, engine, proxy)
 }
 
-fn created(wait: &'static [u8]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
+/// One container, of which the engine says these events, with an exit code where it has one.
+fn created(events: &'static [(&str, Option<u8>)]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
     move |seen| {
         let path = seen.line.split(' ').nth(1).unwrap();
         if seen.is("POST") && path.contains("/containers/create") {
             json("201 Created", &format!(r#"{{"Id":"{ID}","Warnings":null}}"#))
-        } else if path.ends_with("wait?condition=next-exit") {
-            // Registered at once, ended only after a client's start and wait have been seen.
-            let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-            vec![Act::Send(head), Act::Until(6), Act::Send(wait.to_vec())]
-        } else if path.ends_with("/start") || seen.is("DELETE") {
+        } else if path.starts_with("/events?") {
+            // Followed at once; something happens only after a client's start has been seen.
+            let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n".to_vec();
+            vec![Act::Send(head), Act::Until(6), Act::Send(told(events)), Act::Hold]
+        } else if path.ends_with("/start") || path.ends_with("/restart") || seen.is("DELETE") {
             vec![Act::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())]
         } else if path == format!("/containers/{ID}/json") {
             json("200 OK", &format!(r#"{{"Id":"{ID}","Name":"/happy_name"}}"#))
@@ -41,10 +42,20 @@ fn created(wait: &'static [u8]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 's
     }
 }
 
+fn told(events: &[(&str, Option<u8>)]) -> Vec<u8> {
+    let line = |(action, code): &(&str, Option<u8>)| {
+        let facts = code.map_or(serde_json::json!({}), |code| serde_json::json!({"exitCode": code.to_string()}));
+        let actor = serde_json::json!({"ID": ID, "Attributes": facts});
+        format!("{}\n", serde_json::json!({"Type": "container", "Action": action, "Actor": actor}))
+    };
+    events.iter().map(line).collect::<String>().into_bytes()
+}
+
+const ENDED: &[(&str, Option<u8>)] = &[("start", None), ("die", Some(3)), ("destroy", None)];
+
 #[test]
-fn a_forgotten_exit_is_answered_as_by_the_engine() {
-    let words = b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n";
-    let (_scratch, engine, proxy) = fixture(created(words));
+fn a_forgotten_exit_is_answered_in_its_place() {
+    let (_scratch, engine, proxy) = fixture(created(ENDED));
     let (status, body) = call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#);
     assert_eq!((status, body), (201, format!(r#"{{"Id":"{ID}","Warnings":null}}"#)));
     assert_eq!(call(&proxy.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
@@ -66,83 +77,62 @@ fn a_forgotten_exit_is_answered_as_by_the_engine() {
 
 #[test]
 fn an_unknown_exit_is_an_error_and_never_a_404() {
-    let (_scratch, _engine, proxy) = fixture(created(b"12\r\n{\"Stat"));
+    let (_scratch, _engine, proxy) = fixture(created(&[("start", None), ("destroy", None)]));
+    let mut ends = proxy.exits.ends();
     assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
     assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
     let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
     assert_eq!(status, 500, "{body}");
     assert!(body.contains("not known"), "{body}");
+    assert!(ends.try_recv().is_err(), "nothing told that it ended");
 }
 
-/// A listener would take it for an end, though the container may never have been started.
-#[test]
-fn a_broken_wait_does_not_count_as_an_end() {
-    let breaks = [&b"12\r\n{\"Stat"[..], b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"];
-    for (wait, ended) in breaks.into_iter().zip([false, true]) {
-        let (_scratch, _engine, proxy) = fixture(created(wait));
-        let mut ends = proxy.exits.ends();
-        assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
-        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
-        // It is answered once the outcome is settled.
-        call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
-        if ended {
-            wait_for(|| ends.try_recv().is_ok());
-        } else {
-            std::thread::sleep(Duration::from_millis(50));
-            assert!(ends.try_recv().is_err());
-        }
-    }
-}
-
-/// Podman 5.4 answers some waits for a container that it removes meanwhile with 200 and -1. The code is in its event.
+/// Podman 5.4 answers some waits for a container that it removes meanwhile with 200 and -1. The code is in its event,
+/// which comes after that of the removal, or in those that the lifecycle reads.
 #[test]
 fn an_answer_without_a_code_is_no_exit_code() {
     let lost = r#"{"StatusCode":-1,"Error":{"Message":"no such container"}}"#;
-    for first in [lost, r#"{"StatusCode":63}"#] {
+    let events: [&'static [(&str, Option<u8>)]; 2] = [
+        &[("start", None), ("remove", None), ("die", Some(63))],
+        &[("start", None), ("remove", None)],
+    ];
+    for (events, elsewhere) in events.into_iter().zip([false, true]) {
         let (_scratch, _engine, proxy) = fixture(move |seen| match &seen.line {
-            line if line.contains("wait?condition=next-exit") => json("200 OK", first),
             line if line.contains("/wait") => json("200 OK", lost),
-            _ => created(b"")(seen),
+            _ => created(events)(seen),
         });
+        let mut ends = proxy.exits.ends();
         assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
         assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
-        proxy.exits.died(&ContainerId::parse(ID).unwrap(), 63);
+        if elsewhere {
+            proxy.exits.died(&ContainerId::parse(ID).unwrap(), 63);
+        }
         let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
-        assert_eq!((status, body.trim()), (200, r#"{"StatusCode":63}"#), "{first}");
+        assert_eq!((status, body.trim()), (200, r#"{"StatusCode":63}"#), "{elsewhere}");
+        assert_eq!(ends.try_recv().is_ok(), !elsewhere);
     }
 }
 
-/// The new run can be over, and its container removed, before the restart is answered. Docker then answers the wait for
-/// its next exit with 404; Podman never does.
+/// The new run can be over, and its container removed, before the restart is answered.
 #[test]
 fn a_restart_that_ends_at_once_keeps_its_exit_code() {
-    let never = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-    for gone in [json("404 Not Found", "{}"), vec![Act::Send(never), Act::Hold]] {
-        let waits = AtomicUsize::new(0);
-        let (_scratch, _engine, proxy) = fixture(move |seen| {
-            let ended = |code: u8| json("200 OK", &format!(r#"{{"StatusCode":{code}}}"#));
-            if seen.line.contains("wait?condition=removed") {
-                ended(5)
-            } else if seen.line.contains("wait?condition=next-exit") {
-                // The restart ends the first run.
-                if waits.fetch_add(1, Ordering::SeqCst) < 2 { ended(137) } else { gone.clone() }
-            } else if seen.line.contains("/restart") {
-                vec![Act::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())]
-            } else {
-                created(b"")(seen)
-            }
-        });
-        assert_eq!(call(&proxy.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
-        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
-        assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/restart"), "").0, 204);
-        let (status, body) = call(&proxy.socket, "POST /containers/n/wait", "");
-        assert_eq!((status, body.trim()), (200, r#"{"StatusCode":5}"#));
-    }
+    let (_scratch, _engine, proxy) = fixture(created(&[
+        ("start", None),
+        ("die", Some(137)),
+        ("start", None),
+        ("die", Some(5)),
+        ("destroy", None),
+    ]));
+    assert_eq!(call(&proxy.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
+    assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+    assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/restart"), "").0, 204);
+    let (status, body) = call(&proxy.socket, "POST /containers/n/wait", "");
+    assert_eq!((status, body.trim()), (200, r#"{"StatusCode":5}"#));
 }
 
 #[test]
 fn a_container_that_never_ran_has_no_exit() {
-    let (_scratch, _engine, proxy) = fixture(created(b"12\r\n{\"StatusCode\":0}\r\n\r\n0\r\n\r\n"));
+    let (_scratch, _engine, proxy) = fixture(created(&[("destroy", None)]));
     assert_eq!(call(&proxy.socket, "POST /containers/create?name=n", r#"{"Image":"i"}"#).0, 201);
     for _ in 0..3 {
         let _ = call(&proxy.socket, "GET /info", "");
@@ -150,9 +140,56 @@ fn a_container_that_never_ran_has_no_exit() {
     assert_eq!(call(&proxy.socket, "POST /containers/n/wait", "").0, 404);
 }
 
+/// The engine that sent the events is another one when they are followed again: it does not repeat what is missing.
+#[test]
+fn what_happened_in_a_gap_of_the_events_is_asked() {
+    let follows = AtomicUsize::new(0);
+    let (_scratch, engine, proxy) = fixture(move |seen| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n".to_vec();
+        if seen.is("GET /events?") {
+            return match follows.fetch_add(1, Ordering::SeqCst) {
+                0 => vec![Act::Send(head), Act::Until(6), Act::Send(told(&[("start", None)]))],
+                _ => vec![Act::Send(head), Act::Hold],
+            };
+        }
+        if seen.is("GET /containers/json?all=1") {
+            return json("200 OK", &format!(r#"[{{"Id":"{ID}","State":"exited"}}]"#));
+        }
+        if seen.is(&format!("GET /containers/{ID}/json")) {
+            return json("200 OK", &format!(r#"{{"Id":"{ID}","Name":"/n","State":{{"ExitCode":9}}}}"#));
+        }
+        created(&[])(seen)
+    });
+    assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+    assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
+    wait_for(|| proxy.exits.code(&ContainerId::parse(ID).unwrap()) == Some(9));
+    let since = |seen: &Seen| seen.line.split("since=").nth(1).map(|rest| rest.split('&').next().unwrap().to_owned());
+    let all: Vec<_> = engine.seen().iter().filter_map(since).collect();
+    assert_eq!((all.len(), &all[0]), (2, &all[1]), "what the engine has is to be repeated");
+}
+
+/// Hundreds may run at the same time.
+#[test]
+fn a_running_container_holds_no_connection_to_the_engine() {
+    let number = AtomicUsize::new(0);
+    let (_scratch, engine, proxy) = fixture(move |seen| {
+        if seen.is("POST") && seen.line.contains("/containers/create") {
+            let id = format!("{:064x}", number.fetch_add(1, Ordering::SeqCst));
+            return json("201 Created", &format!(r#"{{"Id":"{id}","Warnings":null}}"#));
+        }
+        created(&[])(seen)
+    });
+    for container in 0..20 {
+        assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
+        assert_eq!(call(&proxy.socket, &format!("POST /containers/{container:064x}/start"), "").0, 204);
+    }
+    engine.settles_at(1);
+    assert!(!engine.was_sent("/wait"));
+}
+
 #[test]
 fn a_failed_attach_removes_the_container_and_says_why() {
-    let (_scratch, engine, proxy) = fixture(created(b"0\r\n\r\n"));
+    let (_scratch, engine, proxy) = fixture(created(&[]));
     *proxy.lifecycle.fails.lock().unwrap() = Some("no address is free; wait for a task to end".into());
     let (status, body) = call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#);
     assert_eq!(status, 500);
@@ -200,7 +237,7 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 
 #[test]
 fn a_session_that_ends_takes_no_creates() {
-    let (_scratch, engine, proxy) = fixture(created(b""));
+    let (_scratch, engine, proxy) = fixture(created(&[]));
     proxy.closing.set();
     let (status, body) = call(&proxy.socket, "POST /containers/create", "{}");
     assert_eq!(status, 503, "{body}");
@@ -656,7 +693,7 @@ fn frame(stream: u8, text: &str) -> Vec<u8> {
 
 /// An engine whose auto-removed container has ended when its logs are asked for: `logs` is what it answers.
 fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
-    let words = created(b"12\r\n{\"StatusCode\":3}\r\n\r\n0\r\n\r\n");
+    let rest = created(ENDED);
     let (logs, looks) = (Mutex::new(Some(logs)), AtomicUsize::new(0));
     move |seen| {
         if seen.is(&format!("POST /containers/{ID}/attach?stream=1&stdout=1&stderr=1 ")) {
@@ -678,7 +715,7 @@ fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sy
         if seen.is(&format!("GET /containers/{ID}/json")) && looks.fetch_add(1, Ordering::SeqCst) < 2 {
             return json("200 OK", &format!(r#"{{"Id":"{ID}"{INSPECTED}}}"#));
         }
-        words(seen)
+        rest(seen)
     }
 }
 

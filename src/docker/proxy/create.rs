@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::engine_client::{Body, Refusal, Reply, collect, full};
-use super::exit_codes::WaitCondition;
+use super::exit_codes::restarts_itself;
 use super::inputs::{self, Brought};
 use super::judge::{self, Verdict};
 use super::leases::{LeaseSecret, Reach, lease_secret};
@@ -260,14 +260,13 @@ impl Proxy {
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let id = answer["Id"].as_str().and_then(ContainerId::parse);
         let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
-        let until = given.until;
         self.settings.created.store(true, Ordering::Relaxed);
         self.note_writable(&id, &given).await;
         match name {
-            Some(name) => self.exits.watch(&id, Some(&name), until).await,
+            Some(name) => self.exits.watch(&id, Some(&name), given.restarts).await,
             // The engine has chosen a name, and a client may wait by it.
             None => {
-                tokio::join!(self.exits.watch(&id, None, until), self.learn_name(&id));
+                tokio::join!(self.exits.watch(&id, None, given.restarts), self.learn_name(&id));
             }
         }
         match verdict {
@@ -374,7 +373,8 @@ struct Judged {
 /// Parts of the body that are needed after it was sent to the engine.
 #[derive(Debug)]
 struct Given {
-    until: WaitCondition,
+    /// The engine may start it again by itself.
+    restarts: bool,
     /// Only the body's `HostConfig`.
     writable: Value,
     indirect: bool,
@@ -383,7 +383,7 @@ struct Given {
 impl Given {
     fn of(body: &Value) -> Self {
         let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
-        Self { until: WaitCondition::of(body), writable, indirect: writable::is_indirect(body) }
+        Self { restarts: restarts_itself(body), writable, indirect: writable::is_indirect(body) }
     }
 }
 

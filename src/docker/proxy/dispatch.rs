@@ -13,7 +13,6 @@ use serde_json::Value;
 
 use super::builds::BuildTunnel;
 use super::engine_client::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
-use super::exit_codes::WaitCondition;
 use super::json::rewritten;
 use super::path::{ApiTarget, Route};
 use super::reserved::{ReservedKind, captures};
@@ -113,7 +112,7 @@ impl Proxy {
             (&Method::PUT, "archive") => self.uploads.archive(parts, target, body, name).await,
             (&Method::POST, "wait") => {
                 let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
-                Ok(self.exits.wait(name, reply).await)
+                Ok(self.exits.codes().wait(name, reply).await)
             }
             (&Method::GET, "logs") => {
                 let reply = self.engine.pass(parts, target.uri(), Either::Left(body)).await?;
@@ -214,25 +213,16 @@ impl Proxy {
             return self.engine.pass(parts, target.uri(), empty()).await;
         };
         let target = target.with_container(id.as_str(), action);
-        if self.exits.codes().idle(&id) {
-            self.exits.watch(&id, None, WaitCondition::Exit).await;
-        }
+        self.exits.followed().await;
         self.leases.starting(&id).await;
         if action == "start" && self.leases.is_leased(&id).await {
             self.logs.keep(&id).await;
         }
-        let removal = match action {
-            "restart" => self.exits.register(&id, WaitCondition::Removal).await,
-            _ => None,
-        };
-        // Marked before the engine answers, because the container may have ended by then.
-        let before = self.exits.codes().started(&id, true);
+        // Before the engine answers, because the container may have ended by then.
+        let before = self.exits.codes().begin(&id);
         let reply = self.engine.pass(parts, target.uri(), empty()).await;
-        let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
-        if failed {
-            self.exits.codes().started(&id, before);
-        } else if action == "restart" {
-            self.exits.watch_restarted(&id, removal).await;
+        if reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400) {
+            self.exits.codes().undo(&id, before);
         }
         reply
     }

@@ -1,99 +1,114 @@
-//! Exit codes, recorded from a container's creation on.
+//! Exit codes of this session's containers, from the engine's events (`exit_watch`).
 //!
 //! An auto-removed container can be gone before its client waits for it; kfp 2.16 and later then report
-//! success (kubeflow/pipelines #13332). So the proxy registers its own wait before it answers a create. When
-//! a client waits, it asks the engine first and answers from this record if the engine says 404.
+//! success (kubeflow/pipelines #13332). So a container is recorded before its create is answered. When a client
+//! waits, the proxy asks the engine first and answers from this record if the engine says 404.
+//!
+//! A session may live for weeks: what is left of a container that is gone is bounded (`removed`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::{Method, Response, StatusCode, header};
+use hyper::{Response, StatusCode, header};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
 
-use super::engine_client::{EngineClient, Refusal, Reply, json_reply};
+use super::engine_client::{Refusal, Reply, json_reply};
+use super::removed::{NEVER_RAN, Removed, UNKNOWN};
+use crate::docker::events::ContainerEvent;
 use crate::json::fields;
-use crate::process::Tasks;
 use crate::workload::ContainerId;
 
-/// Containers whose exit is remembered; beyond it the oldest that have ended are forgotten.
-const REMEMBERED: usize = 16_384;
-/// How long an answer may wait for the watcher after the engine has removed a container: the engine writes
-/// the exit to the watcher's connection before it removes the container.
+/// Recorded containers that still exist; beyond it the oldest that have ended are treated as removed. Nobody has so
+/// many: each takes space on the engine's disk.
+const PRESENT: usize = 16_384;
+/// How long an answer may wait for the event of the removal, after the engine has removed a container.
 const LAST_WORD: Duration = Duration::from_secs(10);
-/// How long an answer waits for the event of the end, where the watcher got no code.
+/// How long an answer waits for the event of the end if that of the removal came first (Podman).
 const EVENT_WITHIN: Duration = Duration::from_secs(3);
 
 /// The exit codes of this session's containers; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct ExitCodes(Arc<Mutex<Records>>);
+pub struct ExitCodes(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    records: Mutex<Records>,
+    changed: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct Records {
-    entries: HashMap<ContainerId, WatchedExit>,
-    order: VecDeque<ContainerId>,
+    present: HashMap<ContainerId, Present>,
+    gone: Removed,
     ends: Option<mpsc::UnboundedSender<ContainerId>>,
+    /// How many were recorded so far.
+    recorded: u64,
 }
 
+/// A container that the engine has.
 #[derive(Debug)]
-struct WatchedExit {
-    name: Option<String>,
-    /// Whether a start passed through the proxy.
+struct Present {
+    name: Option<Box<str>>,
+    recorded: u64,
+    /// Whether it has run.
     started: bool,
-    exit: watch::Receiver<Exit>,
-    /// The code in the engine's event; `None` after a restart, whose first run's event may come late.
-    event: Option<watch::Sender<Option<i64>>>,
+    /// The engine may start it again by itself.
+    restarts: bool,
+    /// The exit code of its last run; `None` while it runs, and before it runs.
+    code: Option<u32>,
+    /// The code in the event that the lifecycle read; `None` after a start, since that event may be of the run before.
+    told: Option<u32>,
 }
 
-/// Which exit counts.
+/// How a container ended that is not there any more.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum WaitCondition {
-    Exit,
-    /// The engine may restart the container by itself, and its answer about an earlier exit can be a wrong 0
-    /// (20.10); only the last run counts.
-    Removal,
+enum Fate {
+    /// The engine still had it when its last event came.
+    Present,
+    NeverRan,
+    Code(u32),
+    Unknown,
 }
 
-impl WaitCondition {
-    /// Chosen by the restart policy of a create body, whatever the case of its keys.
-    pub(super) fn of(body: &Value) -> Self {
-        let policy = fields(&body["HostConfig"]["RestartPolicy"]);
-        let mut names = policy.filter_map(|(_, value)| value.as_str());
-        if names.any(|name| !matches!(name, "" | "no")) { Self::Removal } else { Self::Exit }
-    }
+/// What a start that failed is to leave as it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BeforeStart {
+    started: bool,
+    code: Option<u32>,
 }
 
-#[derive(Clone, Debug)]
-enum Exit {
-    Watching,
-    /// The exit code, and the engine's reply verbatim.
-    Known(i64, Bytes),
-    /// The engine closed the connection without an exit code.
-    Lost,
+/// Whether the engine may start the container again by itself, by the restart policy of a create body, whatever the
+/// case of its keys.
+pub(super) fn restarts_itself(body: &Value) -> bool {
+    let policy = fields(&body["HostConfig"]["RestartPolicy"]);
+    let mut names = policy.filter_map(|(_, value)| value.as_str());
+    names.any(|name| !matches!(name, "" | "no"))
 }
 
 impl ExitCodes {
     /// The exit code of the container's last run, once it is known.
     pub fn code(&self, container: &ContainerId) -> Option<i64> {
-        self.with(|records| match &*records.entries.get(container)?.exit.borrow() {
-            Exit::Known(code, _) => Some(*code),
-            Exit::Watching | Exit::Lost => None,
+        self.with(|records| match records.present.get(container) {
+            Some(present) => present.code,
+            None => records.gone.code(container).copied().filter(|code| valid((*code).into()).is_some()),
         })
+        .map(i64::from)
     }
 
-    /// The code in the engine's event of a container's end. It counts only if the watcher got none: Podman 5.4 answers
-    /// some waits for a container that it removes meanwhile without a code, or not at all.
+    /// The code of a container's end as the lifecycle read it. It counts only if the events read here had none.
     pub fn died(&self, container: &ContainerId, code: i64) {
-        self.with(|records| {
-            let entry = records.entries.get(container);
-            if let Some(event) = entry.and_then(|entry| entry.event.as_ref()) {
-                event.send_replace(Some(code));
+        let Some(code) = valid(code) else { return };
+        self.change(|records| {
+            if let Some(present) = records.present.get_mut(container) {
+                present.told = Some(code);
+            } else if let Some(gone) = records.gone.code(container).filter(|gone| **gone == UNKNOWN) {
+                *gone = code;
             }
         });
     }
@@ -105,63 +120,114 @@ impl ExitCodes {
         ends
     }
 
-    fn settle(&self, container: &ContainerId, exit: &watch::Sender<Exit>, outcome: Exit) {
-        // If the engine broke off, the container may run on or never have been started.
-        let known = matches!(outcome, Exit::Known(..));
-        exit.send_replace(outcome);
-        self.with(|records| {
-            if let Some(ends) = records.ends.as_ref().filter(|_| known) {
-                // The listener ends with the session, so a failed send is ignored.
-                let _ = ends.send(container.clone());
-            }
-        });
+    fn with<T>(&self, work: impl FnOnce(&mut Records) -> T) -> T {
+        work(&mut self.0.records.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Records) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn change<T>(&self, work: impl FnOnce(&mut Records) -> T) -> T {
+        let outcome = self.with(work);
+        self.0.changed.send_replace(());
+        outcome
     }
 
     pub(super) fn rename(&self, container: &ContainerId, name: &str) {
         self.with(|records| {
-            if let Some(entry) = records.entries.get_mut(container) {
-                entry.name = Some(name.trim_start_matches('/').into());
+            if let Some(present) = records.present.get_mut(container) {
+                present.name = Some(name.trim_start_matches('/').into());
             }
         });
     }
 
-    /// Marks whether the container has run and returns the previous mark.
-    pub(super) fn started(&self, container: &ContainerId, started: bool) -> bool {
+    /// A start is about to reach the engine: the code of an earlier run is none of the next one's.
+    pub(super) fn begin(&self, container: &ContainerId) -> BeforeStart {
         self.with(|records| {
-            let entry = records.entries.get_mut(container);
-            entry.is_some_and(|entry| std::mem::replace(&mut entry.started, started))
+            let Some(present) = records.present.get_mut(container) else { return BeforeStart::default() };
+            let before = BeforeStart { started: present.started, code: present.code };
+            (present.started, present.code, present.told) = (true, None, None);
+            before
         })
     }
 
-    /// Whether a new run of this container would be unwatched.
-    pub(super) fn idle(&self, container: &ContainerId) -> bool {
-        self.with(|records| {
-            records
-                .entries
-                .get(container)
-                .is_some_and(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
-        })
-    }
-
-    fn record(&self, container: &ContainerId, name: Option<&str>, restarted: bool) -> watch::Sender<Exit> {
-        let (sender, exit) = watch::channel(Exit::Watching);
-        let event = (!restarted).then(|| watch::channel(None).0);
-        self.with(|records| {
-            let old = records.entries.remove(container);
-            if old.is_none() {
-                records.order.push_back(container.clone());
+    /// That start failed.
+    pub(super) fn undo(&self, container: &ContainerId, before: BeforeStart) {
+        self.change(|records| {
+            if let Some(present) = records.present.get_mut(container) {
+                present.started = before.started;
+                present.code = present.code.or(before.code);
+            } else if let Some(gone) = records.gone.code(container).filter(|_| !before.started) {
+                // Removed because it could not start.
+                *gone = NEVER_RAN;
             }
-            let name = name.map(|name| name.trim_start_matches('/').to_string());
-            let name = name.or_else(|| old.as_ref().and_then(|old| old.name.clone()));
-            let started = old.is_some_and(|old| old.started);
-            records.entries.insert(container.clone(), WatchedExit { name, started, exit, event });
-            records.shrink();
         });
-        sender
+    }
+
+    /// Records a container that was just created.
+    pub(super) fn record(&self, container: &ContainerId, name: Option<&str>, restarts: bool) {
+        self.with(|records| {
+            records.recorded += 1;
+            let present = Present {
+                name: name.map(|name| name.trim_start_matches('/').into()),
+                recorded: records.recorded,
+                started: false,
+                restarts,
+                code: None,
+                told: None,
+            };
+            records.present.insert(container.clone(), present);
+            if records.present.len() > PRESENT {
+                let ended = records.present.iter().filter(|(_, present)| present.code.is_some());
+                let oldest = ended.min_by_key(|(_, present)| present.recorded).map(|(id, _)| id.clone());
+                oldest.into_iter().for_each(|id| records.removed(&id));
+            }
+        });
+    }
+
+    /// An event of the engine, in the order in which it was sent.
+    pub(super) fn happened(&self, event: &ContainerEvent) {
+        self.change(|records| match event {
+            ContainerEvent::Started(container) => {
+                if let Some(present) = records.present.get_mut(container) {
+                    (present.started, present.code) = (true, None);
+                }
+            }
+            ContainerEvent::Died { container, code, .. } => {
+                records.ended(container, code.and_then(valid));
+            }
+            ContainerEvent::Destroyed(container) => records.removed(container),
+            ContainerEvent::Disconnected { .. } => {}
+        });
+    }
+
+    /// After a gap in the events: all containers of the engine, and whether each runs. Returns those that have ended
+    /// with a code that is not known.
+    pub(super) fn listed(&self, all: &HashMap<ContainerId, bool>) -> Vec<ContainerId> {
+        self.change(|records| {
+            let missing: HashSet<ContainerId> =
+                records.present.keys().filter(|id| !all.contains_key(*id)).cloned().collect();
+            for container in &missing {
+                if let Some(present) = records.present.get_mut(container)
+                    && present.restarts
+                {
+                    // It may have run again in the gap.
+                    (present.code, present.told) = (None, None);
+                }
+                records.removed(container);
+            }
+            let mut unknown = vec![];
+            for (container, present) in &mut records.present {
+                match all.get(container) {
+                    Some(true) => (present.started, present.code) = (true, None),
+                    _ if present.started && present.code.is_none() => unknown.push(container.clone()),
+                    _ => {}
+                }
+            }
+            unknown
+        })
+    }
+
+    /// The code of a container that does not run, as the engine shows it.
+    pub(super) fn inspected(&self, container: &ContainerId, code: i64) {
+        self.change(|records| records.ended(container, valid(code)));
     }
 
     /// The container that a client names: by full id, by name (the newest with that name), or by the
@@ -169,169 +235,70 @@ impl ExitCodes {
     pub(super) fn find(&self, reference: &str) -> Option<ContainerId> {
         let reference = reference.trim_start_matches('/');
         self.with(|records| {
-            let named = |id: &&ContainerId| {
-                records.entries.get(*id).is_some_and(|entry| entry.name.as_deref() == Some(reference))
-            };
-            if let Some(id) = ContainerId::parse(reference).filter(|id| records.entries.contains_key(id)) {
+            let full = ContainerId::parse(reference);
+            if let Some(id) = full.filter(|id| records.present.contains_key(id) || records.gone.code(id).is_some())
+            {
                 return Some(id);
             }
-            if let Some(id) = records.order.iter().rev().find(named) {
+            let named = records.present.iter().find(|(_, present)| present.name.as_deref() == Some(reference));
+            if let Some((id, _)) = named {
                 return Some(id.clone());
             }
-            let mut found =
-                records.order.iter().filter(|id| !reference.is_empty() && id.as_str().starts_with(reference));
-            found.next().filter(|_| found.next().is_none()).cloned()
+            if reference.is_empty() {
+                return None;
+            }
+            if let Some(id) = records.gone.named(reference) {
+                return Some(id);
+            }
+            let present = records.present.keys().filter(|id| id.as_str().starts_with(reference)).cloned();
+            let mut found = present.chain(records.gone.beginning(reference));
+            found.next().filter(|_| found.next().is_none())
         })
     }
 
-    /// How a container that the engine has removed ended; `None` if the proxy never watched it.
-    async fn last(&self, container: &ContainerId) -> Option<Exit> {
-        let mut exit = self.with(|records| records.entries.get(container).map(|entry| entry.exit.clone()))?;
-        let settled = exit.wait_for(|exit| !matches!(exit, Exit::Watching));
-        let exit = match tokio::time::timeout(LAST_WORD, settled).await {
-            Ok(Ok(exit)) => exit.clone(),
-            Ok(Err(_)) | Err(_) => Exit::Lost,
-        };
-        match exit {
-            Exit::Lost => Some(self.of_event(container).await.unwrap_or(Exit::Lost)),
-            exit => Some(exit),
-        }
+    fn fate(&self, container: &ContainerId) -> Option<Fate> {
+        self.with(|records| {
+            if records.present.contains_key(container) {
+                return Some(Fate::Present);
+            }
+            records.gone.code(container).map(|code| match *code {
+                NEVER_RAN => Fate::NeverRan,
+                UNKNOWN => Fate::Unknown,
+                code => Fate::Code(code),
+            })
+        })
     }
 
-    async fn of_event(&self, container: &ContainerId) -> Option<Exit> {
-        let event = |records: &mut Records| Some(records.entries.get(container)?.event.as_ref()?.subscribe());
-        let mut event = self.with(event)?;
-        let code = tokio::time::timeout(EVENT_WITHIN, event.wait_for(Option::is_some)).await;
-        let code = (*code.ok()?.ok()?)?;
-        Some(Exit::Known(code, Bytes::from(format!("{{\"StatusCode\":{code}}}"))))
+    /// How a container that the engine has removed ended; `None` if it was never recorded. Its code counts only when
+    /// the event of its removal is here: an earlier run may have had another.
+    async fn last(&self, container: &ContainerId) -> Option<Fate> {
+        let mut changed = self.0.changed.subscribe();
+        let (removed, told) = (Instant::now() + LAST_WORD, Instant::now() + EVENT_WITHIN);
+        loop {
+            let until = match self.fate(container)? {
+                Fate::Present => removed,
+                Fate::Unknown => told,
+                fate => return Some(fate),
+            };
+            if !matches!(timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
+                break;
+            }
+        }
+        // Without that event, a container that runs once has ended once.
+        self.with(|records| match records.present.get(container) {
+            Some(present) if !present.started => Some(Fate::NeverRan),
+            Some(present) if present.restarts => Some(Fate::Unknown),
+            Some(present) => Some(present.code.or(present.told).map_or(Fate::Unknown, Fate::Code)),
+            None => Some(Fate::Unknown),
+        })
     }
 
     /// The container's exit code, once it is known.
     pub(super) async fn last_code(&self, container: &ContainerId) -> Option<i64> {
         match self.last(container).await? {
-            Exit::Known(code, _) => Some(code),
-            Exit::Watching | Exit::Lost => None,
+            Fate::Code(code) => Some(code.into()),
+            Fate::Present | Fate::NeverRan | Fate::Unknown => None,
         }
-    }
-
-    /// The answer to a wait for a container that the engine has removed; `None` if the engine's 404 is right.
-    async fn answer(&self, reference: &str) -> Option<Reply> {
-        let id = self.find(reference)?;
-        let last = self.last(&id).await?;
-        // Never started: there was no exit, so the engine's 404 is right.
-        if !self.with(|records| records.entries.get(&id).is_some_and(|entry| entry.started)) {
-            return None;
-        }
-        Some(match last {
-            Exit::Known(_, words) => json_reply(StatusCode::OK, words),
-            Exit::Watching | Exit::Lost => Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("the exit code of {id} is not known: the engine broke off; treat the task as failed"),
-            )
-            .reply(),
-        })
-    }
-
-    /// The engine's words about an exit; our record where they have no code and the proxy knows the exit.
-    async fn instead_of(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
-        let words = engine.collect().await?.to_bytes();
-        if matches!(known(words.clone()), Exit::Known(..)) {
-            return Ok(words);
-        }
-        let last = match self.find(name) {
-            Some(id) => self.last(&id).await,
-            None => None,
-        };
-        Ok(match last {
-            Some(Exit::Known(_, ours)) => ours,
-            _ => words,
-        })
-    }
-}
-
-impl Records {
-    fn shrink(&mut self) {
-        while self.order.len() > REMEMBERED {
-            let ended = |id: &ContainerId| {
-                self.entries.get(id).is_none_or(|entry| !matches!(*entry.exit.borrow(), Exit::Watching))
-            };
-            let Some(at) = self.order.iter().position(ended) else { return };
-            if let Some(id) = self.order.remove(at) {
-                self.entries.remove(&id);
-            }
-        }
-    }
-}
-
-/// Watches containers for their exits, and answers waits.
-#[derive(Clone, Debug)]
-pub(super) struct ExitWatch {
-    codes: ExitCodes,
-    engine: EngineClient,
-    tasks: Tasks,
-}
-
-impl ExitWatch {
-    pub(super) fn new(codes: ExitCodes, engine: EngineClient, tasks: Tasks) -> Self {
-        Self { codes, engine, tasks }
-    }
-
-    pub(super) fn codes(&self) -> &ExitCodes {
-        &self.codes
-    }
-
-    /// Registers for the next exit of `container`. The engine has the registration when this returns, so no
-    /// exit can be missed; the code is read in the background.
-    pub(super) async fn watch(&self, container: &ContainerId, name: Option<&str>, until: WaitCondition) {
-        let exit = self.codes.record(container, name, false);
-        let registered = self.register(container, until).await;
-        self.follow(container, exit, Vec::from_iter(registered));
-    }
-
-    /// Watches a container after a restart, which ended the watched run. The new run may have ended already,
-    /// and the container been removed, so `removal` is a registration made before the restart.
-    pub(super) async fn watch_restarted(&self, container: &ContainerId, removal: Option<Response<Incoming>>) {
-        let exit = self.codes.record(container, None, true);
-        let next = self.register(container, WaitCondition::Exit).await;
-        self.follow(container, exit, next.into_iter().chain(removal).collect());
-    }
-
-    /// The engine's answer to a wait, whose body arrives with the exit; `None` if it does not know the
-    /// container.
-    pub(super) async fn register(
-        &self,
-        container: &ContainerId,
-        until: WaitCondition,
-    ) -> Option<Response<Incoming>> {
-        let condition = match until {
-            WaitCondition::Exit => "next-exit",
-            WaitCondition::Removal => "removed",
-        };
-        let path = format!("/containers/{}/wait?condition={condition}", container.as_str());
-        let reply = self.engine.ask(Method::POST, &path).await;
-        reply.ok().filter(|reply| reply.status() == StatusCode::OK)
-    }
-
-    /// Records the first of these answers that has a code.
-    fn follow(&self, container: &ContainerId, exit: watch::Sender<Exit>, answers: Vec<Response<Incoming>>) {
-        if answers.is_empty() {
-            exit.send_replace(Exit::Lost);
-            return;
-        }
-        let (codes, container) = (self.codes.clone(), container.clone());
-        self.tasks.spawn("exit watch", async move {
-            let bodies = answers.into_iter().map(|answer| answer.into_body().collect());
-            let mut bodies = FuturesUnordered::from_iter(bodies);
-            let mut outcome = Exit::Lost;
-            while let Some(body) = bodies.next().await {
-                outcome = body.map_or(Exit::Lost, |body| known(body.to_bytes()));
-                // The other wait may never be answered: Podman keeps one for a container that is gone.
-                if matches!(outcome, Exit::Known(..)) {
-                    break;
-                }
-            }
-            codes.settle(&container, &exit, outcome);
-        });
     }
 
     /// A client's wait: the engine's answer, or our record if the engine answers 404, or without a code, and the
@@ -341,24 +308,217 @@ impl ExitWatch {
         match (head.status, body) {
             (StatusCode::OK, Either::Left(engine)) => {
                 head.headers.remove(header::CONTENT_LENGTH);
-                let (codes, name) = (self.codes.clone(), name.to_owned());
+                let (codes, name) = (self.clone(), name.to_owned());
                 let words = async move { codes.instead_of(engine, &name).await.map(Frame::data) };
                 let body = StreamBody::new(futures_util::stream::once(words)).boxed_unsync();
                 Response::from_parts(head, Either::Right(Either::Right(body)))
             }
             (StatusCode::NOT_FOUND, body) => {
                 let reply = Response::from_parts(head, body);
-                self.codes.answer(name).await.unwrap_or(reply)
+                self.answer(name).await.unwrap_or(reply)
             }
             (_, body) => Response::from_parts(head, body),
         }
     }
+
+    /// The answer to a wait for a container that the engine has removed; `None` if the engine's 404 is right.
+    async fn answer(&self, reference: &str) -> Option<Reply> {
+        let id = self.find(reference)?;
+        Some(match self.last(&id).await? {
+            // There was no exit.
+            Fate::NeverRan => return None,
+            Fate::Code(code) => json_reply(StatusCode::OK, words(code)),
+            Fate::Present | Fate::Unknown => Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the exit code of {id} is not known: the engine broke off; treat the task as failed"),
+            )
+            .reply(),
+        })
+    }
+
+    /// The engine's words about an exit; ours where they have no code and it is known here.
+    async fn instead_of(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
+        let theirs = engine.collect().await?.to_bytes();
+        let said: Value = serde_json::from_slice(&theirs).unwrap_or_default();
+        if said["StatusCode"].as_i64().is_some_and(|code| code >= 0) {
+            return Ok(theirs);
+        }
+        let ours = match self.find(name) {
+            Some(id) => self.last(&id).await,
+            None => None,
+        };
+        Ok(match ours {
+            Some(Fate::Code(code)) => words(code),
+            _ => theirs,
+        })
+    }
 }
 
-fn known(body: Bytes) -> Exit {
-    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let code = value["StatusCode"].as_i64().filter(|code| *code >= 0);
-    // A copy: the bytes are a part of the connection's whole buffer, and are kept as long as the session.
-    let words = Bytes::copy_from_slice(&body);
-    code.map_or(Exit::Lost, |code| Exit::Known(code, words))
+impl Records {
+    fn ended(&mut self, container: &ContainerId, code: Option<u32>) {
+        if let Some(present) = self.present.get_mut(container) {
+            present.started = true;
+            let Some(code) = code else { return };
+            // Repeated by the engine after a gap.
+            if present.code.replace(code) == Some(code) {
+                return;
+            }
+        } else if let Some(gone) = self.gone.code(container)
+            && let Some(code) = code
+            && valid((*gone).into()).is_none()
+        {
+            *gone = code;
+        } else {
+            return;
+        }
+        if let Some(ends) = &self.ends {
+            // The listener ends with the session, so a failed send is ignored.
+            let _ = ends.send(container.clone());
+        }
+    }
+
+    fn removed(&mut self, container: &ContainerId) {
+        if let Some(present) = self.present.remove(container) {
+            let code = if present.started { present.code.or(present.told).unwrap_or(UNKNOWN) } else { NEVER_RAN };
+            self.gone.push(container, present.name.as_deref(), code);
+            if self.present.capacity() > 64 + self.present.len() * 4 {
+                self.present.shrink_to(self.present.len() * 2);
+            }
+        }
+    }
+}
+
+/// Podman 5.4 answers some waits with -1. No container of Linux has a code above 255.
+fn valid(code: i64) -> Option<u32> {
+    u32::try_from(code).ok().filter(|code| *code < NEVER_RAN)
+}
+
+fn words(code: u32) -> Bytes {
+    Bytes::from(format!("{{\"StatusCode\":{code}}}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(number: usize) -> ContainerId {
+        ContainerId::parse(&format!("{number:064x}")).unwrap()
+    }
+
+    fn died(container: &ContainerId, code: i64) -> ContainerEvent {
+        ContainerEvent::Died { container: container.clone(), code: Some(code), at: None }
+    }
+
+    /// It runs, and runs again if `codes` has several; then it is removed.
+    fn ran(codes: &ExitCodes, number: usize, name: &str, exits: &[i64]) -> ContainerId {
+        let id = container(number);
+        codes.record(&id, Some(name), false);
+        for code in exits {
+            codes.happened(&ContainerEvent::Started(id.clone()));
+            codes.happened(&died(&id, *code));
+        }
+        codes.happened(&ContainerEvent::Destroyed(id.clone()));
+        id
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_run_counts_and_names_and_beginnings_are_found() {
+        let codes = ExitCodes::default();
+        let first = ran(&codes, 0xa1, "/twice", &[3]);
+        let again = ran(&codes, 0xa2, "twice", &[4, 5]);
+        assert_eq!(codes.find("twice"), Some(again.clone()));
+        assert_eq!((codes.code(&first), codes.last_code(&again).await), (Some(3), Some(5)));
+        assert_eq!(codes.find(again.as_str()), Some(again.clone()));
+        assert_eq!(codes.find(&"0".repeat(40)), None, "two begin like this");
+        assert_eq!((codes.find("tw"), codes.find("")), (None, None));
+        let there = container(0xb3);
+        codes.record(&there, Some("twice"), false);
+        assert_eq!(codes.find("twice"), Some(there), "the engine has one of that name");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_waits_for_the_event_of_the_removal() {
+        let codes = ExitCodes::default();
+        let id = container(1);
+        codes.record(&id, None, true);
+        codes.happened(&ContainerEvent::Started(id.clone()));
+        codes.happened(&died(&id, 1));
+        let rest = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            codes.happened(&ContainerEvent::Started(id.clone()));
+            codes.happened(&died(&id, 2));
+            codes.happened(&ContainerEvent::Destroyed(id.clone()));
+        };
+        let (code, ()) = tokio::join!(codes.last_code(&id), rest);
+        assert_eq!(code, Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_code_after_the_removal_counts_and_no_code_is_no_zero() {
+        let codes = ExitCodes::default();
+        let (late, never) = (container(1), container(2));
+        for id in [&late, &never] {
+            codes.record(id, None, false);
+            codes.happened(&ContainerEvent::Started(id.clone()));
+            codes.happened(&ContainerEvent::Destroyed(id.clone()));
+        }
+        let rest = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            codes.happened(&died(&late, 7));
+        };
+        let (late, never, ()) = tokio::join!(codes.last_code(&late), codes.last_code(&never), rest);
+        assert_eq!((late, never), (Some(7), None));
+    }
+
+    #[test]
+    fn a_failed_start_leaves_the_code_of_the_run_before() {
+        let codes = ExitCodes::default();
+        let id = container(1);
+        codes.record(&id, None, false);
+        codes.happened(&ContainerEvent::Started(id.clone()));
+        codes.happened(&died(&id, 3));
+        let before = codes.begin(&id);
+        assert_eq!(codes.code(&id), None);
+        codes.undo(&id, before);
+        assert_eq!(codes.code(&id), Some(3));
+    }
+
+    #[test]
+    fn after_a_gap_the_engine_is_right() {
+        let codes = ExitCodes::default();
+        let ids: Vec<_> = (0..5).map(container).collect();
+        for (id, restarts) in ids.iter().zip([false, true, false, false, false]) {
+            codes.record(id, None, restarts);
+        }
+        for id in &ids[..4] {
+            codes.happened(&ContainerEvent::Started(id.clone()));
+        }
+        for id in &ids[..2] {
+            codes.happened(&died(id, 4));
+        }
+        // The first two are gone, the third runs, the fourth has ended, the fifth was never started.
+        let all = HashMap::from([(ids[2].clone(), true), (ids[3].clone(), false), (ids[4].clone(), false)]);
+        assert_eq!(codes.listed(&all), [ids[3].clone()]);
+        codes.inspected(&ids[3], 6);
+        let found: Vec<_> = ids.iter().map(|id| codes.code(id)).collect();
+        assert_eq!(found, [Some(4), None, None, Some(6), None]);
+        assert_eq!(codes.fate(&ids[1]), Some(Fate::Unknown), "it may have run again");
+    }
+
+    #[test]
+    fn containers_that_stay_are_bounded_too() {
+        let codes = ExitCodes::default();
+        for number in 0..PRESENT + 10 {
+            let id = container(number);
+            codes.record(&id, None, false);
+            codes.happened(&ContainerEvent::Started(id.clone()));
+            codes.happened(&died(&id, 2));
+        }
+        assert_eq!(codes.with(|records| records.present.len()), PRESENT);
+        assert_eq!(codes.code(&container(1)), Some(2));
+        for number in 0..PRESENT + 10 {
+            codes.happened(&ContainerEvent::Destroyed(container(number)));
+        }
+        assert!(codes.with(|records| records.present.capacity()) <= 128);
+    }
 }

@@ -7,6 +7,7 @@
 //! first, and nothing about the container changes: it is removed when it would be, whatever happens to this
 //! process.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,11 +17,9 @@ use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 
-use super::engine_client::{EngineClient, Reply, full};
+use super::engine_client::{EngineClient, Opened, Reply, full, opened_engine};
 use super::exit_codes::ExitCodes;
 use super::frames::{ENGINE, FramePart, Frames};
 use super::lookups::Lookups;
@@ -55,7 +54,8 @@ impl Logs {
             return;
         }
         let Some(stream) = self.listen(container).await else { return };
-        let kept = self.outputs.open(container, inspected);
+        let kept = self.outputs.open(container, &inspected);
+        drop(inspected);
         let (outputs, stop, container) = (self.outputs.clone(), self.tasks.stop().clone(), container.clone());
         self.tasks.spawn("output", async move {
             let whole = tokio::select! {
@@ -74,7 +74,7 @@ impl Logs {
     }
 
     /// Attaches to the output from its first byte: the engine answers after it has connected the stream.
-    async fn listen(&self, container: &ContainerId) -> Option<hyper::upgrade::Upgraded> {
+    async fn listen(&self, container: &ContainerId) -> Option<Opened> {
         let path = format!("/containers/{}/attach?stream=1&stdout=1&stderr=1", container.as_str());
         let request = Request::builder()
             .method(Method::POST)
@@ -89,7 +89,7 @@ impl Logs {
         if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
             return None;
         }
-        hyper::upgrade::on(&mut reply).await.ok()
+        opened_engine(hyper::upgrade::on(&mut reply), &self.tasks).await
     }
 
     /// A client's logs: the engine's answer, completed by the output that is missing in it.
@@ -171,18 +171,30 @@ fn is_yes(value: Option<&str>) -> bool {
     !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
 }
 
-async fn hear_out(stream: hyper::upgrade::Upgraded, kept: &Capture) {
-    let mut stream = TokioIo::new(stream);
-    let (mut frames, mut piece) = (Frames::default(), vec![0; 16 << 10]);
-    // Read to the end even beyond the limit: an attach that is not read would block the container.
-    while let Ok(read @ 1..) = stream.read(&mut piece).await {
-        frames.read(piece.get(..read).unwrap_or_default(), |stream, part| {
+async fn hear_out(mut stream: Opened, kept: &Capture) {
+    let mut frames = Frames::default();
+    let mut hear = |piece: &[u8]| {
+        frames.read(piece, |stream, part| {
             if let FramePart::Payload(payload) = part
                 && stream != ENGINE
             {
                 kept.hear(usize::from(stream == 2), payload);
             }
         });
+    };
+    hear(&std::mem::take(&mut stream.early));
+    // Read to the end even beyond the limit: an attach that is not read would block the container. The buffer is there
+    // only while there is something to read: a container that prints nothing for hours needs none.
+    while stream.stream.readable().await.is_ok() {
+        let mut piece = vec![0; 16 << 10];
+        loop {
+            match stream.stream.try_read(&mut piece) {
+                Ok(0) => return,
+                Ok(read) => hear(piece.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return,
+            }
+        }
     }
 }
 

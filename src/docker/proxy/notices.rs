@@ -1,26 +1,57 @@
 //! Lines that a session prints once, however often their reason recurs: every task of a pipeline has the same mounts
 //! and images.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use crate::console::Console;
 
+/// Reasons that are remembered; an older one is printed once more. A session has a few: mounts and images of its
+/// pipelines, but whoever creates containers chooses them.
+const REMEMBERED: usize = 1024;
+
 #[derive(Debug)]
 pub(super) struct Notices {
     console: Console,
-    printed: Mutex<HashSet<String>>,
+    seed: RandomState,
+    /// By their hashes, the newest last.
+    printed: Mutex<VecDeque<u64>>,
 }
 
 impl Notices {
     pub(super) fn new(console: Console) -> Self {
-        Self { console, printed: Mutex::default() }
+        Self { console, seed: RandomState::new(), printed: Mutex::default() }
     }
 
     /// Prints `line`, unless one with this reason was printed before. `who` is the container it is about.
     pub(super) fn once(&self, who: &str, reason: String, line: &str) {
-        if self.printed.lock().unwrap_or_else(PoisonError::into_inner).insert(reason) {
-            self.console.notice(format!("{who}: {line}"));
+        let reason = self.seed.hash_one(reason);
+        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
+        if printed.contains(&reason) {
+            return;
         }
+        if printed.len() >= REMEMBERED {
+            printed.pop_front();
+        }
+        printed.push_back(reason);
+        drop(printed);
+        self.console.notice(format!("{who}: {line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::OutputForm;
+
+    #[test]
+    fn reasons_that_others_choose_take_no_memory_without_end() {
+        let notices = Notices::new(Console::new(OutputForm::Quiet, std::io::sink()));
+        for number in 0..REMEMBERED * 3 {
+            notices.once("a", format!("reason {number}"), "line");
+            notices.once("b", format!("reason {number}"), "line");
+        }
+        assert_eq!(notices.printed.lock().unwrap().len(), REMEMBERED);
     }
 }

@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::DeflateDecoder;
+use flate2::write::DeflateEncoder;
 use hyper::StatusCode;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -35,8 +38,8 @@ pub(super) struct Outputs {
 pub(super) struct Capture {
     heard: Mutex<Captured>,
     pub(super) ended: watch::Sender<bool>,
-    /// The engine's inspect result before the container started.
-    inspected: Value,
+    /// The engine's inspect result before the container started, compressed: as a tree it is 20 KB, as text 3 KB and more.
+    inspected: Vec<u8>,
     /// Whether a client has asked for the logs; a later inspect of the container then belongs to that.
     pub(super) asked: AtomicBool,
     together: Arc<AtomicUsize>,
@@ -51,11 +54,16 @@ struct Captured {
 }
 
 impl Outputs {
-    pub(super) fn open(&self, container: &ContainerId, inspected: Value) -> Arc<Capture> {
+    pub(super) fn open(&self, container: &ContainerId, inspected: &Value) -> Arc<Capture> {
+        let mut packed = DeflateEncoder::new(vec![], Compression::fast());
+        // Writing into memory does not fail.
+        let _ = serde_json::to_writer(&mut packed, inspected);
+        let mut packed = packed.finish().unwrap_or_default();
+        packed.shrink_to_fit();
         let kept = Arc::new(Capture {
             heard: Mutex::default(),
             ended: watch::Sender::new(false),
-            inspected,
+            inspected: packed,
             asked: AtomicBool::new(false),
             together: self.together.clone(),
         });
@@ -135,7 +143,7 @@ impl Capture {
 
     /// The inspect result that the container would have if it still existed.
     pub(super) fn look(&self, code: i64) -> Reply {
-        let mut inspected = self.inspected.clone();
+        let mut inspected = serde_json::from_reader::<_, Value>(DeflateDecoder::new(&*self.inspected)).unwrap_or_default();
         let state = &mut inspected["State"];
         state["Status"] = "exited".into();
         state["Running"] = false.into();
@@ -151,7 +159,7 @@ mod tests {
     fn kept() -> (Outputs, Arc<Capture>) {
         let outputs = Outputs::default();
         let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
-        let kept = outputs.open(&id, Value::Null);
+        let kept = outputs.open(&id, &Value::Null);
         (outputs, kept)
     }
 

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use super::ProxySettings;
 use super::builds::Builds;
 use super::engine_client::{EngineClient, Refusal};
-use super::exit_codes::ExitWatch;
+use super::exit_watch::ExitWatch;
 use super::guard::KeyGuard;
 use super::image_configs::ImageConfigs;
 use super::inputs::InputMounts;
