@@ -1,6 +1,7 @@
 //! What a session keeps of a container: while it lives, and after it is gone. Counted by the allocator, with the
 //! proxy, the lifecycle and the server as in a session, against an engine and a relay at the wire. A program of its
 //! own, because the allocator counts for the whole program.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::System;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,7 +20,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::Engine;
 use kfp_creds::docker::network::Network;
-use kfp_creds::docker::proxy::{self, Closing, LiveRules, Proxy, ProxySettings, Reserved, Rules, Wiring, Writable};
+use kfp_creds::docker::proxy::{
+    self, Closing, LiveRules, Proxy, ProxySettings, Reserved, Rules, Wiring, Writable,
+};
 use kfp_creds::lifecycle::{Granting, Lifecycle};
 use kfp_creds::metadata::View;
 use kfp_creds::mint::Mint;
@@ -59,10 +62,15 @@ impl Source for Ready {
 
     fn access_token<'a>(&'a self, ask: &'a AccessRequest) -> Pending<'a, Result<AccessToken, SourceError>> {
         let expires = Deadline::after(Now::read(), Duration::from_secs(3600));
-        Box::pin(async move { Ok(AccessToken::new(Secret::new("ya29.token".repeat(20)), expires, ask.scopes.clone())) })
+        Box::pin(async move {
+            Ok(AccessToken::new(Secret::new("ya29.token".repeat(20)), expires, ask.scopes.clone()))
+        })
     }
 
-    fn identity_token<'a>(&'a self, _: &'a IdentityRequest) -> Pending<'a, Result<IdentityToken, SourceError>> {
+    fn identity_token<'a>(
+        &'a self,
+        _: &'a IdentityRequest,
+    ) -> Pending<'a, Result<IdentityToken, SourceError>> {
         Box::pin(async { Err(SourceError::refused("no ID tokens")) })
     }
 }
@@ -87,40 +95,37 @@ impl TinyEngine {
 
     fn serve(&self, mut stream: UnixStream) {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut line, mut length) = (String::new(), 0);
+        if !matches!(reader.read_line(&mut line), Ok(1..)) {
+            return;
+        }
         loop {
-            let (mut line, mut length) = (String::new(), 0);
-            if !matches!(reader.read_line(&mut line), Ok(1..)) {
+            let mut header = String::new();
+            if !matches!(reader.read_line(&mut header), Ok(1..)) {
                 return;
             }
-            loop {
-                let mut header = String::new();
-                if !matches!(reader.read_line(&mut header), Ok(1..)) {
-                    return;
-                }
-                let header = header.trim().to_ascii_lowercase();
-                if let Some(value) = header.strip_prefix("content-length: ") {
-                    length = value.parse().unwrap();
-                }
-                if header.is_empty() {
-                    break;
-                }
+            let header = header.trim().to_ascii_lowercase();
+            if let Some(value) = header.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
             }
-            reader.read_exact(&mut vec![0; length]).unwrap();
-            let path = line.split(' ').nth(1).unwrap();
-            if path.contains("/events?") {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n").unwrap();
-                self.followers.lock().unwrap().push(stream);
-                return;
-            }
-            let (status, body) = self.answer(&line, path);
-            let reply = format!(
-                "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            if stream.write_all(reply.as_bytes()).is_err() {
-                return;
+            if header.is_empty() {
+                break;
             }
         }
+        reader.read_exact(&mut vec![0; length]).unwrap();
+        let path = line.split(' ').nth(1).unwrap();
+        if path.contains("/events?") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n").unwrap();
+            self.followers.lock().unwrap().push(stream);
+            return;
+        }
+        let (status, body) = self.answer(&line, path);
+        let reply = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        // Connections that a client keeps for later would count as memory of the last container.
+        let _ = stream.write_all(reply.as_bytes());
     }
 
     fn answer(&self, line: &str, path: &str) -> (u16, String) {
@@ -172,7 +177,7 @@ fn id(number: usize) -> String {
 }
 
 /// Addresses are given in turn, and there are enough for all.
-const ADDRESSES: usize = 2500;
+const ADDRESSES: usize = 4000;
 
 fn address(number: usize) -> Ipv4Addr {
     let place = number % ADDRESSES;
@@ -223,7 +228,8 @@ impl SessionParts {
         let (tunnel, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tasks.spawn("relay", async move { drop(connection.await) });
         let exits = lifecycle.exits();
-        let settings = Arc::new(settings(&upstream, &socket, exits.clone(), recorder, console(), ask, &tasks));
+        let settings =
+            Arc::new(settings(&upstream, &socket, exits.clone(), recorder, console(), ask, &tasks));
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         tasks.spawn("proxy", proxy::serve(listener, Arc::new(Proxy::new(settings))));
         Self { socket, lifecycle, leases, exits, tunnel, tasks, folder }
@@ -278,7 +284,8 @@ impl SessionParts {
             assert!(std::time::Instant::now() < within, "{} leases", self.leases.leases().len());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // A look for a late event takes a second.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
     }
 }
 
@@ -293,8 +300,13 @@ fn settings(
     ask: mpsc::Sender<proxy::LifecycleRequest>,
     tasks: &Tasks,
 ) -> ProxySettings {
-    let policy =
-        Policy { rules: vec![], default: Some(Arc::new(Identity::default())), choose: vec![], all: true, unknown: None };
+    let policy = Policy {
+        rules: vec![],
+        default: Some(Arc::new(Identity::default())),
+        choose: vec![],
+        all: true,
+        unknown: None,
+    };
     ProxySettings {
         upstream: upstream.into(),
         product: kfp_creds::docker::Product::Docker,
@@ -342,7 +354,7 @@ fn settings(
 #[tokio::test]
 async fn what_is_gone_takes_64_bytes_and_what_lives_four_kilobytes() {
     const BEFORE: usize = 600;
-    const GONE: usize = 1024;
+    const GONE: usize = 3072;
     const ALIVE: usize = 200;
     let session = SessionParts::start().await;
     session.starts(0).await;

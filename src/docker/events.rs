@@ -63,8 +63,14 @@ impl Engine {
     }
 }
 
+/// One line of the engine's answer: when it happened, and the event if it is one of those above.
+pub(super) fn of_line(line: &[u8]) -> Option<(Moment, Option<ContainerEvent>)> {
+    let event: EventMessage = serde_json::from_slice(line).ok()?;
+    Some((event.time_nano, read(event)))
+}
+
 /// Networks have events of the same names; those of containers are told apart by their type.
-pub(super) fn read(event: EventMessage) -> Option<ContainerEvent> {
+fn read(event: EventMessage) -> Option<ContainerEvent> {
     let of_container = event.typ == Some(EventMessageTypeEnum::CONTAINER);
     let actor = event.actor?;
     let (id, at) = (actor.id?, event.time_nano);

@@ -56,7 +56,7 @@ use views::Views;
 const HOLD: Duration = Duration::from_secs(2);
 
 /// Views of ended leases that may be left over until another is made.
-const STALE_VIEWS: usize = 32;
+const STALE_VIEWS: usize = 4;
 
 /// Answers all metadata requests of one session.
 #[derive(Debug)]

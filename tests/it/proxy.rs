@@ -44,7 +44,8 @@ fn created(events: &'static [(&str, Option<u8>)]) -> impl Fn(&Seen) -> Vec<Act> 
 
 fn told(events: &[(&str, Option<u8>)]) -> Vec<u8> {
     let line = |(action, code): &(&str, Option<u8>)| {
-        let facts = code.map_or(serde_json::json!({}), |code| serde_json::json!({"exitCode": code.to_string()}));
+        let facts =
+            code.map_or(serde_json::json!({}), |code| serde_json::json!({"exitCode": code.to_string()}));
         let actor = serde_json::json!({"ID": ID, "Attributes": facts});
         format!("{}\n", serde_json::json!({"Type": "container", "Action": action, "Actor": actor}))
     };
@@ -92,10 +93,8 @@ fn an_unknown_exit_is_an_error_and_never_a_404() {
 #[test]
 fn an_answer_without_a_code_is_no_exit_code() {
     let lost = r#"{"StatusCode":-1,"Error":{"Message":"no such container"}}"#;
-    let events: [&'static [(&str, Option<u8>)]; 2] = [
-        &[("start", None), ("remove", None), ("die", Some(63))],
-        &[("start", None), ("remove", None)],
-    ];
+    let events: [&'static [(&str, Option<u8>)]; 2] =
+        [&[("start", None), ("remove", None), ("die", Some(63))], &[("start", None), ("remove", None)]];
     for (events, elsewhere) in events.into_iter().zip([false, true]) {
         let (_scratch, _engine, proxy) = fixture(move |seen| match &seen.line {
             line if line.contains("/wait") => json("200 OK", lost),
@@ -163,7 +162,8 @@ fn what_happened_in_a_gap_of_the_events_is_asked() {
     assert_eq!(call(&proxy.socket, "POST /containers/create", r#"{"Image":"i"}"#).0, 201);
     assert_eq!(call(&proxy.socket, &format!("POST /containers/{ID}/start"), "").0, 204);
     wait_for(|| proxy.exits.code(&ContainerId::parse(ID).unwrap()) == Some(9));
-    let since = |seen: &Seen| seen.line.split("since=").nth(1).map(|rest| rest.split('&').next().unwrap().to_owned());
+    let since =
+        |seen: &Seen| seen.line.split("since=").nth(1).map(|rest| rest.split('&').next().unwrap().to_owned());
     let all: Vec<_> = engine.seen().iter().filter_map(since).collect();
     assert_eq!((all.len(), &all[0]), (2, &all[1]), "what the engine has is to be repeated");
 }

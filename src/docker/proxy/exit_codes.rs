@@ -24,8 +24,7 @@ use crate::docker::events::ContainerEvent;
 use crate::json::fields;
 use crate::workload::ContainerId;
 
-/// Recorded containers that still exist; beyond it the oldest that have ended are treated as removed. Nobody has so
-/// many: each takes space on the engine's disk.
+/// Recorded containers that still exist, each on the engine's disk; beyond it the oldest that ended count as removed.
 const PRESENT: usize = 16_384;
 /// How long an answer may wait for the event of the removal, after the engine has removed a container.
 const LAST_WORD: Duration = Duration::from_secs(10);
@@ -83,8 +82,7 @@ pub(super) struct BeforeStart {
     code: Option<u32>,
 }
 
-/// Whether the engine may start the container again by itself, by the restart policy of a create body, whatever the
-/// case of its keys.
+/// Whether the engine may start it again by itself, by the restart policy of a create body, whatever the case of keys.
 pub(super) fn restarts_itself(body: &Value) -> bool {
     let policy = fields(&body["HostConfig"]["RestartPolicy"]);
     let mut names = policy.filter_map(|(_, value)| value.as_str());
@@ -198,8 +196,7 @@ impl ExitCodes {
         });
     }
 
-    /// After a gap in the events: all containers of the engine, and whether each runs. Returns those that have ended
-    /// with a code that is not known.
+    /// After a gap: all containers of the engine, and whether each runs. Returns those that ended with an unknown code.
     pub(super) fn listed(&self, all: &HashMap<ContainerId, bool>) -> Vec<ContainerId> {
         self.change(|records| {
             let missing: HashSet<ContainerId> =
@@ -236,11 +233,13 @@ impl ExitCodes {
         let reference = reference.trim_start_matches('/');
         self.with(|records| {
             let full = ContainerId::parse(reference);
-            if let Some(id) = full.filter(|id| records.present.contains_key(id) || records.gone.code(id).is_some())
+            if let Some(id) =
+                full.filter(|id| records.present.contains_key(id) || records.gone.code(id).is_some())
             {
                 return Some(id);
             }
-            let named = records.present.iter().find(|(_, present)| present.name.as_deref() == Some(reference));
+            let named =
+                records.present.iter().find(|(_, present)| present.name.as_deref() == Some(reference));
             if let Some((id, _)) = named {
                 return Some(id.clone());
             }
@@ -379,7 +378,8 @@ impl Records {
 
     fn removed(&mut self, container: &ContainerId) {
         if let Some(present) = self.present.remove(container) {
-            let code = if present.started { present.code.or(present.told).unwrap_or(UNKNOWN) } else { NEVER_RAN };
+            let code =
+                if present.started { present.code.or(present.told).unwrap_or(UNKNOWN) } else { NEVER_RAN };
             self.gone.push(container, present.name.as_deref(), code);
             if self.present.capacity() > 64 + self.present.len() * 4 {
                 self.present.shrink_to(self.present.len() * 2);

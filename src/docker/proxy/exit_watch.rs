@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use bollard::models::EventMessage;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
@@ -117,11 +116,11 @@ impl ExitWatch {
             rest.extend_from_slice(data);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
-                let Ok(event) = serde_json::from_slice::<EventMessage>(&line) else { continue };
-                if let Some(at) = event.time_nano.and_then(|at| u128::try_from(at).ok()) {
+                let Some((at, event)) = events::of_line(&line) else { continue };
+                if let Some(at) = at.and_then(|at| u128::try_from(at).ok()) {
                     *since = at;
                 }
-                if let Some(event) = events::read(event) {
+                if let Some(event) = event {
                     self.codes.happened(&event);
                 }
             }

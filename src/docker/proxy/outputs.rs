@@ -143,7 +143,8 @@ impl Capture {
 
     /// The inspect result that the container would have if it still existed.
     pub(super) fn look(&self, code: i64) -> Reply {
-        let mut inspected = serde_json::from_reader::<_, Value>(DeflateDecoder::new(&*self.inspected)).unwrap_or_default();
+        let mut inspected =
+            serde_json::from_reader::<_, Value>(DeflateDecoder::new(&*self.inspected)).unwrap_or_default();
         let state = &mut inspected["State"];
         state["Status"] = "exited".into();
         state["Running"] = false.into();

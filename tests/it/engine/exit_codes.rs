@@ -92,7 +92,7 @@ fn a_missing_die_event_is_replaced_by_an_inspect() {
     told_once(&session, &folder, &container.0, 9);
 }
 
-/// What is left is the answer to the wait that was registered with the create.
+/// What is left is the stream of events that the proxy follows for exit codes.
 #[test]
 fn an_end_and_a_removal_without_events_are_found() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
