@@ -23,6 +23,7 @@ mod enforced;
 mod engine;
 mod engine_calls;
 mod explain;
+mod failures;
 mod federation;
 mod fuzz;
 mod golden_clouds;

@@ -5,6 +5,7 @@ pub(crate) mod browser;
 pub(crate) mod canary;
 pub(crate) mod clouds;
 pub(crate) mod delayed_engine;
+pub(crate) mod failures;
 pub(crate) mod fake_aws;
 pub(crate) mod fake_engine;
 pub(crate) mod fake_entra;
