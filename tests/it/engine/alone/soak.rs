@@ -28,6 +28,9 @@ labels = { task = "writer" }
 identity = "writer"
 [audit]
 file = "audit.jsonl"
+# So few addresses that some are used again after minutes, and that none is left if they do not come back.
+[network]
+pool = "10.213.7.0/25"
 "#;
 
 const TASKS: [&str; 2] = ["reader", "writer"];
@@ -111,14 +114,14 @@ fn nothing_grows_and_nothing_is_lost_while_things_fail() {
     assert!(said.len() as u64 / all < 600 && audit / all < 2000, "{report}");
 }
 
-/// The first third is for what a program keeps for good. Afterwards a container that is gone leaves its exit code and a
-/// line of the history, both of which are bounded; what grows otherwise grows with every one.
+/// The first third is for what a program keeps for good: the last 500 runs for the page are most of it. Afterwards a
+/// container that is gone leaves 64 bytes (`tests/memory.rs`); the mebibyte is for what the allocator does with the rest.
 fn does_not_grow(samples: &[Usage]) {
     let third = samples.len() / 3;
     let least = |of: &[Usage]| of.iter().map(|usage| usage.memory).min().unwrap();
     let (before, after) = (&samples[third..=third * 2], &samples[samples.len() - third.max(1)..]);
     let (first, last) = (before[0], after[after.len() - 1]);
-    let allowed = 1024 + (last.containers - first.containers);
+    let allowed = 1024 + (last.containers - first.containers) * 64 / 1024;
     assert!(least(after) <= least(before) + allowed, "memory grows by more than {allowed} KiB: {samples:?}");
     // A connection of the watcher or of a poll may be open in one of the two.
     assert!(last.descriptors <= first.descriptors + 3, "descriptors grow: {samples:?}");
@@ -219,7 +222,7 @@ impl Soak {
     }
 
     fn fault(&mut self) {
-        let name = match self.random.below(8) {
+        let name = match self.random.below(9) {
             0 | 1 => {
                 let relays = self.session.said().matches("the relay died and was replaced").count();
                 let label = "label=kfp-creds.role=relay";
@@ -251,6 +254,17 @@ impl Soak {
                     self.session.said().matches("was read again").count() > reads
                 });
                 "config changed"
+            }
+            5 => {
+                // As on a laptop that sleeps: events, exits and requests pile up.
+                let pid = self.session.pid().to_string();
+                let signal =
+                    |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+                signal("-STOP");
+                self.engine.ok(&["run", "--rm", IMAGE, "true"]);
+                std::thread::sleep(Duration::from_secs(1 + self.random.below(8)));
+                signal("-CONT");
+                "program paused"
             }
             _ => "none",
         };
