@@ -19,19 +19,21 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::Engine;
+use kfp_creds::docker::members::KnownMembers;
 use kfp_creds::docker::network::Network;
 use kfp_creds::docker::proxy::{
-    self, Closing, LiveRules, Proxy, ProxySettings, Reserved, Rules, Wiring, Writable,
+    self, Closing, LiveRules, Proxy, ProxySettings, RelayAt, Reserved, Rules, SecondNetwork, Wiring, Writable,
 };
-use kfp_creds::lifecycle::{Granting, Lifecycle};
+use kfp_creds::lifecycle::{Granting, Lifecycle, SessionNetworks};
 use kfp_creds::metadata::View;
 use kfp_creds::mint::Mint;
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
+use kfp_creds::readiness::Listening;
 use kfp_creds::record::Recorder;
 use kfp_creds::secret::Secret;
-use kfp_creds::server::Server;
 use kfp_creds::server::views::Views;
+use kfp_creds::server::{Server, TunnelEnd};
 use kfp_creds::source::{AccessRequest, IdentityRequest, Pending, Principal, Source, SourceError};
 use kfp_creds::token::{AccessToken, Deadline, IdentityToken, Now};
 use kfp_creds::workload::{ContainerId, Identity};
@@ -49,6 +51,7 @@ fn live() -> isize {
 }
 
 const RELAY: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const AT: RelayAt = RelayAt { address: RELAY, container_credentials: false };
 const NETWORK: &str = "the-network";
 
 /// Gives tokens without a call.
@@ -207,6 +210,7 @@ impl SessionParts {
         let (writer, leases, questions) = registry::new();
         let network = Network {
             keeps_credentials_address: false,
+            routed: false,
             id: NETWORK.into(),
             name: NETWORK.into(),
             session: "0123abcd".into(),
@@ -215,16 +219,28 @@ impl SessionParts {
         let console = || Console::new(OutputForm::Quiet, std::io::sink());
         let granting = Granting { writer, mint: mint.clone(), recorder: recorder.clone() };
         let addresses = (0..ADDRESSES).map(address);
-        let lifecycle = Lifecycle::new(engine, network, addresses, granting, console(), tasks.clone());
+        let (session, known) = ("0123abcd".into(), KnownMembers::default());
+        let networks = SessionNetworks { engine, session, segment: None, known };
+        let lifecycle = Lifecycle::new(networks, granting, console(), tasks.clone());
+        lifecycle.open_second(network, AT, addresses);
         let (ask, asks) = mpsc::channel(64);
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
         let base = View { accounts: vec![], hosts: Arc::from(["metadata".to_string()]), ..View::default() };
-        let views =
-            Views { base, project: None, email: None, cells: false, loopback: None, aws: None, azure: None };
-        let server = Server::new(leases.clone(), mint, views, RELAY, console(), recorder.clone());
+        let views = Views {
+            base,
+            project: None,
+            email: None,
+            pool: None,
+            cells: false,
+            loopback: None,
+            aws: None,
+            azure: None,
+        };
+        let server = Server::new(leases.clone(), mint, views, console(), recorder.clone());
         let (near, far) = tokio::io::duplex(1 << 16);
-        tasks.spawn("server", server.serve_tunnel(far));
+        let end = TunnelEnd { relay: RELAY, range: None, listening: Listening::default() };
+        tasks.spawn("server", server.serve_tunnel(far, end));
         let (tunnel, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tasks.spawn("relay", async move { drop(connection.await) });
         let exits = lifecycle.exits();
@@ -325,11 +341,10 @@ fn settings(
         evidence: Default::default(),
         console,
         wiring: Wiring {
-            relay: RELAY,
+            at: AT,
             names: vec!["metadata.google.internal".into()],
             project: None,
             quota_project: None,
-            container_credentials: false,
             aws_region: None,
         },
         reserved: Reserved::default(),
@@ -341,6 +356,8 @@ fn settings(
         clients: Default::default(),
         created: Arc::default(),
         cells: None,
+        segment: None,
+        second: SecondNetwork::Open(AT),
         loopback: None,
         recorder,
         fetching: None,

@@ -18,9 +18,10 @@ use kfp_creds::metadata::{self, Entered, RequestHead, Step, View};
 use kfp_creds::mint::Mint;
 use kfp_creds::policy::Policy;
 use kfp_creds::process::Tasks;
+use kfp_creds::readiness::Listening;
 use kfp_creds::record::Recorder;
-use kfp_creds::server::Server;
 use kfp_creds::server::views::Views;
+use kfp_creds::server::{Server, TunnelEnd};
 use kfp_creds::source::google::{Endpoints, Google, SearchPaths};
 use kfp_creds::source::http::client::{Limits, Upstream};
 use kfp_creds::source::offline::Offline;
@@ -107,15 +108,20 @@ pub fn tunnel(input: &[u8]) {
             base: View::default(),
             project: None,
             email: None,
+            pool: None,
             cells: false,
             loopback: None,
             aws: None,
             azure: None,
         };
-        let server =
-            Server::new(reader, mint, views, Ipv4Addr::new(169, 254, 169, 254), console, Recorder::default());
+        let server = Server::new(reader, mint, views, console, Recorder::default());
+        let end = TunnelEnd {
+            relay: Ipv4Addr::new(169, 254, 169, 254),
+            range: None,
+            listening: Listening::default(),
+        };
         let (mut relay, host) = tokio::io::duplex(1 << 16);
-        let served = server.serve_tunnel(host);
+        let served = server.serve_tunnel(host, end);
         let spoken = async {
             if relay.write_all(input).await.is_ok() {
                 let _ = relay.shutdown().await;

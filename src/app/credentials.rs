@@ -145,6 +145,7 @@ impl Credentials {
             base,
             project: config.project.clone(),
             email: config.email.clone(),
+            pool: Some(config.pool),
             cells: config.cells.is_some(),
             loopback: None,
             aws: config.aws.as_ref().map(|aws| AwsFacts { region: aws.region.clone() }),

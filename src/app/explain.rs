@@ -119,7 +119,7 @@ pub(super) async fn explained_created(
     let networks = Networks {
         alone: proxy.cells.is_some(),
         host_loopback: proxy.loopback.is_some(),
-        container_credentials: proxy.wiring.container_credentials,
+        container_credentials: proxy.wiring.at.container_credentials,
     };
     let guard = &proxy.guard.rules;
     let preview = preview(body.to_string().as_bytes(), &rules, networks, guard, |body, name| {

@@ -22,6 +22,7 @@ mod inputs;
 mod kill_switch;
 mod name;
 mod named;
+mod networks;
 mod page;
 mod processes;
 mod proxied;

@@ -1,6 +1,6 @@
 //! The metadata server on loopback, for processes of this machine: `serve --listen`, and `run --processes`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tokio::net::TcpListener;
@@ -44,7 +44,6 @@ pub(super) async fn serve(
         reader,
         credentials.mint.clone(),
         credentials.views(config, Some(at.to_string())),
-        Ipv4Addr::UNSPECIFIED,
         console.clone(),
         recorder.clone(),
     );

@@ -10,10 +10,11 @@ use super::reload;
 use crate::config::Config;
 use crate::console::Console;
 use crate::docker::proxy::{
-    Clients, Closing, ExitCodes, LifecycleRequest, LiveRules, ProxySettings, Reserved, ReservedKind, Wiring,
-    Writable,
+    Clients, Closing, ExitCodes, LifecycleRequest, LiveRules, ProxySettings, RelayAt, Reserved, ReservedKind,
+    SecondNetwork, Wiring, Writable,
 };
 use crate::docker::relay::{NAMES, Tunnel};
+use crate::docker::segment::Segment;
 use crate::kfp;
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -43,11 +44,10 @@ pub(super) fn settings(
         evidence: kfp::Evidence::default(),
         console: console.clone(),
         wiring: Wiring {
-            relay: metadata.relay,
+            at: RelayAt { address: metadata.relay, container_credentials: false },
             names: vec![],
             project: None,
             quota_project: None,
-            container_credentials: false,
             aws_region: None,
         },
         reserved: Reserved::default(),
@@ -56,6 +56,8 @@ pub(super) fn settings(
         clients: Clients::default(),
         created: Arc::default(),
         cells: None,
+        segment: None,
+        second: SecondNetwork::Open(RelayAt { address: metadata.relay, container_credentials: false }),
         loopback: None,
         recorder: Recorder::default(),
         fetching: None,
@@ -67,20 +69,26 @@ pub(super) fn settings(
 /// The variables and hosts entries by which clients in containers find the relay.
 pub(super) fn wiring(metadata: &MetadataNetwork, credentials: &Credentials, config: &Config) -> Wiring {
     Wiring {
-        relay: metadata.relay,
+        at: RelayAt { address: metadata.relay, container_credentials: metadata.container_credentials },
         names: NAMES.map(String::from).to_vec(),
         // With a stand-in, clients would ask Google about a project of that name.
         project: Some(credentials.project(config)).filter(|project| project != UNKNOWN_PROJECT),
         quota_project: credentials.quota_project(config),
-        container_credentials: metadata.container_credentials,
         aws_region: config.aws.as_ref().and_then(|aws| aws.region.clone()),
     }
 }
 
-pub(super) fn reserve(metadata: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
+pub(super) fn reserved(metadata: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
-    reserved.put(ReservedKind::Container, &tunnel.container, &metadata.relay_name);
-    reserved.put(ReservedKind::Network, &metadata.network.id, &metadata.network.name);
     reserved.put(ReservedKind::Image, &metadata.image, &metadata.image_name);
+    reserve(&reserved, metadata, tunnel);
     reserved
+}
+
+/// Reserves a network of ours and its relay; the default bridge is everybody's.
+pub(super) fn reserve(reserved: &Reserved, metadata: &MetadataNetwork, tunnel: &Tunnel) {
+    reserved.put(ReservedKind::Container, &tunnel.container, &metadata.relay_name);
+    if !metadata.segment.as_ref().is_some_and(Segment::is_default_bridge) {
+        reserved.put(ReservedKind::Network, &metadata.network.id, &metadata.network.name);
+    }
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -17,16 +17,16 @@ use super::control::{ControlServer, Listener};
 use super::credentials::Credentials;
 use super::host_loopback;
 use super::inputs::InputFetcher;
+use super::networks::{self, RelayKeeper, SecondOpener, SecondPlan, SecondRequest};
 use super::processes;
-use super::proxied::{reserve, settings, wiring};
+use super::proxied::{reserved, settings, wiring};
 use super::reach::{reach, what_paths_mean};
 use super::reload;
 use super::runtime_dir::{listen, private_folder, runtime_folder};
 use crate::config::{Config, Environment};
 use crate::console::{Console, Line, expiry};
 use crate::docker::Engine;
-use crate::docker::cells::Cell;
-use crate::docker::proxy::{self, LifecycleRequest, Proxy, ProxySettings, ReservedKind};
+use crate::docker::proxy::{self, Attachment, LifecycleRequest, Proxy, ProxySettings};
 use crate::docker::relay::Tunnel;
 use crate::failure::Failure;
 use crate::lifecycle::{Granting, Lifecycle};
@@ -36,8 +36,7 @@ use crate::record::audit::Audit;
 use crate::registry::{self, Questions};
 use crate::secret::Secret;
 use crate::server::Server;
-use crate::server::views::Views;
-use crate::session::{EnginePlan, MetadataNetwork};
+use crate::session::MetadataNetwork;
 use crate::token::Now;
 use crate::workload::{ContainerId, Task};
 
@@ -60,6 +59,8 @@ pub(super) struct Session {
     live: bool,
     pub(super) tasks: Tasks,
     pub(super) metadata: Arc<MetadataNetwork>,
+    /// The second network, if a container needed it and the first one is a bridge.
+    second: Arc<OnceLock<Arc<MetadataNetwork>>>,
     pub(super) lifecycle: Arc<Lifecycle>,
     /// Shared by all listeners for the Docker API.
     pub(super) proxy: Arc<Proxy>,
@@ -86,30 +87,27 @@ impl Session {
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
-        let (session, relay, aws) = (&session_id()?, &config.relay, config.policy.has_aws());
-        let plan =
-            EnginePlan { session, pool: config.pool, cells: config.cells, relay, aws, sockets: &folder };
         let bound = host_loopback::bind(config).await?;
-        let (metadata, tunnel) = MetadataNetwork::open(engine, &plan, &console).await?;
-        let metadata = Arc::new(metadata);
+        let (metadata, tunnel) = networks::open(engine, config, (&session_id()?, &folder), &console).await?;
         // The session id of a network that was taken over, else the new one.
         let id = metadata.network.session.clone();
         recorder.name_session(&id);
         let (writer, reader, questions) = registry::new();
-        let loopback = bound.as_ref().map(|bound| bound.paths.at().to_string());
-        let views = Views { loopback, ..credentials.views(config, Some(metadata.relay.to_string())) };
-        let (mint, at, to) = (credentials.mint.clone(), metadata.relay, recorder.clone());
-        let server = Server::new(reader, mint, views, at, console.clone(), to);
+        let views = networks::views(config, &credentials, &metadata, bound.as_ref());
+        let server = Server::new(reader, credentials.mint.clone(), views, console.clone(), recorder.clone());
         let loopback = host_loopback::proved(bound, &metadata, &server, &console, &tasks).await;
         let granting = Granting { writer, mint: credentials.mint.clone(), recorder: recorder.clone() };
-        let lifecycle = manage(&metadata, granting, &console, &tasks);
+        let lifecycle = networks::lifecycle(&metadata, granting, &console, &tasks);
         let ((ask, asks), (failing, failed)) = (mpsc::channel(64), mpsc::channel(1));
+        let (second, second_asked) = networks::second_network(&metadata);
         let (inputs, fetching) = InputFetcher::start(config, env, &credentials, &id, &tasks).unzip();
         let proxy = Arc::new(ProxySettings {
             socket: folder.join(format!("{id}.sock")),
             wiring: wiring(&metadata, &credentials, config),
-            reserved: reserve(&metadata, &tunnel),
-            cells: metadata.cells(&tunnel, server.listening(), &tasks),
+            reserved: reserved(&metadata, &tunnel),
+            cells: metadata.cells(&tunnel, &tasks),
+            segment: metadata.segment.clone(),
+            second,
             loopback,
             mode,
             fetching,
@@ -120,34 +118,58 @@ impl Session {
         let about = About::of(mode, &metadata, &credentials, config);
         let mut opened = Self {
             control_server: ControlServer::new(about, &lifecycle, &credentials, &proxy),
-            credentials,
             socket: proxy.socket.clone(),
-            failed,
-            console: console.clone(),
-            live: false,
-            tasks: tasks.clone(),
-            metadata: metadata.clone(),
-            lifecycle: lifecycle.clone(),
             control: folder.join(format!("{id}.ctl")),
-            proxy: Arc::new(Proxy::new(proxy)),
-            inputs,
+            proxy: Arc::new(Proxy::new(proxy.clone())),
+            console: console.clone(),
+            tasks: tasks.clone(),
+            live: false,
+            second: Arc::default(),
             stopping: Arc::default(),
             reminded: Arc::default(),
+            credentials,
+            failed,
+            metadata,
+            lifecycle,
+            inputs,
         };
         opened.follow(config, env, asks, questions);
-        opened.keep_relay(server.clone(), tunnel, failing);
-        if let Err(error) = opened.go_live(&server, config).await {
+        let keeper = RelayKeeper { proxy, server, failing, tasks, console };
+        opened.serve_relays(keeper, tunnel, SecondPlan::of(config, &folder), second_asked);
+        if let Err(error) = opened.go_live(config).await {
             opened.close(true).await;
             return Err(error);
         }
         Ok(opened)
     }
 
-    /// A network for one container, if each has its own.
-    pub(super) async fn cell(&self) -> Result<Option<Cell>, Failure> {
-        match &self.proxy.settings().cells {
-            Some(cells) => cells.take().await.map(Some).map_err(Failure::Engine),
-            None => Ok(None),
+    fn serve_relays(
+        &self,
+        keeper: RelayKeeper,
+        tunnel: Tunnel,
+        wanted: SecondPlan,
+        asked: Option<mpsc::Receiver<SecondRequest>>,
+    ) {
+        if let Some(asked) = asked {
+            let (second, lifecycle) = (self.second.clone(), self.lifecycle.clone());
+            let (first, keeper) = (self.metadata.clone(), keeper.clone());
+            let opener = SecondOpener { first, second, lifecycle, wanted, keeper };
+            self.tasks.spawn("second network", opener.attend(asked));
+        }
+        self.tasks.spawn("relay", keeper.keep(self.metadata.clone(), tunnel));
+    }
+
+    /// A place for one more container, on the kind of network that the config asks for.
+    pub(super) async fn place(&self) -> Result<Attachment, Failure> {
+        let proxy = self.proxy.settings();
+        match (&proxy.cells, &proxy.segment) {
+            (Some(cells), _) => cells.take().await.map(Attachment::Cell).map_err(Failure::Engine),
+            (None, Some(segment)) => {
+                let address = segment.take();
+                let none = || Failure::Engine("kfp-creds has no address left".into());
+                address.map(Attachment::Linked).ok_or_else(none)
+            }
+            (None, None) => Ok(Attachment::Shared),
         }
     }
 
@@ -167,24 +189,7 @@ impl Session {
         tasks.spawn("config", reload::follow(config, env, proxy, lifecycle.clone(), console, tasks.clone()));
     }
 
-    fn keep_relay(&self, server: Arc<Server>, tunnel: Tunnel, failing: mpsc::Sender<Failure>) {
-        let (metadata, tasks, console) = (self.metadata.clone(), self.tasks.clone(), self.console.clone());
-        let proxy = self.proxy.settings().clone();
-        self.tasks.spawn("relay", async move {
-            let name = metadata.relay_name.clone();
-            let renewed = move |id: &str| {
-                proxy.recorder.metrics().relay_replaced();
-                proxy.reserved.put(ReservedKind::Container, id, &name);
-                proxy.cells.iter().for_each(|cells| cells.renewed(id));
-            };
-            if let Err(error) = metadata.keep_relay(server, tunnel, tasks, console, renewed).await {
-                let _ = failing
-                    .try_send(Failure::Engine(format!("the relay does not come back: {error}").into()));
-            }
-        });
-    }
-
-    async fn go_live(&mut self, server: &Server, config: &Config) -> Result<(), Failure> {
+    async fn go_live(&mut self, config: &Config) -> Result<(), Failure> {
         if let Some(at) = config.metrics {
             let listener = tokio::net::TcpListener::bind(at).await;
             let listener = listener.map_err(|e| broken(&format!("serve metrics on {at}"), e))?;
@@ -199,8 +204,7 @@ impl Session {
         self.tasks.spawn("control", self.control_server.clone().serve(listener, self.tasks.clone()));
         let listener = listen(&self.socket).map_err(|e| broken("open the socket", e))?;
         self.tasks.spawn("proxy", proxy::serve(listener, self.proxy.clone()));
-        let probed =
-            self.console.while_slow("waiting for the relay to answer", self.metadata.wait_ready(server));
+        let probed = self.console.while_slow("waiting for the relay to answer", self.metadata.wait_ready());
         let (console, first) = (&self.console, self.credentials.first_mint(config, &self.console));
         let minted = console.while_slow("waiting for a first token", first);
         let (probed, minted) = tokio::join!(probed, minted);
@@ -324,11 +328,17 @@ impl Session {
         }
         // If the network stays, so does the socket: without a listener, it shows the next start that the
         // session is dead.
-        match self.metadata.close().await {
-            Ok(()) => drop(std::fs::remove_file(&self.socket)),
-            Err(error) => {
-                self.console.notice(format!("the network {} stays: {error}", self.metadata.network.name));
+        let networks = std::iter::once(&self.metadata).chain(self.second.get());
+        let closing = networks.map(|metadata| async move { (metadata, metadata.close().await) });
+        let mut all_gone = true;
+        for (metadata, closed) in futures_util::future::join_all(closing).await {
+            if let Err(error) = closed {
+                self.console.notice(format!("the network {} stays: {error}", metadata.network.name));
+                all_gone = false;
             }
+        }
+        if all_gone {
+            let _ = std::fs::remove_file(&self.socket);
         }
         let _ = std::fs::remove_file(&self.control);
         self.proxy.settings().recorder.finish(FLUSH_WITHIN).await;
@@ -372,22 +382,6 @@ pub(super) fn recorder(config: &Config, session: &str, console: &Console) -> Res
     let audit = Audit::open(settings, session, Arc::new(move |text| console.notice(text)));
     let audit = audit.map_err(|error| broken(&format!("the audit log {file}"), error))?;
     Ok(Recorder::new(Some(audit)))
-}
-
-fn manage(
-    metadata: &MetadataNetwork,
-    granting: Granting,
-    console: &Console,
-    tasks: &Tasks,
-) -> Arc<Lifecycle> {
-    Lifecycle::new(
-        metadata.engine.clone(),
-        metadata.network.clone(),
-        metadata.leasable(),
-        granting,
-        console.clone(),
-        tasks.clone(),
-    )
 }
 
 pub(super) fn session_id() -> Result<String, Failure> {

@@ -19,7 +19,8 @@ use super::provider::provided;
 use super::rules::{choose, compiled, named, rules};
 use super::seeing::{audit, metrics};
 use super::{
-    Config, Environment, Gcs, Instance, Overrides, Pool, Problems, RelaySource, SourceChoice, guarding,
+    AttachMode, Config, Environment, Gcs, Instance, Overrides, Pool, Problems, RelaySource, SourceChoice,
+    guarding,
 };
 use crate::console;
 use crate::guard::host_root::HostRoot;
@@ -103,6 +104,7 @@ fn settings(
         guard: key_guard,
         gcs: gcs(say),
         pool: judged_as(say, "network.pool", pool).unwrap_or(POOL),
+        attach: attach(say),
         cells: cells(say),
         host_loopback: say.flag("network.host_loopback").unwrap_or_default(),
         client_proxies: super::proxies::ProxyEntries::read(env),
@@ -187,6 +189,14 @@ fn source(say: &mut Layers, (base, beside): (&Path, &Path), env: &Environment) -
         _ => Some(base.join(file)),
     });
     SourceChoice::Adc { file }
+}
+
+fn attach(say: &mut Layers) -> AttachMode {
+    let attach = judged_as(say, "network.attach", |text| {
+        let known = AttachMode::NAMES.iter().find(|(name, _)| *name == text).map(|(_, attach)| *attach);
+        known.ok_or_else(|| "has to be \"auto\", \"link-local\", \"own\" or \"second\"".into())
+    });
+    attach.unwrap_or_default()
 }
 
 /// The address range for networks of one container each, if that isolation is on.

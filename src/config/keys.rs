@@ -201,6 +201,8 @@ pub(super) const KEYS: &[ConfigKey] = &[
         .variable("KFP_CREDS_LOG").verbosity(),
     key("network.pool", ValueKind::Text, "`\"169.254.168.0/22\"`", "The addresses of the metadata network: link-local or private IPv4, from /16 to /28. Containers find the server without help only where the pool holds 169.254.169.254.")
         .variable("KFP_CREDS_POOL"),
+    key("network.attach", ValueKind::Text, "`\"auto\"`", "How containers that name no network reach the server. `\"auto\"`: on a bridge of the session, with the same way out, in place of the engine's default bridge; a second network if another container runs on the default bridge, so that both reach each other. `\"own\"`: the same; one line says so where it cannot be. `\"link-local\"`: at a link-local address on the default bridge, the fastest, with less protection, see [threats](security/threats.md#who-shares-the-network). `\"second\"`: always a second network. Containers that name a network get the second network, and so do all of Podman and of `isolation = \"network\"`.")
+        .variable("KFP_CREDS_ATTACH"),
     key("isolation", ValueKind::Text, "`\"shared\"`", "`\"shared\"`: one network for all containers with an identity, which lose `NET_RAW`. `\"network\"`: a network for each container, shared only with the relay; containers keep `NET_RAW`, and find the server only by environment and hosts entries.")
         .variable("KFP_CREDS_ISOLATION"),
     key("network.cells", ValueKind::Text, "`\"169.254.64.0/19\"`", "The range for the networks of `isolation = \"network\"`, eight addresses each: link-local or private IPv4, from /16 to /28. A container that is stopped but not removed keeps its network.")

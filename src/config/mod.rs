@@ -134,6 +134,8 @@ pub struct Config {
     /// Settings for fetching Cloud Storage inputs of tasks.
     pub gcs: Gcs,
     pub pool: Pool,
+    /// How containers that name no network are attached.
+    pub attach: AttachMode,
     /// With `isolation = "network"`: the address range for networks of one container each.
     pub cells: Option<Pool>,
     /// Serve containers on the host's network on its loopback.
@@ -206,6 +208,31 @@ pub struct Instance {
     pub machine_type: Option<String>,
     pub description: Option<String>,
     pub tags: Vec<String>,
+}
+
+/// How a container that would be on the default bridge reaches the relay.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum AttachMode {
+    /// On a bridge of ours in place of the default one where no other container runs on that; otherwise by a
+    /// second network.
+    #[default]
+    Auto,
+    /// At a link-local address on the default bridge.
+    LinkLocal,
+    /// As `Auto`; where that is not possible at all, one line says so.
+    Own,
+    /// By a second network.
+    Second,
+}
+
+impl AttachMode {
+    /// All of them, by their names in the config.
+    pub const NAMES: [(&'static str, Self); 4] =
+        [("auto", Self::Auto), ("link-local", Self::LinkLocal), ("own", Self::Own), ("second", Self::Second)];
+
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, attach)| *attach == self).map_or("auto", |(name, _)| name)
+    }
 }
 
 /// The addresses of the metadata network, 169.254.168.0/22 by default; /16 to /28.

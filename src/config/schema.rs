@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 use super::keys::{ConfigKey, KEYS, ValueKind};
 
 /// Keys whose values come from a fixed set.
-const WORDS: [(&str, &[&str]); 5] = [
+const WORDS: [(&str, &[&str]); 6] = [
     ("aws.credentials", &["default", "environment", "machine", "offline"]),
     ("azure.credentials", &["az", "environment", "machine", "offline"]),
     ("credentials", &["adc", "metadata", "gcloud", "offline"]),
     ("guard.mode", &["deny", "warn", "off"]),
     ("isolation", &["shared", "network"]),
+    ("network.attach", &["auto", "link-local", "own", "second"]),
 ];
 /// User-chosen names; see `FOOT` of the reference.
 const NAME: &str = "^[A-Za-z0-9_-]+$";

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::{Config, Gcs, RelaySource, SourceChoice};
+use super::{AttachMode, Config, Gcs, RelaySource, SourceChoice};
 use crate::guard::{GuardRules, Mode};
 use crate::policy::Policy;
 use crate::quote;
@@ -32,7 +32,13 @@ impl Config {
                 ("keep", config.keep.to_string()),
                 ("guard", format!("{:?}", config.guard.rules)),
                 ("gcs", format!("{:?}", config.gcs)),
-                ("network", format!("{} {:?} {}", config.pool, config.cells, config.host_loopback)),
+                (
+                    "network",
+                    format!(
+                        "{} {:?} {:?} {}",
+                        config.pool, config.attach, config.cells, config.host_loopback
+                    ),
+                ),
                 ("engine", format!("{:?} {} {:?}", config.engine, config.plain_tcp, config.host_root)),
                 ("relay", format!("{:?}", config.relay)),
                 ("log", config.log.clone()),
@@ -70,6 +76,7 @@ impl Config {
             ("host root", self.host_root.at().map(quote::path)),
             ("relay", relay(&self.relay)),
             ("pool", self.cells.is_none().then(|| self.pool.to_string())),
+            ("attach", (self.attach != AttachMode::Auto).then(|| self.attach.name().to_string())),
             ("cells", self.cells.map(|range| format!("{range}, one network for each container"))),
             ("guard", (self.guard.rules != GuardRules::default()).then(|| guarding(&self.guard.rules))),
             ("audit", self.audit.as_ref().map(|audit| quote::path(&audit.file))),

@@ -13,7 +13,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::network::{Network, SHARED_NAME, TAKEN};
+use super::network::{Network, SHARED_NAME};
+use super::ranges::TAKEN;
 use super::{Engine, EngineError};
 use crate::config::Pool;
 use crate::failure::Reason;

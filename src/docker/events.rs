@@ -22,6 +22,8 @@ pub enum ContainerEvent {
     /// The container was disconnected from a network (a network id), by any client; also when it ends, before
     /// or after `Died`.
     Disconnected { container: ContainerId, network: String, at: Moment },
+    /// The container is connected to a network (a network id): it starts there, or was running already.
+    Connected { container: ContainerId, network: String },
 }
 
 /// The time of an event: nanoseconds since 1970 by the engine's clock, if it reports one.
@@ -39,7 +41,7 @@ impl Engine {
         let filters = HashMap::from([
             ("type", vec!["container", "network"]),
             // Podman uses `remove` for `destroy`.
-            ("event", vec!["start", "die", "destroy", "remove", "disconnect"]),
+            ("event", vec!["start", "die", "destroy", "remove", "connect", "disconnect"]),
         ]);
         let options = EventsOptionsBuilder::new().filters(&filters).since(&since).build();
         let events = self.docker.events(Some(options));
@@ -54,6 +56,12 @@ impl Engine {
                     {
                         let network = engine.network_called(&network).await.unwrap_or(network);
                         Some(Ok(ContainerEvent::Disconnected { container, network, at }))
+                    }
+                    Ok(Some(ContainerEvent::Connected { container, network }))
+                        if engine.product == Product::Podman =>
+                    {
+                        let network = engine.network_called(&network).await.unwrap_or(network);
+                        Some(Ok(ContainerEvent::Connected { container, network }))
                     }
                     Ok(event) => event.map(Ok),
                     Err(error) => Some(Err(EngineError::of("read the engine's events", error))),
@@ -75,17 +83,20 @@ fn read(event: EventMessage) -> Option<ContainerEvent> {
     let actor = event.actor?;
     let (id, at) = (actor.id?, event.time_nano);
     let mut facts = actor.attributes.unwrap_or_default();
-    Some(match event.action?.as_str() {
-        // Docker's actor is the network, Podman's the container.
-        "disconnect" => match facts.remove("container") {
-            Some(container) => {
-                ContainerEvent::Disconnected { container: ContainerId::parse(&container)?, network: id, at }
+    let action = event.action?;
+    Some(match action.as_str() {
+        "connect" | "disconnect" => {
+            // Docker's actor is the network, Podman's the container.
+            let (container, network) = match facts.remove("container") {
+                Some(container) => (container, id),
+                None => (id, facts.remove("network")?),
+            };
+            let container = ContainerId::parse(&container)?;
+            match action == "connect" {
+                true => ContainerEvent::Connected { container, network },
+                false => ContainerEvent::Disconnected { container, network, at },
             }
-            None => {
-                let network = facts.remove("network")?;
-                ContainerEvent::Disconnected { container: ContainerId::parse(&id)?, network, at }
-            }
-        },
+        }
         _ if !of_container => return None,
         "start" => ContainerEvent::Started(ContainerId::parse(&id)?),
         "die" => {
@@ -126,7 +137,9 @@ mod tests {
         let off = |network: String| {
             Some(ContainerEvent::Disconnected { container: container.clone(), network, at: None })
         };
-        assert_eq!(docker, off(network));
+        assert_eq!(docker, off(network.clone()));
+        let docker = of("network", "connect", &network, &format!(r#"{{"container":"{id}"}}"#));
+        assert_eq!(docker, Some(ContainerEvent::Connected { container: container.clone(), network }));
         let podman = of("network", "disconnect", &id, r#"{"name":"","network":"kfp-creds"}"#);
         assert_eq!(podman, off("kfp-creds".into()));
     }

@@ -1,5 +1,8 @@
 //! The containers on our networks, by the engine's lists.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde_json::Value;
 
 use super::call::filtered;
@@ -20,6 +23,28 @@ pub struct Member {
     pub mode: Option<String>,
     /// Whether its label marks it as a relay, which the engine removes when it ends.
     pub relay: bool,
+}
+
+/// Ids of containers that this program puts on its networks besides those with a lease: relays, probes, and
+/// what was there when a network was taken over. Any other container there came past the proxy. Clones share
+/// the list.
+#[derive(Clone, Debug, Default)]
+pub struct KnownMembers(Arc<Mutex<HashSet<String>>>);
+
+impl KnownMembers {
+    /// Called before the container can start.
+    pub fn add(&self, container: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(container.into());
+    }
+
+    pub fn has(&self, container: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(container)
+    }
+
+    /// Called once the container is gone for good.
+    pub fn remove(&self, container: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(container);
+    }
 }
 
 impl Engine {

@@ -1,7 +1,9 @@
 //! Our calls to the engine: the only module that uses `bollard`. It reports and executes; policy is decided
 //! elsewhere.
 
+pub mod addresses;
 mod advice;
+pub mod bridge;
 mod call;
 pub mod cells;
 mod elf;
@@ -12,8 +14,10 @@ pub mod members;
 pub mod network;
 mod podman;
 pub mod proxy;
+pub mod ranges;
 pub mod relay;
 pub mod relays;
+pub mod segment;
 pub mod upstream;
 
 use std::collections::HashMap;
@@ -30,7 +34,7 @@ pub use self::podman::Product;
 
 use self::upstream::EngineConnector;
 use crate::failure::{Reason, Remedy};
-use crate::json::fields;
+use crate::json::{fields, strings};
 
 /// The oldest engine API that is served (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -141,12 +145,26 @@ pub struct Engine {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inspected {
     pub running: bool,
-    /// Its address on the network in question.
-    pub address: Option<Ipv4Addr>,
+    /// Its addresses on the network in question: its own, and the link-local ones of its create.
+    pub addresses: Vec<Ipv4Addr>,
     /// Its last start, in nanoseconds since 1970 by the engine's clock.
     pub started: Option<i64>,
     /// The exit code of its last run, once that has ended.
     pub exit_code: Option<i64>,
+}
+
+/// The endpoint of an inspected container on a network (a network id).
+fn endpoint_on<'a>(found: &'a Value, network: &str) -> Option<&'a Value> {
+    let networks = fields(&found["NetworkSettings"]["Networks"]);
+    networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network)
+}
+
+/// The addresses of an endpoint; none if it is not connected at the moment, when the engine shows the settings
+/// of the create alone.
+fn addresses_at(endpoint: &Value) -> Vec<Ipv4Addr> {
+    let Some(own) = endpoint["IPAddress"].as_str().and_then(|own| own.parse().ok()) else { return vec![] };
+    let linked = strings(&endpoint["IPAMConfig"]["LinkLocalIPs"]).filter_map(|address| address.parse().ok());
+    std::iter::once(own).chain(linked).collect()
 }
 
 impl Engine {
@@ -240,10 +258,8 @@ impl Engine {
         // A container that was never started has a start time before 1970 and the exit code 0.
         let started = state["StartedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
         let exit_code = state["ExitCode"].as_i64().filter(|_| !running && started.is_some());
-        let networks = fields(&found["NetworkSettings"]["Networks"]);
-        let endpoint = networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network);
-        let address = endpoint.and_then(|endpoint| endpoint["IPAddress"].as_str()?.parse().ok());
-        Ok(Inspected { running, address, started, exit_code })
+        let addresses = endpoint_on(&found, network).map(addresses_at).unwrap_or_default();
+        Ok(Inspected { running, addresses, started, exit_code })
     }
 
     async fn inspect(&self, container: &str) -> Result<Value, EngineError> {

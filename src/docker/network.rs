@@ -16,7 +16,6 @@ use bollard::query_parameters::{InspectNetworkOptions, ListNetworksOptionsBuilde
 use tokio::time::Instant;
 
 use super::labels::SESSION_LABEL;
-use super::podman::Range;
 use super::{Engine, EngineError, Product, filters};
 use crate::config::Pool;
 
@@ -47,83 +46,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long a network that is being created or removed elsewhere may conflict without being listed.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// Link-local addresses to which clouds give a meaning of their own; never leased to a container.
-pub(super) const TAKEN: [Ipv4Addr; 5] = [
-    MAGIC,
-    Ipv4Addr::new(169, 254, 169, 253),
-    Ipv4Addr::new(169, 254, 169, 123),
-    CONTAINER_CREDENTIALS,
-    Ipv4Addr::new(169, 254, 170, 23),
-];
-
-/// Division of the range: the last quarter belongs to the engine's own allocator (a container connected by
-/// hand gets an address there). The rest can be leased, except the relay's address and those in `TAKEN`.
-impl Pool {
-    pub(super) fn base(self) -> u32 {
-        u32::from(self.network) & self.mask()
-    }
-
-    fn mask(self) -> u32 {
-        u32::MAX << (32 - self.prefix)
-    }
-
-    fn quarter(self) -> u32 {
-        1 << (30 - self.prefix)
-    }
-
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & self.mask() == self.base()
-    }
-
-    /// The magic address if it is in the range, otherwise the last address that could be leased.
-    pub fn relay(self) -> Ipv4Addr {
-        if self.contains(MAGIC) { MAGIC } else { Ipv4Addr::from(self.base() + 3 * self.quarter() - 1) }
-    }
-
-    /// The addresses that can be leased to containers, in order.
-    pub fn leasable(self) -> impl Iterator<Item = Ipv4Addr> {
-        let relay = self.relay();
-        (self.base() + 1..self.base() + 3 * self.quarter())
-            .map(Ipv4Addr::from)
-            .filter(move |address| *address != relay && !TAKEN.contains(address))
-    }
-
-    /// Whether the two ranges overlap.
-    fn meets(self, other: Self) -> bool {
-        other.contains(Ipv4Addr::from(self.base())) || self.contains(other.network)
-    }
-
-    /// Whether `subnet` (`a.b.c.d/n`) is this range.
-    pub fn is(self, subnet: &str) -> bool {
-        self.subnet() == subnet
-    }
-
-    fn subnet(self) -> String {
-        format!("{}/{}", Ipv4Addr::from(self.base()), self.prefix)
-    }
-
-    fn engine_slice(self) -> String {
-        format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
-    }
-
-    /// The addresses that Podman may allocate by itself: the same as Docker's, but on a full network only the
-    /// relay's, which is in use, because Podman cannot reserve further addresses there.
-    fn podman_range(self, full: bool) -> Range {
-        let last = self.base() + 4 * self.quarter() - 2;
-        let own = match full {
-            true => (self.relay(), self.relay()),
-            false => (Ipv4Addr::from(self.base() + 3 * self.quarter()), Ipv4Addr::from(last)),
-        };
-        Range { subnet: self.subnet(), own }
-    }
-
-    /// The engine reserves a gateway even if the bridge gets no address: at the end of the engine's own
-    /// quarter.
-    fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.base() + 4 * self.quarter() - 2)
-    }
-}
-
 /// One of our networks, as the engine reports it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Network {
@@ -136,6 +58,8 @@ pub struct Network {
     pub subnet: String,
     /// [`CONTAINER_CREDENTIALS`] lies in it, and the engine gives it to no container: the relay may have it.
     pub keeps_credentials_address: bool,
+    /// It has a way out: containers have it in place of the default bridge ([`super::bridge`]).
+    pub routed: bool,
 }
 
 impl Engine {
@@ -155,6 +79,7 @@ impl Engine {
                 name: network.name.unwrap_or_default(),
                 session: labels.remove(SESSION_LABEL).unwrap_or_default(),
                 keeps_credentials_address: keeps(network.ipam.as_ref(), CONTAINER_CREDENTIALS),
+                routed: network.internal == Some(false),
                 subnet: subnet_of(network.ipam),
             }
         });
@@ -210,6 +135,7 @@ impl Engine {
             session: session.into(),
             subnet: pool.subnet(),
             keeps_credentials_address: kept.contains(&CONTAINER_CREDENTIALS),
+            routed: false,
         };
         if self.product == Product::Podman {
             let range = pool.podman_range(!kept.is_empty());
@@ -289,10 +215,23 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let driver_opts = (self.api >= NAMES_INTERFACES)
             .then(|| HashMap::from([(INTERFACE_NAME.to_string(), INTERFACE.to_string())]));
-        let endpoint = EndpointSettings { ipam_config: Some(fixed(at)), driver_opts, ..Default::default() };
+        let mut ipam = fixed(at);
+        // With an address of 169.254.0.0/16 the container's kernel sends to the whole of it on this network, and
+        // not by the default route, behind which a cloud's own metadata server may be.
+        ipam.link_local_ips = Some(vec![linked(at).to_string()]);
+        let endpoint = EndpointSettings { ipam_config: Some(ipam), driver_opts, ..Default::default() };
         let request = NetworkConnectRequest { container: container.into(), endpoint_config: Some(endpoint) };
         let connected = self.docker.connect_network(network, request).await;
         connected.map_err(|e| EngineError::of("connect the container to our network", e))
+    }
+
+    /// Takes a stopped container off a network of ours. From a bridge of ours it goes back to the default
+    /// bridge, without which it would have no network; the order leaves it on one of them at any moment.
+    pub async fn detach_stopped(&self, network: &Network, container: &str) -> Result<(), EngineError> {
+        if network.routed {
+            self.return_to_default_bridge(container).await?;
+        }
+        self.disconnect_container(&network.id, container).await
     }
 
     /// Disconnects a container that has ended. A running one is never disconnected to cut it off, because its
@@ -358,6 +297,12 @@ impl Engine {
     }
 }
 
+/// The link-local address beside `at`: the same one if it is link-local, otherwise one with its last two bytes.
+fn linked(at: Ipv4Addr) -> Ipv4Addr {
+    let [.., third, last] = at.octets();
+    Ipv4Addr::new(169, 254, third, last)
+}
+
 pub(super) fn fixed(at: Ipv4Addr) -> EndpointIpamConfig {
     EndpointIpamConfig { ipv4_address: Some(at.to_string()), ..Default::default() }
 }
@@ -381,33 +326,4 @@ fn keeps(ipam: Option<&Ipam>, address: Ipv4Addr) -> bool {
 fn subnet_of(ipam: Option<Ipam>) -> String {
     let first = ipam.and_then(|ipam| ipam.config).and_then(|ranges| ranges.into_iter().next());
     first.and_then(|range| range.subnet).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shared_pool_is_divided_as_documented() {
-        let pool = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
-        assert_eq!(pool.relay(), MAGIC);
-        assert_eq!(pool.subnet(), "169.254.168.0/22");
-        assert_eq!(pool.engine_slice(), "169.254.171.0/24");
-        assert_eq!(pool.gateway(), Ipv4Addr::new(169, 254, 171, 254));
-        let podman = pool.podman_range(false);
-        assert_eq!(podman.own, (Ipv4Addr::new(169, 254, 171, 0), Ipv4Addr::new(169, 254, 171, 254)));
-        let all: Vec<_> = pool.leasable().collect();
-        assert_eq!(all.len(), 3 * 256 - 1 - TAKEN.len());
-        assert_eq!(all[0], Ipv4Addr::new(169, 254, 168, 1));
-        assert!(all.iter().all(|address| !TAKEN.contains(address) && address.octets()[2] != 171));
-    }
-
-    #[test]
-    fn a_small_pool_still_has_room_for_everybody() {
-        let pool = Pool { network: Ipv4Addr::new(10, 9, 8, 16), prefix: 28 };
-        assert_eq!(pool.relay(), Ipv4Addr::new(10, 9, 8, 27));
-        assert_eq!(pool.engine_slice(), "10.9.8.28/30");
-        assert_eq!(pool.gateway(), Ipv4Addr::new(10, 9, 8, 30));
-        assert_eq!(pool.leasable().count(), 10);
-    }
 }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkConnectRequest,
-    NetworkingConfig, ResourcesUlimits,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig,
+    NetworkConnectRequest, NetworkingConfig, ResourcesUlimits,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptions, CreateContainerOptionsBuilder,
@@ -17,9 +17,12 @@ use futures_util::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::StreamReader;
 
+use super::bridge::DEFAULT_BRIDGE;
 use super::image::ROLE_LABEL;
 use super::labels::SESSION_LABEL;
+use super::members::KnownMembers;
 use super::network::{Network, fixed};
+use super::segment::SegmentAddress;
 use super::{Engine, EngineError};
 
 /// The host names of the metadata server. Some clients look them up with a trailing dot, which a hosts file
@@ -57,9 +60,36 @@ pub struct Listens {
     pub at: Ipv4Addr,
     /// A second address there, on Docker.
     pub more: Option<Ipv4Addr>,
-    /// It serves the networks, too, that it is connected to later.
-    pub cells: bool,
+    pub on: ListensOn,
 }
+
+/// The kind of network on which a relay listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ListensOn {
+    /// One of ours without a way out.
+    Internal,
+    /// Like `Internal`; it serves the networks, too, that it is connected to later.
+    Cells,
+    /// A bridge of ours with a way out, which the relay gives up.
+    OwnBridge,
+    /// The engine's default bridge.
+    DefaultBridge,
+}
+
+impl ListensOn {
+    /// The flag of the relay's command line (`relay::program`).
+    fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Internal => None,
+            Self::Cells => Some("--cells"),
+            Self::OwnBridge | Self::DefaultBridge => Some("--confined"),
+        }
+    }
+}
+
+/// What a relay on a network with a way out needs until it has deleted its default route and become `nobody`
+/// (`relay::program`); it holds none of them when it reads its first byte.
+const CONFINING: [&str; 3] = ["NET_ADMIN", "SETGID", "SETUID"];
 
 impl Engine {
     /// Starts a relay. Its stdin is attached once, so it lives exactly as long as the tunnel.
@@ -68,18 +98,19 @@ impl Engine {
         image: &str,
         network: &Network,
         name: &str,
-        Listens { at, more, cells }: Listens,
+        listens: Listens,
+        known: &KnownMembers,
     ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let mut body = description(image, network, at, more);
-        if cells {
-            body.cmd.get_or_insert_default().push("--cells".into());
+        let mut body = description(image, network, listens);
+        if listens.on == ListensOn::Cells {
             let sysctls = body.host_config.get_or_insert_default().sysctls.get_or_insert_default();
             sysctls.extend(BETWEEN_CELLS.map(|(name, value)| (name.into(), value.into())));
         }
         let made = self.docker.create_container(Some(options), body).await;
         let container = made.map_err(|e| EngineError::of(WHAT, e))?.id;
+        known.add(&container);
         match self.attach_and_start(&container).await {
             Ok(tunnel) => Ok(tunnel),
             Err(error) => {
@@ -131,12 +162,14 @@ impl Engine {
         }
     }
 
-    /// Creates a container that asks for a token at `at` and ends; it runs only our own program. With
-    /// `below`, it is on the engine's host network and asks below this path.
+    /// Creates a container that asks for a token at `at` and ends; it runs only our own program. With `linked`
+    /// it has this link-local address; with `below`, it is on the engine's host network and asks below this
+    /// path.
     pub async fn make_probe(
         &self,
         image: &str,
         at: SocketAddrV4,
+        linked: Option<&SegmentAddress>,
         below: Option<&str>,
     ) -> Result<String, EngineError> {
         let (host, port) = (at.ip().to_string(), at.port().to_string());
@@ -152,6 +185,15 @@ impl Engine {
                 network_mode: below.map(|_| "host".into()),
                 log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
                 ..Default::default()
+            }),
+            networking_config: linked.map(|linked| {
+                let ipam = EndpointIpamConfig {
+                    link_local_ips: Some(vec![linked.address.to_string()]),
+                    ..Default::default()
+                };
+                let endpoint = EndpointSettings { ipam_config: Some(ipam), ..Default::default() };
+                let named = linked.segment().reference().to_string();
+                NetworkingConfig { endpoints_config: Some(HashMap::from([(named, endpoint)])) }
             }),
             ..Default::default()
         };
@@ -189,18 +231,31 @@ impl Engine {
 
 /// A container that can only move bytes: an unprivileged uid, read-only, no capability, no mount, no port, no
 /// log (its output is the tunnel), and small limits.
-fn description(image: &str, network: &Network, at: Ipv4Addr, more: Option<Ipv4Addr>) -> ContainerCreateBody {
+fn description(image: &str, network: &Network, Listens { at, more, on }: Listens) -> ContainerCreateBody {
+    let routed = on.flag() == Some("--confined");
     let mut endpoint = endpoint(at);
     if let Some(ipam) = &mut endpoint.ipam_config {
         // An endpoint has one address of its own; further ones have to be link-local (Engine API, `LinkLocalIPs`).
-        ipam.link_local_ips = more.map(|address| vec![address.to_string()]);
+        let linked: Vec<String> =
+            more.into_iter().chain(routed.then_some(at)).map(|at| at.to_string()).collect();
+        ipam.link_local_ips = (!linked.is_empty()).then_some(linked);
+        if routed {
+            ipam.ipv4_address = None;
+        }
     }
+    let by_default = on == ListensOn::DefaultBridge;
+    if by_default {
+        endpoint.aliases = None; // refused there: it has no DNS
+    }
+    // By id, because the engine allows two networks of one name.
+    let named = if by_default { DEFAULT_BRIDGE.to_string() } else { network.id.clone() };
+    let command = std::iter::once(at).chain(more).map(|at| at.to_string());
     let host = HostConfig {
         auto_remove: Some(true),
-        // By id, because the engine allows two networks of one name.
-        network_mode: Some(network.id.clone()),
+        network_mode: Some(named.clone()),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".into()]),
+        cap_add: routed.then(|| CONFINING.map(String::from).to_vec()),
         security_opt: Some(vec!["no-new-privileges:true".into()]),
         // The relay runs as an unprivileged user (`nobody`) and has to bind port 80.
         sysctls: Some(HashMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())])),
@@ -218,8 +273,8 @@ fn description(image: &str, network: &Network, at: Ipv4Addr, more: Option<Ipv4Ad
         image: Some(image.into()),
         // Set here and not left to the image, because only the image's layer is verified, not its config.
         entrypoint: Some(vec!["/kfp-creds".into(), "relay".into()]),
-        user: Some("65534:65534".into()),
-        cmd: Some(vec![at.to_string()]),
+        user: Some(if routed { "0:0".into() } else { "65534:65534".into() }),
+        cmd: Some(command.chain(on.flag().map(String::from)).collect()),
         open_stdin: Some(true),
         stdin_once: Some(true),
         // Process 1 ignores SIGTERM, so an engine that shuts down would wait ten seconds for it.
@@ -233,7 +288,7 @@ fn description(image: &str, network: &Network, at: Ipv4Addr, more: Option<Ipv4Ad
         ])),
         host_config: Some(host),
         networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network.id.clone(), endpoint)])),
+            endpoints_config: Some(HashMap::from([(named, endpoint)])),
         }),
         ..Default::default()
     }

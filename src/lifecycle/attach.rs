@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Lifecycle;
+use crate::docker::EngineError;
 use crate::docker::proxy::Attachment;
 use crate::failure::Reason;
 use crate::mint::MintFailure;
 use crate::record::Requestor;
-use crate::workload::{Grant, Task};
+use crate::workload::{ContainerId, Grant, Task};
 
 /// How long a create waits for the container's session of AWS, which is asked for as soon as its id is known: IMDS
 /// clients give up after 0.5 to 1 s. Later requests are held at the server.
@@ -28,12 +29,16 @@ impl Lifecycle {
                 cell.occupy();
                 (cell.network.clone(), cell.address)
             }
-            Attachment::Shared => (self.network.id.clone(), self.take_address()?),
+            Attachment::Shared => self.take_address()?,
+            Attachment::Linked(linked) => (linked.segment().network().id.clone(), linked.address),
             Attachment::Loopback(path) => (String::new(), path.address()),
         };
         let by_imds = match &place {
             Attachment::Cell(_) => true,
-            Attachment::Shared => !self.network.keeps_credentials_address,
+            Attachment::Shared => {
+                !self.state().second.as_ref().is_some_and(|second| second.relay.container_credentials)
+            }
+            Attachment::Linked(linked) => !linked.segment().container_credentials(),
             Attachment::Loopback(_) => false,
         };
         let arriving = self.mint.arriving(&container);
@@ -42,10 +47,13 @@ impl Lifecycle {
             self.mint.aws_ahead(ask, Requestor::Container(&grant));
         }
         let asked = Instant::now();
-        if !network.is_empty()
+        // A link-local address is in the create already.
+        if matches!(place, Attachment::Shared | Attachment::Cell(_))
             && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
         {
-            self.state().addresses.give_back(address);
+            if matches!(place, Attachment::Shared) {
+                self.give_back(address);
+            }
             drop(arriving);
             self.forget_unused();
             let text = format!("kfp-creds could not attach the container: {error}");
@@ -85,15 +93,37 @@ impl Lifecycle {
         ));
     }
 
-    fn take_address(&self) -> Result<Ipv4Addr, Reason> {
+    /// The second network, and an address on it.
+    fn take_address(&self) -> Result<(String, Ipv4Addr), Reason> {
         let mut state = self.state();
-        state.addresses.take().ok_or_else(|| {
-            let held = state.addresses.held();
-            format!(
+        let second = state.second.as_mut().ok_or("kfp-creds has no second network")?;
+        let address = second.addresses.take().ok_or_else(|| {
+            let held = second.addresses.held();
+            Reason::from(format!(
                 "kfp-creds has no address left: {held} containers hold one; remove stopped containers, \
                  or give the network a larger pool in kfp-creds.toml"
-            )
-            .into()
-        })
+            ))
+        })?;
+        Ok((second.network.id.clone(), address))
+    }
+
+    fn give_back(&self, address: Ipv4Addr) {
+        if let Some(second) = &mut self.state().second {
+            second.addresses.give_back(address);
+        }
+    }
+
+    /// Takes a container that does not run off its network; on the host's network there is none.
+    pub(super) async fn take_off(&self, network: &str, container: &ContainerId) -> Result<(), EngineError> {
+        match &self.segment {
+            _ if network.is_empty() => Ok(()),
+            Some(segment) if segment.network().id == network && segment.is_default_bridge() => {
+                self.engine.clear_default_bridge(container.as_str()).await
+            }
+            Some(segment) if segment.network().id == network => {
+                self.engine.detach_stopped(segment.network(), container.as_str()).await
+            }
+            _ => self.engine.disconnect_container(network, container.as_str()).await,
+        }
     }
 }

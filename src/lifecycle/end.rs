@@ -26,7 +26,7 @@ impl Lifecycle {
     /// Running containers of this session, according to the engine, with their tasks. The events alone do not
     /// suffice at the end: a start may not have been seen yet.
     pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
-        let members = self.engine.containers_of(&self.network.session).await?;
+        let members = self.engine.containers_of(&self.session).await?;
         let state = self.state();
         let running = members.iter().filter(|member| member.running);
         let row = |member: &Member| {

@@ -87,8 +87,13 @@ impl Lifecycle {
                 let this = self.clone();
                 self.tasks.spawn("look", async move { this.look_again(&container).await });
             }
-            ContainerEvent::Destroyed(container) => self.forget(&container),
+            ContainerEvent::Destroyed(container) => {
+                self.stranger_gone(&container, None);
+                self.forget(&container);
+            }
+            ContainerEvent::Connected { container, network } => self.connected(container, network),
             ContainerEvent::Disconnected { container, network, at } => {
+                self.stranger_gone(&container, Some(&network));
                 self.disconnected(&container, &network, at);
             }
         }
@@ -104,9 +109,10 @@ mod tests {
     use super::*;
     use crate::console::{Console, OutputForm};
     use crate::docker::Engine;
+    use crate::docker::members::KnownMembers;
     use crate::docker::network::Network;
-    use crate::docker::proxy::Attachment;
-    use crate::lifecycle::Granting;
+    use crate::docker::proxy::{Attachment, RelayAt};
+    use crate::lifecycle::{Granting, SessionNetworks};
     use crate::mint::Mint;
     use crate::process::Tasks;
     use crate::record::Recorder;
@@ -154,12 +160,17 @@ mod tests {
             session: "s".into(),
             subnet: "10.0.0.0/24".into(),
             keeps_credentials_address: false,
+            routed: false,
         };
         let (writer, _reader, _questions) = registry::new();
         let granting = Granting { writer, mint, recorder };
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 0, 0, last));
+        let relay = RelayAt { address: Ipv4Addr::new(10, 0, 0, 1), container_credentials: false };
         let console = Console::new(OutputForm::Quiet, std::io::sink());
-        let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks);
+        let known = KnownMembers::default();
+        let networks = SessionNetworks { engine, session: "s".into(), segment: None, known };
+        let lifecycle = Lifecycle::new(networks, granting, console, tasks);
+        lifecycle.open_second(network, relay, addresses);
         let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
         for container in ids.clone() {
             let identity = Arc::new(Identity::default());

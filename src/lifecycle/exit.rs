@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::{Lifecycle, LifecycleState, Tenant};
 use crate::console::{Line, expiry};
 use crate::docker::events::Moment;
+use crate::docker::proxy::Attachment;
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
 use crate::token::{Deadline, HandedOut, Now};
@@ -231,7 +232,10 @@ impl Lifecycle {
         let mut state = self.state();
         state.joined.remove(container);
         if let Some(Tenant { address, place, .. }) = state.tenants.remove(container) {
-            state.addresses.give_back(address);
+            // A link-local address or a network of its own is given back by `place`.
+            if let (Attachment::Shared, Some(second)) = (&place, &mut state.second) {
+                second.addresses.give_back(address);
+            }
             drop(place);
         }
     }

@@ -4,16 +4,20 @@
 use std::sync::Arc;
 
 use super::{Lifecycle, LifecycleState};
-use crate::docker::proxy::{Attachment, LeasedAs};
+use crate::docker::proxy::{Attachment, LeasedAs, RelayAt};
 use crate::workload::{ContainerId, Grant, Task};
 
 impl Lifecycle {
     pub(super) fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {
         let state = self.state();
         let tenant = state.tenants.get(container).filter(|tenant| !tenant.barred)?;
+        let at = |address, container_credentials| RelayAt { address, container_credentials };
         let relay = match &tenant.place {
-            Attachment::Shared => None,
-            Attachment::Cell(cell) => Some(cell.relay),
+            Attachment::Shared => state.second.as_ref()?.relay,
+            Attachment::Linked(linked) => {
+                at(linked.segment().relay(), linked.segment().container_credentials())
+            }
+            Attachment::Cell(cell) => at(cell.relay, false),
             // Only that container's own environment holds its path.
             Attachment::Loopback(_) => return None,
         };

@@ -4,13 +4,13 @@
 //! across a wait; after every wait the state is compared with the engine's answer, because it may have
 //! changed.
 
-mod addresses;
 mod attach;
 pub mod by_hand;
 mod end;
 mod events;
 mod exit;
 mod joined;
+mod strangers;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -23,9 +23,12 @@ use tokio::time::Instant;
 
 use crate::console::Console;
 use crate::docker::Engine;
+use crate::docker::addresses::Addresses;
 use crate::docker::events::Moment;
+use crate::docker::members::KnownMembers;
 use crate::docker::network::Network;
-use crate::docker::proxy::{Attachment, ExitCodes, LifecycleRequest};
+use crate::docker::proxy::{Attachment, ExitCodes, LifecycleRequest, RelayAt};
+use crate::docker::segment::Segment;
 use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -35,8 +38,8 @@ use crate::workload::{ContainerId, Grant, Task};
 
 pub use end::Summary;
 
-use addresses::Addresses;
 use exit::Untold;
+use strangers::Strangers;
 
 /// How long a container that was never started keeps its address.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
@@ -48,7 +51,12 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Lifecycle {
     engine: Engine,
-    network: Network,
+    /// Eight hex digits.
+    session: String,
+    /// The bridge on which containers have link-local addresses, if there is one.
+    segment: Option<Segment>,
+    /// Our own containers.
+    known: KnownMembers,
     mint: Arc<Mint>,
     recorder: Recorder,
     /// Filled by the proxy, including exit codes of containers that the engine has removed.
@@ -63,7 +71,10 @@ pub struct Lifecycle {
 #[derive(Debug)]
 struct LifecycleState {
     writer: Writer,
-    addresses: Addresses,
+    /// `None` until a container needs it.
+    second: Option<Second>,
+    /// Containers that were connected past the proxy, by network id.
+    strangers: Strangers,
     tenants: HashMap<ContainerId, Tenant>,
     /// Containers in the networks of tenants, whose leases they share.
     joined: HashMap<ContainerId, Arc<Task>>,
@@ -73,6 +84,26 @@ struct LifecycleState {
     outstanding: HashMap<MintId, Deadline>,
     /// Set at the end of the session; no lease is admitted after it.
     closed: bool,
+}
+
+/// The network that containers get beside their own ones.
+#[derive(Debug)]
+struct Second {
+    network: Network,
+    relay: RelayAt,
+    addresses: Addresses,
+}
+
+/// Where the containers of a session can be.
+#[derive(Debug)]
+pub struct SessionNetworks {
+    pub engine: Engine,
+    /// Eight hex digits.
+    pub session: String,
+    /// The bridge on which containers have link-local addresses, if there is one.
+    pub segment: Option<Segment>,
+    /// Our own containers, which are no strangers on our networks.
+    pub known: KnownMembers,
 }
 
 /// A container that has an address of the session, running or not.
@@ -107,11 +138,8 @@ pub struct Granting {
 }
 
 impl Lifecycle {
-    /// `addresses` are the leasable addresses of `network`, in the order of their first use.
     pub fn new(
-        engine: Engine,
-        network: Network,
-        addresses: impl Iterator<Item = Ipv4Addr>,
+        SessionNetworks { engine, session, segment, known }: SessionNetworks,
         granting: Granting,
         console: Console,
         tasks: Tasks,
@@ -120,7 +148,8 @@ impl Lifecycle {
         let exits = ExitCodes::default();
         let state = LifecycleState {
             writer,
-            addresses: Addresses::new(addresses),
+            second: None,
+            strangers: Strangers::default(),
             tenants: HashMap::new(),
             joined: HashMap::new(),
             attached: 0,
@@ -129,7 +158,25 @@ impl Lifecycle {
             closed: false,
         };
         let (told_late, state) = (AtomicBool::new(false), Mutex::new(state));
-        Arc::new(Self { engine, network, mint, recorder, exits, console, tasks, told_late, state })
+        Arc::new(Self {
+            engine,
+            session,
+            segment,
+            known,
+            mint,
+            recorder,
+            exits,
+            console,
+            tasks,
+            told_late,
+            state,
+        })
+    }
+
+    /// Makes the second network known; `addresses` are its leasable addresses, in the order of their first use.
+    pub fn open_second(&self, network: Network, relay: RelayAt, addresses: impl Iterator<Item = Ipv4Addr>) {
+        let addresses = Addresses::new(addresses);
+        self.state().second = Some(Second { network, relay, addresses });
     }
 
     /// The exit codes that the proxy records.
@@ -271,12 +318,13 @@ impl Lifecycle {
         if epoch(&state).map(|(now, _)| now) != Some(before) {
             return; // it ended, or ended and started again, while we looked
         }
-        let LifecycleState { writer, tenants, .. } = &mut *state;
+        let LifecycleState { writer, tenants, strangers, .. } = &mut *state;
         if let Some(tenant) = tenants.get_mut(container)
             && let Some(lease) = &tenant.lease
             && seen.running
             // On the host's network its path identifies the container: no other was given it.
-            && (seen.address == Some(tenant.address) || matches!(tenant.place, Attachment::Loopback(_)))
+            && (seen.addresses.contains(&tenant.address) || matches!(tenant.place, Attachment::Loopback(_)))
+            && !strangers.are_on(&tenant.network)
         {
             tenant.started = true;
             tenant.begun = tenant.begun.or(seen.started);
@@ -296,9 +344,7 @@ impl Lifecycle {
             if matches!(&seen, Ok(seen) if seen.running) {
                 continue;
             }
-            if !network.is_empty()
-                && let Err(error) = self.engine.disconnect_container(&network, container.as_str()).await
-            {
+            if let Err(error) = self.take_off(&network, &container).await {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }
@@ -311,7 +357,8 @@ impl Lifecycle {
     }
 
     /// Compares the known containers with the engine's state, after a gap in the events.
-    async fn resync(&self) {
+    async fn resync(self: &Arc<Self>) {
+        self.look_for_strangers().await;
         let known: Vec<(ContainerId, String)> = {
             let state = self.state();
             state

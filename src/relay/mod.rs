@@ -61,15 +61,18 @@ const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
 type TunnelClient = SendRequest<Empty<Bytes>>;
 
-/// Runs until stdin ends. `at` is the address to serve on, port 80. The first request over the tunnel is the
-/// relay's own, through its own listener, which proves that the whole path works. With `cells` the relay also
-/// serves the networks that it is connected to later, one container on each.
-pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
+/// Runs until stdin ends. `at`, and `more` if there is one, are the addresses to serve on, port 80; the relay
+/// answers at no other address that it may have. The first request over the tunnel is the relay's own, through
+/// its own listener, which proves that the whole path works. With `cells` the relay also serves the networks
+/// that it is connected to later, one container on each.
+pub async fn run(at: Ipv4Addr, more: Option<Ipv4Addr>, cells: bool) -> io::Result<()> {
     let own = if cells {
         cells::own_acceptor(at)?
     } else {
-        Acceptor { listener: listen(Ipv4Addr::UNSPECIFIED, None)?, network: None }
+        Acceptor { listener: listen(at, None)?, network: None }
     };
+    let second = more.map(|more| listen(more, None)).transpose()?;
+    let second = second.map(|listener| Acceptor { listener, network: None });
     let tasks = Tasks::new();
     let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
     let stdout = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
@@ -91,7 +94,11 @@ pub async fn run(at: Ipv4Addr, cells: bool) -> io::Result<()> {
         if cells {
             return cells::serve_each(own, at, client, tasks.clone()).await;
         }
-        serve(own, client, Callers::default(), tasks.clone()).await;
+        let callers = Callers::default();
+        if let Some(second) = second {
+            tasks.spawn("second listener", serve(second, client.clone(), callers.clone(), tasks.clone()));
+        }
+        serve(own, client, callers, tasks.clone()).await;
         Ok(())
     };
     tasks.spawn("probe", async move {

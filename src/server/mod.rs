@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use crate::config::Pool;
 use crate::console::Console;
 use crate::metadata::{self, Entered, Reply, RequestHead, Service, Step, TokenFailure, View, Wait};
 use crate::mint::Mint;
@@ -58,14 +59,31 @@ const HOLD: Duration = Duration::from_secs(2);
 /// Views of ended leases that may be left over until another is made.
 const STALE_VIEWS: usize = 4;
 
+/// The host's end of one relay's tunnel.
+#[derive(Debug)]
+pub struct TunnelEnd {
+    /// The relay's own address, from which its probe comes.
+    pub relay: Ipv4Addr,
+    /// The addresses of the containers on its network; `None` if the relay compares them itself.
+    pub range: Option<Pool>,
+    /// Where the relay listens, by its own word.
+    pub listening: Listening,
+}
+
+impl TunnelEnd {
+    /// Whether a caller of this address can be on the relay's network. Leases of the loopback range belong to
+    /// the paths of `network.host_loopback`; no network caller has such an address.
+    fn serves(&self, from: Ipv4Addr) -> bool {
+        from == self.relay || (!from.is_loopback() && self.range.is_none_or(|range| range.contains(from)))
+    }
+}
+
 /// Answers all metadata requests of one session.
 #[derive(Debug)]
 pub struct Server {
     reader: Reader,
     mint: Arc<Mint>,
     views: Views,
-    relay: Ipv4Addr,
-    listening: Listening,
     refusals: Refusals,
     made: Mutex<HashMap<u64, Made>>,
     recorder: Recorder,
@@ -94,42 +112,23 @@ impl Server {
         reader: Reader,
         mint: Arc<Mint>,
         views: Views,
-        relay: Ipv4Addr,
         console: Console,
         recorder: Recorder,
     ) -> Arc<Self> {
-        let listening = Listening::default();
         let (made, rates, local) = (Mutex::default(), Rates::default(), Issued::default());
         let (refusals, lease_keys) = (Refusals::new(console), LeaseKeys::random());
-        Arc::new(Self {
-            reader,
-            mint,
-            views,
-            relay,
-            listening,
-            refusals,
-            made,
-            recorder,
-            rates,
-            lease_keys,
-            local,
-        })
-    }
-
-    /// Resolves once the relay's own request has come through network, listener and tunnel.
-    pub async fn probed(&self) {
-        self.listening.wait(self.relay).await;
-    }
-
-    /// The addresses on which the tunnel's relay listens.
-    pub fn listening(&self) -> Listening {
-        self.listening.clone()
+        Arc::new(Self { reader, mint, views, refusals, made, recorder, rates, lease_keys, local })
     }
 
     /// Serves HTTP/2 on the relay's tunnel until the tunnel breaks or the relay ends.
-    pub async fn serve_tunnel(self: Arc<Self>, tunnel: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let this = self.clone();
-        let service = service_fn(move |request| this.clone().from_tunnel(request));
+    pub async fn serve_tunnel(
+        self: Arc<Self>,
+        tunnel: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        end: TunnelEnd,
+    ) {
+        let (this, end) = (self.clone(), Arc::new(end));
+        let listening = end.listening.clone();
+        let service = service_fn(move |request| this.clone().from_tunnel(request, end.clone()));
         let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(relay::PING_EVERY)
@@ -141,7 +140,7 @@ impl Server {
             .max_local_error_reset_streams(None)
             .serve_connection(TokioIo::new(tunnel), service)
             .await;
-        self.listening.close_all();
+        listening.close_all();
         if let Err(error) = served {
             tracing::debug!(%error, "the tunnel broke");
         }
@@ -150,17 +149,14 @@ impl Server {
     async fn from_tunnel(
         self: Arc<Self>,
         request: Request<Incoming>,
+        end: Arc<TunnelEnd>,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let now = Now::read();
         let (head, _) = request.into_parts();
         let mut headers = head.headers;
         // Trusted: only the relay can write to the tunnel, and it sets these headers itself.
         if let Some(at) = headers.remove(relay::LISTENS) {
-            at.to_str()
-                .ok()
-                .and_then(|at| at.parse().ok())
-                .into_iter()
-                .for_each(|at| self.listening.open(at));
+            at.to_str().ok().and_then(|at| at.parse().ok()).into_iter().for_each(|at| end.listening.open(at));
             return Ok(Response::new(Full::default()));
         }
         let from =
@@ -169,9 +165,13 @@ impl Server {
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
             Some(_) if headers.contains_key(OWN_SOURCE) => own_source(target),
-            // Leases of this range belong to the loopback paths; no network caller has such an address.
-            Some(from) if from.is_loopback() => unknown(target, "no container has this address"),
+            // A lease belongs to one network: on another one its address is forged, or a stranger's.
+            Some(from) if !end.serves(from) => unknown(target, "no container has this address"),
             Some(from) => {
+                if from == end.relay {
+                    end.listening.open(from);
+                }
+                let from = (from, from == end.relay);
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, now).await?
             }
             None => unknown(target, "the relay did not say who called"),
@@ -189,7 +189,7 @@ impl Server {
 
     async fn answer_container(
         &self,
-        from: Ipv4Addr,
+        (from, is_relay): (Ipv4Addr, bool),
         method: &Method,
         target: &str,
         host: Option<&HeaderValue>,
@@ -197,8 +197,7 @@ impl Server {
         came: Now,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let (deadline, mut now) = (came.mono + HOLD, came);
-        let caller = if from == self.relay {
-            self.listening.open(self.relay);
+        let caller = if is_relay {
             Caller::Relay
         } else {
             let mut lease = self.reader.resolve(from);

@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::cloud::NIL_UUID;
+use crate::config::Pool;
 use crate::docker::cells;
+use crate::docker::ranges::spare_relay;
 use crate::metadata::{Account, AwsView, AzureView, View};
 use crate::secret::Secret;
 use crate::source::Principal;
@@ -38,6 +40,8 @@ pub struct Views {
     /// From the config only; takes precedence over the source's.
     pub project: Option<String>,
     pub email: Option<String>,
+    /// The range of the second network, whose relay has an address of it.
+    pub pool: Option<Pool>,
     /// Whether each container has its own network and reaches the relay at an address of that network.
     pub cells: bool,
     /// The address, `127.0.0.1:PORT`, at which containers on the host's network send requests.
@@ -58,7 +62,10 @@ impl Views {
         let hosts = match (&self.loopback, self.cells) {
             (Some(at), _) if address.is_loopback() => [at.clone()].into(),
             (_, true) => [cells::relay_beside(address).to_string()].into(),
-            (_, false) => self.base.hosts.clone(),
+            (_, false) => match self.relay_on_second(address) {
+                Some(relay) => [relay.to_string()].into(),
+                None => self.base.hosts.clone(),
+            },
         };
         let ip = if address.is_loopback() { Ipv4Addr::LOCALHOST } else { address };
         View {
@@ -68,6 +75,12 @@ impl Views {
             hosts,
             ..self.local(&grant.identity, principal)
         }
+    }
+
+    /// The relay's address, if a container with this address is on the second network.
+    fn relay_on_second(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
+        let pool = self.pool.filter(|pool| pool.contains(address));
+        pool.map(Pool::relay).or_else(|| spare_relay(address))
     }
 
     /// The view of a program on this machine.
@@ -186,6 +199,7 @@ mod tests {
             base: View { accounts: vec![], ..View::default() },
             project: None,
             email: None,
+            pool: None,
             cells: false,
             loopback: None,
             aws: None,

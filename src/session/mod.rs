@@ -4,6 +4,7 @@
 //! A session is alive while its relay runs. So a sweep tells a dead session from a live one: a network of
 //! ours is dead if it has no running relay and no process is about to start one.
 
+mod networks;
 mod relay_image;
 mod sweep;
 
@@ -17,16 +18,20 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{Pool, RelaySource};
+use crate::config::{AttachMode, Pool, RelaySource};
 use crate::console::Console;
-use crate::docker::cells::{self, Cells};
-use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC, Network, SHARED_NAME};
-use crate::docker::relay::{Listens, Tunnel};
+use crate::docker::cells::Cells;
+use crate::docker::members::KnownMembers;
+use crate::docker::network::{CONTAINER_CREDENTIALS, Network};
+use crate::docker::relay::{Listens, ListensOn, Tunnel};
+use crate::docker::segment::Segment;
 use crate::docker::{Engine, EngineError};
 use crate::failure::{Reason, Remedy};
 use crate::process::Tasks;
 use crate::readiness::Listening;
-use crate::server::Server;
+use crate::server::{Server, TunnelEnd};
+
+pub use networks::try_range;
 
 /// How long the path container - relay - host may take to work at the start.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -34,9 +39,6 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the engine may take to remove a relay that has ended, before it counts like any other container.
 const RELAY_GOES_WITHIN: Duration = Duration::from_secs(5);
-
-/// Ranges for sessions that cannot use the shared range: those of RFC 2544, which are not routed.
-const SPARE: [u8; 2] = [198, 18];
 
 /// What a session requests from the engine.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct EnginePlan<'a> {
     pub pool: Pool,
     /// The range from which each container gets its own network, instead of one shared by all.
     pub cells: Option<Pool>,
+    /// How containers that name no network are attached.
+    pub attach: AttachMode,
     pub relay: &'a RelaySource,
     /// Whether containers can get credentials of AWS.
     pub aws: bool,
@@ -64,6 +68,12 @@ pub struct MetadataNetwork {
     pub relay: Ipv4Addr,
     /// Whether the relay also has AWS's address of container credentials.
     pub container_credentials: bool,
+    /// Set if containers have link-local addresses on `network`.
+    pub segment: Option<Segment>,
+    /// The containers that this program put on its networks.
+    pub known: KnownMembers,
+    /// Where the relay listens.
+    pub listening: Listening,
     /// The relay's image and container name: reserved, like its id.
     pub image: String,
     pub image_name: String,
@@ -97,23 +107,82 @@ impl MetadataNetwork {
                 sweep::sweep(&engine, wanted.sockets, console),
             )
             .await?;
-        let mut ranges = wanted.cells.map(|range| cell_ranges(range, wanted.session));
+        let images = (image, image_name);
+        if let Some(segment) = networks::segment(&engine, wanted, console).await? {
+            return Self::on_segment(engine, segment, images).started().await;
+        }
+        let mut ranges = wanted.cells.map(|range| networks::cell_ranges(range, wanted.session));
         let (network, pool) = match &mut ranges {
-            Some(ranges) => own_network(&engine, wanted, ranges, console).await?,
-            None => network(&engine, wanted, left, console).await?,
+            Some(ranges) => networks::own_network(&engine, wanted, ranges, console).await?,
+            None => networks::network(&engine, wanted, left, console).await?,
         };
+        Self::on_network(engine, (network, pool), ranges, wanted.aws, images, console).await?.started().await
+    }
+
+    /// Makes the second network, and starts its relay, for containers that cannot have their address on this
+    /// one.
+    pub async fn open_second(
+        &self,
+        wanted: &EnginePlan<'_>,
+        console: &Console,
+    ) -> Result<(Self, Tunnel), EngineError> {
+        let _lock = lock(&wanted.sockets.join("lock")).await?;
+        let network = networks::network(&self.engine, wanted, vec![], console).await?;
+        let images = (self.image.clone(), self.image_name.clone());
+        let mut second =
+            Self::on_network(self.engine.clone(), network, None, wanted.aws, images, console).await?;
+        second.relay_name += "-second";
+        second.known = self.known.clone();
+        second.started().await
+    }
+
+    fn on_segment(engine: Engine, segment: Segment, (image, image_name): (String, String)) -> Self {
+        let network = segment.network().clone();
+        Self {
+            relay_name: format!("kfp-creds-relay-{}", network.session),
+            relay: segment.relay(),
+            container_credentials: segment.container_credentials(),
+            pool: segment.range(),
+            segment: Some(segment),
+            known: KnownMembers::default(),
+            listening: Listening::default(),
+            taken: vec![],
+            ranges: None,
+            engine,
+            network,
+            image,
+            image_name,
+        }
+    }
+
+    async fn on_network(
+        engine: Engine,
+        (network, pool): (Network, Pool),
+        ranges: Option<VecDeque<Pool>>,
+        aws: bool,
+        (image, image_name): (String, String),
+        console: &Console,
+    ) -> Result<Self, EngineError> {
         let taken = engine.addresses_on(&network.id).await?;
-        let relay_name = format!("kfp-creds-relay-{}", network.session);
-        let container_credentials = wanted.aws && ranges.is_none() && network.keeps_credentials_address;
-        if wanted.aws && !container_credentials {
+        let container_credentials = aws && ranges.is_none() && network.keeps_credentials_address;
+        if aws && !container_credentials {
             console.notice(
                 "169.254.170.2 is not ours in this session: containers get credentials of AWS from the instance \
                  metadata service (IMDS), at an address in their environment",
             );
         }
-        let session = Self {
+        let known = KnownMembers::default();
+        if !taken.is_empty() {
+            // The network of a dead session, on which its containers still run.
+            engine.containers_on(&network).await?.iter().for_each(|member| known.add(&member.id));
+        }
+        Ok(Self {
+            relay_name: format!("kfp-creds-relay-{}", network.session),
             relay: pool.relay(),
             container_credentials,
+            segment: None,
+            known,
+            listening: Listening::default(),
             engine,
             network,
             pool,
@@ -121,30 +190,51 @@ impl MetadataNetwork {
             ranges,
             image,
             image_name,
-            relay_name,
-        };
-        match session.start_relay().await {
-            Ok(tunnel) => Ok((session, tunnel)),
+        })
+    }
+
+    /// Starts the first relay; removes the network if that fails.
+    async fn started(self) -> Result<(Self, Tunnel), EngineError> {
+        match self.start_relay().await {
+            Ok(tunnel) => Ok((self, tunnel)),
             Err(error) => {
-                let _ = session.engine.remove_network(&session.network.id).await;
+                if self.is_ours() {
+                    let _ = self.engine.remove_network(&self.network.id).await;
+                }
                 Err(error)
             }
         }
     }
 
+    /// Whether the network was made by a session; the default bridge was not.
+    fn is_ours(&self) -> bool {
+        !self.segment.as_ref().is_some_and(Segment::is_default_bridge)
+    }
+
     async fn start_relay(&self) -> Result<Tunnel, EngineError> {
-        let listens = Listens {
-            at: self.relay,
-            more: self.container_credentials.then_some(CONTAINER_CREDENTIALS),
-            cells: self.ranges.is_some(),
+        let on = match (&self.segment, &self.ranges) {
+            (Some(segment), _) if segment.is_default_bridge() => ListensOn::DefaultBridge,
+            (Some(_), _) => ListensOn::OwnBridge,
+            (None, Some(_)) => ListensOn::Cells,
+            (None, None) => ListensOn::Internal,
         };
-        self.engine.start_relay(&self.image, &self.network, &self.relay_name, listens).await
+        let more = self.container_credentials.then_some(CONTAINER_CREDENTIALS);
+        let listens = Listens { at: self.relay, more, on };
+        self.engine.start_relay(&self.image, &self.network, &self.relay_name, listens, &self.known).await
+    }
+
+    /// The end of its relay's tunnel, for the server.
+    fn tunnel_end(&self) -> TunnelEnd {
+        // With a network for each container, the relay itself compares a caller with its network.
+        let range = self.ranges.is_none().then_some(self.pool);
+        TunnelEnd { relay: self.relay, range, listening: self.listening.clone() }
     }
 
     /// The networks of one container each, if configured; starts a task that keeps some ready.
-    pub fn cells(&self, relay: &Tunnel, listening: Listening, tasks: &Tasks) -> Option<Cells> {
+    pub fn cells(&self, relay: &Tunnel, tasks: &Tasks) -> Option<Cells> {
         let ranges = self.ranges.clone()?;
         let (engine, session) = (self.engine.clone(), self.network.session.clone());
+        let listening = self.listening.clone();
         let cells =
             Cells::new(engine, session, ranges.into_iter(), &relay.container, listening, tasks.clone());
         tasks.spawn("cells", cells.clone().keep_ready());
@@ -166,7 +256,7 @@ impl MetadataNetwork {
             let relay = tunnel.container.clone();
             tokio::select! {
                 () = tasks.stop().cancelled() => return Ok(()),
-                () = server.clone().serve_tunnel(tunnel.io) => {}
+                () = server.clone().serve_tunnel(tunnel.io, self.tunnel_end()) => {}
             }
             let died = Instant::now();
             tracing::debug!(relay, "the relay is gone; starting another");
@@ -183,6 +273,7 @@ impl MetadataNetwork {
         loop {
             let attempt = async {
                 let _ = self.engine.remove(old).await;
+                self.known.remove(old);
                 self.start_relay().await
             };
             // An engine that is shutting down may leave a call unanswered.
@@ -200,8 +291,8 @@ impl MetadataNetwork {
     }
 
     /// Waits until a request has come all the way from the container network to this process.
-    pub async fn wait_ready(&self, server: &Server) -> Result<(), EngineError> {
-        let ready = tokio::time::timeout(READY_WITHIN, server.probed()).await;
+    pub async fn wait_ready(&self) -> Result<(), EngineError> {
+        let ready = tokio::time::timeout(READY_WITHIN, self.listening.wait(self.relay)).await;
         ready.map_err(|_| {
             EngineError::Broken(
                 "wait for the relay",
@@ -231,6 +322,9 @@ impl MetadataNetwork {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        if !self.is_ours() {
+            return self.leave_default_bridge().await;
+        }
         let networks = match self.ranges {
             None => vec![self.network.clone()],
             Some(_) => {
@@ -240,6 +334,16 @@ impl MetadataNetwork {
         };
         let removals = networks.iter().map(|network| self.remove_network(network));
         join_all(removals).await.into_iter().collect()
+    }
+
+    /// Takes the link-local addresses from the session's stopped containers on the default bridge: a later
+    /// session may give them to others.
+    async fn leave_default_bridge(&self) -> Result<(), EngineError> {
+        let members = self.engine.containers_of(&self.network.session).await?;
+        for member in members.iter().filter(|member| !member.running && !member.relay) {
+            self.engine.clear_default_bridge(&member.id).await?;
+        }
+        Ok(())
     }
 
     async fn remove_network(&self, network: &Network) -> Result<(), EngineError> {
@@ -266,7 +370,7 @@ async fn detach_stopped(engine: &Engine, network: &Network) -> Result<usize, Eng
     };
     let (running, stopped): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.running);
     for member in stopped {
-        if let Err(error) = engine.disconnect_container(&network.id, &member.id).await {
+        if let Err(error) = engine.detach_stopped(network, &member.id).await {
             tracing::debug!(%error, container = member.id, "could not detach");
         }
     }
@@ -283,109 +387,4 @@ async fn lock(path: &Path) -> Result<File, EngineError> {
     });
     let broken = |why: String| EngineError::Broken("take the start-up lock", why.into());
     locked.await.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))
-}
-
-/// The ranges in the order in which a session uses them: each session begins elsewhere, so that two seldom
-/// try the same range.
-fn cell_ranges(range: Pool, session: &str) -> VecDeque<Pool> {
-    let mut ranges: VecDeque<Pool> = cells::of(range).collect();
-    let start = usize::from_str_radix(session, 16).unwrap_or_default() % ranges.len().max(1);
-    ranges.rotate_left(start);
-    ranges
-}
-
-/// The relay's own network, if every container has its own: no container joins it.
-async fn own_network(
-    engine: &Engine,
-    wanted: &EnginePlan<'_>,
-    ranges: &mut VecDeque<Pool>,
-    console: &Console,
-) -> Result<(Network, Pool), EngineError> {
-    let name = format!("{SHARED_NAME}-{}", wanted.session);
-    let mut error = EngineError::Broken("make a network", "network.cells has no room for one".into());
-    for _ in 0..ranges.len() {
-        let Some(range) = ranges.pop_front() else { break };
-        match engine.make_cell(&name, range, wanted.session).await {
-            Ok(network) => {
-                console.notice(
-                    "isolation: every container gets a network of its own, on which its clients find the relay by \
-                     environment and hosts entries; every client but PHP's follows those",
-                );
-                return Ok((network, range));
-            }
-            Err(taken) if taken.is_range_taken() => {
-                error = taken;
-                ranges.push_back(range);
-            }
-            // The range may be in use although no holder is visible; a second refusal has another reason.
-            Err(refused) if refused.is_refusal() && !error.is_refusal() => error = refused,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(error)
-}
-
-/// The shared network with the magic address if it is free, else a small network of this session alone.
-async fn network(
-    engine: &Engine,
-    wanted: &EnginePlan<'_>,
-    left: Vec<Network>,
-    console: &Console,
-) -> Result<(Network, Pool), EngineError> {
-    let own_name = format!("{SHARED_NAME}-{}", wanted.session);
-    let name = if wanted.pool.relay() == MAGIC { SHARED_NAME } else { &own_name };
-    let made = match engine.make_network(name, wanted.pool, wanted.session).await {
-        // A network of that name exists, with other addresses.
-        Err(EngineError::NameTaken(_)) if name != own_name => {
-            engine.make_network(&own_name, wanted.pool, wanted.session).await
-        }
-        made => made,
-    };
-    let (error, owner) = match made {
-        Ok(network) => return Ok((network, wanted.pool)),
-        Err(EngineError::RangeTaken(holder)) => {
-            let owner = format!("network {holder} holds its range");
-            (EngineError::RangeTaken(holder), owner)
-        }
-        // Without a visible holder, the range may be in use by something outside the engine.
-        Err(error) if error.is_refusal() => {
-            (error, "something other than a network of the engine holds its range".into())
-        }
-        Err(error) => return Err(error),
-    };
-    // Take over the network of a dead session, which stayed because containers still run on it.
-    if let Some(network) = left.into_iter().find(|network| wanted.pool.is(&network.subnet)) {
-        return Ok((network, wanted.pool));
-    }
-    for third in 0..=255 {
-        let pool = Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: 24 };
-        match engine.make_network(&own_name, pool, wanted.session).await {
-            Ok(network) => {
-                console.notice(format!(
-                    "169.254.169.254 is not ours in this session ({owner}): containers find {} by environment \
-                     and hosts entries, which every client but PHP's follows",
-                    pool.relay()
-                ));
-                return Ok((network, pool));
-            }
-            Err(taken) if taken.is_range_taken() => {}
-            // Refused twice without a holder of the range: the engine's first error is returned.
-            Err(again) if again.is_refusal() && error.is_refusal() => return Err(error),
-            Err(again) => return Err(again),
-        }
-    }
-    Err(error)
-}
-
-/// Tests whether `range` is free, by making a network of it and removing it again; the error of
-/// [`Engine::make_network`] otherwise. Holds the lock, so that a start by the same user does not collide with
-/// it.
-pub async fn try_range(engine: &Engine, wanted: &EnginePlan<'_>, range: Pool) -> Result<(), EngineError> {
-    let _lock = lock(&wanted.sockets.join("lock")).await?;
-    let name = format!("{SHARED_NAME}-{}", wanted.session);
-    let made = match wanted.cells {
-        Some(_) => engine.make_cell(&name, range, wanted.session).await?,
-        None => engine.make_network(&name, range, wanted.session).await?,
-    };
-    engine.remove_network(&made.id).await
 }

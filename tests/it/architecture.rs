@@ -43,7 +43,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             &["lookups"],
             &["exit_codes", "image_configs", "leases", "reply_filter"],
             &["exit_watch"],
-            &["inputs", "logs"],
+            &["inputs", "logs", "places"],
             &["mount_sources"],
             &["guard"],
             &["upgrade", "upload"],
@@ -99,7 +99,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         "metadata",
         &[&["json", "reply", "target", "view"], &["service", "guards"], &["aws", "azure", "google"]],
     ),
-    ("lifecycle", &[&["addresses", "attach", "events", "exit", "joined"], &["end"], &["by_hand"]]),
+    ("lifecycle", &[&["attach", "events", "exit", "joined", "strangers"], &["end"], &["by_hand"]]),
 ];
 
 /// Same-storey neighbours that may look at each other, each with its reason.
@@ -134,7 +134,14 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("yup_oauth2", &["source/google/service_account/mod.rs"]),
     (
         "bollard",
-        &["docker/mod.rs", "docker/image.rs", "docker/network.rs", "docker/relay.rs", "docker/events.rs"],
+        &[
+            "docker/mod.rs",
+            "docker/bridge.rs",
+            "docker/image.rs",
+            "docker/network.rs",
+            "docker/relay.rs",
+            "docker/events.rs",
+        ],
     ),
     ("clap", &["cli/", "main.rs"]),
     ("toml", &["config/"]),

@@ -221,6 +221,7 @@ fn stand_in() -> View {
         base: View::default(),
         project: None,
         email: None,
+        pool: None,
         cells: false,
         loopback: None,
         aws: None,

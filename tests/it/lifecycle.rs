@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::Engine;
+use kfp_creds::docker::members::KnownMembers;
 use kfp_creds::docker::network::Network;
-use kfp_creds::docker::proxy::LifecycleRequest;
+use kfp_creds::docker::proxy::{LifecycleRequest, RelayAt};
 use kfp_creds::lifecycle::by_hand::JoinedMember;
-use kfp_creds::lifecycle::{Granting, Lifecycle};
+use kfp_creds::lifecycle::{Granting, Lifecycle, SessionNetworks};
 use kfp_creds::mint::{Mint, Sources};
 use kfp_creds::process::Tasks;
 use kfp_creds::record::audit::{Audit, AuditSettings};
@@ -99,6 +100,7 @@ impl Fixture {
         let mint = Mint::of_clouds(sources, tasks.clone(), recorder.clone());
         let network = Network {
             keeps_credentials_address,
+            routed: false,
             id: NETWORK.into(),
             name: NETWORK.into(),
             session: "0123abcd".into(),
@@ -107,7 +109,16 @@ impl Fixture {
         let addresses = (2..9).map(|last| Ipv4Addr::new(10, 9, 0, last));
         let granting = Granting { writer, mint: mint.clone(), recorder: recorder.clone() };
         let console = Console::new(OutputForm::Text, heard.clone());
-        let lifecycle = Lifecycle::new(engine, network, addresses, granting, console, tasks.clone());
+        let networks = SessionNetworks {
+            engine,
+            session: "0123abcd".into(),
+            segment: None,
+            known: KnownMembers::default(),
+        };
+        let lifecycle = Lifecycle::new(networks, granting, console, tasks.clone());
+        let relay =
+            RelayAt { address: Ipv4Addr::new(10, 9, 0, 1), container_credentials: keeps_credentials_address };
+        lifecycle.open_second(network, relay, addresses);
         let (ask, asks) = mpsc::channel(4);
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
         Self { lifecycle, mint, ask, recorder, heard, audit, held, tasks, _scratch: scratch }

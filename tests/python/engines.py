@@ -22,6 +22,7 @@ FEATURES = [
     ("exit codes and output, `run --rm` too", "outputs exit_codes"),
     ("stop, start, restart, restart policies", "starts"),
     ("events that come late or in another order", "order"),
+    ("`network.attach`: each mode, and strangers on its network", "alone::attaching"),
     ("a container's end, its last token, a dead relay", "alone::death"),
     ("the engine restarts under a session; faults at random", "alone::restart alone::soak"),
     ("engines on tcp with TLS and behind ssh; `serve --tls`", "far tls"),

@@ -17,12 +17,13 @@ use kfp_creds::failure::Reason;
 use kfp_creds::metadata::View;
 use kfp_creds::mint::{Mint, Sources};
 use kfp_creds::process::Tasks;
+use kfp_creds::readiness::Listening;
 use kfp_creds::record::Recorder;
 use kfp_creds::registry::{self, Lease, Writer};
 use kfp_creds::relay;
 use kfp_creds::secret::Secret;
 use kfp_creds::server::views::{AwsFacts, AzureFacts, Views};
-use kfp_creds::server::{LoopbackCallers, Server};
+use kfp_creds::server::{LoopbackCallers, Server, TunnelEnd};
 use kfp_creds::source::aws::{AwsRequest, AwsSource};
 use kfp_creds::source::azure::{AzurePrincipal, AzureRequest, AzureSource};
 use kfp_creds::source::offline::Offline;
@@ -191,15 +192,17 @@ impl Clouds {
             base: View { accounts: vec![], hosts: Arc::from(["127.0.0.1".to_string()]), ..View::default() },
             project: None,
             email: None,
+            pool: None,
             cells: false,
             loopback: None,
             aws: Some(AwsFacts { region: Some("eu-west-1".into()) }),
             azure: Some(AzureFacts::default()),
         };
         let console = Console::new(OutputForm::Quiet, std::io::sink());
-        let server = Server::new(reader, mint.clone(), views, RELAY, console, recorder.clone());
+        let server = Server::new(reader, mint.clone(), views, console, recorder.clone());
         let (near, far) = tokio::io::duplex(1 << 16);
-        tasks.spawn("server", server.clone().serve_tunnel(far));
+        let end = TunnelEnd { relay: RELAY, range: None, listening: Listening::default() };
+        tasks.spawn("server", server.clone().serve_tunnel(far, end));
         let (tunnel, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tasks.spawn("relay", async move { drop(connection.await) });
         let writer = Mutex::new(writer);

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kfp_creds::console::{Console, OutputForm};
 use kfp_creds::docker::proxy::{
-    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Proxy, ProxySettings, Reserved,
-    Rules, Wiring, Writable,
+    self, Clients, Closing, ExitCodes, Fetching, LifecycleRequest, LiveRules, Proxy, ProxySettings, RelayAt,
+    Reserved, Rules, SecondNetwork, Wiring, Writable,
 };
 use kfp_creds::kfp::Reading;
 use kfp_creds::policy::Policy;
@@ -20,6 +20,8 @@ use kfp_creds::token::Scopes;
 use kfp_creds::workload::{ContainerId, Identity, Task};
 use serde_json::Value;
 use tokio::sync::mpsc;
+
+const RELAY: RelayAt = RelayAt { address: Ipv4Addr::new(169, 254, 169, 254), container_credentials: false };
 
 /// A directory that goes with the test.
 pub(crate) struct Scratch(pub(crate) PathBuf);
@@ -112,11 +114,10 @@ impl ProxyFixture {
             evidence: Default::default(),
             console: Console::new(OutputForm::Text, heard.clone()),
             wiring: Wiring {
-                relay: Ipv4Addr::new(169, 254, 169, 254),
+                at: RELAY,
                 names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
                 project: Some("proj".into()),
                 quota_project: None,
-                container_credentials: false,
                 aws_region: None,
             },
             reserved: reserved.clone(),
@@ -128,6 +129,8 @@ impl ProxyFixture {
             clients: Clients::default(),
             created: Arc::default(),
             cells: None,
+            segment: None,
+            second: SecondNetwork::Open(RELAY),
             loopback: None,
             recorder: kfp_creds::record::Recorder::default(),
             fetching,

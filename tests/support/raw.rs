@@ -99,6 +99,9 @@ impl Drop for Internal {
     }
 }
 
+/// A config with which every container gets the second network.
+pub(crate) const SECOND: &str = "[network]\nattach = \"second\"\n";
+
 /// Name of the session's network and address of its relay, as its first line says.
 pub(crate) fn network(session: &Session) -> (String, String) {
     let line = session.wait_for("ready  ", Duration::from_secs(5));

@@ -242,6 +242,10 @@ pub(crate) fn program(folder: &Path) -> Command {
         .env("DOCKER_HOST", format!("unix://{}", engine_socket().display()))
         .env("NO_GCE_CHECK", "true")
         .current_dir(folder);
+    // Runs the whole suite in one mode of `network.attach`.
+    if let Ok(mode) = std::env::var("KFP_CREDS_TEST_ATTACH") {
+        command.env("KFP_CREDS_ATTACH", mode);
+    }
     command
 }
 

@@ -18,6 +18,7 @@ use finding::Finding;
 
 use crate::config::{Config, Environment};
 use crate::console::{Console, OutputForm};
+use crate::docker::proxy::Attachment;
 use crate::failure::{Ended, Failure, Reason, Remedy};
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -105,15 +106,19 @@ async fn inside(config: &Config, env: &Environment, console: Console) -> Finding
 
 async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Failure> {
     let (engine, metadata) = (&opened.metadata.engine, &opened.metadata);
-    let cell = opened.cell().await?;
-    let relay = cell.as_ref().map_or(metadata.relay, |cell| cell.relay);
-    let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), None).await?;
+    let place = opened.place().await?;
+    let (relay, linked) = match &place {
+        Attachment::Cell(cell) => (cell.relay, None),
+        Attachment::Linked(address) => (metadata.relay, Some(address)),
+        Attachment::Shared | Attachment::Loopback(_) => (metadata.relay, None),
+    };
+    let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), linked, None).await?;
     let container = ContainerId::parse(&made)
         .ok_or_else(|| Failure::Engine(format!("{made} is not a container id").into()))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });
     let attached = opened
         .lifecycle
-        .attach(Grant { container, identity, by: By::Default, task, secret: None }, cell.into())
+        .attach(Grant { container, identity, by: By::Default, task, secret: None }, place)
         .await;
     let started = Instant::now();
     let ended = match attached {

@@ -80,6 +80,7 @@ pub(super) async fn network(engine: &Engine, config: &Config, env: &Environment)
         session: &session,
         pool: config.pool,
         cells: config.cells,
+        attach: config.attach,
         relay: &config.relay,
         sockets: &folder,
     };

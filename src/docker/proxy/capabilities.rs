@@ -71,6 +71,11 @@ impl Capabilities {
     }
 }
 
+/// Whether a container with this HostConfig could send from an address that is not its own.
+pub fn could_forge(host: &Value) -> bool {
+    Capabilities::of(host).has("NET_RAW") || Capabilities::dangerous(host, false).is_some()
+}
+
 /// Capability names in upper case, without `CAP_`, as the engine normalises them.
 fn names(value: &Value) -> Vec<String> {
     let one = |value: &Value| {
@@ -142,5 +147,13 @@ mod tests {
         for good in ["net.core.somaxconn", "net.ipv4.ip_unprivileged_port_start", "kernel.shmmax"] {
             assert!(!risky_sysctl(good), "{good}");
         }
+    }
+
+    #[test]
+    fn who_keeps_net_raw_could_forge() {
+        assert!(could_forge(&json!({})));
+        assert!(could_forge(&json!({"Privileged": true})));
+        assert!(could_forge(&json!({"CapDrop": ["NET_RAW"], "CapAdd": ["NET_ADMIN"]})));
+        assert!(!could_forge(&json!({"CapDrop": ["NET_RAW"]})) && !could_forge(&json!({"CapDrop": ["ALL"]})));
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn shadows(
 /// What turns off IMDS, or sends its clients elsewhere, which matters only where it is the way to us; object_store
 /// needs it on a path as well.
 fn shadows_of_imds(env: &ContainerEnvironment<'_>, question: &Question<'_>) -> impl Iterator<Item = String> {
-    let (asked, with): (&[&str], bool) = match (question.path, question.wiring.container_credentials) {
+    let (asked, with): (&[&str], bool) = match (question.path, question.wiring.at.container_credentials) {
         (Some(_), _) => (&IMDS[1..], false),
         (None, true) => (&[], false),
         (None, false) => (&IMDS, true),
@@ -135,7 +135,7 @@ pub(super) fn environment(
 ) -> Vec<(&'static str, String)> {
     let (Some(identity), Some(secret)) = (question.identity(), question.secret) else { return vec![] };
     let (wiring, path) = (question.wiring, question.path);
-    let at = path.map_or_else(|| wiring.relay.to_string(), String::from);
+    let at = path.map_or_else(|| wiring.at.address.to_string(), String::from);
     let mut out = vec![];
     let free = |names: &[&str]| names.iter().all(|name| env.filled(name).is_none());
     // Where one of the two is set, clients differ in which they take.
@@ -144,7 +144,7 @@ pub(super) fn environment(
             // The path is a secret already.
             out.push((FULL, format!("http://{at}/v2/credentials")));
             out.push((IMDS[1], format!("http://{at}")));
-        } else if wiring.container_credentials {
+        } else if wiring.at.container_credentials {
             out.push((RELATIVE, format!("/v2/credentials/{secret}")));
         } else {
             out.push((IMDS[0], format!("http://{at}/")));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::judge::{Verdict, judge};
 use super::question::Question;
-use super::{Wiring, json as strict};
+use super::{RelayAt, Wiring, json as strict};
 use crate::cloud::{AwsIdentity, AzureIdentity};
 use crate::loopback::Paths;
 use crate::metadata::{self, AwsView, AzureView, Entered, RequestHead, Step, View};
@@ -42,11 +42,10 @@ fn judged(body: &Value, image: &[&str], case: Case<'_>) -> (Vec<String>, Value) 
         ..Identity::default()
     };
     let wiring = Wiring {
-        relay: RELAY,
+        at: RelayAt { address: RELAY, container_credentials: case.credentials_address },
         names: vec!["metadata.google.internal".into()],
         project: Some("proj".into()),
         quota_project: None,
-        container_credentials: case.credentials_address,
         aws_region: Some("eu-west-1".into()),
     };
     let image: Vec<String> = image.iter().map(ToString::to_string).collect();
@@ -63,6 +62,7 @@ fn judged(body: &Value, image: &[&str], case: Case<'_>) -> (Vec<String>, Value) 
         alone: false,
         path: case.path,
         secret: Some("s3cret"),
+        linked: None,
         joins: None,
     };
     match judge(&mut body, &question) {

@@ -138,21 +138,21 @@ fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiri
     let joins =
         container["HostConfig"]["NetworkMode"].as_str().is_some_and(|mode| mode.starts_with("container:"));
     let google = google.filter(|at| joins || clouds::is_loopback_path(at));
-    let fixed = told.or(google).map(String::from).into_iter().chain([wiring.relay.to_string()]);
+    let fixed = told.or(google).map(String::from).into_iter().chain([wiring.at.address.to_string()]);
     fixed.chain(beside).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::RelayAt;
     use super::*;
 
     fn wiring() -> Wiring {
         Wiring {
-            relay: std::net::Ipv4Addr::new(198, 18, 1, 1),
+            at: RelayAt { address: std::net::Ipv4Addr::new(198, 18, 1, 1), container_credentials: true },
             names: ["metadata.google.internal", "metadata"].map(String::from).into(),
             project: Some("mine".into()),
             quota_project: Some("other".into()),
-            container_credentials: true,
             aws_region: Some("eu-west-1".into()),
         }
     }

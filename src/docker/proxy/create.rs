@@ -1,7 +1,6 @@
 //! `POST /containers/create`: judge, create, register the exit, attach, and only then answer.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -131,19 +130,15 @@ impl Proxy {
         let our_networks = self.ours_among(judge::network_references(body)).await?;
         let brings = self.images.of(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
-        let shared = &self.settings.wiring;
-        let joins = self.leases.joinable(body, &decision, rules, &neighbours, shared.relay).await?;
-        let place = match &decision {
-            Decision::Attach(..) if joins.is_none() => self.place(body).await?,
-            Decision::Attach(..) | Decision::Pass(_) => Attachment::Shared,
+        let joins = self.leases.joinable(body, &decision, rules, &neighbours).await?;
+        let base = &self.settings.wiring;
+        let (place, own) = match &decision {
+            Decision::Attach(..) if joins.is_none() => self.places.of(body).await?,
+            Decision::Attach(..) | Decision::Pass(_) => (Attachment::Shared, base.at),
         };
         let secret = lease_secret(&decision, joins.as_ref())?;
-        let (own, path) = match &place {
-            Attachment::Shared => (shared.relay, None),
-            Attachment::Cell(cell) => (cell.relay, None),
-            Attachment::Loopback(path) => (Ipv4Addr::LOCALHOST, Some(path.place())),
-        };
-        let relay = joins.as_ref().map_or(own, |joined| joined.relay);
+        let path = place.path();
+        let at = joins.as_ref().map_or(own, |joined| joined.relay);
         let question = Question {
             mounts: &mounts,
             decision: &decision,
@@ -151,7 +146,7 @@ impl Proxy {
             image_env: &brings.env,
             neighbours: &neighbours,
             our_networks: &our_networks,
-            wiring: &Wiring { relay, ..shared.clone() },
+            wiring: &Wiring { at, ..base.clone() },
             session: &self.settings.session,
             mode: self.settings.mode,
             // A container that joins another one is on that one's own network, too.
@@ -160,12 +155,16 @@ impl Proxy {
                 && path.is_none(),
             path: path.as_deref(),
             secret: secret.as_ref().map(|secret| secret.expose().as_str()),
+            linked: place.linked(),
             joins: joins.as_ref(),
         };
         let verdict = match judge::judge(body, &question) {
             Verdict::Refuse(refusal) => return Err(refusal),
             verdict => verdict,
         };
+        if matches!(verdict, Verdict::Pass(_)) {
+            self.places.judge_new_neighbour(body)?;
+        }
         let brought = match &verdict {
             Verdict::Attach { identity, .. } | Verdict::Join { identity, .. } if identity.google => {
                 self.inputs.bring(body, identity, task).await?
@@ -178,21 +177,6 @@ impl Proxy {
             self.entrypoints.once(&task.to_string(), image, entrypoint::CLEARED);
         }
         Ok(Judged { verdict, place, secret, brought })
-    }
-
-    /// The place where a container with an identity will reach us.
-    async fn place(&self, body: &Value) -> Result<Attachment, Refusal> {
-        if body["HostConfig"]["NetworkMode"] == "host"
-            && let Some(paths) = &self.settings.loopback
-        {
-            let path =
-                paths.take().ok_or_else(|| broken("cannot create a loopback path (no random numbers)"))?;
-            return Ok(Attachment::Loopback(path));
-        }
-        match &self.settings.cells {
-            Some(cells) => Ok(Attachment::Cell(cells.take().await.map_err(|why| broken(&*why))?)),
-            None => Ok(Attachment::Shared),
-        }
     }
 
     /// The decision of the rules, limited to what the engine can do.

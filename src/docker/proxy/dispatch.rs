@@ -15,10 +15,12 @@ use super::builds::BuildTunnel;
 use super::engine_client::{Body, RawClient, Refusal, Reply, collect, full, json_reply};
 use super::json::rewritten;
 use super::path::{ApiTarget, Route};
+use super::question::asks_for_link_local;
 use super::reserved::{ReservedKind, captures};
 use super::state::Proxy;
 use super::upgrade::{Raw, forward_raw, upgrade};
 use super::{json, podman};
+use crate::docker::bridge::DEFAULT_BRIDGE;
 use crate::json::fields;
 use crate::workload::ContainerId;
 
@@ -62,6 +64,10 @@ impl Proxy {
             Route::Commit if !looks => {
                 self.things(&Route::Commit, &target).await?;
                 self.commit(parts, &target, body).await
+            }
+            Route::Network { ref name, ref action } if action == "connect" && !looks => {
+                self.things(&route, &target).await?;
+                self.network_connect(parts, &target, body, name).await
             }
             Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
             Route::Container { name, action } => {
@@ -214,6 +220,7 @@ impl Proxy {
         };
         let target = target.with_container(id.as_str(), action);
         self.exits.followed().await;
+        self.places.judge_neighbour(&id, false).await?;
         self.leases.starting(&id).await;
         if action == "start" && self.leases.is_leased(&id).await {
             self.logs.keep(&id).await;
@@ -265,6 +272,30 @@ impl Proxy {
             || labels.any(|(label, _)| label.starts_with("kfp-creds."))
         {
             return Err(Refusal::forbidden(format!("network {name}: the name or a label of it is reserved")));
+        }
+        let uri = target.uri().map_err(Refusal::malformed)?;
+        self.engine.forward(rewritten(parts, &body), uri, None).await
+    }
+
+    async fn network_connect(
+        &self,
+        parts: Parts,
+        target: &ApiTarget,
+        body: Incoming,
+        network: &str,
+    ) -> Result<Reply, Refusal> {
+        let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
+        json::canonical(&mut body, json::CONNECT).map_err(Refusal::malformed)?;
+        if asks_for_link_local(&body["EndpointConfig"]) {
+            return Err(Refusal::forbidden(
+                "a link-local address (LinkLocalIPs) could be that of a container with an identity; leave it out",
+            ));
+        }
+        let named = body["Container"].as_str().unwrap_or_default();
+        if network == DEFAULT_BRIDGE
+            && let Some(id) = self.lookups.locate(named).await?
+        {
+            self.places.judge_neighbour(&id, true).await?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await

@@ -192,7 +192,7 @@ impl ExitCodes {
                 records.ended(container, code.and_then(valid));
             }
             ContainerEvent::Destroyed(container) => records.removed(container),
-            ContainerEvent::Disconnected { .. } => {}
+            ContainerEvent::Connected { .. } | ContainerEvent::Disconnected { .. } => {}
         });
     }
 

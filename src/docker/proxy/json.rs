@@ -153,7 +153,7 @@ pub(super) fn fold(key: &str) -> String {
 const ANY: Shape = Shape::Any;
 
 const ENDPOINT: Shape = Shape::Fields(&[
-    ("IPAMConfig", ANY),
+    ("IPAMConfig", Shape::Fields(&[("IPv4Address", ANY), ("IPv6Address", ANY), ("LinkLocalIPs", ANY)])),
     ("Links", ANY),
     ("Aliases", ANY),
     ("MacAddress", ANY),
@@ -207,6 +207,7 @@ pub(super) const CREATE: Shape = Shape::Fields(&[
     ("WorkingDir", ANY),
     ("NetworkDisabled", ANY),
     ("Labels", ANY),
+    ("MacAddress", ANY),
     ("HostConfig", Shape::Fields(HOST_FIELDS)),
     ("NetworkingConfig", Shape::Fields(&[("EndpointsConfig", Shape::Entries(&ENDPOINT))])),
     // Fields of HostConfig at the top level, where an old client puts them.
@@ -250,6 +251,9 @@ pub(super) const VOLUME: Shape = Shape::Fields(&[("Name", ANY), ("Driver", ANY),
 
 /// The body of `exec/X/start`.
 pub(super) const EXEC_START: Shape = Shape::Fields(&[("Detach", ANY)]);
+
+/// The body of `networks/X/connect`.
+pub(super) const CONNECT: Shape = Shape::Fields(&[("Container", ANY), ("EndpointConfig", ENDPOINT)]);
 
 /// The body of `networks/create`.
 pub(super) const NETWORK: Shape = Shape::Fields(&[("Name", ANY), ("Labels", ANY), ("ConfigFrom", ANY)]);

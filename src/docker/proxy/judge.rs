@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::capabilities::{Capabilities, risky_sysctl};
 use super::engine_client::Refusal;
 use super::json::HOST_FIELDS;
-use super::question::{Neighbour, Question};
+use super::question::{Neighbour, Question, asks_for_link_local, endpoints};
 use super::reserved;
 use super::wiring::{shadows, wire_up};
 use crate::json::fields;
@@ -60,10 +60,6 @@ fn links(body: &Value) -> impl Iterator<Item = &str> {
         .filter_map(Value::as_array)
         .flatten()
         .filter_map(Value::as_str)
-}
-
-fn endpoints(body: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    fields(&body["NetworkingConfig"]["EndpointsConfig"])
 }
 
 /// Networks that the body names.
@@ -170,6 +166,12 @@ fn references(body: &mut Value, question: &Question<'_>) -> Result<(), Refusal> 
     if let Some(name) = network_references(body).iter().find(|name| question.our_networks.contains(*name)) {
         return Err(Refusal::forbidden(format!(
             "network {name} is reserved; containers are attached to it by rule"
+        )));
+    }
+    if let Some((name, _)) = endpoints(body).find(|(_, endpoint)| asks_for_link_local(endpoint)) {
+        return Err(Refusal::forbidden(format!(
+            "the link-local address (LinkLocalIPs) on network {name} could be that of a container with an identity; \
+             leave it out"
         )));
     }
     for name in container_references(body) {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::judge::{Verdict, container_references, judge, network_references};
 use super::question::{Neighbour, Question};
-use super::{Wiring, json as strict};
+use super::{RelayAt, Wiring, json as strict};
 use crate::docker::labels::SESSION_LABEL;
 use crate::policy::Decision;
 use crate::token::Scopes;
@@ -45,11 +45,10 @@ fn judged(
         ("nobody".into(), Neighbour::Missing),
     ]);
     let wiring = Wiring {
-        relay: Ipv4Addr::new(169, 254, 169, 254),
+        at: RelayAt { address: Ipv4Addr::new(169, 254, 169, 254), container_credentials: false },
         names: ["metadata.google.internal", "metadata", "metadata.goog"].map(Into::into).into(),
         project: Some("proj".into()),
         quota_project: None,
-        container_credentials: false,
         aws_region: None,
     };
     let image_env: Vec<String> = image_env.iter().map(ToString::to_string).collect();
@@ -66,6 +65,7 @@ fn judged(
         alone: false,
         path,
         secret: None,
+        linked: None,
         joins: None,
     };
     let verdict = judge(&mut body, &question);

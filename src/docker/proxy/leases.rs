@@ -121,15 +121,13 @@ impl Leases {
         }
     }
 
-    /// The leased container whose network `body` asks for, if this container may join it. `relay` is that of the
-    /// shared network.
+    /// The leased container whose network `body` asks for, if this container may join it.
     pub(super) async fn joinable(
         &self,
         body: &Value,
         decision: &Decision,
         rules: &Rules,
         neighbours: &HashMap<String, Neighbour>,
-        relay: Ipv4Addr,
     ) -> Result<Option<Joined>, Refusal> {
         let mode = body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         let Some(reference) = mode.strip_prefix("container:") else { return Ok(None) };
@@ -141,11 +139,7 @@ impl Leases {
         let request = |answer| LifecycleRequest::LeasedAs { container: container.clone(), answer };
         let leased = self.ask(request).await.flatten();
         let leased = leased.filter(|leased| leased.identity.name == identity.name);
-        Ok(leased.map(|LeasedAs { relay: own, secret, .. }| Joined {
-            container,
-            relay: own.unwrap_or(relay),
-            secret,
-        }))
+        Ok(leased.map(|LeasedAs { relay, secret, .. }| Joined { container, relay, secret }))
     }
 
     /// Registers a created container with the lease that it shares. If the lease has ended, the create fails and

@@ -48,6 +48,7 @@ mod mount_sources;
 mod notices;
 mod outputs;
 mod path;
+mod places;
 mod podman;
 mod preview;
 mod proxies;
@@ -88,6 +89,7 @@ use crate::config::proxies::ClientProxies;
 use crate::console::{Console, Line};
 use crate::docker::Product;
 use crate::docker::cells::{Cell, Cells};
+use crate::docker::segment::{Segment, SegmentAddress};
 use crate::docker::upstream::EngineConnector;
 use crate::failure::Reason;
 use crate::guard::Guard;
@@ -99,10 +101,13 @@ use crate::record::Recorder;
 use crate::secret::Secret;
 use crate::workload::{By, ContainerId, Identity, Task};
 
+pub use self::capabilities::could_forge;
 pub use self::clouds::{SHADOWS, Shadow};
 pub use self::exit_codes::ExitCodes;
 pub use self::inputs::{Fetch, Fetched, Fetching};
+pub use self::places::SecondNetwork;
 pub use self::preview::{Networks, Preview, PreviewOutcome, preview};
+pub use self::question::RelayAt;
 pub use self::reserved::{Reserved, ReservedKind};
 pub use self::rules::{LiveRules, Rules};
 pub use self::state::Proxy;
@@ -143,8 +148,12 @@ pub struct ProxySettings {
     pub clients: Clients,
     /// Set when the first container is created through the proxy, leased or not.
     pub created: Arc<AtomicBool>,
-    /// If set, every container gets a network of its own, in addition to that of [`Wiring::relay`].
+    /// If set, every container gets a network of its own, in addition to that of the relay.
     pub cells: Option<Cells>,
+    /// If set, containers that name no network get a link-local address on it.
+    pub segment: Option<Segment>,
+    /// For all others.
+    pub second: SecondNetwork,
     /// If set, containers on the host's network can get identities.
     pub loopback: Option<loopback::Paths>,
     pub recorder: Recorder,
@@ -158,13 +167,12 @@ pub struct ProxySettings {
 /// The values put into a container so that its client libraries find the relay.
 #[derive(Clone, Debug)]
 pub struct Wiring {
-    pub relay: Ipv4Addr,
+    /// Where the container's relay listens.
+    pub at: RelayAt,
     /// Host names of the metadata server.
     pub names: Vec<String>,
     pub project: Option<String>,
     pub quota_project: Option<String>,
-    /// The relay has AWS's address of container credentials, 169.254.170.2, too.
-    pub container_credentials: bool,
     pub aws_region: Option<String>,
 }
 
@@ -237,17 +245,30 @@ pub enum LifecycleRequest {
 /// Where a container reaches us, as set in its create.
 #[derive(Debug)]
 pub enum Attachment {
-    /// At the relay, on the network that containers share.
+    /// At the relay, on the second network, which containers share.
     Shared,
+    /// At the relay, by a link-local address on a bridge.
+    Linked(SegmentAddress),
     /// At the relay, on a network of its own.
     Cell(Cell),
     /// At a listener on the loopback of this machine; the container is on the host's network.
     Loopback(loopback::Path),
 }
 
-impl From<Option<Cell>> for Attachment {
-    fn from(cell: Option<Cell>) -> Self {
-        cell.map_or(Self::Shared, Self::Cell)
+impl Attachment {
+    /// Where a container on the host's network asks: `127.0.0.1:PORT/SECRET`.
+    fn path(&self) -> Option<String> {
+        match self {
+            Self::Loopback(path) => Some(path.place()),
+            Self::Shared | Self::Linked(_) | Self::Cell(_) => None,
+        }
+    }
+
+    fn linked(&self) -> Option<&SegmentAddress> {
+        match self {
+            Self::Linked(address) => Some(address),
+            Self::Shared | Self::Cell(_) | Self::Loopback(_) => None,
+        }
     }
 }
 
@@ -255,7 +276,7 @@ impl From<Option<Cell>> for Attachment {
 #[derive(Clone, Debug)]
 pub struct LeasedAs {
     pub identity: Arc<Identity>,
-    pub relay: Option<Ipv4Addr>,
+    pub relay: RelayAt,
     pub secret: Option<Arc<Secret<String>>>,
 }
 

@@ -10,7 +10,7 @@ use super::guard::strictness;
 use super::judge::{self, Verdict};
 use super::question::{Neighbour, Question};
 use super::texts::{FoundKey, keys_in_body, refusing};
-use super::{Rules, Wiring, json};
+use super::{RelayAt, Rules, Wiring, json};
 use crate::docker::relay::NAMES;
 use crate::guard::{self, Mode};
 use crate::workload::Task;
@@ -64,11 +64,10 @@ pub fn preview(
     let decision = rules.policy.decide(&task);
     let relay = Ipv4Addr::new(169, 254, 169, 254);
     let wiring = Wiring {
-        relay,
+        at: RelayAt { address: relay, container_credentials },
         names: NAMES.map(String::from).to_vec(),
         project: None,
         quota_project: None,
-        container_credentials,
         aws_region: None,
     };
     let path = (host_loopback && body["HostConfig"]["NetworkMode"] == "host").then_some("127.0.0.1");
@@ -88,6 +87,7 @@ pub fn preview(
         alone: alone && path.is_none(),
         path,
         secret: None,
+        linked: None,
         joins: None,
     };
     let outcome = match judge::judge(&mut body, &question) {

@@ -4,18 +4,29 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::Wiring;
+use crate::docker::segment::SegmentAddress;
+use crate::json::fields;
 use crate::mounts::Mount;
 use crate::policy::Decision;
 use crate::secret::Secret;
 use crate::workload::{ContainerId, Identity};
 
+/// Where a relay listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RelayAt {
+    pub address: Ipv4Addr,
+    /// It has AWS's address of container credentials, 169.254.170.2, too.
+    pub container_credentials: bool,
+}
+
 /// A container whose network and lease another one may share.
 #[derive(Clone, Debug)]
 pub(super) struct Joined {
     pub(super) container: ContainerId,
-    /// The relay's address on its network.
-    pub(super) relay: Ipv4Addr,
+    pub(super) relay: RelayAt,
     pub(super) secret: Option<Arc<Secret<String>>>,
 }
 
@@ -53,6 +64,8 @@ pub(super) struct Question<'a> {
     pub(super) path: Option<&'a str>,
     /// The secret of its lease, for the clouds that need one.
     pub(super) secret: Option<&'a str>,
+    /// The link-local address that it gets, and the network for it.
+    pub(super) linked: Option<&'a SegmentAddress>,
     /// The leased container whose network it joins, if a rule allows that and both have the same identity.
     pub(super) joins: Option<&'a Joined>,
 }
@@ -69,4 +82,16 @@ impl Question<'_> {
     pub(super) fn has_google(&self) -> bool {
         self.identity().is_some_and(|identity| identity.google)
     }
+}
+
+/// The endpoints of a create, by the network's name or id.
+pub(super) fn endpoints(body: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    fields(&body["NetworkingConfig"]["EndpointsConfig"])
+}
+
+/// Whether this endpoint asks for link-local addresses, which the engine gives to anybody without comparing
+/// them: one of them could be another container's, or the relay's.
+pub(super) fn asks_for_link_local(endpoint: &Value) -> bool {
+    !matches!(&endpoint["IPAMConfig"]["LinkLocalIPs"], Value::Null)
+        && endpoint["IPAMConfig"]["LinkLocalIPs"].as_array().is_none_or(|asked| !asked.is_empty())
 }

@@ -1,6 +1,6 @@
 //! Hides our objects from clients: relays and our networks in lists, and our network when a client inspects
 //! an attached container. Scripts take the first of two networks, concatenate two addresses, and remove
-//! whatever `ps` lists. `kfp-creds` itself sees everything, because it asks the engine and not this proxy.
+//! whatever `ps` lists. A bridge of ours is shown as the default bridge, in whose place the container has it. `kfp-creds` itself sees everything, because it asks the engine and not this proxy.
 //! Objects named outright can still be inspected.
 
 use std::collections::HashSet;
@@ -16,6 +16,7 @@ use super::engine_client::{BODY_BOUND, Refusal, Reply, full};
 use super::lookups::{Lookups, NETWORKS};
 use super::path::Route;
 use super::reserved::{Hit, Reserved, ReservedKind};
+use crate::docker::bridge::{DEFAULT_BRIDGE, is_named_as_bridge};
 use crate::docker::image::ROLE_LABEL;
 use crate::docker::labels::SESSION_LABEL;
 
@@ -48,7 +49,8 @@ impl ReplyFilter {
             list.retain(|found| !self.is_relay(found));
             let mut hidden = list.len() != before;
             for found in list {
-                hidden |= self.hide_networks(&mut found["NetworkSettings"]).await;
+                let wired = found["Labels"][SESSION_LABEL].is_string();
+                hidden |= self.hide_networks(&mut found["NetworkSettings"], wired).await;
             }
             hidden
         })
@@ -62,7 +64,8 @@ impl ReplyFilter {
             if self.reserved.hit(ReservedKind::Container, named) == Hit::Sure {
                 return false;
             }
-            self.hide_networks(&mut found["NetworkSettings"]).await
+            let wired = found["Config"]["Labels"][SESSION_LABEL].is_string();
+            self.hide_networks(&mut found["NetworkSettings"], wired).await
         })
         .await
     }
@@ -89,16 +92,27 @@ impl ReplyFilter {
                     .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
     }
 
-    /// Whether one of our networks was hidden.
-    async fn hide_networks(&self, settings: &mut Value) -> bool {
+    /// Whether one of our networks was hidden. `wired`: the container has a session's label.
+    async fn hide_networks(&self, settings: &mut Value, wired: bool) -> bool {
         let Some(networks) = settings["Networks"].as_object_mut() else { return false };
         let like_ours: Vec<(String, String)> = networks.iter().filter_map(like_ours).collect();
         let mut hidden = false;
+        let mut bridge = None;
         for (name, id) in like_ours {
             if self.is_our_network(&name, &id).await {
-                networks.shift_remove(&name);
+                let endpoint = networks.shift_remove(&name);
+                if is_named_as_bridge(&name) {
+                    bridge = endpoint;
+                }
                 hidden = true;
             }
+        }
+        if let Some(mut endpoint) = bridge.filter(|_| !networks.contains_key(DEFAULT_BRIDGE)) {
+            clear_link_local(&mut endpoint);
+            networks.insert(DEFAULT_BRIDGE.into(), endpoint.clone());
+            show_at_the_top(settings, &endpoint);
+        } else if let Some(endpoint) = networks.get_mut(DEFAULT_BRIDGE).filter(|_| wired) {
+            hidden |= clear_link_local(endpoint);
         }
         hidden
     }
@@ -144,6 +158,30 @@ impl ReplyFilter {
             return Ok(Reply::from_parts(head, full(rewritten.into())));
         }
         Ok(Reply::from_parts(head, full(bytes)))
+    }
+}
+
+/// Takes the link-local address, which only we give, from the settings of an endpoint; false if it had none.
+fn clear_link_local(endpoint: &mut Value) -> bool {
+    let Some(settings) = endpoint["IPAMConfig"].as_object_mut() else { return false };
+    if settings.shift_remove("LinkLocalIPs").is_none() {
+        return false;
+    }
+    if settings.is_empty() {
+        endpoint["IPAMConfig"] = Value::Null;
+    }
+    true
+}
+
+/// Fills in what engines up to 28 show of the default bridge outside the list of networks.
+fn show_at_the_top(settings: &mut Value, endpoint: &Value) {
+    const SHOWN: [&str; 5] = ["EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress"];
+    for name in SHOWN {
+        if let Some(shown) = settings.get_mut(name)
+            && let Some(value) = endpoint.get(name)
+        {
+            *shown = value.clone();
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::logs::Logs;
 use super::lookups::Lookups;
 use super::mount_sources::MountScan;
 use super::notices::Notices;
+use super::places::AttachmentChooser;
 use super::reply_filter::ReplyFilter;
 use super::upload::Uploads;
 
@@ -28,6 +29,7 @@ pub struct Proxy {
     pub(super) engine: EngineClient,
     pub(super) lookups: Lookups,
     pub(super) leases: Leases,
+    pub(super) places: AttachmentChooser,
     pub(super) exits: ExitWatch,
     pub(super) images: ImageConfigs,
     pub(super) logs: Logs,
@@ -48,7 +50,10 @@ impl Proxy {
         let leases = Leases::new(settings.ask.clone(), lookups.clone());
         let mounts = Arc::new(MountScan::new(&settings, lookups.clone()));
         let guard = Arc::new(KeyGuard::new(&settings, lookups.clone(), leases.clone(), mounts.clone()));
+        let places =
+            AttachmentChooser::new(settings.clone(), engine.clone(), lookups.clone(), leases.clone());
         Self {
+            places,
             builds: Arc::new(Builds::new(&settings, engine.clone(), guard.clone())),
             uploads: Uploads::new(&settings, engine.clone(), lookups.clone(), guard.clone()),
             guard,

@@ -1,6 +1,6 @@
 //! The additions to the create of a container with an identity, and settings of it that would defeat them.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Wiring;
 use super::capabilities::Capabilities;
@@ -115,6 +115,11 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
             add_hosts(&mut body["HostConfig"], wiring);
         }
     }
+    if let Some(linked) = question.linked {
+        let endpoint = json!({ "IPAMConfig": { "LinkLocalIPs": [linked.address] } });
+        // In place of what the request says about the default bridge, which is nothing (`places`).
+        body["NetworkingConfig"] = json!({ "EndpointsConfig": { linked.segment().reference(): endpoint } });
+    }
     let host = &mut body["HostConfig"];
     if !question.alone && Capabilities::of(host).has("NET_RAW") {
         let mut drop = list(&host["CapDrop"]);
@@ -127,7 +132,7 @@ fn add_hosts(host: &mut Value, wiring: &Wiring) {
     let mut hosts = list(&host["ExtraHosts"]);
     for name in &wiring.names {
         if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
-            hosts.push(format!("{name}:{}", wiring.relay));
+            hosts.push(format!("{name}:{}", wiring.at.address));
         }
     }
     host["ExtraHosts"] = hosts.into();
@@ -173,7 +178,7 @@ fn name_the_network(body: &mut Value) {
     }
     let endpoints = &mut body["NetworkingConfig"]["EndpointsConfig"];
     if endpoints.as_object().is_none_or(Map::is_empty) {
-        *endpoints = serde_json::json!({ mode: {} });
+        *endpoints = json!({ mode: {} });
     }
 }
 
@@ -187,7 +192,7 @@ fn has_aliases(network: &str) -> bool {
 
 /// The address that clients are to use as the metadata server.
 fn asked_at(question: &Question<'_>) -> String {
-    question.path.map_or_else(|| question.wiring.relay.to_string(), String::from)
+    question.path.map_or_else(|| question.wiring.at.address.to_string(), String::from)
 }
 
 /// Variables to set. A value that is there already is kept, except the proxy exceptions, which are merged.
@@ -220,10 +225,10 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
 
 fn exceptions(had: &str, wiring: &Wiring) -> String {
     let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-    let relay = wiring.relay.to_string();
+    let relay = wiring.at.address.to_string();
     let magic = MAGIC.to_string();
     let door = CONTAINER_CREDENTIALS.to_string();
-    let door = wiring.container_credentials.then_some(door.as_str());
+    let door = wiring.at.container_credentials.then_some(door.as_str());
     for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]).chain(door) {
         if !all.contains(&name) {
             all.push(name);

@@ -72,11 +72,11 @@ pub(super) fn relay_of(container: &str) -> String {
     env.filter_map(|entry| entry.strip_prefix("GCE_METADATA_HOST=")).next().unwrap().into()
 }
 
+/// The address by which the session knows the container: on a bridge it is not the engine's.
 pub(super) fn address(container: &str, network: &str) -> String {
-    inspect(container)["NetworkSettings"]["Networks"][network]["IPAddress"]
-        .as_str()
-        .unwrap_or_default()
-        .into()
+    let endpoint = &inspect(container)["NetworkSettings"]["Networks"][network];
+    let linked = endpoint["IPAMConfig"]["LinkLocalIPs"][0].as_str().filter(|_| network.ends_with("-bridge"));
+    linked.or_else(|| endpoint["IPAddress"].as_str()).unwrap_or_default().into()
 }
 
 /// A leased container that does nothing, and its id.

@@ -1,12 +1,14 @@
 //! Sessions beside, after and in spite of each other.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::delayed_engine::DelayedEngine;
 use crate::support::proxy_fixture;
-use crate::support::raw::{Container, ask, network, token, until};
-use crate::support::session::{Folder, Session, docker_at, engine_socket, networks_left, raw, task_image};
+use crate::support::raw::{Container, Running, SECOND, ask, network, token, until};
+use crate::support::session::{
+    Folder, Session, docker_at, engine_socket, networks_left, program, raw, task_image,
+};
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 90"];
 
@@ -84,7 +86,7 @@ fn a_killed_serve_is_swept_and_nothing_else() {
 /// How a container is swept is its own affair: the network it is on may have been another session's.
 #[test]
 fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
-    let serve = Session::offline("", &["--all"]);
+    let serve = Session::offline(SECOND, &["--all"]);
     let stays = sleeper(&serve);
     let (session, name) = (id(&serve), network(&serve).0);
     let relay_ends = || {
@@ -95,7 +97,10 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     serve.kill();
     relay_ends();
     let script = format!("docker run -d {} sleep 90; sleep 60", task_image());
-    let mut run = crate::support::raw::Running::run(&["--all"], &["sh", "-c", &script]);
+    let folder = Folder::new("run");
+    let mut process = program(&folder.0);
+    process.env("KFP_CREDS_ATTACH", "second").args(["run", "--offline", "--all", "--", "sh", "-c", &script]);
+    let mut run = Running::spawn(process.stdin(Stdio::null()), Some(folder));
     until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
     let goes = Container(run.out().trim().into());
     // The command line tells the id before it starts the container.
@@ -148,7 +153,7 @@ fn a_killed_run_is_swept_with_its_containers() {
     let script = format!(
         "docker run -d {image} sleep 90; docker run -d {image} sleep 90; docker create {image} true; sleep 60"
     );
-    let mut run = crate::support::raw::Running::run(&["--all"], &["sh", "-c", &script]);
+    let mut run = Running::run(&["--all"], &["sh", "-c", &script]);
     until("three containers", Duration::from_secs(20), || run.out().lines().count() == 3);
     let made: Vec<Container> = run.out().lines().map(|id| Container(id.into())).collect();
     let said = run.err();

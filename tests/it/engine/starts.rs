@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::raw::{Container, address, answer, ask, token, until};
 use crate::support::session::{Session, raw, task_image};
 
-const POOL: &str = "[network]\npool = \"10.219.37.0/28\"\n";
+const POOL: &str = "[network]\nattach = \"second\"\npool = \"10.219.37.0/28\"\n";
 
 #[test]
 fn a_small_pool_is_cycled_and_its_end_is_said() {
@@ -74,11 +74,10 @@ fn a_container_that_starts_again_is_itself_again() {
     assert_eq!(container.asks().1, 200);
     assert_eq!(
         container
-            .inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}")
-            .split(' ')
-            .filter(|a| *a == at)
-            .count(),
-        1
+            .inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.IPAMConfig.LinkLocalIPs}} {{end}}")
+            .split([' ', '[', ']'])
+            .find(|a| *a == at),
+        Some(&*at)
     );
 
     session.ok(&["pause", &container.0]);

@@ -43,7 +43,9 @@ fn seen(config: &str) {
     // One address, and the right one.
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let address = session.ok(&["inspect", "-f", format, &container.0]);
-    assert_eq!(address, inspect(&container.0)["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]);
+    let networks = inspect(&container.0)["NetworkSettings"]["Networks"].clone();
+    let own = [networks.get("bridge"), networks.get(&network)].into_iter().flatten().next().unwrap();
+    assert_eq!(address, own["IPAddress"]);
     // The engine itself shows them, and what is named outright can be looked at.
     assert!(raw(&["ps", "--format", "{{.Names}}"]).contains(&relay));
     assert!(inspect(&container.0)["NetworkSettings"]["Networks"].to_string().contains("kfp-creds"));

@@ -1,5 +1,6 @@
 //! Those that measure, or take something from under a session: they have the machine to themselves.
 
+mod attaching;
 mod death;
 mod images;
 mod libraries;

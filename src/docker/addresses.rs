@@ -5,31 +5,33 @@ use std::collections::{HashSet, VecDeque};
 use std::net::Ipv4Addr;
 
 #[derive(Debug)]
-pub(super) struct Addresses {
+pub struct Addresses {
     free: VecDeque<Ipv4Addr>,
     held: HashSet<Ipv4Addr>,
 }
 
 impl Addresses {
-    pub(super) fn new(all: impl Iterator<Item = Ipv4Addr>) -> Self {
+    /// `all` in the order of their first use.
+    pub fn new(all: impl Iterator<Item = Ipv4Addr>) -> Self {
         Self { free: all.collect(), held: HashSet::new() }
     }
 
     /// The address that was free for longest; `None` when every one is held.
-    pub(super) fn take(&mut self) -> Option<Ipv4Addr> {
+    pub fn take(&mut self) -> Option<Ipv4Addr> {
         let address = self.free.pop_front()?;
         self.held.insert(address);
         Some(address)
     }
 
     /// Releases an address that [`Self::take`] returned; ignores any other.
-    pub(super) fn give_back(&mut self, address: Ipv4Addr) {
+    pub fn give_back(&mut self, address: Ipv4Addr) {
         if self.held.remove(&address) {
             self.free.push_back(address);
         }
     }
 
-    pub(super) fn held(&self) -> usize {
+    /// How many are held.
+    pub fn held(&self) -> usize {
         self.held.len()
     }
 }

@@ -1,0 +1,217 @@
+//! Chooses where a container with an identity will reach us: at a link-local address on a bridge, on the second
+//! network, on a network of its own, or on the host's loopback.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::capabilities::could_forge;
+use super::engine_client::{EngineClient, Refusal};
+use super::leases::Leases;
+use super::lookups::Lookups;
+use super::question::{RelayAt, endpoints};
+use super::reserved::{Hit, Reserved, ReservedKind};
+use super::{Attachment, ProxySettings};
+use crate::docker::bridge::{DEFAULT_BRIDGE, members};
+use crate::docker::call::filtered;
+use crate::docker::segment::Segment;
+use crate::failure::Reason;
+use crate::json::fields;
+use crate::workload::ContainerId;
+
+/// The engine's names for the default bridge in a create.
+const DEFAULT: [&str; 3] = ["", "bridge", "default"];
+
+/// The second network: made at the start of the session, or when the first container needs it.
+#[derive(Clone, Debug)]
+pub enum SecondNetwork {
+    Open(RelayAt),
+    /// Each request is answered once the network and its relay are there.
+    OnDemand(mpsc::Sender<oneshot::Sender<Result<RelayAt, Reason>>>),
+}
+
+/// Chooses the places of one session's containers.
+#[derive(Debug)]
+pub(super) struct AttachmentChooser {
+    settings: Arc<ProxySettings>,
+    engine: EngineClient,
+    lookups: Lookups,
+    leases: Leases,
+    reserved: Reserved,
+}
+
+impl AttachmentChooser {
+    pub(super) fn new(
+        settings: Arc<ProxySettings>,
+        engine: EngineClient,
+        lookups: Lookups,
+        leases: Leases,
+    ) -> Self {
+        let reserved = settings.reserved.clone();
+        Self { settings, engine, lookups, leases, reserved }
+    }
+
+    /// The place of a container with this body, which will get an identity, and its relay.
+    pub(super) async fn of(&self, body: &Value) -> Result<(Attachment, RelayAt), Refusal> {
+        if body["HostConfig"]["NetworkMode"] == "host"
+            && let Some(paths) = &self.settings.loopback
+        {
+            let path =
+                paths.take().ok_or_else(|| broken("cannot create a loopback path (no random numbers)"))?;
+            let relay = RelayAt { address: Ipv4Addr::LOCALHOST, container_credentials: false };
+            return Ok((Attachment::Loopback(path), relay));
+        }
+        if let Some(cells) = &self.settings.cells {
+            let cell = cells.take().await.map_err(|why| broken(&*why))?;
+            let relay = RelayAt { address: cell.relay, container_credentials: false };
+            return Ok((Attachment::Cell(cell), relay));
+        }
+        if let Some(segment) = &self.settings.segment
+            && asks_for_default_bridge(body)
+            && !self.has_strangers(segment).await?
+            && let Some(address) = segment.take()
+        {
+            let relay =
+                RelayAt { address: segment.relay(), container_credentials: segment.container_credentials() };
+            return Ok((Attachment::Linked(address), relay));
+        }
+        Ok((Attachment::Shared, self.second().await?))
+    }
+
+    async fn second(&self) -> Result<RelayAt, Refusal> {
+        let requests = match &self.settings.second {
+            SecondNetwork::Open(relay) => return Ok(*relay),
+            SecondNetwork::OnDemand(requests) => requests,
+        };
+        let (answer, answered) = oneshot::channel();
+        let sent = requests.send(answer).await;
+        let ended = || broken("the session has ended");
+        sent.map_err(|_| ended())?;
+        let relay = answered.await.map_err(|_| ended())?;
+        relay.map_err(|why| broken(format!("kfp-creds could not make its second network: {why}")))
+    }
+
+    /// Whether somebody runs on the default bridge for whose sake a container should not get its address there.
+    /// In place of a bridge of ours: anybody, because the container may want to reach it. On the default bridge
+    /// itself: whoever could forge addresses.
+    async fn has_strangers(&self, segment: &Segment) -> Result<bool, Refusal> {
+        let path = filtered("/containers/json?all=false", "network", DEFAULT_BRIDGE);
+        let found = self.engine.look(&path).await?;
+        for member in members(&found.unwrap_or_default()) {
+            if !segment.is_default_bridge() {
+                return Ok(true);
+            }
+            let Some(id) = ContainerId::parse(&member) else { return Ok(true) };
+            if !self.is_known(&id).await && self.is_able_to_forge(&id).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether it is a container with an identity of this session, or its relay.
+    async fn is_known(&self, id: &ContainerId) -> bool {
+        self.reserved.hit(ReservedKind::Container, id.as_str()) == Hit::Sure
+            || self.leases.is_leased(id).await
+    }
+
+    async fn is_able_to_forge(&self, id: &ContainerId) -> Result<bool, Refusal> {
+        let found = self.lookups.container(id.as_str()).await?;
+        Ok(found.is_some_and(|found| could_forge(&found["HostConfig"])))
+    }
+
+    /// Refuses a container that is about to run on the default bridge, if containers with an identity have their
+    /// addresses there and it could forge them.
+    pub(super) async fn judge_neighbour(&self, id: &ContainerId, joins: bool) -> Result<(), Refusal> {
+        if !self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge) || self.is_known(id).await
+        {
+            return Ok(());
+        }
+        let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
+        let on = joins || found["NetworkSettings"]["Networks"].get(DEFAULT_BRIDGE).is_some();
+        match on && could_forge(&found["HostConfig"]) {
+            true => Err(forger(id.as_str())),
+            false => Ok(()),
+        }
+    }
+
+    /// The same for a create of a container without an identity: a container that is refused later is left
+    /// behind, and the docker command line waits for its removal.
+    pub(super) fn judge_new_neighbour(&self, body: &Value) -> Result<(), Refusal> {
+        let shared = self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge);
+        let named = |name: &str| DEFAULT.contains(&name);
+        let mode = named(body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default());
+        let on = mode || endpoints(body).any(|(name, _)| named(name));
+        match shared && on && could_forge(&body["HostConfig"]) {
+            true => Err(forger("it")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn forger(who: &str) -> Refusal {
+    Refusal::forbidden(format!(
+        "{who} could forge addresses of containers with an identity on the default bridge (network.attach = \
+         \"link-local\"): drop its NET_RAW, give it a network of its own, or set network.attach = \"auto\""
+    ))
+}
+
+/// Whether the create asks for the default bridge, and for nothing that only that one gives: fixed addresses,
+/// links.
+fn asks_for_default_bridge(body: &Value) -> bool {
+    let host = &body["HostConfig"];
+    DEFAULT.contains(&host["NetworkMode"].as_str().unwrap_or_default())
+        && endpoints(body).all(|(name, endpoint)| DEFAULT.contains(&name.as_str()) && is_empty(endpoint))
+        && [&host["Links"], &body["MacAddress"]].into_iter().all(is_empty)
+}
+
+/// Whether the value, with everything in it, is what a client writes for "not set".
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.iter().all(is_empty),
+        Value::Object(_) => fields(value).all(|(_, value)| is_empty(value)),
+    }
+}
+
+fn broken(why: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_create_with_wishes_for_its_network_gets_the_second_one() {
+        // As the docker command line and docker-py write a container without wishes.
+        for plain in [
+            json!({}),
+            json!({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": null}),
+            json!({"HostConfig": {"NetworkMode": "bridge", "Links": []}, "MacAddress": "",
+                   "NetworkingConfig": {"EndpointsConfig": {"bridge": {"IPAMConfig": null, "GwPriority": 0,
+                       "Aliases": [], "IPAMConfig": {"IPv4Address": ""}}}}}),
+        ] {
+            assert!(asks_for_default_bridge(&plain), "{plain}");
+        }
+        for wish in [
+            json!({"HostConfig": {"NetworkMode": "own"}}),
+            json!({"HostConfig": {"NetworkMode": "none"}}),
+            json!({"HostConfig": {"Links": ["db:db"]}}),
+            json!({"MacAddress": "02:42:ac:11:00:02"}),
+            json!({"NetworkingConfig": {"EndpointsConfig": {"own": {}}}}),
+            json!({"NetworkingConfig": {"EndpointsConfig": {"bridge": {"Aliases": ["db"]}}}}),
+            json!({"NetworkingConfig": {"EndpointsConfig": {"bridge": {"GwPriority": 1}}}}),
+        ] {
+            assert!(!asks_for_default_bridge(&wish), "{wish}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Containers that were connected to a network of containers with an identity, but not through the proxy.
+//!
+//! Nobody has judged them: they may have `NET_RAW`, with which they could take a neighbour's address. From the
+//! engine's event on, until they are gone, no container of that network is answered (503).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{Lifecycle, LifecycleState};
+use crate::docker::proxy::could_forge;
+use crate::record::metrics::Cause;
+use crate::workload::ContainerId;
+
+/// The strangers on each network, by its id.
+#[derive(Debug, Default)]
+pub(super) struct Strangers(HashMap<String, HashSet<ContainerId>>);
+
+impl Strangers {
+    /// False if the container was one already.
+    fn add(&mut self, container: &ContainerId, network: &str) -> bool {
+        self.0.entry(network.into()).or_default().insert(container.clone())
+    }
+
+    /// Whether the container was one there.
+    fn remove(&mut self, container: &ContainerId, network: &str) -> bool {
+        let Some(there) = self.0.get_mut(network) else { return false };
+        let removed = there.remove(container);
+        if there.is_empty() {
+            self.0.remove(network);
+        }
+        removed
+    }
+
+    pub(super) fn are_on(&self, network: &str) -> bool {
+        self.0.contains_key(network)
+    }
+
+    /// The networks on which the container is one; with `network`, at most that one.
+    fn networks_of(&self, container: &ContainerId, network: Option<&str>) -> Vec<String> {
+        let on = self.0.iter().filter(|(_, there)| there.contains(container)).map(|(on, _)| on);
+        on.filter(|on| network.is_none_or(|network| network == *on)).cloned().collect()
+    }
+
+    fn on(&self, network: &str) -> Vec<ContainerId> {
+        self.0.get(network).into_iter().flatten().cloned().collect()
+    }
+}
+
+impl Lifecycle {
+    /// Handles the event that a container was connected to a network.
+    pub(super) fn connected(self: Arc<Self>, container: ContainerId, network: String) {
+        if self.suspend(&container, &network) {
+            let tasks = self.tasks.clone();
+            tasks.spawn("stranger", async move { self.look_at_stranger(&container, &network).await });
+        }
+    }
+
+    /// Suspends the leases of `network` if the container is a stranger there. Waits for nothing, so that the
+    /// time until then is the engine's alone.
+    fn suspend(&self, container: &ContainerId, network: &str) -> bool {
+        let mut state = self.state();
+        let ours = state.second.as_ref().is_some_and(|second| second.network.id == network)
+            || self.segment.as_ref().is_some_and(|segment| segment.network().id == network);
+        if !ours || state.is_leased(container) || self.known.has(container.as_str()) {
+            return false;
+        }
+        let LifecycleState { writer, tenants, strangers, .. } = &mut *state;
+        if !strangers.add(container, network) {
+            return false;
+        }
+        let there = tenants.values().filter(|tenant| tenant.network == network);
+        there.filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
+        true
+    }
+
+    /// Ends the leases whose address the stranger has, and lifts the suspension if it is harmless. Only the
+    /// default bridge has harmless strangers: those that cannot forge addresses.
+    async fn look_at_stranger(self: &Arc<Self>, container: &ContainerId, network: &str) {
+        let seen = match self.engine.look_at_foreign(container.as_str(), network).await {
+            Ok(seen) if seen.running && seen.connected => seen,
+            Ok(_) => return self.stranger_gone(container, Some(network)),
+            Err(error) if error.is_gone() => return self.stranger_gone(container, Some(network)),
+            Err(error) => {
+                tracing::debug!(%error, %container, "could not look at a stranger");
+                return;
+            }
+        };
+        let robbed: Vec<ContainerId> = {
+            let state = self.state();
+            let same = state
+                .tenants
+                .values()
+                .filter(|tenant| tenant.network == network && seen.addresses.contains(&tenant.address));
+            same.map(|tenant| tenant.grant.container.clone()).collect()
+        };
+        for tenant in &robbed {
+            self.console.notice(format!(
+                "{container} has the address of {tenant}, which loses its identity; create it again"
+            ));
+            if let Some(tenant) = self.state().tenants.get_mut(tenant) {
+                tenant.barred = true;
+            }
+            self.cut_off(tenant, Cause::Ended, None);
+        }
+        let on_default =
+            self.segment.as_ref().is_some_and(|own| own.is_default_bridge() && own.network().id == network);
+        if on_default && robbed.is_empty() && !could_forge(&seen.host) {
+            return self.stranger_gone(container, Some(network));
+        }
+        if !self.state().tenants.values().any(|tenant| tenant.network == network) {
+            return;
+        }
+        self.console.notice(format!(
+            "{container} was started on the network of containers with an identity, past kfp-creds, and could take \
+             their addresses: they get no credentials until it is gone (docker rm -f {})",
+            container.short()
+        ));
+    }
+
+    /// Handles the event that a container left a network, or all of them: without strangers, the containers
+    /// there are answered again, once each was seen running.
+    pub(super) fn stranger_gone(self: &Arc<Self>, container: &ContainerId, network: Option<&str>) {
+        let back: Vec<ContainerId> = {
+            let mut state = self.state();
+            let left = state.strangers.networks_of(container, network);
+            for network in &left {
+                state.strangers.remove(container, network);
+            }
+            let clear = |network: &String| left.contains(network) && !state.strangers.are_on(network);
+            let there = state.tenants.values().filter(|tenant| clear(&tenant.network));
+            there.map(|tenant| tenant.grant.container.clone()).collect()
+        };
+        for container in back {
+            let this = self.clone();
+            self.tasks.spawn("confirm", async move { this.confirm(&container).await });
+        }
+    }
+
+    /// Compares the strangers with the engine's lists, after a gap in the events.
+    pub(super) async fn look_for_strangers(self: &Arc<Self>) {
+        let second = self.state().second.as_ref().map(|second| second.network.clone());
+        let segment = self.segment.as_ref().map(|segment| segment.network().clone());
+        for network in second.into_iter().chain(segment) {
+            let Ok(members) = self.engine.containers_on(&network).await else { continue };
+            let running = members.iter().filter(|member| member.running);
+            let there: Vec<ContainerId> =
+                running.filter_map(|member| ContainerId::parse(&member.id)).collect();
+            for gone in self.state().strangers.on(&network.id) {
+                if !there.contains(&gone) {
+                    self.stranger_gone(&gone, Some(&network.id));
+                }
+            }
+            for container in there {
+                if self.suspend(&container, &network.id) {
+                    self.look_at_stranger(&container, &network.id).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_clear_when_its_last_stranger_is_gone() {
+        let [one, other] = ["a", "b"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
+        let mut strangers = Strangers::default();
+        assert!(strangers.add(&one, "n") && !strangers.add(&one, "n"));
+        assert!(strangers.add(&other, "n") && strangers.add(&one, "m"));
+        assert_eq!(strangers.networks_of(&one, Some("n")), ["n"]);
+        assert_eq!(strangers.networks_of(&one, None).len(), 2);
+        assert!(strangers.remove(&one, "n") && strangers.are_on("n"));
+        assert!(strangers.remove(&other, "n") && !strangers.are_on("n") && strangers.are_on("m"));
+        assert!(!strangers.remove(&other, "n"));
+    }
+}

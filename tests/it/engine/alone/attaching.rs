@@ -1,0 +1,308 @@
+//! How containers that name no network reach the relay: `network.attach`.
+
+use std::io::{BufRead, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::engine::attacks::{Made, create, inspect, unused};
+use crate::support::proxy_fixture;
+use crate::support::raw::{Container, Internal, ask, token, until};
+use crate::support::session::{Session, engine_socket, is_podman, raw, task_image};
+
+const MODES: [&str; 4] = ["auto", "own", "link-local", "second"];
+
+fn in_mode(mode: &str, flags: &[&str]) -> Session {
+    Session::offline(&format!("[network]\nattach = \"{mode}\"\n"), flags)
+}
+
+fn id(session: &Session) -> String {
+    session.socket.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// The networks of a container, as the engine itself shows them.
+fn networks(container: &Container) -> Vec<String> {
+    let found = inspect(&container.0);
+    found["NetworkSettings"]["Networks"].as_object().unwrap().keys().cloned().collect()
+}
+
+fn running(session: &Session, options: &[&str]) -> Container {
+    let image = task_image();
+    Container(session.ok(&[&["run", "-d"], options, &[&image, "sleep", "120"]].concat()))
+}
+
+/// A container past the session, on the default bridge.
+fn stranger(options: &[&str]) -> Container {
+    let image = task_image();
+    Container(raw(&[&["run", "-d"], options, &[&image, "sleep", "120"]].concat()))
+}
+
+/// The first line of what a server at a published port answers.
+fn head_of(at: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(stream).read_line(&mut line).unwrap();
+    line
+}
+
+/// Where each mode puts a container; Podman has only the second network.
+fn places(mode: &str, session: &Session) -> Vec<String> {
+    let own = format!("kfp-creds-{}-bridge", id(session));
+    match mode {
+        _ if is_podman() => vec![],
+        "auto" | "own" => vec![own],
+        "link-local" => vec!["bridge".into()],
+        _ => vec![],
+    }
+}
+
+#[test]
+fn each_mode_attaches_before_the_first_instruction() {
+    let (image, script) = (task_image(), ask());
+    for mode in MODES {
+        let session = in_mode(mode, &["--all"]);
+        // Asks with its first instruction.
+        let asked = session.ok(&["run", "--rm", &image, "sh", "-c", &script]);
+        assert!(token(&asked)["container"].is_string(), "{mode}: {asked}");
+        let container = running(&session, &["-p", "127.0.0.1::8000", "--name", &unused("attached")]);
+        let on = networks(&container);
+        match places(mode, &session) {
+            places if places.is_empty() => assert_eq!(on.len(), 2, "{mode}: {on:?}"),
+            places => assert_eq!(on, places, "{mode}"),
+        }
+        // What a client sees is one network by the name that it asked for.
+        let seen = session.ok(&["inspect", "-f", "{{json .}}", &container.0]);
+        let seen: Value = serde_json::from_str(&seen).unwrap();
+        let all = seen["NetworkSettings"]["Networks"].as_object().unwrap();
+        assert_eq!(all.len(), 1, "{mode}: {all:?}");
+        if !is_podman() {
+            assert!(
+                all.contains_key("bridge") && !seen.to_string().contains("LinkLocalIPs\":[\""),
+                "{mode}: {seen}"
+            );
+            assert!(["bridge", "default"].contains(&seen["HostConfig"]["NetworkMode"].as_str().unwrap()));
+        }
+        // Its published port works, and it has a way out.
+        container.exec("python3 -m http.server 8000 >/dev/null 2>&1 & sleep 0.5");
+        let port = session.ok(&["port", &container.0, "8000"]);
+        let reached = head_of(&port);
+        assert!(reached.contains(" 200 "), "{mode}: {port}: {reached}");
+        assert!(container.exec("ip route").contains("default via"), "{mode}");
+        // Nothing of 169.254.0.0/16 leaves by that way.
+        for at in ["169.254.169.253", "169.254.1.1", "169.254.170.23"] {
+            let route = container.exec(&format!("ip route get {at}"));
+            assert!(!route.contains(" via ") || is_podman(), "{mode}: {route}");
+        }
+        let (code, said) = session.end();
+        assert_eq!(code, Some(0), "{mode}: {said}");
+    }
+}
+
+/// From inside the relay's own network namespace.
+#[test]
+fn a_relay_answers_at_its_addresses_alone_and_cannot_leave() {
+    for mode in MODES {
+        let session = in_mode(mode, &["--all"]);
+        let relay = format!("kfp-creds-relay-{}", id(&session));
+        let image = task_image();
+        let inside = |script: &str| {
+            let network = format!("container:{relay}");
+            raw(&["run", "--rm", "--network", &network, &image, "sh", "-c", script])
+        };
+        let routes = inside("ip route");
+        assert!(!routes.contains("default"), "{mode}: {routes}");
+        let away =
+            inside("curl -s -m 3 -o /dev/null -w '%{http_code} %{errormsg}' http://192.0.2.1/ || true");
+        assert!(away.starts_with("000"), "{mode}: {away}");
+        let status = inside("cat /proc/net/tcp");
+        let listens: Vec<&str> =
+            status.lines().filter(|line| line.contains(":0050 00000000:0000 0A")).collect();
+        assert_eq!(listens.len(), 1, "{mode}: {status}");
+        assert!(!listens[0].contains(" 00000000:0050"), "{mode}: it listens at every address: {status}");
+        let status =
+            raw(&["run", "--rm", "--pid", &format!("container:{relay}"), &image, "cat", "/proc/1/status"]);
+        for line in ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000"] {
+            assert!(status.contains(line), "{mode}: {status}");
+        }
+        assert!(status.contains("NoNewPrivs:\t1"), "{mode}: {status}");
+        assert!(!status.contains("Uid:\t0\t"), "{mode}: {status}");
+        let groups = status.lines().find(|line| line.starts_with("Groups:")).unwrap();
+        assert!(!groups.split_whitespace().any(|group| group == "0"), "{mode}: {groups}");
+    }
+}
+
+#[test]
+fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
+    let session = in_mode("auto", &["--all"]);
+    let alone = running(&session, &[]);
+    let neighbour = stranger(&[]);
+    let at = neighbour.inspect("{{.NetworkSettings.Networks.bridge.IPAddress}}");
+    let beside = running(&session, &[]);
+    if !is_podman() {
+        assert_eq!(networks(&alone).len(), 1);
+        let on = networks(&beside);
+        assert!(on.contains(&"bridge".into()) && on.len() == 2, "{on:?}");
+    }
+    // Nobody listens there: a refusal is an answer.
+    let connect =
+        format!("python3 -c 'import socket; socket.create_connection((\"{at}\", 9), 3)' 2>&1 || true");
+    let said = beside.exec(&connect);
+    assert!(said.contains("ConnectionRefusedError"), "{said}");
+    for container in [&alone, &beside] {
+        assert_eq!(container.asks().1, 200, "{}", session.said());
+    }
+    drop(neighbour);
+    let again = running(&session, &[]);
+    assert!(is_podman() || networks(&again) == networks(&alone), "{:?}", networks(&again));
+    let (code, said) = session.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn wishes_for_a_network_lead_to_the_second_one() {
+    if is_podman() {
+        return; // it has no other; `each_mode_attaches_before_the_first_instruction`
+    }
+    let session = in_mode("auto", &["--all"]);
+    let own = Internal::new();
+    let named = running(&session, &["--network", &own.0]);
+    assert_eq!(networks(&named), [own.0.clone(), "kfp-creds".into()]);
+    assert_eq!(named.asks().1, 200);
+    let linked = stranger(&["--name", &unused("db")]);
+    let name = linked.inspect("{{.Name}}");
+    let links = running(&session, &["--link", &format!("{}:db", name.trim_start_matches('/'))]);
+    assert!(networks(&links).contains(&"bridge".into()));
+    assert!(links.exec("cat /etc/hosts").contains("\tdb"), "the link is lost");
+    assert_eq!(links.asks().1, 200);
+}
+
+#[test]
+fn link_local_addresses_are_nobodys_to_choose() {
+    let session = in_mode("auto", &[]);
+    let asked = |network: &str| {
+        json!({"HostConfig": {"NetworkMode": network}, "NetworkingConfig": {"EndpointsConfig": {
+            network: {"IPAMConfig": {"linklocalips": ["169.254.169.254"]}}}}})
+    };
+    let own = Internal::new();
+    for network in ["bridge", own.0.as_str()] {
+        let name = unused("linked");
+        let _made = Made("container", name.clone());
+        let (status, said) = create(&session.socket, &name, &asked(network));
+        assert_eq!(status, 403, "{network}: {said}");
+        assert!(said.contains("LinkLocalIPs") && said.contains("leave it out"), "{said}");
+    }
+    let container = running(&session, &[]);
+    let body = json!({"Container": container.0, "EndpointConfig": {"IPAMConfig": {"LinkLocalIPs": ["169.254.172.9"]}}});
+    let line = format!("POST /v1.41/networks/{}/connect", own.0);
+    let (status, said) = proxy_fixture::call(&session.socket, &line, &body.to_string());
+    assert_eq!(status, 403, "{said}");
+    let body = json!({"Container": container.0});
+    let (status, said) = proxy_fixture::call(&session.socket, &line, &body.to_string());
+    assert_eq!(status, 200, "{said}");
+}
+
+/// Whoever is connected past the proxy suspends the leases of that network until it is gone.
+#[test]
+fn a_stranger_on_our_network_suspends_its_leases() {
+    for mode in ["own", "second"] {
+        let session = in_mode(mode, &["--all"]);
+        let container = running(&session, &[]);
+        assert_eq!(container.asks().1, 200);
+        let network = networks(&container).into_iter().find(|name| name.starts_with("kfp-creds")).unwrap();
+        let intruder = stranger(&[]);
+        // From the engine's answer on, so that the rest is ours: less than a request takes.
+        raw(&["network", "connect", &network, &intruder.0]);
+        let connected = Instant::now();
+        let (_, status, _) = container.asks();
+        let after = connected.elapsed();
+        assert_eq!(status, 503, "{mode}: {}", session.said());
+        println!("{mode}: refused {} ms after the connect was answered", after.as_millis());
+        session.wait_for("past kfp-creds", Duration::from_secs(3));
+        assert_eq!(intruder.asks().1, 0, "the stranger has no variable, and no answer");
+        drop(intruder);
+        until("the lease is back", Duration::from_secs(5), || container.asks().1 == 200);
+        let (code, said) = session.end();
+        assert_eq!(code, Some(0), "{mode}: {said}");
+    }
+}
+
+/// The engine compares no link-local addresses.
+#[test]
+fn an_address_at_two_containers_ends_the_lease() {
+    if is_podman() {
+        return; // it gives no link-local addresses
+    }
+    let session = in_mode("own", &["--all"]);
+    let container = running(&session, &[]);
+    assert_eq!(container.asks().1, 200);
+    let network = networks(&container).remove(0);
+    let found = inspect(&container.0);
+    let at = found["NetworkSettings"]["Networks"][&network]["IPAMConfig"]["LinkLocalIPs"][0].clone();
+    let thief = Made("container", unused("thief"));
+    let body = json!({"Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": network},
+        "NetworkingConfig": {"EndpointsConfig": {network.clone(): {"IPAMConfig": {"LinkLocalIPs": [at]}}}}});
+    assert_eq!(create(&engine_socket(), &thief.1, &body).0, 201);
+    raw(&["start", &thief.1]);
+    session.wait_for("has the address of", Duration::from_secs(3));
+    assert_eq!(container.asks().1, 503);
+    drop(thief);
+    // For good: which of the two asked in between is not known.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(container.asks().1, 503);
+}
+
+/// A container that outlives its session is on the default bridge when it starts again.
+#[test]
+fn a_kept_container_goes_back_to_the_default_bridge() {
+    if is_podman() {
+        return; // it was never taken from its own network
+    }
+    for mode in ["auto", "link-local"] {
+        let session = in_mode(mode, &["--all"]);
+        let kept = Container::of(&session, &[&task_image(), "sleep", "60"]);
+        session.ok(&["start", &kept.0]);
+        session.ok(&["kill", &kept.0]);
+        let killed = in_mode(mode, &["--all"]);
+        let swept = Container::of(&killed, &[&task_image(), "sleep", "60"]);
+        assert_eq!(session.end().0, Some(0));
+        assert_eq!(networks(&kept), ["bridge"], "{mode}");
+        assert!(!inspect(&kept.0).to_string().contains("169.254.17"), "{mode}");
+        raw(&["start", &kept.0]);
+        assert!(!kept.inspect("{{.NetworkSettings.Networks.bridge.IPAddress}}").is_empty());
+        killed.kill();
+        drop(in_mode("auto", &[]));
+        if mode == "auto" {
+            assert_eq!(networks(&swept), ["bridge"], "{mode}");
+        }
+        raw(&["start", &swept.0]);
+    }
+}
+
+/// On the default bridge itself: whoever could forge addresses is refused by the proxy, and suspends the leases if
+/// it comes past it.
+#[test]
+fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
+    if is_podman() {
+        return; // it gives no link-local addresses
+    }
+    let rule = "[identity.one]\n[[rule]]\nlabels.kct = \"yes\"\nidentity = \"one\"\n";
+    let session = Session::offline(&format!("[network]\nattach = \"link-local\"\n{rule}"), &[]);
+    let attached = running(&session, &["--label", "kct=yes"]);
+    assert_eq!(networks(&attached), ["bridge"]);
+    assert_eq!(attached.asks().1, 200, "{}", session.said());
+    let refused = session.docker(&["run", "--rm", "-d", &task_image(), "sleep", "60"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("network.attach = \"auto\""), "{said}");
+    let harmless =
+        Container(session.ok(&["run", "-d", "--cap-drop", "NET_RAW", &task_image(), "sleep", "60"]));
+    assert_eq!(attached.asks().1, 200);
+    let harmless_too = stranger(&["--cap-drop", "ALL"]);
+    until("a harmless stranger is looked at", Duration::from_secs(3), || attached.asks().1 == 200);
+    let forger = stranger(&[]);
+    assert_eq!(attached.asks().1, 503, "{}", session.said());
+    drop(forger);
+    until("the lease is back", Duration::from_secs(5), || attached.asks().1 == 200);
+    drop((harmless, harmless_too));
+}
