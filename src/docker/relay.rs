@@ -244,8 +244,10 @@ fn description(image: &str, network: &Network, Listens { at, more, on }: Listens
         }
     }
     let by_default = on == ListensOn::DefaultBridge;
-    if by_default {
-        endpoint.aliases = None; // refused there: it has no DNS
+    if routed {
+        // The default bridge has no DNS. That of ours would answer with the address that the engine gave, where
+        // the relay does not listen: containers are known by their link-local addresses alone.
+        endpoint.aliases = None;
     }
     // By id, because the engine allows two networks of one name.
     let named = if by_default { DEFAULT_BRIDGE.to_string() } else { network.id.clone() };

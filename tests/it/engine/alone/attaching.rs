@@ -112,7 +112,8 @@ fn a_relay_answers_at_its_addresses_alone_and_cannot_leave() {
             raw(&["run", "--rm", "--network", &network, &image, "sh", "-c", script])
         };
         let routes = inside("ip route");
-        assert!(!routes.contains("default"), "{mode}: {routes}");
+        // Engine 20.10 gives an internal network a default route to an address that nobody has.
+        assert!(mode == "second" || !routes.contains("default"), "{mode}: {routes}");
         let away =
             inside("curl -s -m 3 -o /dev/null -w '%{http_code} %{errormsg}' http://192.0.2.1/ || true");
         assert!(away.starts_with("000"), "{mode}: {away}");
@@ -153,7 +154,7 @@ fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
     for container in [&alone, &beside] {
         assert_eq!(container.asks().1, 200, "{}", session.said());
     }
-    drop(neighbour);
+    drop((neighbour, beside));
     let again = running(&session, &[]);
     assert!(is_podman() || networks(&again) == networks(&alone), "{:?}", networks(&again));
     let (code, said) = session.end();

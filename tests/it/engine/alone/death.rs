@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::fake_google::{CANARY, FakeGoogle};
-use crate::support::raw::{Container, TOKEN, address, answer, ask, network, token, until};
+use crate::support::raw::{Container, SECOND, TOKEN, address, answer, ask, network, token, until};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 60"];
@@ -35,7 +35,7 @@ fn run_once_free(container: &Container) -> String {
 
 #[test]
 fn the_address_of_a_dead_container_gets_no_token() {
-    let session = Session::offline("", &["--all"]);
+    let session = Session::offline(SECOND, &["--all"]);
     let (network, relay) = network(&session);
     let container = attached(&session);
     let at = address(&session, &container);
@@ -65,7 +65,7 @@ fn the_address_of_a_dead_container_gets_no_token() {
 /// Until the container that holds the lease was seen running at it, an address proves nothing.
 #[test]
 fn the_address_of_an_unstarted_container_gets_no_token() {
-    let session = Session::offline("", &["--all"]);
+    let session = Session::offline(SECOND, &["--all"]);
     let (network, relay) = network(&session);
     let script = ask();
     let container = Container::of(&session, &[&task_image(), "sh", "-c", &script]);
@@ -173,7 +173,7 @@ fn a_reply_in_flight_at_the_end_reaches_nobody() {
     std::fs::write(&file, google.user("dev@example.com")).unwrap();
     // Another scope each time: a key that has no token yet.
     let scopes: Vec<String> = ('a'..='j').map(|last| format!("{NARROW}{last}")).collect();
-    let config = format!("[identity.default]\nscopes = {scopes:?}\n");
+    let config = format!("{SECOND}[identity.default]\nscopes = {scopes:?}\n");
     let endpoint = google.token_uri();
     let audit = folder.0.join("audit.jsonl");
     let environment = [
@@ -262,18 +262,23 @@ print(json.dumps({'refreshes': len(done), 'errors': errors[:3], 'longest': round
 
 #[test]
 fn a_killed_relay_is_replaced_and_no_caller_notices() {
-    let session = Session::offline("", &["--all"]);
-    let (network, relay) = network(&session);
+    for config in ["", SECOND] {
+        replaced(&Session::offline(config, &["--all"]));
+    }
+}
+
+fn replaced(session: &Session) {
+    let (network, relay) = network(session);
     let name = format!("kfp-creds-relay-{}", session.socket.file_stem().unwrap().to_string_lossy());
     let endpoint = || {
         let format = format!(
-            "{{{{with index .NetworkSettings.Networks \"{network}\"}}}}{{{{.IPAddress}}}} {{{{.MacAddress}}}}{{{{end}}}}"
+            "{{{{with index .NetworkSettings.Networks \"{network}\"}}}}{{{{.IPAddress}}}} {{{{.MacAddress}}}} {{{{.IPAMConfig}}}}{{{{end}}}}"
         );
         let out = docker_at(&engine_socket(), &["inspect", "-f", &format, &name]);
         String::from_utf8(out.stdout).unwrap().trim().to_string()
     };
     let before = endpoint();
-    assert!(before.starts_with(&relay), "{before}");
+    assert!(before.contains(&relay), "{before}");
     let loops: Vec<Container> =
         (0..5).map(|_| Container::of(&session, &[&task_image(), "python3", "-c", LOOPS, "7"])).collect();
     let ids: Vec<&str> = loops.iter().map(|container| container.0.as_str()).collect();
