@@ -84,7 +84,9 @@
 //!   *attached*, *passes* unchanged, or is *refused*. *input*: an object in Cloud Storage that a task names.
 //!   *key*, in `guard`: any credential that must not enter a container; a *find* is a key with its place.
 //! * *attach*, *detach*: connect a container to our network, or disconnect it. *relay*: the container that
-//!   answers at the magic address. *cell*: a network of one container and the relay. *listening*: where the
+//!   answers at the magic address. *cell*: a network of one container and the relay.
+//!   *segment*: the bridge on which containers have link-local addresses; *second network*: ours, beside a
+//!   container's own. *stranger*: a container that was connected to a network of ours past the proxy. *listening*: where the
 //!   relay accepts requests.
 //! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it
 //!   (`session`). *control server*: answers about a session. *console*: what a person reads.

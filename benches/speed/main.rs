@@ -10,6 +10,7 @@
     reason = "a bench prints a table, reads its arguments, waits for other processes and spawns clients"
 )]
 
+mod attach;
 mod bare;
 mod builds;
 mod creates;
@@ -116,8 +117,11 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
     if plan.wants("mints") {
         mints::measure(&plan, &mut table)?;
     }
-    if ["tunnel", "creates", "isolation", "start", "leases"].iter().any(|group| plan.wants(group)) {
+    if ["attach", "tunnel", "creates", "isolation", "start", "leases"].iter().any(|group| plan.wants(group)) {
         let stage = Stage::set()?;
+        if plan.wants("attach") {
+            attach::measure(&plan, &stage, &mut table)?;
+        }
         if plan.wants("tunnel") {
             tunnel::measure(&plan, &stage, &mut table)?;
         }

@@ -15,7 +15,7 @@ use crate::{Outcome, Plan};
 const WAY: f64 = 250.0;
 
 pub(crate) fn measure(plan: &Plan, stage: &Stage, table: &mut Table) -> Outcome<()> {
-    let session = Session::start(&plan.program)?;
+    let session = Session::with(&plan.program, &[("KFP_CREDS_ATTACH", "second")])?;
     let direct = Direct::start(plan, stage)?;
     let container =
         docker(&session.socket, &["run", "-d", "--network", &stage.network, &stage.image, "idle"])?;

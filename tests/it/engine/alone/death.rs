@@ -280,7 +280,7 @@ fn replaced(session: &Session) {
     let before = endpoint();
     assert!(before.contains(&relay), "{before}");
     let loops: Vec<Container> =
-        (0..5).map(|_| Container::of(&session, &[&task_image(), "python3", "-c", LOOPS, "7"])).collect();
+        (0..5).map(|_| Container::of(session, &[&task_image(), "python3", "-c", LOOPS, "7"])).collect();
     let ids: Vec<&str> = loops.iter().map(|container| container.0.as_str()).collect();
     session.ok(&[&["start"], &ids[..]].concat());
     for container in &loops {
