@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Lifecycle, LifecycleState};
 use crate::docker::proxy::could_forge;
+use crate::docker::segment::Segment;
 use crate::record::metrics::Cause;
 use crate::workload::ContainerId;
 
@@ -85,12 +86,13 @@ impl Lifecycle {
                 return;
             }
         };
+        // On the second network the engine itself lets no two containers run at one address.
+        let segment = self.segment.as_ref().filter(|segment| segment.network().id == network);
         let robbed: Vec<ContainerId> = {
             let state = self.state();
-            let same = state
-                .tenants
-                .values()
-                .filter(|tenant| tenant.network == network && seen.addresses.contains(&tenant.address));
+            let same = state.tenants.values().filter(|tenant| {
+                segment.is_some() && tenant.network == network && seen.addresses.contains(&tenant.address)
+            });
             same.map(|tenant| tenant.grant.container.clone()).collect()
         };
         for tenant in &robbed {
@@ -102,8 +104,7 @@ impl Lifecycle {
             }
             self.cut_off(tenant, Cause::Ended, None);
         }
-        let on_default =
-            self.segment.as_ref().is_some_and(|own| own.is_default_bridge() && own.network().id == network);
+        let on_default = segment.is_some_and(Segment::is_default_bridge);
         if on_default && robbed.is_empty() && !could_forge(&seen.host) {
             return self.stranger_gone(container, Some(network));
         }

@@ -208,7 +208,7 @@ fn in_flight(session: &Session, google: &FakeGoogle, network: &str, relay: &str,
     let sleeps = [&[image.as_str()], &SLEEPS[..]].concat();
     let hand = Container::raw(&[&["--network", &joined, "--cap-add", "NET_ADMIN"], &sleeps[..]].concat());
     raw(&["start", &hand.0]);
-    let find = format!("ip -o -4 addr | grep -F ' {at}/' | cut -d' ' -f2");
+    let find = format!("ip -o -4 addr | grep -F ' {at}/' | cut -d' ' -f2 | head -n 1");
     let interface = hand.exec(&find);
     // Podman gives NET_RAW to those who ask.
     let heir = ["--network", network, "--ip", &at, "--cap-add", "NET_RAW", &image];
