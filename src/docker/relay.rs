@@ -237,7 +237,7 @@ fn description(image: &str, network: &Network, Listens { at, more, on }: Listens
     if let Some(ipam) = &mut endpoint.ipam_config {
         // An endpoint has one address of its own; further ones have to be link-local (Engine API, `LinkLocalIPs`).
         let linked: Vec<String> =
-            more.into_iter().chain(routed.then_some(at)).map(|at| at.to_string()).collect();
+            routed.then_some(at).into_iter().chain(more).map(|at| at.to_string()).collect();
         ipam.link_local_ips = (!linked.is_empty()).then_some(linked);
         if routed {
             ipam.ipv4_address = None;

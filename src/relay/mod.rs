@@ -282,16 +282,22 @@ fn unavailable(form: ErrorForm, why: &'static str) -> Response<Full<Bytes>> {
 }
 
 /// Asks the host for `/` as a container does. The host sees the relay's own address as the caller, which
-/// proves that the network, the listener and the tunnel work.
+/// proves that the network, the listener and the tunnel work. It is set here: to an address of its own the kernel
+/// connects from the first one of the same range, which may be the relay's other address.
 async fn probe(at: Ipv4Addr) -> io::Result<()> {
-    ask(SocketAddrV4::new(at, 80), "/").await.map(drop)
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((at, 0).into())?;
+    let stream = socket.connect((at, 80).into()).await?;
+    ask_on(stream, at, "/").await.map(drop)
 }
 
 /// Sends one request from inside a container; returns the status. The body, which may be a token, is not
 /// read.
 pub async fn ask(at: SocketAddrV4, path: &str) -> io::Result<u16> {
-    let mut stream = TcpStream::connect(at).await?;
-    let host = at.ip();
+    ask_on(TcpStream::connect(at).await?, *at.ip(), path).await
+}
+
+async fn ask_on(mut stream: TcpStream, host: Ipv4Addr, path: &str) -> io::Result<u16> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n"
     );

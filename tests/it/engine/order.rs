@@ -44,7 +44,7 @@ fn a_late_die_event_ends_only_its_own_lease() {
     let folder = Folder::new("between");
     let between = DelayedEngine::start(&folder.0, &engine_socket());
     // Ten addresses: the eleventh container has to have one that was somebody's.
-    let session = session(&between, "[network]\npool = \"10.219.39.0/28\"\n");
+    let session = session(&between, "[network]\nattach = \"second\"\npool = \"10.219.39.0/28\"\n");
     let mut held: Vec<Container> =
         (0..9).map(|_| Container::of(&session, &[&task_image(), "true"])).collect();
     let first = sleeper(&session);
