@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::StreamExt;
 
 use super::{Lifecycle, LifecycleState};
+use crate::docker::Product;
 use crate::docker::events::ContainerEvent;
 use crate::workload::ContainerId;
 
@@ -74,6 +75,11 @@ impl Lifecycle {
             ContainerEvent::Started(container) => {
                 self.has_run(&container);
                 self.readmit(&container);
+                // Podman tells of a container that is connected while it runs, and not of one that starts.
+                if self.engine.product() == Product::Podman && !self.state().is_leased(&container) {
+                    let this = self.clone();
+                    self.tasks.spawn("strangers", async move { this.look_for_strangers().await });
+                }
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });
             }
