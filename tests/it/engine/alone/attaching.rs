@@ -89,8 +89,9 @@ fn each_mode_attaches_before_the_first_instruction() {
         // Its published port works, and it has a way out.
         container.exec("python3 -m http.server 8000 >/dev/null 2>&1 &");
         let port = session.ok(&["port", &container.0, "8000"]);
+        // Podman in a network namespace of its own forwards no port of the loopback, without us neither.
         until(&format!("{mode}: {port} is reached"), Duration::from_secs(10), || {
-            head_of(&port).contains(" 200 ")
+            is_podman() || head_of(&port).contains(" 200 ")
         });
         assert!(container.exec("ip route").contains("default via"), "{mode}");
         // Nothing of 169.254.0.0/16 leaves by that way.
