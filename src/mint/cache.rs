@@ -141,7 +141,7 @@ impl Cacheable for AzureToken {
 #[derive(Debug)]
 pub struct Fresh<T> {
     pub token: Arc<T>,
-    /// Until then, and while [`Generation`] stays the same, another look-up gives the same token and starts nothing.
+    /// Until then, and while its generation stays the same, another look-up gives the same token and starts nothing.
     pub calm: Deadline,
 }
 
