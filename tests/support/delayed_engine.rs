@@ -17,6 +17,8 @@ struct Held {
     late: Duration,
     /// And not before so many starts of the container were told.
     starts: usize,
+    /// The streams of events that it was held back from: a session has two, and each has its own.
+    by: Vec<usize>,
 }
 
 /// What is held back; and what was told, in its order: action and container.
@@ -45,14 +47,14 @@ impl DelayedEngine {
 
     /// The next events `action` of `container` come `late`.
     pub(crate) fn hold(&self, action: &str, container: &str, late: Duration) {
-        let held = Held { action: action.into(), container: container.into(), late, starts: 0 };
+        let held = Held { action: action.into(), container: container.into(), late, starts: 0, by: vec![] };
         self.holding.lock().unwrap().push(held);
     }
 
     /// The next event `action` of `container` comes `late`, and after its next start, however slow the engine is.
     pub(crate) fn hold_beyond_start(&self, action: &str, container: &str, late: Duration) {
         let starts = starts(&self.told, container) + 1;
-        let held = Held { action: action.into(), container: container.into(), late, starts };
+        let held = Held { action: action.into(), container: container.into(), late, starts, by: vec![] };
         self.holding.lock().unwrap().push(held);
     }
 
@@ -113,9 +115,13 @@ impl DelayedEngine {
         let whom = if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
         let (action, whom) = (word(&event["Action"]), word(whom));
         let mut holding = self.holding.lock().unwrap();
-        let at = holding.iter().position(|held| held.action == action && held.container == whom);
-        let (late, after) =
-            at.map(|at| holding.remove(at)).map_or((Duration::ZERO, 0), |held| (held.late, held.starts));
+        let stream = Arc::as_ptr(to) as usize;
+        let here =
+            |held: &&mut Held| held.action == action && held.container == whom && !held.by.contains(&stream);
+        let (late, after) = holding.iter_mut().find(here).map_or((Duration::ZERO, 0), |held| {
+            held.by.push(stream);
+            (held.late, held.starts)
+        });
         drop(holding);
         let (told, to) = (self.told.clone(), to.clone());
         let deliver = move || {
