@@ -227,16 +227,7 @@ impl SessionParts {
         tasks.spawn("attend", lifecycle.clone().attend(asks, questions));
         tasks.spawn("events", lifecycle.clone().follow_events());
         let base = View { accounts: vec![], hosts: Arc::from(["metadata".to_string()]), ..View::default() };
-        let views = Views {
-            base,
-            project: None,
-            email: None,
-            pool: None,
-            cells: false,
-            loopback: None,
-            aws: None,
-            azure: None,
-        };
+        let views = Views { base, ..Views::default() };
         let server = Server::new(leases.clone(), mint, views, console(), recorder.clone());
         let (near, far) = tokio::io::duplex(1 << 16);
         let end = TunnelEnd { relay: RELAY, range: None, listening: Listening::default() };

@@ -104,16 +104,7 @@ pub fn tunnel(input: &[u8]) {
         let console = Console::new(OutputForm::Text, std::io::sink());
         let mint = Mint::new(Arc::new(source), Tasks::new(), Recorder::default());
         let (_writer, reader, _questions) = kfp_creds::registry::new();
-        let views = Views {
-            base: View::default(),
-            project: None,
-            email: None,
-            pool: None,
-            cells: false,
-            loopback: None,
-            aws: None,
-            azure: None,
-        };
+        let views = Views::default();
         let server = Server::new(reader, mint, views, console, Recorder::default());
         let end = TunnelEnd {
             relay: Ipv4Addr::new(169, 254, 169, 254),

@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::credentials::Credentials;
 use super::host_loopback;
 use super::proxied::reserve;
 use crate::config::{AttachMode, Config, Pool, RelaySource};
 use crate::console::Console;
-use crate::docker::proxy::{ProxySettings, RelayAt, ReservedKind, SecondNetwork};
+use crate::docker::proxy::{ProxySettings, RelayAt, ReservedKind, SecondNetwork, SecondRequest};
 use crate::docker::relay::Tunnel;
 use crate::docker::{Engine, EngineError};
 use crate::failure::{Failure, Reason};
@@ -20,9 +20,6 @@ use crate::process::Tasks;
 use crate::server::Server;
 use crate::server::views::Views;
 use crate::session::{EnginePlan, MetadataNetwork};
-
-/// A request for the second network, and where its answer goes.
-pub(super) type SecondRequest = oneshot::Sender<Result<RelayAt, Reason>>;
 
 /// What callers see, with the addresses at which they ask.
 pub(super) fn views(
@@ -120,15 +117,22 @@ impl SecondOpener {
                 answer = asked.recv() => answer,
             };
             let Some(answer) = answer else { return };
-            let relay = match self.second.get() {
-                Some(open) => Ok(relay_at(open)),
-                None => self.open().await.map_err(|error| Reason::new(error.to_string(), error.remedy())),
-            };
-            let _ = answer.send(relay);
+            let relay = self.ready().await;
+            let _ = answer.send(relay.map_err(|error| Reason::new(error.to_string(), error.remedy())));
         }
     }
 
-    async fn open(&self) -> Result<RelayAt, EngineError> {
+    /// The relay of the second network, once it answers.
+    async fn ready(&self) -> Result<RelayAt, EngineError> {
+        let second = match self.second.get() {
+            Some(open) => open.clone(),
+            None => self.open().await?,
+        };
+        second.wait_ready().await?;
+        Ok(relay_at(&second))
+    }
+
+    async fn open(&self) -> Result<Arc<MetadataNetwork>, EngineError> {
         let SecondPlan { pool, relay, aws, sockets } = &self.wanted;
         let plan = EnginePlan {
             session: &self.first.network.session,
@@ -147,8 +151,7 @@ impl SecondOpener {
         let _ = self.second.set(opened.clone());
         keeper.tasks.spawn("second relay", keeper.clone().keep(opened.clone(), tunnel));
         self.lifecycle.open_second(opened.network.clone(), relay_at(&opened), opened.leasable());
-        opened.wait_ready().await?;
-        Ok(relay_at(&opened))
+        Ok(opened)
     }
 }
 

@@ -62,7 +62,7 @@ pub struct DefaultBridge {
 }
 
 /// The ids of the containers in a list of the engine's.
-pub fn members(list: &Value) -> Vec<String> {
+pub fn ids(list: &Value) -> Vec<String> {
     items(list).filter_map(|found| Some(found["Id"].as_str()?.into())).collect()
 }
 

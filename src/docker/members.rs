@@ -94,7 +94,7 @@ fn member(found: &Value) -> Option<Member> {
 
 /// Whether this state of the engine means running. An unknown state counts as running: a container that may
 /// still run is not taken off its network.
-fn runs(state: &Value) -> bool {
+pub(super) fn runs(state: &Value) -> bool {
     const ENDED: [&str; 7] =
         ["created", "exited", "dead", "removing", "stopped", "configured", "initialized"];
     state.as_str().is_none_or(|state| !ENDED.contains(&state))

@@ -9,7 +9,6 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::addresses::Addresses;
-use super::bridge::DefaultBridge;
 use super::network::{MAGIC, Network};
 use crate::config::Pool;
 
@@ -20,7 +19,6 @@ pub struct Segment(Arc<SegmentState>);
 #[derive(Debug)]
 struct SegmentState {
     network: Network,
-    default: DefaultBridge,
     range: Pool,
     container_credentials: bool,
     addresses: Mutex<Addresses>,
@@ -36,9 +34,9 @@ pub struct SegmentAddress {
 impl Segment {
     /// `network` is a bridge of ours or the default one. With `container_credentials` the relay has AWS's
     /// address of container credentials, too.
-    pub fn new(network: Network, default: DefaultBridge, range: Pool, container_credentials: bool) -> Self {
+    pub fn new(network: Network, range: Pool, container_credentials: bool) -> Self {
         let addresses = Mutex::new(Addresses::new(range.leasable()));
-        Self(Arc::new(SegmentState { network, default, range, container_credentials, addresses }))
+        Self(Arc::new(SegmentState { network, range, container_credentials, addresses }))
     }
 
     /// An address that no container has; the longest unused one.
@@ -53,11 +51,6 @@ impl Segment {
 
     pub fn network(&self) -> &Network {
         &self.0.network
-    }
-
-    /// The engine's default bridge.
-    pub fn default(&self) -> &DefaultBridge {
-        &self.0.default
     }
 
     pub fn range(&self) -> Pool {
@@ -111,7 +104,7 @@ mod tests {
             routed: true,
         };
         let range = Pool { network: Ipv4Addr::new(169, 254, 172, 0), prefix: 28 };
-        let segment = Segment::new(network, DefaultBridge::default(), range, false);
+        let segment = Segment::new(network, range, false);
         let all: Vec<_> = std::iter::from_fn(|| segment.take()).collect();
         assert!(all.len() > 3 && all.iter().all(|one| range.contains(one.address)));
         let first = all[0].address;

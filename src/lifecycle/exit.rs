@@ -84,6 +84,9 @@ impl Lifecycle {
     pub(super) fn tell(&self, untold: &Untold, cause: Cause, exit_code: Option<i64>) {
         let Untold { grant, alive, .. } = untold;
         self.recorder.cut_off(grant, cause, exit_code, alive);
+        if cause == Cause::AddressTaken {
+            return; // a notice has told it: the container neither ended nor was cut off by a person
+        }
         let (now, last) = (Now::read(), alive.iter().map(|token| token.expires).max_by_key(Deadline::wall));
         self.console.say(Line::CutOff {
             task: &grant.task.to_string(),

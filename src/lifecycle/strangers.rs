@@ -88,24 +88,24 @@ impl Lifecycle {
         };
         // On the second network the engine itself lets no two containers run at one address.
         let segment = self.segment.as_ref().filter(|segment| segment.network().id == network);
-        let robbed: Vec<ContainerId> = {
+        let at_the_same: Vec<ContainerId> = {
             let state = self.state();
             let same = state.tenants.values().filter(|tenant| {
                 segment.is_some() && tenant.network == network && seen.addresses.contains(&tenant.address)
             });
             same.map(|tenant| tenant.grant.container.clone()).collect()
         };
-        for tenant in &robbed {
+        for tenant in &at_the_same {
             self.console.notice(format!(
                 "{container} has the address of {tenant}, which loses its identity; create it again"
             ));
             if let Some(tenant) = self.state().tenants.get_mut(tenant) {
                 tenant.barred = true;
             }
-            self.cut_off(tenant, Cause::Ended, None);
+            self.cut_off(tenant, Cause::AddressTaken, None);
         }
         let on_default = segment.is_some_and(Segment::is_default_bridge);
-        if on_default && robbed.is_empty() && !could_forge(&seen.host) {
+        if on_default && at_the_same.is_empty() && !could_forge(&seen.host) {
             return self.stranger_gone(container, Some(network));
         }
         if !self.state().tenants.values().any(|tenant| tenant.network == network) {

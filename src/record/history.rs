@@ -51,7 +51,7 @@ pub struct LeaseHistory {
     pub began: SystemTime,
     #[serde(serialize_with = "at_last")]
     pub ended: Option<SystemTime>,
-    /// `ended`, `by_hand` or `session`.
+    /// `ended`, `by_hand`, `session` or `address_taken`.
     pub cause: Option<&'static str>,
     pub exit_code: Option<i64>,
     pub tokens: VecDeque<GivenToken>,

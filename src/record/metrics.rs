@@ -100,13 +100,15 @@ pub enum Cause {
     ByHand,
     /// The session ended.
     Session,
+    /// Another container has its address.
+    AddressTaken,
 }
 
 impl Cause {
-    const ALL: [Self; 3] = [Self::Ended, Self::ByHand, Self::Session];
+    const ALL: [Self; 4] = [Self::Ended, Self::ByHand, Self::Session, Self::AddressTaken];
 
     pub fn word(self) -> &'static str {
-        ["ended", "by_hand", "session"][self as usize]
+        ["ended", "by_hand", "session", "address_taken"][self as usize]
     }
 }
 

@@ -33,7 +33,7 @@ pub struct AzureFacts {
 }
 
 /// Values that all callers of a session share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Views {
     /// Values from the config, and stand-ins for the rest; no accounts.
     pub base: View,
@@ -197,13 +197,8 @@ mod tests {
     fn a_view_of_another_tenant_or_principal_is_made_anew() {
         let views = Views {
             base: View { accounts: vec![], ..View::default() },
-            project: None,
-            email: None,
-            pool: None,
-            cells: false,
-            loopback: None,
-            aws: None,
             azure: Some(AzureFacts::default()),
+            ..Views::default()
         };
         let identity = Identity { azure: Some(Arc::default()), ..Identity::default() };
         let named = |tenant: &str, client: &str| AzurePrincipal {

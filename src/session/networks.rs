@@ -42,10 +42,10 @@ pub(super) async fn segment(
             return otherwise("another session has 169.254.169.254 on the default bridge");
         }
         let network = on_default(&default, wanted.session);
-        return Ok(Some(Segment::new(network, default, range, wanted.aws)));
+        return Ok(Some(Segment::new(network, range, wanted.aws)));
     }
     match engine.make_bridge(&default, wanted.session).await {
-        Ok(network) => Ok(Some(Segment::new(network, default, range, wanted.aws))),
+        Ok(network) => Ok(Some(Segment::new(network, range, wanted.aws))),
         // The engine's ranges for networks may be used up; the second network has a range of its own.
         Err(error) if error.is_refusal() => otherwise(&error.to_string()),
         Err(error) => Err(error),

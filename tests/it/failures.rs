@@ -346,21 +346,31 @@ fn aws_troubles_and_refusals() {
         command.env("AWS_ENDPOINT_URL_STS", aws.url()).env("AWS_EC2_METADATA_DISABLED", "true");
         (0..12).for_each(|_| aws.instead(status, &fake_aws::refusal(code)));
         let started = Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0);
-        let part = "AWS";
-        match started {
-            Err((code, person)) => {
-                assert!(!passes, "{case}: {person}");
-                let client = format!("no session: exit code {code}");
-                Happened { part, case, client, person, recovers: NEVER }.is_on_the_page();
-            }
-            Ok(server) => {
-                let ask = || server.get("/v2/credentials", "");
-                let client = answer(ask);
-                let person = server.lines("");
-                waits_for(Duration::from_secs(60), || ask().starts_with("200"));
-                assert!(passes, "{case}: {client}");
-                Happened { part, case, client, person, recovers: AGAIN }.is_on_the_page();
-            }
+        let ask = |server: &Listener| server.get("/v2/credentials", "");
+        refused_or_passed("AWS", case, started, passes, ask);
+    }
+}
+
+/// Writes the row of a fault of an upstream, at the start of the program: one that `passes` does not end it.
+fn refused_or_passed(
+    part: &'static str,
+    case: &'static str,
+    started: Result<Listener, (i32, String)>,
+    passes: bool,
+    ask: impl Fn(&Listener) -> String,
+) {
+    match started {
+        Err((code, person)) => {
+            assert!(!passes, "{case}: {person}");
+            let client = format!("no session: exit code {code}");
+            Happened { part, case, client, person, recovers: NEVER }.is_on_the_page();
+        }
+        Ok(server) => {
+            let client = answer(|| ask(&server));
+            let person = server.lines("");
+            waits_for(Duration::from_secs(60), || ask(&server).starts_with("200"));
+            assert!(passes, "{case}: {client}");
+            Happened { part, case, client, person, recovers: AGAIN }.is_on_the_page();
         }
     }
 }
@@ -384,24 +394,11 @@ fn azure_troubles_and_refusals() {
         command.env("AZURE_CLIENT_SECRET", "canary-secret").env("AZURE_AUTHORITY_HOST", entra.url());
         (0..12).for_each(|_| entra.fail_as(status, error, number));
         let started = Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0);
-        let part = "Azure";
-        match started {
-            Err((code, person)) => {
-                assert!(!passes, "{case}: {person}");
-                let client = format!("no session: exit code {code}");
-                Happened { part, case, client, person, recovers: NEVER }.is_on_the_page();
-            }
-            Ok(server) => {
-                let path = "/msi/token?api-version=2019-08-01&resource=https://storage.azure.com";
-                let header = format!("X-IDENTITY-HEADER: {}\r\n", server.capability);
-                let ask = || server.get(path, &header);
-                let client = answer(ask);
-                let person = server.lines("");
-                waits_for(Duration::from_secs(60), || ask().starts_with("200"));
-                assert!(passes, "{case}: {client}");
-                Happened { part, case, client, person, recovers: AGAIN }.is_on_the_page();
-            }
-        }
+        let ask = |server: &Listener| {
+            let header = format!("X-IDENTITY-HEADER: {}\r\n", server.capability);
+            server.get("/msi/token?api-version=2019-08-01&resource=https://storage.azure.com", &header)
+        };
+        refused_or_passed("Azure", case, started, passes, ask);
     }
 }
 

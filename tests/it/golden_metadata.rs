@@ -217,16 +217,7 @@ fn is_minted(path: &str) -> bool {
 
 /// What is told where neither config, nor credentials, nor a container say more.
 fn stand_in() -> View {
-    let views = Views {
-        base: View::default(),
-        project: None,
-        email: None,
-        pool: None,
-        cells: false,
-        loopback: None,
-        aws: None,
-        azure: None,
-    };
+    let views = Views::default();
     views.local(&Identity::default(), &Principal::default())
 }
 

@@ -190,13 +190,9 @@ impl Clouds {
         let (writer, reader, questions) = registry::new();
         let views = Views {
             base: View { accounts: vec![], hosts: Arc::from(["127.0.0.1".to_string()]), ..View::default() },
-            project: None,
-            email: None,
-            pool: None,
-            cells: false,
-            loopback: None,
             aws: Some(AwsFacts { region: Some("eu-west-1".into()) }),
             azure: Some(AzureFacts::default()),
+            ..Views::default()
         };
         let console = Console::new(OutputForm::Quiet, std::io::sink());
         let server = Server::new(reader, mint.clone(), views, console, recorder.clone());

@@ -19,10 +19,10 @@ use super::judge::{self, Verdict};
 use super::leases::{LeaseSecret, Reach, lease_secret};
 use super::mount_sources::aside;
 use super::path::ApiTarget;
-use super::question::{Neighbour, Question};
+use super::question::{Candidate, Neighbour, Question};
 use super::reserved::ReservedKind;
 use super::state::Proxy;
-use super::{Attachment, Rules, Wiring, entrypoint, json, podman, proxies, writable};
+use super::{Attachment, RelayAt, Rules, Wiring, entrypoint, json, podman, proxies, writable};
 use crate::console::Line;
 use crate::docker::Product;
 use crate::policy::{Decision, doubt};
@@ -133,7 +133,7 @@ impl Proxy {
         let joins = self.leases.joinable(body, &decision, rules, &neighbours).await?;
         let base = &self.settings.wiring;
         let (place, own) = match &decision {
-            Decision::Attach(..) if joins.is_none() => self.places.of(body).await?,
+            Decision::Attach(..) if joins.is_none() => self.place(body, name).await?,
             Decision::Attach(..) | Decision::Pass(_) => (Attachment::Shared, base.at),
         };
         let secret = lease_secret(&decision, joins.as_ref())?;
@@ -177,6 +177,24 @@ impl Proxy {
             self.entrypoints.once(&task.to_string(), image, entrypoint::CLEARED);
         }
         Ok(Judged { verdict, place, secret, brought })
+    }
+
+    /// The place of a container that the rules give an identity. One that cannot have it takes none: making the
+    /// second network for it could fail, and then its create would.
+    async fn place(&self, body: &Value, name: Option<&str>) -> Result<(Attachment, RelayAt), Refusal> {
+        let on_loopback = body["HostConfig"]["NetworkMode"] == "host" && self.settings.loopback.is_some();
+        let wiring = &self.settings.wiring;
+        let candidate = Candidate {
+            name,
+            server_names: &wiring.names,
+            on_loopback,
+            joins: false,
+            alone: self.settings.cells.is_some() && !on_loopback,
+        };
+        match judge::disqualified(body, &candidate) {
+            Some(_) => Ok((Attachment::Shared, wiring.at)),
+            None => self.places.of(body).await,
+        }
     }
 
     /// The decision of the rules, limited to what the engine can do.

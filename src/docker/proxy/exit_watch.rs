@@ -16,6 +16,7 @@ use url::form_urlencoded;
 use super::engine_client::EngineClient;
 use super::exit_codes::ExitCodes;
 use crate::docker::events;
+use crate::docker::members::runs;
 use crate::json::items;
 use crate::process::Tasks;
 use crate::workload::ContainerId;
@@ -145,9 +146,4 @@ impl ExitWatch {
             }
         }
     }
-}
-
-/// By the word in a list. A restart is under way: the code of the run before is not the last one.
-fn runs(state: &Value) -> bool {
-    matches!(state.as_str(), Some("running" | "paused" | "restarting"))
 }

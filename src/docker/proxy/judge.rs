@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::capabilities::{Capabilities, risky_sysctl};
 use super::engine_client::Refusal;
 use super::json::HOST_FIELDS;
-use super::question::{Neighbour, Question, asks_for_link_local, endpoints};
+use super::question::{Candidate, Neighbour, Question, asks_for_link_local, endpoints};
 use super::reserved;
 use super::wiring::{shadows, wire_up};
 use crate::json::fields;
@@ -81,7 +81,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
         Decision::Attach(identity, by) => (identity.clone(), *by),
         Decision::Pass(why) => return Verdict::Pass(why.clone()),
     };
-    match (disqualified(body, question), question.joins) {
+    match (disqualified(body, &question.candidate()), question.joins) {
         (Some(why), None) => return Verdict::Pass(why),
         // It would have the identity in any case, because it has its neighbour's address.
         (Some(why), Some(joined)) => {
@@ -209,15 +209,15 @@ fn drop_our_labels(body: &mut Value) {
 }
 
 /// The reason why this container cannot have an identity, whatever the policy says.
-fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
+pub(super) fn disqualified(body: &Value, candidate: &Candidate<'_>) -> Option<String> {
     let host = &body["HostConfig"];
     if host["Privileged"] == true {
         return Some("it is privileged, so it could take a neighbour's identity".into());
     }
     match host["NetworkMode"].as_str().unwrap_or_default() {
-        "host" if question.path.is_none() => return Some("it uses the host's network".into()),
+        "host" if !candidate.on_loopback => return Some("it uses the host's network".into()),
         "none" => return Some("it asked for no network".into()),
-        mode if mode.starts_with("container:") && question.joins.is_none() => {
+        mode if mode.starts_with("container:") && !candidate.joins => {
             return Some("it joins another container's network".into());
         }
         _ if body["NetworkDisabled"] == true => return Some("it asked for no network".into()),
@@ -226,15 +226,15 @@ fn disqualified(body: &Value, question: &Question<'_>) -> Option<String> {
     if host["PidMode"] == "host" {
         return Some("it sees the host's processes, so it could enter a neighbour's network".into());
     }
-    if let Some(name) = Capabilities::dangerous(host, question.alone) {
+    if let Some(name) = Capabilities::dangerous(host, candidate.alone) {
         return Some(format!("it keeps {name}, with which it could take a neighbour's identity"));
     }
     let sysctls = fields(&host["Sysctls"]);
     if let Some((name, _)) = sysctls.into_iter().find(|(name, _)| risky_sysctl(name)) {
         return Some(format!("it sets {name}, with which it could speak for a neighbour's address"));
     }
-    let names = &question.wiring.names;
-    let name = question.name.and_then(|name| reserved::captures(name, names)).map(|why| ("name", why));
+    let names = candidate.server_names;
+    let name = candidate.name.and_then(|name| reserved::captures(name, names)).map(|why| ("name", why));
     let host = |key: &'static str| {
         let why = reserved::captures_as_host(body[key].as_str()?, names)?;
         Some((key, why))

@@ -105,7 +105,7 @@ pub use self::capabilities::could_forge;
 pub use self::clouds::{SHADOWS, Shadow};
 pub use self::exit_codes::ExitCodes;
 pub use self::inputs::{Fetch, Fetched, Fetching};
-pub use self::places::SecondNetwork;
+pub use self::places::{SecondNetwork, SecondRequest};
 pub use self::preview::{Networks, Preview, PreviewOutcome, preview};
 pub use self::question::RelayAt;
 pub use self::reserved::{Reserved, ReservedKind};

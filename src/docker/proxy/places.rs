@@ -15,7 +15,7 @@ use super::lookups::Lookups;
 use super::question::{RelayAt, endpoints};
 use super::reserved::{Hit, Reserved, ReservedKind};
 use super::{Attachment, ProxySettings};
-use crate::docker::bridge::{DEFAULT_BRIDGE, members};
+use crate::docker::bridge::{DEFAULT_BRIDGE, ids};
 use crate::docker::call::filtered;
 use crate::docker::segment::Segment;
 use crate::failure::Reason;
@@ -25,12 +25,15 @@ use crate::workload::ContainerId;
 /// The engine's names for the default bridge in a create.
 const DEFAULT: [&str; 3] = ["", "bridge", "default"];
 
+/// A request for the second network: where its answer goes.
+pub type SecondRequest = oneshot::Sender<Result<RelayAt, Reason>>;
+
 /// The second network: made at the start of the session, or when the first container needs it.
 #[derive(Clone, Debug)]
 pub enum SecondNetwork {
     Open(RelayAt),
     /// Each request is answered once the network and its relay are there.
-    OnDemand(mpsc::Sender<oneshot::Sender<Result<RelayAt, Reason>>>),
+    OnDemand(mpsc::Sender<SecondRequest>),
 }
 
 /// Chooses the places of one session's containers.
@@ -71,7 +74,7 @@ impl AttachmentChooser {
         }
         if let Some(segment) = &self.settings.segment
             && asks_for_default_bridge(body)
-            && !self.has_strangers(segment).await?
+            && !self.is_shared(segment).await?
             && let Some(address) = segment.take()
         {
             let relay =
@@ -94,17 +97,17 @@ impl AttachmentChooser {
         relay.map_err(|why| broken(format!("kfp-creds could not make its second network: {why}")))
     }
 
-    /// Whether somebody runs on the default bridge for whose sake a container should not get its address there.
-    /// In place of a bridge of ours: anybody, because the container may want to reach it. On the default bridge
-    /// itself: whoever could forge addresses.
-    async fn has_strangers(&self, segment: &Segment) -> Result<bool, Refusal> {
+    /// Whether a container runs on the default bridge that keeps a new one from the segment. If the segment is a
+    /// bridge of ours, any container does: the new one may want to reach it. If it is the default bridge itself,
+    /// those do that could forge addresses.
+    async fn is_shared(&self, segment: &Segment) -> Result<bool, Refusal> {
         let path = filtered("/containers/json?all=false", "network", DEFAULT_BRIDGE);
         let found = self.engine.look(&path).await?;
-        for member in members(&found.unwrap_or_default()) {
+        for container in ids(&found.unwrap_or_default()) {
             if !segment.is_default_bridge() {
                 return Ok(true);
             }
-            let Some(id) = ContainerId::parse(&member) else { return Ok(true) };
+            let Some(id) = ContainerId::parse(&container) else { return Ok(true) };
             if !self.is_known(&id).await && self.is_able_to_forge(&id).await? {
                 return Ok(true);
             }
@@ -191,8 +194,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_create_with_wishes_for_its_network_gets_the_second_one() {
-        // As the docker command line and docker-py write a container without wishes.
+    fn a_create_that_sets_up_its_network_gets_the_second_one() {
+        // As the docker command line and docker-py write a container without settings for its network.
         for plain in [
             json!({}),
             json!({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": null}),
@@ -202,7 +205,7 @@ mod tests {
         ] {
             assert!(asks_for_default_bridge(&plain), "{plain}");
         }
-        for wish in [
+        for set_up in [
             json!({"HostConfig": {"NetworkMode": "own"}}),
             json!({"HostConfig": {"NetworkMode": "none"}}),
             json!({"HostConfig": {"Links": ["db:db"]}}),
@@ -211,7 +214,7 @@ mod tests {
             json!({"NetworkingConfig": {"EndpointsConfig": {"bridge": {"Aliases": ["db"]}}}}),
             json!({"NetworkingConfig": {"EndpointsConfig": {"bridge": {"GwPriority": 1}}}}),
         ] {
-            assert!(!asks_for_default_bridge(&wish), "{wish}");
+            assert!(!asks_for_default_bridge(&set_up), "{set_up}");
         }
     }
 }

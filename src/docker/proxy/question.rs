@@ -70,7 +70,32 @@ pub(super) struct Question<'a> {
     pub(super) joins: Option<&'a Joined>,
 }
 
+/// What decides, besides the body, whether a container can have an identity at all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate<'a> {
+    /// `?name=`.
+    pub(super) name: Option<&'a str>,
+    /// The names of the metadata server.
+    pub(super) server_names: &'a [String],
+    /// On the host's network it reaches us on the loopback.
+    pub(super) on_loopback: bool,
+    /// It may join the network of a leased container.
+    pub(super) joins: bool,
+    /// It will be alone with the relay on its network.
+    pub(super) alone: bool,
+}
+
 impl Question<'_> {
+    pub(super) fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            name: self.name,
+            server_names: &self.wiring.names,
+            on_loopback: self.path.is_some(),
+            joins: self.joins.is_some(),
+            alone: self.alone,
+        }
+    }
+
     /// The identity that the rules decided on, if any.
     pub(super) fn identity(&self) -> Option<&Identity> {
         match self.decision {

@@ -117,7 +117,7 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     }
     if let Some(linked) = question.linked {
         let endpoint = json!({ "IPAMConfig": { "LinkLocalIPs": [linked.address] } });
-        // In place of what the request says about the default bridge, which is nothing (`places`).
+        // Nothing is lost: only a request without settings for its network gets a link-local address (`places`).
         body["NetworkingConfig"] = json!({ "EndpointsConfig": { linked.segment().reference(): endpoint } });
     }
     let host = &mut body["HostConfig"];

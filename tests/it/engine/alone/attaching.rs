@@ -89,7 +89,7 @@ fn each_mode_attaches_before_the_first_instruction() {
         // Its published port works, and it has a way out.
         container.exec("python3 -m http.server 8000 >/dev/null 2>&1 &");
         let port = session.ok(&["port", &container.0, "8000"]);
-        // Podman in a network namespace of its own forwards no port of the loopback, without us neither.
+        // In a network namespace of its own Podman forwards no port of the loopback, with or without kfp-creds.
         until(&format!("{mode}: {port} is reached"), Duration::from_secs(10), || {
             is_podman() || head_of(&port).contains(" 200 ")
         });
@@ -167,7 +167,7 @@ fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
 }
 
 #[test]
-fn wishes_for_a_network_lead_to_the_second_one() {
+fn a_named_network_or_a_link_leads_to_the_second_one() {
     if is_podman() {
         return; // it has no other; `each_mode_attaches_before_the_first_instruction`
     }
@@ -185,7 +185,7 @@ fn wishes_for_a_network_lead_to_the_second_one() {
 }
 
 #[test]
-fn link_local_addresses_are_nobodys_to_choose() {
+fn clients_cannot_choose_link_local_addresses() {
     let session = in_mode("auto", &[]);
     let asked = |network: &str| {
         json!({"HostConfig": {"NetworkMode": network}, "NetworkingConfig": {"EndpointsConfig": {
@@ -229,7 +229,7 @@ fn a_stranger_on_our_network_suspends_its_leases() {
         assert_eq!(asked.1, 503, "{mode}: {}", session.said());
         println!("{mode}: refused {} ms after the connect was answered", connected.elapsed().as_millis());
         session.wait_for("past kfp-creds", Duration::from_secs(3));
-        assert_eq!(intruder.asks().1, 0, "the stranger has no variable, and no answer");
+        assert_eq!(intruder.asks().1, 0, "the stranger has no variable that names a server");
         drop(intruder);
         until("the lease is back", Duration::from_secs(5), || container.asks().1 == 200);
         let (code, said) = session.end();
@@ -249,14 +249,14 @@ fn an_address_at_two_containers_ends_the_lease() {
     let network = networks(&container).remove(0);
     let found = inspect(&container.0);
     let at = found["NetworkSettings"]["Networks"][&network]["IPAMConfig"]["LinkLocalIPs"][0].clone();
-    let thief = Made("container", unused("thief"));
+    let second = Made("container", unused("second"));
     let body = json!({"Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": network},
         "NetworkingConfig": {"EndpointsConfig": {network.clone(): {"IPAMConfig": {"LinkLocalIPs": [at]}}}}});
-    assert_eq!(create(&engine_socket(), &thief.1, &body).0, 201);
-    raw(&["start", &thief.1]);
+    assert_eq!(create(&engine_socket(), &second.1, &body).0, 201);
+    raw(&["start", &second.1]);
     session.wait_for("has the address of", Duration::from_secs(3));
     assert_eq!(container.asks().1, 503);
-    drop(thief);
+    drop(second);
     // For good: which of the two asked in between is not known.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(container.asks().1, 503);
