@@ -25,8 +25,8 @@ use super::network::{Network, fixed};
 use super::segment::SegmentAddress;
 use super::{Engine, EngineError};
 
-/// The host names of the metadata server. Some clients look them up with a trailing dot, which a hosts file
-/// does not match, so they are network aliases in addition to hosts entries.
+/// The host names of the metadata server. On the second network they are network aliases in addition to hosts
+/// entries, for clients that do not read a hosts file.
 pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.goog"];
 
 /// Sysctls that keep a relay on several networks from connecting them: it forwards nothing (the engine's

@@ -1,13 +1,15 @@
-//! Handles the engine's events, and compares all containers with the engine after a gap in the events.
+//! Handles the engine's events, and compares containers with the engine: all after a gap in the events, and those
+//! that are answered every few seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 
-use super::{Lifecycle, LifecycleState};
+use super::{Lifecycle, LifecycleState, Tenant};
 use crate::docker::Product;
 use crate::docker::events::ContainerEvent;
+use crate::registry::Lease;
 use crate::workload::ContainerId;
 
 impl Lifecycle {
@@ -43,6 +45,48 @@ impl Lifecycle {
                 () = self.tasks.stop().cancelled() => return,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
+        }
+    }
+
+    /// Compares all known containers with the engine's state, after a gap in the events.
+    async fn resync(self: &Arc<Self>) {
+        self.look_for_strangers().await;
+        for (container, network) in self.known_networks(|_| true) {
+            self.look_at(&container, &network).await;
+        }
+    }
+
+    /// Compares the containers that are answered with the engine's list of running ones: an engine drops events
+    /// for a reader that it takes for slow.
+    pub(super) async fn compare(self: &Arc<Self>) {
+        let answered = |tenant: &Tenant| tenant.lease.as_ref().is_some_and(Lease::confirmed);
+        let answered = self.known_networks(answered);
+        if answered.is_empty() {
+            return;
+        }
+        let Ok(members) = self.engine.containers_of(&self.session).await else { return };
+        for (container, network) in answered {
+            if !members.iter().any(|member| member.running && member.id == container.as_str()) {
+                self.look_at(&container, &network).await;
+            }
+        }
+    }
+
+    fn known_networks(&self, which: impl Fn(&Tenant) -> bool) -> Vec<(ContainerId, String)> {
+        let state = self.state();
+        let found = state.tenants.iter().filter(|(_, tenant)| which(tenant));
+        found.map(|(container, tenant)| (container.clone(), tenant.network.clone())).collect()
+    }
+
+    async fn look_at(self: &Arc<Self>, container: &ContainerId, network: &str) {
+        match self.engine.look(container.as_str(), network).await {
+            Ok(seen) if seen.running => {
+                self.readmit(container);
+                self.confirm(container).await;
+            }
+            Ok(seen) => self.ended_unseen(container, seen.exit_code),
+            Err(error) if error.is_gone() => self.forget(container),
+            Err(error) => tracing::debug!(%error, %container, "could not look at a container"),
         }
     }
 

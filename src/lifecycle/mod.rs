@@ -44,6 +44,9 @@ use strangers::Strangers;
 /// How long a container that was never started keeps its address.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
 
+/// How often the containers with a lease are compared with the engine's list: it may have dropped an event.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
 /// How often unused addresses and unused cached tokens are released.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 
@@ -195,6 +198,7 @@ impl Lifecycle {
         mut questions: Questions,
     ) {
         let mut tidy = tokio::time::interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
+        let mut compare = tokio::time::interval_at(Instant::now() + COMPARE_EVERY, COMPARE_EVERY);
         loop {
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
@@ -205,6 +209,10 @@ impl Lifecycle {
                 Some(address) = questions.next() => {
                     let this = self.clone();
                     self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
+                }
+                _ = compare.tick() => {
+                    let this = self.clone();
+                    self.tasks.spawn("compare", async move { this.compare().await });
                 }
                 _ = tidy.tick() => {
                     self.forget_unused();
@@ -353,30 +361,6 @@ impl Lifecycle {
                 "{container} did not start within {minutes} min and has lost its identity; create it again"
             ));
             self.forget(&container);
-        }
-    }
-
-    /// Compares the known containers with the engine's state, after a gap in the events.
-    async fn resync(self: &Arc<Self>) {
-        self.look_for_strangers().await;
-        let known: Vec<(ContainerId, String)> = {
-            let state = self.state();
-            state
-                .tenants
-                .iter()
-                .map(|(container, tenant)| (container.clone(), tenant.network.clone()))
-                .collect()
-        };
-        for (container, network) in known {
-            match self.engine.look(container.as_str(), &network).await {
-                Ok(seen) if seen.running => {
-                    self.readmit(&container);
-                    self.confirm(&container).await;
-                }
-                Ok(seen) => self.ended_unseen(&container, seen.exit_code),
-                Err(error) if error.is_gone() => self.forget(&container),
-                Err(error) => tracing::debug!(%error, %container, "could not look at a container"),
-            }
         }
     }
 

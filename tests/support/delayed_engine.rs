@@ -17,6 +17,8 @@ struct Held {
     late: Duration,
     /// And not before so many starts of the container were told.
     starts: usize,
+    /// Only from the stream that the leases follow, which tells of networks as well.
+    leases_only: bool,
     /// The streams of events that it was held back from: a session has two, and each has its own.
     by: Vec<usize>,
 }
@@ -45,17 +47,25 @@ impl DelayedEngine {
         this
     }
 
-    /// The next events `action` of `container` come `late`.
+    /// The next event `action` of `container` comes `late`, on each stream.
     pub(crate) fn hold(&self, action: &str, container: &str, late: Duration) {
-        let held = Held { action: action.into(), container: container.into(), late, starts: 0, by: vec![] };
+        self.held(action, container, late, 0, false);
+    }
+
+    /// The same on the stream alone that the leases follow; the one for the exit codes has it in time.
+    pub(crate) fn hold_from_leases(&self, action: &str, container: &str, late: Duration) {
+        self.held(action, container, late, 0, true);
+    }
+
+    fn held(&self, action: &str, container: &str, late: Duration, starts: usize, leases_only: bool) {
+        let (action, container) = (action.into(), container.into());
+        let held = Held { action, container, late, starts, leases_only, by: vec![] };
         self.holding.lock().unwrap().push(held);
     }
 
     /// The next event `action` of `container` comes `late`, and after its next start, however slow the engine is.
     pub(crate) fn hold_beyond_start(&self, action: &str, container: &str, late: Duration) {
-        let starts = starts(&self.told, container) + 1;
-        let held = Held { action: action.into(), container: container.into(), late, starts, by: vec![] };
-        self.holding.lock().unwrap().push(held);
+        self.held(action, container, late, starts(&self.told, container) + 1, false);
     }
 
     /// From here on nobody is answered. What leaves is still seen to leave.
@@ -69,16 +79,17 @@ impl DelayedEngine {
     }
 
     fn carry(&self, client: UnixStream, engine: UnixStream) {
-        let events = Arc::new(AtomicBool::new(false));
-        let (mut from, mut to, seen, hangs) =
-            (client.try_clone().unwrap(), engine.try_clone().unwrap(), events.clone(), self.hangs.clone());
+        let (events, of_leases) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (mut from, mut to) = (client.try_clone().unwrap(), engine.try_clone().unwrap());
+        let (seen, networks, hangs) = (events.clone(), of_leases.clone(), self.hangs.clone());
         std::thread::spawn(move || {
             let mut piece = [0; 1 << 16];
             while let Ok(read @ 1..) = from.read(&mut piece) {
                 if hangs.load(Ordering::SeqCst) {
                     continue;
                 }
-                let head = String::from_utf8_lossy(&piece[..read.min(64)]).into_owned();
+                let head = String::from_utf8_lossy(&piece[..read.min(1024)]).into_owned();
+                networks.store(head.contains("%22network%22"), Ordering::SeqCst);
                 seen.store(head.starts_with("GET ") && head.contains("/events"), Ordering::SeqCst);
                 if to.write_all(&piece[..read]).is_err() {
                     break;
@@ -98,14 +109,14 @@ impl DelayedEngine {
             }
             waiting.extend_from_slice(&piece[..read]);
             while let Some(end) = whole(&waiting) {
-                self.pass(waiting.drain(..end).collect(), &to);
+                self.pass(waiting.drain(..end).collect(), &to, of_leases.load(Ordering::SeqCst));
             }
         }
         let _ = to.lock().unwrap().shutdown(std::net::Shutdown::Both);
     }
 
     /// A head or one chunk, which is one event.
-    fn pass(&self, part: Vec<u8>, to: &Arc<Mutex<UnixStream>>) {
+    fn pass(&self, part: Vec<u8>, to: &Arc<Mutex<UnixStream>>, of_leases: bool) {
         let text = String::from_utf8_lossy(&part);
         let event: Value =
             text.find('{').and_then(|at| serde_json::from_str(text[at..].trim()).ok()).unwrap_or_default();
@@ -116,8 +127,10 @@ impl DelayedEngine {
         let (action, whom) = (word(&event["Action"]), word(whom));
         let mut holding = self.holding.lock().unwrap();
         let stream = Arc::as_ptr(to) as usize;
-        let here =
-            |held: &&mut Held| held.action == action && held.container == whom && !held.by.contains(&stream);
+        let here = |held: &&mut Held| {
+            let of_this = of_leases || !held.leases_only;
+            of_this && held.action == action && held.container == whom && !held.by.contains(&stream)
+        };
         let (late, after) = holding.iter_mut().find(here).map_or((Duration::ZERO, 0), |held| {
             held.by.push(stream);
             (held.late, held.starts)

@@ -108,7 +108,7 @@ fn recorded_bodies_gain_only_what_is_documented() {
         assert_eq!(env(&changed, "CPL_MACHINE_IS_GCE"), ["YES"]);
         assert_eq!(changed["Labels"][SESSION_LABEL], "0123abcd");
         assert_eq!(changed["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
-        assert_eq!(changed["HostConfig"]["ExtraHosts"].as_array().unwrap().len(), 3);
+        assert_eq!(changed["HostConfig"]["ExtraHosts"].as_array().unwrap().len(), 5);
         // Nothing else has changed: put the changed places back and compare.
         let mut original = body;
         for side in [&mut changed, &mut original] {
@@ -148,7 +148,8 @@ fn the_users_own_settings_win_and_are_said() {
         json!([
             "metadata.google.internal:10.9.8.7",
             "metadata:169.254.169.254",
-            "metadata.goog:169.254.169.254"
+            "metadata.goog:169.254.169.254",
+            "metadata.goog.:169.254.169.254"
         ])
     );
 }

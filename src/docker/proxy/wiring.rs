@@ -131,8 +131,13 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
 fn add_hosts(host: &mut Value, wiring: &Wiring) {
     let mut hosts = list(&host["ExtraHosts"]);
     for name in &wiring.names {
-        if !hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
-            hosts.push(format!("{name}:{}", wiring.at.address));
+        if hosts.iter().any(|entry| host_entry(entry, name).is_some()) {
+            continue;
+        }
+        hosts.push(format!("{name}:{}", wiring.at.address));
+        // glibc and musl compare a name with a trailing dot literally, and on a bridge no DNS server has it.
+        if name.contains('.') {
+            hosts.push(format!("{name}.:{}", wiring.at.address));
         }
     }
     host["ExtraHosts"] = hosts.into();
@@ -256,8 +261,9 @@ fn list(value: &Value) -> Vec<String> {
     one_or_more(value).map(String::from).collect()
 }
 
-/// The address in an extra-hosts entry for `name`; newer clients may write `=` instead of the colon.
+/// The address in an extra-hosts entry for `name`, with or without a trailing dot; newer clients may write `=`
+/// instead of the colon.
 pub(super) fn host_entry<'a>(entry: &'a str, name: &str) -> Option<&'a str> {
     let (host, at) = entry.split_once([':', '='])?;
-    host.eq_ignore_ascii_case(name).then_some(at)
+    host.trim_end_matches('.').eq_ignore_ascii_case(name).then_some(at)
 }

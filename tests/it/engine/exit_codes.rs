@@ -100,10 +100,24 @@ fn an_end_and_a_removal_without_events_are_found() {
     let session = audited(Some(&between), &folder, "");
     let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
     for action in ["die", "disconnect", "disconnect", "destroy"] {
-        between.hold(action, &container.0, Duration::from_secs(600));
+        between.hold_from_leases(action, &container.0, Duration::from_secs(600));
     }
     session.ok(&["start", &container.0]);
     told_once(&session, &folder, &container.0, 9);
+}
+
+/// An engine may drop events for a reader that it takes for slow. Nobody knows the code then, but the lease ends.
+#[test]
+fn an_end_that_no_stream_tells_ends_the_lease() {
+    let (folder, at) = (Folder::new("codes"), Folder::new("between"));
+    let between = DelayedEngine::start(&at.0, &engine_socket());
+    let session = audited(Some(&between), &folder, "");
+    let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
+    for action in ["die", "disconnect", "disconnect", "destroy", "remove"] {
+        between.hold(action, &container.0, Duration::from_secs(600));
+    }
+    session.ok(&["start", &container.0]);
+    until("the lease ends", Duration::from_secs(25), || cuts(&folder.0).len() == 1);
 }
 
 #[test]

@@ -32,12 +32,13 @@ pub(super) fn attack(session: &Session, arguments: &[&str]) -> Value {
 
 /// Runs `attacks` one after the other in one container, and a victim in another all the while.
 fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
-    let relay = relay(session);
     let image = task_image();
     let made = Made("container", unused("victim"));
     let seconds = (4 * attacks.len() + 3).to_string();
     let victim = ["create", "--name", &made.1, &image, "python3", "-c", ATTACKER, "victim", &seconds];
     let victim = session.ok(&victim);
+    // From here on: the second network, and its relay, may have been made for it.
+    let relay = relay(session);
     let socket = session.socket.clone();
     let started = victim.clone();
     let watching =

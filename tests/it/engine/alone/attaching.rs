@@ -94,6 +94,13 @@ fn each_mode_attaches_before_the_first_instruction() {
             is_podman() || head_of(&port).contains(" 200 ")
         });
         assert!(container.exec("ip route").contains("default via"), "{mode}");
+        // C libraries compare names in a hosts file literally, and some clients append a dot.
+        for name in ["metadata.google.internal", "metadata.google.internal.", "metadata.goog.", "metadata"] {
+            let found =
+                container.exec(&format!("getent hosts {name} | cut -d' ' -f1; echo $GCE_METADATA_IP"));
+            let found: Vec<&str> = found.lines().collect();
+            assert!(found.len() == 2 && found[0] == found[1], "{mode}: {name}: {found:?}");
+        }
         // Nothing of 169.254.0.0/16 leaves by that way.
         for at in ["169.254.169.253", "169.254.1.1", "169.254.170.23"] {
             let route = container.exec(&format!("ip route get {at}"));
