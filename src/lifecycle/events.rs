@@ -133,6 +133,8 @@ impl Lifecycle {
                     self.exits.died(&container, code);
                 }
                 self.died(&container, code, at);
+                // Podman tells of no disconnect then.
+                self.stranger_ended(&container);
                 // Events can come late: if the container runs, this event was the end of an earlier run.
                 let this = self.clone();
                 self.tasks.spawn("look", async move { this.look_again(&container).await });
@@ -170,7 +172,7 @@ mod tests {
     use crate::source::offline::Offline;
     use crate::workload::{By, Grant, Identity, Task};
 
-    /// Reports a version, accepts every connect, and reports every container as not running.
+    /// Reports a version, accepts every connect, and reports every container as not running, and none on a network.
     async fn engine(folder: &std::path::Path, tasks: &Tasks) -> Engine {
         let socket = folder.join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -180,11 +182,13 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut head = vec![0; 4096];
                 let read = stream.read(&mut head).await.unwrap();
-                let body = match String::from_utf8_lossy(&head[..read]).contains("/version") {
-                    true => {
+                let head = String::from_utf8_lossy(&head[..read]);
+                let body = match () {
+                    () if head.contains("/version") => {
                         format!(r#"{{"Version":"20.10","ApiVersion":"1.41","Os":"linux","Arch":"{arch}"}}"#)
                     }
-                    false => r#"{"State":{"Running":false}}"#.into(),
+                    () if head.contains("/containers/json") => "[]".into(),
+                    () => r#"{"State":{"Running":false}}"#.into(),
                 };
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
                 let reply = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
@@ -195,9 +199,13 @@ mod tests {
         Engine::connect(&socket).await.unwrap()
     }
 
-    #[tokio::test]
-    async fn what_ended_before_anybody_looked_has_run_all_the_same() {
-        let folder = std::env::temp_dir().join(format!("kc-events-{}", std::process::id()));
+    fn folder(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("kc-events-{name}-{}", std::process::id()))
+    }
+
+    /// With a second network of the id `n`.
+    async fn lifecycle(name: &str) -> Arc<Lifecycle> {
+        let folder = folder(name);
         std::fs::create_dir_all(&folder).unwrap();
         let tasks = Tasks::new();
         let engine = engine(&folder, &tasks).await;
@@ -221,17 +229,50 @@ mod tests {
         let networks = SessionNetworks { engine, session: "s".into(), segment: None, known };
         let lifecycle = Lifecycle::new(networks, granting, console, tasks);
         lifecycle.open_second(network, relay, addresses);
-        let ids = ["a", "b", "c"].map(|digit| ContainerId::parse(&digit.repeat(64)).unwrap());
-        for container in ids.clone() {
-            let identity = Arc::new(Identity::default());
-            let grant =
-                Grant { container, identity, by: By::Default, task: Arc::new(Task::default()), secret: None };
-            lifecycle.attach(grant, Attachment::Shared).await.unwrap();
+        lifecycle
+    }
+
+    fn container(digit: &str) -> ContainerId {
+        ContainerId::parse(&digit.repeat(64)).unwrap()
+    }
+
+    async fn attach(lifecycle: &Arc<Lifecycle>, container: ContainerId) {
+        let identity = Arc::new(Identity::default());
+        let grant =
+            Grant { container, identity, by: By::Default, task: Arc::new(Task::default()), secret: None };
+        lifecycle.attach(grant, Attachment::Shared).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_ended_before_anybody_looked_has_run_all_the_same() {
+        let lifecycle = lifecycle("ended").await;
+        let [ran, ended, never] = ["a", "b", "c"].map(container);
+        for container in [&ran, &ended, &never] {
+            attach(&lifecycle, container.clone()).await;
         }
-        std::fs::remove_dir_all(&folder).unwrap();
-        let [ran, ended, never] = ids;
         lifecycle.clone().on(ContainerEvent::Started(ran.clone()));
         lifecycle.clone().on(ContainerEvent::Died { container: ended.clone(), code: Some(0), at: None });
+        std::fs::remove_dir_all(folder("ended")).unwrap();
         assert!(lifecycle.started(&ran) && lifecycle.started(&ended) && !lifecycle.started(&never));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_that_left_during_a_gap_or_ended_is_forgotten() {
+        let lifecycle = lifecycle("stranger").await;
+        attach(&lifecycle, container("a")).await;
+        let stranger = container("b");
+        let connect = || lifecycle.suspend(&stranger, "n");
+        assert!(connect() && lifecycle.state().strangers.are_on("n"));
+        lifecycle.resync().await;
+        assert!(!lifecycle.state().strangers.are_on("n"));
+        assert!(connect());
+        lifecycle.clone().on(ContainerEvent::Died { container: stranger.clone(), code: Some(0), at: None });
+        let gone = async {
+            while lifecycle.state().strangers.are_on("n") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+        std::fs::remove_dir_all(folder("stranger")).unwrap();
     }
 }

@@ -58,7 +58,7 @@ impl Lifecycle {
 
     /// Suspends the leases of `network` if the container is a stranger there. Waits for nothing, so that the
     /// time until then is the engine's alone.
-    fn suspend(&self, container: &ContainerId, network: &str) -> bool {
+    pub(super) fn suspend(&self, container: &ContainerId, network: &str) -> bool {
         let mut state = self.state();
         let ours = state.second.as_ref().is_some_and(|second| second.network.id == network)
             || self.segment.as_ref().is_some_and(|segment| segment.network().id == network);
@@ -118,6 +118,16 @@ impl Lifecycle {
         ));
     }
 
+    /// Handles the event that a container ended, which may be late: it may run again.
+    pub(super) fn stranger_ended(self: &Arc<Self>, container: &ContainerId) {
+        let networks = self.state().strangers.networks_of(container, None);
+        for network in networks {
+            let (this, container) = (self.clone(), container.clone());
+            let looks = async move { this.look_at_stranger(&container, &network).await };
+            self.tasks.spawn("stranger", looks);
+        }
+    }
+
     /// Handles the event that a container left a network, or all of them: without strangers, the containers
     /// there are answered again, once each was seen running.
     pub(super) fn stranger_gone(self: &Arc<Self>, container: &ContainerId, network: Option<&str>) {
@@ -146,7 +156,9 @@ impl Lifecycle {
             let running = members.iter().filter(|member| member.running);
             let there: Vec<ContainerId> =
                 running.filter_map(|member| ContainerId::parse(&member.id)).collect();
-            for gone in self.state().strangers.on(&network.id) {
+            // Not in the loop's head, where the state would stay locked while the loop locks it again.
+            let known = self.state().strangers.on(&network.id);
+            for gone in known {
                 if !there.contains(&gone) {
                     self.stranger_gone(&gone, Some(&network.id));
                 }

@@ -40,7 +40,8 @@ fn told(session: &Session, folder: &Folder, container: &str) -> (Vec<String>, Ve
 
 fn told_once(session: &Session, folder: &Folder, container: &str, code: i64) {
     let done = || told(session, folder, container).0.len() == 1 && cuts(&folder.0).len() == 1;
-    until("its end is told", Duration::from_secs(8), done);
+    // Without an event, an end is found within ten seconds.
+    until("its end is told", Duration::from_secs(15), done);
     std::thread::sleep(Duration::from_millis(1500)); // and not again
     assert_eq!(
         told(session, folder, container),

@@ -9,6 +9,12 @@ use crate::support::session::{Folder, Kfp, PROGRAM, engine_socket, is_sometimes,
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
+/// The session's own: a second network, or a bridge in place of the default one.
+fn is_network(name: &str) -> bool {
+    let session = name.strip_suffix("-bridge").unwrap_or(name).strip_prefix("kfp-creds-");
+    session.is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// Ids, addresses and times as words; the rest as it is.
 fn normal(line: &str) -> String {
     let digits = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
@@ -18,7 +24,7 @@ fn normal(line: &str) -> String {
             _ if core.len() == 12 && core.bytes().all(|b| b.is_ascii_hexdigit()) => "CONTAINER",
             _ if core.len() == 20 && core.ends_with('Z') && core.as_bytes()[10] == b'T' => "TIME",
             _ if core.split('.').count() == 4 && core.split('.').all(digits) => "ADDRESS",
-            _ if core.starts_with("kfp-creds-") && core.len() == 18 => "kfp-creds",
+            _ if is_network(core) => "kfp-creds",
             _ => return word.to_string(),
         };
         word.replace(core, kind)
@@ -150,11 +156,15 @@ fn varying_output_is_replaced_by_placeholders() {
         normal(line),
         "ended         a/b  (CONTAINER, exit code 0); its last token expires TIME (in SECONDS s)"
     );
-    let line = "ready         x@y  project p  (offline; docker 20.10.24+dfsg1; network kfp-creds-0a1b2c3d 198.18.0.191)";
-    assert_eq!(
-        normal(line),
-        "ready         x@y  project p  (offline; docker VERSION; network kfp-creds ADDRESS)"
-    );
+    for suffix in ["", "-bridge"] {
+        let line = format!(
+            "ready         x@y  project p  (offline; docker 20.10.24+dfsg1; network kfp-creds-0a1b2c3d{suffix} 198.18.0.191)"
+        );
+        assert_eq!(
+            normal(&line),
+            "ready         x@y  project p  (offline; docker VERSION; network kfp-creds ADDRESS)"
+        );
+    }
     let lines = [
         "ready",
         "attached  a (00000000000a)",
